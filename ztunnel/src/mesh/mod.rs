@@ -1,0 +1,24 @@
+//! What the mesh is: workloads, services, policies and identities as an immutable snapshot with
+//! its indexes. Plain data and pure functions; no sockets, no clocks, no tokio. Whoever learns
+//! something new about the mesh builds another [`Snapshot`] and swaps it in whole.
+
+mod identity;
+mod policy;
+mod service;
+mod snapshot;
+mod workload;
+
+pub use identity::{Identity, ParseIdentityError};
+pub use policy::{
+    Action, Clause, Match, Policy, PolicyContext, PolicyScope, Rule, ServiceAccountMatch,
+    StringMatch,
+};
+pub use service::{
+    HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, RoutingScope, Service,
+};
+pub use snapshot::Snapshot;
+pub use workload::{
+    ApplicationTunnel, GatewayAddress, GatewayDestination, HealthStatus, Locality,
+    NamespacedHostname, NetworkAddress, NetworkMode, Ports, TunnelProtocol, Uid, Workload,
+    WorkloadType,
+};

@@ -1,0 +1,90 @@
+//! Services: names and virtual addresses in front of workloads (`istio.workload.Service`).
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{GatewayAddress, NamespacedHostname, NetworkAddress, Ports};
+
+/// Which address families a service answers with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "names of the workload API")]
+pub enum IpFamilies {
+    #[default]
+    Automatic,
+    Ipv4Only,
+    Ipv6Only,
+    Dual,
+}
+
+/// A property in which an endpoint can be near to the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[allow(missing_docs, reason = "names of the workload API")]
+pub enum RoutingScope {
+    Region,
+    Zone,
+    Subzone,
+    Node,
+    Cluster,
+    Network,
+}
+
+/// What the list of preferences means.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub enum LoadBalancingMode {
+    /// Every endpoint is as good as any other.
+    #[default]
+    Standard,
+    /// Endpoints that do not match every preference are left out.
+    Strict,
+    /// Endpoints with the longest matching prefix of the list come first.
+    Failover,
+    /// The original address is kept.
+    Passthrough,
+}
+
+/// Which endpoints may be chosen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub enum HealthPolicy {
+    /// Healthy ones.
+    #[default]
+    OnlyHealthy,
+    /// All.
+    AllowAll,
+}
+
+/// How a backend is chosen among the endpoints of a service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadBalancing {
+    /// The order of preference.
+    pub routing_preferences: Vec<RoutingScope>,
+    /// What that order means.
+    pub mode: LoadBalancingMode,
+    /// Which endpoints count.
+    pub health_policy: HealthPolicy,
+}
+
+/// A service of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the fields bear the names of the workload API and mean the same")]
+pub struct Service {
+    pub name: Arc<str>,
+    pub namespace: Arc<str>,
+    pub hostname: Arc<str>,
+    pub vips: Vec<NetworkAddress>,
+    pub ports: Ports,
+    pub subject_alt_names: Vec<Arc<str>>,
+    pub waypoint: Option<GatewayAddress>,
+    pub load_balancing: Option<LoadBalancing>,
+    pub ip_families: IpFamilies,
+}
+
+impl Service {
+    /// The key under which workloads name this service.
+    #[must_use]
+    pub fn key(&self) -> NamespacedHostname {
+        NamespacedHostname { namespace: self.namespace.clone(), hostname: self.hostname.clone() }
+    }
+}
