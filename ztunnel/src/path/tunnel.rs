@@ -1,0 +1,85 @@
+//! Step 4: open a tunnel to another node, or terminate one that was opened to us.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use tokio::net::TcpStream;
+
+use super::worker::Here;
+use crate::hbone::{Authority, Connect, OpenError, PoolKey, Tunnel};
+use crate::mesh::{Identity, Workload};
+use crate::pods::Source;
+use crate::{pods, tls};
+
+/// Why the connection that carries tunnels could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DialError {
+    /// TCP to the other node's proxy failed.
+    #[error("cannot reach the proxy of the destination at {hbone}: {source}")]
+    Connect {
+        /// Where.
+        hbone: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// TLS failed.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// TLS took too long.
+    #[error("{hbone} did not finish the TLS handshake within {timeout:?}")]
+    HandshakeTimeout {
+        /// Where.
+        hbone: SocketAddr,
+        /// The limit.
+        timeout: Duration,
+    },
+}
+
+/// A tunnel to open.
+pub(super) struct Request<'a> {
+    /// The workload that calls.
+    pub(super) source: &'a Workload,
+    /// The address it calls from.
+    pub(super) source_ip: IpAddr,
+    /// What the other end must prove to be.
+    pub(super) expected: SmallVec<[Identity; 1]>,
+    /// Where the other end listens.
+    pub(super) hbone: SocketAddr,
+    /// The destination it shall deliver to.
+    pub(super) to: SocketAddr,
+}
+
+/// Opens a tunnel, on a pooled connection where there is one.
+pub(super) async fn open(here: &Here, request: Request<'_>) -> Result<Tunnel, OpenError<DialError>> {
+    let key = PoolKey {
+        source: request.source.identity.clone(),
+        source_ip: request.source_ip,
+        destinations: request.expected,
+        hbone: request.hbone,
+    };
+    let connect = Connect {
+        authority: Authority::Address(request.to),
+        forwarded: Some(request.source_ip),
+        traceparent: None,
+        baggage: None,
+    };
+    here.local.pool.open(&key, &connect, async || dial(here, &key).await).await
+}
+
+async fn dial(here: &Here, key: &PoolKey) -> Result<tls::Stream<TcpStream>, DialError> {
+    let shared = &here.local.shared;
+    let credentials = shared.certificates.get(&key.source).await?;
+    let source = Source::Pod { mark: shared.config.mark };
+    let tcp = shared
+        .config
+        .dial
+        .connect(&here.pod.netns, key.hbone, source)
+        .await
+        .map_err(|source| DialError::Connect { hbone: key.hbone, source })?;
+    let timeout = shared.config.handshake_timeout;
+    tokio::time::timeout(timeout, tls::connect(tcp, &credentials, &key.destinations))
+        .await
+        .map_err(|_elapsed| DialError::HandshakeTimeout { hbone: key.hbone, timeout })?
+        .map_err(DialError::Tls)
+}
