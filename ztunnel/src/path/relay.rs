@@ -17,6 +17,7 @@ use bytes::Bytes;
 
 pub(super) use tcp::{Side, plain, tunnelled};
 
+use crate::hbone::TunnelError;
 use crate::telemetry::Series;
 
 /// Where bytes come from.
@@ -31,8 +32,6 @@ trait Source {
 
 /// Where bytes go.
 trait Sink {
-    /// Waits until another chunk may be read for this sink.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>>;
     /// Takes bytes from the front of `chunk`, some or all.
     fn poll_take(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<Result<(), Broken>>;
     /// Ends the stream in an orderly way.
@@ -57,8 +56,8 @@ pub(super) enum Broken {
     /// The tunnel broke.
     #[error("tunnel: {source}")]
     Tunnel {
-        /// What HTTP/2 said.
-        source: h2::Error,
+        /// What it said.
+        source: TunnelError,
     },
 }
 
@@ -72,8 +71,8 @@ impl Broken {
     }
 }
 
-impl From<h2::Error> for Broken {
-    fn from(source: h2::Error) -> Self {
+impl From<TunnelError> for Broken {
+    fn from(source: TunnelError) -> Self {
         Self::Tunnel { source }
     }
 }
@@ -134,7 +133,6 @@ impl<From: Source, To: Sink> Flow<From, To> {
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        ready!(self.to.poll_room(cx))?;
         let Poll::Ready(chunk) = self.from.poll_chunk(cx) else {
             if let Poll::Ready(broken) = self.to.poll_broken(cx) {
                 return Poll::Ready(Err(broken));

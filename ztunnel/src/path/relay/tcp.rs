@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-use super::{Broken, Ended, Flow, Sink, Source, Way, run, tunnel};
+use super::{Broken, Ended, Flow, Sink, Source, Way, run};
 use crate::hbone::Tunnel;
 use crate::pods::abort_on_drop;
 use crate::telemetry::Series;
@@ -80,11 +80,6 @@ struct TcpSink<'a> {
 }
 
 impl Sink for TcpSink<'_> {
-    fn poll_room(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        // The kernel's send buffer is the bound: a chunk is written before the next is read.
-        Poll::Ready(Ok(()))
-    }
-
     fn poll_take(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<Result<(), Broken>> {
         let written = ready!(Pin::new(&mut self.half).poll_write(cx, chunk)).map_err(Broken::write)?;
         if written == 0 {
@@ -140,7 +135,7 @@ pub(in crate::path) enum Side {
 /// Relays between an application's TCP connection and a tunnel.
 pub(in crate::path) async fn tunnelled(
     mut app: TcpStream,
-    tunnel: Tunnel,
+    mut tunnel: Tunnel,
     side: Side,
     series: &Series,
 ) -> Ended {
@@ -148,16 +143,15 @@ pub(in crate::path) async fn tunnelled(
         Side::Source => (Way::Request, Way::Response),
         Side::Destination => (Way::Response, Way::Request),
     };
-    let (tunnel_source, tunnel_sink, hold) = tunnel::halves(tunnel);
     let ended = {
         let (app_source, app_sink) = halves(&mut app);
-        let out = Flow::new(app_source, tunnel_sink, into);
-        let back = Flow::new(tunnel_source, app_sink, from);
+        let out = Flow::new(app_source, &mut tunnel.send, into);
+        let back = Flow::new(&mut tunnel.recv, app_sink, from);
         run(out, back, series).await
     };
     if ended.broken.is_some() {
         abort_on_drop(&app);
+        tunnel.abort();
     }
-    drop(hold);
     ended
 }
