@@ -24,6 +24,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Metric, Registry};
 
 pub use access::AccessLogEntry;
+#[cfg(test)]
+pub(crate) use logging::build as build_log;
 pub use logging::{
     Filter, FilterError, LogConfig, LogError, LogFormat, LogGuard, LogHandle, ParseLogFormatError,
     init_logging,

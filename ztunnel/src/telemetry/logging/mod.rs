@@ -176,7 +176,8 @@ pub fn init_logging(config: &LogConfig) -> Result<(LogHandle, LogGuard), LogErro
     Ok((handle, guard))
 }
 
-fn build(
+/// The parts of [`init_logging`], with another place for the lines.
+pub(crate) fn build(
     config: &LogConfig,
     out: impl Write + Send + 'static,
 ) -> Result<(impl Subscriber + Send + Sync + 'static, LogHandle, LogGuard), LogError> {
