@@ -2,12 +2,14 @@
 //! its indexes. Plain data and pure functions; no sockets, no clocks, no tokio. Whoever learns
 //! something new about the mesh builds another [`Snapshot`] and swaps it in whole.
 
+mod fault;
 mod identity;
 mod policy;
 mod service;
 mod snapshot;
 mod workload;
 
+pub use fault::Fault;
 pub use identity::{Identity, ParseIdentityError};
 pub use policy::{
     Action, Clause, Match, Policy, PolicyContext, PolicyScope, Rule, ServiceAccountMatch,
@@ -16,7 +18,7 @@ pub use policy::{
 pub use service::{
     HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, RoutingScope, Service,
 };
-pub use snapshot::Snapshot;
+pub use snapshot::{Endpoint, ServiceEntry, Snapshot};
 pub use workload::{
     ApplicationTunnel, GatewayAddress, GatewayDestination, HealthStatus, Locality,
     NamespacedHostname, NetworkAddress, NetworkMode, Ports, TunnelProtocol, Uid, Workload,

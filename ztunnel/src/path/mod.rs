@@ -1,1 +1,4 @@
 //! (room under construction)
+
+pub mod authorize;
+pub mod route;
