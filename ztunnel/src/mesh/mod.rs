@@ -4,13 +4,17 @@
 
 mod fault;
 mod identity;
+mod interner;
+pub mod local;
 mod policy;
 mod service;
 mod snapshot;
 mod workload;
+pub mod yaml;
 
 pub use fault::Fault;
 pub use identity::{Identity, ParseIdentityError};
+pub use interner::Interner;
 pub use policy::{
     Action, Clause, Match, Policy, PolicyContext, PolicyScope, Rule, ServiceAccountMatch,
     StringMatch,

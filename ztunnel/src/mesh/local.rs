@@ -1,0 +1,326 @@
+//! The local file: workloads, services and policies written by hand instead of sent by a control
+//! plane. Files of Istio's ztunnel (`LOCAL_XDS_PATH`) load unchanged.
+//!
+//! A file counts as a whole or not at all: the first thing that is wrong is an error that names
+//! the object and the field, and nothing of the file is used. Several documents (a file, the
+//! keys of the settings file, a text of the environment) are put together before they are judged,
+//! so that a uid may not appear in two of them either. Read by `config`.
+
+mod objects;
+mod policies;
+mod scalars;
+
+use std::fmt::Display;
+use std::net::IpAddr;
+
+use foldhash::{HashMap, HashSet};
+use serde::Deserialize;
+
+pub use self::objects::{ServiceEntry, WorkloadEntry};
+pub use self::policies::PolicyEntry;
+use super::yaml::{self, YamlError};
+use super::{Fault, Interner, NetworkMode, Policy, PolicyScope, Service, Snapshot, Workload};
+
+/// What a local file says about the mesh.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LocalMesh {
+    /// The workloads, in the order of the file.
+    pub workloads: Vec<Workload>,
+    /// The services.
+    pub services: Vec<Service>,
+    /// The policies.
+    pub policies: Vec<Policy>,
+    /// What is allowed but probably not meant, for example a policy that a workload lists and
+    /// nobody defines. To be logged.
+    pub warnings: Vec<String>,
+}
+
+/// One document as it is written, not judged yet.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Document {
+    /// The key `workloads`.
+    pub workloads: Vec<WorkloadEntry>,
+    /// The key `services`.
+    pub services: Vec<ServiceEntry>,
+    /// The key `policies`.
+    pub policies: Vec<PolicyEntry>,
+}
+
+/// Why a local file cannot be used. Every message begins with the path of the value in the file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LocalError {
+    /// It is no YAML, or a value is not what stands there.
+    #[error(transparent)]
+    Yaml(#[from] YamlError),
+    /// A value is well formed but cannot be.
+    #[error("{path}: {problem}")]
+    Invalid {
+        /// Where, for example `workloads[0].uid`.
+        path: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Two objects have the same key.
+    #[error("{path}: {key:?} is already the {kind} at {first}")]
+    Duplicate {
+        /// Where the second one is.
+        path: String,
+        /// What it is: `uid of the workload`, `key of the service`, `key of the policy`.
+        kind: &'static str,
+        /// The key.
+        key: String,
+        /// Where the first one is.
+        first: String,
+    },
+    /// Two objects claim the same address in the same network.
+    #[error("{path}: {address} in network {network:?} already belongs to {owner} ({first})")]
+    AddressTaken {
+        /// Where the second claim is.
+        path: String,
+        /// The address.
+        address: IpAddr,
+        /// The network.
+        network: String,
+        /// Who has it.
+        owner: String,
+        /// Where the first claim is.
+        first: String,
+    },
+}
+
+impl LocalError {
+    /// A short name out of a closed set, for metrics and logs.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Yaml(_) => "yaml",
+            Self::Invalid { .. } => "invalid_value",
+            Self::Duplicate { .. } => "duplicate_key",
+            Self::AddressTaken { .. } => "address_taken",
+        }
+    }
+
+    /// Whose fault it is: always that of whoever describes the mesh.
+    #[must_use]
+    pub const fn fault(&self) -> Fault {
+        Fault::Mesh
+    }
+}
+
+/// Reads a local file whose workloads are of the trust domain `cluster.local` unless they say
+/// otherwise.
+///
+/// # Errors
+/// When anything in it is wrong.
+pub fn parse(yaml: &str) -> Result<LocalMesh, LocalError> {
+    LocalMesh::assemble(vec![Document::read(yaml)?], "cluster.local")
+}
+
+impl Document {
+    /// Reads one document without judging what the objects say about each other.
+    ///
+    /// # Errors
+    /// When it is no YAML, a key is unknown or a value is not what stands there.
+    pub fn read(yaml: &str) -> Result<Self, LocalError> {
+        Ok(yaml::read(yaml)?)
+    }
+}
+
+impl LocalMesh {
+    /// Puts documents together. `trust_domain` is that of workloads that name none. With more
+    /// than one document, the numbers in the paths of complaints count through all of them.
+    ///
+    /// # Errors
+    /// When an object is wrong in itself, or contradicts another one.
+    pub fn assemble(documents: Vec<Document>, trust_domain: &str) -> Result<Self, LocalError> {
+        let mut texts = Interner::new();
+        let mut mesh = Self::default();
+        let mut claims = Claims::default();
+        for (at, entry) in documents
+            .iter()
+            .flat_map(|document| &document.workloads)
+            .enumerate()
+        {
+            let path = format!("workloads[{at}]");
+            let workload = entry
+                .build(trust_domain, &mut texts)
+                .map_err(|bad| invalid(&path, &bad))?;
+            claims.workload(&path, &workload)?;
+            mesh.workloads.push(workload);
+        }
+        for (at, entry) in documents
+            .iter()
+            .flat_map(|document| &document.services)
+            .enumerate()
+        {
+            let path = format!("services[{at}]");
+            let service = entry
+                .build(&mut texts)
+                .map_err(|bad| invalid(&path, &bad))?;
+            claims.service(&path, &service)?;
+            mesh.services.push(service);
+        }
+        for (at, entry) in documents
+            .iter()
+            .flat_map(|document| &document.policies)
+            .enumerate()
+        {
+            let path = format!("policies[{at}]");
+            let policy = entry
+                .build(&mut texts)
+                .map_err(|bad| invalid(&path, &bad))?;
+            claims.key(&path, "name", "key of the policy", policy.key())?;
+            mesh.policies.push(policy);
+        }
+        mesh.warnings = mesh.doubts();
+        Ok(mesh)
+    }
+
+    /// Builds the snapshot.
+    #[must_use]
+    pub fn into_snapshot(self) -> Snapshot {
+        Snapshot::build(self.workloads, self.services, self.policies)
+    }
+
+    fn doubts(&self) -> Vec<String> {
+        let selectable: HashSet<String> = self
+            .policies
+            .iter()
+            .filter(|policy| policy.scope == PolicyScope::WorkloadSelector)
+            .map(Policy::key)
+            .collect();
+        let services: HashSet<_> = self.services.iter().map(Service::key).collect();
+        let mut doubts = Vec::new();
+        for workload in &self.workloads {
+            for key in &workload.authorization_policies {
+                if !selectable.contains(&**key) {
+                    doubts.push(format!(
+                        "workload {}: authorizationPolicies lists {key:?}, and there is no such \
+                         policy with the scope WorkloadSelector: it is not enforced",
+                        workload.uid
+                    ));
+                }
+            }
+            for (key, _) in &workload.services {
+                if !services.contains(key) {
+                    doubts.push(format!(
+                        "workload {}: services names {:?}, and there is no such service",
+                        workload.uid,
+                        key.to_string()
+                    ));
+                }
+            }
+        }
+        doubts
+    }
+}
+
+/// Which keys and addresses are taken, and where that was said.
+#[derive(Default)]
+struct Claims {
+    keys: HashMap<(&'static str, String), String>,
+    addresses: HashMap<(String, IpAddr), Claim>,
+}
+
+struct Claim {
+    owner: String,
+    path: String,
+    mode: NetworkMode,
+}
+
+impl Claims {
+    fn workload(&mut self, path: &str, workload: &Workload) -> Result<(), LocalError> {
+        self.key(path, "uid", "uid of the workload", workload.uid.to_string())?;
+        let owner = format!("workload {}", workload.uid);
+        for (at, address) in workload.workload_ips.iter().enumerate() {
+            let path = format!("{path}.workloadIps[{at}]");
+            self.address(
+                &owner,
+                path,
+                &workload.network,
+                *address,
+                workload.network_mode,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn service(&mut self, path: &str, service: &Service) -> Result<(), LocalError> {
+        self.key(
+            path,
+            "hostname",
+            "key of the service",
+            service.key().to_string(),
+        )?;
+        let owner = format!("service {}", service.key());
+        for (at, vip) in service.vips.iter().enumerate() {
+            let path = format!("{path}.vips[{at}]");
+            self.address(
+                &owner,
+                path,
+                &vip.network,
+                vip.address,
+                NetworkMode::Standard,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn key(
+        &mut self,
+        path: &str,
+        field: &str,
+        kind: &'static str,
+        key: String,
+    ) -> Result<(), LocalError> {
+        match self.keys.insert((kind, key.clone()), path.to_owned()) {
+            None => Ok(()),
+            Some(first) => Err(LocalError::Duplicate {
+                path: format!("{path}.{field}"),
+                kind,
+                key,
+                first,
+            }),
+        }
+    }
+
+    /// Pods on their node's network share its address; nobody else shares one.
+    fn address(
+        &mut self,
+        owner: &str,
+        path: String,
+        network: &str,
+        address: IpAddr,
+        mode: NetworkMode,
+    ) -> Result<(), LocalError> {
+        let claim = Claim {
+            owner: owner.to_owned(),
+            path: path.clone(),
+            mode,
+        };
+        let Some(first) = self.addresses.insert((network.to_owned(), address), claim) else {
+            return Ok(());
+        };
+        if mode == NetworkMode::HostNetwork && first.mode == NetworkMode::HostNetwork {
+            return Ok(());
+        }
+        Err(LocalError::AddressTaken {
+            path,
+            address,
+            network: network.to_owned(),
+            owner: first.owner,
+            first: first.path,
+        })
+    }
+}
+
+fn invalid(path: &impl Display, bad: &objects::BadField) -> LocalError {
+    LocalError::Invalid {
+        path: format!("{path}.{}", bad.field),
+        problem: bad.problem.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
