@@ -8,5 +8,6 @@
 pub mod cleanup;
 pub mod net;
 pub mod process;
+pub mod proxy;
 pub mod sniff;
 pub mod traffic;
