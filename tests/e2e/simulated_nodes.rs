@@ -1,0 +1,97 @@
+//! The simulated nodes themselves, without a proxy: what every other test stands on.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
+use std::fs;
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::Duration;
+
+use ztunnel_tests::net::{Family, World};
+use ztunnel_tests::sniff::Sniffer;
+use ztunnel_tests::traffic::{self, Kind, tune};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[test]
+fn pods_of_two_nodes_talk_in_plain_and_the_sniffer_sees_it() {
+    let world = World::two_nodes().unwrap();
+    let (client, server) = (world.pod("a", 0), world.pod("b", 1));
+    let running = server.serve(Kind::Http, 8080).unwrap();
+    for family in Family::BOTH {
+        let sniffer = Sniffer::between(world.node("a"), "b", b"in-the-clear").unwrap();
+        let answer = client
+            .enter(|| traffic::get(server.at(family, 8080), "in-the-clear", PATIENCE))
+            .unwrap();
+        assert_eq!(answer.peer.ip(), client.address(family));
+        assert_eq!(answer.local, server.at(family, 8080));
+        assert_eq!(answer.marker, "in-the-clear");
+        assert_eq!(answer.peer, answer.client_local);
+        std::thread::sleep(ztunnel_tests::sniff::SETTLE);
+        let seen = sniffer.finish().unwrap();
+        assert_eq!(seen.hits, 2, "the request and the answer: {seen:?}");
+    }
+    assert_eq!(running.accepted(), 2);
+}
+
+#[test]
+fn every_host_reaches_the_one_outside_and_the_other_pods() {
+    let world = World::two_nodes().unwrap();
+    let hosts = [world.outside(), world.pod("a", 1), world.pod("b", 0)];
+    for server in hosts {
+        let running = server.serve(Kind::Http, 0).unwrap();
+        for family in Family::BOTH {
+            let to = server.at(family, running.port());
+            let client = world.pod("a", 0);
+            let answer = client.enter(|| traffic::get(to, "x", PATIENCE)).unwrap();
+            assert_eq!(answer.peer.ip(), client.address(family), "{to}");
+        }
+    }
+}
+
+#[test]
+fn routes_choose_the_congestion_control() {
+    let world = World::two_nodes().unwrap();
+    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+    let far = server.serve(Kind::Echo, 0).unwrap();
+    let near = client.serve(Kind::Echo, 0).unwrap();
+    for family in Family::BOTH {
+        let loopback = match family {
+            Family::V4 => "127.0.0.1",
+            Family::V6 => "::1",
+        };
+        let addresses = [
+            server.at(family, far.port()),
+            client.at(family, near.port()),
+            std::net::SocketAddr::new(loopback.parse().unwrap(), near.port()),
+        ];
+        for to in addresses {
+            let stream = client.enter(|| TcpStream::connect(to)).unwrap();
+            assert_eq!(tune::congestion(&stream).unwrap(), "cubic", "{to}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_of_a_world() {
+    let world = World::two_nodes().unwrap();
+    let prefix = world.prefix().to_owned();
+    let directory = world.directory().to_owned();
+    assert!(directory.exists());
+    assert!(mentioned(&prefix));
+    drop(world);
+    assert!(!directory.exists());
+    assert!(!mentioned(&prefix));
+}
+
+fn mentioned(prefix: &str) -> bool {
+    let mark = format!("{prefix}-");
+    let names = fs::read_dir(Path::new("/run/netns")).unwrap();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    names
+        .flatten()
+        .any(|entry| entry.file_name().to_string_lossy().starts_with(&mark))
+        || mounts.contains(&mark)
+}

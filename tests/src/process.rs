@@ -1,0 +1,194 @@
+//! Processes of the harness, and what `/proc` says about them.
+
+use std::fs;
+use std::io;
+use std::process::{Child, Command, ExitStatus};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{self, Signal};
+use nix::unistd::{Pid, SysconfVar, sysconf};
+
+use crate::cleanup::{self, Resource};
+use crate::net::Host;
+
+/// A child process that is killed when this value is dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    registered: cleanup::Registered,
+}
+
+impl Process {
+    /// Starts a process on a host of the world.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(host: &Host, command: &mut Command) -> Result<Self> {
+        use std::os::unix::process::CommandExt as _;
+        // A group of its own: the terminal's Ctrl-C is for this process, which cleans up.
+        let child = host.start(command.process_group(0))?;
+        let registered = cleanup::register(Resource::Process(pid_of(&child)));
+        Ok(Self { child, registered })
+    }
+
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The child, for its pipes.
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        signal::kill(Pid::from_raw(pid_of(&self.child)), signal).context("sending a signal")
+    }
+
+    /// Kills it with SIGKILL and waits for its end.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        self.child.kill().context("killing a process")?;
+        self.child.wait().context("waiting for a process")
+    }
+
+    /// Asks it to end with SIGTERM and waits.
+    ///
+    /// # Errors
+    /// When it is still there after `limit`.
+    pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        self.wait(limit)
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it is still there after `limit`.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().context("waiting for a process")? {
+                return Ok(status);
+            }
+            if started.elapsed() > limit {
+                bail!("process {} is still there after {limit:?}", self.pid());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Whether it still runs.
+    pub fn alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Lets it run on after this process ended.
+    pub fn leak(self) {
+        self.registered.forget();
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.alive() {
+            cleanup::kill(pid_of(&self.child));
+        }
+        // Collects the status; a process that was killed cannot refuse.
+        drop(self.child.wait());
+        self.registered.forget();
+    }
+}
+
+fn pid_of(child: &Child) -> i32 {
+    // Linux pids end at 2^22.
+    i32::try_from(child.id()).unwrap_or(i32::MAX)
+}
+
+/// CPU time of a process, all its threads and dead ones included.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct CpuSeconds {
+    /// In user space, seconds.
+    pub user: f64,
+    /// In the kernel, seconds.
+    pub system: f64,
+}
+
+impl CpuSeconds {
+    /// Both together, seconds.
+    #[must_use]
+    pub fn total(self) -> f64 {
+        self.user + self.system
+    }
+}
+
+/// How many clock ticks `/proc` counts in a second.
+#[must_use]
+pub fn ticks_per_second() -> f64 {
+    let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
+    f64::from(u32::try_from(ticks).unwrap_or(100))
+}
+
+/// CPU time of a process so far.
+///
+/// # Errors
+/// When the process is gone.
+pub fn cpu_seconds(pid: u32) -> io::Result<CpuSeconds> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // Fields 14 and 15 of proc(5); the name in field 2 may hold spaces and brackets.
+    let mut fields = stat
+        .rsplit_once(')')
+        .map_or("", |(_, rest)| rest)
+        .split_whitespace()
+        .skip(11);
+    let ticks = ticks_per_second();
+    let mut next = || {
+        fields
+            .next()
+            .and_then(|field| field.parse::<f64>().ok())
+            .unwrap_or(0.0)
+            / ticks
+    };
+    Ok(CpuSeconds {
+        user: next(),
+        system: next(),
+    })
+}
+
+/// Resident memory of a process, bytes.
+///
+/// # Errors
+/// When the process is gone.
+pub fn rss_bytes(pid: u32) -> io::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let kilobytes = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|number| number.parse::<u64>().ok())
+        .ok_or_else(|| io::Error::other(format!("process {pid} has no VmRSS")))?;
+    Ok(kilobytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_uses_cpu_and_memory() {
+        let pid = std::process::id();
+        assert!(rss_bytes(pid).unwrap() > 100_000);
+        assert!(cpu_seconds(pid).unwrap().total() >= 0.0);
+        assert!(cpu_seconds(u32::MAX).is_err());
+    }
+}

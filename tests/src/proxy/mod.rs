@@ -1,0 +1,21 @@
+//! Real proxies in simulated nodes: their settings, their processes, and a whole mesh of them.
+//!
+//! [`Mesh::start`] is what most tests want: one proxy a node, every pod a workload with its own
+//! service account, and a service in front of every pod. [`Proxy`] is one process, which can be
+//! killed, restarted and given other [`Settings`].
+
+mod admin;
+mod binary;
+mod mesh;
+mod running;
+mod settings;
+
+pub use admin::{Metrics, Sample};
+pub use binary::{companion, ztunnel};
+pub use mesh::{
+    Mesh, MeshBuilder, ServiceAddress, identity, service_hostname, workload_uid,
+};
+pub use running::Proxy;
+pub use settings::{
+    Address, Authority, Capture, LocalAuthority, Log, PodEntry, Policy, Service, Settings, Workload,
+};

@@ -1,0 +1,87 @@
+//! The readiness calls of the HTTP load generator: epoll, level-triggered.
+#![allow(
+    unsafe_code,
+    reason = "epoll has no safe binding among this workspace's dependencies"
+)]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
+use std::time::Duration;
+
+/// How many events one wait returns at most.
+const EVENTS: usize = 256;
+
+/// An epoll instance. Descriptors leave it when they are closed.
+pub(crate) struct Epoll {
+    fd: OwnedFd,
+    events: Vec<libc::epoll_event>,
+}
+
+impl Epoll {
+    pub(crate) fn new() -> io::Result<Self> {
+        // SAFETY: epoll_create1 takes no pointer.
+        let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is fresh and nobody else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self {
+            fd,
+            events: Vec::with_capacity(EVENTS),
+        })
+    }
+
+    /// Watches a descriptor for input; `token` comes back from [`Self::wait`].
+    pub(crate) fn add(&self, watched: &impl AsRawFd, token: u64) -> io::Result<()> {
+        let events = (libc::EPOLLIN | libc::EPOLLRDHUP).cast_unsigned();
+        let mut event = libc::epoll_event { events, u64: token };
+        // SAFETY: both descriptors are open for the length of the call, and the event is a
+        // valid structure that the kernel copies.
+        let result = unsafe {
+            libc::epoll_ctl(
+                self.fd.as_raw_fd(),
+                libc::EPOLL_CTL_ADD,
+                watched.as_raw_fd(),
+                &raw mut event,
+            )
+        };
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Waits for input and returns the tokens of the descriptors that have some; none when
+    /// `limit` passed or a signal came.
+    pub(crate) fn wait(
+        &mut self,
+        limit: Duration,
+    ) -> io::Result<impl Iterator<Item = u64> + use<'_>> {
+        let milliseconds = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+        self.events.clear();
+        // SAFETY: the kernel writes at most EVENTS events into a buffer of that capacity.
+        let count = unsafe {
+            libc::epoll_wait(
+                self.fd.as_raw_fd(),
+                self.events.as_mut_ptr(),
+                i32::try_from(EVENTS).unwrap_or(i32::MAX),
+                milliseconds,
+            )
+        };
+        let count = match usize::try_from(count) {
+            Ok(count) => count,
+            Err(_negative) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+                0
+            }
+        };
+        // SAFETY: the kernel has initialised `count` events, which is within the capacity.
+        unsafe { self.events.set_len(count) };
+        Ok(self.events.iter().map(|event| event.u64))
+    }
+}

@@ -1,0 +1,77 @@
+//! Latencies of many operations, in microseconds.
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+/// Collects latencies.
+pub struct Recorder(Histogram<u64>);
+
+/// What was collected, microseconds.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say which percentile")]
+pub struct Latency {
+    pub p50_us: f64,
+    pub p90_us: f64,
+    pub p99_us: f64,
+    pub max_us: f64,
+    pub mean_us: f64,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Recorder {
+    /// An empty one.
+    #[must_use]
+    pub fn new() -> Self {
+        // Three significant digits, any range: the arguments are constants that are allowed.
+        let histogram = Histogram::new(3);
+        match histogram {
+            Ok(histogram) => Self(histogram),
+            Err(error) => unreachable!("three significant digits are allowed: {error}"),
+        }
+    }
+
+    /// Adds one operation.
+    pub fn record(&mut self, latency: Duration) {
+        self.0
+            .saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// How many were recorded.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// Adds what another one collected.
+    pub fn merge(&mut self, other: &Self) {
+        self.0 += &other.0;
+    }
+
+    /// The percentiles.
+    #[must_use]
+    pub fn summary(&self) -> Latency {
+        let at = |quantile: f64| micros(self.0.value_at_quantile(quantile));
+        Latency {
+            p50_us: at(0.5),
+            p90_us: at(0.9),
+            p99_us: at(0.99),
+            max_us: micros(self.0.max()),
+            mean_us: self.0.mean() / 1000.0,
+        }
+    }
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "latencies are far below 2^52 ns"
+)]
+fn micros(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1000.0
+}

@@ -1,0 +1,224 @@
+//! Servers: what they do, and running one in threads of this process.
+
+use std::collections::HashMap;
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context as _, Result};
+use socket2::{Domain, SockRef, Socket, Type};
+
+use super::server_http;
+use crate::net::Host;
+
+/// How much one system call moves in a bulk transfer.
+pub(crate) const BULK_BYTES: usize = 256 * 1024;
+/// Waiting connections that a listener holds; more than any test opens at once.
+const BACKLOG: i32 = 8192;
+/// Enough for the few calls of a connection's thread.
+const STACK_BYTES: usize = 128 * 1024;
+/// What a server that speaks first says.
+pub const GREETING: &[u8] = b"220 ready when you are\r\n";
+
+/// What a server does with each connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// Sends back what it reads; half-closes when the client does.
+    Echo,
+    /// Reads everything, then answers with the number of bytes, 8 bytes big-endian.
+    Sink,
+    /// Sends until the client closes.
+    Source,
+    /// Sends a greeting at once, then echoes.
+    First,
+    /// HTTP/1.1 with keep-alive; see [`crate::traffic::Answer`] for what it says.
+    Http,
+}
+
+/// A server that runs in threads of this process until it is dropped.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) listener: TcpListener,
+    pub(crate) stopping: AtomicBool,
+    pub(crate) accepted: AtomicU64,
+    live: Mutex<HashMap<u64, TcpStream>>,
+}
+
+impl Host {
+    /// Runs a server on this host, on both address families; port 0 lets the kernel choose.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn serve(&self, kind: Kind, port: u16) -> Result<Server> {
+        self.enter(|| serve(kind, SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)))
+    }
+}
+
+/// Runs a server in the calling thread's network namespace.
+///
+/// # Errors
+/// When the address is taken.
+pub fn serve(kind: Kind, address: SocketAddr) -> Result<Server> {
+    let listener = listen(address)?;
+    let address = listener
+        .local_addr()
+        .context("asking for the server's address")?;
+    let shared = Arc::new(Shared {
+        listener,
+        stopping: AtomicBool::new(false),
+        accepted: AtomicU64::new(0),
+        live: Mutex::default(),
+    });
+    let run = Arc::clone(&shared);
+    let thread = thread::spawn(move || {
+        let outcome = match kind {
+            Kind::Http => server_http::run(&run),
+            other => accept(other, &run),
+        };
+        if let Err(error) = outcome {
+            eprintln!("the server at {address} ended: {error}");
+        }
+    });
+    Ok(Server {
+        address,
+        shared,
+        thread: Some(thread),
+    })
+}
+
+impl Server {
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// How many connections it has accepted so far.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        self.shared.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Serves until the process ends.
+    pub fn run_forever(mut self) {
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        // Wakes the thread that waits in accept(); fails only when that is gone already.
+        drop(SockRef::from(&self.shared.listener).shutdown(Shutdown::Both));
+        for stream in self.shared.live().values() {
+            drop(stream.shutdown(Shutdown::Both));
+        }
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+impl Shared {
+    fn live(&self) -> std::sync::MutexGuard<'_, HashMap<u64, TcpStream>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)
+        .context("making a listening socket")?;
+    socket
+        .set_reuse_address(true)
+        .context("setting SO_REUSEADDR")?;
+    if address.is_ipv6() {
+        socket
+            .set_only_v6(false)
+            .context("listening on both families")?;
+    }
+    socket
+        .bind(&address.into())
+        .with_context(|| format!("binding to {address}"))?;
+    socket
+        .listen(BACKLOG)
+        .with_context(|| format!("listening on {address}"))?;
+    Ok(socket.into())
+}
+
+fn accept(kind: Kind, shared: &Arc<Shared>) -> io::Result<()> {
+    loop {
+        let stream = match shared.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(_) if shared.stopping.load(Ordering::Relaxed) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) => return Err(error),
+        };
+        let id = shared.accepted.fetch_add(1, Ordering::Relaxed);
+        shared.live().insert(id, stream.try_clone()?);
+        let run = Arc::clone(shared);
+        thread::Builder::new()
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                // The client's reset or a stop of the server end a connection; neither is news.
+                drop(speak(kind, &stream));
+                run.live().remove(&id);
+            })?;
+    }
+}
+
+fn speak(kind: Kind, stream: &TcpStream) -> io::Result<()> {
+    match kind {
+        Kind::Echo | Kind::Http => echo(stream),
+        Kind::Sink => sink(stream),
+        Kind::Source => source(stream),
+        Kind::First => {
+            let mut writer = stream;
+            writer.write_all(GREETING)?;
+            echo(stream)
+        }
+    }
+}
+
+fn echo(mut stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let count = stream.read(&mut buffer)?;
+        if count == 0 {
+            return stream.shutdown(Shutdown::Write);
+        }
+        stream.write_all(&buffer[..count])?;
+    }
+}
+
+fn sink(mut stream: &TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; BULK_BYTES];
+    let mut total = 0u64;
+    loop {
+        let count = stream.read(&mut buffer)?;
+        if count == 0 {
+            break;
+        }
+        total += count as u64;
+    }
+    stream.write_all(&total.to_be_bytes())?;
+    stream.shutdown(Shutdown::Write)
+}
+
+fn source(mut stream: &TcpStream) -> io::Result<()> {
+    let buffer = vec![0x5a; BULK_BYTES];
+    loop {
+        stream.write_all(&buffer)?;
+    }
+}
