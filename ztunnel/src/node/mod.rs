@@ -17,12 +17,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::admin::{self, Readiness};
-use crate::ca::LocalCa;
+use crate::ca::local::{LocalCa, LocalCaError};
 use crate::config::{self, ConfigError, Overrides, Settings, Watcher};
 use crate::kernel::{self, Kernel};
 use crate::path::{Shared, WorkerError, Workers};
 use crate::telemetry::{LogError, LogGuard, LogHandle, Telemetry, init_logging};
-use crate::{ca, tls};
+use crate::tls;
 
 use enrollment::{Enrollment, Wanted};
 
@@ -40,7 +40,7 @@ pub enum Error {
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
     #[error(transparent)]
-    Ca(#[from] ca::Error),
+    Ca(#[from] LocalCaError),
     #[error(transparent)]
     Admin(#[from] admin::Error),
     #[error(transparent)]

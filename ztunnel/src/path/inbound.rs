@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use tokio::io::AsyncWriteExt;
@@ -17,7 +17,7 @@ use super::proxy_protocol;
 use super::relay::{self, Side};
 use super::report::{Facts, Failure, Record};
 use super::worker::Here;
-use crate::hbone::{self, Authority};
+use crate::hbone::{self, Authority, TunnelError};
 use crate::mesh::{Identity, Workload};
 use crate::pods::{self, PROXY_PORTS, Source, abort_on_drop};
 use crate::telemetry::{Reporter, ResponseFlag};
@@ -62,7 +62,7 @@ enum ArriveError {
     },
     /// The tunnel ended before it could be accepted.
     #[error("the tunnel ended while the application was being connected: {0}")]
-    Gone(#[from] h2::Error),
+    Gone(#[from] TunnelError),
 }
 
 impl ArriveError {
@@ -87,6 +87,33 @@ impl Failure for ArriveError {
             | Self::ProxyPort { .. }
             | Self::Application { .. }
             | Self::Gone(_) => ResponseFlag::Connect,
+        }
+    }
+}
+
+/// Why a peer may not open tunnels to the pod.
+#[derive(Debug, thiserror::Error)]
+enum PeerError {
+    /// The pod is enrolled, but the mesh no longer knows it, so it has no identity to show.
+    #[error("the pod's workload is not in the mesh")]
+    UnknownWorkload,
+    /// Mutual TLS failed.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// The peer is too slow, or does not speak TLS at all.
+    #[error("no TLS handshake within {after:?}")]
+    Timeout {
+        /// The limit.
+        after: Duration,
+    },
+}
+
+impl PeerError {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::UnknownWorkload => "unknown_workload",
+            Self::Tls(error) => error.reason(),
+            Self::Timeout { .. } => "handshake_timeout",
         }
     }
 }
@@ -131,11 +158,11 @@ pub(super) async fn serve_tunnels(here: Rc<Here>, stream: TcpStream, peer: Socke
 async fn handshake(
     here: &Here,
     stream: TcpStream,
-) -> Result<(tls::Stream<TcpStream>, Identity), tls::Error> {
+) -> Result<(tls::Stream<TcpStream>, Identity), PeerError> {
     let shared = &here.local.shared;
     let workload = here.workload();
     let identity = workload.map(|workload| workload.identity.clone());
-    let identity = identity.ok_or(tls::Error::NoWorkload)?;
+    let identity = identity.ok_or(PeerError::UnknownWorkload)?;
     let timeout = shared.config.handshake_timeout;
     let secured = async {
         let credentials = shared.certificates.get(&identity).await?;
@@ -143,7 +170,7 @@ async fn handshake(
     };
     let stream = tokio::time::timeout(timeout, secured)
         .await
-        .map_err(|_elapsed| tls::Error::HandshakeTimeout { after: timeout })??;
+        .map_err(|_elapsed| PeerError::Timeout { after: timeout })??;
     let peer = stream.peer().clone();
     Ok((stream, peer))
 }

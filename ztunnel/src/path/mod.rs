@@ -31,6 +31,7 @@ mod worker;
 
 pub use worker::{WorkerError, Workers};
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,7 +60,6 @@ pub struct Config {
 }
 
 /// What all workers share. None of it is locked while a connection is judged.
-#[derive(Debug)]
 pub struct Shared {
     /// The mesh as it is now.
     pub mesh: ArcSwap<Snapshot>,
@@ -71,4 +71,10 @@ pub struct Shared {
     pub telemetry: Arc<Telemetry>,
     /// Settings.
     pub config: Config,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
+    }
 }

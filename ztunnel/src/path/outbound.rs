@@ -17,8 +17,9 @@ use super::passthrough;
 use crate::hbone::{DialFailure, OpenError, Tunnel};
 use crate::kernel;
 use crate::mesh::Workload;
-use crate::pods::{self, abort_on_drop};
+use crate::pods::abort_on_drop;
 use crate::telemetry::{Reporter, ResponseFlag};
+use crate::tls;
 
 /// Why a connection did not leave.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +82,7 @@ fn tunnel_flag(error: &OpenError<DialError>) -> ResponseFlag {
                 ResponseFlag::NetworkPolicy
             }
             DialError::Connect { .. } => ResponseFlag::Connect,
-            DialError::Tls(error) if error.is_identity() => ResponseFlag::IdentityError,
+            DialError::Tls(tls::Error::Issue { .. }) => ResponseFlag::IdentityError,
             DialError::Tls(_) | DialError::HandshakeTimeout { .. } => ResponseFlag::TlsFailure,
         },
         DialFailure::DialTimeout { .. } | DialFailure::Abandoned => ResponseFlag::Connect,

@@ -1,6 +1,7 @@
 //! Step 4: open a tunnel to another node, or terminate one that was opened to us.
 
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -10,7 +11,7 @@ use super::worker::Here;
 use crate::hbone::{Authority, Connect, OpenError, PoolKey, Tunnel};
 use crate::mesh::{Identity, Workload};
 use crate::pods::Source;
-use crate::{pods, tls};
+use crate::tls;
 
 /// Why the connection that carries tunnels could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +52,7 @@ pub(super) struct Request<'a> {
 }
 
 /// Opens a tunnel, on a pooled connection where there is one.
-pub(super) async fn open(here: &Here, request: Request<'_>) -> Result<Tunnel, OpenError<DialError>> {
+pub(super) async fn open(here: &Rc<Here>, request: Request<'_>) -> Result<Tunnel, OpenError<DialError>> {
     let key = PoolKey {
         source: request.source.identity.clone(),
         source_ip: request.source_ip,
@@ -64,10 +65,13 @@ pub(super) async fn open(here: &Here, request: Request<'_>) -> Result<Tunnel, Op
         traceparent: None,
         baggage: None,
     };
-    here.local.pool.open(&key, &connect, async || dial(here, &key).await).await
+    let dial = || dial(here.clone(), key.clone());
+    here.local.pool.open(&key, &connect, dial).await
 }
 
-async fn dial(here: &Here, key: &PoolKey) -> Result<tls::Stream<TcpStream>, DialError> {
+/// Makes the connection that carries tunnels. Others may come to share it, so it does not end
+/// with the connection that asked for it first.
+async fn dial(here: Rc<Here>, key: PoolKey) -> Result<tls::Stream<TcpStream>, DialError> {
     let shared = &here.local.shared;
     let credentials = shared.certificates.get(&key.source).await?;
     let source = Source::Pod { mark: shared.config.mark };

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::tunnel::DialError;
 use super::{Shared, accept};
 use crate::hbone;
 use crate::mesh::Workload;
@@ -120,10 +121,9 @@ fn tell(worker: &mpsc::UnboundedSender<Command>, command: Command) {
 }
 
 /// What belongs to one worker thread.
-#[derive(Debug)]
 pub(super) struct Local {
     pub(super) shared: Arc<Shared>,
-    pub(super) pool: Rc<hbone::Pool>,
+    pub(super) pool: Rc<hbone::Pool<DialError>>,
     pub(super) hbone: Rc<hbone::Config>,
     dice: RefCell<rand::rngs::SmallRng>,
     open: Cell<usize>,
@@ -154,7 +154,6 @@ impl Local {
 }
 
 /// Counts a connection as open while it lives.
-#[derive(Debug)]
 struct Open(Rc<Local>);
 
 impl Drop for Open {
@@ -165,7 +164,6 @@ impl Drop for Open {
 }
 
 /// One pod as one worker sees it.
-#[derive(Debug)]
 pub(super) struct Here {
     pub(super) local: Rc<Local>,
     pub(super) pod: Arc<Pod>,
