@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 
 pub use readiness::{Pending, Readiness};
 
+use crate::mesh::Fault;
 use crate::telemetry::{LogHandle, Telemetry};
 
 /// What a room shows in `/config_dump`. Nothing secret: keys stay out.
@@ -111,8 +112,8 @@ impl Error {
 
     /// Whose fault it is.
     #[must_use]
-    pub const fn fault(&self) -> &'static str {
-        "us"
+    pub const fn fault(&self) -> Fault {
+        Fault::Us
     }
 }
 

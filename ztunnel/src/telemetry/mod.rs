@@ -96,10 +96,22 @@ impl Telemetry {
         self.table.retain(alive);
     }
 
-    /// The counters of pods enrolled on this node.
+    /// The metrics of the pods that this node serves.
     #[must_use]
     pub const fn pods(&self) -> &PodMetrics {
         &self.pods
+    }
+
+    /// A pod's listeners are up.
+    pub fn pod_added(&self) {
+        self.pods.started.inc();
+        self.pods.active.inc();
+    }
+
+    /// The listeners of a pod that was added were closed.
+    pub fn pod_removed(&self) {
+        self.pods.stopped.inc();
+        self.pods.active.dec();
     }
 
     /// Adds a metric of another room. `name` is without `_total` for counters (the exposition

@@ -96,8 +96,9 @@ fn traffic_metrics_have_the_names_and_labels_that_dashboards_expect() {
 #[test]
 fn what_exists_without_traffic() {
     let telemetry = Telemetry::new(Counter::default());
-    telemetry.pods().active.inc();
-    telemetry.pods().started.inc();
+    telemetry.pod_added();
+    telemetry.pod_added();
+    telemetry.pod_removed();
     let expected = format!(
         "# HELP istio_active_proxy_count_total The total number current workloads with active proxies.\n\
          # TYPE istio_active_proxy_count_total gauge\n\
@@ -107,10 +108,10 @@ fn what_exists_without_traffic() {
          istio_pending_proxy_count_total 0\n\
          # HELP istio_proxies_started The total number of proxies that were started.\n\
          # TYPE istio_proxies_started counter\n\
-         istio_proxies_started_total 1\n\
+         istio_proxies_started_total 2\n\
          # HELP istio_proxies_stopped The total number of proxies that were stopped.\n\
          # TYPE istio_proxies_stopped counter\n\
-         istio_proxies_stopped_total 0\n\
+         istio_proxies_stopped_total 1\n\
          # HELP istio_build The component and version that runs here.\n\
          # TYPE istio_build gauge\n\
          istio_build{{component=\"ztunnel\",tag=\"{}\"}} 1\n\

@@ -10,6 +10,8 @@ use std::str::FromStr;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
+use crate::mesh::Fault;
+
 /// Longest filter text and most targets that are taken: it can come over HTTP.
 const TEXT_LIMIT: usize = 4096;
 const TARGET_LIMIT: usize = 64;
@@ -59,8 +61,8 @@ impl FilterError {
 
     /// Whose fault it is.
     #[must_use]
-    pub const fn fault(&self) -> &'static str {
-        "downstream"
+    pub const fn fault(&self) -> Fault {
+        Fault::Downstream
     }
 }
 

@@ -29,6 +29,8 @@ pub use queue::LogGuard;
 use line::Lines;
 use queue::Queue;
 
+use crate::mesh::Fault;
+
 /// How lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum LogFormat {
@@ -98,8 +100,8 @@ impl LogError {
 
     /// Whose fault it is.
     #[must_use]
-    pub const fn fault(&self) -> &'static str {
-        "us"
+    pub const fn fault(&self) -> Fault {
+        Fault::Us
     }
 }
 
