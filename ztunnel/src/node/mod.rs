@@ -65,7 +65,7 @@ pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Error> {
         let node = Node::build(Source { file, overrides }, settings, log)?;
         tracing::info!(after = ?began.elapsed(), "started");
         node.serve().await;
-        Ok(())
+        Ok::<(), Error>(())
     })?;
     drop::<LogGuard>(guard);
     Ok(())
@@ -92,7 +92,6 @@ struct Node {
 impl Node {
     fn build(source: Source, settings: Settings, log: LogHandle) -> Result<Self, Error> {
         let kernel = Kernel::open(&settings.kernel())?;
-        kernel.set_logging(tracing::enabled!(target: "ztunnel_ebpf", tracing::Level::DEBUG));
         let issuer = LocalCa::open(&settings.ca.local.directory, &settings.trust_domain, settings.ca.local.leaf_ttl)?;
         let runtime = tokio::runtime::Handle::current();
         let shared = Arc::new(Shared {

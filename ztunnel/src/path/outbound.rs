@@ -15,7 +15,7 @@ use super::tunnel::{self, DialError};
 use super::worker::Here;
 use super::passthrough;
 use crate::hbone::{DialFailure, OpenError, Tunnel};
-use crate::kernel;
+use crate::kernel::{self, NetnsCookie};
 use crate::mesh::Workload;
 use crate::pods::abort_on_drop;
 use crate::telemetry::{Reporter, ResponseFlag};
@@ -150,7 +150,7 @@ fn judge(here: &Here, client: SocketAddr, facts: &mut Facts) -> Result<Route, De
     let shared = &here.local.shared;
     let destination = shared
         .kernel
-        .original_destination(here.pod.netns.cookie().into(), client)?
+        .original_destination(NetnsCookie(here.pod.netns.cookie()), client)?
         .ok_or(DepartError::NotCaptured { client })?;
     facts.destination = destination;
     let mesh = shared.mesh.load();
