@@ -1,4 +1,4 @@
-//! One pooled connection: its handshake, the task that drives it, and a CONNECT on it.
+//! One pooled connection: its handshake, its places for tunnels, and the task that drives it.
 //!
 //! The pool and every tunnel on the connection share a [`Connection`]; the byte stream and h2's
 //! state machine belong to the driver task alone. When the last handle to h2's request side is
@@ -12,17 +12,13 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::config::{Config, UNSETTLED_STREAMS};
-use super::error::{LostConnection, OpenError};
 use super::keepalive::{Alarm, Watchdog, Watched};
 use super::line::Line;
-use super::request::Connect;
-use super::tunnel::Tunnel;
 
 /// Who wants to know what becomes of a connection: its group in the pool.
 pub(crate) trait Owner {
@@ -79,6 +75,21 @@ impl Connection {
                 connection: Rc::clone(self),
             }
         })
+    }
+
+    /// A handle to send one request with: h2 makes a handle wait for what it sent last.
+    pub(crate) fn request_handle(&self) -> Option<SendRequest<Bytes>> {
+        self.requests.borrow().clone()
+    }
+
+    /// Notes that the peer answered a CONNECT.
+    pub(crate) fn prove(&self) {
+        self.proven.set(true);
+    }
+
+    /// Whether the peer ever did.
+    pub(crate) fn is_proven(&self) -> bool {
+        self.proven.get()
     }
 
     /// No more tunnels; those that are open may finish, then the connection closes.
@@ -245,120 +256,5 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
             }
         }
         Poll::Pending
-    }
-}
-
-/// Why a CONNECT on a connection failed, and whether another connection may do better.
-pub(crate) struct Failure<E> {
-    pub(crate) error: OpenError<E>,
-    /// The peer cannot have acted on the CONNECT, or it was lost on a connection that had
-    /// worked: no byte of the tunnel had been sent, so asking again is safe.
-    pub(crate) retry: bool,
-    /// Where it failed.
-    pub(crate) connection: Rc<Connection>,
-}
-
-/// Opens a tunnel in the given place. Dropping the future resets the stream and frees the place.
-pub(crate) async fn open<E>(
-    slot: Slot,
-    connect: &Connect,
-    config: &Config,
-) -> Result<Tunnel, Failure<E>> {
-    let connection = Rc::clone(slot.connection());
-    let authority = || connect.authority.to_string();
-    let fail = |error, retry| Failure {
-        error,
-        retry,
-        connection: Rc::clone(&connection),
-    };
-
-    let request = connect.to_http().map_err(|_malformed| {
-        // Only a host name that never went through the parser gets here.
-        let error = h2::Error::from(h2::Reason::INTERNAL_ERROR);
-        fail(
-            OpenError::Unsendable {
-                authority: authority(),
-                error,
-            },
-            false,
-        )
-    })?;
-    // A clone, because h2 makes a handle wait for the request it sent last.
-    let handle = connection.requests.borrow().clone();
-    let sent = match handle {
-        Some(mut handle) => handle.send_request(request, false),
-        None => Err(h2::Error::from(h2::Reason::REFUSED_STREAM)),
-    };
-    let (response, send) = sent.map_err(|error| {
-        connection.retire();
-        fail(lost_or_unsendable(error, authority()), true)
-    })?;
-    let after = config.response_timeout;
-    let response = match tokio::time::timeout(after, response).await {
-        Ok(Ok(response)) => response,
-        Ok(Err(error)) => {
-            let lost = lost(&error);
-            let retry = match lost {
-                Some(LostConnection::GoingAway | LostConnection::RefusedStream) => true,
-                Some(LostConnection::Closed) => connection.proven.get(),
-                None => false,
-            };
-            let authority = authority();
-            let error = match (lost, error.reason()) {
-                (Some(lost), _) => OpenError::Lost {
-                    authority,
-                    lost,
-                    error,
-                },
-                (None, Some(reason)) => OpenError::Reset { authority, reason },
-                (None, None) => OpenError::Unsendable { authority, error },
-            };
-            return Err(fail(error, retry));
-        }
-        Err(_elapsed) => {
-            return Err(fail(
-                OpenError::Timeout {
-                    authority: authority(),
-                    after,
-                },
-                false,
-            ));
-        }
-    };
-    connection.proven.set(true);
-    if response.status() != StatusCode::OK {
-        let status = response.status();
-        return Err(fail(
-            OpenError::Refused {
-                authority: authority(),
-                status,
-            },
-            false,
-        ));
-    }
-    Ok(Tunnel::new(send, response.into_body(), Some(slot)))
-}
-
-/// An error of the connection rather than of the stream.
-fn lost(error: &h2::Error) -> Option<LostConnection> {
-    if error.reason() == Some(h2::Reason::REFUSED_STREAM) {
-        Some(LostConnection::RefusedStream)
-    } else if error.is_go_away() && error.is_remote() {
-        Some(LostConnection::GoingAway)
-    } else if error.is_go_away() || error.is_io() {
-        Some(LostConnection::Closed)
-    } else {
-        None
-    }
-}
-
-fn lost_or_unsendable<E>(error: h2::Error, authority: String) -> OpenError<E> {
-    match lost(&error) {
-        Some(lost) => OpenError::Lost {
-            authority,
-            lost,
-            error,
-        },
-        None => OpenError::Unsendable { authority, error },
     }
 }

@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use super::client::{self, Connection, Owner, Slot};
 use super::config::Config;
 use super::error::{DialFailure, OpenError};
+use super::opening::{self, Retry};
 use super::request::Connect;
 use super::tunnel::Tunnel;
 use crate::mesh::Identity;
@@ -80,9 +81,9 @@ impl<E: 'static> Pool<E> {
             Some(slot) => slot,
             None => group.wait(&mut dial).await.map_err(connection)?,
         };
-        let failure = match client::open(slot, connect, &self.config).await {
+        let failure = match opening::open(slot, connect, &self.config).await {
             Ok(tunnel) => return Ok(tunnel),
-            Err(failure) if !failure.retry => return Err(failure.error),
+            Err(failure) if failure.retry == Retry::No => return Err(failure.error),
             Err(failure) => failure,
         };
         tracing::debug!(
@@ -96,7 +97,7 @@ impl<E: 'static> Pool<E> {
             None if dial.is_some() => group.wait(&mut dial).await.map_err(connection)?,
             None => return Err(failure.error),
         };
-        client::open(slot, connect, &self.config)
+        opening::open(slot, connect, &self.config)
             .await
             .map_err(|failure| failure.error)
     }
@@ -137,6 +138,11 @@ impl<E: 'static> Pool<E> {
                 .map(|connection| connection.active())
                 .sum()
         })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn groups_are_forgotten(&self) -> bool {
+        self.groups.borrow().is_empty()
     }
 
     fn sum(&self, count: impl Fn(&[Rc<Connection>]) -> usize) -> usize {
