@@ -38,6 +38,10 @@ pub(crate) struct Connection {
     idle_since: Cell<Instant>,
     /// Whether the peer ever answered a CONNECT here: if so, it took our certificate.
     proven: Cell<bool>,
+    /// Whether the peer's SETTINGS have come.
+    settled: Cell<bool>,
+    /// What its driver ended with.
+    cause: RefCell<Option<String>>,
     driver: RefCell<Option<AbortHandle>>,
     owner: Weak<dyn Owner>,
 }
@@ -59,6 +63,32 @@ impl Connection {
         open
     }
 
+    /// Whether the peer's SETTINGS, and with them its limit, are still to come.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        !self.settled.get()
+    }
+
+    /// How many tunnels there may be. Until the peer has said its limit it is one, so that a
+    /// burst is not refused, or left waiting inside h2, by a peer that allows few.
+    fn limit(&self) -> usize {
+        if self.is_unsettled() { 1 } else { self.limit.min(self.peer_limit()) }
+    }
+
+    /// Looks whether the SETTINGS have come, and lets those who wait for them go on.
+    fn settle(&self) {
+        if self.is_unsettled() && self.peer_limit() != UNSETTLED_STREAMS {
+            self.settled.set(true);
+            if let Some(owner) = self.owner.upgrade() {
+                owner.released();
+            }
+        }
+    }
+
+    /// Why no tunnel can be opened any more.
+    pub(crate) fn cause(&self) -> String {
+        self.cause.borrow().clone().unwrap_or_else(|| "it was being closed".to_owned())
+    }
+
     fn peer_limit(&self) -> usize {
         self.requests
             .borrow()
@@ -68,7 +98,7 @@ impl Connection {
 
     /// A place for a tunnel, when there is one.
     pub(crate) fn take(self: &Rc<Self>) -> Option<Slot> {
-        let free = self.is_open() && self.active.get() < self.limit.min(self.peer_limit());
+        let free = self.is_open() && self.active.get() < self.limit();
         free.then(|| {
             self.active.set(self.active.get() + 1);
             Slot {
@@ -164,6 +194,8 @@ where
         limit: config.max_streams_per_connection.max(1),
         idle_since: Cell::new(Instant::now()),
         proven: Cell::new(false),
+        settled: Cell::new(false),
+        cause: RefCell::new(None),
         driver: RefCell::new(None),
         owner,
     });
@@ -200,7 +232,7 @@ impl<IO> Watched for Watch<IO> {
     }
 
     fn is_settled(&self) -> bool {
-        self.connection.peer_limit() != UNSETTLED_STREAMS
+        !self.connection.is_unsettled()
     }
 }
 
@@ -224,29 +256,28 @@ struct Driver<IO> {
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     async fn run(mut self) {
-        poll_fn(|cx| self.poll(cx)).await;
+        let cause = poll_fn(|cx| self.poll(cx)).await;
+        tracing::debug!(cause, "connection to a peer ended");
+        *self.watch.connection.cause.borrow_mut() = Some(cause);
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready with the reason for the connection's end.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<String> {
         if let Poll::Ready(result) = Pin::new(&mut self.h2).poll(cx) {
-            if let Err(error) = result {
-                tracing::debug!(%error, "connection to a peer ended");
-            }
-            return Poll::Ready(());
+            return Poll::Ready(result.map_or_else(|error| error.to_string(), |()| closed()));
         }
         if let Poll::Ready(Err(error)) = self.watch.line.poll_flush_now(cx) {
-            tracing::debug!(%error, "connection to a peer broke");
-            return Poll::Ready(());
+            return Poll::Ready(error.to_string());
         }
+        self.watch.connection.settle();
         while let Poll::Ready(alarm) = self.watchdog.poll(cx, &mut self.watch) {
             match alarm {
                 Alarm::Dead(silence) => {
-                    tracing::info!(?silence, "a peer stopped answering: connection dropped");
-                    return Poll::Ready(());
+                    return Poll::Ready(format!("no answer for {silence:?}"));
                 }
                 // The closing took too long, or nothing but the driver was left.
                 Alarm::Idle if self.watch.connection.requests.borrow().is_none() => {
-                    return Poll::Ready(());
+                    return Poll::Ready(closed());
                 }
                 Alarm::Idle => {
                     self.watch.connection.retire();
@@ -257,4 +288,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         }
         Poll::Pending
     }
+}
+
+fn closed() -> String {
+    "closed".to_owned()
 }

@@ -73,16 +73,16 @@ fn send<E>(
         let error = h2::Error::from(Reason::INTERNAL_ERROR);
         (OpenError::Unsendable { authority: authority(), error }, Retry::No)
     })?;
-    let sent = match connection.request_handle() {
-        Some(mut handle) => handle.send_request(request, false),
-        None => Err(h2::Error::from(Reason::REFUSED_STREAM)),
+    let Some(mut handle) = connection.request_handle() else {
+        let (lost, cause) = (LostConnection::Closed, connection.cause());
+        return Err((OpenError::Lost { authority: authority(), lost, cause }, Retry::Elsewhere));
     };
-    sent.map_err(|error| {
+    handle.send_request(request, false).map_err(|error| {
         // Also when its stream ids are used up.
         connection.retire();
         let authority = authority();
         let error = match lost(&error) {
-            Some(lost) => OpenError::Lost { authority, lost, error },
+            Some(lost) => OpenError::Lost { authority, lost, cause: error.to_string() },
             None => OpenError::Unsendable { authority, error },
         };
         (error, Retry::Elsewhere)
@@ -103,7 +103,7 @@ fn unanswered<E>(
         Some(LostConnection::Closed) | None => Retry::No,
     };
     let error = match (lost, error.reason()) {
-        (Some(lost), _) => OpenError::Lost { authority, lost, error },
+        (Some(lost), _) => OpenError::Lost { authority, lost, cause: error.to_string() },
         (None, Some(reason)) => OpenError::Reset { authority, reason },
         (None, None) => OpenError::Unsendable { authority, error },
     };

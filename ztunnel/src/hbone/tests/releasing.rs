@@ -60,8 +60,6 @@ fn a_peer_that_answers_no_ping_is_dropped() {
             let mut buffer = [0; 4096];
             while let Ok(1..) = far.read(&mut buffer).await {}
         });
-        // The response came before its request here, which h2 takes as a protocol error; so the
-        // CONNECT may fail, but never hang.
         let opened = pool.open(&key("a"), &connect(), || async { Ok(io) }).await;
         assert!(opened.is_err());
         until(|| pool.groups_are_forgotten()).await;

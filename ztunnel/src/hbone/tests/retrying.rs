@@ -53,7 +53,7 @@ fn a_stream_the_goaway_leaves_out_is_opened_on_a_fresh_connection() {
         // last stream 1, NO_ERROR: stream 3 was not processed.
         let goaway = frame(GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]);
         let (second, peer) = second_open_after(goaway).await;
-        assert!(second.is_ok());
+        second.unwrap();
         assert_eq!(peer.dials.get(), 1);
     });
 }
@@ -63,7 +63,7 @@ fn a_refused_stream_is_opened_on_another_connection() {
     run(async {
         let refused = frame(RST_STREAM, 0, 3, &[0, 0, 0, 7]);
         let (second, peer) = second_open_after(refused).await;
-        assert!(second.is_ok());
+        second.unwrap();
         assert_eq!(peer.dials.get(), 1);
     });
 }
@@ -72,7 +72,7 @@ fn a_refused_stream_is_opened_on_another_connection() {
 fn a_connection_that_closes_under_a_connect_is_replaced() {
     run(async {
         let (second, peer) = second_open_after(Vec::new()).await;
-        assert!(second.is_ok());
+        second.unwrap();
         assert_eq!(peer.dials.get(), 1);
     });
 }
