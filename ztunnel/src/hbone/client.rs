@@ -1,4 +1,4 @@
-//! One pooled connection: its handshake, the task that drives it, and a CONNECT on it.
+//! One pooled connection: its handshake, its places for tunnels, and the task that drives it.
 //!
 //! The pool and every tunnel on the connection share a [`Connection`]; the byte stream and h2's
 //! state machine belong to the driver task alone. When the last handle to h2's request side is
@@ -12,17 +12,13 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::config::{Config, UNSETTLED_STREAMS};
-use super::error::{LostConnection, OpenError};
 use super::keepalive::{Alarm, Watchdog, Watched};
 use super::line::Line;
-use super::request::Connect;
-use super::tunnel::Tunnel;
 
 /// Who wants to know what becomes of a connection: its group in the pool.
 pub(crate) trait Owner {
@@ -42,6 +38,10 @@ pub(crate) struct Connection {
     idle_since: Cell<Instant>,
     /// Whether the peer ever answered a CONNECT here: if so, it took our certificate.
     proven: Cell<bool>,
+    /// Whether the peer's SETTINGS have come.
+    settled: Cell<bool>,
+    /// What its driver ended with.
+    cause: RefCell<Option<String>>,
     driver: RefCell<Option<AbortHandle>>,
     owner: Weak<dyn Owner>,
 }
@@ -63,6 +63,32 @@ impl Connection {
         open
     }
 
+    /// Whether the peer's SETTINGS, and with them its limit, are still to come.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        !self.settled.get()
+    }
+
+    /// How many tunnels there may be. Until the peer has said its limit it is one, so that a
+    /// burst is not refused, or left waiting inside h2, by a peer that allows few.
+    fn limit(&self) -> usize {
+        if self.is_unsettled() { 1 } else { self.limit.min(self.peer_limit()) }
+    }
+
+    /// Looks whether the SETTINGS have come, and lets those who wait for them go on.
+    fn settle(&self) {
+        if self.is_unsettled() && self.peer_limit() != UNSETTLED_STREAMS {
+            self.settled.set(true);
+            if let Some(owner) = self.owner.upgrade() {
+                owner.released();
+            }
+        }
+    }
+
+    /// Why no tunnel can be opened any more.
+    pub(crate) fn cause(&self) -> String {
+        self.cause.borrow().clone().unwrap_or_else(|| "it was being closed".to_owned())
+    }
+
     fn peer_limit(&self) -> usize {
         self.requests
             .borrow()
@@ -72,13 +98,28 @@ impl Connection {
 
     /// A place for a tunnel, when there is one.
     pub(crate) fn take(self: &Rc<Self>) -> Option<Slot> {
-        let free = self.is_open() && self.active.get() < self.limit.min(self.peer_limit());
+        let free = self.is_open() && self.active.get() < self.limit();
         free.then(|| {
             self.active.set(self.active.get() + 1);
             Slot {
                 connection: Rc::clone(self),
             }
         })
+    }
+
+    /// A handle to send one request with: h2 makes a handle wait for what it sent last.
+    pub(crate) fn request_handle(&self) -> Option<SendRequest<Bytes>> {
+        self.requests.borrow().clone()
+    }
+
+    /// Notes that the peer answered a CONNECT.
+    pub(crate) fn prove(&self) {
+        self.proven.set(true);
+    }
+
+    /// Whether the peer ever did.
+    pub(crate) fn is_proven(&self) -> bool {
+        self.proven.get()
     }
 
     /// No more tunnels; those that are open may finish, then the connection closes.
@@ -153,6 +194,8 @@ where
         limit: config.max_streams_per_connection.max(1),
         idle_since: Cell::new(Instant::now()),
         proven: Cell::new(false),
+        settled: Cell::new(false),
+        cause: RefCell::new(None),
         driver: RefCell::new(None),
         owner,
     });
@@ -189,7 +232,7 @@ impl<IO> Watched for Watch<IO> {
     }
 
     fn is_settled(&self) -> bool {
-        self.connection.peer_limit() != UNSETTLED_STREAMS
+        !self.connection.is_unsettled()
     }
 }
 
@@ -213,29 +256,28 @@ struct Driver<IO> {
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     async fn run(mut self) {
-        poll_fn(|cx| self.poll(cx)).await;
+        let cause = poll_fn(|cx| self.poll(cx)).await;
+        tracing::debug!(cause, "connection to a peer ended");
+        *self.watch.connection.cause.borrow_mut() = Some(cause);
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready with the reason for the connection's end.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<String> {
         if let Poll::Ready(result) = Pin::new(&mut self.h2).poll(cx) {
-            if let Err(error) = result {
-                tracing::debug!(%error, "connection to a peer ended");
-            }
-            return Poll::Ready(());
+            return Poll::Ready(result.map_or_else(|error| error.to_string(), |()| closed()));
         }
         if let Poll::Ready(Err(error)) = self.watch.line.poll_flush_now(cx) {
-            tracing::debug!(%error, "connection to a peer broke");
-            return Poll::Ready(());
+            return Poll::Ready(error.to_string());
         }
+        self.watch.connection.settle();
         while let Poll::Ready(alarm) = self.watchdog.poll(cx, &mut self.watch) {
             match alarm {
                 Alarm::Dead(silence) => {
-                    tracing::info!(?silence, "a peer stopped answering: connection dropped");
-                    return Poll::Ready(());
+                    return Poll::Ready(format!("no answer for {silence:?}"));
                 }
                 // The closing took too long, or nothing but the driver was left.
                 Alarm::Idle if self.watch.connection.requests.borrow().is_none() => {
-                    return Poll::Ready(());
+                    return Poll::Ready(closed());
                 }
                 Alarm::Idle => {
                     self.watch.connection.retire();
@@ -248,117 +290,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     }
 }
 
-/// Why a CONNECT on a connection failed, and whether another connection may do better.
-pub(crate) struct Failure<E> {
-    pub(crate) error: OpenError<E>,
-    /// The peer cannot have acted on the CONNECT, or it was lost on a connection that had
-    /// worked: no byte of the tunnel had been sent, so asking again is safe.
-    pub(crate) retry: bool,
-    /// Where it failed.
-    pub(crate) connection: Rc<Connection>,
-}
-
-/// Opens a tunnel in the given place. Dropping the future resets the stream and frees the place.
-pub(crate) async fn open<E>(
-    slot: Slot,
-    connect: &Connect,
-    config: &Config,
-) -> Result<Tunnel, Failure<E>> {
-    let connection = Rc::clone(slot.connection());
-    let authority = || connect.authority.to_string();
-    let fail = |error, retry| Failure {
-        error,
-        retry,
-        connection: Rc::clone(&connection),
-    };
-
-    let request = connect.to_http().map_err(|_malformed| {
-        // Only a host name that never went through the parser gets here.
-        let error = h2::Error::from(h2::Reason::INTERNAL_ERROR);
-        fail(
-            OpenError::Unsendable {
-                authority: authority(),
-                error,
-            },
-            false,
-        )
-    })?;
-    // A clone, because h2 makes a handle wait for the request it sent last.
-    let handle = connection.requests.borrow().clone();
-    let sent = match handle {
-        Some(mut handle) => handle.send_request(request, false),
-        None => Err(h2::Error::from(h2::Reason::REFUSED_STREAM)),
-    };
-    let (response, send) = sent.map_err(|error| {
-        connection.retire();
-        fail(lost_or_unsendable(error, authority()), true)
-    })?;
-    let after = config.response_timeout;
-    let response = match tokio::time::timeout(after, response).await {
-        Ok(Ok(response)) => response,
-        Ok(Err(error)) => {
-            let lost = lost(&error);
-            let retry = match lost {
-                Some(LostConnection::GoingAway | LostConnection::RefusedStream) => true,
-                Some(LostConnection::Closed) => connection.proven.get(),
-                None => false,
-            };
-            let authority = authority();
-            let error = match (lost, error.reason()) {
-                (Some(lost), _) => OpenError::Lost {
-                    authority,
-                    lost,
-                    error,
-                },
-                (None, Some(reason)) => OpenError::Reset { authority, reason },
-                (None, None) => OpenError::Unsendable { authority, error },
-            };
-            return Err(fail(error, retry));
-        }
-        Err(_elapsed) => {
-            return Err(fail(
-                OpenError::Timeout {
-                    authority: authority(),
-                    after,
-                },
-                false,
-            ));
-        }
-    };
-    connection.proven.set(true);
-    if response.status() != StatusCode::OK {
-        let status = response.status();
-        return Err(fail(
-            OpenError::Refused {
-                authority: authority(),
-                status,
-            },
-            false,
-        ));
-    }
-    Ok(Tunnel::new(send, response.into_body(), Some(slot)))
-}
-
-/// An error of the connection rather than of the stream.
-fn lost(error: &h2::Error) -> Option<LostConnection> {
-    if error.reason() == Some(h2::Reason::REFUSED_STREAM) {
-        Some(LostConnection::RefusedStream)
-    } else if error.is_go_away() && error.is_remote() {
-        Some(LostConnection::GoingAway)
-    } else if error.is_go_away() || error.is_io() {
-        Some(LostConnection::Closed)
-    } else {
-        None
-    }
-}
-
-fn lost_or_unsendable<E>(error: h2::Error, authority: String) -> OpenError<E> {
-    match lost(&error) {
-        Some(lost) => OpenError::Lost {
-            authority,
-            lost,
-            error,
-        },
-        None => OpenError::Unsendable { authority, error },
-    }
+fn closed() -> String {
+    "closed".to_owned()
 }

@@ -99,14 +99,14 @@ pub enum OpenError<E> {
         failure: DialFailure<E>,
     },
     /// The connection was lost before the response, and a fresh one too or there was none.
-    #[error("no answer to CONNECT {authority}: {lost}: {error}")]
+    #[error("no answer to CONNECT {authority}: {lost}: {cause}")]
     Lost {
         /// The destination asked for.
         authority: String,
         /// How.
         lost: LostConnection,
-        /// What HTTP/2 said.
-        error: h2::Error,
+        /// What HTTP/2 or the byte stream said, a TLS alert for example.
+        cause: String,
     },
     /// The peer reset the stream instead of answering.
     #[error("the peer reset CONNECT {authority}: {reason}")]

@@ -19,6 +19,7 @@ mod error;
 mod forwarded;
 mod keepalive;
 mod line;
+mod opening;
 mod pool;
 mod request;
 mod server;
@@ -34,3 +35,6 @@ pub use request::{Connect, RequestError};
 pub use server::{Request, serve};
 pub use trace::{ParseTraceParentError, TraceParent};
 pub use tunnel::{Receiver, Sender, Tunnel};
+
+#[cfg(test)]
+mod tests;

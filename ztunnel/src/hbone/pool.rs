@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use super::client::{self, Connection, Owner, Slot};
 use super::config::Config;
 use super::error::{DialFailure, OpenError};
+use super::opening::{self, Retry};
 use super::request::Connect;
 use super::tunnel::Tunnel;
 use crate::mesh::Identity;
@@ -78,11 +79,11 @@ impl<E: 'static> Pool<E> {
         let mut dial = Some(dial);
         let slot = match group.take(None) {
             Some(slot) => slot,
-            None => group.wait(&mut dial).await.map_err(connection)?,
+            None => group.wait(&mut dial, None).await.map_err(connection)?,
         };
-        let failure = match client::open(slot, connect, &self.config).await {
+        let failure = match opening::open(slot, connect, &self.config).await {
             Ok(tunnel) => return Ok(tunnel),
-            Err(failure) if !failure.retry => return Err(failure.error),
+            Err(failure) if failure.retry == Retry::No => return Err(failure.error),
             Err(failure) => failure,
         };
         tracing::debug!(
@@ -93,10 +94,12 @@ impl<E: 'static> Pool<E> {
         let group = self.group(key);
         let slot = match group.take(Some(&failure.connection)) {
             Some(slot) => slot,
-            None if dial.is_some() => group.wait(&mut dial).await.map_err(connection)?,
+            None if dial.is_some() => {
+                group.wait(&mut dial, Some(failure.connection)).await.map_err(connection)?
+            }
             None => return Err(failure.error),
         };
-        client::open(slot, connect, &self.config)
+        opening::open(slot, connect, &self.config)
             .await
             .map_err(|failure| failure.error)
     }
@@ -137,6 +140,11 @@ impl<E: 'static> Pool<E> {
                 .map(|connection| connection.active())
                 .sum()
         })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn groups_are_forgotten(&self) -> bool {
+        self.groups.borrow().is_empty()
     }
 
     fn sum(&self, count: impl Fn(&[Rc<Connection>]) -> usize) -> usize {
@@ -213,10 +221,19 @@ impl<E: 'static> Default for State<E> {
     }
 }
 
+impl<E> State<E> {
+    fn take(&self, but: Option<&Rc<Connection>>) -> Option<Slot> {
+        let fits = |this: &&Rc<Connection>| !but.is_some_and(|but| Rc::ptr_eq(but, this));
+        self.connections.iter().filter(fits).find_map(Connection::take)
+    }
+}
+
 /// An open without a place.
 struct Waiter<E: 'static> {
     grant: oneshot::Sender<Grant<E>>,
     can: Can,
+    /// Where it was refused before.
+    but: Option<Rc<Connection>>,
 }
 
 /// What a waiting open can still do itself.
@@ -249,21 +266,20 @@ impl<E: 'static> Drop for Permit<E> {
 impl<E: 'static> Group<E> {
     /// The first connection with a free place, those that are over set aside.
     fn take(&self, but: Option<&Rc<Connection>>) -> Option<Slot> {
-        let connections = &self.state.borrow().connections;
-        let fits = |this: &&Rc<Connection>| !but.is_some_and(|but| Rc::ptr_eq(but, this));
-        connections.iter().filter(fits).find_map(Connection::take)
+        self.state.borrow().take(but)
     }
 
     /// Waits for a place, dialling when told to.
     async fn wait<IO, F>(
         self: &Rc<Self>,
         dial: &mut Option<impl FnOnce() -> F>,
+        but: Option<Rc<Connection>>,
     ) -> Result<Slot, DialFailure<E>>
     where
         IO: AsyncRead + AsyncWrite + Unpin + 'static,
         F: Future<Output = Result<IO, E>> + 'static,
     {
-        let mut granted = self.queue(Can::Dial);
+        let mut granted = self.queue(Can::Dial, but.clone());
         self.settle();
         loop {
             // Longer than any dial: a net under the accounting, and the bound on waiting for a
@@ -277,7 +293,7 @@ impl<E: 'static> Group<E> {
                         return Err(DialFailure::Abandoned);
                     };
                     // Queued before the dial starts, in front: the place it makes is for us.
-                    granted = self.queue(Can::Wait);
+                    granted = self.queue(Can::Wait, but.clone());
                     tokio::task::spawn_local(run_dial(permit, dial()));
                 }
                 Ok(Err(_dropped)) => return Err(DialFailure::Abandoned),
@@ -286,12 +302,12 @@ impl<E: 'static> Group<E> {
         }
     }
 
-    fn queue(&self, can: Can) -> oneshot::Receiver<Grant<E>> {
+    fn queue(&self, can: Can, but: Option<Rc<Connection>>) -> oneshot::Receiver<Grant<E>> {
         let (grant, granted) = oneshot::channel();
         let waiting = &mut self.state.borrow_mut().waiting;
         match can {
-            Can::Dial => waiting.push_back(Waiter { grant, can }),
-            Can::Wait => waiting.push_front(Waiter { grant, can }),
+            Can::Dial => waiting.push_back(Waiter { grant, can, but }),
+            Can::Wait => waiting.push_front(Waiter { grant, can, but }),
         }
         granted
     }
@@ -319,10 +335,14 @@ impl<E: 'static> Group<E> {
         if state.waiting.is_empty() {
             return None;
         }
-        if let Some(slot) = state.connections.iter().find_map(Connection::take) {
+        let but = state.waiting.front().and_then(|waiter| waiter.but.clone());
+        if let Some(slot) = state.take(but.as_ref()) {
             return Some((state.waiting.pop_front()?, Grant::Place(slot)));
         }
-        let served = state.dialing * self.config.max_streams_per_connection.max(1);
+        // A connection whose SETTINGS are on their way will have places like one being dialled.
+        let coming = state.connections.iter().filter(|connection| connection.is_unsettled());
+        let coming = state.dialing + coming.count();
+        let served = coming * self.config.max_streams_per_connection.max(1);
         if state.waiting.len() <= served {
             return None;
         }

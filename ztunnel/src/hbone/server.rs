@@ -182,12 +182,15 @@ where
             while let Poll::Ready(accepted) = self.watch.h2.poll_accept(cx) {
                 match accepted {
                     Some(Ok((request, respond))) => self.take(request, respond),
-                    Some(Err(error)) => return Poll::Ready(Err(ended(error))),
+                    Some(Err(error)) => return Poll::Ready(self.ended(error)),
                     None => return Poll::Ready(Ok(())),
                 }
             }
             if let Poll::Ready(Err(error)) = self.watch.line.poll_flush_now(cx) {
-                return Poll::Ready(Err(ServeError::Unwritable { error }));
+                return Poll::Ready(match self.closing {
+                    Closing::No => Err(ServeError::Unwritable { error }),
+                    Closing::Gracefully => Ok(()),
+                });
             }
             let alarm = self.watchdog.poll(cx, &mut self.watch);
             match (alarm, self.closing) {
@@ -239,12 +242,13 @@ where
             }
         }
     }
-}
 
-fn ended(error: h2::Error) -> ServeError {
-    if error.is_io() {
-        ServeError::Broken { error }
-    } else {
-        ServeError::Protocol { error }
+    fn ended(&self, error: h2::Error) -> Result<(), ServeError> {
+        match self.closing {
+            // A client that was told to go may close before it has read our last word.
+            Closing::Gracefully if error.is_io() => Ok(()),
+            _ if error.is_io() => Err(ServeError::Broken { error }),
+            _ => Err(ServeError::Protocol { error }),
+        }
     }
 }

@@ -225,9 +225,17 @@ impl Receiver {
         if self.ended {
             return Poll::Ready(None);
         }
-        let data = ready!(self.stream.poll_data(cx));
-        self.ended = data.is_none();
-        Poll::Ready(data.map(|data| data.map_err(TunnelError::from)))
+        loop {
+            match ready!(self.stream.poll_data(cx)) {
+                // A half-close without bytes is an empty frame first, then the end.
+                Some(Ok(data)) if data.is_empty() => {}
+                Some(data) => return Poll::Ready(Some(data.map_err(TunnelError::from))),
+                None => {
+                    self.ended = true;
+                    return Poll::Ready(None);
+                }
+            }
+        }
     }
 
     /// [`Self::poll_data`] as a future.
