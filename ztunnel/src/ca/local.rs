@@ -181,9 +181,15 @@ impl LocalCa {
         leaf_ttl: Duration,
     ) -> Result<Self, LocalCaError> {
         let (certificate, key) = (directory.join(CERTIFICATE), directory.join(KEY));
-        let mode = fs::metadata(&key).map_err(failed("read", &key))?.permissions().mode();
+        let mode = fs::metadata(&key)
+            .map_err(failed("read", &key))?
+            .permissions()
+            .mode();
         if mode & 0o077 != 0 {
-            return Err(LocalCaError::KeyExposed { path: key, mode: mode & 0o777 });
+            return Err(LocalCaError::KeyExposed {
+                path: key,
+                mode: mode & 0o777,
+            });
         }
         let pem = Zeroizing::new(fs::read_to_string(&key).map_err(failed("read", &key))?);
         let pair = KeyPair::from_pem(&pem).map_err(damaged(&key))?;
@@ -195,7 +201,9 @@ impl LocalCa {
             (public, parsed.validity().not_after.to_datetime())
         };
         if root_key != pair.public_key_raw() {
-            return Err(LocalCaError::Mismatch { directory: directory.to_owned() });
+            return Err(LocalCaError::Mismatch {
+                directory: directory.to_owned(),
+            });
         }
         let signer = Signer::from_ca_cert_der(&root, pair).map_err(damaged(&certificate))?;
         Ok(Self {
@@ -209,15 +217,22 @@ impl LocalCa {
     }
 
     fn sign(&self, identity: &Identity) -> Result<Issued, IssueError> {
-        let refused =
-            |why: String| IssueError::Refused { issuer: self.directory.display().to_string(), why };
+        let refused = |why: String| IssueError::Refused {
+            issuer: self.directory.display().to_string(),
+            why,
+        };
         if identity.trust_domain() != self.trust_domain {
-            return Err(refused(format!("it serves the trust domain {}", self.trust_domain)));
+            return Err(refused(format!(
+                "it serves the trust domain {}",
+                self.trust_domain
+            )));
         }
         let now = SystemTime::now();
         let not_after = OffsetDateTime::from(now + self.leaf_ttl).min(self.root_not_after);
         if not_after <= OffsetDateTime::from(now) {
-            return Err(refused("its root certificate has expired: remove it to get a new one".into()));
+            return Err(refused(
+                "its root certificate has expired: remove it to get a new one".into(),
+            ));
         }
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
             .map_err(|error| refused(error.to_string()))?;
@@ -229,13 +244,18 @@ impl LocalCa {
         params.subject_alt_names =
             vec![uri(identity.as_str()).map_err(|error| refused(error.to_string()))?];
         params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages =
-            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         params.use_authority_key_identifier_extension = true;
-        let leaf =
-            params.signed_by(&key, &self.signer).map_err(|error| refused(error.to_string()))?;
+        let leaf = params
+            .signed_by(&key, &self.signer)
+            .map_err(|error| refused(error.to_string()))?;
         Ok(Issued {
             chain: vec![leaf.der().clone()],
             key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
@@ -256,7 +276,9 @@ impl Issuer for LocalCa {
 
 impl std::fmt::Debug for LocalCa {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LocalCa").field("directory", &self.directory).finish_non_exhaustive()
+        f.debug_struct("LocalCa")
+            .field("directory", &self.directory)
+            .finish_non_exhaustive()
     }
 }
 
@@ -275,9 +297,11 @@ pub fn load_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, LocalCaEr
 }
 
 fn create_root(directory: &Path, trust_domain: &str) -> Result<(), LocalCaError> {
-    let (certificate, key) = generate_root(trust_domain).map_err(|error| {
-        LocalCaError::Generate { trust_domain: trust_domain.to_owned(), why: error.to_string() }
-    })?;
+    let (certificate, key) =
+        generate_root(trust_domain).map_err(|error| LocalCaError::Generate {
+            trust_domain: trust_domain.to_owned(),
+            why: error.to_string(),
+        })?;
     // The certificate last: it says that the root is complete.
     write_whole(directory, KEY, key.as_bytes(), 0o600)?;
     write_whole(directory, CERTIFICATE, certificate.as_bytes(), 0o644)
@@ -291,8 +315,12 @@ fn generate_root(trust_domain: &str) -> Result<(String, Zeroizing<String>), rcge
     params.not_before = OffsetDateTime::from(now - BACKDATE);
     params.not_after = OffsetDateTime::from(now + ROOT_TTL);
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, trust_domain);
-    params.distinguished_name.push(DnType::CommonName, "mesh root");
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, trust_domain);
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "mesh root");
     // SPIFFE X.509-SVID, section 3.1: a signing certificate may name its trust domain.
     params.subject_alt_names = vec![uri(&format!("spiffe://{trust_domain}"))?];
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -329,8 +357,11 @@ fn write_whole(
         _ => {}
     }
     let write = || -> io::Result<()> {
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(mode).open(&unfinished)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&unfinished)?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(content)?;
         file.sync_all()?;
@@ -346,12 +377,19 @@ fn exists(path: &Path) -> Result<bool, LocalCaError> {
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LocalCaError {
     let path = path.to_owned();
-    move |source| LocalCaError::Io { action, path, source }
+    move |source| LocalCaError::Io {
+        action,
+        path,
+        source,
+    }
 }
 
 fn damaged<E: ToString>(path: &Path) -> impl FnOnce(E) -> LocalCaError {
     let path = path.to_owned();
-    move |why| LocalCaError::Damaged { path, why: why.to_string() }
+    move |why| LocalCaError::Damaged {
+        path,
+        why: why.to_string(),
+    }
 }
 
 #[cfg(test)]

@@ -38,14 +38,24 @@ pub(super) struct Buffer {
 impl Buffer {
     /// A buffer of [`LARGE`] bytes.
     pub(super) fn large() -> Self {
-        let kept = FREE.try_with(|free| free.borrow_mut().large.pop()).ok().flatten();
-        Self { bytes: kept.unwrap_or_else(|| vec![0; LARGE]) }
+        let kept = FREE
+            .try_with(|free| free.borrow_mut().large.pop())
+            .ok()
+            .flatten();
+        Self {
+            bytes: kept.unwrap_or_else(|| vec![0; LARGE]),
+        }
     }
 
     /// A buffer of [`SMALL`] bytes.
     pub(super) fn small() -> Self {
-        let kept = FREE.try_with(|free| free.borrow_mut().small.pop()).ok().flatten();
-        Self { bytes: kept.unwrap_or_else(|| vec![0; SMALL]) }
+        let kept = FREE
+            .try_with(|free| free.borrow_mut().small.pop())
+            .ok()
+            .flatten();
+        Self {
+            bytes: kept.unwrap_or_else(|| vec![0; SMALL]),
+        }
     }
 
     /// Moves `kept` bytes into a small buffer if they fit one. Says where they begin now.
@@ -108,7 +118,9 @@ mod tests {
 
     #[test]
     fn the_free_list_is_bounded() {
-        let many: Vec<_> = (0..50).map(|_| (Buffer::large(), Buffer::small())).collect();
+        let many: Vec<_> = (0..50)
+            .map(|_| (Buffer::large(), Buffer::small()))
+            .collect();
         drop(many);
         FREE.with(|free| {
             assert_eq!(free.borrow().large.len(), KEEP_LARGE);

@@ -5,10 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustls::client::ResolvesClientCert;
 use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
-use rustls::server::{NoServerSessionStorage, ResolvesServerCert, ClientHello};
-use rustls::client::ResolvesClientCert;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
@@ -72,10 +72,15 @@ impl Credentials {
     /// # Errors
     /// [`IssueError::Unusable`] when it is not a valid certificate of `identity` with its key.
     pub fn new(identity: &Identity, issued: Issued) -> Result<Self, IssueError> {
-        let leaf = issued.chain.first().ok_or_else(|| unusable(&"the chain is empty"))?;
+        let leaf = issued
+            .chain
+            .first()
+            .ok_or_else(|| unusable(&"the chain is empty"))?;
         let found = identity_of(leaf).map_err(|error| unusable(&error))?;
         if found != *identity {
-            return Err(unusable(&format!("it is for {found} instead of {identity}")));
+            return Err(unusable(&format!(
+                "it is for {found} instead of {identity}"
+            )));
         }
         let credentials = Self::build(identity, issued)?;
         if !credentials.is_valid_at(SystemTime::now()) {
@@ -94,7 +99,10 @@ impl Credentials {
         let signing = any_supported_type(&issued.key);
         issued.key.zeroize();
         let signing = signing.map_err(|error| unusable(&error))?;
-        let leaf = issued.chain.first().ok_or_else(|| unusable(&"the chain is empty"))?;
+        let leaf = issued
+            .chain
+            .first()
+            .ok_or_else(|| unusable(&"the chain is empty"))?;
         let roots = Arc::new(root_store(&issued.roots)?);
         let (serial, not_before, not_after) = facts(leaf)?;
         let certified = Arc::new(CertifiedKey::new(issued.chain, signing));
@@ -138,7 +146,11 @@ impl Credentials {
         let valid = self.is_valid_at(now);
         CertificateSummary {
             identity: self.identity.clone(),
-            state: if valid { CertificateState::Available } else { CertificateState::Expired },
+            state: if valid {
+                CertificateState::Available
+            } else {
+                CertificateState::Expired
+            },
             serial: self.serial.clone(),
             not_before: seconds(self.not_before),
             not_after: seconds(self.not_after),
@@ -152,9 +164,14 @@ impl Credentials {
 
     /// The configuration for connecting to one of `expected`.
     pub(super) fn client(&self, expected: &[Identity]) -> Arc<ClientConfig> {
-        let verifier = ExpectedServer { roots: self.roots.clone(), expected: expected.to_vec() };
+        let verifier = ExpectedServer {
+            roots: self.roots.clone(),
+            expected: expected.to_vec(),
+        };
         let mut config = self.client.clone();
-        config.dangerous().set_certificate_verifier(Arc::new(verifier));
+        config
+            .dangerous()
+            .set_certificate_verifier(Arc::new(verifier));
         Arc::new(config)
     }
 }
@@ -169,13 +186,17 @@ impl fmt::Debug for Credentials {
 }
 
 fn unusable(why: &dyn fmt::Display) -> IssueError {
-    IssueError::Unusable { why: why.to_string() }
+    IssueError::Unusable {
+        why: why.to_string(),
+    }
 }
 
 fn root_store(roots: &[CertificateDer<'static>]) -> Result<RootCertStore, IssueError> {
     let mut store = RootCertStore::empty();
     for root in roots {
-        store.add(root.clone()).map_err(|error| unusable(&format!("a root is broken: {error}")))?;
+        store
+            .add(root.clone())
+            .map_err(|error| unusable(&format!("a root is broken: {error}")))?;
     }
     if store.is_empty() {
         return Err(unusable(&"it came without a root certificate"));
@@ -191,11 +212,16 @@ fn facts(leaf: &CertificateDer<'_>) -> Result<(String, SystemTime, SystemTime), 
     };
     let validity = parsed.validity();
     let (not_before, not_after) = (time(validity.not_before), time(validity.not_after));
-    Ok((parsed.raw_serial_as_string().replace(':', ""), not_before, not_after))
+    Ok((
+        parsed.raw_serial_as_string().replace(':', ""),
+        not_before,
+        not_after,
+    ))
 }
 
 fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 fn server_config(
@@ -203,7 +229,10 @@ fn server_config(
     roots: &Arc<RootCertStore>,
     chosen: &Arc<Always>,
 ) -> Result<ServerConfig, IssueError> {
-    let verifier = MeshClient { roots: roots.clone(), ours: identity.clone() };
+    let verifier = MeshClient {
+        roots: roots.clone(),
+        ours: identity.clone(),
+    };
     let mut config = ServerConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&TLS13])
         .map_err(|error| unusable(&error))?
@@ -222,7 +251,10 @@ fn client_config(
     chosen: &Arc<Always>,
 ) -> Result<ClientConfig, IssueError> {
     // Accepts nobody until a connection says whom it expects.
-    let verifier = ExpectedServer { roots: roots.clone(), expected: Vec::new() };
+    let verifier = ExpectedServer {
+        roots: roots.clone(),
+        expected: Vec::new(),
+    };
     let mut config = ClientConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&TLS13])
         .map_err(|error| unusable(&error))?

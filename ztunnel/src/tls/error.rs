@@ -117,7 +117,9 @@ pub enum IssueError {
     },
     /// The issuing task ended without an answer: the store was asked to forget the identity, or
     /// the process is shutting down.
-    #[error("issuing was given up: the identity is no longer served here, or the proxy is stopping")]
+    #[error(
+        "issuing was given up: the identity is no longer served here, or the proxy is stopping"
+    )]
     GivenUp,
 }
 
@@ -228,7 +230,9 @@ pub enum HandshakeError {
     #[error("it presented no certificate: not a mesh workload?")]
     NoCertificate,
     /// The certificate does not chain to our roots.
-    #[error("its certificate is signed by an unknown authority: another mesh, or a root was replaced")]
+    #[error(
+        "its certificate is signed by an unknown authority: another mesh, or a root was replaced"
+    )]
     UnknownIssuer,
     /// The certificate's time is over, or has not come.
     #[error("its certificate is not valid now ({why}): is its renewal stuck, or a clock wrong?")]

@@ -47,12 +47,16 @@ where
 {
     // Only decides that no SNI is sent; the verifier ignores it.
     let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([127, 0, 0, 1])));
-    let established =
-        match UnbufferedClientConnection::new(credentials.client(expected), name) {
-            Ok(connection) => establish(connection, io, Role::Client).await,
-            Err(error) => Err(Box::new(HandshakeError::Internal { why: error.to_string() })),
-        };
-    established.map_err(|cause| Error::Handshake { role: Role::Client, cause })
+    let established = match UnbufferedClientConnection::new(credentials.client(expected), name) {
+        Ok(connection) => establish(connection, io, Role::Client).await,
+        Err(error) => Err(Box::new(HandshakeError::Internal {
+            why: error.to_string(),
+        })),
+    };
+    established.map_err(|cause| Error::Handshake {
+        role: Role::Client,
+        cause,
+    })
 }
 
 /// Answers a session as `credentials`; the client must present a certificate of the mesh.
@@ -67,9 +71,14 @@ where
 {
     let established = match UnbufferedServerConnection::new(credentials.server().clone()) {
         Ok(connection) => establish(connection, io, Role::Server).await,
-        Err(error) => Err(Box::new(HandshakeError::Internal { why: error.to_string() })),
+        Err(error) => Err(Box::new(HandshakeError::Internal {
+            why: error.to_string(),
+        })),
     };
-    established.map_err(|cause| Error::Handshake { role: Role::Server, cause })
+    established.map_err(|cause| Error::Handshake {
+        role: Role::Server,
+        cause,
+    })
 }
 
 async fn establish<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
@@ -128,9 +137,11 @@ impl Flight {
         let used = self.leaving.len();
         if let Err(EncodeError::InsufficientSize(needed)) = message.encode(&mut []) {
             self.leaving.resize(used + needed.required_size, 0);
-            message
-                .encode(&mut self.leaving[used..])
-                .map_err(|error| HandshakeError::Internal { why: error.to_string() })?;
+            message.encode(&mut self.leaving[used..]).map_err(|error| {
+                HandshakeError::Internal {
+                    why: error.to_string(),
+                }
+            })?;
         }
         Ok(())
     }
@@ -141,7 +152,9 @@ impl Flight {
         role: Role,
     ) -> Result<(), HandshakeError> {
         if self.total > HANDSHAKE_LIMIT {
-            return Err(HandshakeError::TooLarge { limit: HANDSHAKE_LIMIT });
+            return Err(HandshakeError::TooLarge {
+                limit: HANDSHAKE_LIMIT,
+            });
         }
         self.arrived.reserve(READ_SIZE);
         let count = io.read_buf(&mut self.arrived).await;
@@ -161,7 +174,9 @@ impl Flight {
             let sent = io.write_all(&self.leaving).await;
             sent.map_err(|source| HandshakeError::Io { source })?;
             self.leaving.clear();
-            io.flush().await.map_err(|source| HandshakeError::Io { source })?;
+            io.flush()
+                .await
+                .map_err(|source| HandshakeError::Io { source })?;
         }
         Ok(())
     }
@@ -219,7 +234,9 @@ fn step<H: Handshake>(connection: &mut H, flight: &mut Flight) -> Result<Step, H
         Ok(ConnectionState::BlockedHandshake) => Ok(Step::Read),
         Ok(ConnectionState::WriteTraffic(_)) => Ok(Step::Done),
         Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => Err(HandshakeError::Closed),
-        Ok(_) => Err(HandshakeError::Misbehaved { why: "data before the handshake's end".into() }),
+        Ok(_) => Err(HandshakeError::Misbehaved {
+            why: "data before the handshake's end".into(),
+        }),
     };
     flight.arrived = arrived;
     flight.discard(discard);
@@ -237,8 +254,12 @@ fn agreement(state: &CommonState) -> Result<Agreement, HandshakeError> {
     let leaf = state.peer_certificates().and_then(|chain| chain.first());
     let peer = identity_of(leaf.ok_or(HandshakeError::NoCertificate)?)
         .map_err(|source| HandshakeError::Identity { source })?;
-    let suite = state.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str());
-    let group = state.negotiated_key_exchange_group().and_then(|group| group.name().as_str());
+    let suite = state
+        .negotiated_cipher_suite()
+        .and_then(|suite| suite.suite().as_str());
+    let group = state
+        .negotiated_key_exchange_group()
+        .and_then(|group| group.name().as_str());
     Ok(Agreement {
         peer,
         cipher_suite: suite.unwrap_or("unknown"),
@@ -255,18 +276,28 @@ fn take_over<H: Handshake>(
         _ => 0,
     };
     if flight.shown > 0 {
-        return Err(HandshakeError::Misbehaved { why: "bytes behind its Finished".into() });
+        return Err(HandshakeError::Misbehaved {
+            why: "bytes behind its Finished".into(),
+        });
     }
-    let internal = |error: RecordError| HandshakeError::Internal { why: error.to_string() };
+    let internal = |error: RecordError| HandshakeError::Internal {
+        why: error.to_string(),
+    };
     let (secrets, keys) = connection
         .finish()
-        .map_err(|error| HandshakeError::Internal { why: error.to_string() })?;
+        .map_err(|error| HandshakeError::Internal {
+            why: error.to_string(),
+        })?;
     let (sequence, receiving) = secrets.rx;
     let opener = Opener::new(sequence, receiving).map_err(internal)?;
     let (sequence, sending) = secrets.tx;
     let sealer = Sealer::new(sequence, sending).map_err(internal)?;
     let incoming = Incoming::new(opener, &flight.arrived).map_err(internal)?;
-    Ok((keys, incoming, Outgoing::new(sealer, limit, &flight.leaving)))
+    Ok((
+        keys,
+        incoming,
+        Outgoing::new(sealer, limit, &flight.leaving),
+    ))
 }
 
 /// Tells a refused peer why, as far as it listens.
@@ -313,13 +344,17 @@ fn handshake_error(error: rustls::Error) -> HandshakeError {
         rustls::Error::NoCertificatesPresented => HandshakeError::NoCertificate,
         rustls::Error::NoApplicationProtocol => HandshakeError::NoHbone,
         rustls::Error::AlertReceived(alert) => HandshakeError::Refused { alert },
-        rustls::Error::PeerIncompatible(why) => {
-            HandshakeError::Incompatible { why: format!("{why:?}") }
-        }
+        rustls::Error::PeerIncompatible(why) => HandshakeError::Incompatible {
+            why: format!("{why:?}"),
+        },
         error @ (rustls::Error::FailedToGetCurrentTime
         | rustls::Error::FailedToGetRandomBytes
-        | rustls::Error::General(_)) => HandshakeError::Internal { why: error.to_string() },
-        other => HandshakeError::Misbehaved { why: other.to_string() },
+        | rustls::Error::General(_)) => HandshakeError::Internal {
+            why: error.to_string(),
+        },
+        other => HandshakeError::Misbehaved {
+            why: other.to_string(),
+        },
     }
 }
 
@@ -335,7 +370,9 @@ fn certificate_error(cause: CertificateError) -> HandshakeError {
             HandshakeError::WrongPurpose { why }
         }
         CertificateError::Other(other) => match other.0.downcast_ref::<IdentityRefusal>() {
-            Some(refusal) => HandshakeError::Identity { source: refusal.clone() },
+            Some(refusal) => HandshakeError::Identity {
+                source: refusal.clone(),
+            },
             None => HandshakeError::BadCertificate { why },
         },
         _ => HandshakeError::BadCertificate { why },
@@ -345,10 +382,8 @@ fn certificate_error(cause: CertificateError) -> HandshakeError {
 /// What the client's and the server's connection have in common.
 trait Handshake {
     type Data;
-    fn process<'c, 'i>(
-        &'c mut self,
-        arrived: &'i mut [u8],
-    ) -> UnbufferedStatus<'c, 'i, Self::Data>;
+    fn process<'c, 'i>(&'c mut self, arrived: &'i mut [u8])
+    -> UnbufferedStatus<'c, 'i, Self::Data>;
     fn state(&self) -> &CommonState;
     fn finish(self) -> Result<(ExtractedSecrets, Keys), rustls::Error>;
 }

@@ -81,7 +81,9 @@ impl Incoming {
                 .buffer
                 .get_or_insert_with(Buffer::large)
                 .get_mut(..arrived.len())
-                .ok_or(RecordError::Overflow { length: arrived.len() })?
+                .ok_or(RecordError::Overflow {
+                    length: arrived.len(),
+                })?
                 .copy_from_slice(arrived);
             incoming.end = arrived.len();
         }
@@ -205,7 +207,9 @@ impl Incoming {
         }
         self.fruitless += 1;
         if self.fruitless > MAX_FRUITLESS {
-            return Err(RecordError::Fruitless { count: self.fruitless });
+            return Err(RecordError::Fruitless {
+                count: self.fruitless,
+            });
         }
         Ok(())
     }
@@ -221,14 +225,16 @@ impl Incoming {
         self.count_record(0)?;
         match content {
             // A message in pieces must not be mixed with other records (RFC 8446, section 5.1).
-            Content::Data => Err(RecordError::Unexpected { what: "record inside a message" }),
-            Content::Alert if !self.message.is_empty() => {
-                Err(RecordError::Unexpected { what: "alert inside a message" })
-            }
+            Content::Data => Err(RecordError::Unexpected {
+                what: "record inside a message",
+            }),
+            Content::Alert if !self.message.is_empty() => Err(RecordError::Unexpected {
+                what: "alert inside a message",
+            }),
             Content::Alert => self.alert(keys.role(), first, body),
-            Content::Handshake if body.is_empty() => {
-                Err(RecordError::Unexpected { what: "empty handshake record" })
-            }
+            Content::Handshake if body.is_empty() => Err(RecordError::Unexpected {
+                what: "empty handshake record",
+            }),
             Content::Handshake => {
                 self.message.extend_from_slice(body);
                 let mut messages = std::mem::take(&mut self.message);
@@ -269,13 +275,17 @@ impl Incoming {
         let mut rest = bytes;
         while let &[kind, high, middle, low, ref behind @ ..] = rest {
             let length = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
-            let permitted = kind == KEY_UPDATE
-                || (kind == NEW_SESSION_TICKET && keys.role() == Role::Client);
+            let permitted =
+                kind == KEY_UPDATE || (kind == NEW_SESSION_TICKET && keys.role() == Role::Client);
             if !permitted {
-                return Err(RecordError::Unexpected { what: "handshake message" });
+                return Err(RecordError::Unexpected {
+                    what: "handshake message",
+                });
             }
             if length > MAX_MESSAGE || (kind == KEY_UPDATE && length != 1) {
-                return Err(RecordError::Malformed { what: "handshake message" });
+                return Err(RecordError::Malformed {
+                    what: "handshake message",
+                });
             }
             let Some((body, next)) = behind.split_at_checked(length) else {
                 break;
@@ -298,7 +308,9 @@ impl Incoming {
         behind: &[u8],
     ) -> Result<(), RecordError> {
         if !behind.is_empty() {
-            return Err(RecordError::Unexpected { what: "message behind a key update" });
+            return Err(RecordError::Unexpected {
+                what: "message behind a key update",
+            });
         }
         let (sequence, secrets) = keys.next_to_receive()?;
         self.opener = Opener::new(sequence, secrets)?;
@@ -307,5 +319,13 @@ impl Incoming {
             [1] => outgoing.answer_key_update(keys),
             _ => Err(RecordError::Malformed { what: "key update" }),
         }
+    }
+}
+
+#[cfg(test)]
+impl Incoming {
+    /// Bytes of memory held.
+    pub(super) fn held(&self) -> usize {
+        self.buffer.as_ref().map_or(0, |buffer| buffer.len())
     }
 }

@@ -31,7 +31,9 @@ impl Keys {
             Self::Client(keys) => keys.update_tx_secret(),
             Self::Server(keys) => keys.update_tx_secret(),
         }
-        .map_err(|_rustls| RecordError::Keys { what: "no next sending secret" })
+        .map_err(|_rustls| RecordError::Keys {
+            what: "no next sending secret",
+        })
     }
 
     /// The next secret for what we receive, with its first sequence number.
@@ -42,6 +44,8 @@ impl Keys {
             Self::Client(keys) => keys.update_rx_secret(),
             Self::Server(keys) => keys.update_rx_secret(),
         }
-        .map_err(|_rustls| RecordError::Keys { what: "no next receiving secret" })
+        .map_err(|_rustls| RecordError::Keys {
+            what: "no next receiving secret",
+        })
     }
 }

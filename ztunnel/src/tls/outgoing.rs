@@ -88,8 +88,8 @@ impl Outgoing {
                 self.replace_worn_key(keys)?;
             }
             let buffer = self.buffer.get_or_insert_with(Buffer::large);
-            let room = (buffer.len() - CONTROL_RESERVE)
-                .saturating_sub(self.end + self.staged + OVERHEAD);
+            let room =
+                (buffer.len() - CONTROL_RESERVE).saturating_sub(self.end + self.staged + OVERHEAD);
             if room == 0 {
                 break;
             }
@@ -134,7 +134,10 @@ impl Outgoing {
     /// What has to go to the socket; seals the unfinished record first.
     pub(super) fn pending(&mut self) -> Result<&[u8], RecordError> {
         self.seal_staged()?;
-        Ok(self.buffer.as_ref().map_or(&[], |buffer| &buffer[self.start..self.end]))
+        Ok(self
+            .buffer
+            .as_ref()
+            .map_or(&[], |buffer| &buffer[self.start..self.end]))
     }
 
     /// The socket took that many bytes. Gives the buffer back when it was all.
@@ -162,7 +165,11 @@ impl Outgoing {
     /// Queues an alert.
     pub(super) fn alert(&mut self, alert: AlertDescription) -> Result<(), RecordError> {
         // close_notify is a warning, the rest is fatal (RFC 8446, section 6).
-        let level = if alert == AlertDescription::CloseNotify { 1 } else { 2 };
+        let level = if alert == AlertDescription::CloseNotify {
+            1
+        } else {
+            2
+        };
         self.control(Content::Alert, &[level, alert.into()])
     }
 
@@ -178,7 +185,11 @@ impl Outgoing {
     }
 
     fn replace_worn_key(&mut self, keys: &mut Keys) -> Result<(), RecordError> {
-        if self.sealer.sealed() < self.limit { Ok(()) } else { self.update_key(keys) }
+        if self.sealer.sealed() < self.limit {
+            Ok(())
+        } else {
+            self.update_key(keys)
+        }
     }
 
     fn update_key(&mut self, keys: &mut Keys) -> Result<(), RecordError> {
@@ -211,5 +222,29 @@ impl Outgoing {
             self.staged = 0;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Outgoing {
+    /// Queues a record with any content.
+    pub(super) fn raw(&mut self, content: Content, bytes: &[u8]) {
+        self.control(content, bytes).unwrap();
+    }
+
+    /// Replaces the key after so many records.
+    pub(super) const fn wear_out_after(&mut self, records: u64) {
+        self.limit = records;
+    }
+
+    /// Uses the next key without telling the peer: the test has told it.
+    pub(super) fn next_key(&mut self, keys: &mut Keys) {
+        let (sequence, secrets) = keys.next_to_send().unwrap();
+        self.sealer = Sealer::new(sequence, secrets).unwrap();
+    }
+
+    /// Bytes of memory held.
+    pub(super) fn held(&self) -> usize {
+        self.buffer.as_ref().map_or(0, |buffer| buffer.len())
     }
 }

@@ -2,7 +2,9 @@
 //! key, its IV and the sequence number. Plaintext is sealed from where it lies and opened to
 //! where it is wanted, so that the cipher's pass over the bytes is also the copy.
 
-use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::aead::{
+    AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
+};
 use rustls::ConnectionTrafficSecrets;
 
 use super::error::RecordError;
@@ -47,7 +49,9 @@ impl Content {
             21 => Ok(Self::Alert),
             22 => Ok(Self::Handshake),
             23 => Ok(Self::Data),
-            _ => Err(RecordError::Unexpected { what: "content type" }),
+            _ => Err(RecordError::Unexpected {
+                what: "content type",
+            }),
         }
     }
 }
@@ -59,7 +63,9 @@ pub(super) fn record_length(bytes: &[u8]) -> Result<Option<usize>, RecordError> 
         return Ok(None);
     };
     if kind != Content::Data.byte() {
-        return Err(RecordError::Unexpected { what: "unprotected record" });
+        return Err(RecordError::Unexpected {
+            what: "unprotected record",
+        });
     }
     let length = usize::from(u16::from_be_bytes([high, low]));
     if length > MAX_SEALED {
@@ -84,15 +90,27 @@ impl Traffic {
             ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
             ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
             ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (&CHACHA20_POLY1305, key, iv),
-            _ => return Err(RecordError::Keys { what: "unknown cipher" }),
+            _ => {
+                return Err(RecordError::Keys {
+                    what: "unknown cipher",
+                });
+            }
         };
-        let key = UnboundKey::new(algorithm, key.as_ref())
-            .map_err(|_unspecified| RecordError::Keys { what: "wrong key length" })?;
+        let key =
+            UnboundKey::new(algorithm, key.as_ref()).map_err(|_unspecified| RecordError::Keys {
+                what: "wrong key length",
+            })?;
         let iv = iv
             .as_ref()
             .try_into()
-            .map_err(|_length| RecordError::Keys { what: "wrong IV length" })?;
-        Ok(Self { key: LessSafeKey::new(key), iv, sequence })
+            .map_err(|_length| RecordError::Keys {
+                what: "wrong IV length",
+            })?;
+        Ok(Self {
+            key: LessSafeKey::new(key),
+            iv,
+            sequence,
+        })
     }
 
     /// The nonce of the next record (RFC 8446, section 5.3). Never gives one twice.
@@ -101,8 +119,9 @@ impl Traffic {
         for (byte, count) in nonce[4..].iter_mut().zip(self.sequence.to_be_bytes()) {
             *byte ^= count;
         }
-        self.sequence =
-            self.sequence.checked_add(1).ok_or(RecordError::Keys { what: "sequence exhausted" })?;
+        self.sequence = self.sequence.checked_add(1).ok_or(RecordError::Keys {
+            what: "sequence exhausted",
+        })?;
         Ok(Nonce::assume_unique_for_key(nonce))
     }
 }
@@ -118,7 +137,9 @@ impl Sealer {
         sequence: u64,
         secrets: ConnectionTrafficSecrets,
     ) -> Result<Self, RecordError> {
-        Ok(Self { traffic: Traffic::new(sequence, secrets)? })
+        Ok(Self {
+            traffic: Traffic::new(sequence, secrets)?,
+        })
     }
 
     /// How many records this key has sealed.
@@ -141,7 +162,9 @@ impl Sealer {
         self.traffic
             .key
             .seal_in_place_scatter(nonce, Aad::from(header), body, &[content.byte()], tail)
-            .map_err(|_unspecified| RecordError::Keys { what: "sealing failed" })
+            .map_err(|_unspecified| RecordError::Keys {
+                what: "sealing failed",
+            })
     }
 
     /// Seals `plain` into `record`, which is exactly [`OVERHEAD`] longer.
@@ -165,14 +188,17 @@ impl Sealer {
                 &[content.byte()],
                 tail,
             )
-            .map_err(|_unspecified| RecordError::Keys { what: "sealing failed" })
+            .map_err(|_unspecified| RecordError::Keys {
+                what: "sealing failed",
+            })
     }
 }
 
 /// The header of a record with that many bytes behind it.
 fn header(sealed: usize) -> Result<[u8; HEADER], RecordError> {
-    let length =
-        u16::try_from(sealed).map_err(|_long| RecordError::Keys { what: "record too long" })?;
+    let length = u16::try_from(sealed).map_err(|_long| RecordError::Keys {
+        what: "record too long",
+    })?;
     let [high, low] = length.to_be_bytes();
     // The legacy version is fixed (RFC 8446, section 5.2).
     Ok([Content::Data.byte(), 3, 3, high, low])
@@ -189,7 +215,9 @@ impl Opener {
         sequence: u64,
         secrets: ConnectionTrafficSecrets,
     ) -> Result<Self, RecordError> {
-        Ok(Self { traffic: Traffic::new(sequence, secrets)? })
+        Ok(Self {
+            traffic: Traffic::new(sequence, secrets)?,
+        })
     }
 
     /// How many bytes a complete record needs where it is opened to: its content, the inner
@@ -235,7 +263,9 @@ impl Opener {
 /// section 5.4).
 fn unpad(inner: &[u8]) -> Result<(Content, usize), RecordError> {
     let Some(last) = inner.iter().rposition(|byte| *byte != 0) else {
-        return Err(RecordError::Unexpected { what: "record without a content type" });
+        return Err(RecordError::Unexpected {
+            what: "record without a content type",
+        });
     };
     if last > MAX_CONTENT {
         return Err(RecordError::Overflow { length: last });

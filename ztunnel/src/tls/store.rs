@@ -78,7 +78,9 @@ impl Slot {
     fn valid(&self) -> Option<Arc<Credentials>> {
         let current = self.current.load();
         let credentials = current.as_ref()?;
-        credentials.is_valid_at(SystemTime::now()).then(|| credentials.clone())
+        credentials
+            .is_valid_at(SystemTime::now())
+            .then(|| credentials.clone())
     }
 }
 
@@ -119,8 +121,13 @@ impl Store {
             return Ok(credentials);
         }
         let failure = attempts.borrow().failure.clone();
-        let cause = failure.filter(|_| !ended).unwrap_or_else(|| Arc::new(IssueError::GivenUp));
-        Err(Error::Issue { identity: identity.clone(), cause })
+        let cause = failure
+            .filter(|_| !ended)
+            .unwrap_or_else(|| Arc::new(IssueError::GivenUp));
+        Err(Error::Issue {
+            identity: identity.clone(),
+            cause,
+        })
     }
 
     /// Starts issuing for an identity that will be wanted soon.
@@ -172,7 +179,11 @@ impl Store {
             report,
         };
         let task = self.runtime.spawn(renewal.run()).abort_handle();
-        let entry = Arc::new(Entry { slot, attempts, task });
+        let entry = Arc::new(Entry {
+            slot,
+            attempts,
+            task,
+        });
         entries.insert(identity.clone(), entry.clone());
         self.entries.store(Arc::new(entries));
         entry
@@ -197,7 +208,9 @@ impl Entry {
             identity: self.slot.identity.clone(),
             state: match failure {
                 None => CertificateState::Initializing,
-                Some(cause) => CertificateState::Unavailable { reason: cause.to_string() },
+                Some(cause) => CertificateState::Unavailable {
+                    reason: cause.to_string(),
+                },
             },
             serial: String::new(),
             not_before: 0,
@@ -240,7 +253,9 @@ impl Renewal {
                         serving_old = self.slot.valid().is_some(),
                         "no certificate: {failure}"
                     );
-                    self.report.send_replace(Attempt { failure: Some(Arc::new(failure)) });
+                    self.report.send_replace(Attempt {
+                        failure: Some(Arc::new(failure)),
+                    });
                     self.sleep(attempted, pause.mul_f64(1.0 - jitter())).await;
                     pause = (pause * 2).min(self.config.retry_max);
                 }

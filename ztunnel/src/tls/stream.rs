@@ -62,7 +62,15 @@ impl<IO> Stream<IO> {
         outgoing: Outgoing,
         agreement: Agreement,
     ) -> Self {
-        Self { io, keys, incoming, outgoing, agreement, state: State::Open, writer: Writer::Idle }
+        Self {
+            io,
+            keys,
+            incoming,
+            outgoing,
+            agreement,
+            state: State::Open,
+            writer: Writer::Idle,
+        }
     }
 
     /// Who the peer proved to be.
@@ -143,7 +151,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Stream<IO> {
         Ok(())
     }
 
-    fn write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn fill(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         match &self.state {
             State::Open => {}
             State::Closing => return Poll::Ready(Err(RecordError::Closed.into())),
@@ -164,7 +172,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Stream<IO> {
 
     fn drain_for_writer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let drained = self.drain(cx);
-        self.writer = if drained.is_pending() { Writer::Waiting } else { Writer::Idle };
+        self.writer = if drained.is_pending() {
+            Writer::Waiting
+        } else {
+            Writer::Idle
+        };
         drained
     }
 }
@@ -216,7 +228,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<IO> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().write(cx, &[IoSlice::new(bytes)])
+        self.get_mut().fill(cx, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -224,7 +236,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<IO> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().write(cx, slices)
+        self.get_mut().fill(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -252,3 +264,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<IO> {
         Pin::new(&mut this.io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod interop;
+#[cfg(test)]
+mod tests;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer as Signer, KeyPair, PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer as Signer,
+    KeyPair, PKCS_ECDSA_P256_SHA256, SanType,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::DuplexStream;
@@ -31,7 +31,10 @@ impl Leaf {
     pub(super) fn of(identity: &Identity) -> Self {
         Self {
             uris: vec![identity.to_string()],
-            usages: vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+            usages: vec![
+                ExtendedKeyUsagePurpose::ServerAuth,
+                ExtendedKeyUsagePurpose::ClientAuth,
+            ],
             not_before: SystemTime::now() - Duration::from_secs(60),
             not_after: SystemTime::now() + Duration::from_secs(3600),
         }
@@ -42,10 +45,15 @@ impl Authority {
     pub(super) fn new() -> Self {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "test root");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "test root");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let root = params.self_signed(&key).unwrap().der().clone();
-        Self { root, signer: Signer::new(params, key) }
+        Self {
+            root,
+            signer: Signer::new(params, key),
+        }
     }
 
     pub(super) fn root(&self) -> CertificateDer<'static> {
@@ -92,7 +100,10 @@ pub(super) async fn shake(
     server: &Credentials,
     expected: &[Identity],
     capacity: usize,
-) -> (Result<Stream<DuplexStream>, Error>, Result<Stream<DuplexStream>, Error>) {
+) -> (
+    Result<Stream<DuplexStream>, Error>,
+    Result<Stream<DuplexStream>, Error>,
+) {
     let (near, far) = tokio::io::duplex(capacity);
     // The client's last flight leaves with its first flush or read, so the client has to go on.
     let connecting = async {

@@ -73,7 +73,11 @@ impl ExpectedServer {
             return Ok(());
         }
         let names: Vec<_> = self.expected.iter().take(4).map(Identity::as_str).collect();
-        let expected = if names.is_empty() { "nobody".to_owned() } else { names.join(" or ") };
+        let expected = if names.is_empty() {
+            "nobody".to_owned()
+        } else {
+            names.join(" or ")
+        };
         Err(IdentityRefusal::Unexpected { found, expected })
     }
 }
@@ -87,7 +91,13 @@ impl ServerCertVerifier for ExpectedServer {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        chain(&self.roots, end_entity, intermediates, now, KeyUsage::server_auth())?;
+        chain(
+            &self.roots,
+            end_entity,
+            intermediates,
+            now,
+            KeyUsage::server_auth(),
+        )?;
         self.check(end_entity).map_err(refusal)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -111,13 +121,17 @@ impl ServerCertVerifier for ExpectedServer {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
 impl fmt::Debug for ExpectedServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ExpectedServer").field("expected", &self.expected).finish_non_exhaustive()
+        f.debug_struct("ExpectedServer")
+            .field("expected", &self.expected)
+            .finish_non_exhaustive()
     }
 }
 
@@ -134,7 +148,10 @@ impl MeshClient {
             return Ok(());
         }
         let trust_domain = self.ours.trust_domain().to_owned();
-        Err(IdentityRefusal::TrustDomain { found, trust_domain })
+        Err(IdentityRefusal::TrustDomain {
+            found,
+            trust_domain,
+        })
     }
 }
 
@@ -150,7 +167,13 @@ impl ClientCertVerifier for MeshClient {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        chain(&self.roots, end_entity, intermediates, now, KeyUsage::client_auth())?;
+        chain(
+            &self.roots,
+            end_entity,
+            intermediates,
+            now,
+            KeyUsage::client_auth(),
+        )?;
         self.check(end_entity).map_err(refusal)?;
         Ok(ClientCertVerified::assertion())
     }
@@ -174,13 +197,17 @@ impl ClientCertVerifier for MeshClient {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
 impl fmt::Debug for MeshClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MeshClient").field("ours", &self.ours).finish_non_exhaustive()
+        f.debug_struct("MeshClient")
+            .field("ours", &self.ours)
+            .finish_non_exhaustive()
     }
 }
 
@@ -193,8 +220,16 @@ fn chain(
 ) -> Result<(), rustls::Error> {
     let leaf = webpki::EndEntityCert::try_from(end_entity).map_err(certificate_error)?;
     let algorithms = provider().signature_verification_algorithms.all;
-    leaf.verify_for_usage(algorithms, &roots.roots, intermediates, now, usage, None, None)
-        .map_err(certificate_error)?;
+    leaf.verify_for_usage(
+        algorithms,
+        &roots.roots,
+        intermediates,
+        now,
+        usage,
+        None,
+        None,
+    )
+    .map_err(certificate_error)?;
     Ok(())
 }
 
@@ -222,9 +257,11 @@ fn certificate_error(error: webpki::Error) -> rustls::Error {
         webpki::Error::CertNotValidYet { time, not_before } => {
             CertificateError::NotValidYetContext { time, not_before }
         }
-        webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
+        // The roots of two meshes may bear the same name; then only the signature tells.
+        webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
+            CertificateError::UnknownIssuer
+        }
         webpki::Error::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
-        webpki::Error::InvalidSignatureForPublicKey => CertificateError::BadSignature,
         webpki::Error::BadDer | webpki::Error::BadDerTime => CertificateError::BadEncoding,
         other => CertificateError::Other(OtherError(Arc::new(other))),
     }

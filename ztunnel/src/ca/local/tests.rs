@@ -24,16 +24,35 @@ fn a_leaf_is_short_lived_and_names_the_workload_only() {
     let names = leaf.subject_alternative_name().unwrap().unwrap();
     assert_eq!(
         names.value.general_names,
-        [x509_parser::extensions::GeneralName::URI("spiffe://cluster.local/ns/default/sa/web")]
+        [x509_parser::extensions::GeneralName::URI(
+            "spiffe://cluster.local/ns/default/sa/web"
+        )]
     );
-    assert!(names.critical, "the subject is empty (RFC 5280, section 4.2.1.6)");
+    assert!(
+        names.critical,
+        "the subject is empty (RFC 5280, section 4.2.1.6)"
+    );
     let usage = leaf.extended_key_usage().unwrap().unwrap().value;
     assert!(usage.server_auth && usage.client_auth && !usage.any);
     assert!(!leaf.is_ca());
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() as i64;
-    let (begin, end) = (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
-    assert!((110..=130).contains(&(now - begin)), "dated back {}", now - begin);
-    assert!((86_390..=86_400).contains(&(end - now)), "lives {}", end - now);
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap()
+        .as_secs() as i64;
+    let (begin, end) = (
+        leaf.validity().not_before.timestamp(),
+        leaf.validity().not_after.timestamp(),
+    );
+    assert!(
+        (110..=130).contains(&(now - begin)),
+        "dated back {}",
+        now - begin
+    );
+    assert!(
+        (86_390..=86_400).contains(&(end - now)),
+        "lives {}",
+        end - now
+    );
     let other = ca.sign(&web()).unwrap();
     let (_, other) = x509_parser::parse_x509_certificate(&other.chain[0]).unwrap();
     assert_ne!(leaf.raw_serial(), other.raw_serial());
@@ -53,10 +72,22 @@ fn the_directory_keeps_the_root() {
     let directory = place.path().join("state/ca");
     let first = open(&directory).unwrap();
     assert_eq!(open(&directory).unwrap().root(), first.root());
-    assert_eq!(load_roots(&directory.join(CERTIFICATE)).unwrap(), [first.root().clone()]);
-    let mode = |name| fs::metadata(directory.join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(
+        load_roots(&directory.join(CERTIFICATE)).unwrap(),
+        [first.root().clone()]
+    );
+    let mode = |name| {
+        fs::metadata(directory.join(name))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777
+    };
     assert_eq!((mode(KEY), mode(CERTIFICATE)), (0o600, 0o644));
-    let left: Vec<_> = fs::read_dir(&directory).unwrap().map(|f| f.unwrap().file_name()).collect();
+    let left: Vec<_> = fs::read_dir(&directory)
+        .unwrap()
+        .map(|f| f.unwrap().file_name())
+        .collect();
     assert_eq!(left.len(), 3, "{left:?}");
 }
 
@@ -74,7 +105,10 @@ fn proxies_that_start_together_share_one_root() {
             })
         })
         .collect();
-    let mut roots: Vec<_> = proxies.into_iter().map(|proxy| proxy.join().unwrap()).collect();
+    let mut roots: Vec<_> = proxies
+        .into_iter()
+        .map(|proxy| proxy.join().unwrap())
+        .collect();
     roots.dedup();
     assert_eq!(roots.len(), 1);
 }
@@ -102,7 +136,10 @@ fn files_that_do_not_fit_are_refused_and_never_replaced() {
         (Vec::new(), "damaged"),
         (b"nonsense".to_vec(), "damaged"),
         (good[..good.len() / 2].to_vec(), "damaged"),
-        (generate_root("cluster.local").unwrap().0.into_bytes(), "mismatch"),
+        (
+            generate_root("cluster.local").unwrap().0.into_bytes(),
+            "mismatch",
+        ),
     ] {
         fs::write(&certificate, &bad).unwrap();
         assert_eq!(open(directory).unwrap_err().reason(), reason);
@@ -136,7 +173,11 @@ fn refuses_other_trust_domains_and_lifetimes_that_cannot_work() {
 async fn serves_a_store() {
     let place = tempfile::tempdir().unwrap();
     let ca = Arc::new(open(place.path()).unwrap());
-    let store = Store::new(ca, tls::Config::default(), tokio::runtime::Handle::current());
+    let store = Store::new(
+        ca,
+        tls::Config::default(),
+        tokio::runtime::Handle::current(),
+    );
     let (client, server) = (web(), Identity::new("cluster.local", "shop", "db").unwrap());
     let (near, far) = tokio::io::duplex(64 * 1024);
     let as_client = store.get(&client).await.unwrap();
