@@ -215,6 +215,23 @@ fn values_of_every_kind_are_written() {
 }
 
 #[test]
+fn records_of_the_log_crate_keep_their_target_and_follow_the_filter() {
+    let sink = Sink::default();
+    let config = LogConfig {
+        filter: "info,programs=debug".parse().unwrap(),
+        ..Default::default()
+    };
+    let (subscriber, _handle, guard) = build(&config, sink.clone()).unwrap();
+    // Installs the bridge as well, which try_init does in a real process.
+    let inside = subscriber.set_default();
+    log::debug!(target: "programs", "captured");
+    log::debug!(target: "elsewhere", "not wanted");
+    drop((inside, guard));
+    let log = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(without_time(&log), "debug\tprograms\tcaptured\n");
+}
+
+#[test]
 fn a_log_format_has_a_name() {
     assert_eq!("json".parse(), Ok(LogFormat::Json));
     assert_eq!("text".parse(), Ok(LogFormat::Text));
