@@ -45,6 +45,9 @@ pub struct Document {
     pub services: Vec<ServiceEntry>,
     /// The key `policies`.
     pub policies: Vec<PolicyEntry>,
+    /// What complaints call this document; empty where that is clear.
+    #[serde(skip)]
+    pub source: String,
 }
 
 /// Why a local file cannot be used. Every message begins with the path of the value in the file.
@@ -53,6 +56,14 @@ pub enum LocalError {
     /// It is no YAML, or a value is not what stands there.
     #[error(transparent)]
     Yaml(#[from] YamlError),
+    /// The same, in a document that has a name.
+    #[error("{document}: {error}")]
+    Document {
+        /// The document.
+        document: String,
+        /// What is wrong in it.
+        error: YamlError,
+    },
     /// A value is well formed but cannot be.
     #[error("{path}: {problem}")]
     Invalid {
@@ -94,7 +105,7 @@ impl LocalError {
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
-            Self::Yaml(_) => "yaml",
+            Self::Yaml(_) | Self::Document { .. } => "yaml",
             Self::Invalid { .. } => "invalid_value",
             Self::Duplicate { .. } => "duplicate_key",
             Self::AddressTaken { .. } => "address_taken",
@@ -125,11 +136,31 @@ impl Document {
     pub fn read(yaml: &str) -> Result<Self, LocalError> {
         Ok(yaml::read(yaml)?)
     }
+
+    /// As [`Self::read`], with a name that every complaint begins with.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_as(source: &str, yaml: &str) -> Result<Self, LocalError> {
+        let document: Self = yaml::read(yaml).map_err(|error| LocalError::Document {
+            document: source.to_owned(),
+            error,
+        })?;
+        Ok(Self {
+            source: source.to_owned(),
+            ..document
+        })
+    }
+
+    /// The path of an object.
+    fn path(&self, kind: &str, at: usize) -> String {
+        let source = if self.source.is_empty() { "" } else { ": " };
+        format!("{}{source}{kind}[{at}]", self.source)
+    }
 }
 
 impl LocalMesh {
-    /// Puts documents together. `trust_domain` is that of workloads that name none. With more
-    /// than one document, the numbers in the paths of complaints count through all of them.
+    /// Puts documents together. `trust_domain` is that of workloads that name none.
     ///
     /// # Errors
     /// When an object is wrong in itself, or contradicts another one.
@@ -137,36 +168,21 @@ impl LocalMesh {
         let mut texts = Interner::new();
         let mut mesh = Self::default();
         let mut claims = Claims::default();
-        for (at, entry) in documents
-            .iter()
-            .flat_map(|document| &document.workloads)
-            .enumerate()
-        {
-            let path = format!("workloads[{at}]");
+        for (path, entry) in numbered(&documents, "workloads", |document| &document.workloads) {
             let workload = entry
                 .build(trust_domain, &mut texts)
                 .map_err(|bad| invalid(&path, &bad))?;
             claims.workload(&path, &workload)?;
             mesh.workloads.push(workload);
         }
-        for (at, entry) in documents
-            .iter()
-            .flat_map(|document| &document.services)
-            .enumerate()
-        {
-            let path = format!("services[{at}]");
+        for (path, entry) in numbered(&documents, "services", |document| &document.services) {
             let service = entry
                 .build(&mut texts)
                 .map_err(|bad| invalid(&path, &bad))?;
             claims.service(&path, &service)?;
             mesh.services.push(service);
         }
-        for (at, entry) in documents
-            .iter()
-            .flat_map(|document| &document.policies)
-            .enumerate()
-        {
-            let path = format!("policies[{at}]");
+        for (path, entry) in numbered(&documents, "policies", |document| &document.policies) {
             let policy = entry
                 .build(&mut texts)
                 .map_err(|bad| invalid(&path, &bad))?;
@@ -313,6 +329,18 @@ impl Claims {
             first: first.path,
         })
     }
+}
+
+/// The objects of one kind with their paths.
+fn numbered<'a, T: 'a>(
+    documents: &'a [Document],
+    kind: &'static str,
+    objects: impl Fn(&'a Document) -> &'a Vec<T>,
+) -> impl Iterator<Item = (String, &'a T)> {
+    documents.iter().flat_map(move |document| {
+        let objects = objects(document).iter().enumerate();
+        objects.map(move |(at, entry)| (document.path(kind, at), entry))
+    })
 }
 
 fn invalid(path: &impl Display, bad: &objects::BadField) -> LocalError {

@@ -166,10 +166,7 @@ mod tests {
                 "items: 3\n",
                 "items: invalid type: integer `3`, expected a sequence (line 1)",
             ),
-            (
-                "items: [\n",
-                "did not find expected node content (line 2)",
-            ),
+            ("items: [\n", "did not find expected node content (line 2)"),
             (
                 "items: []\nitems: []\n",
                 "duplicate entry with key \"items\" (line 1)",

@@ -199,13 +199,7 @@ impl WorkloadEntry {
             workload_type: self.workload_type,
             workload_name: texts.get(&self.workload_name),
             native_tunnel: self.native_tunnel,
-            application_tunnel: self
-                .application_tunnel
-                .as_ref()
-                .map(|tunnel| ApplicationTunnel {
-                    proxy_protocol: tunnel.protocol,
-                    port: tunnel.port.map(|port| port.0),
-                }),
+            application_tunnel: self.application_tunnel.as_ref().map(Tunnel::build),
             services,
             authorization_policies: self
                 .authorization_policies
@@ -214,11 +208,7 @@ impl WorkloadEntry {
                 .collect(),
             status: self.status,
             cluster_id: texts.get(&self.cluster_id),
-            locality: Locality {
-                region: texts.get(&self.locality.region),
-                zone: texts.get(&self.locality.zone),
-                subzone: texts.get(&self.locality.subzone),
-            },
+            locality: self.locality.build(texts),
             network_mode: self.network_mode,
             capacity: self.capacity,
         })
@@ -270,6 +260,25 @@ impl ServiceEntry {
             }),
             ip_families: self.ip_families,
         })
+    }
+}
+
+impl Place {
+    fn build(&self, texts: &mut Interner) -> Locality {
+        Locality {
+            region: texts.get(&self.region),
+            zone: texts.get(&self.zone),
+            subzone: texts.get(&self.subzone),
+        }
+    }
+}
+
+impl Tunnel {
+    fn build(&self) -> ApplicationTunnel {
+        ApplicationTunnel {
+            proxy_protocol: self.protocol,
+            port: self.port.map(|port| port.0),
+        }
     }
 }
 
