@@ -59,7 +59,8 @@ impl Identity {
     /// The Kubernetes namespace.
     #[must_use]
     pub fn namespace(&self) -> &str {
-        &self.text[usize::from(self.trust_domain_end) + "/ns/".len()..usize::from(self.namespace_end)]
+        &self.text
+            [usize::from(self.trust_domain_end) + "/ns/".len()..usize::from(self.namespace_end)]
     }
 
     /// The Kubernetes service account.
@@ -73,19 +74,37 @@ impl FromStr for Identity {
     type Err = ParseIdentityError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refuse = || ParseIdentityError { text: text.chars().take(256).collect() };
+        let refuse = || ParseIdentityError {
+            text: text.chars().take(256).collect(),
+        };
         if text.len() > 2048 {
             return Err(refuse());
         }
         let path = text.strip_prefix(SCHEME).ok_or_else(refuse)?;
         let mut parts = path.split('/');
-        let fields = [parts.next(), parts.next(), parts.next(), parts.next(), parts.next()];
-        let [Some(trust_domain), Some("ns"), Some(namespace), Some("sa"), Some(account)] = fields
+        let fields = [
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+        ];
+        let [
+            Some(trust_domain),
+            Some("ns"),
+            Some(namespace),
+            Some("sa"),
+            Some(account),
+        ] = fields
         else {
             return Err(refuse());
         };
         let whole = parts.next().is_none();
-        if !whole || [trust_domain, namespace, account].iter().any(|part| part.is_empty()) {
+        if !whole
+            || [trust_domain, namespace, account]
+                .iter()
+                .any(|part| part.is_empty())
+        {
             return Err(refuse());
         }
         let trust_domain_end = SCHEME.len() + trust_domain.len();
@@ -146,7 +165,11 @@ mod tests {
         ] {
             assert!(text.parse::<Identity>().is_err(), "{text}");
         }
-        assert!(format!("spiffe://td/ns/a/sa/{}", "x".repeat(3000)).parse::<Identity>().is_err());
+        assert!(
+            format!("spiffe://td/ns/a/sa/{}", "x".repeat(3000))
+                .parse::<Identity>()
+                .is_err()
+        );
         assert!(Identity::new("td", "a/b", "c").is_err());
     }
 }

@@ -68,7 +68,10 @@ pub struct LoadBalancing {
 /// A service of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(missing_docs, reason = "the fields bear the names of the workload API and mean the same")]
+#[allow(
+    missing_docs,
+    reason = "the fields bear the names of the workload API and mean the same"
+)]
 pub struct Service {
     pub name: Arc<str>,
     pub namespace: Arc<str>,
@@ -85,6 +88,9 @@ impl Service {
     /// The key under which workloads name this service.
     #[must_use]
     pub fn key(&self) -> NamespacedHostname {
-        NamespacedHostname { namespace: self.namespace.clone(), hostname: self.hostname.clone() }
+        NamespacedHostname {
+            namespace: self.namespace.clone(),
+            hostname: self.hostname.clone(),
+        }
     }
 }

@@ -8,5 +8,9 @@ pub(super) fn services_by_key<S: serde::Serializer>(
     services: &[(super::NamespacedHostname, super::Ports)],
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(services.iter().map(|(key, ports)| (format!("{}/{}", key.namespace, key.hostname), ports)))
+    serializer.collect_map(
+        services
+            .iter()
+            .map(|(key, ports)| (format!("{}/{}", key.namespace, key.hostname), ports)),
+    )
 }

@@ -125,7 +125,10 @@ pub type Ports = BTreeMap<u16, u16>;
 /// Something that runs: a pod, a VM, or an address that the mesh knows about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(missing_docs, reason = "the fields bear the names of the workload API and mean the same")]
+#[allow(
+    missing_docs,
+    reason = "the fields bear the names of the workload API and mean the same"
+)]
 pub struct Workload {
     pub uid: Uid,
     pub name: Arc<str>,
@@ -166,7 +169,12 @@ impl Workload {
     ///
     /// # Errors
     /// When the parts do not form a SPIFFE identity.
-    pub fn new(uid: &str, name: &str, namespace: &str, service_account: &str) -> Result<Self, ParseIdentityError> {
+    pub fn new(
+        uid: &str,
+        name: &str,
+        namespace: &str,
+        service_account: &str,
+    ) -> Result<Self, ParseIdentityError> {
         let trust_domain = "cluster.local";
         let empty: Arc<str> = "".into();
         Ok(Self {

@@ -1,0 +1,315 @@
+//! Outbound capture: a connection of an enrolled pod goes to the proxy's listener on the pod's
+//! loopback, and the socket remembers where it was meant to go.
+
+use aya_ebpf::bindings::{SO_BINDTOIFINDEX, SOL_SOCKET, bpf_sock, sockaddr};
+use aya_ebpf::helpers::generated::{bpf_bind, bpf_setsockopt};
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
+use aya_log_ebpf::debug;
+use ztunnel_ebpf_types::{
+    Address, Config, POD_ENROLLED, POD_HANDSHAKE, Pod, SAVED_DESTINATION, SAVED_HANDSHAKE,
+    SAVED_NOTHING, Saved,
+};
+
+use crate::judge::{is_exempt, is_proxy, process};
+use crate::maps::{CONFIG, KNOWS_PROCESS, PODS, SOCKETS, config, logs, netns, saved};
+
+/// The hook lets the call go on, with the address as it now is.
+const PROCEED: i32 = 1;
+/// `connect()` fails with EPERM.
+const REFUSE: i32 = 0;
+const IPPROTO_TCP: u32 = 6;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+/// The loopback device is the first of every namespace.
+const LOOPBACK_DEVICE: u32 = 1;
+
+/// `connect()` of an AF_INET socket.
+#[cgroup_sock_addr(connect4)]
+fn capture4(ctx: SockAddrContext) -> i32 {
+    let Some(pod) = pod(&ctx) else { return PROCEED };
+    // SAFETY: the context is valid and these fields are readable in connect4.
+    let wanted = unsafe { (*ctx.sock_addr).user_ip4 };
+    match judge(&ctx, pod, Address::v4(wanted)) {
+        Judgement::Capture(config) => {
+            bind4(&ctx, &pod.v4);
+            // SAFETY: writable fields of connect4.
+            unsafe {
+                (*ctx.sock_addr).user_ip4 = Address::LOOPBACK4.words[3];
+                (*ctx.sock_addr).user_port = network_port(config.outbound);
+            }
+            PROCEED
+        }
+        Judgement::Proceed => PROCEED,
+        Judgement::Refuse => REFUSE,
+    }
+}
+
+/// `connect()` of an AF_INET6 socket, which may well go to an IPv4 address in mapped form.
+#[cgroup_sock_addr(connect6)]
+fn capture6(ctx: SockAddrContext) -> i32 {
+    let Some(pod) = pod(&ctx) else { return PROCEED };
+    let wanted = destination6(&ctx);
+    match judge(&ctx, pod, wanted) {
+        Judgement::Capture(config) => {
+            let (own, proxy) = if wanted.is_v4() {
+                (pod.v4, Address::LOOPBACK4)
+            } else {
+                (pod.v6, Address::LOOPBACK6)
+            };
+            bind6(&ctx, &own);
+            write6(&ctx, &proxy);
+            // SAFETY: a writable field of connect6.
+            unsafe { (*ctx.sock_addr).user_port = network_port(config.outbound) };
+            PROCEED
+        }
+        Judgement::Proceed => PROCEED,
+        Judgement::Refuse => REFUSE,
+    }
+}
+
+enum Judgement {
+    /// The socket remembers its destination: send it to the proxy.
+    Capture(&'static Config),
+    Proceed,
+    Refuse,
+}
+
+/// The entry of the socket's namespace; most connections of a machine end here.
+#[inline(always)]
+fn pod(ctx: &SockAddrContext) -> Option<&'static Pod> {
+    // SAFETY: entries are replaced whole and freed after a grace period; a torn read is possible
+    // only for the addresses, while a pod's addresses are being changed.
+    unsafe { PODS.get(&netns(ctx)) }
+}
+
+#[inline(always)]
+fn judge(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Judgement {
+    let Some(config) = config() else {
+        return Judgement::Refuse;
+    };
+    // SAFETY: the context is valid; the fields are readable in connect4 and connect6.
+    let (protocol, port, sk) = unsafe {
+        let addr = ctx.sock_addr;
+        (
+            (*addr).protocol,
+            u32::from(u16::from_be((*addr).user_port as u16)),
+            (*addr).__bindgen_anon_1.sk,
+        )
+    };
+    if sk.is_null() {
+        return Judgement::Refuse;
+    }
+    if pod.flags & POD_HANDSHAKE != 0 && handshake(sk) {
+        return Judgement::Refuse;
+    }
+    if protocol != IPPROTO_TCP || pod.flags & POD_ENROLLED == 0 {
+        return Judgement::Proceed;
+    }
+    if is_proxy(config, sk) || is_exempt(config, netns(ctx), &address, port) {
+        forget(sk);
+        return Judgement::Proceed;
+    }
+    let verdict = save(ctx, sk, &address, port);
+    if logs(config) {
+        match verdict {
+            Some(()) => debug!(
+                ctx,
+                "connect to {:i} port {} captured",
+                shown(&address),
+                port
+            ),
+            None => debug!(
+                ctx,
+                "connect to {:i} port {} refused",
+                shown(&address),
+                port
+            ),
+        }
+    }
+    match verdict {
+        Some(()) => Judgement::Capture(config),
+        None => Judgement::Refuse,
+    }
+}
+
+/// The address as the log takes it.
+#[inline(always)]
+pub fn shown(address: &Address) -> [u8; 16] {
+    let mut octets = [0; 16];
+    let mut index = 0;
+    while index < 4 {
+        let [a, b, c, d] = address.words[index].to_ne_bytes();
+        octets[index * 4] = a;
+        octets[index * 4 + 1] = b;
+        octets[index * 4 + 2] = c;
+        octets[index * 4 + 3] = d;
+        index += 1;
+    }
+    octets
+}
+
+/// Makes the socket able to reach the proxy and remembers where it was to go. None: it cannot be
+/// captured and must not pass.
+#[inline(always)]
+fn save(ctx: &SockAddrContext, sk: *mut bpf_sock, address: &Address, port: u32) -> Option<()> {
+    // SAFETY: checked for null by the caller.
+    let device = unsafe { (*sk).bound_dev_if };
+    if device != 0 && device != LOOPBACK_DEVICE {
+        unbind_device(ctx)?;
+    }
+    let mut value = Saved {
+        address: *address,
+        port,
+        kind: SAVED_DESTINATION,
+    };
+    // SAFETY: the socket is valid; the storage is the socket's own and the call holds its lock.
+    unsafe {
+        let place = SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut value));
+        if place.is_null() {
+            return None;
+        }
+        *place = value;
+    }
+    Some(())
+}
+
+/// A socket bound to another device than loopback would never reach the proxy.
+#[inline(always)]
+fn unbind_device(ctx: &SockAddrContext) -> Option<()> {
+    let mut none = 0_i32;
+    // SAFETY: the option is an int, and its size is given.
+    let result = unsafe {
+        bpf_setsockopt(
+            ctx.sock_addr.cast(),
+            SOL_SOCKET as i32,
+            SO_BINDTOIFINDEX as i32,
+            core::ptr::from_mut(&mut none).cast(),
+            4,
+        )
+    };
+    (result == 0).then_some(())
+}
+
+/// A socket that was captured before and now goes somewhere by itself has no other destination.
+#[inline(always)]
+fn forget(sk: *mut bpf_sock) {
+    let place = saved(sk);
+    if !place.is_null() {
+        // SAFETY: not null; the socket's lock is held.
+        unsafe { (*place).kind = SAVED_NOTHING };
+    }
+}
+
+/// The proxy makes itself known: it connects a socket whose storage only user space with access
+/// to the maps can have written. Says whether this was it.
+#[inline(always)]
+fn handshake(sk: *mut bpf_sock) -> bool {
+    if KNOWS_PROCESS.load() == 0 {
+        return false;
+    }
+    let place = saved(sk);
+    // SAFETY: not null where it is read.
+    if place.is_null() || unsafe { (*place).kind } != SAVED_HANDSHAKE {
+        return false;
+    }
+    if let Some(config) = CONFIG.get_ptr_mut(0) {
+        // SAFETY: an aligned word of the map's value.
+        unsafe { (*config).process = process() };
+    }
+    true
+}
+
+/// The destination of connect6, read word by word as the verifier wants it.
+#[inline(always)]
+fn destination6(ctx: &SockAddrContext) -> Address {
+    let mut words = [0; 4];
+    // SAFETY: the context is valid and the field readable in connect6.
+    unsafe {
+        words[0] = (*ctx.sock_addr).user_ip6[0];
+        words[1] = (*ctx.sock_addr).user_ip6[1];
+        words[2] = (*ctx.sock_addr).user_ip6[2];
+        words[3] = (*ctx.sock_addr).user_ip6[3];
+    }
+    Address { words }
+}
+
+#[inline(always)]
+pub fn write6(ctx: &SockAddrContext, address: &Address) {
+    // SAFETY: writable fields of the address hooks of IPv6.
+    unsafe {
+        (*ctx.sock_addr).user_ip6[0] = address.words[0];
+        (*ctx.sock_addr).user_ip6[1] = address.words[1];
+        (*ctx.sock_addr).user_ip6[2] = address.words[2];
+        (*ctx.sock_addr).user_ip6[3] = address.words[3];
+    }
+}
+
+/// The context's form of a port: 16 bits in network byte order in the lower half of a word.
+#[inline(always)]
+pub fn network_port(port: u32) -> u32 {
+    u32::from((port as u16).to_be())
+}
+
+#[repr(C)]
+struct SockaddrIn {
+    family: u16,
+    port: u16,
+    address: u32,
+    zero: [u32; 2],
+}
+
+#[repr(C)]
+struct SockaddrIn6 {
+    family: u16,
+    port: u16,
+    flow: u32,
+    address: Address,
+    scope: u32,
+}
+
+/// Gives the socket the pod's address, so that neither end sees 127.0.0.1 as the client. It
+/// fails, rightly, on a socket that the application has bound itself.
+#[inline(always)]
+fn bind4(ctx: &SockAddrContext, own: &Address) {
+    if own.is(&Address::NONE) {
+        return;
+    }
+    let mut name = SockaddrIn {
+        family: AF_INET,
+        port: 0,
+        address: own.words[3],
+        zero: [0; 2],
+    };
+    // SAFETY: the address and its size belong together.
+    let _ = unsafe {
+        bpf_bind(
+            ctx.sock_addr,
+            core::ptr::from_mut(&mut name).cast::<sockaddr>(),
+            size_of::<SockaddrIn>() as i32,
+        )
+    };
+}
+
+/// As [`bind4`], for an AF_INET6 socket; IPv4 in mapped form.
+#[inline(always)]
+fn bind6(ctx: &SockAddrContext, own: &Address) {
+    if own.is(&Address::NONE) {
+        return;
+    }
+    let mut name = SockaddrIn6 {
+        family: AF_INET6,
+        port: 0,
+        flow: 0,
+        address: *own,
+        scope: 0,
+    };
+    // SAFETY: the address and its size belong together.
+    let _ = unsafe {
+        bpf_bind(
+            ctx.sock_addr,
+            core::ptr::from_mut(&mut name).cast::<sockaddr>(),
+            size_of::<SockaddrIn6>() as i32,
+        )
+    };
+}

@@ -1,0 +1,49 @@
+//! The one question that `connect` and `established` both ask of a pod's socket: may it go where
+//! it wants to by itself, or does it belong to the proxy?
+
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
+use ztunnel_ebpf_types::{Address, CONFIG_NETS, CONFIG_PORTS, Config, Cookie};
+
+use crate::maps::{ADDRESSES, EXEMPT_PORTS, KNOWS_PROCESS, is_exempt_net};
+
+/// Whether the socket is the proxy's own: it bears the mark, and the process that connects it is
+/// the one that made itself known. The mark alone would not do, a container with CAP_NET_RAW may
+/// set any.
+#[inline(always)]
+pub fn is_proxy(config: &Config, sk: *mut bpf_sock) -> bool {
+    // SAFETY: the callers have checked for null; the field is readable in both contexts.
+    let mark = unsafe { (*sk).mark };
+    if mark != config.mark {
+        return false;
+    }
+    KNOWS_PROCESS.load() == 0 || process() == config.process
+}
+
+/// The calling process, as the first pid namespace numbers it.
+#[inline(always)]
+pub fn process() -> u32 {
+    // SAFETY: no arguments.
+    (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32
+}
+
+/// Whether a destination is left alone: the machine itself, the pod itself, or exempt.
+#[inline(always)]
+pub fn is_exempt(config: &Config, cookie: Cookie, address: &Address, port: u32) -> bool {
+    if address.is_loopback() || address.is_unspecified() {
+        return true;
+    }
+    // SAFETY: the value is copied at once; an address changes its owner only after withdrawal.
+    if let Some(owner) = unsafe { ADDRESSES.get(address) }
+        && *owner == cookie
+    {
+        return true;
+    }
+    if config.flags & CONFIG_PORTS != 0 {
+        // SAFETY: only presence is read.
+        if unsafe { EXEMPT_PORTS.get(&port) }.is_some() {
+            return true;
+        }
+    }
+    config.flags & CONFIG_NETS != 0 && is_exempt_net(address)
+}

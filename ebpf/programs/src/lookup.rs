@@ -1,0 +1,118 @@
+//! Inbound capture: in a pod's namespace, whatever address and port a connection is meant for,
+//! the proxy's listener accepts it, and `getsockname()` there is what the client dialled.
+//!
+//! The program is attached to enrolled namespaces only, and it has no way to ask for the
+//! namespace's cookie: the pod is known by the address that was dialled. An address without a
+//! listener is dropped, so a dead proxy lets nothing in. Connections that are established never
+//! come here.
+
+use aya_ebpf::macros::sk_lookup;
+use aya_ebpf::programs::SkLookupContext;
+use aya_log_ebpf::debug;
+use ztunnel_ebpf_types::{Address, CONFIG_NETS, CONFIG_PORTS, Config};
+
+use crate::connect::shown;
+use crate::maps::{ADDRESSES, EXEMPT_PORTS, LISTENERS, config, is_exempt_net, logs};
+
+const PASS: u32 = 1;
+const DROP: u32 = 0;
+const IPPROTO_TCP: u32 = 6;
+const AF_INET: u32 = 2;
+const LOOPBACK_DEVICE: u32 = 1;
+
+/// A SYN looks for its listener.
+#[sk_lookup]
+fn inbound(ctx: SkLookupContext) -> u32 {
+    // SAFETY: the context is valid.
+    let (protocol, device, port, family) = unsafe {
+        let lookup = ctx.lookup;
+        (
+            (*lookup).protocol,
+            (*lookup).ingress_ifindex,
+            (*lookup).local_port,
+            (*lookup).family,
+        )
+    };
+    // The loopback device carries the proxy's deliveries, which must not come back to it.
+    if protocol != IPPROTO_TCP || device == LOOPBACK_DEVICE {
+        return PASS;
+    }
+    let Some(config) = config() else { return DROP };
+    let (local, remote) = if family == AF_INET {
+        (Address::v4(local4(&ctx)), Address::v4(remote4(&ctx)))
+    } else {
+        (local6(&ctx), remote6(&ctx))
+    };
+    if passes(config, &local, &remote, port) {
+        return PASS;
+    }
+    let steered = LISTENERS.redirect_sk_lookup(&ctx, local, 0).is_ok();
+    if logs(config) {
+        if steered {
+            debug!(
+                &ctx,
+                "connection to {:i} port {} steered",
+                shown(&local),
+                port
+            );
+        } else {
+            debug!(
+                &ctx,
+                "connection to {:i} port {} dropped: no listener",
+                shown(&local),
+                port
+            );
+        }
+    }
+    if steered { PASS } else { DROP }
+}
+
+/// Whether the connection is none of the proxy's business here: HBONE, which has its own
+/// listener, the pod calling itself, or exempt.
+#[inline(always)]
+fn passes(config: &Config, local: &Address, remote: &Address, port: u32) -> bool {
+    if port == config.hbone || local.is(remote) {
+        return true;
+    }
+    if config.flags & CONFIG_PORTS != 0 {
+        // SAFETY: only presence is read.
+        if unsafe { EXEMPT_PORTS.get(&port) }.is_some() {
+            return true;
+        }
+    }
+    if config.flags & CONFIG_NETS != 0 && is_exempt_net(remote) {
+        return true;
+    }
+    // Two addresses of the same pod.
+    // SAFETY: the values are copied at once.
+    match unsafe { (ADDRESSES.get(local), ADDRESSES.get(remote)) } {
+        (Some(own), Some(other)) => *own == *other,
+        _ => false,
+    }
+}
+
+#[inline(never)]
+fn local4(ctx: &SkLookupContext) -> u32 {
+    // SAFETY: the context is valid.
+    unsafe { (*ctx.lookup).local_ip4 }
+}
+
+#[inline(never)]
+fn remote4(ctx: &SkLookupContext) -> u32 {
+    // SAFETY: the context is valid.
+    unsafe { (*ctx.lookup).remote_ip4 }
+}
+
+#[inline(always)]
+fn local6(ctx: &SkLookupContext) -> Address {
+    // SAFETY: the context is valid.
+    let words = unsafe { (*ctx.lookup).local_ip6 };
+    Address { words }
+}
+
+#[inline(always)]
+fn remote6(ctx: &SkLookupContext) -> Address {
+    // SAFETY: the context is valid.
+    let words = unsafe { (*ctx.lookup).remote_ip6 };
+    Address { words }
+}

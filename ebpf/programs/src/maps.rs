@@ -1,0 +1,83 @@
+//! Every map, once. Their keys and values are defined in `ztunnel-ebpf-types`.
+
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_sock};
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get};
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, SockHash};
+use aya_ebpf::{EbpfContext, Global};
+use ztunnel_ebpf_types::{Address, CONFIG_LOG, Client, Config, Cookie, Destination, Pod, Saved};
+
+/// The proxy's settings; index 0 is the only one.
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+
+/// The enrolled pods by namespace.
+#[map]
+pub static PODS: HashMap<Cookie, Pod> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+/// Every address of every enrolled pod, and whose it is.
+#[map]
+pub static ADDRESSES: HashMap<Address, Cookie> =
+    HashMap::with_max_entries(16384, BPF_F_NO_PREALLOC);
+
+/// The proxy's inbound listener in each pod, by the pod's addresses. The kernel takes a listener
+/// out when it is closed, so a dead proxy leaves nothing here and connections are dropped.
+#[map]
+pub static LISTENERS: SockHash<Address> = SockHash::with_max_entries(16384, 0);
+
+/// Original destinations by the client's end of the connection; the proxy takes them out at
+/// accept. A connection that is never accepted ages out.
+#[map]
+pub static ORIGINS: LruHashMap<Client, Destination> = LruHashMap::with_max_entries(65536, 0);
+
+/// Ports, in host byte order, that are never captured.
+#[map]
+pub static EXEMPT_PORTS: HashMap<u32, u32> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+/// Networks that are never captured, IPv4 in mapped form.
+#[map]
+pub static EXEMPT_NETS: LpmTrie<Address, u32> = LpmTrie::with_max_entries(4096, 0);
+
+/// What a captured socket remembers. It is freed with the socket.
+#[btf_map]
+pub static SOCKETS: SkStorage<Saved> = SkStorage::new();
+
+/// Whether this kernel lets every program ask for the process id (Linux 6.10). Set before
+/// loading; the verifier drops the branch that is not taken.
+#[unsafe(no_mangle)]
+pub static KNOWS_PROCESS: Global<u8> = Global::new(1);
+
+/// The settings. A map lookup that cannot fail at run time, but the verifier does not know.
+#[inline(always)]
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}
+
+/// Whether decisions are logged: off, this is one flag test on the enrolled pods' path only.
+#[inline(always)]
+pub fn logs(config: &Config) -> bool {
+    config.flags & CONFIG_LOG != 0
+}
+
+/// Whether the network is exempt.
+#[inline(always)]
+pub fn is_exempt_net(address: &Address) -> bool {
+    EXEMPT_NETS.get(Key::new(128, *address)).is_some()
+}
+
+/// The cookie of the socket's network namespace.
+#[inline(always)]
+pub fn netns<C: EbpfContext>(ctx: &C) -> Cookie {
+    // SAFETY: the helper takes the program's own context.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+/// What the socket remembers, or null.
+#[inline(always)]
+pub fn saved(sk: *mut bpf_sock) -> *mut Saved {
+    let map = core::ptr::from_ref(&SOCKETS).cast_mut().cast();
+    // SAFETY: the verifier checks that `sk` is a socket and not null.
+    unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0).cast() }
+}
