@@ -21,7 +21,6 @@ impl<'a> Source<'a> {
         };
         Self {
             path,
-            text,
             code,
             production,
         }
