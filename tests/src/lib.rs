@@ -5,6 +5,7 @@
 //! [`cleanup`] leaves nothing behind. Nothing in here knows the proxy's code: it speaks to
 //! the binary as a user does.
 
+pub mod bench;
 pub mod cleanup;
 pub mod net;
 pub mod process;

@@ -299,15 +299,12 @@ impl<'world> Mesh<'world> {
         Ok(())
     }
 
-    /// CPU seconds of all proxies together.
+    /// The pids of all proxies.
     ///
     /// # Errors
     /// When one does not run.
-    pub fn cpu_seconds(&self) -> Result<f64> {
-        self.proxies
-            .iter()
-            .map(|proxy| Ok(proxy.cpu()?.total()))
-            .sum()
+    pub fn pids(&self) -> Result<Vec<u32>> {
+        self.proxies.iter().map(Proxy::pid).collect()
     }
 
     /// Lets the proxies run on after this process ended.

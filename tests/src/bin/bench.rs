@@ -1,0 +1,67 @@
+//! The benchmark as a program; `cargo xtask bench` builds and runs it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use ztunnel_tests::bench::{self, Plan};
+
+/// Measures the mesh against the same work without it.
+#[derive(Parser)]
+struct Arguments {
+    /// Under two minutes: short samples, three rounds.
+    #[arg(long)]
+    quick: bool,
+    /// Rounds; every round measures every row with and without the mesh.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Length of one sample, seconds.
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Measure only rows whose name holds this text.
+    #[arg(long)]
+    only: Option<String>,
+    /// The proxies' log filter; access logs are written at `info`.
+    #[arg(long)]
+    log: Option<String>,
+    /// Write the rows to this file as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Draw the rows into this file as SVG.
+    #[arg(long)]
+    chart: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let mut plan = if arguments.quick {
+        Plan::quick()
+    } else {
+        Plan::full()
+    };
+    plan.only.clone_from(&arguments.only);
+    plan.rounds = arguments.rounds.unwrap_or(plan.rounds);
+    plan.log = arguments.log.unwrap_or(plan.log);
+    if let Some(seconds) = arguments.seconds {
+        plan.sample = std::time::Duration::from_secs_f64(seconds);
+    }
+    let results = bench::run(&plan)?;
+    let cpus = std::thread::available_parallelism().context("counting CPUs")?;
+    let setting = format!(
+        "{cpus} CPUs for clients, servers and both proxies; congestion control cubic; log filter {}",
+        plan.log
+    );
+    println!("{setting}\n{}", bench::table(&results));
+    if let Some(path) = &arguments.json {
+        let text = serde_json::to_string(&bench::json(&results)).context("writing JSON")?;
+        fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    if let Some(path) = &arguments.chart {
+        let title = format!("the tunnel lane beside plain TCP, {cpus} CPUs");
+        fs::write(path, bench::chart::svg(&results, &title))
+            .with_context(|| format!("writing {}", path.display()))?;
+        println!("chart: {}", path.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! `cargo xtask bench`: checks, builds, and runs the benchmark (a program of the tests).
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+
+use crate::{requirements, shell};
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Under two minutes: short samples, three rounds.
+    #[arg(long)]
+    quick: bool,
+    /// Rounds; every round measures every row with and without the mesh.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Measure only rows whose name holds this text, for example `http`.
+    #[arg(long)]
+    only: Option<String>,
+    /// Write the rows to this file as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Where the chart goes; `bench.svg` in the target directory unless told otherwise.
+    #[arg(long)]
+    chart: Option<PathBuf>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    requirements::for_running()?;
+    let chart = match &arguments.chart {
+        Some(path) => absolute(path)?,
+        None => shell::target().join("bench.svg"),
+    };
+    let mut forwarded = vec!["--chart".to_owned(), text(&chart)];
+    if arguments.quick {
+        forwarded.push("--quick".to_owned());
+    }
+    if let Some(rounds) = arguments.rounds {
+        forwarded.extend(["--rounds".to_owned(), rounds.to_string()]);
+    }
+    if let Some(only) = &arguments.only {
+        forwarded.extend(["--only".to_owned(), only.clone()]);
+    }
+    if let Some(json) = &arguments.json {
+        forwarded.extend(["--json".to_owned(), text(&absolute(json)?)]);
+    }
+    shell::run_release("bench", &forwarded)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    Ok(env::current_dir()
+        .context("asking for the working directory")?
+        .join(path))
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

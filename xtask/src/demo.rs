@@ -1,0 +1,23 @@
+//! `cargo xtask demo`: checks, builds, and runs the demonstration (a program of the tests).
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::{requirements, shell};
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Leave nodes and proxies running at the end, and print what to try.
+    #[arg(long)]
+    keep: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    requirements::for_running()?;
+    let mut forwarded = Vec::new();
+    if arguments.keep {
+        forwarded.push("--keep".to_owned());
+    }
+    shell::run_release("demo", &forwarded)
+}

@@ -1,0 +1,151 @@
+//! What the chores need of the machine, and one message that names everything missing.
+
+use std::env;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+/// The first kernel with everything that capture uses (`bpf_sk_lookup` came with 5.9, cgroup
+/// `getpeername` hooks with 5.8, the netns cookie in all hooks with 5.15).
+const KERNEL: (u32, u32) = (5, 15);
+
+struct Requirement {
+    there: fn() -> bool,
+    missing: &'static str,
+}
+
+const BUILD: [Requirement; 2] = [
+    Requirement {
+        there: || program("rustup"),
+        missing: "rustup, which installs the pinned compiler: https://rustup.rs",
+    },
+    Requirement {
+        there: || ["cc", "gcc", "clang"].into_iter().any(program),
+        missing: "a C compiler (Debian: apt-get install gcc libc6-dev)",
+    },
+];
+
+const RUN: [Requirement; 8] = [
+    Requirement {
+        there: is_root,
+        missing: "root: namespaces, links and kernel programs need it (sudo -E cargo xtask …)",
+    },
+    Requirement {
+        there: || kernel_version().is_none_or(|version| version >= KERNEL),
+        missing: "Linux 5.15 or later",
+    },
+    Requirement {
+        there: || {
+            line_in("/proc/mounts", |line| {
+                line.split(' ').nth(2) == Some("cgroup2")
+            })
+        },
+        missing: "a mounted cgroup v2 hierarchy (mount -t cgroup2 none /sys/fs/cgroup/unified)",
+    },
+    Requirement {
+        there: || Path::new("/sys/kernel/btf/vmlinux").exists(),
+        missing: "kernel type information, /sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF)",
+    },
+    Requirement {
+        there: || {
+            line_in("/proc/filesystems", |line| {
+                line.split_whitespace().last() == Some("bpf")
+            })
+        },
+        missing: "the BPF file system (CONFIG_BPF_SYSCALL)",
+    },
+    Requirement {
+        there: || Path::new("/proc/self/ns/net").exists(),
+        missing: "network namespaces (CONFIG_NET_NS)",
+    },
+    Requirement {
+        there: || Path::new("/proc/net/if_inet6").exists(),
+        missing: "IPv6 (CONFIG_IPV6, and not ipv6.disable=1)",
+    },
+    Requirement {
+        there: || Path::new("/proc/sys/net/ipv4/tcp_fwmark_accept").exists(),
+        missing: "net.ipv4.tcp_fwmark_accept, which delivery with the client's address needs",
+    },
+];
+
+/// What building needs.
+pub(crate) fn for_building() -> Result<()> {
+    check(BUILD.iter())
+}
+
+/// What building and running simulated nodes needs.
+pub(crate) fn for_running() -> Result<()> {
+    check(BUILD.iter().chain(&RUN))
+}
+
+fn check<'a>(requirements: impl Iterator<Item = &'a Requirement>) -> Result<()> {
+    let missing: Vec<_> = requirements
+        .filter(|requirement| !(requirement.there)())
+        .map(|requirement| format!("\n  - {}", requirement.missing))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!("this machine lacks:{}", missing.concat())
+}
+
+fn program(name: &str) -> bool {
+    env::var_os("PATH")
+        .is_some_and(|path| env::split_paths(&path).any(|directory| directory.join(name).is_file()))
+}
+
+/// The effective user (second number of `Uid:` in `/proc/self/status`, proc(5)).
+fn is_root() -> bool {
+    line_in("/proc/self/status", |line| {
+        line.strip_prefix("Uid:")
+            .and_then(|ids| ids.split_whitespace().nth(1))
+            == Some("0")
+    })
+}
+
+fn kernel_version() -> Option<(u32, u32)> {
+    version(&fs::read_to_string("/proc/sys/kernel/osrelease").ok()?)
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn line_in(path: &str, wanted: impl Fn(&str) -> bool) -> bool {
+    fs::read_to_string(path).is_ok_and(|text| text.lines().any(wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_versions_are_compared_as_numbers() {
+        assert_eq!(version("6.18.44-generic"), Some((6, 18)));
+        assert_eq!(version("5.4-rc1"), Some((5, 4)));
+        assert_eq!(version("unknown"), None);
+        assert!(version("5.9.0").unwrap() < KERNEL);
+    }
+
+    #[test]
+    fn everything_missing_is_named_at_once() {
+        let requirements = [
+            Requirement {
+                there: || false,
+                missing: "the first",
+            },
+            Requirement {
+                there: || true,
+                missing: "the second",
+            },
+            Requirement {
+                there: || false,
+                missing: "the third",
+            },
+        ];
+        let message = check(requirements.iter()).unwrap_err().to_string();
+        assert_eq!(message, "this machine lacks:\n  - the first\n  - the third");
+    }
+}

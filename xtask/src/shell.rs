@@ -1,0 +1,101 @@
+//! Running other programs: always from the workspace's root, and saying what is run.
+
+use std::env;
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+/// The workspace's root.
+pub(crate) fn root() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here)
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// A call of cargo.
+pub(crate) fn cargo<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(arguments: I) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
+}
+
+/// Runs a command; whether it succeeded.
+pub(crate) fn succeeds(command: &mut Command) -> Result<bool> {
+    say(command);
+    let status = command
+        .status()
+        .with_context(|| format!("running {command:?}"))?;
+    Ok(status.success())
+}
+
+/// Runs a command that must succeed.
+pub(crate) fn must(command: &mut Command) -> Result<()> {
+    if !succeeds(command)? {
+        bail!("{} failed", line(command));
+    }
+    Ok(())
+}
+
+/// Runs a command, gives each line of its standard output to `see`, and prints it.
+pub(crate) fn watched(command: &mut Command, mut see: impl FnMut(&str)) -> Result<bool> {
+    say(command);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("running {command:?}"))?;
+    let output = child
+        .stdout
+        .take()
+        .context("a child without standard output")?;
+    for text in BufReader::new(output).lines() {
+        let text = text.context("reading a child's output")?;
+        println!("{text}");
+        see(&text);
+    }
+    Ok(child.wait().context("waiting for a child")?.success())
+}
+
+/// Builds the release binaries of proxy and tests, and runs one of the tests' programs with
+/// the same exit code.
+pub(crate) fn run_release(program: &str, arguments: &[String]) -> Result<ExitCode> {
+    must(&mut cargo([
+        "build",
+        "--release",
+        "--bins",
+        "-p",
+        "ztunnel",
+        "-p",
+        "ztunnel-tests",
+    ]))?;
+    let mut command = Command::new(target().join("release").join(program));
+    command.args(arguments);
+    let status = command
+        .status()
+        .with_context(|| format!("running {command:?}"))?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn say(command: &Command) {
+    eprintln!("$ {}", line(command));
+}
+
+fn line(command: &Command) -> String {
+    let program = Path::new(command.get_program());
+    let name = program.file_name().unwrap_or(program.as_os_str());
+    std::iter::once(name)
+        .chain(command.get_args())
+        .map(OsStr::to_string_lossy)
+        .collect::<Vec<_>>()
+        .join(" ")
+}

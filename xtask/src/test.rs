@@ -1,0 +1,194 @@
+//! `cargo xtask test`: every check in order; the last line sums up.
+
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::{requirements, shell, tidy};
+
+/// End-to-end tests at the same time. Each has its own nodes and proxies; more would make
+/// tests with time limits wait for the CPU.
+const E2E_THREADS: &str = "--test-threads=2";
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Only a part; everything when it is left out.
+    part: Option<Part>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Formatting, lints, house rules.
+    Lint,
+    /// Unit tests. Needs no root.
+    Unit,
+    /// End-to-end tests in network namespaces. Needs root.
+    E2e,
+}
+
+struct Step {
+    name: &'static str,
+    passed: bool,
+    tests: usize,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let started = Instant::now();
+    let wanted = |part| arguments.part.is_none_or(|only| only == part);
+    if wanted(Part::E2e) {
+        requirements::for_running()?;
+    } else {
+        requirements::for_building()?;
+    }
+    let mut steps = Vec::new();
+    if wanted(Part::Lint) {
+        lint(&mut steps)?;
+    }
+    if wanted(Part::Unit) {
+        steps.push(tests(
+            "unit",
+            &mut shell::cargo(["test", "--lib", "--bins"]),
+        )?);
+    }
+    if wanted(Part::E2e) {
+        e2e(&mut steps)?;
+    }
+    println!("{}", summary(&steps, started.elapsed().as_secs()));
+    let passed = steps.iter().all(|step| step.passed);
+    Ok(if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn lint(steps: &mut Vec<Step>) -> Result<()> {
+    let formatted = shell::succeeds(&mut shell::cargo(["fmt", "--all", "--check"]))?;
+    steps.push(Step {
+        name: "format",
+        passed: formatted,
+        tests: 0,
+    });
+    let mut clippy = shell::cargo(["clippy", "--all-targets", "--", "-D", "warnings"]);
+    steps.push(Step {
+        name: "clippy",
+        passed: shell::succeeds(&mut clippy)?,
+        tests: 0,
+    });
+    steps.push(Step {
+        name: "tidy",
+        passed: tidy::check()?,
+        tests: 0,
+    });
+    Ok(())
+}
+
+fn e2e(steps: &mut Vec<Step>) -> Result<()> {
+    // The tests start these as programs.
+    let mut build = shell::cargo(["build", "--bins", "-p", "ztunnel", "-p", "ztunnel-tests"]);
+    if !shell::succeeds(&mut build)? {
+        steps.push(Step {
+            name: "e2e build",
+            passed: false,
+            tests: 0,
+        });
+        return Ok(());
+    }
+    // Tests of the proxy's own code that need root; they are ignored without it.
+    let mut rooted = shell::cargo([
+        "test",
+        "-p",
+        "ztunnel",
+        "--lib",
+        "--",
+        "--ignored",
+        E2E_THREADS,
+    ]);
+    steps.push(tests("kernel", &mut rooted)?);
+    let mut end_to_end = shell::cargo([
+        "test",
+        "-p",
+        "ztunnel-tests",
+        "--no-fail-fast",
+        "--test",
+        "*",
+        "--",
+        E2E_THREADS,
+    ]);
+    steps.push(tests("e2e", &mut end_to_end)?);
+    Ok(())
+}
+
+fn tests(name: &'static str, command: &mut Command) -> Result<Step> {
+    let mut count = 0;
+    let passed = shell::watched(command, |line| count += passed_tests(line))?;
+    Ok(Step {
+        name,
+        passed,
+        tests: count,
+    })
+}
+
+/// How many tests a line of libtest's output says have passed.
+fn passed_tests(line: &str) -> usize {
+    line.strip_prefix("test result:")
+        .and_then(|rest| rest.split_once(" passed"))
+        .and_then(|(before, _)| before.rsplit(' ').next())
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0)
+}
+
+fn summary(steps: &[Step], seconds: u64) -> String {
+    let parts: Vec<_> = steps
+        .iter()
+        .map(|step| {
+            let verdict = if step.passed { "ok" } else { "FAILED" };
+            match step.tests {
+                0 => format!("{} {verdict}", step.name),
+                tests => format!("{} {verdict} ({tests} tests)", step.name),
+            }
+        })
+        .collect();
+    let verdict = if steps.iter().all(|step| step.passed) {
+        "passed"
+    } else {
+        "FAILED"
+    };
+    format!("{verdict} in {seconds} s: {}", parts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passed_tests_are_counted() {
+        assert_eq!(
+            passed_tests("test result: ok. 12 passed; 0 failed; 3 ignored"),
+            12
+        );
+        assert_eq!(passed_tests("test result: FAILED. 2 passed; 1 failed"), 2);
+        assert_eq!(passed_tests("test some::test ... ok"), 0);
+    }
+
+    #[test]
+    fn the_summary_is_one_plain_line() {
+        let steps = [
+            Step {
+                name: "tidy",
+                passed: true,
+                tests: 0,
+            },
+            Step {
+                name: "unit",
+                passed: false,
+                tests: 7,
+            },
+        ];
+        assert_eq!(
+            summary(&steps, 5),
+            "FAILED in 5 s: tidy ok, unit FAILED (7 tests)"
+        );
+    }
+}

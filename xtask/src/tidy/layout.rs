@@ -1,0 +1,61 @@
+//! The top-level directory, whose names are fixed.
+
+use super::Finding;
+
+/// What may stand there.
+const ALLOWED: [&str; 12] = [
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE",
+    "README.md",
+    "SECURITY.md",
+    "deploy",
+    "ebpf",
+    "tests",
+    "xtask",
+    "ztunnel",
+];
+/// Files that tools look for by name.
+const TOOLS: [&str; 4] = [
+    "clippy.toml",
+    "deny.toml",
+    "rust-toolchain.toml",
+    "rustfmt.toml",
+];
+/// What builds and runs leave; none of it is committed.
+const LEFT: [&str; 2] = ["target", "state"];
+
+pub(super) fn top_level(names: &[String]) -> Vec<Finding> {
+    names
+        .iter()
+        .filter(|name| {
+            let name = name.as_str();
+            !name.starts_with('.')
+                && !ALLOWED.contains(&name)
+                && !TOOLS.contains(&name)
+                && !LEFT.contains(&name)
+        })
+        .map(|name| Finding {
+            path: name.clone(),
+            line: 1,
+            rule: "layout",
+            found: format!("`{name}` in the top-level directory"),
+            way_out: "move it into the room it belongs to; the top level is fixed (ARCHITECTURE.md)",
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_known_names_stand_at_the_top() {
+        let names = [".ci", "Cargo.toml", "deny.toml", "target", "scripts"].map(str::to_owned);
+        let findings = top_level(&names);
+        assert_eq!(findings.len(), 1);
+        assert_eq!(findings[0].path, "scripts");
+    }
+}

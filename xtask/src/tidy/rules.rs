@@ -1,0 +1,252 @@
+//! Rules about single source files: size, `unsafe`, the environment, names, reasons.
+
+use super::Finding;
+use super::source::Source;
+
+/// The most lines of production code in a file.
+const LINES: usize = 500;
+/// Files that may be longer, and why.
+const LONG: [(&str, &str); 0] = [];
+/// Where `unsafe` may stand.
+const UNSAFE: [&str; 4] = [
+    "ebpf/",
+    "ztunnel/src/kernel/",
+    "ztunnel/src/pods/",
+    "tests/",
+];
+/// Where the environment may be read.
+const ENVIRONMENT: [&str; 4] = [
+    "ztunnel/src/config/",
+    "ztunnel/build.rs",
+    "xtask/",
+    "tests/",
+];
+/// Calls that read or change the environment.
+const ENVIRONMENT_CALLS: [&str; 5] = [
+    "env::var(",
+    "env::var_os(",
+    "env::vars(",
+    "env::vars_os(",
+    "env::set_var(",
+];
+/// Where an error may be anything, because a person reads it at once.
+const ANYHOW: [&str; 5] = [
+    "ztunnel/src/main.rs",
+    "ztunnel/src/cli/",
+    "ztunnel/src/node",
+    "xtask/",
+    "tests/",
+];
+/// Names that say nothing about the job.
+const NAMES: [&str; 7] = [
+    "util", "utils", "helper", "helpers", "common", "manager", "misc",
+];
+
+pub(super) fn check(source: &Source<'_>, findings: &mut Vec<Finding>) {
+    let mut report = |line: usize, rule: &'static str, found: String, way_out: &'static str| {
+        findings.push(Finding {
+            path: source.path.to_owned(),
+            line,
+            rule,
+            found,
+            way_out,
+        });
+    };
+    let count = source.production_count();
+    if count > LINES && !LONG.iter().any(|(path, _)| *path == source.path) {
+        report(
+            LINES + 1,
+            "size",
+            format!("{count} lines of production code, {LINES} are allowed"),
+            "split it by job, or list it with a reason in xtask/src/tidy/rules.rs",
+        );
+    }
+    if let Some(name) = bad_name(source.path) {
+        report(
+            1,
+            "names",
+            format!("a module called `{name}`"),
+            "name it after its job",
+        );
+    }
+    for (line, code) in source.lines() {
+        if has_word(code, "unsafe") && !within(source.path, &UNSAFE) {
+            report(
+                line,
+                "unsafe",
+                "`unsafe` outside of the rooms that may".to_owned(),
+                "use a safe call (nix, socket2), or move it into `kernel` or `pods`",
+            );
+        }
+    }
+    for (line, found) in allows_without_reason(source) {
+        report(
+            line,
+            "reasons",
+            found,
+            "add `reason = \"…\"`: why does the rule not fit here?",
+        );
+    }
+    for (line, code) in source.production() {
+        production_line(source.path, code, |rule, found, way_out| {
+            report(line, rule, found, way_out);
+        });
+    }
+}
+
+fn production_line(
+    path: &str,
+    code: &str,
+    mut report: impl FnMut(&'static str, String, &'static str),
+) {
+    let room = path.starts_with("ztunnel/src");
+    if !within(path, &ENVIRONMENT)
+        && let Some(call) = ENVIRONMENT_CALLS.iter().find(|call| code.contains(*call))
+    {
+        report(
+            "environment",
+            format!("`{call})` uses the environment"),
+            "make it a setting: only ztunnel/src/config reads the environment",
+        );
+    }
+    if room && has_word(code, "anyhow") && !within(path, &ANYHOW) {
+        report(
+            "errors",
+            "`anyhow` in a room".to_owned(),
+            "give the room's error enum a variant that names the object and what was found",
+        );
+    }
+    if room && code.contains(".expect(") {
+        report(
+            "errors",
+            "`.expect()` in production code".to_owned(),
+            "return an error, or make the case impossible by its type",
+        );
+    }
+}
+
+fn within(path: &str, places: &[&str]) -> bool {
+    places.iter().any(|place| path.starts_with(place))
+}
+
+fn bad_name(path: &str) -> Option<&'static str> {
+    let names = path.trim_end_matches(".rs").split('/');
+    NAMES
+        .into_iter()
+        .find(|bad| names.clone().any(|name| name == *bad))
+}
+
+fn has_word(code: &str, wanted: &str) -> bool {
+    code.split(|character: char| !character.is_alphanumeric() && character != '_')
+        .any(|word| word == wanted)
+}
+
+/// Attributes that allow a lint and give no reason; they may span lines.
+fn allows_without_reason(source: &Source<'_>) -> Vec<(usize, String)> {
+    let lines: Vec<_> = source.lines().collect();
+    let mut found = Vec::new();
+    for (at, (line, code)) in lines.iter().enumerate() {
+        let code = code.trim_start();
+        let Some(kind) = ["allow", "expect"].into_iter().find(|kind| {
+            code.starts_with(&format!("#[{kind}(")) || code.starts_with(&format!("#![{kind}("))
+        }) else {
+            continue;
+        };
+        let attribute = lines[at..]
+            .iter()
+            .map(|(_, code)| *code)
+            .scan(false, |ended, code| {
+                (!std::mem::replace(ended, code.trim_end().ends_with(']'))).then_some(code)
+            });
+        if !attribute.into_iter().any(|code| has_word(code, "reason")) {
+            found.push((*line, format!("`{kind}` without a reason")));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(path: &str, text: &str) -> Vec<(usize, &'static str)> {
+        let mut findings = Vec::new();
+        check(&Source::new(path, text), &mut findings);
+        findings
+            .into_iter()
+            .map(|finding| (finding.line, finding.rule))
+            .collect()
+    }
+
+    #[test]
+    fn each_rule_finds_what_it_is_for() {
+        for (path, text, expected) in [
+            (
+                "ztunnel/src/tls/x.rs",
+                "a();\nunsafe { b() }",
+                (2, "unsafe"),
+            ),
+            (
+                "ztunnel/src/tls/x.rs",
+                "let x = std::env::var(\"X\");",
+                (1, "environment"),
+            ),
+            ("ztunnel/src/tls/util.rs", "", (1, "names")),
+            ("ztunnel/src/common/x.rs", "", (1, "names")),
+            (
+                "ztunnel/src/tls/x.rs",
+                "#[allow(dead_code)]\nfn f() {}",
+                (1, "reasons"),
+            ),
+            (
+                "ztunnel/src/tls/x.rs",
+                "#[allow(\n    dead_code\n)]\nfn reason() {}",
+                (1, "reasons"),
+            ),
+            ("ztunnel/src/tls/x.rs", "use anyhow::Result;", (1, "errors")),
+            (
+                "ztunnel/src/tls/x.rs",
+                "x.expect(\"there\");",
+                (1, "errors"),
+            ),
+        ] {
+            assert_eq!(rules(path, text), [expected], "{path}: {text}");
+        }
+    }
+
+    #[test]
+    fn what_is_allowed_is_not_found() {
+        for (path, text) in [
+            ("ztunnel/src/kernel/x.rs", "unsafe { b() }"),
+            (
+                "ztunnel/src/tls/x.rs",
+                "// unsafe\nlet x = \"unsafe\"; unsafe_name();",
+            ),
+            ("ztunnel/src/config/environment.rs", "std::env::var(name)"),
+            (
+                "ztunnel/src/tls/x.rs",
+                "#[allow(\n    dead_code,\n    reason = \"later\"\n)]\nfn f() {}",
+            ),
+            ("ztunnel/src/main.rs", "use anyhow::Result;"),
+            (
+                "ztunnel/src/tls/x.rs",
+                "#[cfg(test)]\nmod tests {\n    x.expect(\"there\");\n}",
+            ),
+            ("ztunnel/src/tls/commonplace.rs", ""),
+        ] {
+            assert_eq!(rules(path, text), [], "{path}: {text}");
+        }
+    }
+
+    #[test]
+    fn long_files_are_found_by_their_production_part() {
+        let code = "a();\n".repeat(LINES);
+        let tests = format!("#[cfg(test)]\nmod tests {{\n{code}}}\n");
+        assert_eq!(rules("ztunnel/src/tls/x.rs", &format!("{code}{tests}")), []);
+        let longer = format!("a();\n{code}{tests}");
+        assert_eq!(
+            rules("ztunnel/src/tls/x.rs", &longer),
+            [(LINES + 1, "size")]
+        );
+    }
+}
