@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use ztunnel::cli::{self, ProxyArgs, Roles};
+use ztunnel::kernel::Kernel;
+use ztunnel::{config, node};
 
 /// Connections come and go on every worker thread; mimalloc frees across threads without a
 /// lock and returns memory after bursts.
@@ -21,14 +23,15 @@ fn main() -> ExitCode {
     )
 }
 
-fn proxy(_args: ProxyArgs) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no proxy role")
+fn proxy(args: ProxyArgs) -> anyhow::Result<()> {
+    Ok(node::run(args.config, args.overrides.into())?)
 }
 
-fn check(_file: Option<&Path>) -> anyhow::Result<serde_json::Value> {
-    anyhow::bail!("this build cannot check settings")
+fn check(file: Option<&Path>) -> anyhow::Result<serde_json::Value> {
+    let settings = config::load(file, &config::Overrides::default())?;
+    Ok(serde_json::to_value(settings)?)
 }
 
-fn remove(_directory: &Path) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no kernel programs")
+fn remove(directory: &Path) -> anyhow::Result<()> {
+    Ok(Kernel::remove_pins(directory)?)
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser};
 
+use crate::config;
 use crate::telemetry::{Filter, LogFormat};
 
 /// Run this node's proxy
@@ -67,4 +68,22 @@ pub struct Overrides {
     /// Where the readiness probe is answered [settings: readiness.address]
     #[arg(long, value_name = "ADDRESS")]
     pub readiness: Option<SocketAddr>,
+}
+
+impl From<Overrides> for config::Overrides {
+    fn from(flags: Overrides) -> Self {
+        Self {
+            node: flags.node,
+            threads: flags.threads,
+            log_filter: flags.log.map(|filter| filter.to_string()),
+            log_format: flags.log_format.map(|format| match format {
+                LogFormat::Text => config::LogFormat::Text,
+                LogFormat::Json => config::LogFormat::Json,
+            }),
+            admin: flags.admin,
+            metrics: flags.metrics,
+            readiness: flags.readiness,
+            ..Self::default()
+        }
+    }
 }

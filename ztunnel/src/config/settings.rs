@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::Serialize;
 
 use super::Bytes;
 use crate::mesh::local::LocalMesh;
 use crate::mesh::{Snapshot, Uid};
 
 /// Everything that can be set.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Settings {
     /// The node's name.
     pub node: Arc<str>,
@@ -48,15 +50,18 @@ pub struct Settings {
     /// What is logged, and how.
     pub log: Log,
     /// After the signal to end, live connections may go on for this long.
+    #[serde(serialize_with = "super::units::as_text")]
     pub termination_deadline: Duration,
     /// The mesh as the file, the file it names and the environment describe it together.
+    #[serde(skip)]
     pub local_mesh: LocalMesh,
     /// What is allowed but probably not meant; to be logged.
     pub warnings: Vec<String>,
 }
 
 /// For whom a proxy works.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// For the enrolled pods of a node.
     Shared,
@@ -69,7 +74,7 @@ pub enum Mode {
 }
 
 /// A pod to enrol.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Pod {
     /// The workload that it is. It is in the mesh and has addresses.
     pub workload: Uid,
@@ -78,17 +83,20 @@ pub struct Pod {
 }
 
 /// The certificate authority inside the process.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct LocalAuthority {
     /// Where the root's key and certificate are; made when they are missing. Proxies that share
     /// it share the mesh.
     pub directory: PathBuf,
     /// For how long a workload's certificate is valid; rotated at half of it.
+    #[serde(serialize_with = "super::units::as_text")]
     pub leaf_ttl: Duration,
 }
 
 /// How connections are captured.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Capture {
     /// Where programs, links and maps are pinned, in a BPF file system.
     pub bpf_directory: PathBuf,
@@ -103,7 +111,8 @@ pub struct Capture {
 }
 
 /// Tunnels.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Hbone {
     /// What a peer may send on one stream before it was passed on.
     pub stream_window: Bytes,
@@ -120,34 +129,45 @@ pub struct Hbone {
     /// The largest list of headers that is accepted.
     pub header_list_max: Bytes,
     /// A pooled connection without a tunnel is closed after this.
+    #[serde(serialize_with = "super::units::as_text")]
     pub idle_release: Duration,
     /// An accepted connection without a tunnel is closed after this.
+    #[serde(serialize_with = "super::units::as_text")]
     pub server_idle: Duration,
     /// For a dial, TCP and TLS together.
+    #[serde(serialize_with = "super::units::as_text")]
     pub connect_timeout: Duration,
     /// For the first HTTP/2 frames.
+    #[serde(serialize_with = "super::units::as_text")]
     pub handshake_timeout: Duration,
     /// From a CONNECT to its response.
+    #[serde(serialize_with = "super::units::as_text")]
     pub response_timeout: Duration,
     /// Between two PINGs on a silent connection.
+    #[serde(serialize_with = "super::units::as_text")]
     pub ping_interval: Duration,
     /// Without an answer to a PING for this long, the connection is dead.
+    #[serde(serialize_with = "super::units::as_text")]
     pub ping_timeout: Duration,
 }
 
 /// TCP keepalive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Keepalive {
     /// Silence before the first probe.
+    #[serde(serialize_with = "super::units::as_text")]
     pub time: Duration,
     /// Between two probes.
+    #[serde(serialize_with = "super::units::as_text")]
     pub interval: Duration,
     /// Unanswered probes after which the connection is dead.
     pub retries: u32,
 }
 
 /// What is logged, and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Log {
     /// Levels by target, for example `info,ztunnel::hbone=debug`.
     pub filter: String,
@@ -156,7 +176,8 @@ pub struct Log {
 }
 
 /// How lines of the log look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.
     #[default]

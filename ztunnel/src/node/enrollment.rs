@@ -14,16 +14,16 @@ use crate::pods::{self, Listeners, Netns, Pod, addresses_here, delivery};
 
 /// A pod that the settings ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
+pub(super) struct Wanted {
     /// Its workload.
-    pub uid: Uid,
+    pub(super) uid: Uid,
     /// The file of its network namespace.
-    pub netns: PathBuf,
+    pub(super) netns: PathBuf,
 }
 
 /// Why a pod is not enrolled.
 #[derive(Debug, thiserror::Error)]
-pub enum EnrollError {
+pub(super) enum EnrollError {
     /// Its namespace could not be prepared.
     #[error(transparent)]
     Pod(#[from] pods::Error),
@@ -45,7 +45,7 @@ struct Enrolled {
 
 /// The pods that are enrolled.
 #[derive(Debug)]
-pub struct Enrollment {
+pub(super) struct Enrollment {
     shared: Arc<Shared>,
     pods: HashMap<Uid, Enrolled>,
 }
@@ -53,19 +53,13 @@ pub struct Enrollment {
 impl Enrollment {
     /// Nothing is enrolled yet. What an earlier process left enrolled stays captured, and
     /// refused, until [`Self::apply`] has taken it over or withdrawn it.
-    pub fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self { shared, pods: HashMap::new() }
-    }
-
-    /// How many pods are enrolled.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.pods.len()
     }
 
     /// Brings the enrolled pods in line with `wanted`, and returns those that could not be
     /// enrolled.
-    pub fn apply(&mut self, workers: &Workers, wanted: &[Wanted]) -> Vec<(Wanted, EnrollError)> {
+    pub(super) fn apply(&mut self, workers: &Workers, wanted: &[Wanted]) -> Vec<(Wanted, EnrollError)> {
         self.withdraw_unwanted(workers, wanted);
         let mut failed = Vec::new();
         for pod in wanted {

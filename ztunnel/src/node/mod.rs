@@ -5,6 +5,7 @@
 //! over before anything else could let traffic pass them by; at the end nothing is detached:
 //! a stopped proxy leaves its pods captured, and so refused, until the next one takes over.
 
+mod assembly;
 mod dump;
 mod enrollment;
 
@@ -17,14 +18,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::admin::{self, Readiness};
-use crate::ca::local::{LocalCa, LocalCaError};
+use crate::ca::local::LocalCaError;
 use crate::config::{self, ConfigError, Overrides, Settings, Watcher};
 use crate::kernel::{self, Kernel};
 use crate::path::{Shared, WorkerError, Workers};
-use crate::telemetry::{LogError, LogGuard, LogHandle, Telemetry, init_logging};
+use crate::telemetry::{FilterError, LogError, LogGuard, LogHandle, Telemetry, init_logging};
 use crate::tls;
 
-use enrollment::{Enrollment, Wanted};
+use enrollment::Enrollment;
 
 /// How often pods that could not be enrolled are tried again.
 const ENROLL_RETRY: Duration = Duration::from_secs(1);
@@ -37,6 +38,8 @@ pub enum Error {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error("log.filter: {0}")]
+    Filter(#[from] FilterError),
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
     #[error(transparent)]
@@ -56,7 +59,7 @@ pub enum Error {
 pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Error> {
     let began = Instant::now();
     let settings = config::load(file.as_deref(), &overrides)?;
-    let (log, guard) = init_logging(&settings.log)?;
+    let (log, guard) = init_logging(&assembly::log(&settings)?)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -91,15 +94,15 @@ struct Node {
 
 impl Node {
     fn build(source: Source, settings: Settings, log: LogHandle) -> Result<Self, Error> {
-        let kernel = Kernel::open(&settings.kernel())?;
-        let issuer = LocalCa::open(&settings.ca.local.directory, &settings.trust_domain, settings.ca.local.leaf_ttl)?;
+        let kernel = Kernel::open(&assembly::kernel(&settings))?;
+        let issuer = assembly::issuer(&settings)?;
         let runtime = tokio::runtime::Handle::current();
         let shared = Arc::new(Shared {
             mesh: ArcSwap::from_pointee(settings.mesh()),
             kernel: Arc::new(kernel),
             certificates: tls::Store::new(Arc::new(issuer), tls::Config::default(), runtime),
             telemetry: Telemetry::new(log.dropped_lines()),
-            config: settings.path(),
+            config: assembly::path(&settings),
         });
         let quit = Arc::new(Notify::new());
         let (stop, stopping) = watch::channel(false);
@@ -115,7 +118,7 @@ impl Node {
                 move || quit.notify_one()
             }),
         };
-        let servers = admin::start(&settings.admin(), sources, &stopping)?;
+        let servers = admin::start(&assembly::admin(&settings), sources, &stopping)?;
         let workers = Workers::start(&shared)?;
         let enrollment = Enrollment::new(shared.clone());
         Ok(Self {
@@ -133,6 +136,9 @@ impl Node {
 
     /// Follows settings and signals until one says stop, then drains.
     async fn serve(mut self) {
+        for warning in &self.settings.warnings {
+            tracing::warn!("{warning}");
+        }
         let mut complete = self.enroll();
         let mut watcher = self.watch();
         let (mut terminate, mut interrupt) =
@@ -141,6 +147,9 @@ impl Node {
             tokio::select! {
                 () = changed(watcher.as_mut()) => {
                     complete = self.reload();
+                    if let Some(Err(error)) = watcher.as_mut().map(|w| w.retarget(&self.files())) {
+                        tracing::error!(%error, "changes of the mesh file may go unnoticed");
+                    }
                 }
                 () = tokio::time::sleep(ENROLL_RETRY), if !complete => {
                     complete = self.enroll();
@@ -152,12 +161,12 @@ impl Node {
         }
         tracing::info!("stopping: draining connections");
         self.stop.send_replace(true);
-        self.workers.drain(self.settings.drain).await;
+        self.workers.drain(self.settings.termination_deadline).await;
         self.servers.finished().await;
     }
 
     fn watch(&self) -> Option<Watcher> {
-        let files = self.settings.files(self.source.file.as_deref());
+        let files = self.files();
         if files.is_empty() {
             return None;
         }
@@ -166,16 +175,21 @@ impl Node {
             .ok()
     }
 
+    /// The files that the settings come from.
+    fn files(&self) -> Vec<PathBuf> {
+        [&self.source.file, &self.settings.mesh_file].into_iter().flatten().cloned().collect()
+    }
+
     /// Reads the settings again. A bad file keeps the last good settings. Returns whether every
     /// pod is enrolled.
     fn reload(&mut self) -> bool {
         match config::load(self.source.file.as_deref(), &self.source.overrides) {
             Ok(settings) => {
-                for key in self.settings.needs_restart(&settings) {
+                let changed = assembly::fixed_keys_that_differ(&self.settings, &settings);
+                for key in changed {
                     tracing::warn!(key, "this setting changes only with a restart");
                 }
-                self.shared.mesh.store(Arc::new(settings.mesh()));
-                self.settings.adopt(settings);
+                self.adopt(settings);
                 tracing::info!("settings loaded anew");
             }
             Err(error) => {
@@ -185,8 +199,25 @@ impl Node {
         self.enroll()
     }
 
+    /// Puts new settings in force.
+    fn adopt(&mut self, settings: Settings) {
+        for warning in &settings.warnings {
+            tracing::warn!("{warning}");
+        }
+        let mesh = Arc::new(settings.mesh());
+        self.shared.mesh.store(mesh.clone());
+        self.shared.telemetry.retain(|uid| mesh.workload_by_uid(uid).is_some());
+        let capture = &settings.capture;
+        if let Err(error) =
+            self.shared.kernel.set_exemptions(&assembly::exempt_ports(&settings), &capture.exempt_cidrs)
+        {
+            tracing::error!(%error, "the exempt ports and networks stay as they were");
+        }
+        self.settings = settings;
+    }
+
     fn enroll(&mut self) -> bool {
-        let wanted = wanted(&self.settings);
+        let wanted = assembly::pods(&self.settings);
         let failed = self.enrollment.apply(&self.workers, &wanted);
         for (pod, error) in &failed {
             tracing::error!(%error, pod = %pod.uid.0, netns = %pod.netns.display(), "cannot enroll the pod; trying again");
@@ -199,14 +230,6 @@ impl Node {
         }
         failed.is_empty()
     }
-}
-
-fn wanted(settings: &Settings) -> Vec<Wanted> {
-    settings
-        .pods()
-        .into_iter()
-        .map(|pod| Wanted { uid: pod.workload, netns: pod.netns })
-        .collect()
 }
 
 async fn changed(watcher: Option<&mut Watcher>) {
