@@ -94,10 +94,14 @@ impl<E: 'static> Pool<E> {
         let group = self.group(key);
         let slot = match group.take(Some(&failure.connection)) {
             Some(slot) => slot,
-            None if dial.is_some() => {
-                group.wait(&mut dial, Some(failure.connection)).await.map_err(connection)?
+            None if dial.is_some() => group
+                .wait(&mut dial, Some(failure.connection))
+                .await
+                .map_err(connection)?,
+            None => {
+                group.forget_if_unused();
+                return Err(failure.error);
             }
-            None => return Err(failure.error),
         };
         opening::open(slot, connect, &self.config)
             .await
@@ -224,7 +228,10 @@ impl<E: 'static> Default for State<E> {
 impl<E> State<E> {
     fn take(&self, but: Option<&Rc<Connection>>) -> Option<Slot> {
         let fits = |this: &&Rc<Connection>| !but.is_some_and(|but| Rc::ptr_eq(but, this));
-        self.connections.iter().filter(fits).find_map(Connection::take)
+        self.connections
+            .iter()
+            .filter(fits)
+            .find_map(Connection::take)
     }
 }
 
@@ -340,7 +347,10 @@ impl<E: 'static> Group<E> {
             return Some((state.waiting.pop_front()?, Grant::Place(slot)));
         }
         // A connection whose SETTINGS are on their way will have places like one being dialled.
-        let coming = state.connections.iter().filter(|connection| connection.is_unsettled());
+        let coming = state
+            .connections
+            .iter()
+            .filter(|connection| connection.is_unsettled());
         let coming = state.dialing + coming.count();
         let served = coming * self.config.max_streams_per_connection.max(1);
         if state.waiting.len() <= served {
