@@ -46,7 +46,10 @@ impl AsyncWrite for Counting {
 #[test]
 fn frames_of_many_tunnels_leave_in_one_flush() {
     run(async {
-        let (peer, pool) = (Peer::new(config()), Pool::new(Rc::new(config())));
+        let (peer, pool) = (
+            Peer::new(config()),
+            Pool::<Infallible>::new(Rc::new(config())),
+        );
         let flushes = Rc::new(Cell::new(0));
         let dial = || {
             let (io, flushes) = (peer.dial(), Rc::clone(&flushes));
