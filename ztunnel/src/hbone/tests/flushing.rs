@@ -74,7 +74,7 @@ fn frames_of_many_tunnels_leave_in_one_flush() {
         }
         settle().await;
         assert_eq!(flushes.get(), 1);
-        for far in peer.tunnels.borrow_mut().iter_mut() {
+        for mut far in peer.tunnels.take() {
             assert_eq!(far.recv.data().await.unwrap().unwrap().len(), 2000);
         }
     });
