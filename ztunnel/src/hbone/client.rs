@@ -71,7 +71,11 @@ impl Connection {
     /// How many tunnels there may be. Until the peer has said its limit it is one, so that a
     /// burst is not refused, or left waiting inside h2, by a peer that allows few.
     fn limit(&self) -> usize {
-        if self.is_unsettled() { 1 } else { self.limit.min(self.peer_limit()) }
+        if self.is_unsettled() {
+            1
+        } else {
+            self.limit.min(self.peer_limit())
+        }
     }
 
     /// Looks whether the SETTINGS have come, and lets those who wait for them go on.
@@ -86,7 +90,10 @@ impl Connection {
 
     /// Why no tunnel can be opened any more.
     pub(crate) fn cause(&self) -> String {
-        self.cause.borrow().clone().unwrap_or_else(|| "it was being closed".to_owned())
+        self.cause
+            .borrow()
+            .clone()
+            .unwrap_or_else(|| "it was being closed".to_owned())
     }
 
     fn peer_limit(&self) -> usize {

@@ -17,6 +17,7 @@ mod client;
 mod config;
 mod error;
 mod forwarded;
+mod group;
 mod keepalive;
 mod line;
 mod opening;

@@ -38,7 +38,11 @@ pub(crate) async fn open<E>(
     config: &Config,
 ) -> Result<Tunnel, Failure<E>> {
     let connection = Rc::clone(slot.connection());
-    let failed = |(error, retry)| Failure { error, retry, connection: Rc::clone(&connection) };
+    let failed = |(error, retry)| Failure {
+        error,
+        retry,
+        connection: Rc::clone(&connection),
+    };
     let (response, send) = send(&connection, connect).map_err(failed)?;
     let after = config.response_timeout;
     let response = match tokio::time::timeout(after, response).await {
@@ -53,7 +57,10 @@ pub(crate) async fn open<E>(
     let status = response.status();
     if status != StatusCode::OK {
         let authority = connect.authority.to_string();
-        return Err(failed((OpenError::Refused { authority, status }, Retry::No)));
+        return Err(failed((
+            OpenError::Refused { authority, status },
+            Retry::No,
+        )));
     }
     Ok(tunnel(send, response, slot))
 }
@@ -71,18 +78,35 @@ fn send<E>(
     let request = connect.to_http().map_err(|_malformed| {
         // Only a host name that never went through the parser gets here.
         let error = h2::Error::from(Reason::INTERNAL_ERROR);
-        (OpenError::Unsendable { authority: authority(), error }, Retry::No)
+        (
+            OpenError::Unsendable {
+                authority: authority(),
+                error,
+            },
+            Retry::No,
+        )
     })?;
     let Some(mut handle) = connection.request_handle() else {
         let (lost, cause) = (LostConnection::Closed, connection.cause());
-        return Err((OpenError::Lost { authority: authority(), lost, cause }, Retry::Elsewhere));
+        return Err((
+            OpenError::Lost {
+                authority: authority(),
+                lost,
+                cause,
+            },
+            Retry::Elsewhere,
+        ));
     };
     handle.send_request(request, false).map_err(|error| {
         // Also when its stream ids are used up.
         connection.retire();
         let authority = authority();
         let error = match lost(&error) {
-            Some(lost) => OpenError::Lost { authority, lost, cause: error.to_string() },
+            Some(lost) => OpenError::Lost {
+                authority,
+                lost,
+                cause: error.to_string(),
+            },
             None => OpenError::Unsendable { authority, error },
         };
         (error, Retry::Elsewhere)
@@ -103,7 +127,11 @@ fn unanswered<E>(
         Some(LostConnection::Closed) | None => Retry::No,
     };
     let error = match (lost, error.reason()) {
-        (Some(lost), _) => OpenError::Lost { authority, lost, cause: error.to_string() },
+        (Some(lost), _) => OpenError::Lost {
+            authority,
+            lost,
+            cause: error.to_string(),
+        },
         (None, Some(reason)) => OpenError::Reset { authority, reason },
         (None, None) => OpenError::Unsendable { authority, error },
     };

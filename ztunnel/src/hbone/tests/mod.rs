@@ -1,5 +1,6 @@
 //! The promises of the room, by behaviour; here is the little world they are tried in.
 
+mod flushing;
 mod pooling;
 mod releasing;
 mod retrying;
@@ -24,8 +25,15 @@ use crate::mesh::Identity;
 
 /// Runs a test on one thread, as a worker does, and not for ever.
 fn run<F: Future<Output = ()>>(test: F) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let limited = async { tokio::time::timeout(Duration::from_secs(30), test).await.unwrap() };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let limited = async {
+        tokio::time::timeout(Duration::from_secs(30), test)
+            .await
+            .unwrap()
+    };
     LocalSet::new().block_on(&runtime, limited);
 }
 
@@ -48,7 +56,10 @@ fn key(account: &str) -> PoolKey {
 
 /// Short limits, so that tests of time are short; no PINGs unless a test asks for them.
 fn config() -> Config {
-    Config { keepalive: None, ..Config::default() }
+    Config {
+        keepalive: None,
+        ..Config::default()
+    }
 }
 
 async fn settle() {

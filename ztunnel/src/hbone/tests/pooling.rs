@@ -37,9 +37,18 @@ fn connections_are_never_shared_across_keys() {
         let a = key("a");
         let keys = [
             key("other"),
-            PoolKey { source_ip: "10.0.0.9".parse().unwrap(), ..a.clone() },
-            PoolKey { hbone: address("10.0.0.3:15008"), ..a.clone() },
-            PoolKey { destinations: smallvec![a.source.clone()], ..a.clone() },
+            PoolKey {
+                source_ip: "10.0.0.9".parse().unwrap(),
+                ..a.clone()
+            },
+            PoolKey {
+                hbone: address("10.0.0.3:15008"),
+                ..a.clone()
+            },
+            PoolKey {
+                destinations: smallvec![a.source.clone()],
+                ..a.clone()
+            },
             a,
         ];
         let mut tunnels = Vec::new();
@@ -55,7 +64,10 @@ fn connections_are_never_shared_across_keys() {
 #[test]
 fn the_peers_stream_limit_is_kept() {
     run(async {
-        let peer = Peer::new(Config { max_concurrent_streams: 10, ..config() });
+        let peer = Peer::new(Config {
+            max_concurrent_streams: 10,
+            ..config()
+        });
         let pool = Pool::new(Rc::new(config()));
         let mut tunnels = Vec::new();
         for _ in 0..25 {
@@ -68,7 +80,10 @@ fn the_peers_stream_limit_is_kept() {
 #[test]
 fn a_burst_before_the_peers_settings_still_gets_its_tunnels() {
     run(async {
-        let peer = Peer::new(Config { max_concurrent_streams: 10, ..config() });
+        let peer = Peer::new(Config {
+            max_concurrent_streams: 10,
+            ..config()
+        });
         let pool = Pool::new(Rc::new(config()));
         let key = key("a");
         let tunnels = futures::future::join_all((0..15).map(|_| open(&pool, &key, &peer))).await;
@@ -79,7 +94,10 @@ fn a_burst_before_the_peers_settings_still_gets_its_tunnels() {
 #[test]
 fn a_place_that_falls_free_goes_to_whoever_waits() {
     run(async {
-        let near = Config { max_streams_per_connection: 1, ..config() };
+        let near = Config {
+            max_streams_per_connection: 1,
+            ..config()
+        };
         let (peer, pool) = (Peer::new(config()), Pool::new(Rc::new(near)));
         let first = open(&pool, &key("a"), &peer).await;
         let waiting = tokio::task::spawn_local({
@@ -125,7 +143,10 @@ fn a_dial_error_reaches_all_who_wait_for_it() {
 #[test]
 fn a_dial_that_hangs_is_given_up() {
     run(async {
-        let near = Config { connect_timeout: Duration::from_millis(20), ..config() };
+        let near = Config {
+            connect_timeout: Duration::from_millis(20),
+            ..config()
+        };
         let pool = Pool::<Infallible>::new(Rc::new(near));
         let never = std::future::pending::<Result<DuplexStream, Infallible>>;
         let error = pool.open(&key("a"), &connect(), never).await.unwrap_err();
@@ -175,7 +196,8 @@ fn an_opener_cancelled_before_it_dials_passes_the_right_on() {
         // Both have been polled once; whoever was granted the dial is dropped.
         let poll = |future: std::pin::Pin<&mut dyn Future<Output = _>>| {
             let mut nobody = std::task::Context::from_waker(std::task::Waker::noop());
-            let ready: std::task::Poll<Result<Tunnel, OpenError<Infallible>>> = future.poll(&mut nobody);
+            let ready: std::task::Poll<Result<Tunnel, OpenError<Infallible>>> =
+                future.poll(&mut nobody);
             ready.is_ready()
         };
         assert!(!poll(first.as_mut()));
@@ -207,7 +229,11 @@ fn a_cancelled_opener_frees_its_place_and_its_stream() {
         let pool = Pool::<Infallible>::new(Rc::new(config()));
         let (key, connect) = (key("a"), connect());
         let opening = pool.open(&key, &connect, || async { Ok(near) });
-        assert!(tokio::time::timeout(Duration::from_millis(20), opening).await.is_err());
+        assert!(
+            tokio::time::timeout(Duration::from_millis(20), opening)
+                .await
+                .is_err()
+        );
         assert_eq!(pool.tunnels(), 0);
         until(|| cancelled.get()).await;
     });

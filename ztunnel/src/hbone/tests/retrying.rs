@@ -41,7 +41,10 @@ async fn second_open_after(then: Vec<u8>) -> (Result<Tunnel, OpenError<Infallibl
     let (peer, pool) = (Peer::new(config()), Pool::new(Rc::new(config())));
     let (near, far) = tokio::io::duplex(64 * 1024);
     tokio::task::spawn_local(misbehave(far, then));
-    let first = pool.open(&key("a"), &connect(), || async { Ok(near) }).await.unwrap();
+    let first = pool
+        .open(&key("a"), &connect(), || async { Ok(near) })
+        .await
+        .unwrap();
     let second = pool.open(&key("a"), &connect(), || peer.dial()).await;
     drop(first);
     (second, peer)
@@ -97,7 +100,10 @@ fn a_fresh_connection_that_closes_is_reported_not_retried() {
             Ok(near)
         };
         let error = pool.open(&key("a"), &connect(), dial).await.unwrap_err();
-        assert_eq!((error.reason(), error.fault()), ("connection_lost", Fault::Upstream));
+        assert_eq!(
+            (error.reason(), error.fault()),
+            ("connection_lost", Fault::Upstream)
+        );
         assert!(error.to_string().contains("certificate"), "{error}");
     });
 }
@@ -113,7 +119,11 @@ fn a_connection_that_is_going_away_is_not_chosen_again() {
         assert_eq!((peer.dials.get(), fresh.dials.get()), (1, 1));
         // The old tunnel still works.
         let (mut first, mut other) = (first, other);
-        first.send.send_all(Bytes::from_static(b"still here")).await.unwrap();
+        first
+            .send
+            .send_all(Bytes::from_static(b"still here"))
+            .await
+            .unwrap();
         assert_eq!(other.recv.data().await.unwrap().unwrap(), "still here");
         drop((first, second));
     });

@@ -6,17 +6,26 @@ use std::task::Poll;
 use super::*;
 
 fn pattern(length: usize) -> Bytes {
-    (0..length).map(|at| (at * 31 % 251).to_le_bytes()[0]).collect::<Vec<u8>>().into()
+    (0..length)
+        .map(|at| (at * 31 % 251).to_le_bytes()[0])
+        .collect::<Vec<u8>>()
+        .into()
 }
 
 #[test]
 fn each_side_may_finish_first_and_the_other_goes_on() {
     run(async {
         let (mut near, mut far, ..) = pair(config(), config()).await;
-        near.send.send_all(Bytes::from_static(b"request")).await.unwrap();
+        near.send
+            .send_all(Bytes::from_static(b"request"))
+            .await
+            .unwrap();
         near.send.finish().unwrap();
         assert_eq!(read_all(&mut far.recv).await.unwrap(), b"request");
-        far.send.send_all(Bytes::from_static(b"late answer")).await.unwrap();
+        far.send
+            .send_all(Bytes::from_static(b"late answer"))
+            .await
+            .unwrap();
         far.send.finish().unwrap();
         assert_eq!(read_all(&mut near.recv).await.unwrap(), b"late answer");
         assert!(near.is_finished() && far.is_finished());
@@ -24,7 +33,10 @@ fn each_side_may_finish_first_and_the_other_goes_on() {
         let (mut near, mut far, ..) = pair(config(), config()).await;
         far.send.send_last(Bytes::from_static(b"greeting")).unwrap();
         assert_eq!(read_all(&mut near.recv).await.unwrap(), b"greeting");
-        near.send.send_all(Bytes::from_static(b"and more")).await.unwrap();
+        near.send
+            .send_all(Bytes::from_static(b"and more"))
+            .await
+            .unwrap();
         near.send.finish().unwrap();
         assert_eq!(read_all(&mut far.recv).await.unwrap(), b"and more");
     });
@@ -42,7 +54,12 @@ fn an_unfinished_tunnel_that_is_dropped_is_reset_at_the_other_end() {
             assert!(left.recv.data().await.is_none());
             dropped.abort();
             let reset = poll_fn(|cx| left.send.poll_reset(cx)).await;
-            let cancelled = matches!(reset, TunnelError::Reset { reason: h2::Reason::CANCEL });
+            let cancelled = matches!(
+                reset,
+                TunnelError::Reset {
+                    reason: h2::Reason::CANCEL
+                }
+            );
             assert!(cancelled, "{reset}");
             let error = left.send.send(Bytes::from_static(b"x")).unwrap_err();
             assert_eq!(error.reason(), "reset");
@@ -98,7 +115,11 @@ async fn give(send: &mut Sender, bytes: &mut Bytes) {
 fn a_reader_that_releases_nothing_stops_its_sender() {
     run(async {
         let (window, buffer) = (256 * 1024, 128 * 1024);
-        let both = Config { stream_window: window, send_buffer: buffer, ..config() };
+        let both = Config {
+            stream_window: window,
+            send_buffer: buffer,
+            ..config()
+        };
         let (mut near, mut far, ..) = pair(both.clone(), both).await;
         let total = 8 << 20;
         let mut bytes = pattern(total);
@@ -157,7 +178,13 @@ fn more_than_was_received_cannot_be_released() {
         far.recv.release(0).unwrap();
         far.send.finish().unwrap();
         far.send.finish().unwrap();
-        assert_eq!(far.send.send(Bytes::from_static(b"x")).unwrap_err().reason(), "finished");
+        assert_eq!(
+            far.send
+                .send(Bytes::from_static(b"x"))
+                .unwrap_err()
+                .reason(),
+            "finished"
+        );
     });
 }
 

@@ -12,25 +12,58 @@ fn authorities_are_told_apart() {
     for (text, expected) in [
         ("10.0.0.1:80", Authority::Address(address("10.0.0.1:80"))),
         ("[::1]:65535", Authority::Address(address("[::1]:65535"))),
-        ("[::ffff:10.0.0.1]:80", Authority::Address(address("[::ffff:10.0.0.1]:80"))),
-        ("web.default.svc.cluster.local:8080", Authority::Host("web.default.svc.cluster.local".into(), 8080)),
+        (
+            "[::ffff:10.0.0.1]:80",
+            Authority::Address(address("[::ffff:10.0.0.1]:80")),
+        ),
+        (
+            "web.default.svc.cluster.local:8080",
+            Authority::Host("web.default.svc.cluster.local".into(), 8080),
+        ),
     ] {
         let parsed: Authority = text.parse().unwrap();
         assert_eq!(parsed, expected);
-        assert_eq!((parsed.to_string().as_str(), parsed.port()), (text, text.rsplit(':').next().unwrap().parse().unwrap()));
+        assert_eq!(
+            (parsed.to_string().as_str(), parsed.port()),
+            (text, text.rsplit(':').next().unwrap().parse().unwrap())
+        );
     }
 }
 
 #[test]
 fn what_leads_nowhere_is_no_authority() {
     for text in [
-        "", ":", ":80", "10.0.0.1", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:65536", "10.0.0.1:+80",
-        "10.0.0.1:080000", "::1:80", "[::1]", "[::1:80", "::1]:80", "[10.0.0.1]:80", "[fe80::1%1]:80",
-        "10.0.0:80", "300.0.0.1:80", "a b:80", "user@a:80", "a..b:80", ".a:80", "a/b:80", "a:b:80",
+        "",
+        ":",
+        ":80",
+        "10.0.0.1",
+        "10.0.0.1:",
+        "10.0.0.1:0",
+        "10.0.0.1:65536",
+        "10.0.0.1:+80",
+        "10.0.0.1:080000",
+        "::1:80",
+        "[::1]",
+        "[::1:80",
+        "::1]:80",
+        "[10.0.0.1]:80",
+        "[fe80::1%1]:80",
+        "10.0.0:80",
+        "300.0.0.1:80",
+        "a b:80",
+        "user@a:80",
+        "a..b:80",
+        ".a:80",
+        "a/b:80",
+        "a:b:80",
     ] {
         assert!(text.parse::<Authority>().is_err(), "{text}");
     }
-    assert!(format!("{}:80", "a.".repeat(200)).parse::<Authority>().is_err());
+    assert!(
+        format!("{}:80", "a.".repeat(200))
+            .parse::<Authority>()
+            .is_err()
+    );
     let long = "x".repeat(100_000).parse::<Authority>().unwrap_err();
     assert_eq!(long.text.len(), 256);
 }
@@ -51,7 +84,11 @@ fn forwarded_is_read_in_the_spellings_of_the_field() {
         ("", None),
     ] {
         let value = HeaderValue::from_str(text).unwrap();
-        assert_eq!(forwarded::decode(&value), expected.map(|ip| ip.parse().unwrap()), "{text}");
+        assert_eq!(
+            forwarded::decode(&value),
+            expected.map(|ip| ip.parse().unwrap()),
+            "{text}"
+        );
     }
 }
 
@@ -62,7 +99,11 @@ fn traceparents_are_checked() {
     assert_eq!(parsed.to_string(), good);
     assert_eq!(parsed.flags, 1);
     // A later version may say more.
-    assert!(format!("01{}-more", &good[2..]).parse::<TraceParent>().is_ok());
+    assert!(
+        format!("01{}-more", &good[2..])
+            .parse::<TraceParent>()
+            .is_ok()
+    );
     for bad in [
         "".to_owned(),
         good[..54].to_owned(),
@@ -98,13 +139,27 @@ fn baggage_is_spelled_as_the_mesh_spells_it() {
 #[test]
 fn baggage_is_bounded_and_skips_what_it_cannot_use() {
     let decode = |text: &str| Baggage::decode([&HeaderValue::from_str(text).unwrap()]);
-    let odd = decode(",,=,a=b, service.name = x%20y ;p=1,service.name=later,cloud.region=%0A,k8s.pod.name=p");
+    let odd = decode(
+        ",,=,a=b, service.name = x%20y ;p=1,service.name=later,cloud.region=%0A,k8s.pod.name=p",
+    );
     assert_eq!(odd.service.as_deref(), Some("x y"));
-    assert_eq!(odd.region, None, "control characters have no place in a log");
+    assert_eq!(
+        odd.region, None,
+        "control characters have no place in a log"
+    );
     assert_eq!(odd.workload, Some((WorkloadType::Pod, "p".into())));
-    assert_eq!(decode(&format!("service.name={}", "x".repeat(300))).service, None);
-    assert_eq!(decode(&format!("{}service.name=x", "a=b,".repeat(64))).service, None);
-    assert_eq!(decode(&format!("{},service.name=x", "a".repeat(9000))).service, None);
+    assert_eq!(
+        decode(&format!("service.name={}", "x".repeat(300))).service,
+        None
+    );
+    assert_eq!(
+        decode(&format!("{}service.name=x", "a=b,".repeat(64))).service,
+        None
+    );
+    assert_eq!(
+        decode(&format!("{},service.name=x", "a".repeat(9000))).service,
+        None
+    );
     assert_eq!(decode("service.name=100%").service.as_deref(), Some("100%"));
 }
 
@@ -118,7 +173,7 @@ proptest! {
         if let Ok(authority) = text.parse::<Authority>() {
             prop_assert_eq!(authority.to_string().parse::<Authority>().unwrap(), authority);
         }
-        drop(text.parse::<TraceParent>());
+        prop_assert!(text.parse::<TraceParent>().is_err() || text.len() >= 55);
         if let Ok(value) = HeaderValue::from_bytes(&bytes) {
             drop((forwarded::decode(&value), Baggage::decode([&value]), TraceParent::decode(&value)));
         }
