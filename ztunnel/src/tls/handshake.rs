@@ -9,7 +9,9 @@ use std::time::Duration;
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
-use rustls::{CertificateError, CommonState, ExtractedSecrets, SupportedCipherSuite};
+use rustls::{
+    AlertDescription, CertificateError, CommonState, ExtractedSecrets, SupportedCipherSuite,
+};
 use rustls_pki_types::{IpAddr, Ipv4Addr, ServerName};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -47,16 +49,8 @@ where
 {
     // Only decides that no SNI is sent; the verifier ignores it.
     let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([127, 0, 0, 1])));
-    let established = match UnbufferedClientConnection::new(credentials.client(expected), name) {
-        Ok(connection) => establish(connection, io, Role::Client).await,
-        Err(error) => Err(Box::new(HandshakeError::Internal {
-            why: error.to_string(),
-        })),
-    };
-    established.map_err(|cause| Error::Handshake {
-        role: Role::Client,
-        cause,
-    })
+    let connection = UnbufferedClientConnection::new(credentials.client(expected), name);
+    run(connection, io, Role::Client).await
 }
 
 /// Answers a session as `credentials`; the client must present a certificate of the mesh.
@@ -69,16 +63,27 @@ pub async fn accept<IO>(io: IO, credentials: &Credentials) -> Result<Stream<IO>,
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let established = match UnbufferedServerConnection::new(credentials.server().clone()) {
-        Ok(connection) => establish(connection, io, Role::Server).await,
-        Err(error) => Err(Box::new(HandshakeError::Internal {
-            why: error.to_string(),
-        })),
-    };
-    established.map_err(|cause| Error::Handshake {
-        role: Role::Server,
-        cause,
-    })
+    let connection = UnbufferedServerConnection::new(credentials.server().clone());
+    run(connection, io, Role::Server).await
+}
+
+/// Starts a handshake. Boxed, and made outside of any async function: the caller's task lives as
+/// long as its connection and should not be as large as a handshake.
+fn run<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
+    connection: Result<H, rustls::Error>,
+    io: IO,
+    role: Role,
+) -> impl Future<Output = Result<Stream<IO>, Error>> {
+    let handshake = connection.map(|connection| Box::pin(establish(connection, io, role)));
+    async move {
+        let established = match handshake {
+            Ok(handshake) => handshake.await,
+            Err(error) => Err(Box::new(HandshakeError::Internal {
+                why: error.to_string(),
+            })),
+        };
+        established.map_err(|cause| Error::Handshake { role, cause })
+    }
 }
 
 async fn establish<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
@@ -87,16 +92,25 @@ async fn establish<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
     role: Role,
 ) -> Result<Stream<IO>, Box<HandshakeError>> {
     let mut flight = Flight::default();
-    let driven = drive(&mut connection, &mut io, &mut flight, role).await;
-    let agreed = match driven.and_then(|()| agreement(connection.state())) {
-        Ok(agreed) => agreed,
+    if let Err(error) = drive(&mut connection, &mut io, &mut flight, role).await {
+        part(&mut connection, &mut io, &mut flight, &error).await;
+        return Err(Box::new(error));
+    }
+    let agreed = agreement(connection.state());
+    let (keys, incoming, mut outgoing) = take_over(connection, &flight).map_err(Box::new)?;
+    match agreed {
+        Ok(agreed) => Ok(Stream::new(io, keys, incoming, outgoing, agreed)),
         Err(error) => {
-            part(&mut connection, &mut io, &mut flight, &error).await;
-            return Err(Box::new(error));
+            if outgoing
+                .alert(AlertDescription::NoApplicationProtocol)
+                .is_ok()
+                && let Ok(alert) = outgoing.pending()
+            {
+                farewell(&mut io, alert).await;
+            }
+            Err(Box::new(error))
         }
-    };
-    let (keys, incoming, outgoing) = take_over(connection, &flight).map_err(Box::new)?;
-    Ok(Stream::new(io, keys, incoming, outgoing, agreed))
+    }
 }
 
 /// Bytes under way during a handshake.
@@ -317,24 +331,27 @@ async fn part<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
             break;
         }
     }
-    if flight.leaving.is_empty() {
-        return;
+    if !flight.leaving.is_empty() {
+        farewell(io, &flight.leaving).await;
     }
-    let farewell = async {
-        flight.send(io).await?;
-        // Closing with unread bytes would reset the connection and take the alert with it.
-        let closed = io.shutdown().await;
-        closed.map_err(|source| HandshakeError::Io { source })?;
+}
+
+/// Sends an alert and waits a moment for the peer to take it: closing with unread bytes would
+/// reset the connection and take the alert with it.
+async fn farewell<IO: AsyncRead + AsyncWrite + Unpin>(io: &mut IO, alert: &[u8]) {
+    let said = async {
+        io.write_all(alert).await?;
+        io.shutdown().await?;
         let mut left = [0; 1024];
         for _ in 0..64 {
-            if !matches!(io.read(&mut left).await, Ok(1..)) {
+            if io.read(&mut left).await? == 0 {
                 break;
             }
         }
-        Ok::<_, HandshakeError>(())
+        Ok::<_, std::io::Error>(())
     };
     // The error that led here is the one to tell; this one adds nothing.
-    let _best_effort = tokio::time::timeout(LINGER, farewell).await;
+    let _best_effort = tokio::time::timeout(LINGER, said).await;
 }
 
 /// Sorts rustls's errors by what an operator can do.
