@@ -169,6 +169,13 @@ async fn the_client_refuses_a_server_that_is_not_whom_it_expects() {
     }
 }
 
+/// A client that trusts `ours`, whoever signed its own certificate.
+fn trusting(ours: &Authority, signer: &Authority, leaf: &Leaf) -> Credentials {
+    let mut issued = signer.issue(leaf);
+    issued.roots = vec![ours.root()];
+    Credentials::unchecked(&identity("a"), issued)
+}
+
 #[tokio::test]
 async fn the_server_refuses_a_client_and_the_client_learns_why() {
     let (ours, other) = (Authority::new(), Authority::new());
@@ -220,10 +227,7 @@ async fn the_server_refuses_a_client_and_the_client_learns_why() {
     ];
     let server = ours.credentials(&b);
     for (authority, leaf, reason, alert) in cases {
-        // The client trusts our root whoever signed its own certificate.
-        let mut issued = authority.issue(&leaf);
-        issued.roots = vec![ours.root()];
-        let client = Credentials::unchecked(&a, issued);
+        let client = trusting(&ours, authority, &leaf);
         let (near, far) = shake(&client, &server, std::slice::from_ref(&b), ROOM).await;
         let error = far.err().unwrap();
         assert_eq!(error.reason(), reason, "{error}");
@@ -239,9 +243,8 @@ async fn the_server_refuses_a_client_and_the_client_learns_why() {
 async fn over_tcp_the_alert_survives_bytes_that_nobody_read() {
     let (ours, other) = (Authority::new(), Authority::new());
     let (a, b) = (identity("a"), identity("b"));
-    let mut issued = other.issue(&Leaf::of(&a));
-    issued.roots = vec![ours.root()];
-    let (client, server) = (Credentials::unchecked(&a, issued), ours.credentials(&b));
+    let client = trusting(&ours, &other, &Leaf::of(&a));
+    let server = ours.credentials(&b);
     let (near, far) = tcp().await;
     let expected = [b];
     let (refused, far) = tokio::join!(
