@@ -297,6 +297,18 @@ async fn names_what_is_not_tls() {
     }
 }
 
+proptest::proptest! {
+    #[test]
+    fn any_bytes_are_refused(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400), head in 0..4_usize) {
+        // Heads that lead deeper: a handshake record, a ClientHello, its version and random.
+        let mut sent = b"\x16\x03\x01\x00\x80\x01\x00\x00\x7c\x03\x03"[..[0, 5, 9, 11][head]].to_vec();
+        sent.extend(bytes);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (error, _) = runtime.block_on(served(&sent));
+        assert_ne!(error.fault(), Fault::Us, "{error}");
+    }
+}
+
 /// A ClientHello without the extension that offers TLS 1.3 (RFC 5246, section 7.4.1.2).
 fn tls12_hello() -> Vec<u8> {
     let mut body = vec![3, 3];

@@ -1,5 +1,6 @@
 //! Ends, damage and everything a peer must not send: each has its own error and none is data.
 
+use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::super::record::{Content, OVERHEAD};
@@ -144,4 +145,74 @@ async fn an_endless_message_is_refused() {
         reason(&near.read_u8().await.unwrap_err()),
         "malformed_message"
     );
+}
+
+/// What a reader gets of `bytes` on the wire, and how it ended.
+async fn read_all(far: &mut Stream<tokio::io::DuplexStream>) -> (Vec<u8>, io::Result<()>) {
+    let mut got = Vec::new();
+    let mut piece = vec![0; 20_000];
+    loop {
+        match far.read(&mut piece).await {
+            Ok(0) => return (got, Ok(())),
+            Ok(count) => got.extend_from_slice(&piece[..count]),
+            Err(error) => return (got, Err(error)),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_on_the_wire_only_true_data_is_delivered(
+        length in 1..60_000_usize,
+        at in any::<prop::sample::Index>(),
+        (damage, cut) in (1..=255_u8, any::<bool>()),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (mut near, mut far) = settled().await;
+            near.write_all(&pattern(length)).await.unwrap();
+            near.outgoing.alert(AlertDescription::CloseNotify).unwrap();
+            let mut sealed = near.outgoing.pending().unwrap().to_vec();
+            let at = at.index(sealed.len());
+            sealed[at] ^= damage;
+            if cut {
+                sealed.truncate(at);
+            }
+            near.io.write_all(&sealed).await.unwrap();
+            near.io.shutdown().await.unwrap();
+            let (got, end) = read_all(&mut far).await;
+            assert!(end.is_err());
+            assert!(got == pattern(length)[..got.len()]);
+        });
+    }
+
+    #[test]
+    fn any_message_behind_the_handshake_is_taken_or_refused(
+        records in prop::collection::vec(
+            (0..3_u8, prop::collection::vec(prop_oneof![Just(24_u8), Just(4), 0..3_u8, any::<u8>()], 0..12)),
+            1..40,
+        ),
+        towards_client in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (mut near, mut far) = settled().await;
+            let (from, to) =
+                if towards_client { (&mut far, &mut near) } else { (&mut near, &mut far) };
+            for (kind, body) in &records {
+                let content = match kind {
+                    0 => Content::Alert,
+                    1 => Content::Handshake,
+                    _ => Content::Data,
+                };
+                from.outgoing.raw(content, body);
+                from.flush().await.unwrap();
+            }
+            from.io.shutdown().await.unwrap();
+            let _taken_or_refused = read_all(to).await;
+            assert!(to.outgoing.held() <= super::super::buffer::SMALL);
+        });
+    }
 }
