@@ -5,124 +5,36 @@
 //! a key file that others may read is refused rather than used. Leaves live shortly, so there is
 //! no revocation.
 
-use std::fs::{self, File, OpenOptions};
+mod error;
+mod root;
+
+use std::fs::{self, OpenOptions};
 use std::future::Future;
-use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
-use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer as Signer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer as Signer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
-use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+pub use self::error::LocalCaError;
+pub use self::root::load_roots;
+use self::root::{BACKDATE, CERTIFICATE, KEY, create_root, damaged, exists, failed, serial, uri};
 use crate::mesh::Identity;
-use crate::tls::{Fault, IssueError, Issued, Issuer};
+use crate::tls::{IssueError, Issued, Issuer};
 
-const CERTIFICATE: &str = "root-cert.pem";
-const KEY: &str = "root-key.pem";
 const LOCK: &str = ".lock";
 
-/// How far certificates are dated back, for nodes whose clocks differ.
-const BACKDATE: Duration = Duration::from_secs(120);
-/// How long a new root lives.
-const ROOT_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// The lifetime of leaves that is suggested.
 pub const DEFAULT_LEAF_TTL: Duration = Duration::from_secs(24 * 3600);
 /// The shortest lifetime of leaves; below it renewal cannot keep up with a slow machine.
 pub const MIN_LEAF_TTL: Duration = Duration::from_secs(2);
-
-/// Why the embedded authority cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum LocalCaError {
-    /// A file or the directory cannot be read or written.
-    #[error("cannot {action} {path}: {source}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// Where.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The key file is not private.
-    #[error(
-        "the root key {path} may be read by others (mode {mode:03o}); whoever could read it can \
-         issue certificates of the mesh: replace the root if in doubt, else `chmod 600` it"
-    )]
-    KeyExposed {
-        /// The file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// The certificate is there without its key.
-    #[error("{path} is missing but the root certificate is there: restore the key, or remove both")]
-    KeyMissing {
-        /// The key's file.
-        path: PathBuf,
-    },
-    /// A file does not hold what it should.
-    #[error("{path} is damaged: {why}")]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        why: String,
-    },
-    /// The key belongs to another certificate.
-    #[error("the root key and the root certificate in {directory} do not belong together")]
-    Mismatch {
-        /// Where both are.
-        directory: PathBuf,
-    },
-    /// A setting that cannot work.
-    #[error("a leaf lifetime of {ttl:?} is too short, the least is {MIN_LEAF_TTL:?}")]
-    LeafTtl {
-        /// The setting.
-        ttl: Duration,
-    },
-    /// The root could not be made.
-    #[error("cannot create a root certificate for {trust_domain:?}: {why}")]
-    Generate {
-        /// The mesh's trust domain.
-        trust_domain: String,
-        /// What went wrong.
-        why: String,
-    },
-}
-
-impl LocalCaError {
-    /// A short name from a closed set, for metrics and logs.
-    #[must_use]
-    pub const fn reason(&self) -> &'static str {
-        match self {
-            Self::Io { .. } => "io",
-            Self::KeyExposed { .. } => "key_exposed",
-            Self::KeyMissing { .. } => "key_missing",
-            Self::Damaged { .. } => "damaged",
-            Self::Mismatch { .. } => "mismatch",
-            Self::LeafTtl { .. } => "leaf_ttl",
-            Self::Generate { .. } => "generate",
-        }
-    }
-
-    /// Who has to act: always whoever set this node up.
-    #[must_use]
-    pub const fn fault(&self) -> Fault {
-        match self {
-            Self::Generate { .. } => Fault::Us,
-            _ => Fault::Mesh,
-        }
-    }
-}
 
 /// The embedded authority of one trust domain.
 pub struct LocalCa {
@@ -279,116 +191,6 @@ impl std::fmt::Debug for LocalCa {
         f.debug_struct("LocalCa")
             .field("directory", &self.directory)
             .finish_non_exhaustive()
-    }
-}
-
-/// Reads the certificates of a PEM file; there is at least one.
-///
-/// # Errors
-/// When the file cannot be read, is not PEM, or holds no certificate.
-pub fn load_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, LocalCaError> {
-    let pem = fs::read(path).map_err(failed("read", path))?;
-    let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let roots = roots.map_err(damaged(path))?;
-    if roots.is_empty() {
-        return Err(damaged(path)("there is no certificate in it"));
-    }
-    Ok(roots)
-}
-
-fn create_root(directory: &Path, trust_domain: &str) -> Result<(), LocalCaError> {
-    let (certificate, key) =
-        generate_root(trust_domain).map_err(|error| LocalCaError::Generate {
-            trust_domain: trust_domain.to_owned(),
-            why: error.to_string(),
-        })?;
-    // The certificate last: it says that the root is complete.
-    write_whole(directory, KEY, key.as_bytes(), 0o600)?;
-    write_whole(directory, CERTIFICATE, certificate.as_bytes(), 0o644)
-}
-
-fn generate_root(trust_domain: &str) -> Result<(String, Zeroizing<String>), rcgen::Error> {
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-    let now = SystemTime::now();
-    let mut params = CertificateParams::default();
-    params.serial_number = Some(serial());
-    params.not_before = OffsetDateTime::from(now - BACKDATE);
-    params.not_after = OffsetDateTime::from(now + ROOT_TTL);
-    params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::OrganizationName, trust_domain);
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "mesh root");
-    // SPIFFE X.509-SVID, section 3.1: a signing certificate may name its trust domain.
-    params.subject_alt_names = vec![uri(&format!("spiffe://{trust_domain}"))?];
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let certificate = params.self_signed(&key)?;
-    Ok((certificate.pem(), Zeroizing::new(key.serialize_pem())))
-}
-
-fn uri(text: &str) -> Result<SanType, rcgen::Error> {
-    Ok(SanType::URI(Ia5String::try_from(text)?))
-}
-
-/// A positive random serial number (RFC 5280, section 4.1.2.2, allows 20 bytes).
-fn serial() -> SerialNumber {
-    let mut bytes: [u8; 16] = rand::random();
-    // Positive, and no leading zero byte that an encoder would have to drop.
-    bytes[0] = bytes[0] & 0x7f | 0x40;
-    SerialNumber::from_slice(&bytes)
-}
-
-/// Makes a file appear with its whole content and its permissions, or not at all.
-fn write_whole(
-    directory: &Path,
-    name: &str,
-    content: &[u8],
-    mode: u32,
-) -> Result<(), LocalCaError> {
-    let (unfinished, path) = (directory.join(format!(".{name}.new")), directory.join(name));
-    // A leftover of a crash might have other permissions.
-    match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(failed("remove", &unfinished)(error));
-        }
-        _ => {}
-    }
-    let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&unfinished)?;
-        file.set_permissions(fs::Permissions::from_mode(mode))?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&unfinished, &path)?;
-        File::open(directory)?.sync_all()
-    };
-    write().map_err(failed("write", &path))
-}
-
-fn exists(path: &Path) -> Result<bool, LocalCaError> {
-    path.try_exists().map_err(failed("read", path))
-}
-
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LocalCaError {
-    let path = path.to_owned();
-    move |source| LocalCaError::Io {
-        action,
-        path,
-        source,
-    }
-}
-
-fn damaged<E: ToString>(path: &Path) -> impl FnOnce(E) -> LocalCaError {
-    let path = path.to_owned();
-    move |why| LocalCaError::Damaged {
-        path,
-        why: why.to_string(),
     }
 }
 

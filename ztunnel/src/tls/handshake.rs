@@ -4,29 +4,30 @@
 //! stays sealed and goes to the [`Stream`]. The client's last flight is not sent on its own: it
 //! leaves with the first bytes of the application, or before the first read waits.
 
+mod flight;
+
 use std::time::Duration;
 
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
-use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
-use rustls::{CertificateError, CommonState, ExtractedSecrets, SupportedCipherSuite};
+use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
+use rustls::{
+    AlertDescription, CertificateError, CommonState, ExtractedSecrets, SupportedCipherSuite,
+};
 use rustls_pki_types::{IpAddr, Ipv4Addr, ServerName};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use self::flight::Flight;
 use super::credentials::{ALPN, Credentials};
 use super::error::{Error, HandshakeError, IdentityRefusal, RecordError, Role};
 use super::incoming::Incoming;
 use super::keys::Keys;
 use super::outgoing::Outgoing;
-use super::record::{HEADER, LARGEST_RECORD, Opener, Sealer};
+use super::record::{Opener, Sealer};
 use super::stream::{Agreement, Stream};
 use super::verify::identity_of;
 use crate::mesh::Identity;
 
-/// Most bytes a peer may send before the handshake is complete: several times the longest chain.
-const HANDSHAKE_LIMIT: usize = 128 * 1024;
-/// How much is read at a time; a whole flight with a short chain fits.
-const READ_SIZE: usize = 4096;
 /// How long a refused peer gets to take the alert before the socket is closed under it.
 const LINGER: Duration = Duration::from_millis(100);
 
@@ -47,16 +48,8 @@ where
 {
     // Only decides that no SNI is sent; the verifier ignores it.
     let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([127, 0, 0, 1])));
-    let established = match UnbufferedClientConnection::new(credentials.client(expected), name) {
-        Ok(connection) => establish(connection, io, Role::Client).await,
-        Err(error) => Err(Box::new(HandshakeError::Internal {
-            why: error.to_string(),
-        })),
-    };
-    established.map_err(|cause| Error::Handshake {
-        role: Role::Client,
-        cause,
-    })
+    let connection = UnbufferedClientConnection::new(credentials.client(expected), name);
+    run(connection, io, Role::Client).await
 }
 
 /// Answers a session as `credentials`; the client must present a certificate of the mesh.
@@ -69,16 +62,27 @@ pub async fn accept<IO>(io: IO, credentials: &Credentials) -> Result<Stream<IO>,
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let established = match UnbufferedServerConnection::new(credentials.server().clone()) {
-        Ok(connection) => establish(connection, io, Role::Server).await,
-        Err(error) => Err(Box::new(HandshakeError::Internal {
-            why: error.to_string(),
-        })),
-    };
-    established.map_err(|cause| Error::Handshake {
-        role: Role::Server,
-        cause,
-    })
+    let connection = UnbufferedServerConnection::new(credentials.server().clone());
+    run(connection, io, Role::Server).await
+}
+
+/// Starts a handshake. Boxed, and made outside of any async function: the caller's task lives as
+/// long as its connection and should not be as large as a handshake.
+fn run<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
+    connection: Result<H, rustls::Error>,
+    io: IO,
+    role: Role,
+) -> impl Future<Output = Result<Stream<IO>, Error>> {
+    let handshake = connection.map(|connection| Box::pin(establish(connection, io, role)));
+    async move {
+        let established = match handshake {
+            Ok(handshake) => handshake.await,
+            Err(error) => Err(Box::new(HandshakeError::Internal {
+                why: error.to_string(),
+            })),
+        };
+        established.map_err(|cause| Error::Handshake { role, cause })
+    }
 }
 
 async fn establish<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
@@ -87,107 +91,24 @@ async fn establish<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
     role: Role,
 ) -> Result<Stream<IO>, Box<HandshakeError>> {
     let mut flight = Flight::default();
-    let driven = drive(&mut connection, &mut io, &mut flight, role).await;
-    let agreed = match driven.and_then(|()| agreement(connection.state())) {
-        Ok(agreed) => agreed,
+    if let Err(error) = drive(&mut connection, &mut io, &mut flight, role).await {
+        part(&mut connection, &mut io, &mut flight, &error).await;
+        return Err(Box::new(error));
+    }
+    let agreed = agreement(connection.state());
+    let (keys, incoming, mut outgoing) = take_over(connection, &flight).map_err(Box::new)?;
+    match agreed {
+        Ok(agreed) => Ok(Stream::new(io, keys, incoming, outgoing, agreed)),
         Err(error) => {
-            part(&mut connection, &mut io, &mut flight, &error).await;
-            return Err(Box::new(error));
+            if outgoing
+                .alert(AlertDescription::NoApplicationProtocol)
+                .is_ok()
+                && let Ok(alert) = outgoing.pending()
+            {
+                farewell(&mut io, alert).await;
+            }
+            Err(Box::new(error))
         }
-    };
-    let (keys, incoming, outgoing) = take_over(connection, &flight).map_err(Box::new)?;
-    Ok(Stream::new(io, keys, incoming, outgoing, agreed))
-}
-
-/// Bytes under way during a handshake.
-#[derive(Default)]
-struct Flight {
-    /// What arrived and is not used up.
-    arrived: Vec<u8>,
-    /// How much of it rustls may see: whole records.
-    shown: usize,
-    /// How much arrived in all.
-    total: usize,
-    /// What is to be sent.
-    leaving: Vec<u8>,
-}
-
-impl Flight {
-    /// Shows one more complete record, if there is one.
-    fn show_record(&mut self) -> bool {
-        let hidden = &self.arrived[self.shown..];
-        let &[_, _, _, high, low, ..] = hidden else {
-            return false;
-        };
-        let length = HEADER + usize::from(u16::from_be_bytes([high, low]));
-        // Of a record that is too long the header is enough for rustls to refuse it.
-        let complete = hidden.len() >= length || length > LARGEST_RECORD;
-        if complete {
-            self.shown += length.min(hidden.len());
-        }
-        complete
-    }
-
-    fn discard(&mut self, count: usize) {
-        self.arrived.drain(..count);
-        self.shown -= count;
-    }
-
-    fn encode<D>(&mut self, mut message: EncodeTlsData<'_, D>) -> Result<(), HandshakeError> {
-        let used = self.leaving.len();
-        if let Err(EncodeError::InsufficientSize(needed)) = message.encode(&mut []) {
-            self.leaving.resize(used + needed.required_size, 0);
-            message.encode(&mut self.leaving[used..]).map_err(|error| {
-                HandshakeError::Internal {
-                    why: error.to_string(),
-                }
-            })?;
-        }
-        Ok(())
-    }
-
-    async fn read<IO: AsyncRead + Unpin>(
-        &mut self,
-        io: &mut IO,
-        role: Role,
-    ) -> Result<(), HandshakeError> {
-        if self.total > HANDSHAKE_LIMIT {
-            return Err(HandshakeError::TooLarge {
-                limit: HANDSHAKE_LIMIT,
-            });
-        }
-        self.arrived.reserve(READ_SIZE);
-        let count = io.read_buf(&mut self.arrived).await;
-        let count = count.map_err(|source| HandshakeError::Io { source })?;
-        if count == 0 {
-            return Err(HandshakeError::Closed);
-        }
-        if self.total == 0 {
-            expect_tls(&self.arrived, role)?;
-        }
-        self.total += count;
-        Ok(())
-    }
-
-    async fn send<IO: AsyncWrite + Unpin>(&mut self, io: &mut IO) -> Result<(), HandshakeError> {
-        if !self.leaving.is_empty() {
-            let sent = io.write_all(&self.leaving).await;
-            sent.map_err(|source| HandshakeError::Io { source })?;
-            self.leaving.clear();
-            io.flush()
-                .await
-                .map_err(|source| HandshakeError::Io { source })?;
-        }
-        Ok(())
-    }
-}
-
-/// A TLS peer begins with a handshake record; only a server may begin with an alert.
-const fn expect_tls(arrived: &[u8], role: Role) -> Result<(), HandshakeError> {
-    match (arrived, role) {
-        ([22], _) | ([22, 3, ..], _) | ([21], Role::Client) | ([21, 3, ..], Role::Client) => Ok(()),
-        ([first, ..], _) => Err(HandshakeError::NotTls { first: *first }),
-        ([], _) => Err(HandshakeError::Closed),
     }
 }
 
@@ -317,24 +238,27 @@ async fn part<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
             break;
         }
     }
-    if flight.leaving.is_empty() {
-        return;
+    if !flight.leaving.is_empty() {
+        farewell(io, &flight.leaving).await;
     }
-    let farewell = async {
-        flight.send(io).await?;
-        // Closing with unread bytes would reset the connection and take the alert with it.
-        let closed = io.shutdown().await;
-        closed.map_err(|source| HandshakeError::Io { source })?;
+}
+
+/// Sends an alert and waits a moment for the peer to take it: closing with unread bytes would
+/// reset the connection and take the alert with it.
+async fn farewell<IO: AsyncRead + AsyncWrite + Unpin>(io: &mut IO, alert: &[u8]) {
+    let said = async {
+        io.write_all(alert).await?;
+        io.shutdown().await?;
         let mut left = [0; 1024];
         for _ in 0..64 {
-            if !matches!(io.read(&mut left).await, Ok(1..)) {
+            if io.read(&mut left).await? == 0 {
                 break;
             }
         }
-        Ok::<_, HandshakeError>(())
+        Ok::<_, std::io::Error>(())
     };
     // The error that led here is the one to tell; this one adds nothing.
-    let _best_effort = tokio::time::timeout(LINGER, farewell).await;
+    let _best_effort = tokio::time::timeout(LINGER, said).await;
 }
 
 /// Sorts rustls's errors by what an operator can do.

@@ -21,9 +21,10 @@ const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
 pub(super) enum Urgency {
     /// What is pending leaves with the application's next flush.
     None,
-    /// The end of the handshake or the answer to a key update is pending: a reader must send it
-    /// too, because its peer may wait for it.
-    Owed,
+    /// The end of the handshake is pending: a reader must send it too, because its peer waits.
+    Handshake,
+    /// The answer to a key update is pending: the same.
+    Answer,
 }
 
 /// The sending half of a session.
@@ -57,7 +58,7 @@ impl Outgoing {
             outgoing.buffer.get_or_insert_with(Buffer::large)[..handshake.len()]
                 .copy_from_slice(handshake);
             outgoing.end = handshake.len();
-            outgoing.urgency = Urgency::Owed;
+            outgoing.urgency = Urgency::Handshake;
         }
         outgoing
     }
@@ -176,11 +177,11 @@ impl Outgoing {
     /// Answers a peer that asked us to update our key. One answer is enough for all requests
     /// that came before it could be sent.
     pub(super) fn answer_key_update(&mut self, keys: &mut Keys) -> Result<(), RecordError> {
-        if self.urgency == Urgency::Owed {
+        if self.urgency == Urgency::Answer {
             return Ok(());
         }
         self.update_key(keys)?;
-        self.urgency = Urgency::Owed;
+        self.urgency = Urgency::Answer;
         Ok(())
     }
 

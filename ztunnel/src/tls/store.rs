@@ -236,6 +236,8 @@ impl Renewal {
                 Ok(credentials) => {
                     pause = self.config.retry_min;
                     let wait = renew_after(credentials.not_after(), SystemTime::now(), jitter());
+                    // However short the lifetime is, the issuer gets a rest.
+                    let wait = wait.max(self.config.retry_min);
                     tracing::debug!(
                         identity = %self.slot.identity,
                         serial = credentials.serial(),

@@ -89,7 +89,6 @@ impl<IO> Stream<IO> {
     }
 
     /// The protocol version; there is one.
-    #[expect(clippy::unused_self, reason = "asked of a stream like its siblings")]
     pub const fn tls_version(&self) -> &'static str {
         "TLSv1.3"
     }
@@ -139,7 +138,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Stream<IO> {
     /// Sends what the protocol owes the peer, from the reading side: nobody else might.
     fn pay(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         // A writer that waits for the socket sends it anyway, and its waker must stay in place.
-        if self.outgoing.urgency() == Urgency::Owed
+        if self.outgoing.urgency() != Urgency::None
             && self.writer == Writer::Idle
             && let Poll::Ready(sent) = self.drain(cx)
         {
@@ -266,6 +265,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<IO> {
 }
 
 #[cfg(test)]
+mod control;
+#[cfg(test)]
 mod interop;
+#[cfg(test)]
+mod refusals;
+#[cfg(test)]
+mod speed;
 #[cfg(test)]
 mod tests;

@@ -125,7 +125,9 @@ pub(super) async fn pair(capacity: usize) -> (Stream<DuplexStream>, Stream<Duple
 
 /// Bytes that repeat with a period no record length shares.
 pub(super) fn pattern(length: usize) -> Vec<u8> {
-    (0..length).map(|at| (at % 251) as u8).collect()
+    (0..length)
+        .map(|at| u8::try_from(at % 251).unwrap())
+        .collect()
 }
 
 /// Two loopback TCP streams that are connected.

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
+use super::root::generate_root;
 use super::*;
 use crate::tls::{self, Credentials, Store};
 

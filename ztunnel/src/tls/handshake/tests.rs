@@ -50,6 +50,15 @@ async fn any_of_the_expected_identities_will_do() {
 }
 
 #[tokio::test]
+async fn a_task_that_shakes_hands_stays_small() {
+    let credentials = Authority::new().credentials(&identity("a"));
+    let (near, far) = tokio::io::duplex(ROOM);
+    let size = size_of_val(&connect(near, &credentials, &[]));
+    assert!(size < 256, "{size}");
+    assert!(size_of_val(&accept(far, &credentials)) < 256);
+}
+
+#[tokio::test]
 async fn bytes_right_behind_the_handshake_are_not_lost() {
     let authority = Authority::new();
     let (client, server) = (
@@ -160,6 +169,13 @@ async fn the_client_refuses_a_server_that_is_not_whom_it_expects() {
     }
 }
 
+/// A client that trusts `ours`, whoever signed its own certificate.
+fn trusting(ours: &Authority, signer: &Authority, leaf: &Leaf) -> Credentials {
+    let mut issued = signer.issue(leaf);
+    issued.roots = vec![ours.root()];
+    Credentials::unchecked(&identity("a"), issued)
+}
+
 #[tokio::test]
 async fn the_server_refuses_a_client_and_the_client_learns_why() {
     let (ours, other) = (Authority::new(), Authority::new());
@@ -211,10 +227,7 @@ async fn the_server_refuses_a_client_and_the_client_learns_why() {
     ];
     let server = ours.credentials(&b);
     for (authority, leaf, reason, alert) in cases {
-        // The client trusts our root whoever signed its own certificate.
-        let mut issued = authority.issue(&leaf);
-        issued.roots = vec![ours.root()];
-        let client = Credentials::unchecked(&a, issued);
+        let client = trusting(&ours, authority, &leaf);
         let (near, far) = shake(&client, &server, std::slice::from_ref(&b), ROOM).await;
         let error = far.err().unwrap();
         assert_eq!(error.reason(), reason, "{error}");
@@ -230,9 +243,8 @@ async fn the_server_refuses_a_client_and_the_client_learns_why() {
 async fn over_tcp_the_alert_survives_bytes_that_nobody_read() {
     let (ours, other) = (Authority::new(), Authority::new());
     let (a, b) = (identity("a"), identity("b"));
-    let mut issued = other.issue(&Leaf::of(&a));
-    issued.roots = vec![ours.root()];
-    let (client, server) = (Credentials::unchecked(&a, issued), ours.credentials(&b));
+    let client = trusting(&ours, &other, &Leaf::of(&a));
+    let server = ours.credentials(&b);
     let (near, far) = tcp().await;
     let expected = [b];
     let (refused, far) = tokio::join!(
@@ -285,6 +297,18 @@ async fn names_what_is_not_tls() {
     }
 }
 
+proptest::proptest! {
+    #[test]
+    fn any_bytes_are_refused(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400), head in 0..4_usize) {
+        // Heads that lead deeper: a handshake record, a ClientHello, its version and random.
+        let mut sent = b"\x16\x03\x01\x00\x80\x01\x00\x00\x7c\x03\x03"[..[0, 5, 9, 11][head]].to_vec();
+        sent.extend(bytes);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (error, _) = runtime.block_on(served(&sent));
+        assert_ne!(error.fault(), Fault::Us, "{error}");
+    }
+}
+
 /// A ClientHello without the extension that offers TLS 1.3 (RFC 5246, section 7.4.1.2).
 fn tls12_hello() -> Vec<u8> {
     let mut body = vec![3, 3];
@@ -293,9 +317,10 @@ fn tls12_hello() -> Vec<u8> {
     body.extend([0, 0, 2, 0xc0, 0x2b, 1, 0]);
     // signature_algorithms, supported_groups
     let extensions = [0, 13, 0, 4, 0, 2, 4, 3, 0, 10, 0, 4, 0, 2, 0, 23];
-    body.extend([0, extensions.len() as u8]);
+    body.extend([0, 16]);
     body.extend(extensions);
-    let mut hello = vec![22, 3, 1, 0, body.len() as u8 + 4, 1, 0, 0, body.len() as u8];
+    let length = u8::try_from(body.len()).unwrap();
+    let mut hello = vec![22, 3, 1, 0, length + 4, 1, 0, 0, length];
     hello.extend(body);
     hello
 }
@@ -388,7 +413,7 @@ async fn a_damaged_handshake_fails_without_a_panic() {
                 tokio::select! { both = both => Some(both), () = wire => None }
             });
             // A damaged length makes a side wait for more; the caller's timeout ends that.
-            if let Ok(Some((near, far))) = limited.await {
+            if let Ok(Some((near, far))) = Box::pin(limited).await {
                 assert!(near.is_err() || far.is_err() || at > 1000, "{at} {side:?}");
             }
         }

@@ -16,7 +16,10 @@ fn secrets(cipher: usize) -> ConnectionTrafficSecrets {
 }
 
 fn pair(cipher: usize) -> (Sealer, Opener) {
-    (Sealer::new(5, secrets(cipher)).unwrap(), Opener::new(5, secrets(cipher)).unwrap())
+    (
+        Sealer::new(5, secrets(cipher)).unwrap(),
+        Opener::new(5, secrets(cipher)).unwrap(),
+    )
 }
 
 /// A record of this inner plaintext, whatever it is.
@@ -26,8 +29,11 @@ fn seal_inner(sealer: &mut Sealer, inner: &[u8]) -> Vec<u8> {
     record.extend_from_slice(inner);
     let nonce = sealer.traffic.nonce().unwrap();
     let body = &mut record[HEADER..];
-    let tag =
-        sealer.traffic.key.seal_in_place_separate_tag(nonce, Aad::from(header), body).unwrap();
+    let tag = sealer
+        .traffic
+        .key
+        .seal_in_place_separate_tag(nonce, Aad::from(header), body)
+        .unwrap();
     record.extend_from_slice(tag.as_ref());
     record
 }
@@ -37,14 +43,18 @@ fn both_ways_to_seal_and_both_ways_to_open_agree() {
     for cipher in 0..CIPHERS {
         let (mut sealer, mut opener) = pair(cipher);
         for length in [0, 1, 100, MAX_CONTENT] {
-            let plain: Vec<u8> = (0..length).map(|at| (at % 250) as u8).collect();
+            let plain: Vec<u8> = (0..length)
+                .map(|at| u8::try_from(at % 250).unwrap())
+                .collect();
             for way in 0..4 {
                 let mut record = vec![0; length + OVERHEAD];
                 if way % 2 == 0 {
                     record[HEADER..HEADER + length].copy_from_slice(&plain);
                     sealer.seal_in_place(Content::Data, &mut record).unwrap();
                 } else {
-                    sealer.seal_from(Content::Data, &plain, &mut record).unwrap();
+                    sealer
+                        .seal_from(Content::Data, &plain, &mut record)
+                        .unwrap();
                 }
                 assert_eq!(record_length(&record).unwrap(), Some(record.len()));
                 let mut out = vec![0; Opener::inner_length(record.len())];
@@ -74,19 +84,29 @@ fn padding_is_accepted_and_skipped() {
     ] {
         let (mut sealer, mut opener) = pair(0);
         let mut record = seal_inner(&mut sealer, inner);
-        assert_eq!(opener.open_in_place(&mut record).unwrap(), expected, "{inner:?}");
+        assert_eq!(
+            opener.open_in_place(&mut record).unwrap(),
+            expected,
+            "{inner:?}"
+        );
     }
     let (mut sealer, mut opener) = pair(0);
     let mut long = vec![1; MAX_CONTENT];
     long.push(23);
     let record = seal_inner(&mut sealer, &long);
     let mut out = vec![0; long.len()];
-    assert_eq!(opener.open_into(&record, &mut out).unwrap(), (Content::Data, MAX_CONTENT));
+    assert_eq!(
+        opener.open_into(&record, &mut out).unwrap(),
+        (Content::Data, MAX_CONTENT)
+    );
     // Padding may make the record longer than its content may be (RFC 8446, section 5.2).
     long.extend([0; 200]);
     let record = seal_inner(&mut sealer, &long);
     let mut out = vec![0; long.len()];
-    assert_eq!(opener.open_into(&record, &mut out).unwrap(), (Content::Data, MAX_CONTENT));
+    assert_eq!(
+        opener.open_into(&record, &mut out).unwrap(),
+        (Content::Data, MAX_CONTENT)
+    );
 }
 
 #[test]
@@ -113,18 +133,28 @@ fn a_record_opens_only_in_its_place_and_with_its_header() {
     let mut records = Vec::new();
     for _ in 0..3 {
         let mut record = vec![0; 10 + OVERHEAD];
-        sealer.seal_from(Content::Data, &[1; 10], &mut record).unwrap();
+        sealer
+            .seal_from(Content::Data, &[1; 10], &mut record)
+            .unwrap();
         records.push(record);
     }
-    assert_ne!(records[0], records[1], "the same plaintext never looks the same");
+    assert_ne!(
+        records[0], records[1],
+        "the same plaintext never looks the same"
+    );
     assert!(opener.open_in_place(&mut records[0].clone()).is_ok());
-    assert_eq!(opener.open_in_place(&mut records[2].clone()), Err(RecordError::Forged));
+    assert_eq!(
+        opener.open_in_place(&mut records[2].clone()),
+        Err(RecordError::Forged)
+    );
     let (_, mut opener) = pair(0);
     let mut other = records[0].clone();
     other[1] = 2;
     assert_eq!(opener.open_in_place(&mut other), Err(RecordError::Forged));
     let mut sealer = Sealer::new(u64::MAX, secrets(0)).unwrap();
-    let error = sealer.seal_from(Content::Data, &[], &mut [0; OVERHEAD]).unwrap_err();
+    let error = sealer
+        .seal_from(Content::Data, &[], &mut [0; OVERHEAD])
+        .unwrap_err();
     assert_eq!(error.reason(), "keys");
 }
 
@@ -141,9 +171,14 @@ fn a_header_is_judged_as_soon_as_it_is_there() {
     assert_eq!(record_length(&[23, 3, 3, 0]), Ok(None));
     assert_eq!(record_length(&[]), Ok(None));
     assert_eq!(record_length(&[23, 3, 3, 0, 17]), Ok(Some(22)));
-    assert_eq!(record_length(&[23, 3, 3, 0x41, 0]), Ok(Some(LARGEST_RECORD)));
+    assert_eq!(
+        record_length(&[23, 3, 3, 0x41, 0]),
+        Ok(Some(LARGEST_RECORD))
+    );
     assert_eq!(
         record_length(&[23, 3, 3, 0x41, 1]),
-        Err(RecordError::Overflow { length: LARGEST_RECORD - HEADER + 1 })
+        Err(RecordError::Overflow {
+            length: LARGEST_RECORD - HEADER + 1
+        })
     );
 }

@@ -47,7 +47,10 @@ impl Issuer for Fake {
             tokio::time::sleep(self.delay).await;
             if (self.fails)(call) {
                 let why = format!("call {call}");
-                return Err(IssueError::Unavailable { issuer: "fake".to_owned(), why });
+                return Err(IssueError::Unavailable {
+                    issuer: "fake".to_owned(),
+                    why,
+                });
             }
             let mut leaf = Leaf::of(identity);
             leaf.not_after = SystemTime::now() + self.ttl;
@@ -73,7 +76,10 @@ async fn everybody_who_misses_waits_for_the_same_issue() {
     let a = identity("a");
     let gets = (0..50).map(|_| store.get(&a));
     let got = futures::future::join_all(gets).await;
-    let serials: Vec<_> = got.iter().map(|got| got.as_ref().unwrap().serial()).collect();
+    let serials: Vec<_> = got
+        .iter()
+        .map(|got| got.as_ref().unwrap().serial())
+        .collect();
     assert!(serials.windows(2).all(|pair| pair[0] == pair[1]));
     assert_eq!(fake.calls(), 1);
     store.get(&identity("b")).await.unwrap();
@@ -94,7 +100,9 @@ async fn a_certificate_that_is_there_is_given_at_once() {
 async fn works_from_the_runtime_of_another_thread() {
     let (_, store) = store(Fake::new());
     let other = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
         runtime.block_on(async { store.get(&identity("a")).await.unwrap().identity().clone() })
     });
     while !other.is_finished() {
@@ -106,7 +114,10 @@ async fn works_from_the_runtime_of_another_thread() {
 #[tokio::test]
 async fn renews_at_half_of_the_lifetime_and_leaves_the_old_one_alone() {
     // Two seconds at least, because certificates count in seconds.
-    let (fake, store) = store(Fake { ttl: Duration::from_millis(2900), ..Fake::new() });
+    let (fake, store) = store(Fake {
+        ttl: Duration::from_millis(2900),
+        ..Fake::new()
+    });
     let first = store.get(&identity("a")).await.unwrap();
     let begin = Instant::now();
     loop {
@@ -126,24 +137,36 @@ async fn renews_at_half_of_the_lifetime_and_leaves_the_old_one_alone() {
 #[tokio::test]
 async fn the_old_one_serves_while_the_issuer_is_away() {
     let fails = |call| (1..4).contains(&call);
-    let (fake, store) = store(Fake { ttl: Duration::from_millis(2900), fails, ..Fake::new() });
+    let (fake, store) = store(Fake {
+        ttl: Duration::from_millis(2900),
+        fails,
+        ..Fake::new()
+    });
     let first = store.get(&identity("a")).await.unwrap();
     while fake.calls() < 5 {
         store.get(&identity("a")).await.unwrap();
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     tokio::time::sleep(Duration::from_millis(30)).await;
-    assert_ne!(store.get(&identity("a")).await.unwrap().serial(), first.serial());
+    assert_ne!(
+        store.get(&identity("a")).await.unwrap().serial(),
+        first.serial()
+    );
 }
 
 #[tokio::test]
 async fn an_expired_one_is_never_given() {
-    let (_, store) =
-        store(Fake { ttl: Duration::from_millis(1500), fails: |call| call > 0, ..Fake::new() });
+    let (_, store) = store(Fake {
+        ttl: Duration::from_millis(1500),
+        fails: |call| call > 0,
+        ..Fake::new()
+    });
     let first = store.get(&identity("a")).await.unwrap();
     let error = loop {
         match store.get(&identity("a")).await {
-            Ok(credentials) => assert!(SystemTime::now() < credentials.not_after() + Duration::from_millis(50)),
+            Ok(credentials) => {
+                assert!(SystemTime::now() < credentials.not_after() + Duration::from_millis(50))
+            }
             Err(error) => break error,
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -155,13 +178,22 @@ async fn an_expired_one_is_never_given() {
 
 #[tokio::test]
 async fn a_failed_first_issue_is_told_to_all_and_tried_again() {
-    let (fake, store) = store(Fake { fails: |call| call == 0, ..Fake::new() });
+    let (fake, store) = store(Fake {
+        fails: |call| call == 0,
+        ..Fake::new()
+    });
     let a = identity("a");
     for failed in futures::future::join_all((0..3).map(|_| store.get(&a))).await {
         let error = failed.unwrap_err();
-        assert_eq!((error.reason(), error.fault()), ("ca_unavailable", Fault::Mesh));
+        assert_eq!(
+            (error.reason(), error.fault()),
+            ("ca_unavailable", Fault::Mesh)
+        );
         let text = error.to_string();
-        assert!(text.contains(a.as_str()) && text.contains("call 0"), "{text}");
+        assert!(
+            text.contains(a.as_str()) && text.contains("call 0"),
+            "{text}"
+        );
     }
     assert_eq!(
         store.inventory()[0].state,
@@ -175,18 +207,28 @@ async fn a_failed_first_issue_is_told_to_all_and_tried_again() {
 
 #[tokio::test]
 async fn callers_do_not_make_a_broken_issuer_busier() {
-    let (fake, store) =
-        store(Fake { fails: |_| true, delay: Duration::ZERO, ..Fake::new() });
+    let (fake, store) = store(Fake {
+        fails: |_| true,
+        delay: Duration::ZERO,
+        ..Fake::new()
+    });
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_millis(300) {
         store.get(&identity("a")).await.unwrap_err();
     }
-    assert!(fake.calls() <= 16, "{} calls, at least 20 ms apart", fake.calls());
+    assert!(
+        fake.calls() <= 16,
+        "{} calls, at least 20 ms apart",
+        fake.calls()
+    );
 }
 
 #[tokio::test]
 async fn an_issuer_that_hangs_is_given_up() {
-    let (_, store) = store(Fake { delay: Duration::from_secs(60), ..Fake::new() });
+    let (_, store) = store(Fake {
+        delay: Duration::from_secs(60),
+        ..Fake::new()
+    });
     let error = store.get(&identity("a")).await.unwrap_err();
     assert_eq!(error.reason(), "ca_unavailable");
     assert!(error.to_string().contains("no answer in 300ms"), "{error}");
@@ -194,12 +236,18 @@ async fn an_issuer_that_hangs_is_given_up() {
 
 #[tokio::test]
 async fn prefetch_issues_and_forget_stops() {
-    let (fake, store) = store(Fake { ttl: Duration::from_millis(2900), ..Fake::new() });
+    let (fake, store) = store(Fake {
+        ttl: Duration::from_millis(2900),
+        ..Fake::new()
+    });
     store.prefetch(&identity("a"));
     assert_eq!(store.inventory()[0].state, CertificateState::Initializing);
     tokio::time::sleep(Duration::from_millis(50)).await;
     let shown = store.inventory();
-    assert_eq!((shown.len(), &shown[0].state), (1, &CertificateState::Available));
+    assert_eq!(
+        (shown.len(), &shown[0].state),
+        (1, &CertificateState::Available)
+    );
     assert!(!shown[0].serial.is_empty() && shown[0].not_after > shown[0].not_before);
     let kept = store.get(&identity("a")).await.unwrap();
     store.forget(&identity("a"));
@@ -211,7 +259,10 @@ async fn prefetch_issues_and_forget_stops() {
 
 #[tokio::test]
 async fn whoever_waits_while_the_identity_is_forgotten_is_told() {
-    let (_, store) = store(Fake { delay: Duration::from_secs(60), ..Fake::new() });
+    let (_, store) = store(Fake {
+        delay: Duration::from_secs(60),
+        ..Fake::new()
+    });
     let a = identity("a");
     let (error, ()) = tokio::join!(store.get(&a), async {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -235,7 +286,10 @@ async fn a_certificate_of_somebody_else_is_not_used() {
     let store = Store::new(issuer, Config::default(), Handle::current());
     let error = store.get(&identity("a")).await.unwrap_err();
     assert_eq!(error.reason(), "ca_unusable");
-    assert!(error.to_string().contains("/sa/b instead of spiffe"), "{error}");
+    assert!(
+        error.to_string().contains("/sa/b instead of spiffe"),
+        "{error}"
+    );
 }
 
 #[test]

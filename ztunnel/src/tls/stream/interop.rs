@@ -32,7 +32,11 @@ fn blocking(stream: TcpStream) -> StdStream {
     stream
 }
 
-fn stock_client(authority: &Authority, alpn: &[&[u8]]) -> ClientConnection {
+fn stock_client(
+    authority: &Authority,
+    alpn: &[&[u8]],
+    fragments: Option<usize>,
+) -> ClientConnection {
     let issued = authority.issue(&Leaf::of(&identity("a")));
     let (chain, key) = (issued.chain, issued.key);
     let verifier: Arc<dyn ServerCertVerifier> = Arc::new(ExpectedServer {
@@ -47,11 +51,16 @@ fn stock_client(authority: &Authority, alpn: &[&[u8]]) -> ClientConnection {
         .with_client_auth_cert(chain, key)
         .unwrap();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.max_fragment_size = fragments;
     ClientConnection::new(Arc::new(config), ServerName::try_from("10.0.0.1").unwrap()).unwrap()
 }
 
 /// With tickets, as other implementations send them.
-fn stock_server(authority: &Authority, alpn: &[&[u8]]) -> ServerConnection {
+fn stock_server(
+    authority: &Authority,
+    alpn: &[&[u8]],
+    fragments: Option<usize>,
+) -> ServerConnection {
     let issued = authority.issue(&Leaf::of(&identity("b")));
     let key = certified(issued);
     let verifier: Arc<dyn ClientCertVerifier> = Arc::new(MeshClient {
@@ -66,6 +75,7 @@ fn stock_server(authority: &Authority, alpn: &[&[u8]]) -> ServerConnection {
             Arc::unwrap_or_clone(key),
         )));
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.max_fragment_size = fragments;
     ServerConnection::new(Arc::new(config)).unwrap()
 }
 
@@ -118,7 +128,7 @@ async fn our_server_and_a_stock_client() {
     let authority = Authority::new();
     let server = authority.credentials(&identity("b"));
     let (near, far) = tcp().await;
-    let stock = stock_client(&authority, &[b"h2"]);
+    let stock = stock_client(&authority, &[b"h2"], None);
     let near = blocking(near);
     let client = std::thread::spawn(move || stock_exchange(rustls::StreamOwned::new(stock, near)));
     let stream = accept(far, &server).await.unwrap();
@@ -134,7 +144,7 @@ async fn our_client_and_a_stock_server_with_tickets() {
     let authority = Authority::new();
     let client = authority.credentials(&identity("a"));
     let (near, far) = tcp().await;
-    let stock = stock_server(&authority, &[b"h2"]);
+    let stock = stock_server(&authority, &[b"h2"], None);
     let far = blocking(far);
     let server = std::thread::spawn(move || stock_exchange(rustls::StreamOwned::new(stock, far)));
     let stream = connect(near, &client, &[identity("b")]).await.unwrap();
@@ -151,7 +161,7 @@ async fn a_peer_without_the_tunnels_protocol_is_refused() {
     for alpn in [&[][..], &[&b"http/1.1"[..]]] {
         let credentials = authority.credentials(&identity("b"));
         let (near, far) = tcp().await;
-        let (mut stock, mut near) = (stock_client(&authority, alpn), blocking(near));
+        let (mut stock, mut near) = (stock_client(&authority, alpn, None), blocking(near));
         let client = std::thread::spawn(move || {
             let _failed = stock.complete_io(&mut near);
             // Until the server hangs up.
@@ -163,7 +173,7 @@ async fn a_peer_without_the_tunnels_protocol_is_refused() {
 
         let credentials = authority.credentials(&identity("a"));
         let (near, far) = tcp().await;
-        let (mut stock, mut far) = (stock_server(&authority, alpn), blocking(far));
+        let (mut stock, mut far) = (stock_server(&authority, alpn, None), blocking(far));
         let server = std::thread::spawn(move || {
             let _failed = stock.complete_io(&mut far);
             let _end = far.read_to_end(&mut Vec::new());
@@ -211,4 +221,42 @@ async fn a_client_without_a_certificate_is_refused() {
         .await
         .unwrap();
     assert!(told.contains("CertificateRequired"), "{told}");
+}
+
+#[tokio::test]
+async fn handshakes_in_small_fragments_work() {
+    let authority = Authority::new();
+    for size in [32, 33, 100, 500, 2000] {
+        let credentials = authority.credentials(&identity("b"));
+        let (near, far) = tcp().await;
+        let stock = stock_client(&authority, &[b"h2"], Some(size));
+        let near = blocking(near);
+        let client = std::thread::spawn(move || {
+            let mut stream = rustls::StreamOwned::new(stock, near);
+            stream.write_all(&[7; 5000]).unwrap();
+            stream.flush().unwrap();
+            stream.read_exact(&mut [0; 1]).unwrap();
+        });
+        let mut stream = accept(far, &credentials).await.unwrap();
+        stream.read_exact(&mut [0; 5000]).await.unwrap();
+        stream.write_all(b"!").await.unwrap();
+        stream.flush().await.unwrap();
+        client.join().unwrap();
+
+        let credentials = authority.credentials(&identity("a"));
+        let (near, far) = tcp().await;
+        let stock = stock_server(&authority, &[b"h2"], Some(size));
+        let far = blocking(far);
+        let server = std::thread::spawn(move || {
+            let mut stream = rustls::StreamOwned::new(stock, far);
+            stream.read_exact(&mut [0; 1]).unwrap();
+            stream.write_all(&[7; 5000]).unwrap();
+            stream.flush().unwrap();
+        });
+        let mut stream = connect(near, &credentials, &[identity("b")]).await.unwrap();
+        stream.write_all(b"!").await.unwrap();
+        stream.flush().await.unwrap();
+        stream.read_exact(&mut [0; 5000]).await.unwrap();
+        server.join().unwrap();
+    }
 }

@@ -7,14 +7,14 @@ use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::super::buffer::{LARGE, SMALL};
-use super::super::record::{Content, OVERHEAD};
+use super::super::record::OVERHEAD;
 use super::super::testing::{pair, pattern};
 use super::*;
 
 const ROOM: usize = 1 << 20;
 
 /// What the peer finds on the wire: takes the transport out of a stream.
-async fn wire(stream: &mut Stream<DuplexStream>) -> Vec<u8> {
+pub(super) async fn wire(stream: &mut Stream<DuplexStream>) -> Vec<u8> {
     let mut bytes = vec![0; ROOM];
     let arrived = tokio::time::timeout(Duration::from_millis(20), stream.io.read(&mut bytes)).await;
     bytes.truncate(arrived.map_or(0, |count| count.unwrap()));
@@ -22,11 +22,11 @@ async fn wire(stream: &mut Stream<DuplexStream>) -> Vec<u8> {
 }
 
 /// Lets the pair forget the handshake: the client's last flight has been read.
-async fn settled() -> (Stream<DuplexStream>, Stream<DuplexStream>) {
+pub(super) async fn settled() -> (Stream<DuplexStream>, Stream<DuplexStream>) {
     pair(ROOM).await
 }
 
-fn reason(error: &io::Error) -> &'static str {
+pub(super) fn reason(error: &io::Error) -> &'static str {
     RecordError::of(error).map_or("io", RecordError::reason)
 }
 
@@ -186,246 +186,6 @@ async fn either_side_may_close_first_and_still_read() {
             (io::ErrorKind::BrokenPipe, "closed")
         );
     }
-}
-
-#[tokio::test]
-async fn a_cut_connection_is_not_an_end() {
-    let (mut near, mut far) = settled().await;
-    near.write_all(b"half a sen").await.unwrap();
-    near.flush().await.unwrap();
-    near.io.shutdown().await.unwrap();
-    let mut got = Vec::new();
-    let error = far.read_to_end(&mut got).await.unwrap_err();
-    assert_eq!(got, b"half a sen");
-    assert_eq!(
-        (error.kind(), reason(&error)),
-        (io::ErrorKind::UnexpectedEof, "truncated")
-    );
-    let error = far.read_u8().await.unwrap_err();
-    assert_eq!(reason(&error), "truncated", "the error stays");
-}
-
-#[tokio::test]
-async fn a_forged_record_ends_the_session_on_both_sides() {
-    let clean = 1000 + OVERHEAD;
-    for at in [5, 6, 500, clean - 17, clean - 16, clean - 1] {
-        for room in [2000, 10] {
-            let (mut near, mut far) = settled().await;
-            near.write_all(&pattern(1000)).await.unwrap();
-            let mut sealed = near.outgoing.pending().unwrap().to_vec();
-            sealed[at] ^= 1;
-            near.io.write_all(&sealed).await.unwrap();
-            near.outgoing.sent(sealed.len());
-            let error = far.read(&mut vec![0; room]).await.unwrap_err();
-            assert_eq!(
-                (error.kind(), reason(&error)),
-                (io::ErrorKind::InvalidData, "forged_record")
-            );
-            assert!(far.write_all(b"x").await.is_err());
-            let told = near.read_u8().await.unwrap_err();
-            // To a client that has heard nothing yet, any alert means a refusal.
-            assert_eq!(reason(&told), "refused_by_peer");
-            assert!(told.to_string().contains("BadRecordMac"), "{told}");
-        }
-    }
-}
-
-#[tokio::test]
-async fn good_data_before_a_forged_record_is_delivered() {
-    let (mut near, mut far) = settled().await;
-    near.write_all(&pattern(20_000)).await.unwrap();
-    let mut sealed = near.outgoing.pending().unwrap().to_vec();
-    *sealed.last_mut().unwrap() ^= 1;
-    near.io.write_all(&sealed).await.unwrap();
-    let mut got = vec![0; 40_000];
-    assert_eq!(far.read(&mut got).await.unwrap(), 16_384);
-    assert_eq!(
-        reason(&far.read(&mut got).await.unwrap_err()),
-        "forged_record"
-    );
-}
-
-#[tokio::test]
-async fn records_that_no_peer_may_send_are_refused() {
-    for (bytes, expected) in [
-        (&[23, 3, 3, 0xff, 0xff][..], "record_overflow"),
-        (&[23, 3, 3, 0x41, 0x01], "record_overflow"),
-        (&[23, 3, 3, 0, 0], "malformed_message"),
-        (&[23, 3, 3, 0, 16], "malformed_message"),
-        (&[20, 3, 3, 0, 1], "unexpected_message"),
-        (&[21, 3, 3, 0, 2], "unexpected_message"),
-        (&[22, 3, 3, 0, 50], "unexpected_message"),
-        (b"GET / ", "unexpected_message"),
-    ] {
-        let (mut near, mut far) = settled().await;
-        near.io.write_all(bytes).await.unwrap();
-        let error = far.read_u8().await.unwrap_err();
-        assert_eq!(reason(&error), expected, "{bytes:?}");
-    }
-}
-
-#[tokio::test]
-async fn messages_that_no_peer_may_send_are_refused() {
-    let ticket = [4, 0, 0, 3, 1, 2, 3];
-    for (content, bytes, expected) in [
-        (
-            Content::Handshake,
-            &[24, 0, 0, 1, 2][..],
-            "malformed_message",
-        ),
-        (
-            Content::Handshake,
-            &[24, 0, 0, 2, 0, 0],
-            "malformed_message",
-        ),
-        (
-            Content::Handshake,
-            &[24, 0, 0, 1, 0, 24, 0, 0, 1, 0],
-            "unexpected_message",
-        ),
-        (Content::Handshake, &[13, 0, 0, 1, 0], "unexpected_message"),
-        (
-            Content::Handshake,
-            &[1, 0xff, 0xff, 0xff],
-            "unexpected_message",
-        ),
-        (Content::Handshake, &[], "unexpected_message"),
-        (Content::Handshake, &ticket, "unexpected_message"),
-        (Content::Alert, &[2], "malformed_message"),
-        (Content::Alert, &[2, 20, 0], "malformed_message"),
-        (Content::Alert, &[2, 80], "alert"),
-    ] {
-        // Towards the server, which gets no tickets.
-        let (mut near, mut far) = settled().await;
-        near.outgoing.raw(content, bytes);
-        near.flush().await.unwrap();
-        let error = far.read_u8().await.unwrap_err();
-        assert_eq!(reason(&error), expected, "{bytes:?}");
-    }
-}
-
-#[tokio::test]
-async fn a_message_in_pieces_must_not_be_interrupted() {
-    let (mut near, mut far) = settled().await;
-    far.outgoing.raw(Content::Handshake, &[4, 0, 0, 9, 1]);
-    far.write_all(b"data").await.unwrap();
-    far.flush().await.unwrap();
-    assert_eq!(
-        reason(&near.read_u8().await.unwrap_err()),
-        "unexpected_message"
-    );
-}
-
-#[tokio::test]
-async fn an_endless_message_is_refused() {
-    let (mut near, mut far) = settled().await;
-    far.outgoing.raw(Content::Handshake, &[4, 1, 0, 1]);
-    far.flush().await.unwrap();
-    assert_eq!(
-        reason(&near.read_u8().await.unwrap_err()),
-        "malformed_message"
-    );
-}
-
-#[tokio::test]
-async fn session_tickets_are_dropped_by_the_client() {
-    let (mut near, mut far) = settled().await;
-    let ticket: Vec<_> = [4, 0, 0, 200].into_iter().chain([7; 200]).collect();
-    far.outgoing.raw(Content::Handshake, &ticket);
-    for piece in ticket.chunks(70) {
-        far.outgoing.raw(Content::Handshake, piece);
-    }
-    far.outgoing
-        .raw(Content::Handshake, &[&ticket[..], &ticket[..]].concat());
-    far.write_all(b"!").await.unwrap();
-    far.flush().await.unwrap();
-    assert_eq!(near.read_u8().await.unwrap(), b'!');
-}
-
-#[tokio::test]
-async fn a_key_update_is_followed_and_answered() {
-    let (mut near, mut far) = settled().await;
-    for round in 0..100_u8 {
-        let asks = round % 2;
-        far.outgoing.raw(Content::Handshake, &[24, 0, 0, 1, asks]);
-        far.outgoing.next_key(&mut far.keys);
-        far.write_all(&[round]).await.unwrap();
-        far.flush().await.unwrap();
-        assert_eq!(near.read_u8().await.unwrap(), round);
-        near.write_all(&[round]).await.unwrap();
-        near.flush().await.unwrap();
-        assert_eq!(far.read_u8().await.unwrap(), round);
-    }
-}
-
-#[tokio::test]
-async fn a_key_update_is_answered_even_if_the_application_never_writes() {
-    let (mut near, mut far) = settled().await;
-    far.outgoing.raw(Content::Handshake, &[24, 0, 0, 1, 1]);
-    far.outgoing.next_key(&mut far.keys);
-    far.flush().await.unwrap();
-    let waiting = tokio::time::timeout(Duration::from_millis(5), near.read_u8()).await;
-    assert!(waiting.is_err());
-    assert_eq!(wire(&mut far).await.len(), 5 + OVERHEAD);
-}
-
-#[tokio::test]
-async fn many_requests_for_key_updates_make_one_answer() {
-    let (mut near, mut far) = settled().await;
-    for _ in 0..20 {
-        far.outgoing.raw(Content::Handshake, &[24, 0, 0, 1, 1]);
-        far.outgoing.next_key(&mut far.keys);
-        far.flush().await.unwrap();
-    }
-    let waiting = tokio::time::timeout(Duration::from_millis(5), near.read_u8()).await;
-    assert!(waiting.is_err());
-    assert_eq!(wire(&mut far).await.len(), 5 + OVERHEAD);
-}
-
-#[tokio::test]
-async fn records_that_carry_nothing_are_counted() {
-    let (mut near, mut far) = settled().await;
-    for _ in 0..32 {
-        far.outgoing.raw(Content::Data, &[]);
-        far.flush().await.unwrap();
-    }
-    far.write_all(b"a").await.unwrap();
-    far.flush().await.unwrap();
-    assert_eq!(near.read_u8().await.unwrap(), b'a');
-    for _ in 0..33 {
-        far.outgoing.raw(Content::Data, &[]);
-        far.flush().await.unwrap();
-    }
-    assert_eq!(
-        reason(&near.read_u8().await.unwrap_err()),
-        "fruitless_records"
-    );
-}
-
-#[tokio::test]
-async fn a_worn_out_key_is_replaced() {
-    let (mut near, mut far) = settled().await;
-    near.outgoing.wear_out_after(3);
-    let sent = pattern(600_000);
-    let mut got = vec![0; sent.len()];
-    let (wrote, read) = tokio::join!(
-        async {
-            for piece in sent.chunks(9_999) {
-                near.write_all(piece).await?;
-                near.flush().await?;
-            }
-            near.write_all(&sent).await?;
-            near.flush().await
-        },
-        async {
-            far.read_exact(&mut got).await?;
-            assert!(got == sent);
-            far.read_exact(&mut got).await
-        }
-    );
-    wrote.unwrap();
-    read.unwrap();
-    assert!(got == sent);
 }
 
 /// A transport that moves a few bytes at a time and is often not ready.
@@ -594,78 +354,4 @@ proptest! {
             assert_eq!((far.incoming.held(), near.outgoing.held()), (0, 0));
         });
     }
-}
-
-/// `cargo test -p ztunnel --lib tls::stream -- --ignored --nocapture`
-#[tokio::test]
-#[ignore = "a measurement"]
-async fn how_fast_records_are() {
-    let (mut near, mut far) = settled().await;
-    let plain = pattern(256 * 1024);
-    let mut out = vec![0; 256 * 1024];
-    for (name, head) in [("straight", 0), ("behind a 9-byte head", 9)] {
-        for room in [out.len(), 16_384] {
-            let begin = std::time::Instant::now();
-            let rounds = 4000;
-            for _ in 0..rounds {
-                let slices = [IoSlice::new(&plain[..head]), IoSlice::new(&plain[head..])];
-                let count = near.outgoing.write(&mut near.keys, &slices).unwrap();
-                let sealed = near.outgoing.pending().unwrap();
-                far.incoming.space()[..sealed.len()].copy_from_slice(sealed);
-                far.incoming.received(sealed.len());
-                let length = sealed.len();
-                near.outgoing.sent(length);
-                let mut got = 0;
-                while got < count {
-                    let mut read = ReadBuf::new(&mut out[..room]);
-                    let _stop = far
-                        .incoming
-                        .take(&mut far.keys, &mut far.outgoing, &mut read)
-                        .unwrap();
-                    got += read.filled().len();
-                }
-            }
-            let rate = (rounds * plain.len()) as f64 / begin.elapsed().as_secs_f64() / 1e9;
-            println!("seal, copy and open {name}, room {room}: {rate:.2} GB/s");
-        }
-    }
-    let key = aws_lc_rs::aead::UnboundKey::new(&aws_lc_rs::aead::AES_128_GCM, &[1; 16]).unwrap();
-    let key = aws_lc_rs::aead::LessSafeKey::new(key);
-    let begin = std::time::Instant::now();
-    let rounds = 64_000;
-    for round in 0..rounds {
-        let mut nonce = [0; 12];
-        nonce[..8].copy_from_slice(&u64::to_be_bytes(round));
-        let nonce = || aws_lc_rs::aead::Nonce::assume_unique_for_key(nonce);
-        let block = &mut out[..16_384];
-        let aad = || aws_lc_rs::aead::Aad::from([0; 5]);
-        let tag = key
-            .seal_in_place_separate_tag(nonce(), aad(), block)
-            .unwrap();
-        key.open_in_place_separate_tag(nonce(), aad(), tag.as_ref(), block)
-            .unwrap();
-    }
-    let rate = (rounds * 16_384) as f64 / begin.elapsed().as_secs_f64() / 1e9;
-    println!("the cipher alone, seal and open in place: {rate:.2} GB/s");
-    let begin = std::time::Instant::now();
-    let rounds = 500_000;
-    for _ in 0..rounds {
-        let slices = [IoSlice::new(&plain[..9]), IoSlice::new(&plain[..100])];
-        near.outgoing.write(&mut near.keys, &slices).unwrap();
-        let sealed = near.outgoing.pending().unwrap();
-        far.incoming.space()[..sealed.len()].copy_from_slice(sealed);
-        far.incoming.received(sealed.len());
-        let length = sealed.len();
-        near.outgoing.sent(length);
-        let mut read = ReadBuf::new(&mut out[..16_384]);
-        let _stop = far
-            .incoming
-            .take(&mut far.keys, &mut far.outgoing, &mut read)
-            .unwrap();
-        assert_eq!(read.filled().len(), 109);
-    }
-    println!(
-        "a small message, sealed and opened: {:?}",
-        begin.elapsed() / rounds
-    );
 }
