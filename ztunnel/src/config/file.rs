@@ -1,14 +1,15 @@
 //! The settings file as it is written: every key optional, unknown keys refused.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::{Deserialize, Deserializer};
 
 use super::units::Span;
 use super::{Bytes, LogFormat};
 use crate::mesh::local::{PolicyEntry, ServiceEntry, WorkloadEntry};
+use crate::mesh::yaml;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -145,28 +146,24 @@ impl LogFormat {
 
 impl<'de> Deserialize<'de> for ModeName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+        yaml::parsed(deserializer, "shared or dedicated", Self::parse)
     }
 }
 
 impl<'de> Deserialize<'de> for LogFormat {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+        yaml::parsed(deserializer, "text or json", Self::parse)
     }
 }
 
 impl<'de> Deserialize<'de> for Range {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let address = text
-            .parse()
-            .map(|address: std::net::IpAddr| Self(address.into()));
-        address
-            .or_else(|_no_address| text.parse().map(Self))
-            .map_err(|_no_range| {
-                D::Error::custom(format!(
-                    "{text:?} is not an address range such as 10.0.0.0/8 or an address"
-                ))
-            })
+        let expected = "an address range such as 10.0.0.0/8 or an address";
+        yaml::parsed(deserializer, expected, |text| {
+            let address = text.parse().map(|address: IpAddr| Self(address.into()));
+            address
+                .or_else(|_no_address| text.parse().map(Self))
+                .map_err(|_no_range| format!("{text:?} is not {expected}"))
+        })
     }
 }

@@ -79,6 +79,7 @@ pub(super) fn assemble(
         file: file.workload.clone(),
         info: env.workload.clone(),
     };
+    check::trust_domain(&settings.trust_domain)?;
     settings.local_mesh = mesh(file, env, &settings, read)?;
     settings.warnings = settings.local_mesh.warnings.clone();
     check::mode(&mut settings, &chosen)?;

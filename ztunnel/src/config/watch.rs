@@ -59,6 +59,8 @@ pub struct Watcher {
     watched: HashSet<PathBuf>,
     watcher: RecommendedWatcher,
     events: Arc<Notify>,
+    /// Something happened and was not looked at yet.
+    pending: bool,
 }
 
 impl Watcher {
@@ -83,6 +85,7 @@ impl Watcher {
             watched,
             watcher,
             events,
+            pending: false,
         };
         this.retarget(paths)?;
         Ok(this)
@@ -114,11 +117,15 @@ impl Watcher {
     /// that was not reported is reported next time.
     pub async fn changed(&mut self) {
         loop {
-            self.events.notified().await;
+            if !self.pending {
+                self.events.notified().await;
+                self.pending = true;
+            }
             let deadline = Instant::now() + PATIENCE;
             while Instant::now() < deadline && timeout(QUIET, self.events.notified()).await.is_ok()
             {
             }
+            self.pending = false;
             self.follow_links();
             let now: Vec<_> = self.files.iter().map(|path| fingerprint(path)).collect();
             if now != self.seen {

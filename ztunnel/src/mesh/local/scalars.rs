@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use crate::mesh::yaml;
 use ipnet::IpNet;
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
@@ -70,8 +71,9 @@ fn parsed<'de, D: Deserializer<'de>, T>(
     expected: &str,
     parse: impl FnOnce(&str) -> Option<T>,
 ) -> Result<T, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    parse(text.trim()).ok_or_else(|| D::Error::custom(format!("{text:?} is not {expected}")))
+    yaml::parsed(deserializer, expected, |text| {
+        parse(text).ok_or_else(|| format!("{text:?} is not {expected}"))
+    })
 }
 
 /// An IP address; an IPv4-mapped one is its IPv4 address.
@@ -173,17 +175,14 @@ pub(super) fn named<'de, D: Deserializer<'de>, T: Copy>(
     deserializer: D,
     names: &[(&str, T)],
 ) -> Result<T, D::Error> {
-    let text = String::deserialize(deserializer)?;
     let plain = |text: &str| text.to_lowercase().replace(['_', '-'], "");
-    let wanted = plain(&text);
-    match names.iter().find(|(name, _)| plain(name) == wanted) {
-        Some((_, value)) => Ok(*value),
-        None => {
-            let names: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
-            Err(D::Error::custom(format!(
-                "{text:?} is not one of {}",
-                names.join(", ")
-            )))
-        }
-    }
+    let all: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
+    let all = all.join(", ");
+    yaml::parsed(deserializer, &format!("one of {all}"), |text| {
+        let wanted = plain(text);
+        let found = names.iter().find(|(name, _)| plain(name) == wanted);
+        found
+            .map(|(_, value)| *value)
+            .ok_or_else(|| format!("{text:?} is not one of {all}"))
+    })
 }
