@@ -66,7 +66,7 @@ pub(super) struct LocalSection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct ListenSection {
-    pub(super) address: Option<SocketAddr>,
+    pub(super) address: Option<Listen>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -78,6 +78,10 @@ pub(super) struct CaptureSection {
     pub(super) exempt_ports: Option<Vec<u16>>,
     pub(super) exempt_cidrs: Option<Vec<Range>>,
 }
+
+/// An address and a port to listen on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Listen(pub(super) SocketAddr);
 
 /// An address range; an address is the range of itself.
 #[derive(Debug)]
@@ -153,6 +157,16 @@ impl<'de> Deserialize<'de> for ModeName {
 impl<'de> Deserialize<'de> for LogFormat {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         yaml::parsed(deserializer, "text or json", Self::parse)
+    }
+}
+
+impl<'de> Deserialize<'de> for Listen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expected = "an address and a port, such as 127.0.0.1:15000 or [::]:15020";
+        yaml::parsed(deserializer, expected, |text| {
+            let address = text.parse().map(Self);
+            address.map_err(|_no_address| format!("{text:?} is not {expected}"))
+        })
     }
 }
 

@@ -17,6 +17,8 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
+use crate::mesh::Fault;
+
 /// How long it has to be quiet before a change counts as finished.
 const QUIET: Duration = Duration::from_millis(100);
 /// After this long it counts as finished in any case.
@@ -49,6 +51,12 @@ impl WatchError {
             Self::Start { .. } => "watch_start",
             Self::Directory { .. } => "watch_directory",
         }
+    }
+
+    /// Whose fault it is.
+    #[must_use]
+    pub const fn fault(&self) -> Fault {
+        Fault::Us
     }
 }
 

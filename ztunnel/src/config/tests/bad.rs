@@ -6,88 +6,229 @@ use super::{GOOD, complaint};
 const CASES: &[(&str, &str)] = &[
     (
         "nod: x",
-        r#"nod: unknown field, did you mean "node"? (line 10)"#,
+        "nod: unknown field, did you mean \"node\"? (line 9)",
     ),
-    ("sameNode: direct", "x"),
-    ("clusterId: [x]", "x"),
-    ("mode: both", "x"),
-    ("workload: cluster1//v1/Pod/default/a", "x"),
-    ("mode: dedicated", "x"),
-    ("hbone: { streamWindow: 2MB }", "x"),
-    ("hbone: { streamWindow: 1KiB }", "x"),
-    ("hbone: { streamWindow: 128MiB }", "x"),
-    ("hbone: { maxFrame: 32MiB }", "x"),
-    ("hbone: { maxStreamsPerConnection: 0 }", "x"),
-    ("hbone: { maxStreamsPerConnection: -1 }", "x"),
-    ("hbone: { conectTimeout: 1s }", "x"),
-    ("hbone: { connectTimeout: 10 }", "x"),
-    ("hbone: { connectTimeout: soon }", "x"),
-    ("hbone: { connectTimeout: 0s }", "x"),
-    ("keepalive: { retries: 0 }", "x"),
-    ("keepalive: { enabled: maybe }", "x"),
-    ("threads: 0", "x"),
-    ("threads: 1000", "x"),
-    ("admin: { address: 0.0.0.0:15000 }", "x"),
-    ("admin: { address: localhost }", "x"),
-    ("metrics: { address: 127.0.0.1:15000 }", "x"),
-    ("log: { format: xml }", "x"),
-    ("log: { filter: 'ztunnel=loud' }", "x"),
-    ("capture: { mark: 0 }", "x"),
-    ("capture: { exemptPorts: [70000] }", "x"),
-    ("capture: { exemptCidrs: [10.0.0.0/33] }", "x"),
-    ("trustDomain: a/b", "x"),
-    ("meshFile: /nowhere/mesh.yaml", "x"),
-    ("termination: { deadline: 2years }", "x"),
-    ("node: x\nnode: y", "x"),
+    (
+        "sameNode: direct",
+        "sameNode: unknown field, expected one of node, clusterId, network, trustDomain, mode, workload, meshFile, pods, workloads, services, policies, ca, admin, metrics, readiness, capture, hbone, keepalive, threads, log, termination (line 9)",
+    ),
+    (
+        "clusterId: [x]",
+        "clusterId: invalid type: sequence, expected a string (line 9)",
+    ),
+    (
+        "mode: both",
+        "mode: \"both\" is not one of shared, dedicated (line 9)",
+    ),
+    (
+        "workload: cluster1//v1/Pod/default/a",
+        "workload: only for the mode dedicated",
+    ),
+    (
+        "mode: dedicated",
+        "pods: a proxy in the mode dedicated works for its own machine, not for pods",
+    ),
+    (
+        "hbone: { streamWindow: 2MB }",
+        "hbone.streamWindow: \"2MB\" is not a size such as 2MiB, 64KiB or a number of bytes (line 9)",
+    ),
+    (
+        "hbone: { streamWindow: 1KiB }",
+        "hbone.streamWindow: 1KiB is out of range, 65535B to 2147483647B is possible",
+    ),
+    (
+        "hbone: { streamWindow: 128MiB }",
+        "hbone.connectionWindow: 64MiB is less than hbone.streamWindow, 128MiB",
+    ),
+    (
+        "hbone: { maxFrame: 32MiB }",
+        "hbone.maxFrame: 32MiB is out of range, 16KiB to 16777215B is possible",
+    ),
+    (
+        "hbone: { maxStreamsPerConnection: 0 }",
+        "hbone.maxStreamsPerConnection: 0 is out of range, 1 to 65535 is possible",
+    ),
+    (
+        "hbone: { maxStreamsPerConnection: -1 }",
+        "hbone.maxStreamsPerConnection: invalid value: integer `-1`, expected u32 (line 9)",
+    ),
+    (
+        "hbone: { conectTimeout: 1s }",
+        "hbone.conectTimeout: unknown field, did you mean \"connectTimeout\"? (line 9)",
+    ),
+    (
+        "hbone: { connectTimeout: 10 }",
+        "hbone.connectTimeout: invalid type: integer `10`, expected a duration with its unit, such as 10s, 5m or 24h (line 9)",
+    ),
+    (
+        "hbone: { connectTimeout: soon }",
+        "hbone.connectTimeout: \"soon\" is not a duration such as 10s, 5m or 24h (line 9)",
+    ),
+    (
+        "hbone: { connectTimeout: 0s }",
+        "hbone.connectTimeout: 0s is out of range, 10ms to 365days is possible",
+    ),
+    (
+        "keepalive: { retries: 0 }",
+        "keepalive.retries: 0 is out of range, 1 to 127 is possible",
+    ),
+    (
+        "keepalive: { enabled: maybe }",
+        "keepalive.enabled: invalid type: string \"maybe\", expected a boolean (line 9)",
+    ),
+    (
+        "threads: 0",
+        "threads: 0 is out of range, 1 to 256 is possible",
+    ),
+    (
+        "threads: 1000",
+        "threads: 1000 is out of range, 1 to 256 is possible",
+    ),
+    (
+        "admin: { address: 0.0.0.0:15000 }",
+        "admin.address: 0.0.0.0:15000 is not a loopback address, and whoever reaches the admin interface can stop the proxy",
+    ),
+    (
+        "admin: { address: localhost }",
+        "admin.address: \"localhost\" is not an address and a port, such as 127.0.0.1:15000 or [::]:15020 (line 9)",
+    ),
+    (
+        "metrics: { address: 127.0.0.1:15000 }",
+        "metrics.address: \"127.0.0.1:15000\" is already listed at admin.address",
+    ),
+    (
+        "log: { format: xml }",
+        "log.format: \"xml\" is not one of text, json (line 9)",
+    ),
+    (
+        "log: { filter: 'ztunnel=loud' }",
+        "log.filter: \"ztunnel=loud\" is not a log filter: error parsing level filter: expected one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\", or a number 0-5",
+    ),
+    (
+        "capture: { mark: 0 }",
+        "capture.mark: 0 is out of range, 1 to 4294967295 is possible",
+    ),
+    (
+        "capture: { exemptPorts: [70000] }",
+        "capture.exemptPorts[0]: invalid value: integer `70000`, expected u16 (line 9)",
+    ),
+    (
+        "capture: { exemptCidrs: [10.0.0.0/33] }",
+        "capture.exemptCidrs[0]: \"10.0.0.0/33\" is not an address range such as 10.0.0.0/8 or an address (line 9)",
+    ),
+    (
+        "trustDomain: a/b",
+        "trustDomain: \"a/b\" is not a trust domain",
+    ),
+    (
+        "meshFile: /nowhere/mesh.yaml",
+        "/nowhere/mesh.yaml: No such file or directory (os error 2)",
+    ),
+    (
+        "termination: { deadline: 2years }",
+        "termination.deadline: 2years is out of range, 0s to 365days is possible",
+    ),
+    ("node: x\nnode: y", "duplicate entry with key \"node\""),
     (
         "directory: state/ca => directory: state/ca, leafTtl: 1s",
-        "x",
+        "ca.local.leafTtl: 1s is out of range, 2s to 365days is possible",
     ),
-    ("ca: { local: { directory: state/ca } } => ca: {}", "x"),
+    (
+        "ca: { local: { directory: state/ca } } => ca: {}",
+        "ca.local.directory: not set; it says where the keys of the mesh's certificate authority are kept",
+    ),
     (
         "ca: { local: { directory: state/ca } } => ca: { local: {} }",
-        "x",
+        "ca.local: missing field `directory` (line 3)",
     ),
-    ("\nnode: node-a => \n", "x"),
+    (
+        "\nnode: node-a => \n",
+        "node: not set; it or NODE_NAME says on which node this proxy runs",
+    ),
     (
         "{ workload: cluster1//v1/Pod/default/a, => { workload: cluster1//v1/Pod/default/aa,",
-        "x",
+        "pods[0].workload: \"cluster1//v1/Pod/default/aa\" is not the uid of a workload, did you mean \"cluster1//v1/Pod/default/a\"?",
     ),
     (
         "{ workload: cluster1//v1/Pod/default/a, => { workload: other,",
-        "x",
+        "pods[0].workload: \"other\" is not the uid of a workload",
     ),
-    ("netns: /run/netns/a } => netns: '' }", "x"),
+    (
+        "netns: /run/netns/a } => netns: '' }",
+        "pods[0].netns: must not be empty",
+    ),
     (
         "netns: /run/netns/a } => netns: /run/netns/a }\n- { workload: cluster1//v1/Pod/default/a, netns: /b }",
-        "x",
+        "pods[1].workload: \"cluster1//v1/Pod/default/a\" is already listed at pods[0].workload",
     ),
     (
         "netns: /run/netns/a } => netns: /run/netns/a }\n- { workload: cluster1//v1/Pod/default/b, netns: /run/netns/a }",
-        "x",
+        "pods[1].netns: \"/run/netns/a\" is already listed at pods[0].netns",
     ),
-    ("netns: /run/netns/a } => netms: /run/netns/a }", "x"),
-    ("workloadIps: [\"10.0.0.1\", \"fd00::1\"], => ", "x"),
+    (
+        "netns: /run/netns/a } => netms: /run/netns/a }",
+        "pods[0].netms: unknown field, did you mean \"netns\"? (line 5)",
+    ),
+    (
+        "workloadIps: [\"10.0.0.1\", \"fd00::1\"], => ",
+        "pods[0].workload: cluster1//v1/Pod/default/a has no workloadIps and cannot be enrolled",
+    ),
     (
         "node: node-a } => node: node-a, networkMode: HostNetwork }",
-        "x",
+        "pods[0].workload: cluster1//v1/Pod/default/a uses its node's network and cannot be enrolled",
     ),
-    ("protocol: HBONE, node: node-b => protcol: HBONE", "x"),
-    ("Pod/default/b, name: b => Pod/default/a, name: b", "x"),
-    ("- [", "x"),
+    (
+        "protocol: HBONE, node: node-b => protcol: HBONE",
+        "workloads[1].protcol: unknown field, did you mean \"protocol\"? (line 8)",
+    ),
+    (
+        "Pod/default/b, name: b => Pod/default/a, name: b",
+        "workloads[1].uid: \"cluster1//v1/Pod/default/a\" is already the uid of the workload at workloads[0]",
+    ),
+    ("- [", "did not find expected node content (line 10)"),
 ];
 
 const VARIABLES: &[(&[(&str, &str)], &str)] = &[
-    (&[("PROXY_MODE", "both")], "x"),
-    (&[("SECRET_TTL", "forever")], "x"),
-    (&[("PACKET_MARK", "red")], "x"),
-    (&[("KEEPALIVE_ENABLED", "maybe")], "x"),
-    (&[("HTTP2_FRAME_SIZE", "big")], "x"),
-    (&[("ZTUNNEL_WORKER_THREADS", "200%")], "x"),
-    (&[("ZTUNNEL_WORKER_THREADS", "0")], "x"),
-    (&[("PROXY_WORKLOAD_INFO", "default/a")], "x"),
-    (&[("LOCAL_XDS_PATH", "/nowhere/mesh.yaml")], "x"),
-    (&[("LOCAL_XDS", "workloads: [{ uid: x }]")], "x"),
+    (
+        &[("PROXY_MODE", "both")],
+        "environment variable PROXY_MODE: \"both\" is not one of shared, dedicated",
+    ),
+    (
+        &[("SECRET_TTL", "forever")],
+        "environment variable SECRET_TTL: \"forever\" is not a duration such as 10s, 5m or 24h",
+    ),
+    (
+        &[("PACKET_MARK", "red")],
+        "environment variable PACKET_MARK: \"red\" is not a number, 0 to 4294967295",
+    ),
+    (
+        &[("KEEPALIVE_ENABLED", "maybe")],
+        "environment variable KEEPALIVE_ENABLED: \"maybe\" is neither true nor false",
+    ),
+    (
+        &[("HTTP2_FRAME_SIZE", "big")],
+        "environment variable HTTP2_FRAME_SIZE: \"big\" is not a size such as 2MiB, 64KiB or a number of bytes",
+    ),
+    (
+        &[("ZTUNNEL_WORKER_THREADS", "200%")],
+        "environment variable ZTUNNEL_WORKER_THREADS: \"200%\" is neither a number of threads nor a percentage",
+    ),
+    (
+        &[("ZTUNNEL_WORKER_THREADS", "0")],
+        "environment variable ZTUNNEL_WORKER_THREADS: \"0\" is neither a number of threads nor a percentage",
+    ),
+    (
+        &[("PROXY_WORKLOAD_INFO", "default/a")],
+        "environment variable PROXY_WORKLOAD_INFO: \"default/a\" is not namespace/name/service account",
+    ),
+    (
+        &[("LOCAL_XDS_PATH", "/nowhere/mesh.yaml")],
+        "/nowhere/mesh.yaml: No such file or directory (os error 2)",
+    ),
+    (
+        &[("LOCAL_XDS", "workloads: [{ uid: x }]")],
+        "LOCAL_XDS: workloads[0]: missing field `name` (line 1)",
+    ),
 ];
 
 #[test]

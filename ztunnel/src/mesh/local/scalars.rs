@@ -4,9 +4,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use crate::mesh::yaml;
 use ipnet::IpNet;
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
+
+use crate::mesh::{Interner, NamespacedHostname, yaml};
 
 /// A port, 1 to 65535, written as a number or (as a key may be) in quotes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -160,6 +161,16 @@ impl ServiceKey {
             namespace: namespace.to_owned(),
             hostname: hostname.to_owned(),
         })
+    }
+}
+
+impl ServiceKey {
+    pub(super) fn build(&self, texts: &mut Interner) -> NamespacedHostname {
+        let namespace = texts.get(&self.namespace);
+        NamespacedHostname {
+            namespace,
+            hostname: texts.get(&self.hostname),
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::mesh::{
-    GatewayDestination, HealthPolicy, HealthStatus, IpFamilies, LoadBalancingMode, RoutingScope,
-    StringMatch, TunnelProtocol, WorkloadType,
+    GatewayDestination, HealthPolicy, HealthStatus, IpFamilies, LoadBalancingMode, NetworkMode,
+    RoutingScope, StringMatch, TunnelProtocol, WorkloadType,
 };
 
 /// What Istio's ztunnel reads, in the shapes that its users write.
@@ -227,96 +227,113 @@ const CASES: &[(&str, &str)] = &[
         "workloads:\n- uid: a\n  name: a\n  protocol: HBON",
         "workloads[0].protocol: \"HBON\" is not one of TCP, HBONE (line 4)",
     ),
-    ("workloads: [{ uid: a, name: a, serviceAccount: a/b }]", "x"),
+    (
+        "workloads: [{ uid: a, name: a, serviceAccount: a/b }]",
+        "workloads[0].serviceAccount: \"spiffe://cluster.local/ns/default/sa/a/b\" is not a workload identity: expected spiffe://<trust domain>/ns/<namespace>/sa/<service account>",
+    ),
     (
         "workloads: [{ uid: a, name: a, services: { b: { 80: 80 } } }]",
-        "x",
+        "workloads[0].services.b: \"b\" is not namespace/hostname (line 1)",
     ),
     (
         "workloads: [{ uid: a, name: a, services: { n/b: { 80: 0 } } }]",
-        "x",
+        "workloads[0].services.n/b.80: invalid value: integer `0`, expected a port, 1 to 65535 (line 1)",
     ),
     (
         "workloads: [{ uid: a, name: a, services: { n/b: { 70000: 80 } } }]",
-        "x",
+        "workloads[0].services.n/b.70000: invalid value: integer `70000`, expected a port, 1 to 65535 (line 1)",
     ),
-    ("workloads: [{ uid: a, name: a, capacity: -1 }]", "x"),
-    ("workloads: [{ uid: a, name: a, status: Sick }]", "x"),
+    (
+        "workloads: [{ uid: a, name: a, capacity: -1 }]",
+        "workloads[0].capacity: invalid value: integer `-1`, expected u32 (line 1)",
+    ),
+    (
+        "workloads: [{ uid: a, name: a, status: Sick }]",
+        "workloads[0].status: \"Sick\" is not one of Healthy, Unhealthy (line 1)",
+    ),
     (
         "workloads: [{ uid: a, name: a, waypoint: { destination: x } }]",
-        "x",
+        "workloads[0].waypoint.destination: expected \"network/address\", \"namespace/hostname\", {network, address} or {namespace, hostname} (line 1)",
     ),
-    ("workloads: [{ uid: a, name: a }, { uid: a, name: b }]", "x"),
+    (
+        "workloads: [{ uid: a, name: a }, { uid: a, name: b }]",
+        "workloads[1].uid: \"a\" is already the uid of the workload at workloads[0]",
+    ),
     (
         "workloads: [{ uid: a, name: a, workloadIps: [10.0.0.1] }, { uid: b, name: b, workloadIps: ['::ffff:10.0.0.1'] }]",
-        "x",
+        "workloads[1].workloadIps[0]: 10.0.0.1 in network \"\" already belongs to workload a (workloads[0].workloadIps[0])",
     ),
     (
         "workloads: [{ uid: a, name: a, workloadIps: [10.0.0.1, 10.0.0.1] }]",
-        "x",
+        "workloads[0].workloadIps[1]: 10.0.0.1 in network \"\" already belongs to workload a (workloads[0].workloadIps[0])",
     ),
     (
         "workloads: [{ uid: a, name: a, workloadIps: [10.0.0.1] }]\nservices: [{ name: s, hostname: s, vips: [/10.0.0.1] }]",
-        "x",
+        "services[0].vips[0]: 10.0.0.1 in network \"\" already belongs to workload a (workloads[0].workloadIps[0])",
     ),
     (
         "services: [{ name: s, hostname: s, vips: [10.1.0.1] }]",
-        "x",
+        "services[0].vips[0]: \"10.1.0.1\" is not network/address (\"/10.1.0.1\" in the default network) (line 1)",
     ),
     (
         "services: [{ name: s, hostname: s, vips: [net/10.1.0] }]",
-        "x",
+        "services[0].vips[0]: \"net/10.1.0\" is not network/address (\"/10.1.0.1\" in the default network) (line 1)",
     ),
     (
         "services: [{ name: s, hostname: s, ports: { 0: 80 } }]",
-        "x",
+        "services[0].ports.0: invalid value: integer `0`, expected a port, 1 to 65535 (line 1)",
     ),
     (
         "services: [{ name: s, hostname: s, ports: { 80: 65536 } }]",
-        "x",
-    ),
-    (
-        "services: [{ name: s, hostname: s, subjectAltNames: [x] }]",
-        "x",
+        "services[0].ports.80: invalid value: integer `65536`, expected a port, 0 to 65535 (line 1)",
     ),
     (
         "services: [{ name: s, hostname: s }, { name: t, hostname: s }]",
-        "x",
+        "services[1].hostname: \"default/s\" is already the key of the service at services[0]",
     ),
-    ("services: [{ name: s, hostname: a/b }]", "x"),
+    (
+        "services: [{ name: s, hostname: a/b }]",
+        "services[0].hostname: \"a/b\" is not a host name",
+    ),
     (
         "services: [{ name: s, hostname: s, loadBalancer: { mode: Fast } }]",
-        "x",
+        "services[0].loadBalancer.mode: \"Fast\" is not one of Standard, Strict, Failover, Passthrough (line 1)",
     ),
     (
         "policies: [{ name: p, scope: Everywhere, action: Deny }]",
-        "x",
+        "policies[0].scope: \"Everywhere\" is not one of Global, Namespace, WorkloadSelector (line 1)",
     ),
-    ("policies: [{ name: p, scope: Global, action: Audit }]", "x"),
-    ("policies: [{ name: p, action: Deny }]", "x"),
+    (
+        "policies: [{ name: p, scope: Global, action: Audit }]",
+        "policies[0].action: \"Audit\" is not one of Allow, Deny (line 1)",
+    ),
+    (
+        "policies: [{ name: p, action: Deny }]",
+        "policies[0]: missing field `scope` (line 1)",
+    ),
     (
         "policies: [{ name: p, scope: Global, action: Deny }, { name: p, scope: Global, action: Deny }]",
-        "x",
+        "policies[1].name: \"default/p\" is already the key of the policy at policies[0]",
     ),
     (
         "policies: [{ name: p, scope: Global, action: Deny, rules: [[[{ ports: [80] }]]] }]",
-        "x",
+        "policies[0].rules[0][0][0].ports: unknown field, expected one of namespaces, notNamespaces, principals, notPrincipals, serviceAccounts, notServiceAccounts, sourceIps, notSourceIps, destinationIps, notDestinationIps, destinationPorts, notDestinationPorts (line 1)",
     ),
     (
         "policies: [{ name: p, scope: Global, action: Deny, rules: [[[{ destinationPort: [80] }]]] }]",
-        "x",
+        "policies[0].rules[0][0][0].destinationPort: unknown field, did you mean \"destinationPorts\"? (line 1)",
     ),
     (
         "policies: [{ name: p, scope: Global, action: Deny, rules: [[[{ principals: [x] }]]] }]",
-        "x",
+        "policies[0].rules[0][0][0].principals[0]: expected {exact: …}, {prefix: …}, {suffix: …} or {presence: {}} (line 1)",
     ),
     (
         "policies: [{ name: p, scope: Global, action: Deny, rules: [[[{ sourceIps: [10.0.0.0/33] }]]] }]",
-        "x",
+        "policies[0].rules[0][0][0].sourceIps[0]: \"10.0.0.0/33\" is not an address range such as 10.0.0.0/8 or an address (line 1)",
     ),
     (
         "policies: [{ name: p, scope: Global, action: Deny, rules: [{ principals: [] }] }]",
-        "x",
+        "policies[0].rules[0]: invalid type: map, expected a sequence (line 1)",
     ),
     (
         "workloads: 3",
@@ -370,13 +387,16 @@ fn the_same_address_in_two_networks_is_two_addresses() {
 
 #[test]
 fn what_is_probably_not_meant_is_said() {
-    let text = "workloads: [{ uid: a, name: a, authorizationPolicies: [n/p], services: { n/s: { 80: 80 } } }]";
+    let text = "workloads: [{ uid: a, name: a, authorizationPolicies: [n/p], services: { n/s: { 80: 80 } } }]\n\
+                services: [{ name: t, hostname: t, subjectAltNames: [x] }]";
     assert_eq!(
         parse(text).unwrap().warnings,
         [
             "workload a: authorizationPolicies lists \"n/p\", and there is no such policy with the \
              scope WorkloadSelector: it is not enforced",
-            "workload a: services names \"n/s\", and there is no such service"
+            "workload a: services names \"n/s\", and there is no such service",
+            "service default/t: subjectAltNames holds \"x\", which is no workload identity: no backend \
+             can present it"
         ]
     );
 }
