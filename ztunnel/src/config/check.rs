@@ -60,6 +60,17 @@ fn contradiction(key: impl Into<String>, problem: impl Into<String>) -> ConfigEr
     }
 }
 
+/// Checked before the mesh is, whose workloads take it over.
+pub(super) fn trust_domain(trust_domain: &str) -> Result<(), ConfigError> {
+    match Identity::new(trust_domain, "n", "s") {
+        Ok(_) => Ok(()),
+        Err(_) => Err(contradiction(
+            "trustDomain",
+            format!("{trust_domain:?} is not a trust domain"),
+        )),
+    }
+}
+
 /// Finds out for whom the proxy works.
 pub(super) fn mode(settings: &mut Settings, chosen: &Chosen) -> Result<(), ConfigError> {
     let named = chosen.flag.as_ref().or(chosen.file.as_ref());
@@ -145,10 +156,6 @@ pub(super) fn all(settings: &mut Settings) -> Result<(), ConfigError> {
             key: "node",
             remedy,
         });
-    }
-    if Identity::new(&settings.trust_domain, "n", "s").is_err() {
-        let problem = format!("{:?} is not a trust domain", settings.trust_domain);
-        return Err(contradiction("trustDomain", problem));
     }
     if !settings.admin.ip().to_canonical().is_loopback() {
         let problem = format!(

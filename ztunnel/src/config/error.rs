@@ -77,7 +77,8 @@ pub enum ConfigError {
     },
     /// A workload is named that the mesh does not have.
     #[error(
-        "{key}: {uid:?} is not the uid of a workload{}",
+        "{key}: {:?} is not the uid of a workload{}",
+        uid.0,
         nearest.as_ref().map(|meant| format!(", did you mean \"{meant}\"?")).unwrap_or_default()
     )]
     UnknownWorkload {

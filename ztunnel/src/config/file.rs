@@ -1,14 +1,15 @@
 //! The settings file as it is written: every key optional, unknown keys refused.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::{Deserialize, Deserializer};
 
 use super::units::Span;
 use super::{Bytes, LogFormat};
 use crate::mesh::local::{PolicyEntry, ServiceEntry, WorkloadEntry};
+use crate::mesh::yaml;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -65,7 +66,7 @@ pub(super) struct LocalSection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct ListenSection {
-    pub(super) address: Option<SocketAddr>,
+    pub(super) address: Option<Listen>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -77,6 +78,10 @@ pub(super) struct CaptureSection {
     pub(super) exempt_ports: Option<Vec<u16>>,
     pub(super) exempt_cidrs: Option<Vec<Range>>,
 }
+
+/// An address and a port to listen on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Listen(pub(super) SocketAddr);
 
 /// An address range; an address is the range of itself.
 #[derive(Debug)]
@@ -145,28 +150,34 @@ impl LogFormat {
 
 impl<'de> Deserialize<'de> for ModeName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+        yaml::parsed(deserializer, "shared or dedicated", Self::parse)
     }
 }
 
 impl<'de> Deserialize<'de> for LogFormat {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+        yaml::parsed(deserializer, "text or json", Self::parse)
+    }
+}
+
+impl<'de> Deserialize<'de> for Listen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expected = "an address and a port, such as 127.0.0.1:15000 or [::]:15020";
+        yaml::parsed(deserializer, expected, |text| {
+            let address = text.parse().map(Self);
+            address.map_err(|_no_address| format!("{text:?} is not {expected}"))
+        })
     }
 }
 
 impl<'de> Deserialize<'de> for Range {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let address = text
-            .parse()
-            .map(|address: std::net::IpAddr| Self(address.into()));
-        address
-            .or_else(|_no_address| text.parse().map(Self))
-            .map_err(|_no_range| {
-                D::Error::custom(format!(
-                    "{text:?} is not an address range such as 10.0.0.0/8 or an address"
-                ))
-            })
+        let expected = "an address range such as 10.0.0.0/8 or an address";
+        yaml::parsed(deserializer, expected, |text| {
+            let address = text.parse().map(|address: IpAddr| Self(address.into()));
+            address
+                .or_else(|_no_address| text.parse().map(Self))
+                .map_err(|_no_range| format!("{text:?} is not {expected}"))
+        })
     }
 }

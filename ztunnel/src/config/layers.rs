@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::file::{CaptureSection, File, HboneSection, KeepaliveSection, ModeName};
+use super::file::{CaptureSection, File, HboneSection, KeepaliveSection, ListenSection, ModeName};
 use super::units::Span;
 use super::{Capture, ConfigError, Environment, Hbone, Keepalive, LogFormat, Pod, Settings, check};
 use crate::mesh::Uid;
@@ -79,6 +79,7 @@ pub(super) fn assemble(
         file: file.workload.clone(),
         info: env.workload.clone(),
     };
+    check::trust_domain(&settings.trust_domain)?;
     settings.local_mesh = mesh(file, env, &settings, read)?;
     settings.warnings = settings.local_mesh.warnings.clone();
     check::mode(&mut settings, &chosen)?;
@@ -129,14 +130,18 @@ fn names(settings: &mut Settings, file: &File, env: &Environment, flags: &Overri
 }
 
 fn listeners(settings: &mut Settings, file: &File, flags: &Overrides) {
-    set(&mut settings.admin, flags.admin.or(file.admin.address));
+    let of_file = |section: &ListenSection| section.address.map(|listen| listen.0);
+    set(
+        &mut settings.admin,
+        flags.admin.or_else(|| of_file(&file.admin)),
+    );
     set(
         &mut settings.metrics,
-        flags.metrics.or(file.metrics.address),
+        flags.metrics.or_else(|| of_file(&file.metrics)),
     );
     set(
         &mut settings.readiness,
-        flags.readiness.or(file.readiness.address),
+        flags.readiness.or_else(|| of_file(&file.readiness)),
     );
 }
 

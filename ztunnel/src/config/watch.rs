@@ -17,6 +17,8 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
+use crate::mesh::Fault;
+
 /// How long it has to be quiet before a change counts as finished.
 const QUIET: Duration = Duration::from_millis(100);
 /// After this long it counts as finished in any case.
@@ -50,6 +52,12 @@ impl WatchError {
             Self::Directory { .. } => "watch_directory",
         }
     }
+
+    /// Whose fault it is.
+    #[must_use]
+    pub const fn fault(&self) -> Fault {
+        Fault::Us
+    }
 }
 
 /// Waits for changes of a set of files.
@@ -59,6 +67,8 @@ pub struct Watcher {
     watched: HashSet<PathBuf>,
     watcher: RecommendedWatcher,
     events: Arc<Notify>,
+    /// Something happened and was not looked at yet.
+    pending: bool,
 }
 
 impl Watcher {
@@ -83,6 +93,7 @@ impl Watcher {
             watched,
             watcher,
             events,
+            pending: false,
         };
         this.retarget(paths)?;
         Ok(this)
@@ -114,11 +125,15 @@ impl Watcher {
     /// that was not reported is reported next time.
     pub async fn changed(&mut self) {
         loop {
-            self.events.notified().await;
+            if !self.pending {
+                self.events.notified().await;
+                self.pending = true;
+            }
             let deadline = Instant::now() + PATIENCE;
             while Instant::now() < deadline && timeout(QUIET, self.events.notified()).await.is_ok()
             {
             }
+            self.pending = false;
             self.follow_links();
             let now: Vec<_> = self.files.iter().map(|path| fingerprint(path)).collect();
             if now != self.seen {

@@ -6,20 +6,28 @@
 //! keys of the settings file, a text of the environment) are put together before they are judged,
 //! so that a uid may not appear in two of them either. Read by `config`.
 
-mod objects;
+mod claims;
+mod error;
+mod fields;
+mod gateway;
 mod policies;
 mod scalars;
+mod services;
+mod workloads;
 
 use std::fmt::Display;
-use std::net::IpAddr;
 
-use foldhash::{HashMap, HashSet};
+use foldhash::HashSet;
 use serde::Deserialize;
 
-pub use self::objects::{ServiceEntry, WorkloadEntry};
+use self::claims::Claims;
+pub use self::error::LocalError;
+
 pub use self::policies::PolicyEntry;
-use super::yaml::{self, YamlError};
-use super::{Fault, Interner, NetworkMode, Policy, PolicyScope, Service, Snapshot, Workload};
+pub use self::services::ServiceEntry;
+pub use self::workloads::WorkloadEntry;
+use super::yaml;
+use super::{Identity, Interner, Policy, PolicyScope, Service, Snapshot, Workload};
 
 /// What a local file says about the mesh.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,75 +56,6 @@ pub struct Document {
     /// What complaints call this document; empty where that is clear.
     #[serde(skip)]
     pub source: String,
-}
-
-/// Why a local file cannot be used. Every message begins with the path of the value in the file.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LocalError {
-    /// It is no YAML, or a value is not what stands there.
-    #[error(transparent)]
-    Yaml(#[from] YamlError),
-    /// The same, in a document that has a name.
-    #[error("{document}: {error}")]
-    Document {
-        /// The document.
-        document: String,
-        /// What is wrong in it.
-        error: YamlError,
-    },
-    /// A value is well formed but cannot be.
-    #[error("{path}: {problem}")]
-    Invalid {
-        /// Where, for example `workloads[0].uid`.
-        path: String,
-        /// What is wrong.
-        problem: String,
-    },
-    /// Two objects have the same key.
-    #[error("{path}: {key:?} is already the {kind} at {first}")]
-    Duplicate {
-        /// Where the second one is.
-        path: String,
-        /// What it is: `uid of the workload`, `key of the service`, `key of the policy`.
-        kind: &'static str,
-        /// The key.
-        key: String,
-        /// Where the first one is.
-        first: String,
-    },
-    /// Two objects claim the same address in the same network.
-    #[error("{path}: {address} in network {network:?} already belongs to {owner} ({first})")]
-    AddressTaken {
-        /// Where the second claim is.
-        path: String,
-        /// The address.
-        address: IpAddr,
-        /// The network.
-        network: String,
-        /// Who has it.
-        owner: String,
-        /// Where the first claim is.
-        first: String,
-    },
-}
-
-impl LocalError {
-    /// A short name out of a closed set, for metrics and logs.
-    #[must_use]
-    pub const fn reason(&self) -> &'static str {
-        match self {
-            Self::Yaml(_) | Self::Document { .. } => "yaml",
-            Self::Invalid { .. } => "invalid_value",
-            Self::Duplicate { .. } => "duplicate_key",
-            Self::AddressTaken { .. } => "address_taken",
-        }
-    }
-
-    /// Whose fault it is: always that of whoever describes the mesh.
-    #[must_use]
-    pub const fn fault(&self) -> Fault {
-        Fault::Mesh
-    }
 }
 
 /// Reads a local file whose workloads are of the trust domain `cluster.local` unless they say
@@ -228,106 +167,17 @@ impl LocalMesh {
                 }
             }
         }
+        for service in &self.services {
+            let names = service.subject_alt_names.iter();
+            for name in names.filter(|name| name.parse::<Identity>().is_err()) {
+                doubts.push(format!(
+                    "service {}: subjectAltNames holds {name:?}, which is no workload identity: no \
+                     backend can present it",
+                    service.key()
+                ));
+            }
+        }
         doubts
-    }
-}
-
-/// Which keys and addresses are taken, and where that was said.
-#[derive(Default)]
-struct Claims {
-    keys: HashMap<(&'static str, String), String>,
-    addresses: HashMap<(String, IpAddr), Claim>,
-}
-
-struct Claim {
-    owner: String,
-    path: String,
-    mode: NetworkMode,
-}
-
-impl Claims {
-    fn workload(&mut self, path: &str, workload: &Workload) -> Result<(), LocalError> {
-        self.key(path, "uid", "uid of the workload", workload.uid.to_string())?;
-        let owner = format!("workload {}", workload.uid);
-        for (at, address) in workload.workload_ips.iter().enumerate() {
-            let path = format!("{path}.workloadIps[{at}]");
-            self.address(
-                &owner,
-                path,
-                &workload.network,
-                *address,
-                workload.network_mode,
-            )?;
-        }
-        Ok(())
-    }
-
-    fn service(&mut self, path: &str, service: &Service) -> Result<(), LocalError> {
-        self.key(
-            path,
-            "hostname",
-            "key of the service",
-            service.key().to_string(),
-        )?;
-        let owner = format!("service {}", service.key());
-        for (at, vip) in service.vips.iter().enumerate() {
-            let path = format!("{path}.vips[{at}]");
-            self.address(
-                &owner,
-                path,
-                &vip.network,
-                vip.address,
-                NetworkMode::Standard,
-            )?;
-        }
-        Ok(())
-    }
-
-    fn key(
-        &mut self,
-        path: &str,
-        field: &str,
-        kind: &'static str,
-        key: String,
-    ) -> Result<(), LocalError> {
-        match self.keys.insert((kind, key.clone()), path.to_owned()) {
-            None => Ok(()),
-            Some(first) => Err(LocalError::Duplicate {
-                path: format!("{path}.{field}"),
-                kind,
-                key,
-                first,
-            }),
-        }
-    }
-
-    /// Pods on their node's network share its address; nobody else shares one.
-    fn address(
-        &mut self,
-        owner: &str,
-        path: String,
-        network: &str,
-        address: IpAddr,
-        mode: NetworkMode,
-    ) -> Result<(), LocalError> {
-        let claim = Claim {
-            owner: owner.to_owned(),
-            path: path.clone(),
-            mode,
-        };
-        let Some(first) = self.addresses.insert((network.to_owned(), address), claim) else {
-            return Ok(());
-        };
-        if mode == NetworkMode::HostNetwork && first.mode == NetworkMode::HostNetwork {
-            return Ok(());
-        }
-        Err(LocalError::AddressTaken {
-            path,
-            address,
-            network: network.to_owned(),
-            owner: first.owner,
-            first: first.path,
-        })
     }
 }
 
@@ -343,7 +193,7 @@ fn numbered<'a, T: 'a>(
     })
 }
 
-fn invalid(path: &impl Display, bad: &objects::BadField) -> LocalError {
+fn invalid(path: &impl Display, bad: &fields::BadField) -> LocalError {
     LocalError::Invalid {
         path: format!("{path}.{}", bad.field),
         problem: bad.problem.clone(),

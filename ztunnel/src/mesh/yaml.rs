@@ -4,7 +4,9 @@
 //! Used for the local file of the mesh and for the settings file. Unknown keys are refused by the
 //! types read (`deny_unknown_fields`); this file only makes the complaint readable.
 
-use serde::de::DeserializeOwned;
+use std::marker::PhantomData;
+
+use serde::de::{DeserializeOwned, Visitor};
 use serde_yaml_ng::{Deserializer, Mapping, Value};
 
 /// What is wrong with a YAML text, and where.
@@ -35,10 +37,18 @@ impl std::error::Error for YamlError {}
 /// # Errors
 /// When it is no YAML, holds a key twice, or is not what the type expects.
 pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
-    let value: Value = serde_yaml_ng::from_str(text).map_err(|error| YamlError {
-        path: String::new(),
-        line: error.location().map(|location| location.line()),
-        problem: without_location(&error.to_string()).to_owned(),
+    let value: Value = serde_yaml_ng::from_str(text).map_err(|error| {
+        let message = error.to_string();
+        // For a key that stands there twice the parser only knows where the mapping begins.
+        let location = error
+            .location()
+            .filter(|_| !message.contains("duplicate entry"));
+        let problem = without_location(&message).to_owned();
+        YamlError {
+            path: String::new(),
+            line: location.map(|l| l.line()),
+            problem,
+        }
     })?;
     let value = if value.is_null() {
         Value::Mapping(Mapping::new())
@@ -81,6 +91,42 @@ fn explain(message: &str) -> String {
         Some(meant) => format!("unknown field, did you mean \"{meant}\"?"),
         None if known.is_empty() => "unknown field, none is expected here".to_owned(),
         None => format!("unknown field, expected one of {}", known.join(", ")),
+    }
+}
+
+/// Reads a text and turns it into something. A complaint made here bears the line of the text; one
+/// made after the text was read would bear that of the mapping around it.
+pub(crate) fn parsed<'de, D, T, E>(
+    deserializer: D,
+    expected: &str,
+    parse: impl FnOnce(&str) -> Result<T, E>,
+) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    E: std::fmt::Display,
+{
+    deserializer.deserialize_str(Parsed {
+        expected,
+        parse,
+        what: PhantomData,
+    })
+}
+
+struct Parsed<'a, F, T, E> {
+    expected: &'a str,
+    parse: F,
+    what: PhantomData<fn() -> Result<T, E>>,
+}
+
+impl<T, E: std::fmt::Display, F: FnOnce(&str) -> Result<T, E>> Visitor<'_> for Parsed<'_, F, T, E> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.expected)
+    }
+
+    fn visit_str<X: serde::de::Error>(self, text: &str) -> Result<T, X> {
+        (self.parse)(text.trim()).map_err(X::custom)
     }
 }
 
@@ -169,7 +215,7 @@ mod tests {
             ("items: [\n", "did not find expected node content (line 2)"),
             (
                 "items: []\nitems: []\n",
-                "duplicate entry with key \"items\" (line 1)",
+                "duplicate entry with key \"items\"",
             ),
         ] {
             let error = read::<Sample>(text).expect_err(text);

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_yaml_ng::Value;
 
-use super::objects::BadField;
+use super::fields::{BadField, or};
 use super::scalars::{Port, Range, named};
 use crate::mesh::{Action, Interner, Match, Policy, PolicyScope, ServiceAccountMatch, StringMatch};
 
@@ -61,11 +61,7 @@ impl PolicyEntry {
                 return Err(BadField { field, problem });
             }
         }
-        let namespace = if self.namespace.is_empty() {
-            "default"
-        } else {
-            &self.namespace
-        };
+        let namespace = or(&self.namespace, "default");
         let rule = |rule: &Vec<Vec<MatchEntry>>| {
             rule.iter()
                 .map(|clause| clause.iter().map(MatchEntry::build).collect())

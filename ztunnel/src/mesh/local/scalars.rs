@@ -7,6 +7,8 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
+use crate::mesh::{Interner, NamespacedHostname, yaml};
+
 /// A port, 1 to 65535, written as a number or (as a key may be) in quotes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Port(pub(super) u16);
@@ -70,8 +72,9 @@ fn parsed<'de, D: Deserializer<'de>, T>(
     expected: &str,
     parse: impl FnOnce(&str) -> Option<T>,
 ) -> Result<T, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    parse(text.trim()).ok_or_else(|| D::Error::custom(format!("{text:?} is not {expected}")))
+    yaml::parsed(deserializer, expected, |text| {
+        parse(text).ok_or_else(|| format!("{text:?} is not {expected}"))
+    })
 }
 
 /// An IP address; an IPv4-mapped one is its IPv4 address.
@@ -161,6 +164,16 @@ impl ServiceKey {
     }
 }
 
+impl ServiceKey {
+    pub(super) fn build(&self, texts: &mut Interner) -> NamespacedHostname {
+        let namespace = texts.get(&self.namespace);
+        NamespacedHostname {
+            namespace,
+            hostname: texts.get(&self.hostname),
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for ServiceKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         parsed(deserializer, "namespace/hostname", Self::parse)
@@ -173,17 +186,14 @@ pub(super) fn named<'de, D: Deserializer<'de>, T: Copy>(
     deserializer: D,
     names: &[(&str, T)],
 ) -> Result<T, D::Error> {
-    let text = String::deserialize(deserializer)?;
     let plain = |text: &str| text.to_lowercase().replace(['_', '-'], "");
-    let wanted = plain(&text);
-    match names.iter().find(|(name, _)| plain(name) == wanted) {
-        Some((_, value)) => Ok(*value),
-        None => {
-            let names: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
-            Err(D::Error::custom(format!(
-                "{text:?} is not one of {}",
-                names.join(", ")
-            )))
-        }
-    }
+    let all: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
+    let all = all.join(", ");
+    yaml::parsed(deserializer, &format!("one of {all}"), |text| {
+        let wanted = plain(text);
+        let found = names.iter().find(|(name, _)| plain(name) == wanted);
+        found
+            .map(|(_, value)| *value)
+            .ok_or_else(|| format!("{text:?} is not one of {all}"))
+    })
 }
