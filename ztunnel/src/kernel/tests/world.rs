@@ -15,6 +15,9 @@ use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, Addres
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddress, protocols::NETLINK_ROUTE};
 use nix::sched::{CloneFlags, unshare};
@@ -257,6 +260,77 @@ fn set_up() {
         route.attributes.push(RouteAttribute::Gateway(gateway));
         route.attributes.push(RouteAttribute::Oif(pod));
         request(RouteNetlinkMessage::NewRoute(route));
+        // The gateway never answers; what is sent to it shows on the other end of the pair.
+        let mut neighbour = NeighbourMessage::default();
+        neighbour.header.family = family;
+        neighbour.header.ifindex = pod;
+        neighbour.header.state = NeighbourState::Permanent;
+        neighbour
+            .attributes
+            .push(NeighbourAttribute::Destination(match family {
+                netlink_packet_route::AddressFamily::Inet => {
+                    NeighbourAddress::Inet(Ipv4Addr::new(10, 9, 0, 99))
+                }
+                _ => NeighbourAddress::Inet6(Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 0x99)),
+            }));
+        neighbour
+            .attributes
+            .push(NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 9]));
+        request(RouteNetlinkMessage::NewNeighbour(neighbour));
+    }
+}
+
+/// Watches what leaves the pod.
+pub(super) struct Wire {
+    socket: Socket,
+}
+
+impl Wire {
+    /// From now on.
+    pub(super) fn tap() -> Self {
+        // Protocol 0 receives nothing until it is bound to one device and to all protocols.
+        let socket = Socket::new(Domain::PACKET, Type::from(libc::SOCK_DGRAM), None).unwrap();
+        let address = libc::sockaddr_ll {
+            sll_family: 17,
+            sll_protocol: 3_u16.to_be(),
+            sll_ifindex: index("far0").cast_signed(),
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        let size = u32::try_from(size_of_val(&address)).unwrap();
+        // SAFETY: a valid address of its own size.
+        let bound = unsafe {
+            libc::bind(
+                socket.as_raw_fd(),
+                std::ptr::from_ref(&address).cast(),
+                size,
+            )
+        };
+        assert_eq!(bound, 0, "{}", io::Error::last_os_error());
+        socket.set_nonblocking(true).unwrap();
+        Self { socket }
+    }
+
+    /// How many TCP packets have left so far.
+    pub(super) fn packets(&mut self) -> usize {
+        use std::io::Read as _;
+        let mut buffer = [0; 2048];
+        let mut count = 0;
+        while let Ok(size) = self.socket.read(&mut buffer) {
+            let packet = &buffer[..size];
+            let protocol = match packet.first().map(|first| first >> 4) {
+                Some(4) => packet.get(9),
+                Some(6) => packet.get(6),
+                _ => None,
+            };
+            if protocol == Some(&6) {
+                eprintln!("on the wire: {packet:02x?}");
+                count += 1;
+            }
+        }
+        count
     }
 }
 
