@@ -21,7 +21,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
 use ztunnel_ebpf_types::{Address, Client, POD_ENROLLED, Pod};
@@ -30,7 +30,7 @@ pub use error::Error;
 pub use log::LogForwarder;
 use maps::{Maps, failed};
 use pins::Pins;
-use programs::{Cgroup, Object};
+use programs::{Cgroup, Object, Speech};
 
 /// How the programs are set up.
 #[derive(Debug, Clone)]
@@ -108,9 +108,10 @@ pub struct PodCapture<'a> {
 #[derive(Debug)]
 pub struct Kernel {
     pins: Pins,
+    cgroup: Cgroup,
     maps: Arc<Maps>,
-    inbound: OwnedFd,
-    inbound_id: u32,
+    /// The program for namespaces; replaced when the programs are loaded anew.
+    inbound: Mutex<OwnedFd>,
 }
 
 impl Kernel {
@@ -123,7 +124,7 @@ impl Kernel {
     pub fn open(config: &Config) -> Result<Self, Error> {
         let cgroup = Cgroup::open(config.cgroup.as_deref())?;
         let pins = Pins::open(&config.directory)?;
-        let object = Object::load(&pins)?;
+        let object = Object::load(&pins, Speech::Silent)?;
         let maps = Maps::open(&object)?;
         maps.configure(|settings| {
             settings.mark = config.mark;
@@ -132,14 +133,13 @@ impl Kernel {
             settings.hbone = config.ports.hbone.into();
         })?;
         maps.exempt(&config.exempt_ports, &config.exempt_cidrs)?;
-        let (inbound, inbound_id) = object.inbound()?;
         object.attach_cgroup(&pins, &cgroup)?;
         maps.introduce()?;
         let kernel = Self {
+            inbound: Mutex::new(object.inbound()?),
             pins,
+            cgroup,
             maps: Arc::new(maps),
-            inbound,
-            inbound_id,
         };
         kernel.renew()?;
         Ok(kernel)
@@ -149,11 +149,17 @@ impl Kernel {
     fn renew(&self) -> Result<(), Error> {
         for cookie in self.pins.enrolled()? {
             let pin = self.pins.netns(cookie);
-            if !programs::renew_netns(self.inbound.as_fd(), &pin)? {
+            let inbound = self.inbound();
+            if !programs::renew_netns(inbound.as_fd(), &pin)? {
+                drop(inbound);
                 self.withdraw(cookie)?;
             }
         }
         Ok(())
+    }
+
+    fn inbound(&self) -> MutexGuard<'_, OwnedFd> {
+        self.inbound.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the exempt ports and networks these and no others; counts for new connections.
@@ -196,7 +202,7 @@ impl Kernel {
             })?;
         }
         maps.forget_addresses(cookie, &addresses)?;
-        programs::attach_netns(self.inbound.as_fd(), pod.netns, cookie, &self.pins)?;
+        programs::attach_netns(self.inbound().as_fd(), pod.netns, cookie, &self.pins)?;
         let first = |v4: bool| {
             let mut of_family = addresses.iter().filter(|address| address.is_v4() == v4);
             of_family.next().copied().unwrap_or(Address::NONE)
@@ -263,11 +269,16 @@ impl Kernel {
     }
 
     /// Has the programs say what they decide, and forwards it to the `log` crate at debug level.
+    /// Silent programs have no code for it: others are put in their place.
     ///
     /// # Errors
-    /// When the programs' ring buffer cannot be opened.
+    /// When the programs cannot be replaced, or their ring buffer cannot be opened.
     pub fn log_forwarder(&self) -> Result<LogForwarder, Error> {
-        LogForwarder::open(Arc::clone(&self.maps), self.inbound_id)
+        let mut object = Object::load(&self.pins, Speech::Debug)?;
+        object.attach_cgroup(&self.pins, &self.cgroup)?;
+        *self.inbound() = object.inbound()?;
+        self.renew()?;
+        LogForwarder::open(Arc::clone(&self.maps), object.logger()?)
     }
 
     /// Ends all capture by the pins of a directory: detaches the programs, removes the pins and

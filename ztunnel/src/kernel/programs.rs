@@ -43,6 +43,18 @@ const PINNED: [&str; 8] = [
     "SOCKETS",
 ];
 
+/// aya's reader of the programs' records, which passes them to the `log` crate.
+pub(super) type Logger = aya_log::EbpfLogger<&'static dyn log::Log>;
+
+/// Whether the programs can write to the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Speech {
+    /// They have no code for it.
+    Silent,
+    /// They can, and do while the settings ask for it.
+    Debug,
+}
+
 /// The loaded object.
 pub(super) struct Object {
     ebpf: Ebpf,
@@ -50,12 +62,20 @@ pub(super) struct Object {
 
 impl Object {
     /// Loads maps and programs; maps that are pinned are taken over.
-    pub(super) fn load(pins: &Pins) -> Result<Self, Error> {
+    ///
+    /// Silent programs are the rule: what they would say is then unreachable for the verifier,
+    /// which drops it, and loading takes a tenth of the time.
+    pub(super) fn load(pins: &Pins, speech: Speech) -> Result<Self, Error> {
         let knows_process = u8::from(kernel_knows_process());
+        let level = match speech {
+            Speech::Silent => 0,
+            Speech::Debug => aya_log::Level::Debug as u8,
+        };
         let mut loader = EbpfLoader::new();
         // Nothing is relocated against the kernel's own types, and reading them takes long.
         loader.btf(None);
         loader.override_global("KNOWS_PROCESS", &knows_process, true);
+        loader.override_global(aya_log::LEVEL, &level, true);
         for name in PINNED {
             loader.map_pin_path(name, pins.map(name));
         }
@@ -90,22 +110,25 @@ impl Object {
         })
     }
 
-    /// The program of the pods' namespaces: its descriptor, which outlives this object, and its
-    /// number.
-    pub(super) fn inbound(&self) -> Result<(OwnedFd, u32), Error> {
+    /// The program of the pods' namespaces: a descriptor that outlives this object.
+    pub(super) fn inbound(&self) -> Result<OwnedFd, Error> {
         let program = program(&self.ebpf, INBOUND)?;
-        let failed = |source| Error::Program {
+        let fd = program.fd().map_err(|source| Error::Program {
             program: INBOUND,
             source: Box::new(source),
-        };
-        let fd = program.fd().map_err(failed)?;
-        let fd = clone(fd.as_fd()).map_err(|source| Error::Map {
+        })?;
+        clone(fd.as_fd()).map_err(|source| Error::Map {
             map: INBOUND,
             action: "opened",
             source,
-        })?;
-        let info = program.info().map_err(failed)?;
-        Ok((fd, info.id()))
+        })
+    }
+
+    /// The reader of what the programs say.
+    pub(super) fn logger(&mut self) -> Result<Logger, Error> {
+        aya_log::EbpfLogger::init(&mut self.ebpf).map_err(|source| Error::Log {
+            source: Box::new(source),
+        })
     }
 
     /// Attaches every cgroup program, or puts it into the link that is pinned for it.
@@ -221,6 +244,7 @@ fn is_at_least(release: &str, major: u32, minor: u32) -> bool {
 }
 
 /// The cgroup whose processes, and those of all cgroups below it, are seen.
+#[derive(Debug)]
 pub(super) struct Cgroup {
     path: PathBuf,
     directory: File,

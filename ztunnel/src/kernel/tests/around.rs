@@ -147,6 +147,41 @@ fn mptcp(domain: Domain) -> Socket {
     .unwrap()
 }
 
+/// On kernels where a way around the connect hook exists (MPTCP, before it called the hook), and
+/// in the moment in which a pod is enrolled.
+#[test]
+#[ignore = "needs root"]
+fn what_the_connect_hook_never_saw_does_not_get_out() {
+    in_namespace(|| {
+        let world = World::new();
+        for name in ["capture4", "capture6"] {
+            super::super::pins::detach(&world.directory.join("v1/links").join(name)).unwrap();
+        }
+        let mut wire = Wire::tap();
+        for restricted in [false, true] {
+            for dialled in DIALLED.map(at) {
+                for device in [false, true] {
+                    let socket = tcp(dialled.is_ipv4());
+                    if device {
+                        socket.bind_device(Some(DEVICE.as_bytes())).unwrap();
+                    }
+                    if restricted {
+                        drop_capabilities();
+                    }
+                    let begin = Instant::now();
+                    let error = socket.connect(&dialled.into()).unwrap_err();
+                    let took = begin.elapsed();
+                    restore_capabilities();
+                    eprintln!("{dialled} {restricted} {device}: {error} after {took:?}");
+                    eprintln!("{}", wire.packets());
+                    assert!(took < Duration::from_secs(5));
+                }
+            }
+        }
+        assert_eq!(wire.packets(), 0);
+    });
+}
+
 #[test]
 #[ignore = "needs root"]
 fn bound_sockets_keep_their_port_and_never_show_loopback() {

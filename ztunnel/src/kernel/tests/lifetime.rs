@@ -113,11 +113,37 @@ fn the_proxys_own_namespace_can_be_a_pod() {
 fn decisions_are_in_the_log_while_somebody_reads_it() {
     in_namespace(|| {
         let world = World::new();
+        LINES.lock().unwrap().clear();
+        let _ = log::set_logger(&Recorder);
+        log::set_max_level(log::LevelFilter::Debug);
         let mut forwarder = world.kernel.log_forwarder().unwrap();
         let _app = dial(at("192.0.2.1:80")).unwrap();
         assert!(world.captured(true).is_some());
+        let _app = dial(at("[2001:db8::1]:80")).unwrap();
+        assert!(world.captured(false).is_some());
         forwarder.flush();
+        let lines = std::mem::take(&mut *LINES.lock().unwrap());
+        for part in ["::ffff:192.0.2.1 port 80", "2001:db8::1 port 80"] {
+            assert!(lines.iter().any(|line| line.contains(part)), "{lines:?}");
+        }
+        drop(forwarder);
+        let _app = dial(at("192.0.2.1:80")).unwrap();
+        assert!(world.captured(true).is_some());
     });
+}
+
+static LINES: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+
+struct Recorder;
+
+impl log::Log for Recorder {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        LINES.lock().unwrap().push(record.args().to_string());
+    }
+    fn flush(&self) {}
 }
 
 #[test]

@@ -78,7 +78,9 @@ impl World {
         let directory = temporary.path().join("pins");
         let mut config = config(directory.clone());
         change(&mut config);
+        let begin = std::time::Instant::now();
         let kernel = Kernel::open(&config).unwrap();
+        eprintln!("opened in {:?}", begin.elapsed());
         let world = Self {
             kernel,
             cookie: this_namespace(),
@@ -326,7 +328,6 @@ impl Wire {
                 _ => None,
             };
             if protocol == Some(&6) {
-                eprintln!("on the wire: {packet:02x?}");
                 count += 1;
             }
         }
