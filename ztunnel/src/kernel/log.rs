@@ -13,18 +13,21 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use ztunnel_ebpf_types::CONFIG_LOG;
 
-use super::programs::Logger;
 use super::{Error, Maps};
 
 /// Forwards the programs' records to the `log` crate. While it exists, every decision about an
 /// enrolled pod costs a record in a ring buffer; when it is dropped the programs fall silent.
 pub struct LogForwarder {
-    logger: Logger,
+    logger: aya_log::EbpfLogger<&'static dyn log::Log>,
     maps: Arc<Maps>,
 }
 
 impl LogForwarder {
-    pub(super) fn open(maps: Arc<Maps>, logger: Logger) -> Result<Self, Error> {
+    /// Reads what programs that were loaded together with this one write.
+    pub(super) fn open(maps: Arc<Maps>, program: u32) -> Result<Self, Error> {
+        let logger = aya_log::EbpfLogger::init_from_id(program).map_err(|source| Error::Log {
+            source: Box::new(source),
+        })?;
         maps.configure(|config| config.flags |= CONFIG_LOG)?;
         Ok(Self { logger, maps })
     }

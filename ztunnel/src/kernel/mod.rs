@@ -11,6 +11,7 @@
 mod error;
 mod log;
 mod maps;
+mod object;
 mod pins;
 mod programs;
 mod sys;
@@ -29,8 +30,9 @@ use ztunnel_ebpf_types::{Address, Client, POD_ENROLLED, Pod};
 pub use error::Error;
 pub use log::LogForwarder;
 use maps::{Maps, failed};
+use object::{Object, Speech};
 use pins::Pins;
-use programs::{Cgroup, Object, Speech};
+use programs::{ALL, Cgroup, INBOUND, attach_cgroup};
 
 /// How the programs are set up.
 #[derive(Debug, Clone)]
@@ -124,8 +126,8 @@ impl Kernel {
     pub fn open(config: &Config) -> Result<Self, Error> {
         let cgroup = Cgroup::open(config.cgroup.as_deref())?;
         let pins = Pins::open(&config.directory)?;
-        let object = Object::load(&pins, Speech::Silent)?;
-        let maps = Maps::open(&object)?;
+        let mut object = Object::load(&pins, &ALL, Speech::Silent)?;
+        let maps = Maps::open(&mut object)?;
         maps.configure(|settings| {
             settings.mark = config.mark;
             settings.process = 0;
@@ -133,10 +135,10 @@ impl Kernel {
             settings.hbone = config.ports.hbone.into();
         })?;
         maps.exempt(&config.exempt_ports, &config.exempt_cidrs)?;
-        object.attach_cgroup(&pins, &cgroup)?;
+        attach_cgroup(&object, &pins, &cgroup)?;
         maps.introduce()?;
         let kernel = Self {
-            inbound: Mutex::new(object.inbound()?),
+            inbound: Mutex::new(inbound(&object)?),
             pins,
             cgroup,
             maps: Arc::new(maps),
@@ -274,11 +276,17 @@ impl Kernel {
     /// # Errors
     /// When the programs cannot be replaced, or their ring buffer cannot be opened.
     pub fn log_forwarder(&self) -> Result<LogForwarder, Error> {
-        let mut object = Object::load(&self.pins, Speech::Debug)?;
-        object.attach_cgroup(&self.pins, &self.cgroup)?;
-        *self.inbound() = object.inbound()?;
+        let object = Object::load(&self.pins, &ALL, Speech::Debug)?;
+        attach_cgroup(&object, &self.pins, &self.cgroup)?;
+        *self.inbound() = inbound(&object)?;
         self.renew()?;
-        LogForwarder::open(Arc::clone(&self.maps), object.logger()?)
+        let id = sys::program_id(object.program(INBOUND)?);
+        let id = id.map_err(|source| Error::Attach {
+            program: INBOUND,
+            target: "its log".to_owned(),
+            source,
+        })?;
+        LogForwarder::open(Arc::clone(&self.maps), id)
     }
 
     /// Ends all capture by the pins of a directory: detaches the programs, removes the pins and
@@ -290,4 +298,14 @@ impl Kernel {
     pub fn remove_pins(directory: &Path) -> Result<(), Error> {
         pins::remove_all(directory)
     }
+}
+
+/// The program of the pods' namespaces; it outlives the object it comes from.
+fn inbound(object: &Object) -> Result<OwnedFd, Error> {
+    let program = object.program(INBOUND)?.try_clone_to_owned();
+    program.map_err(|source| Error::Attach {
+        program: INBOUND,
+        target: "this process".to_owned(),
+        source,
+    })
 }
