@@ -57,7 +57,7 @@ impl LogForwarder {
 impl Drop for LogForwarder {
     fn drop(&mut self) {
         // Should it fail, the ring fills up and later records are dropped: nothing else happens.
-        let _ = self.maps.configure(|config| config.flags &= !CONFIG_LOG);
+        drop(self.maps.configure(|config| config.flags &= !CONFIG_LOG));
     }
 }
 

@@ -159,7 +159,7 @@ fn bpf<T>(command: Command, attribute: &mut T) -> io::Result<RawFd> {
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    RawFd::try_from(result).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+    RawFd::try_from(result).map_err(io::Error::other)
 }
 
 fn number(fd: BorrowedFd<'_>) -> u32 {
@@ -258,8 +258,7 @@ impl<K: Pod + Default, V: Pod + Default> Map<K, V> {
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {
-    CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }
 
 /// Gives an object a name in the BPF file system: it lives as long as the name.

@@ -114,16 +114,9 @@ fn mptcp_does_not_get_out_and_can_listen() {
             let mut socket = mptcp(Domain::for_address(dialled));
             let begin = Instant::now();
             match socket.connect(&dialled.into()) {
-                Ok(()) => {
-                    let (peer, own) = (socket.peer_addr().unwrap(), socket.local_addr().unwrap());
-                    eprintln!("{:?} {:?}", peer.as_socket(), own.as_socket());
-                    is_captured(&world, dialled, &mut socket);
-                }
-                Err(error) => {
-                    eprintln!("{dialled}: {error} after {:?}", begin.elapsed());
-                    assert!(begin.elapsed() < Duration::from_secs(5));
-                    assert!(world.captured(dialled.is_ipv4()).is_none());
-                }
+                Ok(()) => is_captured(&world, dialled, &mut socket),
+                // On a kernel where MPTCP does not come by the connect hook.
+                Err(_) => assert!(begin.elapsed() < Duration::from_secs(5)),
             }
         }
         assert_eq!(wire.packets(), 0);
@@ -158,25 +151,23 @@ fn what_the_connect_hook_never_saw_does_not_get_out() {
             super::super::pins::detach(&world.directory.join("v1/links").join(name)).unwrap();
         }
         let mut wire = Wire::tap();
-        for restricted in [false, true] {
-            for dialled in DIALLED.map(at) {
-                for device in [false, true] {
-                    let socket = tcp(dialled.is_ipv4());
-                    if device {
-                        socket.bind_device(Some(DEVICE.as_bytes())).unwrap();
-                    }
-                    if restricted {
-                        drop_capabilities();
-                    }
-                    let begin = Instant::now();
-                    let error = socket.connect(&dialled.into()).unwrap_err();
-                    let took = begin.elapsed();
-                    restore_capabilities();
-                    eprintln!("{dialled} {restricted} {device}: {error} after {took:?}");
-                    eprintln!("{}", wire.packets());
-                    assert!(took < Duration::from_secs(5));
-                }
+        for (dialled, device) in [
+            (DIALLED[0], None),
+            (DIALLED[0], Some(DEVICE.as_bytes())),
+            (DIALLED[1], None),
+            (DIALLED[1], Some(DEVICE.as_bytes())),
+        ] {
+            let socket = tcp(at(dialled).is_ipv4());
+            socket.bind_device(device).unwrap();
+            // A device that an ordinary user's socket was bound to stays, see SECURITY.md.
+            if device.is_none() {
+                drop_capabilities();
             }
+            let begin = Instant::now();
+            let error = socket.connect(&at(dialled).into());
+            restore_capabilities();
+            assert!(error.is_err(), "{dialled}");
+            assert!(begin.elapsed() < Duration::from_secs(5), "{dialled}");
         }
         assert_eq!(wire.packets(), 0);
     });
@@ -222,7 +213,7 @@ fn non_blocking() {
             let mut socket = tcp(dialled.is_ipv4());
             socket.set_nonblocking(true).unwrap();
             // On loopback the handshake may be over before connect returns.
-            let _ = socket.connect(&dialled.into());
+            drop(socket.connect(&dialled.into()));
             is_captured(&world, dialled, &mut socket);
         }
     });
@@ -249,14 +240,8 @@ fn a_socket_bound_to_a_device_is_captured_or_refused() {
         for dialled in DIALLED.map(at) {
             let mut socket = bound(dialled);
             match socket.connect(&dialled.into()) {
-                Ok(()) => {
-                    eprintln!("{dialled}: captured without capabilities");
-                    is_captured(&world, dialled, &mut socket);
-                }
-                Err(error) => {
-                    eprintln!("{dialled}: without capabilities: {error}");
-                    assert_eq!(error.raw_os_error(), Some(libc::EPERM));
-                }
+                Ok(()) => is_captured(&world, dialled, &mut socket),
+                Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EPERM)),
             }
             let socket = Socket::new(
                 Domain::for_address(dialled),
@@ -265,8 +250,7 @@ fn a_socket_bound_to_a_device_is_captured_or_refused() {
             )
             .unwrap();
             socket.bind_device(Some(DEVICE.as_bytes())).unwrap();
-            let error = socket.connect(&dialled.into()).unwrap_err();
-            eprintln!("{dialled}: MPTCP, bound to a device, without capabilities: {error}");
+            assert!(socket.connect(&dialled.into()).is_err(), "MPTCP");
         }
         restore_capabilities();
         assert_eq!(wire.packets(), 0);

@@ -10,7 +10,6 @@ use std::time::Duration;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -18,7 +17,10 @@ use netlink_packet_route::link::{
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddress, protocols::NETLINK_ROUTE};
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -78,9 +80,7 @@ impl World {
         let directory = temporary.path().join("pins");
         let mut config = config(directory.clone());
         change(&mut config);
-        let begin = std::time::Instant::now();
         let kernel = Kernel::open(&config).unwrap();
-        eprintln!("opened in {:?}", begin.elapsed());
         let world = Self {
             kernel,
             cookie: this_namespace(),
@@ -236,50 +236,50 @@ fn set_up() {
         message.header.index = pod;
         message.header.prefix_len = bits;
         message.header.family = match address {
-            IpAddr::V4(_) => netlink_packet_route::AddressFamily::Inet,
-            IpAddr::V6(_) => netlink_packet_route::AddressFamily::Inet6,
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
         };
         message.header.flags = AddressHeaderFlags::Nodad;
         message.attributes.push(AddressAttribute::Local(address));
         message.attributes.push(AddressAttribute::Address(address));
         request(RouteNetlinkMessage::NewAddress(message));
     }
-    for (family, gateway) in [
-        (
-            netlink_packet_route::AddressFamily::Inet,
-            RouteAddress::Inet(Ipv4Addr::new(10, 9, 0, 99)),
-        ),
-        (
-            netlink_packet_route::AddressFamily::Inet6,
-            RouteAddress::Inet6(Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 0x99)),
-        ),
-    ] {
-        let mut route = RouteMessage::default();
-        route.header.address_family = family;
-        route.header.table = 254;
-        route.header.protocol = netlink_packet_route::route::RouteProtocol::Static;
-        route.header.kind = netlink_packet_route::route::RouteType::Unicast;
-        route.attributes.push(RouteAttribute::Gateway(gateway));
-        route.attributes.push(RouteAttribute::Oif(pod));
-        request(RouteNetlinkMessage::NewRoute(route));
-        // The gateway never answers; what is sent to it shows on the other end of the pair.
-        let mut neighbour = NeighbourMessage::default();
-        neighbour.header.family = family;
-        neighbour.header.ifindex = pod;
-        neighbour.header.state = NeighbourState::Permanent;
-        neighbour
-            .attributes
-            .push(NeighbourAttribute::Destination(match family {
-                netlink_packet_route::AddressFamily::Inet => {
-                    NeighbourAddress::Inet(Ipv4Addr::new(10, 9, 0, 99))
-                }
-                _ => NeighbourAddress::Inet6(Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 0x99)),
-            }));
-        neighbour
-            .attributes
-            .push(NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 9]));
-        request(RouteNetlinkMessage::NewNeighbour(neighbour));
+    for gateway in ["10.9.0.99", "fd09::99"] {
+        way_out(pod, gateway.parse().unwrap());
     }
+}
+
+/// A default route through a gateway that never answers: what is sent to it shows on the other
+/// end of the pair.
+fn way_out(device: u32, gateway: IpAddr) {
+    let (family, hop, neighbour_address) = match gateway {
+        IpAddr::V4(v4) => (
+            AddressFamily::Inet,
+            RouteAddress::Inet(v4),
+            NeighbourAddress::Inet(v4),
+        ),
+        IpAddr::V6(v6) => (
+            AddressFamily::Inet6,
+            RouteAddress::Inet6(v6),
+            NeighbourAddress::Inet6(v6),
+        ),
+    };
+    let mut route = RouteMessage::default();
+    route.header.address_family = family;
+    route.header.table = 254;
+    route.header.protocol = RouteProtocol::Static;
+    route.header.kind = RouteType::Unicast;
+    route.attributes = vec![RouteAttribute::Gateway(hop), RouteAttribute::Oif(device)];
+    request(RouteNetlinkMessage::NewRoute(route));
+    let mut neighbour = NeighbourMessage::default();
+    neighbour.header.family = family;
+    neighbour.header.ifindex = device;
+    neighbour.header.state = NeighbourState::Permanent;
+    neighbour.attributes = vec![
+        NeighbourAttribute::Destination(neighbour_address),
+        NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 9]),
+    ];
+    request(RouteNetlinkMessage::NewNeighbour(neighbour));
 }
 
 /// Watches what leaves the pod.
