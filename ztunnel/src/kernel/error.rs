@@ -47,33 +47,24 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The kernel did not take the object with the programs and maps.
-    #[error(
-        "this kernel does not take the maps of the eBPF programs (it needs Linux 5.15 or later, \
-         CAP_BPF and CAP_NET_ADMIN): {}",
-        chain(source)
-    )]
-    Load {
-        /// aya's error.
-        source: Box<aya::EbpfError>,
-    },
     /// The kernel's verifier did not take a program.
     #[error(
         "this kernel does not take the eBPF program {program} (it needs Linux 5.15 or later, \
-         CAP_BPF and CAP_NET_ADMIN): {}",
-        chain(source)
+         CAP_BPF and CAP_NET_ADMIN): {source}\n{log}"
     )]
     Program {
         /// The program's name.
         program: &'static str,
-        /// aya's error with the verifier's log.
-        source: Box<aya::programs::ProgramError>,
+        /// What the kernel said.
+        source: io::Error,
+        /// The end of the verifier's log.
+        log: String,
     },
-    /// The object lacks something: it is not the one of this source.
-    #[error("the embedded eBPF object has no {name}: it was not built from this source")]
+    /// The object cannot be read: it is not the one of this source.
+    #[error("the embedded eBPF object was not built from this source: {problem}")]
     Object {
-        /// The map's or program's name.
-        name: &'static str,
+        /// What is wrong with it.
+        problem: String,
     },
     /// A program could not be attached.
     #[error(
@@ -92,7 +83,7 @@ pub enum Error {
     #[error("eBPF map {map} cannot be {action}: {source}{}", hint(source))]
     Map {
         /// The map's name.
-        map: &'static str,
+        map: String,
         /// What was tried, as a participle.
         action: &'static str,
         /// What the kernel said.
@@ -132,7 +123,6 @@ impl Error {
             Self::NotCgroup { .. } => "not_a_cgroup",
             Self::NoBpfFs { .. } => "no_bpf_fs",
             Self::Pin { .. } => "pin",
-            Self::Load { .. } => "load",
             Self::Program { .. } => "program",
             Self::Object { .. } => "object",
             Self::Attach { .. } => "attach",

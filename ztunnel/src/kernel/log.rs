@@ -23,6 +23,7 @@ pub struct LogForwarder {
 }
 
 impl LogForwarder {
+    /// Reads what programs that were loaded together with this one write.
     pub(super) fn open(maps: Arc<Maps>, program: u32) -> Result<Self, Error> {
         let logger = aya_log::EbpfLogger::init_from_id(program).map_err(|source| Error::Log {
             source: Box::new(source),
@@ -56,7 +57,7 @@ impl LogForwarder {
 impl Drop for LogForwarder {
     fn drop(&mut self) {
         // Should it fail, the ring fills up and later records are dropped: nothing else happens.
-        let _ = self.maps.configure(|config| config.flags &= !CONFIG_LOG);
+        drop(self.maps.configure(|config| config.flags &= !CONFIG_LOG));
     }
 }
 

@@ -11,7 +11,7 @@ use ztunnel_ebpf_types::{
     SAVED_HANDSHAKE, Saved,
 };
 
-use super::programs::Object;
+use super::object::Object;
 use super::sys::{self, Map};
 use super::{Error, NetnsCookie};
 
@@ -34,7 +34,7 @@ pub(super) struct Maps {
 
 impl Maps {
     /// The maps of a loaded object.
-    pub(super) fn open(object: &Object) -> Result<Self, Error> {
+    pub(super) fn open(object: &mut Object) -> Result<Self, Error> {
         Ok(Self {
             config: Map::new(object.map("CONFIG")?, "CONFIG"),
             pods: Map::new(object.map("PODS")?, "PODS"),
@@ -172,7 +172,7 @@ where
 {
     let map = map.name();
     move |source| Error::Map {
-        map,
+        map: map.to_owned(),
         action,
         source,
     }

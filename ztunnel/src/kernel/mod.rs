@@ -11,6 +11,7 @@
 mod error;
 mod log;
 mod maps;
+mod object;
 mod pins;
 mod programs;
 mod sys;
@@ -21,7 +22,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
 use ztunnel_ebpf_types::{Address, Client, POD_ENROLLED, Pod};
@@ -29,8 +30,9 @@ use ztunnel_ebpf_types::{Address, Client, POD_ENROLLED, Pod};
 pub use error::Error;
 pub use log::LogForwarder;
 use maps::{Maps, failed};
+use object::{Object, Speech};
 use pins::Pins;
-use programs::{Cgroup, Object};
+use programs::{ALL, Cgroup, INBOUND, attach_cgroup};
 
 /// How the programs are set up.
 #[derive(Debug, Clone)]
@@ -108,9 +110,10 @@ pub struct PodCapture<'a> {
 #[derive(Debug)]
 pub struct Kernel {
     pins: Pins,
+    cgroup: Cgroup,
     maps: Arc<Maps>,
-    inbound: OwnedFd,
-    inbound_id: u32,
+    /// The program for namespaces; replaced when the programs are loaded anew.
+    inbound: Mutex<OwnedFd>,
 }
 
 impl Kernel {
@@ -123,8 +126,8 @@ impl Kernel {
     pub fn open(config: &Config) -> Result<Self, Error> {
         let cgroup = Cgroup::open(config.cgroup.as_deref())?;
         let pins = Pins::open(&config.directory)?;
-        let object = Object::load(&pins)?;
-        let maps = Maps::open(&object)?;
+        let mut object = Object::load(&pins, &ALL, Speech::Silent)?;
+        let maps = Maps::open(&mut object)?;
         maps.configure(|settings| {
             settings.mark = config.mark;
             settings.process = 0;
@@ -132,14 +135,13 @@ impl Kernel {
             settings.hbone = config.ports.hbone.into();
         })?;
         maps.exempt(&config.exempt_ports, &config.exempt_cidrs)?;
-        let (inbound, inbound_id) = object.inbound()?;
-        object.attach_cgroup(&pins, &cgroup)?;
+        attach_cgroup(&object, &pins, &cgroup)?;
         maps.introduce()?;
         let kernel = Self {
+            inbound: Mutex::new(inbound(&object)?),
             pins,
+            cgroup,
             maps: Arc::new(maps),
-            inbound,
-            inbound_id,
         };
         kernel.renew()?;
         Ok(kernel)
@@ -149,11 +151,17 @@ impl Kernel {
     fn renew(&self) -> Result<(), Error> {
         for cookie in self.pins.enrolled()? {
             let pin = self.pins.netns(cookie);
-            if !programs::renew_netns(self.inbound.as_fd(), &pin)? {
+            let inbound = self.inbound();
+            if !programs::renew_netns(inbound.as_fd(), &pin)? {
+                drop(inbound);
                 self.withdraw(cookie)?;
             }
         }
         Ok(())
+    }
+
+    fn inbound(&self) -> MutexGuard<'_, OwnedFd> {
+        self.inbound.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the exempt ports and networks these and no others; counts for new connections.
@@ -196,7 +204,7 @@ impl Kernel {
             })?;
         }
         maps.forget_addresses(cookie, &addresses)?;
-        programs::attach_netns(self.inbound.as_fd(), pod.netns, cookie, &self.pins)?;
+        programs::attach_netns(self.inbound().as_fd(), pod.netns, cookie, &self.pins)?;
         let first = |v4: bool| {
             let mut of_family = addresses.iter().filter(|address| address.is_v4() == v4);
             of_family.next().copied().unwrap_or(Address::NONE)
@@ -263,11 +271,22 @@ impl Kernel {
     }
 
     /// Has the programs say what they decide, and forwards it to the `log` crate at debug level.
+    /// Silent programs have no code for it: others are put in their place.
     ///
     /// # Errors
-    /// When the programs' ring buffer cannot be opened.
+    /// When the programs cannot be replaced, or their ring buffer cannot be opened.
     pub fn log_forwarder(&self) -> Result<LogForwarder, Error> {
-        LogForwarder::open(Arc::clone(&self.maps), self.inbound_id)
+        let object = Object::load(&self.pins, &ALL, Speech::Debug)?;
+        attach_cgroup(&object, &self.pins, &self.cgroup)?;
+        *self.inbound() = inbound(&object)?;
+        self.renew()?;
+        let id = sys::program_id(object.program(INBOUND)?);
+        let id = id.map_err(|source| Error::Attach {
+            program: INBOUND,
+            target: "its log".to_owned(),
+            source,
+        })?;
+        LogForwarder::open(Arc::clone(&self.maps), id)
     }
 
     /// Ends all capture by the pins of a directory: detaches the programs, removes the pins and
@@ -279,4 +298,14 @@ impl Kernel {
     pub fn remove_pins(directory: &Path) -> Result<(), Error> {
         pins::remove_all(directory)
     }
+}
+
+/// The program of the pods' namespaces; it outlives the object it comes from.
+fn inbound(object: &Object) -> Result<OwnedFd, Error> {
+    let program = object.program(INBOUND)?.try_clone_to_owned();
+    program.map_err(|source| Error::Attach {
+        program: INBOUND,
+        target: "this process".to_owned(),
+        source,
+    })
 }

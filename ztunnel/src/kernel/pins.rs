@@ -93,7 +93,7 @@ pub(super) fn remove(path: &Path) -> Result<(), Error> {
 pub(super) fn detach(path: &Path) -> Result<(), Error> {
     if let Ok(link) = sys::open_pin(path) {
         // A link whose namespace is gone has nothing left to detach from.
-        let _ = sys::detach(link.as_fd());
+        drop(sys::detach(link.as_fd()));
     }
     remove(path)
 }
@@ -146,7 +146,7 @@ fn children(directory: &Path) -> Result<Vec<PathBuf>, Error> {
 fn nearest(path: &Path) -> &Path {
     path.ancestors()
         .find(|ancestor| ancestor.exists())
-        .unwrap_or(Path::new("/"))
+        .unwrap_or_else(|| Path::new("/"))
 }
 
 fn is_bpf_fs(path: &Path) -> bool {

@@ -1,22 +1,19 @@
-//! From the embedded object to programs at work: load, attach or replace, keep.
+//! From loaded programs to programs at work: attach or replace, keep.
 //!
 //! A proxy that starts where another one ran finds its links pinned. It puts its own programs
 //! into them; at no moment is a hook without a program.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use aya::programs::{CgroupSockAddr, Program, ProgramError, SkLookup, SockOps};
-use aya::{Ebpf, EbpfLoader};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
+use super::object::Object;
 use super::pins::{self, Pins};
 use super::sys::{self, AttachType};
 use super::{Error, NetnsCookie};
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ztunnel-ebpf"));
 
 /// The cgroup programs, in the order in which they are attached: what answers an application's
 /// questions, then what tells the proxy, then what captures.
@@ -30,104 +27,27 @@ const CGROUP: [(&str, AttachType); 7] = [
     ("capture6", AttachType::Connect6),
 ];
 /// The program of the pods' namespaces.
-const INBOUND: &str = "inbound";
-/// The maps that outlive a proxy. The log's ring is not among them: each proxy has its own.
-const PINNED: [&str; 8] = [
-    "CONFIG",
-    "PODS",
-    "ADDRESSES",
-    "LISTENERS",
-    "ORIGINS",
-    "EXEMPT_PORTS",
-    "EXEMPT_NETS",
-    "SOCKETS",
-];
+pub(super) const INBOUND: &str = "inbound";
+/// Everything that is loaded.
+pub(super) const ALL: [(&str, AttachType); 8] = {
+    let [a, b, c, d, e, f, g] = CGROUP;
+    [a, b, c, d, e, f, g, (INBOUND, AttachType::SkLookup)]
+};
 
-/// The loaded object.
-pub(super) struct Object {
-    ebpf: Ebpf,
-}
-
-impl Object {
-    /// Loads maps and programs; maps that are pinned are taken over.
-    pub(super) fn load(pins: &Pins) -> Result<Self, Error> {
-        let knows_process = u8::from(kernel_knows_process());
-        let mut loader = EbpfLoader::new();
-        // Nothing is relocated against the kernel's own types, and reading them takes long.
-        loader.btf(None);
-        loader.override_global("KNOWS_PROCESS", &knows_process, true);
-        for name in PINNED {
-            loader.map_pin_path(name, pins.map(name));
-        }
-        let mut ebpf = loader.load(OBJECT).map_err(|source| Error::Load {
-            source: Box::new(source),
-        })?;
-        for (name, _) in CGROUP {
-            load(&mut ebpf, name)?;
-        }
-        load(&mut ebpf, INBOUND)?;
-        Ok(Self { ebpf })
+/// Attaches every cgroup program, or puts it into the link that is pinned for it.
+pub(super) fn attach_cgroup(object: &Object, pins: &Pins, cgroup: &Cgroup) -> Result<(), Error> {
+    for (name, attach) in CGROUP {
+        let target = || format!("the cgroup {}", cgroup.path.display());
+        install(
+            name,
+            object.program(name)?,
+            cgroup.directory.as_fd(),
+            attach,
+            &pins.link(name),
+            target,
+        )?;
     }
-
-    /// A map's own descriptor.
-    pub(super) fn map(&self, name: &'static str) -> Result<OwnedFd, Error> {
-        use aya::maps::Map;
-        let data = match self.ebpf.map(name) {
-            Some(
-                Map::Array(data)
-                | Map::HashMap(data)
-                | Map::LruHashMap(data)
-                | Map::LpmTrie(data)
-                | Map::SockHash(data)
-                | Map::SkStorage(data),
-            ) => data,
-            _ => return Err(Error::Object { name }),
-        };
-        clone(data.fd().as_fd()).map_err(|source| Error::Map {
-            map: name,
-            action: "opened",
-            source,
-        })
-    }
-
-    /// The program of the pods' namespaces: its descriptor, which outlives this object, and its
-    /// number.
-    pub(super) fn inbound(&self) -> Result<(OwnedFd, u32), Error> {
-        let program = program(&self.ebpf, INBOUND)?;
-        let failed = |source| Error::Program {
-            program: INBOUND,
-            source: Box::new(source),
-        };
-        let fd = program.fd().map_err(failed)?;
-        let fd = clone(fd.as_fd()).map_err(|source| Error::Map {
-            map: INBOUND,
-            action: "opened",
-            source,
-        })?;
-        let info = program.info().map_err(failed)?;
-        Ok((fd, info.id()))
-    }
-
-    /// Attaches every cgroup program, or puts it into the link that is pinned for it.
-    pub(super) fn attach_cgroup(&self, pins: &Pins, cgroup: &Cgroup) -> Result<(), Error> {
-        for (name, attach) in CGROUP {
-            let program = program(&self.ebpf, name)?.fd();
-            let program = program.map_err(|source| Error::Program {
-                program: name,
-                source: Box::new(source),
-            })?;
-            let target = || format!("the cgroup {}", cgroup.path.display());
-            install(
-                name,
-                program.as_fd(),
-                cgroup.directory.as_fd(),
-                attach,
-                &pins.link(name),
-                target,
-            )?;
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 /// Attaches `inbound` to a pod's namespace, or puts it into the link that is pinned for it.
@@ -184,43 +104,8 @@ fn install(
     })
 }
 
-fn clone(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    fd.try_clone_to_owned()
-}
-
-fn program<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<&'a Program, Error> {
-    ebpf.program(name).ok_or(Error::Object { name })
-}
-
-fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
-    let program = ebpf.program_mut(name).ok_or(Error::Object { name })?;
-    let result: Result<(), ProgramError> = match program {
-        Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
-        Program::SockOps(program) => SockOps::load(program),
-        Program::SkLookup(program) => SkLookup::load(program),
-        _ => return Err(Error::Object { name }),
-    };
-    result.map_err(|source| Error::Program {
-        program: name,
-        source: Box::new(source),
-    })
-}
-
-/// Linux 6.10 lets programs of every type ask for the process id.
-fn kernel_knows_process() -> bool {
-    fs::read_to_string("/proc/sys/kernel/osrelease")
-        .is_ok_and(|release| is_at_least(&release, 6, 10))
-}
-
-fn is_at_least(release: &str, major: u32, minor: u32) -> bool {
-    let mut numbers = release
-        .split(|character: char| !character.is_ascii_digit())
-        .map(|part| part.parse::<u32>().unwrap_or(0));
-    let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    found >= (major, minor)
-}
-
 /// The cgroup whose processes, and those of all cgroups below it, are seen.
+#[derive(Debug)]
 pub(super) struct Cgroup {
     path: PathBuf,
     directory: File,
@@ -271,16 +156,6 @@ fn find_root(mounts: &str, is_root: impl Fn(&Path) -> bool) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn releases_are_compared_as_numbers() {
-        for release in ["6.10.0", "6.18.44-fc-v445", "7.0", "10.1-rc1"] {
-            assert!(is_at_least(release, 6, 10), "{release}");
-        }
-        for release in ["6.9.12", "5.15.0-91-generic", "6", "", "what"] {
-            assert!(!is_at_least(release, 6, 10), "{release}");
-        }
-    }
 
     #[test]
     fn the_root_of_the_hierarchy_is_found_wherever_it_is_mounted() {

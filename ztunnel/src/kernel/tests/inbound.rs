@@ -4,11 +4,15 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 
-use super::world::{OTHER4, OTHER6, POD4, POD6, World, accept, at, in_namespace, listen, tcp};
+use super::world::{
+    MARK, OTHER4, OTHER6, POD4, POD6, World, accept, at, in_namespace, listen, tcp,
+};
 
 /// A client from outside the pod: its address is not the pod's.
 fn dial_from(own: IpAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = tcp(to.is_ipv4());
+    // It is not the pod that calls: its own connections would be captured on the way out.
+    socket.set_mark(MARK)?;
     socket.bind(&SocketAddr::new(own, 0).into())?;
     socket.connect(&to.into())?;
     Ok(socket.into())

@@ -10,12 +10,17 @@ use std::time::Duration;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddress, protocols::NETLINK_ROUTE};
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -231,32 +236,102 @@ fn set_up() {
         message.header.index = pod;
         message.header.prefix_len = bits;
         message.header.family = match address {
-            IpAddr::V4(_) => netlink_packet_route::AddressFamily::Inet,
-            IpAddr::V6(_) => netlink_packet_route::AddressFamily::Inet6,
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
         };
         message.header.flags = AddressHeaderFlags::Nodad;
         message.attributes.push(AddressAttribute::Local(address));
         message.attributes.push(AddressAttribute::Address(address));
         request(RouteNetlinkMessage::NewAddress(message));
     }
-    for (family, gateway) in [
-        (
-            netlink_packet_route::AddressFamily::Inet,
-            RouteAddress::Inet(Ipv4Addr::new(10, 9, 0, 99)),
+    for gateway in ["10.9.0.99", "fd09::99"] {
+        way_out(pod, gateway.parse().unwrap());
+    }
+}
+
+/// A default route through a gateway that never answers: what is sent to it shows on the other
+/// end of the pair.
+fn way_out(device: u32, gateway: IpAddr) {
+    let (family, hop, neighbour_address) = match gateway {
+        IpAddr::V4(v4) => (
+            AddressFamily::Inet,
+            RouteAddress::Inet(v4),
+            NeighbourAddress::Inet(v4),
         ),
-        (
-            netlink_packet_route::AddressFamily::Inet6,
-            RouteAddress::Inet6(Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 0x99)),
+        IpAddr::V6(v6) => (
+            AddressFamily::Inet6,
+            RouteAddress::Inet6(v6),
+            NeighbourAddress::Inet6(v6),
         ),
-    ] {
-        let mut route = RouteMessage::default();
-        route.header.address_family = family;
-        route.header.table = 254;
-        route.header.protocol = netlink_packet_route::route::RouteProtocol::Static;
-        route.header.kind = netlink_packet_route::route::RouteType::Unicast;
-        route.attributes.push(RouteAttribute::Gateway(gateway));
-        route.attributes.push(RouteAttribute::Oif(pod));
-        request(RouteNetlinkMessage::NewRoute(route));
+    };
+    let mut route = RouteMessage::default();
+    route.header.address_family = family;
+    route.header.table = 254;
+    route.header.protocol = RouteProtocol::Static;
+    route.header.kind = RouteType::Unicast;
+    route.attributes = vec![RouteAttribute::Gateway(hop), RouteAttribute::Oif(device)];
+    request(RouteNetlinkMessage::NewRoute(route));
+    let mut neighbour = NeighbourMessage::default();
+    neighbour.header.family = family;
+    neighbour.header.ifindex = device;
+    neighbour.header.state = NeighbourState::Permanent;
+    neighbour.attributes = vec![
+        NeighbourAttribute::Destination(neighbour_address),
+        NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 9]),
+    ];
+    request(RouteNetlinkMessage::NewNeighbour(neighbour));
+}
+
+/// Watches what leaves the pod.
+pub(super) struct Wire {
+    socket: Socket,
+}
+
+impl Wire {
+    /// From now on.
+    pub(super) fn tap() -> Self {
+        // Protocol 0 receives nothing until it is bound to one device and to all protocols.
+        let socket = Socket::new(Domain::PACKET, Type::from(libc::SOCK_DGRAM), None).unwrap();
+        let address = libc::sockaddr_ll {
+            sll_family: 17,
+            sll_protocol: 3_u16.to_be(),
+            sll_ifindex: index("far0").cast_signed(),
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        let size = u32::try_from(size_of_val(&address)).unwrap();
+        // SAFETY: a valid address of its own size.
+        let bound = unsafe {
+            libc::bind(
+                socket.as_raw_fd(),
+                std::ptr::from_ref(&address).cast(),
+                size,
+            )
+        };
+        assert_eq!(bound, 0, "{}", io::Error::last_os_error());
+        socket.set_nonblocking(true).unwrap();
+        Self { socket }
+    }
+
+    /// How many TCP packets have left so far.
+    pub(super) fn packets(&mut self) -> usize {
+        use std::io::Read as _;
+        let mut buffer = [0; 2048];
+        let mut count = 0;
+        while let Ok(size) = self.socket.read(&mut buffer) {
+            let packet = &buffer[..size];
+            let protocol = match packet.first().map(|first| first >> 4) {
+                Some(4) => packet.get(9),
+                Some(6) => packet.get(6),
+                _ => None,
+            };
+            if protocol == Some(&6) {
+                count += 1;
+            }
+        }
+        count
     }
 }
 
