@@ -1,6 +1,7 @@
 //! The demonstration as a program; `cargo xtask demo` builds and runs it.
 
-use anyhow::Result;
+use std::process::ExitCode;
+
 use clap::Parser;
 use ztunnel_tests::cleanup;
 use ztunnel_tests::demo::{self, Afterwards};
@@ -16,11 +17,11 @@ struct Arguments {
     clean: bool,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.clean {
         cleanup::sweep();
-        return Ok(());
+        return ExitCode::SUCCESS;
     }
     demo::run(if arguments.keep {
         Afterwards::Keep
