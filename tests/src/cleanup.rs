@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once, OnceLock, PoisonError};
 use std::thread;
 
@@ -71,8 +73,13 @@ impl Registered {
     }
 }
 
+/// Held while [`run`] works.
+static WORKING: Mutex<()> = Mutex::new(());
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
 /// Takes away everything that is registered, newest first.
 pub fn run() {
+    let _working = WORKING.lock().unwrap_or_else(PoisonError::into_inner);
     let resources = {
         let mut registry = registry().lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut registry.resources)
@@ -91,6 +98,29 @@ pub fn keep() {
         .clear();
 }
 
+/// Waits until a clean-up that is under way has ended: the process must not end before.
+pub(crate) fn settle() {
+    drop(WORKING.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// How a program ends: prints an error, unless the error came from being interrupted.
+#[must_use]
+pub fn exit(outcome: anyhow::Result<()>) -> ExitCode {
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        // The thread that cleans up ends the process.
+        loop {
+            thread::park();
+        }
+    }
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// From now on SIGINT and SIGTERM clean up and end the process with status 130.
 pub fn on_signal() {
     static INSTALLED: Once = Once::new();
@@ -100,6 +130,7 @@ pub fn on_signal() {
                 eprintln!("cannot wait for signals: {error}");
                 return;
             }
+            INTERRUPTED.store(true, Ordering::Relaxed);
             eprintln!("\ninterrupted: cleaning up");
             run();
             std::process::exit(130);
@@ -184,12 +215,19 @@ fn leftovers(parent: &Path) -> Vec<PathBuf> {
     };
     entries
         .flatten()
-        .filter(|entry| {
-            owner(&entry.file_name().to_string_lossy())
-                .is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
-        })
+        .filter(|entry| owner(&entry.file_name().to_string_lossy()).is_some_and(|pid| !lives(pid)))
         .map(|entry| entry.path())
         .collect()
+}
+
+/// Whether a process exists and is no zombie (field 3 of `/proc/PID/stat`, proc(5)).
+fn lives(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        let state = stat
+            .rsplit_once(')')
+            .and_then(|(_, rest)| rest.trim_start().chars().next());
+        !matches!(state, Some('Z' | 'X'))
+    })
 }
 
 /// The pid in a name of ours, for example 42 in `zt42-0-a`.
@@ -251,5 +289,7 @@ mod tests {
     #[test]
     fn this_process_has_a_start_time() {
         assert!(start_time(std::process::id()).is_some());
+        assert!(lives(std::process::id()));
+        assert!(!lives(u32::MAX));
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod bench;
 pub mod cleanup;
+pub mod demo;
 pub mod net;
 pub mod process;
 pub mod proxy;

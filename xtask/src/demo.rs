@@ -11,6 +11,9 @@ pub(crate) struct Arguments {
     /// Leave nodes and proxies running at the end, and print what to try.
     #[arg(long)]
     keep: bool,
+    /// Only remove what an earlier run with --keep left.
+    #[arg(long, conflicts_with = "keep")]
+    clean: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -18,6 +21,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut forwarded = Vec::new();
     if arguments.keep {
         forwarded.push("--keep".to_owned());
+    }
+    if arguments.clean {
+        forwarded.push("--clean".to_owned());
     }
     shell::run_release("demo", &forwarded)
 }

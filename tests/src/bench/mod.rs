@@ -23,9 +23,6 @@ pub use rows::{Better, Results, Row};
 use stage::Stage;
 use work::Work;
 
-/// How often a disturbed sample is taken again before its round goes on without it.
-const RETRIES: usize = 2;
-
 /// What to measure, and how long.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -37,6 +34,8 @@ pub struct Plan {
     pub only: Option<String>,
     /// The numbers of idle connections at which memory is measured.
     pub idle: Vec<usize>,
+    /// How many disturbed samples are taken again, in the whole run; the others are missing.
+    pub retries: usize,
     /// Starts of the proxies for the time to ready.
     pub starts: usize,
     /// The proxies' log filter. Access logs are written at `info`.
@@ -52,6 +51,7 @@ impl Plan {
             sample: Duration::from_secs(3),
             only: None,
             idle: vec![1000, 5000],
+            retries: 60,
             starts: 7,
             log: "info".to_owned(),
         }
@@ -64,6 +64,7 @@ impl Plan {
             rounds: 3,
             sample: Duration::from_millis(1000),
             idle: vec![1000],
+            retries: 12,
             starts: 3,
             ..Self::full()
         }
@@ -104,6 +105,7 @@ pub fn run(plan: &Plan) -> Result<Results> {
             stage.measure(work, variant, Duration::from_millis(300))?;
         }
     }
+    let mut retries = plan.retries;
     for round in 0..plan.rounds {
         for work in &works {
             eprintln!("round {} of {}: {work}", round + 1, plan.rounds);
@@ -113,7 +115,14 @@ pub fn run(plan: &Plan) -> Result<Results> {
                 [Variant::Mesh, Variant::Plain]
             };
             for variant in order {
-                sample(&stage, work, variant, plan.sample, &mut results)?;
+                sample(
+                    &stage,
+                    work,
+                    variant,
+                    plan.sample,
+                    &mut retries,
+                    &mut results,
+                )?;
             }
         }
     }
@@ -128,16 +137,19 @@ fn sample(
     work: &Work,
     variant: Variant,
     length: Duration,
+    retries: &mut usize,
     results: &mut Results,
 ) -> Result<()> {
-    for _ in 0..=RETRIES {
+    loop {
         let (measured, usage) = stage.measure(work, variant, length)?;
-        if usage.disturbed() {
-            results.drop_sample(variant, &measured, &usage);
-        } else {
+        if !usage.disturbed() {
             results.keep_sample(variant, &measured);
             return Ok(());
         }
+        results.drop_sample(variant, &measured, &usage);
+        if *retries == 0 {
+            return Ok(());
+        }
+        *retries -= 1;
     }
-    Ok(())
 }

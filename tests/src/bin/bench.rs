@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use ztunnel_tests::bench::{self, Plan};
+use ztunnel_tests::cleanup;
 
 /// Measures the mesh against the same work without it.
 #[derive(Parser)]
@@ -33,8 +35,11 @@ struct Arguments {
     chart: Option<PathBuf>,
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    cleanup::exit(run(Arguments::parse()))
+}
+
+fn run(arguments: Arguments) -> Result<()> {
     let mut plan = if arguments.quick {
         Plan::quick()
     } else {

@@ -181,6 +181,7 @@ struct RunDirectory {
 
 impl Drop for RunDirectory {
     fn drop(&mut self) {
+        cleanup::settle();
         cleanup::remove_directory(&self.path);
         self.registered.forget();
     }

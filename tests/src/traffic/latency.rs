@@ -5,6 +5,9 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+/// One minute in nanoseconds; whatever takes longer counts as that.
+const LONGEST: u64 = 60_000_000_000;
+
 /// Collects latencies.
 pub struct Recorder(Histogram<u64>);
 
@@ -29,11 +32,9 @@ impl Recorder {
     /// An empty one.
     #[must_use]
     pub fn new() -> Self {
-        // Three significant digits, any range: the arguments are constants that are allowed.
-        let histogram = Histogram::new(3);
-        match histogram {
+        match Histogram::new_with_max(LONGEST, 3) {
             Ok(histogram) => Self(histogram),
-            Err(error) => unreachable!("three significant digits are allowed: {error}"),
+            Err(error) => unreachable!("a maximum and three significant digits are valid: {error}"),
         }
     }
 
@@ -74,4 +75,22 @@ impl Recorder {
 )]
 fn micros(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_what_was_recorded() {
+        let mut recorder = Recorder::new();
+        for micros in 1..=100 {
+            recorder.record(Duration::from_micros(micros));
+        }
+        recorder.record(Duration::from_secs(3600));
+        let summary = recorder.summary();
+        assert!((summary.p50_us - 51.0).abs() < 1.0, "{summary:?}");
+        assert!(summary.max_us > 59e6, "{summary:?}");
+        assert_eq!(recorder.count(), 101);
+    }
 }

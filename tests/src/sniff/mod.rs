@@ -3,6 +3,8 @@
 //! This is how tests and the demo prove that a payload does, or does not, cross the link
 //! between two nodes in the clear.
 
+mod handshake;
+
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,13 +20,17 @@ use nix::sys::time::TimeVal;
 
 use crate::net::{Host, Node, World};
 
+pub use handshake::{Handshake, TLS_1_3};
+
 /// More than the largest packet that segmentation offload hands over.
 const PACKET_BYTES: usize = 256 * 1024;
+/// How many handshakes are kept.
+const HANDSHAKES: usize = 1000;
 /// How much may queue while the reader is not running, bytes.
 const QUEUE_BYTES: usize = 64 * 1024 * 1024;
 
 /// What was seen on the link.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Packets, both directions. Offloads make one of many.
     pub packets: u64,
@@ -32,6 +38,8 @@ pub struct Seen {
     pub bytes: u64,
     /// Packets that held the marker.
     pub hits: u64,
+    /// TLS handshakes, the first [`HANDSHAKES`] of them.
+    pub handshakes: Vec<Handshake>,
 }
 
 /// A sniffer at work.
@@ -105,6 +113,9 @@ fn read(socket: &OwnedFd, index: usize, marker: &[u8], stop: &AtomicBool) -> Res
                 seen.packets += 1;
                 seen.bytes += u64::try_from(length)?;
                 seen.hits += u64::from(contains(packet, marker));
+                if seen.handshakes.len() < HANDSHAKES {
+                    seen.handshakes.extend(handshake::read(packet));
+                }
             }
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(nix::errno::Errno::EAGAIN) if last => return Ok(seen),
