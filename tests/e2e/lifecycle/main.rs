@@ -6,6 +6,7 @@ mod dedicated;
 mod enrollment;
 mod hostile;
 mod killed;
+mod peer;
 mod plaintext;
 mod policy;
 mod removal;

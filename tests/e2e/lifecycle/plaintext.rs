@@ -27,7 +27,8 @@ fn plaintext_arrives_with_its_source_address() {
     for client in strangers(&world) {
         for family in Family::BOTH {
             let answer = answered(client, server.at(family, HTTP));
-            assert_eq!(answer.peer.ip().to_canonical(), client.address(family));
+            assert_eq!(answer.peer.ip().to_canonical(), answer.client_local.ip());
+            assert_eq!(answer.peer.port(), answer.client_local.port());
             assert_eq!(answer.local.ip().to_canonical(), server.address(family));
             assert_eq!(answer.client_peer, server.at(family, HTTP));
         }
