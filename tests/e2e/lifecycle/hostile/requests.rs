@@ -49,6 +49,12 @@ fn a_tunnel_leads_nowhere_but_to_the_applications_of_the_pod() {
             assert!(refused, "{nonsense:?}: {reply:?}");
         }
     }
+    // The peer in this test speaks as a proxy does: bytes flow, and flow back.
+    let mut tunnels = stage.tunnels(Family::V4);
+    tunnels.request(1, &connect(&stage.victim.at(Family::V4, HTTP).to_string())).unwrap();
+    assert_eq!(tunnels.reply(1), Reply::Status(200));
+    tunnels.send(Kind::Data, 0, 1, b"GET / HTTP/1.1\r\nx-marker: by-hand\r\n\r\n").unwrap();
+    tunnels.read_until(1, "by-hand").unwrap();
     stage.stands();
 }
 
