@@ -28,7 +28,6 @@ fn plaintext_arrives_with_its_source_address() {
         for family in Family::BOTH {
             let answer = answered(client, server.at(family, HTTP));
             assert_eq!(answer.peer.ip().to_canonical(), answer.client_local.ip());
-            assert_eq!(answer.peer.port(), answer.client_local.port());
             assert_eq!(answer.local.ip().to_canonical(), server.address(family));
             assert_eq!(answer.client_peer, server.at(family, HTTP));
         }

@@ -46,7 +46,7 @@ const BAD: &[(&str, &str, &str)] = &[
     ("node: n\n", "node: n\ncapture: { exemptPorts: [70000] }\n", "capture.exemptPorts[0]: invalid value"),
     ("node: n\n", "node: n\nmeshFile: /nowhere/mesh.yaml\n", "/nowhere/mesh.yaml: No such file"),
     ("node: n\n", "node: n\ntermination: { deadline: soon }\n", "termination.deadline: \"soon\" is not a duration"),
-    ("node: n\n", "node: n\n\t- [", "found character that cannot start any token"),
+    ("node: n\n", "node: n\n\t- [", "found a tab character that violates indentation (line 2)"),
     ("{ local: { directory: state/ca } }", "{}", "ca.local.directory: not set"),
     ("directory: state/ca", "directory: state/ca, leafTtl: 1s", "ca.local.leafTtl: 1s is out of range"),
     ("workload: u/a,", "workload: u/aa,", "pods[0].workload: \"u/aa\" is not the uid of a workload, did you mean \"u/a\"?"),
