@@ -10,24 +10,17 @@ use aya_ebpf::helpers::generated::bpf_setsockopt;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::debug;
-use ztunnel_ebpf_types::{Address, Client, Config, Destination, POD_ENROLLED, SAVED_DESTINATION};
+use ztunnel_ebpf_types::{Client, Config, Destination, POD_ENROLLED, SAVED_DESTINATION};
 
 use crate::connect::shown;
+use crate::context::Ends;
 use crate::judge::{is_exempt, is_proxy};
 use crate::maps::{ORIGINS, PODS, config, logs, netns, saved};
 
-const AF_INET: u32 = 2;
-const AF_INET6: u32 = 10;
 /// From linux/tcp.h, which the bindings leave out.
 const SOL_TCP: i32 = 6;
 const TCP_USER_TIMEOUT: i32 = 18;
 const DONE: u32 = 1;
-
-/// The socket's two ends.
-struct Ends {
-    local: Address,
-    remote: Address,
-}
 
 /// Every TCP event of the machine comes by; one kind concerns us.
 #[sock_ops]
@@ -44,11 +37,7 @@ fn established(ctx: SockOpsContext) -> u32 {
     if pod.flags & POD_ENROLLED == 0 {
         return DONE;
     }
-    let ends = match ctx.family() {
-        AF_INET => ends4(&ctx),
-        AF_INET6 => ends6(&ctx),
-        _ => return DONE,
-    };
+    let ends = Ends::of_socket(ctx.ops);
     connecting(&ctx, config, cookie, &ends);
     DONE
 }
@@ -117,37 +106,4 @@ fn set(ctx: &SockOpsContext, level: i32, name: i32, value: i32) {
             4,
         )
     };
-}
-
-// One function for each family: merged, the two reads become one from a computed address, and
-// the verifier refuses that of a context.
-
-#[inline(never)]
-fn local4(ops: &SockOpsContext) -> u32 {
-    ops.local_ip4()
-}
-
-#[inline(never)]
-fn remote4(ops: &SockOpsContext) -> u32 {
-    ops.remote_ip4()
-}
-
-#[inline(always)]
-fn ends4(ctx: &SockOpsContext) -> Ends {
-    Ends {
-        local: Address::v4(local4(ctx)),
-        remote: Address::v4(remote4(ctx)),
-    }
-}
-
-#[inline(always)]
-fn ends6(ctx: &SockOpsContext) -> Ends {
-    Ends {
-        local: Address {
-            words: ctx.local_ip6(),
-        },
-        remote: Address {
-            words: ctx.remote_ip6(),
-        },
-    }
 }

@@ -12,25 +12,24 @@ use aya_log_ebpf::debug;
 use ztunnel_ebpf_types::{Address, CONFIG_NETS, CONFIG_PORTS, Config};
 
 use crate::connect::shown;
+use crate::context::Ends;
 use crate::maps::{ADDRESSES, EXEMPT_PORTS, LISTENERS, config, is_exempt_net, logs};
 
 const PASS: u32 = 1;
 const DROP: u32 = 0;
 const IPPROTO_TCP: u32 = 6;
-const AF_INET: u32 = 2;
 const LOOPBACK_DEVICE: u32 = 1;
 
 /// A SYN looks for its listener.
 #[sk_lookup]
 fn inbound(ctx: SkLookupContext) -> u32 {
     // SAFETY: the context is valid.
-    let (protocol, device, port, family) = unsafe {
+    let (protocol, device, port) = unsafe {
         let lookup = ctx.lookup;
         (
             (*lookup).protocol,
             (*lookup).ingress_ifindex,
             (*lookup).local_port,
-            (*lookup).family,
         )
     };
     // The loopback device carries the proxy's deliveries, which must not come back to it.
@@ -38,11 +37,7 @@ fn inbound(ctx: SkLookupContext) -> u32 {
         return PASS;
     }
     let Some(config) = config() else { return DROP };
-    let (local, remote) = if family == AF_INET {
-        (Address::v4(local4(&ctx)), Address::v4(remote4(&ctx)))
-    } else {
-        (local6(&ctx), remote6(&ctx))
-    };
+    let Ends { local, remote } = Ends::of_lookup(ctx.lookup);
     if passes(config, &local, &remote, port) {
         return PASS;
     }
@@ -89,30 +84,4 @@ fn passes(config: &Config, local: &Address, remote: &Address, port: u32) -> bool
         (Some(own), Some(other)) => *own == *other,
         _ => false,
     }
-}
-
-#[inline(never)]
-fn local4(ctx: &SkLookupContext) -> u32 {
-    // SAFETY: the context is valid.
-    unsafe { (*ctx.lookup).local_ip4 }
-}
-
-#[inline(never)]
-fn remote4(ctx: &SkLookupContext) -> u32 {
-    // SAFETY: the context is valid.
-    unsafe { (*ctx.lookup).remote_ip4 }
-}
-
-#[inline(always)]
-fn local6(ctx: &SkLookupContext) -> Address {
-    // SAFETY: the context is valid.
-    let words = unsafe { (*ctx.lookup).local_ip6 };
-    Address { words }
-}
-
-#[inline(always)]
-fn remote6(ctx: &SkLookupContext) -> Address {
-    // SAFETY: the context is valid.
-    let words = unsafe { (*ctx.lookup).remote_ip6 };
-    Address { words }
 }

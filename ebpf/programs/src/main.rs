@@ -13,8 +13,10 @@
 //! written, the program refuses or drops; it never lets the connection pass.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod connect;
+mod context;
 mod established;
 mod judge;
 mod lookup;

@@ -1,1 +1,311 @@
-//! (room under construction)
+//! The kernel's side of the proxy: loads the eBPF programs, keeps them at work across restarts,
+//! and tells them which pods to capture. The only user of aya.
+//!
+//! Programs and maps are pinned in the BPF file system. When the proxy dies they stay: captured
+//! connections are then refused, because no listener is there, and never pass in the clear. A new
+//! proxy takes over what it finds, replacing programs in place; nothing is ever detached first.
+//! What is not enrolled is never touched.
+//!
+//! [`crate::pods`] enrols, [`crate::path`] asks for original destinations, `node` opens it.
+
+mod error;
+mod log;
+mod maps;
+mod object;
+mod pins;
+mod programs;
+mod sys;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ipnet::IpNet;
+use ztunnel_ebpf_types::{Address, Client, POD_ENROLLED, Pod};
+
+pub use error::Error;
+pub use log::LogForwarder;
+use maps::{Maps, failed};
+use object::{Object, Speech};
+use pins::Pins;
+use programs::{ALL, Cgroup, INBOUND, attach_cgroup};
+
+/// How the programs are set up.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where programs and maps are pinned. Two proxies on one machine need two directories.
+    pub directory: PathBuf,
+    /// The cgroup v2 directory whose processes are seen; by default the hierarchy's root.
+    pub cgroup: Option<PathBuf>,
+    /// `SO_MARK` of the proxy's own sockets, which are not captured.
+    pub mark: u32,
+    /// TCP ports, as dialled, that are never captured.
+    pub exempt_ports: Vec<u16>,
+    /// Networks that are never captured, neither as destination nor as source.
+    pub exempt_cidrs: Vec<IpNet>,
+    /// The proxy's ports in each pod.
+    pub ports: Ports,
+}
+
+/// The proxy's listeners in a pod's network namespace; the numbers are the peer's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ports {
+    /// Captured outbound connections, on the pod's loopback.
+    pub outbound: u16,
+    /// Steered inbound connections.
+    pub inbound: u16,
+    /// HBONE, on the pod's addresses.
+    pub hbone: u16,
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self {
+            outbound: 15001,
+            inbound: 15006,
+            hbone: 15008,
+        }
+    }
+}
+
+/// A network namespace's number, `SO_NETNS_COOKIE`: never used twice while the machine is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NetnsCookie(pub u64);
+
+impl NetnsCookie {
+    /// The namespace that a socket was made in.
+    ///
+    /// # Errors
+    /// When the kernel is older than 5.14 and has no such option.
+    pub fn of(socket: BorrowedFd<'_>) -> io::Result<Self> {
+        sys::netns_cookie(socket).map(Self)
+    }
+}
+
+impl std::fmt::Display for NetnsCookie {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A pod to capture.
+#[derive(Debug, Clone, Copy)]
+pub struct PodCapture<'a> {
+    /// Its network namespace.
+    pub cookie: NetnsCookie,
+    /// The namespace's file.
+    pub netns: BorrowedFd<'a>,
+    /// All of its addresses. The first of each family is what its captured sockets are bound to.
+    pub addresses: &'a [IpAddr],
+    /// The proxy's inbound listener in the pod: listening, dual stack; of a `SO_REUSEPORT` group,
+    /// any member.
+    pub inbound: BorrowedFd<'a>,
+}
+
+/// The programs at work. Dropping it changes nothing: what is pinned goes on.
+#[derive(Debug)]
+pub struct Kernel {
+    pins: Pins,
+    cgroup: Cgroup,
+    maps: Arc<Maps>,
+    /// The program for namespaces; replaced when the programs are loaded anew.
+    inbound: Mutex<OwnedFd>,
+}
+
+impl Kernel {
+    /// Loads the programs and puts them to work, taking over what an earlier proxy has pinned.
+    /// Links of namespaces that no longer exist are removed.
+    ///
+    /// # Errors
+    /// Says what is missing: capabilities, a cgroup v2 hierarchy, a BPF file system, a newer
+    /// kernel.
+    pub fn open(config: &Config) -> Result<Self, Error> {
+        let cgroup = Cgroup::open(config.cgroup.as_deref())?;
+        let pins = Pins::open(&config.directory)?;
+        let mut object = Object::load(&pins, &ALL, Speech::Silent)?;
+        let maps = Maps::open(&mut object)?;
+        maps.configure(|settings| {
+            settings.mark = config.mark;
+            settings.process = 0;
+            settings.outbound = config.ports.outbound.into();
+            settings.hbone = config.ports.hbone.into();
+        })?;
+        maps.exempt(&config.exempt_ports, &config.exempt_cidrs)?;
+        attach_cgroup(&object, &pins, &cgroup)?;
+        maps.introduce()?;
+        let kernel = Self {
+            inbound: Mutex::new(inbound(&object)?),
+            pins,
+            cgroup,
+            maps: Arc::new(maps),
+        };
+        kernel.renew()?;
+        Ok(kernel)
+    }
+
+    /// Gives the namespaces of an earlier proxy this one's program, and forgets dead ones.
+    fn renew(&self) -> Result<(), Error> {
+        for cookie in self.pins.enrolled()? {
+            let pin = self.pins.netns(cookie);
+            let inbound = self.inbound();
+            if !programs::renew_netns(inbound.as_fd(), &pin)? {
+                drop(inbound);
+                self.withdraw(cookie)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn inbound(&self) -> MutexGuard<'_, OwnedFd> {
+        self.inbound.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the exempt ports and networks these and no others; counts for new connections.
+    ///
+    /// # Errors
+    /// When a map cannot be written, or holds no more than it does.
+    pub fn set_exemptions(&self, ports: &[u16], cidrs: &[IpNet]) -> Result<(), Error> {
+        self.maps.exempt(ports, cidrs)
+    }
+
+    /// Captures a pod from now on. May be called again, with other addresses or another listener,
+    /// and for a pod that an earlier proxy captured.
+    ///
+    /// # Errors
+    /// When the listener does not listen, or the namespace or a map refuses. The pod may then be
+    /// half captured: its inbound connections dropped, its outbound ones free. Try again or
+    /// withdraw it.
+    pub fn enroll(&self, pod: &PodCapture<'_>) -> Result<(), Error> {
+        let cookie = pod.cookie;
+        let addresses: Vec<Address> = pod.addresses.iter().copied().map(Address::from).collect();
+        if addresses.is_empty() {
+            return Err(Error::Pod {
+                cookie,
+                problem: "it has no address",
+            });
+        }
+        let maps = &self.maps;
+        let listener = pod.inbound.as_raw_fd().cast_unsigned();
+        for address in &addresses {
+            maps.addresses
+                .insert(address, &cookie.0)
+                .map_err(failed(&maps.addresses, "written"))?;
+            let inserted = maps.listeners.insert(address, &listener);
+            inserted.map_err(|source| match source.raw_os_error() {
+                Some(libc::EOPNOTSUPP | libc::EINVAL) => Error::Pod {
+                    cookie,
+                    problem: "its inbound socket is not a listening TCP socket",
+                },
+                _ => failed(&maps.listeners, "written")(source),
+            })?;
+        }
+        maps.forget_addresses(cookie, &addresses)?;
+        programs::attach_netns(self.inbound().as_fd(), pod.netns, cookie, &self.pins)?;
+        let first = |v4: bool| {
+            let mut of_family = addresses.iter().filter(|address| address.is_v4() == v4);
+            of_family.next().copied().unwrap_or(Address::NONE)
+        };
+        let entry = Pod {
+            v4: first(true),
+            v6: first(false),
+            flags: POD_ENROLLED,
+        };
+        maps.pods
+            .insert(&cookie.0, &entry)
+            .map_err(failed(&maps.pods, "written"))
+    }
+
+    /// Leaves a pod alone from now on; connections that are captured go on. A pod that is not
+    /// captured is no error.
+    ///
+    /// # Errors
+    /// When a map or a pin cannot be written.
+    pub fn withdraw(&self, cookie: NetnsCookie) -> Result<(), Error> {
+        let maps = &self.maps;
+        maps.pods
+            .remove(&cookie.0)
+            .map_err(failed(&maps.pods, "written"))?;
+        pins::detach(&self.pins.netns(cookie))?;
+        maps.forget_addresses(cookie, &[])
+    }
+
+    /// The namespaces that are captured, also those of an earlier proxy.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn enrolled(&self) -> Result<Vec<NetnsCookie>, Error> {
+        let cookies = self.maps.pods.keys();
+        let cookies = cookies.map_err(failed(&self.maps.pods, "read"))?;
+        Ok(cookies.into_iter().map(NetnsCookie).collect())
+    }
+
+    /// Where a captured connection was meant to go, by its client's end as `accept()` returns it.
+    /// It can be asked once. None: this connection was not captured, someone connected to the
+    /// proxy's port directly.
+    ///
+    /// One system call; meant for every connection.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn original_destination(
+        &self,
+        cookie: NetnsCookie,
+        client: SocketAddr,
+    ) -> Result<Option<SocketAddr>, Error> {
+        let key = Client {
+            cookie: cookie.0,
+            address: client.ip().into(),
+            port: client.port().into(),
+            zero: 0,
+        };
+        let origins = &self.maps.origins;
+        let found = origins.take(&key).map_err(failed(origins, "read"))?;
+        Ok(found.and_then(|destination| {
+            let port = u16::try_from(destination.port).ok()?;
+            Some(SocketAddr::new(destination.address.into(), port))
+        }))
+    }
+
+    /// Has the programs say what they decide, and forwards it to the `log` crate at debug level.
+    /// Silent programs have no code for it: others are put in their place.
+    ///
+    /// # Errors
+    /// When the programs cannot be replaced, or their ring buffer cannot be opened.
+    pub fn log_forwarder(&self) -> Result<LogForwarder, Error> {
+        let object = Object::load(&self.pins, &ALL, Speech::Debug)?;
+        attach_cgroup(&object, &self.pins, &self.cgroup)?;
+        *self.inbound() = inbound(&object)?;
+        self.renew()?;
+        let id = sys::program_id(object.program(INBOUND)?);
+        let id = id.map_err(|source| Error::Attach {
+            program: INBOUND,
+            target: "its log".to_owned(),
+            source,
+        })?;
+        LogForwarder::open(Arc::clone(&self.maps), id)
+    }
+
+    /// Ends all capture by the pins of a directory: detaches the programs, removes the pins and
+    /// unmounts the file system if it was mounted at this directory. Pods are then without a
+    /// mesh, not refused.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn remove_pins(directory: &Path) -> Result<(), Error> {
+        pins::remove_all(directory)
+    }
+}
+
+/// The program of the pods' namespaces; it outlives the object it comes from.
+fn inbound(object: &Object) -> Result<OwnedFd, Error> {
+    let program = object.program(INBOUND)?.try_clone_to_owned();
+    program.map_err(|source| Error::Attach {
+        program: INBOUND,
+        target: "this process".to_owned(),
+        source,
+    })
+}

@@ -2,13 +2,19 @@
 //! its indexes. Plain data and pure functions; no sockets, no clocks, no tokio. Whoever learns
 //! something new about the mesh builds another [`Snapshot`] and swaps it in whole.
 
+mod fault;
 mod identity;
+mod interner;
+pub mod local;
 mod policy;
 mod service;
 mod snapshot;
 mod workload;
+pub mod yaml;
 
+pub use fault::Fault;
 pub use identity::{Identity, ParseIdentityError};
+pub use interner::Interner;
 pub use policy::{
     Action, Clause, Match, Policy, PolicyContext, PolicyScope, Rule, ServiceAccountMatch,
     StringMatch,
@@ -16,7 +22,7 @@ pub use policy::{
 pub use service::{
     HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, RoutingScope, Service,
 };
-pub use snapshot::Snapshot;
+pub use snapshot::{Endpoint, ServiceEntry, Snapshot};
 pub use workload::{
     ApplicationTunnel, GatewayAddress, GatewayDestination, HealthStatus, Locality,
     NamespacedHostname, NetworkAddress, NetworkMode, Ports, TunnelProtocol, Uid, Workload,

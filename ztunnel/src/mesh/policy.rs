@@ -95,8 +95,85 @@ pub struct Policy {
 pub struct PolicyContext<'a> {
     /// The client's identity, if mutual TLS proved one.
     pub source: Option<&'a Identity>,
-    /// The client's address.
+    /// The client's address, as it was when it opened the connection.
     pub source_ip: IpAddr,
     /// The destination's address and port, before application tunnel rewriting.
     pub destination: SocketAddr,
+}
+
+impl Policy {
+    /// `namespace/name`, by which workloads list it.
+    #[must_use]
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// Whether any rule matches. Whom the policy applies to and what follows from the answer is
+    /// not asked here.
+    #[must_use]
+    pub fn matches(&self, context: &PolicyContext<'_>) -> bool {
+        self.rules.iter().any(|rule| {
+            rule.iter()
+                .all(|clause| clause.is_empty() || clause.iter().any(|each| each.matches(context)))
+        })
+    }
+}
+
+impl StringMatch {
+    /// Compares a text. An empty one is not present.
+    #[must_use]
+    pub fn matches(&self, text: &str) -> bool {
+        match self {
+            Self::Exact(exact) => text == &**exact,
+            Self::Prefix(prefix) => text.starts_with(&**prefix),
+            Self::Suffix(suffix) => text.ends_with(&**suffix),
+            Self::Presence => !text.is_empty(),
+        }
+    }
+}
+
+impl ServiceAccountMatch {
+    fn matches(&self, identity: &Identity) -> bool {
+        *self.namespace == *identity.namespace()
+            && *self.service_account == *identity.service_account()
+    }
+}
+
+impl Match {
+    /// Whether every kind that is set agrees. Without an identity, what asks for a property of
+    /// the source's identity is false, and so what negates it is true: "not any principal"
+    /// matches exactly the clients that proved no identity, which is how a demand for mutual TLS
+    /// is written.
+    #[must_use]
+    pub fn matches(&self, context: &PolicyContext<'_>) -> bool {
+        let source = context.source;
+        let namespace = |want: &StringMatch| source.is_some_and(|id| want.matches(id.namespace()));
+        let principal = |want: &StringMatch| source.is_some_and(|id| want.matches(id.principal()));
+        let account = |want: &ServiceAccountMatch| source.is_some_and(|id| want.matches(id));
+        let source_ip = context.source_ip.to_canonical();
+        let from = |net: &IpNet| net.contains(&source_ip);
+        let destination_ip = context.destination.ip().to_canonical();
+        let to = |net: &IpNet| net.contains(&destination_ip);
+        let port = |port: &u16| *port == context.destination.port();
+
+        !self.is_empty()
+            && kind(&self.namespaces, &self.not_namespaces, namespace)
+            && kind(&self.principals, &self.not_principals, principal)
+            && kind(&self.service_accounts, &self.not_service_accounts, account)
+            && kind(&self.source_ips, &self.not_source_ips, from)
+            && kind(&self.destination_ips, &self.not_destination_ips, to)
+            && kind(&self.destination_ports, &self.not_destination_ports, port)
+    }
+
+    /// Whether no kind is set.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// One kind and its negation: true where nothing is asked, or any wanted value agrees, and no
+/// unwanted one does.
+fn kind<T>(wanted: &[T], unwanted: &[T], agrees: impl Fn(&T) -> bool) -> bool {
+    (wanted.is_empty() || wanted.iter().any(&agrees)) && !unwanted.iter().any(&agrees)
 }

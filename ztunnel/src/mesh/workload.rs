@@ -2,6 +2,7 @@
 //! workload API (`istio.workload.Workload`).
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -91,6 +92,13 @@ pub struct NamespacedHostname {
     pub hostname: Arc<str>,
 }
 
+impl fmt::Display for NamespacedHostname {
+    /// `namespace/hostname`, the spelling of the workload API.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.hostname)
+    }
+}
+
 /// An address inside a named network; the empty network is the local default.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct NetworkAddress {
@@ -100,6 +108,13 @@ pub struct NetworkAddress {
     pub address: IpAddr,
 }
 
+impl fmt::Display for NetworkAddress {
+    /// `network/address`, the spelling of the workload API.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.address)
+    }
+}
+
 /// What a waypoint or gateway is called.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub enum GatewayDestination {
@@ -107,6 +122,15 @@ pub enum GatewayDestination {
     Hostname(NamespacedHostname),
     /// An address.
     Address(NetworkAddress),
+}
+
+impl fmt::Display for GatewayDestination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hostname(hostname) => hostname.fmt(f),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
 }
 
 /// A waypoint or an east-west gateway.
@@ -119,7 +143,8 @@ pub struct GatewayAddress {
     pub hbone_mtls_port: u16,
 }
 
-/// Service port to target port. A target of 0 means "the same port".
+/// Service port to target port. In a service, a target of 0 says that every backend names its own
+/// (a named target port in Kubernetes); a backend that names none is not reachable on that port.
 pub type Ports = BTreeMap<u16, u16>;
 
 /// Something that runs: a pod, a VM, or an address that the mesh knows about.
@@ -161,6 +186,12 @@ pub struct Workload {
     pub network_mode: NetworkMode,
     /// Weight among the endpoints of a service; 1 unless told otherwise, 0 is never chosen.
     pub capacity: u32,
+}
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 impl Workload {

@@ -1,1 +1,80 @@
-//! (room under construction)
+//! The reader's path: the life of one connection.
+//!
+//! An application in a pod calls `connect()`. The kernel programs send the connection to the
+//! proxy's listener inside the pod, and from there on it is followed here, file by file:
+//!
+//! 1. [`accept`](self): a worker accepts it and asks who called, whom, and from which pod.
+//! 2. [`route`]: a pure function of the connection and the mesh snapshot picks the lane: into a
+//!    tunnel, or on as it is.
+//! 3. [`authorize`]: at the destination, a pure function gives the verdict and the rule behind
+//!    it.
+//! 4. `tunnel`: the HBONE tunnel is opened here, or was opened to us; `passthrough` is the lane
+//!    without one.
+//! 5. `relay`: bytes are moved and counted.
+//! 6. `report`: one record a connection feeds metrics and the access log.
+//!
+//! `outbound` and `inbound` walk these steps for the two directions; each is the one place to
+//! read for its direction. Everything of one connection happens on one [`worker`](Workers)
+//! thread. The room sees snapshots and a certificate source, never where they come from.
+
+mod accept;
+pub mod authorize;
+mod inbound;
+mod outbound;
+mod passthrough;
+mod proxy_protocol;
+mod relay;
+mod report;
+pub mod route;
+mod tunnel;
+mod worker;
+
+pub use worker::{WorkerError, Workers};
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use crate::kernel::Kernel;
+use crate::mesh::Snapshot;
+use crate::telemetry::Telemetry;
+use crate::{hbone, pods, tls};
+
+/// What the path needs to know from the settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The network this node is in, as the mesh names it.
+    pub network: Arc<str>,
+    /// How many workers there are.
+    pub workers: usize,
+    /// The mark of the proxy's own sockets, which capture leaves alone.
+    pub mark: u32,
+    /// How connections are dialled.
+    pub dial: pods::Dial,
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
+    /// Limits and windows of tunnels.
+    pub hbone: hbone::Config,
+}
+
+/// What all workers share. None of it is locked while a connection is judged.
+pub struct Shared {
+    /// The mesh as it is now.
+    pub mesh: ArcSwap<Snapshot>,
+    /// The kernel programs' maps.
+    pub kernel: Arc<Kernel>,
+    /// The certificates in use.
+    pub certificates: Arc<tls::Store>,
+    /// Metrics.
+    pub telemetry: Arc<Telemetry>,
+    /// Settings.
+    pub config: Config,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
+    }
+}

@@ -1,1 +1,41 @@
-//! (room under construction)
+//! The pods that live on this node: their network namespaces, and the sockets and routes that
+//! the proxy needs inside them.
+//!
+//! A pod is enrolled in four steps, each of which can be repeated: open its namespace
+//! ([`Netns`]), make room for delivery with the client's address ([`delivery`]), open the
+//! listeners ([`Listeners`]), and last, from `node`, turn capture on. Nothing here knows about
+//! eBPF; nothing here reads or writes a connection.
+
+pub mod delivery;
+mod error;
+mod netns;
+mod socket;
+
+pub use error::Error;
+pub use netns::{Netns, addresses_here};
+pub use socket::{accept, Dial, Listeners, PROXY_PORTS, Source, abort_on_drop, local_of, peer_of};
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::mesh::{Uid, Workload};
+
+/// A pod that is enrolled on this node. Shared by all workers.
+#[derive(Debug)]
+pub struct Pod {
+    /// Which workload of the mesh it is.
+    pub uid: Uid,
+    /// Its network namespace.
+    pub netns: Arc<Netns>,
+    /// The addresses by which it can be called: those on its interfaces, without loopback and
+    /// link-local ones.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Pod {
+    /// Whether `address` is one of the pod's own, by its interfaces or by what the mesh says.
+    #[must_use]
+    pub fn owns(&self, address: IpAddr, workload: &Workload) -> bool {
+        self.addresses.contains(&address) || workload.workload_ips.contains(&address)
+    }
+}

@@ -1,0 +1,86 @@
+//! Reading a program's context.
+//!
+//! The verifier takes a load from a context only as "context plus a constant", in one
+//! instruction. The compiler likes to compute the address first, to share it between the two
+//! families or to copy four words as one; then the program does not load. A load written as an
+//! instruction stays one.
+
+use core::arch::asm;
+use core::mem::offset_of;
+
+use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock_ops};
+use ztunnel_ebpf_types::Address;
+
+/// One word of a context, at a constant offset.
+#[inline(always)]
+fn word<const OFFSET: usize, C>(context: *const C) -> u32 {
+    let value: u64;
+    // SAFETY: the verifier checks that the offset is readable in this context.
+    unsafe {
+        asm!(
+            "{value} = *(u32 *)({context} + {offset})",
+            value = out(reg) value,
+            context = in(reg) context,
+            offset = const OFFSET,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    value as u32
+}
+
+/// Four words in a row: an IPv6 address.
+macro_rules! words {
+    ($context:expr, $type:ty, $field:ident) => {{
+        let context = $context;
+        Address {
+            words: [
+                word::<{ offset_of!($type, $field) }, _>(context),
+                word::<{ offset_of!($type, $field) + 4 }, _>(context),
+                word::<{ offset_of!($type, $field) + 8 }, _>(context),
+                word::<{ offset_of!($type, $field) + 12 }, _>(context),
+            ],
+        }
+    }};
+}
+
+/// The two ends of a socket or of a connection that looks for one.
+pub struct Ends {
+    pub local: Address,
+    pub remote: Address,
+}
+
+const AF_INET: u32 = 2;
+
+impl Ends {
+    /// Of a socket in sock_ops. An AF_INET6 socket that speaks IPv4 has mapped addresses here.
+    #[inline(always)]
+    pub fn of_socket(ops: *const bpf_sock_ops) -> Self {
+        if word::<{ offset_of!(bpf_sock_ops, family) }, _>(ops) == AF_INET {
+            Self {
+                local: Address::v4(word::<{ offset_of!(bpf_sock_ops, local_ip4) }, _>(ops)),
+                remote: Address::v4(word::<{ offset_of!(bpf_sock_ops, remote_ip4) }, _>(ops)),
+            }
+        } else {
+            Self {
+                local: words!(ops, bpf_sock_ops, local_ip6),
+                remote: words!(ops, bpf_sock_ops, remote_ip6),
+            }
+        }
+    }
+
+    /// Of a SYN in sk_lookup.
+    #[inline(always)]
+    pub fn of_lookup(lookup: *const bpf_sk_lookup) -> Self {
+        if word::<{ offset_of!(bpf_sk_lookup, family) }, _>(lookup) == AF_INET {
+            Self {
+                local: Address::v4(word::<{ offset_of!(bpf_sk_lookup, local_ip4) }, _>(lookup)),
+                remote: Address::v4(word::<{ offset_of!(bpf_sk_lookup, remote_ip4) }, _>(lookup)),
+            }
+        } else {
+            Self {
+                local: words!(lookup, bpf_sk_lookup, local_ip6),
+                remote: words!(lookup, bpf_sk_lookup, remote_ip6),
+            }
+        }
+    }
+}

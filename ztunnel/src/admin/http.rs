@@ -1,0 +1,200 @@
+//! A small HTTP/1 server with bounds on everything a client decides: how many connections, how
+//! large and how slow a request's head, how long a connection lives. Request bodies are never
+//! read.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+/// Connections of one server at a time; further ones wait in the kernel's queue.
+const CONNECTIONS: usize = 64;
+const BACKLOG: i32 = 128;
+const HEAD_BYTES: usize = 16 << 10;
+const HEADERS: usize = 64;
+/// For a request's head, and how long an idle connection is kept.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Ends clients that read their answer too slowly, or not at all.
+const CONNECTION_LIFE: Duration = Duration::from_secs(600);
+/// How long answers may take after shutdown began.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// What of a request the pages look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ask {
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) query: String,
+}
+
+/// What the pages answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) content_type: &'static str,
+    pub(super) allow: Option<String>,
+    pub(super) body: String,
+}
+
+impl Answer {
+    pub(super) const fn text(status: StatusCode, body: String) -> Self {
+        Self {
+            status,
+            content_type: "text/plain; charset=utf-8",
+            allow: None,
+            body,
+        }
+    }
+
+    fn into_response(self) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::from(self.body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(Ok(allow)) = self.allow.map(HeaderValue::try_from) {
+            headers.insert(ALLOW, allow);
+        }
+        response
+    }
+}
+
+/// A bound socket.
+#[derive(Debug)]
+pub(super) struct Listener {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Listens on `address`. An unspecified IPv6 address takes IPv4 too, whatever the system's
+    /// default is; where the kernel has no IPv6 at all, IPv4 alone.
+    pub(super) fn bind(address: SocketAddr) -> std::io::Result<Self> {
+        let listener = match socket(address) {
+            Err(error) if address.is_ipv6() && address.ip().is_unspecified() => {
+                const EAFNOSUPPORT: i32 = libc::EAFNOSUPPORT;
+                match error.raw_os_error() {
+                    Some(EAFNOSUPPORT) => {
+                        socket((std::net::Ipv4Addr::UNSPECIFIED, address.port()).into())?
+                    }
+                    _ => return Err(error),
+                }
+            }
+            other => other?,
+        };
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address })
+    }
+
+    /// Where it listens, with the port that the kernel chose for port 0.
+    pub(super) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown` is true or its sender gone.
+    pub(super) async fn serve<A>(self, answer: Arc<A>, mut shutdown: watch::Receiver<bool>)
+    where
+        A: Fn(&Ask) -> Answer + Send + Sync + 'static,
+    {
+        let slots = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = async {
+                // The semaphore is never closed.
+                let slot = slots.clone().acquire_owned().await;
+                (slot, self.listener.accept().await)
+            };
+            let (slot, accepted) = tokio::select! {
+                accepted = accepted => accepted,
+                () = over(&mut shutdown) => break,
+            };
+            while connections.try_join_next().is_some() {}
+            match accepted {
+                Ok((stream, _client)) => {
+                    let connection = connection(stream, answer.clone(), shutdown.clone());
+                    connections.spawn(async move {
+                        connection.await;
+                        drop(slot);
+                    });
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely: others have to close some first.
+                    tracing::warn!(%error, address = %self.address, "cannot accept");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        drop(self.listener);
+        let all = async { while connections.join_next().await.is_some() {} };
+        // What is late is ended with the set.
+        let _late = tokio::time::timeout(LAST_ANSWERS, all).await.is_err();
+    }
+}
+
+/// Until shutdown was asked for, or nobody is left who could ask.
+async fn over(shutdown: &mut watch::Receiver<bool>) {
+    drop(shutdown.wait_for(|&stop| stop).await);
+}
+
+fn socket(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+async fn connection<A>(stream: TcpStream, answer: Arc<A>, mut shutdown: watch::Receiver<bool>)
+where
+    A: Fn(&Ask) -> Answer + Send + Sync + 'static,
+{
+    let service = service_fn(move |request: Request<Incoming>| {
+        let ask = Ask {
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            query: request.uri().query().unwrap_or_default().to_owned(),
+        };
+        let response = answer(&ask).into_response();
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES)
+        .max_headers(HEADERS)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(served);
+    let old = tokio::time::sleep(CONNECTION_LIFE);
+    let result = tokio::select! {
+        result = served.as_mut() => result,
+        () = old => return,
+        () = over(&mut shutdown) => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "an administration connection ended badly");
+    }
+}

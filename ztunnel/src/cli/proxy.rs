@@ -1,0 +1,89 @@
+//! `ztunnel proxy`: run this node.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser};
+
+use crate::config;
+use crate::telemetry::{Filter, LogFormat};
+
+/// Run this node's proxy
+///
+/// Settings come from, strongest first: these flags, the environment (the names of Istio's
+/// ztunnel chart, such as NODE_NAME, RUST_LOG, LOG_FORMAT), the settings file, defaults. The
+/// settings file and the mesh file are watched: pods, workloads, services and policies follow
+/// their changes while traffic flows.
+#[derive(Debug, Clone, Parser)]
+#[command(after_help = "Examples:\n  \
+    ztunnel proxy --config /etc/ztunnel/node-a.yaml\n  \
+    ztunnel proxy --config node-a.yaml --log info,ztunnel::path=debug\n  \
+    PROXY_MODE=dedicated PROXY_WORKLOAD_INFO=default/vm-1/default ztunnel proxy --config vm.yaml\n\n\
+    It needs CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN (or root). Stop it with SIGTERM: connections \
+    may finish until the grace period is over. Capture stays in the kernel, so that nothing leaves \
+    in the clear while the proxy is being replaced; `ztunnel kernel remove` ends it.")]
+pub struct ProxyArgs {
+    /// The role to run; Istio's chart names it, there is only this one
+    #[arg(value_name = "ROLE", value_parser = PossibleValuesParser::new(["ztunnel"]))]
+    role: Option<String>,
+
+    /// The settings file (YAML)
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Settings given as flags.
+    #[command(flatten)]
+    pub overrides: Overrides,
+}
+
+/// Settings that flags override.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub struct Overrides {
+    /// This node's name [settings: node]
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+
+    /// Worker threads that carry traffic [settings: threads]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+
+    /// What is logged: a level, or levels by target [settings: log.filter]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<Filter>,
+
+    /// How log lines look: text or json [settings: log.format]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// Where administration listens; keep it on loopback [settings: admin.address]
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin: Option<SocketAddr>,
+
+    /// Where Prometheus finds metrics [settings: metrics.address]
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<SocketAddr>,
+
+    /// Where the readiness probe is answered [settings: readiness.address]
+    #[arg(long, value_name = "ADDRESS")]
+    pub readiness: Option<SocketAddr>,
+}
+
+impl From<Overrides> for config::Overrides {
+    fn from(flags: Overrides) -> Self {
+        Self {
+            node: flags.node,
+            threads: flags.threads,
+            log_filter: flags.log.map(|filter| filter.to_string()),
+            log_format: flags.log_format.map(|format| match format {
+                LogFormat::Text => config::LogFormat::Text,
+                LogFormat::Json => config::LogFormat::Json,
+            }),
+            admin: flags.admin,
+            metrics: flags.metrics,
+            readiness: flags.readiness,
+            ..Self::default()
+        }
+    }
+}

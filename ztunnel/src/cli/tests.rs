@@ -1,0 +1,145 @@
+use anyhow::bail;
+use clap::CommandFactory;
+use serde_json::json;
+
+use super::*;
+
+fn parse(line: &str) -> Result<Command, clap::Error> {
+    Cli::try_parse_from(line.split_whitespace()).map(|cli| cli.command)
+}
+
+fn proxy(line: &str) -> ProxyArgs {
+    match parse(line).unwrap() {
+        Command::Proxy(args) => *args,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refused(line: &str) -> String {
+    parse(line).unwrap_err().to_string()
+}
+
+fn code(line: &str, roles: &Roles) -> ExitCode {
+    run(line.split_whitespace().map(OsString::from), roles)
+}
+
+const FINE: Roles = Roles {
+    proxy: |_| Ok(()),
+    check: |_| Ok(json!({ "node": "a" })),
+    remove: |_| Ok(()),
+};
+
+#[test]
+fn the_definition_holds_together() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn istios_chart_can_start_it() {
+    let args = proxy("ztunnel proxy ztunnel");
+    assert_eq!((args.config, args.overrides), (None, Overrides::default()));
+}
+
+#[test]
+fn flags_are_typed_before_anything_runs() {
+    let args = proxy(
+        "ztunnel proxy --config a.yaml --node a --threads 2 --log info,ztunnel::path=debug \
+         --log-format json --admin 127.0.0.1:1 --metrics [::]:2 --readiness 0.0.0.0:3",
+    );
+    assert_eq!(args.config.as_deref(), Some(Path::new("a.yaml")));
+    assert_eq!(args.overrides.node.as_deref(), Some("a"));
+    assert_eq!(args.overrides.threads.map(Into::into), Some(2_usize));
+    assert_eq!(
+        args.overrides.log.unwrap().to_string(),
+        "info,ztunnel::path=debug"
+    );
+    assert_eq!(args.overrides.metrics, Some("[::]:2".parse().unwrap()));
+}
+
+#[test]
+fn a_wrong_call_says_what_was_expected() {
+    for (line, expected) in [
+        ("ztunnel proxy waypoint", "[possible values: ztunnel]"),
+        ("ztunnel proxy --log loud", "\"loud\" is not a level"),
+        ("ztunnel proxy --log-format xml", "expected text or json"),
+        ("ztunnel proxy --threads 0", "--threads"),
+        ("ztunnel proxy --conf a.yaml", "--config"),
+        ("ztunnel proxi", "proxy"),
+        (
+            "ztunnel config check -o xml",
+            "[possible values: text, json]",
+        ),
+    ] {
+        let text = refused(line);
+        assert!(text.contains(expected), "{line}: {text}");
+    }
+}
+
+#[test]
+fn exit_codes_tell_a_failure_from_a_wrong_call() {
+    let failing = Roles {
+        proxy: |_| bail!("no"),
+        check: |_| bail!("bad settings"),
+        remove: |_| bail!("not permitted"),
+    };
+    for (line, roles, expected) in [
+        ("ztunnel proxy", &FINE, 0),
+        ("ztunnel proxy", &failing, 1),
+        ("ztunnel config check --config a.yaml", &FINE, 0),
+        ("ztunnel config check --config a.yaml", &failing, 1),
+        ("ztunnel kernel remove", &FINE, 0),
+        ("ztunnel kernel remove --directory /x", &failing, 1),
+        ("ztunnel version -o json", &failing, 0),
+        ("ztunnel --version", &failing, 0),
+        ("ztunnel proxy --help", &failing, 0),
+        ("ztunnel", &FINE, 2),
+        ("ztunnel nonsense", &FINE, 2),
+    ] {
+        assert_eq!(code(line, roles), ExitCode::from(expected), "{line}");
+    }
+}
+
+#[test]
+fn commands_print_for_people_and_for_programs() {
+    fn check(command: &str) -> String {
+        let Command::Config(command) = parse(command).unwrap() else {
+            panic!("{command}")
+        };
+        let mut out = Vec::new();
+        config::run(&command, FINE.check, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+    assert_eq!(
+        check("ztunnel config check -o json"),
+        "{\n  \"node\": \"a\"\n}\n"
+    );
+    let text = check("ztunnel config check");
+    assert_eq!(text, "# The settings are fine. This would run:\nnode: a\n");
+
+    let Command::Version(args) = parse("ztunnel version -o json").unwrap() else {
+        panic!()
+    };
+    let mut out = Vec::new();
+    version::run(&args, &mut out).unwrap();
+    let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
+    assert_eq!(value["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn every_help_text_teaches_with_examples() {
+    fn walk(command: &mut clap::Command, path: &str, bare: &mut Vec<String>) {
+        let path = format!("{path} {}", command.get_name());
+        let help = command.render_long_help().to_string();
+        let leaf = command.get_subcommands().next().is_none();
+        if leaf && !help.contains("Examples:") && command.get_name() != "version" {
+            bare.push(path.clone());
+        }
+        command
+            .get_subcommands_mut()
+            .filter(|sub| sub.get_name() != "help")
+            .for_each(|sub| walk(sub, &path, bare));
+    }
+    let mut bare = Vec::new();
+    walk(&mut Cli::command(), "", &mut bare);
+    assert!(bare.is_empty(), "{bare:?}");
+}

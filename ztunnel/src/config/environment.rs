@@ -1,0 +1,182 @@
+//! The only file that reads the process's environment.
+//!
+//! The names are those of the Istio chart's DaemonSet, so that its manifests start this proxy
+//! unchanged. Names of that chart that mean nothing here are ignored: they are the chart's, not a
+//! mistake. A value that is not what its name expects is an error that names the variable.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::file::ModeName;
+use super::units::duration_or_seconds;
+use super::{Bytes, ConfigError, LogFormat};
+
+/// What the environment says. An empty variable counts as unset.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Environment {
+    pub(super) node: Option<String>,
+    pub(super) cluster_id: Option<String>,
+    pub(super) network: Option<String>,
+    pub(super) mode: Option<ModeName>,
+    pub(super) workload: Option<WorkloadInfo>,
+    pub(super) mesh_file: Option<PathBuf>,
+    pub(super) mesh_text: Option<String>,
+    pub(super) fake_ca: bool,
+    pub(super) leaf_ttl: Option<Duration>,
+    pub(super) grace_period: Option<Duration>,
+    pub(super) termination_deadline: Option<Duration>,
+    pub(super) mark: Option<u32>,
+    pub(super) keepalive: Option<bool>,
+    pub(super) keepalive_time: Option<Duration>,
+    pub(super) keepalive_interval: Option<Duration>,
+    pub(super) keepalive_retries: Option<u32>,
+    pub(super) max_streams: Option<u32>,
+    pub(super) idle_release: Option<Duration>,
+    pub(super) stream_window: Option<Bytes>,
+    pub(super) connection_window: Option<Bytes>,
+    pub(super) max_frame: Option<Bytes>,
+    pub(super) threads: Option<NonZeroUsize>,
+    pub(super) log_filter: Option<String>,
+    pub(super) log_format: Option<LogFormat>,
+}
+
+/// `PROXY_WORKLOAD_INFO`: which workload a dedicated proxy works for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct WorkloadInfo {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) service_account: String,
+}
+
+impl Environment {
+    /// Reads the environment of this process.
+    ///
+    /// # Errors
+    /// When a variable is not what its name expects.
+    pub fn of_process() -> Result<Self, ConfigError> {
+        Self::read(|name| std::env::var(name).ok())
+    }
+
+    /// Reads the environment through a function, which tests replace.
+    ///
+    /// # Errors
+    /// When a variable is not what its name expects.
+    pub fn read(lookup: impl Fn(&'static str) -> Option<String>) -> Result<Self, ConfigError> {
+        let env = Lookup(|name| lookup(name).filter(|value| !value.is_empty()));
+        Ok(Self {
+            node: env.text("NODE_NAME"),
+            cluster_id: env
+                .text("CLUSTER_ID")
+                .or_else(|| env.text("ISTIO_META_CLUSTER_ID")),
+            network: env.text("NETWORK"),
+            mode: env.parsed("PROXY_MODE", |text| ModeName::parse(&text.to_lowercase()))?,
+            workload: env.parsed("PROXY_WORKLOAD_INFO", workload_info)?,
+            mesh_file: env.text("LOCAL_XDS_PATH").map(PathBuf::from),
+            mesh_text: env.text("LOCAL_XDS"),
+            fake_ca: env.parsed("FAKE_CA", switch)?.unwrap_or(false),
+            leaf_ttl: env.duration("SECRET_TTL")?,
+            grace_period: env.duration("TERMINATION_GRACE_PERIOD_SECONDS")?,
+            termination_deadline: env.duration("CONNECTION_TERMINATION_DEADLINE")?,
+            mark: env.number("PACKET_MARK")?,
+            keepalive: env.parsed("KEEPALIVE_ENABLED", switch)?,
+            keepalive_time: env.duration("KEEPALIVE_TIME")?,
+            keepalive_interval: env.duration("KEEPALIVE_INTERVAL")?,
+            keepalive_retries: env.number("KEEPALIVE_RETRIES")?,
+            max_streams: env.number("POOL_MAX_STREAMS_PER_CONNECTION")?,
+            idle_release: env.duration("POOL_UNUSED_RELEASE_TIMEOUT")?,
+            stream_window: env.size("HTTP2_STREAM_WINDOW_SIZE")?,
+            connection_window: env.size("HTTP2_CONNECTION_WINDOW_SIZE")?,
+            max_frame: env.size("HTTP2_FRAME_SIZE")?,
+            threads: env.threads()?,
+            log_filter: env.text("RUST_LOG"),
+            log_format: env.parsed("LOG_FORMAT", LogFormat::parse)?,
+        })
+    }
+}
+
+struct Lookup<F>(F);
+
+impl<F: Fn(&'static str) -> Option<String>> Lookup<F> {
+    fn text(&self, name: &'static str) -> Option<String> {
+        (self.0)(name)
+    }
+
+    fn parsed<T>(
+        &self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, ConfigError> {
+        let parsed = self.text(name).map(|text| parse(text.trim())).transpose();
+        parsed.map_err(|problem| ConfigError::Environment { name, problem })
+    }
+
+    fn duration(&self, name: &'static str) -> Result<Option<Duration>, ConfigError> {
+        self.parsed(name, |text| {
+            duration_or_seconds(text).map_err(|error| error.to_string())
+        })
+    }
+
+    fn size(&self, name: &'static str) -> Result<Option<Bytes>, ConfigError> {
+        self.parsed(name, |text| {
+            text.parse()
+                .map_err(|error: super::ParseUnitError| error.to_string())
+        })
+    }
+
+    fn number(&self, name: &'static str) -> Result<Option<u32>, ConfigError> {
+        self.parsed(name, |text| {
+            text.parse()
+                .map_err(|_no_number| format!("{text:?} is not a number, 0 to {}", u32::MAX))
+        })
+    }
+
+    /// `ZTUNNEL_WORKER_THREADS` is a number, or a share of the processors such as `50%`;
+    /// `ZTUNNEL_CPU_LIMIT` says how many processors there are for us.
+    fn threads(&self) -> Result<Option<NonZeroUsize>, ConfigError> {
+        let limit = self.parsed("ZTUNNEL_CPU_LIMIT", processors)?;
+        let processors = limit
+            .or_else(|| std::thread::available_parallelism().ok())
+            .unwrap_or(NonZeroUsize::MIN);
+        self.parsed("ZTUNNEL_WORKER_THREADS", |text| {
+            let refuse = || format!("{text:?} is neither a number of threads nor a percentage");
+            let Some(share) = text.strip_suffix('%') else {
+                return text.parse().map_err(|_no_number| refuse());
+            };
+            let share: usize = share.trim().parse().map_err(|_no_number| refuse())?;
+            if !(1..=100).contains(&share) {
+                return Err(refuse());
+            }
+            let threads = (processors.get() * share).div_ceil(100);
+            Ok(NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN))
+        })
+    }
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text.to_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err(format!("{text:?} is neither true nor false")),
+    }
+}
+
+/// A number of processors; Kubernetes rounds a limit in millis up before it hands it over.
+fn processors(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse()
+        .map_err(|_no_number| format!("{text:?} is not a number of processors"))
+}
+
+fn workload_info(text: &str) -> Result<WorkloadInfo, String> {
+    let parts: Vec<&str> = text.split('/').collect();
+    match parts[..] {
+        [namespace, name, account] if parts.iter().all(|part| !part.is_empty()) => {
+            Ok(WorkloadInfo {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                service_account: account.to_owned(),
+            })
+        }
+        _ => Err(format!("{text:?} is not namespace/name/service account")),
+    }
+}

@@ -1,0 +1,275 @@
+//! The settings as the rest of the program sees them: complete, typed, checked.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::Bytes;
+use crate::mesh::local::LocalMesh;
+use crate::mesh::{Snapshot, Uid};
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Settings {
+    /// The node's name.
+    pub node: Arc<str>,
+    /// The cluster's id.
+    pub cluster_id: Arc<str>,
+    /// The network that this node is in; empty is the default one.
+    pub network: Arc<str>,
+    /// The trust domain of the certificates that are issued, and of workloads that name none.
+    pub trust_domain: Arc<str>,
+    /// For whom this proxy works.
+    pub mode: Mode,
+    /// The file with the description of the mesh, if it is in one of its own; to be watched.
+    pub mesh_file: Option<PathBuf>,
+    /// The pods to enrol.
+    pub pods: Vec<Pod>,
+    /// Where certificates come from: the certificate authority inside this process.
+    pub ca: LocalAuthority,
+    /// Where the admin interface listens; a loopback address.
+    pub admin: SocketAddr,
+    /// Where metrics are served.
+    pub metrics: SocketAddr,
+    /// Where readiness is served.
+    pub readiness: SocketAddr,
+    /// How connections are captured.
+    pub capture: Capture,
+    /// Tunnels.
+    pub hbone: Hbone,
+    /// TCP keepalive on the connections of pods; none switches it off.
+    pub keepalive: Option<Keepalive>,
+    /// Worker threads.
+    pub threads: NonZeroUsize,
+    /// What is logged, and how.
+    pub log: Log,
+    /// After the signal to end, live connections may go on for this long.
+    #[serde(serialize_with = "super::units::as_text")]
+    pub termination_deadline: Duration,
+    /// The mesh as the file, the file it names and the environment describe it together.
+    #[serde(skip)]
+    pub local_mesh: LocalMesh,
+    /// What is allowed but probably not meant; to be logged.
+    pub warnings: Vec<String>,
+}
+
+/// For whom a proxy works.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// For the enrolled pods of a node.
+    Shared,
+    /// For one workload on a machine of its own, with everything in the process's own network
+    /// namespace.
+    Dedicated {
+        /// Which one.
+        workload: Uid,
+    },
+}
+
+/// A pod to enrol.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct Pod {
+    /// The workload that it is. It is in the mesh and has addresses.
+    pub workload: Uid,
+    /// The path of its network namespace.
+    pub netns: PathBuf,
+}
+
+/// The certificate authority inside the process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalAuthority {
+    /// Where the root's key and certificate are; made when they are missing. Proxies that share
+    /// it share the mesh.
+    pub directory: PathBuf,
+    /// For how long a workload's certificate is valid; rotated at half of it.
+    #[serde(serialize_with = "super::units::as_text")]
+    pub leaf_ttl: Duration,
+}
+
+/// How connections are captured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Capture {
+    /// Where programs, links and maps are pinned, in a BPF file system.
+    pub bpf_directory: PathBuf,
+    /// The cgroup whose processes' connections are looked at; none is the root of cgroup v2.
+    pub cgroup: Option<PathBuf>,
+    /// The mark of the proxy's own sockets.
+    pub mark: u32,
+    /// Destination ports that are never captured.
+    pub exempt_ports: Vec<u16>,
+    /// Destinations that are never captured.
+    pub exempt_cidrs: Vec<IpNet>,
+}
+
+/// Tunnels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hbone {
+    /// What a peer may send on one stream before it was passed on.
+    pub stream_window: Bytes,
+    /// The same for all streams of one connection together.
+    pub connection_window: Bytes,
+    /// The largest frame that is accepted.
+    pub max_frame: Bytes,
+    /// What one stream may have queued for sending.
+    pub send_buffer: Bytes,
+    /// Tunnels on one pooled connection before another one is dialled.
+    pub max_streams_per_connection: u32,
+    /// Streams that a client may have open on one accepted connection.
+    pub max_concurrent_streams: u32,
+    /// The largest list of headers that is accepted.
+    pub header_list_max: Bytes,
+    /// A pooled connection without a tunnel is closed after this.
+    #[serde(serialize_with = "super::units::as_text")]
+    pub idle_release: Duration,
+    /// An accepted connection without a tunnel is closed after this.
+    #[serde(serialize_with = "super::units::as_text")]
+    pub server_idle: Duration,
+    /// For a dial, TCP and TLS together.
+    #[serde(serialize_with = "super::units::as_text")]
+    pub connect_timeout: Duration,
+    /// For the first HTTP/2 frames.
+    #[serde(serialize_with = "super::units::as_text")]
+    pub handshake_timeout: Duration,
+    /// From a CONNECT to its response.
+    #[serde(serialize_with = "super::units::as_text")]
+    pub response_timeout: Duration,
+    /// Between two PINGs on a silent connection.
+    #[serde(serialize_with = "super::units::as_text")]
+    pub ping_interval: Duration,
+    /// Without an answer to a PING for this long, the connection is dead.
+    #[serde(serialize_with = "super::units::as_text")]
+    pub ping_timeout: Duration,
+}
+
+/// TCP keepalive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Keepalive {
+    /// Silence before the first probe.
+    #[serde(serialize_with = "super::units::as_text")]
+    pub time: Duration,
+    /// Between two probes.
+    #[serde(serialize_with = "super::units::as_text")]
+    pub interval: Duration,
+    /// Unanswered probes after which the connection is dead.
+    pub retries: u32,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Log {
+    /// Levels by target, for example `info,ztunnel::hbone=debug`.
+    pub filter: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// How lines of the log look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Settings {
+    /// Builds the snapshot of the mesh.
+    #[must_use]
+    pub fn mesh(&self) -> Snapshot {
+        self.local_mesh.clone().into_snapshot()
+    }
+
+    /// The defaults, with nothing in the mesh, no node and no certificate authority.
+    pub(super) fn initial() -> Self {
+        Self {
+            node: "".into(),
+            cluster_id: "Kubernetes".into(),
+            network: "".into(),
+            trust_domain: "cluster.local".into(),
+            mode: Mode::Shared,
+            mesh_file: None,
+            pods: Vec::new(),
+            ca: LocalAuthority {
+                directory: PathBuf::new(),
+                leaf_ttl: Duration::from_secs(24 * 60 * 60),
+            },
+            admin: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 15000),
+            metrics: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 15020),
+            readiness: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 15021),
+            capture: Capture::default(),
+            hbone: Hbone::default(),
+            keepalive: Some(Keepalive::default()),
+            threads: NonZeroUsize::MIN,
+            log: Log {
+                filter: "info".to_owned(),
+                format: LogFormat::default(),
+            },
+            termination_deadline: Duration::from_secs(5),
+            local_mesh: LocalMesh::default(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+impl Default for Capture {
+    fn default() -> Self {
+        // The addresses that kubelet's probes come from in ambient mode.
+        let probe_v4 = IpAddr::V4(Ipv4Addr::new(169, 254, 7, 127));
+        let probe_v6 = IpAddr::V6(Ipv6Addr::new(
+            0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff,
+        ));
+        Self {
+            bpf_directory: PathBuf::from("/sys/fs/bpf/ztunnel"),
+            cgroup: None,
+            mark: 1337,
+            exempt_ports: Vec::new(),
+            exempt_cidrs: vec![probe_v4.into(), probe_v6.into()],
+        }
+    }
+}
+
+impl Default for Hbone {
+    fn default() -> Self {
+        Self {
+            stream_window: Bytes(2 << 20),
+            connection_window: Bytes(64 << 20),
+            max_frame: Bytes(1 << 20),
+            send_buffer: Bytes(1 << 20),
+            max_streams_per_connection: 100,
+            max_concurrent_streams: 256,
+            header_list_max: Bytes(16 << 10),
+            idle_release: Duration::from_secs(5 * 60),
+            server_idle: Duration::from_secs(10 * 60),
+            connect_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
+            response_timeout: Duration::from_secs(20),
+            ping_interval: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        let time = Duration::from_secs(180);
+        Self {
+            time,
+            interval: time,
+            retries: 9,
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Settings as users write them, and what is said about the wrong ones.
+
+mod bad;
+mod layers;
+mod reference;
+
+use std::path::PathBuf;
+
+use super::{ConfigError, Environment, Overrides, Settings};
+
+/// A small complete file. Tests put lines before or after it.
+const GOOD: &str = r#"
+node: node-a
+ca: { local: { directory: state/ca } }
+pods:
+- { workload: cluster1//v1/Pod/default/a, netns: /run/netns/a }
+workloads:
+- { uid: cluster1//v1/Pod/default/a, name: a, serviceAccount: a, workloadIps: ["10.0.0.1", "fd00::1"], protocol: HBONE, node: node-a }
+- { uid: cluster1//v1/Pod/default/b, name: b, serviceAccount: b, workloadIps: ["10.0.0.2"], protocol: HBONE, node: node-b }
+"#;
+
+/// Loads a text with these variables, through a real file.
+fn load(text: &str, variables: &[(&str, &str)]) -> Result<Settings, ConfigError> {
+    load_with(text, variables, &Overrides::default())
+}
+
+fn load_with(
+    text: &str,
+    variables: &[(&str, &str)],
+    flags: &Overrides,
+) -> Result<Settings, ConfigError> {
+    let directory = tempfile::tempdir().unwrap();
+    let path: PathBuf = directory.path().join("settings.yaml");
+    std::fs::write(&path, text).unwrap();
+    let environment = Environment::read(|name| {
+        variables
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, value)| (*value).to_owned())
+    })?;
+    super::load_from(Some(&path), &environment, flags)
+}
+
+/// The complaint, without the path of the temporary file.
+fn complaint(text: &str, variables: &[(&str, &str)]) -> String {
+    let error = load(text, variables).expect_err(text);
+    let message = error.to_string();
+    match message.split_once("settings.yaml: ") {
+        Some((_, message)) => message.to_owned(),
+        None => message,
+    }
+}

@@ -1,0 +1,200 @@
+//! Which layer wins, and what comes of a whole file.
+
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use super::super::{Bytes, LogFormat, Mode, Overrides};
+use super::{GOOD, load, load_with};
+
+#[test]
+fn a_small_file_and_the_defaults() {
+    let settings = load(GOOD, &[]).unwrap();
+    assert_eq!(&*settings.node, "node-a");
+    assert_eq!(&*settings.cluster_id, "Kubernetes");
+    assert_eq!(settings.mode, Mode::Shared);
+    assert_eq!(settings.pods.len(), 1);
+    assert_eq!(settings.admin.to_string(), "127.0.0.1:15000");
+    assert_eq!(settings.hbone.stream_window, Bytes(2 << 20));
+    assert_eq!(settings.ca.leaf_ttl, Duration::from_secs(86_400));
+    assert!(settings.threads.get() <= 2);
+    assert_eq!(settings.warnings, Vec::<String>::new());
+    let mesh = settings.mesh();
+    let address: IpAddr = "10.0.0.2".parse().unwrap();
+    assert_eq!(&*mesh.workload_by_address("", address).unwrap().name, "b");
+}
+
+#[test]
+fn flags_before_environment_before_file() {
+    let text = format!(
+        "{GOOD}\nclusterId: of-file\nnetwork: of-file\ntrustDomain: of.file\nlog: {{ filter: warn }}\n\
+         hbone: {{ maxStreamsPerConnection: 7, idleRelease: 1m }}\nthreads: 3\n"
+    );
+    let variables = [
+        ("NODE_NAME", "of-environment"),
+        ("CLUSTER_ID", "of-environment"),
+        ("POOL_MAX_STREAMS_PER_CONNECTION", "9"),
+        ("POOL_UNUSED_RELEASE_TIMEOUT", "90"),
+        ("HTTP2_FRAME_SIZE", "65536"),
+        ("ZTUNNEL_CPU_LIMIT", "8"),
+        ("ZTUNNEL_WORKER_THREADS", "50%"),
+        ("LOG_FORMAT", "json"),
+        ("RUST_LOG", "debug"),
+        ("PACKET_MARK", "42"),
+        ("SECRET_TTL", "1h"),
+        ("KEEPALIVE_ENABLED", "false"),
+        ("XDS_ADDRESS", "istiod:15012"),
+    ];
+    let flags = Overrides {
+        node: Some("of-flag".to_owned()),
+        ..Overrides::default()
+    };
+    let settings = load_with(&text, &variables, &flags).unwrap();
+    assert_eq!(&*settings.node, "of-flag");
+    assert_eq!(&*settings.cluster_id, "of-environment");
+    assert_eq!(&*settings.network, "of-file");
+    assert_eq!(&*settings.trust_domain, "of.file");
+    assert_eq!(settings.hbone.max_streams_per_connection, 9);
+    assert_eq!(settings.hbone.idle_release, Duration::from_secs(90));
+    assert_eq!(settings.hbone.max_frame, Bytes(65536));
+    assert_eq!(settings.threads, NonZeroUsize::new(4).unwrap());
+    assert_eq!(settings.log.filter, "debug");
+    assert_eq!(settings.log.format, LogFormat::Json);
+    assert_eq!(settings.capture.mark, 42);
+    assert_eq!(settings.ca.leaf_ttl, Duration::from_secs(3600));
+    assert_eq!(settings.keepalive, None);
+}
+
+#[test]
+fn workloads_without_a_trust_domain_are_of_the_meshs() {
+    let settings = load(&format!("{GOOD}\ntrustDomain: example.org\n"), &[]).unwrap();
+    let workload = settings.local_mesh.workloads.first().unwrap();
+    assert_eq!(
+        workload.identity.as_str(),
+        "spiffe://example.org/ns/default/sa/a"
+    );
+}
+
+#[test]
+fn the_deadline_leaves_a_tenth_of_the_grace_period() {
+    let deadline = |variables: &[(&str, &str)]| load(GOOD, variables).unwrap().termination_deadline;
+    assert_eq!(deadline(&[]), Duration::from_secs(5));
+    assert_eq!(
+        deadline(&[("TERMINATION_GRACE_PERIOD_SECONDS", "30")]),
+        Duration::from_secs(27)
+    );
+    let both = [
+        ("TERMINATION_GRACE_PERIOD_SECONDS", "30"),
+        ("CONNECTION_TERMINATION_DEADLINE", "3s"),
+    ];
+    assert_eq!(deadline(&both), Duration::from_secs(3));
+    let endless = [("TERMINATION_GRACE_PERIOD_SECONDS", "18446744073709551615")];
+    assert!(load(GOOD, &endless).is_err());
+}
+
+#[test]
+fn the_mesh_comes_from_every_source_together() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("mesh.yaml");
+    std::fs::write(
+        &path,
+        "workloads:\n- { uid: c, name: c, workloadIps: [10.0.0.3] }\n",
+    )
+    .unwrap();
+    let text = format!("{GOOD}\nmeshFile: {}\n", path.display());
+    let inline = "workloads: [{ uid: d, name: d, workloadIps: [10.0.0.4] }]";
+    let settings = load(&text, &[("LOCAL_XDS", inline)]).unwrap();
+    assert_eq!(settings.mesh_file.as_deref(), Some(&*path));
+    assert_eq!(settings.mesh().workloads().len(), 4);
+
+    std::fs::write(
+        &path,
+        "workloads:\n- { uid: c, name: c, workloadIps: [10.0.0.1] }\n",
+    )
+    .unwrap();
+    assert_eq!(
+        load(&text, &[]).unwrap_err().to_string(),
+        format!(
+            "{}: workloads[0].workloadIps[0]: 10.0.0.1 in network \"\" already belongs to workload \
+             cluster1//v1/Pod/default/a (workloads[0].workloadIps[0])",
+            path.display()
+        )
+    );
+    std::fs::write(&path, "workload: []\n").unwrap();
+    assert_eq!(
+        load(&text, &[]).unwrap_err().to_string(),
+        format!(
+            "{}: workload: unknown field, did you mean \"workloads\"? (line 1)",
+            path.display()
+        )
+    );
+}
+
+#[test]
+fn dedicated_for_a_uid_or_for_a_described_workload() {
+    let text = GOOD.replace("pods:\n- {", "#");
+    let a = "cluster1//v1/Pod/default/a";
+    let info = [
+        ("PROXY_MODE", "dedicated"),
+        ("PROXY_WORKLOAD_INFO", "default/a/a"),
+    ];
+    for settings in [
+        load(&format!("{text}\nmode: dedicated\nworkload: {a}\n"), &[]).unwrap(),
+        load(&text, &info).unwrap(),
+        load_with(
+            &text,
+            &[],
+            &Overrides {
+                workload: Some(a.to_owned()),
+                ..Overrides::default()
+            },
+        )
+        .unwrap(),
+        // The node is that of the workload where nothing else names one.
+        load(&text.replace("\nnode: node-a", "\n"), &info).unwrap(),
+    ] {
+        assert_eq!(&*settings.node, "node-a");
+        let Mode::Dedicated { workload } = settings.mode else {
+            panic!("not dedicated")
+        };
+        assert_eq!(&*workload.0, a);
+    }
+}
+
+#[test]
+fn the_environment_alone_is_enough_but_for_the_authority() {
+    let environment =
+        super::Environment::read(|name| (name == "NODE_NAME").then(|| "n".to_owned())).unwrap();
+    let flags = Overrides {
+        ca_directory: Some("state/ca".into()),
+        ..Overrides::default()
+    };
+    let settings = super::super::load_from(None, &environment, &flags).unwrap();
+    assert_eq!(&*settings.node, "n");
+    assert!(super::super::load_from(None, &environment, &Overrides::default()).is_err());
+}
+
+#[test]
+fn a_pod_that_says_it_runs_elsewhere_is_doubted() {
+    let text = GOOD.replace("\nnode: node-a", "\nnode: node-z");
+    assert_eq!(
+        load(&text, &[]).unwrap().warnings,
+        [
+            "pods[0].workload: cluster1//v1/Pod/default/a says that it runs on node \"node-a\", and \
+          this is \"node-z\""
+        ]
+    );
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let environment = super::Environment::default();
+    let path = std::path::Path::new("/nowhere/settings.yaml");
+    let error =
+        super::super::load_from(Some(path), &environment, &Overrides::default()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "/nowhere/settings.yaml: No such file or directory (os error 2)"
+    );
+    assert_eq!(error.reason(), "read");
+}

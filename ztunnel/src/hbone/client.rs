@@ -1,0 +1,302 @@
+//! One pooled connection: its handshake, its places for tunnels, and the task that drives it.
+//!
+//! The pool and every tunnel on the connection share a [`Connection`]; the byte stream and h2's
+//! state machine belong to the driver task alone. When the last handle to h2's request side is
+//! dropped ([`Connection::retire`]) h2 says GOAWAY after the last tunnel and closes.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::config::{Config, UNSETTLED_STREAMS};
+use super::keepalive::{Alarm, Watchdog, Watched};
+use super::line::Line;
+
+/// Who wants to know what becomes of a connection: its group in the pool.
+pub(crate) trait Owner {
+    /// A tunnel ended, so another may be opened.
+    fn released(&self);
+    /// The connection ended.
+    fn ended(&self, connection: &Connection);
+}
+
+/// A connection as the pool and its tunnels see it.
+pub(crate) struct Connection {
+    /// `None` once no tunnel may be opened any more.
+    requests: RefCell<Option<SendRequest<Bytes>>>,
+    /// Tunnels open or being opened.
+    active: Cell<usize>,
+    limit: usize,
+    idle_since: Cell<Instant>,
+    /// Whether the peer ever answered a CONNECT here: if so, it took our certificate.
+    proven: Cell<bool>,
+    /// Whether the peer's SETTINGS have come.
+    settled: Cell<bool>,
+    /// What its driver ended with.
+    cause: RefCell<Option<String>>,
+    driver: RefCell<Option<AbortHandle>>,
+    owner: Weak<dyn Owner>,
+}
+
+impl Connection {
+    /// Whether a tunnel may still be opened, as far as we have been told.
+    pub(crate) fn is_open(&self) -> bool {
+        let mut requests = self.requests.borrow_mut();
+        let Some(handle) = requests.as_mut() else {
+            return false;
+        };
+        // h2 answers at once: it only waits for requests queued through this very handle, and
+        // none are. An error is a GOAWAY or the end of the connection.
+        let mut nobody = Context::from_waker(Waker::noop());
+        let open = matches!(handle.poll_ready(&mut nobody), Poll::Ready(Ok(())));
+        if !open {
+            *requests = None;
+        }
+        open
+    }
+
+    /// Whether the peer's SETTINGS, and with them its limit, are still to come.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        !self.settled.get()
+    }
+
+    /// How many tunnels there may be. Until the peer has said its limit it is one, so that a
+    /// burst is not refused, or left waiting inside h2, by a peer that allows few.
+    fn limit(&self) -> usize {
+        if self.is_unsettled() {
+            1
+        } else {
+            self.limit.min(self.peer_limit())
+        }
+    }
+
+    /// Looks whether the SETTINGS have come, and lets those who wait for them go on.
+    fn settle(&self) {
+        if self.is_unsettled() && self.peer_limit() != UNSETTLED_STREAMS {
+            self.settled.set(true);
+            if let Some(owner) = self.owner.upgrade() {
+                owner.released();
+            }
+        }
+    }
+
+    /// Why no tunnel can be opened any more.
+    pub(crate) fn cause(&self) -> String {
+        self.cause
+            .borrow()
+            .clone()
+            .unwrap_or_else(|| "it was being closed".to_owned())
+    }
+
+    fn peer_limit(&self) -> usize {
+        self.requests
+            .borrow()
+            .as_ref()
+            .map_or(0, SendRequest::current_max_send_streams)
+    }
+
+    /// A place for a tunnel, when there is one.
+    pub(crate) fn take(self: &Rc<Self>) -> Option<Slot> {
+        let free = self.is_open() && self.active.get() < self.limit();
+        free.then(|| {
+            self.active.set(self.active.get() + 1);
+            Slot {
+                connection: Rc::clone(self),
+            }
+        })
+    }
+
+    /// A handle to send one request with: h2 makes a handle wait for what it sent last.
+    pub(crate) fn request_handle(&self) -> Option<SendRequest<Bytes>> {
+        self.requests.borrow().clone()
+    }
+
+    /// Notes that the peer answered a CONNECT.
+    pub(crate) fn prove(&self) {
+        self.proven.set(true);
+    }
+
+    /// Whether the peer ever did.
+    pub(crate) fn is_proven(&self) -> bool {
+        self.proven.get()
+    }
+
+    /// No more tunnels; those that are open may finish, then the connection closes.
+    pub(crate) fn retire(&self) {
+        // Taken first: dropping it wakes the driver.
+        let handle = self.requests.borrow_mut().take();
+        drop(handle);
+    }
+
+    /// Ends the connection under its tunnels.
+    pub(crate) fn abort(&self) {
+        self.retire();
+        if let Some(driver) = self.driver.borrow().as_ref() {
+            driver.abort();
+        }
+    }
+
+    /// Tunnels open or being opened.
+    pub(crate) fn active(&self) -> usize {
+        self.active.get()
+    }
+}
+
+/// A place on a connection, held by a tunnel from before its CONNECT until it is dropped.
+pub(crate) struct Slot {
+    connection: Rc<Connection>,
+}
+
+impl Slot {
+    pub(crate) fn connection(&self) -> &Rc<Connection> {
+        &self.connection
+    }
+}
+
+impl std::fmt::Debug for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Slot")
+            .field("active", &self.connection.active.get())
+            .finish()
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let connection = &self.connection;
+        connection.active.set(connection.active.get() - 1);
+        if connection.active.get() == 0 {
+            connection.idle_since.set(Instant::now());
+        }
+        if let Some(owner) = connection.owner.upgrade() {
+            owner.released();
+        }
+    }
+}
+
+/// Makes an HTTP/2 connection of a byte stream and starts its driver. The peer's SETTINGS are
+/// not waited for: the first CONNECT travels with our own.
+pub(crate) async fn handshake<IO>(
+    io: IO,
+    config: &Config,
+    owner: Weak<dyn Owner>,
+) -> Result<Rc<Connection>, h2::Error>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let line = Line::new(io);
+    // Only writes the preface; what it waits for is room in the socket.
+    let (requests, mut h2) = config.client().handshake(line.clone()).await?;
+    let connection = Rc::new(Connection {
+        requests: RefCell::new(Some(requests)),
+        active: Cell::new(0),
+        limit: config.max_streams_per_connection.max(1),
+        idle_since: Cell::new(Instant::now()),
+        proven: Cell::new(false),
+        settled: Cell::new(false),
+        cause: RefCell::new(None),
+        driver: RefCell::new(None),
+        owner,
+    });
+    let keepalive = config
+        .keepalive
+        .and_then(|keepalive| Some((keepalive, h2.ping_pong()?)));
+    let watchdog = Watchdog::new(keepalive, config.idle_release, config.handshake_timeout);
+    let driver = Driver {
+        h2,
+        watchdog,
+        closing_limit: config.handshake_timeout,
+        watch: Watch {
+            line,
+            connection: Rc::clone(&connection),
+        },
+    };
+    let task = tokio::task::spawn_local(driver.run());
+    *connection.driver.borrow_mut() = Some(task.abort_handle());
+    Ok(connection)
+}
+
+struct Watch<IO> {
+    line: Line<IO>,
+    connection: Rc<Connection>,
+}
+
+impl<IO> Watched for Watch<IO> {
+    fn take_heard(&mut self) -> bool {
+        self.line.take_heard()
+    }
+
+    fn idle_since(&mut self) -> Option<Instant> {
+        (self.connection.active.get() == 0).then(|| self.connection.idle_since.get())
+    }
+
+    fn is_settled(&self) -> bool {
+        !self.connection.is_unsettled()
+    }
+}
+
+/// However the driver ends, aborted too, the pool hears of it.
+impl<IO> Drop for Watch<IO> {
+    fn drop(&mut self) {
+        self.connection.retire();
+        if let Some(owner) = self.connection.owner.upgrade() {
+            owner.ended(&self.connection);
+        }
+    }
+}
+
+/// What the task of a connection owns.
+struct Driver<IO> {
+    h2: h2::client::Connection<Line<IO>>,
+    watchdog: Watchdog,
+    closing_limit: std::time::Duration,
+    watch: Watch<IO>,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
+    async fn run(mut self) {
+        let cause = poll_fn(|cx| self.poll(cx)).await;
+        tracing::debug!(cause, "connection to a peer ended");
+        *self.watch.connection.cause.borrow_mut() = Some(cause);
+    }
+
+    /// Ready with the reason for the connection's end.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<String> {
+        if let Poll::Ready(result) = Pin::new(&mut self.h2).poll(cx) {
+            return Poll::Ready(result.map_or_else(|error| error.to_string(), |()| closed()));
+        }
+        if let Poll::Ready(Err(error)) = self.watch.line.poll_flush_now(cx) {
+            return Poll::Ready(error.to_string());
+        }
+        self.watch.connection.settle();
+        while let Poll::Ready(alarm) = self.watchdog.poll(cx, &mut self.watch) {
+            match alarm {
+                Alarm::Dead(silence) => {
+                    return Poll::Ready(format!("no answer for {silence:?}"));
+                }
+                // The closing took too long, or nothing but the driver was left.
+                Alarm::Idle if self.watch.connection.requests.borrow().is_none() => {
+                    return Poll::Ready(closed());
+                }
+                Alarm::Idle => {
+                    self.watch.connection.retire();
+                    self.watch.connection.idle_since.set(Instant::now());
+                    self.watchdog.hurry(self.closing_limit);
+                }
+            }
+        }
+        Poll::Pending
+    }
+}
+
+fn closed() -> String {
+    "closed".to_owned()
+}

@@ -1,0 +1,132 @@
+//! The byte stream under an HTTP/2 connection, with two habits h2 lacks.
+//!
+//! h2 flushes after every larger frame. A TLS stream that collects records until it is flushed
+//! would make one system call of each; so a [`Line`] keeps h2's flushes back, and the task that
+//! drives the connection flushes once when h2 has nothing more to write. And it remembers that
+//! bytes came in, so that a busy connection needs no PING to be known alive.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A byte stream shared between h2, which reads and writes, and the driver, which flushes.
+pub(crate) struct Line<IO> {
+    shared: Rc<Shared<IO>>,
+}
+
+struct Shared<IO> {
+    io: RefCell<IO>,
+    /// Bytes came in since the driver last asked.
+    heard: Cell<bool>,
+    /// Bytes were written since the last flush.
+    unflushed: Cell<bool>,
+}
+
+impl<IO> Clone for Line<IO> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Rc::clone(&self.shared),
+        }
+    }
+}
+
+impl<IO> Line<IO> {
+    pub(crate) fn new(io: IO) -> Self {
+        let io = RefCell::new(io);
+        Self {
+            shared: Rc::new(Shared {
+                io,
+                heard: Cell::new(false),
+                unflushed: Cell::new(false),
+            }),
+        }
+    }
+
+    /// Whether bytes came in since this was last called.
+    pub(crate) fn take_heard(&self) -> bool {
+        self.shared.heard.take()
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> Line<IO> {
+    /// Flushes what h2 wrote; free when it wrote nothing.
+    pub(crate) fn poll_flush_now(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.shared.unflushed.get() {
+            return Poll::Ready(Ok(()));
+        }
+        let flushed = Pin::new(&mut *self.shared.io.borrow_mut()).poll_flush(cx);
+        if flushed.is_ready() {
+            self.shared.unflushed.set(false);
+        }
+        flushed
+    }
+
+    /// Runs a step of h2 that is not driven by a connection's task (the handshake), flushing
+    /// whenever it waits.
+    pub(crate) async fn flushing<F: Future>(&self, step: F) -> io::Result<F::Output> {
+        let mut step = pin!(step);
+        poll_fn(|cx| {
+            let done = step.as_mut().poll(cx);
+            match (self.poll_flush_now(cx), done) {
+                (Poll::Ready(Err(error)), Poll::Pending) => Poll::Ready(Err(error)),
+                (_, Poll::Ready(output)) => Poll::Ready(Ok(output)),
+                _ => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Line<IO> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        let read = Pin::new(&mut *self.shared.io.borrow_mut()).poll_read(cx, into);
+        if into.filled().len() > before {
+            self.shared.heard.set(true);
+        }
+        read
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Line<IO> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.shared.unflushed.set(true);
+        Pin::new(&mut *self.shared.io.borrow_mut()).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.shared.unflushed.set(true);
+        Pin::new(&mut *self.shared.io.borrow_mut()).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.shared.io.borrow().is_write_vectored()
+    }
+
+    /// Kept back: see the module's text.
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        std::task::ready!(self.poll_flush_now(cx))?;
+        Pin::new(&mut *self.shared.io.borrow_mut()).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,130 @@
+//! What happens to a CONNECT whose connection goes away under it.
+
+use super::*;
+
+/// Writes frames by hand for connections that misbehave: answers the first CONNECT with 200 and
+/// whatever comes next with `then`.
+async fn misbehave(mut io: DuplexStream, then: Vec<u8>) {
+    let mut buffer = vec![0; 64 * 1024];
+    let mut seen = Vec::new();
+    io.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+    let mut answered = 0;
+    while let Ok(read @ 1..) = io.read(&mut buffer).await {
+        seen.extend_from_slice(&buffer[..read]);
+        let headers = count_headers(&seen);
+        if answered == 0 && headers > 0 {
+            answered = 1;
+            io.write_all(&ok_headers(1)).await.unwrap();
+        }
+        if answered == 1 && headers > 1 {
+            answered = 2;
+            if then.is_empty() {
+                return;
+            }
+            io.write_all(&then).await.unwrap();
+        }
+    }
+}
+
+/// HEADERS frames in what a client wrote, its preface of 24 bytes included.
+fn count_headers(seen: &[u8]) -> usize {
+    let (mut at, mut headers) = (24, 0);
+    while let Some(head) = seen.get(at..at + 9) {
+        headers += usize::from(head[3] == 1);
+        at += 9 + usize::from(head[1]) * 256 + usize::from(head[2]) + (usize::from(head[0]) << 16);
+    }
+    headers
+}
+
+/// One tunnel on a connection that then answers the second CONNECT with `then`.
+async fn second_open_after(then: Vec<u8>) -> (Result<Tunnel, OpenError<Infallible>>, Rc<Peer>) {
+    let (peer, pool) = (Peer::new(config()), Pool::new(Rc::new(config())));
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    tokio::task::spawn_local(misbehave(far, then));
+    let first = pool
+        .open(&key("a"), &connect(), || async { Ok(near) })
+        .await
+        .unwrap();
+    let second = pool.open(&key("a"), &connect(), || peer.dial()).await;
+    drop(first);
+    (second, peer)
+}
+
+#[test]
+fn a_stream_the_goaway_leaves_out_is_opened_on_a_fresh_connection() {
+    run(async {
+        // last stream 1, NO_ERROR: stream 3 was not processed.
+        let goaway = frame(GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]);
+        let (second, peer) = second_open_after(goaway).await;
+        second.unwrap();
+        assert_eq!(peer.dials.get(), 1);
+    });
+}
+
+#[test]
+fn a_refused_stream_is_opened_on_another_connection() {
+    run(async {
+        let refused = frame(RST_STREAM, 0, 3, &[0, 0, 0, 7]);
+        let (second, peer) = second_open_after(refused).await;
+        second.unwrap();
+        assert_eq!(peer.dials.get(), 1);
+    });
+}
+
+#[test]
+fn a_connection_that_closes_under_a_connect_is_replaced() {
+    run(async {
+        let (second, peer) = second_open_after(Vec::new()).await;
+        second.unwrap();
+        assert_eq!(peer.dials.get(), 1);
+    });
+}
+
+#[test]
+fn a_stream_reset_for_other_reasons_is_not_tried_again() {
+    run(async {
+        // INTERNAL_ERROR
+        let (second, peer) = second_open_after(frame(RST_STREAM, 0, 3, &[0, 0, 0, 2])).await;
+        assert_eq!(second.unwrap_err().reason(), "stream_reset");
+        assert_eq!(peer.dials.get(), 0);
+    });
+}
+
+#[test]
+fn a_fresh_connection_that_closes_is_reported_not_retried() {
+    run(async {
+        let pool = Pool::<Infallible>::new(Rc::new(config()));
+        let dial = || async {
+            let (near, mut far) = tokio::io::duplex(64 * 1024);
+            tokio::task::spawn_local(async move { far.read(&mut [0; 1024]).await });
+            Ok(near)
+        };
+        let error = pool.open(&key("a"), &connect(), dial).await.unwrap_err();
+        assert_eq!(
+            (error.reason(), error.fault()),
+            ("connection_lost", Fault::Upstream)
+        );
+        assert!(error.to_string().contains("certificate"), "{error}");
+    });
+}
+
+#[test]
+fn a_connection_that_is_going_away_is_not_chosen_again() {
+    run(async {
+        let (first, other, pool, peer) = pair(config(), config()).await;
+        peer.drain.send_replace(true);
+        until(|| pool.is_empty()).await;
+        let fresh = Peer::new(config());
+        let second = open(&pool, &key("a"), &fresh).await;
+        assert_eq!((peer.dials.get(), fresh.dials.get()), (1, 1));
+        // The old tunnel still works.
+        let (mut first, mut other) = (first, other);
+        first
+            .send
+            .send_all(Bytes::from_static(b"still here"))
+            .await
+            .unwrap();
+        assert_eq!(other.recv.data().await.unwrap().unwrap(), "still here");
+        drop((first, second));
+    });
+}

@@ -1,0 +1,232 @@
+//! What flows through an open tunnel, and how it ends.
+
+use std::future::poll_fn;
+use std::task::Poll;
+
+use super::*;
+
+fn pattern(length: usize) -> Bytes {
+    (0..length)
+        .map(|at| (at * 31 % 251).to_le_bytes()[0])
+        .collect::<Vec<u8>>()
+        .into()
+}
+
+#[test]
+fn each_side_may_finish_first_and_the_other_goes_on() {
+    run(async {
+        let (mut near, mut far, ..) = pair(config(), config()).await;
+        near.send
+            .send_all(Bytes::from_static(b"request"))
+            .await
+            .unwrap();
+        near.send.finish().unwrap();
+        assert_eq!(read_all(&mut far.recv).await.unwrap(), b"request");
+        far.send
+            .send_all(Bytes::from_static(b"late answer"))
+            .await
+            .unwrap();
+        far.send.finish().unwrap();
+        assert_eq!(read_all(&mut near.recv).await.unwrap(), b"late answer");
+        assert!(near.is_finished() && far.is_finished());
+
+        let (mut near, mut far, ..) = pair(config(), config()).await;
+        far.send.send_last(Bytes::from_static(b"greeting")).unwrap();
+        assert_eq!(read_all(&mut near.recv).await.unwrap(), b"greeting");
+        near.send
+            .send_all(Bytes::from_static(b"and more"))
+            .await
+            .unwrap();
+        near.send.finish().unwrap();
+        assert_eq!(read_all(&mut far.recv).await.unwrap(), b"and more");
+    });
+}
+
+#[test]
+fn an_unfinished_tunnel_that_is_dropped_is_reset_at_the_other_end() {
+    run(async {
+        for near_drops in [true, false] {
+            let (near, far, ..) = pair(config(), config()).await;
+            let (dropped, mut left) = if near_drops { (near, far) } else { (far, near) };
+            let mut dropped = dropped;
+            // Half-closed is not finished.
+            dropped.send.finish().unwrap();
+            assert!(left.recv.data().await.is_none());
+            dropped.abort();
+            let reset = poll_fn(|cx| left.send.poll_reset(cx)).await;
+            let cancelled = matches!(
+                reset,
+                TunnelError::Reset {
+                    reason: h2::Reason::CANCEL
+                }
+            );
+            assert!(cancelled, "{reset}");
+            let error = left.send.send(Bytes::from_static(b"x")).unwrap_err();
+            assert_eq!(error.reason(), "reset");
+        }
+    });
+}
+
+#[test]
+fn a_reset_wakes_a_reader_and_a_sender_that_waits_for_room() {
+    run(async {
+        for near_drops in [true, false] {
+            let (near, far, ..) = pair(config(), config()).await;
+            let (dropped, mut left) = if near_drops { (near, far) } else { (far, near) };
+            let both = tokio::task::spawn_local(async move {
+                let Tunnel { send, recv, .. } = &mut left;
+                let flood = send.send_all(pattern(64 << 20));
+                let (sent, received) = futures::future::join(flood, recv.data()).await;
+                (sent.unwrap_err(), received.unwrap().unwrap_err())
+            });
+            settle().await;
+            assert!(!both.is_finished());
+            drop(dropped);
+            let (sent, received) = both.await.unwrap();
+            assert_eq!((sent.reason(), received.reason()), ("reset", "reset"));
+        }
+    });
+}
+
+#[test]
+fn a_finished_tunnel_may_be_dropped_before_its_bytes_are_out() {
+    run(async {
+        let (mut near, mut far, ..) = pair(config(), config()).await;
+        near.send.finish().unwrap();
+        assert!(far.recv.data().await.is_none());
+        let bytes = pattern(300_000);
+        far.send.send_all(bytes.clone()).await.unwrap();
+        far.send.finish().unwrap();
+        drop(far);
+        assert_eq!(read_all(&mut near.recv).await.unwrap(), bytes);
+    });
+}
+
+/// Gives as much as flow control takes now.
+async fn give(send: &mut Sender, bytes: &mut Bytes) {
+    poll_fn(|cx| match send.poll_send(cx, bytes) {
+        Poll::Ready(Err(error)) => panic!("{error}"),
+        _ => Poll::Ready(()),
+    })
+    .await;
+}
+
+#[test]
+fn a_reader_that_releases_nothing_stops_its_sender() {
+    run(async {
+        let (window, buffer) = (256 * 1024, 128 * 1024);
+        let both = Config {
+            stream_window: window,
+            send_buffer: buffer,
+            ..config()
+        };
+        let (mut near, mut far, ..) = pair(both.clone(), both).await;
+        let total = 8 << 20;
+        let mut bytes = pattern(total);
+        for _ in 0..50 {
+            give(&mut near.send, &mut bytes).await;
+            settle().await;
+        }
+        let given = total - bytes.len();
+        assert!(given <= window as usize + buffer, "{given} bytes taken");
+        // It reads, but does not say that it is done with the bytes.
+        let mut held = 0;
+        while held < window as usize {
+            held += far.recv.data().await.unwrap().unwrap().len();
+        }
+        for _ in 0..50 {
+            give(&mut near.send, &mut bytes).await;
+            settle().await;
+        }
+        assert!(total - bytes.len() <= window as usize + buffer);
+        // And now it does.
+        far.recv.release(held).unwrap();
+        let rest = async {
+            near.send.send_all(bytes).await.unwrap();
+            near.send.finish().unwrap();
+        };
+        let (read, ()) = futures::future::join(read_all(&mut far.recv), rest).await;
+        assert_eq!(held + read.unwrap().len(), total);
+    });
+}
+
+#[test]
+fn a_slow_tunnel_does_not_stop_its_neighbours() {
+    run(async {
+        let (mut near, _far, pool, peer) = pair(config(), config()).await;
+        let mut flood = pattern(16 << 20);
+        give(&mut near.send, &mut flood).await;
+        settle().await;
+        let mut neighbour = open(&pool, &key("a"), &peer).await;
+        assert_eq!(peer.dials.get(), 1);
+        let mut other = peer.take_tunnel();
+        let bytes = pattern(4 << 20);
+        let send = async {
+            neighbour.send.send_all(bytes.clone()).await.unwrap();
+            neighbour.send.finish().unwrap();
+        };
+        let (read, ()) = futures::future::join(read_all(&mut other.recv), send).await;
+        assert!(read.unwrap() == bytes);
+    });
+}
+
+#[test]
+fn more_than_was_received_cannot_be_released() {
+    run(async {
+        let (_near, mut far, ..) = pair(config(), config()).await;
+        assert_eq!(far.recv.release(1).unwrap_err().reason(), "misuse");
+        far.recv.release(0).unwrap();
+        far.send.finish().unwrap();
+        far.send.finish().unwrap();
+        assert_eq!(
+            far.send
+                .send(Bytes::from_static(b"x"))
+                .unwrap_err()
+                .reason(),
+            "finished"
+        );
+    });
+}
+
+#[test]
+fn sixteen_mebibytes_each_way_over_tcp_arrive_whole() {
+    run(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let bytes = pattern(16 << 20);
+        let serving = tokio::task::spawn_local({
+            async move {
+                let (io, _) = listener.accept().await.unwrap();
+                let (_drain, drained) = watch::channel(false);
+                let echo = |request: Request| {
+                    drop(tokio::task::spawn_local(async move {
+                        let Tunnel { send, recv, .. } = &mut request.accept().unwrap();
+                        while let Some(data) = recv.data().await {
+                            let data = data.unwrap();
+                            let length = data.len();
+                            send.send_all(data).await.unwrap();
+                            recv.release(length).unwrap();
+                        }
+                        send.finish().unwrap();
+                    }));
+                };
+                serve(io, &config(), drained, echo).await
+            }
+        });
+        let pool = Pool::<std::io::Error>::new(Rc::new(config()));
+        let dial = || tokio::net::TcpStream::connect(address);
+        let mut tunnel = pool.open(&key("a"), &connect(), dial).await.unwrap();
+        let Tunnel { send, recv, .. } = &mut tunnel;
+        let sending = async {
+            for chunk in bytes.chunks(200_000) {
+                send.send_all(Bytes::copy_from_slice(chunk)).await.unwrap();
+            }
+            send.finish().unwrap();
+        };
+        let (back, ()) = futures::future::join(read_all(recv), sending).await;
+        assert!(back.unwrap() == bytes);
+        drop(tunnel);
+        pool.evict(|_| true);
+        serving.await.unwrap().unwrap();
+    });
+}

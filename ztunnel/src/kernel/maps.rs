@@ -1,0 +1,250 @@
+//! The maps as the proxy sees them: typed, named, and usable from any thread.
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::{Mutex, PoisonError};
+
+use ipnet::IpNet;
+use socket2::{Domain, Protocol, Socket, Type};
+use ztunnel_ebpf_types::{
+    Address, CONFIG_NETS, CONFIG_PORTS, Client, Config, Destination, Net, POD_HANDSHAKE, Pod,
+    SAVED_HANDSHAKE, Saved,
+};
+
+use super::object::Object;
+use super::sys::{self, Map};
+use super::{Error, NetnsCookie};
+
+/// Every map that user space reads or writes.
+#[derive(Debug)]
+pub(super) struct Maps {
+    config: Map<u32, Config>,
+    pub(super) pods: Map<u64, Pod>,
+    pub(super) addresses: Map<Address, u64>,
+    /// The value is the listener's descriptor.
+    pub(super) listeners: Map<Address, u32>,
+    pub(super) origins: Map<Client, Destination>,
+    exempt_ports: Map<u32, u32>,
+    exempt_nets: Map<Net, u32>,
+    /// The key is a socket's descriptor.
+    sockets: Map<u32, Saved>,
+    /// The settings are read, changed and written back.
+    writing: Mutex<()>,
+}
+
+impl Maps {
+    /// The maps of a loaded object.
+    pub(super) fn open(object: &mut Object) -> Result<Self, Error> {
+        Ok(Self {
+            config: Map::new(object.map("CONFIG")?, "CONFIG"),
+            pods: Map::new(object.map("PODS")?, "PODS"),
+            addresses: Map::new(object.map("ADDRESSES")?, "ADDRESSES"),
+            listeners: Map::new(object.map("LISTENERS")?, "LISTENERS"),
+            origins: Map::new(object.map("ORIGINS")?, "ORIGINS"),
+            exempt_ports: Map::new(object.map("EXEMPT_PORTS")?, "EXEMPT_PORTS"),
+            exempt_nets: Map::new(object.map("EXEMPT_NETS")?, "EXEMPT_NETS"),
+            sockets: Map::new(object.map("SOCKETS")?, "SOCKETS"),
+            writing: Mutex::new(()),
+        })
+    }
+
+    /// Changes the settings.
+    pub(super) fn configure(&self, change: impl FnOnce(&mut Config)) -> Result<(), Error> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut config = self.config()?;
+        change(&mut config);
+        self.config
+            .insert(&0, &config)
+            .map_err(failed(&self.config, "written"))
+    }
+
+    fn config(&self) -> Result<Config, Error> {
+        let found = self.config.get(&0);
+        Ok(found
+            .map_err(failed(&self.config, "read"))?
+            .unwrap_or_default())
+    }
+
+    /// Makes the exempt ports and networks these and no others. New ones count before old ones
+    /// go, so what is exempt before and after is exempt all the time.
+    pub(super) fn exempt(&self, ports: &[u16], networks: &[IpNet]) -> Result<(), Error> {
+        let ports: Vec<u32> = ports.iter().copied().map(u32::from).collect();
+        let networks: Vec<Net> = networks.iter().map(net).collect();
+        replace(&self.exempt_ports, &ports)?;
+        replace(&self.exempt_nets, &networks)?;
+        self.configure(|config| {
+            let mut set = |flag: u32, used: bool| {
+                config.flags = if used {
+                    config.flags | flag
+                } else {
+                    config.flags & !flag
+                };
+            };
+            set(CONFIG_PORTS, !ports.is_empty());
+            set(CONFIG_NETS, !networks.is_empty());
+        })
+    }
+
+    /// Makes this process known to the programs as the proxy. It connects a socket whose storage
+    /// bears a sign that only a holder of the maps can write; the connect hook records who did so
+    /// and refuses the call. This works across pid namespaces, where the process does not know
+    /// its own number.
+    pub(super) fn introduce(&self) -> Result<(), Error> {
+        let io_failed = |source| Error::Handshake { source };
+        let (socket, address) = any_socket().map_err(io_failed)?;
+        let cookie = sys::netns_cookie(socket.as_fd()).map_err(io_failed)?;
+        let sign = Saved {
+            kind: SAVED_HANDSHAKE,
+            ..Saved::default()
+        };
+        self.sockets
+            .insert(&socket.as_raw_fd().cast_unsigned(), &sign)
+            .map_err(failed(&self.sockets, "written"))?;
+        // This namespace may itself be enrolled, and stays so meanwhile.
+        let enrolled = self.pods.get(&cookie).map_err(failed(&self.pods, "read"))?;
+        let mut pod = enrolled.unwrap_or_default();
+        pod.flags |= POD_HANDSHAKE;
+        self.pods
+            .insert(&cookie, &pod)
+            .map_err(failed(&self.pods, "written"))?;
+        let connected = socket.connect(&address);
+        match enrolled {
+            Some(pod) => self.pods.insert(&cookie, &pod),
+            None => self.pods.remove(&cookie),
+        }
+        .map_err(failed(&self.pods, "written"))?;
+        if self.config()?.process != 0 {
+            return Ok(());
+        }
+        let unseen = "the connect hook did not see this process: is it in a cgroup below the one \
+                      that the programs are attached to?";
+        Err(io_failed(match connected {
+            Ok(()) => io::Error::other(unseen),
+            Err(error) => io::Error::new(error.kind(), format!("{unseen} ({error})")),
+        }))
+    }
+
+    /// Forgets the addresses of a pod that are not among those to keep.
+    pub(super) fn forget_addresses(
+        &self,
+        cookie: NetnsCookie,
+        keep: &[Address],
+    ) -> Result<(), Error> {
+        let addresses = self.addresses.keys();
+        for address in addresses.map_err(failed(&self.addresses, "read"))? {
+            let owner = self.addresses.get(&address);
+            let owner = owner.map_err(failed(&self.addresses, "read"))?;
+            if owner != Some(cookie.0) || keep.contains(&address) {
+                continue;
+            }
+            self.listeners
+                .remove(&address)
+                .map_err(failed(&self.listeners, "written"))?;
+            self.addresses
+                .remove(&address)
+                .map_err(failed(&self.addresses, "written"))?;
+        }
+        Ok(())
+    }
+}
+
+/// A socket of whichever family this machine has, and a loopback address for it.
+fn any_socket() -> io::Result<(Socket, socket2::SockAddr)> {
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+    let make = |domain| Socket::new(domain, Type::STREAM, Some(Protocol::TCP));
+    match make(Domain::IPV4) {
+        Ok(socket) => Ok((socket, SocketAddr::from((Ipv4Addr::LOCALHOST, 9)).into())),
+        Err(_) => Ok((
+            make(Domain::IPV6)?,
+            SocketAddr::from((Ipv6Addr::LOCALHOST, 9)).into(),
+        )),
+    }
+}
+
+/// Names the map in an error.
+pub(super) fn failed<K, V>(
+    map: &Map<K, V>,
+    action: &'static str,
+) -> impl Fn(io::Error) -> Error + use<K, V>
+where
+    K: aya::Pod + Default,
+    V: aya::Pod + Default,
+{
+    let map = map.name();
+    move |source| Error::Map {
+        map: map.to_owned(),
+        action,
+        source,
+    }
+}
+
+/// Makes a set in a map hold these keys and no others.
+fn replace<K>(map: &Map<K, u32>, wanted: &[K]) -> Result<(), Error>
+where
+    K: aya::Pod + Default + PartialEq,
+{
+    for key in wanted {
+        map.insert(key, &1).map_err(failed(map, "written"))?;
+    }
+    for key in map.keys().map_err(failed(map, "read"))? {
+        if !wanted.contains(&key) {
+            map.remove(&key).map_err(failed(map, "written"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A network as the trie has it: IPv4 lies 96 bits deep.
+fn net(network: &IpNet) -> Net {
+    let bits = u32::from(network.prefix_len());
+    Net {
+        bits: match network {
+            IpNet::V4(_) => 96 + bits,
+            IpNet::V6(_) => bits,
+        },
+        address: network.network().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    #[test]
+    fn a_network_is_a_prefix_of_mapped_addresses() {
+        let v4 = net(&"10.1.2.3/8".parse().unwrap());
+        assert_eq!(v4.bits, 104);
+        assert_eq!(IpAddr::from(v4.address).to_string(), "10.0.0.0");
+        let v6 = net(&"fd00::1/16".parse().unwrap());
+        assert_eq!(v6.bits, 16);
+        assert_eq!(IpAddr::from(v6.address).to_string(), "fd00::");
+    }
+
+    #[test]
+    fn addresses_survive_the_way_to_the_kernel_and_back() {
+        for text in ["10.0.0.1", "255.255.255.255", "::1", "fd00::1:2", "0.0.0.0"] {
+            let address: IpAddr = text.parse().unwrap();
+            assert_eq!(IpAddr::from(Address::from(address)), address);
+        }
+        let mapped: IpAddr = "::ffff:10.0.0.1".parse().unwrap();
+        assert_eq!(IpAddr::from(Address::from(mapped)).to_string(), "10.0.0.1");
+    }
+
+    #[test]
+    fn the_machine_itself_is_recognised() {
+        let is = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
+        for text in ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"] {
+            assert!(is(text).is_loopback(), "{text}");
+        }
+        for text in ["128.0.0.1", "10.127.0.1", "::2", "::7f00:1"] {
+            assert!(!is(text).is_loopback(), "{text}");
+        }
+        for text in ["0.0.0.0", "::", "::ffff:0.0.0.0"] {
+            assert!(is(text).is_unspecified(), "{text}");
+        }
+        assert_eq!(is("127.0.0.1"), Address::LOOPBACK4);
+        assert_eq!(is("::1"), Address::LOOPBACK6);
+    }
+}

@@ -1,0 +1,414 @@
+//! Ways around the connect hook. Each is captured or refused; on the wire, nothing shows.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::world::{
+    DEVICE, MARK, POD4, POD6, Wire, World, accept, at, dial, in_namespace, index, listen, set, tcp,
+};
+
+const DIALLED: [&str; 2] = ["192.0.2.1:80", "[2001:db8::1]:80"];
+
+/// The next captured connection was meant for this address, and its data arrives.
+fn is_captured(world: &World, dialled: SocketAddr, socket: &mut impl std::io::Write) {
+    let (mut proxy, found) = world.captured(dialled.is_ipv4()).expect("captured");
+    assert_eq!(found, dialled);
+    socket.write_all(b"data").unwrap();
+    let mut bytes = [0; 4];
+    proxy.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"data");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_wire_shows_what_is_not_captured() {
+    in_namespace(|| {
+        let world = World::new();
+        world.kernel.withdraw(world.cookie).unwrap();
+        for dialled in DIALLED {
+            let mut wire = Wire::tap();
+            let socket = tcp(at(dialled).is_ipv4());
+            socket.set_nonblocking(true).unwrap();
+            assert!(socket.connect(&at(dialled).into()).is_err());
+            assert!(wire.packets() > 0, "{dialled}");
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn io_uring() {
+    in_namespace(|| {
+        let world = World::new();
+        let mut wire = Wire::tap();
+        for dialled in DIALLED.map(at) {
+            let mut socket = tcp(dialled.is_ipv4());
+            let address = socket2::SockAddr::from(dialled);
+            let mut ring = io_uring::IoUring::new(4).unwrap();
+            let connect = io_uring::opcode::Connect::new(
+                io_uring::types::Fd(socket.as_raw_fd()),
+                address.as_ptr().cast(),
+                address.len(),
+            );
+            // SAFETY: socket and address outlive the one request.
+            unsafe { ring.submission().push(&connect.build()).unwrap() };
+            ring.submit_and_wait(1).unwrap();
+            assert_eq!(ring.completion().next().unwrap().result(), 0);
+            is_captured(&world, dialled, &mut socket);
+        }
+        assert_eq!(wire.packets(), 0);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn fast_open() {
+    in_namespace(|| {
+        std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "3").unwrap();
+        let world = World::new();
+        for listener in [&world.outbound4, &world.outbound6].into_iter().flatten() {
+            set(listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 16);
+        }
+        let mut wire = Wire::tap();
+        // Twice each: the second has the cookie, and its data is accepted with the SYN.
+        for dialled in DIALLED.into_iter().chain(DIALLED).map(at) {
+            let socket = tcp(dialled.is_ipv4());
+            let sent = socket.send_to_with_flags(b"early", &dialled.into(), libc::MSG_FASTOPEN);
+            assert_eq!(sent.unwrap(), 5);
+            arrives(&world, dialled, b"early");
+
+            let mut socket = tcp(dialled.is_ipv4());
+            set(&socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1);
+            socket.connect(&dialled.into()).unwrap();
+            socket.write_all(b"later").unwrap();
+            arrives(&world, dialled, b"later");
+            let told = socket.peer_addr().unwrap().as_socket();
+            assert_eq!(told, Some(dialled));
+        }
+        assert_eq!(wire.packets(), 0);
+    });
+}
+
+fn arrives(world: &World, dialled: SocketAddr, data: &[u8]) {
+    let (mut proxy, found) = world.captured(dialled.is_ipv4()).expect("captured");
+    assert_eq!(found, dialled);
+    let mut bytes = vec![0; data.len()];
+    proxy.read_exact(&mut bytes).unwrap();
+    assert_eq!(bytes, data);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn mptcp_does_not_get_out_and_can_listen() {
+    in_namespace(|| {
+        let world = World::new();
+        let mut wire = Wire::tap();
+        for dialled in DIALLED.map(at) {
+            let mut socket = mptcp(Domain::for_address(dialled));
+            let begin = Instant::now();
+            match socket.connect(&dialled.into()) {
+                Ok(()) => is_captured(&world, dialled, &mut socket),
+                // On a kernel where MPTCP does not come by the connect hook.
+                Err(_) => assert!(begin.elapsed() < Duration::from_secs(5)),
+            }
+        }
+        assert_eq!(wire.packets(), 0);
+        let server = mptcp(Domain::IPV6);
+        server.bind(&at("[::]:7070").into()).unwrap();
+        server.listen(8).unwrap();
+        let _plain = dial(at("127.0.0.1:7070")).unwrap();
+        server.accept().unwrap();
+        let joined = mptcp(Domain::IPV4);
+        joined.connect(&at("127.0.0.1:7070").into()).unwrap();
+        server.accept().unwrap();
+    });
+}
+
+fn mptcp(domain: Domain) -> Socket {
+    Socket::new(
+        domain,
+        Type::STREAM,
+        Some(Protocol::from(libc::IPPROTO_MPTCP)),
+    )
+    .unwrap()
+}
+
+/// On kernels where a way around the connect hook exists (MPTCP, before it called the hook), and
+/// in the moment in which a pod is enrolled.
+#[test]
+#[ignore = "needs root"]
+fn what_the_connect_hook_never_saw_does_not_get_out() {
+    in_namespace(|| {
+        let world = World::new();
+        for name in ["capture4", "capture6"] {
+            super::super::pins::detach(&world.directory.join("v1/links").join(name)).unwrap();
+        }
+        let mut wire = Wire::tap();
+        for (dialled, device) in [
+            (DIALLED[0], None),
+            (DIALLED[0], Some(DEVICE.as_bytes())),
+            (DIALLED[1], None),
+            (DIALLED[1], Some(DEVICE.as_bytes())),
+        ] {
+            let socket = tcp(at(dialled).is_ipv4());
+            socket.bind_device(device).unwrap();
+            // A device that an ordinary user's socket was bound to stays, see SECURITY.md.
+            if device.is_none() {
+                drop_capabilities();
+            }
+            let begin = Instant::now();
+            let error = socket.connect(&at(dialled).into());
+            restore_capabilities();
+            assert!(error.is_err(), "{dialled}");
+            assert!(begin.elapsed() < Duration::from_secs(5), "{dialled}");
+        }
+        assert_eq!(wire.packets(), 0);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn bound_sockets_keep_their_port_and_never_show_loopback() {
+    in_namespace(|| {
+        let world = World::new();
+        let mut wire = Wire::tap();
+        for (own, dialled, pod) in [
+            ("0.0.0.0:4001", DIALLED[0], POD4),
+            ("10.9.0.1:4002", DIALLED[0], POD4),
+            ("[::]:4003", DIALLED[1], POD6),
+            ("[fd09::1]:4004", DIALLED[1], POD6),
+        ] {
+            let (own, dialled) = (at(own), at(dialled));
+            let mut socket = tcp(own.is_ipv4());
+            socket.bind(&own.into()).unwrap();
+            socket.connect(&dialled.into()).unwrap();
+            is_captured(&world, dialled, &mut socket);
+            let told = socket.local_addr().unwrap().as_socket().unwrap();
+            assert_eq!(told, SocketAddr::new(pod, own.port()));
+            assert_eq!(socket.peer_addr().unwrap().as_socket(), Some(dialled));
+        }
+        let mut socket = tcp(false);
+        socket.bind(&at("[::]:4005").into()).unwrap();
+        socket.connect(&at("[::ffff:192.0.2.1]:80").into()).unwrap();
+        is_captured(&world, at(DIALLED[0]), &mut socket);
+        let told = socket.local_addr().unwrap().as_socket().unwrap();
+        assert_eq!(told, at("[::ffff:10.9.0.1]:4005"));
+        assert_eq!(wire.packets(), 0);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn non_blocking() {
+    in_namespace(|| {
+        let world = World::new();
+        for dialled in DIALLED.map(at) {
+            let mut socket = tcp(dialled.is_ipv4());
+            socket.set_nonblocking(true).unwrap();
+            // On loopback the handshake may be over before connect returns.
+            drop(socket.connect(&dialled.into()));
+            is_captured(&world, dialled, &mut socket);
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_socket_bound_to_a_device_is_captured_or_refused() {
+    in_namespace(|| {
+        let world = World::new();
+        let mut wire = Wire::tap();
+        let bound = |dialled: SocketAddr| {
+            let socket = tcp(dialled.is_ipv4());
+            socket.bind_device(Some(DEVICE.as_bytes())).unwrap();
+            socket
+        };
+        for dialled in DIALLED.map(at) {
+            let mut socket = bound(dialled);
+            socket.connect(&dialled.into()).unwrap();
+            is_captured(&world, dialled, &mut socket);
+        }
+        assert_eq!(wire.packets(), 0);
+        drop_capabilities();
+        for dialled in DIALLED.map(at) {
+            let mut socket = bound(dialled);
+            match socket.connect(&dialled.into()) {
+                Ok(()) => is_captured(&world, dialled, &mut socket),
+                Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EPERM)),
+            }
+            let socket = Socket::new(
+                Domain::for_address(dialled),
+                Type::STREAM,
+                Some(Protocol::from(libc::IPPROTO_MPTCP)),
+            )
+            .unwrap();
+            socket.bind_device(Some(DEVICE.as_bytes())).unwrap();
+            assert!(socket.connect(&dialled.into()).is_err(), "MPTCP");
+        }
+        restore_capabilities();
+        assert_eq!(wire.packets(), 0);
+    });
+}
+
+/// From here on this thread is an ordinary user's. Its inheritable and permitted sets stay.
+fn drop_capabilities() {
+    capabilities(false);
+}
+
+fn restore_capabilities() {
+    capabilities(true);
+}
+
+fn capabilities(effective: bool) {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    let mut header = Header {
+        version: 0x2008_0522,
+        pid: 0,
+    };
+    let mut sets = [[0_u32; 3]; 2];
+    // SAFETY: version 3 has two sets of three words.
+    let read = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) };
+    assert_eq!(read, 0);
+    for set in &mut sets {
+        set[0] = if effective { set[1] } else { 0 };
+    }
+    // SAFETY: as above.
+    let written = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, sets.as_ptr()) };
+    assert_eq!(written, 0);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_process_in_a_cgroup_of_its_own() {
+    in_namespace(|| {
+        let world = World::new();
+        let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+            .into_iter()
+            .find(|path| std::path::Path::new(path).join("cgroup.procs").exists())
+            .unwrap();
+        let cgroup = format!("{unified}/ztunnel-test-{}", std::process::id());
+        std::fs::create_dir(&cgroup).unwrap();
+        let procs = format!("{cgroup}/cgroup.procs");
+        let dialled = at(DIALLED[0]);
+        let socket = tcp(true);
+        let code = in_child(|| {
+            if std::fs::write(&procs, "0").is_err() {
+                return 1;
+            }
+            let inside = tcp(true);
+            i32::from(inside.connect(&dialled.into()).is_err())
+        });
+        drop(socket);
+        std::fs::remove_dir(&cgroup).unwrap();
+        assert_eq!(code, 0);
+        assert_eq!(world.captured(true).unwrap().1, dialled);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_proxys_mark_in_another_process() {
+    in_namespace(|| {
+        let world = World::new();
+        let mut wire = Wire::tap();
+        let dialled = at(DIALLED[0]);
+        let code = in_child(|| {
+            let socket = tcp(true);
+            set(&socket, libc::SOL_SOCKET, libc::SO_MARK, MARK.cast_signed());
+            i32::from(socket.connect(&dialled.into()).is_err())
+        });
+        assert_eq!(code, 0);
+        assert_eq!(world.captured(true).unwrap().1, dialled);
+        assert_eq!(wire.packets(), 0);
+    });
+}
+
+/// Runs in a child process, in this thread's namespace; only system calls, please.
+fn in_child(run: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: the child makes system calls and leaves without running anything of the parent's.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            let code = run();
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(code) }
+        }
+        ForkResult::Parent { child } => match waitpid(child, None).unwrap() {
+            WaitStatus::Exited(_, code) => code,
+            other => panic!("{other:?}"),
+        },
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_namespace_inside_the_pod_has_no_way_out() {
+    in_namespace(|| {
+        let world = World::new();
+        let mut wire = Wire::tap();
+        std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
+                .or_else(|_| unshare(CloneFlags::CLONE_NEWNET))
+                .unwrap();
+            for dialled in DIALLED {
+                assert!(dial(at(dialled)).is_err());
+            }
+        })
+        .join()
+        .unwrap();
+        assert!(world.captured(true).is_none());
+        assert_eq!(wire.packets(), 0);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_socket_made_before_enrolment_or_used_again() {
+    in_namespace(|| {
+        let world = World::new();
+        world.kernel.withdraw(world.cookie).unwrap();
+        let dialled = at(DIALLED[0]);
+        let mut before = tcp(true);
+        world.enroll();
+        before.connect(&dialled.into()).unwrap();
+        is_captured(&world, dialled, &mut before);
+        // The same socket, dissolved, to the pod itself: nothing of the capture is left.
+        let unspecified = libc::sockaddr {
+            sa_family: 0,
+            sa_data: [0; 14],
+        };
+        // SAFETY: a valid address of no family, which dissolves the association.
+        let dissolved = unsafe { libc::connect(before.as_raw_fd(), &raw const unspecified, 16) };
+        assert_eq!(dissolved, 0);
+        let server = listen(at("[::]:8080"));
+        before.connect(&SocketAddr::new(POD4, 8080).into()).unwrap();
+        assert!(accept(&server).is_some());
+        let told = before.peer_addr().unwrap().as_socket().unwrap();
+        assert_eq!(told, SocketAddr::new(POD4, 8080));
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_direct_call_to_the_proxys_port_is_not_taken_for_a_captured_one() {
+    in_namespace(|| {
+        let world = World::new();
+        let app = TcpStream::connect("127.0.0.1:15001").unwrap();
+        let (_, client) = accept(world.outbound4.as_ref().unwrap()).unwrap();
+        assert_eq!(client.ip(), "127.0.0.1".parse::<IpAddr>().unwrap());
+        let found = world.kernel.original_destination(world.cookie, client);
+        assert_eq!(found.unwrap(), None);
+        assert_eq!(app.peer_addr().unwrap(), at("127.0.0.1:15001"));
+        assert!(index(DEVICE) > 1);
+    });
+}

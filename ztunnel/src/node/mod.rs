@@ -1,0 +1,254 @@
+//! The composition root of the proxy role: builds every room from the settings, wires them
+//! together, and then follows the settings file and the signals until it is told to stop.
+//!
+//! Order matters at both ends. At the start the kernel programs of an earlier process are taken
+//! over before anything else could let traffic pass them by; at the end nothing is detached:
+//! a stopped proxy leaves its pods captured, and so refused, until the next one takes over.
+
+mod assembly;
+mod dump;
+mod enrollment;
+mod program_log;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, watch};
+
+use crate::admin::{self, Readiness};
+use crate::ca::local::LocalCaError;
+use crate::config::{self, ConfigError, Overrides, Settings, Watcher};
+use crate::kernel::{self, Kernel};
+use crate::path::{Shared, WorkerError, Workers};
+use crate::telemetry::{FilterError, LogError, LogGuard, LogHandle, Telemetry, init_logging};
+use crate::tls;
+
+use enrollment::Enrollment;
+
+/// How often pods that could not be enrolled are tried again.
+const ENROLL_RETRY: Duration = Duration::from_secs(1);
+
+/// Why the node could not be started.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant is the error of the room it names")]
+pub enum Error {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("log.filter: {0}")]
+    Filter(#[from] FilterError),
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
+    #[error(transparent)]
+    Ca(#[from] LocalCaError),
+    #[error(transparent)]
+    Admin(#[from] admin::Error),
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    #[error("cannot start the event loop: {0}")]
+    Runtime(#[source] std::io::Error),
+}
+
+/// Runs one node until it is told to stop.
+///
+/// # Errors
+/// When a room cannot be built; what was pinned in the kernel stays as it was.
+pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Error> {
+    let began = Instant::now();
+    let settings = config::load(file.as_deref(), &overrides)?;
+    let (log, guard) = init_logging(&assembly::log(&settings)?)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::Runtime)?;
+    runtime.block_on(async {
+        let node = Node::build(Source { file, overrides }, settings, log)?;
+        tracing::info!(after = ?began.elapsed(), "started");
+        node.serve().await;
+        Ok::<(), Error>(())
+    })?;
+    drop::<LogGuard>(guard);
+    Ok(())
+}
+
+/// Where settings come from, to read them again.
+struct Source {
+    file: Option<PathBuf>,
+    overrides: Overrides,
+}
+
+struct Node {
+    source: Source,
+    settings: Settings,
+    shared: Arc<Shared>,
+    workers: Workers,
+    enrollment: Enrollment,
+    quit: Arc<Notify>,
+    stop: watch::Sender<bool>,
+    servers: admin::Servers,
+    pending: Option<admin::Pending>,
+}
+
+impl Node {
+    fn build(source: Source, settings: Settings, log: LogHandle) -> Result<Self, Error> {
+        let kernel = Kernel::open(&assembly::kernel(&settings))?;
+        let issuer = assembly::issuer(&settings)?;
+        let runtime = tokio::runtime::Handle::current();
+        let shared = Arc::new(Shared {
+            mesh: ArcSwap::from_pointee(settings.mesh()),
+            kernel: Arc::new(kernel),
+            certificates: tls::Store::new(Arc::new(issuer), tls::Config::default(), runtime),
+            telemetry: Telemetry::new(log.dropped_lines()),
+            config: assembly::path(&settings),
+        });
+        let quit = Arc::new(Notify::new());
+        let (stop, stopping) = watch::channel(false);
+        let readiness = Readiness::new();
+        let pending = readiness.wait_for("enrolling pods");
+        let sources = admin::Sources {
+            telemetry: shared.telemetry.clone(),
+            log: Some(log),
+            readiness,
+            dumps: dump::all(&shared, &settings),
+            quit: Box::new({
+                let quit = quit.clone();
+                move || quit.notify_one()
+            }),
+        };
+        let servers = admin::start(&assembly::admin(&settings), sources, &stopping)?;
+        let workers = Workers::start(&shared)?;
+        let enrollment = Enrollment::new(shared.clone());
+        Ok(Self {
+            source,
+            settings,
+            shared,
+            workers,
+            enrollment,
+            quit,
+            stop,
+            servers,
+            pending: Some(pending),
+        })
+    }
+
+    /// Follows settings and signals until one says stop, then drains.
+    async fn serve(mut self) {
+        for warning in &self.settings.warnings {
+            tracing::warn!("{warning}");
+        }
+        let program_log = tokio::spawn(program_log::follow(self.shared.kernel.clone()));
+        let mut complete = self.enroll();
+        let mut watcher = self.watch();
+        let (mut terminate, mut interrupt) =
+            (listen_for(SignalKind::terminate()), listen_for(SignalKind::interrupt()));
+        loop {
+            tokio::select! {
+                () = changed(watcher.as_mut()) => {
+                    complete = self.reload();
+                    if let Some(Err(error)) = watcher.as_mut().map(|w| w.retarget(&self.files())) {
+                        tracing::error!(%error, "changes of the mesh file may go unnoticed");
+                    }
+                }
+                () = tokio::time::sleep(ENROLL_RETRY), if !complete => {
+                    complete = self.enroll();
+                }
+                () = told(terminate.as_mut()) => break,
+                () = told(interrupt.as_mut()) => break,
+                () = self.quit.notified() => break,
+            }
+        }
+        tracing::info!("stopping: draining connections");
+        program_log.abort();
+        self.stop.send_replace(true);
+        self.workers.drain(self.settings.termination_deadline).await;
+        self.servers.finished().await;
+    }
+
+    fn watch(&self) -> Option<Watcher> {
+        let files = self.files();
+        if files.is_empty() {
+            return None;
+        }
+        Watcher::new(&files)
+            .inspect_err(|error| tracing::error!(%error, "changes of the settings will not be noticed"))
+            .ok()
+    }
+
+    /// The files that the settings come from.
+    fn files(&self) -> Vec<PathBuf> {
+        [&self.source.file, &self.settings.mesh_file].into_iter().flatten().cloned().collect()
+    }
+
+    /// Reads the settings again. A bad file keeps the last good settings. Returns whether every
+    /// pod is enrolled.
+    fn reload(&mut self) -> bool {
+        match config::load(self.source.file.as_deref(), &self.source.overrides) {
+            Ok(settings) => {
+                let changed = assembly::fixed_keys_that_differ(&self.settings, &settings);
+                for key in changed {
+                    tracing::warn!(key, "this setting changes only with a restart");
+                }
+                self.adopt(settings);
+                tracing::info!("settings loaded anew");
+            }
+            Err(error) => {
+                tracing::error!(%error, "the settings are bad; the last good ones stay in force");
+            }
+        }
+        self.enroll()
+    }
+
+    /// Puts new settings in force.
+    fn adopt(&mut self, settings: Settings) {
+        for warning in &settings.warnings {
+            tracing::warn!("{warning}");
+        }
+        let mesh = Arc::new(settings.mesh());
+        self.shared.mesh.store(mesh.clone());
+        self.shared.telemetry.retain(|uid| mesh.workload_by_uid(uid).is_some());
+        let capture = &settings.capture;
+        if let Err(error) =
+            self.shared.kernel.set_exemptions(&assembly::exempt_ports(&settings), &capture.exempt_cidrs)
+        {
+            tracing::error!(%error, "the exempt ports and networks stay as they were");
+        }
+        self.settings = settings;
+    }
+
+    fn enroll(&mut self) -> bool {
+        let wanted = assembly::pods(&self.settings);
+        let failed = self.enrollment.apply(&self.workers, &wanted);
+        for (pod, error) in &failed {
+            tracing::error!(%error, pod = %pod.uid.0, netns = %pod.netns.display(), "cannot enroll the pod; trying again");
+        }
+        let pending = i64::try_from(failed.len()).unwrap_or(i64::MAX);
+        self.shared.telemetry.pods().pending.set(pending);
+        // A pod that is gone must not keep the node from serving the others.
+        if let Some(pending) = self.pending.take() {
+            pending.done();
+        }
+        failed.is_empty()
+    }
+}
+
+async fn changed(watcher: Option<&mut Watcher>) {
+    match watcher {
+        Some(watcher) => watcher.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn listen_for(kind: SignalKind) -> Option<Signal> {
+    signal(kind).inspect_err(|error| tracing::error!(%error, "cannot listen for a signal")).ok()
+}
+
+async fn told(signal: Option<&mut Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,71 @@
+//! Step 1: accept a connection and learn who called whom.
+//!
+//! Three listeners in every pod, three kinds of callers: the pod's own application (outbound,
+//! its original destination is asked of the kernel programs), a client without a tunnel
+//! (inbound plaintext, the socket's own address is the original destination), and the peer of
+//! a tunnel (HBONE).
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+
+use super::worker::Here;
+use super::{inbound, outbound};
+use crate::pods::{self, Listeners};
+
+/// How long to wait before accepting again when the process is out of descriptors or memory.
+const EXHAUSTED: Duration = Duration::from_millis(50);
+
+/// Starts to accept on one worker's listeners of a pod.
+///
+/// # Errors
+/// When a listener cannot be registered with the worker's event queue.
+pub(super) fn start(here: &Rc<Here>, listeners: Listeners) -> io::Result<()> {
+    let Listeners { outbound_v4, outbound_v6, inbound, hbone } = listeners;
+    for listener in [Some(outbound_v4), outbound_v6].into_iter().flatten() {
+        accept_on(here, listener, outbound::carry)?;
+    }
+    accept_on(here, inbound, inbound::carry_plain)?;
+    accept_on(here, hbone, inbound::serve_tunnels)
+}
+
+/// Accepts until the pod leaves; `serve` gets a task of its own for every connection.
+fn accept_on<F: Future<Output = ()> + 'static>(
+    here: &Rc<Here>,
+    listener: std::net::TcpListener,
+    serve: impl Fn(Rc<Here>, TcpStream, SocketAddr) -> F + 'static,
+) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let here = here.clone();
+    tokio::task::spawn_local(async move {
+        let mut drain = here.drain.clone();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                accepted = pods::accept(&listener) => accepted,
+                _left = drain.wait_for(|draining| *draining) => break,
+            };
+            match accepted {
+                Ok((stream, client)) => here.local.spawn(serve(here.clone(), stream, client)),
+                Err(error) if out_of_resources(&error) => {
+                    tracing::error!(%error, pod = %here.pod.uid.0, "cannot accept; raise the limit on open files");
+                    tokio::time::sleep(EXHAUSTED).await;
+                }
+                // The client went away before it was accepted.
+                Err(error) => tracing::debug!(%error, "accept"),
+            }
+        }
+    });
+    Ok(())
+}
+
+fn out_of_resources(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    )
+}

@@ -1,0 +1,187 @@
+//! Step 5: move bytes, count them.
+//!
+//! A relay is two [`Flow`]s, one for each direction, polled by one task. A flow holds bytes only
+//! while they are on their way: it reads when its sink has room, and keeps nothing while it
+//! waits, so an idle connection costs no buffer and a slow reader stops the writer instead of
+//! filling memory. An end of stream travels as a half-close; an abort of either side becomes an
+//! abort of the other, never an orderly end.
+
+mod tcp;
+mod tunnel;
+
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+
+pub(super) use tcp::{Side, plain, tunnelled};
+
+use crate::hbone::TunnelError;
+use crate::telemetry::Series;
+
+/// Where bytes come from.
+trait Source {
+    /// Waits for bytes; an empty chunk is the end of the stream.
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Broken>>;
+    /// The chunk that was read last has been handed on: room for more.
+    fn taken(&mut self, _bytes: usize) -> Result<(), Broken> {
+        Ok(())
+    }
+}
+
+/// Where bytes go.
+trait Sink {
+    /// Takes bytes from the front of `chunk`, some or all.
+    fn poll_take(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<Result<(), Broken>>;
+    /// Ends the stream in an orderly way.
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>>;
+    /// Resolves when the other end aborts; asked while nothing else is awaited.
+    fn poll_broken(&mut self, _cx: &mut Context<'_>) -> Poll<Broken> {
+        Poll::Pending
+    }
+}
+
+/// Why a relay did not end in an orderly way.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    /// The TCP connection on this node broke.
+    #[error("{end} connection: {source}")]
+    Tcp {
+        /// Whose connection.
+        end: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The tunnel broke.
+    #[error("tunnel: {source}")]
+    Tunnel {
+        /// What it said.
+        source: TunnelError,
+    },
+}
+
+impl Broken {
+    fn read(source: io::Error) -> Self {
+        Self::Tcp { end: "reading from the", source }
+    }
+
+    fn write(source: io::Error) -> Self {
+        Self::Tcp { end: "writing to the", source }
+    }
+}
+
+impl From<TunnelError> for Broken {
+    fn from(source: TunnelError) -> Self {
+        Self::Tunnel { source }
+    }
+}
+
+/// Which way a flow goes, seen from the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// From the client to the server. Istio's metrics call these bytes received, at both ends.
+    Request,
+    /// From the server to the client. Istio's metrics call these bytes sent, at both ends.
+    Response,
+}
+
+/// One direction of a relay.
+struct Flow<From, To> {
+    from: From,
+    to: To,
+    way: Way,
+    chunk: Bytes,
+    state: FlowState,
+    bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FlowState {
+    Reading,
+    Writing,
+    Finishing,
+    Done,
+}
+
+impl<From: Source, To: Sink> Flow<From, To> {
+    fn new(from: From, to: To, way: Way) -> Self {
+        Self { from, to, way, chunk: Bytes::new(), state: FlowState::Reading, bytes: 0 }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, series: &Series) -> Poll<Result<(), Broken>> {
+        loop {
+            match self.state {
+                FlowState::Reading => {
+                    ready!(self.poll_read(cx))?;
+                }
+                FlowState::Writing => {
+                    let before = self.chunk.len();
+                    ready!(self.to.poll_take(cx, &mut self.chunk))?;
+                    self.account(before - self.chunk.len(), series)?;
+                    if self.chunk.is_empty() {
+                        self.state = FlowState::Reading;
+                    }
+                }
+                FlowState::Finishing => {
+                    ready!(self.to.poll_finish(cx))?;
+                    self.state = FlowState::Done;
+                }
+                FlowState::Done => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        let Poll::Ready(chunk) = self.from.poll_chunk(cx) else {
+            if let Poll::Ready(broken) = self.to.poll_broken(cx) {
+                return Poll::Ready(Err(broken));
+            }
+            return Poll::Pending;
+        };
+        self.chunk = chunk?;
+        self.state =
+            if self.chunk.is_empty() { FlowState::Finishing } else { FlowState::Writing };
+        Poll::Ready(Ok(()))
+    }
+
+    fn account(&mut self, moved: usize, series: &Series) -> Result<(), Broken> {
+        self.bytes += moved as u64;
+        match self.way {
+            Way::Request => series.received_bytes.add(moved as u64),
+            Way::Response => series.sent_bytes.add(moved as u64),
+        }
+        self.from.taken(moved)
+    }
+}
+
+/// How a relay ended.
+#[derive(Debug, Default)]
+pub(super) struct Ended {
+    /// Bytes from the client to the server.
+    pub(super) request: u64,
+    /// Bytes from the server to the client.
+    pub(super) response: u64,
+    /// What broke it, if it did not end in an orderly way.
+    pub(super) broken: Option<Broken>,
+}
+
+/// Polls both flows until both are done or one breaks.
+async fn run<A: Source, B: Sink, C: Source, D: Sink>(
+    mut out: Flow<A, B>,
+    mut back: Flow<C, D>,
+    series: &Series,
+) -> Ended {
+    let broken = poll_fn(|cx| {
+        let out = out.poll(cx, series)?;
+        let back = back.poll(cx, series)?;
+        if out.is_ready() && back.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
+    .await
+    .err();
+    let (request, response) = match out.way {
+        Way::Request => (out.bytes, back.bytes),
+        Way::Response => (back.bytes, out.bytes),
+    };
+    Ended { request, response, broken }
+}

@@ -1,0 +1,179 @@
+//! Step 6: one record a connection. It is opened when the connection has been judged, and its
+//! end feeds the metrics and the access log, whatever happened in between: a record that is
+//! dropped without an end counts as a failure.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::relay::{Broken, Ended};
+use crate::mesh::{Identity, Service, Workload};
+use crate::telemetry::{
+    AccessLogEntry, Reporter, ResponseFlag, SecurityPolicy, Series, SeriesKey, Telemetry,
+};
+
+/// What is known about a connection when its record is opened.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    /// Which end this node is.
+    pub(super) reporter: Reporter,
+    /// When it was accepted.
+    pub(super) began: Instant,
+    /// The client's address.
+    pub(super) client: SocketAddr,
+    /// The client, if the mesh knows it.
+    pub(super) source: Option<Arc<Workload>>,
+    /// The client's identity, if mutual TLS proves it.
+    pub(super) source_identity: Option<Identity>,
+    /// Where it goes: the chosen backend, or what was dialled.
+    pub(super) destination: SocketAddr,
+    /// Where its tunnel ends, if it takes one.
+    pub(super) hbone: Option<SocketAddr>,
+    /// The server, if the mesh knows it.
+    pub(super) workload: Option<Arc<Workload>>,
+    /// The server's identity, if mutual TLS proves it.
+    pub(super) destination_identity: Option<Identity>,
+    /// The service that was dialled, if one was.
+    pub(super) service: Option<Arc<Service>>,
+}
+
+/// A failure that ends a connection before or while it is carried.
+pub(super) trait Failure: std::error::Error {
+    /// The metric's label.
+    fn flag(&self) -> ResponseFlag;
+}
+
+impl Failure for Broken {
+    fn flag(&self) -> ResponseFlag {
+        ResponseFlag::None
+    }
+}
+
+/// The record of one connection.
+#[derive(Debug)]
+pub(super) struct Record {
+    facts: Facts,
+    series: Arc<Series>,
+    ended: bool,
+}
+
+impl Record {
+    /// Opens the record: the connection counts as opened from here on.
+    pub(super) fn open(telemetry: &Telemetry, facts: Facts) -> Self {
+        let security = match facts.hbone {
+            Some(_) => SecurityPolicy::MutualTls,
+            None => SecurityPolicy::Unknown,
+        };
+        let series = telemetry.series(&SeriesKey {
+            reporter: facts.reporter,
+            source: facts.source.clone(),
+            destination: facts.workload.clone(),
+            service: facts.service.clone(),
+            source_principal: facts.source_identity.clone(),
+            destination_principal: facts.destination_identity.clone(),
+            security,
+        });
+        series.opened.inc();
+        Self { facts, series, ended: false }
+    }
+
+    /// The counters the relay feeds.
+    pub(super) fn series(&self) -> &Series {
+        &self.series
+    }
+
+    /// The client, if the mesh knows it.
+    pub(super) fn source(&self) -> Option<&Arc<Workload>> {
+        self.facts.source.as_ref()
+    }
+
+    /// The identity that mutual TLS proved for the client.
+    pub(super) fn source_identity(&self) -> Option<&Identity> {
+        self.facts.source_identity.as_ref()
+    }
+
+    /// Ends the record after a relay.
+    pub(super) fn end(mut self, ended: &Ended) {
+        match &ended.broken {
+            None => self.close(ended, None),
+            Some(broken) => self.close(ended, Some(broken)),
+        }
+    }
+
+    /// Ends the record of a connection that was never carried.
+    pub(super) fn fail(mut self, failure: &dyn Failure) {
+        self.close(&Ended::default(), Some(failure));
+    }
+
+    fn close(&mut self, ended: &Ended, failure: Option<&dyn Failure>) {
+        self.ended = true;
+        match failure {
+            None => self.series.closed.inc(),
+            Some(failure) => self.series.failed(failure.flag()),
+        }
+        if !AccessLogEntry::enabled() {
+            return;
+        }
+        let facts = &self.facts;
+        let (bytes_sent, bytes_received) = match facts.reporter {
+            Reporter::Source => (ended.request, ended.response),
+            Reporter::Destination => (ended.response, ended.request),
+        };
+        let chain = failure.map(Chain);
+        AccessLogEntry {
+            reporter: facts.reporter,
+            source: facts.client,
+            source_workload: facts.source.as_deref(),
+            source_identity: facts.source_identity.as_ref(),
+            destination: facts.hbone.unwrap_or(facts.destination),
+            hbone: facts.hbone.map(|_| &facts.destination as &dyn std::fmt::Display),
+            service: facts.service.as_deref(),
+            destination_workload: facts.workload.as_deref(),
+            destination_identity: facts.destination_identity.as_ref(),
+            bytes_sent,
+            bytes_received,
+            duration: facts.began.elapsed(),
+            error: chain.as_ref().map(|chain| chain as &dyn std::fmt::Display),
+        }
+        .log();
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.close(&Ended::default(), Some(&Abandoned));
+        }
+    }
+}
+
+/// The worker ended before the connection did.
+#[derive(Debug, thiserror::Error)]
+#[error("the proxy stopped before the connection ended")]
+struct Abandoned;
+
+impl Failure for Abandoned {
+    fn flag(&self) -> ResponseFlag {
+        ResponseFlag::None
+    }
+}
+
+/// An error in one line, its causes behind it where its own text leaves them out.
+struct Chain<'a>(&'a dyn Failure);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut said = self.0.to_string();
+        f.write_str(&said)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !said.contains(&text) {
+                write!(f, ": {text}")?;
+                said = text;
+            }
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

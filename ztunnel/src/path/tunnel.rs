@@ -1,0 +1,114 @@
+//! Step 4: open a tunnel to another node, or terminate one that was opened to us.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use smallvec::SmallVec;
+use tokio::net::TcpStream;
+
+use super::worker::Here;
+use crate::hbone::{Authority, Baggage, Connect, OpenError, PoolKey, TraceParent, Tunnel};
+use crate::mesh::{Identity, Workload};
+use crate::pods::Source;
+use crate::tls;
+
+/// Why the connection that carries tunnels could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DialError {
+    /// TCP to the other node's proxy failed.
+    #[error("cannot reach the proxy of the destination at {hbone}: {source}")]
+    Connect {
+        /// Where.
+        hbone: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// TLS failed.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// TLS took too long.
+    #[error("{hbone} did not finish the TLS handshake within {timeout:?}")]
+    HandshakeTimeout {
+        /// Where.
+        hbone: SocketAddr,
+        /// The limit.
+        timeout: Duration,
+    },
+}
+
+/// A tunnel to open.
+pub(super) struct Request<'a> {
+    /// The workload that calls.
+    pub(super) source: &'a Arc<Workload>,
+    /// The address it calls from.
+    pub(super) source_ip: IpAddr,
+    /// What the other end must prove to be.
+    pub(super) expected: SmallVec<[Identity; 1]>,
+    /// Where the other end listens.
+    pub(super) hbone: SocketAddr,
+    /// The destination it shall deliver to.
+    pub(super) to: SocketAddr,
+}
+
+/// Opens a tunnel, on a pooled connection where there is one.
+pub(super) async fn open(here: &Rc<Here>, request: Request<'_>) -> Result<Tunnel, OpenError<DialError>> {
+    let key = PoolKey {
+        source: request.source.identity.clone(),
+        source_ip: request.source_ip,
+        destinations: request.expected,
+        hbone: request.hbone,
+    };
+    let connect = Connect {
+        authority: Authority::Address(request.to),
+        forwarded: Some(request.source_ip),
+        traceparent: Some(new_trace(here)),
+        baggage: here.baggage(request.source),
+    };
+    let dial = || dial(here.clone(), key.clone());
+    here.local.pool.open(&key, &connect, dial).await
+}
+
+/// A trace of its own for every connection: what an application traces is inside its bytes.
+fn new_trace(here: &Here) -> TraceParent {
+    let (high, low, span) = (here.local.dice(), here.local.dice(), here.local.dice());
+    // Zero is no id (W3C Trace Context, section 3.2.2).
+    let trace_id = (u128::from(high) << 64 | u128::from(low)).max(1);
+    TraceParent { trace_id, parent_id: span.max(1), flags: 0 }
+}
+
+/// What the other end's telemetry is told about a workload.
+pub(super) fn baggage(workload: &Workload) -> Option<HeaderValue> {
+    let known = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Baggage {
+        cluster: known(&workload.cluster_id),
+        namespace: known(&workload.namespace),
+        workload: known(&workload.workload_name).map(|name| (workload.workload_type, name)),
+        service: known(&workload.canonical_name),
+        version: known(&workload.canonical_revision),
+        region: known(&workload.locality.region),
+        zone: known(&workload.locality.zone),
+    }
+    .encode()
+}
+
+/// Makes the connection that carries tunnels. Others may come to share it, so it does not end
+/// with the connection that asked for it first.
+async fn dial(here: Rc<Here>, key: PoolKey) -> Result<tls::Stream<TcpStream>, DialError> {
+    let shared = &here.local.shared;
+    let credentials = shared.certificates.get(&key.source).await?;
+    let source = Source::Pod { mark: shared.config.mark };
+    let tcp = shared
+        .config
+        .dial
+        .connect(&here.pod.netns, key.hbone, source)
+        .await
+        .map_err(|source| DialError::Connect { hbone: key.hbone, source })?;
+    let timeout = shared.config.handshake_timeout;
+    tokio::time::timeout(timeout, tls::connect(tcp, &credentials, &key.destinations))
+        .await
+        .map_err(|_elapsed| DialError::HandshakeTimeout { hbone: key.hbone, timeout })?
+        .map_err(DialError::Tls)
+}

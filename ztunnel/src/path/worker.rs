@@ -1,0 +1,237 @@
+//! Worker threads: each runs its own single-threaded runtime, has its own listeners in every
+//! pod, and keeps everything of the connections it accepts, tunnels included. A connection is
+//! never handed to another thread, so nothing on its way needs a lock or a remote wake-up.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use http::HeaderValue;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::tunnel::{self, DialError};
+use super::{Shared, accept};
+use crate::hbone;
+use crate::mesh::Workload;
+use crate::pods::{Listeners, Pod};
+
+/// What the node tells its workers.
+#[derive(Debug)]
+enum Command {
+    /// Serve a pod.
+    Add(Arc<Pod>, Listeners),
+    /// Stop serving the pod of the namespace with this cookie; its tunnels are drained.
+    Remove(u64),
+    /// Accept nothing more and tell tunnel peers to go elsewhere.
+    Drain,
+}
+
+/// A worker thread could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The thread or its runtime could not be made.
+    #[error("cannot start worker {index}: {source}")]
+    Start {
+        /// Which worker.
+        index: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// The worker threads of this process.
+#[derive(Debug)]
+pub struct Workers {
+    threads: Vec<(mpsc::UnboundedSender<Command>, JoinHandle<()>)>,
+}
+
+impl Workers {
+    /// Starts the workers.
+    ///
+    /// # Errors
+    /// When the system gives no thread or no event queue.
+    pub fn start(shared: &Arc<Shared>) -> Result<Self, WorkerError> {
+        let mut threads = Vec::new();
+        for index in 0..shared.config.workers {
+            let start = |source| WorkerError::Start { index, source };
+            let (commands, inbox) = mpsc::unbounded_channel();
+            let (started, starting) = std::sync::mpsc::sync_channel(1);
+            let shared = shared.clone();
+            let run = move || {
+                let built = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+                match built {
+                    Ok(runtime) => {
+                        drop(started.send(Ok(())));
+                        runtime.block_on(serve(shared, inbox));
+                    }
+                    Err(error) => drop(started.send(Err(error))),
+                }
+            };
+            let name = format!("worker-{index}");
+            let thread = std::thread::Builder::new().name(name).spawn(run).map_err(start)?;
+            starting
+                .recv()
+                .unwrap_or_else(|_ended| Err(std::io::Error::other("the thread ended early")))
+                .map_err(start)?;
+            threads.push((commands, thread));
+        }
+        Ok(Self { threads })
+    }
+
+    /// Begins to serve a pod; `listeners` holds one set for each worker.
+    pub fn add(&self, pod: &Arc<Pod>, listeners: Vec<Listeners>) {
+        for ((commands, _), listeners) in self.threads.iter().zip(listeners) {
+            tell(commands, Command::Add(pod.clone(), listeners));
+        }
+    }
+
+    /// Stops serving the pod whose namespace has this cookie.
+    pub fn remove(&self, cookie: u64) {
+        for (commands, _) in &self.threads {
+            tell(commands, Command::Remove(cookie));
+        }
+    }
+
+    /// Accepts nothing more, lets what is open end by itself, and gives up after `deadline`.
+    pub async fn drain(self, deadline: Duration) {
+        for (commands, _) in &self.threads {
+            tell(commands, Command::Drain);
+        }
+        let threads: Vec<_> =
+            self.threads.into_iter().map(|(commands, thread)| { drop(commands); thread }).collect();
+        let ended = async {
+            while threads.iter().any(|thread| !thread.is_finished()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(deadline, ended).await.is_err() {
+            tracing::warn!(?deadline, "connections were still open when the time to drain was over");
+        }
+    }
+}
+
+fn tell(worker: &mpsc::UnboundedSender<Command>, command: Command) {
+    if worker.send(command).is_err() {
+        tracing::error!("a worker thread has ended early");
+    }
+}
+
+/// What belongs to one worker thread.
+pub(super) struct Local {
+    pub(super) shared: Arc<Shared>,
+    pub(super) pool: Rc<hbone::Pool<DialError>>,
+    pub(super) hbone: Rc<hbone::Config>,
+    dice: RefCell<rand::rngs::SmallRng>,
+    open: Cell<usize>,
+    closed: Notify,
+}
+
+impl Local {
+    /// Runs one connection as a task of this worker, which ends no earlier than it.
+    pub(super) fn spawn(self: &Rc<Self>, connection: impl Future<Output = ()> + 'static) {
+        self.open.set(self.open.get() + 1);
+        let open = Open(self.clone());
+        tokio::task::spawn_local(async move {
+            connection.await;
+            drop(open);
+        });
+    }
+
+    async fn all_closed(&self) {
+        while self.open.get() > 0 {
+            self.closed.notified().await;
+        }
+    }
+
+    /// A random number, to choose a backend with.
+    pub(super) fn dice(&self) -> u64 {
+        rand::Rng::next_u64(&mut *self.dice.borrow_mut())
+    }
+}
+
+/// Counts a connection as open while it lives.
+struct Open(Rc<Local>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+        self.0.closed.notify_one();
+    }
+}
+
+/// One pod as one worker sees it.
+pub(super) struct Here {
+    pub(super) local: Rc<Local>,
+    pub(super) pod: Arc<Pod>,
+    /// Turns true when the pod leaves or the process drains.
+    pub(super) drain: watch::Receiver<bool>,
+    /// The pod's baggage header, kept as long as its workload stays the same object.
+    baggage: RefCell<Option<(Arc<Workload>, Option<HeaderValue>)>>,
+}
+
+impl Here {
+    fn new(local: &Rc<Local>, pod: Arc<Pod>, drain: watch::Receiver<bool>) -> Rc<Self> {
+        Rc::new(Self { local: local.clone(), pod, drain, baggage: RefCell::default() })
+    }
+
+    /// The baggage header for tunnels of this pod.
+    pub(super) fn baggage(&self, workload: &Arc<Workload>) -> Option<HeaderValue> {
+        let mut kept = self.baggage.borrow_mut();
+        match &*kept {
+            Some((of, header)) if Arc::ptr_eq(of, workload) => header.clone(),
+            _ => {
+                let header = tunnel::baggage(workload);
+                *kept = Some((workload.clone(), header.clone()));
+                header
+            }
+        }
+    }
+
+    /// What the mesh says about this pod now; nothing if it has left the mesh.
+    pub(super) fn workload(&self) -> Option<Arc<Workload>> {
+        self.local.shared.mesh.load().workload_by_uid(&self.pod.uid).cloned()
+    }
+}
+
+async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Command>) {
+    let hbone = Rc::new(shared.config.hbone.clone());
+    let local = Rc::new(Local {
+        pool: hbone::Pool::new(hbone.clone()),
+        hbone,
+        shared,
+        dice: RefCell::new(rand::make_rng()),
+        open: Cell::new(0),
+        closed: Notify::new(),
+    });
+    let mut pods: HashMap<u64, watch::Sender<bool>> = HashMap::new();
+    while let Some(command) = inbox.recv().await {
+        match command {
+            Command::Add(pod, listeners) => {
+                let (stop, drain) = watch::channel(false);
+                let cookie = pod.netns.cookie();
+                let here = Here::new(&local, pod, drain);
+                match accept::start(&here, listeners) {
+                    Ok(()) => drop(pods.insert(cookie, stop)),
+                    Err(error) => tracing::error!(%error, pod = %here.pod.uid.0, "cannot serve the pod"),
+                }
+            }
+            Command::Remove(cookie) => {
+                if let Some(stop) = pods.remove(&cookie) {
+                    stop.send_replace(true);
+                }
+            }
+            Command::Drain => {
+                for (_, stop) in pods.drain() {
+                    stop.send_replace(true);
+                }
+                break;
+            }
+        }
+    }
+    local.all_closed().await;
+}

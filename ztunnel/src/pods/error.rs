@@ -1,0 +1,62 @@
+//! What can go wrong while a pod is prepared.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Why a pod could not be prepared. Each message names the object and, where one is known, the
+/// way out.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The namespace file could not be opened.
+    #[error("network namespace {path}: {source}; is the pod still there?", path = .path.display())]
+    OpenNetns {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is not a network namespace, or the kernel does not tell its cookie.
+    #[error("network namespace {path}: cannot be identified: {source}", path = .path.display())]
+    Identify {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// `setns` failed.
+    #[error("cannot enter network namespace {path}: {source}; CAP_SYS_ADMIN is needed", path = .path.display())]
+    Enter {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A listener could not be opened.
+    #[error("cannot listen on {address} in the pod's network namespace: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The routing rule or the route for delivery was refused.
+    #[error("cannot add the {what} for delivery: {source}; CAP_NET_ADMIN is needed")]
+    Route {
+        /// Which object.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A sysctl could not be written.
+    #[error("cannot set {key} to 1: {source}; /proc/sys must be writable in the proxy's container")]
+    Sysctl {
+        /// The key as a path below /proc/sys.
+        key: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The thread that works inside the namespace ended early.
+    #[error("the thread that prepares the pod ended early")]
+    Thread,
+}

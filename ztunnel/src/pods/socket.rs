@@ -1,0 +1,235 @@
+//! The sockets the proxy uses inside a pod's namespace: what it listens on and how it dials.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::delivery::DELIVERY_MARK;
+use super::{Error, Netns};
+
+/// Where redirected outbound TCP arrives, on loopback (wire facts, "Ports").
+const OUTBOUND: u16 = 15001;
+/// Where redirected inbound plaintext arrives.
+const INBOUND: u16 = 15006;
+/// Where HBONE arrives.
+const HBONE: u16 = 15008;
+
+/// The ports that are the proxy's own in every pod; no tunnel may lead to them.
+pub const PROXY_PORTS: [u16; 3] = [OUTBOUND, INBOUND, HBONE];
+
+/// Connections that may wait for `accept`, per listener and worker.
+const BACKLOG: i32 = 4096;
+
+/// One worker's listeners in one pod. All workers' listeners on a port form a `SO_REUSEPORT`
+/// group, and a connection stays with the worker the kernel picked.
+#[derive(Debug)]
+pub struct Listeners {
+    /// 127.0.0.1:15001.
+    pub outbound_v4: std::net::TcpListener,
+    /// [::1]:15001; absent where the pod has no IPv6.
+    pub outbound_v6: Option<std::net::TcpListener>,
+    /// Port 15006, both families.
+    pub inbound: std::net::TcpListener,
+    /// Port 15008, both families.
+    pub hbone: std::net::TcpListener,
+}
+
+impl Listeners {
+    /// Opens the listeners in the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// Names the address that could not be bound.
+    pub fn open() -> Result<Self, Error> {
+        let v6 = std::path::Path::new("/proc/net/if_inet6").exists();
+        let any: IpAddr =
+            if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        Ok(Self {
+            outbound_v4: listen((Ipv4Addr::LOCALHOST, OUTBOUND).into())?,
+            outbound_v6: match v6.then(|| listen((Ipv6Addr::LOCALHOST, OUTBOUND).into())) {
+                Some(Err(Error::Listen { source, .. }))
+                    if source.kind() == io::ErrorKind::AddrNotAvailable =>
+                {
+                    None
+                }
+                other => other.transpose()?,
+            },
+            inbound: listen((any, INBOUND).into())?,
+            hbone: listen((any, HBONE).into())?,
+        })
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Error> {
+    let open = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(!address.ip().is_unspecified())?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        // Accepted sockets inherit it.
+        socket.set_tcp_nodelay(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    open().map_err(|source| Error::Listen { address, source })
+}
+
+/// Whose address a dialled connection bears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The pod's; the connection leaves the pod and capture must leave it alone.
+    Pod {
+        /// The mark by which the kernel programs know the proxy's own sockets.
+        mark: u32,
+    },
+    /// The client's: the connection is delivered to the pod itself, over its loopback device.
+    Client {
+        /// The address the application shall see.
+        address: IpAddr,
+    },
+}
+
+/// How the proxy opens a connection from inside a pod.
+#[derive(Debug, Clone)]
+pub struct Dial {
+    /// How long to wait for the other end.
+    pub timeout: Duration,
+    /// Keep-alive probes, if any.
+    pub keepalive: Option<TcpKeepalive>,
+}
+
+impl Dial {
+    /// Connects to `to` from inside the namespace. Must be called on a worker thread, which
+    /// stays in the namespace.
+    ///
+    /// # Errors
+    /// As `connect(2)`; `TimedOut` after the timeout.
+    pub async fn connect(&self, netns: &Netns, to: SocketAddr, source: Source) -> io::Result<TcpStream> {
+        let socket = self.prepare(netns, to, source)?;
+        match begin(&socket, to, source)? {
+            Progress::Done => TcpStream::from_std(socket.into()),
+            Progress::Waiting => match tokio::time::timeout(self.timeout, finish(socket)).await {
+                Ok(connected) => connected,
+                Err(_elapsed) => Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("{to} did not answer within {:?}", self.timeout),
+                )),
+            },
+        }
+    }
+
+    fn prepare(&self, netns: &Netns, to: SocketAddr, source: Source) -> io::Result<Socket> {
+        netns.enter().map_err(io::Error::other)?;
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        if let Some(keepalive) = &self.keepalive {
+            socket.set_tcp_keepalive(keepalive)?;
+        }
+        match source {
+            Source::Pod { mark } => socket.set_mark(mark)?,
+            Source::Client { address } if address.is_ipv4() == to.is_ipv4() => {
+                spoof(&socket, address)?;
+            }
+            // A client of the other family has no address that the application could see.
+            Source::Client { .. } => socket.bind_device(Some(b"lo"))?,
+        }
+        Ok(socket)
+    }
+}
+
+/// How far a connection attempt has come.
+enum Progress {
+    Done,
+    Waiting,
+}
+
+fn begin(socket: &Socket, to: SocketAddr, source: Source) -> io::Result<Progress> {
+    let to = to.into();
+    let mut attempt = progress(socket.connect(&to))?;
+    // Over loopback the handshake is over by the time connect() returns, unless the
+    // application's queue is full. Asked again it says so, which saves a trip through the event
+    // loop for every delivery.
+    if matches!((&attempt, source), (Progress::Waiting, Source::Client { .. })) {
+        attempt = progress(socket.connect(&to))?;
+    }
+    Ok(attempt)
+}
+
+fn progress(attempt: io::Result<()>) -> io::Result<Progress> {
+    match attempt {
+        Ok(()) => Ok(Progress::Done),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EALREADY)) => {
+            Ok(Progress::Waiting)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn finish(socket: Socket) -> io::Result<TcpStream> {
+    let stream = TcpStream::from_std(socket.into())?;
+    stream.writable().await?;
+    match stream.take_error()? {
+        None => Ok(stream),
+        Some(error) => Err(error),
+    }
+}
+
+/// Prepares a delivery socket that bears the client's address: any address may be bound
+/// (`IP_TRANSPARENT`), replies find their way back by the mark, and because the socket is bound
+/// to the loopback device, inbound capture sees where the connection comes from and lets it be.
+fn spoof(socket: &Socket, address: IpAddr) -> io::Result<()> {
+    match address {
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+        IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+    }
+    socket.set_mark(DELIVERY_MARK)?;
+    socket.bind_device(Some(b"lo"))?;
+    setsockopt(&socket.as_fd(), sockopt::IpBindAddressNoPort, &true)?;
+    socket.bind(&SocketAddr::new(address, 0).into())
+}
+
+/// Makes dropping `stream` send a reset instead of an orderly close: the peer must not take a
+/// broken connection for a finished one.
+pub fn abort_on_drop(stream: &TcpStream) {
+    if let Err(error) = SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
+        tracing::debug!(%error, "cannot arm a reset");
+    }
+}
+
+/// The peer's address with v4-mapped addresses unwrapped.
+///
+/// # Errors
+/// When the connection is gone already.
+pub fn peer_of(stream: &TcpStream) -> io::Result<SocketAddr> {
+    stream.peer_addr().map(canonical)
+}
+
+/// The address that was dialled, with v4-mapped addresses unwrapped.
+///
+/// # Errors
+/// When the connection is gone already.
+pub fn local_of(stream: &TcpStream) -> io::Result<SocketAddr> {
+    stream.local_addr().map(canonical)
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Accepts the next connection and unwraps the client's address.
+///
+/// # Errors
+/// As `accept(2)`.
+pub async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (stream, client) = listener.accept().await?;
+    Ok((stream, canonical(client)))
+}

@@ -1,0 +1,131 @@
+//! What goes wrong with the records of an established session.
+
+use std::io;
+
+use rustls::AlertDescription;
+
+use super::{Fault, Role, explain};
+
+/// What went wrong with an established session. Travels inside [`io::Error`], where
+/// [`RecordError::of`] finds it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// The peer ended the session with an alert.
+    #[error("the TLS peer aborted with the alert {alert:?}")]
+    Alert {
+        /// The alert it sent.
+        alert: AlertDescription,
+    },
+    /// The peer refused our certificate. In TLS 1.3 a client learns of it only with its first
+    /// read (RFC 8446, section 4.6.2 and appendix E.1).
+    #[error("the TLS server refused our certificate with the alert {alert:?}: {}", explain(*alert))]
+    Rejected {
+        /// The alert it sent.
+        alert: AlertDescription,
+    },
+    /// The connection ended without close_notify: bytes may be missing.
+    #[error("the TLS connection was cut: it ended without close_notify")]
+    Truncated,
+    /// A record's authentication failed.
+    #[error("a TLS record was forged or damaged on the way (authentication failed)")]
+    Forged,
+    /// A record is longer than RFC 8446, section 5.2, allows.
+    #[error("a TLS record claims {length} bytes, more than the protocol allows")]
+    Overflow {
+        /// The length it claims.
+        length: usize,
+    },
+    /// A record or message that has no place here.
+    #[error("the TLS peer sent an unexpected {what}")]
+    Unexpected {
+        /// What it sent.
+        what: &'static str,
+    },
+    /// A message that cannot be parsed.
+    #[error("the TLS peer sent a malformed {what}")]
+    Malformed {
+        /// What it sent.
+        what: &'static str,
+    },
+    /// A stream of records that carry nothing.
+    #[error("the TLS peer sent {count} records in a row without data")]
+    Fruitless {
+        /// How many.
+        count: u8,
+    },
+    /// Key derivation or sealing failed in this process.
+    #[error("TLS keys cannot be used: {what}")]
+    Keys {
+        /// What failed.
+        what: &'static str,
+    },
+    /// A write after shutdown.
+    #[error("the TLS stream was shut down for writing")]
+    Closed,
+}
+
+impl RecordError {
+    /// The record error inside an I/O error that a [`Stream`](crate::tls::Stream) returned.
+    #[must_use]
+    pub fn of(error: &io::Error) -> Option<&Self> {
+        error.get_ref()?.downcast_ref()
+    }
+
+    /// A short name from a closed set, for metrics and logs.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Alert { .. } => "alert",
+            Self::Rejected { .. } => "refused_by_peer",
+            Self::Truncated => "truncated",
+            Self::Forged => "forged_record",
+            Self::Overflow { .. } => "record_overflow",
+            Self::Unexpected { .. } => "unexpected_message",
+            Self::Malformed { .. } => "malformed_message",
+            Self::Fruitless { .. } => "fruitless_records",
+            Self::Keys { .. } => "keys",
+            Self::Closed => "closed",
+        }
+    }
+
+    /// Who has to act, seen from the given end.
+    #[must_use]
+    pub const fn fault(&self, role: Role) -> Fault {
+        match self {
+            Self::Keys { .. } | Self::Closed => Fault::Us,
+            _ => role.fault(),
+        }
+    }
+
+    /// The alert to send for this error (RFC 8446, section 6.2); none when the peer is gone.
+    pub(in crate::tls) const fn alert(&self) -> Option<AlertDescription> {
+        match self {
+            Self::Alert { .. } | Self::Rejected { .. } | Self::Truncated | Self::Closed => None,
+            Self::Forged => Some(AlertDescription::BadRecordMac),
+            Self::Overflow { .. } => Some(AlertDescription::RecordOverflow),
+            Self::Unexpected { .. } | Self::Fruitless { .. } => {
+                Some(AlertDescription::UnexpectedMessage)
+            }
+            Self::Malformed { .. } => Some(AlertDescription::DecodeError),
+            Self::Keys { .. } => Some(AlertDescription::InternalError),
+        }
+    }
+}
+
+impl From<RecordError> for io::Error {
+    fn from(error: RecordError) -> Self {
+        let kind = match error {
+            RecordError::Truncated => io::ErrorKind::UnexpectedEof,
+            RecordError::Alert { .. } => io::ErrorKind::ConnectionAborted,
+            RecordError::Rejected { .. } => io::ErrorKind::PermissionDenied,
+            RecordError::Closed => io::ErrorKind::BrokenPipe,
+            RecordError::Keys { .. } => io::ErrorKind::Other,
+            RecordError::Forged
+            | RecordError::Overflow { .. }
+            | RecordError::Unexpected { .. }
+            | RecordError::Malformed { .. }
+            | RecordError::Fruitless { .. } => io::ErrorKind::InvalidData,
+        };
+        Self::new(kind, error)
+    }
+}

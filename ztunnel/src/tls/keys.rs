@@ -1,0 +1,51 @@
+//! The key schedule of an established session, kept by rustls: it gives the next secret of a
+//! direction when one side updates its keys (RFC 8446, section 7.2).
+
+use rustls::ConnectionTrafficSecrets;
+use rustls::client::ClientConnectionData;
+use rustls::kernel::KernelConnection;
+use rustls::server::ServerConnectionData;
+
+use super::error::{RecordError, Role};
+
+/// What derives traffic secrets, boxed because it is touched once in many gigabytes.
+pub(super) enum Keys {
+    /// Of a session that we opened.
+    Client(Box<KernelConnection<ClientConnectionData>>),
+    /// Of a session that we accepted.
+    Server(Box<KernelConnection<ServerConnectionData>>),
+}
+
+impl Keys {
+    /// Which end we are.
+    pub(super) const fn role(&self) -> Role {
+        match self {
+            Self::Client(_) => Role::Client,
+            Self::Server(_) => Role::Server,
+        }
+    }
+
+    /// The next secret for what we send, with its first sequence number.
+    pub(super) fn next_to_send(&mut self) -> Result<(u64, ConnectionTrafficSecrets), RecordError> {
+        match self {
+            Self::Client(keys) => keys.update_tx_secret(),
+            Self::Server(keys) => keys.update_tx_secret(),
+        }
+        .map_err(|_rustls| RecordError::Keys {
+            what: "no next sending secret",
+        })
+    }
+
+    /// The next secret for what we receive, with its first sequence number.
+    pub(super) fn next_to_receive(
+        &mut self,
+    ) -> Result<(u64, ConnectionTrafficSecrets), RecordError> {
+        match self {
+            Self::Client(keys) => keys.update_rx_secret(),
+            Self::Server(keys) => keys.update_rx_secret(),
+        }
+        .map_err(|_rustls| RecordError::Keys {
+            what: "no next receiving secret",
+        })
+    }
+}

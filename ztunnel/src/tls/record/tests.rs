@@ -1,0 +1,184 @@
+//! Records by themselves: the limits of their format, and nonces that are never repeated.
+
+use aws_lc_rs::aead::MAX_TAG_LEN;
+use rustls::crypto::cipher::{AeadKey, Iv};
+
+use super::*;
+
+const CIPHERS: usize = 2;
+
+fn secrets(cipher: usize) -> ConnectionTrafficSecrets {
+    let (key, iv) = (AeadKey::from([7; 32]), Iv::from([9; 12]));
+    match cipher {
+        0 => ConnectionTrafficSecrets::Aes256Gcm { key, iv },
+        _ => ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv },
+    }
+}
+
+fn pair(cipher: usize) -> (Sealer, Opener) {
+    (
+        Sealer::new(5, secrets(cipher)).unwrap(),
+        Opener::new(5, secrets(cipher)).unwrap(),
+    )
+}
+
+/// A record of this inner plaintext, whatever it is.
+fn seal_inner(sealer: &mut Sealer, inner: &[u8]) -> Vec<u8> {
+    let header = header(inner.len() + MAX_TAG_LEN).unwrap();
+    let mut record = header.to_vec();
+    record.extend_from_slice(inner);
+    let nonce = sealer.traffic.nonce().unwrap();
+    let body = &mut record[HEADER..];
+    let tag = sealer
+        .traffic
+        .key
+        .seal_in_place_separate_tag(nonce, Aad::from(header), body)
+        .unwrap();
+    record.extend_from_slice(tag.as_ref());
+    record
+}
+
+#[test]
+fn both_ways_to_seal_and_both_ways_to_open_agree() {
+    for cipher in 0..CIPHERS {
+        let (mut sealer, mut opener) = pair(cipher);
+        for length in [0, 1, 100, MAX_CONTENT] {
+            let plain: Vec<u8> = (0..length)
+                .map(|at| u8::try_from(at % 250).unwrap())
+                .collect();
+            for way in 0..4 {
+                let mut record = vec![0; length + OVERHEAD];
+                if way % 2 == 0 {
+                    record[HEADER..HEADER + length].copy_from_slice(&plain);
+                    sealer.seal_in_place(Content::Data, &mut record).unwrap();
+                } else {
+                    sealer
+                        .seal_from(Content::Data, &plain, &mut record)
+                        .unwrap();
+                }
+                assert_eq!(record_length(&record).unwrap(), Some(record.len()));
+                let mut out = vec![0; Opener::inner_length(record.len())];
+                let opened = if way < 2 {
+                    let opened = opener.open_in_place(&mut record).unwrap();
+                    out.copy_from_slice(&record[HEADER..HEADER + length + 1]);
+                    opened
+                } else {
+                    opener.open_into(&record, &mut out).unwrap()
+                };
+                assert_eq!(opened, (Content::Data, length));
+                assert_eq!(out[..length], plain);
+            }
+        }
+    }
+}
+
+#[test]
+fn padding_is_accepted_and_skipped() {
+    for (inner, expected) in [
+        (&b"abc\x17"[..], (Content::Data, 3)),
+        (b"abc\x17\0\0\0\0", (Content::Data, 3)),
+        (b"abc\0\x17\0", (Content::Data, 4)),
+        (b"\x17\0\0", (Content::Data, 0)),
+        (b"\x01\0\x15\0", (Content::Alert, 2)),
+        (b"\x18\x16", (Content::Handshake, 1)),
+    ] {
+        let (mut sealer, mut opener) = pair(0);
+        let mut record = seal_inner(&mut sealer, inner);
+        assert_eq!(
+            opener.open_in_place(&mut record).unwrap(),
+            expected,
+            "{inner:?}"
+        );
+    }
+    let (mut sealer, mut opener) = pair(0);
+    let mut long = vec![1; MAX_CONTENT];
+    long.push(23);
+    let record = seal_inner(&mut sealer, &long);
+    let mut out = vec![0; long.len()];
+    assert_eq!(
+        opener.open_into(&record, &mut out).unwrap(),
+        (Content::Data, MAX_CONTENT)
+    );
+    // Padding may make the record longer than its content may be (RFC 8446, section 5.2).
+    long.extend([0; 200]);
+    let record = seal_inner(&mut sealer, &long);
+    let mut out = vec![0; long.len()];
+    assert_eq!(
+        opener.open_into(&record, &mut out).unwrap(),
+        (Content::Data, MAX_CONTENT)
+    );
+}
+
+#[test]
+fn inner_plaintexts_that_no_peer_may_send_are_refused() {
+    let mut long = vec![1; MAX_CONTENT + 1];
+    long.push(23);
+    for (inner, reason) in [
+        (&[][..], "unexpected_message"),
+        (&[0, 0, 0], "unexpected_message"),
+        (b"abc\x14", "unexpected_message"),
+        (b"abc", "unexpected_message"),
+        (&long, "record_overflow"),
+    ] {
+        let (mut sealer, mut opener) = pair(1);
+        let mut record = seal_inner(&mut sealer, inner);
+        let error = opener.open_in_place(&mut record).unwrap_err();
+        assert_eq!(error.reason(), reason);
+    }
+}
+
+#[test]
+fn a_record_opens_only_in_its_place_and_with_its_header() {
+    let (mut sealer, mut opener) = pair(0);
+    let mut records = Vec::new();
+    for _ in 0..3 {
+        let mut record = vec![0; 10 + OVERHEAD];
+        sealer
+            .seal_from(Content::Data, &[1; 10], &mut record)
+            .unwrap();
+        records.push(record);
+    }
+    assert_ne!(
+        records[0], records[1],
+        "the same plaintext never looks the same"
+    );
+    assert!(opener.open_in_place(&mut records[0].clone()).is_ok());
+    assert_eq!(
+        opener.open_in_place(&mut records[2].clone()),
+        Err(RecordError::Forged)
+    );
+    let (_, mut opener) = pair(0);
+    let mut other = records[0].clone();
+    other[1] = 2;
+    assert_eq!(opener.open_in_place(&mut other), Err(RecordError::Forged));
+    let mut sealer = Sealer::new(u64::MAX, secrets(0)).unwrap();
+    let error = sealer
+        .seal_from(Content::Data, &[], &mut [0; OVERHEAD])
+        .unwrap_err();
+    assert_eq!(error.reason(), "keys");
+}
+
+#[test]
+fn the_nonce_is_the_iv_and_the_sequence_number() {
+    let mut traffic = Traffic::new(0x0102_0304_0506_0708, secrets(0)).unwrap();
+    let nonce = traffic.nonce().unwrap();
+    assert_eq!(*nonce.as_ref(), [9, 9, 9, 9, 8, 11, 10, 13, 12, 15, 14, 1]);
+    assert_eq!(traffic.sequence, 0x0102_0304_0506_0709);
+}
+
+#[test]
+fn a_header_is_judged_as_soon_as_it_is_there() {
+    assert_eq!(record_length(&[23, 3, 3, 0]), Ok(None));
+    assert_eq!(record_length(&[]), Ok(None));
+    assert_eq!(record_length(&[23, 3, 3, 0, 17]), Ok(Some(22)));
+    assert_eq!(
+        record_length(&[23, 3, 3, 0x41, 0]),
+        Ok(Some(LARGEST_RECORD))
+    );
+    assert_eq!(
+        record_length(&[23, 3, 3, 0x41, 1]),
+        Err(RecordError::Overflow {
+            length: LARGEST_RECORD - HEADER + 1
+        })
+    );
+}

@@ -1,0 +1,312 @@
+//! The certificates in use, one per identity, renewed before they end.
+//!
+//! A task per identity on the main runtime issues, waits for half of the lifetime and issues
+//! again; while the authority is away it retries with back-off and the old certificate serves on.
+//! Connections read the current certificate without a lock; only who finds none waits, together
+//! with everybody else who wants the same. Called by `path` for each connection, by `node` when
+//! pods come and go.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::credentials::{CertificateState, CertificateSummary, Credentials};
+use super::error::{Error, IssueError};
+use super::issuer::Issuer;
+use crate::mesh::Identity;
+
+/// How issuing is timed.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// First pause after a failed attempt; doubles up to [`Self::retry_max`]. Also the shortest
+    /// time between two attempts for one identity, however many callers want it.
+    pub retry_min: Duration,
+    /// Longest pause between attempts.
+    pub retry_max: Duration,
+    /// After this long an attempt counts as failed.
+    pub attempt_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            retry_min: Duration::from_millis(250),
+            retry_max: Duration::from_secs(30),
+            attempt_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The certificates in use.
+pub struct Store {
+    issuer: Arc<dyn Issuer>,
+    config: Config,
+    runtime: Handle,
+    entries: ArcSwap<HashMap<Identity, Arc<Entry>>>,
+    /// Serialises changes of `entries`.
+    changes: Mutex<()>,
+}
+
+/// One identity's place.
+struct Entry {
+    slot: Arc<Slot>,
+    attempts: watch::Receiver<Attempt>,
+    task: AbortHandle,
+}
+
+/// What an identity's task shares with those who read its work.
+struct Slot {
+    identity: Identity,
+    current: ArcSwapOption<Credentials>,
+    /// Somebody waits for a certificate: do not sleep out the back-off.
+    wanted: Notify,
+}
+
+/// The outcome of the last attempt.
+#[derive(Clone, Default)]
+struct Attempt {
+    failure: Option<Arc<IssueError>>,
+}
+
+impl Slot {
+    fn valid(&self) -> Option<Arc<Credentials>> {
+        let current = self.current.load();
+        let credentials = current.as_ref()?;
+        credentials
+            .is_valid_at(SystemTime::now())
+            .then(|| credentials.clone())
+    }
+}
+
+impl Store {
+    /// A store that asks `issuer` on `runtime`.
+    #[must_use]
+    pub fn new(issuer: Arc<dyn Issuer>, config: Config, runtime: Handle) -> Arc<Self> {
+        Arc::new(Self {
+            issuer,
+            config,
+            runtime,
+            entries: ArcSwap::default(),
+            changes: Mutex::new(()),
+        })
+    }
+
+    /// The certificate of an identity, never an expired one. Returns at once when it is there;
+    /// else waits for the attempt under way, or for a new one.
+    ///
+    /// # Errors
+    /// [`Error::Issue`] when that attempt fails and no valid certificate is left.
+    pub async fn get(&self, identity: &Identity) -> Result<Arc<Credentials>, Error> {
+        if let Some(entry) = self.entries.load().get(identity)
+            && let Some(credentials) = entry.slot.valid()
+        {
+            return Ok(credentials);
+        }
+        let entry = self.entry(identity);
+        let mut attempts = entry.attempts.clone();
+        attempts.mark_unchanged();
+        // Issued between the look and the mark?
+        if let Some(credentials) = entry.slot.valid() {
+            return Ok(credentials);
+        }
+        entry.slot.wanted.notify_one();
+        let ended = attempts.changed().await.is_err();
+        if let Some(credentials) = entry.slot.valid() {
+            return Ok(credentials);
+        }
+        let failure = attempts.borrow().failure.clone();
+        let cause = failure
+            .filter(|_| !ended)
+            .unwrap_or_else(|| Arc::new(IssueError::GivenUp));
+        Err(Error::Issue {
+            identity: identity.clone(),
+            cause,
+        })
+    }
+
+    /// Starts issuing for an identity that will be wanted soon.
+    pub fn prefetch(&self, identity: &Identity) {
+        self.entry(identity);
+    }
+
+    /// Stops renewing and forgets the certificate. Sessions that use it live on.
+    pub fn forget(&self, identity: &Identity) {
+        let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = HashMap::clone(&self.entries.load());
+        if let Some(entry) = entries.remove(identity) {
+            entry.task.abort();
+        }
+        self.entries.store(Arc::new(entries));
+    }
+
+    /// What is there, ordered by identity.
+    #[must_use]
+    pub fn inventory(&self) -> Vec<CertificateSummary> {
+        let now = SystemTime::now();
+        let entries = self.entries.load();
+        let mut all: Vec<_> = entries.values().map(|entry| entry.summary(now)).collect();
+        all.sort_by(|a, b| a.identity.cmp(&b.identity));
+        all
+    }
+
+    /// The place of an identity, made if it is missing or its task has died.
+    fn entry(&self, identity: &Identity) -> Arc<Entry> {
+        let alive = |entry: &&Arc<Entry>| !entry.task.is_finished();
+        if let Some(entry) = self.entries.load().get(identity).filter(alive) {
+            return entry.clone();
+        }
+        let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = HashMap::clone(&self.entries.load());
+        if let Some(entry) = entries.get(identity).filter(alive) {
+            return entry.clone();
+        }
+        let slot = Arc::new(Slot {
+            identity: identity.clone(),
+            current: ArcSwapOption::empty(),
+            wanted: Notify::new(),
+        });
+        let (report, attempts) = watch::channel(Attempt::default());
+        let renewal = Renewal {
+            issuer: self.issuer.clone(),
+            config: self.config.clone(),
+            slot: slot.clone(),
+            report,
+        };
+        let task = self.runtime.spawn(renewal.run()).abort_handle();
+        let entry = Arc::new(Entry {
+            slot,
+            attempts,
+            task,
+        });
+        entries.insert(identity.clone(), entry.clone());
+        self.entries.store(Arc::new(entries));
+        entry
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        for entry in self.entries.load().values() {
+            entry.task.abort();
+        }
+    }
+}
+
+impl Entry {
+    fn summary(&self, now: SystemTime) -> CertificateSummary {
+        if let Some(credentials) = &*self.slot.current.load() {
+            return credentials.summary(now);
+        }
+        let failure = self.attempts.borrow().failure.clone();
+        CertificateSummary {
+            identity: self.slot.identity.clone(),
+            state: match failure {
+                None => CertificateState::Initializing,
+                Some(cause) => CertificateState::Unavailable {
+                    reason: cause.to_string(),
+                },
+            },
+            serial: String::new(),
+            not_before: 0,
+            not_after: 0,
+        }
+    }
+}
+
+/// The task that keeps one identity's certificate fresh.
+struct Renewal {
+    issuer: Arc<dyn Issuer>,
+    config: Config,
+    slot: Arc<Slot>,
+    report: watch::Sender<Attempt>,
+}
+
+impl Renewal {
+    async fn run(self) {
+        let mut pause = self.config.retry_min;
+        loop {
+            let attempted = Instant::now();
+            match self.attempt().await {
+                Ok(credentials) => {
+                    pause = self.config.retry_min;
+                    let wait = renew_after(credentials.not_after(), SystemTime::now(), jitter());
+                    // However short the lifetime is, the issuer gets a rest.
+                    let wait = wait.max(self.config.retry_min);
+                    tracing::debug!(
+                        identity = %self.slot.identity,
+                        serial = credentials.serial(),
+                        renew_in = ?wait,
+                        "certificate issued"
+                    );
+                    self.slot.current.store(Some(credentials));
+                    self.report.send_replace(Attempt { failure: None });
+                    self.sleep(attempted, wait).await;
+                }
+                Err(failure) => {
+                    tracing::warn!(
+                        identity = %self.slot.identity,
+                        retry_in = ?pause,
+                        serving_old = self.slot.valid().is_some(),
+                        "no certificate: {failure}"
+                    );
+                    self.report.send_replace(Attempt {
+                        failure: Some(Arc::new(failure)),
+                    });
+                    self.sleep(attempted, pause.mul_f64(1.0 - jitter())).await;
+                    pause = (pause * 2).min(self.config.retry_max);
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self) -> Result<Arc<Credentials>, IssueError> {
+        let identity = &self.slot.identity;
+        let limit = self.config.attempt_timeout;
+        let issued = tokio::time::timeout(limit, self.issuer.issue(identity)).await;
+        let issued = issued.map_err(|_elapsed| IssueError::Unavailable {
+            issuer: "of the mesh".to_owned(),
+            why: format!("no answer in {limit:?}"),
+        })??;
+        Credentials::new(identity, issued).map(Arc::new)
+    }
+
+    /// Sleeps, but no longer than until somebody finds no valid certificate. Wall-clock jumps
+    /// and suspended machines are caught that way too.
+    async fn sleep(&self, attempted: Instant, pause: Duration) {
+        let earliest = tokio::time::sleep_until(attempted + self.config.retry_min.min(pause));
+        let wanted = async {
+            earliest.await;
+            loop {
+                self.slot.wanted.notified().await;
+                if self.slot.valid().is_none() {
+                    break;
+                }
+            }
+        };
+        tokio::select! {
+            () = wanted => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// How long to wait before a certificate is renewed: half of what is left of its life, up to a
+/// tenth earlier so that the certificates of a node are not all renewed in the same second.
+fn renew_after(not_after: SystemTime, now: SystemTime, jitter: f64) -> Duration {
+    let left = not_after.duration_since(now).unwrap_or_default();
+    left.mul_f64(0.5 * (1.0 - jitter))
+}
+
+/// A number from 0 to 0.1.
+fn jitter() -> f64 {
+    rand::random_range(0.0..0.1)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,305 @@
+//! The store with an issuer that counts, waits and fails on demand.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::super::testing::{Authority, Leaf, identity};
+use super::super::{Fault, Issued};
+use super::*;
+
+/// An issuer under the test's control.
+struct Fake {
+    authority: Authority,
+    calls: AtomicUsize,
+    /// Lifetime of leaves.
+    ttl: Duration,
+    /// How long an answer takes.
+    delay: Duration,
+    /// Which calls fail, counted from 0.
+    fails: fn(usize) -> bool,
+}
+
+impl Fake {
+    fn new() -> Self {
+        Self {
+            authority: Authority::new(),
+            calls: AtomicUsize::new(0),
+            ttl: Duration::from_secs(3600),
+            delay: Duration::from_millis(10),
+            fails: |_| false,
+        }
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+impl Issuer for Fake {
+    fn issue<'a>(
+        &'a self,
+        identity: &'a Identity,
+    ) -> Pin<Box<dyn Future<Output = Result<Issued, IssueError>> + Send + 'a>> {
+        Box::pin(async move {
+            let call = self.calls.fetch_add(1, Ordering::SeqCst);
+            tokio::time::sleep(self.delay).await;
+            if (self.fails)(call) {
+                let why = format!("call {call}");
+                return Err(IssueError::Unavailable {
+                    issuer: "fake".to_owned(),
+                    why,
+                });
+            }
+            let mut leaf = Leaf::of(identity);
+            leaf.not_after = SystemTime::now() + self.ttl;
+            Ok(self.authority.issue(&leaf))
+        })
+    }
+}
+
+fn store(fake: Fake) -> (Arc<Fake>, Arc<Store>) {
+    let fake = Arc::new(fake);
+    let config = Config {
+        retry_min: Duration::from_millis(20),
+        retry_max: Duration::from_millis(100),
+        attempt_timeout: Duration::from_millis(300),
+    };
+    let store = Store::new(fake.clone(), config, Handle::current());
+    (fake, store)
+}
+
+#[tokio::test]
+async fn everybody_who_misses_waits_for_the_same_issue() {
+    let (fake, store) = store(Fake::new());
+    let a = identity("a");
+    let gets = (0..50).map(|_| store.get(&a));
+    let got = futures::future::join_all(gets).await;
+    let serials: Vec<_> = got
+        .iter()
+        .map(|got| got.as_ref().unwrap().serial())
+        .collect();
+    assert!(serials.windows(2).all(|pair| pair[0] == pair[1]));
+    assert_eq!(fake.calls(), 1);
+    store.get(&identity("b")).await.unwrap();
+    assert_eq!(fake.calls(), 2);
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_there_is_given_at_once() {
+    let (_, store) = store(Fake::new());
+    let a = identity("a");
+    store.get(&a).await.unwrap();
+    let mut get = Box::pin(store.get(&a));
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(get.as_mut().poll(&mut cx).is_ready());
+}
+
+#[tokio::test]
+async fn works_from_the_runtime_of_another_thread() {
+    let (_, store) = store(Fake::new());
+    let other = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(async { store.get(&identity("a")).await.unwrap().identity().clone() })
+    });
+    while !other.is_finished() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(other.join().unwrap(), identity("a"));
+}
+
+#[tokio::test]
+async fn renews_at_half_of_the_lifetime_and_leaves_the_old_one_alone() {
+    // Two seconds at least, because certificates count in seconds.
+    let (fake, store) = store(Fake {
+        ttl: Duration::from_millis(2900),
+        ..Fake::new()
+    });
+    let first = store.get(&identity("a")).await.unwrap();
+    let begin = Instant::now();
+    loop {
+        let now = store.get(&identity("a")).await.unwrap();
+        if now.serial() != first.serial() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // The end of validity is cut to whole seconds: half of 1.9 to 2.9 s, less a tenth.
+    let after = begin.elapsed();
+    assert!((800..=1700).contains(&after.as_millis()), "{after:?}");
+    assert_eq!(fake.calls(), 2);
+    assert_eq!(first.identity(), &identity("a"));
+}
+
+#[tokio::test]
+async fn the_old_one_serves_while_the_issuer_is_away() {
+    let fails = |call| (1..4).contains(&call);
+    let (fake, store) = store(Fake {
+        ttl: Duration::from_millis(2900),
+        fails,
+        ..Fake::new()
+    });
+    let first = store.get(&identity("a")).await.unwrap();
+    while fake.calls() < 5 {
+        store.get(&identity("a")).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    assert_ne!(
+        store.get(&identity("a")).await.unwrap().serial(),
+        first.serial()
+    );
+}
+
+#[tokio::test]
+async fn an_expired_one_is_never_given() {
+    let (_, store) = store(Fake {
+        ttl: Duration::from_millis(1500),
+        fails: |call| call > 0,
+        ..Fake::new()
+    });
+    let first = store.get(&identity("a")).await.unwrap();
+    let error = loop {
+        match store.get(&identity("a")).await {
+            Ok(credentials) => {
+                assert!(SystemTime::now() < credentials.not_after() + Duration::from_millis(50))
+            }
+            Err(error) => break error,
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    assert!(SystemTime::now() >= first.not_after());
+    assert_eq!(error.reason(), "ca_unavailable");
+    assert_eq!(store.inventory()[0].state, CertificateState::Expired);
+}
+
+#[tokio::test]
+async fn a_failed_first_issue_is_told_to_all_and_tried_again() {
+    let (fake, store) = store(Fake {
+        fails: |call| call == 0,
+        ..Fake::new()
+    });
+    let a = identity("a");
+    for failed in futures::future::join_all((0..3).map(|_| store.get(&a))).await {
+        let error = failed.unwrap_err();
+        assert_eq!(
+            (error.reason(), error.fault()),
+            ("ca_unavailable", Fault::Mesh)
+        );
+        let text = error.to_string();
+        assert!(
+            text.contains(a.as_str()) && text.contains("call 0"),
+            "{text}"
+        );
+    }
+    assert_eq!(
+        store.inventory()[0].state,
+        CertificateState::Unavailable {
+            reason: "the certificate authority fake cannot be reached: call 0".to_owned()
+        }
+    );
+    store.get(&a).await.unwrap();
+    assert_eq!(fake.calls(), 2);
+}
+
+#[tokio::test]
+async fn callers_do_not_make_a_broken_issuer_busier() {
+    let (fake, store) = store(Fake {
+        fails: |_| true,
+        delay: Duration::ZERO,
+        ..Fake::new()
+    });
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_millis(300) {
+        store.get(&identity("a")).await.unwrap_err();
+    }
+    assert!(
+        fake.calls() <= 16,
+        "{} calls, at least 20 ms apart",
+        fake.calls()
+    );
+}
+
+#[tokio::test]
+async fn an_issuer_that_hangs_is_given_up() {
+    let (_, store) = store(Fake {
+        delay: Duration::from_secs(60),
+        ..Fake::new()
+    });
+    let error = store.get(&identity("a")).await.unwrap_err();
+    assert_eq!(error.reason(), "ca_unavailable");
+    assert!(error.to_string().contains("no answer in 300ms"), "{error}");
+}
+
+#[tokio::test]
+async fn prefetch_issues_and_forget_stops() {
+    let (fake, store) = store(Fake {
+        ttl: Duration::from_millis(2900),
+        ..Fake::new()
+    });
+    store.prefetch(&identity("a"));
+    assert_eq!(store.inventory()[0].state, CertificateState::Initializing);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let shown = store.inventory();
+    assert_eq!(
+        (shown.len(), &shown[0].state),
+        (1, &CertificateState::Available)
+    );
+    assert!(!shown[0].serial.is_empty() && shown[0].not_after > shown[0].not_before);
+    let kept = store.get(&identity("a")).await.unwrap();
+    store.forget(&identity("a"));
+    assert!(store.inventory().is_empty());
+    tokio::time::sleep(Duration::from_millis(1600)).await;
+    assert_eq!(fake.calls(), 1);
+    assert_eq!(kept.identity(), &identity("a"));
+}
+
+#[tokio::test]
+async fn whoever_waits_while_the_identity_is_forgotten_is_told() {
+    let (_, store) = store(Fake {
+        delay: Duration::from_secs(60),
+        ..Fake::new()
+    });
+    let a = identity("a");
+    let (error, ()) = tokio::join!(store.get(&a), async {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        store.forget(&a);
+    });
+    assert_eq!(error.unwrap_err().reason(), "ca_given_up");
+}
+
+#[tokio::test]
+async fn a_certificate_of_somebody_else_is_not_used() {
+    struct Wrong(Authority);
+    impl Issuer for Wrong {
+        fn issue<'a>(
+            &'a self,
+            _identity: &'a Identity,
+        ) -> Pin<Box<dyn Future<Output = Result<Issued, IssueError>> + Send + 'a>> {
+            Box::pin(async { Ok(self.0.issue(&Leaf::of(&identity("b")))) })
+        }
+    }
+    let issuer = Arc::new(Wrong(Authority::new()));
+    let store = Store::new(issuer, Config::default(), Handle::current());
+    let error = store.get(&identity("a")).await.unwrap_err();
+    assert_eq!(error.reason(), "ca_unusable");
+    assert!(
+        error.to_string().contains("/sa/b instead of spiffe"),
+        "{error}"
+    );
+}
+
+#[test]
+fn renewal_is_due_at_half_of_what_is_left_or_a_little_earlier() {
+    let now = SystemTime::now();
+    let day = Duration::from_secs(86_400);
+    assert_eq!(renew_after(now + day, now, 0.0), day / 2);
+    assert_eq!(renew_after(now + day, now, 0.1), day.mul_f64(0.45));
+    assert_eq!(renew_after(now, now + day, 0.0), Duration::ZERO);
+    for _ in 0..1000 {
+        assert!((0.0..0.1).contains(&jitter()));
+    }
+}

@@ -1,0 +1,262 @@
+//! Our record layer against stock rustls over TCP, in both roles, with keys that change on the
+//! way. The stock side blocks on a thread of its own.
+
+use std::io::{Read, Write};
+use std::net::TcpStream as StdStream;
+use std::sync::Arc;
+
+use rustls::client::danger::ServerCertVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::super::testing::{Authority, Leaf, certified, identity, pattern, tcp};
+use super::super::verify::{ExpectedServer, MeshClient, provider};
+use super::super::{accept, connect};
+use super::*;
+
+const LENGTH: usize = 3 << 20;
+const PIECE: usize = 100_000;
+
+fn roots(authority: &Authority) -> Arc<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.root()).unwrap();
+    Arc::new(roots)
+}
+
+fn blocking(stream: TcpStream) -> StdStream {
+    let stream = stream.into_std().unwrap();
+    stream.set_nonblocking(false).unwrap();
+    stream
+}
+
+fn stock_client(
+    authority: &Authority,
+    alpn: &[&[u8]],
+    fragments: Option<usize>,
+) -> ClientConnection {
+    let issued = authority.issue(&Leaf::of(&identity("a")));
+    let (chain, key) = (issued.chain, issued.key);
+    let verifier: Arc<dyn ServerCertVerifier> = Arc::new(ExpectedServer {
+        roots: roots(authority),
+        expected: vec![identity("b")],
+    });
+    let mut config = ClientConfig::builder_with_provider(provider().clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_auth_cert(chain, key)
+        .unwrap();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.max_fragment_size = fragments;
+    ClientConnection::new(Arc::new(config), ServerName::try_from("10.0.0.1").unwrap()).unwrap()
+}
+
+/// With tickets, as other implementations send them.
+fn stock_server(
+    authority: &Authority,
+    alpn: &[&[u8]],
+    fragments: Option<usize>,
+) -> ServerConnection {
+    let issued = authority.issue(&Leaf::of(&identity("b")));
+    let key = certified(issued);
+    let verifier: Arc<dyn ClientCertVerifier> = Arc::new(MeshClient {
+        roots: roots(authority),
+        ours: identity("b"),
+    });
+    let mut config = ServerConfig::builder_with_provider(provider().clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
+            Arc::unwrap_or_clone(key),
+        )));
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.max_fragment_size = fragments;
+    ServerConnection::new(Arc::new(config)).unwrap()
+}
+
+/// Sends the pattern in pieces with a new key for each, then reads it back to the end.
+fn stock_exchange<S: rustls::SideData>(
+    mut stream: rustls::StreamOwned<
+        impl std::ops::DerefMut<Target = rustls::ConnectionCommon<S>>,
+        StdStream,
+    >,
+) {
+    let mut back = Vec::new();
+    let mut piece = vec![0; PIECE];
+    for sent in pattern(LENGTH).chunks(PIECE) {
+        stream.write_all(sent).unwrap();
+        stream.flush().unwrap();
+        stream.conn.refresh_traffic_keys().unwrap();
+        // The echo comes back at the same pace, or both sides would block.
+        let piece = &mut piece[..sent.len()];
+        stream.read_exact(piece).unwrap();
+        back.extend_from_slice(piece);
+    }
+    assert!(back == pattern(LENGTH));
+    stream.conn.send_close_notify();
+    stream.flush().unwrap();
+    stream.sock.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(
+        stream.read(&mut piece).unwrap(),
+        0,
+        "close_notify comes back"
+    );
+}
+
+/// Sends back what comes, replacing its own key all the time.
+async fn echo(mut stream: Stream<TcpStream>) {
+    stream.outgoing.wear_out_after(2);
+    let mut piece = vec![0; 30_000];
+    loop {
+        let count = stream.read(&mut piece).await.unwrap();
+        if count == 0 {
+            break;
+        }
+        stream.write_all(&piece[..count]).await.unwrap();
+        stream.flush().await.unwrap();
+    }
+    stream.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn our_server_and_a_stock_client() {
+    let authority = Authority::new();
+    let server = authority.credentials(&identity("b"));
+    let (near, far) = tcp().await;
+    let stock = stock_client(&authority, &[b"h2"], None);
+    let near = blocking(near);
+    let client = std::thread::spawn(move || stock_exchange(rustls::StreamOwned::new(stock, near)));
+    let stream = accept(far, &server).await.unwrap();
+    assert_eq!(stream.peer(), &identity("a"));
+    echo(stream).await;
+    tokio::task::spawn_blocking(move || client.join().unwrap())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn our_client_and_a_stock_server_with_tickets() {
+    let authority = Authority::new();
+    let client = authority.credentials(&identity("a"));
+    let (near, far) = tcp().await;
+    let stock = stock_server(&authority, &[b"h2"], None);
+    let far = blocking(far);
+    let server = std::thread::spawn(move || stock_exchange(rustls::StreamOwned::new(stock, far)));
+    let stream = connect(near, &client, &[identity("b")]).await.unwrap();
+    assert_eq!(stream.peer(), &identity("b"));
+    echo(stream).await;
+    tokio::task::spawn_blocking(move || server.join().unwrap())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_peer_without_the_tunnels_protocol_is_refused() {
+    let authority = Authority::new();
+    for alpn in [&[][..], &[&b"http/1.1"[..]]] {
+        let credentials = authority.credentials(&identity("b"));
+        let (near, far) = tcp().await;
+        let (mut stock, mut near) = (stock_client(&authority, alpn, None), blocking(near));
+        let client = std::thread::spawn(move || {
+            let _failed = stock.complete_io(&mut near);
+            // Until the server hangs up.
+            let _end = near.read_to_end(&mut Vec::new());
+        });
+        let error = accept(far, &credentials).await.err().unwrap();
+        assert_eq!(error.reason(), "no_alpn", "{alpn:?}: {error}");
+        client.join().unwrap();
+
+        let credentials = authority.credentials(&identity("a"));
+        let (near, far) = tcp().await;
+        let (mut stock, mut far) = (stock_server(&authority, alpn, None), blocking(far));
+        let server = std::thread::spawn(move || {
+            let _failed = stock.complete_io(&mut far);
+            let _end = far.read_to_end(&mut Vec::new());
+        });
+        let error = connect(near, &credentials, &[identity("b")])
+            .await
+            .err()
+            .unwrap();
+        let expected = if alpn.is_empty() {
+            "no_alpn"
+        } else {
+            "refused_by_peer"
+        };
+        assert_eq!(error.reason(), expected, "{alpn:?}: {error}");
+        server.join().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_a_certificate_is_refused() {
+    let authority = Authority::new();
+    let credentials = authority.credentials(&identity("b"));
+    let (near, far) = tcp().await;
+    let verifier = Arc::new(ExpectedServer {
+        roots: roots(&authority),
+        expected: vec![identity("b")],
+    });
+    let mut config = ClientConfig::builder_with_provider(provider().clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let name = ServerName::try_from("10.0.0.1").unwrap();
+    let stock = ClientConnection::new(Arc::new(config), name).unwrap();
+    let near = blocking(near);
+    let client = std::thread::spawn(move || {
+        let mut stream = rustls::StreamOwned::new(stock, near);
+        stream.read(&mut [0; 9]).unwrap_err().to_string()
+    });
+    let error = accept(far, &credentials).await.err().unwrap();
+    assert_eq!(error.reason(), "no_certificate", "{error}");
+    let told = tokio::task::spawn_blocking(move || client.join().unwrap())
+        .await
+        .unwrap();
+    assert!(told.contains("CertificateRequired"), "{told}");
+}
+
+#[tokio::test]
+async fn handshakes_in_small_fragments_work() {
+    let authority = Authority::new();
+    for size in [32, 33, 100, 500, 2000] {
+        let credentials = authority.credentials(&identity("b"));
+        let (near, far) = tcp().await;
+        let stock = stock_client(&authority, &[b"h2"], Some(size));
+        let near = blocking(near);
+        let client = std::thread::spawn(move || {
+            let mut stream = rustls::StreamOwned::new(stock, near);
+            stream.write_all(&[7; 5000]).unwrap();
+            stream.flush().unwrap();
+            stream.read_exact(&mut [0; 1]).unwrap();
+        });
+        let mut stream = accept(far, &credentials).await.unwrap();
+        stream.read_exact(&mut [0; 5000]).await.unwrap();
+        stream.write_all(b"!").await.unwrap();
+        stream.flush().await.unwrap();
+        client.join().unwrap();
+
+        let credentials = authority.credentials(&identity("a"));
+        let (near, far) = tcp().await;
+        let stock = stock_server(&authority, &[b"h2"], Some(size));
+        let far = blocking(far);
+        let server = std::thread::spawn(move || {
+            let mut stream = rustls::StreamOwned::new(stock, far);
+            stream.read_exact(&mut [0; 1]).unwrap();
+            stream.write_all(&[7; 5000]).unwrap();
+            stream.flush().unwrap();
+        });
+        let mut stream = connect(near, &credentials, &[identity("b")]).await.unwrap();
+        stream.write_all(b"!").await.unwrap();
+        stream.flush().await.unwrap();
+        stream.read_exact(&mut [0; 5000]).await.unwrap();
+        server.join().unwrap();
+    }
+}
