@@ -23,15 +23,27 @@ struct Dedicated {
 }
 
 impl Dedicated {
-    fn start(pod: &Host, mut settings: Settings, by: &[(&str, &str)], keys: &[(&str, String)]) -> Self {
+    fn start(
+        pod: &Host,
+        mut settings: Settings,
+        by: &[(&str, &str)],
+        keys: &[(&str, String)],
+    ) -> Self {
         let directory = pod.run_directory().join(format!("dedicated-{}", pod.name));
         fs::create_dir_all(&directory).unwrap();
         settings.pods.clear();
         settings.capture.bpf_directory = directory.join("bpf");
-        settings.extra.extend(keys.iter().map(|(key, value)| ((*key).to_owned(), json!(value))));
+        settings.extra.extend(
+            keys.iter()
+                .map(|(key, value)| ((*key).to_owned(), json!(value))),
+        );
         let (file, log) = (directory.join("settings.yaml"), directory.join("proxy.log"));
         fs::write(&file, settings.to_yaml().unwrap()).unwrap();
-        let output = File::options().create(true).append(true).open(&log).unwrap();
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .unwrap();
         let mut command = Command::new(ztunnel().unwrap());
         command
             .args(["proxy", "--config"])
@@ -41,7 +53,10 @@ impl Dedicated {
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output);
-        let this = Self { process: Process::start(pod, &mut command).unwrap(), log };
+        let this = Self {
+            process: Process::start(pod, &mut command).unwrap(),
+            log,
+        };
         scene::eventually("readiness of the dedicated proxy", || {
             pod.enter(|| TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], 15021))).is_ok())
                 && this.said().contains("pod enrolled")
@@ -88,11 +103,20 @@ fn speaks_both_ways(by: &[(&str, &str)], keys: impl FnOnce(&Host) -> Vec<(&'stat
     }
     let line = format!("src.identity=\"{}\"", identity(own));
     mesh.proxy("b").wait_for_log(&line, LIMIT).unwrap();
-    scene::eventually("the caller's identity in the log of the dedicated proxy", || {
-        dedicated.said().contains(&format!("src.identity=\"{}\"", identity(other)))
-    });
+    scene::eventually(
+        "the caller's identity in the log of the dedicated proxy",
+        || {
+            dedicated
+                .said()
+                .contains(&format!("src.identity=\"{}\"", identity(other)))
+        },
+    );
     thread::sleep(SETTLE);
-    assert_eq!(sniffer.finish().unwrap().hits, 0, "something crossed in the clear");
+    assert_eq!(
+        sniffer.finish().unwrap().hits,
+        0,
+        "something crossed in the clear"
+    );
     assert!(!dedicated.said().contains("panicked"));
     let status = dedicated.process.terminate(LIMIT).unwrap();
     assert!(status.success(), "{status}");
@@ -102,12 +126,18 @@ fn speaks_both_ways(by: &[(&str, &str)], keys: impl FnOnce(&Host) -> Vec<(&'stat
 #[test]
 fn a_workload_with_its_own_proxy_speaks_with_the_mesh() {
     speaks_both_ways(&[], |own| {
-        vec![("mode", "dedicated".to_owned()), ("workload", workload_uid(own))]
+        vec![
+            ("mode", "dedicated".to_owned()),
+            ("workload", workload_uid(own)),
+        ]
     });
 }
 
 #[test]
 fn the_environment_names_the_workload_of_a_dedicated_proxy() {
-    let environment = [("PROXY_MODE", "dedicated"), ("PROXY_WORKLOAD_INFO", "default/a-1/a-1")];
+    let environment = [
+        ("PROXY_MODE", "dedicated"),
+        ("PROXY_WORKLOAD_INFO", "default/a-1/a-1"),
+    ];
     speaks_both_ways(&environment, |_own| Vec::new());
 }

@@ -45,7 +45,10 @@ fn leave(mesh: &mut Mesh<'_>, pod: &Host) -> Vec<Settings> {
 }
 
 fn active(mesh: &mut Mesh<'_>) -> f64 {
-    mesh.proxy("a").metrics().unwrap().sum("istio_active_proxy_count_total", &[])
+    mesh.proxy("a")
+        .metrics()
+        .unwrap()
+        .sum("istio_active_proxy_count_total", &[])
 }
 
 #[test]
@@ -58,7 +61,9 @@ fn a_pod_leaves_and_comes_back_and_the_others_do_not_notice() {
     let failures = thread::scope(|scope| {
         let load: Vec<_> = Family::BOTH
             .into_iter()
-            .flat_map(|family| [load_anew as Load, load_on_one_connection].map(|load| (load, family)))
+            .flat_map(|family| {
+                [load_anew as Load, load_on_one_connection].map(|load| (load, family))
+            })
             .map(|(load, family)| {
                 let (stop, answers) = (&stop, &answers);
                 scope.spawn(move || load(stayer, server.at(family, HTTP), stop, answers))
@@ -68,7 +73,10 @@ fn a_pod_leaves_and_comes_back_and_the_others_do_not_notice() {
             story(&world, &mut mesh, leaver, &answers);
         }));
         stop.store(true, Ordering::Relaxed);
-        let failures: Vec<_> = load.into_iter().filter_map(|one| one.join().unwrap().err()).collect();
+        let failures: Vec<_> = load
+            .into_iter()
+            .filter_map(|one| one.join().unwrap().err())
+            .collect();
         if let Err(panic) = outcome {
             std::panic::resume_unwind(panic);
         }
@@ -85,12 +93,16 @@ fn story(world: &World, mesh: &mut Mesh<'_>, leaver: &Host, answers: &AtomicU64)
         assert_eq!(crossings(world, leaver, server), 0, "round {round}");
         assert_eq!(active(mesh), 2.0);
         let before = leave(mesh, leaver);
-        assert!(crossings(world, leaver, server) >= 2, "round {round}: still captured");
+        assert!(
+            crossings(world, leaver, server) >= 2,
+            "round {round}: still captured"
+        );
         // Nor is it called through the mesh.
         answered(server, leaver.at(Family::V4, HTTP));
         assert_eq!(active(mesh), 1.0);
         let mut before = before.into_iter();
-        mesh.change(|settings| *settings = before.next().unwrap()).unwrap();
+        mesh.change(|settings| *settings = before.next().unwrap())
+            .unwrap();
         scene::eventually("the pod's return", || active(mesh) == 2.0);
         scene::eventually("the workload's return", || {
             scene::listed(mesh.proxy("b"), "workloads").contains(&leaver.name)
@@ -106,10 +118,18 @@ fn story(world: &World, mesh: &mut Mesh<'_>, leaver: &Host, answers: &AtomicU64)
 
 type Load = fn(&Host, std::net::SocketAddr, &AtomicBool, &AtomicU64) -> std::io::Result<()>;
 
-fn load_anew(from: &Host, to: std::net::SocketAddr, stop: &AtomicBool, answers: &AtomicU64) -> std::io::Result<()> {
+fn load_anew(
+    from: &Host,
+    to: std::net::SocketAddr,
+    stop: &AtomicBool,
+    answers: &AtomicU64,
+) -> std::io::Result<()> {
     while !stop.load(Ordering::Relaxed) {
         let answer = from.enter(|| traffic::get(to, QUIET, LIMIT))?;
-        assert_eq!(answer.peer.ip().to_canonical(), answer.client_local.ip().to_canonical());
+        assert_eq!(
+            answer.peer.ip().to_canonical(),
+            answer.client_local.ip().to_canonical()
+        );
         answers.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
@@ -145,20 +165,34 @@ fn a_pod_whose_namespace_is_missing_is_tried_again_and_the_others_are_served() {
         .start()
         .unwrap();
     let _http = server.serve(Kind::Http, HTTP).unwrap();
-    let line = mesh.proxy("a").wait_for_log("cannot enroll the pod", LIMIT).unwrap();
-    assert!(line.contains(&workload_uid(late)) && line.contains("late"), "{line}");
+    let line = mesh
+        .proxy("a")
+        .wait_for_log("cannot enroll the pod", LIMIT)
+        .unwrap();
+    assert!(
+        line.contains(&workload_uid(late)) && line.contains("late"),
+        "{line}"
+    );
     for family in Family::BOTH {
         answered(early, server.at(family, HTTP));
     }
     assert_eq!(crossings(&world, early, server), 0);
-    let pending = mesh.proxy("a").metrics().unwrap().sum("istio_pending_proxy_count_total", &[]);
+    let pending = mesh
+        .proxy("a")
+        .metrics()
+        .unwrap()
+        .sum("istio_pending_proxy_count_total", &[]);
     assert_eq!(pending, 1.0);
 
     // It appears, as a container runtime would make it, and nobody has to say so.
     symlink(late.namespace.path(), &path).unwrap();
     scene::eventually("the late pod's enrolment", || active(&mut mesh) == 2.0);
     assert_eq!(crossings(&world, late, server), 0);
-    let pending = mesh.proxy("a").metrics().unwrap().sum("istio_pending_proxy_count_total", &[]);
+    let pending = mesh
+        .proxy("a")
+        .metrics()
+        .unwrap()
+        .sum("istio_pending_proxy_count_total", &[]);
     assert_eq!(pending, 0.0);
     scene::unharmed(&mut mesh);
 }
@@ -180,7 +214,9 @@ fn a_path_that_is_no_namespace_keeps_nobody_from_being_served() {
         .start()
         .unwrap();
     let _http = server.serve(Kind::Http, HTTP).unwrap();
-    mesh.proxy("a").wait_for_log("cannot enroll the pod", LIMIT).unwrap();
+    mesh.proxy("a")
+        .wait_for_log("cannot enroll the pod", LIMIT)
+        .unwrap();
     for family in Family::BOTH {
         answered(fine, server.at(family, HTTP));
     }

@@ -43,7 +43,10 @@ fn a_killed_proxy_is_a_closed_door_until_the_next_one_takes_over() {
     let _echo = client.serve(Kind::Http, HTTP).unwrap();
     let pinned = mesh.proxy("a").settings.capture.bpf_directory.clone();
     let before = pins(&pinned);
-    assert!(before.keys().any(|path| path.contains("links")), "{before:?}");
+    assert!(
+        before.keys().any(|path| path.contains("links")),
+        "{before:?}"
+    );
     answered(client, server.at(Family::V4, HTTP));
 
     let sniffer = Sniffer::between(world.node("a"), "b", MARKER.as_bytes()).unwrap();
@@ -92,7 +95,9 @@ fn a_connection_learns_that_its_proxy_was_killed() {
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let _echo = server.serve(Kind::Echo, 9000).unwrap();
     for node in ["a", "b"] {
-        let mut stream = client.enter(|| TcpStream::connect(server.at(Family::V4, 9000))).unwrap();
+        let mut stream = client
+            .enter(|| TcpStream::connect(server.at(Family::V4, 9000)))
+            .unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         stream.write_all(b"hello").unwrap();
         stream.read_exact(&mut [0; 5]).unwrap();
@@ -117,8 +122,9 @@ fn killed_and_started_again_five_times_under_load() {
     let sniffer = Sniffer::between(world.node("a"), "b", MARKER.as_bytes()).unwrap();
     let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
-        for (client, family) in
-            [0, 1].into_iter().flat_map(|pod| Family::BOTH.map(|family| (world.pod("a", pod), family)))
+        for (client, family) in [0, 1]
+            .into_iter()
+            .flat_map(|pod| Family::BOTH.map(|family| (world.pod("a", pod), family)))
         {
             let (stop, answers) = (&stop, &answers);
             scope.spawn(move || {
@@ -138,12 +144,16 @@ fn killed_and_started_again_five_times_under_load() {
             for round in 0..5 {
                 let node = ["a", "b"][round % 2];
                 let wanted = answers.load(Ordering::Relaxed) + 20;
-                scene::eventually("twenty answers", || answers.load(Ordering::Relaxed) >= wanted);
+                scene::eventually("twenty answers", || {
+                    answers.load(Ordering::Relaxed) >= wanted
+                });
                 mesh.proxy(node).kill().unwrap();
                 mesh.proxy(node).start().unwrap();
             }
             let wanted = answers.load(Ordering::Relaxed) + 20;
-            scene::eventually("answers at the end", || answers.load(Ordering::Relaxed) >= wanted);
+            scene::eventually("answers at the end", || {
+                answers.load(Ordering::Relaxed) >= wanted
+            });
         }));
         stop.store(true, Ordering::Relaxed);
         outcome.unwrap();

@@ -2,6 +2,12 @@
 //! certificates that change, settings that are wrong. Each file is one promise. The tests need
 //! root; each has simulated nodes of its own and takes everything away again.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking, in its functions too"
+)]
+
 mod dedicated;
 mod enrollment;
 mod hostile;

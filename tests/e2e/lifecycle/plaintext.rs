@@ -10,7 +10,11 @@ use crate::scene::{self, HTTP, answered, reset};
 
 /// What PeerAuthentication STRICT becomes at a node: DENY, where no principal is present.
 fn strict() -> Policy {
-    Policy::namespace("strict", "Deny", json!([[[{ "notPrincipals": [{ "presence": {} }] }]]]))
+    Policy::namespace(
+        "strict",
+        "Deny",
+        json!([[[{ "notPrincipals": [{ "presence": {} }] }]]]),
+    )
 }
 
 /// The host outside, and a pod that the mesh does not know.
@@ -21,7 +25,10 @@ fn strangers(world: &World) -> [&Host; 2] {
 #[test]
 fn plaintext_arrives_with_its_source_address() {
     let world = World::two_nodes().unwrap();
-    let mut mesh = Mesh::builder(&world).without(world.pod("a", 1)).start().unwrap();
+    let mut mesh = Mesh::builder(&world)
+        .without(world.pod("a", 1))
+        .start()
+        .unwrap();
     let server = world.pod("b", 0);
     let _http = server.serve(Kind::Http, HTTP).unwrap();
     for client in strangers(&world) {
@@ -32,9 +39,16 @@ fn plaintext_arrives_with_its_source_address() {
             assert_eq!(answer.client_peer, server.at(family, HTTP));
         }
     }
-    let plain = [("reporter", "destination"), ("connection_security_policy", "unknown")];
+    let plain = [
+        ("reporter", "destination"),
+        ("connection_security_policy", "unknown"),
+    ];
     scene::eventually("four plain connections in the metrics", || {
-        mesh.proxy("b").metrics().unwrap().sum("istio_tcp_connections_opened_total", &plain) == 4.0
+        mesh.proxy("b")
+            .metrics()
+            .unwrap()
+            .sum("istio_tcp_connections_opened_total", &plain)
+            == 4.0
     });
     scene::unharmed(&mut mesh);
 }
@@ -42,8 +56,11 @@ fn plaintext_arrives_with_its_source_address() {
 #[test]
 fn plaintext_is_refused_where_mutual_tls_is_demanded() {
     let world = World::two_nodes().unwrap();
-    let mut mesh =
-        Mesh::builder(&world).without(world.pod("a", 1)).policy(strict()).start().unwrap();
+    let mut mesh = Mesh::builder(&world)
+        .without(world.pod("a", 1))
+        .policy(strict())
+        .start()
+        .unwrap();
     let server = world.pod("b", 0);
     let http = server.serve(Kind::Http, HTTP).unwrap();
     for client in strangers(&world) {
@@ -54,9 +71,15 @@ fn plaintext_is_refused_where_mutual_tls_is_demanded() {
     assert_eq!(http.accepted(), 0);
     let denied = [("reporter", "destination"), ("response_flags", "DENY")];
     scene::eventually("four denials in the metrics", || {
-        mesh.proxy("b").metrics().unwrap().sum("istio_tcp_connections_failed_total", &denied) == 4.0
+        mesh.proxy("b")
+            .metrics()
+            .unwrap()
+            .sum("istio_tcp_connections_failed_total", &denied)
+            == 4.0
     });
-    mesh.proxy("b").wait_for_log("denied by policy default/strict", scene::LIMIT).unwrap();
+    mesh.proxy("b")
+        .wait_for_log("denied by policy default/strict", scene::LIMIT)
+        .unwrap();
     for family in Family::BOTH {
         answered(world.pod("a", 0), server.at(family, HTTP));
     }

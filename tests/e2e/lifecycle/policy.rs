@@ -31,11 +31,12 @@ fn matching(one: Value) -> Value {
     json!([[[one]]])
 }
 
-fn case(
-    policies: Vec<Policy>,
-    expected: Vec<(usize, usize, u16, Option<&'static str>)>,
-) -> Case {
-    Case { policies, listed: &[], expected }
+fn case(policies: Vec<Policy>, expected: Vec<(usize, usize, u16, Option<&'static str>)>) -> Case {
+    Case {
+        policies,
+        listed: &[],
+        expected,
+    }
 }
 
 fn by_what_the_client_is(world: &World) -> Vec<Case> {
@@ -45,26 +46,41 @@ fn by_what_the_client_is(world: &World) -> Vec<Case> {
     vec![
         case(
             deny("deny-principal", json!({ "principals": [principal(one)] })),
-            vec![(0, 0, HTTP, Some("default/deny-principal")), (1, 0, HTTP, None)],
+            vec![
+                (0, 0, HTTP, Some("default/deny-principal")),
+                (1, 0, HTTP, None),
+            ],
         ),
         case(
             allow("allow-principal", json!({ "principals": [principal(one)] })),
             vec![(0, 0, HTTP, None), (1, 0, HTTP, Some(NOBODY))],
         ),
         case(
-            deny("deny-namespace", json!({ "namespaces": [{ "exact": "default" }] })),
+            deny(
+                "deny-namespace",
+                json!({ "namespaces": [{ "exact": "default" }] }),
+            ),
             vec![(0, 0, HTTP, Some("default/deny-namespace"))],
         ),
         case(
-            allow("allow-stranger", json!({ "notNamespaces": [{ "exact": "default" }] })),
+            allow(
+                "allow-stranger",
+                json!({ "notNamespaces": [{ "exact": "default" }] }),
+            ),
             vec![(0, 0, HTTP, Some(NOBODY))],
         ),
         case(
             deny("deny-source", json!({ "sourceIps": addresses(one) })),
-            vec![(0, 0, HTTP, Some("default/deny-source")), (1, 0, HTTP, None)],
+            vec![
+                (0, 0, HTTP, Some("default/deny-source")),
+                (1, 0, HTTP, None),
+            ],
         ),
         case(
-            allow("allow-prefix", json!({ "principals": [{ "prefix": "cluster.local/ns/default/sa/a" }] })),
+            allow(
+                "allow-prefix",
+                json!({ "principals": [{ "prefix": "cluster.local/ns/default/sa/a" }] }),
+            ),
             vec![(0, 0, HTTP, None), (1, 0, HTTP, None)],
         ),
     ]
@@ -74,16 +90,34 @@ fn by_what_is_called(world: &World) -> Vec<Case> {
     let server = world.pod("b", 0);
     vec![
         case(
-            vec![Policy::namespace("allow-port", "Allow", matching(json!({ "destinationPorts": [HTTP] })))],
+            vec![Policy::namespace(
+                "allow-port",
+                "Allow",
+                matching(json!({ "destinationPorts": [HTTP] })),
+            )],
             vec![(0, 0, HTTP, None), (0, 0, OTHER, Some(NOBODY))],
         ),
         case(
-            vec![Policy::namespace("deny-other", "Deny", matching(json!({ "notDestinationPorts": [HTTP] })))],
-            vec![(0, 0, HTTP, None), (0, 0, OTHER, Some("default/deny-other"))],
+            vec![Policy::namespace(
+                "deny-other",
+                "Deny",
+                matching(json!({ "notDestinationPorts": [HTTP] })),
+            )],
+            vec![
+                (0, 0, HTTP, None),
+                (0, 0, OTHER, Some("default/deny-other")),
+            ],
         ),
         case(
-            vec![Policy::namespace("deny-target", "Deny", matching(json!({ "destinationIps": addresses(server) })))],
-            vec![(0, 0, HTTP, Some("default/deny-target")), (0, 1, HTTP, None)],
+            vec![Policy::namespace(
+                "deny-target",
+                "Deny",
+                matching(json!({ "destinationIps": addresses(server) })),
+            )],
+            vec![
+                (0, 0, HTTP, Some("default/deny-target")),
+                (0, 1, HTTP, None),
+            ],
         ),
     ]
 }
@@ -116,7 +150,10 @@ fn by_how_policies_meet(world: &World) -> Vec<Case> {
             listed: &["default/deny-here"],
             expected: vec![(0, 0, HTTP, Some("default/deny-here")), (0, 1, HTTP, None)],
         },
-        case(vec![global], vec![(0, 1, HTTP, Some("default/deny-everywhere"))]),
+        case(
+            vec![global],
+            vec![(0, 1, HTTP, Some("default/deny-everywhere"))],
+        ),
         case(vec![elsewhere], vec![(0, 0, HTTP, None)]),
     ]
 }
@@ -125,12 +162,21 @@ fn by_how_policies_meet(world: &World) -> Vec<Case> {
 fn adopt(mesh: &mut Mesh<'_>, server: &str, case: &Case) {
     let set = |settings: &mut Settings| {
         settings.policies.clone_from(&case.policies);
-        for workload in settings.workloads.iter_mut().filter(|one| one.name == server) {
-            workload.authorization_policies = case.listed.iter().map(|key| (*key).to_owned()).collect();
+        for workload in settings
+            .workloads
+            .iter_mut()
+            .filter(|one| one.name == server)
+        {
+            workload.authorization_policies =
+                case.listed.iter().map(|key| (*key).to_owned()).collect();
         }
     };
     mesh.change(set).unwrap();
-    let mut wanted: Vec<_> = case.policies.iter().map(|policy| policy.name.clone()).collect();
+    let mut wanted: Vec<_> = case
+        .policies
+        .iter()
+        .map(|policy| policy.name.clone())
+        .collect();
     wanted.sort();
     for proxy in mesh.proxies() {
         scene::eventually("the change of policies", || {
@@ -165,7 +211,10 @@ fn refused(mesh: &mut Mesh<'_>, client: &Host, to: std::net::SocketAddr, name: &
     let lines = log_lines(mesh, &["denied by", name]);
     reset(client, to);
     scene::eventually("a denial in the metrics of both nodes", || {
-        denials(mesh).iter().zip(&before).all(|(now, before)| *now == before + 1.0)
+        denials(mesh)
+            .iter()
+            .zip(&before)
+            .all(|(now, before)| *now == before + 1.0)
     });
     scene::eventually("a line that names the policy", || {
         log_lines(mesh, &["denied by", name]) == lines + 1
@@ -174,7 +223,9 @@ fn refused(mesh: &mut Mesh<'_>, client: &Host, to: std::net::SocketAddr, name: &
 
 fn log_lines(mesh: &mut Mesh<'_>, words: &[&str]) -> usize {
     let log = mesh.proxy("b").log();
-    log.lines().filter(|line| words.iter().all(|word| line.contains(word))).count()
+    log.lines()
+        .filter(|line| words.iter().all(|word| line.contains(word)))
+        .count()
 }
 
 /// Denied connections, as the source's node and the destination's node count them.

@@ -26,26 +26,46 @@ fn removing_what_is_pinned_ends_capture_on_that_node_alone() {
     // Twice: what is not there any more is no error.
     for _ in 0..2 {
         let mut remove = Command::new(ztunnel().unwrap());
-        let output = remove.args(["kernel", "remove", "--directory"]).arg(&pinned).output().unwrap();
+        let output = remove
+            .args(["kernel", "remove", "--directory"])
+            .arg(&pinned)
+            .output()
+            .unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && said.contains("has ended"), "{output:?}");
+        assert!(
+            output.status.success() && said.contains("has ended"),
+            "{output:?}"
+        );
     }
     let left = fs::read_dir(&pinned).map_or(0, Iterator::count);
     assert_eq!(left, 0, "something is still pinned");
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    assert!(!mounts.contains(&*pinned.to_string_lossy()), "still mounted");
+    assert!(
+        !mounts.contains(&*pinned.to_string_lossy()),
+        "still mounted"
+    );
 
     // Node a is without a mesh now: in the clear, and judged as that by node b.
     let sniffer = Sniffer::between(world.node("a"), "b", MARKER.as_bytes()).unwrap();
     for family in Family::BOTH {
         answered(client, server.at(family, HTTP));
     }
-    let plain = [("reporter", "destination"), ("connection_security_policy", "unknown")];
+    let plain = [
+        ("reporter", "destination"),
+        ("connection_security_policy", "unknown"),
+    ];
     scene::eventually("plain connections in the metrics of node b", || {
-        mesh.proxy("b").metrics().unwrap().sum("istio_tcp_connections_opened_total", &plain) == 2.0
+        mesh.proxy("b")
+            .metrics()
+            .unwrap()
+            .sum("istio_tcp_connections_opened_total", &plain)
+            == 2.0
     });
     thread::sleep(SETTLE);
-    assert!(sniffer.finish().unwrap().hits >= 2, "nothing crossed in the clear");
+    assert!(
+        sniffer.finish().unwrap().hits >= 2,
+        "nothing crossed in the clear"
+    );
 
     // And back in the mesh.
     mesh.proxy("a").start().unwrap();

@@ -20,8 +20,12 @@ const CHUNK: usize = 64 * 1024;
 fn serial(proxy: &Proxy<'_>, pod: &Host) -> String {
     let dump = proxy.config_dump().unwrap();
     let all = dump["certificates"].as_array().cloned().unwrap_or_default();
-    let own = all.iter().find(|one| one["identity"] == identity(pod).as_str());
-    own.and_then(|one| one["serial"].as_str()).unwrap_or_default().to_lowercase()
+    let own = all
+        .iter()
+        .find(|one| one["identity"] == identity(pod).as_str());
+    own.and_then(|one| one["serial"].as_str())
+        .unwrap_or_default()
+        .to_lowercase()
 }
 
 /// A stream of bytes that repeats nowhere near.
@@ -68,7 +72,9 @@ fn a_long_transfer_outlives_its_certificates() {
     let _echo = server.serve(Kind::Echo, ECHO).unwrap();
     let _http = server.serve(Kind::Http, HTTP).unwrap();
     answered(source, server.at(Family::V4, HTTP));
-    let stream = source.enter(|| TcpStream::connect(server.at(Family::V4, ECHO))).unwrap();
+    let stream = source
+        .enter(|| TcpStream::connect(server.at(Family::V4, ECHO)))
+        .unwrap();
     let mut serials = [BTreeSet::new(), BTreeSet::new()];
     let started = Instant::now();
     let total = transfer(stream, || {
@@ -112,7 +118,10 @@ fn new_connections_are_shown_the_new_certificate() {
             shown.insert(before);
             (shown.len() > last).then_some(())
         });
-        assert!(found.is_some(), "the same certificate was shown for {LIMIT:?}");
+        assert!(
+            found.is_some(),
+            "the same certificate was shown for {LIMIT:?}"
+        );
     }
     scene::unharmed(&mut mesh);
 }

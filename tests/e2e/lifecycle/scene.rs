@@ -74,14 +74,21 @@ pub(crate) fn wait<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
 /// Waits until something holds.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    assert!(wait(|| holds().then_some(())).is_some(), "{what} did not come true in {LIMIT:?}");
+    assert!(
+        wait(|| holds().then_some(())).is_some(),
+        "{what} did not come true in {LIMIT:?}"
+    );
 }
 
 /// No proxy has died or panicked.
 #[track_caller]
 pub(crate) fn unharmed(mesh: &mut Mesh<'_>) {
     for proxy in mesh.proxies() {
-        assert!(proxy.alive(), "the proxy of node {} has ended", proxy.node().name());
+        assert!(
+            proxy.alive(),
+            "the proxy of node {} has ended",
+            proxy.node().name()
+        );
         no_panic(proxy);
     }
 }
@@ -98,6 +105,8 @@ pub(crate) fn no_panic(proxy: &Proxy<'_>) {
 pub(crate) fn listed(proxy: &Proxy<'_>, section: &str) -> Vec<String> {
     let dump = proxy.config_dump().unwrap();
     let objects = dump[section].as_array().cloned().unwrap_or_default();
-    let names = objects.iter().map(|object| object["name"].as_str().unwrap_or_default().to_owned());
+    let names = objects
+        .iter()
+        .map(|object| object["name"].as_str().unwrap_or_default().to_owned());
     names.collect()
 }

@@ -28,41 +28,165 @@ policies:
 
 /// What is replaced in the good file, by what, and the message.
 const BAD: &[(&str, &str, &str)] = &[
-    ("node: n\n", "nodee: n\n", "nodee: unknown field, did you mean \"node\"? (line 1)"),
+    (
+        "node: n\n",
+        "nodee: n\n",
+        "nodee: unknown field, did you mean \"node\"? (line 1)",
+    ),
     ("node: n\n", "", "node: not set"),
-    ("node: n\n", "node: [n]\n", "node: invalid type: sequence, expected a string (line 1)"),
-    ("node: n\n", "node: n\nnode: m\n", "duplicate entry with key \"node\""),
-    ("node: n\n", "node: n\nsameNode: direct\n", "sameNode: unknown field"),
-    ("node: n\n", "node: n\nmode: both\n", "mode: \"both\" is not one of shared, dedicated"),
-    ("node: n\n", "node: n\nthreads: 0\n", "threads: 0 is out of range, 1 to 256"),
-    ("node: n\n", "node: n\ntrustDomain: a/b\n", "trustDomain: \"a/b\" is not a trust domain"),
-    ("node: n\n", "node: n\nadmin: { address: 0.0.0.0:15000 }\n", "admin.address: 0.0.0.0:15000 is not a loopback address"),
-    ("node: n\n", "node: n\nmetrics: { address: here }\n", "metrics.address: \"here\" is not an address and a port"),
-    ("node: n\n", "node: n\nlog: { format: xml }\n", "log.format: \"xml\" is not one of text, json"),
-    ("node: n\n", "node: n\nlog: { filter: 'a=loud' }\n", "log.filter: \"a=loud\" is not a log filter"),
-    ("node: n\n", "node: n\nhbone: { streamWindow: 2MB }\n", "hbone.streamWindow: \"2MB\" is not a size such as 2MiB"),
-    ("node: n\n", "node: n\nhbone: { handshakeTimeout: 10 }\n", "hbone.handshakeTimeout: invalid type: integer `10`, expected a duration"),
-    ("node: n\n", "node: n\ncapture: { exemptCidrs: [10.0.0.0/33] }\n", "capture.exemptCidrs[0]: \"10.0.0.0/33\" is not an address range"),
-    ("node: n\n", "node: n\ncapture: { exemptPorts: [70000] }\n", "capture.exemptPorts[0]: invalid value"),
-    ("node: n\n", "node: n\nmeshFile: /nowhere/mesh.yaml\n", "/nowhere/mesh.yaml: No such file"),
-    ("node: n\n", "node: n\ntermination: { deadline: soon }\n", "termination.deadline: \"soon\" is not a duration"),
-    ("node: n\n", "node: n\n\t- [", "found a tab character that violates indentation (line 2)"),
-    ("{ local: { directory: state/ca } }", "{}", "ca.local.directory: not set"),
-    ("directory: state/ca", "directory: state/ca, leafTtl: 1s", "ca.local.leafTtl: 1s is out of range"),
-    ("workload: u/a,", "workload: u/aa,", "pods[0].workload: \"u/aa\" is not the uid of a workload, did you mean \"u/a\"?"),
-    ("netns: /run/netns/none", "netns: ''", "pods[0].netns: must not be empty"),
-    ("netns: /run/netns/none }", "netns: /x }\n- { workload: u/a, netns: /y }", "pods[1].workload: \"u/a\" is already listed at pods[0].workload"),
-    ("protocol: TCP", "protocol: UDP", "workloads[1].protocol: \"UDP\""),
-    ("protocol: TCP", "protcol: TCP", "workloads[1].protcol: unknown field, did you mean \"protocol\"?"),
-    ("uid: u/b", "uid: u/a", "workloads[1].uid: \"u/a\" is already the uid of the workload at workloads[0]"),
-    ("[10.0.0.2]", "[10.0.0.1]", "10.0.0.1 in network \"\" already belongs to"),
+    (
+        "node: n\n",
+        "node: [n]\n",
+        "node: invalid type: sequence, expected a string (line 1)",
+    ),
+    (
+        "node: n\n",
+        "node: n\nnode: m\n",
+        "duplicate entry with key \"node\"",
+    ),
+    (
+        "node: n\n",
+        "node: n\nsameNode: direct\n",
+        "sameNode: unknown field",
+    ),
+    (
+        "node: n\n",
+        "node: n\nmode: both\n",
+        "mode: \"both\" is not one of shared, dedicated",
+    ),
+    (
+        "node: n\n",
+        "node: n\nthreads: 0\n",
+        "threads: 0 is out of range, 1 to 256",
+    ),
+    (
+        "node: n\n",
+        "node: n\ntrustDomain: a/b\n",
+        "trustDomain: \"a/b\" is not a trust domain",
+    ),
+    (
+        "node: n\n",
+        "node: n\nadmin: { address: 0.0.0.0:15000 }\n",
+        "admin.address: 0.0.0.0:15000 is not a loopback address",
+    ),
+    (
+        "node: n\n",
+        "node: n\nmetrics: { address: here }\n",
+        "metrics.address: \"here\" is not an address and a port",
+    ),
+    (
+        "node: n\n",
+        "node: n\nlog: { format: xml }\n",
+        "log.format: \"xml\" is not one of text, json",
+    ),
+    (
+        "node: n\n",
+        "node: n\nlog: { filter: 'a=loud' }\n",
+        "log.filter: \"a=loud\" is not a log filter",
+    ),
+    (
+        "node: n\n",
+        "node: n\nhbone: { streamWindow: 2MB }\n",
+        "hbone.streamWindow: \"2MB\" is not a size such as 2MiB",
+    ),
+    (
+        "node: n\n",
+        "node: n\nhbone: { handshakeTimeout: 10 }\n",
+        "hbone.handshakeTimeout: invalid type: integer `10`, expected a duration",
+    ),
+    (
+        "node: n\n",
+        "node: n\ncapture: { exemptCidrs: [10.0.0.0/33] }\n",
+        "capture.exemptCidrs[0]: \"10.0.0.0/33\" is not an address range",
+    ),
+    (
+        "node: n\n",
+        "node: n\ncapture: { exemptPorts: [70000] }\n",
+        "capture.exemptPorts[0]: invalid value",
+    ),
+    (
+        "node: n\n",
+        "node: n\nmeshFile: /nowhere/mesh.yaml\n",
+        "/nowhere/mesh.yaml: No such file",
+    ),
+    (
+        "node: n\n",
+        "node: n\ntermination: { deadline: soon }\n",
+        "termination.deadline: \"soon\" is not a duration",
+    ),
+    (
+        "node: n\n",
+        "node: n\n\t- [",
+        "found a tab character that violates indentation (line 2)",
+    ),
+    (
+        "{ local: { directory: state/ca } }",
+        "{}",
+        "ca.local.directory: not set",
+    ),
+    (
+        "directory: state/ca",
+        "directory: state/ca, leafTtl: 1s",
+        "ca.local.leafTtl: 1s is out of range",
+    ),
+    (
+        "workload: u/a,",
+        "workload: u/aa,",
+        "pods[0].workload: \"u/aa\" is not the uid of a workload, did you mean \"u/a\"?",
+    ),
+    (
+        "netns: /run/netns/none",
+        "netns: ''",
+        "pods[0].netns: must not be empty",
+    ),
+    (
+        "netns: /run/netns/none }",
+        "netns: /x }\n- { workload: u/a, netns: /y }",
+        "pods[1].workload: \"u/a\" is already listed at pods[0].workload",
+    ),
+    (
+        "protocol: TCP",
+        "protocol: UDP",
+        "workloads[1].protocol: \"UDP\"",
+    ),
+    (
+        "protocol: TCP",
+        "protcol: TCP",
+        "workloads[1].protcol: unknown field, did you mean \"protocol\"?",
+    ),
+    (
+        "uid: u/b",
+        "uid: u/a",
+        "workloads[1].uid: \"u/a\" is already the uid of the workload at workloads[0]",
+    ),
+    (
+        "[10.0.0.2]",
+        "[10.0.0.1]",
+        "10.0.0.1 in network \"\" already belongs to",
+    ),
     ("[10.0.0.2]", "[10.0.0]", "workloads[1].workloadIps[0]"),
     ("[/10.1.0.1]", "[here]", "services[0].vips[0]"),
     ("{ 80: 8080 }", "{ 80: 80800 }", "services[0].ports"),
-    ("scope: Namespace", "scope: Everywhere", "policies[0].scope: \"Everywhere\" is not one of Global, Namespace, WorkloadSelector"),
-    ("action: Allow", "action: Perhaps", "policies[0].action: \"Perhaps\" is not one of Allow, Deny"),
-    ("[[[{ destinationPorts: [80] }]]]", "[[[{ destinationPort: [80] }]]]", "policies[0].rules[0][0][0].destinationPort: unknown field"),
-    ("name: p,", "name: a/b,", "policies[0].name: \"a/b\" is not a name of a policy"),
+    (
+        "scope: Namespace",
+        "scope: Everywhere",
+        "policies[0].scope: \"Everywhere\" is not one of Global, Namespace, WorkloadSelector",
+    ),
+    (
+        "action: Allow",
+        "action: Perhaps",
+        "policies[0].action: \"Perhaps\" is not one of Allow, Deny",
+    ),
+    (
+        "[[[{ destinationPorts: [80] }]]]",
+        "[[[{ destinationPort: [80] }]]]",
+        "policies[0].rules[0][0][0].destinationPort: unknown field",
+    ),
+    (
+        "name: p,",
+        "name: a/b,",
+        "policies[0].name: \"a/b\" is not a name of a policy",
+    ),
 ];
 
 fn bad(old: &str, new: &str) -> String {
@@ -78,7 +202,12 @@ fn check(directory: &Path, text: &str) -> Output {
     let file = directory.join("checked.yaml");
     fs::write(&file, text).unwrap();
     let mut command = Command::new(ztunnel().unwrap());
-    command.args(["config", "check", "--config"]).arg(file).current_dir(directory).output().unwrap()
+    command
+        .args(["config", "check", "--config"])
+        .arg(file)
+        .current_dir(directory)
+        .output()
+        .unwrap()
 }
 
 #[test]
@@ -91,7 +220,10 @@ fn every_bad_setting_is_named_by_config_check() {
         let output = check(directory.path(), &bad(old, new));
         let said = text_of(&output);
         if output.status.code() != Some(1) || !said.contains(message) {
-            wrong.push_str(&format!("{new:?}: {}, wanted {message:?}\n    {said}\n", output.status));
+            wrong.push_str(&format!(
+                "{new:?}: {}, wanted {message:?}\n    {said}\n",
+                output.status
+            ));
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
@@ -136,7 +268,10 @@ fn a_proxy_does_not_start_with_bad_settings() {
     assert_eq!(code, Some(1), "{said}");
     fs::create_dir_all(directory.join("state/ca")).unwrap();
     fs::write(directory.join("state/ca/root-cert.pem"), "no certificate").unwrap();
-    let pinned = format!("{GOOD}capture: {{ bpfDirectory: {} }}\n", directory.join("bpf").display());
+    let pinned = format!(
+        "{GOOD}capture: {{ bpfDirectory: {} }}\n",
+        directory.join("bpf").display()
+    );
     let (code, said) = start(node, &directory, &pinned);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("state/ca"), "a broken authority: {said}");
@@ -147,7 +282,10 @@ const LIVE: &[(&str, &str)] = &[
     ("threads: 0\n", "threads: 0 is out of range"),
     ("nodde: x\n", "nodde: unknown field"),
     ("\t[", "settings.yaml"),
-    ("hbone: { maxFrame: much }\n", "hbone.maxFrame: \"much\" is not a size"),
+    (
+        "hbone: { maxFrame: much }\n",
+        "hbone.maxFrame: \"much\" is not a size",
+    ),
     ("capture: 7\n", "capture"),
 ];
 
@@ -162,7 +300,9 @@ fn a_running_proxy_stays_with_the_last_good_settings() {
     let good = mesh.proxy("b").settings.to_yaml().unwrap();
     for (added, named) in LIVE {
         let proxy = mesh.proxy("b");
-        proxy.write_settings_text(&format!("{good}{added}")).unwrap();
+        proxy
+            .write_settings_text(&format!("{good}{added}"))
+            .unwrap();
         let line = proxy.wait_for_log(named, LIMIT).unwrap();
         assert!(line.contains("the last good ones stay in force"), "{line}");
         for family in Family::BOTH {
@@ -174,10 +314,14 @@ fn a_running_proxy_stays_with_the_last_good_settings() {
     let refusals = |mesh: &mut Mesh<'_>| mesh.proxy("b").log().matches("stay in force").count();
     let before = refusals(&mut mesh);
     mesh.proxy("b").write_settings_text("").unwrap();
-    scene::eventually("a line about the empty file", || refusals(&mut mesh) > before);
+    scene::eventually("a line about the empty file", || {
+        refusals(&mut mesh) > before
+    });
     let before = refusals(&mut mesh);
     fs::remove_file(mesh.proxy("b").settings_path()).unwrap();
-    scene::eventually("a line about the missing file", || refusals(&mut mesh) > before);
+    scene::eventually("a line about the missing file", || {
+        refusals(&mut mesh) > before
+    });
     answered(client, server.at(Family::V4, HTTP));
     reset(client, server.at(Family::V4, 9000));
 

@@ -18,13 +18,21 @@ const ECHO: u16 = 9000;
 fn mesh_with_deadline<'world>(world: &'world World, deadline: &str) -> Mesh<'world> {
     let deadline = json!({ "deadline": deadline });
     Mesh::builder(world)
-        .settings(move |settings| drop(settings.extra.insert("termination".to_owned(), deadline.clone())))
+        .settings(move |settings| {
+            drop(
+                settings
+                    .extra
+                    .insert("termination".to_owned(), deadline.clone()),
+            )
+        })
         .start()
         .unwrap()
 }
 
 fn open(from: &Host, to: std::net::SocketAddr) -> TcpStream {
-    let stream = from.enter(|| TcpStream::connect_timeout(&to, LIMIT)).unwrap();
+    let stream = from
+        .enter(|| TcpStream::connect_timeout(&to, LIMIT))
+        .unwrap();
     stream.set_read_timeout(Some(LIMIT)).unwrap();
     stream.set_nodelay(true).unwrap();
     stream
@@ -63,7 +71,10 @@ fn open_connections_finish_before_the_proxy_ends() {
             for number in number + 1..number + 100 {
                 speak(&stream, number).unwrap();
             }
-            assert!(!ending.is_finished(), "node {node} ended over an open connection");
+            assert!(
+                !ending.is_finished(),
+                "node {node} ended over an open connection"
+            );
             stream.shutdown(Shutdown::Write).unwrap();
             assert_eq!((&stream).read(&mut [0; 1]).unwrap(), 0);
             drop(stream);
@@ -87,7 +98,10 @@ fn the_deadline_ends_what_does_not_end_itself() {
     let started = Instant::now();
     let status = mesh.proxy("a").terminate(LIMIT).unwrap();
     assert!(status.success(), "{status}");
-    assert!(started.elapsed() >= Duration::from_millis(900), "it did not wait");
+    assert!(
+        started.elapsed() >= Duration::from_millis(900),
+        "it did not wait"
+    );
     let end = (&stream).read(&mut [0; 1]);
     let reset = matches!(&end, Err(error) if error.kind() == io::ErrorKind::ConnectionReset);
     assert!(reset, "a cut connection looked like {end:?}");

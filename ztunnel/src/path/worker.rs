@@ -113,7 +113,10 @@ impl Workers {
         for commands in &commands {
             tell(commands, Command::Drain);
         }
-        if tokio::time::timeout(deadline, all_ended(&threads)).await.is_err() {
+        if tokio::time::timeout(deadline, all_ended(&threads))
+            .await
+            .is_err()
+        {
             tracing::warn!(
                 ?deadline,
                 "connections were still open when the time to drain was over"

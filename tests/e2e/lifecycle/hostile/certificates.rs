@@ -17,7 +17,9 @@ fn certificates(mesh: &Authority) -> Vec<(&'static str, Option<Leaf>, &'static s
     let dns = mesh.changed(&[], |params| {
         params.subject_alt_names = vec![SanType::DnsName("b-0.default".try_into().unwrap())];
     });
-    let expired = mesh.changed(&[GOOD], |params| params.not_after = date_time_ymd(2021, 1, 1));
+    let expired = mesh.changed(&[GOOD], |params| {
+        params.not_after = date_time_ymd(2021, 1, 1)
+    });
     let early = mesh.changed(&[GOOD], |params| {
         params.not_before = date_time_ymd(2100, 1, 1);
         params.not_after = date_time_ymd(2101, 1, 1);
@@ -27,13 +29,33 @@ fn certificates(mesh: &Authority) -> Vec<(&'static str, Option<Leaf>, &'static s
     });
     vec![
         ("no certificate", None, "certificate"),
-        ("another root", Some(Authority::foreign().leaf(&[GOOD])), "root"),
+        (
+            "another root",
+            Some(Authority::foreign().leaf(&[GOOD])),
+            "root",
+        ),
         ("no name", signed(&[]), "SPIFFE"),
         ("a DNS name", Some(dns), "SPIFFE"),
-        ("no SPIFFE name", signed(&["https://cluster.local/ns/default/sa/a-0"]), "https://"),
-        ("two names", signed(&[GOOD, "spiffe://cluster.local/ns/default/sa/a-1"]), "2"),
-        ("a name with more in it", signed(&["spiffe://cluster.local/ns/default/sa/a/b"]), "sa/a/b"),
-        ("another trust domain", signed(&["spiffe://other.mesh/ns/default/sa/a-0"]), "other.mesh"),
+        (
+            "no SPIFFE name",
+            signed(&["https://cluster.local/ns/default/sa/a-0"]),
+            "https://",
+        ),
+        (
+            "two names",
+            signed(&[GOOD, "spiffe://cluster.local/ns/default/sa/a-1"]),
+            "2",
+        ),
+        (
+            "a name with more in it",
+            signed(&["spiffe://cluster.local/ns/default/sa/a/b"]),
+            "sa/a/b",
+        ),
+        (
+            "another trust domain",
+            signed(&["spiffe://other.mesh/ns/default/sa/a-0"]),
+            "other.mesh",
+        ),
         ("expired", Some(expired), "expired"),
         ("not valid yet", Some(early), "valid"),
         ("not for clients", Some(server), "certificate"),
@@ -50,7 +72,10 @@ fn try_one(stage: &Stage<'_>, family: Family, leaf: Option<Leaf>) -> (SocketAddr
             tunnels.request(1, &connect(&app.to_string()))?;
             Ok(tunnels.reply(1))
         });
-        (from, reply.unwrap_or_else(|error| Reply::Closed(error.to_string())))
+        (
+            from,
+            reply.unwrap_or_else(|error| Reply::Closed(error.to_string())),
+        )
     })
 }
 
@@ -62,9 +87,16 @@ fn who_has_no_certificate_of_the_mesh_gets_no_tunnel() {
         for (name, leaf, said) in certificates(&stage.authority) {
             let (from, reply) = try_one(&stage, family, leaf);
             assert!(matches!(reply, Reply::Closed(_)), "{name}: {reply:?}");
-            let line = stage.mesh.proxy("b").wait_for_log(&format!("peer={from}"), LIMIT).unwrap();
+            let line = stage
+                .mesh
+                .proxy("b")
+                .wait_for_log(&format!("peer={from}"), LIMIT)
+                .unwrap();
             assert!(line.contains("refused a tunnel peer"), "{name}: {line}");
-            assert!(line.to_lowercase().contains(&said.to_lowercase()), "{name}: {line}");
+            assert!(
+                line.to_lowercase().contains(&said.to_lowercase()),
+                "{name}: {line}"
+            );
         }
         stage.stands();
         // The same attempt with a good certificate: it is the certificate that was refused.

@@ -55,14 +55,19 @@ fn a_block_of_headers_that_never_ends_is_cut_off() {
     let mut stage = Stage::set(&world);
     let before = memory(&mut stage);
     let mut tunnels = stage.tunnels(Family::V4);
-    tunnels.send(Kind::Headers, 0, 1, &connect("10.42.1.10:8080")).unwrap();
+    tunnels
+        .send(Kind::Headers, 0, 1, &connect("10.42.1.10:8080"))
+        .unwrap();
     let piece = literal(b"x", &[b'y'; 8000]);
     let mut pieces = 0;
     while pieces < 100_000 && tunnels.send(Kind::Continuation, 0, 1, &piece).is_ok() {
         pieces += 1;
     }
     assert!(pieces < 100_000, "800 MB of headers were taken");
-    assert!(matches!(tunnels.reply(1), Reply::GoAway(1..) | Reply::Closed(_)));
+    assert!(matches!(
+        tunnels.reply(1),
+        Reply::GoAway(1..) | Reply::Closed(_)
+    ));
     bounded(&mut stage, before);
     stage.stands();
 }
@@ -80,7 +85,10 @@ fn more_streams_than_announced_are_refused() {
         }
     }
     let last = tunnels.reply(3999);
-    assert!(!matches!(last, Reply::Status(200)), "stream 2000 was accepted");
+    assert!(
+        !matches!(last, Reply::Status(200)),
+        "stream 2000 was accepted"
+    );
     bounded(&mut stage, before);
     stage.stands();
 }
@@ -91,8 +99,7 @@ fn connections_that_only_wait_keep_nobody_out() {
     let mut stage = Stage::set(&world);
     let before = memory(&mut stage);
     let to = stage.hbone(Family::V4);
-    let waiting: Vec<_> =
-        stage.attack(|| (0..500).map(|_| dial(to).unwrap()).collect());
+    let waiting: Vec<_> = stage.attack(|| (0..500).map(|_| dial(to).unwrap()).collect());
     stage.stands();
     bounded(&mut stage, before);
     drop(waiting);

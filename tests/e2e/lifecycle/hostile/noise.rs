@@ -26,15 +26,19 @@ fn hello_of_tls_1_2() -> Vec<u8> {
     body.extend([7; 32]);
     // No session; ECDHE-ECDSA with AES-128-GCM; no compression.
     body.extend([0, 0, 2, 0xc0, 0x2b, 1, 0]);
-    body.extend((extensions.len() as u16).to_be_bytes());
+    body.extend(length(&extensions));
     body.extend(extensions);
     let mut message = vec![1, 0];
-    message.extend((body.len() as u16).to_be_bytes());
+    message.extend(length(&body));
     message.extend(body);
     let mut record = vec![22, 3, 1];
-    record.extend((message.len() as u16).to_be_bytes());
+    record.extend(length(&message));
     record.extend(message);
     record
+}
+
+fn length(of: &[u8]) -> [u8; 2] {
+    u16::try_from(of.len()).unwrap().to_be_bytes()
 }
 
 /// Reads until the other end is done; an error is an end, too, but waiting too long is none.
@@ -44,7 +48,9 @@ fn ends(mut stream: &TcpStream) -> Vec<u8> {
         match stream.read(&mut buffer) {
             Ok(0) => return all,
             Ok(count) => all.extend_from_slice(&buffer[..count]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => panic!("no end in {LIMIT:?}"),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                panic!("no end in {LIMIT:?}")
+            }
             Err(_reset) => return all,
         }
     }
@@ -59,9 +65,15 @@ fn what_is_no_tls_is_refused() {
         ("zeros", vec![0; 5000]),
         ("ones", vec![0xff; 5000]),
         ("HTTP/1.1", b"GET / HTTP/1.1\r\nhost: b\r\n\r\n".to_vec()),
-        ("HTTP/2 without TLS", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec()),
+        (
+            "HTTP/2 without TLS",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec(),
+        ),
         ("an alert", vec![21, 3, 3, 0, 2, 2, 40]),
-        ("a record longer than allowed", [&[22, 3, 1, 0xff, 0xff][..], &[1; 70_000]].concat()),
+        (
+            "a record longer than allowed",
+            [&[22, 3, 1, 0xff, 0xff][..], &[1; 70_000]].concat(),
+        ),
         ("TLS 1.2", hello.clone()),
     ];
     for family in Family::BOTH {
@@ -98,7 +110,10 @@ fn only_http_2_is_negotiated() {
             stream.write_all(b"GET / HTTP/1.1\r\nhost: b\r\n\r\n")?;
             stream.read(&mut [0; 100])
         });
-        assert!(matches!(outcome, Err(_) | Ok(0)), "{protocols:?}: {outcome:?}");
+        assert!(
+            matches!(outcome, Err(_) | Ok(0)),
+            "{protocols:?}: {outcome:?}"
+        );
     }
     stage.stands();
 }
@@ -119,7 +134,10 @@ fn a_handshake_that_never_ends_is_given_up() {
                 assert!(ends(&stream).is_empty());
                 started.elapsed()
             });
-            assert!(after >= Duration::from_millis(500), "given up after {after:?} already");
+            assert!(
+                after >= Duration::from_millis(500),
+                "given up after {after:?} already"
+            );
         }
         // A byte at a time does not win more time.
         let sent = stage.attack(|| {
@@ -131,7 +149,11 @@ fn a_handshake_that_never_ends_is_given_up() {
             })
         });
         assert!(sent.is_some(), "20 seconds were not too long");
-        stage.mesh.proxy("b").wait_for_log("handshake_timeout", LIMIT).unwrap();
+        stage
+            .mesh
+            .proxy("b")
+            .wait_for_log("handshake_timeout", LIMIT)
+            .unwrap();
     }
     stage.stands();
 }

@@ -22,7 +22,10 @@ pub(crate) struct Leaf {
 
 impl Clone for Leaf {
     fn clone(&self) -> Self {
-        Self { chain: self.chain.clone(), key: self.key.clone_key() }
+        Self {
+            chain: self.chain.clone(),
+            key: self.key.clone_key(),
+        }
     }
 }
 
@@ -60,8 +63,10 @@ impl Authority {
             .map(|uri| SanType::URI(Ia5String::try_from((*uri).to_owned()).unwrap()))
             .collect();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         change(&mut params);
         let certificate = params.signed_by(&key, &self.0).unwrap();
         Leaf {

@@ -47,22 +47,26 @@ pub(crate) fn literal(name: &[u8], value: &[u8]) -> Vec<u8> {
 
 /// A number with a prefix of seven bits (RFC 7541, section 5.1).
 fn length(mut number: usize, block: &mut Vec<u8>) {
+    let byte = |number: usize| u8::try_from(number).unwrap();
     if number < 127 {
-        block.push(number as u8);
+        block.push(byte(number));
         return;
     }
     block.push(127);
     number -= 127;
     while number >= 128 {
-        block.push((number % 128) as u8 | 128);
+        block.push(byte(number % 128) | 128);
         number /= 128;
     }
-    block.push(number as u8);
+    block.push(byte(number));
 }
 
 /// Several headers.
 pub(crate) fn header(pairs: &[(&str, &str)]) -> Vec<u8> {
-    pairs.iter().flat_map(|(name, value)| literal(name.as_bytes(), value.as_bytes())).collect()
+    pairs
+        .iter()
+        .flat_map(|(name, value)| literal(name.as_bytes(), value.as_bytes()))
+        .collect()
 }
 
 /// The headers of a CONNECT.
@@ -85,8 +89,16 @@ impl<IO: Read + Write> Tunnels<IO> {
     }
 
     /// Sends one frame.
-    pub(crate) fn send(&mut self, kind: Kind, flags: u8, stream: u32, body: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(body.len()).map_err(io::Error::other)?.to_be_bytes();
+    pub(crate) fn send(
+        &mut self,
+        kind: Kind,
+        flags: u8,
+        stream: u32,
+        body: &[u8],
+    ) -> io::Result<()> {
+        let length = u32::try_from(body.len())
+            .map_err(io::Error::other)?
+            .to_be_bytes();
         let mut frame = vec![length[1], length[2], length[3], kind as u8, flags];
         frame.extend(stream.to_be_bytes());
         frame.extend_from_slice(body);
@@ -109,7 +121,9 @@ impl<IO: Read + Write> Tunnels<IO> {
     pub(crate) fn reply(&mut self, stream: u32) -> Reply {
         loop {
             match self.frame() {
-                Ok((HEADERS, _, id, block)) if id == stream => return Reply::Status(status(&block)),
+                Ok((HEADERS, _, id, block)) if id == stream => {
+                    return Reply::Status(status(&block));
+                }
                 Ok((RESET, _, id, body)) if id == stream => return Reply::Reset(number(&body, 0)),
                 Ok((GOAWAY, _, _, body)) => return Reply::GoAway(number(&body, 4)),
                 Ok((SETTINGS, 0, _, _)) => drop(self.send(Kind::Settings, ACK, 0, &[])),
@@ -145,7 +159,10 @@ impl<IO: Read + Write> Tunnels<IO> {
 }
 
 fn number(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).map_or(u32::MAX, u32::from_be_bytes)
+    bytes
+        .get(at..at + 4)
+        .and_then(|four| four.try_into().ok())
+        .map_or(u32::MAX, u32::from_be_bytes)
 }
 
 /// The status at the beginning of the first block of headers of a connection.
@@ -156,16 +173,19 @@ fn status(block: &[u8]) -> u16 {
         [first @ 0x88..=0x8e, ..] => INDEXED[usize::from(first - 0x88)],
         // A literal whose name has the index of `:status`, with or without indexing.
         [0x48 | 0x08 | 0x18, size, value @ ..] if size & 0x80 != 0 => digits(value),
-        [0x48 | 0x08 | 0x18, 3, value @ ..] => {
-            value.iter().take(3).fold(0, |sum, digit| sum * 10 + u16::from(digit - b'0'))
-        }
+        [0x48 | 0x08 | 0x18, 3, value @ ..] => value
+            .iter()
+            .take(3)
+            .fold(0, |sum, digit| sum * 10 + u16::from(digit - b'0')),
         _ => 0,
     }
 }
 
 /// Three digits in the code of RFC 7541, appendix B: 0 to 2 have five bits, the others six.
 fn digits(value: &[u8]) -> u16 {
-    let mut bits = value.iter().flat_map(|byte| (0..8).rev().map(move |bit| u16::from(byte >> bit & 1)));
+    let mut bits = value
+        .iter()
+        .flat_map(|byte| (0..8).rev().map(move |bit| u16::from(byte >> bit & 1)));
     let mut status = 0;
     for _ in 0..3 {
         let mut code = 0;

@@ -62,7 +62,11 @@ pub(crate) fn client(to: SocketAddr, config: &Arc<ClientConfig>) -> io::Result<S
 pub(crate) fn serve_once(listener: &TcpListener, leaf: Leaf) -> io::Result<Vec<u8>> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(leaf.chain, leaf.key))
+        .and_then(|builder| {
+            builder
+                .with_no_client_auth()
+                .with_single_cert(leaf.chain, leaf.key)
+        })
         .map_err(io::Error::other)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     let (tcp, _) = listener.accept()?;

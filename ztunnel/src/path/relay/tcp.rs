@@ -135,11 +135,7 @@ impl Drop for Relayed {
 }
 
 /// Relays between two TCP connections. `client` is the one that was accepted.
-pub(in crate::path) async fn plain(
-    client: TcpStream,
-    server: TcpStream,
-    series: &Series,
-) -> Ended {
+pub(in crate::path) async fn plain(client: TcpStream, server: TcpStream, series: &Series) -> Ended {
     let (mut client, mut server) = (Relayed::new(client), Relayed::new(server));
     let ended = {
         let (client_source, client_sink) = halves(&mut client.stream);
