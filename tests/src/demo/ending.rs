@@ -30,9 +30,12 @@ impl Traces {
     pub(super) fn check(&self, page: &mut Page) {
         let absent = |directory: &str| {
             fs::read_dir(directory).map_or(true, |entries| {
-                !entries
-                    .flatten()
-                    .any(|entry| entry.file_name().to_string_lossy().starts_with(&self.prefix))
+                !entries.flatten().any(|entry| {
+                    entry
+                        .file_name()
+                        .to_string_lossy()
+                        .starts_with(&self.prefix)
+                })
             })
         };
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
@@ -41,7 +44,10 @@ impl Traces {
             "no namespace, no mount, no file and no pinned kernel program is left",
         );
         page.claim(
-            !self.pids.iter().any(|pid| Path::new(&format!("/proc/{pid}")).exists()),
+            !self
+                .pids
+                .iter()
+                .any(|pid| Path::new(&format!("/proc/{pid}")).exists()),
             "no process is left",
         );
     }

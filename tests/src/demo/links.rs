@@ -75,17 +75,18 @@ impl Crossed {
     }
 
     fn rows(&self, mesh: &str) -> impl Iterator<Item = Vec<String>> {
-        self.links().map(|(link, seen)| {
-            vec![
-                link.to_owned(),
-                mesh.to_owned(),
-                seen.packets.to_string(),
-                seen.bytes.to_string(),
-                seen.hits.to_string(),
-                seen.handshakes.len().to_string(),
-            ]
-        })
-        .into_iter()
+        self.links()
+            .map(|(link, seen)| {
+                vec![
+                    link.to_owned(),
+                    mesh.to_owned(),
+                    seen.packets.to_string(),
+                    seen.bytes.to_string(),
+                    seen.hits.to_string(),
+                    seen.handshakes.len().to_string(),
+                ]
+            })
+            .into_iter()
     }
 }
 

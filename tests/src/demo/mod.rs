@@ -26,8 +26,8 @@ use crate::net::{Family, Host, World};
 use crate::process::Process;
 use crate::proxy::{Mesh, companion};
 use crate::traffic;
-pub use ending::clean;
 use ending::Traces;
+pub use ending::clean;
 use links::{Crossed, Watch};
 use page::Page;
 use story::{Story, milliseconds};
@@ -68,7 +68,11 @@ pub fn run(afterwards: Afterwards) -> Result<()> {
     let told = tell(&mut page, &world, &mut mesh, &off);
     if told.is_err() || !page.good() {
         for proxy in mesh.proxies() {
-            eprintln!("--- the log of node {} ends:\n{}", proxy.node().name(), proxy.log_tail());
+            eprintln!(
+                "--- the log of node {} ends:\n{}",
+                proxy.node().name(),
+                proxy.log_tail()
+            );
         }
     }
     told?;
@@ -117,9 +121,14 @@ fn map(world: &World) -> String {
     };
     let outside = world.outside();
     format!(
-        "{:30} --.                      .--  {}\n{:30} --+- node a ==== node b -+--  {}\n{:30}          \\\\      //\n{:35}outside  {}  {}",
+        "{:32}--+                    +--  {}
+{:32}  +-- node a == node b --+
+{:32}--+          |           +--  {}
+{:43}|
+{:30}outside  {}  {}",
         pod("a", 0),
         pod("b", 0),
+        "",
         pod("a", 1),
         pod("b", 1),
         "",
@@ -199,7 +208,11 @@ fn start_mesh<'world>(page: &mut Page, world: &'world World) -> Result<Mesh<'wor
     secrets.retain(|entry| entry.file_name().to_string_lossy().contains("key"));
     let modes: Vec<_> = secrets
         .iter()
-        .map(|entry| entry.metadata().map(|metadata| metadata.permissions().mode() & 0o777))
+        .map(|entry| {
+            entry
+                .metadata()
+                .map(|metadata| metadata.permissions().mode() & 0o777)
+        })
         .collect::<std::io::Result<_>>()?;
     page.claim(
         modes == [0o600],

@@ -10,9 +10,9 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 
 /// How many steps there are.
-const STEPS: usize = 7;
+const STEPS: usize = 8;
 /// Where the width of a heading ends.
-const WIDTH: usize = 100;
+const WIDTH: usize = 110;
 
 /// Whether the output may be coloured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +74,7 @@ impl Page {
     pub(super) fn step(&mut self, title: &str) {
         self.step += 1;
         let heading = format!("[{}/{STEPS}] {title}", self.step);
-        let clock = format!("{:.1} s", self.started.elapsed().as_secs_f64());
+        let clock = format!("+{:.1} s", self.started.elapsed().as_secs_f64());
         let gap = WIDTH.saturating_sub(heading.chars().count() + clock.len());
         let heading = self.emphasise(Emphasis::Heading, &heading);
         let clock = self.emphasise(Emphasis::Faint, &clock);
@@ -94,7 +94,10 @@ impl Page {
         let columns = columns(rows);
         let mut lines = columns.lines();
         if let Some(headings) = lines.next() {
-            print(&format!("      {}\n", self.emphasise(Emphasis::Faint, headings)));
+            print(&format!(
+                "      {}\n",
+                self.emphasise(Emphasis::Faint, headings)
+            ));
         }
         for line in lines {
             print(&format!("      {line}\n"));
@@ -185,8 +188,7 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_and_nothing_trails() {
-        let rows =
-            [["a", "long cell"], ["longer", "b"]].map(|row| row.map(str::to_owned).to_vec());
+        let rows = [["a", "long cell"], ["longer", "b"]].map(|row| row.map(str::to_owned).to_vec());
         assert_eq!(columns(&rows), "a       long cell\nlonger  b\n");
         assert_eq!(columns(&[]), "");
     }

@@ -42,10 +42,7 @@ pub(super) fn show(page: &mut Page, world: &World, mesh: &mut Mesh<'_>) -> Resul
         principal(other)
     ));
     let refused = refusal(other, to, changed);
-    page.claim(
-        refused.is_some(),
-        "pod b-1 refuses pod a-1 from then on",
-    );
+    page.claim(refused.is_some(), "pod b-1 refuses pod a-1 from then on");
     if let Some((error, after)) = &refused {
         page.text(&format!(
             "pod a-1 sees: {error} ({} after the change)",
@@ -77,7 +74,9 @@ fn add(mesh: &mut Mesh<'_>, guarded: &Host, refused: &Host) -> Result<()> {
             .push(Policy::selector(NAME, "Deny", rules.clone()));
         for workload in &mut settings.workloads {
             if workload.name == guarded.name {
-                workload.authorization_policies.push(format!("default/{NAME}"));
+                workload
+                    .authorization_policies
+                    .push(format!("default/{NAME}"));
             }
         }
     })

@@ -52,7 +52,8 @@ mod tests {
 
     #[test]
     fn both_tables_are_read() {
-        let table = "  sl  local_address rem_address   st\n   0: 0A00020A:1F90 0100007F:3A99 01 0\n";
+        let table =
+            "  sl  local_address rem_address   st\n   0: 0A00020A:1F90 0100007F:3A99 01 0\n";
         let local = "10.2.0.10:8080".parse().unwrap();
         assert_eq!(find(table, local), Some("127.0.0.1:15001".parse().unwrap()));
         assert_eq!(find(table, "10.2.0.10:8081".parse().unwrap()), None);

@@ -76,7 +76,10 @@ impl Tunnel {
 
     fn confirmed(&self) -> bool {
         let mut pairs = self.opened.iter().zip(&self.accepted);
-        let uniform = self.opened.iter().all(|one| one.same_terms(&self.opened[0]));
+        let uniform = self
+            .opened
+            .iter()
+            .all(|one| one.same_terms(&self.opened[0]));
         uniform && pairs.all(|(opened, accepted)| accepted.as_ref() == Some(opened))
     }
 }
@@ -140,7 +143,7 @@ pub(super) fn show(page: &Page, tunnels: &[Tunnel]) {
             key_exchange,
         } = &tunnel.opened[0];
         page.text(&format!(
-            "{:3} {client_identity}  >  {server_identity}\n    {} > {server}   {version}   {cipher}   {key_exchange}",
+            "{:3} {client_identity}  ->  {server_identity}\n    {} -> {server}   {version}   {cipher}   {key_exchange}",
             tunnel.name,
             client.ip(),
         ));
@@ -163,9 +166,9 @@ pub(super) fn check(page: &mut Page, world: &World, tunnels: &[Tunnel], handshak
         "each identity is the one of the pod at that address",
     );
     let witnessed = |one: &Testimony| {
-        handshakes.iter().any(|seen| {
-            (seen.client, seen.server) == (one.client, one.server) && one.agrees(seen)
-        })
+        handshakes
+            .iter()
+            .any(|seen| (seen.client, seen.server) == (one.client, one.server) && one.agrees(seen))
     };
     page.claim(
         all().all(witnessed),
