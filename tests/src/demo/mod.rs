@@ -121,7 +121,7 @@ fn map(world: &World) -> String {
     };
     let outside = world.outside();
     format!(
-        "{:32}--+                    +--  {}
+        "{:32}--+                      +--  {}
 {:32}  +-- node a == node b --+
 {:32}--+          |           +--  {}
 {:43}|

@@ -89,6 +89,11 @@ impl Page {
         }
     }
 
+    /// A sentence of any length, broken between words; what follows the first line is indented.
+    pub(super) fn prose(&self, text: &str) {
+        self.text(&wrap(text));
+    }
+
     /// Rows in columns; the first row holds their headings.
     pub(super) fn table(&self, rows: &[Vec<String>]) {
         let columns = columns(rows);
@@ -175,6 +180,23 @@ fn columns(rows: &[Vec<String>]) -> String {
     text
 }
 
+fn wrap(text: &str) -> String {
+    let limit = WIDTH - 10;
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let Some(line) = lines.last_mut() else { break };
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + word.chars().count() < limit {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(format!("    {word}"));
+        }
+    }
+    lines.join("\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,6 +213,15 @@ mod tests {
         let rows = [["a", "long cell"], ["longer", "b"]].map(|row| row.map(str::to_owned).to_vec());
         assert_eq!(columns(&rows), "a       long cell\nlonger  b\n");
         assert_eq!(columns(&[]), "");
+    }
+
+    #[test]
+    fn prose_is_broken_between_words() {
+        assert_eq!(wrap("a short one"), "a short one");
+        let long = wrap(&"word ".repeat(40));
+        assert!(long.lines().count() == 2 && long.lines().all(|line| line.len() <= WIDTH));
+        assert!(long.lines().nth(1).unwrap().starts_with("    word"));
+        assert_eq!(wrap(""), "");
     }
 
     #[test]

@@ -97,7 +97,7 @@ fn refusal(caller: &Host, to: SocketAddr, changed: Instant) -> Option<(io::Error
 /// The reason must be in the logs of both nodes: which policy, and what became of the caller.
 fn name_the_policy(page: &mut Page, mesh: &mut Mesh<'_>, refused: &Host) {
     let who = identity(refused);
-    let mut reasons = ["b", "a"].map(|node| {
+    let reasons = ["b", "a"].map(|node| {
         log::access(mesh.proxy(node), |line| {
             line.says("src.identity", &who) && line.field("error").is_some()
         })
@@ -105,14 +105,14 @@ fn name_the_policy(page: &mut Page, mesh: &mut Mesh<'_>, refused: &Host) {
         .unwrap_or_default()
     });
     for (node, reason) in ["b", "a"].iter().zip(&reasons) {
-        page.text(&format!("node {node}'s log: {reason}"));
+        page.prose(&format!("node {node}'s log: {reason}"));
     }
     page.claim(
         reasons[0].contains(&format!("default/{NAME}")),
         &format!("the log of the refusing node names the policy default/{NAME}"),
     );
     page.claim(
-        !std::mem::take(&mut reasons[1]).is_empty(),
+        !reasons[1].is_empty(),
         "the log of the caller's node tells of the refusal too",
     );
 }

@@ -218,7 +218,7 @@ pub(super) fn show(page: &Page, stories: &[Story<'_>], tunnels: &[Tunnel]) {
     rows.extend(stories.iter().map(|story| story.row(tunnels)));
     page.table(&rows);
     page.text(&format!(
-        "first: the latency of the first of its kind; later: the median of {LATER} more, each on a new connection"
+        "latency: of the first such request, and the median of {LATER} more, each on a new connection"
     ));
 }
 
