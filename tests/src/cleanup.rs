@@ -11,8 +11,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, Once, OnceLock, PoisonError};
+use std::sync::{Mutex, Once, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::mount::MntFlags;
 use nix::sys::signal::{self, Signal};
@@ -24,6 +25,8 @@ use crate::net::remove_namespace;
 pub const PREFIX: &str = "zt";
 /// Where run directories are made.
 const RUN: &str = "/run";
+/// How long a killed process may take to end.
+const DYING: Duration = Duration::from_secs(2);
 /// Where BPF file systems and namespaces of a run may be mounted.
 const MOUNTS: &str = "/proc/self/mounts";
 
@@ -71,6 +74,16 @@ impl Registered {
             .resources
             .remove(&self.0);
     }
+}
+
+/// Held for reading while something is made, see [`making`]; for writing from a signal on.
+static MAKING: RwLock<()> = RwLock::new(());
+
+/// To be held from before something is made until it is made and registered: a signal waits for
+/// that, and after one nothing is made any more (this blocks until the process ends). Not to be
+/// held twice by one thread.
+pub(crate) fn making() -> RwLockReadGuard<'static, ()> {
+    MAKING.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Held while [`run`] works.
@@ -132,6 +145,7 @@ pub fn on_signal() {
             }
             INTERRUPTED.store(true, Ordering::Relaxed);
             eprintln!("\ninterrupted: cleaning up");
+            let _nothing_new = MAKING.write().unwrap_or_else(PoisonError::into_inner);
             run();
             std::process::exit(130);
         });
@@ -156,7 +170,10 @@ fn wait_for_signal() -> io::Result<()> {
 
 fn release(resource: &Resource) {
     match resource {
-        Resource::Process(pid) => kill(*pid),
+        Resource::Process(pid) => {
+            kill(*pid);
+            await_end(*pid);
+        }
         Resource::Namespace(path) => remove_namespace(path),
         Resource::Directory(path) => remove_directory(path),
     }
@@ -168,6 +185,15 @@ pub(crate) fn kill(pid: i32) {
         && errno != nix::errno::Errno::ESRCH
     {
         eprintln!("cannot kill process {pid}: {errno}");
+    }
+}
+
+/// Waits until a killed process can make nothing any more. Its parent may be busy, so this does
+/// not collect its status.
+fn await_end(pid: i32) {
+    let started = Instant::now();
+    while u32::try_from(pid).is_ok_and(lives) && started.elapsed() < DYING {
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -16,6 +16,7 @@ use super::authorize::{Arrival, Judgement, Trial, Verdict, authorize};
 use super::proxy_protocol;
 use super::relay::{self, Side};
 use super::report::{Facts, Failure, Record};
+use super::tunnel;
 use super::worker::Here;
 use crate::hbone::{self, Authority, TunnelError};
 use crate::mesh::{Identity, Workload};
@@ -172,6 +173,7 @@ async fn handshake(
     let stream = tokio::time::timeout(timeout, secured)
         .await
         .map_err(|_elapsed| PeerError::Timeout { after: timeout })??;
+    tunnel::log_established(&stream, &identity);
     let peer = stream.peer().clone();
     Ok((stream, peer))
 }
