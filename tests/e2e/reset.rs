@@ -1,0 +1,90 @@
+//! An abort arrives as an abort: nobody takes a broken connection for a finished one.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use socket2::SockRef;
+use ztunnel_tests::net::{Family, World};
+use ztunnel_tests::proxy::Mesh;
+
+use crate::ends::{connect, listen};
+
+/// Both ends have heard each other, so that the whole way exists.
+fn greet(client: &mut TcpStream, server: &mut TcpStream) {
+    for (from, to) in [(&mut *client, &mut *server), (server, client)] {
+        from.write_all(b"!").unwrap();
+        to.read_exact(&mut [0]).unwrap();
+    }
+}
+
+/// Closes with a reset instead of a FIN (socket(7), `SO_LINGER` of zero).
+fn abort(stream: TcpStream) {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+}
+
+fn hears_a_reset(stream: &mut TcpStream, case: &str) {
+    let outcome = stream.read(&mut [0; 64]);
+    let kind = outcome.as_ref().map_err(std::io::Error::kind);
+    assert_eq!(kind, Err(ErrorKind::ConnectionReset), "{case}: {outcome:?}");
+}
+
+#[test]
+fn a_reset_arrives_at_the_other_end() {
+    let world = World::two_nodes().unwrap();
+    let _mesh = Mesh::start(&world).unwrap();
+    let (a, b) = (world.pod("a", 0), world.pod("b", 0));
+    let listener = listen(b, 8080);
+    for family in Family::BOTH {
+        let ends = || {
+            let (mut client, mut server) = connect(a, b.at(family, 8080), &listener);
+            greet(&mut client, &mut server);
+            (client, server)
+        };
+        let (mut client, server) = ends();
+        abort(server);
+        hears_a_reset(&mut client, "the server resets");
+
+        let (client, mut server) = ends();
+        abort(client);
+        hears_a_reset(&mut server, "the client resets");
+
+        let (mut client, server) = ends();
+        client.shutdown(Shutdown::Write).unwrap();
+        abort(server);
+        hears_a_reset(&mut client, "the server resets after the client's half-close");
+
+        let (client, mut server) = ends();
+        server.shutdown(Shutdown::Write).unwrap();
+        abort(client);
+        hears_a_reset(&mut server, "the client resets after the server's half-close");
+    }
+}
+
+#[test]
+fn a_writer_learns_that_its_reader_is_gone() {
+    let world = World::two_nodes().unwrap();
+    let _mesh = Mesh::start(&world).unwrap();
+    let (a, b) = (world.pod("a", 0), world.pod("b", 0));
+    let listener = listen(b, 8080);
+    for family in Family::BOTH {
+        for client_writes in [true, false] {
+            let (mut client, mut server) = connect(a, b.at(family, 8080), &listener);
+            greet(&mut client, &mut server);
+            let (mut writer, reader) = if client_writes {
+                (client, server)
+            } else {
+                (server, client)
+            };
+            // The writer is in the middle of it, its data unread, when the reader ends.
+            writer.write_all(&[1; 100_000]).unwrap();
+            drop(reader);
+            let chunk = vec![1; 1 << 20];
+            let error = (0..1000).find_map(|_| writer.write_all(&chunk).err());
+            let kind = error.expect("a gigabyte was written to nobody").kind();
+            let told = matches!(kind, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
+            assert!(told, "client writes: {client_writes}: {kind:?}");
+        }
+    }
+}
