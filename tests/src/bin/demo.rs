@@ -23,9 +23,10 @@ fn main() -> ExitCode {
         cleanup::sweep();
         return ExitCode::SUCCESS;
     }
-    demo::run(if arguments.keep {
+    let afterwards = if arguments.keep {
         Afterwards::Keep
     } else {
         Afterwards::CleanUp
-    })
+    };
+    cleanup::exit(demo::run(afterwards))
 }

@@ -4,10 +4,12 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
+use ztunnel_tests::cleanup;
 use ztunnel_tests::traffic::bulk::{self, Direction};
 use ztunnel_tests::traffic::{self, connects, http_load, idle, pingpong, tune};
 
@@ -68,8 +70,11 @@ impl Load {
     }
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    cleanup::exit(run(&Arguments::parse()))
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
     tune::raise_file_limit()?;
     if let Some(cpu) = arguments.cpu {
         tune::pin(cpu)?;

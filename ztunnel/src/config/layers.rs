@@ -228,7 +228,7 @@ fn hbone(hbone: &mut Hbone, file: &HboneSection, env: &Environment) {
     let idle_release = env.idle_release.or_else(|| span(file.idle_release));
     set(&mut hbone.idle_release, idle_release);
     // Whoever only asks for a longer client side means the server to wait at least as long.
-    hbone.server_idle = hbone.server_idle.max(hbone.idle_release * 2);
+    hbone.server_idle = hbone.server_idle.max(hbone.idle_release.saturating_mul(2));
     set(&mut hbone.server_idle, span(file.server_idle));
     set(&mut hbone.connect_timeout, span(file.connect_timeout));
     set(&mut hbone.handshake_timeout, span(file.handshake_timeout));
@@ -275,7 +275,7 @@ fn logging(settings: &mut Settings, file: &File, env: &Environment, flags: &Over
 /// out.
 fn termination(settings: &Settings, file: &File, env: &Environment) -> Duration {
     env.termination_deadline
-        .or_else(|| env.grace_period.map(|grace| grace * 9 / 10))
+        .or_else(|| env.grace_period.map(|grace| grace.saturating_mul(9) / 10))
         .or_else(|| file.termination.deadline.map(|span| span.0))
         .unwrap_or(settings.termination_deadline)
 }

@@ -8,6 +8,7 @@
 mod assembly;
 mod dump;
 mod enrollment;
+mod program_log;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -139,6 +140,7 @@ impl Node {
         for warning in &self.settings.warnings {
             tracing::warn!("{warning}");
         }
+        let program_log = tokio::spawn(program_log::follow(self.shared.kernel.clone()));
         let mut complete = self.enroll();
         let mut watcher = self.watch();
         let (mut terminate, mut interrupt) =
@@ -160,6 +162,7 @@ impl Node {
             }
         }
         tracing::info!("stopping: draining connections");
+        program_log.abort();
         self.stop.send_replace(true);
         self.workers.drain(self.settings.termination_deadline).await;
         self.servers.finished().await;

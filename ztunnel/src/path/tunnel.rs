@@ -2,13 +2,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
 use smallvec::SmallVec;
 use tokio::net::TcpStream;
 
 use super::worker::Here;
-use crate::hbone::{Authority, Connect, OpenError, PoolKey, Tunnel};
+use crate::hbone::{Authority, Baggage, Connect, OpenError, PoolKey, TraceParent, Tunnel};
 use crate::mesh::{Identity, Workload};
 use crate::pods::Source;
 use crate::tls;
@@ -40,7 +42,7 @@ pub(super) enum DialError {
 /// A tunnel to open.
 pub(super) struct Request<'a> {
     /// The workload that calls.
-    pub(super) source: &'a Workload,
+    pub(super) source: &'a Arc<Workload>,
     /// The address it calls from.
     pub(super) source_ip: IpAddr,
     /// What the other end must prove to be.
@@ -62,11 +64,34 @@ pub(super) async fn open(here: &Rc<Here>, request: Request<'_>) -> Result<Tunnel
     let connect = Connect {
         authority: Authority::Address(request.to),
         forwarded: Some(request.source_ip),
-        traceparent: None,
-        baggage: None,
+        traceparent: Some(new_trace(here)),
+        baggage: here.baggage(request.source),
     };
     let dial = || dial(here.clone(), key.clone());
     here.local.pool.open(&key, &connect, dial).await
+}
+
+/// A trace of its own for every connection: what an application traces is inside its bytes.
+fn new_trace(here: &Here) -> TraceParent {
+    let (high, low, span) = (here.local.dice(), here.local.dice(), here.local.dice());
+    // Zero is no id (W3C Trace Context, section 3.2.2).
+    let trace_id = (u128::from(high) << 64 | u128::from(low)).max(1);
+    TraceParent { trace_id, parent_id: span.max(1), flags: 0 }
+}
+
+/// What the other end's telemetry is told about a workload.
+pub(super) fn baggage(workload: &Workload) -> Option<HeaderValue> {
+    let known = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Baggage {
+        cluster: known(&workload.cluster_id),
+        namespace: known(&workload.namespace),
+        workload: known(&workload.workload_name).map(|name| (workload.workload_type, name)),
+        service: known(&workload.canonical_name),
+        version: known(&workload.canonical_revision),
+        region: known(&workload.locality.region),
+        zone: known(&workload.locality.zone),
+    }
+    .encode()
 }
 
 /// Makes the connection that carries tunnels. Others may come to share it, so it does not end

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use http::HeaderValue;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::tunnel::DialError;
+use super::tunnel::{self, DialError};
 use super::{Shared, accept};
 use crate::hbone;
 use crate::mesh::Workload;
@@ -169,9 +170,28 @@ pub(super) struct Here {
     pub(super) pod: Arc<Pod>,
     /// Turns true when the pod leaves or the process drains.
     pub(super) drain: watch::Receiver<bool>,
+    /// The pod's baggage header, kept as long as its workload stays the same object.
+    baggage: RefCell<Option<(Arc<Workload>, Option<HeaderValue>)>>,
 }
 
 impl Here {
+    fn new(local: &Rc<Local>, pod: Arc<Pod>, drain: watch::Receiver<bool>) -> Rc<Self> {
+        Rc::new(Self { local: local.clone(), pod, drain, baggage: RefCell::default() })
+    }
+
+    /// The baggage header for tunnels of this pod.
+    pub(super) fn baggage(&self, workload: &Arc<Workload>) -> Option<HeaderValue> {
+        let mut kept = self.baggage.borrow_mut();
+        match &*kept {
+            Some((of, header)) if Arc::ptr_eq(of, workload) => header.clone(),
+            _ => {
+                let header = tunnel::baggage(workload);
+                *kept = Some((workload.clone(), header.clone()));
+                header
+            }
+        }
+    }
+
     /// What the mesh says about this pod now; nothing if it has left the mesh.
     pub(super) fn workload(&self) -> Option<Arc<Workload>> {
         self.local.shared.mesh.load().workload_by_uid(&self.pod.uid).cloned()
@@ -194,7 +214,7 @@ async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Command>)
             Command::Add(pod, listeners) => {
                 let (stop, drain) = watch::channel(false);
                 let cookie = pod.netns.cookie();
-                let here = Rc::new(Here { local: local.clone(), pod, drain });
+                let here = Here::new(&local, pod, drain);
                 match accept::start(&here, listeners) {
                     Ok(()) => drop(pods.insert(cookie, stop)),
                     Err(error) => tracing::error!(%error, pod = %here.pod.uid.0, "cannot serve the pod"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::delivery::DELIVERY_MARK;
 use super::{Error, Netns};
@@ -114,16 +114,19 @@ impl Dial {
     /// As `connect(2)`; `TimedOut` after the timeout.
     pub async fn connect(&self, netns: &Netns, to: SocketAddr, source: Source) -> io::Result<TcpStream> {
         let socket = self.prepare(netns, to, source)?;
-        match tokio::time::timeout(self.timeout, socket.connect(to)).await {
-            Ok(connected) => connected,
-            Err(_elapsed) => Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                format!("{to} did not answer within {:?}", self.timeout),
-            )),
+        match begin(&socket, to, source)? {
+            Progress::Done => TcpStream::from_std(socket.into()),
+            Progress::Waiting => match tokio::time::timeout(self.timeout, finish(socket)).await {
+                Ok(connected) => connected,
+                Err(_elapsed) => Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("{to} did not answer within {:?}", self.timeout),
+                )),
+            },
         }
     }
 
-    fn prepare(&self, netns: &Netns, to: SocketAddr, source: Source) -> io::Result<TcpSocket> {
+    fn prepare(&self, netns: &Netns, to: SocketAddr, source: Source) -> io::Result<Socket> {
         netns.enter().map_err(io::Error::other)?;
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
@@ -139,7 +142,44 @@ impl Dial {
             // A client of the other family has no address that the application could see.
             Source::Client { .. } => socket.bind_device(Some(b"lo"))?,
         }
-        Ok(TcpSocket::from_std_stream(socket.into()))
+        Ok(socket)
+    }
+}
+
+/// How far a connection attempt has come.
+enum Progress {
+    Done,
+    Waiting,
+}
+
+fn begin(socket: &Socket, to: SocketAddr, source: Source) -> io::Result<Progress> {
+    let to = to.into();
+    let mut attempt = progress(socket.connect(&to))?;
+    // Over loopback the handshake is over by the time connect() returns, unless the
+    // application's queue is full. Asked again it says so, which saves a trip through the event
+    // loop for every delivery.
+    if matches!((&attempt, source), (Progress::Waiting, Source::Client { .. })) {
+        attempt = progress(socket.connect(&to))?;
+    }
+    Ok(attempt)
+}
+
+fn progress(attempt: io::Result<()>) -> io::Result<Progress> {
+    match attempt {
+        Ok(()) => Ok(Progress::Done),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EALREADY)) => {
+            Ok(Progress::Waiting)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn finish(socket: Socket) -> io::Result<TcpStream> {
+    let stream = TcpStream::from_std(socket.into())?;
+    stream.writable().await?;
+    match stream.take_error()? {
+        None => Ok(stream),
+        Some(error) => Err(error),
     }
 }
 

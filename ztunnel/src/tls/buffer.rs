@@ -9,8 +9,9 @@ use super::record::{FULL_RECORD, LARGEST_RECORD};
 
 /// Kept free behind the application's records for alerts and key updates.
 pub(super) const CONTROL_RESERVE: usize = 512;
-/// Bytes of a large buffer: sixteen full records (256 KiB of plaintext) and the reserve.
-pub(super) const LARGE: usize = 16 * FULL_RECORD + CONTROL_RESERVE;
+/// Bytes of a large buffer: an HTTP/2 frame of 256 KiB with its head leaves in one write, which
+/// takes sixteen full records and a short one.
+pub(super) const LARGE: usize = 17 * FULL_RECORD + CONTROL_RESERVE;
 /// Bytes of a small buffer: any one record and the reserve. What is left of a large buffer moves
 /// here when the peer makes us wait.
 pub(super) const SMALL: usize = LARGEST_RECORD + CONTROL_RESERVE;

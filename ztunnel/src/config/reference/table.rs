@@ -26,7 +26,7 @@ pub(super) static TABLE: &[Columns] = &[
         "name",
         "CLUSTER_ID",
         Shown(|s| s.cluster_id.to_string()),
-        "The cluster's id.",
+        "The cluster's id. The variable `ISTIO_META_CLUSTER_ID` counts where that one is not set.",
     ),
     (
         "network",

@@ -88,6 +88,8 @@ fn the_deadline_leaves_a_tenth_of_the_grace_period() {
         ("CONNECTION_TERMINATION_DEADLINE", "3s"),
     ];
     assert_eq!(deadline(&both), Duration::from_secs(3));
+    let endless = [("TERMINATION_GRACE_PERIOD_SECONDS", "18446744073709551615")];
+    assert!(load(GOOD, &endless).is_err());
 }
 
 #[test]

@@ -81,12 +81,14 @@ fn removing_the_pins_ends_capture_and_leaves_nothing() {
 fn two_proxies_on_one_machine_do_not_meet() {
     in_namespace(|| {
         let world = World::new();
-        let other = world.temporary().join("other");
+        // On the same file system, which then is not unmounted with the second's pins.
+        let other = world.directory.join("other");
         let second = Kernel::open(&config(other.clone())).unwrap();
         assert!(second.enrolled().unwrap().is_empty());
         let _app = dial(at("192.0.2.1:80")).unwrap();
         assert!(world.captured(true).is_some());
         Kernel::remove_pins(&other).unwrap();
+        assert!(!other.exists());
         let _app = dial(at("192.0.2.1:80")).unwrap();
         assert!(world.captured(true).is_some());
     });

@@ -123,11 +123,6 @@ impl World {
         Some((stream, found))
     }
 
-    /// Where pins may be made besides the world's own.
-    pub(super) fn temporary(&self) -> PathBuf {
-        self.temporary.as_ref().unwrap().path().to_path_buf()
-    }
-
     /// Dies like a proxy: closes everything, leaves the pins. They are in the directory returned.
     pub(super) fn leave(mut self) -> tempfile::TempDir {
         self.temporary.take().unwrap()

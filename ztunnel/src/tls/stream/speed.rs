@@ -7,7 +7,7 @@ use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use tokio::io::DuplexStream;
 
 use super::super::testing::{Authority, identity, pattern, tcp};
-use super::super::{accept, connect};
+use super::super::{Credentials, accept, connect};
 use super::tests::settled;
 use super::*;
 
@@ -127,18 +127,21 @@ async fn how_much_an_idle_stream_holds_and_a_handshake_takes() {
     );
 }
 
+/// What the tunnel's measurement carries.
+const TOTAL: usize = 2 << 30;
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
 /// One HTTP/2 stream over two threads and loopback TCP; FRAME sets the frame size in bytes.
 #[test]
 #[ignore = "a measurement"]
 fn how_fast_a_tunnel_is() {
-    const TOTAL: usize = 2 << 30;
     let frame: u32 = std::env::var("FRAME").map_or(1 << 18, |text| text.parse().unwrap());
-    let runtime = || {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-    };
     let authority = Authority::new();
     let (a, b) = (
         authority.credentials(&identity("a")),
@@ -147,62 +150,73 @@ fn how_fast_a_tunnel_is() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let server = std::thread::spawn(move || {
-        runtime().block_on(async {
-            let (socket, _) = listener.accept().unwrap();
-            socket.set_nonblocking(true).unwrap();
-            let socket = tokio::net::TcpStream::from_std(socket).unwrap();
-            let stream = accept(socket, &b).await.unwrap();
-            let mut http = h2::server::Builder::new()
-                .max_frame_size(frame)
-                .initial_window_size(4 << 20)
-                .initial_connection_window_size(8 << 20)
-                .handshake::<_, bytes::Bytes>(stream)
-                .await
-                .unwrap();
-            let (request, _) = http.accept().await.unwrap().unwrap();
-            let drive = tokio::spawn(async move { while http.accept().await.is_some() {} });
-            let mut body = request.into_body();
-            let mut got = 0;
-            while let Some(data) = body.data().await {
-                let data = data.unwrap();
-                got += data.len();
-                body.flow_control().release_capacity(data.len()).unwrap();
-            }
-            assert_eq!(got, TOTAL);
-            drive.abort();
-        });
+        let (socket, _) = listener.accept().unwrap();
+        runtime().block_on(receive(socket, &b, frame));
     });
-    runtime().block_on(async {
-        let socket = tokio::net::TcpStream::connect(address).await.unwrap();
-        let stream = connect(socket, &a, &[identity("b")]).await.unwrap();
-        let (mut http, connection) = h2::client::Builder::new()
-            .max_send_buffer_size(1 << 20)
-            .handshake::<_, bytes::Bytes>(stream)
-            .await
-            .unwrap();
-        let _drive = tokio::spawn(connection);
-        let request = http::Request::builder().uri("https://b/").body(()).unwrap();
-        let (_response, mut send) = http.send_request(request, false).unwrap();
-        let block = bytes::Bytes::from(pattern(1 << 18));
-        let begin = Instant::now();
-        let mut left = TOTAL;
-        while left > 0 {
-            send.reserve_capacity(left.min(block.len()));
-            let room = std::future::poll_fn(|cx| send.poll_capacity(cx))
-                .await
-                .unwrap()
-                .unwrap();
-            let count = room.min(left).min(block.len());
-            left -= count;
-            send.send_data(block.slice(..count), left == 0).unwrap();
-        }
+    let begin = Instant::now();
+    let client = std::net::TcpStream::connect(address).unwrap();
+    let runtime = runtime();
+    let _connection = runtime.block_on(send(client, &a));
+    runtime.block_on(async {
         tokio::task::spawn_blocking(move || server.join().unwrap())
             .await
             .unwrap();
-        let rate = TOTAL as f64 / begin.elapsed().as_secs_f64() / 1e9;
-        println!(
-            "HTTP/2 with frames of {frame}: {rate:.2} GB/s, {:?}",
-            begin.elapsed()
-        );
     });
+    let took = begin.elapsed();
+    let rate = TOTAL as f64 / took.as_secs_f64() / 1e9;
+    println!("HTTP/2 with frames of {frame}: {rate:.2} GB/s, {took:?}");
+}
+
+fn from_std(socket: std::net::TcpStream) -> tokio::net::TcpStream {
+    socket.set_nonblocking(true).unwrap();
+    tokio::net::TcpStream::from_std(socket).unwrap()
+}
+
+async fn receive(socket: std::net::TcpStream, credentials: &Credentials, frame: u32) {
+    let stream = accept(from_std(socket), credentials).await.unwrap();
+    let mut http = h2::server::Builder::new()
+        .max_frame_size(frame)
+        .initial_window_size(4 << 20)
+        .initial_connection_window_size(8 << 20)
+        .handshake::<_, bytes::Bytes>(stream)
+        .await
+        .unwrap();
+    let (request, _) = http.accept().await.unwrap().unwrap();
+    let drive = tokio::spawn(async move { while http.accept().await.is_some() {} });
+    let mut body = request.into_body();
+    let mut got = 0;
+    while let Some(data) = body.data().await {
+        let data = data.unwrap();
+        got += data.len();
+        body.flow_control().release_capacity(data.len()).unwrap();
+    }
+    assert_eq!(got, TOTAL);
+    drive.abort();
+}
+
+async fn send(socket: std::net::TcpStream, credentials: &Credentials) -> impl Sized {
+    let stream = connect(from_std(socket), credentials, &[identity("b")])
+        .await
+        .unwrap();
+    let (mut http, connection) = h2::client::Builder::new()
+        .max_send_buffer_size(1 << 20)
+        .handshake::<_, bytes::Bytes>(stream)
+        .await
+        .unwrap();
+    let drive = tokio::spawn(connection);
+    let request = http::Request::builder().uri("https://b/").body(()).unwrap();
+    let (response, mut send) = http.send_request(request, false).unwrap();
+    let block = bytes::Bytes::from(pattern(1 << 18));
+    let mut left = TOTAL;
+    while left > 0 {
+        send.reserve_capacity(left.min(block.len()));
+        let room = std::future::poll_fn(|cx| send.poll_capacity(cx))
+            .await
+            .unwrap()
+            .unwrap();
+        let count = room.min(left).min(block.len());
+        left -= count;
+        send.send_data(block.slice(..count), left == 0).unwrap();
+    }
+    (drive, response, http)
 }

@@ -47,6 +47,20 @@ async fn a_head_and_its_payload_share_a_record() {
 }
 
 #[tokio::test]
+async fn a_frame_of_256_kib_leaves_in_one_write() {
+    let (mut near, mut far) = settled().await;
+    let payload = pattern(1 << 18);
+    let slices = [IoSlice::new(&[1; 9]), IoSlice::new(&payload)];
+    assert_eq!(
+        near.write_vectored(&slices).await.unwrap(),
+        9 + payload.len()
+    );
+    near.flush().await.unwrap();
+    let length = 9 + payload.len() + 17 * OVERHEAD;
+    assert_eq!(wire(&mut far).await.len(), length);
+}
+
+#[tokio::test]
 async fn full_records_are_filled_across_writes() {
     let (mut near, mut far) = settled().await;
     let slices = [IoSlice::new(&[1; 9]), IoSlice::new(&[2; 40_000])];
@@ -61,8 +75,8 @@ async fn nothing_is_sent_before_a_flush_or_a_full_buffer() {
     let (mut near, mut far) = settled().await;
     near.write_all(&[1; 1000]).await.unwrap();
     assert!(wire(&mut far).await.is_empty());
-    near.write_all(&vec![2; 16 * 16_384]).await.unwrap();
-    assert_eq!(wire(&mut far).await.len(), 16 * (16_384 + OVERHEAD));
+    near.write_all(&vec![2; 17 * 16_384]).await.unwrap();
+    assert_eq!(wire(&mut far).await.len(), 17 * (16_384 + OVERHEAD));
     near.flush().await.unwrap();
     assert_eq!(wire(&mut far).await.len(), 1000 + OVERHEAD);
 }
