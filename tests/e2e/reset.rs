@@ -12,10 +12,10 @@ use crate::ends::{connect, listen};
 
 /// Both ends have heard each other, so that the whole way exists.
 fn greet(client: &mut TcpStream, server: &mut TcpStream) {
-    for (from, to) in [(&mut *client, &mut *server), (server, client)] {
-        from.write_all(b"!").unwrap();
-        to.read_exact(&mut [0]).unwrap();
-    }
+    client.write_all(b"!").unwrap();
+    server.read_exact(&mut [0]).unwrap();
+    server.write_all(b"!").unwrap();
+    client.read_exact(&mut [0]).unwrap();
 }
 
 /// Closes with a reset instead of a FIN (socket(7), `SO_LINGER` of zero).
