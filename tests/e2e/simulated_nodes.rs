@@ -1,6 +1,7 @@
 //! The simulated nodes themselves, without a proxy: what every other test stands on.
 
 use std::fs;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
@@ -90,4 +91,41 @@ fn mentioned(prefix: &str) -> bool {
         .flatten()
         .any(|entry| entry.file_name().to_string_lossy().starts_with(&mark))
         || mounts.contains(&mark)
+}
+
+#[test]
+fn many_bytes_come_back_as_they_were_sent() {
+    let world = World::two_nodes().unwrap();
+    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+    let echo = server.serve(Kind::Echo, 0).unwrap();
+    for family in Family::BOTH {
+        let to = server.at(family, echo.port());
+        let stream = client.enter(|| TcpStream::connect(to)).unwrap();
+        traffic::exchange(&stream, 8 << 20).unwrap();
+    }
+}
+
+#[test]
+fn servers_reset_and_refuse_to_read_on_demand() {
+    let world = World::two_nodes().unwrap();
+    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+    let reset = server.serve(Kind::Reset, 0).unwrap();
+    let deaf = server.serve(Kind::Deaf, 0).unwrap();
+    let mut stream = client
+        .enter(|| TcpStream::connect(server.at(Family::V4, reset.port())))
+        .unwrap();
+    stream.write_all(b"x").unwrap();
+    let error = stream.read(&mut [0; 8]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+
+    let mut stream = client
+        .enter(|| TcpStream::connect(server.at(Family::V4, deaf.port())))
+        .unwrap();
+    stream
+        .set_write_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    let error = (0..10_000)
+        .find_map(|_| stream.write_all(&[0; 65536]).err())
+        .unwrap();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
 }

@@ -13,3 +13,19 @@ pub mod process;
 pub mod proxy;
 pub mod sniff;
 pub mod traffic;
+
+use std::time::{Duration, Instant};
+
+/// Asks again and again until `what` is true; whether it became so within `limit`.
+pub fn eventually(limit: Duration, mut what: impl FnMut() -> bool) -> bool {
+    let started = Instant::now();
+    loop {
+        if what() {
+            return true;
+        }
+        if started.elapsed() > limit {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

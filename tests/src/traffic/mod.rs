@@ -9,6 +9,7 @@
 pub mod bulk;
 pub mod connects;
 mod epoll;
+mod exchange;
 mod http;
 pub mod http_load;
 pub mod idle;
@@ -19,5 +20,6 @@ mod server;
 mod server_http;
 pub mod tune;
 
+pub use exchange::exchange;
 pub use request::{Answer, get, get_over};
 pub use server::{GREETING, Kind, Server, serve};

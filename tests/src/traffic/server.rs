@@ -6,6 +6,7 @@ use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use socket2::{Domain, SockRef, Socket, Type};
@@ -33,6 +34,10 @@ pub enum Kind {
     Source,
     /// Sends a greeting at once, then echoes.
     First,
+    /// Waits for the first byte, then resets the connection.
+    Reset,
+    /// Never reads; keeps the connection until the client has gone or the server stops.
+    Deaf,
     /// HTTP/1.1 with keep-alive; see [`crate::traffic::Answer`] for what it says.
     Http,
 }
@@ -182,6 +187,8 @@ fn speak(kind: Kind, stream: &TcpStream) -> io::Result<()> {
         Kind::Echo | Kind::Http => echo(stream),
         Kind::Sink => sink(stream),
         Kind::Source => source(stream),
+        Kind::Reset => reset(stream),
+        Kind::Deaf => deaf(stream),
         Kind::First => {
             let mut writer = stream;
             writer.write_all(GREETING)?;
@@ -220,5 +227,23 @@ fn source(mut stream: &TcpStream) -> io::Result<()> {
     let buffer = vec![0x5a; BULK_BYTES];
     loop {
         stream.write_all(&buffer)?;
+    }
+}
+
+fn reset(mut stream: &TcpStream) -> io::Result<()> {
+    stream.read_exact(&mut [0])?;
+    // With a lingering time of zero, closing sends RST (socket(7)); the copy of this socket in
+    // the list of live ones is closed right after this.
+    SockRef::from(stream).set_linger(Some(Duration::ZERO))
+}
+
+fn deaf(stream: &TcpStream) -> io::Result<()> {
+    loop {
+        thread::sleep(Duration::from_millis(50));
+        // The client's reset is a pending error; a stop of the server has shut the socket down,
+        // which a look at the queue without taking from it shows as the end.
+        if stream.take_error()?.is_some() || stream.peek(&mut [0])? == 0 {
+            return Ok(());
+        }
     }
 }

@@ -224,7 +224,7 @@ mod tests {
 
     fn findings(path: &str, text: &str) -> Vec<String> {
         let mut findings = Vec::new();
-        check(&Source::new(path, text), &mut findings);
+        check(&Source::new(path, text, &[]), &mut findings);
         findings
             .into_iter()
             .map(|finding| format!("{}: {}", finding.line, finding.found))

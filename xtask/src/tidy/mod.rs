@@ -48,14 +48,21 @@ pub(crate) fn run() -> Result<ExitCode> {
 pub(crate) fn check() -> Result<bool> {
     let root = shell::root();
     let mut findings = layout::top_level(&names(root)?);
-    let mut files = 0;
+    let mut sources = Vec::new();
     for path in files_below(root, &ROOMS, "rs")? {
         let text = read(root, &path)?;
-        let source = Source::new(&path, &text);
+        sources.push((path, text));
+    }
+    let tests: Vec<_> = sources
+        .iter()
+        .flat_map(|(path, text)| source::test_modules(path, text))
+        .collect();
+    for (path, text) in &sources {
+        let source = Source::new(path, text, &tests);
         rules::check(&source, &mut findings);
         imports::check(&source, &mut findings);
-        files += 1;
     }
+    let mut files = sources.len();
     for path in markdown(root)? {
         documents::check(
             &path,

@@ -171,7 +171,7 @@ mod tests {
 
     fn rules(path: &str, text: &str) -> Vec<(usize, &'static str)> {
         let mut findings = Vec::new();
-        check(&Source::new(path, text), &mut findings);
+        check(&Source::new(path, text, &[]), &mut findings);
         findings
             .into_iter()
             .map(|finding| (finding.line, finding.rule))

@@ -12,9 +12,10 @@ pub(super) struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    pub(super) fn new(path: &'a str, text: &str) -> Self {
+    /// `tests` are the modules that are compiled for tests only, see [`test_modules`].
+    pub(super) fn new(path: &'a str, text: &str, tests: &[String]) -> Self {
         let code = blank(text);
-        let production = if is_test_file(path) {
+        let production = if is_test_file(path, tests) {
             0
         } else {
             production_lines(&code)
@@ -63,18 +64,42 @@ impl<'a> Source<'a> {
     }
 }
 
-/// A module of tests in a file of its own.
-fn is_test_file(path: &str) -> bool {
-    path.ends_with("/tests.rs") || path.contains("/tests/")
+/// A module of tests in a file of its own, or a part of one.
+fn is_test_file(path: &str, tests: &[String]) -> bool {
+    let declared = tests.iter().any(|module| {
+        path.strip_prefix(module.as_str())
+            .is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
+    });
+    declared || path.ends_with("/tests.rs") || path.contains("/tests/")
 }
 
+/// Lines before the first test module that is written out in the file.
 fn production_lines(code: &str) -> usize {
     let lines: Vec<_> = code.lines().map(str::trim).collect();
     lines
         .iter()
         .zip(lines.iter().skip(1))
-        .position(|(line, next)| *line == "#[cfg(test)]" && next.starts_with("mod "))
+        .position(|(line, next)| {
+            *line == "#[cfg(test)]" && next.starts_with("mod ") && next.ends_with('{')
+        })
         .unwrap_or(lines.len())
+}
+
+/// Paths, without `.rs`, of the modules that a file declares for tests only.
+pub(super) fn test_modules(path: &str, text: &str) -> Vec<String> {
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    let file = path.trim_end_matches(".rs");
+    let directory = ["/mod", "/lib", "/main"]
+        .into_iter()
+        .find_map(|root| file.strip_suffix(root))
+        .unwrap_or(file);
+    lines
+        .iter()
+        .zip(lines.iter().skip(1))
+        .filter(|(line, _)| **line == "#[cfg(test)]")
+        .filter_map(|(_, next)| next.strip_suffix(';')?.split_once("mod "))
+        .map(|(_, name)| format!("{directory}/{name}"))
+        .collect()
 }
 
 /// Replaces comments and the insides of texts by spaces; line ends stay.
@@ -199,12 +224,30 @@ mod tests {
     #[test]
     fn the_test_module_is_no_production_code() {
         let text = "fn a() {}\n\n#[cfg(test)]\nmod tests {\n    fn b() {}\n}\n";
-        let source = Source::new("ztunnel/src/x.rs", text);
+        let source = Source::new("ztunnel/src/x.rs", text, &[]);
         assert_eq!(source.production_count(), 2);
         assert!(!source.production_code().contains("fn b"));
         assert_eq!(
-            Source::new("ztunnel/src/x/tests.rs", text).production_count(),
+            Source::new("ztunnel/src/x/tests.rs", text, &[]).production_count(),
             0
         );
+    }
+
+    #[test]
+    fn modules_for_tests_are_known_from_their_parent() {
+        let text = "mod a;\n#[cfg(test)]\npub(crate) mod testing;\nmod b;\n";
+        assert_eq!(
+            test_modules("ztunnel/src/tls/mod.rs", text),
+            ["ztunnel/src/tls/testing"]
+        );
+        assert_eq!(
+            test_modules("ztunnel/src/tls/x.rs", text),
+            ["ztunnel/src/tls/x/testing"]
+        );
+        let tests = test_modules("ztunnel/src/tls/mod.rs", text);
+        let count = |path| Source::new(path, text, &tests).production_count();
+        assert_eq!(count("ztunnel/src/tls/testing.rs"), 0);
+        assert_eq!(count("ztunnel/src/tls/testing/keys.rs"), 0);
+        assert_eq!(count("ztunnel/src/tls/mod.rs"), 4);
     }
 }
