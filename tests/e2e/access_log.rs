@@ -85,13 +85,22 @@ fn one_tunnelled_connection_is_one_line_at_each_end() {
         assert_eq!(line["level"], "info");
         assert_eq!(line["src.workload"], "a-0");
         assert_eq!(line["src.namespace"], "default");
-        assert_eq!(line["src.identity"], "spiffe://cluster.local/ns/default/sa/a-0");
+        assert_eq!(
+            line["src.identity"],
+            "spiffe://cluster.local/ns/default/sa/a-0"
+        );
         assert_eq!(line["dst.addr"], b.at(Family::V4, 15008).to_string());
         assert_eq!(line["dst.hbone_addr"], b.at(Family::V4, 8080).to_string());
         assert_eq!(line["dst.workload"], "b-0");
         assert_eq!(line["dst.namespace"], "default");
-        assert_eq!(line["dst.identity"], "spiffe://cluster.local/ns/default/sa/b-0");
-        assert_eq!(line["direction"], if is_source { "outbound" } else { "inbound" });
+        assert_eq!(
+            line["dst.identity"],
+            "spiffe://cluster.local/ns/default/sa/b-0"
+        );
+        assert_eq!(
+            line["direction"],
+            if is_source { "outbound" } else { "inbound" }
+        );
         // Seen from the workload that the line is about.
         let (sent, received) = if is_source {
             (REQUEST, RESPONSE)
@@ -130,7 +139,10 @@ fn the_text_format_has_the_same_fields() {
     let (a, b) = (world.pod("a", 0), world.pod("b", 0));
     let outcome = dial(a, b.at(Family::V4, 8080)).and_then(|mut stream| stream.read(&mut [0]));
     assert!(outcome.is_err(), "{outcome:?}");
-    let line = mesh.proxy("a").wait_for_log("\taccess\t", PATIENCE).unwrap();
+    let line = mesh
+        .proxy("a")
+        .wait_for_log("\taccess\t", PATIENCE)
+        .unwrap();
     for field in ALWAYS {
         assert!(line.contains(&format!("{field}=")), "no {field} in {line}");
     }

@@ -23,7 +23,10 @@ fn the_config_dump_shows_the_mesh_and_no_secret() {
     assert_eq!(dump["config"]["node"], "a");
     assert!(dump["version"].is_string());
     let certificates = dump["certificates"].to_string();
-    assert!(certificates.contains("spiffe://cluster.local/ns/default/sa/a-0"), "{certificates}");
+    assert!(
+        certificates.contains("spiffe://cluster.local/ns/default/sa/a-0"),
+        "{certificates}"
+    );
     assert!(!dump.to_string().contains("PRIVATE KEY"));
 }
 
@@ -59,5 +62,8 @@ fn a_proxy_that_is_told_to_quit_ends_by_itself() {
     let server = world.pod("b", 0);
     let _running = server.serve(Kind::Http, 8080).unwrap();
     let to = server.at(Family::V4, 8080);
-    world.pod("a", 0).enter(|| traffic::get(to, "x", PATIENCE)).unwrap();
+    world
+        .pod("a", 0)
+        .enter(|| traffic::get(to, "x", PATIENCE))
+        .unwrap();
 }

@@ -68,7 +68,9 @@ fn the_header_tells_address_and_identity_on_the_port_that_was_asked_for() {
             for workload in &mut settings.workloads {
                 if workload.name == "b-0" {
                     let tunnel = json!({ "protocol": "PROXY", "port": 7777 });
-                    workload.extra.insert("applicationTunnel".to_owned(), tunnel);
+                    workload
+                        .extra
+                        .insert("applicationTunnel".to_owned(), tunnel);
                 }
             }
         })

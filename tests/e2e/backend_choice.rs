@@ -40,7 +40,8 @@ fn connections_go_to_healthy_backends_only_and_to_all_of_them() {
         .start()
         .unwrap();
     let client = world.pod("a", 0);
-    let servers = [world.pod("b", 0), world.pod("b", 1)].map(|pod| pod.serve(Kind::Http, 8080).unwrap());
+    let servers =
+        [world.pod("b", 0), world.pod("b", 1)].map(|pod| pod.serve(Kind::Http, 8080).unwrap());
     let service = Mesh::service(world.pod("b", 0));
     let ask = |family| client.enter(|| traffic::get(service.at(family, 80), "x", PATIENCE));
 
@@ -52,7 +53,8 @@ fn connections_go_to_healthy_backends_only_and_to_all_of_them() {
     }
     assert_eq!(servers[0].accepted(), 0, "an unhealthy backend was called");
 
-    mesh.change(|settings| set_health(settings, "b-0", "Healthy")).unwrap();
+    mesh.change(|settings| set_health(settings, "b-0", "Healthy"))
+        .unwrap();
     for family in Family::BOTH {
         for pod in [world.pod("b", 0), world.pod("b", 1)] {
             eventually("a connection for each healthy backend", || {
@@ -66,7 +68,9 @@ fn connections_go_to_healthy_backends_only_and_to_all_of_them() {
         set_health(settings, "b-1", "Unhealthy");
     })
     .unwrap();
-    eventually("a service without healthy backends refuses", || ask(Family::V4).err());
+    eventually("a service without healthy backends refuses", || {
+        ask(Family::V4).err()
+    });
     let before = servers.each_ref().map(|server| server.accepted());
     for family in Family::BOTH {
         assert!(ask(family).is_err());

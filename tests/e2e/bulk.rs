@@ -88,8 +88,16 @@ fn sixty_four_mebibytes_arrive_each_way_at_once() {
             let arrived = scope.spawn(|| receive(&far));
             let back = scope.spawn(|| send(&far, 2));
             let returned = scope.spawn(|| receive(&near));
-            assert_eq!(arrived.join().unwrap(), there.join().unwrap(), "to the server");
-            assert_eq!(returned.join().unwrap(), back.join().unwrap(), "to the client");
+            assert_eq!(
+                arrived.join().unwrap(),
+                there.join().unwrap(),
+                "to the server"
+            );
+            assert_eq!(
+                returned.join().unwrap(),
+                back.join().unwrap(),
+                "to the client"
+            );
         });
     }
 }

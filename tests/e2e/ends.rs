@@ -50,7 +50,11 @@ pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
 }
 
 /// Both ends of a connection from a host to a listener that is called at `to`.
-pub(crate) fn connect(host: &Host, to: SocketAddr, listener: &TcpListener) -> (TcpStream, TcpStream) {
+pub(crate) fn connect(
+    host: &Host,
+    to: SocketAddr,
+    listener: &TcpListener,
+) -> (TcpStream, TcpStream) {
     let client = dial(host, to).unwrap();
     (client, accept(listener))
 }

@@ -71,7 +71,10 @@ fn only(proxy: &Proxy<'_>, name: &str) -> (BTreeMap<String, String>, f64) {
     let metrics = proxy.metrics().unwrap();
     let samples: Vec<_> = metrics.find(name, &[]).collect();
     assert_eq!(samples.len(), 1, "{name}: {samples:?}");
-    (samples[0].labels.iter().cloned().collect(), samples[0].value)
+    (
+        samples[0].labels.iter().cloned().collect(),
+        samples[0].value,
+    )
 }
 
 #[test]
@@ -105,7 +108,11 @@ fn one_tunnelled_connection_is_counted_at_both_ends() {
             (RECEIVED, 12_345.0),
             (SENT, 67_890.0),
         ] {
-            assert_eq!(only(proxy, name), (labels.clone(), value), "{name} at node {node}");
+            assert_eq!(
+                only(proxy, name),
+                (labels.clone(), value),
+                "{name} at node {node}"
+            );
         }
         assert_eq!(proxy.metrics().unwrap().sum(FAILED, &[]), 0.0);
     }
@@ -158,7 +165,9 @@ fn build_and_pods_are_shown_from_the_start() {
     let world = World::two_nodes().unwrap();
     let mut mesh = Mesh::start(&world).unwrap();
     let metrics = mesh.proxy("a").metrics().unwrap();
-    let build: Vec<_> = metrics.find("istio_build", &[("component", "ztunnel")]).collect();
+    let build: Vec<_> = metrics
+        .find("istio_build", &[("component", "ztunnel")])
+        .collect();
     assert_eq!(build.len(), 1);
     assert_eq!(metrics.sum("istio_active_proxy_count_total", &[]), 2.0);
     assert_eq!(metrics.sum("istio_pending_proxy_count_total", &[]), 0.0);

@@ -23,12 +23,17 @@ fn requests_fail_while_the_other_proxy_is_gone_and_succeed_afterwards() {
         open.push(dial(client, server.at(family, 8080)).unwrap());
     }
     // Both connections have arrived.
-    eventually("four connections", || (running.accepted() == 4).then_some(()));
+    eventually("four connections", || {
+        (running.accepted() == 4).then_some(())
+    });
 
     mesh.proxy("b").kill().unwrap();
     for stream in &mut open {
         let outcome = stream.read(&mut [0]);
-        assert!(outcome.is_err(), "an orderly end of a connection that broke: {outcome:?}");
+        assert!(
+            outcome.is_err(),
+            "an orderly end of a connection that broke: {outcome:?}"
+        );
     }
     let accepted = running.accepted();
     let ((), seen) = watched(&world, MARKER, || {
@@ -38,7 +43,11 @@ fn requests_fail_while_the_other_proxy_is_gone_and_succeed_afterwards() {
         }
     });
     assert_eq!(seen.hits, 0, "{seen:?}");
-    assert_eq!(running.accepted(), accepted, "a connection arrived without a proxy");
+    assert_eq!(
+        running.accepted(),
+        accepted,
+        "a connection arrived without a proxy"
+    );
 
     mesh.proxy("b").start().unwrap();
     for family in Family::BOTH {

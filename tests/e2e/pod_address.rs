@@ -24,7 +24,10 @@ fn a_pod_of_another_node_answers_at_its_address() {
             assert_eq!(answer.marker, "by-pod-address");
             assert_eq!(answer.local, to);
             assert_eq!(seen.hits, 0, "{to}: {seen:?}");
-            assert!(seen.packets > 0, "{to} was answered without crossing the link");
+            assert!(
+                seen.packets > 0,
+                "{to} was answered without crossing the link"
+            );
         }
         assert_eq!(running.accepted(), 2);
     }

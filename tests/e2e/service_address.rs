@@ -18,7 +18,9 @@ fn the_port_of_a_service_leads_to_the_port_of_its_backend() {
     for family in Family::BOTH {
         for (port, target) in [(80, 8080), (8080, 8080), (9000, 9000)] {
             let to = service.at(family, port);
-            let answer = client.enter(|| traffic::get(to, "mapped", PATIENCE)).unwrap();
+            let answer = client
+                .enter(|| traffic::get(to, "mapped", PATIENCE))
+                .unwrap();
             assert_eq!(answer.local, server.at(family, target), "{to}");
             assert_eq!(answer.marker, "mapped");
         }

@@ -80,7 +80,10 @@ fn a_reader_that_does_not_read_stops_its_writer() {
         let before = rss(&mut mesh);
         let written = write_until_it_stalls(&writer);
         let after = rss(&mut mesh);
-        assert!(written < STALLS_BEFORE, "{case}: {written} bytes were taken");
+        assert!(
+            written < STALLS_BEFORE,
+            "{case}: {written} bytes were taken"
+        );
         for (before, after) in before.into_iter().zip(after) {
             let growth = after.saturating_sub(before);
             println!("{case}: {written} bytes taken, a proxy grew by {growth}");

@@ -34,7 +34,11 @@ fn the_client_sees_its_own_address_and_the_one_it_dialled() {
         let mut stream = dial(client, to).unwrap();
         for _before_and_after in 0..2 {
             assert_eq!(stream.peer_addr().unwrap(), to);
-            assert_eq!(stream.local_addr().unwrap().ip(), own(client, to), "to {to}");
+            assert_eq!(
+                stream.local_addr().unwrap().ip(),
+                own(client, to),
+                "to {to}"
+            );
             speak(&mut stream);
         }
     }
@@ -64,7 +68,11 @@ fn a_port_that_was_bound_first_stays() {
             let mut stream: TcpStream = socket.into();
             assert_eq!(stream.peer_addr().unwrap(), to, "bound to {bound}");
             let expected = SocketAddr::new(own(client, to), port);
-            assert_eq!(stream.local_addr().unwrap(), expected, "bound to {bound}, to {to}");
+            assert_eq!(
+                stream.local_addr().unwrap(),
+                expected,
+                "bound to {bound}, to {to}"
+            );
             speak(&mut stream);
         }
     }

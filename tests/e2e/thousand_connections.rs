@@ -27,7 +27,11 @@ fn a_thousand_connections_are_open_and_answer() {
             .map(|thread| {
                 let family = Family::BOTH[thread % 2];
                 let to = server.at(family, 8080);
-                scope.spawn(move || (0..EACH).map(|_| dial(client, to).unwrap()).collect::<Vec<_>>())
+                scope.spawn(move || {
+                    (0..EACH)
+                        .map(|_| dial(client, to).unwrap())
+                        .collect::<Vec<_>>()
+                })
             })
             .collect();
         for streams in dialling {

@@ -53,7 +53,10 @@ fn attempt(
     let _running = server.serve(Kind::Http, 8080).unwrap();
     for to in ways_to(server) {
         let (outcome, seen) = watched(world, MARKER, || client.enter(|| connect(to)));
-        assert_eq!(seen.hits, 0, "{to}: it crossed the link in the clear: {outcome:?}");
+        assert_eq!(
+            seen.hits, 0,
+            "{to}: it crossed the link in the clear: {outcome:?}"
+        );
         let answer = match outcome {
             Ok(answer) => answer,
             Err(error) if promise == Promise::CapturedOrRefused => {

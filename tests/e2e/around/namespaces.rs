@@ -25,7 +25,10 @@ fn a_namespace_without_a_link_has_no_way_out() {
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let running = server.serve(Kind::Http, 8080).unwrap();
     for family in Family::BOTH {
-        for to in [server.at(family, 8080), Mesh::service(server).at(family, 80)] {
+        for to in [
+            server.at(family, 8080),
+            Mesh::service(server).at(family, 80),
+        ] {
             let outcome = client.enter(|| -> io::Result<_> {
                 unshare(CloneFlags::CLONE_NEWNET)?;
                 traffic::get(to, MARKER, PATIENCE)
@@ -33,7 +36,10 @@ fn a_namespace_without_a_link_has_no_way_out() {
             let error = outcome.unwrap_err();
             // IPv6 looks for an address of its own first.
             let none = [Errno::ENETUNREACH, Errno::EADDRNOTAVAIL];
-            assert!(none.contains(&Errno::from_raw(error.raw_os_error().unwrap())), "{to}: {error}");
+            assert!(
+                none.contains(&Errno::from_raw(error.raw_os_error().unwrap())),
+                "{to}: {error}"
+            );
         }
     }
     assert_eq!(running.accepted(), 0);
@@ -53,7 +59,9 @@ fn what_a_privileged_pod_forwards_has_no_identity() {
         .settings(|settings| {
             for workload in &mut settings.workloads {
                 if workload.name == "b-1" {
-                    workload.authorization_policies.push("default/strict".to_owned());
+                    workload
+                        .authorization_policies
+                        .push("default/strict".to_owned());
                 }
             }
         })
@@ -77,5 +85,8 @@ fn what_a_privileged_pod_forwards_has_no_identity() {
     assert_eq!(closed.accepted(), 0);
     // With an identity that pod is reached.
     let to = guarded.at(Family::V4, 8080);
-    world.pod("a", 0).enter(|| traffic::get(to, MARKER, PATIENCE)).unwrap();
+    world
+        .pod("a", 0)
+        .enter(|| traffic::get(to, MARKER, PATIENCE))
+        .unwrap();
 }

@@ -47,7 +47,10 @@ fn a_process_in_a_child_cgroup() {
     let running = server.serve(Kind::Http, 8080).unwrap();
     let cgroup = Cgroup::create(&format!("{}-child", world.prefix()));
     for family in Family::BOTH {
-        for to in [server.at(family, 8080), Mesh::service(server).at(family, 80)] {
+        for to in [
+            server.at(family, 8080),
+            Mesh::service(server).at(family, 80),
+        ] {
             let before = running.accepted();
             let mut command = Command::new("sh");
             command
@@ -61,7 +64,10 @@ fn a_process_in_a_child_cgroup() {
                 .stdin(Stdio::null())
                 .stdout(Stdio::null());
             let (status, seen) = watched(&world, REQUEST_LINE, || {
-                Process::start(client, &mut command).unwrap().wait(PATIENCE).unwrap()
+                Process::start(client, &mut command)
+                    .unwrap()
+                    .wait(PATIENCE)
+                    .unwrap()
             });
             assert!(status.success(), "{to}: {status}");
             assert!(running.accepted() > before, "{to}: nothing arrived");

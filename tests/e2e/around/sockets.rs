@@ -27,7 +27,11 @@ fn tcp(to: SocketAddr) -> io::Result<Socket> {
 }
 
 fn mptcp(domain: Domain) -> io::Result<Socket> {
-    Socket::new(domain, Type::STREAM, Some(Protocol::from(libc::IPPROTO_MPTCP)))
+    Socket::new(
+        domain,
+        Type::STREAM,
+        Some(Protocol::from(libc::IPPROTO_MPTCP)),
+    )
 }
 
 fn ask(socket: Socket) -> io::Result<String> {
@@ -62,7 +66,8 @@ fn io_uring() {
 fn fast_open_with_data_in_the_first_packet() {
     let world = World::two_nodes().unwrap();
     for pod in ["a", "b"].map(|node| world.pod(node, 0)) {
-        pod.enter(|| fs::write("/proc/sys/net/ipv4/tcp_fastopen", FAST_OPEN)).unwrap();
+        pod.enter(|| fs::write("/proc/sys/net/ipv4/tcp_fastopen", FAST_OPEN))
+            .unwrap();
     }
     let _mesh = mesh(&world);
     // Twice: the second time the cookie is known, and the data is accepted with the SYN.
@@ -111,7 +116,10 @@ fn a_multipath_server_receives() {
     for family in Family::BOTH {
         let mut near = dial(client, server.at(family, 7070)).unwrap();
         let mut far = accept(&listener);
-        assert_eq!(canonical(far.peer_addr().unwrap()).ip(), client.address(family));
+        assert_eq!(
+            canonical(far.peer_addr().unwrap()).ip(),
+            client.address(family)
+        );
         near.write_all(b"there").unwrap();
         let mut heard = [0; 5];
         far.read_exact(&mut heard).unwrap();

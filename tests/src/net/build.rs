@@ -68,7 +68,12 @@ impl Plan<'_> {
         })
     }
 
-    pub(super) fn host(&self, name: &str, suffix: &str, (v4, v6): (Ipv4Addr, Ipv6Addr)) -> Result<Host> {
+    pub(super) fn host(
+        &self,
+        name: &str,
+        suffix: &str,
+        (v4, v6): (Ipv4Addr, Ipv6Addr),
+    ) -> Result<Host> {
         let namespace = Namespace::create(&format!("{}-{suffix}", self.prefix))?;
         namespace.enter(|| -> Result<()> {
             settings(&SETTINGS)?;
