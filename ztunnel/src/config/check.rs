@@ -4,13 +4,13 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use foldhash::HashMap;
-use tracing_subscriber::EnvFilter;
 
 use super::file::ModeName;
 use super::layers::Chosen;
 use super::units::show;
 use super::{Bytes, ConfigError, Mode, Settings};
 use crate::mesh::{Identity, NetworkMode, Uid, Workload, yaml};
+use crate::telemetry::Filter;
 
 pub(super) fn out_of_range<T: Display>(
     key: &'static str,
@@ -165,7 +165,7 @@ pub(super) fn all(settings: &mut Settings) -> Result<(), ConfigError> {
         );
         return Err(contradiction("admin.address", problem));
     }
-    if let Err(error) = EnvFilter::try_new(&settings.log.filter) {
+    if let Err(error) = settings.log.filter.parse::<Filter>() {
         let problem = format!("{:?} is not a log filter: {error}", settings.log.filter);
         return Err(contradiction("log.filter", problem));
     }

@@ -44,7 +44,11 @@ pub(super) fn exempt_ports(settings: &Settings) -> Vec<u16> {
 }
 
 pub(super) fn issuer(settings: &Settings) -> Result<LocalCa, LocalCaError> {
-    LocalCa::open(&settings.ca.directory, &settings.trust_domain, settings.ca.leaf_ttl)
+    LocalCa::open(
+        &settings.ca.directory,
+        &settings.trust_domain,
+        settings.ca.leaf_ttl,
+    )
 }
 
 pub(super) fn admin(settings: &Settings) -> admin::Config {
@@ -105,10 +109,16 @@ pub(super) fn pods(settings: &Settings) -> Vec<Wanted> {
         Mode::Shared => settings
             .pods
             .iter()
-            .map(|pod| Wanted { uid: pod.workload.clone(), netns: pod.netns.clone() })
+            .map(|pod| Wanted {
+                uid: pod.workload.clone(),
+                netns: pod.netns.clone(),
+            })
             .collect(),
         Mode::Dedicated { workload } => {
-            vec![Wanted { uid: workload.clone(), netns: PathBuf::from("/proc/self/ns/net") }]
+            vec![Wanted {
+                uid: workload.clone(),
+                netns: PathBuf::from("/proc/self/ns/net"),
+            }]
         }
     }
 }
@@ -124,7 +134,10 @@ pub(super) fn fixed_keys_that_differ(old: &Settings, new: &Settings) -> Vec<&'st
         ("admin", old.admin != new.admin),
         ("metrics", old.metrics != new.metrics),
         ("readiness", old.readiness != new.readiness),
-        ("capture.bpfDirectory", old.capture.bpf_directory != new.capture.bpf_directory),
+        (
+            "capture.bpfDirectory",
+            old.capture.bpf_directory != new.capture.bpf_directory,
+        ),
         ("capture.cgroup", old.capture.cgroup != new.capture.cgroup),
         ("capture.mark", old.capture.mark != new.capture.mark),
         ("hbone", old.hbone != new.hbone),
@@ -132,5 +145,9 @@ pub(super) fn fixed_keys_that_differ(old: &Settings, new: &Settings) -> Vec<&'st
         ("threads", old.threads != new.threads),
         ("log", old.log != new.log),
     ];
-    differences.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+    differences
+        .into_iter()
+        .filter(|(_, differs)| *differs)
+        .map(|(key, _)| key)
+        .collect()
 }

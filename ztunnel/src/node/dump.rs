@@ -30,7 +30,10 @@ fn section(
     read: impl Fn(&Shared) -> Value + Send + Sync + 'static,
 ) -> Arc<dyn Dump> {
     let shared = shared.clone();
-    Arc::new(Section { name, read: move || read(&shared) })
+    Arc::new(Section {
+        name,
+        read: move || read(&shared),
+    })
 }
 
 /// The sections: the mesh as it is now, the certificates without their keys, and the settings
@@ -39,15 +42,38 @@ pub(super) fn all(shared: &Arc<Shared>, settings: &Settings) -> Vec<Arc<dyn Dump
     let config = serde_json::to_value(settings).unwrap_or_default();
     vec![
         section("workloads", shared, |shared| {
-            json!(shared.mesh.load().workloads().map(|object| &**object).collect::<Vec<_>>())
+            json!(
+                shared
+                    .mesh
+                    .load()
+                    .workloads()
+                    .map(|object| &**object)
+                    .collect::<Vec<_>>()
+            )
         }),
         section("services", shared, |shared| {
-            json!(shared.mesh.load().services().map(|object| &**object).collect::<Vec<_>>())
+            json!(
+                shared
+                    .mesh
+                    .load()
+                    .services()
+                    .map(|object| &**object)
+                    .collect::<Vec<_>>()
+            )
         }),
         section("policies", shared, |shared| {
-            json!(shared.mesh.load().policies().map(|object| &**object).collect::<Vec<_>>())
+            json!(
+                shared
+                    .mesh
+                    .load()
+                    .policies()
+                    .map(|object| &**object)
+                    .collect::<Vec<_>>()
+            )
         }),
-        section("certificates", shared, |shared| json!(shared.certificates.inventory())),
+        section("certificates", shared, |shared| {
+            json!(shared.certificates.inventory())
+        }),
         section("config", shared, move |_shared| config.clone()),
     ]
 }

@@ -54,12 +54,19 @@ impl Enrollment {
     /// Nothing is enrolled yet. What an earlier process left enrolled stays captured, and
     /// refused, until [`Self::apply`] has taken it over or withdrawn it.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, pods: HashMap::new() }
+        Self {
+            shared,
+            pods: HashMap::new(),
+        }
     }
 
     /// Brings the enrolled pods in line with `wanted`, and returns those that could not be
     /// enrolled.
-    pub(super) fn apply(&mut self, workers: &Workers, wanted: &[Wanted]) -> Vec<(Wanted, EnrollError)> {
+    pub(super) fn apply(
+        &mut self,
+        workers: &Workers,
+        wanted: &[Wanted],
+    ) -> Vec<(Wanted, EnrollError)> {
         self.withdraw_unwanted(workers, wanted);
         let mut failed = Vec::new();
         for pod in wanted {
@@ -77,7 +84,9 @@ impl Enrollment {
     fn withdraw_unwanted(&mut self, workers: &Workers, wanted: &[Wanted]) {
         let keeps = |uid: &Uid, path: &Path| {
             // A pod that came back under the same name has another namespace behind its path.
-            wanted.iter().any(|pod| pod.uid == *uid && pod.netns == path)
+            wanted
+                .iter()
+                .any(|pod| pod.uid == *uid && pod.netns == path)
         };
         let leaving: Vec<Uid> = self
             .pods
@@ -108,14 +117,21 @@ impl Enrollment {
         if let Some(enrolled) = self.pods.get_mut(&wanted.uid) {
             let captured = captured_addresses(&enrolled.pod, &mesh);
             if captured != enrolled.captured {
-                capture(&self.shared.kernel, &enrolled.pod.netns, &captured, &enrolled.inbound)?;
+                capture(
+                    &self.shared.kernel,
+                    &enrolled.pod.netns,
+                    &captured,
+                    &enrolled.inbound,
+                )?;
                 enrolled.captured = captured;
             }
             return Ok(());
         }
         let (pod, listeners) = prepare(wanted, self.shared.config.workers)?;
         let captured = captured_addresses(&pod, &mesh);
-        let inbound = listeners.first().map(|first| first.inbound.as_fd().try_clone_to_owned());
+        let inbound = listeners
+            .first()
+            .map(|first| first.inbound.as_fd().try_clone_to_owned());
         let inbound = inbound.transpose().map_err(EnrollError::Addresses)?;
         workers.add(&pod, listeners);
         if let Some(inbound) = inbound {
@@ -127,7 +143,14 @@ impl Enrollment {
             let pods = self.shared.telemetry.pods();
             pods.started.inc();
             pods.active.inc();
-            self.pods.insert(wanted.uid.clone(), Enrolled { pod, inbound, captured });
+            self.pods.insert(
+                wanted.uid.clone(),
+                Enrolled {
+                    pod,
+                    inbound,
+                    captured,
+                },
+            );
         }
         Ok(())
     }
@@ -136,7 +159,9 @@ impl Enrollment {
     /// have left meanwhile.
     fn forget_strangers(&self) {
         let known = |cookie: &NetnsCookie| {
-            self.pods.values().any(|enrolled| enrolled.pod.netns.cookie() == cookie.0)
+            self.pods
+                .values()
+                .any(|enrolled| enrolled.pod.netns.cookie() == cookie.0)
         };
         let captured = match self.shared.kernel.enrolled() {
             Ok(captured) => captured,
@@ -168,7 +193,11 @@ fn prepare(wanted: &Wanted, workers: usize) -> Result<(Arc<Pod>, Vec<Listeners>)
         let addresses = addresses_here().map_err(EnrollError::Addresses)?;
         Ok::<_, EnrollError>((addresses, listeners?))
     })??;
-    let pod = Pod { uid: wanted.uid.clone(), netns: Arc::new(netns), addresses };
+    let pod = Pod {
+        uid: wanted.uid.clone(),
+        netns: Arc::new(netns),
+        addresses,
+    };
     Ok((Arc::new(pod), listeners))
 }
 
@@ -179,7 +208,12 @@ fn capture(
     inbound: &OwnedFd,
 ) -> Result<(), EnrollError> {
     let cookie = NetnsCookie(netns.cookie());
-    let pod = PodCapture { cookie, netns: netns.as_fd(), addresses, inbound: inbound.as_fd() };
+    let pod = PodCapture {
+        cookie,
+        netns: netns.as_fd(),
+        addresses,
+        inbound: inbound.as_fd(),
+    };
     Ok(kernel.enroll(&pod)?)
 }
 

@@ -33,7 +33,10 @@ const ENROLL_RETRY: Duration = Duration::from_secs(1);
 
 /// Why the node could not be started.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "each variant is the error of the room it names")]
+#[allow(
+    missing_docs,
+    reason = "each variant is the error of the room it names"
+)]
 pub enum Error {
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -143,8 +146,10 @@ impl Node {
         let program_log = tokio::spawn(program_log::follow(self.shared.kernel.clone()));
         let mut complete = self.enroll();
         let mut watcher = self.watch();
-        let (mut terminate, mut interrupt) =
-            (listen_for(SignalKind::terminate()), listen_for(SignalKind::interrupt()));
+        let (mut terminate, mut interrupt) = (
+            listen_for(SignalKind::terminate()),
+            listen_for(SignalKind::interrupt()),
+        );
         loop {
             tokio::select! {
                 () = changed(watcher.as_mut()) => {
@@ -174,13 +179,19 @@ impl Node {
             return None;
         }
         Watcher::new(&files)
-            .inspect_err(|error| tracing::error!(%error, "changes of the settings will not be noticed"))
+            .inspect_err(
+                |error| tracing::error!(%error, "changes of the settings will not be noticed"),
+            )
             .ok()
     }
 
     /// The files that the settings come from.
     fn files(&self) -> Vec<PathBuf> {
-        [&self.source.file, &self.settings.mesh_file].into_iter().flatten().cloned().collect()
+        [&self.source.file, &self.settings.mesh_file]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
     }
 
     /// Reads the settings again. A bad file keeps the last good settings. Returns whether every
@@ -209,10 +220,14 @@ impl Node {
         }
         let mesh = Arc::new(settings.mesh());
         self.shared.mesh.store(mesh.clone());
-        self.shared.telemetry.retain(|uid| mesh.workload_by_uid(uid).is_some());
+        self.shared
+            .telemetry
+            .retain(|uid| mesh.workload_by_uid(uid).is_some());
         let capture = &settings.capture;
-        if let Err(error) =
-            self.shared.kernel.set_exemptions(&assembly::exempt_ports(&settings), &capture.exempt_cidrs)
+        if let Err(error) = self
+            .shared
+            .kernel
+            .set_exemptions(&assembly::exempt_ports(&settings), &capture.exempt_cidrs)
         {
             tracing::error!(%error, "the exempt ports and networks stay as they were");
         }
@@ -243,7 +258,9 @@ async fn changed(watcher: Option<&mut Watcher>) {
 }
 
 fn listen_for(kind: SignalKind) -> Option<Signal> {
-    signal(kind).inspect_err(|error| tracing::error!(%error, "cannot listen for a signal")).ok()
+    signal(kind)
+        .inspect_err(|error| tracing::error!(%error, "cannot listen for a signal"))
+        .ok()
 }
 
 async fn told(signal: Option<&mut Signal>) {

@@ -25,7 +25,12 @@ const EXHAUSTED: Duration = Duration::from_millis(50);
 /// # Errors
 /// When a listener cannot be registered with the worker's event queue.
 pub(super) fn start(here: &Rc<Here>, listeners: Listeners) -> io::Result<()> {
-    let Listeners { outbound_v4, outbound_v6, inbound, hbone } = listeners;
+    let Listeners {
+        outbound_v4,
+        outbound_v6,
+        inbound,
+        hbone,
+    } = listeners;
     for listener in [Some(outbound_v4), outbound_v6].into_iter().flatten() {
         accept_on(here, listener, outbound::carry)?;
     }

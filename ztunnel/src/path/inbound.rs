@@ -147,7 +147,8 @@ pub(super) async fn serve_tunnels(here: Rc<Here>, stream: TcpStream, peer: Socke
     let serve_one = {
         let here = here.clone();
         move |request: hbone::Request| {
-            here.local.spawn(carry_tunnel(here.clone(), request, peer, identity.clone()));
+            here.local
+                .spawn(carry_tunnel(here.clone(), request, peer, identity.clone()));
         }
     };
     let served = hbone::serve(stream, &here.local.hbone, here.drain.clone(), serve_one).await;
@@ -177,7 +178,12 @@ async fn handshake(
 }
 
 /// Carries one tunnel from its CONNECT to its end.
-async fn carry_tunnel(here: Rc<Here>, request: hbone::Request, peer: SocketAddr, identity: Identity) {
+async fn carry_tunnel(
+    here: Rc<Here>,
+    request: hbone::Request,
+    peer: SocketAddr,
+    identity: Identity,
+) {
     let opened = Box::pin(open_tunnel(&here, request, peer, identity)).await;
     if let Some((app, tunnel, record)) = opened {
         let ended = relay::tunnelled(app, tunnel, Side::Destination, record.series()).await;
@@ -222,7 +228,9 @@ async fn arrive(
 ) -> Result<(TcpStream, Record), StatusCode> {
     let workload = here.workload();
     let mesh = here.local.shared.mesh.load_full();
-    let source = mesh.workload_by_address(&here.local.shared.config.network, client.ip()).cloned();
+    let source = mesh
+        .workload_by_address(&here.local.shared.config.network, client.ip())
+        .cloned();
     let record = Record::open(
         &here.local.shared.telemetry,
         Facts {
@@ -232,8 +240,13 @@ async fn arrive(
             source,
             destination,
             // As at the source: the tunnel ends at the pod's HBONE port.
-            hbone: identity.is_some().then_some(SocketAddr::new(destination.ip(), HBONE_PORT)),
-            destination_identity: identity.as_ref().and(workload.as_ref()).map(|w| w.identity.clone()),
+            hbone: identity
+                .is_some()
+                .then(|| SocketAddr::new(destination.ip(), HBONE_PORT)),
+            destination_identity: identity
+                .as_ref()
+                .and(workload.as_ref())
+                .map(|w| w.identity.clone()),
             source_identity: identity,
             workload: workload.clone(),
             service: None,
@@ -257,20 +270,40 @@ async fn deliver(
     client: SocketAddr,
     destination: SocketAddr,
 ) -> Result<TcpStream, ArriveError> {
-    let workload =
-        workload.ok_or_else(|| ArriveError::UnknownWorkload { uid: here.pod.uid.0.clone() })?;
+    let workload = workload.ok_or_else(|| ArriveError::UnknownWorkload {
+        uid: here.pod.uid.0.clone(),
+    })?;
     let identity = record.source_identity();
     check_destination(here, workload, destination)?;
-    permit(here, &Arrival { workload, source: identity, source_ip: client.ip(), destination })?;
+    permit(
+        here,
+        &Arrival {
+            workload,
+            source: identity,
+            source_ip: client.ip(),
+            destination,
+        },
+    )?;
     let mut to = destination;
     if let Some(port) = workload.application_tunnel.and_then(|tunnel| tunnel.port) {
         to.set_port(port);
     }
-    let failed = |source| ArriveError::Application { destination: to, source };
-    let source = Source::Client { address: client.ip() };
+    let failed = |source| ArriveError::Application {
+        destination: to,
+        source,
+    };
+    let source = Source::Client {
+        address: client.ip(),
+    };
     let dial = &here.local.shared.config.dial;
-    let mut app = dial.connect(&here.pod.netns, to, source).await.map_err(failed)?;
-    if workload.application_tunnel.is_some_and(|tunnel| tunnel.proxy_protocol) {
+    let mut app = dial
+        .connect(&here.pod.netns, to, source)
+        .await
+        .map_err(failed)?;
+    if workload
+        .application_tunnel
+        .is_some_and(|tunnel| tunnel.proxy_protocol)
+    {
         let header = proxy_protocol::header(client, destination, identity);
         app.write_all(&header).await.map_err(failed)?;
     }

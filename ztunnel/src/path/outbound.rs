@@ -8,12 +8,12 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
+use super::passthrough;
 use super::relay::{self, Side};
 use super::report::{Facts, Failure, Record};
 use super::route::{Departure, Route, RouteError, route};
 use super::tunnel::{self, DialError};
 use super::worker::Here;
-use super::passthrough;
 use crate::hbone::{DialFailure, OpenError, Tunnel};
 use crate::kernel::{self, NetnsCookie};
 use crate::mesh::Workload;
@@ -154,18 +154,37 @@ fn judge(here: &Here, client: SocketAddr, facts: &mut Facts) -> Result<Route, De
         .ok_or(DepartError::NotCaptured { client })?;
     facts.destination = destination;
     let mesh = shared.mesh.load();
-    let source = mesh
-        .workload_by_uid(&here.pod.uid)
-        .ok_or_else(|| DepartError::UnknownWorkload { uid: here.pod.uid.0.clone() })?;
+    let source =
+        mesh.workload_by_uid(&here.pod.uid)
+            .ok_or_else(|| DepartError::UnknownWorkload {
+                uid: here.pod.uid.0.clone(),
+            })?;
     facts.source = Some(source.clone());
-    let route = route(&Departure { source, destination }, &mesh, here.local.dice())?;
+    let route = route(
+        &Departure {
+            source,
+            destination,
+        },
+        &mesh,
+        here.local.dice(),
+    )?;
     match &route {
-        Route::Passthrough { to, workload, service } => {
+        Route::Passthrough {
+            to,
+            workload,
+            service,
+        } => {
             facts.destination = *to;
             facts.workload.clone_from(workload);
             facts.service.clone_from(service);
         }
-        Route::Tunnel { to, hbone, expected, workload, service } => {
+        Route::Tunnel {
+            to,
+            hbone,
+            expected,
+            workload,
+            service,
+        } => {
             facts.destination = *to;
             facts.hbone = Some(*hbone);
             facts.source_identity = Some(source.identity.clone());
@@ -188,10 +207,22 @@ async fn connect(
             .await
             .map(Onward::Plain)
             .map_err(|source| DepartError::Connect { to, source }),
-        Route::Tunnel { to, hbone, expected, .. } => {
-            let source = source
-                .ok_or_else(|| DepartError::UnknownWorkload { uid: here.pod.uid.0.clone() })?;
-            let request = tunnel::Request { source, source_ip, expected, hbone, to };
+        Route::Tunnel {
+            to,
+            hbone,
+            expected,
+            ..
+        } => {
+            let source = source.ok_or_else(|| DepartError::UnknownWorkload {
+                uid: here.pod.uid.0.clone(),
+            })?;
+            let request = tunnel::Request {
+                source,
+                source_ip,
+                expected,
+                hbone,
+                to,
+            };
             Ok(Onward::Tunnel(tunnel::open(here, request).await?))
         }
     }

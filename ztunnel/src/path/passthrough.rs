@@ -14,5 +14,8 @@ use crate::pods::Source;
 /// As `connect(2)`.
 pub(super) async fn connect(here: &Here, to: SocketAddr) -> std::io::Result<TcpStream> {
     let config = &here.local.shared.config;
-    config.dial.connect(&here.pod.netns, to, Source::Pod { mark: config.mark }).await
+    config
+        .dial
+        .connect(&here.pod.netns, to, Source::Pod { mark: config.mark })
+        .await
 }

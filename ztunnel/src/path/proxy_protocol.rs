@@ -17,7 +17,11 @@ const IDENTITY_TLV: u8 = 0xd0;
 
 /// Builds the header. Where the families differ both addresses are written as IPv6, the IPv4
 /// one mapped.
-pub(super) fn header(client: SocketAddr, server: SocketAddr, identity: Option<&Identity>) -> Vec<u8> {
+pub(super) fn header(
+    client: SocketAddr,
+    server: SocketAddr,
+    identity: Option<&Identity>,
+) -> Vec<u8> {
     let mut body = Vec::with_capacity(128);
     let family = match (client.ip(), server.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -64,17 +68,28 @@ mod tests {
     #[test]
     fn tells_addresses_ports_and_identity() {
         let id: Identity = "spiffe://td/ns/a/sa/b".parse().unwrap();
-        let header = header("10.0.0.1:1000".parse().unwrap(), "10.0.0.2:80".parse().unwrap(), Some(&id));
+        let header = header(
+            "10.0.0.1:1000".parse().unwrap(),
+            "10.0.0.2:80".parse().unwrap(),
+            Some(&id),
+        );
         assert_eq!(&header[..12], b"\r\n\r\n\0\r\nQUIT\n");
         assert_eq!(&header[12..16], &[0x21, 0x11, 0, 12 + 3 + 21]);
-        assert_eq!(&header[16..28], &[10, 0, 0, 1, 10, 0, 0, 2, 0x03, 0xe8, 0, 80]);
+        assert_eq!(
+            &header[16..28],
+            &[10, 0, 0, 1, 10, 0, 0, 2, 0x03, 0xe8, 0, 80]
+        );
         assert_eq!(&header[28..31], &[0xd0, 0, 21]);
         assert_eq!(&header[31..], id.as_str().as_bytes());
     }
 
     #[test]
     fn writes_mixed_families_as_ipv6() {
-        let header = header("10.0.0.1:1".parse().unwrap(), "[fd00::2]:2".parse().unwrap(), None);
+        let header = header(
+            "10.0.0.1:1".parse().unwrap(),
+            "[fd00::2]:2".parse().unwrap(),
+            None,
+        );
         assert_eq!(&header[12..16], &[0x21, 0x21, 0, 36]);
         assert_eq!(&header[26..32], &[0xff, 0xff, 10, 0, 0, 1]);
     }

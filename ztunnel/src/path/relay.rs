@@ -63,11 +63,17 @@ pub(super) enum Broken {
 
 impl Broken {
     fn read(source: io::Error) -> Self {
-        Self::Tcp { end: "reading from the", source }
+        Self::Tcp {
+            end: "reading from the",
+            source,
+        }
     }
 
     fn write(source: io::Error) -> Self {
-        Self::Tcp { end: "writing to the", source }
+        Self::Tcp {
+            end: "writing to the",
+            source,
+        }
     }
 }
 
@@ -106,7 +112,14 @@ enum FlowState {
 
 impl<From: Source, To: Sink> Flow<From, To> {
     fn new(from: From, to: To, way: Way) -> Self {
-        Self { from, to, way, chunk: Bytes::new(), state: FlowState::Reading, bytes: 0 }
+        Self {
+            from,
+            to,
+            way,
+            chunk: Bytes::new(),
+            state: FlowState::Reading,
+            bytes: 0,
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, series: &Series) -> Poll<Result<(), Broken>> {
@@ -140,8 +153,11 @@ impl<From: Source, To: Sink> Flow<From, To> {
             return Poll::Pending;
         };
         self.chunk = chunk?;
-        self.state =
-            if self.chunk.is_empty() { FlowState::Finishing } else { FlowState::Writing };
+        self.state = if self.chunk.is_empty() {
+            FlowState::Finishing
+        } else {
+            FlowState::Writing
+        };
         Poll::Ready(Ok(()))
     }
 
@@ -175,7 +191,11 @@ async fn run<A: Source, B: Sink, C: Source, D: Sink>(
     let broken = poll_fn(|cx| {
         let out = out.poll(cx, series)?;
         let back = back.poll(cx, series)?;
-        if out.is_ready() && back.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        if out.is_ready() && back.is_ready() {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
     })
     .await
     .err();
@@ -183,5 +203,9 @@ async fn run<A: Source, B: Sink, C: Source, D: Sink>(
         Way::Request => (out.bytes, back.bytes),
         Way::Response => (back.bytes, out.bytes),
     };
-    Ended { request, response, broken }
+    Ended {
+        request,
+        response,
+        broken,
+    }
 }

@@ -74,7 +74,11 @@ impl Record {
             security,
         });
         series.opened.inc();
-        Self { facts, series, ended: false }
+        Self {
+            facts,
+            series,
+            ended: false,
+        }
     }
 
     /// The counters the relay feeds.
@@ -126,7 +130,9 @@ impl Record {
             source_workload: facts.source.as_deref(),
             source_identity: facts.source_identity.as_ref(),
             destination: facts.hbone.unwrap_or(facts.destination),
-            hbone: facts.hbone.map(|_| &facts.destination as &dyn std::fmt::Display),
+            hbone: facts
+                .hbone
+                .map(|_| &facts.destination as &dyn std::fmt::Display),
             service: facts.service.as_deref(),
             destination_workload: facts.workload.as_deref(),
             destination_identity: facts.destination_identity.as_ref(),

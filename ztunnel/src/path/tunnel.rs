@@ -54,7 +54,10 @@ pub(super) struct Request<'a> {
 }
 
 /// Opens a tunnel, on a pooled connection where there is one.
-pub(super) async fn open(here: &Rc<Here>, request: Request<'_>) -> Result<Tunnel, OpenError<DialError>> {
+pub(super) async fn open(
+    here: &Rc<Here>,
+    request: Request<'_>,
+) -> Result<Tunnel, OpenError<DialError>> {
     let key = PoolKey {
         source: request.source.identity.clone(),
         source_ip: request.source_ip,
@@ -76,7 +79,11 @@ fn new_trace(here: &Here) -> TraceParent {
     let (high, low, span) = (here.local.dice(), here.local.dice(), here.local.dice());
     // Zero is no id (W3C Trace Context, section 3.2.2).
     let trace_id = (u128::from(high) << 64 | u128::from(low)).max(1);
-    TraceParent { trace_id, parent_id: span.max(1), flags: 0 }
+    TraceParent {
+        trace_id,
+        parent_id: span.max(1),
+        flags: 0,
+    }
 }
 
 /// What the other end's telemetry is told about a workload.
@@ -99,16 +106,24 @@ pub(super) fn baggage(workload: &Workload) -> Option<HeaderValue> {
 async fn dial(here: Rc<Here>, key: PoolKey) -> Result<tls::Stream<TcpStream>, DialError> {
     let shared = &here.local.shared;
     let credentials = shared.certificates.get(&key.source).await?;
-    let source = Source::Pod { mark: shared.config.mark };
+    let source = Source::Pod {
+        mark: shared.config.mark,
+    };
     let tcp = shared
         .config
         .dial
         .connect(&here.pod.netns, key.hbone, source)
         .await
-        .map_err(|source| DialError::Connect { hbone: key.hbone, source })?;
+        .map_err(|source| DialError::Connect {
+            hbone: key.hbone,
+            source,
+        })?;
     let timeout = shared.config.handshake_timeout;
     tokio::time::timeout(timeout, tls::connect(tcp, &credentials, &key.destinations))
         .await
-        .map_err(|_elapsed| DialError::HandshakeTimeout { hbone: key.hbone, timeout })?
+        .map_err(|_elapsed| DialError::HandshakeTimeout {
+            hbone: key.hbone,
+            timeout,
+        })?
         .map_err(DialError::Tls)
 }

@@ -3,13 +3,14 @@
 //! never handed to another thread, so nothing on its way needs a lock or a remote wake-up.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
 use std::collections::HashMap;
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use futures::FutureExt;
 use http::HeaderValue;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, watch};
@@ -63,7 +64,9 @@ impl Workers {
             let (started, starting) = std::sync::mpsc::sync_channel(1);
             let shared = shared.clone();
             let run = move || {
-                let built = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+                let built = Builder::new_current_thread()
+                    .enable_all()
+                    .build_local(LocalOptions::default());
                 match built {
                     Ok(runtime) => {
                         drop(started.send(Ok(())));
@@ -73,7 +76,10 @@ impl Workers {
                 }
             };
             let name = format!("worker-{index}");
-            let thread = std::thread::Builder::new().name(name).spawn(run).map_err(start)?;
+            let thread = std::thread::Builder::new()
+                .name(name)
+                .spawn(run)
+                .map_err(start)?;
             starting
                 .recv()
                 .unwrap_or_else(|_ended| Err(std::io::Error::other("the thread ended early")))
@@ -102,15 +108,24 @@ impl Workers {
         for (commands, _) in &self.threads {
             tell(commands, Command::Drain);
         }
-        let threads: Vec<_> =
-            self.threads.into_iter().map(|(commands, thread)| { drop(commands); thread }).collect();
+        let threads: Vec<_> = self
+            .threads
+            .into_iter()
+            .map(|(commands, thread)| {
+                drop(commands);
+                thread
+            })
+            .collect();
         let ended = async {
             while threads.iter().any(|thread| !thread.is_finished()) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         if tokio::time::timeout(deadline, ended).await.is_err() {
-            tracing::warn!(?deadline, "connections were still open when the time to drain was over");
+            tracing::warn!(
+                ?deadline,
+                "connections were still open when the time to drain was over"
+            );
         }
     }
 }
@@ -136,10 +151,8 @@ impl Local {
     pub(super) fn spawn(self: &Rc<Self>, connection: impl Future<Output = ()> + 'static) {
         self.open.set(self.open.get() + 1);
         let open = Open(self.clone());
-        tokio::task::spawn_local(async move {
-            connection.await;
-            drop(open);
-        });
+        // Not an async block, whose future would hold the connection's twice.
+        tokio::task::spawn_local(connection.map(move |()| drop(open)));
     }
 
     async fn all_closed(&self) {
@@ -176,7 +189,12 @@ pub(super) struct Here {
 
 impl Here {
     fn new(local: &Rc<Local>, pod: Arc<Pod>, drain: watch::Receiver<bool>) -> Rc<Self> {
-        Rc::new(Self { local: local.clone(), pod, drain, baggage: RefCell::default() })
+        Rc::new(Self {
+            local: local.clone(),
+            pod,
+            drain,
+            baggage: RefCell::default(),
+        })
     }
 
     /// The baggage header for tunnels of this pod.
@@ -194,7 +212,12 @@ impl Here {
 
     /// What the mesh says about this pod now; nothing if it has left the mesh.
     pub(super) fn workload(&self) -> Option<Arc<Workload>> {
-        self.local.shared.mesh.load().workload_by_uid(&self.pod.uid).cloned()
+        self.local
+            .shared
+            .mesh
+            .load()
+            .workload_by_uid(&self.pod.uid)
+            .cloned()
     }
 }
 
@@ -217,7 +240,9 @@ async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Command>)
                 let here = Here::new(&local, pod, drain);
                 match accept::start(&here, listeners) {
                     Ok(()) => drop(pods.insert(cookie, stop)),
-                    Err(error) => tracing::error!(%error, pod = %here.pod.uid.0, "cannot serve the pod"),
+                    Err(error) => {
+                        tracing::error!(%error, pod = %here.pod.uid.0, "cannot serve the pod")
+                    }
                 }
             }
             Command::Remove(cookie) => {

@@ -5,13 +5,13 @@
 //! application's accepted socket, a rule sends marked packets to a table of ours, and the one
 //! route of that table calls every address local: so replies to the client's address come back
 //! to the proxy over loopback instead of leaving the pod. `fwmark_reflect` does the same for
-//! resets. Set over netlink; idempotent; gone
-//! with the namespace.
+//! the resets that no socket sends. Set over netlink; idempotent; gone with the namespace.
 
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    ErrorBuffer, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer,
+    NetlinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -31,17 +31,24 @@ const FWMARK_ACCEPT: &str = "net/ipv4/tcp_fwmark_accept";
 /// A reset that no socket sends, because nobody listens, bears the mark of what it answers
 /// (Documentation/networking/ip-sysctl.rst). Without it the reset leaves the pod towards the
 /// client, and the proxy waits for an answer in vain.
-const FWMARK_REFLECT: [(&str, bool); 2] =
-    [("net/ipv4/fwmark_reflect", true), ("net/ipv6/fwmark_reflect", false)];
+const FWMARK_REFLECT: [(&str, bool); 2] = [
+    ("net/ipv4/fwmark_reflect", true),
+    ("net/ipv6/fwmark_reflect", false),
+];
 
 /// Prepares the namespace of the calling thread. What is there already is left alone.
 ///
 /// # Errors
 /// Names the object that the kernel refused.
 pub fn prepare() -> Result<(), Error> {
-    let mut netlink = Netlink::open().map_err(|source| Error::Route { what: "route", source })?;
-    let loopback = nix::net::if_::if_nametoindex("lo")
-        .map_err(|errno| Error::Route { what: "loopback device", source: errno.into() })?;
+    let mut netlink = Netlink::open().map_err(|source| Error::Route {
+        what: "route",
+        source,
+    })?;
+    let loopback = nix::net::if_::if_nametoindex("lo").map_err(|errno| Error::Route {
+        what: "loopback device",
+        source: errno.into(),
+    })?;
     let v6 = std::path::Path::new("/proc/net/if_inet6").exists();
     set(FWMARK_ACCEPT)?;
     for (key, always) in FWMARK_REFLECT {
@@ -53,10 +60,16 @@ pub fn prepare() -> Result<(), Error> {
     for (family, _present) in families.into_iter().filter(|(_, present)| *present) {
         netlink
             .request(RouteNetlinkMessage::NewRoute(route(family, loopback)))
-            .map_err(|source| Error::Route { what: "local route", source })?;
+            .map_err(|source| Error::Route {
+                what: "local route",
+                source,
+            })?;
         netlink
             .request(RouteNetlinkMessage::NewRule(rule(family)))
-            .map_err(|source| Error::Route { what: "routing rule", source })?;
+            .map_err(|source| Error::Route {
+                what: "routing rule",
+                source,
+            })?;
     }
     Ok(())
 }
@@ -99,7 +112,10 @@ impl Netlink {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&NetlinkAddress::new(0, 0))?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
     }
 
     /// Sends one request; "it exists already" counts as done.
@@ -113,14 +129,23 @@ impl Netlink {
         packet.serialize(&mut bytes);
         self.socket.send(&bytes, 0)?;
         let (answer, _kernel) = self.socket.recv_from_full()?;
-        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
-            .map_err(io::Error::other)?;
-        match answer.payload {
-            NetlinkPayload::Error(error) if error.code.is_some() => {
-                let error = error.to_io();
-                if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
-            }
-            _acknowledged => Ok(()),
-        }
+        acknowledged(&answer)
+    }
+}
+
+/// Reads the kernel's answer; "it exists already" counts as done. Only the error code is of
+/// interest, so the rest of the message is not parsed.
+fn acknowledged(answer: &[u8]) -> io::Result<()> {
+    let message = NetlinkBuffer::new_checked(answer).map_err(io::Error::other)?;
+    if message.message_type() != NLMSG_ERROR {
+        return Ok(());
+    }
+    let body = ErrorBuffer::new_checked(message.payload()).map_err(io::Error::other)?;
+    match body
+        .code()
+        .map(|code| io::Error::from_raw_os_error(-code.get()))
+    {
+        Some(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
 }

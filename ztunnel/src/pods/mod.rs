@@ -13,7 +13,7 @@ mod socket;
 
 pub use error::Error;
 pub use netns::{Netns, addresses_here};
-pub use socket::{accept, Dial, Listeners, PROXY_PORTS, Source, abort_on_drop, local_of, peer_of};
+pub use socket::{Dial, Listeners, PROXY_PORTS, Source, abort_on_drop, accept, local_of, peer_of};
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -42,16 +42,25 @@ impl Netns {
     /// # Errors
     /// When the file cannot be opened or is not a network namespace.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let file = File::open(path)
-            .map_err(|source| Error::OpenNetns { path: path.to_owned(), source })?;
+        let file = File::open(path).map_err(|source| Error::OpenNetns {
+            path: path.to_owned(),
+            source,
+        })?;
         let fd = OwnedFd::from(file);
-        let identify = |source| Error::Identify { path: path.to_owned(), source };
+        let identify = |source| Error::Identify {
+            path: path.to_owned(),
+            source,
+        };
         let cookie = on_own_thread(|| {
             setns(&fd, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
             cookie_here()
         })?
         .map_err(identify)?;
-        Ok(Self { fd, path: path.to_owned(), cookie })
+        Ok(Self {
+            fd,
+            path: path.to_owned(),
+            cookie,
+        })
     }
 
     /// The namespace this process was started in.
@@ -99,8 +108,10 @@ impl Netns {
     }
 
     fn set(&self) -> Result<(), Error> {
-        setns(&self.fd, CloneFlags::CLONE_NEWNET)
-            .map_err(|errno| Error::Enter { path: self.path.clone(), source: errno.into() })
+        setns(&self.fd, CloneFlags::CLONE_NEWNET).map_err(|errno| Error::Enter {
+            path: self.path.clone(),
+            source: errno.into(),
+        })
     }
 }
 
@@ -128,7 +139,11 @@ fn cookie_here() -> io::Result<u64> {
             &raw mut length,
         )
     };
-    if code == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    if code == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// The addresses on the interfaces of the calling thread's namespace by which others can reach

@@ -46,8 +46,11 @@ impl Listeners {
     /// Names the address that could not be bound.
     pub fn open() -> Result<Self, Error> {
         let v6 = std::path::Path::new("/proc/net/if_inet6").exists();
-        let any: IpAddr =
-            if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let any: IpAddr = if v6 {
+            Ipv6Addr::UNSPECIFIED.into()
+        } else {
+            Ipv4Addr::UNSPECIFIED.into()
+        };
         Ok(Self {
             outbound_v4: listen((Ipv4Addr::LOCALHOST, OUTBOUND).into())?,
             outbound_v6: match v6.then(|| listen((Ipv6Addr::LOCALHOST, OUTBOUND).into())) {
@@ -66,7 +69,11 @@ impl Listeners {
 
 fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Error> {
     let open = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
         if address.is_ipv6() {
             socket.set_only_v6(!address.ip().is_unspecified())?;
         }
@@ -112,7 +119,12 @@ impl Dial {
     ///
     /// # Errors
     /// As `connect(2)`; `TimedOut` after the timeout.
-    pub async fn connect(&self, netns: &Netns, to: SocketAddr, source: Source) -> io::Result<TcpStream> {
+    pub async fn connect(
+        &self,
+        netns: &Netns,
+        to: SocketAddr,
+        source: Source,
+    ) -> io::Result<TcpStream> {
         let socket = self.prepare(netns, to, source)?;
         match begin(&socket, to, source)? {
             Progress::Done => TcpStream::from_std(socket.into()),
@@ -158,7 +170,10 @@ fn begin(socket: &Socket, to: SocketAddr, source: Source) -> io::Result<Progress
     // Over loopback the handshake is over by the time connect() returns, unless the
     // application's queue is full. Asked again it says so, which saves a trip through the event
     // loop for every delivery.
-    if matches!((&attempt, source), (Progress::Waiting, Source::Client { .. })) {
+    if matches!(
+        (&attempt, source),
+        (Progress::Waiting, Source::Client { .. })
+    ) {
         attempt = progress(socket.connect(&to))?;
     }
     Ok(attempt)
@@ -167,7 +182,12 @@ fn begin(socket: &Socket, to: SocketAddr, source: Source) -> io::Result<Progress
 fn progress(attempt: io::Result<()>) -> io::Result<Progress> {
     match attempt {
         Ok(()) => Ok(Progress::Done),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EALREADY)) => {
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EINPROGRESS | libc::EALREADY)
+            ) =>
+        {
             Ok(Progress::Waiting)
         }
         Err(error) => Err(error),

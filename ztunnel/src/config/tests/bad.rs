@@ -102,7 +102,7 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "log: { filter: 'ztunnel=loud' }",
-        "log.filter: \"ztunnel=loud\" is not a log filter: error parsing level filter: expected one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\", or a number 0-5",
+        "log.filter: \"ztunnel=loud\" is not a log filter: \"loud\" is not a level: expected off, error, warn, info, debug or trace",
     ),
     (
         "capture: { mark: 0 }",

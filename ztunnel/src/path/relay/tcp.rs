@@ -81,7 +81,8 @@ struct TcpSink<'a> {
 
 impl Sink for TcpSink<'_> {
     fn poll_take(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<Result<(), Broken>> {
-        let written = ready!(Pin::new(&mut self.half).poll_write(cx, chunk)).map_err(Broken::write)?;
+        let written =
+            ready!(Pin::new(&mut self.half).poll_write(cx, chunk)).map_err(Broken::write)?;
         if written == 0 {
             return Poll::Ready(Err(Broken::write(io::ErrorKind::WriteZero.into())));
         }
@@ -100,7 +101,13 @@ impl Sink for TcpSink<'_> {
 
 fn halves(stream: &mut TcpStream) -> (TcpSource<'_>, TcpSink<'_>) {
     let (read, write) = stream.split();
-    (TcpSource { half: read, want: SMALLEST_READ }, TcpSink { half: write })
+    (
+        TcpSource {
+            half: read,
+            want: SMALLEST_READ,
+        },
+        TcpSink { half: write },
+    )
 }
 
 /// Relays between two TCP connections. `client` is the one that was accepted.
