@@ -90,6 +90,8 @@ pub struct Policy {
     pub action: String,
     /// Rules of clauses of matches.
     pub rules: serde_json::Value,
+    #[serde(flatten)]
+    pub extra: BTreeMap<String, serde_json::Value>,
 }
 
 /// Where certificates come from.
@@ -169,6 +171,7 @@ impl Policy {
             scope: "Namespace".to_owned(),
             action: action.to_owned(),
             rules,
+            extra: BTreeMap::new(),
         }
     }
 

@@ -1,0 +1,16 @@
+//! What holds while a mesh lives: policies, hostile peers, pods and proxies that come and go,
+//! certificates that change, settings that are wrong. Each file is one promise. The tests need
+//! root; each has simulated nodes of its own and takes everything away again.
+
+mod dedicated;
+mod enrollment;
+mod hostile;
+mod killed;
+mod peer;
+mod plaintext;
+mod policy;
+mod removal;
+mod rotation;
+mod scene;
+mod settings;
+mod terminated;

@@ -1,0 +1,10 @@
+//! A tunnel peer that the test plays itself: certificates of any authority, TLS with any
+//! settings, and HTTP/2 frames that no library would send.
+
+mod certificate;
+mod frames;
+mod tls;
+
+pub(crate) use certificate::{Authority, Leaf};
+pub(crate) use frames::{Kind, Reply, Tunnels, connect, header, literal};
+pub(crate) use tls::{Secure, client, client_config, dial, serve_once};

@@ -1,0 +1,72 @@
+//! Certificates as a peer may show them.
+
+use std::fs;
+use std::path::Path;
+
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+/// Somebody who signs certificates.
+pub(crate) struct Authority(Issuer<'static, KeyPair>);
+
+/// A certificate and its key.
+#[derive(Debug)]
+pub(crate) struct Leaf {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: PrivateKeyDer<'static>,
+}
+
+impl Clone for Leaf {
+    fn clone(&self) -> Self {
+        Self { chain: self.chain.clone(), key: self.key.clone_key() }
+    }
+}
+
+impl Authority {
+    /// The mesh's own, from the directory that its proxies share.
+    pub(crate) fn of_mesh(world: &Path) -> Self {
+        let read = |name: &str| fs::read_to_string(world.join("ca").join(name)).unwrap();
+        let key = KeyPair::from_pem(&read("root-key.pem")).unwrap();
+        Self(Issuer::from_ca_cert_pem(&read("root-cert.pem"), key).unwrap())
+    }
+
+    /// One that the mesh does not know, with a name like the mesh's.
+    pub(crate) fn foreign() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        Self(Issuer::new(params, key))
+    }
+
+    /// A leaf that bears these URIs, for both ends of a connection.
+    pub(crate) fn leaf(&self, uris: &[&str]) -> Leaf {
+        self.changed(uris, |_params| {})
+    }
+
+    /// A leaf with something else about it.
+    pub(crate) fn changed(&self, uris: &[&str], change: impl Fn(&mut CertificateParams)) -> Leaf {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.subject_alt_names = uris
+            .iter()
+            .map(|uri| SanType::URI(Ia5String::try_from((*uri).to_owned()).unwrap()))
+            .collect();
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        change(&mut params);
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        Leaf {
+            chain: vec![certificate.der().clone()],
+            key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+        }
+    }
+}
