@@ -21,6 +21,9 @@ use crate::hbone;
 use crate::mesh::Workload;
 use crate::pods::{Listeners, Pod};
 
+/// How long workers may take to reset what is open when the time to drain is over.
+const TIME_TO_CUT: Duration = Duration::from_secs(1);
+
 /// What the node tells its workers.
 #[derive(Debug)]
 enum Command {
@@ -103,30 +106,28 @@ impl Workers {
         }
     }
 
-    /// Accepts nothing more, lets what is open end by itself, and gives up after `deadline`.
+    /// Accepts nothing more and lets what is open end by itself; what has not after `deadline` is
+    /// reset.
     pub async fn drain(self, deadline: Duration) {
-        for (commands, _) in &self.threads {
+        let (commands, threads): (Vec<_>, Vec<_>) = self.threads.into_iter().unzip();
+        for commands in &commands {
             tell(commands, Command::Drain);
         }
-        let threads: Vec<_> = self
-            .threads
-            .into_iter()
-            .map(|(commands, thread)| {
-                drop(commands);
-                thread
-            })
-            .collect();
-        let ended = async {
-            while threads.iter().any(|thread| !thread.is_finished()) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        if tokio::time::timeout(deadline, ended).await.is_err() {
+        if tokio::time::timeout(deadline, all_ended(&threads)).await.is_err() {
             tracing::warn!(
                 ?deadline,
                 "connections were still open when the time to drain was over"
             );
+            drop(commands);
+            // Should a worker not even manage that, the end of the process cuts its connections.
+            drop(tokio::time::timeout(TIME_TO_CUT, all_ended(&threads)).await);
         }
+    }
+}
+
+async fn all_ended(threads: &[JoinHandle<()>]) {
+    while threads.iter().any(|thread| !thread.is_finished()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -258,5 +259,11 @@ async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Command>)
             }
         }
     }
-    local.all_closed().await;
+    // Nobody has anything more to say: the time to drain is over. What is still open is dropped
+    // with the runtime.
+    let over = async { while inbox.recv().await.is_some() {} };
+    tokio::select! {
+        () = local.all_closed() => {}
+        () = over => {}
+    }
 }

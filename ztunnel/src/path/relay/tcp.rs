@@ -110,23 +110,46 @@ fn halves(stream: &mut TcpStream) -> (TcpSource<'_>, TcpSink<'_>) {
     )
 }
 
+/// A TCP connection that ends with a reset unless its relay has finished: where the relay is
+/// dropped with its task, nobody may take what was cut off for an orderly end.
+struct Relayed {
+    stream: TcpStream,
+    finished: bool,
+}
+
+impl Relayed {
+    fn new(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            finished: false,
+        }
+    }
+}
+
+impl Drop for Relayed {
+    fn drop(&mut self) {
+        if !self.finished {
+            abort_on_drop(&self.stream);
+        }
+    }
+}
+
 /// Relays between two TCP connections. `client` is the one that was accepted.
 pub(in crate::path) async fn plain(
-    mut client: TcpStream,
-    mut server: TcpStream,
+    client: TcpStream,
+    server: TcpStream,
     series: &Series,
 ) -> Ended {
+    let (mut client, mut server) = (Relayed::new(client), Relayed::new(server));
     let ended = {
-        let (client_source, client_sink) = halves(&mut client);
-        let (server_source, server_sink) = halves(&mut server);
+        let (client_source, client_sink) = halves(&mut client.stream);
+        let (server_source, server_sink) = halves(&mut server.stream);
         let out = Flow::new(client_source, server_sink, Way::Request);
         let back = Flow::new(server_source, client_sink, Way::Response);
         run(out, back, series).await
     };
-    if ended.broken.is_some() {
-        abort_on_drop(&client);
-        abort_on_drop(&server);
-    }
+    client.finished = ended.broken.is_none();
+    server.finished = client.finished;
     ended
 }
 
@@ -141,7 +164,7 @@ pub(in crate::path) enum Side {
 
 /// Relays between an application's TCP connection and a tunnel.
 pub(in crate::path) async fn tunnelled(
-    mut app: TcpStream,
+    app: TcpStream,
     mut tunnel: Tunnel,
     side: Side,
     series: &Series,
@@ -150,14 +173,15 @@ pub(in crate::path) async fn tunnelled(
         Side::Source => (Way::Request, Way::Response),
         Side::Destination => (Way::Response, Way::Request),
     };
+    let mut app = Relayed::new(app);
     let ended = {
-        let (app_source, app_sink) = halves(&mut app);
+        let (app_source, app_sink) = halves(&mut app.stream);
         let out = Flow::new(app_source, &mut tunnel.send, into);
         let back = Flow::new(&mut tunnel.recv, app_sink, from);
         run(out, back, series).await
     };
-    if ended.broken.is_some() {
-        abort_on_drop(&app);
+    app.finished = ended.broken.is_none();
+    if !app.finished {
         tunnel.abort();
     }
     ended
