@@ -13,7 +13,6 @@ use ztunnel::{config, node};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    small_pages();
     cli::run(
         std::env::args_os(),
         &Roles {
@@ -22,16 +21,6 @@ fn main() -> ExitCode {
             remove,
         },
     )
-}
-
-/// Turns transparent huge pages off for this process: a worker's arena would occupy 2 MiB for
-/// every few kilobytes in use, which doubles the memory of an idle proxy.
-fn small_pages() {
-    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
-        eprintln!(
-            "warning: transparent huge pages stay on, the proxy will use more memory: {error}"
-        );
-    }
 }
 
 fn proxy(args: ProxyArgs) -> anyhow::Result<()> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use futures::FutureExt;
 use http::HeaderValue;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, watch};
@@ -150,10 +151,8 @@ impl Local {
     pub(super) fn spawn(self: &Rc<Self>, connection: impl Future<Output = ()> + 'static) {
         self.open.set(self.open.get() + 1);
         let open = Open(self.clone());
-        tokio::task::spawn_local(async move {
-            connection.await;
-            drop(open);
-        });
+        // Not an async block, whose future would hold the connection's twice.
+        tokio::task::spawn_local(connection.map(move |()| drop(open)));
     }
 
     async fn all_closed(&self) {
