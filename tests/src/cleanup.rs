@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, Once, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, Once, OnceLock, PoisonError, RwLock, RwLockReadGuard, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -111,6 +111,11 @@ pub fn keep() {
         .clear();
 }
 
+/// Whether a signal has come that ends this process.
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
 /// Waits until a clean-up that is under way has ended: the process must not end before.
 pub(crate) fn settle() {
     drop(WORKING.lock().unwrap_or_else(PoisonError::into_inner));
@@ -119,7 +124,7 @@ pub(crate) fn settle() {
 /// How a program ends: prints an error, unless the error came from being interrupted.
 #[must_use]
 pub fn exit(outcome: anyhow::Result<()>) -> ExitCode {
-    if INTERRUPTED.load(Ordering::Relaxed) {
+    if interrupted() {
         // The thread that cleans up ends the process.
         loop {
             thread::park();
@@ -138,8 +143,9 @@ pub fn exit(outcome: anyhow::Result<()>) -> ExitCode {
 pub fn on_signal() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
-        thread::spawn(|| {
-            if let Err(error) = wait_for_signal() {
+        let (installed, wait) = mpsc::channel();
+        thread::spawn(move || {
+            if let Err(error) = wait_for_signal(installed) {
                 eprintln!("cannot wait for signals: {error}");
                 return;
             }
@@ -149,10 +155,12 @@ pub fn on_signal() {
             run();
             std::process::exit(130);
         });
+        // An error only says that the thread has ended without; it has printed why.
+        drop(wait.recv());
     });
 }
 
-fn wait_for_signal() -> io::Result<()> {
+fn wait_for_signal(installed: mpsc::Sender<()>) -> io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -160,6 +168,7 @@ fn wait_for_signal() -> io::Result<()> {
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        drop(installed);
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}

@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::Path;
 
+use super::PORT;
 use super::page::Page;
-use super::{PORT, SERVICE_PORT};
 use crate::cleanup;
 use crate::net::{Family, World};
 use crate::proxy::Mesh;
@@ -54,35 +54,58 @@ impl Traces {
 }
 
 /// What a person can do with nodes that were kept.
-pub(super) fn what_to_try(world: &World, traffic: &Path) -> String {
+pub(super) fn what_to_try(page: &Page, world: &World, traffic: &Path) {
     let enter = |name: &str| format!("nsenter --net=/run/netns/{name}");
     let service = Mesh::service(world.pod("b", 0));
-    format!(
-        "\
-Set these first:
-  A0=\"{a0}\"   # pod a-0
-  NODE=\"{node}\"  # node a
-Then:
-  $A0 bash                                               a shell in pod a-0
-  $A0 curl -s http://{v4}/                          a request by service address
-  $A0 curl -s -g 'http://{v6}/'                   the same over IPv6
-  $A0 {traffic} \\
-      http --to {pod} --connections 16      load: requests over 16 connections
-  $NODE curl -s http://127.0.0.1:15020/metrics           node a's metrics
-  $NODE curl -s http://127.0.0.1:15000/config_dump       node a's view of the mesh (admin)
-  $NODE curl -s -X POST '127.0.0.1:15000/logging?level=debug'
-  tail -f {directory}/node-*/proxy.log                    the logs
-  edit {directory}/node-*/settings.yaml                   taken up by the running proxies
-To remove everything:
-  cargo xtask demo --clean",
-        a0 = enter(world.pod("a", 0).namespace.name()),
-        node = enter(world.node("a").host.namespace.name()),
-        v4 = service.at(Family::V4, SERVICE_PORT),
-        v6 = service.at(Family::V6, SERVICE_PORT),
-        pod = world.pod("b", 0).at(Family::V4, PORT),
-        traffic = traffic.display(),
-        directory = world.directory().display(),
-    )
+    let curl = "curl -s";
+    let directory = world.directory().display();
+    page.text(&format!(
+        "POD='{}'   # pod a-0\nNODE='{}'     # node a\nTRAFFIC={}\nFILES={directory}\n\n",
+        enter(world.pod("a", 0).namespace.name()),
+        enter(world.node("a").host.namespace.name()),
+        traffic.display(),
+    ));
+    let rows = [
+        ("with these set in a shell".to_owned(), "what it does"),
+        ("$POD bash".to_owned(), "a shell in pod a-0"),
+        (
+            format!("$POD {curl} http://{}/", service.v4),
+            "a request by service address",
+        ),
+        (
+            format!("$POD {curl} -g 'http://[{}]/'", service.v6),
+            "the same over IPv6",
+        ),
+        (
+            format!(
+                "$POD $TRAFFIC http --to {} --connections 16",
+                world.pod("b", 0).at(Family::V4, PORT)
+            ),
+            "requests over 16 connections, for 2 s",
+        ),
+        (
+            format!("$NODE {curl} http://127.0.0.1:15020/metrics"),
+            "the metrics of node a's proxy",
+        ),
+        (
+            format!("$NODE {curl} http://127.0.0.1:15000/config_dump"),
+            "its view of the mesh (admin)",
+        ),
+        (
+            format!("$NODE {curl} -X POST '127.0.0.1:15000/logging?level=debug'"),
+            "let it log more",
+        ),
+        (
+            "tail -f $FILES/node-a/proxy.log".to_owned(),
+            "its log, a line for each connection",
+        ),
+        (
+            "vi $FILES/node-a/settings.yaml".to_owned(),
+            "its settings: it takes up what changes",
+        ),
+        ("cargo xtask demo --clean".to_owned(), "remove everything"),
+    ];
+    page.table(&rows.map(|(command, meaning)| vec![command, meaning.to_owned()]));
 }
 
 /// Removes what earlier runs left, and says so.

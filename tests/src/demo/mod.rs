@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::cleanup;
 use crate::net::{Family, Host, World};
 use crate::process::Process;
 use crate::proxy::{Mesh, companion};
@@ -55,6 +56,7 @@ pub enum Afterwards {
 /// # Errors
 /// When nodes or proxies cannot be started, or a claim does not hold.
 pub fn run(afterwards: Afterwards) -> Result<()> {
+    cleanup::on_signal();
     let mut page = Page::new();
     page.step("Two nodes with two pods each, and a host outside the mesh, in network namespaces");
     let world = World::two_nodes()?;
@@ -66,7 +68,7 @@ pub fn run(afterwards: Afterwards) -> Result<()> {
     page.step("The mesh's certificate authority, and one `ztunnel proxy` on each node");
     let mut mesh = start_mesh(&mut page, &world)?;
     let told = tell(&mut page, &world, &mut mesh, &off);
-    if told.is_err() || !page.good() {
+    if (told.is_err() || !page.good()) && !cleanup::interrupted() {
         for proxy in mesh.proxies() {
             eprintln!(
                 "--- the log of node {} ends:\n{}",
@@ -78,7 +80,7 @@ pub fn run(afterwards: Afterwards) -> Result<()> {
     told?;
     if afterwards == Afterwards::Keep && page.good() {
         page.step("Everything stays: what to try");
-        page.text(&ending::what_to_try(&world, &companion("traffic")?));
+        ending::what_to_try(&page, &world, &companion("traffic")?);
         mesh.leak();
         servers.into_iter().for_each(Process::leak);
         world.leak();

@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
+use crate::cleanup;
+
 /// How many steps there are.
 const STEPS: usize = 8;
 /// Where the width of a heading ends.
@@ -153,7 +155,12 @@ impl Page {
 
 /// Writes at once, so that a step is seen while it works. A reader that is gone (`| head`) is
 /// no reason to leave namespaces behind, so it is no error.
+///
+/// Nothing is said after a signal: what fails then fails because the mesh is being removed.
 fn print(text: &str) {
+    if cleanup::interrupted() {
+        return;
+    }
     let mut out = io::stdout().lock();
     drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
 }

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::admin::{self, Metrics};
 use super::{Settings, binary};
@@ -118,9 +118,9 @@ impl<'world> Proxy<'world> {
             }
         });
         self.ready_after = started.elapsed();
-        outcome.with_context(|| {
-            format!(
-                "node {}; its log ends:\n{}",
+        outcome.map_err(|error| {
+            anyhow!(
+                "node {}: {error:#}; its log ends:\n{}",
                 self.node.name(),
                 self.log_tail()
             )
