@@ -156,7 +156,7 @@ pub fn on_signal() {
             std::process::exit(130);
         });
         // An error only says that the thread has ended without; it has printed why.
-        drop(wait.recv());
+        let _ended: Result<(), _> = wait.recv();
     });
 }
 
