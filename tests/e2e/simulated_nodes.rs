@@ -1,8 +1,4 @@
 //! The simulated nodes themselves, without a proxy: what every other test stands on.
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test fails by panicking, in its helpers too"
-)]
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};

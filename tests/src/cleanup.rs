@@ -11,8 +11,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, Once, OnceLock, PoisonError};
+use std::sync::{Mutex, Once, OnceLock, PoisonError, RwLock, RwLockReadGuard, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::mount::MntFlags;
 use nix::sys::signal::{self, Signal};
@@ -24,6 +25,8 @@ use crate::net::remove_namespace;
 pub const PREFIX: &str = "zt";
 /// Where run directories are made.
 const RUN: &str = "/run";
+/// How long a killed process may take to end.
+const DYING: Duration = Duration::from_secs(2);
 /// Where BPF file systems and namespaces of a run may be mounted.
 const MOUNTS: &str = "/proc/self/mounts";
 
@@ -73,6 +76,16 @@ impl Registered {
     }
 }
 
+/// Held for reading while something is made, see [`making`]; for writing from a signal on.
+static MAKING: RwLock<()> = RwLock::new(());
+
+/// To be held from before something is made until it is made and registered: a signal waits for
+/// that, and after one nothing is made any more (this blocks until the process ends). Not to be
+/// held twice by one thread.
+pub(crate) fn making() -> RwLockReadGuard<'static, ()> {
+    MAKING.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Held while [`run`] works.
 static WORKING: Mutex<()> = Mutex::new(());
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -98,6 +111,11 @@ pub fn keep() {
         .clear();
 }
 
+/// Whether a signal has come that ends this process.
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
 /// Waits until a clean-up that is under way has ended: the process must not end before.
 pub(crate) fn settle() {
     drop(WORKING.lock().unwrap_or_else(PoisonError::into_inner));
@@ -106,7 +124,7 @@ pub(crate) fn settle() {
 /// How a program ends: prints an error, unless the error came from being interrupted.
 #[must_use]
 pub fn exit(outcome: anyhow::Result<()>) -> ExitCode {
-    if INTERRUPTED.load(Ordering::Relaxed) {
+    if interrupted() {
         // The thread that cleans up ends the process.
         loop {
             thread::park();
@@ -125,20 +143,24 @@ pub fn exit(outcome: anyhow::Result<()>) -> ExitCode {
 pub fn on_signal() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
-        thread::spawn(|| {
-            if let Err(error) = wait_for_signal() {
+        let (installed, wait) = mpsc::channel();
+        thread::spawn(move || {
+            if let Err(error) = wait_for_signal(installed) {
                 eprintln!("cannot wait for signals: {error}");
                 return;
             }
             INTERRUPTED.store(true, Ordering::Relaxed);
             eprintln!("\ninterrupted: cleaning up");
+            let _nothing_new = MAKING.write().unwrap_or_else(PoisonError::into_inner);
             run();
             std::process::exit(130);
         });
+        // An error only says that the thread has ended without; it has printed why.
+        let _ended: Result<(), _> = wait.recv();
     });
 }
 
-fn wait_for_signal() -> io::Result<()> {
+fn wait_for_signal(installed: mpsc::Sender<()>) -> io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -146,6 +168,7 @@ fn wait_for_signal() -> io::Result<()> {
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        drop(installed);
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
@@ -156,7 +179,10 @@ fn wait_for_signal() -> io::Result<()> {
 
 fn release(resource: &Resource) {
     match resource {
-        Resource::Process(pid) => kill(*pid),
+        Resource::Process(pid) => {
+            kill(*pid);
+            await_end(*pid);
+        }
         Resource::Namespace(path) => remove_namespace(path),
         Resource::Directory(path) => remove_directory(path),
     }
@@ -168,6 +194,15 @@ pub(crate) fn kill(pid: i32) {
         && errno != nix::errno::Errno::ESRCH
     {
         eprintln!("cannot kill process {pid}: {errno}");
+    }
+}
+
+/// Waits until a killed process can make nothing any more. Its parent may be busy, so this does
+/// not collect its status.
+fn await_end(pid: i32) {
+    let started = Instant::now();
+    while u32::try_from(pid).is_ok_and(lives) && started.elapsed() < DYING {
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

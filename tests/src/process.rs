@@ -27,6 +27,7 @@ impl Process {
     /// When it cannot be started.
     pub fn start(host: &Host, command: &mut Command) -> Result<Self> {
         use std::os::unix::process::CommandExt as _;
+        let _making = cleanup::making();
         // A group of its own: the terminal's Ctrl-C is for this process, which cleans up.
         let child = host.start(command.process_group(0))?;
         let registered = cleanup::register(Resource::Process(pid_of(&child)));

@@ -3,6 +3,7 @@
 use std::env;
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
@@ -62,8 +63,8 @@ pub(crate) fn watched(command: &mut Command, mut see: impl FnMut(&str)) -> Resul
     Ok(child.wait().context("waiting for a child")?.success())
 }
 
-/// Builds the release binaries of proxy and tests, and runs one of the tests' programs with
-/// the same exit code.
+/// Builds the release binaries of proxy and tests, and becomes one of the tests' programs;
+/// returns only when that fails.
 pub(crate) fn run_release(program: &str, arguments: &[String]) -> Result<ExitCode> {
     must(&mut cargo([
         "build",
@@ -76,14 +77,9 @@ pub(crate) fn run_release(program: &str, arguments: &[String]) -> Result<ExitCod
     ]))?;
     let mut command = Command::new(target().join("release").join(program));
     command.args(arguments);
-    let status = command
-        .status()
-        .with_context(|| format!("running {command:?}"))?;
-    Ok(if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    // In place of this process, so that signals reach the program that has to clean up, and
+    // nobody's shell prompts before it has.
+    Err(command.exec()).with_context(|| format!("running {command:?}"))
 }
 
 fn say(command: &Command) {

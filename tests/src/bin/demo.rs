@@ -20,7 +20,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.clean {
-        cleanup::sweep();
+        demo::clean();
         return ExitCode::SUCCESS;
     }
     let afterwards = if arguments.keep {

@@ -1,35 +1,46 @@
 //! The demonstration: the mesh at work, told as a story with its evidence.
 //!
-//! Every claim comes from a witness that is not the claim's author where there is one: source
-//! addresses from the server's answer, encryption and TLS version from a packet socket on the
-//! link between the nodes; identities and lanes from the proxies' access logs.
+//! Every claim is checked, and comes from a witness that is not the claim's author where there
+//! is one: source addresses from the server's answer, capture from the kernel's own table of
+//! sockets, encryption from packet sockets on the links; identities and lanes from the proxies'
+//! logs, those of a tunnel from both of its ends. A claim that does not hold is the outcome.
 
+mod ending;
+mod links;
 mod log;
+mod page;
+mod policy;
+mod sockets;
 mod story;
-mod text;
+mod tunnels;
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
 
+use crate::cleanup;
 use crate::net::{Family, Host, World};
 use crate::process::Process;
-use crate::proxy::{Mesh, Policy, companion, identity};
-use crate::sniff::{SETTLE, Seen, Sniffer};
+use crate::proxy::{Mesh, companion};
 use crate::traffic;
-use story::{Request, Story};
+use ending::Traces;
+pub use ending::clean;
+use links::{Crossed, Watch};
+use page::Page;
+use story::{Story, milliseconds};
 
 /// The application's port.
 const PORT: u16 = 8080;
-/// How long a request may take.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How many steps the demonstration has.
-const STEPS: usize = 6;
-/// The policy that refuses one caller.
-const POLICY: &str = "only-a-0";
+/// The services' port, which leads to [`PORT`].
+const SERVICE_PORT: u16 = 80;
+/// How long a request may take; more than a busy machine needs.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What to look for on the links; part of every request and of every answer.
+const MARKER: &str = "marker-that-must-not-cross-in-the-clear";
 
 /// What to leave behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,93 +54,115 @@ pub enum Afterwards {
 /// Runs the demonstration; the story goes to standard output.
 ///
 /// # Errors
-/// When nodes or proxies cannot be started, or the mesh does not do what it should.
+/// When nodes or proxies cannot be started, or a claim does not hold.
 pub fn run(afterwards: Afterwards) -> Result<()> {
-    let started = Instant::now();
-    step(1, "two nodes with two pods each, in network namespaces");
+    cleanup::on_signal();
+    let mut page = Page::new();
+    page.step("Two nodes with two pods each, and a host outside the mesh, in network namespaces");
     let world = World::two_nodes()?;
-    let mut servers = Vec::new();
-    for host in world
-        .nodes()
-        .iter()
-        .flat_map(|node| &node.pods)
-        .chain([world.outside()])
-    {
-        servers.push(serve(host)?);
-    }
-
-    step(2, "the mesh is off: a request from pod a-0 to pod b-0");
-    without_mesh(&world)?;
-    step(
-        3,
-        "the mesh's certificate authority, and a proxy on each node",
-    );
-    let mut mesh = start_mesh(&world)?;
-    step(4, "the mesh is on: requests from pod to pod");
-    let seen = with_mesh(&world, &mut mesh)?;
-    step(5, "what crossed the link between the nodes meanwhile");
-    encrypted(&seen)?;
-    step(6, "a policy: pod b-1 admits pod a-0 and nobody else");
-    refusal(&world, &mut mesh)?;
-    println!(
-        "\nall of this took {:.1} s",
-        started.elapsed().as_secs_f64()
-    );
-    match afterwards {
-        Afterwards::CleanUp => {
-            drop(mesh);
-            drop(servers);
-            drop(world);
-            println!("everything is removed again");
-        }
-        Afterwards::Keep => {
-            println!("{}", text::what_to_try(&world, &companion("traffic")?));
-            mesh.leak();
-            servers.into_iter().for_each(Process::leak);
-            world.leak();
+    page.text(&map(&world));
+    let servers = serve_everywhere(&world)?;
+    page.step("The mesh is off: pod a-0 calls pods b-0 and a-1, packet sockets read the links");
+    let off = without_mesh(&world)?;
+    page.claim(off.readable(), "whoever reads the links reads the requests");
+    page.step("The mesh's certificate authority, and one `ztunnel proxy` on each node");
+    let mut mesh = start_mesh(&mut page, &world)?;
+    let told = tell(&mut page, &world, &mut mesh, &off);
+    if (told.is_err() || !page.good()) && !cleanup::interrupted() {
+        for proxy in mesh.proxies() {
+            eprintln!(
+                "--- the log of node {} ends:\n{}",
+                proxy.node().name(),
+                proxy.log_tail()
+            );
         }
     }
-    Ok(())
+    told?;
+    if afterwards == Afterwards::Keep && page.good() {
+        page.step("Everything stays: what to try");
+        ending::what_to_try(&page, &world, &companion("traffic")?);
+        mesh.leak();
+        servers.into_iter().for_each(Process::leak);
+        world.leak();
+        return page.close();
+    }
+    page.step("Everything is removed again");
+    let pids = servers.iter().map(Process::pid).chain(mesh.pids()?);
+    let traces = Traces::of(&world, pids.collect());
+    drop((mesh, servers));
+    drop(world);
+    traces.check(&mut page);
+    page.close()
 }
 
-fn with_mesh(world: &World, mesh: &mut Mesh<'_>) -> Result<Seen> {
-    let sniffer = Sniffer::between(world.node("a"), "b", story::MARKER.as_bytes())?;
-    let stories = requests(world, mesh)?;
-    thread::sleep(SETTLE);
-    let seen = sniffer.finish()?;
-    println!("\n{}", story::table(&stories, &seen));
-    Ok(seen)
+/// The steps with the mesh on.
+fn tell(page: &mut Page, world: &World, mesh: &mut Mesh<'_>, off: &Crossed) -> Result<()> {
+    page.step("The mesh is on: HTTP from pod to pod, each request on a connection of its own");
+    let watch = Watch::begin(world)?;
+    let mut stories: Vec<Story<'_>> = Vec::new();
+    for request in story::requests(world) {
+        stories.push(story::tell(request, mesh)?);
+    }
+    let on = watch.finish()?;
+    let tunnels = tunnels::gather(mesh);
+    story::show(page, &stories, &tunnels);
+    story::check(page, &stories);
+    page.step("The tunnels that carried them, in the words of the proxies at their ends");
+    tunnels::show(page, &tunnels);
+    tunnels::check(page, world, &tunnels, &on.handshakes());
+    page.step("What crossed the links, as the packet sockets read it");
+    links::show(page, off, &on);
+    page.step("A policy: pod b-1 refuses pod a-1");
+    policy::show(page, world, mesh)
 }
 
-fn encrypted(seen: &Seen) -> Result<()> {
-    say(&format!(
-        "{} packets, {} bytes, {} TLS handshakes; {} packets show a marker in the clear",
-        seen.packets,
-        seen.bytes,
-        seen.handshakes.len(),
-        seen.hits
-    ));
-    ensure!(seen.hits == 0, "the payload crossed the link in the clear");
-    ensure!(!seen.handshakes.is_empty(), "no tunnel crossed the link");
-    Ok(())
+fn map(world: &World) -> String {
+    let pod = |node: &str, index: usize| {
+        let pod = world.pod(node, index);
+        format!("pod {}  {}  {}", pod.name, pod.v4, pod.v6)
+    };
+    let outside = world.outside();
+    format!(
+        "{:32}--+                      +--  {}
+{:32}  +-- node a == node b --+
+{:32}--+          |           +--  {}
+{:43}|
+{:30}outside  {}  {}",
+        pod("a", 0),
+        pod("b", 0),
+        "",
+        pod("a", 1),
+        pod("b", 1),
+        "",
+        "",
+        outside.v4,
+        outside.v6,
+    )
 }
 
-fn step(number: usize, what: &str) {
-    println!("\n[{number}/{STEPS}] {what}");
+/// Servers are processes of their own, so that they live on when everything is kept.
+fn serve_everywhere(world: &World) -> Result<Vec<Process>> {
+    let hosts = || {
+        let pods = world.nodes().iter().flat_map(|node| &node.pods);
+        pods.chain([world.outside()])
+    };
+    let servers = hosts().map(serve).collect::<Result<_>>()?;
+    for host in hosts() {
+        wait_for(host)?;
+    }
+    Ok(servers)
 }
 
-fn say(what: &str) {
-    println!("      {what}");
-}
-
-/// A server is a process of its own, so that it lives on when everything is kept.
 fn serve(host: &Host) -> Result<Process> {
     let mut command = Command::new(companion("traffic")?);
     command
         .args(["serve", "http", "--listen"])
         .arg(format!("[::]:{PORT}"));
     command.stdin(Stdio::null()).stdout(Stdio::null());
-    let process = Process::start(host, &mut command)?;
+    Process::start(host, &mut command)
+}
+
+fn wait_for(host: &Host) -> Result<()> {
     let to = host.at(Family::V4, PORT);
     let started = Instant::now();
     while host.enter(|| traffic::get(to, "hello", PATIENCE)).is_err() {
@@ -140,102 +173,52 @@ fn serve(host: &Host) -> Result<Process> {
         );
         thread::sleep(Duration::from_millis(5));
     }
-    Ok(process)
-}
-
-fn without_mesh(world: &World) -> Result<()> {
-    let sniffer = Sniffer::between(world.node("a"), "b", story::MARKER.as_bytes())?;
-    let to = world.pod("b", 0).at(Family::V4, PORT);
-    world
-        .pod("a", 0)
-        .enter(|| traffic::get(to, story::MARKER, PATIENCE))
-        .context("a request without the mesh")?;
-    thread::sleep(SETTLE);
-    let seen = sniffer.finish()?;
-    ensure!(
-        seen.hits > 0,
-        "the sniffer did not see a request that nobody encrypted"
-    );
-    say(&format!(
-        "on the link between the nodes: {} packets, {} of them show the request's marker in the clear",
-        seen.packets, seen.hits
-    ));
     Ok(())
 }
 
-fn start_mesh(world: &World) -> Result<Mesh<'_>> {
-    let admitted = identity(world.pod("a", 0));
-    let principal = admitted.trim_start_matches("spiffe://").to_owned();
-    let guarded = world.pod("b", 1).name.clone();
+fn without_mesh(world: &World) -> Result<Crossed> {
+    let watch = Watch::begin(world)?;
+    for server in [world.pod("b", 0), world.pod("a", 1)] {
+        let to = server.at(Family::V4, PORT);
+        world
+            .pod("a", 0)
+            .enter(|| traffic::get(to, MARKER, PATIENCE))
+            .with_context(|| format!("pod a-0 calls pod {} without the mesh", server.name))?;
+    }
+    watch.finish()
+}
+
+fn start_mesh<'world>(page: &mut Page, world: &'world World) -> Result<Mesh<'world>> {
     let mut mesh = Mesh::builder(world)
-        .settings(move |settings| {
+        .settings(|settings| {
+            log::FILTER.clone_into(&mut settings.log.filter);
             "json".clone_into(&mut settings.log.format);
-            settings.policies.push(Policy::selector(
-                POLICY,
-                "Allow",
-                json!([[[{ "principals": [{ "exact": principal }] }]]]),
-            ));
-            for workload in &mut settings.workloads {
-                if workload.name == guarded {
-                    workload
-                        .authorization_policies
-                        .push(format!("default/{POLICY}"));
-                }
-            }
         })
         .start()?;
     for proxy in mesh.proxies() {
-        let milliseconds = proxy.ready_after().as_secs_f64() * 1e3;
-        say(&format!(
-            "node {}: ready after {milliseconds:.0} ms",
-            proxy.node().name()
+        page.text(&format!(
+            "node {}  ready after {:8}  settings {}",
+            proxy.node().name(),
+            milliseconds(proxy.ready_after()),
+            proxy.settings_path().display()
         ));
     }
+    let directory = world.directory().join("ca");
+    let mut secrets = fs::read_dir(&directory)
+        .with_context(|| format!("reading {}", directory.display()))?
+        .collect::<std::io::Result<Vec<_>>>()?;
+    secrets.retain(|entry| entry.file_name().to_string_lossy().contains("key"));
+    let modes: Vec<_> = secrets
+        .iter()
+        .map(|entry| {
+            entry
+                .metadata()
+                .map(|metadata| metadata.permissions().mode() & 0o777)
+        })
+        .collect::<std::io::Result<_>>()?;
+    page.claim(
+        modes == [0o600],
+        "both proxies share one certificate authority, whose key only root can read (0600)",
+    );
     Ok(mesh)
-}
-
-fn requests(world: &World, mesh: &mut Mesh<'_>) -> Result<Vec<Story>> {
-    let mut stories = Vec::new();
-    for request in story::requests(world) {
-        stories.push(tell(&request, mesh)?);
-    }
-    Ok(stories)
-}
-
-fn tell(request: &Request<'_>, mesh: &mut Mesh<'_>) -> Result<Story> {
-    let ask = || {
-        request
-            .client
-            .enter(|| traffic::get(request.to, story::MARKER, PATIENCE))
-            .with_context(|| {
-                format!(
-                    "{} called {} ({})",
-                    request.client.name, request.called, request.to
-                )
-            })
-    };
-    let first = ask()?;
-    let again = ask()?;
-    let node = request.client.name.split('-').next().unwrap_or_default();
-    let line = log::connection(mesh.proxy(node), again.client_local);
-    Ok(Story::new(request, &first, &again, line))
-}
-
-fn refusal(world: &World, mesh: &mut Mesh<'_>) -> Result<()> {
-    let to = world.pod("b", 1).at(Family::V4, PORT);
-    let ask = |caller: &Host| caller.enter(|| traffic::get(to, story::MARKER, PATIENCE));
-    let admitted = ask(world.pod("a", 0)).context("pod a-0 is admitted by the policy")?;
-    say(&format!(
-        "pod a-0 asks and is answered with status {}",
-        admitted.status
-    ));
-    let refused = ask(world.pod("a", 1));
-    let Err(error) = refused else {
-        anyhow::bail!("pod a-1 was answered although the policy admits only pod a-0");
-    };
-    say(&format!("pod a-1 asks and is refused; it sees: {error}"));
-    if let Some(reason) = log::refusal(mesh.proxy("b")) {
-        say(&format!("node b's log: {reason}"));
-    }
-    Ok(())
 }

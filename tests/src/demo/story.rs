@@ -1,187 +1,257 @@
 //! The requests of the demonstration, and what became of each.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
-use super::PORT;
-use super::log::Line;
-use super::text::columns;
+use anyhow::{Context as _, Result};
+
+use super::log::{self, Line};
+use super::page::Page;
+use super::sockets;
+use super::tunnels::Tunnel;
+use super::{MARKER, PATIENCE, PORT, SERVICE_PORT};
 use crate::net::{Family, Host, World};
 use crate::proxy::Mesh;
-use crate::sniff::Seen;
-use crate::traffic::Answer;
+use crate::traffic::{self, Answer};
 
-/// What to look for on the link; part of every request.
-pub(super) const MARKER: &str = "marker-that-must-not-cross-in-the-clear";
-/// What all identities of the demonstration begin with.
-const TRUST_DOMAIN: &str = "spiffe://cluster.local/";
+/// Where the kernel programs redirect captured connections to, on the pod's loopback.
+const OUTBOUND: u16 = 15001;
+
+/// How many times a request is made after the first, an odd number.
+const LATER: usize = 5;
+
+/// How a connection travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    Tunnel,
+    Passthrough,
+}
 
 /// A request to make.
 pub(super) struct Request<'world> {
-    pub(super) client: &'world Host,
+    client: &'world Host,
+    /// The node of the client.
+    node: &'world str,
     /// Whom it calls, in words.
-    pub(super) called: String,
-    pub(super) to: SocketAddr,
+    called: String,
+    to: SocketAddr,
+    /// Where it must arrive.
+    arrives: SocketAddr,
+    lane: Lane,
 }
 
-/// Requests by pod address and by service address, in both families and directions, and one
-/// that leaves the mesh.
+/// Requests across nodes in both directions and within a node, by pod address and by service
+/// address, in both families; and requests that leave the mesh.
 pub(super) fn requests(world: &World) -> Vec<Request<'_>> {
     let mut requests = Vec::new();
-    for (client, server) in [
-        (world.pod("a", 0), world.pod("b", 0)),
-        (world.pod("b", 0), world.pod("a", 1)),
+    for ((from, client), (to, server)) in [
+        (("a", 0), ("b", 0)),
+        (("a", 0), ("a", 1)),
+        (("b", 0), ("a", 1)),
     ] {
+        let (node, client, server) = (
+            world.node(from).name(),
+            world.pod(from, client),
+            world.pod(to, server),
+        );
         for family in Family::BOTH {
-            requests.push(Request {
-                client,
-                called: format!("pod {}", server.name),
-                to: server.at(family, PORT),
-            });
-            requests.push(Request {
-                client,
-                called: format!("service {}", server.name),
-                to: Mesh::service(server).at(family, 80),
-            });
+            let arrives = server.at(family, PORT);
+            for (kind, address) in [
+                ("pod", arrives),
+                ("service", Mesh::service(server).at(family, SERVICE_PORT)),
+            ] {
+                requests.push(Request {
+                    client,
+                    node,
+                    called: format!("{kind} {}", server.name),
+                    to: address,
+                    arrives,
+                    lane: Lane::Tunnel,
+                });
+            }
         }
     }
-    let outside = world.outside();
-    requests.push(Request {
-        client: world.pod("a", 0),
-        called: "a host outside".to_owned(),
-        to: outside.at(Family::V4, PORT),
-    });
+    for family in Family::BOTH {
+        let to = world.outside().at(family, PORT);
+        requests.push(Request {
+            client: world.pod("a", 0),
+            node: world.node("a").name(),
+            called: "outside".to_owned(),
+            to,
+            arrives: to,
+            lane: Lane::Passthrough,
+        });
+    }
     requests
 }
 
 /// What became of a request.
-#[derive(Debug)]
-pub(super) struct Story {
-    caller: String,
-    called: String,
-    to: SocketAddr,
-    captured: &'static str,
-    lane: &'static str,
-    client: SocketAddr,
-    /// Where the tunnel led to.
-    tunnel: Option<SocketAddr>,
-    client_identity: String,
-    server_identity: String,
-    seen_source: SocketAddr,
-    first_ms: f64,
-    again_ms: f64,
+pub(super) struct Story<'world> {
+    request: Request<'world>,
+    answer: Answer,
+    /// The other end of the client's socket, as the client's kernel knows it.
+    redirected: Option<SocketAddr>,
+    /// The access log's line of the client's node.
+    line: Option<Line>,
+    first: Duration,
+    /// The median of the requests after the first.
+    later: Duration,
 }
 
-impl Story {
-    pub(super) fn new(
-        request: &Request<'_>,
-        first: &Answer,
-        again: &Answer,
-        line: Option<Line>,
-    ) -> Self {
-        let field = |name: &str| {
-            let text = line
-                .as_ref()
-                .and_then(|line| line.field(name))
-                .unwrap_or("-");
-            text.trim_start_matches(TRUST_DOMAIN).to_owned()
+/// Makes a request several times, each time on a connection of its own: the first may have to
+/// open a tunnel, the others show what a connection costs from then on.
+pub(super) fn tell<'world>(request: Request<'world>, mesh: &mut Mesh<'_>) -> Result<Story<'world>> {
+    let ask = || {
+        request.client.enter(|| ask(request.to)).with_context(|| {
+            format!(
+                "{} called {} at {}",
+                request.client.name, request.called, request.to
+            )
+        })
+    };
+    let (first, _) = ask()?;
+    let mut later = Vec::new();
+    for _ in 1..LATER {
+        later.push(ask()?.0.latency);
+    }
+    let (answer, redirected) = ask()?;
+    later.push(answer.latency);
+    later.sort_unstable();
+    let client = answer.client_local.to_string();
+    let line = log::access(mesh.proxy(request.node), |line| {
+        line.says("src.addr", &client) && line.says("direction", "outbound")
+    });
+    Ok(Story {
+        request,
+        answer,
+        redirected,
+        line,
+        first: first.latency,
+        later: later[later.len() / 2],
+    })
+}
+
+fn ask(to: SocketAddr) -> Result<(Answer, Option<SocketAddr>)> {
+    let started = Instant::now();
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    let mut answer = traffic::get_over(&mut stream, MARKER, PATIENCE)?;
+    answer.latency = started.elapsed();
+    let redirected = sockets::remote_end(answer.client_local)?;
+    Ok((answer, redirected))
+}
+
+impl Story<'_> {
+    /// The tunnel that carried it: who called from where, and where the tunnel ends.
+    pub(super) fn tunnel(&self) -> Option<(IpAddr, SocketAddr)> {
+        let line = self.line.as_ref()?;
+        line.field("dst.hbone_addr")?;
+        let end = line.field("dst.addr")?.parse().ok()?;
+        Some((self.answer.client_local.ip(), end))
+    }
+
+    fn lane(&self) -> Option<Lane> {
+        self.line.as_ref()?;
+        Some(match self.tunnel() {
+            Some(_) => Lane::Tunnel,
+            None => Lane::Passthrough,
+        })
+    }
+
+    fn captured(&self) -> bool {
+        self.redirected
+            .is_some_and(|end| end.ip().is_loopback() && end.port() == OUTBOUND)
+    }
+
+    fn transparent(&self) -> bool {
+        let family = match self.request.to {
+            SocketAddr::V4(_) => Family::V4,
+            SocketAddr::V6(_) => Family::V6,
         };
-        let tunnelled = line
-            .as_ref()
-            .is_some_and(|line| line.field("dst.hbone_addr").is_some());
-        let captured = match (&line, request.to) {
-            (None, _) => "no",
-            (Some(_), SocketAddr::V4(_)) => "eBPF connect4",
-            (Some(_), SocketAddr::V6(_)) => "eBPF connect6",
+        self.answer.client_peer == self.request.to
+            && self.answer.client_local.ip() == self.request.client.address(family)
+    }
+
+    fn row(&self, tunnels: &[Tunnel]) -> Vec<String> {
+        let hook = match self.request.to {
+            SocketAddr::V4(_) => "connect4",
+            SocketAddr::V6(_) => "connect6",
         };
-        let lane = match (&line, tunnelled) {
-            (None, _) => "direct",
-            (Some(_), true) => "tunnel",
-            (Some(_), false) => "passthrough",
+        let captured = match self.redirected {
+            Some(_) if self.captured() => format!("{hook} -> {OUTBOUND}"),
+            _ => "no".to_owned(),
         };
-        Self {
-            caller: request.client.name.clone(),
-            called: request.called.clone(),
-            to: request.to,
+        let lane = match (self.lane(), self.tunnel()) {
+            (None, _) => "unknown".to_owned(),
+            (Some(_), None) => "passthrough".to_owned(),
+            (Some(_), Some(key)) => tunnels
+                .iter()
+                .find(|tunnel| tunnel.key() == key)
+                .map_or_else(
+                    || "tunnel ?".to_owned(),
+                    |tunnel| format!("tunnel {}", tunnel.name),
+                ),
+        };
+        vec![
+            format!("{} -> {}", self.request.client.name, self.request.called),
+            self.request.to.to_string(),
             captured,
             lane,
-            client: again.client_local,
-            tunnel: tunnelled.then(|| field("dst.addr").parse().ok()).flatten(),
-            client_identity: field("src.identity"),
-            server_identity: field("dst.identity"),
-            seen_source: again.peer,
-            first_ms: first.latency.as_secs_f64() * 1e3,
-            again_ms: again.latency.as_secs_f64() * 1e3,
-        }
-    }
-
-    /// The TLS version of the tunnel, as the link showed it.
-    fn tls(&self, seen: &Seen) -> String {
-        let Some(tunnel) = self.tunnel else {
-            return "-".to_owned();
-        };
-        seen.handshakes
-            .iter()
-            .find(|handshake| {
-                handshake.server == tunnel && handshake.client.ip() == self.client.ip()
-            })
-            .map_or_else(
-                || "not seen".to_owned(),
-                |handshake| {
-                    format!(
-                        "{}, {}, {}",
-                        handshake.version_name().trim_start_matches("TLS "),
-                        handshake.cipher_name(),
-                        handshake.group_name()
-                    )
-                },
-            )
-    }
-
-    fn source(&self) -> String {
-        if self.seen_source.ip() == self.client.ip() {
-            format!("{} (the pod's own)", self.seen_source.ip())
-        } else {
-            format!("{} (NOT the pod's)", self.seen_source.ip())
-        }
+            self.answer.peer.ip().to_string(),
+            milliseconds(self.first),
+            milliseconds(self.later),
+        ]
     }
 }
 
 /// All stories as a table.
-pub(super) fn table(stories: &[Story], seen: &Seen) -> String {
-    let mut lines = vec![
-        [
-            "caller",
-            "called",
-            "address",
-            "captured by",
-            "lane",
-            "TLS on the link",
-            "client",
-            "server",
-            "source the server saw",
-            "first",
-            "again",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
+pub(super) fn show(page: &Page, stories: &[Story<'_>], tunnels: &[Tunnel]) {
+    let headings = [
+        "request",
+        "address dialled",
+        "captured by eBPF",
+        "lane",
+        "server saw",
+        "first",
+        "later",
     ];
-    for story in stories {
-        lines.push(vec![
-            story.caller.clone(),
-            story.called.clone(),
-            story.to.to_string(),
-            story.captured.to_owned(),
-            story.lane.to_owned(),
-            story.tls(seen),
-            story.client_identity.clone(),
-            story.server_identity.clone(),
-            story.source(),
-            format!("{:.1} ms", story.first_ms),
-            format!("{:.1} ms", story.again_ms),
-        ]);
-    }
-    format!(
-        "{}client and server: identities below {TRUST_DOMAIN}",
-        columns(&lines)
-    )
+    let mut rows = vec![headings.map(str::to_owned).to_vec()];
+    rows.extend(stories.iter().map(|story| story.row(tunnels)));
+    page.table(&rows);
+    page.text(&format!(
+        "latency: of the first such request, and the median of {LATER} more, each on a new connection"
+    ));
+}
+
+/// What must be so for every request.
+pub(super) fn check(page: &mut Page, stories: &[Story<'_>]) {
+    let all = |holds: fn(&Story<'_>) -> bool| stories.iter().all(holds);
+    page.claim(
+        all(|story| story.answer.status == 200 && story.answer.marker == MARKER),
+        "every request was answered with status 200, and its marker came back",
+    );
+    page.claim(
+        all(|story| story.captured()),
+        "eBPF captured each: for the kernel the client's socket leads to the proxy's port 15001",
+    );
+    page.claim(
+        all(|story| story.transparent()),
+        "the application notices nothing: getpeername is what it dialled, getsockname its own",
+    );
+    page.claim(
+        all(|story| story.answer.peer.ip() == story.answer.client_local.ip()),
+        "every server saw the calling pod's own address as the source",
+    );
+    page.claim(
+        all(|story| story.answer.local == story.request.arrives),
+        "every request arrived where it should: service port 80 at a pod's port 8080",
+    );
+    page.claim(
+        all(|story| story.lane() == Some(story.request.lane)),
+        "pods were reached through tunnels, the host outside the mesh unchanged",
+    );
+}
+
+/// A duration as people read it.
+pub(super) fn milliseconds(duration: Duration) -> String {
+    format!("{:.1} ms", duration.as_secs_f64() * 1e3)
 }

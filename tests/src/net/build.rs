@@ -22,7 +22,7 @@ const SETTINGS: [(&str, &str); 7] = [
     ("net/ipv4/ping_group_range", "0 2147483647"),
 ];
 /// Settings of a node, which routes.
-const ROUTER: [(&str, &str); 4] = [
+pub(super) const ROUTER: [(&str, &str); 4] = [
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv6/conf/all/forwarding", "1"),
     ("net/ipv4/conf/all/send_redirects", "0"),
@@ -68,7 +68,12 @@ impl Plan<'_> {
         })
     }
 
-    fn host(&self, name: &str, suffix: &str, (v4, v6): (Ipv4Addr, Ipv6Addr)) -> Result<Host> {
+    pub(super) fn host(
+        &self,
+        name: &str,
+        suffix: &str,
+        (v4, v6): (Ipv4Addr, Ipv6Addr),
+    ) -> Result<Host> {
         let namespace = Namespace::create(&format!("{}-{suffix}", self.prefix))?;
         namespace.enter(|| -> Result<()> {
             settings(&SETTINGS)?;
@@ -145,7 +150,7 @@ impl Plan<'_> {
 
     /// Links a stub host to a router: the router reaches the host's addresses over the link,
     /// the host sends everything to the router's.
-    fn stub(
+    pub(super) fn stub(
         &self,
         router: &Host,
         outer: &str,
@@ -272,7 +277,7 @@ impl Plan<'_> {
     }
 }
 
-fn settings(values: &[(&str, &str)]) -> Result<()> {
+pub(super) fn settings(values: &[(&str, &str)]) -> Result<()> {
     for (key, value) in values {
         // /proc/sys/net shows the namespace of the thread that opens it.
         fs::write(format!("/proc/sys/{key}"), value)

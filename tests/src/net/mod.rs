@@ -6,6 +6,7 @@
 
 mod build;
 mod namespace;
+mod nested;
 mod netlink;
 mod world;
 

@@ -29,6 +29,7 @@ impl Namespace {
     /// # Errors
     /// Without the right to make namespaces or mounts.
     pub(crate) fn create(name: &str) -> Result<Self> {
+        let _making = cleanup::making();
         let path = Path::new(DIRECTORY).join(name);
         fs::create_dir_all(DIRECTORY).with_context(|| format!("making {DIRECTORY}"))?;
         File::create(&path).with_context(|| format!("making {}", path.display()))?;

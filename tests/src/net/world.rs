@@ -146,12 +146,14 @@ impl WorldBuilder {
         let sequence = SEQUENCE.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("{}{}-{sequence}", cleanup::PREFIX, std::process::id());
         let directory = PathBuf::from(format!("/run/{prefix}"));
+        let making = cleanup::making();
         std::fs::create_dir_all(&directory)
             .with_context(|| format!("making {}", directory.display()))?;
         let run_directory = RunDirectory {
             registered: cleanup::register(Resource::Directory(directory.clone())),
             path: directory,
         };
+        drop(making);
         let congestion = self.congestion.as_deref().unwrap_or("cubic");
         let plan = build::Plan {
             prefix: &prefix,

@@ -8,10 +8,11 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::admin::{self, Metrics};
 use super::{Settings, binary};
+use crate::cleanup;
 use crate::net::Node;
 use crate::process::{self, CpuSeconds, Process};
 
@@ -44,6 +45,7 @@ impl<'world> Proxy<'world> {
         settings: Settings,
         environment: BTreeMap<String, String>,
     ) -> Result<Self> {
+        let _making = cleanup::making();
         fs::create_dir_all(&directory)
             .with_context(|| format!("making {}", directory.display()))?;
         Ok(Self {
@@ -116,9 +118,9 @@ impl<'world> Proxy<'world> {
             }
         });
         self.ready_after = started.elapsed();
-        outcome.with_context(|| {
-            format!(
-                "node {}; its log ends:\n{}",
+        outcome.map_err(|error| {
+            anyhow!(
+                "node {}: {error:#}; its log ends:\n{}",
                 self.node.name(),
                 self.log_tail()
             )
@@ -168,6 +170,7 @@ impl<'world> Proxy<'world> {
     /// # Errors
     /// When the file cannot be written.
     pub fn write_settings_text(&self, text: &str) -> Result<()> {
+        let _making = cleanup::making();
         let path = self.settings_path();
         let fresh = path.with_extension("yaml.new");
         fs::write(&fresh, text).with_context(|| format!("writing {}", fresh.display()))?;

@@ -16,6 +16,8 @@ use super::authorize::{Arrival, Judgement, Trial, Verdict, authorize};
 use super::proxy_protocol;
 use super::relay::{self, Side};
 use super::report::{Facts, Failure, Record};
+use super::route::HBONE_PORT;
+use super::tunnel;
 use super::worker::Here;
 use crate::hbone::{self, Authority, TunnelError};
 use crate::mesh::{Identity, Workload};
@@ -172,6 +174,7 @@ async fn handshake(
     let stream = tokio::time::timeout(timeout, secured)
         .await
         .map_err(|_elapsed| PeerError::Timeout { after: timeout })??;
+    tunnel::log_established(&stream, &identity);
     let peer = stream.peer().clone();
     Ok((stream, peer))
 }
@@ -238,7 +241,10 @@ async fn arrive(
             client,
             source,
             destination,
-            hbone: identity.is_some().then_some(destination),
+            // As at the source: the tunnel ends at the pod's HBONE port.
+            hbone: identity
+                .is_some()
+                .then(|| SocketAddr::new(destination.ip(), HBONE_PORT)),
             destination_identity: identity
                 .as_ref()
                 .and(workload.as_ref())

@@ -8,11 +8,12 @@ use std::time::Duration;
 use http::HeaderValue;
 use smallvec::SmallVec;
 use tokio::net::TcpStream;
+use tracing::Level;
 
 use super::worker::Here;
 use crate::hbone::{Authority, Baggage, Connect, OpenError, PoolKey, TraceParent, Tunnel};
 use crate::mesh::{Identity, Workload};
-use crate::pods::Source;
+use crate::pods::{self, Source};
 use crate::tls;
 
 /// Why the connection that carries tunnels could not be made.
@@ -119,11 +120,39 @@ async fn dial(here: Rc<Here>, key: PoolKey) -> Result<tls::Stream<TcpStream>, Di
             source,
         })?;
     let timeout = shared.config.handshake_timeout;
-    tokio::time::timeout(timeout, tls::connect(tcp, &credentials, &key.destinations))
+    let stream = tokio::time::timeout(timeout, tls::connect(tcp, &credentials, &key.destinations))
         .await
         .map_err(|_elapsed| DialError::HandshakeTimeout {
             hbone: key.hbone,
             timeout,
-        })?
-        .map_err(DialError::Tls)
+        })??;
+    log_established(&stream, &key.source);
+    Ok(stream)
+}
+
+/// One line at debug for each connection that carries tunnels: both ends write one, with what
+/// the handshake agreed on. Its field names are those of the access log.
+pub(super) fn log_established(stream: &tls::Stream<TcpStream>, own: &Identity) {
+    if !tracing::enabled!(Level::DEBUG) {
+        return;
+    }
+    let tcp = stream.get_ref();
+    let (Ok(local), Ok(remote)) = (pods::local_of(tcp), pods::peer_of(tcp)) else {
+        return; // Already reset; whoever uses the stream next reports that.
+    };
+    let (direction, source, destination) = match stream.role() {
+        tls::Role::Client => ("outbound", (local, own), (remote, stream.peer())),
+        tls::Role::Server => ("inbound", (remote, stream.peer()), (local, own)),
+    };
+    tracing::debug!(
+        src.addr = %source.0,
+        src.identity = %source.1,
+        dst.addr = %destination.0,
+        dst.identity = %destination.1,
+        direction,
+        tls.version = stream.tls_version(),
+        tls.cipher_suite = stream.cipher_suite(),
+        tls.key_exchange = stream.key_exchange(),
+        "tunnel connection established"
+    );
 }

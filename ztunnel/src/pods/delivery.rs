@@ -4,8 +4,8 @@
 //! The delivery socket is transparent and marked. `tcp_fwmark_accept` hands its mark to the
 //! application's accepted socket, a rule sends marked packets to a table of ours, and the one
 //! route of that table calls every address local: so replies to the client's address come back
-//! to the proxy over loopback instead of leaving the pod. Set over netlink; idempotent; gone
-//! with the namespace.
+//! to the proxy over loopback instead of leaving the pod. `fwmark_reflect` does the same for
+//! the resets that no socket sends. Set over netlink; idempotent; gone with the namespace.
 
 use std::io;
 
@@ -28,16 +28,19 @@ const MARK_MASK: u32 = 0xfff;
 const TABLE: u32 = 15006;
 const RULE_PRIORITY: u32 = 15006;
 const FWMARK_ACCEPT: &str = "net/ipv4/tcp_fwmark_accept";
+/// A reset that no socket sends, because nobody listens, bears the mark of what it answers
+/// (Documentation/networking/ip-sysctl.rst). Without it the reset leaves the pod towards the
+/// client, and the proxy waits for an answer in vain.
+const FWMARK_REFLECT: [(&str, bool); 2] = [
+    ("net/ipv4/fwmark_reflect", true),
+    ("net/ipv6/fwmark_reflect", false),
+];
 
 /// Prepares the namespace of the calling thread. What is there already is left alone.
 ///
 /// # Errors
 /// Names the object that the kernel refused.
 pub fn prepare() -> Result<(), Error> {
-    std::fs::write(format!("/proc/sys/{FWMARK_ACCEPT}"), "1").map_err(|source| Error::Sysctl {
-        key: FWMARK_ACCEPT,
-        source,
-    })?;
     let mut netlink = Netlink::open().map_err(|source| Error::Route {
         what: "route",
         source,
@@ -47,6 +50,12 @@ pub fn prepare() -> Result<(), Error> {
         source: errno.into(),
     })?;
     let v6 = std::path::Path::new("/proc/net/if_inet6").exists();
+    set(FWMARK_ACCEPT)?;
+    for (key, always) in FWMARK_REFLECT {
+        if always || v6 {
+            set(key)?;
+        }
+    }
     let families = [(AddressFamily::Inet, true), (AddressFamily::Inet6, v6)];
     for (family, _present) in families.into_iter().filter(|(_, present)| *present) {
         netlink
@@ -63,6 +72,10 @@ pub fn prepare() -> Result<(), Error> {
             })?;
     }
     Ok(())
+}
+
+fn set(key: &'static str) -> Result<(), Error> {
+    std::fs::write(format!("/proc/sys/{key}"), "1").map_err(|source| Error::Sysctl { key, source })
 }
 
 fn route(family: AddressFamily, loopback: u32) -> RouteMessage {

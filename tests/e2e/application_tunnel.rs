@@ -1,0 +1,112 @@
+//! An application that asks for the PROXY protocol is told who called, before the first byte of
+//! the connection, on the port it asked for.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+
+use serde_json::json;
+use ztunnel_tests::net::{Family, World};
+use ztunnel_tests::proxy::{Mesh, identity};
+
+use crate::ends::{accept, dial, listen};
+
+/// The PROXY protocol specification, section 2.2.
+const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+/// The type that Istio's ztunnel gives the client's identity.
+const IDENTITY: u8 = 0xd0;
+
+#[derive(Debug)]
+struct Header {
+    source: SocketAddr,
+    destination: SocketAddr,
+    /// Type and value of each further field.
+    fields: Vec<(u8, Vec<u8>)>,
+}
+
+fn read_header(mut stream: &TcpStream) -> Header {
+    let mut fixed = [0; 16];
+    stream.read_exact(&mut fixed).unwrap();
+    assert_eq!(&fixed[..12], SIGNATURE);
+    assert_eq!(fixed[12], 0x21, "version 2, command PROXY");
+    let mut body = vec![0; usize::from(u16::from_be_bytes([fixed[14], fixed[15]]))];
+    stream.read_exact(&mut body).unwrap();
+    let width = match fixed[13] {
+        0x11 => 4,
+        0x21 => 16,
+        other => panic!("family and protocol {other:#x}"),
+    };
+    let (addresses, rest) = body.split_at(2 * width);
+    let (ports, mut rest) = rest.split_at(4);
+    let port = |at: usize| u16::from_be_bytes([ports[at], ports[at + 1]]);
+    let mut fields = Vec::new();
+    while let [kind, high, low, after @ ..] = rest {
+        let (value, after) = after.split_at(usize::from(u16::from_be_bytes([*high, *low])));
+        fields.push((*kind, value.to_vec()));
+        rest = after;
+    }
+    assert!(rest.is_empty());
+    Header {
+        source: SocketAddr::new(address(&addresses[..width]), port(0)),
+        destination: SocketAddr::new(address(&addresses[width..]), port(2)),
+        fields,
+    }
+}
+
+fn address(octets: &[u8]) -> IpAddr {
+    match <[u8; 4]>::try_from(octets) {
+        Ok(v4) => Ipv4Addr::from(v4).into(),
+        Err(_) => Ipv6Addr::from(<[u8; 16]>::try_from(octets).unwrap()).into(),
+    }
+}
+
+#[test]
+fn the_header_tells_address_and_identity_on_the_port_that_was_asked_for() {
+    let world = World::two_nodes().unwrap();
+    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+    let _mesh = Mesh::builder(&world)
+        .settings(|settings| {
+            for workload in &mut settings.workloads {
+                if workload.name == "b-0" {
+                    let tunnel = json!({ "protocol": "PROXY", "port": 7777 });
+                    workload
+                        .extra
+                        .insert("applicationTunnel".to_owned(), tunnel);
+                }
+            }
+        })
+        .start()
+        .unwrap();
+    let listener = listen(server, 7777);
+    for family in Family::BOTH {
+        let to = server.at(family, 8080);
+        let mut near = dial(client, to).unwrap();
+        near.write_all(b"payload").unwrap();
+        let mut far = accept(&listener);
+        let header = read_header(&far);
+        assert_eq!(header.source.ip(), client.address(family));
+        assert_eq!(header.destination, to, "what the client called");
+        assert_eq!(header.fields, [(IDENTITY, identity(client).into_bytes())]);
+        let mut payload = [0; 7];
+        far.read_exact(&mut payload).unwrap();
+        assert_eq!(&payload, b"payload");
+        far.write_all(b"answer").unwrap();
+        let mut answer = [0; 6];
+        near.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"answer");
+    }
+}
+
+#[test]
+fn nobody_else_gets_a_header() {
+    let world = World::two_nodes().unwrap();
+    let _mesh = Mesh::start(&world).unwrap();
+    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+    let listener = listen(server, 8080);
+    for family in Family::BOTH {
+        let mut near = dial(client, server.at(family, 8080)).unwrap();
+        near.write_all(b"payload").unwrap();
+        let mut first = [0; 7];
+        accept(&listener).read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"payload");
+    }
+}

@@ -1,0 +1,95 @@
+//! The application's own sockets tell it what they would tell without a proxy: its own address,
+//! and the address it dialled.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream};
+
+use socket2::{Domain, Socket, Type};
+use ztunnel_tests::net::{Family, Host, World};
+use ztunnel_tests::proxy::Mesh;
+use ztunnel_tests::traffic::Kind;
+
+use crate::ends::{PATIENCE, dial, ways_to};
+
+/// The connection works, and stays what it is afterwards.
+fn speak(stream: &mut TcpStream) {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"hello").unwrap();
+    let mut echo = [0; 5];
+    stream.read_exact(&mut echo).unwrap();
+    assert_eq!(&echo, b"hello");
+}
+
+fn own(client: &Host, to: SocketAddr) -> std::net::IpAddr {
+    client.address(if to.is_ipv4() { Family::V4 } else { Family::V6 })
+}
+
+#[test]
+fn the_client_sees_its_own_address_and_the_one_it_dialled() {
+    let world = World::two_nodes().unwrap();
+    let _mesh = Mesh::start(&world).unwrap();
+    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+    let _running = server.serve(Kind::Echo, 8080).unwrap();
+    for to in ways_to(server) {
+        let mut stream = dial(client, to).unwrap();
+        for _before_and_after in 0..2 {
+            assert_eq!(stream.peer_addr().unwrap(), to);
+            assert_eq!(
+                stream.local_addr().unwrap().ip(),
+                own(client, to),
+                "to {to}"
+            );
+            speak(&mut stream);
+        }
+    }
+}
+
+#[test]
+fn a_port_that_was_bound_first_stays() {
+    let world = World::two_nodes().unwrap();
+    let _mesh = Mesh::start(&world).unwrap();
+    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+    let _running = server.serve(Kind::Echo, 8080).unwrap();
+    let mut port = 4000;
+    for to in ways_to(server) {
+        let wildcard: std::net::IpAddr = if to.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
+        for bound in [wildcard, own(client, to)] {
+            port += 1;
+            let socket = client.enter(|| {
+                let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+                socket.bind(&SocketAddr::new(bound, port).into()).unwrap();
+                socket.connect(&to.into()).unwrap();
+                socket
+            });
+            let mut stream: TcpStream = socket.into();
+            assert_eq!(stream.peer_addr().unwrap(), to, "bound to {bound}");
+            let expected = SocketAddr::new(own(client, to), port);
+            assert_eq!(
+                stream.local_addr().unwrap(),
+                expected,
+                "bound to {bound}, to {to}"
+            );
+            speak(&mut stream);
+        }
+    }
+}
+
+#[test]
+fn an_ipv6_socket_that_dials_a_mapped_address_sees_mapped_addresses() {
+    let world = World::two_nodes().unwrap();
+    let _mesh = Mesh::start(&world).unwrap();
+    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+    let _running = server.serve(Kind::Echo, 8080).unwrap();
+    for (address, port) in [(server.v4, 8080), (Mesh::service(server).v4, 80)] {
+        let to = SocketAddr::V6(SocketAddrV6::new(address.to_ipv6_mapped(), port, 0, 0));
+        let mut stream = dial(client, to).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), to);
+        let local = stream.local_addr().unwrap().ip();
+        assert_eq!(local, std::net::IpAddr::V6(client.v4.to_ipv6_mapped()));
+        speak(&mut stream);
+    }
+}
