@@ -179,22 +179,25 @@ async fn handshake(
     Ok((stream, peer))
 }
 
-/// Carries one tunnel from its CONNECT to its end.
-async fn carry_tunnel(
+/// Carries one tunnel from its CONNECT to its end. The set-up is boxed and gets what it needs
+/// before the future begins, so that none of it stays in memory while the tunnel lives.
+fn carry_tunnel(
     here: Rc<Here>,
     request: hbone::Request,
     peer: SocketAddr,
     identity: Identity,
-) {
-    let opened = Box::pin(open_tunnel(&here, request, peer, identity)).await;
-    if let Some((app, tunnel, record)) = opened {
-        let ended = relay::tunnelled(app, tunnel, Side::Destination, record.series()).await;
-        record.end(&ended);
+) -> impl Future<Output = ()> {
+    let opening = Box::pin(open_tunnel(here, request, peer, identity));
+    async move {
+        if let Some((app, tunnel, record)) = opening.await {
+            let ended = relay::tunnelled(app, tunnel, Side::Destination, record.series()).await;
+            record.end(&ended);
+        }
     }
 }
 
 async fn open_tunnel(
-    here: &Here,
+    here: Rc<Here>,
     request: hbone::Request,
     peer: SocketAddr,
     identity: Identity,
@@ -204,7 +207,7 @@ async fn open_tunnel(
         Authority::Address(address) => *address,
         Authority::Host(..) => SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), 0),
     };
-    let (app, record) = match arrive(here, peer, Some(identity), destination).await {
+    let (app, record) = match arrive(&here, peer, Some(identity), destination).await {
         Ok(arrived) => arrived,
         Err(status) => {
             request.refuse(status);

@@ -6,6 +6,7 @@
 //! filling memory. An end of stream travels as a half-close; an abort of either side becomes an
 //! abort of the other, never an orderly end.
 
+mod blocks;
 mod tcp;
 mod tunnel;
 

@@ -1,51 +1,21 @@
 //! The TCP ends of a relay, and the two relays there are: TCP to TCP, and TCP to tunnel.
 
-use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::buf::BufMut;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
+use super::blocks::{LARGEST_READ, SMALLEST_READ, with_room};
 use super::{Broken, Ended, Flow, Sink, Source, Way, run};
 use crate::hbone::Tunnel;
 use crate::pods::abort_on_drop;
 use crate::telemetry::Series;
-
-/// The smallest and the largest read, in bytes. A read that comes back full doubles the next.
-const SMALLEST_READ: usize = 16 << 10;
-const LARGEST_READ: usize = 256 << 10;
-/// Memory is taken from the allocator in blocks of this size, and cut into chunks.
-const BLOCK: usize = 512 << 10;
-/// Blocks that a worker keeps for reuse.
-const KEPT_BLOCKS: usize = 4;
-
-thread_local! {
-    static BLOCKS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Runs `read` with a buffer that has room for `want` bytes. Chunks that are split off the
-/// buffer keep its block alive; a block is used again once all its chunks are gone.
-fn with_room<T>(want: usize, read: impl FnOnce(&mut BytesMut) -> T) -> T {
-    BLOCKS.with_borrow_mut(|blocks| {
-        let roomy = blocks
-            .iter_mut()
-            .position(|block| block.capacity() >= want || block.try_reclaim(want));
-        let index = roomy.unwrap_or_else(|| {
-            if blocks.len() >= KEPT_BLOCKS {
-                blocks.remove(0);
-            }
-            blocks.push(BytesMut::with_capacity(BLOCK));
-            blocks.len() - 1
-        });
-        read(&mut blocks[index])
-    })
-}
 
 /// The reading half of a TCP connection.
 struct TcpSource<'a> {
@@ -65,6 +35,7 @@ impl Source for TcpSource<'_> {
             polled.map_ok(|_bytes| block.split().freeze())
         }))
         .map_err(Broken::read)?;
+        // A read that comes back full doubles the next.
         if chunk.len() == want {
             self.want = (want * 2).min(LARGEST_READ);
         } else if chunk.len() < want / 4 {
