@@ -86,7 +86,9 @@ fn lint(steps: &mut Vec<Step>) -> Result<()> {
 
 fn e2e(steps: &mut Vec<Step>) -> Result<()> {
     // The tests start these as programs.
-    let mut build = shell::cargo(["build", "--bins", "-p", "ztunnel", "-p", "ztunnel-tests"]);
+    // All commands select the same packages: another selection would unify other features, and
+    // build every dependency again.
+    let mut build = shell::cargo(["build", "--bins"]);
     if !shell::succeeds(&mut build)? {
         steps.push(Step {
             name: "e2e build",
@@ -98,9 +100,8 @@ fn e2e(steps: &mut Vec<Step>) -> Result<()> {
     // Tests of the proxy's own code that need root; they are ignored without it.
     let mut rooted = shell::cargo([
         "test",
-        "-p",
-        "ztunnel",
         "--lib",
+        "kernel::",
         "--",
         "--ignored",
         E2E_THREADS,
@@ -108,8 +109,6 @@ fn e2e(steps: &mut Vec<Step>) -> Result<()> {
     steps.push(tests("kernel", &mut rooted)?);
     let mut end_to_end = shell::cargo([
         "test",
-        "-p",
-        "ztunnel-tests",
         "--no-fail-fast",
         "--test",
         "*",
