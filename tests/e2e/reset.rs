@@ -80,10 +80,9 @@ fn a_writer_learns_that_its_reader_is_gone() {
 }
 
 /// The kernel answers data for a socket that is gone with a reset. One that goes to `::1` takes
-/// the device of the address it comes from, strictly (`rt6_need_strict`): it leaves through
-/// `eth0`, and the proxy, which listens at `::1`, does not learn that the application is gone.
+/// the device of the address it comes from, strictly (`rt6_need_strict`): from the pod's address it
+/// would leave through `eth0`, which is why a captured IPv6 socket comes from `::1`.
 #[test]
-#[ignore = "fails: the reset of an IPv6 application's closed socket does not reach the proxy"]
 fn a_server_learns_that_its_ipv6_client_is_gone() {
     writes_to_nobody(&[(Family::V6, Writer::Server)]);
 }

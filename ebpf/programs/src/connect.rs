@@ -52,13 +52,15 @@ fn capture6(ctx: SockAddrContext) -> i32 {
     let wanted = destination6(&ctx);
     match judge(&ctx, pod, wanted) {
         Judgement::Capture(config) => {
-            let (own, proxy) = if wanted.is_v4() {
-                (pod.v4, Address::LOOPBACK4)
+            // A native IPv6 socket is not bound to the pod's address: the kernel would send a reset
+            // for it to ::1 out of the pod, and the proxy would never learn that its client is
+            // gone. The name hooks hide ::1 from the application all the same.
+            if wanted.is_v4() {
+                bind6(&ctx, &pod.v4);
+                write6(&ctx, &Address::LOOPBACK4);
             } else {
-                (pod.v6, Address::LOOPBACK6)
-            };
-            bind6(&ctx, &own);
-            write6(&ctx, &proxy);
+                write6(&ctx, &Address::LOOPBACK6);
+            }
             // SAFETY: a writable field of connect6.
             unsafe { (*ctx.sock_addr).user_port = network_port(config.outbound) };
             PROCEED
@@ -291,7 +293,7 @@ fn bind4(ctx: &SockAddrContext, own: &Address) {
     };
 }
 
-/// As [`bind4`], for an AF_INET6 socket; IPv4 in mapped form.
+/// As [`bind4`], for an AF_INET6 socket that calls an IPv4 address in mapped form.
 #[inline(always)]
 fn bind6(ctx: &SockAddrContext, own: &Address) {
     if own.is(&Address::NONE) {

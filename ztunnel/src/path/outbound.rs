@@ -118,7 +118,7 @@ async fn depart(here: &Rc<Here>, client: SocketAddr) -> Result<(Onward, Record),
     let mut facts = Facts {
         reporter: Reporter::Source,
         began: Instant::now(),
-        client,
+        client: here.pod.known_as(client),
         source: None,
         source_identity: None,
         destination: client,
@@ -136,7 +136,8 @@ async fn depart(here: &Rc<Here>, client: SocketAddr) -> Result<(Onward, Record),
         }
     };
     let record = Record::open(telemetry, facts);
-    match connect(here, client.ip(), record.source(), route).await {
+    let source_ip = here.pod.known_as(client).ip();
+    match connect(here, source_ip, record.source(), route).await {
         Ok(onward) => Ok((onward, record)),
         Err(error) => {
             record.fail(&error);

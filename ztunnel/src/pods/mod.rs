@@ -15,7 +15,7 @@ pub use error::Error;
 pub use netns::{Netns, addresses_here};
 pub use socket::{Dial, Listeners, PROXY_PORTS, Source, abort_on_drop, accept, local_of, peer_of};
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::mesh::{Uid, Workload};
@@ -33,6 +33,18 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// The address by which others know a client inside the pod. The kernel gives loopback as the
+    /// source of a captured IPv6 connection, and of one that was bound to a port beforehand.
+    #[must_use]
+    pub fn known_as(&self, client: SocketAddr) -> SocketAddr {
+        let ip = client.ip();
+        let own = self
+            .addresses
+            .iter()
+            .find(|own| ip.is_loopback() && own.is_ipv4() == ip.is_ipv4());
+        SocketAddr::new(own.copied().unwrap_or(ip), client.port())
+    }
+
     /// Whether `address` is one of the pod's own, by its interfaces or by what the mesh says.
     #[must_use]
     pub fn owns(&self, address: IpAddr, workload: &Workload) -> bool {
