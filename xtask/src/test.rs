@@ -98,23 +98,9 @@ fn e2e(steps: &mut Vec<Step>) -> Result<()> {
         return Ok(());
     }
     // Tests of the proxy's own code that need root; they are ignored without it.
-    let mut rooted = shell::cargo([
-        "test",
-        "--lib",
-        "kernel::",
-        "--",
-        "--ignored",
-        E2E_THREADS,
-    ]);
+    let mut rooted = shell::cargo(["test", "--lib", "kernel::", "--", "--ignored", E2E_THREADS]);
     steps.push(tests("kernel", &mut rooted)?);
-    let mut end_to_end = shell::cargo([
-        "test",
-        "--no-fail-fast",
-        "--test",
-        "*",
-        "--",
-        E2E_THREADS,
-    ]);
+    let mut end_to_end = shell::cargo(["test", "--no-fail-fast", "--test", "*", "--", E2E_THREADS]);
     steps.push(tests("e2e", &mut end_to_end)?);
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use nix::sys::socket::{
@@ -87,6 +87,9 @@ impl Sniffer {
     }
 }
 
+/// On a link that never falls silent, what is queued is read for this long after the stop.
+const DRAIN: Duration = Duration::from_secs(1);
+
 fn open() -> Result<OwnedFd> {
     let socket = socket(
         AddressFamily::Packet,
@@ -104,9 +107,13 @@ fn open() -> Result<OwnedFd> {
 fn read(socket: &OwnedFd, index: usize, marker: &[u8], stop: &AtomicBool) -> Result<Seen> {
     let mut seen = Seen::default();
     let mut buffer = vec![0; PACKET_BYTES];
+    let mut end = None;
     loop {
         // Asked before reading, so that whatever was queued by then is read.
         let last = stop.load(Ordering::Relaxed);
+        if last && *end.get_or_insert_with(|| Instant::now() + DRAIN) <= Instant::now() {
+            return Ok(seen);
+        }
         match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer) {
             Ok((length, Some(from))) if from.ifindex() == index => {
                 let packet = buffer.get(..length).unwrap_or(&buffer);
