@@ -152,6 +152,23 @@ pub fn start(
     sources: Sources,
     shutdown: &watch::Receiver<bool>,
 ) -> Result<Servers, Error> {
+    Ok(bind(config)?.serve(sources, shutdown))
+}
+
+/// The servers' listeners, before there is anything to show.
+#[derive(Debug)]
+pub struct Bound {
+    admin: http::Listener,
+    metrics: http::Listener,
+    readiness: http::Listener,
+}
+
+/// Takes the three addresses. A process that cannot have them has no business with what another
+/// one runs, so this comes before anything is touched.
+///
+/// # Errors
+/// When one of them cannot be listened on.
+pub fn bind(config: &Config) -> Result<Bound, Error> {
     let listen = |address, setting| {
         http::Listener::bind(address).map_err(|source| Error::Bind {
             address,
@@ -159,25 +176,34 @@ pub fn start(
             source,
         })
     };
-    let admin = listen(config.admin, "admin.address")?;
-    let metrics = listen(config.metrics, "metrics.address")?;
-    let readiness = listen(config.readiness, "readiness.address")?;
-    let sources = Arc::new(sources);
-    let serve = |listener: http::Listener, pages: pages::Pages| {
-        let sources = sources.clone();
-        let answer = move |request: &http::Ask| pages::answer(pages, request, &sources);
-        tokio::spawn(listener.serve(Arc::new(answer), shutdown.clone()))
-    };
-    Ok(Servers {
-        admin: admin.address(),
-        metrics: metrics.address(),
-        readiness: readiness.address(),
-        tasks: [
-            serve(admin, pages::Pages::Admin),
-            serve(metrics, pages::Pages::Metrics),
-            serve(readiness, pages::Pages::Readiness),
-        ],
+    Ok(Bound {
+        admin: listen(config.admin, "admin.address")?,
+        metrics: listen(config.metrics, "metrics.address")?,
+        readiness: listen(config.readiness, "readiness.address")?,
     })
+}
+
+impl Bound {
+    /// Serves on the runtime of the caller until `shutdown` becomes true or its sender is gone.
+    #[must_use]
+    pub fn serve(self, sources: Sources, shutdown: &watch::Receiver<bool>) -> Servers {
+        let sources = Arc::new(sources);
+        let serve = |listener: http::Listener, pages: pages::Pages| {
+            let sources = sources.clone();
+            let answer = move |request: &http::Ask| pages::answer(pages, request, &sources);
+            tokio::spawn(listener.serve(Arc::new(answer), shutdown.clone()))
+        };
+        Servers {
+            admin: self.admin.address(),
+            metrics: self.metrics.address(),
+            readiness: self.readiness.address(),
+            tasks: [
+                serve(self.admin, pages::Pages::Admin),
+                serve(self.metrics, pages::Pages::Metrics),
+                serve(self.readiness, pages::Pages::Readiness),
+            ],
+        }
+    }
 }
 
 #[cfg(test)]

@@ -245,12 +245,12 @@ impl Default for Capture {
 impl Default for Hbone {
     fn default() -> Self {
         Self {
-            stream_window: Bytes(2 << 20),
-            connection_window: Bytes(64 << 20),
+            stream_window: Bytes(1 << 20),
+            connection_window: Bytes(128 << 20),
             max_frame: Bytes(1 << 20),
             send_buffer: Bytes(1 << 20),
             max_streams_per_connection: 100,
-            max_concurrent_streams: 256,
+            max_concurrent_streams: 127,
             header_list_max: Bytes(16 << 10),
             idle_release: Duration::from_secs(5 * 60),
             server_idle: Duration::from_secs(10 * 60),

@@ -68,12 +68,14 @@ pub struct Keepalive {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            stream_window: 2 * MIB,
-            connection_window: 64 * MIB,
+            // All the streams there may be can stall without taking the last byte of the
+            // connection's window from the others: 127 MiB of 128.
+            stream_window: MIB,
+            connection_window: 128 * MIB,
             max_frame: MIB,
             send_buffer: MIB as usize,
             max_streams_per_connection: 100,
-            max_concurrent_streams: 256,
+            max_concurrent_streams: 127,
             header_list_max: 16 * KIB,
             pending_resets_max: 32,
             error_resets_max: 256,

@@ -27,7 +27,10 @@ use crate::mesh::Identity;
 pub struct PoolKey {
     /// Whose certificate we present.
     pub source: Identity,
-    /// The source pod's address: connections leave from its network namespace.
+    /// The cookie of the source pod's network namespace, which connections leave from: a pod that
+    /// came back under the same address is another one.
+    pub netns: u64,
+    /// The source pod's address.
     pub source_ip: IpAddr,
     /// The identities of which the peer must show one.
     pub destinations: SmallVec<[Identity; 1]>,

@@ -92,7 +92,8 @@ fn hbone(settings: &config::Hbone) -> hbone::Config {
         header_list_max: narrow(settings.header_list_max),
         idle_release: settings.idle_release,
         server_idle: settings.server_idle,
-        connect_timeout: settings.connect_timeout,
+        // Around the two limits of a dial, so that the one that was exceeded is the one reported.
+        connect_timeout: settings.connect_timeout + settings.handshake_timeout,
         handshake_timeout: settings.handshake_timeout,
         response_timeout: settings.response_timeout,
         keepalive: Some(hbone::Keepalive {
@@ -122,6 +123,10 @@ pub(super) fn pods(settings: &Settings) -> Vec<Wanted> {
         }
     }
 }
+
+/// Keys that make a node the node it is: with another value the rest of a file means something
+/// else, so none of it is taken over.
+pub(super) const IDENTIFYING: [&str; 4] = ["node", "network", "trustDomain", "mode"];
 
 /// Keys whose new value waits for a restart.
 pub(super) fn fixed_keys_that_differ(old: &Settings, new: &Settings) -> Vec<&'static str> {

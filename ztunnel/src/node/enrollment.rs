@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::kernel::{self, Kernel, NetnsCookie, PodCapture};
-use crate::mesh::{Snapshot, Uid};
+use crate::mesh::{Identity, Snapshot, Uid};
 use crate::path::{Shared, Workers};
 use crate::pods::{self, Listeners, Netns, Pod, addresses_here, delivery};
 
@@ -38,6 +38,7 @@ pub(super) enum EnrollError {
 #[derive(Debug)]
 struct Enrolled {
     pod: Arc<Pod>,
+    identity: Option<Identity>,
     /// Keeps one inbound listener at hand for enrolling again when addresses change.
     inbound: OwnedFd,
     captured: Vec<IpAddr>,
@@ -104,11 +105,20 @@ impl Enrollment {
                     tracing::error!(%error, pod = %uid.0, "cannot withdraw the pod from capture");
                 }
                 workers.remove(cookie);
+                self.forget_certificate(enrolled.identity);
                 let pods = self.shared.telemetry.pods();
                 pods.stopped.inc();
                 pods.active.dec();
                 tracing::info!(pod = %uid.0, "pod left");
             }
+        }
+    }
+
+    /// Stops renewing a certificate that no pod here needs any more.
+    fn forget_certificate(&self, identity: Option<Identity>) {
+        let still_needed = self.pods.values().any(|pod| pod.identity == identity);
+        if let Some(identity) = identity.filter(|_| !still_needed) {
+            self.shared.certificates.forget(&identity);
         }
     }
 
@@ -135,9 +145,16 @@ impl Enrollment {
         let inbound = inbound.transpose().map_err(EnrollError::Addresses)?;
         workers.add(&pod, listeners);
         if let Some(inbound) = inbound {
-            capture(&self.shared.kernel, &pod.netns, &captured, &inbound)?;
-            if let Some(workload) = mesh.workload_by_uid(&wanted.uid) {
-                self.shared.certificates.prefetch(&workload.identity);
+            if let Err(error) = capture(&self.shared.kernel, &pod.netns, &captured, &inbound) {
+                // What is captured stays captured and refused; only our part is taken back.
+                workers.remove(pod.netns.cookie());
+                return Err(error);
+            }
+            let identity = mesh
+                .workload_by_uid(&wanted.uid)
+                .map(|workload| workload.identity.clone());
+            if let Some(identity) = &identity {
+                self.shared.certificates.prefetch(identity);
             }
             tracing::info!(pod = %wanted.uid.0, netns = %wanted.netns.display(), addresses = ?captured, "pod enrolled");
             let pods = self.shared.telemetry.pods();
@@ -147,6 +164,7 @@ impl Enrollment {
                 wanted.uid.clone(),
                 Enrolled {
                     pod,
+                    identity,
                     inbound,
                     captured,
                 },
@@ -219,11 +237,16 @@ fn capture(
 
 /// The addresses under which the pod is called: what its interfaces bear and what the mesh says.
 fn captured_addresses(pod: &Pod, mesh: &Snapshot) -> Vec<IpAddr> {
-    let mut addresses = pod.addresses.clone();
-    if let Some(workload) = mesh.workload_by_uid(&pod.uid) {
-        addresses.extend(&workload.workload_ips);
+    let workload = mesh.workload_by_uid(&pod.uid);
+    // The mesh's come first: the first of each family is what captured sockets are bound to.
+    let mut addresses: Vec<IpAddr> = workload
+        .map(|workload| workload.workload_ips.clone())
+        .unwrap_or_default();
+    for own in &pod.addresses {
+        if !addresses.contains(own) {
+            addresses.push(*own);
+        }
     }
-    addresses.sort_unstable();
-    addresses.dedup();
+    addresses.retain(|address| pod.addresses.contains(address) || pod.addresses.is_empty());
     addresses
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
@@ -62,6 +63,7 @@ pub enum Error {
 /// When a room cannot be built; what was pinned in the kernel stays as it was.
 pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Error> {
     let began = Instant::now();
+    raise_file_limit();
     let settings = config::load(file.as_deref(), &overrides)?;
     let (log, guard) = init_logging(&assembly::log(&settings)?)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -76,6 +78,16 @@ pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Error> {
     })?;
     drop::<LogGuard>(guard);
     Ok(())
+}
+
+/// Every connection takes two descriptors and every pod some more: the soft limit of 1024 that
+/// most systems set would be over with five hundred connections.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        eprintln!("warning: the limit on open files stays as it is: {error}");
+    }
 }
 
 /// Where settings come from, to read them again.
@@ -98,6 +110,8 @@ struct Node {
 
 impl Node {
     fn build(source: Source, settings: Settings, log: LogHandle) -> Result<Self, Error> {
+        // First of all: a second proxy by mistake must fail before it touches the first one's maps.
+        let bound = admin::bind(&assembly::admin(&settings))?;
         let kernel = Kernel::open(&assembly::kernel(&settings))?;
         let issuer = assembly::issuer(&settings)?;
         let runtime = tokio::runtime::Handle::current();
@@ -122,7 +136,7 @@ impl Node {
                 move || quit.notify_one()
             }),
         };
-        let servers = admin::start(&assembly::admin(&settings), sources, &stopping)?;
+        let servers = bound.serve(sources, &stopping);
         let workers = Workers::start(&shared)?;
         let enrollment = Enrollment::new(shared.clone());
         Ok(Self {
@@ -144,8 +158,9 @@ impl Node {
             tracing::warn!("{warning}");
         }
         let program_log = tokio::spawn(program_log::follow(self.shared.kernel.clone()));
-        let mut complete = self.enroll();
         let mut watcher = self.watch();
+        // Read once more: what was written since the start would go unnoticed otherwise.
+        let mut complete = self.reload();
         let (mut terminate, mut interrupt) = (
             listen_for(SignalKind::terminate()),
             listen_for(SignalKind::interrupt()),
@@ -169,6 +184,8 @@ impl Node {
         tracing::info!("stopping: draining connections");
         program_log.abort();
         self.stop.send_replace(true);
+        // With its listeners: a connection that nobody would accept is refused instead.
+        drop(self.enrollment);
         self.workers.drain(self.settings.termination_deadline).await;
         self.servers.finished().await;
     }
@@ -200,11 +217,20 @@ impl Node {
         match config::load(self.source.file.as_deref(), &self.source.overrides) {
             Ok(settings) => {
                 let changed = assembly::fixed_keys_that_differ(&self.settings, &settings);
-                for key in changed {
+                for key in &changed {
                     tracing::warn!(key, "this setting changes only with a restart");
                 }
-                self.adopt(settings);
-                tracing::info!("settings loaded anew");
+                if changed
+                    .iter()
+                    .any(|key| assembly::IDENTIFYING.contains(key))
+                {
+                    tracing::error!(
+                        "the new settings are another node's; the last good ones stay in force"
+                    );
+                } else if settings != self.settings {
+                    self.adopt(settings);
+                    tracing::info!("settings loaded anew");
+                }
             }
             Err(error) => {
                 tracing::error!(%error, "the settings are bad; the last good ones stay in force");

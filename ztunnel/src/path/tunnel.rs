@@ -61,6 +61,7 @@ pub(super) async fn open(
 ) -> Result<Tunnel, OpenError<DialError>> {
     let key = PoolKey {
         source: request.source.identity.clone(),
+        netns: here.pod.netns.cookie(),
         source_ip: request.source_ip,
         destinations: request.expected,
         hbone: request.hbone,

@@ -253,6 +253,7 @@ async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Command>)
                 if let Some(stop) = pods.remove(&cookie) {
                     stop.send_replace(true);
                 }
+                local.pool.evict(|key| key.netns == cookie);
             }
             Command::Drain => {
                 for (_, stop) in pods.drain() {

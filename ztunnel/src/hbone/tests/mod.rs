@@ -47,6 +47,7 @@ fn connect() -> Connect {
 
 fn key(account: &str) -> PoolKey {
     PoolKey {
+        netns: 1,
         source: Identity::new("cluster.local", "default", account).unwrap(),
         source_ip: "10.0.0.1".parse().unwrap(),
         destinations: smallvec![Identity::new("cluster.local", "default", "b").unwrap()],
