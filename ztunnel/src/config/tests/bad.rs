@@ -37,8 +37,8 @@ const CASES: &[(&str, &str)] = &[
         "hbone.streamWindow: 1KiB is out of range, 65535B to 2147483647B is possible",
     ),
     (
-        "hbone: { streamWindow: 128MiB }",
-        "hbone.connectionWindow: 64MiB is less than hbone.streamWindow, 128MiB",
+        "hbone: { streamWindow: 256MiB }",
+        "hbone.connectionWindow: 128MiB is less than hbone.streamWindow, 256MiB",
     ),
     (
         "hbone: { maxFrame: 32MiB }",

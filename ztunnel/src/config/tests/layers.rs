@@ -15,7 +15,7 @@ fn a_small_file_and_the_defaults() {
     assert_eq!(settings.mode, Mode::Shared);
     assert_eq!(settings.pods.len(), 1);
     assert_eq!(settings.admin.to_string(), "127.0.0.1:15000");
-    assert_eq!(settings.hbone.stream_window, Bytes(2 << 20));
+    assert_eq!(settings.hbone.stream_window, Bytes(1 << 20));
     assert_eq!(settings.ca.leaf_ttl, Duration::from_secs(86_400));
     assert!(settings.threads.get() <= 2);
     assert_eq!(settings.warnings, Vec::<String>::new());
