@@ -3,9 +3,9 @@
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
-use ztunnel_ebpf_types::{Address, CONFIG_NETS, CONFIG_PORTS, Config, Cookie};
+use ztunnel_ebpf_types::{Address, CONFIG_NETS, CONFIG_PORTS, Config, Cookie, EXEMPT_OUTBOUND};
 
-use crate::maps::{ADDRESSES, EXEMPT_PORTS, KNOWS_PROCESS, is_exempt_net};
+use crate::maps::{ADDRESSES, KNOWS_PROCESS, is_exempt_net, is_exempt_port};
 
 /// Whether the socket is the proxy's own: it bears the mark, and the process that connects it is
 /// the one that made itself known. The mark alone would not do, a container with CAP_NET_RAW may
@@ -39,11 +39,8 @@ pub fn is_exempt(config: &Config, cookie: Cookie, address: &Address, port: u32) 
     {
         return true;
     }
-    if config.flags & CONFIG_PORTS != 0 {
-        // SAFETY: only presence is read.
-        if unsafe { EXEMPT_PORTS.get(&port) }.is_some() {
-            return true;
-        }
+    if config.flags & CONFIG_PORTS != 0 && is_exempt_port(port, EXEMPT_OUTBOUND) {
+        return true;
     }
-    config.flags & CONFIG_NETS != 0 && is_exempt_net(address)
+    config.flags & CONFIG_NETS != 0 && is_exempt_net(address, EXEMPT_OUTBOUND)
 }

@@ -9,11 +9,11 @@
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use aya_log_ebpf::debug;
-use ztunnel_ebpf_types::{Address, CONFIG_NETS, CONFIG_PORTS, Config};
+use ztunnel_ebpf_types::{Address, CONFIG_NETS, CONFIG_PORTS, Config, EXEMPT_INBOUND};
 
 use crate::connect::shown;
 use crate::context::Ends;
-use crate::maps::{ADDRESSES, EXEMPT_PORTS, LISTENERS, config, is_exempt_net, logs};
+use crate::maps::{ADDRESSES, LISTENERS, config, is_exempt_net, is_exempt_port, logs};
 
 const PASS: u32 = 1;
 const DROP: u32 = 0;
@@ -69,13 +69,10 @@ fn passes(config: &Config, local: &Address, remote: &Address, port: u32) -> bool
     if port == config.hbone || local.is(remote) {
         return true;
     }
-    if config.flags & CONFIG_PORTS != 0 {
-        // SAFETY: only presence is read.
-        if unsafe { EXEMPT_PORTS.get(&port) }.is_some() {
-            return true;
-        }
+    if config.flags & CONFIG_PORTS != 0 && is_exempt_port(port, EXEMPT_INBOUND) {
+        return true;
     }
-    if config.flags & CONFIG_NETS != 0 && is_exempt_net(remote) {
+    if config.flags & CONFIG_NETS != 0 && is_exempt_net(remote, EXEMPT_INBOUND) {
         return true;
     }
     // Two addresses of the same pod.

@@ -32,11 +32,12 @@ pub static LISTENERS: SockHash<Address> = SockHash::with_max_entries(16384, 0);
 #[map]
 pub static ORIGINS: LruHashMap<Client, Destination> = LruHashMap::with_max_entries(65536, 0);
 
-/// Ports, in host byte order, that are never captured.
+/// Ports, in host byte order, that are not captured in the directions that the value says.
 #[map]
 pub static EXEMPT_PORTS: HashMap<u32, u32> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 
-/// Networks that are never captured, IPv4 in mapped form.
+/// Networks that are not captured in the directions that the value says, IPv4 in mapped form. Only
+/// the longest prefix is found: its value includes those of the prefixes that contain it.
 #[map]
 pub static EXEMPT_NETS: LpmTrie<Address, u32> = LpmTrie::with_max_entries(4096, 0);
 
@@ -61,10 +62,23 @@ pub fn logs(config: &Config) -> bool {
     config.flags & CONFIG_LOG != 0
 }
 
-/// Whether the network is exempt.
+/// Whether the port is exempt in a direction, one of the `EXEMPT_` bits.
 #[inline(always)]
-pub fn is_exempt_net(address: &Address) -> bool {
-    EXEMPT_NETS.get(Key::new(128, *address)).is_some()
+pub fn is_exempt_port(port: u32, direction: u32) -> bool {
+    // SAFETY: the value is copied at once.
+    match unsafe { EXEMPT_PORTS.get(&port) } {
+        Some(directions) => *directions & direction != 0,
+        None => false,
+    }
+}
+
+/// Whether the address is in a network that is exempt in a direction.
+#[inline(always)]
+pub fn is_exempt_net(address: &Address, direction: u32) -> bool {
+    match EXEMPT_NETS.get(Key::new(128, *address)) {
+        Some(directions) => *directions & direction != 0,
+        None => false,
+    }
 }
 
 /// The cookie of the socket's network namespace.

@@ -168,6 +168,12 @@ pub struct Config {
     pub flags: u32,
 }
 
+/// A value of EXEMPT_PORTS or EXEMPT_NETS is a set of the `EXEMPT_` bits. This one: connections of
+/// a pod to the port or network are left alone.
+pub const EXEMPT_OUTBOUND: u32 = 1;
+/// Connections into a pod, on the port or from the network, are left alone.
+pub const EXEMPT_INBOUND: u32 = 2;
+
 /// EXEMPT_PORTS has entries.
 pub const CONFIG_PORTS: u32 = 1;
 /// EXEMPT_NETS has entries.

@@ -77,6 +77,7 @@ pub(super) struct CaptureSection {
     pub(super) mark: Option<u32>,
     pub(super) exempt_ports: Option<Vec<u16>>,
     pub(super) exempt_cidrs: Option<Vec<Range>>,
+    pub(super) exempt_sources: Option<Vec<Range>>,
 }
 
 /// An address and a port to listen on.

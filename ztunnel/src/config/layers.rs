@@ -5,7 +5,9 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::file::{CaptureSection, File, HboneSection, KeepaliveSection, ListenSection, ModeName};
+use super::file::{
+    CaptureSection, File, HboneSection, KeepaliveSection, ListenSection, ModeName, Range,
+};
 use super::units::Span;
 use super::{Capture, ConfigError, Environment, Hbone, Keepalive, LogFormat, Pod, Settings, check};
 use crate::mesh::Uid;
@@ -199,10 +201,14 @@ fn capture(capture: &mut Capture, file: &CaptureSection, env: &Environment, flag
     capture.cgroup.clone_from(&file.cgroup);
     set(&mut capture.mark, env.mark.or(file.mark));
     set(&mut capture.exempt_ports, file.exempt_ports.clone());
-    let cidrs = file.exempt_cidrs.as_ref();
+    let cidrs = |ranges: &Vec<Range>| ranges.iter().map(|range| range.0).collect();
     set(
         &mut capture.exempt_cidrs,
-        cidrs.map(|cidrs| cidrs.iter().map(|range| range.0).collect()),
+        file.exempt_cidrs.as_ref().map(cidrs),
+    );
+    set(
+        &mut capture.exempt_sources,
+        file.exempt_sources.as_ref().map(cidrs),
     );
 }
 

@@ -104,10 +104,12 @@ pub struct Capture {
     pub cgroup: Option<PathBuf>,
     /// The mark of the proxy's own sockets.
     pub mark: u32,
-    /// Destination ports that are never captured.
+    /// Destination ports of outbound connections that are never captured.
     pub exempt_ports: Vec<u16>,
-    /// Destinations that are never captured.
+    /// Destinations of outbound connections that are never captured.
     pub exempt_cidrs: Vec<IpNet>,
+    /// Sources of inbound connections that are never captured.
+    pub exempt_sources: Vec<IpNet>,
 }
 
 /// Tunnels.
@@ -237,7 +239,8 @@ impl Default for Capture {
             cgroup: None,
             mark: 1337,
             exempt_ports: Vec::new(),
-            exempt_cidrs: vec![probe_v4.into(), probe_v6.into()],
+            exempt_cidrs: Vec::new(),
+            exempt_sources: vec![probe_v4.into(), probe_v6.into()],
         }
     }
 }

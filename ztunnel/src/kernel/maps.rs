@@ -7,13 +7,13 @@ use std::sync::{Mutex, PoisonError};
 use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 use ztunnel_ebpf_types::{
-    Address, CONFIG_NETS, CONFIG_PORTS, Client, Config, Destination, Net, POD_HANDSHAKE, Pod,
-    SAVED_HANDSHAKE, Saved,
+    Address, CONFIG_NETS, CONFIG_PORTS, Client, Config, Destination, EXEMPT_INBOUND,
+    EXEMPT_OUTBOUND, Net, POD_HANDSHAKE, Pod, SAVED_HANDSHAKE, Saved,
 };
 
 use super::object::Object;
 use super::sys::{self, Map};
-use super::{Error, NetnsCookie};
+use super::{Error, Exemptions, NetnsCookie};
 
 /// Every map that user space reads or writes.
 #[derive(Debug)]
@@ -65,13 +65,23 @@ impl Maps {
             .unwrap_or_default())
     }
 
-    /// Makes the exempt ports and networks these and no others. New ones count before old ones
-    /// go, so what is exempt before and after is exempt all the time.
-    pub(super) fn exempt(&self, ports: &[u16], networks: &[IpNet]) -> Result<(), Error> {
-        let ports: Vec<u32> = ports.iter().copied().map(u32::from).collect();
-        let networks: Vec<Net> = networks.iter().map(net).collect();
-        replace(&self.exempt_ports, &ports)?;
-        replace(&self.exempt_nets, &networks)?;
+    /// Makes the exemptions these and no others. New ones count before old ones go, so what is
+    /// exempt before and after is exempt all the time.
+    pub(super) fn exempt(&self, exemptions: &Exemptions) -> Result<(), Error> {
+        let ports = |ports: &[u16]| ports.iter().copied().map(u32::from).collect::<Vec<_>>();
+        let ports = directions(
+            &ports(&exemptions.outbound_ports),
+            &ports(&exemptions.inbound_ports),
+            |port, wanted| port == wanted,
+        );
+        let networks = |networks: &[IpNet]| networks.iter().map(net).collect::<Vec<_>>();
+        let networks = directions(
+            &networks(&exemptions.outbound_cidrs),
+            &networks(&exemptions.inbound_cidrs),
+            contains,
+        );
+        replace(&self.exempt_ports, &ports, |_| 0)?;
+        replace(&self.exempt_nets, &networks, |network| network.bits)?;
         self.configure(|config| {
             let mut set = |flag: u32, used: bool| {
                 config.flags = if used {
@@ -178,20 +188,65 @@ where
     }
 }
 
-/// Makes a set in a map hold these keys and no others.
-fn replace<K>(map: &Map<K, u32>, wanted: &[K]) -> Result<(), Error>
+/// The keys of both directions with the directions in which each is exempt: those of every key
+/// that covers it, because a look-up finds one entry only.
+fn directions<K: Copy + PartialEq>(
+    outbound: &[K],
+    inbound: &[K],
+    covers: impl Fn(&K, &K) -> bool,
+) -> Vec<(K, u32)> {
+    let mut found: Vec<(K, u32)> = Vec::new();
+    for key in outbound.iter().chain(inbound) {
+        if found.iter().any(|(known, _)| known == key) {
+            continue;
+        }
+        let mut bits = 0;
+        for (keys, bit) in [(outbound, EXEMPT_OUTBOUND), (inbound, EXEMPT_INBOUND)] {
+            if keys.iter().any(|wide| covers(wide, key)) {
+                bits |= bit;
+            }
+        }
+        found.push((*key, bits));
+    }
+    found
+}
+
+/// Makes a map hold these entries and no others. A look-up finds the deepest entry that covers
+/// it: the deepest are written first and removed last, so that at any time it finds what holds
+/// before or what holds after.
+fn replace<K>(
+    map: &Map<K, u32>,
+    wanted: &[(K, u32)],
+    depth: impl Fn(&K) -> u32,
+) -> Result<(), Error>
 where
     K: aya::Pod + Default + PartialEq,
 {
-    for key in wanted {
-        map.insert(key, &1).map_err(failed(map, "written"))?;
+    let mut wanted = wanted.to_vec();
+    wanted.sort_by_key(|(key, _)| std::cmp::Reverse(depth(key)));
+    for (key, bits) in &wanted {
+        map.insert(key, bits).map_err(failed(map, "written"))?;
     }
-    for key in map.keys().map_err(failed(map, "read"))? {
-        if !wanted.contains(&key) {
+    let mut present = map.keys().map_err(failed(map, "read"))?;
+    present.sort_by_key(depth);
+    for key in present {
+        if !wanted.iter().any(|(kept, _)| *kept == key) {
             map.remove(&key).map_err(failed(map, "written"))?;
         }
     }
     Ok(())
+}
+
+/// Whether a network contains another, or is the same.
+fn contains(wide: &Net, narrow: &Net) -> bool {
+    let differ = |(a, b): (&u32, &u32)| u32::from_be(a ^ b);
+    let words = wide.address.words.iter().zip(&narrow.address.words);
+    let common = words.map(differ).try_fold(0, |bits, word| match word {
+        0 => Ok(bits + 32),
+        _ => Err(bits + word.leading_zeros()),
+    });
+    let (Ok(common) | Err(common)) = common;
+    wide.bits <= narrow.bits && wide.bits <= common
 }
 
 /// A network as the trie has it: IPv4 lies 96 bits deep.
@@ -220,6 +275,56 @@ mod tests {
         let v6 = net(&"fd00::1/16".parse().unwrap());
         assert_eq!(v6.bits, 16);
         assert_eq!(IpAddr::from(v6.address).to_string(), "fd00::");
+    }
+
+    #[test]
+    fn an_entry_has_the_directions_of_the_networks_around_it() {
+        let nets = |texts: &[&str]| -> Vec<Net> {
+            texts
+                .iter()
+                .map(|text| net(&text.parse().unwrap()))
+                .collect()
+        };
+        let both = EXEMPT_OUTBOUND | EXEMPT_INBOUND;
+        let outbound = nets(&["10.0.0.0/8", "10.1.0.0/16", "fd00::/8", "10.1.0.0/16"]);
+        let inbound = nets(&["10.1.2.0/24", "11.0.0.0/8", "fd00::/8", "10.0.0.0/7"]);
+        let found = directions(&outbound, &inbound, contains);
+        let expected: Vec<(Net, u32)> = nets(&[
+            "10.0.0.0/8",
+            "10.1.0.0/16",
+            "fd00::/8",
+            "10.1.2.0/24",
+            "11.0.0.0/8",
+            "10.0.0.0/7",
+        ])
+        .into_iter()
+        .zip([both, both, both, both, EXEMPT_INBOUND, EXEMPT_INBOUND])
+        .collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_network_contains_itself_and_narrower_ones() {
+        let contains = |wide: &str, narrow: &str| {
+            contains(&net(&wide.parse().unwrap()), &net(&narrow.parse().unwrap()))
+        };
+        for (wide, narrow) in [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("10.0.0.0/8", "10.255.0.1/32"),
+            ("0.0.0.0/0", "10.0.0.0/8"),
+            ("::/0", "fd00::/8"),
+            ("fd00::/65", "fd00::1/128"),
+        ] {
+            assert!(contains(wide, narrow), "{wide} {narrow}");
+        }
+        for (wide, narrow) in [
+            ("10.0.0.0/8", "0.0.0.0/0"),
+            ("10.0.0.0/8", "11.0.0.0/16"),
+            ("0.0.0.0/0", "fd00::/8"),
+            ("fd00::/65", "fd00:0:0:0:8000::/128"),
+        ] {
+            assert!(!contains(wide, narrow), "{wide} {narrow}");
+        }
     }
 
     #[test]

@@ -43,12 +43,24 @@ pub struct Config {
     pub cgroup: Option<PathBuf>,
     /// `SO_MARK` of the proxy's own sockets, which are not captured.
     pub mark: u32,
-    /// TCP ports, as dialled, that are never captured.
-    pub exempt_ports: Vec<u16>,
-    /// Networks that are never captured, neither as destination nor as source.
-    pub exempt_cidrs: Vec<IpNet>,
+    /// What is never captured.
+    pub exemptions: Exemptions,
     /// The proxy's ports in each pod.
     pub ports: Ports,
+}
+
+/// What is never captured. Each direction has its own: leaving a pod's calls to some port alone
+/// must not open the same port of every pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Exemptions {
+    /// Ports that a pod calls.
+    pub outbound_ports: Vec<u16>,
+    /// Networks that a pod calls.
+    pub outbound_cidrs: Vec<IpNet>,
+    /// Ports of a pod that are called.
+    pub inbound_ports: Vec<u16>,
+    /// Networks that a pod is called from.
+    pub inbound_cidrs: Vec<IpNet>,
 }
 
 /// The proxy's listeners in a pod's network namespace; the numbers are the peer's.
@@ -134,7 +146,7 @@ impl Kernel {
             settings.outbound = config.ports.outbound.into();
             settings.hbone = config.ports.hbone.into();
         })?;
-        maps.exempt(&config.exempt_ports, &config.exempt_cidrs)?;
+        maps.exempt(&config.exemptions)?;
         attach_cgroup(&object, &pins, &cgroup)?;
         maps.introduce()?;
         let kernel = Self {
@@ -164,12 +176,12 @@ impl Kernel {
         self.inbound.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the exempt ports and networks these and no others; counts for new connections.
+    /// Makes the exemptions these and no others; counts for new connections.
     ///
     /// # Errors
     /// When a map cannot be written, or holds no more than it does.
-    pub fn set_exemptions(&self, ports: &[u16], cidrs: &[IpNet]) -> Result<(), Error> {
-        self.maps.exempt(ports, cidrs)
+    pub fn set_exemptions(&self, exemptions: &Exemptions) -> Result<(), Error> {
+        self.maps.exempt(exemptions)
     }
 
     /// Captures a pod from now on. May be called again, with other addresses or another listener,

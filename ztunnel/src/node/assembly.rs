@@ -27,20 +27,24 @@ pub(super) fn kernel(settings: &Settings) -> kernel::Config {
         directory: capture.bpf_directory.clone(),
         cgroup: capture.cgroup.clone(),
         mark: capture.mark,
-        exempt_ports: exempt_ports(settings),
-        exempt_cidrs: capture.exempt_cidrs.clone(),
+        exemptions: exemptions(settings),
         ports: kernel::Ports::default(),
     }
 }
 
-/// The ports capture leaves alone. In dedicated mode the proxy shares its namespace with the
-/// workload, so its own servers have to be reachable.
-pub(super) fn exempt_ports(settings: &Settings) -> Vec<u16> {
-    let mut ports = settings.capture.exempt_ports.clone();
-    if matches!(settings.mode, Mode::Dedicated { .. }) {
-        ports.extend([settings.metrics.port(), settings.readiness.port()]);
+/// What capture leaves alone. In dedicated mode the proxy shares its namespace with the workload,
+/// so its own servers have to be reachable; other workloads' same ports are captured as ever.
+pub(super) fn exemptions(settings: &Settings) -> kernel::Exemptions {
+    let capture = &settings.capture;
+    kernel::Exemptions {
+        outbound_ports: capture.exempt_ports.clone(),
+        outbound_cidrs: capture.exempt_cidrs.clone(),
+        inbound_ports: match settings.mode {
+            Mode::Dedicated { .. } => vec![settings.metrics.port(), settings.readiness.port()],
+            Mode::Shared => Vec::new(),
+        },
+        inbound_cidrs: capture.exempt_sources.clone(),
     }
-    ports
 }
 
 pub(super) fn issuer(settings: &Settings) -> Result<LocalCa, LocalCaError> {

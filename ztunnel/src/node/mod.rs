@@ -249,13 +249,12 @@ impl Node {
         self.shared
             .telemetry
             .retain(|uid| mesh.workload_by_uid(uid).is_some());
-        let capture = &settings.capture;
         if let Err(error) = self
             .shared
             .kernel
-            .set_exemptions(&assembly::exempt_ports(&settings), &capture.exempt_cidrs)
+            .set_exemptions(&assembly::exemptions(&settings))
         {
-            tracing::error!(%error, "the exempt ports and networks stay as they were");
+            tracing::error!(%error, "the exemptions from capture stay as they were");
         }
         self.settings = settings;
     }

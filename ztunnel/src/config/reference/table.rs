@@ -176,22 +176,29 @@ pub(super) static TABLE: &[Columns] = &[
         "list of ports",
         "",
         Words("none"),
-        "Destination ports that are never captured.",
+        "Destination ports of outbound connections that are never captured. Inbound connections to them still are.",
     ),
     (
         "capture.exemptCidrs",
         "list of address ranges",
         "",
+        Words("none"),
+        "Destinations of outbound connections that are never captured. Inbound connections from them still are.",
+    ),
+    (
+        "capture.exemptSources",
+        "list of address ranges",
+        "",
         Shown(|s| {
             let cidrs: Vec<String> = s
                 .capture
-                .exempt_cidrs
+                .exempt_sources
                 .iter()
                 .map(ToString::to_string)
                 .collect();
             cidrs.join(", ")
         }),
-        "Destinations that are never captured: the sources of kubelet's probes, unless told otherwise.",
+        "Sources of inbound connections that are never captured and meet no policy: those of kubelet's probes, unless told otherwise.",
     ),
     (
         "hbone.streamWindow",

@@ -117,6 +117,10 @@ const CASES: &[(&str, &str)] = &[
         "capture.exemptCidrs[0]: \"10.0.0.0/33\" is not an address range such as 10.0.0.0/8 or an address (line 9)",
     ),
     (
+        "capture: { exemptSources: [kubelet] }",
+        "capture.exemptSources[0]: \"kubelet\" is not an address range such as 10.0.0.0/8 or an address (line 9)",
+    ),
+    (
         "trustDomain: a/b",
         "trustDomain: \"a/b\" is not a trust domain",
     ),

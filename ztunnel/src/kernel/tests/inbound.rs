@@ -4,6 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 
+use super::super::Exemptions;
 use super::world::{
     MARK, OTHER4, OTHER6, POD4, POD6, World, accept, at, in_namespace, listen, tcp,
 };
@@ -44,8 +45,8 @@ fn any_port_reaches_the_proxy_which_sees_what_was_dialled() {
 fn hbone_and_exempt_connections_reach_their_own_listeners() {
     in_namespace(|| {
         let world = World::with(|config| {
-            config.exempt_ports = vec![9090];
-            config.exempt_cidrs = vec!["fd09::2/128".parse().unwrap()];
+            config.exemptions.inbound_ports = vec![9090];
+            config.exemptions.inbound_cidrs = vec!["fd09::2/128".parse().unwrap()];
         });
         for (own, pod, port) in [
             (OTHER4, POD4, 15008),
@@ -58,6 +59,64 @@ fn hbone_and_exempt_connections_reach_their_own_listeners() {
             assert!(accept(&server).is_some(), "{pod} {port}");
         }
         assert!(accept(&world.inbound).is_none());
+    });
+}
+
+/// Whether a connection into the pod comes to its proxy, and whether one out of it does.
+fn captured(world: &World, port: u16) -> (bool, bool) {
+    let app = listen(SocketAddr::new("::".parse().unwrap(), port));
+    let _client = dial_from(OTHER4, SocketAddr::new(POD4, port)).unwrap();
+    let inbound = accept(&world.inbound).is_some();
+    assert_eq!(accept(&app).is_none(), inbound, "{port}");
+    // From the address that it calls: where it is not captured, it is not steered either.
+    let call = tcp(true);
+    call.bind(&SocketAddr::new(OTHER4, 0).into()).unwrap();
+    call.connect(&SocketAddr::new(OTHER4, port).into()).unwrap();
+    let outbound = world.captured(true);
+    if let Some((_, found)) = &outbound {
+        assert_eq!(*found, SocketAddr::new(OTHER4, port));
+    }
+    assert_eq!(accept(&app).is_none(), outbound.is_some(), "{port}");
+    (inbound, outbound.is_some())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_is_exempt_in_one_direction_is_captured_in_the_other() {
+    in_namespace(|| {
+        let world = World::with(|config| {
+            config.exemptions.outbound_ports = vec![3306, 5432];
+            config.exemptions.inbound_ports = vec![15020, 5432];
+        });
+        assert_eq!(captured(&world, 3306), (true, false), "outbound");
+        assert_eq!(captured(&world, 15020), (false, true), "inbound");
+        assert_eq!(captured(&world, 5432), (false, false), "both");
+        assert_eq!(captured(&world, 80), (true, true), "neither");
+        let other = "10.9.0.2/32".parse().unwrap();
+        let outbound = Exemptions {
+            outbound_cidrs: vec![other],
+            inbound_ports: vec![3306],
+            ..Exemptions::default()
+        };
+        world.kernel.set_exemptions(&outbound).unwrap();
+        assert_eq!(captured(&world, 80), (true, false), "outbound");
+        assert_eq!(captured(&world, 3306), (false, false), "the port inbound");
+        let inbound = Exemptions {
+            inbound_cidrs: vec![other],
+            outbound_ports: vec![15020],
+            ..Exemptions::default()
+        };
+        world.kernel.set_exemptions(&inbound).unwrap();
+        assert_eq!(captured(&world, 80), (false, true), "inbound");
+        assert_eq!(captured(&world, 15020), (false, false), "the port outbound");
+        // The narrower network does not hide the wider one's direction.
+        let nested = Exemptions {
+            outbound_cidrs: vec!["10.9.0.0/24".parse().unwrap()],
+            inbound_cidrs: vec![other],
+            ..Exemptions::default()
+        };
+        world.kernel.set_exemptions(&nested).unwrap();
+        assert_eq!(captured(&world, 80), (false, false), "nested");
     });
 }
 

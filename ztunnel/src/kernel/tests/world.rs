@@ -25,7 +25,7 @@ use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddress, protocols::NE
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::super::{Config, Kernel, NetnsCookie, PodCapture, Ports};
+use super::super::{Config, Exemptions, Kernel, NetnsCookie, PodCapture, Ports};
 
 /// The pod's addresses.
 pub(super) const POD4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 1));
@@ -143,8 +143,7 @@ pub(super) fn config(directory: PathBuf) -> Config {
         directory,
         cgroup: None,
         mark: MARK,
-        exempt_ports: Vec::new(),
-        exempt_cidrs: Vec::new(),
+        exemptions: Exemptions::default(),
         ports: Ports::default(),
     }
 }
