@@ -5,14 +5,16 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The remote end of the socket with this local address, in the calling thread's network
-/// namespace.
+/// The remote end of the socket that calls this address its own, in the calling thread's network
+/// namespace. For the kernel a captured IPv6 socket is at home on loopback.
 pub(super) fn remote_end(local: SocketAddr) -> io::Result<Option<SocketAddr>> {
     let table = match local {
         SocketAddr::V4(_) => "/proc/thread-self/net/tcp",
         SocketAddr::V6(_) => "/proc/thread-self/net/tcp6",
     };
-    Ok(find(&fs::read_to_string(table)?, local))
+    let table = fs::read_to_string(table)?;
+    let on_loopback = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), local.port());
+    Ok(find(&table, local).or_else(|| find(&table, on_loopback)))
 }
 
 fn find(table: &str, local: SocketAddr) -> Option<SocketAddr> {
