@@ -27,12 +27,12 @@ type Family = (
 const FAMILIES: [Family; 5] = [
     (
         "istio_tcp_connections_opened",
-        "The total number of TCP connections opened.",
+        "TCP connections that were judged and began.",
         |series, flag| fine(flag).then(|| series.opened.get()),
     ),
     (
         "istio_tcp_connections_closed",
-        "The total number of TCP connections closed.",
+        "TCP connections that ended, well or badly.",
         |series, flag| {
             let failed = series.failures(flag);
             (fine(flag) || failed > 0).then(|| {
@@ -46,17 +46,17 @@ const FAMILIES: [Family; 5] = [
     ),
     (
         "istio_tcp_connections_failed",
-        "The total number of TCP connections that failed to establish or to finish.",
+        "TCP connections that were refused or broke.",
         |series, flag| Some(series.failures(flag)).filter(|&failed| failed > 0),
     ),
     (
         "istio_tcp_received_bytes",
-        "The size of total bytes received during request in case of a TCP connection.",
+        "Bytes from the client to the server.",
         |series, flag| fine(flag).then(|| series.received_bytes.get()),
     ),
     (
         "istio_tcp_sent_bytes",
-        "The size of total bytes sent during response in case of a TCP connection.",
+        "Bytes from the server to the client.",
         |series, flag| fine(flag).then(|| series.sent_bytes.get()),
     ),
 ];

@@ -23,22 +23,22 @@ impl PodMetrics {
         // The peer's gauges do end in `_total`, unusual as that is.
         registry.register(
             "istio_active_proxy_count_total",
-            "The total number current workloads with active proxies",
+            "Pods that are enrolled on this node",
             metrics.active.clone(),
         );
         registry.register(
             "istio_pending_proxy_count_total",
-            "The total number current workloads with pending proxies",
+            "Pods that could not be enrolled yet and are tried again",
             metrics.pending.clone(),
         );
         registry.register(
             "istio_proxies_started",
-            "The total number of proxies that were started",
+            "Pods enrolled since the start of the process",
             metrics.started.clone(),
         );
         registry.register(
             "istio_proxies_stopped",
-            "The total number of proxies that were stopped",
+            "Pods withdrawn since the start of the process",
             metrics.stopped.clone(),
         );
         metrics

@@ -68,21 +68,21 @@ fn traffic_metrics_have_the_names_and_labels_that_dashboards_expect() {
     series.received_bytes.add(20);
     let (fine, denied) = (LABELS.replace("FLAG", "-"), LABELS.replace("FLAG", "DENY"));
     let expected = format!(
-        "# HELP istio_tcp_connections_opened The total number of TCP connections opened.\n\
+        "# HELP istio_tcp_connections_opened TCP connections that were judged and began.\n\
          # TYPE istio_tcp_connections_opened counter\n\
          istio_tcp_connections_opened_total{{{fine}}} 3\n\
-         # HELP istio_tcp_connections_closed The total number of TCP connections closed.\n\
+         # HELP istio_tcp_connections_closed TCP connections that ended, well or badly.\n\
          # TYPE istio_tcp_connections_closed counter\n\
          istio_tcp_connections_closed_total{{{fine}}} 2\n\
          istio_tcp_connections_closed_total{{{denied}}} 1\n\
-         # HELP istio_tcp_connections_failed The total number of TCP connections that failed to establish or to finish.\n\
+         # HELP istio_tcp_connections_failed TCP connections that were refused or broke.\n\
          # TYPE istio_tcp_connections_failed counter\n\
          istio_tcp_connections_failed_total{{{fine}}} 1\n\
          istio_tcp_connections_failed_total{{{denied}}} 1\n\
-         # HELP istio_tcp_received_bytes The size of total bytes received during request in case of a TCP connection.\n\
+         # HELP istio_tcp_received_bytes Bytes from the client to the server.\n\
          # TYPE istio_tcp_received_bytes counter\n\
          istio_tcp_received_bytes_total{{{fine}}} 20\n\
-         # HELP istio_tcp_sent_bytes The size of total bytes sent during response in case of a TCP connection.\n\
+         # HELP istio_tcp_sent_bytes Bytes from the server to the client.\n\
          # TYPE istio_tcp_sent_bytes counter\n\
          istio_tcp_sent_bytes_total{{{fine}}} 1000\n"
     );
@@ -100,16 +100,16 @@ fn what_exists_without_traffic() {
     telemetry.pod_added();
     telemetry.pod_removed();
     let expected = format!(
-        "# HELP istio_active_proxy_count_total The total number current workloads with active proxies.\n\
+        "# HELP istio_active_proxy_count_total Pods that are enrolled on this node.\n\
          # TYPE istio_active_proxy_count_total gauge\n\
          istio_active_proxy_count_total 1\n\
-         # HELP istio_pending_proxy_count_total The total number current workloads with pending proxies.\n\
+         # HELP istio_pending_proxy_count_total Pods that could not be enrolled yet and are tried again.\n\
          # TYPE istio_pending_proxy_count_total gauge\n\
          istio_pending_proxy_count_total 0\n\
-         # HELP istio_proxies_started The total number of proxies that were started.\n\
+         # HELP istio_proxies_started Pods enrolled since the start of the process.\n\
          # TYPE istio_proxies_started counter\n\
          istio_proxies_started_total 2\n\
-         # HELP istio_proxies_stopped The total number of proxies that were stopped.\n\
+         # HELP istio_proxies_stopped Pods withdrawn since the start of the process.\n\
          # TYPE istio_proxies_stopped counter\n\
          istio_proxies_stopped_total 1\n\
          # HELP istio_build The component and version that runs here.\n\
