@@ -20,7 +20,7 @@ use super::route::HBONE_PORT;
 use super::tunnel;
 use super::worker::Here;
 use crate::hbone::{self, Authority, TunnelError};
-use crate::mesh::{Identity, Workload};
+use crate::mesh::{Identity, Snapshot, Workload};
 use crate::pods::{self, PROXY_PORTS, Source, abort_on_drop};
 use crate::telemetry::{Reporter, ResponseFlag};
 use crate::tls;
@@ -231,8 +231,9 @@ async fn arrive(
     identity: Option<Identity>,
     destination: SocketAddr,
 ) -> Result<(TcpStream, Record), StatusCode> {
-    let workload = here.workload();
+    // One snapshot for the whole judgement: a change in between must not mix two meshes.
     let mesh = here.local.shared.mesh.load_full();
+    let workload = mesh.workload_by_uid(&here.pod.uid).cloned();
     let source = mesh
         .workload_by_address(&here.local.shared.config.network, client.ip())
         .cloned();
@@ -253,11 +254,11 @@ async fn arrive(
                 .and(workload.as_ref())
                 .map(|w| w.identity.clone()),
             source_identity: identity,
-            workload: workload.clone(),
+            workload,
             service: None,
         },
     );
-    let delivered = deliver(here, workload.as_deref(), &record, client, destination).await;
+    let delivered = deliver(here, &mesh, &record, client, destination).await;
     match delivered {
         Ok(app) => Ok((app, record)),
         Err(error) => {
@@ -270,18 +271,19 @@ async fn arrive(
 
 async fn deliver(
     here: &Here,
-    workload: Option<&Workload>,
+    mesh: &Snapshot,
     record: &Record,
     client: SocketAddr,
     destination: SocketAddr,
 ) -> Result<TcpStream, ArriveError> {
-    let workload = workload.ok_or_else(|| ArriveError::UnknownWorkload {
-        uid: here.pod.uid.0.clone(),
-    })?;
+    let uid = &here.pod.uid;
+    let workload = mesh
+        .workload_by_uid(uid)
+        .ok_or_else(|| ArriveError::UnknownWorkload { uid: uid.0.clone() })?;
     let identity = record.source_identity();
     check_destination(here, workload, destination)?;
     permit(
-        here,
+        mesh,
         &Arrival {
             workload,
             source: identity,
@@ -332,8 +334,8 @@ fn check_destination(
     Ok(())
 }
 
-fn permit(here: &Here, arrival: &Arrival<'_>) -> Result<(), ArriveError> {
-    let Judgement { verdict, dry_runs } = authorize(arrival, &here.local.shared.mesh.load());
+fn permit(mesh: &Snapshot, arrival: &Arrival<'_>) -> Result<(), ArriveError> {
+    let Judgement { verdict, dry_runs } = authorize(arrival, mesh);
     for trial in dry_runs {
         let matched = matches!(trial.outcome, Trial::Matched);
         tracing::info!(policy = %trial.policy.key(), matched, client = %arrival.source_ip, destination = %arrival.destination, "policy on trial (dry run)");
