@@ -2,13 +2,16 @@
 //! the connection, on the port it asked for.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde_json::json;
-use ztunnel_tests::net::{Family, World};
-use ztunnel_tests::proxy::{Mesh, identity};
+use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::net::Family;
+use ztunnel_tests::on_lanes;
+use ztunnel_tests::proxy::identity;
+use ztunnel_tests::traffic::End;
 
-use crate::ends::{accept, dial, listen};
+use crate::ends::listen;
 
 /// The PROXY protocol specification, section 2.2.
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -23,7 +26,7 @@ struct Header {
     fields: Vec<(u8, Vec<u8>)>,
 }
 
-fn read_header(mut stream: &TcpStream) -> Header {
+fn read_header(mut stream: &End) -> Header {
     let mut fixed = [0; 16];
     stream.read_exact(&mut fixed).unwrap();
     assert_eq!(&fixed[..12], SIGNATURE);
@@ -59,14 +62,16 @@ fn address(octets: &[u8]) -> IpAddr {
     }
 }
 
-#[test]
-fn the_header_tells_address_and_identity_on_the_port_that_was_asked_for() {
-    let world = World::two_nodes().unwrap();
-    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
-    let _mesh = Mesh::builder(&world)
+// On one node too: what needs a header needs the proxy, each time.
+on_lanes!(the_header_tells_address_and_identity_on_the_port_that_was_asked_for: tunnel, direct, auto);
+fn the_header_tells_address_and_identity_on_the_port_that_was_asked_for(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let (client, server) = (scene.client(), scene.server());
+    let _mesh = scene
+        .mesh()
         .settings(|settings| {
             for workload in &mut settings.workloads {
-                if workload.name == "b-0" {
+                if workload.name == server.name {
                     let tunnel = json!({ "protocol": "PROXY", "port": 7777 });
                     workload
                         .extra
@@ -77,11 +82,11 @@ fn the_header_tells_address_and_identity_on_the_port_that_was_asked_for() {
         .start()
         .unwrap();
     let listener = listen(server, 7777);
-    for family in Family::BOTH {
+    for family in [Family::V4, Family::V6, Family::V4, Family::V6] {
         let to = server.at(family, 8080);
-        let mut near = dial(client, to).unwrap();
+        let mut near = scene.knock(client, to).unwrap();
         near.write_all(b"payload").unwrap();
-        let mut far = accept(&listener);
+        let mut far = scene.accept(&listener).unwrap();
         let header = read_header(&far);
         assert_eq!(header.source.ip(), client.address(family));
         assert_eq!(header.destination, to, "what the client called");
@@ -96,17 +101,17 @@ fn the_header_tells_address_and_identity_on_the_port_that_was_asked_for() {
     }
 }
 
-#[test]
-fn nobody_else_gets_a_header() {
-    let world = World::two_nodes().unwrap();
-    let _mesh = Mesh::start(&world).unwrap();
-    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
-    let listener = listen(server, 8080);
+on_lanes!(nobody_else_gets_a_header: tunnel, direct, joined, auto);
+fn nobody_else_gets_a_header(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let _mesh = scene.mesh().start().unwrap();
+    let listener = listen(scene.server(), 8080);
     for family in Family::BOTH {
-        let mut near = dial(client, server.at(family, 8080)).unwrap();
+        let to = scene.server().at(family, 8080);
+        let (mut near, mut far) = scene.connect(to, &listener).unwrap();
         near.write_all(b"payload").unwrap();
         let mut first = [0; 7];
-        accept(&listener).read_exact(&mut first).unwrap();
+        far.read_exact(&mut first).unwrap();
         assert_eq!(&first, b"payload");
     }
 }

@@ -1,13 +1,15 @@
 //! Many bytes arrive, all of them, in order, and none besides; both ways at once.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::thread;
 
-use ztunnel_tests::net::{Family, World};
-use ztunnel_tests::proxy::Mesh;
+use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::net::Family;
+use ztunnel_tests::on_lanes;
+use ztunnel_tests::traffic::End;
 
-use crate::ends::{connect, listen};
+use crate::ends::listen;
 
 const TOTAL: usize = 64 << 20;
 /// Of no buffer's size, so that chunks end anywhere.
@@ -46,7 +48,7 @@ impl Stream {
     }
 }
 
-fn send(mut to: &TcpStream, seed: u64) -> (usize, u64) {
+fn send(mut to: &End, seed: u64) -> (usize, u64) {
     let mut stream = Stream::new(seed);
     let mut chunk = vec![0; CHUNK];
     let mut left = TOTAL;
@@ -60,7 +62,7 @@ fn send(mut to: &TcpStream, seed: u64) -> (usize, u64) {
     (TOTAL, stream.sum)
 }
 
-fn receive(mut from: &TcpStream) -> (usize, u64) {
+fn receive(mut from: &End) -> (usize, u64) {
     let mut stream = Stream::new(0);
     let mut chunk = vec![0; CHUNK];
     let mut total = 0;
@@ -75,14 +77,14 @@ fn receive(mut from: &TcpStream) -> (usize, u64) {
     }
 }
 
-#[test]
-fn sixty_four_mebibytes_arrive_each_way_at_once() {
-    let world = World::two_nodes().unwrap();
-    let _mesh = Mesh::start(&world).unwrap();
-    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
-    let listener = listen(server, 8080);
+on_lanes!(sixty_four_mebibytes_arrive_each_way_at_once: tunnel, direct, joined, auto);
+fn sixty_four_mebibytes_arrive_each_way_at_once(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let _mesh = scene.mesh().start().unwrap();
+    let listener = listen(scene.server(), 8080);
     for family in Family::BOTH {
-        let (near, far) = connect(client, server.at(family, 8080), &listener);
+        let to = scene.server().at(family, 8080);
+        let (near, far) = scene.connect(to, &listener).unwrap();
         thread::scope(|scope| {
             let there = scope.spawn(|| send(&near, 1));
             let arrived = scope.spawn(|| receive(&far));

@@ -4,17 +4,17 @@
 //! once it exists. Every wait has a limit: a connection that hangs fails the test.
 
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
+pub(crate) use ztunnel_tests::lane::PATIENCE;
 use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::Mesh;
 use ztunnel_tests::sniff::{SETTLE, Seen, Sniffer};
+use ztunnel_tests::traffic::{End, Manner};
 
-/// Far more than anything takes on a machine that is busy with something else.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// How often something that becomes true later is looked at.
 const PACE: Duration = Duration::from_millis(20);
 
@@ -32,34 +32,31 @@ pub(crate) fn listen(host: &Host, port: u16) -> TcpListener {
 }
 
 /// Connects from a host.
-pub(crate) fn dial(host: &Host, to: SocketAddr) -> io::Result<TcpStream> {
-    let stream = host.enter(|| TcpStream::connect_timeout(&to, PATIENCE))?;
+pub(crate) fn dial(host: &Host, to: SocketAddr) -> io::Result<End> {
+    let stream = host.enter(|| End::connect(to, Manner::Blocking, PATIENCE))?;
     limit(&stream);
     Ok(stream)
 }
 
 /// The next connection of a listener.
-pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
+pub(crate) fn accept(listener: &TcpListener) -> End {
     // It also limits accept, see socket(7).
     SockRef::from(listener)
         .set_read_timeout(Some(PATIENCE))
         .unwrap();
     let (stream, _) = listener.accept().expect("nobody connected");
-    limit(&stream);
-    stream
+    let end = End::new(stream, Manner::Blocking).unwrap();
+    limit(&end);
+    end
 }
 
 /// Both ends of a connection from a host to a listener that is called at `to`.
-pub(crate) fn connect(
-    host: &Host,
-    to: SocketAddr,
-    listener: &TcpListener,
-) -> (TcpStream, TcpStream) {
+pub(crate) fn connect(host: &Host, to: SocketAddr, listener: &TcpListener) -> (End, End) {
     let client = dial(host, to).unwrap();
     (client, accept(listener))
 }
 
-fn limit(stream: &TcpStream) {
+fn limit(stream: &End) {
     stream.set_nodelay(true).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();

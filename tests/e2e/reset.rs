@@ -1,17 +1,19 @@
 //! An abort arrives as an abort: nobody takes a broken connection for a finished one.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::time::Duration;
 
 use socket2::SockRef;
-use ztunnel_tests::net::{Family, World};
-use ztunnel_tests::proxy::Mesh;
+use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::net::Family;
+use ztunnel_tests::on_lanes;
+use ztunnel_tests::traffic::End;
 
-use crate::ends::{connect, listen};
+use crate::ends::listen;
 
 /// Both ends have heard each other, so that the whole way exists.
-fn greet(client: &mut TcpStream, server: &mut TcpStream) {
+fn greet(client: &mut End, server: &mut End) {
     client.write_all(b"!").unwrap();
     server.read_exact(&mut [0]).unwrap();
     server.write_all(b"!").unwrap();
@@ -19,28 +21,28 @@ fn greet(client: &mut TcpStream, server: &mut TcpStream) {
 }
 
 /// Closes with a reset instead of a FIN (socket(7), `SO_LINGER` of zero).
-fn abort(stream: TcpStream) {
+fn abort(stream: End) {
     SockRef::from(&stream)
         .set_linger(Some(Duration::ZERO))
         .unwrap();
     drop(stream);
 }
 
-fn hears_a_reset(stream: &mut TcpStream, case: &str) {
+fn hears_a_reset(stream: &mut End, case: &str) {
     let outcome = stream.read(&mut [0; 64]);
     let kind = outcome.as_ref().map_err(std::io::Error::kind);
     assert_eq!(kind, Err(ErrorKind::ConnectionReset), "{case}: {outcome:?}");
 }
 
-#[test]
-fn a_reset_arrives_at_the_other_end() {
-    let world = World::two_nodes().unwrap();
-    let _mesh = Mesh::start(&world).unwrap();
-    let (a, b) = (world.pod("a", 0), world.pod("b", 0));
-    let listener = listen(b, 8080);
+on_lanes!(a_reset_arrives_at_the_other_end: tunnel, direct, joined, auto);
+fn a_reset_arrives_at_the_other_end(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let _mesh = scene.mesh().start().unwrap();
+    let listener = listen(scene.server(), 8080);
     for family in Family::BOTH {
         let ends = || {
-            let (mut client, mut server) = connect(a, b.at(family, 8080), &listener);
+            let to = scene.server().at(family, 8080);
+            let (mut client, mut server) = scene.connect(to, &listener).unwrap();
             greet(&mut client, &mut server);
             (client, server)
         };
@@ -70,21 +72,24 @@ fn a_reset_arrives_at_the_other_end() {
     }
 }
 
-#[test]
-fn a_writer_learns_that_its_reader_is_gone() {
-    writes_to_nobody(&[
-        (Family::V4, Writer::Client),
-        (Family::V4, Writer::Server),
-        (Family::V6, Writer::Client),
-    ]);
+on_lanes!(a_writer_learns_that_its_reader_is_gone: tunnel, direct, joined, auto);
+fn a_writer_learns_that_its_reader_is_gone(lane: Lane) {
+    writes_to_nobody(
+        lane,
+        &[
+            (Family::V4, Writer::Client),
+            (Family::V4, Writer::Server),
+            (Family::V6, Writer::Client),
+        ],
+    );
 }
 
+on_lanes!(a_server_learns_that_its_ipv6_client_is_gone: tunnel, direct, joined, auto);
 /// The kernel answers data for a socket that is gone with a reset. One that goes to `::1` takes
 /// the device of the address it comes from, strictly (`rt6_need_strict`): from the pod's address it
 /// would leave through `eth0`, which is why a captured IPv6 socket comes from `::1`.
-#[test]
-fn a_server_learns_that_its_ipv6_client_is_gone() {
-    writes_to_nobody(&[(Family::V6, Writer::Server)]);
+fn a_server_learns_that_its_ipv6_client_is_gone(lane: Lane) {
+    writes_to_nobody(lane, &[(Family::V6, Writer::Server)]);
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,13 +98,13 @@ enum Writer {
     Server,
 }
 
-fn writes_to_nobody(cases: &[(Family, Writer)]) {
-    let world = World::two_nodes().unwrap();
-    let _mesh = Mesh::start(&world).unwrap();
-    let (a, b) = (world.pod("a", 0), world.pod("b", 0));
-    let listener = listen(b, 8080);
+fn writes_to_nobody(lane: Lane, cases: &[(Family, Writer)]) {
+    let scene = Scene::set(lane).unwrap();
+    let _mesh = scene.mesh().start().unwrap();
+    let listener = listen(scene.server(), 8080);
     for (family, writer) in cases {
-        let (mut client, mut server) = connect(a, b.at(*family, 8080), &listener);
+        let to = scene.server().at(*family, 8080);
+        let (mut client, mut server) = scene.connect(to, &listener).unwrap();
         greet(&mut client, &mut server);
         let (mut writing, reading) = match writer {
             Writer::Client => (client, server),

@@ -2,20 +2,19 @@
 
 use std::io::{Read as _, Write as _};
 
-use ztunnel_tests::net::World;
-use ztunnel_tests::proxy::Mesh;
+use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::on_lanes;
 use ztunnel_tests::traffic::{GREETING, Kind};
 
-use crate::ends::{dial, ways_to};
+use crate::ends::ways_to;
 
-#[test]
-fn a_greeting_arrives_before_the_client_says_anything() {
-    let world = World::two_nodes().unwrap();
-    let _mesh = Mesh::start(&world).unwrap();
-    let server = world.pod("b", 0);
-    let _running = server.serve(Kind::First, 8080).unwrap();
-    for to in ways_to(server) {
-        let mut stream = dial(world.pod("a", 0), to).unwrap();
+on_lanes!(a_greeting_arrives_before_the_client_says_anything: tunnel, direct, joined, auto);
+fn a_greeting_arrives_before_the_client_says_anything(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let _mesh = scene.mesh().start().unwrap();
+    let _running = scene.serve(Kind::First, 8080).unwrap();
+    for to in ways_to(scene.server()) {
+        let mut stream = scene.dial(scene.client(), to).unwrap();
         let mut greeting = vec![0; GREETING.len()];
         stream.read_exact(&mut greeting).unwrap();
         assert_eq!(greeting, GREETING, "{to}");

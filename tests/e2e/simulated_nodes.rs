@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ztunnel_tests::net::{Family, World};
 use ztunnel_tests::sniff::Sniffer;
-use ztunnel_tests::traffic::{self, Kind, tune};
+use ztunnel_tests::traffic::{self, End, Kind, Manner, tune};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -100,7 +100,9 @@ fn many_bytes_come_back_as_they_were_sent() {
     let echo = server.serve(Kind::Echo, 0).unwrap();
     for family in Family::BOTH {
         let to = server.at(family, echo.port());
-        let stream = client.enter(|| TcpStream::connect(to)).unwrap();
+        let stream = client
+            .enter(|| End::connect(to, Manner::Blocking, PATIENCE))
+            .unwrap();
         traffic::exchange(&stream, 8 << 20).unwrap();
     }
 }

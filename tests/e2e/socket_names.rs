@@ -2,17 +2,19 @@
 //! and the address it dialled.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use socket2::{Domain, Socket, Type};
-use ztunnel_tests::net::{Family, Host, World};
+use ztunnel_tests::lane::{Lane, Scene, bypasses_the_proxy};
+use ztunnel_tests::net::{Family, Host};
+use ztunnel_tests::on_lanes;
 use ztunnel_tests::proxy::Mesh;
-use ztunnel_tests::traffic::Kind;
+use ztunnel_tests::traffic::{End, Kind};
 
-use crate::ends::{PATIENCE, dial, ways_to};
+use crate::ends::{PATIENCE, ways_to};
 
 /// The connection works, and stays what it is afterwards.
-fn speak(stream: &mut TcpStream) {
+fn speak(stream: &mut End) {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(b"hello").unwrap();
     let mut echo = [0; 5];
@@ -24,14 +26,14 @@ fn own(client: &Host, to: SocketAddr) -> std::net::IpAddr {
     client.address(if to.is_ipv4() { Family::V4 } else { Family::V6 })
 }
 
-#[test]
-fn the_client_sees_its_own_address_and_the_one_it_dialled() {
-    let world = World::two_nodes().unwrap();
-    let _mesh = Mesh::start(&world).unwrap();
-    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
-    let _running = server.serve(Kind::Echo, 8080).unwrap();
+on_lanes!(the_client_sees_its_own_address_and_the_one_it_dialled: tunnel, direct, joined, auto);
+fn the_client_sees_its_own_address_and_the_one_it_dialled(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let _mesh = scene.mesh().start().unwrap();
+    let (client, server) = (scene.client(), scene.server());
+    let _running = scene.serve(Kind::Echo, 8080).unwrap();
     for to in ways_to(server) {
-        let mut stream = dial(client, to).unwrap();
+        let mut stream = scene.dial(client, to).unwrap();
         for _before_and_after in 0..2 {
             assert_eq!(stream.peer_addr().unwrap(), to);
             assert_eq!(
@@ -44,14 +46,15 @@ fn the_client_sees_its_own_address_and_the_one_it_dialled() {
     }
 }
 
-#[test]
-fn a_port_that_was_bound_first_stays() {
-    let world = World::two_nodes().unwrap();
-    let _mesh = Mesh::start(&world).unwrap();
-    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
-    let _running = server.serve(Kind::Echo, 8080).unwrap();
+on_lanes!(a_port_that_was_bound_first_stays: tunnel, direct, joined, auto);
+fn a_port_that_was_bound_first_stays(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let _mesh = scene.mesh().start().unwrap();
+    let (client, server) = (scene.client(), scene.server());
+    let _running = scene.serve(Kind::Echo, 8080).unwrap();
     let mut port = 4000;
     for to in ways_to(server) {
+        drop(scene.dial(client, to).unwrap());
         let wildcard: std::net::IpAddr = if to.is_ipv4() {
             Ipv4Addr::UNSPECIFIED.into()
         } else {
@@ -65,7 +68,13 @@ fn a_port_that_was_bound_first_stays() {
                 socket.connect(&to.into()).unwrap();
                 socket
             });
-            let mut stream: TcpStream = socket.into();
+            let mut stream = End::new(socket.into(), lane.manner()).unwrap();
+            let direct = bypasses_the_proxy(client, &stream).unwrap();
+            assert_eq!(
+                direct,
+                lane.bypasses_the_proxy(),
+                "bound to {bound}, to {to}"
+            );
             assert_eq!(stream.peer_addr().unwrap(), to, "bound to {bound}");
             let expected = SocketAddr::new(own(client, to), port);
             assert_eq!(
@@ -78,15 +87,15 @@ fn a_port_that_was_bound_first_stays() {
     }
 }
 
-#[test]
-fn an_ipv6_socket_that_dials_a_mapped_address_sees_mapped_addresses() {
-    let world = World::two_nodes().unwrap();
-    let _mesh = Mesh::start(&world).unwrap();
-    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
-    let _running = server.serve(Kind::Echo, 8080).unwrap();
+on_lanes!(an_ipv6_socket_that_dials_a_mapped_address_sees_mapped_addresses: tunnel, direct, joined, auto);
+fn an_ipv6_socket_that_dials_a_mapped_address_sees_mapped_addresses(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let _mesh = scene.mesh().start().unwrap();
+    let (client, server) = (scene.client(), scene.server());
+    let _running = scene.serve(Kind::Echo, 8080).unwrap();
     for (address, port) in [(server.v4, 8080), (Mesh::service(server).v4, 80)] {
         let to = SocketAddr::V6(SocketAddrV6::new(address.to_ipv6_mapped(), port, 0, 0));
-        let mut stream = dial(client, to).unwrap();
+        let mut stream = scene.dial(client, to).unwrap();
         assert_eq!(stream.peer_addr().unwrap(), to);
         let local = stream.local_addr().unwrap().ip();
         assert_eq!(local, std::net::IpAddr::V6(client.v4.to_ipv6_mapped()));

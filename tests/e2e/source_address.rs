@@ -1,31 +1,27 @@
 //! The server sees the client's own address, in a tunnel too.
 
-use ztunnel_tests::net::{Family, World};
-use ztunnel_tests::proxy::Mesh;
-use ztunnel_tests::traffic::{self, Kind};
+use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::net::Family;
+use ztunnel_tests::on_lanes;
+use ztunnel_tests::traffic::Kind;
 
-use crate::ends::PATIENCE;
+use crate::ends::ways_to;
 
-#[test]
-fn the_server_sees_the_address_of_the_pod_that_called() {
-    let world = World::two_nodes().unwrap();
-    let _mesh = Mesh::start(&world).unwrap();
-    let server = world.pod("b", 0);
-    let _running = server.serve(Kind::Http, 8080).unwrap();
-    for client in [world.pod("a", 0), world.pod("a", 1), world.pod("b", 1)] {
-        for family in Family::BOTH {
-            for to in [
-                server.at(family, 8080),
-                Mesh::service(server).at(family, 80),
-            ] {
-                let answer = client.enter(|| traffic::get(to, "who", PATIENCE)).unwrap();
-                assert_eq!(
-                    answer.peer.ip(),
-                    client.address(family),
-                    "{} to {to}",
-                    client.name
-                );
-            }
+on_lanes!(the_server_sees_the_address_of_the_pod_that_called: tunnel, direct, joined, auto);
+fn the_server_sees_the_address_of_the_pod_that_called(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let _mesh = scene.mesh().start().unwrap();
+    let _running = scene.serve(Kind::Http, 8080).unwrap();
+    for client in scene.clients() {
+        for to in ways_to(scene.server()) {
+            let answer = scene.get_from(client, to, "who").unwrap();
+            let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
+            assert_eq!(
+                answer.peer.ip(),
+                client.address(family),
+                "{} to {to}",
+                client.name
+            );
         }
     }
 }

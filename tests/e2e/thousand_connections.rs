@@ -1,35 +1,36 @@
 //! A thousand connections at the same time, each of them alive.
 
-use std::net::TcpStream;
 use std::thread;
 
-use ztunnel_tests::net::{Family, World};
-use ztunnel_tests::proxy::Mesh;
-use ztunnel_tests::traffic::{self, Kind, tune};
+use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::net::Family;
+use ztunnel_tests::on_lanes;
+use ztunnel_tests::traffic::{self, End, Kind, tune};
 
-use crate::ends::{PATIENCE, dial, eventually};
+use crate::ends::{PATIENCE, eventually};
 
 const THREADS: usize = 10;
 const EACH: usize = 100;
 const CLOSED: &str = "istio_tcp_connections_closed_total";
 
-#[test]
-fn a_thousand_connections_are_open_and_answer() {
-    let world = World::two_nodes().unwrap();
-    let mut mesh = Mesh::start(&world).unwrap();
+on_lanes!(a_thousand_connections_are_open_and_answer: tunnel, direct, joined, auto);
+fn a_thousand_connections_are_open_and_answer(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let mut mesh = scene.mesh().start().unwrap();
     // Only now, so that the proxies have the limit that they find and set themselves.
     tune::raise_file_limit().unwrap();
-    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
-    let running = server.serve(Kind::Http, 8080).unwrap();
-    let mut open: Vec<TcpStream> = Vec::new();
+    let (client, server) = (scene.client(), scene.server());
+    let running = scene.serve(Kind::Http, 8080).unwrap();
+    let mut open: Vec<End> = Vec::new();
     thread::scope(|scope| {
         let dialling: Vec<_> = (0..THREADS)
             .map(|thread| {
                 let family = Family::BOTH[thread % 2];
                 let to = server.at(family, 8080);
+                let scene = &scene;
                 scope.spawn(move || {
                     (0..EACH)
-                        .map(|_| dial(client, to).unwrap())
+                        .map(|_| scene.dial(client, to).unwrap())
                         .collect::<Vec<_>>()
                 })
             })
@@ -45,12 +46,18 @@ fn a_thousand_connections_are_open_and_answer() {
             assert_eq!(answer.marker, round);
         }
     }
-    assert_eq!(running.accepted(), (THREADS * EACH) as u64);
+    eventually("nothing but what was dialled has arrived", || {
+        (running.accepted() == scene.knocks()).then_some(())
+    });
     drop(open);
-    for node in ["a", "b"] {
+    for (node, reporter) in [("a", "source"), (lane.server_node(), "destination")] {
         let proxy = mesh.proxy(node);
-        eventually("every connection is counted as closed", || {
-            (proxy.metrics().unwrap().sum(CLOSED, &[]) >= 1000.0).then_some(())
+        eventually("every connection is counted as closed, once", || {
+            let closed = proxy
+                .metrics()
+                .unwrap()
+                .sum(CLOSED, &[("reporter", reporter)]);
+            (closed == scene.knocks() as f64).then_some(())
         });
         assert!(proxy.alive());
     }

@@ -1,13 +1,14 @@
 //! What tests, the demo and the benchmark build their world from.
 //!
-//! [`net`] makes simulated nodes and pods, [`proxy`] runs real proxies in them, [`traffic`]
-//! has clients and servers that say what they saw, [`sniff`] reads what crosses a link, and
-//! [`cleanup`] leaves nothing behind. Nothing in here knows the proxy's code: it speaks to
-//! the binary as a user does.
+//! [`net`] makes simulated nodes and pods, [`lane`] puts the ends of a connection into them,
+//! [`proxy`] runs real proxies in them, [`traffic`] has clients and servers that say what they
+//! saw, [`sniff`] reads what crosses a link, and [`cleanup`] leaves nothing behind. Nothing in
+//! here knows the proxy's code: it speaks to the binary as a user does.
 
 pub mod bench;
 pub mod cleanup;
 pub mod demo;
+pub mod lane;
 pub mod net;
 pub mod process;
 pub mod proxy;

@@ -7,7 +7,7 @@ use std::thread;
 use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::{Mesh, Settings, workload_uid};
 use ztunnel_tests::sniff::{SETTLE, Sniffer};
-use ztunnel_tests::traffic::{self, Kind};
+use ztunnel_tests::traffic::{self, End, Kind, Manner};
 
 use crate::scene::{self, HTTP, LIMIT, MARKER, answered, answered_soon};
 
@@ -141,7 +141,7 @@ fn load_on_one_connection(
     stop: &AtomicBool,
     answers: &AtomicU64,
 ) -> std::io::Result<()> {
-    let mut stream = from.enter(|| std::net::TcpStream::connect_timeout(&to, LIMIT))?;
+    let mut stream = from.enter(|| End::connect(to, Manner::Blocking, LIMIT))?;
     while !stop.load(Ordering::Relaxed) {
         traffic::get_over(&mut stream, QUIET, LIMIT)?;
         answers.fetch_add(1, Ordering::Relaxed);

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use ztunnel_tests::cleanup;
 use ztunnel_tests::traffic::bulk::{self, Direction};
-use ztunnel_tests::traffic::{self, connects, http_load, idle, pingpong, tune};
+use ztunnel_tests::traffic::{self, Manner, connects, http_load, idle, pingpong, tune};
 
 /// Servers and clients that measure.
 #[derive(Parser)]
@@ -19,6 +19,9 @@ struct Arguments {
     /// Run on this CPU only.
     #[arg(long, global = true)]
     cpu: Option<usize>,
+    /// How bulk and ping-pong wait, and the servers `echo`, `sink` and `source`.
+    #[arg(long, global = true, default_value = "blocking")]
+    manner: Manner,
     #[command(subcommand)]
     command: Command,
 }
@@ -40,6 +43,9 @@ enum Command {
         /// From the server to the client.
         #[arg(long)]
         reverse: bool,
+        /// Bytes of one write.
+        #[arg(long, default_value_t = traffic::BULK_BYTES)]
+        chunk: usize,
     },
     /// Requests over keep-alive connections, to `serve http`.
     Http(Load),
@@ -79,14 +85,19 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(cpu) = arguments.cpu {
         tune::pin(cpu)?;
     }
+    let manner = arguments.manner;
     let report = match &arguments.command {
         Command::Serve { kind, listen } => {
-            let server = traffic::serve(*kind, *listen)?;
+            let server = traffic::serve_as(*kind, *listen, manner)?;
             print(&serde_json::json!({ "port": server.port() }))?;
             server.run_forever();
             return Ok(());
         }
-        Command::Bulk { load, reverse } => {
+        Command::Bulk {
+            load,
+            reverse,
+            chunk,
+        } => {
             let direction = if *reverse {
                 Direction::Reverse
             } else {
@@ -97,6 +108,8 @@ fn run(arguments: &Arguments) -> Result<()> {
                 connections: load.connections,
                 length: load.length(),
                 direction,
+                chunk: *chunk,
+                manner,
             };
             serde_json::to_value(bulk::run(&plan)?)
         }
@@ -106,7 +119,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         Command::Connect(load) => {
             serde_json::to_value(connects::run(load.to, load.connections, load.length())?)
         }
-        Command::Pingpong(load) => serde_json::to_value(pingpong::run(load.to, load.length())?),
+        Command::Pingpong(load) => {
+            serde_json::to_value(pingpong::run(load.to, load.length(), manner)?)
+        }
         Command::Idle(load) => {
             let held = idle::open(load.to, load.connections)?;
             print(&serde_json::json!({ "open": held.len() }))?;

@@ -10,7 +10,6 @@ mod links;
 mod log;
 mod page;
 mod policy;
-mod sockets;
 mod story;
 mod tunnels;
 

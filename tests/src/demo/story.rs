@@ -1,18 +1,17 @@
 //! The requests of the demonstration, and what became of each.
 
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
 use super::log::{self, Line};
 use super::page::Page;
-use super::sockets;
 use super::tunnels::Tunnel;
 use super::{MARKER, PATIENCE, PORT, SERVICE_PORT};
-use crate::net::{Family, Host, World};
+use crate::net::{Family, Host, World, remote_end};
 use crate::proxy::Mesh;
-use crate::traffic::{self, Answer};
+use crate::traffic::{self, Answer, End, Manner};
 
 /// Where the kernel programs redirect captured connections to, on the pod's loopback.
 const OUTBOUND: u16 = 15001;
@@ -133,10 +132,10 @@ pub(super) fn tell<'world>(request: Request<'world>, mesh: &mut Mesh<'_>) -> Res
 
 fn ask(to: SocketAddr) -> Result<(Answer, Option<SocketAddr>)> {
     let started = Instant::now();
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    let mut stream = End::connect(to, Manner::Blocking, PATIENCE)?;
     let mut answer = traffic::get_over(&mut stream, MARKER, PATIENCE)?;
     answer.latency = started.elapsed();
-    let redirected = sockets::remote_end(answer.client_local)?;
+    let redirected = remote_end(answer.client_local)?;
     Ok((answer, redirected))
 }
 

@@ -8,9 +8,11 @@ mod build;
 mod namespace;
 mod nested;
 mod netlink;
+mod table;
 mod world;
 
 pub use namespace::Namespace;
 pub(crate) use namespace::{DIRECTORY as NAMESPACES, remove as remove_namespace};
 pub(crate) use netlink::index_of;
+pub use table::{TcpSocket, TcpState, remote_end, tcp_sockets};
 pub use world::{Family, Host, Node, World, WorldBuilder};

@@ -1,7 +1,7 @@
-//! Bulk transfers: one blocking thread a connection.
+//! Bulk transfers: one thread a connection.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,10 @@ use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
 
 use super::server::BULK_BYTES;
-use super::tune;
+use super::{End, Manner, tune};
+
+/// How long a connection may take to come up.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Which way the bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +34,10 @@ pub struct Plan {
     pub length: Duration,
     /// Which way.
     pub direction: Direction,
+    /// Bytes of one write of the client.
+    pub chunk: usize,
+    /// How the client waits.
+    pub manner: Manner,
 }
 
 /// What was transferred.
@@ -53,7 +60,7 @@ pub struct Report {
 pub fn run(plan: &Plan) -> Result<Report> {
     let mut streams = Vec::new();
     for _ in 0..plan.connections {
-        streams.push(TcpStream::connect(plan.to)?);
+        streams.push(End::connect(plan.to, plan.manner, PATIENCE)?);
     }
     let congestion = streams
         .first()
@@ -65,9 +72,11 @@ pub fn run(plan: &Plan) -> Result<Report> {
     let threads: Vec<_> = streams
         .into_iter()
         .map(|stream| {
-            let direction = plan.direction;
+            let Plan {
+                direction, chunk, ..
+            } = *plan;
             thread::spawn(move || match direction {
-                Direction::Forward => send(&stream, end),
+                Direction::Forward => send(&stream, chunk, end),
                 Direction::Reverse => receive(&stream, end),
             })
         })
@@ -92,8 +101,8 @@ pub fn run(plan: &Plan) -> Result<Report> {
     })
 }
 
-fn send(mut stream: &TcpStream, end: Instant) -> io::Result<u64> {
-    let buffer = vec![0xa5; BULK_BYTES];
+fn send(mut stream: &End, chunk: usize, end: Instant) -> io::Result<u64> {
+    let buffer = vec![0xa5; chunk];
     while Instant::now() < end {
         stream.write_all(&buffer)?;
     }
@@ -103,7 +112,7 @@ fn send(mut stream: &TcpStream, end: Instant) -> io::Result<u64> {
     Ok(u64::from_be_bytes(count))
 }
 
-fn receive(mut stream: &TcpStream, end: Instant) -> io::Result<u64> {
+fn receive(mut stream: &End, end: Instant) -> io::Result<u64> {
     let mut buffer = vec![0; BULK_BYTES];
     let mut total = 0;
     while Instant::now() < end {

@@ -1,4 +1,4 @@
-//! The readiness calls of the HTTP load generator: epoll, level-triggered.
+//! The readiness calls of everything here that is event-driven: epoll, level-triggered.
 #![allow(
     unsafe_code,
     reason = "epoll has no safe binding among this workspace's dependencies"
@@ -11,7 +11,17 @@ use std::time::Duration;
 /// How many events one wait returns at most.
 const EVENTS: usize = 256;
 
+/// What a descriptor is watched for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Interest {
+    /// Something to read, or the end.
+    Input,
+    /// Room to write, or the end.
+    Output,
+}
+
 /// An epoll instance. Descriptors leave it when they are closed.
+#[derive(Debug)]
 pub(crate) struct Epoll {
     fd: OwnedFd,
     events: Vec<libc::epoll_event>,
@@ -32,9 +42,18 @@ impl Epoll {
         })
     }
 
-    /// Watches a descriptor for input; `token` comes back from [`Self::wait`].
-    pub(crate) fn add(&self, watched: &impl AsRawFd, token: u64) -> io::Result<()> {
-        let events = (libc::EPOLLIN | libc::EPOLLRDHUP).cast_unsigned();
+    /// Watches a descriptor; `token` comes back from [`Self::wait`].
+    pub(crate) fn add(
+        &self,
+        watched: &impl AsRawFd,
+        token: u64,
+        interest: Interest,
+    ) -> io::Result<()> {
+        let events = match interest {
+            Interest::Input => libc::EPOLLIN | libc::EPOLLRDHUP,
+            Interest::Output => libc::EPOLLOUT,
+        };
+        let events = events.cast_unsigned();
         let mut event = libc::epoll_event { events, u64: token };
         // SAFETY: both descriptors are open for the length of the call, and the event is a
         // valid structure that the kernel copies.
@@ -53,7 +72,7 @@ impl Epoll {
         }
     }
 
-    /// Waits for input and returns the tokens of the descriptors that have some; none when
+    /// Waits and returns the tokens of the descriptors that have what they are watched for; none when
     /// `limit` passed or a signal came.
     pub(crate) fn wait(
         &mut self,

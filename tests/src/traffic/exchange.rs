@@ -1,9 +1,10 @@
 //! Many bytes there and back, compared one by one.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::thread;
 
+use super::End;
 use anyhow::{Context as _, Result, anyhow, ensure};
 
 const CHUNK: usize = 64 * 1024;
@@ -32,7 +33,7 @@ impl Pattern {
 ///
 /// # Errors
 /// When the connection fails, or a byte differs.
-pub fn exchange(stream: &TcpStream, bytes: usize) -> Result<()> {
+pub fn exchange(stream: &End, bytes: usize) -> Result<()> {
     let chunks = bytes.div_ceil(CHUNK);
     thread::scope(|scope| {
         let sender = scope.spawn(|| send(stream, chunks));
@@ -45,7 +46,7 @@ pub fn exchange(stream: &TcpStream, bytes: usize) -> Result<()> {
     })
 }
 
-fn send(mut stream: &TcpStream, chunks: usize) -> io::Result<()> {
+fn send(mut stream: &End, chunks: usize) -> io::Result<()> {
     let mut pattern = Pattern::new();
     let mut chunk = [0; CHUNK];
     for _ in 0..chunks {
@@ -55,7 +56,7 @@ fn send(mut stream: &TcpStream, chunks: usize) -> io::Result<()> {
     stream.shutdown(Shutdown::Write)
 }
 
-fn receive(mut stream: &TcpStream, chunks: usize) -> Result<()> {
+fn receive(mut stream: &End, chunks: usize) -> Result<()> {
     let mut pattern = Pattern::new();
     let (mut expected, mut found) = ([0; CHUNK], [0; CHUNK]);
     for index in 0..chunks {

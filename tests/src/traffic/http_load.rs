@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::epoll::Epoll;
+use super::epoll::{Epoll, Interest};
 use super::http;
 use super::latency::{Latency, Recorder};
 
@@ -73,7 +73,7 @@ fn connect(to: SocketAddr, connections: usize, epoll: &Epoll) -> Result<Vec<Conn
         let stream = TcpStream::connect(to).with_context(|| format!("connecting to {to}"))?;
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
-        epoll.add(&stream, token as u64)?;
+        epoll.add(&stream, token as u64, Interest::Input)?;
         all.push(Connection {
             stream,
             sent: Instant::now(),

@@ -3,11 +3,12 @@
 //! Everything runs in the calling thread's network namespace, either in threads of a test
 //! ([`serve`] from inside [`crate::net::Host::enter`], or [`crate::net::Host`]'s
 //! `serve`), or as a process of its own (the binary `traffic`), which is how the benchmark
-//! keeps the CPU time of client, server and proxies apart. Bulk transfers use one blocking
-//! thread a connection; HTTP uses one epoll loop a side.
+//! keeps the CPU time of client, server and proxies apart. Bulk transfers use one thread a
+//! connection, which blocks or waits for events ([`Manner`]); HTTP uses one epoll loop a side.
 
 pub mod bulk;
 pub mod connects;
+mod end;
 mod epoll;
 mod exchange;
 mod http;
@@ -20,6 +21,7 @@ mod server;
 mod server_http;
 pub mod tune;
 
+pub use end::{End, Manner};
 pub use exchange::exchange;
-pub use request::{Answer, get, get_over};
-pub use server::{GREETING, Kind, Server, serve};
+pub use request::{Answer, get, get_as, get_over};
+pub use server::{BULK_BYTES, GREETING, Kind, Server, serve, serve_as};

@@ -1,13 +1,17 @@
 //! One byte there and back, again and again: the latency that the path adds.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use super::latency::{Latency, Recorder};
+use super::{End, Manner};
+
+/// How long a connection may take to come up.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What was measured.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -22,8 +26,9 @@ pub struct Report {
 ///
 /// # Errors
 /// When the connection fails.
-pub fn run(to: SocketAddr, length: Duration) -> Result<Report> {
-    let mut stream = TcpStream::connect(to).with_context(|| format!("connecting to {to}"))?;
+pub fn run(to: SocketAddr, length: Duration, manner: Manner) -> Result<Report> {
+    let mut stream =
+        End::connect(to, manner, PATIENCE).with_context(|| format!("connecting to {to}"))?;
     stream.set_nodelay(true)?;
     let mut recorder = Recorder::new();
     let end = Instant::now() + length;

@@ -1,12 +1,13 @@
 //! One HTTP request, with everything that both ends saw.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
 use super::http;
+use super::{End, Manner};
 
 /// An answer of [`super::Kind::Http`], and what the client saw itself.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,8 +40,21 @@ struct Body {
 /// # Errors
 /// When connecting, sending or receiving fails or takes longer than `limit`.
 pub fn get(address: SocketAddr, marker: &str, limit: Duration) -> io::Result<Answer> {
+    get_as(Manner::Blocking, address, marker, limit)
+}
+
+/// As [`get`], in the manner of the caller's choice.
+///
+/// # Errors
+/// When connecting, sending or receiving fails or takes longer than `limit`.
+pub fn get_as(
+    manner: Manner,
+    address: SocketAddr,
+    marker: &str,
+    limit: Duration,
+) -> io::Result<Answer> {
     let started = Instant::now();
-    let mut stream = TcpStream::connect_timeout(&address, limit)?;
+    let mut stream = End::connect(address, manner, limit)?;
     let mut answer = get_over(&mut stream, marker, limit)?;
     answer.latency = started.elapsed();
     Ok(answer)
@@ -50,7 +64,7 @@ pub fn get(address: SocketAddr, marker: &str, limit: Duration) -> io::Result<Ans
 ///
 /// # Errors
 /// When sending or receiving fails or takes longer than `limit`.
-pub fn get_over(stream: &mut TcpStream, marker: &str, limit: Duration) -> io::Result<Answer> {
+pub fn get_over(stream: &mut End, marker: &str, limit: Duration) -> io::Result<Answer> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;

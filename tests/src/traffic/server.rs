@@ -12,10 +12,11 @@ use anyhow::{Context as _, Result};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::server_http;
+use super::{End, Manner};
 use crate::net::Host;
 
 /// How much one system call moves in a bulk transfer.
-pub(crate) const BULK_BYTES: usize = 256 * 1024;
+pub const BULK_BYTES: usize = 256 * 1024;
 /// Waiting connections that a listener holds; more than any test opens at once.
 const BACKLOG: i32 = 8192;
 /// Enough for the few calls of a connection's thread.
@@ -64,7 +65,16 @@ impl Host {
     /// # Errors
     /// When the port is taken.
     pub fn serve(&self, kind: Kind, port: u16) -> Result<Server> {
-        self.enter(|| serve(kind, SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)))
+        self.serve_as(kind, port, Manner::Blocking)
+    }
+
+    /// As [`Self::serve`], in the manner of the caller's choice.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn serve_as(&self, kind: Kind, port: u16, manner: Manner) -> Result<Server> {
+        let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+        self.enter(|| serve_as(kind, any, manner))
     }
 }
 
@@ -73,6 +83,14 @@ impl Host {
 /// # Errors
 /// When the address is taken.
 pub fn serve(kind: Kind, address: SocketAddr) -> Result<Server> {
+    serve_as(kind, address, Manner::Blocking)
+}
+
+/// As [`serve`], in the manner of the caller's choice. HTTP is event-driven in both.
+///
+/// # Errors
+/// When the address is taken.
+pub fn serve_as(kind: Kind, address: SocketAddr, manner: Manner) -> Result<Server> {
     let listener = listen(address)?;
     let address = listener
         .local_addr()
@@ -87,7 +105,7 @@ pub fn serve(kind: Kind, address: SocketAddr) -> Result<Server> {
     let thread = thread::spawn(move || {
         let outcome = match kind {
             Kind::Http => server_http::run(&run),
-            other => accept(other, &run),
+            other => accept(other, manner, &run),
         };
         if let Err(error) = outcome {
             eprintln!("the server at {address} ended: {error}");
@@ -161,7 +179,7 @@ fn listen(address: SocketAddr) -> Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn accept(kind: Kind, shared: &Arc<Shared>) -> io::Result<()> {
+fn accept(kind: Kind, manner: Manner, shared: &Arc<Shared>) -> io::Result<()> {
     loop {
         let stream = match shared.listener.accept() {
             Ok((stream, _)) => stream,
@@ -171,6 +189,7 @@ fn accept(kind: Kind, shared: &Arc<Shared>) -> io::Result<()> {
         };
         let id = shared.accepted.fetch_add(1, Ordering::Relaxed);
         shared.live().insert(id, stream.try_clone()?);
+        let stream = End::new(stream, manner)?;
         let run = Arc::clone(shared);
         thread::Builder::new()
             .stack_size(STACK_BYTES)
@@ -182,7 +201,7 @@ fn accept(kind: Kind, shared: &Arc<Shared>) -> io::Result<()> {
     }
 }
 
-fn speak(kind: Kind, stream: &TcpStream) -> io::Result<()> {
+fn speak(kind: Kind, stream: &End) -> io::Result<()> {
     match kind {
         Kind::Echo | Kind::Http => echo(stream),
         Kind::Sink => sink(stream),
@@ -197,7 +216,7 @@ fn speak(kind: Kind, stream: &TcpStream) -> io::Result<()> {
     }
 }
 
-fn echo(mut stream: &TcpStream) -> io::Result<()> {
+fn echo(mut stream: &End) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -209,7 +228,7 @@ fn echo(mut stream: &TcpStream) -> io::Result<()> {
     }
 }
 
-fn sink(mut stream: &TcpStream) -> io::Result<()> {
+fn sink(mut stream: &End) -> io::Result<()> {
     let mut buffer = vec![0; BULK_BYTES];
     let mut total = 0u64;
     loop {
@@ -223,21 +242,21 @@ fn sink(mut stream: &TcpStream) -> io::Result<()> {
     stream.shutdown(Shutdown::Write)
 }
 
-fn source(mut stream: &TcpStream) -> io::Result<()> {
+fn source(mut stream: &End) -> io::Result<()> {
     let buffer = vec![0x5a; BULK_BYTES];
     loop {
         stream.write_all(&buffer)?;
     }
 }
 
-fn reset(mut stream: &TcpStream) -> io::Result<()> {
+fn reset(mut stream: &End) -> io::Result<()> {
     stream.read_exact(&mut [0])?;
     // With a lingering time of zero, closing sends RST (socket(7)); the copy of this socket in
     // the list of live ones is closed right after this.
     SockRef::from(stream).set_linger(Some(Duration::ZERO))
 }
 
-fn deaf(stream: &TcpStream) -> io::Result<()> {
+fn deaf(stream: &End) -> io::Result<()> {
     loop {
         thread::sleep(Duration::from_millis(50));
         // The client's reset is a pending error; a stop of the server has shut the socket down,

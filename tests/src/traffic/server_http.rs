@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::epoll::Epoll;
+use super::epoll::{Epoll, Interest};
 use super::http;
 use super::server::Shared;
 
@@ -35,7 +35,7 @@ enum Next {
 pub(super) fn run(shared: &Shared) -> io::Result<()> {
     shared.listener.set_nonblocking(true)?;
     let mut epoll = Epoll::new()?;
-    epoll.add(&shared.listener, LISTENER)?;
+    epoll.add(&shared.listener, LISTENER, Interest::Input)?;
     let mut connections: Vec<Option<Connection>> = Vec::new();
     let mut free: Vec<usize> = Vec::new();
     let mut tokens = Vec::new();
@@ -91,7 +91,7 @@ fn welcome(
             connections.push(None);
             connections.len() - 1
         });
-        epoll.add(&stream, slot as u64)?;
+        epoll.add(&stream, slot as u64, Interest::Input)?;
         let connection = Connection {
             stream,
             peer: canonical(peer),

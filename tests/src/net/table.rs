@@ -1,0 +1,154 @@
+//! What the kernel knows about TCP sockets, whatever their owners are told: the tables in
+//! `/proc/net/tcp` and `/proc/net/tcp6` (proc_net_tcp in the kernel's documentation).
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::Host;
+
+/// Both tables of the calling thread's network namespace.
+const TABLES: [&str; 2] = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
+
+/// A TCP socket as the kernel sees it. Mapped addresses are written as IPv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TcpSocket {
+    /// Its own end.
+    pub local: SocketAddr,
+    /// The other end; unspecified for a listener.
+    pub remote: SocketAddr,
+    /// Its state.
+    pub state: TcpState,
+    /// Its inode: what `/proc/PID/fd` says of its owner's descriptor. 0 when nobody holds it.
+    pub inode: u64,
+}
+
+/// A state of a TCP socket, as far as anybody here asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TcpState {
+    /// Both ends agreed on the connection.
+    Established,
+    /// It waits for connections.
+    Listening,
+    /// On its way to one of these, or from them to its end.
+    Other,
+}
+
+impl Host {
+    /// Every TCP socket of this host.
+    ///
+    /// # Errors
+    /// When the kernel's tables cannot be read.
+    pub fn tcp_sockets(&self) -> io::Result<Vec<TcpSocket>> {
+        self.enter(tcp_sockets)
+    }
+}
+
+/// Every TCP socket of the calling thread's network namespace.
+///
+/// # Errors
+/// When the kernel's tables cannot be read.
+pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
+    let mut all = Vec::new();
+    for table in TABLES {
+        all.extend(read(&fs::read_to_string(table)?));
+    }
+    Ok(all)
+}
+
+/// The remote end of the socket that calls this address its own, in the calling thread's network
+/// namespace. For the kernel a captured IPv6 socket is at home on loopback.
+///
+/// # Errors
+/// When the kernel's tables cannot be read.
+pub fn remote_end(local: SocketAddr) -> io::Result<Option<SocketAddr>> {
+    let all = tcp_sockets()?;
+    let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+    let on_loopback = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), local.port());
+    let homes = [local, on_loopback];
+    Ok(homes.iter().find_map(|home| {
+        let mut ends = all.iter().filter(|socket| socket.local == *home);
+        ends.find(|socket| socket.state != TcpState::Listening)
+            .map(|socket| socket.remote)
+    }))
+}
+
+fn read(table: &str) -> impl Iterator<Item = TcpSocket> {
+    table.lines().skip(1).filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        Some(TcpSocket {
+            local: address(fields.get(1)?)?,
+            remote: address(fields.get(2)?)?,
+            // Include/net/tcp_states.h.
+            state: match *fields.get(3)? {
+                "01" => TcpState::Established,
+                "0A" => TcpState::Listening,
+                _ => TcpState::Other,
+            },
+            inode: fields.get(9)?.parse().ok()?,
+        })
+    })
+}
+
+/// Reads `0100007F:3A99`: 32-bit words in the machine's own byte order, and the port.
+fn address(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |at: usize| {
+        let digits = ip.get(at * 8..at * 8 + 8)?;
+        Some(u32::from_str_radix(digits, 16).ok()?.to_ne_bytes())
+    };
+    let ip: IpAddr = match ip.len() {
+        8 => Ipv4Addr::from(word(0)?).into(),
+        32 => {
+            let mut octets = [0; 16];
+            for (at, chunk) in octets.chunks_exact_mut(4).enumerate() {
+                chunk.copy_from_slice(&word(at)?);
+            }
+            Ipv6Addr::from(octets).into()
+        }
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip.to_canonical(), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn a_line_of_the_table_is_read() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
+             0: 0A00020A:1F90 0100007F:3A99 01 00000000:00000000 00:00000000 00000000  1000        0 4242 1\n";
+        let found: Vec<_> = read(table).collect();
+        let expected = TcpSocket {
+            local: "10.2.0.10:8080".parse().unwrap(),
+            remote: "127.0.0.1:15001".parse().unwrap(),
+            state: TcpState::Established,
+            inode: 4242,
+        };
+        assert_eq!(found, [expected]);
+        assert_eq!(
+            address("00000000000000000000000001000000:3A99"),
+            Some("[::1]:15001".parse().unwrap())
+        );
+        assert_eq!(
+            address("0000000000000000FFFF00000A00020A:0001"),
+            Some("10.2.0.10:1".parse().unwrap())
+        );
+        assert_eq!(address("0100:1"), None);
+    }
+
+    #[test]
+    fn a_socket_of_this_process_is_found() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        let client = std::net::TcpStream::connect(server).unwrap();
+        let local = client.local_addr().unwrap();
+        assert_eq!(remote_end(local).unwrap(), Some(server));
+        assert!(tcp_sockets().unwrap().iter().any(|socket| {
+            (socket.local, socket.state) == (server, TcpState::Listening) && socket.inode != 0
+        }));
+    }
+}
