@@ -1,8 +1,10 @@
 //! Ways around the capture of `connect()`: each is captured like any other connection, or
-//! refused; what is sent never shows on the link between the nodes.
+//! refused; what is sent never shows on the link between the nodes. On one node each is judged
+//! like any other, and goes past the proxy like any other.
 //!
-//! The witnesses are the server, which sees whose connection it is, and the packet socket on
-//! the link, which would see the marker if the connection had not gone into a tunnel.
+//! The witnesses are the server, which sees whose connection it is, the packet socket on the
+//! link, which would see the marker if the connection had not gone into a tunnel, and the
+//! kernel's table of sockets.
 
 mod namespaces;
 mod processes;
@@ -11,7 +13,8 @@ mod sockets;
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
-use ztunnel_tests::net::{Family, World};
+use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::net::{Family, World, remote_end};
 use ztunnel_tests::proxy::Mesh;
 use ztunnel_tests::traffic::Kind;
 
@@ -24,42 +27,63 @@ fn request() -> String {
     format!("GET / HTTP/1.1\r\nhost: x\r\nx-marker: {MARKER}\r\nconnection: close\r\n\r\n")
 }
 
+/// What an attempt came to.
+#[derive(Debug)]
+struct Heard {
+    answer: String,
+    /// Whom the kernel had the connection with.
+    remote: Option<SocketAddr>,
+}
+
 /// Sends the request, or what is left of it, and reads the whole answer.
-fn ask_over(mut stream: &TcpStream, rest: &[u8]) -> io::Result<String> {
+fn ask_over(mut stream: &TcpStream, rest: &[u8]) -> io::Result<Heard> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
+    let remote = remote_end(stream.local_addr()?)?;
     stream.write_all(rest)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    Ok(answer)
+    Ok(Heard { answer, remote })
 }
 
 /// What has to become of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Promise {
-    /// It is captured: it arrives in a tunnel, with the pod's address.
-    Captured,
-    /// It is captured or it fails: on kernels that differ, both are right.
-    CapturedOrRefused,
+    /// It takes the lane that any other connection takes, with the pod's address.
+    OnLane,
+    /// It does, or the proxy has it, or it fails: on kernels that differ, all are right.
+    OnLaneOrRefused,
 }
 
-/// Tries a way of connecting, in pod `a-0`, to everything that pod `b-0` is called by.
+/// Tries a way of connecting, in the client's pod, to everything that the server is called by.
+/// On the direct lane an ordinary connection has been there first, so that the verdict is known.
 fn attempt(
-    world: &World,
+    lane: Lane,
     promise: Promise,
-    connect: impl Fn(SocketAddr) -> io::Result<String> + Send + Sync,
+    connect: impl Fn(SocketAddr) -> io::Result<Heard> + Send + Sync,
 ) {
-    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
-    let _running = server.serve(Kind::Http, 8080).unwrap();
-    for to in ways_to(server) {
-        let (outcome, seen) = watched(world, MARKER, || client.enter(|| connect(to)));
+    let scene = Scene::set(lane).unwrap();
+    let _mesh = scene.mesh().start().unwrap();
+    attempt_in(&scene, promise, connect);
+}
+
+fn attempt_in(
+    scene: &Scene,
+    promise: Promise,
+    connect: impl Fn(SocketAddr) -> io::Result<Heard> + Send + Sync,
+) {
+    let client = scene.client();
+    let _running = scene.serve(Kind::Http, 8080).unwrap();
+    for to in ways_to(scene.server()) {
+        scene.get(to, "first").unwrap();
+        let (outcome, seen) = watched(scene.world(), MARKER, || client.enter(|| connect(to)));
         assert_eq!(
             seen.hits, 0,
             "{to}: it crossed the link in the clear: {outcome:?}"
         );
-        let answer = match outcome {
-            Ok(answer) => answer,
-            Err(error) if promise == Promise::CapturedOrRefused => {
+        let Heard { answer, remote } = match outcome {
+            Ok(heard) => heard,
+            Err(error) if promise == Promise::OnLaneOrRefused => {
                 println!("{to}: refused: {error}");
                 continue;
             }
@@ -72,7 +96,15 @@ fn attempt(
         };
         assert!(answer.contains(MARKER), "{to}: {answer}");
         assert!(answer.contains(&source), "{to}: {answer}");
-        assert!(seen.packets > 0, "{to}");
+        if promise == Promise::OnLane {
+            let direct = remote.is_some_and(|remote| !remote.ip().is_loopback());
+            assert_eq!(
+                direct,
+                scene.lane().bypasses_the_proxy(),
+                "{to}: {remote:?}"
+            );
+        }
+        assert!(seen.packets > 0 || scene.lane() != Lane::Tunnel, "{to}");
     }
 }
 
@@ -87,7 +119,7 @@ fn without_a_mesh_the_link_shows_the_marker() {
         let (answer, seen) = watched(&world, MARKER, || {
             client.enter(|| ask_over(&TcpStream::connect(to)?, request().as_bytes()))
         });
-        assert!(answer.unwrap().contains(MARKER));
+        assert!(answer.unwrap().answer.contains(MARKER));
         assert_eq!(seen.hits, 2, "{seen:?}");
     }
 }

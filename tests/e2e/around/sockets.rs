@@ -11,10 +11,12 @@ use std::os::fd::AsRawFd as _;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use ztunnel_tests::net::{Family, World};
+use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::net::Family;
+use ztunnel_tests::on_lanes;
 
-use super::{Promise, ask_over, attempt, mesh, request};
-use crate::ends::{accept, canonical, dial};
+use super::{Heard, Promise, ask_over, attempt, attempt_in, request};
+use crate::ends::canonical;
 
 /// The mark of the proxy's own sockets (`capture.mark`).
 const PROXY_MARK: u32 = 1337;
@@ -34,15 +36,13 @@ fn mptcp(domain: Domain) -> io::Result<Socket> {
     )
 }
 
-fn ask(socket: Socket) -> io::Result<String> {
+fn ask(socket: Socket) -> io::Result<Heard> {
     ask_over(&TcpStream::from(socket), request().as_bytes())
 }
 
-#[test]
-fn io_uring() {
-    let world = World::two_nodes().unwrap();
-    let _mesh = mesh(&world);
-    attempt(&world, Promise::Captured, |to| {
+on_lanes!(a_connect_over_io_uring: tunnel, direct);
+fn a_connect_over_io_uring(lane: Lane) {
+    attempt(lane, Promise::OnLane, |to| {
         let socket = tcp(to)?;
         let address = SockAddr::from(to);
         let mut ring = io_uring::IoUring::new(4)?;
@@ -62,24 +62,24 @@ fn io_uring() {
     });
 }
 
-#[test]
-fn fast_open_with_data_in_the_first_packet() {
-    let world = World::two_nodes().unwrap();
-    for pod in ["a", "b"].map(|node| world.pod(node, 0)) {
+on_lanes!(fast_open_with_data_in_the_first_packet: tunnel, direct);
+fn fast_open_with_data_in_the_first_packet(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    for pod in [scene.client(), scene.server()] {
         pod.enter(|| fs::write("/proc/sys/net/ipv4/tcp_fastopen", FAST_OPEN))
             .unwrap();
     }
-    let _mesh = mesh(&world);
+    let _mesh = scene.mesh().start().unwrap();
     // Twice: the second time the cookie is known, and the data is accepted with the SYN.
     for _ in 0..2 {
-        attempt(&world, Promise::Captured, |to| {
+        attempt_in(&scene, Promise::OnLane, |to| {
             let socket = tcp(to)?;
             let request = request();
             let sent =
                 socket.send_to_with_flags(request.as_bytes(), &to.into(), libc::MSG_FASTOPEN)?;
             ask_over(&socket.into(), &request.as_bytes()[sent..])
         });
-        attempt(&world, Promise::Captured, |to| {
+        attempt_in(&scene, Promise::OnLane, |to| {
             let socket = tcp(to)?;
             setsockopt(&socket, sockopt::TcpFastOpenConnect, &true)?;
             socket.connect(&to.into())?;
@@ -88,23 +88,21 @@ fn fast_open_with_data_in_the_first_packet() {
     }
 }
 
-#[test]
-fn a_multipath_client() {
-    let world = World::two_nodes().unwrap();
-    let _mesh = mesh(&world);
-    attempt(&world, Promise::CapturedOrRefused, |to| {
+on_lanes!(a_multipath_client: tunnel, direct);
+fn a_multipath_client(lane: Lane) {
+    attempt(lane, Promise::OnLaneOrRefused, |to| {
         let socket = mptcp(Domain::for_address(to))?;
         socket.connect(&to.into())?;
         ask(socket)
     });
 }
 
+on_lanes!(a_multipath_server_receives: tunnel, direct);
 /// Go's servers listen so by default.
-#[test]
-fn a_multipath_server_receives() {
-    let world = World::two_nodes().unwrap();
-    let _mesh = mesh(&world);
-    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+fn a_multipath_server_receives(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let _mesh = scene.mesh().start().unwrap();
+    let (client, server) = (scene.client(), scene.server());
     let listener: std::net::TcpListener = server.enter(|| {
         let socket = mptcp(Domain::IPV6).unwrap();
         socket.set_only_v6(false).unwrap();
@@ -114,8 +112,8 @@ fn a_multipath_server_receives() {
         socket.into()
     });
     for family in Family::BOTH {
-        let mut near = dial(client, server.at(family, 7070)).unwrap();
-        let mut far = accept(&listener);
+        let to = server.at(family, 7070);
+        let (mut near, mut far) = scene.connect(to, &listener).unwrap();
         assert_eq!(
             canonical(far.peer_addr().unwrap()).ip(),
             client.address(family)
@@ -131,14 +129,14 @@ fn a_multipath_server_receives() {
     }
 }
 
-#[test]
-fn a_socket_that_was_bound() {
-    let world = World::two_nodes().unwrap();
-    let _mesh = mesh(&world);
-    let client = world.pod("a", 0);
+on_lanes!(a_socket_that_was_bound: tunnel, direct);
+fn a_socket_that_was_bound(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let _mesh = scene.mesh().start().unwrap();
+    let client = scene.client();
     let (any4, any6) = (Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into());
     for own in [[any4, any6], [client.v4.into(), client.v6.into()]] {
-        attempt(&world, Promise::Captured, |to| {
+        attempt_in(&scene, Promise::OnLane, |to| {
             let socket = tcp(to)?;
             socket.bind(&SocketAddr::new(own[usize::from(to.is_ipv6())], 0).into())?;
             socket.connect(&to.into())?;
@@ -158,11 +156,9 @@ fn wait_until_writable(socket: &Socket) {
     assert_eq!(ready, 1);
 }
 
-#[test]
-fn a_connect_that_does_not_block() {
-    let world = World::two_nodes().unwrap();
-    let _mesh = mesh(&world);
-    attempt(&world, Promise::Captured, |to| {
+on_lanes!(a_connect_that_does_not_block: tunnel, direct);
+fn a_connect_that_does_not_block(lane: Lane) {
+    attempt(lane, Promise::OnLane, |to| {
         let socket = tcp(to)?;
         socket.set_nonblocking(true)?;
         match socket.connect(&to.into()) {
@@ -178,11 +174,9 @@ fn a_connect_that_does_not_block() {
     });
 }
 
-#[test]
-fn a_socket_that_was_bound_to_the_device_that_leads_out() {
-    let world = World::two_nodes().unwrap();
-    let _mesh = mesh(&world);
-    attempt(&world, Promise::Captured, |to| {
+on_lanes!(a_socket_that_was_bound_to_the_device_that_leads_out: tunnel, direct);
+fn a_socket_that_was_bound_to_the_device_that_leads_out(lane: Lane) {
+    attempt(lane, Promise::OnLane, |to| {
         let socket = tcp(to)?;
         socket.bind_device(Some(b"eth0"))?;
         socket.connect(&to.into())?;
@@ -190,11 +184,9 @@ fn a_socket_that_was_bound_to_the_device_that_leads_out() {
     });
 }
 
-#[test]
-fn an_application_that_sets_the_proxys_mark() {
-    let world = World::two_nodes().unwrap();
-    let _mesh = mesh(&world);
-    attempt(&world, Promise::Captured, |to| {
+on_lanes!(an_application_that_sets_the_proxys_mark: tunnel, direct);
+fn an_application_that_sets_the_proxys_mark(lane: Lane) {
+    attempt(lane, Promise::OnLane, |to| {
         let socket = tcp(to)?;
         socket.set_mark(PROXY_MARK)?;
         socket.connect(&to.into())?;

@@ -1,11 +1,13 @@
 //! Policies are enforced at the destination, and a change of them counts for new connections.
 
 use serde_json::{Value, json};
+use ztunnel_tests::lane::{Lane, Scene};
 use ztunnel_tests::net::{Family, Host, World};
+use ztunnel_tests::on_lanes;
 use ztunnel_tests::proxy::{Mesh, Policy, Settings, identity};
 use ztunnel_tests::traffic::Kind;
 
-use crate::scene::{self, HTTP, answered, reset};
+use crate::scene::{self, HTTP, MARKER, answered, reset};
 
 const OTHER: u16 = 9000;
 const NOBODY: &str = "ALLOW policies apply and none matches";
@@ -15,7 +17,7 @@ struct Case {
     policies: Vec<Policy>,
     /// Which of them the server's workload lists.
     listed: &'static [&'static str],
-    /// Client (pod of node a), server (pod of node b), port, and what the refusal names.
+    /// Client and server by their numbers, port, and what the refusal names.
     expected: Vec<(usize, usize, u16, Option<&'static str>)>,
 }
 
@@ -39,8 +41,8 @@ fn case(policies: Vec<Policy>, expected: Vec<(usize, usize, u16, Option<&'static
     }
 }
 
-fn by_what_the_client_is(world: &World) -> Vec<Case> {
-    let one = world.pod("a", 0);
+fn by_what_the_client_is(scene: &Scene) -> Vec<Case> {
+    let one = scene.client();
     let deny = |name, rule| vec![Policy::namespace(name, "Deny", matching(rule))];
     let allow = |name, rule| vec![Policy::namespace(name, "Allow", matching(rule))];
     vec![
@@ -86,8 +88,8 @@ fn by_what_the_client_is(world: &World) -> Vec<Case> {
     ]
 }
 
-fn by_what_is_called(world: &World) -> Vec<Case> {
-    let server = world.pod("b", 0);
+fn by_what_is_called(scene: &Scene) -> Vec<Case> {
+    let server = scene.server();
     vec![
         case(
             vec![Policy::namespace(
@@ -122,9 +124,9 @@ fn by_what_is_called(world: &World) -> Vec<Case> {
     ]
 }
 
-fn by_how_policies_meet(world: &World) -> Vec<Case> {
+fn by_how_policies_meet(scene: &Scene) -> Vec<Case> {
     let everybody = || json!([[[]]]);
-    let one = matching(json!({ "principals": [principal(world.pod("a", 0))] }));
+    let one = matching(json!({ "principals": [principal(scene.client())] }));
     let global = Policy {
         scope: "Global".to_owned(),
         ..Policy::namespace("deny-everywhere", "Deny", one.clone())
@@ -187,17 +189,16 @@ fn adopt(mesh: &mut Mesh<'_>, server: &str, case: &Case) {
     }
 }
 
-fn check(world: &World, mesh: &mut Mesh<'_>, cases: &[Case]) {
-    let server = &world.pod("b", 0).name;
+fn check(scene: &Scene, mesh: &mut Mesh<'_>, cases: &[Case]) {
     for case in cases {
-        adopt(mesh, server, case);
+        adopt(mesh, &scene.server().name, case);
         for (client, server, port, refusal) in &case.expected {
-            let (client, server) = (world.pod("a", *client), world.pod("b", *server));
+            let (client, server) = (scene.clients()[*client], scene.servers()[*server]);
             for family in Family::BOTH {
                 let to = server.at(family, *port);
                 match refusal {
-                    None => drop(answered(client, to)),
-                    Some(name) => refused(mesh, client, to, name),
+                    None => drop(scene.get_from(client, to, MARKER).unwrap()),
+                    Some(name) => refused(scene.lane(), mesh, client, to, name),
                 }
             }
         }
@@ -206,31 +207,31 @@ fn check(world: &World, mesh: &mut Mesh<'_>, cases: &[Case]) {
 }
 
 /// The client sees a reset, the destination's log names the policy, both ends count a denial.
-fn refused(mesh: &mut Mesh<'_>, client: &Host, to: std::net::SocketAddr, name: &str) {
-    let before = denials(mesh);
-    let lines = log_lines(mesh, &["denied by", name]);
+fn refused(lane: Lane, mesh: &mut Mesh<'_>, client: &Host, to: std::net::SocketAddr, name: &str) {
+    let before = denials(lane, mesh);
+    let lines = log_lines(lane, mesh, &["denied by", name]);
     reset(client, to);
-    scene::eventually("a denial in the metrics of both nodes", || {
-        denials(mesh)
+    scene::eventually("a denial in the metrics of both ends", || {
+        denials(lane, mesh)
             .iter()
             .zip(&before)
             .all(|(now, before)| *now == before + 1.0)
     });
     scene::eventually("a line that names the policy", || {
-        log_lines(mesh, &["denied by", name]) == lines + 1
+        log_lines(lane, mesh, &["denied by", name]) > lines
     });
 }
 
-fn log_lines(mesh: &mut Mesh<'_>, words: &[&str]) -> usize {
-    let log = mesh.proxy("b").log();
+fn log_lines(lane: Lane, mesh: &mut Mesh<'_>, words: &[&str]) -> usize {
+    let log = mesh.proxy(lane.server_node()).log();
     log.lines()
         .filter(|line| words.iter().all(|word| line.contains(word)))
         .count()
 }
 
 /// Denied connections, as the source's node and the destination's node count them.
-fn denials(mesh: &mut Mesh<'_>) -> Vec<f64> {
-    let ends = [("a", "source"), ("b", "destination")];
+fn denials(lane: Lane, mesh: &mut Mesh<'_>) -> Vec<f64> {
+    let ends = [("a", "source"), (lane.server_node(), "destination")];
     let count = |(node, reporter)| {
         let metrics = mesh.proxy(node).metrics().unwrap();
         let labels = [("reporter", reporter), ("response_flags", "DENY")];
@@ -239,29 +240,28 @@ fn denials(mesh: &mut Mesh<'_>) -> Vec<f64> {
     ends.map(count).to_vec()
 }
 
-fn told(cases: impl FnOnce(&World) -> Vec<Case>) {
-    let world = World::two_nodes().unwrap();
-    let mut mesh = Mesh::start(&world).unwrap();
-    let _servers = [0, 1].map(|index| {
-        let pod = world.pod("b", index);
-        [HTTP, OTHER].map(|port| pod.serve(Kind::Http, port).unwrap())
-    });
-    check(&world, &mut mesh, &cases(&world));
+fn told(lane: Lane, cases: impl FnOnce(&Scene) -> Vec<Case>) {
+    let scene = Scene::set(lane).unwrap();
+    let mut mesh = scene.mesh().start().unwrap();
+    let _servers = scene
+        .servers()
+        .map(|pod| [HTTP, OTHER].map(|port| pod.serve(Kind::Http, port).unwrap()));
+    check(&scene, &mut mesh, &cases(&scene));
 }
 
-#[test]
-fn a_client_is_judged_by_identity_namespace_and_address() {
-    told(by_what_the_client_is);
+on_lanes!(a_client_is_judged_by_identity_namespace_and_address: tunnel, direct);
+fn a_client_is_judged_by_identity_namespace_and_address(lane: Lane) {
+    told(lane, by_what_the_client_is);
 }
 
-#[test]
-fn a_connection_is_judged_by_the_port_and_address_it_calls() {
-    told(by_what_is_called);
+on_lanes!(a_connection_is_judged_by_the_port_and_address_it_calls: tunnel, direct);
+fn a_connection_is_judged_by_the_port_and_address_it_calls(lane: Lane) {
+    told(lane, by_what_is_called);
 }
 
-#[test]
-fn deny_beats_allow_and_a_policy_counts_only_where_it_applies() {
-    told(by_how_policies_meet);
+on_lanes!(deny_beats_allow_and_a_policy_counts_only_where_it_applies: tunnel, direct);
+fn deny_beats_allow_and_a_policy_counts_only_where_it_applies(lane: Lane) {
+    told(lane, by_how_policies_meet);
 }
 
 #[test]
@@ -279,8 +279,8 @@ fn a_policy_on_trial_is_logged_and_refuses_nobody() {
         let client = client.address(family).to_string();
         scene::eventually("a line about the policy on trial", || {
             let words = ["on trial", "default/trial", "matched=true", &client];
-            log_lines(&mut mesh, &words) == 1
+            log_lines(Lane::Tunnel, &mut mesh, &words) == 1
         });
     }
-    assert_eq!(denials(&mut mesh), [0.0, 0.0]);
+    assert_eq!(denials(Lane::Tunnel, &mut mesh), [0.0, 0.0]);
 }

@@ -57,15 +57,19 @@ pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
 }
 
 /// The remote end of the socket that calls this address its own, in the calling thread's network
-/// namespace. For the kernel a captured IPv6 socket is at home on loopback.
+/// namespace. For the kernel a captured IPv6 socket is at home on loopback, and so is an IPv4 one
+/// that was bound to a port only.
 ///
 /// # Errors
 /// When the kernel's tables cannot be read.
 pub fn remote_end(local: SocketAddr) -> io::Result<Option<SocketAddr>> {
     let all = tcp_sockets()?;
     let local = SocketAddr::new(local.ip().to_canonical(), local.port());
-    let on_loopback = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), local.port());
-    let homes = [local, on_loopback];
+    let on_loopback: IpAddr = match local.ip() {
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    let homes = [local, SocketAddr::new(on_loopback, local.port())];
     Ok(homes.iter().find_map(|home| {
         let mut ends = all.iter().filter(|socket| socket.local == *home);
         ends.find(|socket| socket.state != TcpState::Listening)
