@@ -8,7 +8,7 @@ use foldhash::HashMap;
 use super::file::ModeName;
 use super::layers::Chosen;
 use super::units::show;
-use super::{Bytes, ConfigError, Mode, Settings};
+use super::{Bytes, ConfigError, Mode, Settings, lanes};
 use crate::mesh::{Identity, NetworkMode, Uid, Workload, yaml};
 use crate::telemetry::Filter;
 
@@ -173,6 +173,7 @@ pub(super) fn all(settings: &mut Settings) -> Result<(), ConfigError> {
     listeners(settings)?;
     numbers(settings)?;
     durations(settings)?;
+    lanes::check(settings)?;
     pods(settings)
 }
 
@@ -244,6 +245,8 @@ fn numbers(settings: &Settings) -> Result<(), ConfigError> {
         );
         return Err(contradiction("hbone.connectionWindow", problem));
     }
+    let verdicts = settings.capture.verdicts;
+    within("capture.verdicts", verdicts, 16, 1_048_576)?;
     // A packet without a mark has the mark 0.
     within("capture.mark", settings.capture.mark, 1, u32::MAX)
 }

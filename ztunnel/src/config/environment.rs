@@ -1,7 +1,7 @@
 //! The only file that reads the process's environment.
 //!
 //! The names are those of the Istio chart's DaemonSet, so that its manifests start this proxy
-//! unchanged. Names of that chart that mean nothing here are ignored: they are the chart's, not a
+//! unchanged; what that chart has no name for is called `ZTUNNEL_...`. Names of that chart that mean nothing here are ignored: they are the chart's, not a
 //! mistake. A value that is not what its name expects is an error that names the variable.
 
 use std::num::NonZeroUsize;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::file::ModeName;
 use super::units::duration_or_seconds;
-use super::{Bytes, ConfigError, LogFormat};
+use super::{Acceleration, Bytes, ConfigError, LogFormat, SameNode};
 
 /// What the environment says. An empty variable counts as unset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,6 +27,9 @@ pub struct Environment {
     pub(super) grace_period: Option<Duration>,
     pub(super) termination_deadline: Option<Duration>,
     pub(super) mark: Option<u32>,
+    pub(super) verdicts: Option<u32>,
+    pub(super) same_node: Option<SameNode>,
+    pub(super) acceleration: Option<Acceleration>,
     pub(super) keepalive: Option<bool>,
     pub(super) keepalive_time: Option<Duration>,
     pub(super) keepalive_interval: Option<Duration>,
@@ -79,6 +82,9 @@ impl Environment {
             grace_period: env.duration("TERMINATION_GRACE_PERIOD_SECONDS")?,
             termination_deadline: env.duration("CONNECTION_TERMINATION_DEADLINE")?,
             mark: env.number("PACKET_MARK")?,
+            verdicts: env.number("ZTUNNEL_CAPTURE_VERDICTS")?,
+            same_node: env.parsed("ZTUNNEL_SAME_NODE", SameNode::parse)?,
+            acceleration: env.parsed("ZTUNNEL_ACCELERATION", Acceleration::parse)?,
             keepalive: env.parsed("KEEPALIVE_ENABLED", switch)?,
             keepalive_time: env.duration("KEEPALIVE_TIME")?,
             keepalive_interval: env.duration("KEEPALIVE_INTERVAL")?,

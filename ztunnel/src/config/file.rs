@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 
+use super::lanes::OverrideEntry;
 use super::units::Span;
-use super::{Bytes, LogFormat};
+use super::{Acceleration, Bytes, LogFormat, SameNode};
 use crate::mesh::local::{PolicyEntry, ServiceEntry, WorkloadEntry};
 use crate::mesh::yaml;
 
@@ -30,6 +31,9 @@ pub(super) struct File {
     pub(super) metrics: ListenSection,
     pub(super) readiness: ListenSection,
     pub(super) capture: CaptureSection,
+    pub(super) same_node: Option<SameNode>,
+    pub(super) acceleration: Option<Acceleration>,
+    pub(super) overrides: Vec<OverrideEntry>,
     pub(super) hbone: HboneSection,
     pub(super) keepalive: KeepaliveSection,
     pub(super) threads: Option<usize>,
@@ -78,6 +82,7 @@ pub(super) struct CaptureSection {
     pub(super) exempt_ports: Option<Vec<u16>>,
     pub(super) exempt_cidrs: Option<Vec<Range>>,
     pub(super) exempt_sources: Option<Vec<Range>>,
+    pub(super) verdicts: Option<u32>,
 }
 
 /// An address and a port to listen on.

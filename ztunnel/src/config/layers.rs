@@ -9,7 +9,9 @@ use super::file::{
     CaptureSection, File, HboneSection, KeepaliveSection, ListenSection, ModeName, Range,
 };
 use super::units::Span;
-use super::{Capture, ConfigError, Environment, Hbone, Keepalive, LogFormat, Pod, Settings, check};
+use super::{
+    Capture, ConfigError, Environment, Hbone, Keepalive, LogFormat, Pod, Settings, check, lanes,
+};
 use crate::mesh::Uid;
 use crate::mesh::local::{Document, LocalMesh};
 
@@ -59,6 +61,7 @@ pub(super) fn assemble(
     settings.threads = threads(&file, env, flags)?;
     authority(&mut settings, &file, env, flags)?;
     capture(&mut settings.capture, &file.capture, env, flags);
+    lanes::lay(&mut settings, &file, env);
     hbone(&mut settings.hbone, &file.hbone, env);
     settings.keepalive = keepalive(&file.keepalive, env);
     logging(&mut settings, &file, env, flags);

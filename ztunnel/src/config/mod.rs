@@ -11,6 +11,7 @@ mod check;
 mod environment;
 mod error;
 mod file;
+mod lanes;
 mod layers;
 pub mod reference;
 mod settings;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 pub use self::environment::Environment;
 pub use self::error::ConfigError;
+pub use self::lanes::{Acceleration, LaneOverride, SameNode};
 pub use self::layers::Overrides;
 pub use self::settings::{
     Capture, Hbone, Keepalive, LocalAuthority, Log, LogFormat, Mode, Pod, Settings,

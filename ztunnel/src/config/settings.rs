@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::Bytes;
+use super::{Acceleration, Bytes, LaneOverride, SameNode};
 use crate::mesh::local::LocalMesh;
 use crate::mesh::{Snapshot, Uid};
 
@@ -41,6 +41,12 @@ pub struct Settings {
     pub readiness: SocketAddr,
     /// How connections are captured.
     pub capture: Capture,
+    /// Which lane the pods of this node take to each other; direct only if both ends say so.
+    pub same_node: SameNode,
+    /// Whether direct connections are joined; only if both ends say so.
+    pub acceleration: Acceleration,
+    /// The workloads for which one of these two is otherwise.
+    pub overrides: Vec<LaneOverride>,
     /// Tunnels.
     pub hbone: Hbone,
     /// TCP keepalive on the connections of pods; none switches it off.
@@ -110,6 +116,8 @@ pub struct Capture {
     pub exempt_cidrs: Vec<IpNet>,
     /// Sources of inbound connections that are never captured.
     pub exempt_sources: Vec<IpNet>,
+    /// How many verdicts of each kind the kernel remembers.
+    pub verdicts: u32,
 }
 
 /// Tunnels.
@@ -213,6 +221,9 @@ impl Settings {
             metrics: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 15020),
             readiness: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 15021),
             capture: Capture::default(),
+            same_node: SameNode::default(),
+            acceleration: Acceleration::default(),
+            overrides: Vec::new(),
             hbone: Hbone::default(),
             keepalive: Some(Keepalive::default()),
             threads: NonZeroUsize::MIN,
@@ -241,6 +252,7 @@ impl Default for Capture {
             exempt_ports: Vec::new(),
             exempt_cidrs: Vec::new(),
             exempt_sources: vec![probe_v4.into(), probe_v6.into()],
+            verdicts: 65_536,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Settings as users write them, and what is said about the wrong ones.
 
 mod bad;
+mod lanes;
 mod layers;
 mod reference;
 

@@ -150,6 +150,10 @@ pub(super) fn fixed_keys_that_differ(old: &Settings, new: &Settings) -> Vec<&'st
         ),
         ("capture.cgroup", old.capture.cgroup != new.capture.cgroup),
         ("capture.mark", old.capture.mark != new.capture.mark),
+        (
+            "capture.verdicts",
+            old.capture.verdicts != new.capture.verdicts,
+        ),
         ("hbone", old.hbone != new.hbone),
         ("keepalive", old.keepalive != new.keepalive),
         ("threads", old.threads != new.threads),

@@ -9,8 +9,8 @@ const CASES: &[(&str, &str)] = &[
         "nod: unknown field, did you mean \"node\"? (line 9)",
     ),
     (
-        "sameNode: direct",
-        "sameNode: unknown field, expected one of node, clusterId, network, trustDomain, mode, workload, meshFile, pods, workloads, services, policies, ca, admin, metrics, readiness, capture, hbone, keepalive, threads, log, termination (line 9)",
+        "zebra: direct",
+        "zebra: unknown field, expected one of node, clusterId, network, trustDomain, mode, workload, meshFile, pods, workloads, services, policies, ca, admin, metrics, readiness, capture, sameNode, acceleration, overrides, hbone, keepalive, threads, log, termination (line 9)",
     ),
     (
         "clusterId: [x]",
@@ -121,6 +121,14 @@ const CASES: &[(&str, &str)] = &[
         "capture.exemptSources[0]: \"kubelet\" is not an address range such as 10.0.0.0/8 or an address (line 9)",
     ),
     (
+        "capture: { verdicts: 15 }",
+        "capture.verdicts: 15 is out of range, 16 to 1048576 is possible",
+    ),
+    (
+        "capture: { verdicts: 1048577 }",
+        "capture.verdicts: 1048577 is out of range, 16 to 1048576 is possible",
+    ),
+    (
         "trustDomain: a/b",
         "trustDomain: \"a/b\" is not a trust domain",
     ),
@@ -193,6 +201,18 @@ const CASES: &[(&str, &str)] = &[
 ];
 
 const VARIABLES: &[(&[(&str, &str)], &str)] = &[
+    (
+        &[("ZTUNNEL_SAME_NODE", "no")],
+        "environment variable ZTUNNEL_SAME_NODE: \"no\" is not one of direct, tunnel",
+    ),
+    (
+        &[("ZTUNNEL_ACCELERATION", "true")],
+        "environment variable ZTUNNEL_ACCELERATION: \"true\" is not one of auto, on, off",
+    ),
+    (
+        &[("ZTUNNEL_CAPTURE_VERDICTS", "1")],
+        "capture.verdicts: 1 is out of range, 16 to 1048576 is possible",
+    ),
     (
         &[("PROXY_MODE", "both")],
         "environment variable PROXY_MODE: \"both\" is not one of shared, dedicated",
