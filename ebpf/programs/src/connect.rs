@@ -7,10 +7,11 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use ztunnel_ebpf_types::{
-    Address, Config, POD_ENROLLED, POD_HANDSHAKE, Pod, SAVED_DESTINATION, SAVED_HANDSHAKE,
-    SAVED_NOTHING, Saved,
+    Address, Backend, Config, POD_ENROLLED, POD_HANDSHAKE, Pod, SAVED_DESTINATION, SAVED_DIRECT,
+    SAVED_HANDSHAKE, SAVED_NOTHING, Saved,
 };
 
+use crate::direct::{Choice, choose};
 use crate::judge::{is_exempt, is_proxy, process};
 use crate::maps::{CONFIG, KNOWS_PROCESS, PODS, SOCKETS, config, logs, netns, saved};
 
@@ -40,6 +41,14 @@ fn capture4(ctx: SockAddrContext) -> i32 {
             }
             PROCEED
         }
+        Judgement::Direct(backend) => {
+            // SAFETY: as above.
+            unsafe {
+                (*ctx.sock_addr).user_ip4 = backend.address.words[3];
+                (*ctx.sock_addr).user_port = network_port(u32::from(backend.port));
+            }
+            PROCEED
+        }
         Judgement::Proceed => PROCEED,
         Judgement::Refuse => REFUSE,
     }
@@ -65,6 +74,12 @@ fn capture6(ctx: SockAddrContext) -> i32 {
             unsafe { (*ctx.sock_addr).user_port = network_port(config.outbound) };
             PROCEED
         }
+        Judgement::Direct(backend) => {
+            write6(&ctx, &backend.address);
+            // SAFETY: as above.
+            unsafe { (*ctx.sock_addr).user_port = network_port(u32::from(backend.port)) };
+            PROCEED
+        }
         Judgement::Proceed => PROCEED,
         Judgement::Refuse => REFUSE,
     }
@@ -73,6 +88,8 @@ fn capture6(ctx: SockAddrContext) -> i32 {
 enum Judgement {
     /// The socket remembers its destination: send it to the proxy.
     Capture(&'static Config),
+    /// The socket remembers its destination: send it to this backend.
+    Direct(&'static Backend),
     Proceed,
     Refuse,
 }
@@ -108,11 +125,37 @@ fn judge(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Judgement {
     if protocol != IPPROTO_TCP || pod.flags & POD_ENROLLED == 0 {
         return Judgement::Proceed;
     }
-    if is_proxy(config, sk) || is_exempt(config, netns(ctx), &address, port) {
-        forget(sk);
+    let cookie = netns(ctx);
+    if is_proxy(config, sk) {
+        forget(sk, SAVED_DIRECT);
         return Judgement::Proceed;
     }
-    let verdict = save(ctx, sk, &address, port);
+    if is_exempt(config, cookie, &address, port) {
+        forget(sk, SAVED_NOTHING);
+        return Judgement::Proceed;
+    }
+    let mut value = Saved {
+        address,
+        port,
+        kind: SAVED_DESTINATION,
+        ..Saved::default()
+    };
+    match choose(config, cookie, &address, port) {
+        Choice::Direct(backend) => {
+            value.kind = SAVED_DIRECT;
+            value.peer = backend.address;
+            value.peer_port = u32::from(backend.port);
+            value.flags = u32::from(backend.flags);
+            value.server = backend.server;
+            if save(ctx, value).is_none() {
+                return Judgement::Refuse;
+            }
+            return Judgement::Direct(backend);
+        }
+        Choice::Elsewhere => value.flags = 1,
+        Choice::Unknown => {}
+    }
+    let verdict = capture(ctx, sk, value);
     if logs(config) {
         match verdict {
             Some(()) => debug!(
@@ -154,17 +197,18 @@ pub fn shown(address: &Address) -> [u8; 16] {
 /// Makes the socket able to reach the proxy and remembers where it was to go. None: it cannot be
 /// captured and must not pass.
 #[inline(always)]
-fn save(ctx: &SockAddrContext, sk: *mut bpf_sock, address: &Address, port: u32) -> Option<()> {
+fn capture(ctx: &SockAddrContext, sk: *mut bpf_sock, value: Saved) -> Option<()> {
     // SAFETY: checked for null by the caller.
     let device = unsafe { (*sk).bound_dev_if };
     if device != 0 && device != LOOPBACK_DEVICE {
         unbind_device(ctx)?;
     }
-    let mut value = Saved {
-        address: *address,
-        port,
-        kind: SAVED_DESTINATION,
-    };
+    save(ctx, value)
+}
+
+/// Has the socket remember something. None: there is no memory for it.
+#[inline(always)]
+fn save(ctx: &SockAddrContext, mut value: Saved) -> Option<()> {
     // SAFETY: the socket is valid; the storage is the socket's own and the call holds its lock.
     unsafe {
         let place = SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut value));
@@ -194,12 +238,15 @@ fn unbind_device(ctx: &SockAddrContext) -> Option<()> {
 }
 
 /// A socket that was captured before and now goes somewhere by itself has no other destination.
+/// What it remembers of the kind `except` stays.
 #[inline(always)]
-fn forget(sk: *mut bpf_sock) {
+fn forget(sk: *mut bpf_sock, except: u32) {
     let place = saved(sk);
-    if !place.is_null() {
-        // SAFETY: not null; the socket's lock is held.
-        unsafe { (*place).kind = SAVED_NOTHING };
+    // SAFETY: not null where it is read; the socket's lock is held.
+    unsafe {
+        if !place.is_null() && (*place).kind != except {
+            (*place).kind = SAVED_NOTHING;
+        }
     }
 }
 

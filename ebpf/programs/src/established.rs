@@ -1,32 +1,49 @@
-//! Called when a socket is about to send its SYN: its own port is known by then, and the proxy
-//! cannot have accepted it yet, not even with Fast Open.
+//! Called for the TCP sockets of the machine, at the moments that matter to us: before a SYN
+//! leaves, when a connection is established, and when one of the direct lane changes its state.
 //!
-//! A captured socket's original destination goes where the proxy looks it up. Any other socket of
-//! a pod is judged again: one that should have been captured and was not (an MPTCP subflow never
-//! passes the connect hooks) is not let out of the machine.
+//! Before the SYN: the socket's own port is known by then, and the proxy cannot have accepted it
+//! yet, not even with Fast Open. A captured socket's original destination goes where the proxy
+//! looks it up; a direct one is written down. Any other socket of a pod is judged again: one that
+//! should have been captured and was not (an MPTCP subflow never passes the connect hooks) is not
+//! let out of the machine.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_SOCK_OPS_TCP_CONNECT_CB, SO_BINDTOIFINDEX, SOL_SOCKET};
+use aya_ebpf::bindings::{
+    BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, SO_BINDTOIFINDEX, SOL_SOCKET, bpf_sock,
+};
 use aya_ebpf::helpers::generated::bpf_setsockopt;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::debug;
-use ztunnel_ebpf_types::{Client, Config, Destination, POD_ENROLLED, SAVED_DESTINATION};
+use ztunnel_ebpf_types::{
+    Client, Config, Cookie, Destination, POD_ENROLLED, SAVED_ARRIVED, SAVED_DESTINATION,
+    SAVED_DIRECT, SAVED_LISTENER, Saved,
+};
 
 use crate::connect::shown;
 use crate::context::Ends;
+use crate::flow;
 use crate::judge::{is_exempt, is_proxy};
-use crate::maps::{ORIGINS, PODS, config, logs, netns, saved};
+use crate::lookup;
+use crate::maps::{FLOWS, ORIGINS, PODS, config, logs, netns, saved, saved_or_new};
 
 /// From linux/tcp.h, which the bindings leave out.
 const SOL_TCP: i32 = 6;
 const TCP_USER_TIMEOUT: i32 = 18;
 const DONE: u32 = 1;
 
-/// Every TCP event of the machine comes by; one kind concerns us.
+/// Every TCP event of the machine comes by; four kinds concern us.
 #[sock_ops]
 fn established(ctx: SockOpsContext) -> u32 {
-    if ctx.op() != BPF_SOCK_OPS_TCP_CONNECT_CB {
-        return DONE;
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB
+        | BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
+        | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {}
+        BPF_SOCK_OPS_STATE_CB => {
+            changing(&ctx);
+            return DONE;
+        }
+        _ => return DONE,
     }
     let cookie = netns(&ctx);
     // SAFETY: copied at once.
@@ -38,31 +55,67 @@ fn established(ctx: SockOpsContext) -> u32 {
         return DONE;
     }
     let ends = Ends::of_socket(ctx.ops);
-    connecting(&ctx, config, cookie, &ends);
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx, config, cookie, &ends),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&ctx, config, &ends),
+        _ => accepted(&ctx, config, cookie, &ends),
+    }
     DONE
 }
 
+/// What a socket remembers, if it does.
 #[inline(always)]
-fn connecting(ctx: &SockOpsContext, config: &Config, cookie: u64, ends: &Ends) {
-    let port = u32::from_be(ctx.remote_port());
+fn remembered(sk: *mut bpf_sock) -> Option<&'static mut Saved> {
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: the storage lives as long as the socket.
+    unsafe { saved(sk).as_mut() }
+}
+
+#[inline(always)]
+fn socket(ctx: &SockOpsContext) -> *mut bpf_sock {
     // SAFETY: the context is valid; the pointer is checked for null before use.
-    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    unsafe { (*ctx.ops).__bindgen_anon_2.sk }
+}
+
+/// A SYN is about to leave.
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext, config: &Config, cookie: Cookie, ends: &Ends) {
+    let port = u32::from_be(ctx.remote_port());
+    let sk = socket(ctx);
     if sk.is_null() {
         return stop(ctx, config, ends, port);
     }
-    if !ends.remote.is_loopback() || port != config.outbound {
-        if !is_exempt(config, cookie, &ends.remote, port) && !is_proxy(config, sk) {
-            stop(ctx, config, ends, port);
+    let remembered = remembered(sk);
+    if let Some(saved) = remembered {
+        if saved.kind == SAVED_DIRECT && ends.remote.is(&saved.peer) && port == saved.peer_port {
+            let flow = flow::of_client(ctx, ends);
+            if !flow::depart(ctx, cookie, &flow, saved) {
+                stop(ctx, config, ends, port);
+            }
+            return;
         }
-        return;
+        if saved.kind == SAVED_DESTINATION && is_captured(config, ends, port) {
+            return tell_origin(ctx, cookie, ends, saved);
+        }
     }
-    // SAFETY: the storage lives as long as the socket.
-    let Some(saved) = (unsafe { saved(sk).as_ref() }) else {
-        return;
-    };
-    if saved.kind != SAVED_DESTINATION {
-        return;
+    if !is_captured(config, ends, port)
+        && !is_exempt(config, cookie, &ends.remote, port)
+        && !is_proxy(config, sk)
+    {
+        stop(ctx, config, ends, port);
     }
+}
+
+/// Whether the connection leads to the proxy's listener.
+#[inline(always)]
+fn is_captured(config: &Config, ends: &Ends, port: u32) -> bool {
+    ends.remote.is_loopback() && port == config.outbound
+}
+
+#[inline(always)]
+fn tell_origin(ctx: &SockOpsContext, cookie: Cookie, ends: &Ends, saved: &Saved) {
     let client = Client {
         cookie,
         address: ends.local,
@@ -72,13 +125,78 @@ fn connecting(ctx: &SockOpsContext, config: &Config, cookie: u64, ends: &Ends) {
     let destination = Destination {
         address: saved.address,
         port: saved.port,
+        elsewhere: saved.flags,
     };
     // Where it fails the proxy finds nothing at accept, and closes the connection.
     let _ = ORIGINS.insert(&client, &destination, u64::from(BPF_ANY));
 }
 
-/// Keeps a connection in this namespace that the connect hook should have captured: bound to the
-/// loopback device it finds no way out, and its owner learns soon.
+/// A connection that a pod opened is established.
+#[inline(always)]
+fn connected(ctx: &SockOpsContext, config: &Config, ends: &Ends) {
+    let Some(saved) = remembered(socket(ctx)) else {
+        return;
+    };
+    let port = u32::from_be(ctx.remote_port());
+    if saved.kind != SAVED_DIRECT || !ends.remote.is(&saved.peer) || port != saved.peer_port {
+        return;
+    }
+    let flow = flow::of_client(ctx, ends);
+    if !flow::established(&flow, saved) {
+        stop(ctx, config, ends, port);
+    }
+}
+
+/// A pod's socket was accepted.
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext, config: &Config, cookie: Cookie, ends: &Ends) {
+    let port = ctx.local_port();
+    let sk = socket(ctx);
+    if sk.is_null() || ends.remote.is_loopback() || ends.local.is_loopback() {
+        return;
+    }
+    if let Some(saved) = remembered(sk)
+        && saved.kind == SAVED_LISTENER
+    {
+        return;
+    }
+    // SAFETY: checked for null. A delivery of the proxy hands its mark on to the accepted socket.
+    let delivered = unsafe { (*sk).mark } == config.mark;
+    if delivered || lookup::passes(config, &ends.local, &ends.remote, port) {
+        return;
+    }
+    let flow = flow::of_client(ctx, ends).swapped();
+    if let Some(state) = FLOWS.get_ptr(&flow) {
+        // SAFETY: the value stays readable for the length of this program.
+        if unsafe { (*state).server } == cookie {
+            return;
+        }
+    }
+    let place = saved_or_new(sk);
+    // SAFETY: not null where it is written; nobody else uses a socket that is being accepted.
+    let written = match unsafe { place.as_mut() } {
+        Some(saved) => flow::arrive(ctx, cookie, &flow, saved),
+        None => false,
+    };
+    if !written {
+        stop(ctx, config, ends, port);
+    }
+}
+
+/// A socket that asked for it changes its state.
+#[inline(always)]
+fn changing(ctx: &SockOpsContext) {
+    let Some(saved) = remembered(socket(ctx)) else {
+        return;
+    };
+    if saved.kind == SAVED_DIRECT || saved.kind == SAVED_ARRIVED {
+        let ends = Ends::of_socket(ctx.ops);
+        flow::change(ctx, &ends, saved);
+    }
+}
+
+/// Keeps a connection in this namespace that must not be: bound to the loopback device it finds
+/// no way out, and its owner learns soon.
 #[inline(always)]
 fn stop(ctx: &SockOpsContext, config: &Config, ends: &Ends, port: u32) {
     set(ctx, SOL_SOCKET as i32, SO_BINDTOIFINDEX as i32, 1);
@@ -86,7 +204,7 @@ fn stop(ctx: &SockOpsContext, config: &Config, ends: &Ends, port: u32) {
     if logs(config) {
         debug!(
             ctx,
-            "connection to {:i} port {} stopped: it came around the hook",
+            "connection with {:i} port {} stopped: it came around the hooks",
             shown(&ends.remote),
             port
         );

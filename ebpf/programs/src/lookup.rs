@@ -9,11 +9,17 @@
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use aya_log_ebpf::debug;
-use ztunnel_ebpf_types::{Address, CONFIG_NETS, CONFIG_PORTS, Config, EXEMPT_INBOUND};
+use ztunnel_ebpf_types::{
+    Address, Arrival, CONFIG_NETS, CONFIG_PORTS, Config, EXEMPT_INBOUND, FLOW_ARRIVED,
+    FLOW_INBOUND, Flow,
+};
 
 use crate::connect::shown;
 use crate::context::Ends;
-use crate::maps::{ADDRESSES, LISTENERS, config, is_exempt_net, is_exempt_port, logs};
+use crate::maps::{
+    ADDRESSES, ARRIVALS, FLOWS, LISTENERS, config, is_crowded, is_exempt_net, is_exempt_port, logs,
+    owner,
+};
 
 const PASS: u32 = 1;
 const DROP: u32 = 0;
@@ -41,6 +47,17 @@ fn inbound(ctx: SkLookupContext) -> u32 {
     if passes(config, &local, &remote, port) {
         return PASS;
     }
+    // SAFETY: the context is valid; the port comes in network byte order.
+    let remote_port = u32::from(u16::from_be(unsafe { (*ctx.lookup).remote_port }));
+    let flow = Flow {
+        client: remote,
+        server: local,
+        client_port: remote_port,
+        server_port: port,
+    };
+    if is_direct(config, &flow) {
+        return PASS;
+    }
     let steered = LISTENERS.redirect_sk_lookup(&ctx, local, 0).is_ok();
     if logs(config) {
         if steered {
@@ -65,7 +82,7 @@ fn inbound(ctx: SkLookupContext) -> u32 {
 /// Whether the connection is none of the proxy's business here: HBONE, which has its own
 /// listener, the pod calling itself, or exempt.
 #[inline(always)]
-fn passes(config: &Config, local: &Address, remote: &Address, port: u32) -> bool {
+pub fn passes(config: &Config, local: &Address, remote: &Address, port: u32) -> bool {
     if port == config.hbone || local.is(remote) {
         return true;
     }
@@ -80,5 +97,34 @@ fn passes(config: &Config, local: &Address, remote: &Address, port: u32) -> bool
     match unsafe { (ADDRESSES.get(local), ADDRESSES.get(remote)) } {
         (Some(own), Some(other)) => *own == *other,
         _ => false,
+    }
+}
+
+/// Whether the connection may go past the proxy: a pod of this node opened it on the direct lane,
+/// or policy is known to let plaintext in from this source.
+#[inline(always)]
+fn is_direct(config: &Config, flow: &Flow) -> bool {
+    let server = owner(&flow.server);
+    if server == 0 {
+        return false;
+    }
+    if let Some(state) = FLOWS.get_ptr_mut(flow) {
+        // SAFETY: the value stays readable for the length of this program.
+        unsafe {
+            if (*state).server == server && (*state).flags & FLOW_INBOUND == 0 {
+                (*state).flags |= FLOW_ARRIVED;
+                return true;
+            }
+        }
+    }
+    let arrival = Arrival {
+        to: flow.server,
+        from: flow.client,
+        port: flow.server_port,
+    };
+    // SAFETY: the value is copied at once.
+    match unsafe { ARRIVALS.get(&arrival) } {
+        Some(known) => known.server == server && known.epoch == config.epoch && !is_crowded(),
+        None => false,
     }
 }

@@ -5,7 +5,7 @@
 //! | `capture4`, `capture6` | cgroup/connect4, 6 | a connection of a pod goes to the proxy instead |
 //! | `peer4`, `peer6` | cgroup/getpeername4, 6 | the application sees whom it called |
 //! | `name4`, `name6` | cgroup/getsockname4, 6 | the application sees its own address |
-//! | `established` | sockops | tells the proxy the original destination; stops what `capture` never saw |
+//! | `established` | sockops | tells the proxy the original destination; stops what `capture` never saw; follows the direct lane |
 //! | `inbound` | sk_lookup | connections to a pod reach the proxy's listener |
 //!
 //! Everything is keyed by the network namespace's cookie: a socket of a namespace that is not
@@ -17,7 +17,9 @@
 
 mod connect;
 mod context;
+mod direct;
 mod established;
+mod flow;
 mod judge;
 mod lookup;
 mod maps;

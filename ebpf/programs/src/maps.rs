@@ -1,13 +1,18 @@
 //! Every map, once. Their keys and values are defined in `ztunnel-ebpf-types`.
 
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_sock};
+use core::arch::asm;
+
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, SockHash};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, RingBuf, SockHash};
 use aya_ebpf::{EbpfContext, Global};
-use ztunnel_ebpf_types::{Address, CONFIG_LOG, Client, Config, Cookie, Destination, Pod, Saved};
+use ztunnel_ebpf_types::{
+    Address, Admission, Arrival, CONFIG_LOG, COUNT_OPEN, COUNTS as COUNTERS, Call, Client, Config,
+    Cookie, Destination, FLOW_LIMIT, Flow, FlowState, Pod, Saved, Verdict,
+};
 
 /// The proxy's settings; index 0 is the only one.
 #[map]
@@ -31,6 +36,28 @@ pub static LISTENERS: SockHash<Address> = SockHash::with_max_entries(16384, 0);
 /// accept. A connection that is never accepted ages out.
 #[map]
 pub static ORIGINS: LruHashMap<Client, Destination> = LruHashMap::with_max_entries(65536, 0);
+
+/// What the proxy has judged about the calls of the pods. The settings say how many it holds; the
+/// ones that were not used for the longest time make room.
+#[map]
+pub static VERDICTS: LruHashMap<Call, Verdict> = LruHashMap::with_max_entries(16384, 0);
+
+/// What the proxy has judged about plaintext from outside; as large as VERDICTS.
+#[map]
+pub static ARRIVALS: LruHashMap<Arrival, Admission> = LruHashMap::with_max_entries(16384, 0);
+
+/// Every open connection of the direct lane.
+#[map]
+pub static FLOWS: HashMap<Flow, FlowState> =
+    HashMap::with_max_entries(FLOW_LIMIT, BPF_F_NO_PREALLOC);
+
+/// What happened to connections of the direct lane, for metrics and the access log.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Counters, by the `COUNT_` indexes.
+#[map]
+pub static COUNTS: Array<u64> = Array::with_max_entries(COUNTERS, 0);
 
 /// Ports, in host byte order, that are not captured in the directions that the value says.
 #[map]
@@ -88,10 +115,55 @@ pub fn netns<C: EbpfContext>(ctx: &C) -> Cookie {
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
+/// Adds to a counter. The compiler has no atomic addition for this target.
+#[inline(always)]
+pub fn count(index: u32, by: i64) {
+    let Some(place) = COUNTS.get_ptr_mut(index) else {
+        return;
+    };
+    // SAFETY: an aligned value of the map.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({place} + 0) += {by}",
+            place = in(reg) place,
+            by = in(reg) by,
+            options(nostack),
+        );
+    }
+}
+
+/// Whether the direct lane is as good as full: then the proxy takes new connections.
+#[inline(always)]
+pub fn is_crowded() -> bool {
+    match COUNTS.get(COUNT_OPEN) {
+        Some(open) => *open as i64 > i64::from(FLOW_LIMIT - FLOW_LIMIT / 16),
+        None => true,
+    }
+}
+
+/// The pod that has this address, or 0.
+#[inline(always)]
+pub fn owner(address: &Address) -> Cookie {
+    // SAFETY: the value is copied at once.
+    match unsafe { ADDRESSES.get(address) } {
+        Some(cookie) => *cookie,
+        None => 0,
+    }
+}
+
 /// What the socket remembers, or null.
 #[inline(always)]
 pub fn saved(sk: *mut bpf_sock) -> *mut Saved {
     let map = core::ptr::from_ref(&SOCKETS).cast_mut().cast();
     // SAFETY: the verifier checks that `sk` is a socket and not null.
     unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0).cast() }
+}
+
+/// What the socket remembers from now on, all zero where it remembered nothing; or null.
+#[inline(always)]
+pub fn saved_or_new(sk: *mut bpf_sock) -> *mut Saved {
+    let map = core::ptr::from_ref(&SOCKETS).cast_mut().cast();
+    let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+    // SAFETY: as in `saved`.
+    unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), flags).cast() }
 }

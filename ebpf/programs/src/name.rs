@@ -2,7 +2,7 @@
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use ztunnel_ebpf_types::{Address, SAVED_DESTINATION, Saved};
+use ztunnel_ebpf_types::{Address, SAVED_DESTINATION, SAVED_DIRECT, Saved};
 
 use crate::connect::{network_port, write6};
 use crate::maps::{PODS, config, netns, saved};
@@ -15,8 +15,8 @@ const DONE: i32 = 1;
 fn peer4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the context is valid; the field is readable in getpeername4.
     let told = Address::v4(unsafe { (*ctx.sock_addr).user_ip4 });
-    if let Some(saved) = captured(&ctx)
-        && is_proxy_end(&ctx, &told)
+    if let Some(saved) = remembered(&ctx)
+        && is_stand_in(&ctx, saved, &told)
     {
         // SAFETY: writable fields of getpeername4.
         unsafe {
@@ -31,8 +31,8 @@ fn peer4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 fn peer6(ctx: SockAddrContext) -> i32 {
     let told = told6(&ctx);
-    if let Some(saved) = captured(&ctx)
-        && is_proxy_end(&ctx, &told)
+    if let Some(saved) = remembered(&ctx)
+        && is_stand_in(&ctx, saved, &told)
     {
         write6(&ctx, &saved.address);
         // SAFETY: a writable field of getpeername6.
@@ -64,28 +64,33 @@ fn name6(ctx: SockAddrContext) -> i32 {
     DONE
 }
 
-/// What the socket remembers, if it is a captured one. Sockets of pods only: the others have no
-/// storage of ours.
+/// What the socket remembers. Sockets of pods only: the others have no storage of ours.
 #[inline(always)]
-fn captured(ctx: &SockAddrContext) -> Option<&'static Saved> {
+fn remembered(ctx: &SockAddrContext) -> Option<&'static Saved> {
     // SAFETY: the context is valid.
     let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
     if sk.is_null() {
         return None;
     }
     // SAFETY: the storage lives as long as the socket, which this call holds.
-    let saved = unsafe { saved(sk).as_ref() }?;
-    (saved.kind == SAVED_DESTINATION).then_some(saved)
+    unsafe { saved(sk).as_ref() }
 }
 
-/// Whether the peer that the kernel would tell is the proxy's listener. A socket that was
-/// captured once and used for something else since then is left alone.
+/// Whether the peer that the kernel would tell stands in for the one that was called: the proxy's
+/// listener, or the backend that was chosen for a service. A socket that was captured once and
+/// used for something else since then is left alone.
 #[inline(always)]
-fn is_proxy_end(ctx: &SockAddrContext, told: &Address) -> bool {
+fn is_stand_in(ctx: &SockAddrContext, saved: &Saved, told: &Address) -> bool {
     // SAFETY: the context is valid.
     let port = unsafe { (*ctx.sock_addr).user_port };
-    let Some(config) = config() else { return false };
-    told.is_loopback() && port == network_port(config.outbound)
+    match saved.kind {
+        SAVED_DESTINATION => {
+            let Some(config) = config() else { return false };
+            told.is_loopback() && port == network_port(config.outbound)
+        }
+        SAVED_DIRECT => told.is(&saved.peer) && port == network_port(saved.peer_port),
+        _ => false,
+    }
 }
 
 /// The pod's address of the family of a loopback address that the socket should not show.
@@ -94,7 +99,9 @@ fn own(ctx: &SockAddrContext, told: &Address) -> Option<Address> {
     if !told.is_loopback() {
         return None;
     }
-    captured(ctx)?;
+    if remembered(ctx)?.kind != SAVED_DESTINATION {
+        return None;
+    }
     // SAFETY: copied at once.
     let pod = unsafe { PODS.get(&netns(ctx)) }?;
     let own = if told.is_v4() { pod.v4 } else { pod.v6 };

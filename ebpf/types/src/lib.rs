@@ -7,7 +7,7 @@
 
 /// The version of every layout in this file. It is a directory name in the pins: a proxy only
 /// takes over maps that have its own layout.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// The network namespace's cookie, `SO_NETNS_COOKIE`: never reused while the machine is up.
 pub type Cookie = u64;
@@ -109,6 +109,20 @@ pub struct Saved {
     pub port: u32,
     /// One of the `SAVED_` values.
     pub kind: u32,
+    /// On the direct lane: where the connection really goes.
+    pub peer: Address,
+    /// Its port, in host byte order.
+    pub peer_port: u32,
+    /// A set of the `FLOW_` bits: what the connection's flow begins with.
+    pub flags: u32,
+    /// The namespace of the pod that has to be there; 0 outside the mesh.
+    pub server: Cookie,
+    /// Bytes received when the socket entered FIN_WAIT2: what comes after them ends with a FIN.
+    pub received: u64,
+    /// A set of the `FIN_` bits.
+    pub fins: u32,
+    /// Always zero.
+    pub zero: u32,
 }
 
 /// The socket was not captured, or no longer is.
@@ -117,6 +131,23 @@ pub const SAVED_NOTHING: u32 = 0;
 pub const SAVED_DESTINATION: u32 = 1;
 /// Only user space writes this: the process that connects this socket is the proxy.
 pub const SAVED_HANDSHAKE: u32 = 2;
+/// The socket is on the direct lane, by a verdict or because the proxy says so.
+pub const SAVED_DIRECT: u32 = 3;
+/// The socket was accepted on the direct lane: plaintext that policy lets into the pod.
+pub const SAVED_ARRIVED: u32 = 4;
+/// Only user space writes this, on the proxy's inbound listeners: what they accept is the proxy's.
+pub const SAVED_LISTENER: u32 = 5;
+
+/// The socket's own FIN was acknowledged.
+pub const FIN_ACKNOWLEDGED: u32 = 1;
+/// The peer's FIN was received.
+pub const FIN_RECEIVED: u32 = 2;
+/// The socket opened the connection: its SYN counts among the bytes acknowledged.
+pub const FIN_ACTIVE: u32 = 4;
+/// [`Saved::received`] is set.
+pub const FIN_WAITING: u32 = 8;
+/// The connection was established.
+pub const FIN_ESTABLISHED: u32 = 16;
 
 /// The client's end of a captured connection, as the proxy's `accept()` sees it; key of ORIGINS.
 #[repr(C)]
@@ -140,6 +171,8 @@ pub struct Destination {
     pub address: Address,
     /// Its port, in host byte order.
     pub port: u32,
+    /// 1 where a verdict knows direct backends and the dice chose none of them.
+    pub elsewhere: u32,
 }
 
 /// A key of EXEMPT_NETS, a longest-prefix-match trie.
@@ -166,6 +199,8 @@ pub struct Config {
     pub hbone: u32,
     /// A set of the `CONFIG_` bits.
     pub flags: u32,
+    /// Verdicts of another epoch do not count: one write makes all of them void.
+    pub epoch: u32,
 }
 
 /// A value of EXEMPT_PORTS or EXEMPT_NETS is a set of the `EXEMPT_` bits. This one: connections of
@@ -184,11 +219,14 @@ pub const CONFIG_LOG: u32 = 4;
 // The sizes are spelled out: an accidental change or padding fails the build on both targets.
 const _: () = assert!(size_of::<Address>() == 16 && align_of::<Address>() == 4);
 const _: () = assert!(size_of::<Pod>() == 36);
-const _: () = assert!(size_of::<Saved>() == 24);
+const _: () = assert!(size_of::<Saved>() == 72);
 const _: () = assert!(size_of::<Client>() == 32);
-const _: () = assert!(size_of::<Destination>() == 20);
+const _: () = assert!(size_of::<Destination>() == 24);
 const _: () = assert!(size_of::<Net>() == 20);
-const _: () = assert!(size_of::<Config>() == 20);
+const _: () = assert!(size_of::<Config>() == 24);
+
+mod direct;
+pub use direct::*;
 
 #[cfg(feature = "user")]
 mod user;

@@ -4,7 +4,10 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::{Address, Client, Config, Destination, Net, Pod, Saved};
+use crate::{
+    Address, Admission, Arrival, Call, Client, Config, Destination, Event, Flow, FlowState, Net,
+    Pod, Saved, Verdict,
+};
 
 // SAFETY: repr(C), only integers, no padding (the size assertions), any bit pattern is valid.
 unsafe impl aya::Pod for Address {}
@@ -20,6 +23,20 @@ unsafe impl aya::Pod for Net {}
 unsafe impl aya::Pod for Pod {}
 // SAFETY: as for Address.
 unsafe impl aya::Pod for Saved {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for Admission {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for Arrival {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for Call {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for Event {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for Flow {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for FlowState {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for Verdict {}
 
 impl From<IpAddr> for Address {
     fn from(address: IpAddr) -> Self {

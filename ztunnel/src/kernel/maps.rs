@@ -2,13 +2,15 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 use ztunnel_ebpf_types::{
-    Address, CONFIG_NETS, CONFIG_PORTS, Client, Config, Destination, EXEMPT_INBOUND,
-    EXEMPT_OUTBOUND, Net, POD_HANDSHAKE, Pod, SAVED_HANDSHAKE, Saved,
+    Address, Admission, Arrival, CONFIG_NETS, CONFIG_PORTS, Call, Client, Config, Destination,
+    EXEMPT_INBOUND, EXEMPT_OUTBOUND, Flow, FlowState, Net, POD_HANDSHAKE, Pod, SAVED_HANDSHAKE,
+    Saved, Verdict,
 };
 
 use super::object::Object;
@@ -24,10 +26,16 @@ pub(super) struct Maps {
     /// The value is the listener's descriptor.
     pub(super) listeners: Map<Address, u32>,
     pub(super) origins: Map<Client, Destination>,
+    pub(super) verdicts: Map<Call, Verdict>,
+    pub(super) arrivals: Map<Arrival, Admission>,
+    pub(super) flows: Map<Flow, FlowState>,
+    counts: Map<u32, u64>,
     exempt_ports: Map<u32, u32>,
     exempt_nets: Map<Net, u32>,
     /// The key is a socket's descriptor.
-    sockets: Map<u32, Saved>,
+    pub(super) sockets: Map<u32, Saved>,
+    /// As in CONFIG, which every verdict would have to read otherwise.
+    epoch: AtomicU32,
     /// The settings are read, changed and written back.
     writing: Mutex<()>,
 }
@@ -35,17 +43,42 @@ pub(super) struct Maps {
 impl Maps {
     /// The maps of a loaded object.
     pub(super) fn open(object: &mut Object) -> Result<Self, Error> {
-        Ok(Self {
+        let maps = Self {
             config: Map::new(object.map("CONFIG")?, "CONFIG"),
             pods: Map::new(object.map("PODS")?, "PODS"),
             addresses: Map::new(object.map("ADDRESSES")?, "ADDRESSES"),
             listeners: Map::new(object.map("LISTENERS")?, "LISTENERS"),
             origins: Map::new(object.map("ORIGINS")?, "ORIGINS"),
+            verdicts: Map::new(object.map("VERDICTS")?, "VERDICTS"),
+            arrivals: Map::new(object.map("ARRIVALS")?, "ARRIVALS"),
+            flows: Map::new(object.map("FLOWS")?, "FLOWS"),
+            counts: Map::new(object.map("COUNTS")?, "COUNTS"),
             exempt_ports: Map::new(object.map("EXEMPT_PORTS")?, "EXEMPT_PORTS"),
             exempt_nets: Map::new(object.map("EXEMPT_NETS")?, "EXEMPT_NETS"),
             sockets: Map::new(object.map("SOCKETS")?, "SOCKETS"),
+            epoch: AtomicU32::new(0),
             writing: Mutex::new(()),
+        };
+        maps.epoch.store(maps.config()?.epoch, Ordering::Relaxed);
+        Ok(maps)
+    }
+
+    /// What verdicts are stamped with.
+    pub(super) fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// Makes all verdicts void.
+    pub(super) fn next_epoch(&self) -> Result<(), Error> {
+        self.configure(|config| {
+            config.epoch = config.epoch.wrapping_add(1);
+            self.epoch.store(config.epoch, Ordering::Relaxed);
         })
+    }
+
+    /// One of the programs' counters. One that cannot be read counts nothing.
+    pub(super) fn count(&self, index: u32) -> u64 {
+        self.counts.get(&index).ok().flatten().unwrap_or_default()
     }
 
     /// Changes the settings.

@@ -9,6 +9,7 @@
 //! [`crate::pods`] enrols, [`crate::path`] asks for original destinations, `node` opens it.
 
 mod error;
+mod events;
 mod log;
 mod maps;
 mod object;
@@ -17,6 +18,7 @@ mod programs;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod verdicts;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -28,11 +30,13 @@ use ipnet::IpNet;
 use ztunnel_ebpf_types::{Address, Client, POD_ENROLLED, Pod};
 
 pub use error::Error;
+pub use events::{Event, Events, Happening};
 pub use log::LogForwarder;
 use maps::{Maps, failed};
 use object::{Object, Speech};
 use pins::Pins;
 use programs::{ALL, Cgroup, INBOUND, attach_cgroup};
+pub use verdicts::{Arrival, Backend, Call, Ends, Flow, MOST_BACKENDS, Opener, Verdict};
 
 /// How the programs are set up.
 #[derive(Debug, Clone)]
@@ -47,6 +51,9 @@ pub struct Config {
     pub exemptions: Exemptions,
     /// The proxy's ports in each pod.
     pub ports: Ports,
+    /// How many calls, and how many sources of plaintext, can go past the proxy. Counts when the
+    /// maps are made.
+    pub verdicts: u32,
 }
 
 /// What is never captured. Each direction has its own: leaving a pod's calls to some port alone
@@ -118,14 +125,35 @@ pub struct PodCapture<'a> {
     pub inbound: BorrowedFd<'a>,
 }
 
+/// Which backends of a service a captured connection may go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// Whichever the proxy chooses.
+    Any,
+    /// The kernel has rolled the dice, and it is none of those that its verdict names.
+    Elsewhere,
+}
+
+/// What a captured connection was meant to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// What the application called.
+    pub destination: SocketAddr,
+    /// What is left to choose.
+    pub choice: Choice,
+}
+
 /// The programs at work. Dropping it changes nothing: what is pinned goes on.
 #[derive(Debug)]
 pub struct Kernel {
     pins: Pins,
     cgroup: Cgroup,
     maps: Arc<Maps>,
+    /// The ring of events, until somebody reads it.
+    events: OwnedFd,
     /// The program for namespaces; replaced when the programs are loaded anew.
     inbound: Mutex<OwnedFd>,
+    verdicts: u32,
 }
 
 impl Kernel {
@@ -138,8 +166,9 @@ impl Kernel {
     pub fn open(config: &Config) -> Result<Self, Error> {
         let cgroup = Cgroup::open(config.cgroup.as_deref())?;
         let pins = Pins::open(&config.directory)?;
-        let mut object = Object::load(&pins, &ALL, Speech::Silent)?;
+        let mut object = Object::load(&pins, &ALL, Speech::Silent, config.verdicts)?;
         let maps = Maps::open(&mut object)?;
+        let events = object.map("EVENTS")?;
         maps.configure(|settings| {
             settings.mark = config.mark;
             settings.process = 0;
@@ -148,12 +177,15 @@ impl Kernel {
         })?;
         maps.exempt(&config.exemptions)?;
         attach_cgroup(&object, &pins, &cgroup)?;
+        pins.retire_others()?;
         maps.introduce()?;
         let kernel = Self {
             inbound: Mutex::new(inbound(&object)?),
             pins,
             cgroup,
             maps: Arc::new(maps),
+            events,
+            verdicts: config.verdicts,
         };
         kernel.renew()?;
         Ok(kernel)
@@ -202,6 +234,8 @@ impl Kernel {
         }
         let maps = &self.maps;
         let listener = pod.inbound.as_raw_fd().cast_unsigned();
+        self.claim(pod.inbound)
+            .map_err(failed(&maps.sockets, "written"))?;
         for address in &addresses {
             maps.addresses
                 .insert(address, &cookie.0)
@@ -267,7 +301,7 @@ impl Kernel {
         &self,
         cookie: NetnsCookie,
         client: SocketAddr,
-    ) -> Result<Option<SocketAddr>, Error> {
+    ) -> Result<Option<Origin>, Error> {
         let key = Client {
             cookie: cookie.0,
             address: client.ip().into(),
@@ -278,8 +312,28 @@ impl Kernel {
         let found = origins.take(&key).map_err(failed(origins, "read"))?;
         Ok(found.and_then(|destination| {
             let port = u16::try_from(destination.port).ok()?;
-            Some(SocketAddr::new(destination.address.into(), port))
+            Some(Origin {
+                destination: SocketAddr::new(destination.address.into(), port),
+                choice: if destination.elsewhere == 0 {
+                    Choice::Any
+                } else {
+                    Choice::Elsewhere
+                },
+            })
         }))
+    }
+
+    /// The events of the direct lane. Needs a tokio runtime; one reader at a time.
+    ///
+    /// # Errors
+    /// When the ring cannot be mapped or watched.
+    pub fn events(&self) -> Result<Events, Error> {
+        let map = self.events.try_clone().map_err(|source| Error::Map {
+            map: "EVENTS".to_owned(),
+            action: "opened",
+            source,
+        })?;
+        Events::open(map)
     }
 
     /// Has the programs say what they decide, and forwards it to the `log` crate at debug level.
@@ -288,7 +342,7 @@ impl Kernel {
     /// # Errors
     /// When the programs cannot be replaced, or their ring buffer cannot be opened.
     pub fn log_forwarder(&self) -> Result<LogForwarder, Error> {
-        let object = Object::load(&self.pins, &ALL, Speech::Debug)?;
+        let object = Object::load(&self.pins, &ALL, Speech::Debug, self.verdicts)?;
         attach_cgroup(&object, &self.pins, &self.cgroup)?;
         *self.inbound() = inbound(&object)?;
         self.renew()?;

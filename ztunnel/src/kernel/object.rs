@@ -14,12 +14,17 @@ use super::sys::{self, AttachType, Shape};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ztunnel-ebpf"));
 
 /// The maps that outlive a proxy. The log's ring is not among them: each proxy has its own.
-const PINNED: [&str; 8] = [
+const PINNED: [&str; 13] = [
     "CONFIG",
     "PODS",
     "ADDRESSES",
     "LISTENERS",
     "ORIGINS",
+    "VERDICTS",
+    "ARRIVALS",
+    "FLOWS",
+    "EVENTS",
+    "COUNTS",
     "EXEMPT_PORTS",
     "EXEMPT_NETS",
     "SOCKETS",
@@ -50,6 +55,7 @@ impl Object {
         pins: &Pins,
         programs: &[(&'static str, AttachType)],
         speech: Speech,
+        verdicts: u32,
     ) -> Result<Self, Error> {
         let unreadable = |source: &dyn std::error::Error| Error::Object {
             problem: source.to_string(),
@@ -69,7 +75,7 @@ impl Object {
         let described: Vec<(String, aya_obj::Map)> = parsed.maps.drain().collect();
         let mut maps = HashMap::new();
         for (name, map) in &described {
-            maps.insert(name.clone(), open_map(pins, name, map)?);
+            maps.insert(name.clone(), open_map(pins, name, map, verdicts)?);
         }
         let sections: HashSet<usize> = parsed.functions.keys().map(|(index, _)| *index).collect();
         let descriptors = described
@@ -109,8 +115,9 @@ fn missing(name: &str) -> Error {
     }
 }
 
-/// The pinned map, or a new one, pinned if it is one of those that outlive a proxy.
-fn open_map(pins: &Pins, name: &str, map: &aya_obj::Map) -> Result<OwnedFd, Error> {
+/// The pinned map, or a new one, pinned if it is one of those that outlive a proxy. How many
+/// verdicts it holds is the operator's choice.
+fn open_map(pins: &Pins, name: &str, map: &aya_obj::Map, verdicts: u32) -> Result<OwnedFd, Error> {
     let failed = |action| {
         move |source| Error::Map {
             map: name.to_owned(),
@@ -128,7 +135,10 @@ fn open_map(pins: &Pins, name: &str, map: &aya_obj::Map) -> Result<OwnedFd, Erro
         kind: map.map_type(),
         key_size: map.key_size(),
         value_size: map.value_size(),
-        entries: map.max_entries(),
+        entries: match name {
+            "VERDICTS" | "ARRIVALS" => verdicts,
+            _ => map.max_entries(),
+        },
         flags: map.map_flags(),
     };
     let fd = sys::create_map(name, shape).map_err(failed("created"))?;

@@ -1,11 +1,12 @@
 //! The names that keep maps and attachments alive while no proxy runs.
 //!
 //! ```text
-//! <directory>/v1/PODS …           the maps, by their names
-//! <directory>/v1/links/capture4 … one link per cgroup program
-//! <directory>/v1/netns/<cookie>   one link per enrolled namespace
+//! <directory>/v2/PODS …           the maps, by their names
+//! <directory>/v2/links/capture4 … one link per cgroup program
+//! <directory>/v2/netns/<cookie>   one link per enrolled namespace
 //! ```
-//! `v1` is the layout's version: a proxy with other layouts keeps pins of its own. Names in a BPF
+//! `v2` is the layout's version: a proxy with another layout makes pins of its own, and removes the
+//! others when its own programs are at work. Names in a BPF
 //! file system have no dots.
 
 use std::fs;
@@ -41,6 +42,25 @@ impl Pins {
             })?;
         }
         Ok(Self { root })
+    }
+
+    /// Detaches and forgets what proxies with other layouts have left.
+    pub(super) fn retire_others(&self) -> Result<(), Error> {
+        let Some(directory) = self.root.parent() else {
+            return Ok(());
+        };
+        for layout in children(directory)? {
+            let is_other = layout != self.root && layout.join("links").exists();
+            if is_other {
+                detach_layout(&layout)?;
+                fs::remove_dir_all(&layout).map_err(|source| Error::Pin {
+                    path: layout,
+                    action: "removed",
+                    source,
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// The pin of a map.
@@ -105,14 +125,7 @@ pub(super) fn remove_all(directory: &Path) -> Result<(), Error> {
         return Ok(());
     }
     for layout in children(directory)? {
-        for group in ["links", "netns"] {
-            let group = layout.join(group);
-            if group.exists() {
-                for link in children(&group)? {
-                    detach(&link)?;
-                }
-            }
-        }
+        detach_layout(&layout)?;
     }
     if is_mount_point(directory) {
         // Lazily: a proxy that still runs keeps its descriptors, which need no names.
@@ -127,6 +140,18 @@ pub(super) fn remove_all(directory: &Path) -> Result<(), Error> {
         action: "removed",
         source,
     })
+}
+
+fn detach_layout(layout: &Path) -> Result<(), Error> {
+    for group in ["links", "netns"] {
+        let group = layout.join(group);
+        if group.exists() {
+            for link in children(&group)? {
+                detach(&link)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn children(directory: &Path) -> Result<Vec<PathBuf>, Error> {

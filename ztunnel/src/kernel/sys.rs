@@ -34,6 +34,7 @@ enum Command {
     BtfLoad = 18,
     MapTake = 21,
     MapFreeze = 22,
+    MapLookupBatch = 24,
     LinkCreate = 28,
     LinkUpdate = 29,
     LinkDetach = 34,

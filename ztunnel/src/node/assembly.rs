@@ -29,6 +29,7 @@ pub(super) fn kernel(settings: &Settings) -> kernel::Config {
         mark: capture.mark,
         exemptions: exemptions(settings),
         ports: kernel::Ports::default(),
+        verdicts: 16384,
     }
 }
 

@@ -149,10 +149,11 @@ async fn depart(here: &Rc<Here>, client: SocketAddr) -> Result<(Onward, Record),
 /// Finds out whom the application called, and which way leads there.
 fn judge(here: &Here, client: SocketAddr, facts: &mut Facts) -> Result<Route, DepartError> {
     let shared = &here.local.shared;
-    let destination = shared
+    let origin = shared
         .kernel
         .original_destination(NetnsCookie(here.pod.netns.cookie()), client)?
         .ok_or(DepartError::NotCaptured { client })?;
+    let destination = origin.destination;
     facts.destination = destination;
     let mesh = shared.mesh.load();
     let source =

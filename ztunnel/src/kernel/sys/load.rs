@@ -78,6 +78,8 @@ pub(in crate::kernel) struct Shape {
 
 /// `BPF_MAP_TYPE_SK_STORAGE`
 const SK_STORAGE: u32 = 24;
+/// `BPF_F_CLONE`: what a listener remembers, the sockets that it accepts remember too.
+const CLONE: u32 = 1 << 9;
 
 /// Makes a map.
 pub(in crate::kernel) fn create_map(name: &str, shape: Shape) -> io::Result<OwnedFd> {
@@ -90,7 +92,7 @@ pub(in crate::kernel) fn create_map(name: &str, shape: Shape) -> io::Result<Owne
         key_size: shape.key_size,
         value_size: shape.value_size,
         entries: shape.entries,
-        flags: shape.flags,
+        flags: shape.flags | if types.is_some() { CLONE } else { 0 },
         inner: 0,
         numa: 0,
         name: object_name(name),

@@ -18,6 +18,23 @@ struct Element {
 
 const _: () = assert!(size_of::<Element>() == 32);
 
+#[repr(C)]
+struct Batch {
+    from: u64,
+    to: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+const _: () = assert!(size_of::<Batch>() == 56);
+
+/// How many entries one call reads. A hash hands out whole buckets: none is nearly as long.
+const BATCH: u32 = 1024;
+
 /// A map's file descriptor with the types of its keys and values.
 #[derive(Debug)]
 pub(in crate::kernel) struct Map<K, V> {
@@ -85,6 +102,44 @@ impl<K: Pod + Default, V: Pod + Default> Map<K, V> {
         match bpf(Command::MapDelete, &mut element) {
             Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
             _ => Ok(()),
+        }
+    }
+
+    /// All entries of a hash. Entries that come or go meanwhile may or may not be among them.
+    pub(in crate::kernel) fn entries(&self) -> io::Result<Vec<(K, V)>> {
+        let mut entries = Vec::new();
+        let mut keys = vec![K::default(); BATCH as usize];
+        let mut values = vec![V::default(); BATCH as usize];
+        let (mut token, mut next) = (0_u64, 0_u64);
+        loop {
+            let mut batch = Batch {
+                from: if entries.is_empty() {
+                    0
+                } else {
+                    address(&token)
+                },
+                to: std::ptr::from_mut(&mut next) as u64,
+                keys: keys.as_mut_ptr() as u64,
+                values: values.as_mut_ptr() as u64,
+                count: BATCH,
+                map: number(self.fd.as_fd()),
+                element_flags: 0,
+                flags: 0,
+            };
+            let result = bpf(Command::MapLookupBatch, &mut batch);
+            let ended = match result {
+                Ok(_) => false,
+                // The last batch, or an empty map.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+                Err(error) => return Err(error),
+            };
+            let count = batch.count.min(BATCH) as usize;
+            entries.extend(keys.iter().copied().zip(values.iter().copied()).take(count));
+            // A batch without entries would never end.
+            if ended || count == 0 {
+                return Ok(entries);
+            }
+            token = next;
         }
     }
 

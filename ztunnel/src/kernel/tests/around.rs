@@ -148,7 +148,7 @@ fn what_the_connect_hook_never_saw_does_not_get_out() {
     in_namespace(|| {
         let world = World::new();
         for name in ["capture4", "capture6"] {
-            super::super::pins::detach(&world.directory.join("v1/links").join(name)).unwrap();
+            super::super::pins::detach(&world.pins().join("links").join(name)).unwrap();
         }
         let mut wire = Wire::tap();
         for (dialled, device) in [

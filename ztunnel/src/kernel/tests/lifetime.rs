@@ -41,7 +41,7 @@ fn a_withdrawn_pod_is_free_and_can_come_back() {
 #[ignore = "needs root"]
 fn a_namespace_that_is_gone_is_forgotten() {
     let world = in_namespace(World::new);
-    let mut pin = world.directory.join("v1/netns");
+    let mut pin = world.pins().join("netns");
     pin.push(world.cookie.to_string());
     assert!(pin.exists());
     let directory = world.directory.clone();

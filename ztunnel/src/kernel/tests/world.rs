@@ -117,10 +117,19 @@ impl World {
         let listener = if v4 { &self.outbound4 } else { &self.outbound6 };
         let (stream, client) = accept(listener.as_ref()?)?;
         let found = self.kernel.original_destination(self.cookie, client);
-        let found = found.unwrap().expect("the proxy knows where to");
+        let found = found
+            .unwrap()
+            .expect("the proxy knows where to")
+            .destination;
         let again = self.kernel.original_destination(self.cookie, client);
         assert_eq!(again.unwrap(), None, "taken out once");
         Some((stream, found))
+    }
+
+    /// Where the pins are.
+    pub(super) fn pins(&self) -> PathBuf {
+        let layout = ztunnel_ebpf_types::LAYOUT;
+        self.directory.join(format!("v{layout}"))
     }
 
     /// Dies like a proxy: closes everything, leaves the pins. They are in the directory returned.
@@ -145,6 +154,7 @@ pub(super) fn config(directory: PathBuf) -> Config {
         mark: MARK,
         exemptions: Exemptions::default(),
         ports: Ports::default(),
+        verdicts: 1024,
     }
 }
 

@@ -1,0 +1,360 @@
+//! What the kernel may decide by itself: the verdicts of the direct lane, and the connections that
+//! are on it. Plain storage: `path` judges, this room writes down.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+use smallvec::SmallVec;
+use ztunnel_ebpf_types as shared;
+use ztunnel_ebpf_types::{
+    BACKENDS, COUNT_LOST, COUNT_OPEN, FLOW_INBOUND, FLOW_JOIN, FLOW_PROXY, SAVED_DIRECT,
+    SAVED_LISTENER, Saved,
+};
+
+use super::maps::{Maps, failed};
+use super::{Error, Kernel, NetnsCookie};
+
+/// How many backends one verdict can name; the share of the others goes to the proxy.
+pub const MOST_BACKENDS: usize = BACKENDS;
+
+/// Whom a pod calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Call {
+    /// The pod.
+    pub pod: NetnsCookie,
+    /// What it dials.
+    pub destination: SocketAddr,
+}
+
+/// Whether the two ends of a connection are joined, past TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ends {
+    /// They speak TCP.
+    Apart,
+    /// They are joined by the sockmap.
+    Joined,
+}
+
+impl Ends {
+    fn flags(self) -> u32 {
+        match self {
+            Self::Apart => 0,
+            Self::Joined => FLOW_JOIN,
+        }
+    }
+
+    fn of(flags: u32) -> Self {
+        if flags & FLOW_JOIN == 0 {
+            Self::Apart
+        } else {
+            Self::Joined
+        }
+    }
+}
+
+/// Where a call may go directly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backend {
+    /// The address to connect to; of the family that is dialled.
+    pub to: SocketAddr,
+    /// The pod of this node that has this address; none outside the mesh.
+    pub server: Option<NetnsCookie>,
+    /// Its share among all backends.
+    pub weight: u32,
+    /// Whether such a connection is joined.
+    pub ends: Ends,
+}
+
+/// What holds for a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// The direct backends, at most [`MOST_BACKENDS`].
+    pub backends: SmallVec<[Backend; 1]>,
+    /// The weights of all backends, those that are not direct included.
+    pub total: u32,
+}
+
+/// Plaintext that comes to a pod from outside the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Arrival {
+    /// The pod that is called.
+    pub pod: NetnsCookie,
+    /// The address and port that is called.
+    pub to: SocketAddr,
+    /// Who calls.
+    pub from: IpAddr,
+}
+
+/// Who opened a connection of the direct lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Opener {
+    /// A pod of this node.
+    Pod,
+    /// Somebody outside; the pod of this node is the server.
+    Outside,
+    /// The proxy for a pod of this node; it keeps the record itself.
+    Proxy,
+}
+
+/// A connection of the direct lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flow {
+    /// The pod of this node whose socket is watched: the client's unless [`Opener::Outside`].
+    pub pod: NetnsCookie,
+    /// The pod that is called, if it is on this node.
+    pub server_pod: Option<NetnsCookie>,
+    /// Who opened it.
+    pub opener: Opener,
+    /// The client's end.
+    pub client: SocketAddr,
+    /// The server's end.
+    pub server: SocketAddr,
+    /// What the client dialled: a service, or the server.
+    pub dialled: SocketAddr,
+    /// The watched socket's number, never used twice while the machine is up.
+    pub socket: u64,
+    /// When it was opened: nanoseconds of `CLOCK_MONOTONIC`.
+    pub opened: u64,
+}
+
+impl Flow {
+    pub(super) fn new(flow: &shared::Flow, state: &shared::FlowState) -> Self {
+        let end = |address: shared::Address, port: u32| {
+            SocketAddr::new(address.into(), u16::try_from(port).unwrap_or_default())
+        };
+        Self {
+            pod: NetnsCookie(state.pod),
+            server_pod: pod(state.server),
+            opener: if state.flags & FLOW_INBOUND != 0 {
+                Opener::Outside
+            } else if state.flags & FLOW_PROXY != 0 {
+                Opener::Proxy
+            } else {
+                Opener::Pod
+            },
+            client: end(flow.client, flow.client_port),
+            server: end(flow.server, flow.server_port),
+            dialled: end(state.dialled, state.dialled_port),
+            socket: state.socket,
+            opened: state.opened,
+        }
+    }
+}
+
+fn pod(cookie: u64) -> Option<NetnsCookie> {
+    (cookie != 0).then_some(NetnsCookie(cookie))
+}
+
+fn cookie(pod: Option<NetnsCookie>) -> u64 {
+    pod.map_or(0, |cookie| cookie.0)
+}
+
+fn call_key(call: &Call) -> shared::Call {
+    shared::Call {
+        cookie: call.pod.0,
+        address: call.destination.ip().into(),
+        port: call.destination.port().into(),
+        zero: 0,
+    }
+}
+
+fn arrival_key(arrival: &Arrival) -> shared::Arrival {
+    shared::Arrival {
+        to: arrival.to.ip().into(),
+        from: arrival.from.into(),
+        port: arrival.to.port().into(),
+    }
+}
+
+impl Kernel {
+    /// Lets a call go by itself from now on. The maps forget what was not used for the longest
+    /// time when they are full.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn remember_call(&self, call: &Call, verdict: &Verdict) -> Result<(), Error> {
+        let maps = &self.maps;
+        let mut value = shared::Verdict {
+            epoch: maps.epoch(),
+            total: verdict.total,
+            ..shared::Verdict::default()
+        };
+        for (place, backend) in value.backends.iter_mut().zip(&verdict.backends) {
+            *place = shared::Backend {
+                address: backend.to.ip().into(),
+                server: cookie(backend.server),
+                port: backend.to.port(),
+                // Every bit is below 16.
+                flags: u16::try_from(backend.ends.flags()).unwrap_or_default(),
+                weight: backend.weight,
+            };
+            value.count += 1;
+        }
+        maps.verdicts
+            .insert(&call_key(call), &value)
+            .map_err(failed(&maps.verdicts, "written"))
+    }
+
+    /// Sends a call to the proxy again.
+    ///
+    /// # Errors
+    /// When the map cannot be written; then [`Self::forget_everything`] is the way.
+    pub fn forget_call(&self, call: &Call) -> Result<(), Error> {
+        let verdicts = &self.maps.verdicts;
+        verdicts
+            .remove(&call_key(call))
+            .map_err(failed(verdicts, "written"))
+    }
+
+    /// Every call that goes by itself, and where to.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn calls(&self) -> Result<Vec<(Call, Verdict)>, Error> {
+        let entries = self.maps.verdicts.entries();
+        let entries = entries.map_err(failed(&self.maps.verdicts, "read"))?;
+        Ok(entries
+            .iter()
+            .map(|(key, value)| call(key, value))
+            .collect())
+    }
+
+    /// Lets plaintext from a source into a pod, past the proxy, from now on.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn remember_arrival(&self, arrival: &Arrival) -> Result<(), Error> {
+        let maps = &self.maps;
+        let value = shared::Admission {
+            server: arrival.pod.0,
+            epoch: maps.epoch(),
+            flags: 0,
+        };
+        maps.arrivals
+            .insert(&arrival_key(arrival), &value)
+            .map_err(failed(&maps.arrivals, "written"))
+    }
+
+    /// Sends plaintext from this source to the proxy again.
+    ///
+    /// # Errors
+    /// As [`Self::forget_call`].
+    pub fn forget_arrival(&self, arrival: &Arrival) -> Result<(), Error> {
+        let arrivals = &self.maps.arrivals;
+        arrivals
+            .remove(&arrival_key(arrival))
+            .map_err(failed(arrivals, "written"))
+    }
+
+    /// Every source of plaintext that goes past the proxy.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn arrivals(&self) -> Result<Vec<Arrival>, Error> {
+        let entries = self.maps.arrivals.entries();
+        let entries = entries.map_err(failed(&self.maps.arrivals, "read"))?;
+        let arrival = |(key, value): &(shared::Arrival, shared::Admission)| Arrival {
+            pod: NetnsCookie(value.server),
+            to: SocketAddr::new(key.to.into(), u16::try_from(key.port).unwrap_or_default()),
+            from: key.from.into(),
+        };
+        Ok(entries.iter().map(arrival).collect())
+    }
+
+    /// Makes every verdict void at once, by one write.
+    ///
+    /// # Errors
+    /// When not even that is possible.
+    pub fn forget_everything(&self) -> Result<(), Error> {
+        self.maps.next_epoch()
+    }
+
+    /// Every open connection of the direct lane.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn flows(&self) -> Result<Vec<Flow>, Error> {
+        let entries = self.maps.flows.entries();
+        let entries = entries.map_err(failed(&self.maps.flows, "read"))?;
+        Ok(entries
+            .iter()
+            .map(|(flow, state)| Flow::new(flow, state))
+            .collect())
+    }
+
+    /// How many connections of the direct lane are open.
+    #[must_use]
+    pub fn open_flows(&self) -> u64 {
+        self.maps.count(COUNT_OPEN)
+    }
+
+    /// How many events of the direct lane found no room since the maps were made.
+    #[must_use]
+    pub fn lost_events(&self) -> u64 {
+        self.maps.count(COUNT_LOST)
+    }
+
+    /// Puts a socket of the proxy on the direct lane: the connection that it is about to make is
+    /// let into the pod that it calls, and found when policy changes.
+    ///
+    /// # Errors
+    /// When the socket's storage cannot be written.
+    pub fn vouch(
+        &self,
+        socket: BorrowedFd<'_>,
+        to: SocketAddr,
+        server: NetnsCookie,
+    ) -> io::Result<()> {
+        let saved = Saved {
+            address: to.ip().into(),
+            port: to.port().into(),
+            kind: SAVED_DIRECT,
+            peer: to.ip().into(),
+            peer_port: to.port().into(),
+            flags: FLOW_PROXY,
+            server: server.0,
+            ..Saved::default()
+        };
+        self.maps.remember_socket(socket, &saved)
+    }
+
+    /// Makes a listener known as the proxy's own: what it accepts is not on the direct lane.
+    ///
+    /// # Errors
+    /// When the socket's storage cannot be written.
+    pub fn claim(&self, listener: BorrowedFd<'_>) -> io::Result<()> {
+        let saved = Saved {
+            kind: SAVED_LISTENER,
+            ..Saved::default()
+        };
+        self.maps.remember_socket(listener, &saved)
+    }
+}
+
+impl Maps {
+    fn remember_socket(&self, socket: BorrowedFd<'_>, saved: &Saved) -> io::Result<()> {
+        self.sockets
+            .insert(&socket.as_raw_fd().cast_unsigned(), saved)
+    }
+}
+
+fn call(key: &shared::Call, value: &shared::Verdict) -> (Call, Verdict) {
+    let port = |port: u32| u16::try_from(port).unwrap_or_default();
+    let backend = |backend: &shared::Backend| Backend {
+        to: SocketAddr::new(backend.address.into(), backend.port),
+        server: pod(backend.server),
+        weight: backend.weight,
+        ends: Ends::of(backend.flags.into()),
+    };
+    let call = Call {
+        pod: NetnsCookie(key.cookie),
+        destination: SocketAddr::new(key.address.into(), port(key.port)),
+    };
+    let listed = value.backends.iter().take(value.count as usize);
+    let verdict = Verdict {
+        backends: listed.map(backend).collect(),
+        total: value.total,
+    };
+    (call, verdict)
+}
