@@ -1,5 +1,6 @@
 //! Processes of the harness, and what `/proc` says about them.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::process::{Child, Command, ExitStatus};
@@ -12,6 +13,15 @@ use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use crate::cleanup::{self, Resource};
 use crate::net::Host;
+
+/// Whether a process runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pause {
+    /// It does not.
+    Stop,
+    /// It does.
+    GoOn,
+}
 
 /// A child process that is killed when this value is dropped.
 #[derive(Debug)]
@@ -51,6 +61,17 @@ impl Process {
     /// When the process is gone.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         signal::kill(Pid::from_raw(pid_of(&self.child)), signal).context("sending a signal")
+    }
+
+    /// Stops it from running, or lets it go on: it keeps all that it has and does nothing.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn pause(&self, pause: Pause) -> Result<()> {
+        self.signal(match pause {
+            Pause::Stop => Signal::SIGSTOP,
+            Pause::GoOn => Signal::SIGCONT,
+        })
     }
 
     /// Kills it with SIGKILL and waits for its end.
@@ -181,9 +202,38 @@ pub fn rss_bytes(pid: u32) -> io::Result<u64> {
     Ok(kilobytes * 1024)
 }
 
+/// The inodes of the sockets that a process holds.
+///
+/// # Errors
+/// When the process is gone.
+pub fn socket_inodes(pid: u32) -> io::Result<HashSet<u64>> {
+    let mut inodes = HashSet::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        // What is closed meanwhile is no socket of it any more.
+        let Ok(target) = fs::read_link(entry?.path()) else {
+            continue;
+        };
+        let target = target.to_string_lossy();
+        let inode = target
+            .strip_prefix("socket:[")
+            .and_then(|rest| rest.strip_suffix(']'));
+        inodes.extend(inode.and_then(|inode| inode.parse::<u64>().ok()));
+    }
+    Ok(inodes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_open_socket_has_an_inode() {
+        let before = socket_inodes(std::process::id()).unwrap();
+        let _socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let after = socket_inodes(std::process::id()).unwrap();
+        assert!(after.difference(&before).next().is_some());
+        assert!(socket_inodes(u32::MAX).is_err());
+    }
 
     #[test]
     fn this_process_uses_cpu_and_memory() {

@@ -41,6 +41,11 @@ pub(super) struct Plan<'a> {
     pub(super) congestion: &'a str,
 }
 
+/// The link of a node that leads to its pod of this number.
+pub(super) fn pod_link(index: impl std::fmt::Display) -> String {
+    format!("pod{index}")
+}
+
 /// The link of a node that leads to the node `to`.
 pub(super) fn link_to(to: &str) -> String {
     format!("to-{to}")
@@ -142,10 +147,13 @@ impl Plan<'_> {
             &format!("{}-p{index}", node.name),
             addresses,
         )?;
-        let outer = format!("pod{index}");
-        let gateway = gateway(node_index);
-        self.stub(node, &outer, gateway, &pod, "eth0")?;
+        self.attach(node, node_index, index, &pod)?;
         Ok(pod)
+    }
+
+    /// Links a pod to its node.
+    pub(super) fn attach(&self, node: &Host, node_index: u8, index: u8, pod: &Host) -> Result<()> {
+        self.stub(node, &pod_link(index), gateway(node_index), pod, "eth0")
     }
 
     /// Links a stub host to a router: the router reaches the host's addresses over the link,

@@ -8,6 +8,7 @@ mod build;
 mod namespace;
 mod nested;
 mod netlink;
+mod successor;
 mod table;
 mod world;
 

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
 
-use super::build::{Plan, ROUTER, settings};
+use super::build::{Plan, ROUTER, pod_link, settings};
 use super::netlink::{Netlink, Route, Via, index_of};
 use super::world::{Family, Host, World};
 
@@ -44,7 +44,7 @@ impl World {
         plan.stub(pod, "nested", gateway, &nested, "eth0")?;
         pod.enter(|| settings(&ROUTER))?;
         router.host.enter(|| -> Result<()> {
-            let link = index_of(&format!("pod{index}"))?;
+            let link = index_of(&pod_link(index))?;
             let mut netlink = Netlink::open()?;
             for family in Family::BOTH {
                 netlink.set_route(&Route {

@@ -110,6 +110,14 @@ impl Netlink {
         .with_context(|| format!("making the link {name}"))
     }
 
+    /// Removes a link, and with it the other end of a veth pair.
+    pub(crate) fn remove_link(&mut self, name: &str) -> Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = index_of(name)?;
+        self.request(RouteNetlinkMessage::DelLink(link), 0)
+            .with_context(|| format!("removing the link {name}"))
+    }
+
     /// Sets a link up.
     pub(crate) fn set_up(&mut self, name: &str) -> Result<u32> {
         let index = index_of(name)?;

@@ -268,6 +268,12 @@ impl World {
         build::link_to(to)
     }
 
+    /// The name of the link of a node that leads to its pod of this number.
+    #[must_use]
+    pub fn link_to_pod(index: usize) -> String {
+        build::pod_link(index)
+    }
+
     /// Leaves everything in place when the process ends.
     pub fn leak(self) {
         cleanup::keep();

@@ -9,6 +9,7 @@ mod binary;
 mod mesh;
 mod running;
 mod settings;
+mod sockets;
 
 pub use admin::{Metrics, Sample};
 pub use binary::{companion, ztunnel};

@@ -14,7 +14,7 @@ use super::admin::{self, Metrics};
 use super::{Settings, binary};
 use crate::cleanup;
 use crate::net::Node;
-use crate::process::{self, CpuSeconds, Process};
+use crate::process::{self, CpuSeconds, Pause, Process};
 
 const ADMIN: u16 = 15000;
 const METRICS: u16 = 15020;
@@ -143,6 +143,15 @@ impl<'world> Proxy<'world> {
             .context("the proxy does not run")?
             .kill()?;
         Ok(())
+    }
+
+    /// Stops it from running, or lets it go on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pause(&self, pause: Pause) -> Result<()> {
+        let process = self.process.as_ref().context("the proxy does not run")?;
+        process.pause(pause)
     }
 
     /// Asks it to end (SIGTERM) and waits.

@@ -4,11 +4,15 @@
 //! blocking end sleeps in `recv` and `send`, an event-driven one never does: its socket is
 //! non-blocking, and it sleeps in epoll. `acceleration: on` is a promise of the operator that
 //! applications are of the second kind.
+#![allow(
+    unsafe_code,
+    reason = "the counters of a TCP socket have no safe binding among the dependencies"
+)]
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Deref;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -84,6 +88,35 @@ impl End {
     pub fn set_write_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
         self.limits().write = limit;
         self.stream.set_write_timeout(limit)
+    }
+
+    /// How many bytes of its payload have come over TCP. Where two ends are joined, payload goes
+    /// from socket to socket, and TCP has seen next to none of it.
+    ///
+    /// # Errors
+    /// When the socket is no TCP socket.
+    pub fn received_over_tcp(&self) -> io::Result<u64> {
+        /// `tcpi_bytes_received` in `struct tcp_info` (include/uapi/linux/tcp.h): behind 8 bytes,
+        /// 24 32-bit counters, and three 64-bit ones.
+        const AT: u8 = 8 + 24 * 4 + 3 * 8;
+        let mut info = [0u8; AT as usize + 8];
+        let mut length = libc::socklen_t::from(AT) + 8;
+        // SAFETY: the kernel writes at most `length` bytes into a buffer of that length.
+        let result = unsafe {
+            libc::getsockopt(
+                self.stream.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                info.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut counter = [0; 8];
+        counter.copy_from_slice(&info[usize::from(AT)..]);
+        Ok(u64::from_ne_bytes(counter))
     }
 
     fn limits(&self) -> std::sync::MutexGuard<'_, Limits> {
@@ -215,6 +248,8 @@ mod tests {
                 (&far).read_to_end(&mut heard).unwrap();
                 assert!(heard == sent, "{manner:?}");
             });
+            // The end of the stream counts as one.
+            assert_eq!(far.received_over_tcp().unwrap(), (32 << 20) + 1);
         }
     }
 

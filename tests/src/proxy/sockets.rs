@@ -1,0 +1,40 @@
+//! Which sockets a proxy has: the witness that it has nothing to do with a connection.
+
+use std::collections::HashSet;
+use std::io;
+
+use anyhow::{Context as _, Result};
+
+use super::Proxy;
+use crate::net::{Host, TcpSocket, TcpState};
+use crate::process;
+
+impl Proxy<'_> {
+    /// Its connected TCP sockets in a host's namespace.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn connections_in(&self, host: &Host) -> Result<Vec<TcpSocket>> {
+        let inodes = self.socket_inodes().context("reading the proxy's files")?;
+        let sockets = host.tcp_sockets().context("reading a host's sockets")?;
+        Ok(sockets
+            .into_iter()
+            .filter(|socket| socket.state != TcpState::Listening)
+            .filter(|socket| inodes.contains(&socket.inode))
+            .collect())
+    }
+
+    /// Whether it has a socket in a host's namespace whose other end has this port.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn speaks_with(&self, host: &Host, port: u16) -> Result<bool> {
+        let mut connections = self.connections_in(host)?.into_iter();
+        Ok(connections.any(|socket| socket.remote.port() == port))
+    }
+
+    fn socket_inodes(&self) -> io::Result<HashSet<u64>> {
+        let pid = self.pid().map_err(io::Error::other)?;
+        process::socket_inodes(pid)
+    }
+}
