@@ -7,14 +7,14 @@
 //! again until it is the server. The first connections of a key are the proxy's to judge.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::json;
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::net::{Host, World, remote_end};
 use crate::proxy::{Mesh, MeshBuilder, Settings};
@@ -24,6 +24,8 @@ use crate::traffic::{self, Answer, End, Kind, Manner, Server};
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two knocks of [`Scene::dial`].
 const PACE: Duration = Duration::from_millis(5);
+/// Waiting connections that a listener holds.
+const BACKLOG: i32 = 1024;
 
 /// The way of a connection between two pods of the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,6 +194,22 @@ impl Scene {
         Mesh::builder(&self.world).settings(move |settings| lane.choose(settings))
     }
 
+    /// A listener on both address families of a host.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn listen(&self, host: &Host, port: u16) -> io::Result<TcpListener> {
+        let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+        host.enter(|| {
+            let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+            socket.set_only_v6(false)?;
+            socket.set_reuse_address(true)?;
+            socket.bind(&any.into())?;
+            socket.listen(BACKLOG)?;
+            Ok(socket.into())
+        })
+    }
+
     /// Runs a server on the first server's host, in the lane's manner.
     ///
     /// # Errors
@@ -232,11 +250,24 @@ impl Scene {
     /// # Errors
     /// As [`Self::dial`], or when nothing arrives at the listener.
     pub fn connect(&self, to: SocketAddr, listener: &TcpListener) -> io::Result<(End, End)> {
+        self.connect_from(self.client(), to, listener)
+    }
+
+    /// As [`Self::connect`], from any host.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub fn connect_from(
+        &self,
+        from: &Host,
+        to: SocketAddr,
+        listener: &TcpListener,
+    ) -> io::Result<(End, End)> {
         let both = || {
-            let near = self.knock(self.client(), to)?;
+            let near = self.knock(from, to)?;
             Ok((near, self.accept(listener)?))
         };
-        self.until_on_lane(self.client(), to, both, |(near, _)| near)
+        self.until_on_lane(from, to, both, |(near, _)| near)
     }
 
     /// The next connection of a listener, as an end in the lane's manner.
