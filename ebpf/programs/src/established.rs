@@ -161,7 +161,7 @@ fn accepted(ctx: &SockOpsContext, config: &Config, cookie: Cookie, ends: &Ends) 
         return;
     }
     // SAFETY: checked for null. A delivery of the proxy hands its mark on to the accepted socket.
-    let delivered = unsafe { (*sk).mark } == config.mark;
+    let delivered = unsafe { (*sk).mark } == config.delivery;
     if delivered || lookup::passes(config, &ends.local, &ends.remote, port) {
         return;
     }

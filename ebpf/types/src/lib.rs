@@ -199,6 +199,8 @@ pub struct Config {
     pub hbone: u32,
     /// A set of the `CONFIG_` bits.
     pub flags: u32,
+    /// `SO_MARK` of the proxy's deliveries, which the application's accepted sockets inherit.
+    pub delivery: u32,
     /// Verdicts of another epoch do not count: one write makes all of them void.
     pub epoch: u32,
 }
@@ -223,7 +225,7 @@ const _: () = assert!(size_of::<Saved>() == 72);
 const _: () = assert!(size_of::<Client>() == 32);
 const _: () = assert!(size_of::<Destination>() == 24);
 const _: () = assert!(size_of::<Net>() == 20);
-const _: () = assert!(size_of::<Config>() == 24);
+const _: () = assert!(size_of::<Config>() == 28);
 
 mod direct;
 pub use direct::*;

@@ -252,7 +252,7 @@ impl Default for Capture {
             exempt_ports: Vec::new(),
             exempt_cidrs: Vec::new(),
             exempt_sources: vec![probe_v4.into(), probe_v6.into()],
-            verdicts: 65_536,
+            verdicts: 16_384,
         }
     }
 }

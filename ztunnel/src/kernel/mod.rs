@@ -47,6 +47,8 @@ pub struct Config {
     pub cgroup: Option<PathBuf>,
     /// `SO_MARK` of the proxy's own sockets, which are not captured.
     pub mark: u32,
+    /// `SO_MARK` of the proxy's deliveries.
+    pub delivery_mark: u32,
     /// What is never captured.
     pub exemptions: Exemptions,
     /// The proxy's ports in each pod.
@@ -171,6 +173,7 @@ impl Kernel {
         let events = object.map("EVENTS")?;
         maps.configure(|settings| {
             settings.mark = config.mark;
+            settings.delivery = config.delivery_mark;
             settings.process = 0;
             settings.outbound = config.ports.outbound.into();
             settings.hbone = config.ports.hbone.into();

@@ -296,7 +296,7 @@ impl Kernel {
     }
 
     /// Puts a socket of the proxy on the direct lane: the connection that it is about to make is
-    /// let into the pod that it calls, and found when policy changes.
+    /// let into the pod that it calls, if it calls one of this node, and found when policy changes.
     ///
     /// # Errors
     /// When the socket's storage cannot be written.
@@ -304,7 +304,7 @@ impl Kernel {
         &self,
         socket: BorrowedFd<'_>,
         to: SocketAddr,
-        server: NetnsCookie,
+        server: Option<NetnsCookie>,
     ) -> io::Result<()> {
         let saved = Saved {
             address: to.ip().into(),
@@ -313,7 +313,7 @@ impl Kernel {
             peer: to.ip().into(),
             peer_port: to.port().into(),
             flags: FLOW_PROXY,
-            server: server.0,
+            server: cookie(server),
             ..Saved::default()
         };
         self.maps.remember_socket(socket, &saved)

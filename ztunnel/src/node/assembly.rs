@@ -27,9 +27,10 @@ pub(super) fn kernel(settings: &Settings) -> kernel::Config {
         directory: capture.bpf_directory.clone(),
         cgroup: capture.cgroup.clone(),
         mark: capture.mark,
+        delivery_mark: pods::delivery::DELIVERY_MARK,
         exemptions: exemptions(settings),
         ports: kernel::Ports::default(),
-        verdicts: 16384,
+        verdicts: capture.verdicts,
     }
 }
 
@@ -106,6 +107,32 @@ fn hbone(settings: &config::Hbone) -> hbone::Config {
             timeout: settings.ping_timeout,
         }),
         ..hbone::Config::default()
+    }
+}
+
+/// Which lanes the operator allows.
+pub(super) fn lanes(settings: &Settings) -> path::Lanes {
+    let allowed = |same_node, acceleration| path::Allowed {
+        same_node: match same_node {
+            config::SameNode::Direct => path::SameNode::Direct,
+            config::SameNode::Tunnel => path::SameNode::Tunnel,
+        },
+        ends: match acceleration {
+            config::Acceleration::On => kernel::Ends::Joined,
+            config::Acceleration::Auto | config::Acceleration::Off => kernel::Ends::Apart,
+        },
+    };
+    let (same_node, acceleration) = (settings.same_node, settings.acceleration);
+    let overrides = settings.overrides.iter().map(|own| {
+        let allowed = allowed(
+            own.same_node.unwrap_or(same_node),
+            own.acceleration.unwrap_or(acceleration),
+        );
+        (own.workload.clone(), allowed)
+    });
+    path::Lanes {
+        mesh: allowed(same_node, acceleration),
+        overrides: overrides.collect(),
     }
 }
 

@@ -44,8 +44,9 @@ pub(super) fn all(shared: &Arc<Shared>, settings: &Settings) -> Vec<Arc<dyn Dump
         section("workloads", shared, |shared| {
             json!(
                 shared
+                    .keeper
+                    .view()
                     .mesh
-                    .load()
                     .workloads()
                     .map(|object| &**object)
                     .collect::<Vec<_>>()
@@ -54,8 +55,9 @@ pub(super) fn all(shared: &Arc<Shared>, settings: &Settings) -> Vec<Arc<dyn Dump
         section("services", shared, |shared| {
             json!(
                 shared
+                    .keeper
+                    .view()
                     .mesh
-                    .load()
                     .services()
                     .map(|object| &**object)
                     .collect::<Vec<_>>()
@@ -64,8 +66,9 @@ pub(super) fn all(shared: &Arc<Shared>, settings: &Settings) -> Vec<Arc<dyn Dump
         section("policies", shared, |shared| {
             json!(
                 shared
+                    .keeper
+                    .view()
                     .mesh
-                    .load()
                     .policies()
                     .map(|object| &**object)
                     .collect::<Vec<_>>()

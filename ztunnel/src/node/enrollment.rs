@@ -30,6 +30,9 @@ pub(super) enum EnrollError {
     /// Its addresses could not be listed.
     #[error("cannot list the addresses of the pod: {0}")]
     Addresses(#[source] std::io::Error),
+    /// Its inbound listeners could not be made known to the kernel programs.
+    #[error("cannot make the inbound listeners known to the kernel programs: {0}")]
+    Claim(#[source] std::io::Error),
     /// Capture could not be turned on.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
@@ -49,6 +52,7 @@ struct Enrolled {
 pub(super) struct Enrollment {
     shared: Arc<Shared>,
     pods: HashMap<Uid, Enrolled>,
+    changed: bool,
 }
 
 impl Enrollment {
@@ -58,7 +62,19 @@ impl Enrollment {
         Self {
             shared,
             pods: HashMap::new(),
+            changed: true,
         }
+    }
+
+    /// The pods that are served, and under which addresses.
+    pub(super) fn pods(&self) -> impl Iterator<Item = (Arc<Pod>, Vec<IpAddr>)> {
+        let served = self.pods.values();
+        served.map(|enrolled| (enrolled.pod.clone(), enrolled.captured.clone()))
+    }
+
+    /// Whether the pods or their addresses have changed since this was asked last.
+    pub(super) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     /// Brings the enrolled pods in line with `wanted`, and returns those that could not be
@@ -100,6 +116,7 @@ impl Enrollment {
             .collect();
         for uid in leaving {
             if let Some(enrolled) = self.pods.remove(&uid) {
+                self.changed = true;
                 let cookie = enrolled.pod.netns.cookie();
                 if let Err(error) = self.shared.kernel.withdraw(NetnsCookie(cookie)) {
                     tracing::error!(%error, pod = %uid.0, "cannot withdraw the pod from capture");
@@ -123,9 +140,10 @@ impl Enrollment {
     }
 
     fn keep_or_enroll(&mut self, workers: &Workers, wanted: &Wanted) -> Result<(), EnrollError> {
-        let mesh = self.shared.mesh.load_full();
+        let view = self.shared.keeper.view_owned();
+        let mesh = &view.mesh;
         if let Some(enrolled) = self.pods.get_mut(&wanted.uid) {
-            let captured = captured_addresses(&enrolled.pod, &mesh);
+            let captured = captured_addresses(&enrolled.pod, mesh);
             if captured != enrolled.captured {
                 capture(
                     &self.shared.kernel,
@@ -134,15 +152,20 @@ impl Enrollment {
                     &enrolled.inbound,
                 )?;
                 enrolled.captured = captured;
+                self.changed = true;
             }
             return Ok(());
         }
         let (pod, listeners) = prepare(wanted, self.shared.config.workers)?;
-        let captured = captured_addresses(&pod, &mesh);
+        let captured = captured_addresses(&pod, mesh);
         let inbound = listeners
             .first()
             .map(|first| first.inbound.as_fd().try_clone_to_owned());
         let inbound = inbound.transpose().map_err(EnrollError::Addresses)?;
+        for listeners in &listeners {
+            let claimed = self.shared.kernel.claim(listeners.inbound.as_fd());
+            claimed.map_err(EnrollError::Claim)?;
+        }
         workers.add(&pod, listeners);
         if let Some(inbound) = inbound {
             if let Err(error) = capture(&self.shared.kernel, &pod.netns, &captured, &inbound) {
@@ -160,6 +183,7 @@ impl Enrollment {
             let pods = self.shared.telemetry.pods();
             pods.started.inc();
             pods.active.inc();
+            self.changed = true;
             self.pods.insert(
                 wanted.uid.clone(),
                 Enrolled {

@@ -14,7 +14,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -23,7 +22,8 @@ use crate::admin::{self, Readiness};
 use crate::ca::local::LocalCaError;
 use crate::config::{self, ConfigError, Overrides, Settings, Watcher};
 use crate::kernel::{self, Kernel};
-use crate::path::{Shared, WorkerError, Workers};
+use crate::mesh::Snapshot;
+use crate::path::{Accounts, Keeper, Lanes, Shared, View, WorkerError, Workers};
 use crate::telemetry::{FilterError, LogError, LogGuard, LogHandle, Telemetry, init_logging};
 use crate::tls;
 
@@ -31,6 +31,10 @@ use enrollment::Enrollment;
 
 /// How often pods that could not be enrolled are tried again.
 const ENROLL_RETRY: Duration = Duration::from_secs(1);
+
+/// How long after a change the direct lane is looked at again: a connection that was just being
+/// opened has been written down by then.
+const SECOND_SWEEP: Duration = Duration::from_millis(200);
 
 /// Why the node could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -99,9 +103,12 @@ struct Source {
 struct Node {
     source: Source,
     settings: Settings,
+    mesh: Arc<Snapshot>,
     shared: Arc<Shared>,
     workers: Workers,
     enrollment: Enrollment,
+    /// Whether the connections of the direct lane are to be looked at once more.
+    sweep: bool,
     quit: Arc<Notify>,
     stop: watch::Sender<bool>,
     servers: admin::Servers,
@@ -115,9 +122,11 @@ impl Node {
         let kernel = Kernel::open(&assembly::kernel(&settings))?;
         let issuer = assembly::issuer(&settings)?;
         let runtime = tokio::runtime::Handle::current();
+        let (kernel, mesh) = (Arc::new(kernel), Arc::new(settings.mesh()));
+        let view = View::new(mesh.clone(), [], &Lanes::default());
         let shared = Arc::new(Shared {
-            mesh: ArcSwap::from_pointee(settings.mesh()),
-            kernel: Arc::new(kernel),
+            keeper: Arc::new(Keeper::new(kernel.clone(), view)),
+            kernel,
             certificates: tls::Store::new(Arc::new(issuer), tls::Config::default(), runtime),
             telemetry: Telemetry::new(log.dropped_lines()),
             config: assembly::path(&settings),
@@ -142,9 +151,11 @@ impl Node {
         Ok(Self {
             source,
             settings,
+            mesh,
             shared,
             workers,
             enrollment,
+            sweep: false,
             quit,
             stop,
             servers,
@@ -158,6 +169,7 @@ impl Node {
             tracing::warn!("{warning}");
         }
         let program_log = tokio::spawn(program_log::follow(self.shared.kernel.clone()));
+        let accounts = self.keep_accounts();
         let mut watcher = self.watch();
         // Read once more: what was written since the start would go unnoticed otherwise.
         let mut complete = self.reload();
@@ -176,6 +188,10 @@ impl Node {
                 () = tokio::time::sleep(ENROLL_RETRY), if !complete => {
                     complete = self.enroll();
                 }
+                () = tokio::time::sleep(SECOND_SWEEP), if self.sweep => {
+                    self.sweep = false;
+                    self.shared.keeper.sweep();
+                }
                 () = told(terminate.as_mut()) => break,
                 () = told(interrupt.as_mut()) => break,
                 () = self.quit.notified() => break,
@@ -183,11 +199,32 @@ impl Node {
         }
         tracing::info!("stopping: draining connections");
         program_log.abort();
+        // What happens from now on waits in the kernel for the next process.
+        accounts.abort();
         self.stop.send_replace(true);
         // With its listeners: a connection that nobody would accept is refused instead.
         drop(self.enrollment);
         self.workers.drain(self.settings.termination_deadline).await;
         self.servers.finished().await;
+    }
+
+    /// Has the kernel's events about the direct lane written down.
+    fn keep_accounts(&self) -> tokio::task::JoinHandle<()> {
+        let events = self.shared.kernel.events();
+        let accounts = Accounts::new(self.shared.clone());
+        tokio::spawn(async move {
+            let ended = match events {
+                Ok(events) => accounts.follow(events).await,
+                Err(error) => {
+                    tracing::error!(%error, "connections of the direct lane are not reported");
+                    return;
+                }
+            };
+            tracing::error!(
+                ?ended,
+                "connections of the direct lane are no longer reported"
+            );
+        })
     }
 
     fn watch(&self) -> Option<Watcher> {
@@ -244,11 +281,11 @@ impl Node {
         for warning in &settings.warnings {
             tracing::warn!("{warning}");
         }
-        let mesh = Arc::new(settings.mesh());
-        self.shared.mesh.store(mesh.clone());
+        self.mesh = Arc::new(settings.mesh());
+        self.judge_anew(&settings);
         self.shared
             .telemetry
-            .retain(|uid| mesh.workload_by_uid(uid).is_some());
+            .retain(|uid| self.mesh.workload_by_uid(uid).is_some());
         if let Err(error) = self
             .shared
             .kernel
@@ -259,9 +296,23 @@ impl Node {
         self.settings = settings;
     }
 
+    /// Puts what is known now in force: no verdict of the kernel that contradicts it is left when
+    /// this returns, and what is open against it is ended.
+    fn judge_anew(&mut self, settings: &Settings) {
+        let lanes = assembly::lanes(settings);
+        let view = View::new(self.mesh.clone(), self.enrollment.pods(), &lanes);
+        self.shared.keeper.change(view);
+        self.shared.keeper.sweep();
+        self.sweep = true;
+    }
+
     fn enroll(&mut self) -> bool {
         let wanted = assembly::pods(&self.settings);
         let failed = self.enrollment.apply(&self.workers, &wanted);
+        if self.enrollment.take_changed() {
+            let settings = self.settings.clone();
+            self.judge_anew(&settings);
+        }
         for (pod, error) in &failed {
             tracing::error!(%error, pod = %pod.uid.0, netns = %pod.netns.display(), "cannot enroll the pod; trying again");
         }

@@ -12,15 +12,19 @@ use http::StatusCode;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::authorize::{Arrival, Judgement, Trial, Verdict, authorize};
+use super::authorize::Arrival;
+use super::direct::verdict;
+use super::permit::{Denied, permit};
 use super::proxy_protocol;
 use super::relay::{self, Side};
 use super::report::{Facts, Failure, Record};
 use super::route::HBONE_PORT;
 use super::tunnel;
+use super::view::View;
 use super::worker::Here;
 use crate::hbone::{self, Authority, TunnelError};
-use crate::mesh::{Identity, Snapshot, Workload};
+use crate::kernel::{self, NetnsCookie};
+use crate::mesh::{Identity, Workload};
 use crate::pods::{self, PROXY_PORTS, Source, abort_on_drop};
 use crate::telemetry::{Reporter, ResponseFlag};
 use crate::tls;
@@ -49,11 +53,8 @@ enum ArriveError {
         destination: SocketAddr,
     },
     /// A policy refused it.
-    #[error("denied by {policy}")]
-    Denied {
-        /// The policy, or that none allowed it.
-        policy: String,
-    },
+    #[error(transparent)]
+    Denied(#[from] Denied),
     /// The application could not be reached.
     #[error("cannot connect to the application at {destination}: {source}")]
     Application {
@@ -72,7 +73,7 @@ impl ArriveError {
     fn status(&self) -> StatusCode {
         match self {
             Self::NotThisPod { .. } | Self::ProxyPort { .. } => StatusCode::BAD_REQUEST,
-            Self::Denied { .. } => StatusCode::UNAUTHORIZED,
+            Self::Denied(_) => StatusCode::UNAUTHORIZED,
             Self::UnknownWorkload { .. } | Self::Application { .. } | Self::Gone(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -83,7 +84,7 @@ impl ArriveError {
 impl Failure for ArriveError {
     fn flag(&self) -> ResponseFlag {
         match self {
-            Self::Denied { .. } => ResponseFlag::Deny,
+            Self::Denied(_) => ResponseFlag::Deny,
             Self::UnknownWorkload { .. } => ResponseFlag::IdentityError,
             Self::NotThisPod { .. }
             | Self::ProxyPort { .. }
@@ -231,8 +232,9 @@ async fn arrive(
     identity: Option<Identity>,
     destination: SocketAddr,
 ) -> Result<(TcpStream, Record), StatusCode> {
-    // One snapshot for the whole judgement: a change in between must not mix two meshes.
-    let mesh = here.local.shared.mesh.load_full();
+    // One view for the whole judgement: a change in between must not mix two meshes.
+    let view = here.local.shared.keeper.view_owned();
+    let mesh = &view.mesh;
     let workload = mesh.workload_by_uid(&here.pod.uid).cloned();
     let source = mesh
         .workload_by_address(&here.local.shared.config.network, client.ip())
@@ -258,7 +260,7 @@ async fn arrive(
             service: None,
         },
     );
-    let delivered = deliver(here, &mesh, &record, client, destination).await;
+    let delivered = deliver(here, &view, &record, client, destination).await;
     match delivered {
         Ok(app) => Ok((app, record)),
         Err(error) => {
@@ -271,19 +273,20 @@ async fn arrive(
 
 async fn deliver(
     here: &Here,
-    mesh: &Snapshot,
+    view: &Arc<View>,
     record: &Record,
     client: SocketAddr,
     destination: SocketAddr,
 ) -> Result<TcpStream, ArriveError> {
     let uid = &here.pod.uid;
-    let workload = mesh
+    let workload = view
+        .mesh
         .workload_by_uid(uid)
         .ok_or_else(|| ArriveError::UnknownWorkload { uid: uid.0.clone() })?;
     let identity = record.source_identity();
     check_destination(here, workload, destination)?;
     permit(
-        mesh,
+        &view.mesh,
         &Arrival {
             workload,
             source: identity,
@@ -291,6 +294,9 @@ async fn deliver(
             destination,
         },
     )?;
+    if identity.is_none() {
+        remember(here, view, client, destination);
+    }
     let mut to = destination;
     if let Some(port) = workload.application_tunnel.and_then(|tunnel| tunnel.port) {
         to.set_port(port);
@@ -334,19 +340,14 @@ fn check_destination(
     Ok(())
 }
 
-fn permit(mesh: &Snapshot, arrival: &Arrival<'_>) -> Result<(), ArriveError> {
-    let Judgement { verdict, dry_runs } = authorize(arrival, mesh);
-    for trial in dry_runs {
-        let matched = matches!(trial.outcome, Trial::Matched);
-        tracing::info!(policy = %trial.policy.key(), matched, client = %arrival.source_ip, destination = %arrival.destination, "policy on trial (dry run)");
-    }
-    match verdict {
-        Verdict::Allow { .. } => Ok(()),
-        Verdict::Deny { by } => Err(ArriveError::Denied {
-            policy: by.map_or_else(
-                || "default: ALLOW policies apply and none matches".to_owned(),
-                |policy| format!("policy {}", policy.key()),
-            ),
-        }),
+/// Plaintext that was let in need not come by again.
+fn remember(here: &Here, view: &Arc<View>, client: SocketAddr, destination: SocketAddr) {
+    let arrival = kernel::Arrival {
+        pod: NetnsCookie(here.pod.netns.cookie()),
+        to: destination,
+        from: client.ip(),
+    };
+    if verdict::arrival(&arrival, view) {
+        here.local.shared.keeper.remember_arrival(&arrival, view);
     }
 }

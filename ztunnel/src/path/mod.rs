@@ -4,12 +4,12 @@
 //! proxy's listener inside the pod, and from there on it is followed here, file by file:
 //!
 //! 1. [`accept`](self): a worker accepts it and asks who called, whom, and from which pod.
-//! 2. [`route`]: a pure function of the connection and the mesh snapshot picks the lane: into a
-//!    tunnel, or on as it is.
+//! 2. [`route`]: a pure function of the connection and a [`View`] picks the lane: into a tunnel,
+//!    directly to a pod of this node, or on as it is.
 //! 3. [`authorize`]: at the destination, a pure function gives the verdict and the rule behind
 //!    it.
-//! 4. `tunnel`: the HBONE tunnel is opened here, or was opened to us; `passthrough` is the lane
-//!    without one.
+//! 4. `tunnel`: the HBONE tunnel is opened here, or was opened to us; `passthrough` is for what
+//!    takes none. [`direct`] lets the kernel carry the next one of the same kind by itself.
 //! 5. `relay`: bytes are moved and counted.
 //! 6. `report`: one record a connection feeds metrics and the access log.
 //!
@@ -19,26 +19,28 @@
 
 mod accept;
 pub mod authorize;
+pub mod direct;
 mod inbound;
 mod outbound;
 mod passthrough;
+mod permit;
 mod proxy_protocol;
 mod relay;
 mod report;
 pub mod route;
 mod tunnel;
+mod view;
 mod worker;
 
+pub use direct::{Accounts, Keeper};
+pub use view::{Allowed, Lanes, LocalPod, SameNode, View};
 pub use worker::{WorkerError, Workers};
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-
 use crate::kernel::Kernel;
-use crate::mesh::Snapshot;
 use crate::telemetry::Telemetry;
 use crate::{hbone, pods, tls};
 
@@ -61,8 +63,8 @@ pub struct Config {
 
 /// What all workers share. None of it is locked while a connection is judged.
 pub struct Shared {
-    /// The mesh as it is now.
-    pub mesh: ArcSwap<Snapshot>,
+    /// The mesh and the pods as they are now, and what the kernel may decide by itself.
+    pub keeper: Arc<Keeper>,
     /// The kernel programs' maps.
     pub kernel: Arc<Kernel>,
     /// The certificates in use.

@@ -1,21 +1,27 @@
-//! A connection that a pod's application opened: accept → route → tunnel or passthrough →
-//! relay → report.
+//! A connection that a pod's application opened: accept → route → tunnel, direct or passthrough →
+//! relay → report. What needs no tunnel is carried here only once: the verdict goes into the
+//! kernel, and later connections of its kind never come by.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use smallvec::SmallVec;
 use tokio::net::TcpStream;
 
+use super::authorize::Arrival;
+use super::direct::verdict;
 use super::passthrough;
-use super::relay::{self, Side};
+use super::permit::{Denied, permit};
+use super::relay::{self, Ended, Side};
 use super::report::{Facts, Failure, Record};
 use super::route::{Departure, Route, RouteError, route};
 use super::tunnel::{self, DialError};
+use super::view::View;
 use super::worker::Here;
 use crate::hbone::{DialFailure, OpenError, Tunnel};
-use crate::kernel::{self, NetnsCookie};
+use crate::kernel::{self, Call, Choice, NetnsCookie};
 use crate::mesh::Workload;
 use crate::pods::abort_on_drop;
 use crate::telemetry::{Reporter, ResponseFlag};
@@ -42,6 +48,9 @@ enum DepartError {
     /// No way leads to the destination.
     #[error(transparent)]
     Route(#[from] RouteError),
+    /// The policies of a pod of this node refused it.
+    #[error(transparent)]
+    Denied(#[from] Denied),
     /// The tunnel could not be opened.
     #[error(transparent)]
     Tunnel(#[from] OpenError<DialError>),
@@ -63,6 +72,7 @@ impl Failure for DepartError {
             | Self::UnknownWorkload { .. }
             | Self::Route(_)
             | Self::Connect { .. } => ResponseFlag::Connect,
+            Self::Denied(_) => ResponseFlag::Deny,
             Self::Tunnel(error) => tunnel_flag(error),
         }
     }
@@ -96,25 +106,58 @@ enum Onward {
     Plain(TcpStream),
 }
 
+/// The records of one connection. What goes to a pod of this node without a tunnel is reported
+/// for both ends, as if each had a proxy of its own.
+struct Records {
+    source: Record,
+    destination: Option<Record>,
+}
+
+impl Records {
+    fn open(here: &Here, facts: Facts, destination: Option<Facts>) -> Self {
+        let telemetry = &here.local.shared.telemetry;
+        Self {
+            source: Record::open(telemetry, facts),
+            destination: destination.map(|facts| Record::open(telemetry, facts)),
+        }
+    }
+
+    fn end(self, ended: &Ended) {
+        if let Some(destination) = self.destination {
+            destination.count(ended);
+            destination.end(ended);
+        }
+        self.source.end(ended);
+    }
+
+    fn fail(self, error: &DepartError) {
+        if let Some(destination) = self.destination {
+            destination.fail(error);
+        }
+        self.source.fail(error);
+    }
+}
+
 /// Carries one connection from its acceptance to its end.
 pub(super) async fn carry(here: Rc<Here>, app: TcpStream, client: SocketAddr) {
     // Boxed so that the memory of the set-up is gone while the connection lives.
     let departed = Box::pin(depart(&here, client)).await;
     match departed {
-        Ok((Onward::Tunnel(tunnel), record)) => {
-            let ended = relay::tunnelled(app, tunnel, Side::Source, record.series()).await;
-            record.end(&ended);
+        Ok((Onward::Tunnel(tunnel), records)) => {
+            let series = records.source.series();
+            let ended = relay::tunnelled(app, tunnel, Side::Source, series).await;
+            records.end(&ended);
         }
-        Ok((Onward::Plain(server), record)) => {
-            let ended = relay::plain(app, server, record.series()).await;
-            record.end(&ended);
+        Ok((Onward::Plain(server), records)) => {
+            let ended = relay::plain(app, server, records.source.series()).await;
+            records.end(&ended);
         }
         // The application must not take a refusal for an orderly end.
         Err(()) => abort_on_drop(&app),
     }
 }
 
-async fn depart(here: &Rc<Here>, client: SocketAddr) -> Result<(Onward, Record), ()> {
+async fn depart(here: &Rc<Here>, client: SocketAddr) -> Result<(Onward, Records), ()> {
     let mut facts = Facts {
         reporter: Reporter::Source,
         began: Instant::now(),
@@ -127,50 +170,78 @@ async fn depart(here: &Rc<Here>, client: SocketAddr) -> Result<(Onward, Record),
         destination_identity: None,
         service: None,
     };
-    let telemetry = &here.local.shared.telemetry;
-    let route = match judge(here, client, &mut facts) {
+    // One view for the whole judgement: a change in between must not mix two meshes.
+    let view = here.local.shared.keeper.view_owned();
+    let route = match judge(here, client, &mut facts, &view) {
         Ok(route) => route,
         Err(error) => {
-            Record::open(telemetry, facts).fail(&error);
+            Records::open(here, facts, None).fail(&error);
             return Err(());
         }
     };
-    let record = Record::open(telemetry, facts);
-    let source_ip = here.pod.known_as(client).ip();
-    match connect(here, source_ip, record.source(), route).await {
-        Ok(onward) => Ok((onward, record)),
+    let arrival = matches!(route, Route::Direct { .. }).then(|| Facts {
+        reporter: Reporter::Destination,
+        service: None,
+        ..facts.clone()
+    });
+    let records = Records::open(here, facts, arrival);
+    match connect(here, &records.source, route, &view).await {
+        Ok(onward) => Ok((onward, records)),
         Err(error) => {
-            record.fail(&error);
+            records.fail(&error);
             Err(())
         }
     }
 }
 
 /// Finds out whom the application called, and which way leads there.
-fn judge(here: &Here, client: SocketAddr, facts: &mut Facts) -> Result<Route, DepartError> {
+fn judge(
+    here: &Here,
+    client: SocketAddr,
+    facts: &mut Facts,
+    view: &Arc<View>,
+) -> Result<Route, DepartError> {
     let shared = &here.local.shared;
+    let pod = NetnsCookie(here.pod.netns.cookie());
     let origin = shared
         .kernel
-        .original_destination(NetnsCookie(here.pod.netns.cookie()), client)?
+        .original_destination(pod, client)?
         .ok_or(DepartError::NotCaptured { client })?;
-    let destination = origin.destination;
-    facts.destination = destination;
-    let mesh = shared.mesh.load();
+    facts.destination = origin.destination;
     let source =
-        mesh.workload_by_uid(&here.pod.uid)
+        view.mesh
+            .workload_by_uid(&here.pod.uid)
             .ok_or_else(|| DepartError::UnknownWorkload {
                 uid: here.pod.uid.0.clone(),
             })?;
     facts.source = Some(source.clone());
-    let route = route(
-        &Departure {
-            source,
-            destination,
-        },
-        &mesh,
-        here.local.dice(),
-    )?;
-    match &route {
+    let call = Call {
+        pod,
+        destination: origin.destination,
+    };
+    let verdict = verdict::call(&call, view);
+    let mut except = SmallVec::<[SocketAddr; 8]>::new();
+    match (verdict, origin.choice) {
+        // The verdict is known and left this connection to us.
+        (Some(verdict), Choice::Elsewhere) => {
+            except.extend(verdict.backends.iter().map(|backend| backend.to));
+        }
+        (Some(verdict), Choice::Any) => shared.keeper.remember_call(&call, &verdict, view),
+        (None, _) => {}
+    }
+    let departure = Departure {
+        source,
+        destination: origin.destination,
+        except: &except,
+    };
+    let route = route(&departure, view, here.local.dice())?;
+    describe(&route, source, facts);
+    Ok(route)
+}
+
+/// What the route tells about the connection.
+fn describe(route: &Route, source: &Workload, facts: &mut Facts) {
+    match route {
         Route::Passthrough {
             to,
             workload,
@@ -178,6 +249,18 @@ fn judge(here: &Here, client: SocketAddr, facts: &mut Facts) -> Result<Route, De
         } => {
             facts.destination = *to;
             facts.workload.clone_from(workload);
+            facts.service.clone_from(service);
+        }
+        Route::Direct {
+            to,
+            workload,
+            service,
+            ..
+        } => {
+            facts.destination = *to;
+            facts.source_identity = Some(source.identity.clone());
+            facts.destination_identity = Some(workload.identity.clone());
+            facts.workload = Some(workload.clone());
             facts.service.clone_from(service);
         }
         Route::Tunnel {
@@ -195,29 +278,44 @@ fn judge(here: &Here, client: SocketAddr, facts: &mut Facts) -> Result<Route, De
             facts.service.clone_from(service);
         }
     }
-    Ok(route)
 }
 
 async fn connect(
     here: &Rc<Here>,
-    source_ip: IpAddr,
-    source: Option<&Arc<Workload>>,
+    record: &Record,
     route: Route,
+    view: &View,
 ) -> Result<Onward, DepartError> {
-    match route {
-        Route::Passthrough { to, .. } => passthrough::connect(here, to)
-            .await
-            .map(Onward::Plain)
-            .map_err(|source| DepartError::Connect { to, source }),
+    let unknown = || DepartError::UnknownWorkload {
+        uid: here.pod.uid.0.clone(),
+    };
+    let source = record.source().ok_or_else(unknown)?;
+    let source_ip = record.client().ip();
+    let (to, server) = match route {
+        Route::Passthrough { to, .. } => (to, None),
+        Route::Direct {
+            to,
+            server,
+            workload,
+            ..
+        } => {
+            permit(
+                &view.mesh,
+                &Arrival {
+                    workload: &workload,
+                    source: Some(&source.identity),
+                    source_ip,
+                    destination: to,
+                },
+            )?;
+            (to, Some(server))
+        }
         Route::Tunnel {
             to,
             hbone,
             expected,
             ..
         } => {
-            let source = source.ok_or_else(|| DepartError::UnknownWorkload {
-                uid: here.pod.uid.0.clone(),
-            })?;
             let request = tunnel::Request {
                 source,
                 source_ip,
@@ -225,7 +323,10 @@ async fn connect(
                 hbone,
                 to,
             };
-            Ok(Onward::Tunnel(tunnel::open(here, request).await?))
+            return Ok(Onward::Tunnel(tunnel::open(here, request).await?));
         }
-    }
+    };
+    let connected = passthrough::connect(here, to, server).await;
+    let failed = |source| DepartError::Connect { to, source };
+    connected.map(Onward::Plain).map_err(failed)
 }

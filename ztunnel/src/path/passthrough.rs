@@ -1,21 +1,30 @@
-//! The lane without a tunnel: what the mesh does not carry goes on as it came, from the pod's
-//! own namespace and with the pod's own address.
+//! The lane without a tunnel, for the connections that the kernel does not yet let go by
+//! themselves: on as they came, from the pod's own namespace and with the pod's own address.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 
 use tokio::net::TcpStream;
 
 use super::worker::Here;
+use crate::kernel::NetnsCookie;
 use crate::pods::Source;
 
-/// Connects to where the application wanted to go.
+/// Connects to where the application wanted to go, outside the mesh or to a pod of this node that
+/// has been found to let it in.
 ///
 /// # Errors
 /// As `connect(2)`.
-pub(super) async fn connect(here: &Here, to: SocketAddr) -> std::io::Result<TcpStream> {
-    let config = &here.local.shared.config;
-    config
-        .dial
-        .connect(&here.pod.netns, to, Source::Pod { mark: config.mark })
-        .await
+pub(super) async fn connect(
+    here: &Here,
+    to: SocketAddr,
+    server: Option<NetnsCookie>,
+) -> std::io::Result<TcpStream> {
+    let shared = &here.local.shared;
+    let source = Source::Pod {
+        mark: shared.config.mark,
+    };
+    let vouch = |socket: &socket2::Socket| shared.kernel.vouch(socket.as_fd(), to, server);
+    let dial = &shared.config.dial;
+    dial.connect_after(&here.pod.netns, to, source, vouch).await
 }

@@ -13,6 +13,7 @@ mod tunnel;
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -181,6 +182,8 @@ pub(super) struct Ended {
     pub(super) response: u64,
     /// What broke it, if it did not end in an orderly way.
     pub(super) broken: Option<Broken>,
+    /// How long it took, where the clock was read before its end is noticed.
+    pub(super) after: Option<Duration>,
 }
 
 /// Polls both flows until both are done or one breaks.
@@ -208,5 +211,6 @@ async fn run<A: Source, B: Sink, C: Source, D: Sink>(
         request,
         response,
         broken,
+        after: None,
     }
 }

@@ -60,25 +60,9 @@ pub(super) struct Record {
 impl Record {
     /// Opens the record: the connection counts as opened from here on.
     pub(super) fn open(telemetry: &Telemetry, facts: Facts) -> Self {
-        let security = match facts.hbone {
-            Some(_) => SecurityPolicy::MutualTls,
-            None => SecurityPolicy::Unknown,
-        };
-        let series = telemetry.series(&SeriesKey {
-            reporter: facts.reporter,
-            source: facts.source.clone(),
-            destination: facts.workload.clone(),
-            service: facts.service.clone(),
-            source_principal: facts.source_identity.clone(),
-            destination_principal: facts.destination_identity.clone(),
-            security,
-        });
-        series.opened.inc();
-        Self {
-            facts,
-            series,
-            ended: false,
-        }
+        let record = Self::adopt(telemetry, facts);
+        record.series.opened.inc();
+        record
     }
 
     /// The counters the relay feeds.
@@ -91,9 +75,30 @@ impl Record {
         self.facts.source.as_ref()
     }
 
+    /// The client's address.
+    pub(super) fn client(&self) -> SocketAddr {
+        self.facts.client
+    }
+
     /// The identity that mutual TLS proved for the client.
     pub(super) fn source_identity(&self) -> Option<&Identity> {
         self.facts.source_identity.as_ref()
+    }
+
+    /// Opens the record of a connection that an earlier process has counted as opened.
+    pub(super) fn adopt(telemetry: &Telemetry, facts: Facts) -> Self {
+        let series = series(telemetry, &facts);
+        Self {
+            facts,
+            series,
+            ended: false,
+        }
+    }
+
+    /// Counts the bytes of a connection that no relay of this record has counted.
+    pub(super) fn count(&self, ended: &Ended) {
+        self.series.received_bytes.add(ended.request);
+        self.series.sent_bytes.add(ended.response);
     }
 
     /// Ends the record after a relay.
@@ -107,6 +112,17 @@ impl Record {
     /// Ends the record of a connection that was never carried.
     pub(super) fn fail(mut self, failure: &dyn Failure) {
         self.close(&Ended::default(), Some(failure));
+    }
+
+    /// Leaves the record of a connection that goes on to the next process.
+    pub(super) fn leave(mut self) {
+        self.ended = true;
+    }
+
+    /// Ends the record of a connection that the proxy did not carry.
+    pub(super) fn end_elsewhere(mut self, ended: &Ended, failure: Option<&dyn Failure>) {
+        self.count(ended);
+        self.close(ended, failure);
     }
 
     fn close(&mut self, ended: &Ended, failure: Option<&dyn Failure>) {
@@ -138,11 +154,27 @@ impl Record {
             destination_identity: facts.destination_identity.as_ref(),
             bytes_sent,
             bytes_received,
-            duration: facts.began.elapsed(),
+            duration: ended.after.unwrap_or_else(|| facts.began.elapsed()),
             error: chain.as_ref().map(|chain| chain as &dyn std::fmt::Display),
         }
         .log();
     }
+}
+
+fn series(telemetry: &Telemetry, facts: &Facts) -> Arc<Series> {
+    let security = match facts.hbone {
+        Some(_) => SecurityPolicy::MutualTls,
+        None => SecurityPolicy::Unknown,
+    };
+    telemetry.series(&SeriesKey {
+        reporter: facts.reporter,
+        source: facts.source.clone(),
+        destination: facts.workload.clone(),
+        service: facts.service.clone(),
+        source_principal: facts.source_identity.clone(),
+        destination_principal: facts.destination_identity.clone(),
+        security,
+    })
 }
 
 impl Drop for Record {

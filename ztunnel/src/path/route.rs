@@ -1,7 +1,7 @@
 //! Where does this connection go? Step two of a connection's way, asked at its source.
 //!
-//! A pure function of the dialled address, a snapshot and one random number: it never awaits,
-//! locks or reads a clock. What the mesh does not know passes unchanged. What it knows but this
+//! A pure function of the dialled address, a view and one random number: it never awaits, locks
+//! or reads a clock. What the mesh does not know passes unchanged. What it knows but this
 //! proxy cannot carry as its policies demand (through a waypoint, into another network) is an
 //! error and never passes: bypassing a waypoint would bypass its policies.
 
@@ -16,6 +16,9 @@ use crate::mesh::{
     ServiceEntry, Snapshot, TunnelProtocol, Uid, Workload,
 };
 
+use super::view::View;
+use crate::kernel::{Ends, NetnsCookie};
+
 /// Where every workload that takes part in the mesh accepts HBONE.
 pub const HBONE_PORT: u16 = 15008;
 
@@ -26,6 +29,9 @@ pub struct Departure<'a> {
     pub source: &'a Workload,
     /// What it dialled.
     pub destination: SocketAddr,
+    /// Backends that the kernel has had its chance to choose: another one is taken where there
+    /// is one as good.
+    pub except: &'a [SocketAddr],
 }
 
 /// Where a connection goes and how.
@@ -37,6 +43,19 @@ pub enum Route {
         to: SocketAddr,
         /// What runs there, if the mesh knows it.
         workload: Option<Arc<Workload>>,
+        /// The service that was dialled, if it was one.
+        service: Option<Arc<Service>>,
+    },
+    /// To a pod of this node, without a tunnel. Its policies are asked here, at the source.
+    Direct {
+        /// The address to connect to.
+        to: SocketAddr,
+        /// The namespace of the pod that is there.
+        server: NetnsCookie,
+        /// Whether later connections may be joined.
+        ends: Ends,
+        /// The destination.
+        workload: Arc<Workload>,
         /// The service that was dialled, if it was one.
         service: Option<Arc<Service>>,
     },
@@ -141,62 +160,94 @@ impl RouteError {
 ///
 /// # Errors
 /// When the mesh knows the destination but the connection must not or cannot go there.
-pub fn route(
-    departure: &Departure<'_>,
-    snapshot: &Snapshot,
-    dice: u64,
-) -> Result<Route, RouteError> {
+pub fn route(departure: &Departure<'_>, view: &View, dice: u64) -> Result<Route, RouteError> {
     let source = departure.source;
+    match target(departure, view)? {
+        Target::Outside(to, service) => Ok(outside(to, service)),
+        Target::Workload(to, workload) => Ok(carry(source, workload, to, None, view)),
+        Target::Service(choice, entry) => {
+            let (workload, to) = choice
+                .pick(&entry.endpoints, dice, departure.except)
+                .ok_or_else(|| choice.explain(&entry.endpoints))?;
+            Ok(carry(source, workload, to, Some(entry), view))
+        }
+    }
+}
+
+/// Tells everywhere that a connection could go: the share that each place has, and the route
+/// where it needs no tunnel.
+///
+/// # Errors
+/// As [`route`].
+pub fn options(
+    departure: &Departure<'_>,
+    view: &View,
+    mut each: impl FnMut(Option<Route>, u32),
+) -> Result<(), RouteError> {
+    let source = departure.source;
+    match target(departure, view)? {
+        Target::Outside(to, service) => each(Some(outside(to, service)), 1),
+        Target::Workload(to, workload) => each(in_the_clear(source, workload, to, None, view), 1),
+        Target::Service(choice, entry) => {
+            for (workload, to) in choice.best(&entry.endpoints) {
+                let route = in_the_clear(source, workload, to, Some(entry), view);
+                each(route, workload.capacity);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a dialled address stands for.
+enum Target<'a> {
+    /// Somebody outside the mesh, or a service that keeps its address.
+    Outside(SocketAddr, Option<Arc<Service>>),
+    /// A workload, by its own address. It is called even when it is unhealthy: health decides
+    /// about choosing, and here is no choice.
+    Workload(SocketAddr, &'a Arc<Workload>),
+    /// A service, and the choice to be made.
+    Service(Choice<'a>, &'a Arc<ServiceEntry>),
+}
+
+fn outside(to: SocketAddr, service: Option<Arc<Service>>) -> Route {
+    Route::Passthrough {
+        to,
+        workload: None,
+        service,
+    }
+}
+
+fn target<'a>(departure: &Departure<'a>, view: &'a View) -> Result<Target<'a>, RouteError> {
+    let (source, mesh) = (departure.source, &view.mesh);
     let destination = SocketAddr::new(
         departure.destination.ip().to_canonical(),
         departure.destination.port(),
     );
-    if let Some(entry) = snapshot.entry_by_vip(&source.network, destination.ip()) {
-        return to_service(source, destination, entry, snapshot, dice);
+    if let Some(entry) = mesh.entry_by_vip(&source.network, destination.ip()) {
+        return service(source, destination, entry, mesh);
     }
-    if let Some(workload) = snapshot.workload_by_address(&source.network, destination.ip()) {
-        return to_workload(source, destination, workload, snapshot);
-    }
-    Ok(Route::Passthrough {
-        to: destination,
-        workload: None,
-        service: None,
-    })
-}
-
-/// A workload was dialled by its address. It is called even when it is unhealthy: health decides
-/// about choosing, and here is no choice.
-fn to_workload(
-    source: &Workload,
-    destination: SocketAddr,
-    workload: &Arc<Workload>,
-    snapshot: &Snapshot,
-) -> Result<Route, RouteError> {
+    let Some(workload) = mesh.workload_by_address(&source.network, destination.ip()) else {
+        return Ok(Target::Outside(destination, None));
+    };
     let name = || format!("workload {}", workload.uid);
-    refuse_waypoint(workload.waypoint.as_ref(), source, snapshot, name)?;
-    Ok(carry(workload, destination, None))
+    refuse_waypoint(workload.waypoint.as_ref(), source, mesh, name)?;
+    Ok(Target::Workload(destination, workload))
 }
 
-fn to_service(
-    source: &Workload,
+fn service<'a>(
+    source: &'a Workload,
     destination: SocketAddr,
-    entry: &Arc<ServiceEntry>,
-    snapshot: &Snapshot,
-    dice: u64,
-) -> Result<Route, RouteError> {
+    entry: &'a Arc<ServiceEntry>,
+    mesh: &Snapshot,
+) -> Result<Target<'a>, RouteError> {
     let service = &entry.service;
     // A workload's own waypoint is not asked here: it stands before connections that dial the
     // workload, as the service's stands before those that dial the service.
     let name = || format!("service {}", service.key());
-    refuse_waypoint(service.waypoint.as_ref(), source, snapshot, name)?;
+    refuse_waypoint(service.waypoint.as_ref(), source, mesh, name)?;
     let balancing = service.load_balancing.as_ref();
     if balancing.is_some_and(|balancing| balancing.mode == LoadBalancingMode::Passthrough) {
-        let service = Some(service.clone());
-        return Ok(Route::Passthrough {
-            to: destination,
-            workload: None,
-            service,
-        });
+        return Ok(Target::Outside(destination, Some(service.clone())));
     }
     let port = destination.port();
     let Some(&service_target) = service.ports.get(&port) else {
@@ -211,24 +262,19 @@ fn to_service(
         destination,
         service_target,
     };
-    let (workload, to) = choice
-        .pick(&entry.endpoints, dice)
-        .ok_or_else(|| choice.explain(&entry.endpoints))?;
-    Ok(carry(workload, to, Some(entry)))
+    Ok(Target::Service(choice, entry))
 }
 
-/// How a chosen workload is reached.
-fn carry(workload: &Arc<Workload>, to: SocketAddr, entry: Option<&Arc<ServiceEntry>>) -> Route {
-    let service = entry.map(|entry| entry.service.clone());
-    // Nothing listens for HBONE on behalf of a pod that uses its node's network.
-    if workload.protocol != TunnelProtocol::Hbone
-        || workload.network_mode == NetworkMode::HostNetwork
-    {
-        return Route::Passthrough {
-            to,
-            workload: Some(workload.clone()),
-            service,
-        };
+/// How a workload is reached.
+fn carry(
+    source: &Workload,
+    workload: &Arc<Workload>,
+    to: SocketAddr,
+    entry: Option<&Arc<ServiceEntry>>,
+    view: &View,
+) -> Route {
+    if let Some(route) = in_the_clear(source, workload, to, entry, view) {
+        return route;
     }
     let mut expected: SmallVec<[Identity; 1]> = smallvec![workload.identity.clone()];
     for identity in entry.map_or(&[][..], |entry| &entry.identities) {
@@ -236,14 +282,42 @@ fn carry(workload: &Arc<Workload>, to: SocketAddr, entry: Option<&Arc<ServiceEnt
             expected.push(identity.clone());
         }
     }
-    let hbone = SocketAddr::new(to.ip(), HBONE_PORT);
     Route::Tunnel {
         to,
-        hbone,
+        hbone: SocketAddr::new(to.ip(), HBONE_PORT),
         expected,
         workload: workload.clone(),
-        service,
+        service: entry.map(|entry| entry.service.clone()),
     }
+}
+
+/// How a workload is reached that takes no tunnel: it is outside the mesh, or on this node.
+fn in_the_clear(
+    source: &Workload,
+    workload: &Arc<Workload>,
+    to: SocketAddr,
+    entry: Option<&Arc<ServiceEntry>>,
+    view: &View,
+) -> Option<Route> {
+    let service = || entry.map(|entry| entry.service.clone());
+    // Nothing listens for HBONE on behalf of a pod that uses its node's network.
+    if workload.protocol != TunnelProtocol::Hbone
+        || workload.network_mode == NetworkMode::HostNetwork
+    {
+        return Some(Route::Passthrough {
+            to,
+            workload: Some(workload.clone()),
+            service: service(),
+        });
+    }
+    let (server, ends) = view.direct(source, workload, to.ip())?;
+    Some(Route::Direct {
+        to,
+        server,
+        ends,
+        workload: workload.clone(),
+        service: service(),
+    })
 }
 
 /// The waypoint itself goes on to what it stands before; everybody else is refused.

@@ -218,8 +218,9 @@ impl Here {
     pub(super) fn workload(&self) -> Option<Arc<Workload>> {
         self.local
             .shared
+            .keeper
+            .view()
             .mesh
-            .load()
             .workload_by_uid(&self.pod.uid)
             .cloned()
     }

@@ -7,10 +7,12 @@
 //! eBPF; nothing here reads or writes a connection.
 
 pub mod delivery;
+mod destroy;
 mod error;
 mod netns;
 mod socket;
 
+pub use destroy::{Connection, Outcome, destroy};
 pub use error::Error;
 pub use netns::{Netns, addresses_here};
 pub use socket::{Dial, Listeners, PROXY_PORTS, Source, abort_on_drop, accept, local_of, peer_of};

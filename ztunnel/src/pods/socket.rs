@@ -125,7 +125,22 @@ impl Dial {
         to: SocketAddr,
         source: Source,
     ) -> io::Result<TcpStream> {
+        self.connect_after(netns, to, source, |_| Ok(())).await
+    }
+
+    /// As [`Self::connect`]; the socket is shown to `before` when it is made and not connected yet.
+    ///
+    /// # Errors
+    /// As [`Self::connect`], and what `before` says.
+    pub async fn connect_after(
+        &self,
+        netns: &Netns,
+        to: SocketAddr,
+        source: Source,
+        before: impl FnOnce(&Socket) -> io::Result<()>,
+    ) -> io::Result<TcpStream> {
         let socket = self.prepare(netns, to, source)?;
+        before(&socket)?;
         match begin(&socket, to, source)? {
             Progress::Done => TcpStream::from_std(socket.into()),
             Progress::Waiting => match tokio::time::timeout(self.timeout, finish(socket)).await {

@@ -10,7 +10,7 @@ fn pods_of_a_node_are_direct_and_joined_where_it_works_unless_told_otherwise() {
     assert_eq!(settings.same_node, SameNode::Direct);
     assert_eq!(settings.acceleration, Acceleration::Auto);
     assert_eq!(settings.overrides, []);
-    assert_eq!(settings.capture.verdicts, 65_536);
+    assert_eq!(settings.capture.verdicts, 16_384);
 
     let text = format!(
         "{GOOD}\nsameNode: tunnel\nacceleration: on\ncapture: {{ verdicts: 1048576 }}\n\
@@ -71,7 +71,7 @@ fn they_are_shown_as_they_are_written() {
     let shown = serde_json::to_value(load(&text, &[]).unwrap()).unwrap();
     assert_eq!(shown["sameNode"], "direct");
     assert_eq!(shown["acceleration"], "off");
-    assert_eq!(shown["capture"]["verdicts"], 65_536);
+    assert_eq!(shown["capture"]["verdicts"], 16_384);
     assert_eq!(
         shown["overrides"],
         serde_json::json!([{ "workload": "a", "sameNode": "tunnel" }])

@@ -57,6 +57,9 @@ pub(super) fn in_namespace<T: Send + 'static>(run: impl FnOnce() -> T + Send + '
 
 /// A pod in this thread's namespace, captured by programs that are pinned in a directory of
 /// their own.
+/// As the proxy marks what it delivers.
+const DELIVERED: u32 = 0x111;
+
 pub(super) struct World {
     pub(super) kernel: Kernel,
     pub(super) cookie: NetnsCookie,
@@ -155,6 +158,7 @@ pub(super) fn config(directory: PathBuf) -> Config {
         exemptions: Exemptions::default(),
         ports: Ports::default(),
         verdicts: 1024,
+        delivery_mark: DELIVERED,
     }
 }
 

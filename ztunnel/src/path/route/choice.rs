@@ -1,7 +1,7 @@
 //! Choosing one backend of a service: who may be chosen, who is nearest, and the dice.
 //!
-//! Two passes over the endpoints and no allocation: the first finds the best rank and the sum of
-//! its weights, the second walks to the one that the dice hit.
+//! Passes over the endpoints and no allocation: the first finds the best rank, the next the sum of
+//! its weights, the last walks to the one that the dice hit.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -22,34 +22,56 @@ pub(super) struct Choice<'a> {
 }
 
 impl Choice<'_> {
-    /// The chosen workload and the address to reach it at.
+    /// The chosen workload and the address to reach it at; one of `except` only where nobody else
+    /// is as near.
     pub(super) fn pick<'e>(
         &self,
         endpoints: &'e [Endpoint],
         dice: u64,
+        except: &[SocketAddr],
     ) -> Option<(&'e Arc<Workload>, SocketAddr)> {
-        let mut best = 0;
-        let mut weights = 0_u64;
-        for (rank, endpoint, _) in self.candidates(endpoints) {
-            if weights == 0 || rank > best {
-                (best, weights) = (rank, 0);
-            }
-            if rank == best {
-                weights += u64::from(endpoint.workload.capacity);
-            }
-        }
+        let best = self.nearest(endpoints)?;
+        let others = |to: &SocketAddr| !except.contains(to);
+        self.roll(endpoints, best, dice, others)
+            .or_else(|| self.roll(endpoints, best, dice, |_| true))
+    }
+
+    fn roll<'e>(
+        &self,
+        endpoints: &'e [Endpoint],
+        best: usize,
+        dice: u64,
+        counts: impl Fn(&SocketAddr) -> bool,
+    ) -> Option<(&'e Arc<Workload>, SocketAddr)> {
+        let of_rank = || {
+            let candidates = self.candidates(endpoints);
+            candidates.filter(|(rank, _, to)| *rank == best && counts(to))
+        };
+        let weight = |endpoint: &Endpoint| u64::from(endpoint.workload.capacity);
+        let weights: u64 = of_rank().map(|(_, endpoint, _)| weight(endpoint)).sum();
         let mut left = dice.checked_rem(weights)?;
-        for (rank, endpoint, to) in self.candidates(endpoints) {
-            if rank != best {
-                continue;
-            }
-            let weight = u64::from(endpoint.workload.capacity);
-            if left < weight {
+        for (_, endpoint, to) in of_rank() {
+            if left < weight(endpoint) {
                 return Some((&endpoint.workload, to));
             }
-            left -= weight;
+            left -= weight(endpoint);
         }
         None
+    }
+
+    /// Those of whom one is chosen.
+    pub(super) fn best<'e>(
+        &self,
+        endpoints: &'e [Endpoint],
+    ) -> impl Iterator<Item = (&'e Arc<Workload>, SocketAddr)> {
+        let best = self.nearest(endpoints);
+        self.candidates(endpoints)
+            .filter(move |(rank, _, _)| Some(*rank) == best)
+            .map(|(_, endpoint, to)| (&endpoint.workload, to))
+    }
+
+    fn nearest(&self, endpoints: &[Endpoint]) -> Option<usize> {
+        self.candidates(endpoints).map(|(rank, _, _)| rank).max()
     }
 
     /// Says why nobody could be chosen.

@@ -1,5 +1,6 @@
 //! Where connections go, by example: a mesh as people write it, who dials what, and the answer.
 
+use super::super::view::Lanes;
 use super::*;
 use crate::mesh::local;
 
@@ -41,18 +42,24 @@ services:
 - { name: b9, hostname: b9, vips: ["/10.1.0.14"], ports: { 80: 80 } }
 "#;
 
-fn mesh() -> Snapshot {
-    local::parse(MESH).unwrap().into_snapshot()
+fn mesh() -> Arc<Snapshot> {
+    Arc::new(local::parse(MESH).unwrap().into_snapshot())
 }
 
-fn dial_as(snapshot: &Snapshot, source: &str, to: &str, dice: u64) -> Result<Route, RouteError> {
+fn dial_as(
+    snapshot: &Arc<Snapshot>,
+    source: &str,
+    to: &str,
+    dice: u64,
+) -> Result<Route, RouteError> {
     let source = snapshot.workload_by_uid(&Uid(source.into())).unwrap();
     route(
         &Departure {
             source,
             destination: to.parse().unwrap(),
+            except: &[],
         },
-        snapshot,
+        &View::new(snapshot.clone(), [], &Lanes::default()),
         dice,
     )
 }

@@ -1,0 +1,179 @@
+//! Keeps the kernel's verdicts in step with what this node knows.
+//!
+//! There is one lock, and nobody who carries bytes takes it. A verdict is written under it, and
+//! only if the view it was judged by is still the one in force; a new view is put in force under
+//! it, after every verdict that does not hold by the new view has been removed. So there is no
+//! moment in which a change counts and a verdict from before it lets anything through.
+
+use std::collections::HashMap;
+use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::{ArcSwap, Guard};
+
+use super::super::view::View;
+use super::verdict;
+use crate::kernel::{self, Arrival, Call, Flow, Kernel, NetnsCookie, Opener};
+use crate::pods::{self, Connection, Outcome};
+
+/// The view in force, and the verdicts that follow from it.
+#[derive(Debug)]
+pub struct Keeper {
+    view: ArcSwap<View>,
+    kernel: Arc<Kernel>,
+    changing: Mutex<()>,
+}
+
+impl Keeper {
+    /// Begins with a view that knows no pods: verdicts of an earlier process hold until the first
+    /// change.
+    #[must_use]
+    pub fn new(kernel: Arc<Kernel>, view: View) -> Self {
+        Self {
+            view: ArcSwap::from_pointee(view),
+            kernel,
+            changing: Mutex::new(()),
+        }
+    }
+
+    /// The view in force.
+    pub fn view(&self) -> Guard<Arc<View>> {
+        self.view.load()
+    }
+
+    /// As [`Self::view`], to be held across an await.
+    #[must_use]
+    pub fn view_owned(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn in_force(&self, view: &Arc<View>) -> bool {
+        Arc::ptr_eq(&self.view.load(), view)
+    }
+
+    /// Lets a call go by itself from now on, as it was judged by `view`. Does nothing where
+    /// another view is in force by now.
+    pub fn remember_call(&self, call: &Call, verdict: &kernel::Verdict, view: &Arc<View>) {
+        let _changing = self.lock();
+        if self.in_force(view)
+            && let Err(error) = self.kernel.remember_call(call, verdict)
+        {
+            tracing::warn!(%error, "a verdict was not written; the proxy goes on judging");
+        }
+    }
+
+    /// Lets plaintext go past the proxy from now on, as it was judged by `view`.
+    pub fn remember_arrival(&self, arrival: &Arrival, view: &Arc<View>) {
+        let _changing = self.lock();
+        if self.in_force(view)
+            && let Err(error) = self.kernel.remember_arrival(arrival)
+        {
+            tracing::warn!(%error, "a verdict was not written; the proxy goes on judging");
+        }
+    }
+
+    /// Puts a view in force. When this returns, no verdict that does not hold by it is left.
+    /// [`Self::sweep`] afterwards, and once more a moment later: a connection that was just being
+    /// opened may be written down only then.
+    pub fn change(&self, view: View) {
+        let view = Arc::new(view);
+        let _changing = self.lock();
+        let renewed = self.prune(&view).unwrap_or_else(|error| {
+            tracing::error!(%error, "verdicts cannot be checked one by one: all are void now");
+            // Should not even this work, nothing about the maps does, and it is said above.
+            if let Err(error) = self.kernel.forget_everything() {
+                tracing::error!(%error, "verdicts cannot be made void");
+            }
+            Vec::new()
+        });
+        self.view.store(view);
+        for (call, verdict) in renewed {
+            if let Err(error) = self.kernel.remember_call(&call, &verdict) {
+                tracing::warn!(%error, "a verdict was not written; the proxy goes on judging");
+            }
+        }
+    }
+
+    /// Removes what does not hold by the view; returns what is to be written instead.
+    fn prune(&self, view: &View) -> Result<Vec<(Call, kernel::Verdict)>, kernel::Error> {
+        let mut renewed = Vec::new();
+        for (call, written) in self.kernel.calls()? {
+            let now = verdict::call(&call, view);
+            if now.as_ref() != Some(&written) {
+                self.kernel.forget_call(&call)?;
+                renewed.extend(now.map(|now| (call, now)));
+            }
+        }
+        for arrival in self.kernel.arrivals()? {
+            if !verdict::arrival(&arrival, view) {
+                self.kernel.forget_arrival(&arrival)?;
+            }
+        }
+        Ok(renewed)
+    }
+
+    /// Ends the connections of the direct lane that may no longer be open. Both ends see a reset.
+    pub fn sweep(&self) {
+        let view = self.view.load_full();
+        let flows = match self.kernel.flows() {
+            Ok(flows) => flows,
+            Err(error) => {
+                tracing::error!(%error, "the connections of the direct lane cannot be listed");
+                return;
+            }
+        };
+        let mut forbidden: HashMap<NetnsCookie, Vec<Flow>> = HashMap::new();
+        for flow in flows {
+            if !verdict::flow(&flow, &view) {
+                forbidden.entry(flow.pod).or_default().push(flow);
+            }
+        }
+        for (pod, flows) in forbidden {
+            if let Some(pod) = view.pod(pod) {
+                end(&pod.pod, &flows);
+            }
+        }
+    }
+}
+
+/// Ends connections of one pod.
+fn end(pod: &pods::Pod, flows: &[Flow]) {
+    let connections: Vec<Connection> = flows.iter().map(watched_end).collect();
+    let ended = pod.netns.visit(|| pods::destroy(&connections));
+    let failed = |error: &dyn std::error::Error| {
+        tracing::error!(%error, pod = %pod.uid.0, "connections that are no longer allowed go on");
+    };
+    let outcomes = match ended {
+        Ok(Ok(ended)) => ended.outcomes,
+        Ok(Err(error)) => return failed(&error),
+        Err(error) => return failed(&error),
+    };
+    for (flow, outcome) in flows.iter().zip(outcomes) {
+        match outcome {
+            Outcome::Destroyed => {
+                tracing::info!(pod = %pod.uid.0, client = %flow.client, server = %flow.server, "connection ended: it is no longer allowed");
+            }
+            Outcome::Gone => {}
+            Outcome::Failed(error) => {
+                tracing::error!(%error, pod = %pod.uid.0, client = %flow.client, server = %flow.server, "a connection that is no longer allowed goes on");
+            }
+        }
+    }
+}
+
+/// The end of a connection whose socket the kernel programs watch.
+fn watched_end(flow: &Flow) -> Connection {
+    let (local, remote) = match flow.opener {
+        Opener::Outside => (flow.server, flow.client),
+        Opener::Pod | Opener::Proxy => (flow.client, flow.server),
+    };
+    Connection {
+        local,
+        remote,
+        cookie: NonZeroU64::new(flow.socket),
+    }
+}

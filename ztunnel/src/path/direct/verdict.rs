@@ -1,0 +1,164 @@
+//! Which connections may go by themselves? Pure functions of the connection and a view: they never
+//! await, lock or read a clock. They ask the same questions as `route` and `authorize`, of which
+//! they are made: what may go directly is what would be let through on the slow path.
+
+use std::net::{IpAddr, SocketAddr};
+
+use smallvec::SmallVec;
+
+use super::super::authorize::{Arrival, authorize};
+use super::super::route::{Departure, Route, options, route};
+use super::super::view::{LocalPod, View};
+use crate::kernel::{self, Backend, Call, Ends, Flow, MOST_BACKENDS, NetnsCookie, Opener, Verdict};
+use crate::mesh::Workload;
+
+/// What holds for a call: none where all of it is the proxy's.
+#[must_use]
+pub fn call(call: &Call, view: &View) -> Option<Verdict> {
+    let client = view.pod(call.pod)?;
+    let source = view.workload(call.pod)?;
+    let departure = Departure {
+        source,
+        destination: call.destination,
+        except: &[],
+    };
+    let mut verdict = Verdict {
+        backends: SmallVec::new(),
+        total: 0,
+    };
+    let mut total = 0_u64;
+    let told = options(&departure, view, |route, weight| {
+        total += u64::from(weight);
+        let room = verdict.backends.len() < MOST_BACKENDS;
+        let direct = route.and_then(|route| by_itself(client, source, &route, view));
+        if let Some((to, server, ends)) = direct
+            && room
+            && to.is_ipv4() == call.destination.is_ipv4()
+        {
+            verdict.backends.push(Backend {
+                to,
+                server,
+                weight,
+                ends,
+            });
+        }
+    });
+    told.ok()?;
+    verdict.total = u32::try_from(total).ok()?;
+    (!verdict.backends.is_empty()).then_some(verdict)
+}
+
+/// Where a route leads that needs no proxy.
+fn by_itself(
+    client: &LocalPod,
+    source: &Workload,
+    route: &Route,
+    view: &View,
+) -> Option<(SocketAddr, Option<NetnsCookie>, Ends)> {
+    match route {
+        Route::Passthrough { to, workload, .. } => {
+            // A pod that is served here judges what arrives in the clear by itself.
+            let served = workload.as_ref().is_some_and(|w| view.pod_of(w).is_some());
+            (!served).then_some((*to, None, Ends::Apart))
+        }
+        Route::Direct {
+            to,
+            server,
+            workload,
+            ends,
+            ..
+        } => allows(client, source, workload, *to, view).then_some((*to, Some(*server), *ends)),
+        Route::Tunnel { .. } => None,
+    }
+}
+
+/// Whether policy lets a pod of this node reach another one, from whichever of its addresses the
+/// kernel chooses.
+fn allows(
+    client: &LocalPod,
+    source: &Workload,
+    workload: &Workload,
+    to: SocketAddr,
+    view: &View,
+) -> bool {
+    let mut addresses = client
+        .addresses
+        .iter()
+        .filter(|address| address.is_ipv4() == to.is_ipv4())
+        .peekable();
+    addresses.peek().is_some()
+        && addresses.all(|address| permits(source, *address, workload, to, view))
+}
+
+fn permits(
+    source: &Workload,
+    source_ip: IpAddr,
+    workload: &Workload,
+    to: SocketAddr,
+    view: &View,
+) -> bool {
+    let arrival = Arrival {
+        workload,
+        source: Some(&source.identity),
+        source_ip,
+        destination: to,
+    };
+    authorize(&arrival, &view.mesh).verdict.is_allow()
+}
+
+/// Whether plaintext from outside may go past the proxy into a pod.
+#[must_use]
+pub fn arrival(arrival: &kernel::Arrival, view: &View) -> bool {
+    let (Some(pod), Some(workload)) = (view.pod(arrival.pod), view.workload(arrival.pod)) else {
+        return false;
+    };
+    let judged = Arrival {
+        workload,
+        source: None,
+        source_ip: arrival.from,
+        destination: arrival.to,
+    };
+    // An application that is to be told who calls is told by the proxy.
+    workload.application_tunnel.is_none()
+        && pod.addresses.contains(&arrival.to.ip())
+        && authorize(&judged, &view.mesh).verdict.is_allow()
+}
+
+/// Whether a connection that is open may stay. What a pod that is no longer served here has open
+/// is none of our business.
+#[must_use]
+pub fn flow(flow: &Flow, view: &View) -> bool {
+    if view.pod(flow.pod).is_none() {
+        return true;
+    }
+    let Some(own) = view.workload(flow.pod) else {
+        return false;
+    };
+    if flow.opener == Opener::Outside {
+        let arrived = kernel::Arrival {
+            pod: flow.pod,
+            to: flow.server,
+            from: flow.client.ip(),
+        };
+        return arrival(&arrived, view);
+    }
+    match flow.server_pod {
+        Some(server) if view.pod(server).is_none() => true,
+        Some(server) => view.workload(server).is_some_and(|workload| {
+            view.direct(own, workload, flow.server.ip()).is_some()
+                && permits(own, flow.client.ip(), workload, flow.server, view)
+        }),
+        // Whatever was dialled: this address must still be outside the mesh.
+        None => {
+            let departure = Departure {
+                source: own,
+                destination: flow.server,
+                except: &[],
+            };
+            matches!(route(&departure, view, 0), Ok(Route::Passthrough { .. }))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

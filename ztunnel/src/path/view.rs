@@ -1,0 +1,158 @@
+//! What one judgement looks at: the mesh, which of its pods are served here, and which lanes the
+//! operator allows them. Immutable; whoever learns something new builds another one and has the
+//! [`super::direct::Keeper`] put it in force.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::kernel::{Ends, NetnsCookie};
+use crate::mesh::{Snapshot, Uid, Workload};
+use crate::pods::Pod;
+
+/// How two pods of this node talk to each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum SameNode {
+    /// In the kernel, without encryption: the bytes do not leave the machine.
+    #[default]
+    Direct,
+    /// Through a tunnel, as if they were on two nodes.
+    Tunnel,
+}
+
+/// What the operator allows a workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowed {
+    /// How it talks to pods of its node.
+    pub same_node: SameNode,
+    /// Whether its connections may be joined.
+    pub ends: Ends,
+}
+
+impl Default for Allowed {
+    fn default() -> Self {
+        Self {
+            same_node: SameNode::default(),
+            ends: Ends::Apart,
+        }
+    }
+}
+
+/// What the operator allows, workload by workload.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lanes {
+    /// For those that have no entry of their own.
+    pub mesh: Allowed,
+    /// By workload.
+    pub overrides: HashMap<Uid, Allowed>,
+}
+
+impl Lanes {
+    fn of(&self, uid: &Uid) -> Allowed {
+        self.overrides.get(uid).copied().unwrap_or(self.mesh)
+    }
+}
+
+/// A pod that is served here.
+#[derive(Debug, Clone)]
+pub struct LocalPod {
+    /// Its namespace, and which workload it is.
+    pub pod: Arc<Pod>,
+    /// The addresses under which it is captured.
+    pub addresses: Vec<IpAddr>,
+    /// What it may.
+    allowed: Allowed,
+}
+
+impl LocalPod {
+    /// The number of its namespace.
+    #[must_use]
+    pub fn cookie(&self) -> NetnsCookie {
+        NetnsCookie(self.pod.netns.cookie())
+    }
+}
+
+/// What one judgement looks at.
+#[derive(Debug, Default)]
+pub struct View {
+    /// The mesh.
+    pub mesh: Arc<Snapshot>,
+    pods: HashMap<NetnsCookie, LocalPod>,
+    cookies: HashMap<Uid, NetnsCookie>,
+}
+
+impl View {
+    /// Of a mesh, with the pods that are served here and their captured addresses.
+    #[must_use]
+    pub fn new(
+        mesh: Arc<Snapshot>,
+        pods: impl IntoIterator<Item = (Arc<Pod>, Vec<IpAddr>)>,
+        lanes: &Lanes,
+    ) -> Self {
+        let pods: HashMap<_, _> = pods
+            .into_iter()
+            .map(|(pod, addresses)| {
+                let allowed = lanes.of(&pod.uid);
+                let local = LocalPod {
+                    pod,
+                    addresses,
+                    allowed,
+                };
+                (local.cookie(), local)
+            })
+            .collect();
+        let cookies = pods
+            .iter()
+            .map(|(cookie, local)| (local.pod.uid.clone(), *cookie))
+            .collect();
+        Self {
+            mesh,
+            pods,
+            cookies,
+        }
+    }
+
+    /// The pod of a namespace, if it is served here.
+    #[must_use]
+    pub fn pod(&self, cookie: NetnsCookie) -> Option<&LocalPod> {
+        self.pods.get(&cookie)
+    }
+
+    /// What the mesh says about the pod of a namespace.
+    #[must_use]
+    pub fn workload(&self, cookie: NetnsCookie) -> Option<&Arc<Workload>> {
+        self.mesh.workload_by_uid(&self.pod(cookie)?.pod.uid)
+    }
+
+    /// The pod of a workload, if it is served here.
+    #[must_use]
+    pub fn pod_of(&self, workload: &Workload) -> Option<&LocalPod> {
+        if self.cookies.is_empty() {
+            return None;
+        }
+        self.pod(*self.cookies.get(&workload.uid)?)
+    }
+
+    /// How a workload may reach another one at one of its addresses without a tunnel: the pod that
+    /// is there, and whether the ends may be joined. None: it takes the tunnel, because one of
+    /// them is elsewhere, or wants encryption, or the application behind it wants to be told who
+    /// calls.
+    #[must_use]
+    pub fn direct(
+        &self,
+        source: &Workload,
+        workload: &Workload,
+        to: IpAddr,
+    ) -> Option<(NetnsCookie, Ends)> {
+        let server = self.pod_of(workload)?;
+        let client = self.pod_of(source)?;
+        let both = [client.allowed, server.allowed];
+        let tunnel = both.iter().any(|end| end.same_node == SameNode::Tunnel);
+        if tunnel || workload.application_tunnel.is_some() || !server.addresses.contains(&to) {
+            return None;
+        }
+        let joined = both.iter().all(|end| end.ends == Ends::Joined);
+        let ends = if joined { Ends::Joined } else { Ends::Apart };
+        Some((server.cookie(), ends))
+    }
+}
