@@ -71,7 +71,9 @@ fn the_server_is_succeeded(proxy: Proxy) {
     }
     let deny = |settings: &mut Settings| {
         succeed(settings, old, &new);
-        settings.policies.push(about(client, "not-the-new-one", "Deny"));
+        settings
+            .policies
+            .push(about(client, "not-the-new-one", "Deny"));
     };
     match proxy {
         Proxy::Runs => change(&mut mesh, deny),
@@ -80,9 +82,7 @@ fn the_server_is_succeeded(proxy: Proxy) {
             mesh.proxy("a").start().unwrap();
         }
     }
-    mesh.proxy("a")
-        .wait_for_log(&new.name, PATIENCE)
-        .unwrap();
+    mesh.proxy("a").wait_for_log(&new.name, PATIENCE).unwrap();
     for to in ways.into_iter().flatten() {
         for _ in 0..2 {
             never_answered(&scene, client, to);

@@ -66,12 +66,7 @@ fn a_source_that_policy_denies_never_gets_in() {
         "Deny",
         json!([[[{ "sourceIps": addresses }]]]),
     );
-    let mut mesh = scene
-        .mesh()
-        .without(stranger)
-        .policy(deny)
-        .start()
-        .unwrap();
+    let mut mesh = scene.mesh().without(stranger).policy(deny).start().unwrap();
     let server = scene.server();
     let running = server.serve(Kind::Http, PORT).unwrap();
     for family in Family::BOTH {

@@ -80,9 +80,7 @@ fn the_proxy_has_no_sockets_of_direct_connections() {
     for family in Family::BOTH {
         let to = server.at(family, PORT);
         scene.get(to, "known").unwrap();
-        let open: Vec<_> = (0..50)
-            .map(|_| scene.dial(client, to).unwrap())
-            .collect();
+        let open: Vec<_> = (0..50).map(|_| scene.dial(client, to).unwrap()).collect();
         let ports: Vec<_> = open
             .iter()
             .map(|end| end.local_addr().unwrap().port())

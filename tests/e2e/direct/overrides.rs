@@ -82,12 +82,12 @@ fn one_workload_alone_cannot_leave_the_tunnel() {
 }
 
 /// A megabyte each way, one after the other.
-const BYTES: u64 = 1 << 20;
+const BYTES: u32 = 1 << 20;
 
 fn exchange((near, far): &(End, End)) {
     for (mut from, mut to) in [(near, far), (far, near)] {
         std::thread::scope(|scope| {
-            scope.spawn(|| (&mut from).write_all(&[7; BYTES as usize]).unwrap());
+            scope.spawn(|| (&mut from).write_all(&vec![7; BYTES as usize]).unwrap());
             let mut heard = vec![0; BYTES as usize];
             to.read_exact(&mut heard).unwrap();
         });
@@ -109,7 +109,12 @@ fn a_workload_that_must_not_be_accelerated_is_not() {
             exchange(&pair);
             for end in [&pair.0, &pair.1] {
                 let over_tcp = end.received_over_tcp().unwrap();
-                assert_eq!(over_tcp < BYTES / 2, joined, "{}: {over_tcp}", server.name);
+                assert_eq!(
+                    over_tcp < u64::from(BYTES) / 2,
+                    joined,
+                    "{}: {over_tcp}",
+                    server.name
+                );
             }
         }
     }
@@ -118,7 +123,7 @@ fn a_workload_that_must_not_be_accelerated_is_not() {
     eventually("the bytes of four connections", || {
         let metrics = mesh.proxy("a").metrics().unwrap();
         let bytes = metrics.sum("istio_tcp_received_bytes_total", &request);
-        (bytes == 4.0 * BYTES as f64).then_some(())
+        (bytes == 4.0 * f64::from(BYTES)).then_some(())
     });
     unharmed(&mut mesh);
 }

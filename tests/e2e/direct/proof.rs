@@ -61,7 +61,11 @@ pub(crate) fn change(mesh: &mut Mesh<'_>, adjust: impl FnMut(&mut Settings)) {
 #[track_caller]
 pub(crate) fn unharmed(mesh: &mut Mesh<'_>) {
     for proxy in mesh.proxies() {
-        assert!(proxy.alive(), "the proxy of {} has ended", proxy.node().name());
+        assert!(
+            proxy.alive(),
+            "the proxy of {} has ended",
+            proxy.node().name()
+        );
         let log = proxy.log();
         let panic = log.lines().find(|line| line.contains("panicked"));
         assert!(panic.is_none(), "{panic:?}");

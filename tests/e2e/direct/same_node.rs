@@ -16,9 +16,8 @@ use crate::proof::{MARKER, PORT, ask, change, unharmed};
 /// How often the links of the first client and the first server showed the marker.
 fn shown(scene: &Scene, work: impl FnOnce()) -> [u64; 2] {
     let node = &scene.world().node("a").host;
-    let sniffers = [0, 2].map(|pod| {
-        Sniffer::on_link(node, &World::link_to_pod(pod), MARKER.as_bytes()).unwrap()
-    });
+    let sniffers = [0, 2]
+        .map(|pod| Sniffer::on_link(node, &World::link_to_pod(pod), MARKER.as_bytes()).unwrap());
     work();
     thread::sleep(SETTLE);
     sniffers.map(|sniffer| sniffer.finish().unwrap().hits)
@@ -86,9 +85,7 @@ fn the_setting_may_change_while_pods_talk() {
         assert_eq!(hits, [24, 24]);
         for (setting, tunnelled) in [("tunnel", true), ("direct", false)] {
             change(&mut mesh, |settings| {
-                settings
-                    .extra
-                    .insert("sameNode".to_owned(), json!(setting));
+                settings.extra.insert("sameNode".to_owned(), json!(setting));
             });
             if tunnelled {
                 let hits = shown(&scene, || ask_everywhere(&scene, false));

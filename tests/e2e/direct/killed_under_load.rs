@@ -1,0 +1,97 @@
+//! Clients that call all the time do not notice that the proxy is killed and started again, as
+//! long as they call what they have called before.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::net::{Family, Host};
+use ztunnel_tests::on_lanes;
+use ztunnel_tests::proxy::Mesh;
+use ztunnel_tests::traffic::{self, Kind};
+
+use crate::proof::{MARKER, PATIENCE, PORT, eventually, unharmed};
+
+/// Between two blows.
+const ROUNDS: usize = 5;
+
+on_lanes!(known_calls_never_fail: direct, joined);
+fn known_calls_never_fail(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let mut mesh = scene.mesh().start().unwrap();
+    let (server, outside) = (scene.server(), scene.world().outside());
+    let _servers = [server, outside].map(|host| host.serve(Kind::Http, PORT).unwrap());
+    let service = Mesh::service(server);
+    let mut calls = Vec::new();
+    for from in scene.clients() {
+        for family in Family::BOTH {
+            for to in [
+                server.at(family, PORT),
+                service.at(family, 80),
+                outside.at(family, PORT),
+            ] {
+                scene.get_from(from, to, "known").unwrap();
+                calls.push((from, to));
+            }
+        }
+    }
+    let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
+    let failures: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = calls
+            .iter()
+            .map(|(from, to)| scope.spawn(|| load(lane, from, *to, &stop, &answers)))
+            .collect();
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            blows(&mut mesh, &answers);
+        }));
+        stop.store(true, Ordering::Relaxed);
+        let ended = threads.into_iter().map(|thread| thread.join().unwrap());
+        let failures = ended.filter_map(Result::err).collect();
+        if let Err(panic) = outcome {
+            std::panic::resume_unwind(panic);
+        }
+        failures
+    });
+    assert!(failures.is_empty(), "{failures:?}");
+    unharmed(&mut mesh);
+}
+
+fn blows(mesh: &mut Mesh<'_>, answers: &AtomicU64) {
+    let a_while = || {
+        let wanted = answers.load(Ordering::Relaxed) + 500;
+        eventually("five hundred answers", || {
+            (answers.load(Ordering::Relaxed) >= wanted).then_some(())
+        });
+    };
+    for round in 0..ROUNDS {
+        a_while();
+        mesh.proxy("a").kill().unwrap();
+        if round % 2 == 0 {
+            a_while();
+        }
+        mesh.proxy("a").start().unwrap();
+    }
+    a_while();
+}
+
+fn load(
+    lane: Lane,
+    from: &Host,
+    to: SocketAddr,
+    stop: &AtomicBool,
+    answers: &AtomicU64,
+) -> io::Result<()> {
+    from.enter(|| {
+        while !stop.load(Ordering::Relaxed) {
+            let answer = traffic::get_as(lane.manner(), to, MARKER, PATIENCE)
+                .map_err(|error| io::Error::new(error.kind(), format!("{to}: {error}")))?;
+            assert_eq!(answer.client_peer, to);
+            answers.fetch_add(1, Ordering::Relaxed);
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    })
+}

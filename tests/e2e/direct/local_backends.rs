@@ -1,0 +1,251 @@
+//! A service with backends on this node and on another one: each gets its share, the ones here
+//! directly; one that is drained is called no more, and nobody is refused.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use ztunnel_tests::lane::{Lane, bypasses_the_proxy};
+use ztunnel_tests::net::{Family, Host, World};
+use ztunnel_tests::proxy::{Mesh, Settings, service_hostname};
+use ztunnel_tests::traffic::{self, End, Kind, Manner, Server};
+
+use crate::proof::{MARKER, PATIENCE, PORT, change, eventually, unharmed};
+
+/// How many connections are looked at for the shares: with four backends each share is within
+/// 5 standard deviations of a quarter (97 of 2000), or the choice is not even.
+const MANY: usize = 2000;
+const TOLERANCE: usize = 97;
+/// How long clients call in each step of the churn.
+const STEP: Duration = Duration::from_millis(500);
+
+/// Two clients, three backends on their node, one on the other.
+fn world() -> World {
+    World::builder().node("a", 5).node("b", 1).build().unwrap()
+}
+
+fn backends(world: &World) -> [&Host; 4] {
+    [
+        world.pod("a", 2),
+        world.pod("a", 3),
+        world.pod("a", 4),
+        world.pod("b", 0),
+    ]
+}
+
+/// The service in front of the first backend leads to all four.
+fn mesh(world: &World) -> Mesh<'_> {
+    let key = format!("default/{}", service_hostname(backends(world)[0]));
+    Mesh::builder(world)
+        .settings(move |settings| {
+            Lane::Direct.choose(settings);
+            "info,access=off".clone_into(&mut settings.log.filter);
+            for workload in &mut settings.workloads {
+                let names = backends(world).map(|pod| pod.name.as_str());
+                if names.contains(&workload.name.as_str()) {
+                    workload.services.insert(key.clone(), [(80, PORT)].into());
+                }
+            }
+        })
+        .start()
+        .unwrap()
+}
+
+fn set_health(settings: &mut Settings, pod: &Host, status: &str) {
+    for workload in &mut settings.workloads {
+        if workload.name == pod.name {
+            workload.extra.insert("status".to_owned(), json!(status));
+        }
+    }
+}
+
+fn leave_or_join(settings: &mut Settings, world: &World, pod: &Host, member: bool) {
+    let key = format!("default/{}", service_hostname(backends(world)[0]));
+    for workload in &mut settings.workloads {
+        if workload.name == pod.name {
+            if member {
+                workload.services.insert(key.clone(), [(80, PORT)].into());
+            } else {
+                workload.services.remove(&key);
+            }
+        }
+    }
+}
+
+/// One request: who answered, and whether the connection was direct.
+fn call(from: &Host, to: SocketAddr) -> std::io::Result<(SocketAddr, bool)> {
+    let mut end = from.enter(|| End::connect(to, Manner::Blocking, PATIENCE))?;
+    let answer = traffic::get_over(&mut end, MARKER, PATIENCE)?;
+    assert_eq!(end.peer_addr()?, to, "the client sees whom it called");
+    Ok((answer.local, bypasses_the_proxy(from, &end)?))
+}
+
+#[test]
+fn each_backend_gets_its_share_and_the_ones_here_directly() {
+    let world = world();
+    let mut mesh = mesh(&world);
+    let all = backends(&world);
+    let _servers = all.map(|pod| pod.serve(Kind::Http, PORT).unwrap());
+    let service = Mesh::service(all[0]);
+    for family in Family::BOTH {
+        let to = service.at(family, 80);
+        eventually("a verdict about the service", || {
+            call(world.pod("a", 0), to).unwrap().1.then_some(())
+        });
+        let mut shares: BTreeMap<SocketAddr, (usize, usize)> = BTreeMap::new();
+        for _ in 0..MANY {
+            let (backend, direct) = call(world.pod("a", 0), to).unwrap();
+            let share = shares.entry(backend).or_default();
+            share.0 += 1;
+            share.1 += usize::from(direct);
+        }
+        println!("{family:?}: {shares:?}");
+        for pod in all {
+            let (count, direct) = shares.remove(&pod.at(family, PORT)).unwrap_or_default();
+            let off = count.abs_diff(MANY / all.len());
+            assert!(off < TOLERANCE, "{}: {count} of {MANY}", pod.name);
+            let is_here = pod.name.starts_with('a');
+            let wanted = if is_here { count } else { 0 };
+            assert_eq!(direct, wanted, "{}: {direct} of {count} direct", pod.name);
+        }
+        assert!(shares.is_empty(), "{shares:?}");
+    }
+    unharmed(&mut mesh);
+}
+
+/// What clients heard, and when they asked.
+type Heard = Mutex<Vec<(Instant, Result<SocketAddr, String>)>>;
+
+fn load(world: &World, stop: &AtomicBool, heard: &Heard, client: usize) {
+    let from = world.pod("a", client % 2);
+    let to = Mesh::service(backends(world)[0]).at(Family::BOTH[client / 2 % 2], 80);
+    from.enter(|| {
+        while !stop.load(Ordering::Relaxed) {
+            let began = Instant::now();
+            let outcome = traffic::get(to, MARKER, PATIENCE)
+                .map(|answer| answer.local)
+                .map_err(|error| error.to_string());
+            heard.lock().unwrap().push((began, outcome));
+        }
+    });
+}
+
+#[test]
+fn backends_come_and_go_under_load_and_nobody_is_refused() {
+    let world = world();
+    let mut mesh = mesh(&world);
+    let all = backends(&world);
+    let mut servers = all.map(|pod| Some(pod.serve(Kind::Http, PORT).unwrap()));
+    let (stop, heard) = (AtomicBool::new(false), Heard::default());
+    thread::scope(|scope| {
+        for client in 0..8 {
+            let (world, stop, heard) = (&world, &stop, &heard);
+            scope.spawn(move || load(world, stop, heard, client));
+        }
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for (index, pod) in all.into_iter().enumerate() {
+                for way in [Way::Unhealthy, Way::Removed] {
+                    drain(&world, &mut mesh, pod, way, &mut servers[index], &heard);
+                }
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        outcome.unwrap();
+    });
+    let heard = heard.into_inner().unwrap();
+    let failures: Vec<_> = heard
+        .iter()
+        .filter_map(|(_, outcome)| outcome.as_ref().err())
+        .collect();
+    assert!(
+        failures.is_empty(),
+        "{} of {} failed: {:?}",
+        failures.len(),
+        heard.len(),
+        &failures[..failures.len().min(5)]
+    );
+    println!("{} connections", heard.len());
+    unharmed(&mut mesh);
+}
+
+/// How a backend is drained.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Unhealthy,
+    Removed,
+}
+
+/// Drains a backend, has its server end, and brings it back.
+fn drain(
+    world: &World,
+    mesh: &mut Mesh<'_>,
+    pod: &Host,
+    way: Way,
+    server: &mut Option<Server>,
+    heard: &Heard,
+) {
+    change(mesh, |settings| match way {
+        Way::Unhealthy => set_health(settings, pod, "Unhealthy"),
+        Way::Removed => leave_or_join(settings, world, pod, false),
+    });
+    let drained = Instant::now();
+    // What was sent on its way before still arrives; a connection takes milliseconds.
+    thread::sleep(STEP);
+    *server = None;
+    thread::sleep(STEP);
+    let late = calls_of(heard, pod, drained);
+    assert_eq!(late, 0, "{} was called after it was {way:?}", pod.name);
+    *server = Some(pod.serve(Kind::Http, PORT).unwrap());
+    change(mesh, |settings| match way {
+        Way::Unhealthy => set_health(settings, pod, "Healthy"),
+        Way::Removed => leave_or_join(settings, world, pod, true),
+    });
+    let back = Instant::now();
+    eventually("its share is its own again", || {
+        (calls_of(heard, pod, back) >= 20).then_some(())
+    });
+}
+
+/// How many connections that were begun after a moment a pod has answered.
+fn calls_of(heard: &Heard, pod: &Host, after: Instant) -> usize {
+    let own = Family::BOTH.map(|family| pod.at(family, PORT));
+    let heard = heard.lock().unwrap();
+    heard
+        .iter()
+        .filter(|(began, outcome)| {
+            *began >= after && outcome.as_ref().is_ok_and(|from| own.contains(from))
+        })
+        .count()
+}
+
+/// A service whose backends are all elsewhere, or all here, is no other case.
+#[test]
+fn a_service_may_have_all_its_backends_on_one_side() {
+    let world = world();
+    let mut mesh = mesh(&world);
+    let all = backends(&world);
+    let _servers = all.map(|pod| pod.serve(Kind::Http, PORT).unwrap());
+    let to = Mesh::service(all[0]).at(Family::V4, 80);
+    for (leave, wanted) in [(&all[..3], false), (&all[3..], true)] {
+        change(&mut mesh, |settings| {
+            for pod in all {
+                let away = leave.iter().any(|one| one.name == pod.name);
+                let status = if away { "Unhealthy" } else { "Healthy" };
+                set_health(settings, pod, status);
+            }
+        });
+        let directs: Vec<_> = (0..30)
+            .map(|_| call(world.pod("a", 0), to).unwrap().1)
+            .collect();
+        // The first may be judged, the others go where the only ones are.
+        assert!(
+            directs[5..].iter().all(|direct| *direct == wanted),
+            "{directs:?}"
+        );
+    }
+    unharmed(&mut mesh);
+}

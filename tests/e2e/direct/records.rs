@@ -1,0 +1,348 @@
+//! A connection that the proxy never touched has the same records as one that it carried: in the
+//! metrics and in the access log, of both ends.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+use socket2::SockRef;
+use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::net::Family;
+use ztunnel_tests::on_lanes;
+use ztunnel_tests::proxy::{Mesh, Proxy, identity};
+use ztunnel_tests::traffic::{End, Kind};
+
+use crate::proof::{PORT, ask, eventually, unharmed};
+
+const OPENED: &str = "istio_tcp_connections_opened_total";
+const CLOSED: &str = "istio_tcp_connections_closed_total";
+const FAILED: &str = "istio_tcp_connections_failed_total";
+/// Requests: from the client to the server, whoever reports.
+const RECEIVED: &str = "istio_tcp_received_bytes_total";
+/// Responses: from the server to the client, whoever reports.
+const SENT: &str = "istio_tcp_sent_bytes_total";
+
+/// Of no buffer's size, and more than a window.
+const REQUEST: usize = 1_234_567;
+const RESPONSE: usize = 3_456_789;
+/// How long the connection at least stands open.
+const HELD: Duration = Duration::from_millis(300);
+
+/// The node and the reporter of each end.
+fn ends(lane: Lane) -> [(&'static str, &'static str); 2] {
+    [("a", "source"), (lane.server_node(), "destination")]
+}
+
+fn transfer(mut from: &End, mut to: &End, bytes: usize) {
+    thread::scope(|scope| {
+        scope.spawn(|| from.write_all(&vec![9; bytes]).unwrap());
+        to.read_exact(&mut vec![0; bytes]).unwrap();
+    });
+}
+
+fn is_at_end(mut end: &End) {
+    assert_eq!(end.read(&mut [0]).unwrap(), 0);
+}
+
+/// How two ends part that have said everything.
+type Parting = fn(near: End, far: End);
+
+const PARTINGS: [(&str, Parting); 5] = [
+    ("the client closes first", |near, far| {
+        drop(near);
+        is_at_end(&far);
+    }),
+    ("the server closes first", |near, far| {
+        drop(far);
+        is_at_end(&near);
+    }),
+    ("the client half-closes", |near, far| {
+        near.shutdown(Shutdown::Write).unwrap();
+        is_at_end(&far);
+        drop(far);
+        is_at_end(&near);
+    }),
+    ("the server half-closes", |near, far| {
+        far.shutdown(Shutdown::Write).unwrap();
+        is_at_end(&near);
+        drop(near);
+        is_at_end(&far);
+    }),
+    ("both close at once", |near, far| {
+        thread::scope(|scope| {
+            scope.spawn(|| drop(near));
+            scope.spawn(|| drop(far));
+        });
+    }),
+];
+
+fn sum(proxy: &Proxy<'_>, name: &str, reporter: &str) -> f64 {
+    let labels = [("reporter", reporter)];
+    proxy.metrics().unwrap().sum(name, &labels)
+}
+
+on_lanes!(bytes_are_counted_to_the_last_one_however_it_ends: tunnel, direct, joined, auto);
+fn bytes_are_counted_to_the_last_one_however_it_ends(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let mut mesh = scene.mesh().start().unwrap();
+    let listener = scene.listen(scene.server(), PORT).unwrap();
+    let service = Mesh::service(scene.server());
+    let mut carried = 0;
+    for (how, part) in PARTINGS {
+        for to in [
+            scene.server().at(Family::V4, PORT),
+            service.at(Family::V6, 80),
+        ] {
+            let (near, far) = scene.connect(to, &listener).unwrap();
+            transfer(&near, &far, REQUEST);
+            transfer(&far, &near, RESPONSE);
+            part(near, far);
+            carried += 1;
+            for (node, reporter) in ends(lane) {
+                let proxy = mesh.proxy(node);
+                let wanted = [
+                    (OPENED, scene.knocks() as f64),
+                    (CLOSED, scene.knocks() as f64),
+                    (RECEIVED, f64::from(carried) * REQUEST as f64),
+                    (SENT, f64::from(carried) * RESPONSE as f64),
+                    (FAILED, 0.0),
+                ];
+                eventually_equal(proxy, reporter, &wanted, &format!("{how}, to {to}"));
+            }
+        }
+    }
+    unharmed(&mut mesh);
+}
+
+/// Waits for the numbers; when they do not come, says what was there instead.
+fn eventually_equal(proxy: &Proxy<'_>, reporter: &str, wanted: &[(&str, f64)], case: &str) {
+    let now = || -> Vec<f64> {
+        let names = wanted.iter();
+        names.map(|(name, _)| sum(proxy, name, reporter)).collect()
+    };
+    let reached = ztunnel_tests::eventually(Duration::from_secs(10), || {
+        let values = wanted.iter().map(|(_, value)| *value);
+        now().into_iter().eq(values)
+    });
+    assert!(
+        reached,
+        "{case}: {reporter} says {:?}, wanted {wanted:?}",
+        now()
+    );
+}
+
+/// The lines of the access log about connections that carried the response of this test.
+fn lines(proxy: &Proxy<'_>) -> Vec<Value> {
+    let log = proxy.log();
+    log.lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|line| line["scope"] == "access")
+        .filter(|line| line["bytes_sent"] == RESPONSE || line["bytes_recv"] == RESPONSE)
+        .collect()
+}
+
+fn milliseconds(line: &Value) -> u64 {
+    let text = line["duration"].as_str().unwrap();
+    text.strip_suffix("ms").unwrap().parse().unwrap()
+}
+
+on_lanes!(the_access_log_names_both_ends: tunnel, direct, joined);
+fn the_access_log_names_both_ends(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let mut mesh = scene
+        .mesh()
+        .settings(|settings| "json".clone_into(&mut settings.log.format))
+        .start()
+        .unwrap();
+    let (client, server) = (scene.client(), scene.server());
+    let listener = scene.listen(server, PORT).unwrap();
+    let to = Mesh::service(server).at(Family::V4, 80);
+    let (near, far) = scene.connect(to, &listener).unwrap();
+    let source = near.local_addr().unwrap();
+    transfer(&near, &far, REQUEST);
+    thread::sleep(HELD);
+    transfer(&far, &near, RESPONSE);
+    drop(near);
+    is_at_end(&far);
+    drop(far);
+
+    for ((node, reporter), direction) in ends(lane).into_iter().zip(["outbound", "inbound"]) {
+        let proxy = mesh.proxy(node);
+        let line = eventually("a line of the access log", || {
+            lines(proxy)
+                .into_iter()
+                .find(|line| line["direction"] == direction)
+        });
+        let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+        assert_eq!(text("src.workload"), client.name, "{line}");
+        assert_eq!(text("src.namespace"), "default");
+        assert_eq!(text("src.identity"), identity(client));
+        assert_eq!(text("dst.workload"), server.name);
+        assert_eq!(text("dst.namespace"), "default");
+        assert_eq!(text("dst.identity"), identity(server));
+        if reporter == "source" || lane.bypasses_the_proxy() {
+            assert_eq!(text("src.addr"), source.to_string());
+        }
+        let backend = server.at(Family::V4, PORT).to_string();
+        if lane.bypasses_the_proxy() {
+            assert_eq!(text("dst.addr"), backend);
+            assert!(line.get("dst.hbone_addr").is_none(), "{line}");
+        } else {
+            assert_eq!(text("dst.hbone_addr"), backend);
+        }
+        let sent_first = reporter == "source";
+        let (sent, received) = if sent_first {
+            (REQUEST, RESPONSE)
+        } else {
+            (RESPONSE, REQUEST)
+        };
+        assert_eq!(line["bytes_sent"], sent, "{line}");
+        assert_eq!(line["bytes_recv"], received, "{line}");
+        let duration = Duration::from_millis(milliseconds(&line));
+        assert!(duration >= HELD && duration < 100 * HELD, "{line}");
+        assert_eq!(line["level"], "info");
+    }
+    unharmed(&mut mesh);
+}
+
+on_lanes!(the_labels_are_those_of_a_tunnel_but_for_the_encryption: tunnel, direct, joined);
+fn the_labels_are_those_of_a_tunnel_but_for_the_encryption(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let mut mesh = scene.mesh().start().unwrap();
+    let (client, server) = (scene.client(), scene.server());
+    let _running = scene.serve(Kind::Http, PORT).unwrap();
+    let service = Mesh::service(server);
+    for family in Family::BOTH {
+        scene.get(service.at(family, 80), "labelled").unwrap();
+    }
+    let security = match lane {
+        Lane::Tunnel => "mutual_tls",
+        _ => "unknown",
+    };
+    let hostname = ztunnel_tests::proxy::service_hostname(server);
+    for (node, reporter) in ends(lane) {
+        let proxy = mesh.proxy(node);
+        eventually("every connection is counted as closed", || {
+            (sum(proxy, CLOSED, reporter) == scene.knocks() as f64).then_some(())
+        });
+        let metrics = proxy.metrics().unwrap();
+        // Which service a client called is known at the client's end.
+        let called = if reporter == "source" {
+            hostname.as_str()
+        } else {
+            "unknown"
+        };
+        let (one, other) = (identity(client), identity(server));
+        let wanted: BTreeMap<_, _> = [
+            ("source_workload", client.name.as_str()),
+            ("source_principal", &one),
+            ("destination_workload", &server.name),
+            ("destination_principal", &other),
+            ("destination_service", called),
+            ("connection_security_policy", security),
+            ("request_protocol", "tcp"),
+            ("response_flags", "-"),
+        ]
+        .into();
+        for name in [OPENED, CLOSED] {
+            let labels = [("reporter", reporter)];
+            let samples: Vec<_> = metrics.find(name, &labels).collect();
+            // The slow and the direct ones of a lane are one series.
+            assert_eq!(samples.len(), 1, "{name}: {samples:?}");
+            for (label, value) in &wanted {
+                assert_eq!(
+                    samples[0].label(label),
+                    *value,
+                    "{name} {label}, {reporter}"
+                );
+            }
+        }
+    }
+    unharmed(&mut mesh);
+}
+
+on_lanes!(a_port_without_a_listener_is_counted_as_a_failure: direct, joined);
+fn a_port_without_a_listener_is_counted_as_a_failure(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let mut mesh = scene.mesh().start().unwrap();
+    let running = scene.serve(Kind::Http, PORT).unwrap();
+    for family in Family::BOTH {
+        scene.get(scene.server().at(family, PORT), "known").unwrap();
+    }
+    drop(running);
+    let succeeded = scene.knocks() as f64;
+    for family in Family::BOTH {
+        for _ in 0..3 {
+            let to = scene.server().at(family, PORT);
+            let error = scene.knock(scene.client(), to).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{to}");
+        }
+    }
+    let proxy = mesh.proxy("a");
+    for reporter in ["source", "destination"] {
+        let wanted = [
+            (OPENED, succeeded + 6.0),
+            (CLOSED, succeeded + 6.0),
+            (FAILED, 6.0),
+        ];
+        eventually_equal(proxy, reporter, &wanted, "refused connections");
+    }
+    let refused = [("response_flags", "CONNECT")];
+    assert_eq!(proxy.metrics().unwrap().sum(FAILED, &refused), 12.0);
+    unharmed(&mut mesh);
+}
+
+on_lanes!(a_reset_ends_the_record_with_the_bytes_up_to_then: tunnel, direct, joined);
+fn a_reset_ends_the_record_with_the_bytes_up_to_then(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let mut mesh = scene.mesh().start().unwrap();
+    let listener = scene.listen(scene.server(), PORT).unwrap();
+    let to = scene.server().at(Family::V4, PORT);
+    for (round, client_resets) in [(1, true), (2, false)] {
+        let (near, far) = scene.connect(to, &listener).unwrap();
+        transfer(&near, &far, REQUEST);
+        transfer(&far, &near, RESPONSE);
+        let (aborting, told) = if client_resets {
+            (near, far)
+        } else {
+            (far, near)
+        };
+        SockRef::from(&aborting)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(aborting);
+        assert!((&told).read(&mut [0]).is_err());
+        for (node, reporter) in ends(lane) {
+            let wanted = [
+                (OPENED, scene.knocks() as f64),
+                (CLOSED, scene.knocks() as f64),
+                (RECEIVED, f64::from(round) * REQUEST as f64),
+                (SENT, f64::from(round) * RESPONSE as f64),
+            ];
+            eventually_equal(mesh.proxy(node), reporter, &wanted, "after a reset");
+        }
+    }
+    unharmed(&mut mesh);
+}
+
+/// What is counted while a connection stands open.
+#[test]
+fn an_open_connection_is_counted_as_open() {
+    let scene = Scene::set(Lane::Direct).unwrap();
+    let mut mesh = scene.mesh().start().unwrap();
+    let _running = scene.serve(Kind::Http, PORT).unwrap();
+    let to = scene.server().at(Family::V4, PORT);
+    scene.get(to, "known").unwrap();
+    let asked = ask(&scene, scene.client(), to).unwrap();
+    assert!(asked.direct);
+    let (opened, closed) = (scene.knocks() as f64, scene.knocks() as f64 - 1.0);
+    let proxy = mesh.proxy("a");
+    let wanted = [(OPENED, opened), (CLOSED, closed)];
+    eventually_equal(proxy, "source", &wanted, "one is open");
+    drop(asked);
+    let wanted = [(OPENED, opened), (CLOSED, opened)];
+    eventually_equal(proxy, "source", &wanted, "none is open");
+}
