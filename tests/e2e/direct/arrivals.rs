@@ -2,6 +2,7 @@
 //! past it from then on, and what policy denies never gets in.
 
 use std::io::Read as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use serde_json::json;
 use ztunnel_tests::lane::{Lane, Scene};
@@ -9,18 +10,38 @@ use ztunnel_tests::net::{Family, Host};
 use ztunnel_tests::proxy::{Mesh, Policy};
 use ztunnel_tests::traffic::Kind;
 
-use crate::proof::{PORT, ask, call, change, cut, eventually, speak, strict, unharmed};
+use crate::proof::{
+    PORT, ask, call, change, cut, eventually, name_workloads, speak, strict, unharmed,
+};
 
 /// Whether the proxy has a socket for a connection from `port` of a stranger.
 fn was_steered(mesh: &mut Mesh<'_>, server: &Host, port: u16) -> bool {
     mesh.proxy("a").speaks_with(server, port).unwrap()
 }
 
+/// The address that a host with several calls from.
+fn own_address(host: &Host, to: SocketAddr) -> IpAddr {
+    host.enter(|| {
+        let any: IpAddr = match to {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = UdpSocket::bind((any, 0)).unwrap();
+        socket.connect(to).unwrap();
+        socket.local_addr().unwrap().ip()
+    })
+}
+
 #[test]
 fn plaintext_is_judged_once_for_each_source_and_port() {
     let scene = Scene::set(Lane::Direct).unwrap();
     let stranger = scene.clients()[1];
-    let mut mesh = scene.mesh().without(stranger).start().unwrap();
+    let mut mesh = scene
+        .mesh()
+        .without(stranger)
+        .settings(name_workloads)
+        .start()
+        .unwrap();
     let server = scene.server();
     let _servers = [PORT, 9000].map(|port| server.serve(Kind::Http, port).unwrap());
     for family in Family::BOTH {
@@ -60,7 +81,8 @@ fn plaintext_is_judged_once_for_each_source_and_port() {
 fn a_source_that_policy_denies_never_gets_in() {
     let scene = Scene::set(Lane::Direct).unwrap();
     let (outside, stranger) = (scene.world().outside(), scene.clients()[1]);
-    let addresses = [format!("{}/32", outside.v4), format!("{}/128", outside.v6)];
+    let [v4, v6] = Family::BOTH.map(|family| own_address(outside, scene.server().at(family, PORT)));
+    let addresses = [format!("{v4}/32"), format!("{v6}/128")];
     let deny = Policy::namespace(
         "not-from-there",
         "Deny",

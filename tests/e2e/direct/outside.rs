@@ -4,12 +4,12 @@ use ztunnel_tests::lane::{Lane, Scene};
 use ztunnel_tests::net::Family;
 use ztunnel_tests::traffic::Kind;
 
-use crate::proof::{PORT, ask, eventually, unharmed};
+use crate::proof::{PORT, ask, eventually, name_workloads, unharmed};
 
 #[test]
 fn a_host_outside_is_reached_directly_after_the_first_time() {
     let scene = Scene::set(Lane::Direct).unwrap();
-    let mut mesh = scene.mesh().start().unwrap();
+    let mut mesh = scene.mesh().settings(name_workloads).start().unwrap();
     let (client, outside) = (scene.client(), scene.world().outside());
     let running = outside.serve(Kind::Http, PORT).unwrap();
     for family in Family::BOTH {

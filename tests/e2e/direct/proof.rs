@@ -57,6 +57,14 @@ pub(crate) fn change(mesh: &mut Mesh<'_>, adjust: impl FnMut(&mut Settings)) {
     });
 }
 
+/// Gives every workload the name that metrics show.
+pub(crate) fn name_workloads(settings: &mut Settings) {
+    for workload in &mut settings.workloads {
+        let name = json!(workload.name);
+        workload.extra.insert("workloadName".to_owned(), name);
+    }
+}
+
 /// No proxy has died or panicked.
 #[track_caller]
 pub(crate) fn unharmed(mesh: &mut Mesh<'_>) {

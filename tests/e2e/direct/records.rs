@@ -15,7 +15,7 @@ use ztunnel_tests::on_lanes;
 use ztunnel_tests::proxy::{Mesh, Proxy, identity};
 use ztunnel_tests::traffic::{End, Kind};
 
-use crate::proof::{PORT, ask, eventually, unharmed};
+use crate::proof::{PORT, ask, eventually, name_workloads, unharmed};
 
 const OPENED: &str = "istio_tcp_connections_opened_total";
 const CLOSED: &str = "istio_tcp_connections_closed_total";
@@ -211,7 +211,7 @@ fn the_access_log_names_both_ends(lane: Lane) {
 on_lanes!(the_labels_are_those_of_a_tunnel_but_for_the_encryption: tunnel, direct, joined);
 fn the_labels_are_those_of_a_tunnel_but_for_the_encryption(lane: Lane) {
     let scene = Scene::set(lane).unwrap();
-    let mut mesh = scene.mesh().start().unwrap();
+    let mut mesh = scene.mesh().settings(name_workloads).start().unwrap();
     let (client, server) = (scene.client(), scene.server());
     let _running = scene.serve(Kind::Http, PORT).unwrap();
     let service = Mesh::service(server);

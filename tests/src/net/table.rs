@@ -19,7 +19,8 @@ pub struct TcpSocket {
     pub remote: SocketAddr,
     /// Its state.
     pub state: TcpState,
-    /// Its inode: what `/proc/PID/fd` says of its owner's descriptor. 0 when nobody holds it.
+    /// Its inode: what `/proc/PID/fd` says of its owner's descriptor. 0 when nobody holds it, as
+    /// in TIME_WAIT.
     pub inode: u64,
 }
 
@@ -71,7 +72,11 @@ pub fn remote_end(local: SocketAddr) -> io::Result<Option<SocketAddr>> {
     };
     let homes = [local, SocketAddr::new(on_loopback, local.port())];
     Ok(homes.iter().find_map(|home| {
-        let mut ends = all.iter().filter(|socket| socket.local == *home);
+        // A port may be taken again while its last connection to somebody else waits for late
+        // packets; nobody holds that one.
+        let mut ends = all
+            .iter()
+            .filter(|socket| socket.local == *home && socket.inode != 0);
         ends.find(|socket| socket.state != TcpState::Listening)
             .map(|socket| socket.remote)
     }))
