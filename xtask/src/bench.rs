@@ -10,13 +10,13 @@ use crate::{requirements, shell};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Under two minutes: short samples, three rounds.
+    /// A few minutes: short samples, three rounds.
     #[arg(long)]
     quick: bool,
     /// Rounds; every round measures every row with and without the mesh.
     #[arg(long)]
     rounds: Option<usize>,
-    /// Measure only rows whose name holds this text, for example `http`.
+    /// Measure only rows whose name holds this text, for example `http` or `direct/`.
     #[arg(long)]
     only: Option<String>,
     /// Write the rows to this file as JSON.

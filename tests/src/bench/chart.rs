@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::report::{full_name, short};
+use super::report::short;
 use super::rows::{Better, Results, Row};
 
 const WIDTH: f64 = 860.0;
@@ -30,12 +30,14 @@ fn rates(body: &mut String, y: f64, results: &Results) -> f64 {
     if rows.is_empty() {
         return y;
     }
+    let ratios = rows.iter().filter_map(|row| row.ratio());
+    let longest = ratios.fold(1.0, f64::max);
     let mut y = section(body, y, "rates, of plain TCP (longer is better)");
     for row in rows {
         let ratio = row.ratio().unwrap_or_default();
         let (mesh, plain) = (number(row.mesh_median()), number(row.plain_median()));
         let value = format!("{ratio:.2}   {mesh} of {plain} {}", row.unit);
-        bar(body, y, &full_name(row), ratio.min(1.0), &value);
+        bar(body, y, &row.full_name(), ratio / longest, &value);
         y += LINE;
     }
     y + SECTION / 2.0
@@ -67,7 +69,7 @@ fn costs(body: &mut String, y: f64, results: &Results) -> f64 {
     let title = "what the proxies use (CPU of both together, memory of each)";
     let mut y = section(body, y, title);
     for row in rows {
-        text(body, 16.0, y + BAR - 3.0, "label", &full_name(row));
+        text(body, 16.0, y + BAR - 3.0, "label", &row.full_name());
         let value = format!("{} {}", number(row.mesh_median()), row.unit);
         text(body, LABEL, y + BAR - 3.0, "value", &value);
         y += LINE - 4.0;
@@ -101,7 +103,7 @@ fn pair(out: &mut String, y: f64, row: &Row, largest: f64) -> f64 {
     let scale = (WIDTH - LABEL - VALUE) / largest;
     rect(out, LABEL, y, plain * scale, half, "plain");
     rect(out, LABEL, y + half, mesh * scale, half, "mesh");
-    text(out, 16.0, y + BAR - 3.0, "label", &full_name(row));
+    text(out, 16.0, y + BAR - 3.0, "label", &row.full_name());
     let value = format!("{} → {} {}", short(plain), short(mesh), row.unit);
     text(out, WIDTH - VALUE + 10.0, y + BAR - 3.0, "value", &value);
     y + LINE
@@ -145,17 +147,18 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::Variant;
     use crate::bench::rows::Measured;
     use crate::bench::work::Work;
+    use crate::bench::{Variant, Way};
 
     #[test]
     fn every_row_stands_in_the_chart() {
-        let mut results = Results::new(|name| ["bulk_8", "ready_ms"].contains(&name));
+        let mut results = Results::new(|name| ["tunnel/bulk_8", "tunnel/ready_ms"].contains(&name));
         for variant in [Variant::Plain, Variant::Mesh] {
             results.keep_sample(
                 variant,
                 &Measured {
+                    way: Way::Tunnel,
                     work: Work::Bulk(8),
                     values: vec![4.0],
                 },

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::rows::Results;
 use super::stage::Stage;
 use super::work::Service;
-use super::{Plan, Variant};
+use super::{Plan, Variant, Way};
 use crate::process::Process;
 use crate::proxy::companion;
 
@@ -87,7 +87,7 @@ fn largest(stage: &mut Stage<'_>) -> Result<f64> {
 
 /// Opens idle connections and holds them for as long as the process lives.
 fn hold(stage: &Stage<'_>, count: usize) -> Result<Process> {
-    let (host, to) = stage.ends(Variant::Mesh, Service::Http);
+    let (host, to) = stage.ends(Way::Tunnel, Variant::Mesh, Service::Http);
     let mut command = Command::new(companion("traffic")?);
     command.arg("idle").arg("--to").arg(to.to_string());
     command.arg("--connections").arg(count.to_string());

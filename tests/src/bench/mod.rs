@@ -1,7 +1,8 @@
 //! The benchmark: the same work with and without the mesh, in the same simulated nodes.
 //!
-//! Node `a` has the clients, node `b` the servers. Pod 0 of each is in the mesh, pod 1 is not:
-//! its traffic takes the same links and meets no proxy. Every client and every server is a
+//! Pod 0 of node `a` is in the mesh, pod 1 is not; each calls servers of its own kind, which are
+//! on another node, on the same node, or outside ([`Way`]): the traffic of both takes the same
+//! links, and one of the two meets the mesh. Every client and every server is a
 //! process of its own, so that `/proc` tells its CPU time from the proxies'. Rounds interleave
 //! the two variants, and take turns in which goes first; samples that something else on the
 //! machine disturbed are dropped by one rule for both ([`machine::Usage::disturbed`]).
@@ -12,15 +13,17 @@ mod memory;
 mod report;
 mod rows;
 mod stage;
+mod way;
 mod work;
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-pub use report::{json, table};
+pub use report::{json, table, targets};
 pub use rows::{Better, Results, Row};
 use stage::Stage;
+pub use way::{Target, Way};
 use work::Work;
 
 /// What to measure, and how long.
@@ -30,7 +33,7 @@ pub struct Plan {
     pub rounds: usize,
     /// The length of one sample.
     pub sample: Duration,
-    /// Only rows whose name holds this text.
+    /// Only rows whose name, such as `direct/bulk_1`, holds this text.
     pub only: Option<String>,
     /// The numbers of idle connections at which memory is measured.
     pub idle: Vec<usize>,
@@ -43,12 +46,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The full benchmark: about ten minutes.
+    /// The full benchmark: about a quarter of an hour.
     #[must_use]
     pub fn full() -> Self {
         Self {
             rounds: 7,
-            sample: Duration::from_secs(3),
+            sample: Duration::from_secs(2),
             only: None,
             idle: vec![1000, 5000],
             retries: 60,
@@ -57,12 +60,12 @@ impl Plan {
         }
     }
 
-    /// Under two minutes.
+    /// A few minutes.
     #[must_use]
     pub fn quick() -> Self {
         Self {
             rounds: 3,
-            sample: Duration::from_millis(1000),
+            sample: Duration::from_millis(700),
             idle: vec![1000],
             retries: 12,
             starts: 3,
@@ -85,13 +88,16 @@ pub enum Variant {
 /// # Errors
 /// When nodes or proxies cannot be started, or work fails.
 pub fn run(plan: &Plan) -> Result<Results> {
-    let world = crate::net::World::two_nodes()?;
-    let mut stage = Stage::set(&world, &plan.log)?;
+    let world = crate::net::World::builder()
+        .node("a", 6)
+        .node("b", 2)
+        .build()?;
     let wanted = |name: &str| plan.only.as_deref().is_none_or(|only| name.contains(only));
-    let works: Vec<_> = Work::ALL
-        .into_iter()
-        .filter(|work| work.rows().iter().any(|row| wanted(row.name)))
-        .collect();
+    let works = works(wanted);
+    let mut ways: Vec<Way> = works.iter().map(|(way, _)| *way).collect();
+    // Memory is measured with tunnels.
+    ways.push(Way::Tunnel);
+    let mut stage = Stage::set(&world, &plan.log, &ways)?;
     let mut results = Results::new(wanted);
     if works.is_empty() {
         ensure!(
@@ -100,15 +106,18 @@ pub fn run(plan: &Plan) -> Result<Results> {
             plan.only
         );
     }
+    // The first connection of a kind is the proxy's; what is measured are the others.
     for work in &works {
         for variant in [Variant::Plain, Variant::Mesh] {
-            stage.measure(work, variant, Duration::from_millis(300))?;
+            stage.measure(*work, variant, Duration::from_millis(300))?;
         }
     }
     let mut retries = plan.retries;
     for round in 0..plan.rounds {
         for work in &works {
-            eprintln!("round {} of {}: {work}", round + 1, plan.rounds);
+            let (way, what) = work;
+            let round_of = format!("round {} of {}", round + 1, plan.rounds);
+            eprintln!("{round_of}: {}: {what}", way.name());
             let order = if round % 2 == 0 {
                 [Variant::Plain, Variant::Mesh]
             } else {
@@ -117,7 +126,7 @@ pub fn run(plan: &Plan) -> Result<Results> {
             for variant in order {
                 sample(
                     &stage,
-                    work,
+                    *work,
                     variant,
                     plan.sample,
                     &mut retries,
@@ -132,9 +141,22 @@ pub fn run(plan: &Plan) -> Result<Results> {
     Ok(results)
 }
 
+/// What is done on each way, as far as one of its rows is wanted.
+fn works(wanted: impl Fn(&str) -> bool) -> Vec<(Way, Work)> {
+    let all = Way::ALL
+        .into_iter()
+        .flat_map(|way| way.works().iter().map(move |work| (way, *work)));
+    let fills = |way, work: &Work| {
+        let rows = work.rows();
+        rows.iter()
+            .any(|row| wanted(&rows::full_name(way, row.name)))
+    };
+    all.filter(|(way, work)| fills(*way, work)).collect()
+}
+
 fn sample(
     stage: &Stage<'_>,
-    work: &Work,
+    work: (Way, Work),
     variant: Variant,
     length: Duration,
     retries: &mut usize,

@@ -6,9 +6,6 @@ use serde_json::{Value, json};
 
 use super::rows::{Results, Row};
 
-/// The lane that the mesh variant takes; stands before every row's name.
-const LANE: &str = "tunnel";
-
 /// The rows as JSON: `{"rows":[{"name","unit","plain","mesh","ratio","runs"}]}`; `plain` and
 /// `ratio` are null where nothing can be measured without a proxy.
 #[must_use]
@@ -17,7 +14,7 @@ pub fn json(results: &Results) -> Value {
         .rows()
         .map(|row| {
             json!({
-                "name": full_name(row),
+                "name": row.full_name(),
                 "unit": row.unit,
                 "plain": row.plain_median().map(rounded),
                 "mesh": row.mesh_median().map(rounded),
@@ -51,7 +48,7 @@ pub fn table(results: &Results) -> String {
         lines.push(vec![
             format!(
                 "{}{}",
-                full_name(row),
+                row.full_name(),
                 if row.disturbed() { " *" } else { "" }
             ),
             row.unit.to_owned(),
@@ -84,8 +81,23 @@ pub fn table(results: &Results) -> String {
     text
 }
 
-pub(super) fn full_name(row: &Row) -> String {
-    format!("{LANE}/{}", row.name)
+/// What was promised, and whether it was kept: a line for each row that has a target.
+#[must_use]
+pub fn targets(results: &Results) -> String {
+    let mut text = String::new();
+    for row in results.rows() {
+        let target = row.way.target(row.name, row.better);
+        if let Some((reached, wanted, kept)) = target.and_then(|target| target.judge(row)) {
+            let verdict = if kept { "kept  " } else { "MISSED" };
+            let line = format!(
+                "{verdict}  {}: {}, {wanted}",
+                row.full_name(),
+                short(reached)
+            );
+            writeln_to(&mut text, &line);
+        }
+    }
+    text
 }
 
 fn writeln_to(text: &mut String, line: &str) {
@@ -150,13 +162,16 @@ fn rounded(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::Variant;
     use crate::bench::rows::Measured;
     use crate::bench::work::Work;
+    use crate::bench::{Variant, Way};
 
     fn results() -> Results {
-        let mut results = Results::new(|name| name == "bulk_8" || name == "ready_ms");
+        let mut results = Results::new(|name| {
+            ["tunnel/bulk_8", "tunnel/ready_ms", "joined/bulk_1"].contains(&name)
+        });
         let measured = |value| Measured {
+            way: Way::Tunnel,
             work: Work::Bulk(8),
             values: vec![value],
         };
@@ -174,6 +189,26 @@ mod tests {
             { "name": "tunnel/ready_ms", "unit": "ms", "plain": null, "mesh": 12.5, "ratio": null, "runs": 1 },
         ] });
         assert_eq!(json(&results()), expected);
+    }
+
+    #[test]
+    fn targets_are_kept_or_missed() {
+        let mut results = results();
+        assert_eq!(targets(&results), "");
+        let measured = |value| Measured {
+            way: Way::Joined,
+            work: Work::Bulk(1),
+            values: vec![value, 0.0, 0.0],
+        };
+        results.keep_sample(Variant::Plain, &measured(10.0));
+        results.keep_sample(Variant::Mesh, &measured(14.0));
+        let line = "kept    joined/bulk_1: 1.40, at least 1.30 of plain\n";
+        assert_eq!(targets(&results), line);
+        for _ in 0..2 {
+            results.keep_sample(Variant::Mesh, &measured(12.0));
+        }
+        let line = "MISSED  joined/bulk_1: 1.20, at least 1.30 of plain\n";
+        assert_eq!(targets(&results), line);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What was measured, row by row.
 
-use super::Variant;
 use super::machine::Usage;
 use super::work::Work;
+use super::{Variant, Way};
 
 /// Which direction is the good one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,9 @@ pub(super) struct RowKind {
 /// A row with its samples.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// Its name, without the lane.
+    /// The way that was measured.
+    pub way: Way,
+    /// Its name, without the way.
     pub name: &'static str,
     /// Its unit.
     pub unit: &'static str,
@@ -73,9 +75,10 @@ const ALONE: [RowKind; 6] = [
 ];
 
 impl Row {
-    fn new(kind: RowKind) -> Self {
+    fn new((way, kind): (Way, RowKind)) -> Self {
         let RowKind { name, unit, better } = kind;
         Self {
+            way,
             name,
             unit,
             better,
@@ -83,6 +86,12 @@ impl Row {
             mesh: Vec::new(),
             fallback: [None; 2],
         }
+    }
+
+    /// Its name with the way's before it.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        full_name(self.way, self.name)
     }
 
     /// The median without the mesh.
@@ -116,6 +125,10 @@ impl Row {
     }
 }
 
+pub(super) fn full_name(way: Way, name: &str) -> String {
+    format!("{}/{name}", way.name())
+}
+
 fn index(variant: Variant) -> usize {
     match variant {
         Variant::Plain => 0,
@@ -147,6 +160,7 @@ pub struct Results {
 
 /// The values of one sample, one for each row of its work.
 pub(super) struct Measured {
+    pub(super) way: Way,
     pub(super) work: Work,
     pub(super) values: Vec<f64>,
 }
@@ -154,9 +168,14 @@ pub(super) struct Measured {
 impl Results {
     /// Rows whose names are wanted, without samples.
     pub(super) fn new(wanted: impl Fn(&str) -> bool) -> Self {
-        let kinds = Work::ALL.into_iter().flat_map(Work::rows).chain(ALONE);
-        let rows = kinds
-            .filter(|kind| wanted(kind.name))
+        let works = Way::ALL
+            .into_iter()
+            .flat_map(|way| way.works().iter().map(move |work| (way, work)));
+        let alone = ALONE.map(|kind| (Way::Tunnel, kind));
+        let rows = works
+            .flat_map(|(way, work)| work.rows().into_iter().map(move |kind| (way, kind)))
+            .chain(alone)
+            .filter(|(way, kind)| wanted(&full_name(*way, kind.name)))
             .map(Row::new)
             .collect();
         Self {
@@ -203,7 +222,8 @@ impl Results {
             if variant == Variant::Plain && kind.name.starts_with("cpu_s") {
                 continue;
             }
-            if let Some(row) = self.rows.iter_mut().find(|row| row.name == kind.name) {
+            let mut rows = self.rows.iter_mut();
+            if let Some(row) = rows.find(|row| (row.way, row.name) == (measured.way, kind.name)) {
                 put(row, *value);
             }
         }
@@ -231,8 +251,9 @@ mod tests {
 
     #[test]
     fn dropped_samples_stand_in_only_where_no_clean_one_is() {
-        let mut results = Results::new(|name| name == "bulk_8");
+        let mut results = Results::new(|name| name == "tunnel/bulk_8");
         let measured = |value| Measured {
+            way: Way::Tunnel,
             work: Work::Bulk(8),
             values: vec![value],
         };

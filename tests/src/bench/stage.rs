@@ -6,20 +6,21 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::Variant;
 use super::machine::{Moment, Usage};
 use super::rows::Measured;
 use super::work::{SERVER_CPU, Service, Work};
+use super::{Variant, Way};
 use crate::net::{Family, Host, World};
 use crate::process::Process;
-use crate::proxy::{Mesh, companion};
+use crate::proxy::{Mesh, companion, workload_uid};
+use crate::traffic::Manner;
 
 /// How long a client may take beyond its sample.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Nodes with proxies, and all servers in both variants.
+/// Nodes with proxies, and all servers of some ways in both variants.
 pub(super) struct Stage<'world> {
     pub(super) mesh: Mesh<'world>,
     servers: Vec<Process>,
@@ -27,71 +28,94 @@ pub(super) struct Stage<'world> {
 
 impl<'world> Stage<'world> {
     /// Starts proxies and servers.
-    pub(super) fn set(world: &'world World, log: &str) -> Result<Self> {
+    pub(super) fn set(world: &'world World, log: &str, ways: &[Way]) -> Result<Self> {
         let log = log.to_owned();
-        let mesh = Mesh::builder(world)
-            .without(world.pod("a", 1))
-            .without(world.pod("b", 1))
-            .settings(move |settings| settings.log.filter.clone_from(&log))
+        let mut mesh = Mesh::builder(world);
+        for way in Way::ALL {
+            mesh = mesh.without(way.client(world, Variant::Plain));
+            mesh = mesh.without(way.server(world, Variant::Plain));
+        }
+        // Both ends have to agree on being joined, so one override keeps the others apart.
+        let apart = workload_uid(Way::Direct.server(world, Variant::Mesh));
+        let overrides = json!([{ "workload": apart, "acceleration": "off" }]);
+        let mesh = mesh
+            .settings(move |settings| {
+                settings.log.filter.clone_from(&log);
+                let mut set = |key: &str, value| settings.extra.insert(key.to_owned(), value);
+                drop(set("acceleration", json!("on")));
+                drop(set("overrides", overrides.clone()));
+            })
             .start()?;
         let mut servers = Vec::new();
-        for variant in [Variant::Plain, Variant::Mesh] {
-            for service in Service::ALL {
-                servers.push(serve(pod(world, "b", variant), service)?);
+        let mut served: Vec<&str> = Vec::new();
+        for way in ways {
+            for variant in [Variant::Plain, Variant::Mesh] {
+                let host = way.server(world, variant);
+                // Outside of the mesh both variants have the same servers.
+                if served.contains(&host.name.as_str()) {
+                    continue;
+                }
+                served.push(&host.name);
+                for service in Service::ALL {
+                    servers.push(serve(host, service, way.manner())?);
+                }
             }
         }
         Ok(Self { mesh, servers })
     }
 
     /// Where the client of a variant runs, and the server's address of a service.
-    pub(super) fn ends(&self, variant: Variant, service: Service) -> (&'world Host, SocketAddr) {
+    pub(super) fn ends(
+        &self,
+        way: Way,
+        variant: Variant,
+        service: Service,
+    ) -> (&'world Host, SocketAddr) {
         let world = self.mesh.world();
         (
-            pod(world, "a", variant),
-            pod(world, "b", variant).at(Family::V4, service.port()),
+            way.client(world, variant),
+            way.server(world, variant).at(Family::V4, service.port()),
         )
     }
 
     /// Takes one sample.
     pub(super) fn measure(
         &self,
-        work: &Work,
+        (way, work): (Way, Work),
         variant: Variant,
         length: Duration,
     ) -> Result<(Measured, Usage)> {
-        let (host, to) = self.ends(variant, work.service());
+        let (host, to) = self.ends(way, variant, work.service());
         let mut command = Command::new(companion("traffic")?);
         command
             .args(work.arguments(length))
             .arg("--to")
-            .arg(to.to_string());
+            .arg(to.to_string())
+            .args(manner(way.manner()));
         let servers: Vec<_> = self.servers.iter().map(Process::pid).collect();
         let proxies = self.mesh.pids()?;
         let before = Moment::now(&servers, &proxies)?;
-        let report = client(host, &mut command).with_context(|| format!("{work}, {variant:?}"))?;
+        let report =
+            client(host, &mut command).with_context(|| format!("{work}, {way:?}, {variant:?}"))?;
         let after = Moment::now(&servers, &proxies)?;
         let usage = before.until(&after);
         let values = work.values(&report, &usage)?;
-        Ok((
-            Measured {
-                work: *work,
-                values,
-            },
-            usage,
-        ))
+        Ok((Measured { way, work, values }, usage))
     }
 }
 
-fn pod<'world>(world: &'world World, node: &str, variant: Variant) -> &'world Host {
-    match variant {
-        Variant::Mesh => world.pod(node, 0),
-        Variant::Plain => world.pod(node, 1),
-    }
+/// How the program `traffic` is told to wait.
+fn manner(manner: Manner) -> [&'static str; 2] {
+    let name = match manner {
+        Manner::Blocking => "blocking",
+        Manner::EventDriven => "event-driven",
+    };
+    ["--manner", name]
 }
 
-fn serve(host: &Host, service: Service) -> Result<Process> {
+fn serve(host: &Host, service: Service, how: Manner) -> Result<Process> {
     let mut command = Command::new(companion("traffic")?);
-    command.arg("serve").arg(service.kind());
+    command.args(manner(how)).arg("serve").arg(service.kind());
     command
         .arg("--listen")
         .arg(format!("[::]:{}", service.port()));

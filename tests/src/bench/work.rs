@@ -13,13 +13,19 @@ use super::rows::{Better, RowKind};
 pub(super) const CLIENT_CPU: usize = 0;
 pub(super) const SERVER_CPU: usize = 1;
 
+/// The small writes.
+const SMALL: usize = 16 << 10;
+
 /// What clients do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Work {
     Bulk(usize),
     Reverse,
     Http(usize),
-    Connect,
+    /// Bulk of one connection, in writes of [`SMALL`] bytes.
+    SmallWrites,
+    /// New connections, so many at a time.
+    Connect(usize),
     PingPong(Placement),
 }
 
@@ -76,7 +82,8 @@ impl fmt::Display for Work {
             Self::Bulk(count) => write!(formatter, "bulk, {count} connections"),
             Self::Reverse => write!(formatter, "bulk from server to client"),
             Self::Http(count) => write!(formatter, "HTTP keep-alive, {count} connections"),
-            Self::Connect => write!(formatter, "new connections, 16 at a time"),
+            Self::SmallWrites => write!(formatter, "bulk in writes of 16 KiB"),
+            Self::Connect(count) => write!(formatter, "new connections, {count} at a time"),
             Self::PingPong(Placement::Pinned) => write!(formatter, "ping-pong, pinned"),
             Self::PingPong(Placement::Free) => write!(formatter, "ping-pong, not pinned"),
         }
@@ -88,23 +95,11 @@ const fn row(name: &'static str, unit: &'static str, better: Better) -> RowKind 
 }
 
 impl Work {
-    pub(super) const ALL: [Self; 9] = [
-        Self::Bulk(1),
-        Self::Bulk(8),
-        Self::Reverse,
-        Self::Http(1),
-        Self::Http(16),
-        Self::Http(64),
-        Self::Connect,
-        Self::PingPong(Placement::Pinned),
-        Self::PingPong(Placement::Free),
-    ];
-
     pub(super) fn service(self) -> Service {
         match self {
-            Self::Bulk(_) => Service::Sink,
+            Self::Bulk(_) | Self::SmallWrites => Service::Sink,
             Self::Reverse => Service::Source,
-            Self::Http(_) | Self::Connect => Service::Http,
+            Self::Http(_) | Self::Connect(_) => Service::Http,
             Self::PingPong(Placement::Pinned) => Service::PinnedEcho,
             Self::PingPong(Placement::Free) => Service::Echo,
         }
@@ -114,9 +109,9 @@ impl Work {
     pub(super) fn arguments(self, length: Duration) -> Vec<String> {
         let (command, connections) = match self {
             Self::Bulk(count) => ("bulk", count),
-            Self::Reverse => ("bulk", 1),
+            Self::Reverse | Self::SmallWrites => ("bulk", 1),
             Self::Http(count) => ("http", count),
-            Self::Connect => ("connect", 16),
+            Self::Connect(count) => ("connect", count),
             Self::PingPong(_) => ("pingpong", 1),
         };
         let mut arguments = vec![
@@ -128,6 +123,9 @@ impl Work {
         ];
         match self {
             Self::Reverse => arguments.push("--reverse".to_owned()),
+            Self::SmallWrites => {
+                arguments.extend(["--chunk".to_owned(), SMALL.to_string()]);
+            }
             Self::PingPong(Placement::Pinned) => {
                 arguments.extend(["--cpu".to_owned(), CLIENT_CPU.to_string()]);
             }
@@ -168,7 +166,12 @@ impl Work {
                 row("cpu_s_per_100k_requests_64", "s", Lower),
                 row("machine_cpu_s_per_100k_requests_64", "s", Lower),
             ],
-            Self::Connect => vec![
+            Self::SmallWrites => vec![row("writes_16k", "Gbit/s", Higher)],
+            Self::Connect(1) => vec![
+                row("connect_1", "connections/s", Higher),
+                row("connect_1_p50_us", "µs", Lower),
+            ],
+            Self::Connect(_) => vec![
                 row("connect_16", "connections/s", Higher),
                 row("connect_16_p99_us", "µs", Lower),
                 row("cpu_s_per_100k_connections_16", "s", Lower),
@@ -206,7 +209,9 @@ impl Work {
                     usage.machine / gigabytes,
                 ]
             }
-            Self::Bulk(_) | Self::Reverse => vec![number("/gbit_per_second")?],
+            Self::Bulk(_) | Self::Reverse | Self::SmallWrites => {
+                vec![number("/gbit_per_second")?]
+            }
             Self::Http(1) => vec![number("/per_second")?, p50()?, p99()?],
             Self::Http(_) => {
                 let bundles = number("/requests")? / 1e5;
@@ -218,7 +223,8 @@ impl Work {
                     usage.machine / bundles,
                 ]
             }
-            Self::Connect => {
+            Self::Connect(1) => vec![number("/per_second")?, p50()?],
+            Self::Connect(_) => {
                 let bundles = number("/connections")? / 1e5;
                 vec![
                     number("/per_second")?,
@@ -235,6 +241,7 @@ impl Work {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::Way;
 
     #[test]
     fn each_work_gives_a_value_for_each_of_its_rows() {
@@ -247,19 +254,18 @@ mod tests {
             machine: 2.0,
             ..Usage::default()
         };
-        let mut names = Vec::new();
-        for work in Work::ALL {
-            let rows = work.rows();
-            assert_eq!(
-                work.values(&report, &usage).unwrap().len(),
-                rows.len(),
-                "{work}"
-            );
-            names.extend(rows.into_iter().map(|row| row.name));
+        for way in Way::ALL {
+            let mut names = Vec::new();
+            for work in way.works() {
+                let rows = work.rows();
+                let values = work.values(&report, &usage).unwrap();
+                assert_eq!(values.len(), rows.len(), "{work}");
+                names.extend(rows.into_iter().map(|row| row.name));
+            }
+            let count = names.len();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), count, "two rows of {way:?} bear one name");
         }
-        let count = names.len();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), count, "two rows bear one name");
     }
 }

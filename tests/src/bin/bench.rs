@@ -12,7 +12,7 @@ use ztunnel_tests::cleanup;
 /// Measures the mesh against the same work without it.
 #[derive(Parser)]
 struct Arguments {
-    /// Under two minutes: short samples, three rounds.
+    /// A few minutes: short samples, three rounds.
     #[arg(long)]
     quick: bool,
     /// Rounds; every round measures every row with and without the mesh.
@@ -21,7 +21,7 @@ struct Arguments {
     /// Length of one sample, seconds.
     #[arg(long)]
     seconds: Option<f64>,
-    /// Measure only rows whose name holds this text.
+    /// Measure only rows whose name holds this text, for example `direct/`.
     #[arg(long)]
     only: Option<String>,
     /// The proxies' log filter; access logs are written at `info`.
@@ -58,12 +58,13 @@ fn run(arguments: Arguments) -> Result<()> {
         plan.log
     );
     println!("{setting}\n{}", bench::table(&results));
+    print!("{}", bench::targets(&results));
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string(&bench::json(&results)).context("writing JSON")?;
         fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
     }
     if let Some(path) = &arguments.chart {
-        let title = format!("the tunnel lane beside plain TCP, {cpus} CPUs");
+        let title = format!("the lanes beside plain TCP, {cpus} CPUs");
         fs::write(path, bench::chart::svg(&results, &title))
             .with_context(|| format!("writing {}", path.display()))?;
         println!("chart: {}", path.display());
