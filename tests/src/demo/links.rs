@@ -59,11 +59,14 @@ impl Crossed {
         self.links().iter().all(|(_, seen)| seen.hits > 0)
     }
 
-    /// Whether the marker was to be read on neither, although something crossed both.
-    pub(super) fn unreadable(&self) -> bool {
-        self.links()
-            .iter()
-            .all(|(_, seen)| seen.hits == 0 && seen.packets > 0)
+    /// Whether the marker was not to be read between the nodes, although something crossed.
+    fn hidden_between(&self) -> bool {
+        self.between.hits == 0 && self.between.packets > 0
+    }
+
+    /// Whether the marker was not to be read inside the node, although something crossed.
+    pub(super) fn hidden_within(&self) -> bool {
+        self.within.hits == 0 && self.within.packets > 0
     }
 
     /// The TLS handshakes on both.
@@ -108,8 +111,12 @@ pub(super) fn show(page: &mut Page, off: &Crossed, on: &Crossed) {
         "with the mesh off, the marker of a request is to be read on each link",
     );
     page.claim(
-        on.unreadable(),
-        "with the mesh on, the same marker is in no packet on either link",
+        on.hidden_between(),
+        "with the mesh on, the same marker is in no packet between the nodes",
+    );
+    page.claim(
+        on.within.hits > 0,
+        "inside node a it is: the direct lane is native TCP, and its bytes do not leave the machine",
     );
     let handshakes = on.handshakes();
     page.claim(

@@ -5,6 +5,7 @@
 //! sockets, encryption from packet sockets on the links; identities and lanes from the proxies'
 //! logs, those of a tunnel from both of its ends. A claim that does not hold is the outcome.
 
+mod direct;
 mod ending;
 mod links;
 mod log;
@@ -112,7 +113,11 @@ fn tell(page: &mut Page, world: &World, mesh: &mut Mesh<'_>, off: &Crossed) -> R
     page.step("What crossed the links, as the packet sockets read it");
     links::show(page, off, &on);
     page.step("A policy: pod b-1 refuses pod a-1");
-    policy::show(page, world, mesh)
+    policy::show(page, world, mesh)?;
+    page.step("The same inside node a: a live connection that no proxy carries, and a policy");
+    direct::cut(page, world, mesh)?;
+    page.step("Whoever wants encryption inside a node too: sameNode: tunnel");
+    direct::tunnelled(page, world, mesh)
 }
 
 fn map(world: &World) -> String {

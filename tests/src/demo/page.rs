@@ -12,7 +12,7 @@ use anyhow::{Result, ensure};
 use crate::cleanup;
 
 /// How many steps there are.
-const STEPS: usize = 8;
+const STEPS: usize = 10;
 /// Where the width of a heading ends.
 const WIDTH: usize = 110;
 

@@ -2,17 +2,18 @@
 //! by a symbolic link, which is how Kubernetes updates a mounted ConfigMap.
 //!
 //! What is watched are the directories of the files, because a watch on a file ends when the file
-//! is replaced. Whatever happens there only wakes the watcher; what decides is whether the contents
-//! differ from those seen last. Changes that follow each other quickly count as one. Make the
+//! is replaced. What happens there only wakes the watcher, unless other files are written, as a log
+//! beside the settings is all the time; what decides is whether the contents differ from those seen
+//! last. Changes that follow each other quickly count as one. Make the
 //! watcher before reading the files for the first time, then no change is missed. Used by `node`.
 
 use std::hash::{Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use foldhash::HashSet;
-use notify::event::{AccessKind, AccessMode};
+use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
@@ -65,6 +66,8 @@ pub struct Watcher {
     files: Vec<PathBuf>,
     seen: Vec<Option<u64>>,
     watched: HashSet<PathBuf>,
+    /// The files and what they are links to.
+    names: Arc<RwLock<HashSet<PathBuf>>>,
     watcher: RecommendedWatcher,
     events: Arc<Notify>,
     /// Something happened and was not looked at yet.
@@ -79,9 +82,12 @@ impl Watcher {
     pub fn new(paths: &[PathBuf]) -> Result<Self, WatchError> {
         let events = Arc::new(Notify::new());
         let wake = events.clone();
+        let names = Arc::<RwLock<HashSet<PathBuf>>>::default();
+        let known = names.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+            let known = known.read().unwrap_or_else(PoisonError::into_inner);
             // An error (an overflow of the queue) may stand for a change that was lost.
-            if event.map_or(true, |event| is_change(event.kind)) {
+            if event.map_or(true, |event| may_change(&event, &known)) {
                 wake.notify_one();
             }
         })
@@ -91,6 +97,7 @@ impl Watcher {
             files: Vec::new(),
             seen: Vec::new(),
             watched,
+            names,
             watcher,
             events,
             pending: false,
@@ -145,14 +152,17 @@ impl Watcher {
 
     /// A file behind a link may also be written in place, in a directory elsewhere.
     fn follow_links(&mut self) {
+        let mut names: HashSet<PathBuf> = self.files.iter().cloned().collect();
         for path in self.files.clone() {
             let Ok(target) = path.canonicalize() else {
                 continue;
             };
+            names.insert(target.clone());
             if let Err(error) = self.watch(directory(&target)) {
                 tracing::warn!(%error, "changes behind a link may go unnoticed");
             }
         }
+        *self.names.write().unwrap_or_else(PoisonError::into_inner) = names;
     }
 
     fn watch(&mut self, directory: &Path) -> Result<(), WatchError> {
@@ -178,13 +188,25 @@ impl std::fmt::Debug for Watcher {
     }
 }
 
-/// Opening and reading are events, too; counting them, the watcher would wake itself for ever.
-const fn is_change(kind: EventKind) -> bool {
-    match kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
+/// Whether the contents of a file may have changed. Names that come, go and change may stand for
+/// a link that was swapped; opening and reading are events, too, and counting them the watcher
+/// would wake itself for ever.
+fn may_change(event: &Event, names: &HashSet<PathBuf>) -> bool {
+    let ours = || event.paths.is_empty() || event.paths.iter().any(|path| is_one_of(path, names));
+    match event.kind {
+        EventKind::Modify(ModifyKind::Name(_)) => true,
+        EventKind::Modify(_) | EventKind::Access(AccessKind::Close(AccessMode::Write)) => ours(),
         EventKind::Access(_) => false,
         _ => true,
     }
+}
+
+/// A relative name comes back with the directory as it was given, or as `./name`.
+fn is_one_of(path: &Path, names: &HashSet<PathBuf>) -> bool {
+    names.contains(path)
+        || path
+            .strip_prefix(".")
+            .is_ok_and(|relative| names.contains(relative))
 }
 
 fn directory(path: &Path) -> &Path {

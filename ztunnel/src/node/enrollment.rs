@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::kernel::{self, Kernel, NetnsCookie, PodCapture};
 use crate::mesh::{Identity, Snapshot, Uid};
-use crate::path::{Shared, Workers};
+use crate::path::{LocalPod, Shared, Workers};
 use crate::pods::{self, Listeners, Netns, Pod, addresses_here, delivery};
 
 /// A pod that the settings ask for.
@@ -67,9 +67,18 @@ impl Enrollment {
     }
 
     /// The pods that are served, and under which addresses.
-    pub(super) fn pods(&self) -> impl Iterator<Item = (Arc<Pod>, Vec<IpAddr>)> {
-        let served = self.pods.values();
-        served.map(|enrolled| (enrolled.pod.clone(), enrolled.captured.clone()))
+    pub(super) fn pods(&self) -> impl Iterator<Item = LocalPod> {
+        self.pods.values().map(|enrolled| LocalPod {
+            uid: enrolled.pod.uid.clone(),
+            cookie: NetnsCookie(enrolled.pod.netns.cookie()),
+            addresses: enrolled.captured.clone(),
+        })
+    }
+
+    /// The pod of a namespace.
+    pub(super) fn pod(&self, cookie: NetnsCookie) -> Option<Arc<Pod>> {
+        let mut pods = self.pods.values().map(|enrolled| &enrolled.pod);
+        pods.find(|pod| pod.netns.cookie() == cookie.0).cloned()
     }
 
     /// Whether the pods or their addresses have changed since this was asked last.

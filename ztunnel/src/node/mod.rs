@@ -108,7 +108,7 @@ struct Node {
     workers: Workers,
     enrollment: Enrollment,
     /// Whether the connections of the direct lane are to be looked at once more.
-    sweep: bool,
+    second_sweep: bool,
     quit: Arc<Notify>,
     stop: watch::Sender<bool>,
     servers: admin::Servers,
@@ -155,7 +155,7 @@ impl Node {
             shared,
             workers,
             enrollment,
-            sweep: false,
+            second_sweep: false,
             quit,
             stop,
             servers,
@@ -188,9 +188,9 @@ impl Node {
                 () = tokio::time::sleep(ENROLL_RETRY), if !complete => {
                     complete = self.enroll();
                 }
-                () = tokio::time::sleep(SECOND_SWEEP), if self.sweep => {
-                    self.sweep = false;
-                    self.shared.keeper.sweep();
+                () = tokio::time::sleep(SECOND_SWEEP), if self.second_sweep => {
+                    self.second_sweep = false;
+                    self.sweep();
                 }
                 () = told(terminate.as_mut()) => break,
                 () = told(interrupt.as_mut()) => break,
@@ -302,8 +302,13 @@ impl Node {
         let lanes = assembly::lanes(settings);
         let view = View::new(self.mesh.clone(), self.enrollment.pods(), &lanes);
         self.shared.keeper.change(view);
-        self.shared.keeper.sweep();
-        self.sweep = true;
+        self.sweep();
+        self.second_sweep = true;
+    }
+
+    fn sweep(&self) {
+        let enrollment = &self.enrollment;
+        self.shared.keeper.sweep(|cookie| enrollment.pod(cookie));
     }
 
     fn enroll(&mut self) -> bool {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use crate::kernel::{Ends, NetnsCookie};
 use crate::mesh::{Snapshot, Uid, Workload};
-use crate::pods::Pod;
 
 /// How two pods of this node talk to each other.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -54,22 +53,14 @@ impl Lanes {
 }
 
 /// A pod that is served here.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalPod {
-    /// Its namespace, and which workload it is.
-    pub pod: Arc<Pod>,
+    /// Which workload it is.
+    pub uid: Uid,
+    /// Its network namespace.
+    pub cookie: NetnsCookie,
     /// The addresses under which it is captured.
     pub addresses: Vec<IpAddr>,
-    /// What it may.
-    allowed: Allowed,
-}
-
-impl LocalPod {
-    /// The number of its namespace.
-    #[must_use]
-    pub fn cookie(&self) -> NetnsCookie {
-        NetnsCookie(self.pod.netns.cookie())
-    }
 }
 
 /// What one judgement looks at.
@@ -77,60 +68,50 @@ impl LocalPod {
 pub struct View {
     /// The mesh.
     pub mesh: Arc<Snapshot>,
-    pods: HashMap<NetnsCookie, LocalPod>,
+    pods: HashMap<NetnsCookie, (LocalPod, Allowed)>,
     cookies: HashMap<Uid, NetnsCookie>,
 }
 
 impl View {
-    /// Of a mesh, with the pods that are served here and their captured addresses.
+    /// Of a mesh, with the pods that are served here and what they may.
     #[must_use]
     pub fn new(
         mesh: Arc<Snapshot>,
-        pods: impl IntoIterator<Item = (Arc<Pod>, Vec<IpAddr>)>,
+        pods: impl IntoIterator<Item = LocalPod>,
         lanes: &Lanes,
     ) -> Self {
-        let pods: HashMap<_, _> = pods
-            .into_iter()
-            .map(|(pod, addresses)| {
-                let allowed = lanes.of(&pod.uid);
-                let local = LocalPod {
-                    pod,
-                    addresses,
-                    allowed,
-                };
-                (local.cookie(), local)
-            })
-            .collect();
-        let cookies = pods
-            .iter()
-            .map(|(cookie, local)| (local.pod.uid.clone(), *cookie))
-            .collect();
-        Self {
+        let mut view = Self {
             mesh,
-            pods,
-            cookies,
+            ..Self::default()
+        };
+        for pod in pods {
+            let allowed = lanes.of(&pod.uid);
+            view.cookies.insert(pod.uid.clone(), pod.cookie);
+            view.pods.insert(pod.cookie, (pod, allowed));
         }
+        view
     }
 
     /// The pod of a namespace, if it is served here.
     #[must_use]
     pub fn pod(&self, cookie: NetnsCookie) -> Option<&LocalPod> {
-        self.pods.get(&cookie)
+        self.pods.get(&cookie).map(|(pod, _)| pod)
     }
 
     /// What the mesh says about the pod of a namespace.
     #[must_use]
     pub fn workload(&self, cookie: NetnsCookie) -> Option<&Arc<Workload>> {
-        self.mesh.workload_by_uid(&self.pod(cookie)?.pod.uid)
+        self.mesh.workload_by_uid(&self.pod(cookie)?.uid)
     }
 
-    /// The pod of a workload, if it is served here.
+    /// Whether a workload is a pod that is served here.
     #[must_use]
-    pub fn pod_of(&self, workload: &Workload) -> Option<&LocalPod> {
-        if self.cookies.is_empty() {
-            return None;
-        }
-        self.pod(*self.cookies.get(&workload.uid)?)
+    pub fn serves(&self, workload: &Workload) -> bool {
+        self.find(workload).is_some()
+    }
+
+    fn find(&self, workload: &Workload) -> Option<&(LocalPod, Allowed)> {
+        self.pods.get(self.cookies.get(&workload.uid)?)
     }
 
     /// How a workload may reach another one at one of its addresses without a tunnel: the pod that
@@ -144,15 +125,15 @@ impl View {
         workload: &Workload,
         to: IpAddr,
     ) -> Option<(NetnsCookie, Ends)> {
-        let server = self.pod_of(workload)?;
-        let client = self.pod_of(source)?;
-        let both = [client.allowed, server.allowed];
+        let (server, servers) = self.find(workload)?;
+        let (_, clients) = self.find(source)?;
+        let both = [clients, servers];
         let tunnel = both.iter().any(|end| end.same_node == SameNode::Tunnel);
         if tunnel || workload.application_tunnel.is_some() || !server.addresses.contains(&to) {
             return None;
         }
         let joined = both.iter().all(|end| end.ends == Ends::Joined);
         let ends = if joined { Ends::Joined } else { Ends::Apart };
-        Some((server.cookie(), ends))
+        Some((server.cookie, ends))
     }
 }

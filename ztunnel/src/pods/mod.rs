@@ -3,8 +3,9 @@
 //!
 //! A pod is enrolled in four steps, each of which can be repeated: open its namespace
 //! ([`Netns`]), make room for delivery with the client's address ([`delivery`]), open the
-//! listeners ([`Listeners`]), and last, from `node`, turn capture on. Nothing here knows about
-//! eBPF; nothing here reads or writes a connection.
+//! listeners ([`Listeners`]), and last, from `node`, turn capture on. Connections of a pod that are
+//! no longer allowed are ended by [`destroy()`]. Nothing here knows about eBPF; nothing here reads
+//! or writes a connection.
 
 pub mod delivery;
 mod destroy;
@@ -12,7 +13,7 @@ mod error;
 mod netns;
 mod socket;
 
-pub use destroy::{Connection, Outcome, destroy};
+pub use destroy::{Connection, Destroyed, Error as DestroyError, Failure, Outcome, Way, destroy};
 pub use error::Error;
 pub use netns::{Netns, addresses_here};
 pub use socket::{Dial, Listeners, PROXY_PORTS, Source, abort_on_drop, accept, local_of, peer_of};

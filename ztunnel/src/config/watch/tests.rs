@@ -151,3 +151,23 @@ fn a_missing_directory_is_named() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn a_file_beside_it_that_is_written_all_the_time_delays_nothing() {
+    let (directory, file) = world();
+    let mut log = std::fs::File::create(directory.path().join("log")).unwrap();
+    let mut watcher = Watcher::new(std::slice::from_ref(&file)).unwrap();
+    std::fs::write(&file, "two").unwrap();
+    let began = Instant::now();
+    let noise = async {
+        loop {
+            std::io::Write::write_all(&mut log, b"line\n").unwrap();
+            tokio::time::sleep(QUIET / 10).await;
+        }
+    };
+    tokio::select! {
+        () = watcher.changed() => {}
+        () = noise => {}
+    }
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+}

@@ -117,7 +117,8 @@ impl Keeper {
     }
 
     /// Ends the connections of the direct lane that may no longer be open. Both ends see a reset.
-    pub fn sweep(&self) {
+    /// `pod` finds the pods that are served here.
+    pub fn sweep(&self, pod: impl Fn(NetnsCookie) -> Option<Arc<pods::Pod>>) {
         let view = self.view.load_full();
         let flows = match self.kernel.flows() {
             Ok(flows) => flows,
@@ -132,9 +133,9 @@ impl Keeper {
                 forbidden.entry(flow.pod).or_default().push(flow);
             }
         }
-        for (pod, flows) in forbidden {
-            if let Some(pod) = view.pod(pod) {
-                end(&pod.pod, &flows);
+        for (cookie, flows) in forbidden {
+            if let Some(pod) = pod(cookie) {
+                end(&pod, &flows);
             }
         }
     }

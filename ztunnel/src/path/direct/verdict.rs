@@ -58,7 +58,7 @@ fn by_itself(
     match route {
         Route::Passthrough { to, workload, .. } => {
             // A pod that is served here judges what arrives in the clear by itself.
-            let served = workload.as_ref().is_some_and(|w| view.pod_of(w).is_some());
+            let served = workload.as_ref().is_some_and(|w| view.serves(w));
             (!served).then_some((*to, None, Ends::Apart))
         }
         Route::Direct {

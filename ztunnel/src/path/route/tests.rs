@@ -87,6 +87,12 @@ fn show(route: &Route) -> String {
                 .map_or("unknown", |workload| &workload.name);
             format!("passthrough {name} {to}{}", service(of))
         }
+        Route::Direct {
+            to,
+            workload,
+            service: of,
+            ..
+        } => format!("direct {} {to}{}", workload.name, service(of)),
         Route::Tunnel {
             to,
             hbone,
@@ -194,7 +200,7 @@ fn the_other_end_must_be_the_backend_or_speak_for_the_service() {
             .iter()
             .map(|id| id.principal().to_owned())
             .collect::<Vec<_>>(),
-        Route::Passthrough { .. } => panic!("no tunnel"),
+        Route::Passthrough { .. } | Route::Direct { .. } => panic!("no tunnel"),
     };
     assert_eq!(expected("10.0.0.2:80"), ["cluster.local/ns/default/sa/b"]);
     assert_eq!(
@@ -211,7 +217,7 @@ fn chosen(to: &str, throws: u64) -> Vec<String> {
     let snapshot = mesh();
     let throw = |dice| match dial_as(&snapshot, "src", to, dice).unwrap() {
         Route::Tunnel { workload, .. } => workload.name.to_string(),
-        Route::Passthrough { to, .. } => to.to_string(),
+        Route::Passthrough { to, .. } | Route::Direct { to, .. } => to.to_string(),
     };
     (0..throws).map(throw).collect()
 }
@@ -248,4 +254,40 @@ fn the_nearest_go_first() {
 #[test]
 fn everybody_counts_where_health_does_not() {
     assert_eq!(chosen("10.1.0.4:80", 4), ["b1", "b3", "b1", "b3"]);
+}
+
+#[test]
+fn a_pod_of_this_node_is_called_without_a_tunnel() {
+    let here = [("src", 1, "10.0.0.1"), ("b1", 2, "10.0.0.2")].map(|(uid, cookie, address)| {
+        super::super::view::LocalPod {
+            uid: Uid(uid.into()),
+            cookie: NetnsCookie(cookie),
+            addresses: vec![address.parse().unwrap()],
+        }
+    });
+    let view = View::new(mesh(), here, &Lanes::default());
+    let source = view.mesh.workload_by_uid(&Uid("src".into())).unwrap();
+    let dial = |to: &str, except: &[SocketAddr], dice| {
+        let departure = Departure {
+            source,
+            destination: to.parse().unwrap(),
+            except,
+        };
+        show(&route(&departure, &view, dice).unwrap())
+    };
+    assert_eq!(dial("10.0.0.2:9999", &[], 0), "direct b1 10.0.0.2:9999");
+    // The address is not one under which it is captured here.
+    assert_eq!(dial("[fd00::2]:80", &[], 0), "tunnel b1 [fd00::2]:80");
+    assert_eq!(dial("10.0.0.3:80", &[], 0), "tunnel b2 10.0.0.3:80");
+    // The kernel had the dice: what it could have chosen is not chosen again.
+    let local = ["10.0.0.2:8080".parse().unwrap()];
+    for dice in 0..8 {
+        assert_eq!(
+            dial("10.1.0.1:80", &local, dice),
+            "tunnel b2 10.0.0.3:80 of b"
+        );
+    }
+    // Unless there is nobody else.
+    let all: [SocketAddr; 2] = [local[0], "10.0.0.3:80".parse().unwrap()];
+    assert_eq!(dial("10.1.0.1:80", &all, 0), "direct b1 10.0.0.2:8080 of b");
 }

@@ -1,1 +1,284 @@
+//! What may go by itself, by example: a mesh as people write it, who calls whom, and the answer.
 
+use std::sync::Arc;
+
+use super::super::super::view::{Allowed, Lanes, SameNode};
+use super::*;
+use crate::mesh::{Uid, local};
+
+const MESH: &str = r#"
+workloads:
+- { uid: a, name: a, serviceAccount: a, workloadIps: ["10.0.0.1", "fd00::1"], protocol: HBONE, node: n }
+- { uid: b, name: b, serviceAccount: b, workloadIps: ["10.0.0.2", "fd00::2"], protocol: HBONE, node: n,
+    services: { default/s: { 80: 8080 }, default/four: { 80: 8080 } }, authorizationPolicies: [default/only-a] }
+- { uid: c, name: c, serviceAccount: c, workloadIps: ["10.0.0.3"], protocol: HBONE, node: n, capacity: 3,
+    services: { default/s: { 80: 8080 } } }
+- { uid: far, name: far, workloadIps: ["10.0.1.1"], protocol: HBONE, node: m, services: { default/s: { 80: 8080 } } }
+- { uid: plain, name: plain, workloadIps: ["10.0.2.1"], services: { default/s: { 80: 8080 } } }
+- { uid: told, name: told, workloadIps: ["10.0.0.4"], protocol: HBONE, node: n, applicationTunnel: { protocol: PROXY } }
+- { uid: shut, name: shut, workloadIps: ["10.0.0.5"], protocol: HBONE, node: n, authorizationPolicies: [default/no-a],
+    services: { default/s: { 80: 8080 } } }
+- { uid: behind, name: behind, workloadIps: ["10.0.0.6"], protocol: HBONE, node: n, waypoint: { destination: default/s } }
+services:
+- { name: s, hostname: s, vips: ["/10.1.0.1"], ports: { 80: 80 } }
+- { name: four, hostname: four, vips: ["/10.1.0.2", "/fd01::2"], ports: { 80: 80 } }
+policies:
+- { name: only-a, namespace: default, scope: WorkloadSelector, action: Allow, rules: [[[{ principals: [{ exact: cluster.local/ns/default/sa/a }] }]]] }
+- { name: no-a, namespace: default, scope: WorkloadSelector, action: Deny, rules: [[[{ principals: [{ exact: cluster.local/ns/default/sa/a }] }]]] }
+"#;
+
+/// The pods of this node and their namespaces.
+const HERE: [(&str, u64, &[&str]); 6] = [
+    ("a", 1, &["10.0.0.1", "fd00::1"]),
+    ("b", 2, &["10.0.0.2", "fd00::2"]),
+    ("c", 3, &["10.0.0.3"]),
+    ("told", 4, &["10.0.0.4"]),
+    ("shut", 5, &["10.0.0.5"]),
+    ("behind", 6, &["10.0.0.6"]),
+];
+
+fn view(lanes: &Lanes) -> View {
+    let pods = HERE.map(|(uid, cookie, addresses)| LocalPod {
+        uid: Uid(uid.into()),
+        cookie: NetnsCookie(cookie),
+        addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+    });
+    let mesh = Arc::new(local::parse(MESH).unwrap().into_snapshot());
+    View::new(mesh, pods, lanes)
+}
+
+fn joined() -> Allowed {
+    Allowed {
+        ends: Ends::Joined,
+        ..Allowed::default()
+    }
+}
+
+/// `address>pod weight`, and the total where others have a share.
+fn calls(pod: u64, to: &str, lanes: &Lanes) -> String {
+    let call = Call {
+        pod: NetnsCookie(pod),
+        destination: to.parse().unwrap(),
+    };
+    let Some(verdict) = super::call(&call, &view(lanes)) else {
+        return "proxy".to_owned();
+    };
+    let shown = verdict.backends.iter().map(|backend| {
+        let server = backend.server.map_or(0, |cookie| cookie.0);
+        let ends = match backend.ends {
+            Ends::Apart => "",
+            Ends::Joined => " joined",
+        };
+        format!("{}>{server} {}{ends}", backend.to, backend.weight)
+    });
+    let listed: Vec<String> = shown.collect();
+    format!("{} of {}", listed.join(", "), verdict.total)
+}
+
+#[test]
+fn calls_that_go_by_themselves() {
+    for (pod, to, expected) in [
+        (1, "192.0.2.1:443", "192.0.2.1:443>0 1 of 1"),
+        (1, "10.0.0.2:80", "10.0.0.2:80>2 1 of 1"),
+        (1, "[fd00::2]:80", "[fd00::2]:80>2 1 of 1"),
+        (1, "10.0.2.1:80", "10.0.2.1:80>0 1 of 1"),
+        // On another node; wants a PROXY header; refused by policy; behind a waypoint.
+        (1, "10.0.1.1:80", "proxy"),
+        (1, "10.0.0.4:80", "proxy"),
+        (1, "10.0.0.5:80", "proxy"),
+        (1, "10.0.0.6:80", "proxy"),
+        // Only a may call b.
+        (3, "10.0.0.2:80", "proxy"),
+        // An unknown namespace.
+        (9, "192.0.2.1:443", "proxy"),
+        // The shares of the far one and of the one that refuses stay with the proxy.
+        (
+            1,
+            "10.1.0.1:80",
+            "10.0.0.2:8080>2 1, 10.0.0.3:8080>3 3, 10.0.2.1:8080>0 1 of 7",
+        ),
+        (
+            3,
+            "10.1.0.1:80",
+            "10.0.0.3:8080>3 3, 10.0.2.1:8080>0 1, 10.0.0.5:8080>5 1 of 7",
+        ),
+        (1, "10.1.0.1:81", "proxy"),
+        (1, "[fd01::2]:80", "[fd00::2]:8080>2 1 of 1"),
+    ] {
+        assert_eq!(calls(pod, to, &Lanes::default()), expected, "{pod} {to}");
+    }
+}
+
+#[test]
+fn either_end_can_ask_for_a_tunnel_and_both_must_agree_to_be_joined() {
+    let tunnel = Allowed {
+        same_node: SameNode::Tunnel,
+        ..Allowed::default()
+    };
+    let with = |mesh, of: &[(&str, Allowed)]| Lanes {
+        mesh,
+        overrides: of
+            .iter()
+            .map(|(uid, own)| (Uid((*uid).into()), *own))
+            .collect(),
+    };
+    let direct = "10.0.0.2:80>2 1 of 1";
+    for (lanes, expected) in [
+        (with(tunnel, &[]), "proxy"),
+        (with(Allowed::default(), &[("a", tunnel)]), "proxy"),
+        (with(Allowed::default(), &[("b", tunnel)]), "proxy"),
+        (with(Allowed::default(), &[("c", tunnel)]), direct),
+        (with(joined(), &[]), "10.0.0.2:80>2 1 joined of 1"),
+        (with(joined(), &[("b", Allowed::default())]), direct),
+        (with(Allowed::default(), &[("a", joined())]), direct),
+    ] {
+        assert_eq!(calls(1, "10.0.0.2:80", &lanes), expected, "{lanes:?}");
+    }
+    // What leaves the mesh has no encryption to ask for, and nobody here to be joined with.
+    assert_eq!(
+        calls(1, "192.0.2.1:443", &with(tunnel, &[])),
+        "192.0.2.1:443>0 1 of 1"
+    );
+    assert_eq!(
+        calls(1, "192.0.2.1:443", &with(joined(), &[])),
+        "192.0.2.1:443>0 1 of 1"
+    );
+}
+
+#[test]
+fn plaintext_from_outside() {
+    let view = view(&Lanes::default());
+    for (pod, to, expected) in [
+        (3, "10.0.0.3:80", true),
+        // Only a principal may call b, and plaintext has none.
+        (2, "10.0.0.2:80", false),
+        // A denied principal is nobody who calls in plaintext.
+        (5, "10.0.0.5:80", true),
+        // Not its address; wants a PROXY header; not here.
+        (3, "10.0.0.2:80", false),
+        (4, "10.0.0.4:80", false),
+        (9, "10.0.0.3:80", false),
+    ] {
+        let arrival = kernel::Arrival {
+            pod: NetnsCookie(pod),
+            to: to.parse().unwrap(),
+            from: "192.0.2.9".parse().unwrap(),
+        };
+        assert_eq!(super::arrival(&arrival, &view), expected, "{pod} {to}");
+    }
+}
+
+#[test]
+fn connections_that_may_stay() {
+    let lanes = Lanes::default();
+    let tunnel = Lanes {
+        mesh: Allowed {
+            same_node: SameNode::Tunnel,
+            ..Allowed::default()
+        },
+        ..Lanes::default()
+    };
+    let open = |pod, server_pod, opener, client: &str, server: &str| Flow {
+        pod: NetnsCookie(pod),
+        server_pod: Some(NetnsCookie(server_pod)).filter(|cookie| cookie.0 != 0),
+        opener,
+        client: client.parse().unwrap(),
+        server: server.parse().unwrap(),
+        dialled: "10.1.0.1:80".parse().unwrap(),
+        socket: 1,
+        opened: 0,
+    };
+    for (flow, lanes, expected) in [
+        (
+            open(1, 2, Opener::Pod, "10.0.0.1:9", "10.0.0.2:8080"),
+            &lanes,
+            true,
+        ),
+        (
+            open(1, 2, Opener::Proxy, "10.0.0.1:9", "10.0.0.2:8080"),
+            &tunnel,
+            false,
+        ),
+        (
+            open(3, 2, Opener::Pod, "10.0.0.3:9", "10.0.0.2:8080"),
+            &lanes,
+            false,
+        ),
+        (
+            open(1, 5, Opener::Pod, "10.0.0.1:9", "10.0.0.5:8080"),
+            &lanes,
+            false,
+        ),
+        // Outside, and what has become a member since.
+        (
+            open(1, 0, Opener::Pod, "10.0.0.1:9", "192.0.2.1:80"),
+            &lanes,
+            true,
+        ),
+        (
+            open(1, 0, Opener::Pod, "10.0.0.1:9", "10.0.1.1:80"),
+            &lanes,
+            false,
+        ),
+        (
+            open(1, 0, Opener::Pod, "10.0.0.1:9", "10.0.0.2:80"),
+            &lanes,
+            false,
+        ),
+        (
+            open(3, 3, Opener::Outside, "192.0.2.1:9", "10.0.0.3:80"),
+            &lanes,
+            true,
+        ),
+        (
+            open(2, 2, Opener::Outside, "192.0.2.1:9", "10.0.0.2:80"),
+            &lanes,
+            false,
+        ),
+        // Pods that are no longer served here.
+        (
+            open(9, 2, Opener::Pod, "10.0.0.9:9", "10.0.0.2:80"),
+            &lanes,
+            true,
+        ),
+        (
+            open(1, 9, Opener::Pod, "10.0.0.1:9", "10.0.0.9:80"),
+            &lanes,
+            true,
+        ),
+    ] {
+        assert_eq!(super::flow(&flow, &view(lanes)), expected, "{flow:?}");
+    }
+}
+
+#[test]
+fn more_backends_than_a_verdict_holds_leave_a_share_to_the_proxy() {
+    let mut workloads = String::from(
+        "{ uid: a, name: a, serviceAccount: a, workloadIps: [10.0.0.1], protocol: HBONE }",
+    );
+    let mut pods = vec![("a".to_owned(), 1, "10.0.0.1".to_owned())];
+    for number in 1..=12_u64 {
+        let address = format!("10.0.9.{number}");
+        workloads.push_str(&format!(
+            ", {{ uid: w{number}, name: w{number}, workloadIps: [{address}], protocol: HBONE, services: {{ default/s: {{ 80: 80 }} }} }}"
+        ));
+        pods.push((format!("w{number}"), 10 + number, address));
+    }
+    let text = format!(
+        "{{ workloads: [{workloads}], services: [{{ name: s, hostname: s, vips: [/10.1.0.1], ports: {{ 80: 80 }} }}] }}"
+    );
+    let mesh = Arc::new(local::parse(&text).unwrap().into_snapshot());
+    let pods = pods.into_iter().map(|(uid, cookie, address)| LocalPod {
+        uid: Uid(uid.as_str().into()),
+        cookie: NetnsCookie(cookie),
+        addresses: vec![address.parse().unwrap()],
+    });
+    let view = View::new(mesh, pods, &Lanes::default());
+    let call = Call {
+        pod: NetnsCookie(1),
+        destination: "10.1.0.1:80".parse().unwrap(),
+    };
+    let verdict = super::call(&call, &view).unwrap();
+    assert_eq!(verdict.backends.len(), MOST_BACKENDS);
+    assert_eq!(verdict.total, 12);
+}

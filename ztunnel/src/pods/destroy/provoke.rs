@@ -1,0 +1,242 @@
+//! Destroys connections without the kernel's help: with resets that bear the right numbers.
+//!
+//! A socket takes a reset only at exactly the sequence number it expects next (RFC 5961, section
+//! 3.2), and nothing tells that number but the socket itself. So it is asked: a segment in its
+//! peer's name with one byte that is out of its window has to be answered with an
+//! acknowledgement (RFC 9293, section 3.10.7.4), which bears both the number expected and the number
+//! that the peer expects. A connection that is being opened is asked with a SYN: the end that
+//! opens it takes that for a simultaneous open and answers, the other end answers a SYN that is
+//! not the first one as it does a byte out of its window. The answer is heard on its way out, and
+//! a reset follows to both ends.
+//!
+//! The byte cannot reach the application. It is out of the window but for one try in a thousand,
+//! and then its acknowledgement, as random, is not one that the socket takes; and what would be
+//! taken is not delivered before the bytes that come before it, which the reset outruns. Linux
+//! limits the rate of such answers, but not to segments with data (`tcp_oow_rate_limited`).
+//!
+//! While a connection carries bulk, its numbers may have moved on when the reset arrives. The end
+//! that sends is hit nonetheless, because the one that only receives stands still; every later
+//! acknowledgement brings another reset. What counts is the kernel's table: a connection that is
+//! still in it is asked again, or reported as a failure.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use foldhash::HashMap;
+
+use super::diag::Diag;
+use super::segment::{Flags, Heard, Segment};
+use super::sniffer::{MOST, Sniffer};
+use super::{Connection, Error, Failure, Outcome, PATIENCE, Target};
+
+/// How long the answers to one round of probes are waited for. Over loopback they are there at
+/// once, unless the application is just using the socket.
+const ROUND: Duration = Duration::from_millis(10);
+/// What each [`MOST`] connections have at least, however many there are.
+const FAIR_SHARE: Duration = Duration::from_millis(20);
+
+/// Resets connections, in time.
+pub(super) fn reset(diag: &mut Diag, targets: &[Target]) -> Result<Vec<Outcome>, Error> {
+    let end = Instant::now() + PATIENCE;
+    let mut outcomes = Vec::with_capacity(targets.len());
+    let mut left = targets.chunks(MOST);
+    while let Some(chunk) = left.next() {
+        let others = u32::try_from(left.len()).unwrap_or(u32::MAX);
+        let share = end.saturating_duration_since(Instant::now()) / others.saturating_add(1);
+        let until = Instant::now() + share.max(FAIR_SHARE);
+        outcomes.extend(Attempt::new(chunk)?.carry_out(diag, until)?);
+    }
+    Ok(outcomes)
+}
+
+/// One connection's way to its end.
+struct Victim {
+    target: Target,
+    /// What it said last.
+    heard: Option<Heard>,
+    probes: u32,
+    resets: u32,
+    /// Whether it has not answered the last probe.
+    silent: bool,
+    alive: bool,
+}
+
+struct Attempt {
+    sniffer: Sniffer,
+    victims: Vec<Victim>,
+    /// By local and remote end.
+    places: HashMap<(SocketAddr, SocketAddr), usize>,
+    /// What was heard at once; kept to be filled again.
+    heard: Vec<Heard>,
+}
+
+impl Attempt {
+    fn new(targets: &[Target]) -> Result<Self, Error> {
+        let victim = |target: &Target| Victim {
+            target: *target,
+            heard: None,
+            probes: 0,
+            resets: 0,
+            silent: true,
+            alive: true,
+        };
+        let ends = |target: &Target| (target.connection.local, target.connection.remote);
+        let places = targets.iter().enumerate();
+        Ok(Self {
+            sniffer: Sniffer::open(targets)?,
+            victims: targets.iter().map(victim).collect(),
+            places: places.map(|(at, target)| (ends(target), at)).collect(),
+            heard: Vec::new(),
+        })
+    }
+
+    fn carry_out(mut self, diag: &mut Diag, until: Instant) -> Result<Vec<Outcome>, Error> {
+        let failed = |source| Error::Packets {
+            what: "listen to packets",
+            source,
+        };
+        loop {
+            let round = until.min(Instant::now() + ROUND);
+            self.ask();
+            while self.victims.iter().any(Victim::is_silent) && Instant::now() < round {
+                self.strike(round).map_err(failed)?;
+            }
+            self.look(diag)?;
+            if !self.victims.iter().any(Victim::is_pending) || Instant::now() >= until {
+                break;
+            }
+            // Nobody is asked again before that, but a busy socket says something all the time.
+            while Instant::now() < round {
+                self.strike(round).map_err(failed)?;
+            }
+        }
+        Ok(self.victims.into_iter().map(Victim::outcome).collect())
+    }
+
+    /// Asks every socket that is alive for its numbers.
+    fn ask(&mut self) {
+        for victim in self.victims.iter_mut().filter(|victim| victim.is_pending()) {
+            victim.probes += 1;
+            victim.silent = true;
+            attempted(self.sniffer.send(&victim.probe()));
+        }
+    }
+
+    /// Listens until somebody is heard, and sends resets to them.
+    fn strike(&mut self, until: Instant) -> io::Result<()> {
+        self.sniffer.listen(until, &mut self.heard)?;
+        let mut fresh = Vec::new();
+        for heard in &self.heard {
+            let at = self.places.get(&(heard.from, heard.to)).copied();
+            if let Some(at) = at
+                && let Some(victim) = self.victims.get_mut(at)
+            {
+                // The latest word of each counts.
+                victim.heard = Some(*heard);
+                fresh.push(at);
+            }
+        }
+        fresh.sort_unstable();
+        fresh.dedup();
+        for at in fresh {
+            if let Some(victim) = self.victims.get_mut(at).filter(|one| one.is_pending()) {
+                victim.silent = false;
+                victim.strike(&self.sniffer);
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out who is still there.
+    fn look(&mut self, diag: &mut Diag) -> Result<(), Error> {
+        let pending = |victim: &&mut Victim| victim.is_pending();
+        let mut pending: Vec<&mut Victim> = self.victims.iter_mut().filter(pending).collect();
+        let wanted: Vec<Connection> = pending
+            .iter()
+            .map(|victim| Connection {
+                cookie: victim.target.found.cookie.try_into().ok(),
+                ..victim.target.connection
+            })
+            .collect();
+        for (victim, found) in pending.iter_mut().zip(diag.find(&wanted)?) {
+            match found {
+                Some(found) => victim.target.found = found,
+                None => victim.alive = false,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Victim {
+    /// Whether there is something left to do that can help.
+    fn is_pending(&self) -> bool {
+        self.alive && self.target.found.device == 0
+    }
+
+    fn is_silent(&self) -> bool {
+        self.is_pending() && self.silent
+    }
+
+    /// A segment in the peer's name that the socket has to answer.
+    fn probe(&self) -> Segment {
+        let Connection { local, remote, .. } = self.target.connection;
+        let (flags, data): (_, &'static [u8]) = if self.target.found.state.is_opening() {
+            (Flags::SYN, &[])
+        } else {
+            (Flags::ACK, &[0])
+        };
+        Segment {
+            from: remote,
+            to: local,
+            // Long past, where it is known what is expected.
+            sequence: self
+                .heard
+                .map_or_else(rand::random, |heard| heard.expects.wrapping_sub(1 << 30)),
+            acknowledges: if flags.has(Flags::ACK) {
+                rand::random()
+            } else {
+                0
+            },
+            flags,
+            data,
+        }
+    }
+
+    /// Sends both ends the reset that fits what was heard last.
+    fn strike(&mut self, sniffer: &Sniffer) {
+        let Some(heard) = self.heard else { return };
+        self.resets += 1;
+        let Connection { local, remote, .. } = self.target.connection;
+        let reset = |from, to, sequence, acknowledges| Segment {
+            from,
+            to,
+            sequence,
+            acknowledges,
+            flags: Flags::RST.and(Flags::ACK),
+            data: &[],
+        };
+        attempted(sniffer.send(&reset(remote, local, heard.expects, heard.next)));
+        attempted(sniffer.send(&reset(local, remote, heard.next, heard.expects)));
+    }
+
+    fn outcome(self) -> Outcome {
+        let device = self.target.found.device;
+        match (self.alive, self.resets) {
+            (false, _) => Outcome::Destroyed,
+            (true, _) if device != 0 => Outcome::Failed(Failure::Bound { device }),
+            (true, 0) => Outcome::Failed(Failure::Unanswered {
+                probes: self.probes,
+            }),
+            (true, resets) => Outcome::Failed(Failure::Outran { resets }),
+        }
+    }
+}
+
+/// A segment that cannot be sent is one that is not answered, and counts as that.
+fn attempted(sent: io::Result<()>) {
+    if let Err(error) = sent {
+        tracing::debug!(%error, "cannot send a segment to end a connection");
+    }
+}

@@ -1,0 +1,456 @@
+//! Connections between two pods on one link are destroyed, the kernel's way and the other one.
+
+mod world;
+
+use std::io::Write as _;
+use std::net::Shutdown;
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockRef, Socket};
+
+use self::world::{Ends, Side, World, at, error_of, is_broken, reader, seen};
+use super::diag::Diag;
+use super::segment::{Flags, Segment};
+use super::sniffer::Sniffer;
+use super::{Connection, Failure, Outcome, Target, Way};
+
+/// Each way, from each side.
+const TABLE: [(Way, Side); 4] = [
+    (Way::Kernel, Side::Client),
+    (Way::Kernel, Side::Server),
+    (Way::Packets, Side::Client),
+    (Way::Packets, Side::Server),
+];
+
+/// Where the server listens, and what the client dials.
+const FAMILIES: [(&str, &str); 4] = [
+    ("10.11.0.2:80", "10.11.0.2:80"),
+    ("[fd11::2]:80", "[fd11::2]:80"),
+    // Either end, or both, in an IPv6 socket with v4-mapped addresses.
+    ("[::]:80", "10.11.0.2:80"),
+    ("[::]:80", "[::ffff:10.11.0.2]:80"),
+];
+
+#[test]
+#[ignore = "needs root"]
+fn both_ends_are_told_at_once_and_the_neighbour_lives_on() {
+    let world = World::new();
+    for (way, side) in TABLE {
+        for (listen, dial) in FAMILIES {
+            let listener = world.listen(listen);
+            let ends = world.connect(&listener, dial);
+            let neighbour = world.connect(&listener, dial);
+            let case = format!("{way:?} {side:?} {listen} {dial}");
+            let readers = [reader(&ends.client), reader(&ends.server)];
+            let started = Instant::now();
+            let connection = ends.seen_by(side);
+            let outcome = world.destroy_one(way, side, connection);
+            assert!(matches!(outcome, Outcome::Destroyed), "{case}: {outcome:?}");
+            for reader in readers {
+                let (read, when) = reader.join().unwrap();
+                let error = read.expect_err(&case);
+                assert!(is_broken(&error), "{case}: {error}");
+                let waited = when.duration_since(started);
+                assert!(waited < Duration::from_millis(100), "{case}: {waited:?}");
+            }
+            assert!(neighbour.is_alive(), "{case}");
+            assert!(world.connect(&listener, dial).is_alive(), "{case}: listens");
+            let outcome = world.destroy_one(way, side, connection);
+            assert!(matches!(outcome, Outcome::Gone), "{case}: {outcome:?}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn addresses_may_be_given_v4_mapped_or_not() {
+    let world = World::new();
+    for way in [Way::Kernel, Way::Packets] {
+        for (listen, dial) in FAMILIES {
+            let listener = world.listen(listen);
+            let ends = world.connect(&listener, dial);
+            let Connection { local, remote, .. } = ends.seen_by(Side::Client);
+            let other = |address: std::net::SocketAddr| match address.ip() {
+                std::net::IpAddr::V4(v4) => (v4.to_ipv6_mapped(), address.port()).into(),
+                std::net::IpAddr::V6(v6) => (v6.to_canonical(), address.port()).into(),
+            };
+            let connection = Connection {
+                local: other(local),
+                remote: other(remote),
+                cookie: None,
+            };
+            let outcome = world.destroy_one(way, Side::Client, connection);
+            assert!(
+                matches!(outcome, Outcome::Destroyed),
+                "{way:?} {dial}: {outcome:?}"
+            );
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_connection_that_waits_for_an_answer() {
+    let world = World::new();
+    for way in [Way::Kernel, Way::Packets] {
+        for nobody in ["10.99.0.1:80", "[fd99::1]:80"] {
+            let socket = world.socket(Domain::for_address(at(nobody)));
+            socket.set_nonblocking(true).unwrap();
+            socket.connect(&at(nobody).into()).unwrap_err();
+            let connection = Connection {
+                local: socket.local_addr().unwrap().as_socket().unwrap(),
+                remote: at(nobody),
+                cookie: None,
+            };
+            let outcome = world.destroy_one(way, Side::Client, connection);
+            assert!(
+                matches!(outcome, Outcome::Destroyed),
+                "{way:?} {nobody}: {outcome:?}"
+            );
+            let error = socket.take_error().unwrap().unwrap();
+            assert!(is_broken(&error), "{way:?} {nobody}: {error}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_connection_that_a_listener_has_begun_to_answer() {
+    let world = World::new();
+    for way in [Way::Kernel, Way::Packets] {
+        for (client, server) in [
+            ("10.99.0.1:5555", "10.11.0.2:80"),
+            ("[fd99::1]:5555", "[fd11::2]:80"),
+        ] {
+            let listener = world.listen(server);
+            let connection = Connection {
+                local: at(server),
+                remote: at(client),
+                cookie: None,
+            };
+            let neighbour = world.connect(&listener, server);
+            // A client that says nothing more.
+            let first = Segment {
+                from: at(client),
+                to: at(server),
+                sequence: 1,
+                acknowledges: 0,
+                flags: Flags::SYN,
+                data: &[],
+            };
+            let sent = world.server.visit(|| {
+                // Whom the sniffer listens to does not matter; it only sends.
+                let neighbour = neighbour.seen_by(Side::Server);
+                let found = Diag::open().unwrap().find(&[neighbour]).unwrap();
+                let target = Target {
+                    connection: neighbour,
+                    found: found[0].unwrap(),
+                };
+                Sniffer::open(&[target]).unwrap().send(&first)
+            });
+            sent.unwrap().unwrap();
+            let outcome = world.destroy_one(way, Side::Server, connection);
+            assert!(
+                matches!(outcome, Outcome::Destroyed),
+                "{way:?} {server}: {outcome:?}"
+            );
+            let dial = || world.connect(&listener, server).is_alive();
+            assert!(dial(), "{way:?} {server}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn half_closed_connections() {
+    let world = World::new();
+    for (way, side) in TABLE {
+        for (listen, dial) in FAMILIES {
+            for closes in [Side::Client, Side::Server] {
+                let listener = world.listen(listen);
+                let ends = world.connect(&listener, dial);
+                let case = format!("{way:?} {side:?} {dial} closed by {closes:?}");
+                let closer = match closes {
+                    Side::Client => &ends.client,
+                    Side::Server => &ends.server,
+                };
+                closer.shutdown(Shutdown::Write).unwrap();
+                std::thread::sleep(Duration::from_millis(5));
+                let outcome = world.destroy_one(way, side, ends.seen_by(side));
+                assert!(matches!(outcome, Outcome::Destroyed), "{case}: {outcome:?}");
+                for end in [&ends.client, &ends.server] {
+                    let error = error_of(end).unwrap_or_else(|| panic!("{case}: no error"));
+                    assert!(is_broken(&error), "{case}: {error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn one_end_has_closed_and_the_other_one_goes_on() {
+    let world = World::new();
+    for (way, side) in TABLE {
+        let listener = world.listen("10.11.0.2:80");
+        let ends = world.connect(&listener, "10.11.0.2:80");
+        let connection = ends.seen_by(side);
+        let (closed, open) = match side {
+            Side::Client => (ends.client, ends.server),
+            Side::Server => (ends.server, ends.client),
+        };
+        drop(closed);
+        std::thread::sleep(Duration::from_millis(5));
+        // Nobody holds the socket, the kernel waits for the other end.
+        let outcome = world.destroy_one(way, side, connection);
+        assert!(
+            matches!(outcome, Outcome::Destroyed),
+            "{way:?} {side:?}: {outcome:?}"
+        );
+        let other = match side {
+            Side::Client => Side::Server,
+            Side::Server => Side::Client,
+        };
+        let reversed = Connection {
+            local: connection.remote,
+            remote: connection.local,
+            cookie: None,
+        };
+        // Whether the other end was told depends on the kernel; from its own side it is.
+        let outcome = world.destroy_one(way, other, reversed);
+        assert!(!matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
+        let error = error_of(&open).unwrap();
+        assert!(is_broken(&error), "{way:?} {side:?}: {error}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_thousand_at_once() {
+    let world = World::new();
+    for (way, side) in TABLE {
+        for (listen, dial) in FAMILIES {
+            let listener = world.listen(listen);
+            let all: Vec<Ends> = (0..1000).map(|_| world.connect(&listener, dial)).collect();
+            let neighbour = world.connect(&listener, dial);
+            let connections: Vec<_> = all.iter().map(|ends| ends.seen_by(side)).collect();
+            let started = Instant::now();
+            let destroyed = world.destroy(way, side, &connections);
+            let took = started.elapsed();
+            println!("1000 connections, {way:?} from {side:?}, {listen} {dial}: {took:?}");
+            for outcome in &destroyed.outcomes {
+                assert!(matches!(outcome, Outcome::Destroyed), "{outcome:?}");
+            }
+            assert!(took < Duration::from_millis(500), "{took:?}");
+            for end in all.iter().flat_map(|ends| [&ends.client, &ends.server]) {
+                assert!(is_broken(&error_of(end).unwrap()));
+            }
+            assert!(neighbour.is_alive());
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn connections_full_of_traffic() {
+    let world = World::new();
+    for (way, side) in TABLE {
+        for (up, down) in [(true, false), (false, true), (true, true)] {
+            let listener = world.listen("[::]:80");
+            let all: Vec<Ends> = (0..4)
+                .map(|_| world.connect(&listener, "10.11.0.2:80"))
+                .collect();
+            let carried = Arc::new(AtomicU64::new(0));
+            let enough = Arc::new(AtomicBool::new(false));
+            let mut threads = Vec::new();
+            for ends in &all {
+                let pairs = [(&ends.client, &ends.server), (&ends.server, &ends.client)];
+                for ((from, to), _) in pairs.into_iter().zip([up, down]).filter(|(_, on)| *on) {
+                    threads.push(pour(from, carried.clone(), enough.clone()));
+                    let reader = reader(to);
+                    threads.push(std::thread::spawn(move || {
+                        let (read, _) = reader.join().unwrap();
+                        assert!(is_broken(&read.unwrap_err()));
+                    }));
+                }
+            }
+            std::thread::sleep(Duration::from_millis(100));
+            let connections: Vec<_> = all.iter().map(|ends| ends.seen_by(side)).collect();
+            let before = carried.load(Ordering::Relaxed);
+            let started = Instant::now();
+            let destroyed = world.destroy(way, side, &connections);
+            let took = started.elapsed();
+            println!("{way:?} {side:?} up {up} down {down}: {took:?} after {before} bytes");
+            enough.store(true, Ordering::Relaxed);
+            for outcome in &destroyed.outcomes {
+                assert!(
+                    matches!(outcome, Outcome::Destroyed),
+                    "{way:?} {side:?}: {outcome:?}"
+                );
+            }
+            for thread in threads {
+                thread.join().unwrap();
+            }
+        }
+    }
+}
+
+/// Writes until it cannot.
+fn pour(
+    to: &std::net::TcpStream,
+    carried: Arc<AtomicU64>,
+    enough: Arc<AtomicBool>,
+) -> std::thread::JoinHandle<()> {
+    let mut to = to.try_clone().unwrap();
+    std::thread::spawn(move || {
+        let bytes = vec![0; 1 << 16];
+        while let Ok(written) = to.write(&bytes) {
+            carried.fetch_add(written as u64, Ordering::Relaxed);
+            if enough.load(Ordering::Relaxed) {
+                // Still connected a moment later: the test has failed already.
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    })
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_reader_that_does_not_read_and_bytes_that_were_not_read() {
+    let world = World::new();
+    for (way, side) in TABLE {
+        let listener = world.listen("10.11.0.2:80");
+        let mut ends = world.connect(&listener, "10.11.0.2:80");
+        ends.client.set_nonblocking(true).unwrap();
+        while ends.client.write(&[1; 4096]).is_ok() {}
+        let outcome = world.destroy_one(way, side, ends.seen_by(side));
+        assert!(
+            matches!(outcome, Outcome::Destroyed),
+            "{way:?} {side:?}: {outcome:?}"
+        );
+        for end in [&ends.client, &ends.server] {
+            let error = error_of(end).unwrap();
+            assert!(is_broken(&error), "{way:?} {side:?}: {error}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_listener_of_a_connection_that_is_gone_is_left_alone() {
+    let world = World::new();
+    for way in [Way::Kernel, Way::Packets] {
+        let listener = world.listen("10.11.0.2:80");
+        let connection = Connection {
+            local: at("10.11.0.2:80"),
+            remote: at("10.11.0.1:5555"),
+            cookie: None,
+        };
+        let outcome = world.destroy_one(way, Side::Server, connection);
+        assert!(matches!(outcome, Outcome::Gone), "{way:?}: {outcome:?}");
+        assert!(world.connect(&listener, "10.11.0.2:80").is_alive());
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_later_connection_between_the_same_addresses_is_left_alone() {
+    let world = World::new();
+    for way in [Way::Kernel, Way::Packets] {
+        let listener = world.listen("10.11.0.2:80");
+        let ends = world.connect(&listener, "10.11.0.2:80");
+        let cookie = SockRef::from(&ends.client).cookie().unwrap();
+        let with = |cookie| Connection {
+            cookie: NonZeroU64::new(cookie),
+            ..ends.seen_by(Side::Client)
+        };
+        let outcome = world.destroy_one(way, Side::Client, with(cookie + 1));
+        assert!(matches!(outcome, Outcome::Gone), "{way:?}: {outcome:?}");
+        assert!(ends.is_alive());
+        let outcome = world.destroy_one(way, Side::Client, with(cookie));
+        assert!(
+            matches!(outcome, Outcome::Destroyed),
+            "{way:?}: {outcome:?}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_socket_bound_to_a_device_does_not_escape_the_kernel() {
+    let world = World::new();
+    let listener = world.listen("10.11.0.2:80");
+    let connect = || {
+        let socket = world.socket(Domain::IPV4);
+        socket.bind_device(Some(b"pod0")).unwrap();
+        socket.connect(&at("10.11.0.2:80").into()).unwrap();
+        std::net::TcpStream::from(socket)
+    };
+    let stream = connect();
+    let outcome = world.destroy_one(Way::Packets, Side::Client, seen(&stream));
+    let Outcome::Failed(failure @ Failure::Bound { .. }) = outcome else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!(failure.reason(), "bound");
+    let outcome = world.destroy_one(Way::Kernel, Side::Client, seen(&stream));
+    assert!(matches!(outcome, Outcome::Destroyed), "{outcome:?}");
+    // The packets that do not reach it come from this side; from the other one they do.
+    drop(listener.accept().unwrap());
+    let stream = connect();
+    let (server, _) = listener.accept().unwrap();
+    let outcome = world.destroy_one(Way::Packets, Side::Server, seen(&server));
+    assert!(matches!(outcome, Outcome::Destroyed), "{outcome:?}");
+    assert!(is_broken(&error_of(&stream).unwrap()));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn both_ends_in_one_pod() {
+    let world = World::new();
+    for way in [Way::Kernel, Way::Packets] {
+        for address in ["127.0.0.1:80", "[::1]:80", "10.11.0.1:80"] {
+            let ends = world.client.visit(|| {
+                let listener = std::net::TcpListener::bind(at(address)).unwrap();
+                let socket = Socket::new(
+                    Domain::for_address(at(address)),
+                    socket2::Type::STREAM,
+                    None,
+                );
+                let socket = socket.unwrap();
+                socket.connect(&at(address).into()).unwrap();
+                let (server, _) = listener.accept().unwrap();
+                let client = socket.into();
+                Ends { client, server }
+            });
+            let ends = ends.unwrap();
+            let both = [ends.seen_by(Side::Client), ends.seen_by(Side::Server)];
+            let destroyed = world.destroy(way, Side::Client, &both);
+            for outcome in &destroyed.outcomes {
+                assert!(
+                    !matches!(outcome, Outcome::Failed(_)),
+                    "{way:?} {outcome:?}"
+                );
+            }
+            assert!(
+                is_broken(&error_of(&ends.client).unwrap()),
+                "{way:?} {address}"
+            );
+            assert!(
+                is_broken(&error_of(&ends.server).unwrap()),
+                "{way:?} {address}"
+            );
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn none_at_all() {
+    let world = World::new();
+    for way in [Way::Kernel, Way::Packets] {
+        world.destroy(way, Side::Client, &[]);
+    }
+}

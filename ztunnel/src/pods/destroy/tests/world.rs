@@ -1,0 +1,318 @@
+//! The verbs of these tests: two pods on one link, connections between them, and what their
+//! applications see.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddress, protocols::NETLINK_ROUTE};
+use nix::sched::{CloneFlags, unshare};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use super::super::super::Netns;
+use super::super::{Connection, Destroyed, Outcome, Way, destroy_by};
+
+/// An address and port.
+pub(super) fn at(address: &str) -> SocketAddr {
+    address.parse().unwrap()
+}
+
+/// Two pods: 10.11.0.1 and fd11::1, and 10.11.0.2 and fd11::2. What goes to other addresses is
+/// never answered.
+pub(super) struct World {
+    pub(super) client: Netns,
+    pub(super) server: Netns,
+    /// The thread in whose namespace the client lives ends when this is dropped.
+    _alive: (mpsc::Sender<()>, mpsc::Sender<()>),
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        let (server, server_path, server_alive) = namespace();
+        let (client, _, client_alive) = namespace();
+        let far = std::fs::File::open(server_path).unwrap();
+        client
+            .visit(|| {
+                link_to(&far);
+                set_up(["10.11.0.1", "fd11::1"]);
+            })
+            .unwrap();
+        server.visit(|| set_up(["10.11.0.2", "fd11::2"])).unwrap();
+        Self {
+            client,
+            server,
+            _alive: (client_alive, server_alive),
+        }
+    }
+
+    /// A listener of the server's.
+    pub(super) fn listen(&self, address: &str) -> TcpListener {
+        let address = at(address);
+        let listen = || {
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+            if address.is_ipv6() {
+                socket.set_only_v6(false).unwrap();
+            }
+            socket.set_reuse_address(true).unwrap();
+            socket.bind(&address.into()).unwrap();
+            socket.listen(2048).unwrap();
+            socket.into()
+        };
+        self.server.visit(listen).unwrap()
+    }
+
+    /// A socket of the client's.
+    pub(super) fn socket(&self, domain: Domain) -> Socket {
+        let make = || Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).unwrap();
+        self.client.visit(make).unwrap()
+    }
+
+    /// Both ends of a new connection.
+    pub(super) fn connect(&self, listener: &TcpListener, to: &str) -> Ends {
+        let to = at(to);
+        let socket = self.socket(Domain::for_address(to));
+        socket.connect(&to.into()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        Ends {
+            client: socket.into(),
+            server,
+        }
+    }
+
+    /// Destroys connections from one side.
+    pub(super) fn destroy(&self, way: Way, side: Side, connections: &[Connection]) -> Destroyed {
+        let netns = match side {
+            Side::Client => &self.client,
+            Side::Server => &self.server,
+        };
+        let destroyed = netns.visit(|| destroy_by(way, connections)).unwrap();
+        let destroyed = destroyed.unwrap();
+        assert_eq!(destroyed.way, way);
+        assert_eq!(destroyed.outcomes.len(), connections.len());
+        destroyed
+    }
+
+    /// Destroys one connection from one side.
+    pub(super) fn destroy_one(&self, way: Way, side: Side, connection: Connection) -> Outcome {
+        let mut outcomes = self.destroy(way, side, &[connection]).outcomes;
+        outcomes.pop().unwrap()
+    }
+}
+
+/// From where a connection is destroyed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Server,
+}
+
+/// The two ends of a connection.
+pub(super) struct Ends {
+    pub(super) client: TcpStream,
+    pub(super) server: TcpStream,
+}
+
+impl Ends {
+    /// The connection as a side sees it.
+    pub(super) fn seen_by(&self, side: Side) -> Connection {
+        seen(match side {
+            Side::Client => &self.client,
+            Side::Server => &self.server,
+        })
+    }
+
+    /// Bytes go through in both directions.
+    pub(super) fn is_alive(&self) -> bool {
+        let carry = |mut from: &TcpStream, mut to: &TcpStream| {
+            let mut byte = [0];
+            from.write_all(&[7]).is_ok() && to.read_exact(&mut byte).is_ok() && byte == [7]
+        };
+        carry(&self.client, &self.server) && carry(&self.server, &self.client)
+    }
+}
+
+/// The connection of a socket.
+pub(super) fn seen(stream: &TcpStream) -> Connection {
+    Connection {
+        local: stream.local_addr().unwrap(),
+        remote: stream.peer_addr().unwrap(),
+        cookie: None,
+    }
+}
+
+/// A thread that reads until it cannot, and says why and when.
+pub(super) fn reader(stream: &TcpStream) -> JoinHandle<(io::Result<usize>, Instant)> {
+    let mut stream = stream.try_clone().unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(3)))
+        .unwrap();
+    let thread = std::thread::spawn(move || {
+        let mut bytes = vec![0; 1 << 16];
+        loop {
+            match stream.read(&mut bytes) {
+                Ok(1..) => {}
+                end => return (end, Instant::now()),
+            }
+        }
+    });
+    // Until it is in read().
+    std::thread::sleep(Duration::from_millis(30));
+    thread
+}
+
+/// What a socket's application is told next: that the connection was broken off.
+pub(super) fn is_broken(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+    )
+}
+
+/// The error that waits at a socket, for which the news may still be under way.
+pub(super) fn error_of(stream: &TcpStream) -> Option<io::Error> {
+    let started = Instant::now();
+    loop {
+        let error = SockRef::from(stream).take_error().unwrap();
+        if error.is_some() || started.elapsed() > Duration::from_millis(500) {
+            return error;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn namespace() -> (Netns, PathBuf, mpsc::Sender<()>) {
+    let (alive, end) = mpsc::channel::<()>();
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let thread = nix::unistd::gettid();
+        tell.send(PathBuf::from(format!("/proc/self/task/{thread}/ns/net")))
+            .unwrap();
+        // An error is the end of the test.
+        end.recv().unwrap_or_default();
+    });
+    let path = told.recv().unwrap();
+    (Netns::open(&path).unwrap(), path, alive)
+}
+
+const DEVICE: &str = "pod0";
+
+/// A veth pair with one end here and the other one there.
+fn link_to(far: &std::fs::File) {
+    use std::os::fd::AsRawFd as _;
+    let mut other = LinkMessage::default();
+    other.attributes = vec![
+        LinkAttribute::IfName(DEVICE.into()),
+        LinkAttribute::NetNsFd(far.as_raw_fd()),
+    ];
+    let mut veth = LinkMessage::default();
+    veth.attributes = vec![
+        LinkAttribute::IfName(DEVICE.into()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
+        ]),
+    ];
+    request(RouteNetlinkMessage::NewLink(veth));
+}
+
+/// Loopback and the pod's device up, with addresses that can be used at once, and a way to
+/// everywhere else.
+fn set_up(addresses: [&str; 2]) {
+    let device = nix::net::if_::if_nametoindex(DEVICE).unwrap();
+    for index in [1, device] {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.header.flags = LinkFlags::Up;
+        link.header.change_mask = LinkFlags::Up;
+        request(RouteNetlinkMessage::SetLink(link));
+    }
+    // The strictest filter: packets of ours must get through it.
+    std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1").unwrap();
+    for address in addresses {
+        let address: IpAddr = address.parse().unwrap();
+        let mut message = AddressMessage::default();
+        message.header.index = device;
+        (message.header.family, message.header.prefix_len) = match address {
+            IpAddr::V4(_) => (AddressFamily::Inet, 24),
+            IpAddr::V6(_) => (AddressFamily::Inet6, 64),
+        };
+        message.header.flags = AddressHeaderFlags::Nodad;
+        message.attributes = vec![
+            AddressAttribute::Local(address),
+            AddressAttribute::Address(address),
+        ];
+        request(RouteNetlinkMessage::NewAddress(message));
+    }
+    for gateway in ["10.11.0.99", "fd11::99"] {
+        way_out(device, gateway.parse().unwrap());
+    }
+}
+
+/// A default route through a gateway that nobody is.
+fn way_out(device: u32, gateway: IpAddr) {
+    let (family, hop, neighbour_address) = match gateway {
+        IpAddr::V4(v4) => (
+            AddressFamily::Inet,
+            RouteAddress::Inet(v4),
+            NeighbourAddress::Inet(v4),
+        ),
+        IpAddr::V6(v6) => (
+            AddressFamily::Inet6,
+            RouteAddress::Inet6(v6),
+            NeighbourAddress::Inet6(v6),
+        ),
+    };
+    let mut route = RouteMessage::default();
+    route.header.address_family = family;
+    route.header.table = 254;
+    route.header.protocol = RouteProtocol::Static;
+    route.header.kind = RouteType::Unicast;
+    route.attributes = vec![RouteAttribute::Gateway(hop), RouteAttribute::Oif(device)];
+    request(RouteNetlinkMessage::NewRoute(route));
+    let mut neighbour = NeighbourMessage::default();
+    neighbour.header.family = family;
+    neighbour.header.ifindex = device;
+    neighbour.header.state = NeighbourState::Permanent;
+    neighbour.attributes = vec![
+        NeighbourAttribute::Destination(neighbour_address),
+        NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 9]),
+    ];
+    request(RouteNetlinkMessage::NewNeighbour(neighbour));
+}
+
+fn request(message: RouteNetlinkMessage) {
+    let mut socket = Netlink::new(NETLINK_ROUTE).unwrap();
+    socket.bind_auto().unwrap();
+    socket.connect(&NetlinkAddress::new(0, 0)).unwrap();
+    let mut packet = NetlinkMessage::from(message);
+    packet.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    packet.finalize();
+    let mut bytes = vec![0; packet.buffer_len()];
+    packet.serialize(&mut bytes);
+    socket.send(&bytes, 0).unwrap();
+    let (answer, _kernel) = socket.recv_from_full().unwrap();
+    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).unwrap();
+    if let NetlinkPayload::Error(error) = answer.payload {
+        assert_eq!(error.code, None, "{error:?}");
+    }
+}
