@@ -16,6 +16,7 @@ mod maps;
 mod object;
 mod pins;
 mod programs;
+pub mod selftest;
 mod sys;
 #[cfg(test)]
 mod tests;
