@@ -8,7 +8,7 @@
 use core::arch::asm;
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock_ops};
+use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock_ops, sk_msg_md};
 use ztunnel_ebpf_types::Address;
 
 /// One word of a context, at a constant offset.
@@ -64,6 +64,22 @@ impl Ends {
             Self {
                 local: words!(ops, bpf_sock_ops, local_ip6),
                 remote: words!(ops, bpf_sock_ops, remote_ip6),
+            }
+        }
+    }
+
+    /// Of the socket that sends a message. As in sock_ops, IPv4 may come in mapped form.
+    #[inline(always)]
+    pub fn of_message(message: *const sk_msg_md) -> Self {
+        if word::<{ offset_of!(sk_msg_md, family) }, _>(message) == AF_INET {
+            Self {
+                local: Address::v4(word::<{ offset_of!(sk_msg_md, local_ip4) }, _>(message)),
+                remote: Address::v4(word::<{ offset_of!(sk_msg_md, remote_ip4) }, _>(message)),
+            }
+        } else {
+            Self {
+                local: words!(message, sk_msg_md, local_ip6),
+                remote: words!(message, sk_msg_md, remote_ip6),
             }
         }
     }

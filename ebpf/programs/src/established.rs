@@ -8,21 +8,23 @@
 //! let out of the machine.
 
 use aya_ebpf::bindings::{
-    BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
-    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, SO_BINDTOIFINDEX, SOL_SOCKET, bpf_sock,
+    BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_HDR_OPT_LEN_CB,
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    SO_BINDTOIFINDEX, SOL_SOCKET, bpf_sock,
 };
 use aya_ebpf::helpers::generated::bpf_setsockopt;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::debug;
 use ztunnel_ebpf_types::{
-    Client, Config, Cookie, Destination, POD_ENROLLED, SAVED_ARRIVED, SAVED_DESTINATION,
+    Client, Config, Cookie, Destination, FLOW_JOIN, POD_ENROLLED, SAVED_ARRIVED, SAVED_DESTINATION,
     SAVED_DIRECT, SAVED_LISTENER, Saved,
 };
 
 use crate::connect::shown;
 use crate::context::Ends;
 use crate::flow;
+use crate::join;
 use crate::judge::{is_exempt, is_proxy};
 use crate::lookup;
 use crate::maps::{FLOWS, ORIGINS, PODS, config, logs, netns, saved, saved_or_new};
@@ -39,6 +41,10 @@ fn established(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_TCP_CONNECT_CB
         | BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
         | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {}
+        BPF_SOCK_OPS_HDR_OPT_LEN_CB => {
+            join::tcp_sends(&ctx);
+            return DONE;
+        }
         BPF_SOCK_OPS_STATE_CB => {
             changing(&ctx);
             return DONE;
@@ -143,7 +149,10 @@ fn connected(ctx: &SockOpsContext, config: &Config, ends: &Ends) {
     }
     let flow = flow::of_client(ctx, ends);
     if !flow::established(&flow, saved) {
-        stop(ctx, config, ends, port);
+        return stop(ctx, config, ends, port);
+    }
+    if saved.flags & FLOW_JOIN != 0 {
+        join::enroll(ctx, flow.client_end());
     }
 }
 
@@ -168,7 +177,11 @@ fn accepted(ctx: &SockOpsContext, config: &Config, cookie: Cookie, ends: &Ends) 
     let flow = flow::of_client(ctx, ends).swapped();
     if let Some(state) = FLOWS.get_ptr(&flow) {
         // SAFETY: the value stays readable for the length of this program.
-        if unsafe { (*state).server } == cookie {
+        let (server, flags) = unsafe { ((*state).server, (*state).flags) };
+        if server == cookie {
+            if flags & FLOW_JOIN != 0 {
+                join::enroll(ctx, flow.client_end().peer());
+            }
             return;
         }
     }

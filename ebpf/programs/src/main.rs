@@ -7,6 +7,7 @@
 //! | `name4`, `name6` | cgroup/getsockname4, 6 | the application sees its own address |
 //! | `established` | sockops | tells the proxy the original destination; stops what `capture` never saw; follows the direct lane |
 //! | `inbound` | sk_lookup | connections to a pod reach the proxy's listener |
+//! | `past` | sk_msg | what one end of a joined connection sends goes straight to the other |
 //!
 //! Everything is keyed by the network namespace's cookie: a socket of a namespace that is not
 //! enrolled is never touched. Where a map entry that capture needs is missing or cannot be
@@ -20,6 +21,7 @@ mod context;
 mod direct;
 mod established;
 mod flow;
+mod join;
 mod judge;
 mod lookup;
 mod maps;

@@ -11,7 +11,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, RingBuf, SockHash};
 use aya_ebpf::{EbpfContext, Global};
 use ztunnel_ebpf_types::{
     Address, Admission, Arrival, CONFIG_LOG, COUNT_OPEN, COUNTS as COUNTERS, Call, Client, Config,
-    Cookie, Destination, FLOW_LIMIT, Flow, FlowState, Pod, Saved, Verdict,
+    Cookie, Destination, End, FLOW_LIMIT, Flow, FlowState, Join, Pod, Saved, Verdict,
 };
 
 /// The proxy's settings; index 0 is the only one.
@@ -72,6 +72,15 @@ pub static EXEMPT_NETS: LpmTrie<Address, u32> = LpmTrie::with_max_entries(4096, 
 #[btf_map]
 pub static SOCKETS: SkStorage<Saved> = SkStorage::new();
 
+/// The ends of joined connections. The kernel takes a socket out when it is closed. `past` hangs
+/// on this map and is called for whatever a socket in it sends.
+#[map]
+pub static JOINED: SockHash<End> = SockHash::with_max_entries(65536, 0);
+
+/// The way that the bytes of a socket in JOINED take. It is freed with the socket.
+#[btf_map]
+pub static JOINS: SkStorage<Join> = SkStorage::new();
+
 /// Whether this kernel lets every program ask for the process id (Linux 6.10). Set before
 /// loading; the verifier drops the branch that is not taken.
 #[unsafe(no_mangle)]
@@ -115,13 +124,13 @@ pub fn netns<C: EbpfContext>(ctx: &C) -> Cookie {
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
-/// Adds to a counter. The compiler has no atomic addition for this target.
+/// Adds in one step. The compiler has no atomic addition for this target.
+///
+/// # Safety
+/// `place` is an aligned value of a map.
 #[inline(always)]
-pub fn count(index: u32, by: i64) {
-    let Some(place) = COUNTS.get_ptr_mut(index) else {
-        return;
-    };
-    // SAFETY: an aligned value of the map.
+pub unsafe fn add(place: *mut u64, by: i64) {
+    // SAFETY: the caller's promise.
     unsafe {
         asm!(
             "lock *(u64 *)({place} + 0) += {by}",
@@ -130,6 +139,16 @@ pub fn count(index: u32, by: i64) {
             options(nostack),
         );
     }
+}
+
+/// Adds to a counter.
+#[inline(always)]
+pub fn count(index: u32, by: i64) {
+    let Some(place) = COUNTS.get_ptr_mut(index) else {
+        return;
+    };
+    // SAFETY: an aligned value of the map.
+    unsafe { add(place, by) };
 }
 
 /// Whether the direct lane is as good as full: then the proxy takes new connections.
@@ -149,6 +168,14 @@ pub fn owner(address: &Address) -> Cookie {
         Some(cookie) => *cookie,
         None => 0,
     }
+}
+
+/// The way that the bytes of a socket take, or null if it is not joined.
+#[inline(always)]
+pub fn join(sk: *mut bpf_sock) -> *mut Join {
+    let map = core::ptr::from_ref(&JOINS).cast_mut().cast();
+    // SAFETY: the verifier checks that `sk` is a socket and not null.
+    unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0).cast() }
 }
 
 /// What the socket remembers, or null.

@@ -1,7 +1,7 @@
 //! The direct lane: verdicts that let connections past the proxy, the connections that took it,
 //! and what is told about them.
 
-use crate::{Address, Cookie};
+use crate::{Address, Cookie, End};
 
 /// How many backends a verdict holds. A service with more of them on this node has the rest
 /// chosen by the proxy.
@@ -103,6 +103,19 @@ impl Flow {
             server: self.client,
             client_port: self.server_port,
             server_port: self.client_port,
+        }
+    }
+
+    /// The client's end, between two pods.
+    #[inline(always)]
+    #[must_use]
+    pub const fn client_end(&self) -> End {
+        End {
+            local: self.client,
+            remote: self.server,
+            local_port: self.client_port,
+            remote_port: self.server_port,
+            cookie: 0,
         }
     }
 }

@@ -175,6 +175,68 @@ pub struct Destination {
     pub elsewhere: u32,
 }
 
+/// One end of a connection whose two ends are both on this machine; key of JOINED.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct End {
+    /// The address of the socket itself.
+    pub local: Address,
+    /// The address of its peer.
+    pub remote: Address,
+    /// The socket's port, in host byte order.
+    pub local_port: u32,
+    /// Its peer's port, in host byte order.
+    pub remote_port: u32,
+    /// The namespace of a connection over loopback, whose tuples repeat in each; zero between two
+    /// pods, whose addresses do not repeat on a machine.
+    pub cookie: Cookie,
+}
+
+impl End {
+    /// The end that talks to this one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn peer(&self) -> Self {
+        Self {
+            local: self.remote,
+            remote: self.local,
+            local_port: self.remote_port,
+            remote_port: self.local_port,
+            cookie: self.cookie,
+        }
+    }
+
+    /// Whether the connection stays inside one namespace, which its key must then name.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_inside(&self) -> bool {
+        self.local.is_loopback() || self.remote.is_loopback()
+    }
+}
+
+/// What a socket of JOINED remembers in JOINS, its socket storage: the way that the bytes take
+/// which it sends. TCP once is TCP for ever: the receiver reads bytes that went past TCP first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Join {
+    /// One of the `JOIN_` values.
+    pub way: u32,
+    /// Whose socket it is, one of the `SIDE_` values.
+    pub side: u32,
+}
+
+/// It has opened the connection.
+pub const SIDE_CLIENT: u32 = 0;
+/// It was accepted.
+pub const SIDE_SERVER: u32 = 1;
+
+/// Nothing was sent yet.
+pub const JOIN_OPEN: u32 = 0;
+/// All bytes so far went past TCP.
+pub const JOIN_PAST: u32 = 1;
+/// TCP carries the bytes from now on.
+pub const JOIN_TCP: u32 = 2;
+
 /// A key of EXEMPT_NETS, a longest-prefix-match trie.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -224,6 +286,8 @@ const _: () = assert!(size_of::<Pod>() == 36);
 const _: () = assert!(size_of::<Saved>() == 72);
 const _: () = assert!(size_of::<Client>() == 32);
 const _: () = assert!(size_of::<Destination>() == 24);
+const _: () = assert!(size_of::<End>() == 48 && align_of::<End>() == 8);
+const _: () = assert!(size_of::<Join>() == 8);
 const _: () = assert!(size_of::<Net>() == 20);
 const _: () = assert!(size_of::<Config>() == 28);
 

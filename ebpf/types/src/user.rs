@@ -5,8 +5,8 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{
-    Address, Admission, Arrival, Call, Client, Config, Destination, Event, Flow, FlowState, Net,
-    Pod, Saved, Verdict,
+    Address, Admission, Arrival, Call, Client, Config, Destination, End, Event, Flow, FlowState,
+    Join, Net, Pod, Saved, Verdict,
 };
 
 // SAFETY: repr(C), only integers, no padding (the size assertions), any bit pattern is valid.
@@ -17,6 +17,10 @@ unsafe impl aya::Pod for Client {}
 unsafe impl aya::Pod for Config {}
 // SAFETY: as for Address.
 unsafe impl aya::Pod for Destination {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for End {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for Join {}
 // SAFETY: as for Address.
 unsafe impl aya::Pod for Net {}
 // SAFETY: as for Address.

@@ -10,11 +10,13 @@
 
 mod error;
 mod events;
+mod join;
 mod log;
 mod maps;
 mod object;
 mod pins;
 mod programs;
+pub mod selftest;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -33,9 +35,9 @@ pub use error::Error;
 pub use events::{Event, Events, Happening};
 pub use log::LogForwarder;
 use maps::{Maps, failed};
-use object::{Object, Speech};
+use object::{Object, Owner, Speech};
 use pins::Pins;
-use programs::{ALL, Cgroup, INBOUND, attach_cgroup};
+use programs::{ALL, Cgroup, INBOUND, PAST, attach_cgroup};
 pub use verdicts::{Arrival, Backend, Call, Ends, Flow, MOST_BACKENDS, Opener, Verdict};
 
 /// How the programs are set up.
@@ -168,7 +170,8 @@ impl Kernel {
     pub fn open(config: &Config) -> Result<Self, Error> {
         let cgroup = Cgroup::open(config.cgroup.as_deref())?;
         let pins = Pins::open(&config.directory)?;
-        let mut object = Object::load(&pins, &ALL, Speech::Silent, config.verdicts)?;
+        let owner = Owner::Pinned(&pins);
+        let mut object = Object::load(owner, &ALL, Speech::Silent, config.verdicts)?;
         let maps = Maps::open(&mut object)?;
         let events = object.map("EVENTS")?;
         maps.configure(|settings| {
@@ -339,13 +342,25 @@ impl Kernel {
         Events::open(map)
     }
 
+    /// Lets connections be joined: from now on bytes between the ends that the programs enrol go
+    /// past TCP. Without it such connections are plain TCP.
+    ///
+    /// # Errors
+    /// When this kernel has no sockmap, or does not take the program.
+    pub fn join(&self) -> Result<(), Error> {
+        let owner = Owner::Pinned(&self.pins);
+        let mut object = Object::load(owner, &[PAST], Speech::Silent, self.verdicts)?;
+        join::attach(&mut object).map(drop)
+    }
+
     /// Has the programs say what they decide, and forwards it to the `log` crate at debug level.
     /// Silent programs have no code for it: others are put in their place.
     ///
     /// # Errors
     /// When the programs cannot be replaced, or their ring buffer cannot be opened.
     pub fn log_forwarder(&self) -> Result<LogForwarder, Error> {
-        let object = Object::load(&self.pins, &ALL, Speech::Debug, self.verdicts)?;
+        let owner = Owner::Pinned(&self.pins);
+        let object = Object::load(owner, &ALL, Speech::Debug, self.verdicts)?;
         attach_cgroup(&object, &self.pins, &self.cgroup)?;
         *self.inbound() = inbound(&object)?;
         self.renew()?;

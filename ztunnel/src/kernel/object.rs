@@ -14,7 +14,7 @@ use super::sys::{self, AttachType, Shape};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ztunnel-ebpf"));
 
 /// The maps that outlive a proxy. The log's ring is not among them: each proxy has its own.
-const PINNED: [&str; 13] = [
+const PINNED: [&str; 15] = [
     "CONFIG",
     "PODS",
     "ADDRESSES",
@@ -28,7 +28,22 @@ const PINNED: [&str; 13] = [
     "EXEMPT_PORTS",
     "EXEMPT_NETS",
     "SOCKETS",
+    "JOINED",
+    "JOINS",
 ];
+/// The most entries of a map that is nobody else's.
+const PRIVATE: u32 = 64;
+/// `BPF_MAP_TYPE_RINGBUF`, whose size is in bytes.
+const RING: u32 = 27;
+
+/// Whose maps the programs use.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Owner<'a> {
+    /// Those of the proxy that pinned them, which outlive this process.
+    Pinned(&'a Pins),
+    /// Small ones of their own.
+    Private,
+}
 
 /// Whether the programs can write to the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,12 +62,12 @@ pub(super) struct Object {
 }
 
 impl Object {
-    /// Loads these programs and all maps; maps that are pinned are taken over.
+    /// Loads these programs and all maps.
     ///
     /// Silent programs are the rule: what they would say is then unreachable for the verifier,
     /// which drops it, and loading takes a tenth of the time.
     pub(super) fn load(
-        pins: &Pins,
+        owner: Owner<'_>,
         programs: &[(&'static str, AttachType)],
         speech: Speech,
         verdicts: u32,
@@ -75,7 +90,7 @@ impl Object {
         let described: Vec<(String, aya_obj::Map)> = parsed.maps.drain().collect();
         let mut maps = HashMap::new();
         for (name, map) in &described {
-            maps.insert(name.clone(), open_map(pins, name, map, verdicts)?);
+            maps.insert(name.clone(), open_map(owner, name, map, verdicts)?);
         }
         let sections: HashSet<usize> = parsed.functions.keys().map(|(index, _)| *index).collect();
         let descriptors = described
@@ -117,7 +132,12 @@ fn missing(name: &str) -> Error {
 
 /// The pinned map, or a new one, pinned if it is one of those that outlive a proxy. How many
 /// verdicts it holds is the operator's choice.
-fn open_map(pins: &Pins, name: &str, map: &aya_obj::Map, verdicts: u32) -> Result<OwnedFd, Error> {
+fn open_map(
+    owner: Owner<'_>,
+    name: &str,
+    map: &aya_obj::Map,
+    verdicts: u32,
+) -> Result<OwnedFd, Error> {
     let failed = |action| {
         move |source| Error::Map {
             map: name.to_owned(),
@@ -125,7 +145,10 @@ fn open_map(pins: &Pins, name: &str, map: &aya_obj::Map, verdicts: u32) -> Resul
             source,
         }
     };
-    let pin = PINNED.contains(&name).then(|| pins.map(name));
+    let pin = match owner {
+        Owner::Pinned(pins) if PINNED.contains(&name) => Some(pins.map(name)),
+        _ => None,
+    };
     if let Some(pin) = &pin
         && let Ok(map) = sys::open_pin(pin)
     {
@@ -135,10 +158,7 @@ fn open_map(pins: &Pins, name: &str, map: &aya_obj::Map, verdicts: u32) -> Resul
         kind: map.map_type(),
         key_size: map.key_size(),
         value_size: map.value_size(),
-        entries: match name {
-            "VERDICTS" | "ARRIVALS" => verdicts,
-            _ => map.max_entries(),
-        },
+        entries: entries(owner, name, map, verdicts),
         flags: map.map_flags(),
     };
     let fd = sys::create_map(name, shape).map_err(failed("created"))?;
@@ -156,6 +176,14 @@ fn open_map(pins: &Pins, name: &str, map: &aya_obj::Map, verdicts: u32) -> Resul
         })?;
     }
     Ok(fd)
+}
+
+fn entries(owner: Owner<'_>, name: &str, map: &aya_obj::Map, verdicts: u32) -> u32 {
+    match (owner, name) {
+        (Owner::Private, _) if map.map_type() != RING => map.max_entries().min(PRIVATE),
+        (_, "VERDICTS" | "ARRIVALS") => verdicts,
+        _ => map.max_entries(),
+    }
 }
 
 fn load_program(parsed: &Parsed, name: &'static str, attach: AttachType) -> Result<OwnedFd, Error> {

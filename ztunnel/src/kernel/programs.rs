@@ -28,7 +28,9 @@ const CGROUP: [(&str, AttachType); 7] = [
 ];
 /// The program of the pods' namespaces.
 pub(super) const INBOUND: &str = "inbound";
-/// Everything that is loaded.
+/// The program of joined connections, which is loaded only where they are wanted.
+pub(super) const PAST: (&str, AttachType) = ("past", AttachType::SkMsgVerdict);
+/// Everything that is loaded at start.
 pub(super) const ALL: [(&str, AttachType); 8] = {
     let [a, b, c, d, e, f, g] = CGROUP;
     [a, b, c, d, e, f, g, (INBOUND, AttachType::SkLookup)]

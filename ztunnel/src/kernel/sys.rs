@@ -30,6 +30,7 @@ enum Command {
     ProgramLoad = 5,
     ObjectPin = 6,
     ObjectGet = 7,
+    ProgramAttach = 8,
     Info = 15,
     BtfLoad = 18,
     MapTake = 21,
@@ -45,6 +46,7 @@ enum Command {
 #[repr(u32)]
 pub(super) enum AttachType {
     SockOps = 3,
+    SkMsgVerdict = 7,
     Connect4 = 10,
     Connect6 = 11,
     PeerName4 = 29,
@@ -70,6 +72,14 @@ struct Create {
 }
 
 #[repr(C)]
+struct Attach {
+    target: u32,
+    program: u32,
+    attach: u32,
+    flags: u32,
+}
+
+#[repr(C)]
 struct Update {
     link: u32,
     program: u32,
@@ -84,6 +94,7 @@ struct One {
 
 const _: () = assert!(size_of::<Pin>() == 16);
 const _: () = assert!(size_of::<Create>() == 16);
+const _: () = assert!(size_of::<Attach>() == 16);
 const _: () = assert!(size_of::<Update>() == 16);
 
 /// One call. The kernel takes an attribute shorter than its own union: the rest counts as zero.
@@ -157,6 +168,22 @@ pub(super) fn attach(
         flags: 0,
     };
     bpf(Command::LinkCreate, &mut attribute).map(owned)
+}
+
+/// Hangs a program on a map of sockets, in place of the one that is there. Sockets that are in the
+/// map keep the program they have; the map keeps its own while a descriptor or a pin holds it.
+pub(super) fn attach_to_map(
+    program: BorrowedFd<'_>,
+    map: BorrowedFd<'_>,
+    attach: AttachType,
+) -> io::Result<()> {
+    let mut attribute = Attach {
+        target: number(map),
+        program: number(program),
+        attach: attach as u32,
+        flags: 0,
+    };
+    bpf(Command::ProgramAttach, &mut attribute).map(drop)
 }
 
 /// Puts another program into a link, in one step: there is no moment without a program.

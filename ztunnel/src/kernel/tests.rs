@@ -8,5 +8,6 @@
 mod around;
 mod capture;
 mod inbound;
+mod join;
 mod lifetime;
 mod world;

@@ -132,8 +132,10 @@ impl<From: Source, To: Sink> Flow<From, To> {
                 }
                 FlowState::Writing => {
                     let before = self.chunk.len();
-                    ready!(self.to.poll_take(cx, &mut self.chunk))?;
+                    // What it has taken counts, even if it must wait to take the rest.
+                    let taken = self.to.poll_take(cx, &mut self.chunk);
                     self.account(before - self.chunk.len(), series)?;
+                    ready!(taken)?;
                     if self.chunk.is_empty() {
                         self.state = FlowState::Reading;
                     }

@@ -7,6 +7,7 @@
 //! [`Telemetry`] is shared by all threads; `path` counts and logs connections with it, `admin`
 //! shows the result.
 
+mod acceleration;
 mod access;
 mod exposition;
 mod labels;
@@ -23,6 +24,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Metric, Registry};
 
+pub use acceleration::{AccelerationMetrics, CaseResult};
 pub use access::AccessLogEntry;
 #[cfg(test)]
 pub(crate) use logging::build as build_log;
@@ -43,6 +45,7 @@ use crate::mesh::Uid;
 pub struct Telemetry {
     table: Arc<Table>,
     pods: PodMetrics,
+    acceleration: AccelerationMetrics,
     registry: Mutex<Registry>,
 }
 
@@ -55,6 +58,7 @@ impl Telemetry {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Exposition(table.clone())));
         let pods = PodMetrics::register(&mut registry);
+        let acceleration = AccelerationMetrics::register(&mut registry);
         let build = Family::<Vec<(&'static str, &'static str)>, Gauge>::default();
         build
             .get_or_create(&vec![
@@ -75,6 +79,7 @@ impl Telemetry {
         Arc::new(Self {
             table,
             pods,
+            acceleration,
             registry: Mutex::new(registry),
         })
     }
@@ -100,6 +105,12 @@ impl Telemetry {
     #[must_use]
     pub const fn pods(&self) -> &PodMetrics {
         &self.pods
+    }
+
+    /// Whether connections are joined.
+    #[must_use]
+    pub const fn acceleration(&self) -> &AccelerationMetrics {
+        &self.acceleration
     }
 
     /// A pod's listeners are up.

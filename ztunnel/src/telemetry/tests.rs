@@ -200,3 +200,21 @@ fn another_room_adds_its_own_metrics() {
             .contains("\nistio_xds_connection_terminations_total 1\n")
     );
 }
+
+#[test]
+fn the_self_test_is_shown_by_case() {
+    let telemetry = Telemetry::new(Counter::default());
+    let metrics = telemetry.acceleration();
+    metrics.show([("peek", CaseResult::Failed), ("reset", CaseResult::Passed)]);
+    metrics.show([("peek", CaseResult::Passed)]);
+    metrics.effective.set(1);
+    let text = telemetry.encode();
+    for line in [
+        "ztunnel_acceleration 1\n",
+        "ztunnel_acceleration_self_test{case=\"peek\",result=\"passed\"} 1\n",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+    assert!(!text.contains("failed\"} 1"), "{text}");
+    assert!(!text.contains("case=\"reset\""), "{text}");
+}

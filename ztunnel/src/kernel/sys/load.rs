@@ -156,6 +156,7 @@ pub(in crate::kernel) fn load_program(
     let mut attribute = NewProgram {
         kind: match attach {
             AttachType::SockOps => 13,
+            AttachType::SkMsgVerdict => 16,
             AttachType::SkLookup => 30,
             _ => 18,
         },

@@ -59,6 +59,11 @@ impl<K: Pod + Default, V: Pod + Default> Map<K, V> {
         self.name
     }
 
+    /// The map itself.
+    pub(in crate::kernel) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
     fn element(&self, key: u64, value: u64) -> Element {
         Element {
             map: number(self.fd.as_fd()),

@@ -343,7 +343,8 @@ impl Wire {
     }
 }
 
-fn up(index: u32) {
+/// Turns a device on.
+pub(super) fn up(index: u32) {
     let mut link = LinkMessage::default();
     link.header.index = index;
     link.header.flags = LinkFlags::Up;
@@ -356,7 +357,8 @@ pub(super) fn index(name: &str) -> u32 {
     nix::net::if_::if_nametoindex(name).unwrap()
 }
 
-fn request(message: RouteNetlinkMessage) {
+/// One change over netlink, in this thread's namespace.
+pub(super) fn request(message: RouteNetlinkMessage) {
     let mut socket = Netlink::new(NETLINK_ROUTE).unwrap();
     socket.bind_auto().unwrap();
     socket.connect(&NetlinkAddress::new(0, 0)).unwrap();

@@ -17,8 +17,8 @@ use crate::kernel::{Event, Events, Flow, Happening, Opener};
 use crate::mesh::Workload;
 use crate::telemetry::{Reporter, ResponseFlag, Telemetry};
 
-/// How long the record of a connection may lack its flow before it is given up, after events were
-/// lost: its own events may still be under way.
+/// How long after a loss of events the records are given up whose connections are gone: their own
+/// events may still be under way.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a connection of the direct lane did not end well.
@@ -87,16 +87,32 @@ impl Accounts {
         // What happened since an earlier process ended, and what was open when it did.
         events.drain(|event| self.record(&event));
         self.adopt();
+        // After a loss, when to look for records whose end was lost.
+        let mut doubt: Option<Instant> = None;
         loop {
-            events.gather(|event| self.record(&event)).await?;
-            let lost = self.shared.kernel.lost_events();
-            if lost > self.known_lost {
-                self.lost.inc_by(lost - self.known_lost);
-                self.known_lost = lost;
-                tracing::warn!(lost, "events of the direct lane were lost");
-                self.reconcile();
+            let patience = doubt.map_or(PATIENCE, |until| until.duration_since(Instant::now()));
+            tokio::select! {
+                gathered = events.gather(|event| self.record(&event)) => gathered?,
+                () = tokio::time::sleep(patience), if doubt.is_some() => {
+                    doubt = None;
+                    self.reconcile();
+                }
+            }
+            if self.count_losses() {
+                doubt = Some(Instant::now() + PATIENCE);
             }
         }
+    }
+
+    fn count_losses(&mut self) -> bool {
+        let lost = self.shared.kernel.lost_events();
+        let more = lost.saturating_sub(self.known_lost);
+        if more > 0 {
+            self.lost.inc_by(more);
+            self.known_lost = lost;
+            tracing::warn!(more, "events of the direct lane were lost");
+        }
+        more > 0
     }
 
     fn adopt(&mut self) {

@@ -1,0 +1,91 @@
+//! The cases themselves: honest on plain sockets, and able to find what is known to be wrong.
+
+use super::*;
+
+fn show(findings: &[Finding]) {
+    for Finding { case, fault, took } in findings {
+        let text = fault
+            .as_ref()
+            .map_or_else(|| "fine".to_owned(), Fault::to_string);
+        eprintln!("{case:20} {took:>10.1?}  {text}");
+    }
+}
+
+/// What is wrong with joined sockets of Linux 6.18.
+const KNOWN: [Case; 9] = [
+    Case::BlockingHalfClose,
+    Case::BlockingReset,
+    Case::Reset,
+    Case::SlowReader,
+    Case::WouldBlock,
+    Case::WaitAll,
+    Case::SpliceFrom,
+    Case::Urgent,
+    Case::ZeroCopy,
+];
+
+#[test]
+fn every_case_passes_on_plain_sockets() {
+    let findings: Vec<_> = Case::all().map(|case| case.run(&Ground::Plain)).collect();
+    show(&findings);
+    for finding in findings {
+        assert!(finding.fault.is_none(), "{finding:?}");
+    }
+}
+
+#[test]
+fn every_case_has_a_row_and_a_name_of_its_own() {
+    let names: std::collections::HashSet<_> = Case::all().map(Case::name).collect();
+    assert_eq!(names.len(), TABLE.len());
+    for case in Case::all() {
+        assert_eq!(case.row().0, case);
+        let lower = |sign: char| sign.is_ascii_lowercase() || sign == '_';
+        assert!(case.name().chars().all(lower), "{case}");
+    }
+}
+
+/// Cases that depend on who is faster would show it here.
+#[test]
+#[ignore = "needs root"]
+fn the_known_faults_of_joined_sockets_are_found_each_time() {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    for _ in 0..10 {
+        let report = run();
+        show(&report.findings);
+        eprintln!("{report} in {:?}", report.took);
+        assert!(report.unavailable.is_none());
+        assert!(report.took < Duration::from_secs(2), "{:?}", report.took);
+        if !release.starts_with("6.18.") {
+            continue;
+        }
+        let found: Vec<_> = report.failed().map(|(case, _)| case).collect();
+        assert_eq!(found, KNOWN);
+        assert!(!report.passed());
+    }
+}
+
+#[test]
+fn a_report_says_in_one_line_what_it_means() {
+    let finding = |case, fault| Finding {
+        case,
+        fault,
+        took: Duration::ZERO,
+    };
+    let fault = Fault::Behaviour {
+        found: "no EAGAIN".into(),
+    };
+    let mut report = Report {
+        findings: vec![finding(Case::Peek, None), finding(Case::WouldBlock, None)],
+        unavailable: None,
+        took: Duration::ZERO,
+    };
+    assert!(report.passed());
+    let fine = "joined sockets behave like others on this kernel (2 cases)";
+    assert_eq!(report.to_string(), fine);
+    report.findings[1].fault = Some(fault);
+    assert!(!report.passed());
+    let bad = "joined sockets do not behave like others on this kernel (1 of 2 cases: would_block)";
+    assert_eq!(report.to_string(), bad);
+    report.findings.clear();
+    assert!(!report.passed(), "nothing was tried");
+}
