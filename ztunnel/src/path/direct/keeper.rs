@@ -90,7 +90,12 @@ impl Keeper {
             }
             Vec::new()
         });
-        self.view.store(view);
+        self.view.store(view.clone());
+        for pod in view.pods() {
+            if let Err(error) = self.kernel.set_ends(pod.cookie, view.ends(pod.cookie)) {
+                tracing::warn!(%error, pod = %pod.uid.0, "its connections with the proxy stay as they are");
+            }
+        }
         for (call, verdict) in renewed {
             if let Err(error) = self.kernel.remember_call(&call, &verdict) {
                 tracing::warn!(%error, "a verdict was not written; the proxy goes on judging");
