@@ -102,3 +102,41 @@ fn an_ipv6_socket_that_dials_a_mapped_address_sees_mapped_addresses(lane: Lane) 
         speak(&mut stream);
     }
 }
+
+on_lanes!(a_socket_that_was_refused_calls_somebody_else: tunnel, direct, joined, auto);
+/// What it dialled first is not what it is connected to.
+fn a_socket_that_was_refused_calls_somebody_else(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let _mesh = scene.mesh().start().unwrap();
+    let (client, server) = (scene.client(), scene.server());
+    let gone = scene.serve(Kind::Echo, 9000).unwrap();
+    let _running = scene.serve(Kind::Echo, 8080).unwrap();
+    let service = Mesh::service(server);
+    let mut known = Vec::new();
+    for family in Family::BOTH {
+        let first = service.at(family, 9000);
+        drop(scene.dial(client, first).unwrap());
+        for then in [server.at(family, 8080), service.at(family, 80)] {
+            drop(scene.dial(client, then).unwrap());
+            known.push((first, then));
+        }
+    }
+    drop(gone);
+    for (first, then) in known {
+        let socket = client.enter(|| {
+            let socket = Socket::new(Domain::for_address(then), Type::STREAM, None).unwrap();
+            // In a tunnel a connection comes up before anybody knows that it is refused.
+            if lane.bypasses_the_proxy() {
+                socket.connect(&first.into()).unwrap_err();
+            }
+            socket.connect(&then.into()).unwrap();
+            socket
+        });
+        let mut stream = End::new(socket.into(), lane.manner()).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), then, "after {first}");
+        assert_eq!(stream.local_addr().unwrap().ip(), own(client, then));
+        let direct = bypasses_the_proxy(client, &stream).unwrap();
+        assert_eq!(direct, lane.bypasses_the_proxy(), "{then} after {first}");
+        speak(&mut stream);
+    }
+}

@@ -1,16 +1,20 @@
 //! A connection that is under way when it stops being allowed is ended, soon, with a reset at
 //! both ends; the ones that are still allowed do not notice.
 
+use std::io::Read as _;
 use std::net::TcpListener;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use serde_json::json;
-use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::lane::{Lane, Scene, bypasses_the_proxy};
 use ztunnel_tests::net::Family;
 use ztunnel_tests::on_lanes;
 use ztunnel_tests::proxy::{Mesh, Settings, workload_uid};
-use ztunnel_tests::traffic::End;
+use ztunnel_tests::traffic::{End, Kind};
 
-use crate::proof::{PORT, about, ask, change, cut, speak, unharmed};
+use crate::proof::{PATIENCE, PORT, SOON, about, ask, change, cut, speak, unharmed};
 
 /// What becomes of the first client's next connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,9 +67,7 @@ fn concerns_one_of_two(
         speak(pair);
     }
     drop(listener);
-    let _http = scene
-        .serve(ztunnel_tests::traffic::Kind::Http, PORT)
-        .unwrap();
+    let _http = scene.serve(Kind::Http, PORT).unwrap();
     for family in Family::BOTH {
         let to = scene.server().at(family, PORT);
         for _ in 0..3 {
@@ -182,9 +184,84 @@ fn changes_that_do_not_concern_a_connection_leave_it_alone() {
             // And what is known stays known.
             let near = scene.knock(scene.client(), to).unwrap();
             let pair = (near, scene.accept(&listener).unwrap());
-            let direct = ztunnel_tests::lane::bypasses_the_proxy(scene.client(), &pair.0).unwrap();
+            let direct = bypasses_the_proxy(scene.client(), &pair.0).unwrap();
             assert!(direct, "{to} was judged again");
         }
+    }
+    unharmed(&mut mesh);
+}
+
+on_lanes!(what_is_opened_while_the_rule_changes_does_not_outlive_it: direct, joined);
+/// The kernel has let it by, and the proxy has not heard of it, when the rule changes.
+fn what_is_opened_while_the_rule_changes_does_not_outlive_it(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let mut mesh = scene
+        .mesh()
+        .settings(|settings| "info,access=off".clone_into(&mut settings.log.filter))
+        .start()
+        .unwrap();
+    let _echo = scene.serve(Kind::Echo, PORT).unwrap();
+    let to = Family::BOTH.map(|family| scene.server().at(family, PORT));
+    for round in 0..5 {
+        for to in to {
+            drop(scene.dial(scene.client(), to).unwrap());
+        }
+        let (stop, open) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+        thread::scope(|scope| {
+            for to in to {
+                let (scene, stop, open) = (&scene, &stop, &open);
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        // A refusal is what comes of the rule.
+                        open.lock().unwrap().extend(scene.knock(scene.client(), to));
+                    }
+                });
+            }
+            change(&mut mesh, |settings| {
+                settings.policies = vec![about(scene.client(), "no-longer", "Deny")];
+            });
+            stop.store(true, Ordering::Relaxed);
+        });
+        let open = open.into_inner().unwrap();
+        println!("round {round}: {} connections", open.len());
+        thread::sleep(SOON);
+        for mut end in open {
+            end.set_read_timeout(Some(PATIENCE / 30)).unwrap();
+            let outcome = end.read(&mut [0]);
+            let alive = outcome
+                .as_ref()
+                .is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+            assert!(!alive, "round {round}: a connection lives on");
+        }
+        change(&mut mesh, |settings| settings.policies.clear());
+    }
+    unharmed(&mut mesh);
+}
+
+/// Both ends of it are not symmetric any more.
+#[test]
+fn a_connection_that_is_half_closed_is_ended_too() {
+    let scene = Scene::set(Lane::Direct).unwrap();
+    let mut mesh = scene.mesh().start().unwrap();
+    let listener = scene.listen(scene.server(), PORT).unwrap();
+    let to = scene.server().at(Family::V4, PORT);
+    let [mut one, mut other] = [0; 2].map(|_| scene.connect(to, &listener).unwrap());
+    one.0.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(one.1.read(&mut [0]).unwrap(), 0);
+    other.1.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(other.0.read(&mut [0]).unwrap(), 0);
+    change(&mut mesh, |settings| {
+        let deny = about(scene.client(), "no-longer", "Deny");
+        settings.policies.push(deny);
+    });
+    // The end that still may hear something hears of the cut.
+    for (name, end) in [("client", &mut one.0), ("server", &mut other.1)] {
+        end.set_read_timeout(Some(SOON)).unwrap();
+        let outcome = end.read(&mut [0]);
+        let waits = outcome
+            .as_ref()
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+        assert!(outcome.is_err() && !waits, "the {name} saw {outcome:?}");
     }
     unharmed(&mut mesh);
 }

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use ztunnel_tests::lane::{Lane, bypasses_the_proxy};
 use ztunnel_tests::net::{Family, Host, World};
-use ztunnel_tests::proxy::{Mesh, Settings, service_hostname};
+use ztunnel_tests::proxy::{Mesh, Settings, service_hostname, workload_uid};
 use ztunnel_tests::traffic::{self, End, Kind, Manner, Server};
 
-use crate::proof::{MARKER, PATIENCE, PORT, change, eventually, unharmed};
+use crate::proof::{MARKER, PATIENCE, PORT, about, change, eventually, unharmed};
 
 /// How many connections are looked at for the shares: with four backends each share is within
 /// 5 standard deviations of a quarter (97 of 2000), or the choice is not even.
@@ -246,6 +246,106 @@ fn a_service_may_have_all_its_backends_on_one_side() {
             directs[5..].iter().all(|direct| *direct == wanted),
             "{directs:?}"
         );
+    }
+    unharmed(&mut mesh);
+}
+
+/// What the proxy would refuse after choosing a backend is refused on the direct lane too: policy
+/// does not change whom a service's connections go to.
+#[test]
+fn a_backend_that_refuses_the_client_keeps_its_share() {
+    let world = world();
+    let mut mesh = mesh(&world);
+    let all = backends(&world);
+    let servers = all.map(|pod| pod.serve(Kind::Http, PORT).unwrap());
+    let client = world.pod("a", 0);
+    let to = Mesh::service(all[0]).at(Family::V4, 80);
+    change(&mut mesh, |settings| {
+        let mut deny = about(client, "not-to-this-one", "Deny");
+        "WorkloadSelector".clone_into(&mut deny.scope);
+        settings.policies.push(deny);
+        for workload in &mut settings.workloads {
+            if workload.name == all[1].name {
+                let name = "default/not-to-this-one".to_owned();
+                workload.authorization_policies.push(name);
+            }
+        }
+    });
+    let (mut refused, mut directs) = (0usize, 0usize);
+    for _ in 0..MANY {
+        match call(client, to) {
+            Ok((backend, direct)) => {
+                assert_ne!(backend, all[1].at(Family::V4, PORT));
+                directs += usize::from(direct);
+            }
+            Err(_) => refused += 1,
+        }
+    }
+    assert_eq!(servers[1].accepted(), 0, "it got what it refuses");
+    println!("{refused} of {MANY} refused, {directs} direct");
+    assert!(refused.abs_diff(MANY / 4) < TOLERANCE, "{refused} refused");
+    assert!(directs.abs_diff(MANY / 2) < TOLERANCE, "{directs} direct");
+    unharmed(&mut mesh);
+}
+
+#[test]
+fn a_backend_that_wants_a_tunnel_keeps_its_share() {
+    let world = world();
+    let mut mesh = mesh(&world);
+    let all = backends(&world);
+    let _servers = all.map(|pod| pod.serve(Kind::Http, PORT).unwrap());
+    change(&mut mesh, |settings| {
+        let overrides = json!([{ "workload": workload_uid(all[2]), "sameNode": "tunnel" }]);
+        settings.extra.insert("overrides".to_owned(), overrides);
+    });
+    let client = world.pod("a", 0);
+    let to = Mesh::service(all[0]).at(Family::V6, 80);
+    call(client, to).unwrap();
+    let mut counts = [(0usize, 0); 4];
+    for _ in 0..MANY {
+        let (backend, direct) = call(client, to).unwrap();
+        let which = all
+            .iter()
+            .position(|pod| pod.at(Family::V6, PORT) == backend);
+        let count = &mut counts[which.unwrap()];
+        count.0 += 1;
+        count.1 += usize::from(direct);
+    }
+    for (index, (count, direct)) in counts.into_iter().enumerate() {
+        let name = &all[index].name;
+        assert!(count.abs_diff(MANY / 4) < TOLERANCE, "{name}: {counts:?}");
+        let wanted = if index < 2 { count } else { 0 };
+        assert_eq!(direct, wanted, "{name}: {counts:?}");
+    }
+    unharmed(&mut mesh);
+}
+
+/// A pod may be a backend of the service that it calls.
+#[test]
+fn a_pod_reaches_itself_through_its_service() {
+    let world = world();
+    let mut mesh = mesh(&world);
+    let all = backends(&world);
+    let _servers = all.map(|pod| pod.serve(Kind::Http, PORT).unwrap());
+    for family in Family::BOTH {
+        // One of four backends of the first service, the only one of another.
+        for (from, to) in [
+            (all[1], Mesh::service(all[0]).at(family, 80)),
+            (all[3], Mesh::service(all[0]).at(family, 80)),
+            (all[2], Mesh::service(all[2]).at(family, 80)),
+        ] {
+            let own = from.at(family, PORT);
+            let mut heard = 0;
+            for _ in 0..60 {
+                let answer = from.enter(|| traffic::get(to, MARKER, PATIENCE)).unwrap();
+                assert_eq!(answer.client_peer, to);
+                if answer.local == own {
+                    heard += 1;
+                    assert_eq!(answer.peer.ip(), from.address(family), "{to}");
+                }
+            }
+            assert!(heard > 0, "{} never reached itself at {to}", from.name);
+        }
     }
     unharmed(&mut mesh);
 }

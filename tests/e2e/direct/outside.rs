@@ -1,10 +1,14 @@
 //! What is outside the mesh is reached directly, once the proxy has seen that it is outside.
 
+use std::thread;
+
 use ztunnel_tests::lane::{Lane, Scene};
 use ztunnel_tests::net::Family;
+use ztunnel_tests::proxy::workload_uid;
+use ztunnel_tests::sniff::{SETTLE, Sniffer};
 use ztunnel_tests::traffic::Kind;
 
-use crate::proof::{PORT, ask, eventually, name_workloads, unharmed};
+use crate::proof::{MARKER, PORT, ask, change, eventually, name_workloads, unharmed};
 
 #[test]
 fn a_host_outside_is_reached_directly_after_the_first_time() {
@@ -56,4 +60,46 @@ fn a_pod_that_is_no_workload_is_reached_directly_after_the_first_time() {
         let second = ask(&scene, client, to).unwrap();
         assert_eq!([first.direct, second.direct], [false, true], "{to}");
     }
+}
+
+/// It was called in the clear while nobody knew better. From the moment the mesh knows it, it is
+/// not, whatever the kernel remembers.
+#[test]
+fn who_joins_the_mesh_is_no_longer_called_in_the_clear() {
+    let scene = Scene::set(Lane::Direct).unwrap();
+    let newcomer = scene.world().pod("b", 0);
+    let mut mesh = scene.mesh().start().unwrap();
+    let mut complete = Vec::new();
+    let uid = workload_uid(newcomer);
+    change(&mut mesh, |settings| {
+        complete.push(settings.clone());
+        settings.pods.retain(|pod| pod.workload != uid);
+        settings.workloads.retain(|workload| workload.uid != uid);
+    });
+    let _running = newcomer.serve(Kind::Http, PORT).unwrap();
+    let sniff = || Sniffer::between(scene.world().node("a"), "b", MARKER.as_bytes()).unwrap();
+    let sniffer = sniff();
+    for family in Family::BOTH {
+        scene.get(newcomer.at(family, PORT), MARKER).unwrap();
+    }
+    thread::sleep(SETTLE);
+    assert_eq!(sniffer.finish().unwrap().hits, 4, "the test of the test");
+
+    let mut complete = complete.into_iter();
+    change(&mut mesh, |settings| *settings = complete.next().unwrap());
+    let sniffer = sniff();
+    for family in Family::BOTH {
+        for _ in 0..3 {
+            let to = newcomer.at(family, PORT);
+            let asked = ask(&scene, scene.client(), to).unwrap();
+            assert!(!asked.direct, "{to}");
+        }
+    }
+    thread::sleep(SETTLE);
+    assert_eq!(
+        sniffer.finish().unwrap().hits,
+        0,
+        "it was said in the clear"
+    );
+    unharmed(&mut mesh);
 }

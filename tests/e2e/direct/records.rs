@@ -8,8 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
-use socket2::SockRef;
-use ztunnel_tests::lane::{Lane, Scene};
+use socket2::{Domain, SockRef, Socket, Type};
+use ztunnel_tests::lane::{Lane, Scene, bypasses_the_proxy};
 use ztunnel_tests::net::Family;
 use ztunnel_tests::on_lanes;
 use ztunnel_tests::proxy::{Mesh, Proxy, identity};
@@ -345,4 +345,46 @@ fn an_open_connection_is_counted_as_open() {
     drop(asked);
     let wanted = [(OPENED, opened), (CLOSED, opened)];
     eventually_equal(proxy, "source", &wanted, "none is open");
+}
+
+on_lanes!(the_same_ports_may_be_used_again_and_again: direct, joined);
+/// A connection that is reset leaves its ports free at once: the next one looks the same.
+fn the_same_ports_may_be_used_again_and_again(lane: Lane) {
+    const ROUNDS: u32 = 200;
+    let scene = Scene::set(lane).unwrap();
+    let mut mesh = scene.mesh().start().unwrap();
+    let _echo = scene.serve(Kind::Echo, PORT).unwrap();
+    let client = scene.client();
+    for (round, family) in (1u32..).zip(Family::BOTH) {
+        let to = scene.server().at(family, PORT);
+        drop(scene.dial(client, to).unwrap());
+        for _ in 0..ROUNDS {
+            let socket = client.enter(|| {
+                let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+                socket.set_reuse_address(true).unwrap();
+                socket.bind(&client.at(family, 4444).into()).unwrap();
+                socket.connect(&to.into()).unwrap();
+                socket
+            });
+            let mut end = End::new(socket.into(), lane.manner()).unwrap();
+            assert!(bypasses_the_proxy(client, &end).unwrap(), "{to}");
+            end.write_all(b"round").unwrap();
+            end.read_exact(&mut [0; 5]).unwrap();
+            SockRef::from(&end)
+                .set_linger(Some(Duration::ZERO))
+                .unwrap();
+        }
+        let all = scene.knocks() as f64 + f64::from(round * ROUNDS);
+        let bytes = f64::from(5 * round * ROUNDS);
+        for reporter in ["source", "destination"] {
+            let wanted = [
+                (OPENED, all),
+                (CLOSED, all),
+                (RECEIVED, bytes),
+                (SENT, bytes),
+            ];
+            eventually_equal(mesh.proxy("a"), reporter, &wanted, "the same ports");
+        }
+    }
+    unharmed(&mut mesh);
 }

@@ -10,6 +10,7 @@ use serde_json::json;
 use ztunnel_tests::lane::{Lane, Scene};
 use ztunnel_tests::net::Family;
 use ztunnel_tests::on_lanes;
+use ztunnel_tests::process::Pause;
 use ztunnel_tests::proxy::Mesh;
 use ztunnel_tests::traffic::{End, Kind};
 
@@ -270,5 +271,25 @@ fn a_new_proxy_ends_what_its_settings_do_not_allow(lane: Lane) {
         assert!(outcome.is_err(), "{to}: {outcome:?}");
     }
     unconcerned.iter().for_each(speak);
+    unharmed(&mut mesh);
+}
+
+/// A proxy that hangs is not dead, and nobody takes its place. What is known does not need it.
+#[test]
+fn what_is_known_connects_while_the_proxy_hangs() {
+    let scene = Scene::set(Lane::Direct).unwrap();
+    let mut mesh = mesh(&scene);
+    let _http = scene.serve(Kind::Http, PORT).unwrap();
+    for to in ways(&scene) {
+        scene.get(to, "known").unwrap();
+    }
+    mesh.proxy("a").pause(Pause::Stop).unwrap();
+    for to in ways(&scene) {
+        for _ in 0..20 {
+            assert!(ask(&scene, scene.client(), to).unwrap().direct, "{to}");
+        }
+    }
+    mesh.proxy("a").pause(Pause::GoOn).unwrap();
+    settled(&scene, &mut mesh, 0);
     unharmed(&mut mesh);
 }

@@ -46,8 +46,23 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         "node: n\n",
-        "node: n\nsameNode: direct\n",
-        "sameNode: unknown field",
+        "node: n\nsameNode: inside\n",
+        "sameNode: \"inside\" is not one of direct, tunnel",
+    ),
+    (
+        "node: n\n",
+        "node: n\nacceleration: yes\n",
+        "acceleration: ",
+    ),
+    (
+        "node: n\n",
+        "node: n\ncapture: { verdicts: 0 }\n",
+        "capture.verdicts: 0 is out of range",
+    ),
+    (
+        "node: n\n",
+        "node: n\noverrides: [{ workload: u/a }, { workload: u/a, sameNode: tunnel }]\n",
+        "overrides[1].workload",
     ),
     (
         "node: n\n",
