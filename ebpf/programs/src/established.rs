@@ -17,8 +17,8 @@ use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::debug;
 use ztunnel_ebpf_types::{
-    Client, Config, Cookie, Destination, FLOW_JOIN, POD_ENROLLED, SAVED_ARRIVED, SAVED_DESTINATION,
-    SAVED_DIRECT, SAVED_LISTENER, Saved,
+    Client, Config, Cookie, Destination, End, FLOW_JOIN, POD_ENROLLED, POD_JOIN, Pod,
+    SAVED_ARRIVED, SAVED_DESTINATION, SAVED_DIRECT, SAVED_LISTENER, Saved,
 };
 
 use crate::connect::shown;
@@ -63,8 +63,8 @@ fn established(ctx: SockOpsContext) -> u32 {
     let ends = Ends::of_socket(ctx.ops);
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx, config, cookie, &ends),
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&ctx, config, &ends),
-        _ => accepted(&ctx, config, cookie, &ends),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&ctx, config, cookie, pod, &ends),
+        _ => accepted(&ctx, config, cookie, pod, &ends),
     }
     DONE
 }
@@ -139,11 +139,20 @@ fn tell_origin(ctx: &SockOpsContext, cookie: Cookie, ends: &Ends, saved: &Saved)
 
 /// A connection that a pod opened is established.
 #[inline(always)]
-fn connected(ctx: &SockOpsContext, config: &Config, ends: &Ends) {
-    let Some(saved) = remembered(socket(ctx)) else {
+fn connected(ctx: &SockOpsContext, config: &Config, cookie: Cookie, pod: &Pod, ends: &Ends) {
+    let sk = socket(ctx);
+    let port = u32::from_be(ctx.remote_port());
+    // SAFETY: checked for null.
+    let delivery = !sk.is_null() && unsafe { (*sk).mark } == config.delivery;
+    if pod.flags & POD_JOIN != 0 && (delivery || is_captured(config, ends, port)) {
+        return join::enroll(
+            ctx,
+            inside(&flow::of_client(ctx, ends).client_end(), cookie),
+        );
+    }
+    let Some(saved) = remembered(sk) else {
         return;
     };
-    let port = u32::from_be(ctx.remote_port());
     if saved.kind != SAVED_DIRECT || !ends.remote.is(&saved.peer) || port != saved.peer_port {
         return;
     }
@@ -156,12 +165,33 @@ fn connected(ctx: &SockOpsContext, config: &Config, ends: &Ends) {
     }
 }
 
+/// An end of a connection between an application and the proxy, inside one namespace.
+#[inline(always)]
+fn inside(end: &End, cookie: Cookie) -> End {
+    End { cookie, ..*end }
+}
+
 /// A pod's socket was accepted.
 #[inline(always)]
-fn accepted(ctx: &SockOpsContext, config: &Config, cookie: Cookie, ends: &Ends) {
+fn accepted(ctx: &SockOpsContext, config: &Config, cookie: Cookie, pod: &Pod, ends: &Ends) {
     let port = ctx.local_port();
     let sk = socket(ctx);
-    if sk.is_null() || ends.remote.is_loopback() || ends.local.is_loopback() {
+    if sk.is_null() {
+        return;
+    }
+    // SAFETY: checked for null. A delivery of the proxy hands its mark on to the accepted socket.
+    let delivered = unsafe { (*sk).mark } == config.delivery;
+    let captured = ends.local.is_loopback() && port == config.outbound;
+    if delivered || captured {
+        if pod.flags & POD_JOIN != 0 {
+            join::enroll(
+                ctx,
+                inside(&flow::of_client(ctx, ends).client_end(), cookie),
+            );
+        }
+        return;
+    }
+    if ends.remote.is_loopback() || ends.local.is_loopback() {
         return;
     }
     if let Some(saved) = remembered(sk)
@@ -169,9 +199,7 @@ fn accepted(ctx: &SockOpsContext, config: &Config, cookie: Cookie, ends: &Ends) 
     {
         return;
     }
-    // SAFETY: checked for null. A delivery of the proxy hands its mark on to the accepted socket.
-    let delivered = unsafe { (*sk).mark } == config.delivery;
-    if delivered || lookup::passes(config, &ends.local, &ends.remote, port) {
+    if lookup::passes(config, &ends.local, &ends.remote, port) {
         return;
     }
     let flow = flow::of_client(ctx, ends).swapped();

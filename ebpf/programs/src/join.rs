@@ -20,11 +20,11 @@ use aya_ebpf::helpers::generated::{bpf_sk_storage_get, bpf_sock_hash_update};
 use aya_ebpf::macros::sk_msg;
 use aya_ebpf::programs::{SkMsgContext, SockOpsContext};
 use ztunnel_ebpf_types::{
-    End, Flow, JOIN_OPEN, JOIN_PAST, JOIN_TCP, Join, SIDE_CLIENT, SIDE_SERVER,
+    Cookie, End, Flow, JOIN_OPEN, JOIN_PAST, JOIN_TCP, Join, SIDE_CLIENT, SIDE_SERVER,
 };
 
 use crate::context::Ends;
-use crate::maps::{FLOWS, JOINED, JOINS, add, join, netns};
+use crate::maps::{FLOWS, JOINED, JOINS, add, join};
 
 /// A socket of JOINED sends. SK_PASS without a target is TCP.
 #[sk_msg]
@@ -41,7 +41,7 @@ fn past(ctx: SkMsgContext) -> u32 {
     if join.way == JOIN_TCP {
         return SK_PASS;
     }
-    let end = end(&ctx);
+    let end = end(&ctx, join.cookie);
     let found = JOINED.redirect_msg(&ctx, end.peer(), u64::from(BPF_F_INGRESS));
     if found == i64::from(SK_PASS) {
         join.way = JOIN_PAST;
@@ -55,7 +55,7 @@ fn past(ctx: SkMsgContext) -> u32 {
 /// TCP counts the rest. A connection inside a pod is one with the proxy, which counts itself.
 #[inline(always)]
 fn count(end: &End, side: u32, bytes: u32) {
-    if end.is_inside() {
+    if end.cookie != 0 {
         return;
     }
     let flow = Flow {
@@ -82,25 +82,21 @@ fn count(end: &End, side: u32, bytes: u32) {
 
 /// The end that sends.
 #[inline(always)]
-fn end(ctx: &SkMsgContext) -> End {
+fn end(ctx: &SkMsgContext, cookie: Cookie) -> End {
     let Ends { local, remote } = Ends::of_message(ctx.msg);
     // SAFETY: the context is valid.
     let (local_port, remote_port) = unsafe { ((*ctx.msg).local_port, (*ctx.msg).remote_port) };
-    let mut end = End {
+    End {
         local,
         remote,
         local_port,
         remote_port: u32::from_be(remote_port),
-        cookie: 0,
-    };
-    if end.is_inside() {
-        end.cookie = netns(ctx);
+        cookie,
     }
-    end
 }
 
-/// Joins one end of a connection that has just been established. The cookie of `end` is the
-/// namespace's where [`End::is_inside`], else zero. Where this fails the end stays with TCP.
+/// Joins one end of a connection that has just been established. Where this fails the end stays
+/// with TCP.
 ///
 /// It sets a callback flag of the socket: whoever sets others must keep it.
 #[inline(always)]
@@ -125,6 +121,7 @@ pub fn enroll(ctx: &SockOpsContext, mut end: End) {
         } else {
             SIDE_SERVER
         },
+        cookie: end.cookie,
     };
     if !remember(sk, join) {
         return;

@@ -10,7 +10,7 @@ use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use aya_log_ebpf::debug;
 use ztunnel_ebpf_types::{
-    Address, Arrival, CONFIG_NETS, CONFIG_PORTS, Config, EXEMPT_INBOUND, FLOW_ARRIVED,
+    Address, Arrival, CONFIG_NETS, CONFIG_PORTS, Config, Cookie, EXEMPT_INBOUND, FLOW_ARRIVED,
     FLOW_INBOUND, Flow,
 };
 
@@ -44,9 +44,6 @@ fn inbound(ctx: SkLookupContext) -> u32 {
     }
     let Some(config) = config() else { return DROP };
     let Ends { local, remote } = Ends::of_lookup(ctx.lookup);
-    if passes(config, &local, &remote, port) {
-        return PASS;
-    }
     // SAFETY: the context is valid; the port comes in network byte order.
     let remote_port = u32::from(u16::from_be(unsafe { (*ctx.lookup).remote_port }));
     let flow = Flow {
@@ -55,7 +52,11 @@ fn inbound(ctx: SkLookupContext) -> u32 {
         client_port: remote_port,
         server_port: port,
     };
-    if is_direct(config, &flow) {
+    let server = owner(&local);
+    if tick_off(&flow, server)
+        || passes(config, &local, &remote, port)
+        || is_admitted(config, &flow, server)
+    {
         return PASS;
     }
     let steered = LISTENERS.redirect_sk_lookup(&ctx, local, 0).is_ok();
@@ -100,23 +101,26 @@ pub fn passes(config: &Config, local: &Address, remote: &Address, port: u32) -> 
     }
 }
 
-/// Whether the connection may go past the proxy: a pod of this node opened it on the direct lane,
-/// or policy is known to let plaintext in from this source.
+/// Whether a pod of this node opened the connection on the direct lane, to this pod; it has come
+/// then.
 #[inline(always)]
-fn is_direct(config: &Config, flow: &Flow) -> bool {
-    let server = owner(&flow.server);
-    if server == 0 {
+fn tick_off(flow: &Flow, server: Cookie) -> bool {
+    let Some(state) = FLOWS.get_ptr_mut(flow) else {
         return false;
-    }
-    if let Some(state) = FLOWS.get_ptr_mut(flow) {
-        // SAFETY: the value stays readable for the length of this program.
-        unsafe {
-            if (*state).server == server && (*state).flags & FLOW_INBOUND == 0 {
-                (*state).flags |= FLOW_ARRIVED;
-                return true;
-            }
+    };
+    // SAFETY: the value stays readable for the length of this program.
+    unsafe {
+        let ours = server != 0 && (*state).server == server && (*state).flags & FLOW_INBOUND == 0;
+        if ours {
+            (*state).flags |= FLOW_ARRIVED;
         }
+        ours
     }
+}
+
+/// Whether policy is known to let plaintext in from this source.
+#[inline(always)]
+fn is_admitted(config: &Config, flow: &Flow, server: Cookie) -> bool {
     let arrival = Arrival {
         to: flow.server,
         from: flow.client,
@@ -124,7 +128,9 @@ fn is_direct(config: &Config, flow: &Flow) -> bool {
     };
     // SAFETY: the value is copied at once.
     match unsafe { ARRIVALS.get(&arrival) } {
-        Some(known) => known.server == server && known.epoch == config.epoch && !is_crowded(),
+        Some(known) => {
+            server != 0 && known.server == server && known.epoch == config.epoch && !is_crowded()
+        }
         None => false,
     }
 }

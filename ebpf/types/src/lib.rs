@@ -98,6 +98,8 @@ pub struct Pod {
 pub const POD_ENROLLED: u32 = 1;
 /// A proxy in this namespace is about to make itself known: see [`Saved::kind`].
 pub const POD_HANDSHAKE: u32 = 2;
+/// The pod's connections with the proxy are joined.
+pub const POD_JOIN: u32 = 4;
 
 /// What a socket carries in SOCKETS, its socket storage.
 #[repr(C)]
@@ -187,8 +189,8 @@ pub struct End {
     pub local_port: u32,
     /// Its peer's port, in host byte order.
     pub remote_port: u32,
-    /// The namespace of a connection over loopback, whose tuples repeat in each; zero between two
-    /// pods, whose addresses do not repeat on a machine.
+    /// The namespace of a connection that stays inside one, whose tuples repeat in each; zero
+    /// between two pods, whose addresses do not repeat on a machine.
     pub cookie: Cookie,
 }
 
@@ -205,13 +207,6 @@ impl End {
             cookie: self.cookie,
         }
     }
-
-    /// Whether the connection stays inside one namespace, which its key must then name.
-    #[inline(always)]
-    #[must_use]
-    pub const fn is_inside(&self) -> bool {
-        self.local.is_loopback() || self.remote.is_loopback()
-    }
 }
 
 /// What a socket of JOINED remembers in JOINS, its socket storage: the way that the bytes take
@@ -223,6 +218,8 @@ pub struct Join {
     pub way: u32,
     /// Whose socket it is, one of the `SIDE_` values.
     pub side: u32,
+    /// As in [`End::cookie`].
+    pub cookie: Cookie,
 }
 
 /// It has opened the connection.
@@ -287,7 +284,7 @@ const _: () = assert!(size_of::<Saved>() == 72);
 const _: () = assert!(size_of::<Client>() == 32);
 const _: () = assert!(size_of::<Destination>() == 24);
 const _: () = assert!(size_of::<End>() == 48 && align_of::<End>() == 8);
-const _: () = assert!(size_of::<Join>() == 8);
+const _: () = assert!(size_of::<Join>() == 16);
 const _: () = assert!(size_of::<Net>() == 20);
 const _: () = assert!(size_of::<Config>() == 28);
 

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 use smallvec::SmallVec;
 use ztunnel_ebpf_types as shared;
 use ztunnel_ebpf_types::{
-    BACKENDS, COUNT_LOST, COUNT_OPEN, FLOW_INBOUND, FLOW_JOIN, FLOW_PROXY, SAVED_DIRECT,
+    BACKENDS, COUNT_LOST, COUNT_OPEN, FLOW_INBOUND, FLOW_JOIN, FLOW_PROXY, POD_JOIN, SAVED_DIRECT,
     SAVED_LISTENER, Saved,
 };
 
@@ -317,6 +317,28 @@ impl Kernel {
             ..Saved::default()
         };
         self.maps.remember_socket(socket, &saved)
+    }
+
+    /// Joins the connections of a pod with the proxy from now on, or leaves them apart. A pod that
+    /// is not captured has none.
+    ///
+    /// # Errors
+    /// When the map cannot be read or written.
+    pub fn set_ends(&self, pod: NetnsCookie, ends: Ends) -> Result<(), Error> {
+        let pods = &self.maps.pods;
+        let known = pods.get(&pod.0).map_err(failed(pods, "read"))?;
+        let Some(mut entry) = known else {
+            return Ok(());
+        };
+        let before = entry.flags;
+        entry.flags &= !POD_JOIN;
+        if ends == Ends::Joined {
+            entry.flags |= POD_JOIN;
+        }
+        if entry.flags == before {
+            return Ok(());
+        }
+        pods.insert(&pod.0, &entry).map_err(failed(pods, "written"))
     }
 
     /// Makes a listener known as the proxy's own: what it accepts is not on the direct lane.

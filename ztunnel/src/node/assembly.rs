@@ -110,17 +110,17 @@ fn hbone(settings: &config::Hbone) -> hbone::Config {
     }
 }
 
-/// Which lanes the operator allows.
-pub(super) fn lanes(settings: &Settings) -> path::Lanes {
+/// Which lanes the operator allows; `ends` says what a wish for acceleration comes to here.
+pub(super) fn lanes(
+    settings: &Settings,
+    ends: impl Fn(config::Acceleration) -> kernel::Ends,
+) -> path::Lanes {
     let allowed = |same_node, acceleration| path::Allowed {
         same_node: match same_node {
             config::SameNode::Direct => path::SameNode::Direct,
             config::SameNode::Tunnel => path::SameNode::Tunnel,
         },
-        ends: match acceleration {
-            config::Acceleration::On => kernel::Ends::Joined,
-            config::Acceleration::Auto | config::Acceleration::Off => kernel::Ends::Apart,
-        },
+        ends: ends(acceleration),
     };
     let (same_node, acceleration) = (settings.same_node, settings.acceleration);
     let overrides = settings.overrides.iter().map(|own| {

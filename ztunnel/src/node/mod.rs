@@ -5,6 +5,7 @@
 //! over before anything else could let traffic pass them by; at the end nothing is detached:
 //! a stopped proxy leaves its pods captured, and so refused, until the next one takes over.
 
+mod acceleration;
 mod assembly;
 mod dump;
 mod enrollment;
@@ -27,6 +28,7 @@ use crate::path::{Accounts, Keeper, Lanes, Shared, View, WorkerError, Workers};
 use crate::telemetry::{FilterError, LogError, LogGuard, LogHandle, Telemetry, init_logging};
 use crate::tls;
 
+use acceleration::Acceleration;
 use enrollment::Enrollment;
 
 /// How often pods that could not be enrolled are tried again.
@@ -107,6 +109,7 @@ struct Node {
     shared: Arc<Shared>,
     workers: Workers,
     enrollment: Enrollment,
+    acceleration: Acceleration,
     /// Whether the connections of the direct lane are to be looked at once more.
     second_sweep: bool,
     quit: Arc<Notify>,
@@ -148,6 +151,7 @@ impl Node {
         let servers = bound.serve(sources, &stopping);
         let workers = Workers::start(&shared)?;
         let enrollment = Enrollment::new(shared.clone());
+        let acceleration = Acceleration::new(shared.kernel.clone(), shared.telemetry.clone());
         Ok(Self {
             source,
             settings,
@@ -155,6 +159,7 @@ impl Node {
             shared,
             workers,
             enrollment,
+            acceleration,
             second_sweep: false,
             quit,
             stop,
@@ -187,6 +192,10 @@ impl Node {
                 }
                 () = tokio::time::sleep(ENROLL_RETRY), if !complete => {
                     complete = self.enroll();
+                }
+                () = self.acceleration.tested() => {
+                    let settings = self.settings.clone();
+                    self.judge_anew(&settings);
                 }
                 () = tokio::time::sleep(SECOND_SWEEP), if self.second_sweep => {
                     self.second_sweep = false;
@@ -299,7 +308,7 @@ impl Node {
     /// Puts what is known now in force: no verdict of the kernel that contradicts it is left when
     /// this returns, and what is open against it is ended.
     fn judge_anew(&mut self, settings: &Settings) {
-        let lanes = assembly::lanes(settings);
+        let lanes = self.acceleration.lanes(settings);
         let view = View::new(self.mesh.clone(), self.enrollment.pods(), &lanes);
         self.shared.keeper.change(view);
         self.sweep();

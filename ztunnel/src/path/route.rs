@@ -18,6 +18,7 @@ use crate::mesh::{
 
 use super::view::View;
 use crate::kernel::{Ends, NetnsCookie};
+use crate::pods::PROXY_PORTS;
 
 /// Where every workload that takes part in the mesh accepts HBONE.
 pub const HBONE_PORT: u16 = 15008;
@@ -309,6 +310,10 @@ fn in_the_clear(
             workload: Some(workload.clone()),
             service: service(),
         });
+    }
+    // The proxy's own ports are refused at the destination, with a word in its log.
+    if PROXY_PORTS.contains(&to.port()) {
+        return None;
     }
     let (server, ends) = view.direct(source, workload, to.ip())?;
     Some(Route::Direct {

@@ -104,6 +104,19 @@ impl View {
         self.mesh.workload_by_uid(&self.pod(cookie)?.uid)
     }
 
+    /// Whether the connections of a pod with the proxy are joined.
+    #[must_use]
+    pub fn ends(&self, cookie: NetnsCookie) -> Ends {
+        self.pods
+            .get(&cookie)
+            .map_or(Ends::Apart, |(_, allowed)| allowed.ends)
+    }
+
+    /// The pods that are served here.
+    pub fn pods(&self) -> impl Iterator<Item = &LocalPod> {
+        self.pods.values().map(|(pod, _)| pod)
+    }
+
     /// Whether a workload is a pod that is served here.
     #[must_use]
     pub fn serves(&self, workload: &Workload) -> bool {

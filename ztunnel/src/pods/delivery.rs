@@ -49,7 +49,7 @@ pub fn prepare() -> Result<(), Error> {
         what: "loopback device",
         source: errno.into(),
     })?;
-    let v6 = std::path::Path::new("/proc/net/if_inet6").exists();
+    let v6 = std::path::Path::new("/proc/thread-self/net/if_inet6").exists();
     set(FWMARK_ACCEPT)?;
     for (key, always) in FWMARK_REFLECT {
         if always || v6 {

@@ -118,8 +118,13 @@ impl Pair {
     fn join(&self, joints: &Joints) -> io::Result<()> {
         for socket in [&self.client, &self.server] {
             let number = socket.as_raw_fd().cast_unsigned();
-            joints.joins.insert(&number, &Join::default())?;
-            joints.joined.insert(&end(socket)?, &number)?;
+            let end = end(socket)?;
+            let join = Join {
+                cookie: end.cookie,
+                ..Join::default()
+            };
+            joints.joins.insert(&number, &join)?;
+            joints.joined.insert(&end, &number)?;
         }
         Ok(())
     }

@@ -1,13 +1,14 @@
 //! Keeps the kernel's verdicts in step with what this node knows.
 //!
-//! There is one lock, and nobody who carries bytes takes it. A verdict is written under it, and
-//! only if the view it was judged by is still the one in force; a new view is put in force under
-//! it, after every verdict that does not hold by the new view has been removed. So there is no
+//! There is one lock, and nobody who carries bytes waits for it. A verdict is written under it, and
+//! only if the view it was judged by is still the one in force; who does not get the lock leaves the
+//! verdict to the next connection of the kind. A new view is put in force under it, after every
+//! verdict that does not hold by the new view has been removed. So there is no
 //! moment in which a change counts and a verdict from before it lets anything through.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use arc_swap::{ArcSwap, Guard};
 
@@ -47,19 +48,20 @@ impl Keeper {
         self.view.load_full()
     }
 
-    fn lock(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn in_force(&self, view: &Arc<View>) -> bool {
-        Arc::ptr_eq(&self.view.load(), view)
+    /// The lock, if nobody has it and the view is the one in force.
+    fn in_force(&self, view: &Arc<View>) -> Option<MutexGuard<'_, ()>> {
+        let lock = match self.changing.try_lock() {
+            Ok(lock) => lock,
+            Err(TryLockError::Poisoned(lock)) => lock.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Arc::ptr_eq(&self.view.load(), view).then_some(lock)
     }
 
     /// Lets a call go by itself from now on, as it was judged by `view`. Does nothing where
     /// another view is in force by now.
     pub fn remember_call(&self, call: &Call, verdict: &kernel::Verdict, view: &Arc<View>) {
-        let _changing = self.lock();
-        if self.in_force(view)
+        if let Some(_lock) = self.in_force(view)
             && let Err(error) = self.kernel.remember_call(call, verdict)
         {
             tracing::warn!(%error, "a verdict was not written; the proxy goes on judging");
@@ -68,8 +70,7 @@ impl Keeper {
 
     /// Lets plaintext go past the proxy from now on, as it was judged by `view`.
     pub fn remember_arrival(&self, arrival: &Arrival, view: &Arc<View>) {
-        let _changing = self.lock();
-        if self.in_force(view)
+        if let Some(_lock) = self.in_force(view)
             && let Err(error) = self.kernel.remember_arrival(arrival)
         {
             tracing::warn!(%error, "a verdict was not written; the proxy goes on judging");
@@ -81,7 +82,7 @@ impl Keeper {
     /// opened may be written down only then.
     pub fn change(&self, view: View) {
         let view = Arc::new(view);
-        let _changing = self.lock();
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let renewed = self.prune(&view).unwrap_or_else(|error| {
             tracing::error!(%error, "verdicts cannot be checked one by one: all are void now");
             // Should not even this work, nothing about the maps does, and it is said above.
@@ -90,7 +91,12 @@ impl Keeper {
             }
             Vec::new()
         });
-        self.view.store(view);
+        self.view.store(view.clone());
+        for pod in view.pods() {
+            if let Err(error) = self.kernel.set_ends(pod.cookie, view.ends(pod.cookie)) {
+                tracing::warn!(%error, pod = %pod.uid.0, "its connections with the proxy stay as they are");
+            }
+        }
         for (call, verdict) in renewed {
             if let Err(error) = self.kernel.remember_call(&call, &verdict) {
                 tracing::warn!(%error, "a verdict was not written; the proxy goes on judging");

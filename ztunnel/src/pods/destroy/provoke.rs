@@ -14,10 +14,10 @@
 //! taken is not delivered before the bytes that come before it, which the reset outruns. Linux
 //! limits the rate of such answers, but not to segments with data (`tcp_oow_rate_limited`).
 //!
-//! While a connection carries bulk, its numbers may have moved on when the reset arrives. The end
-//! that sends is hit nonetheless, because the one that only receives stands still; every later
-//! acknowledgement brings another reset. What counts is the kernel's table: a connection that is
-//! still in it is asked again, or reported as a failure.
+//! While a connection carries bulk, its numbers may have moved on when the reset arrives, so every
+//! later word of it brings another one, and once it has ended the peer gets a last one that fits
+//! its last word. What counts is the kernel's table: a connection that is still in it is asked
+//! again, or reported as a failure.
 
 use std::io;
 use std::net::SocketAddr;
@@ -59,6 +59,8 @@ struct Victim {
     resets: u32,
     /// Whether it has not answered the last probe.
     silent: bool,
+    /// Whether it said something since the last reset.
+    fresh: bool,
     alive: bool,
 }
 
@@ -79,6 +81,7 @@ impl Attempt {
             probes: 0,
             resets: 0,
             silent: true,
+            fresh: false,
             alive: true,
         };
         let ends = |target: &Target| (target.connection.local, target.connection.remote);
@@ -103,6 +106,7 @@ impl Attempt {
                 self.strike(round).map_err(failed)?;
             }
             self.look(diag)?;
+            self.conclude();
             if !self.victims.iter().any(Victim::is_pending) || Instant::now() >= until {
                 break;
             }
@@ -126,26 +130,38 @@ impl Attempt {
     /// Listens until somebody is heard, and sends resets to them.
     fn strike(&mut self, until: Instant) -> io::Result<()> {
         self.sniffer.listen(until, &mut self.heard)?;
-        let mut fresh = Vec::new();
+        self.note();
+        for victim in self.victims.iter_mut().filter(|victim| victim.is_pending()) {
+            if std::mem::take(&mut victim.fresh) {
+                victim.strike(&self.sniffer);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever has just ended may have sent something between its last answer and the reset, and
+    /// then the one that its peer got did not fit. It says no more now, so its last word counts.
+    fn conclude(&mut self) {
+        self.heard.clear();
+        self.sniffer.drain(&mut self.heard);
+        self.note();
+        for victim in self.victims.iter_mut().filter(|victim| !victim.alive) {
+            if std::mem::take(&mut victim.fresh) {
+                victim.strike_peer(&self.sniffer);
+            }
+        }
+    }
+
+    /// Notes the last word of each.
+    fn note(&mut self) {
         for heard in &self.heard {
             let at = self.places.get(&(heard.from, heard.to)).copied();
             if let Some(at) = at
                 && let Some(victim) = self.victims.get_mut(at)
             {
-                // The latest word of each counts.
-                victim.heard = Some(*heard);
-                fresh.push(at);
+                victim.note(*heard);
             }
         }
-        fresh.sort_unstable();
-        fresh.dedup();
-        for at in fresh {
-            if let Some(victim) = self.victims.get_mut(at).filter(|one| one.is_pending()) {
-                victim.silent = false;
-                victim.strike(&self.sniffer);
-            }
-        }
-        Ok(())
     }
 
     /// Finds out who is still there.
@@ -204,21 +220,51 @@ impl Victim {
         }
     }
 
+    /// Remembers the furthest numbers; what is sent again bears earlier ones.
+    fn note(&mut self, heard: Heard) {
+        let later = |new: u32, old: u32| {
+            if new.wrapping_sub(old) < 1 << 31 {
+                new
+            } else {
+                old
+            }
+        };
+        self.silent = false;
+        self.fresh = true;
+        self.heard = Some(self.heard.map_or(heard, |last| Heard {
+            next: later(heard.next, last.next),
+            expects: later(heard.expects, last.expects),
+            ..heard
+        }));
+    }
+
     /// Sends both ends the reset that fits what was heard last.
     fn strike(&mut self, sniffer: &Sniffer) {
         let Some(heard) = self.heard else { return };
         self.resets += 1;
-        let Connection { local, remote, .. } = self.target.connection;
-        let reset = |from, to, sequence, acknowledges| Segment {
-            from,
-            to,
-            sequence,
-            acknowledges,
+        let reset = Segment {
+            from: heard.to,
+            to: heard.from,
+            sequence: heard.expects,
+            acknowledges: heard.next,
             flags: Flags::RST.and(Flags::ACK),
             data: &[],
         };
-        attempted(sniffer.send(&reset(remote, local, heard.expects, heard.next)));
-        attempted(sniffer.send(&reset(local, remote, heard.next, heard.expects)));
+        attempted(sniffer.send(&reset));
+        self.strike_peer(sniffer);
+    }
+
+    fn strike_peer(&self, sniffer: &Sniffer) {
+        let Some(heard) = self.heard else { return };
+        let reset = Segment {
+            from: heard.from,
+            to: heard.to,
+            sequence: heard.next,
+            acknowledges: heard.expects,
+            flags: Flags::RST.and(Flags::ACK),
+            data: &[],
+        };
+        attempted(sniffer.send(&reset));
     }
 
     fn outcome(self) -> Outcome {

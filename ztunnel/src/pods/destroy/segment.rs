@@ -118,7 +118,7 @@ fn checksum(parts: [&[u8]; 2]) -> u16 {
     !u16::try_from(sum).unwrap_or(u16::MAX)
 }
 
-/// What an end of a connection said about itself in a segment without data.
+/// What an end of a connection said about itself in a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Heard {
     pub(super) from: SocketAddr,
@@ -129,8 +129,8 @@ pub(super) struct Heard {
     pub(super) expects: u32,
 }
 
-/// Reads a packet that begins with its IP header. None for anything but an acknowledgement
-/// without data; a reset is nobody's word about a connection.
+/// Reads a packet that begins with its IP header; its data need not be there. None for anything
+/// but an acknowledgement; a reset is nobody's word about a connection.
 pub(super) fn hear(packet: &[u8]) -> Option<Heard> {
     let (from, to, tcp, length) = match packet.first()? >> 4 {
         4 => parts_v4(packet)?,
@@ -141,10 +141,11 @@ pub(super) fn hear(packet: &[u8]) -> Option<Heard> {
     let word = |at: usize| Some(u32::from_be_bytes(*tcp.get(at..)?.first_chunk()?));
     let header = usize::from(tcp.get(12)? >> 4) * 4;
     let flags = Flags(*tcp.get(13)?);
-    if header < TCP_HEADER || length != header || !flags.has(Flags::ACK) || flags.has(Flags::RST) {
+    if header < TCP_HEADER || !flags.has(Flags::ACK) || flags.has(Flags::RST) {
         return None;
     }
-    let taken = u32::from(flags.has(Flags::SYN)) + u32::from(flags.has(Flags::FIN));
+    let data = u32::try_from(length.checked_sub(header)?).ok()?;
+    let taken = data + u32::from(flags.has(Flags::SYN)) + u32::from(flags.has(Flags::FIN));
     Some(Heard {
         from: SocketAddr::new(from, port(0)?),
         to: SocketAddr::new(to, port(2)?),
@@ -221,8 +222,12 @@ mod tests {
             assert_eq!(ends(Flags::ACK.and(Flags::FIN)), Some(0));
             assert_eq!(ends(Flags::SYN), None);
             assert_eq!(ends(Flags::ACK.and(Flags::RST)), None);
-            let with_data = Segment { data: &[1], ..said };
-            assert_eq!(hear(&with_data.packet().unwrap()), None);
+            let with_data = Segment {
+                data: &[1, 2],
+                ..said
+            };
+            let heard = hear(&with_data.packet().unwrap());
+            assert_eq!(heard.map(|heard| heard.next), Some(1));
         }
         assert_eq!(segment("10.0.0.1:80", "[fd00::2]:90").packet(), None);
     }

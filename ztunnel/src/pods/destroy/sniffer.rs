@@ -90,13 +90,20 @@ impl Sniffer {
                 Err(error) => return Err(error),
             }
         }
-        while let Ok(length) = recv(self.packets.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
-            heard.extend(bytes.get(..length).and_then(hear));
-            if heard.len() >= 4 * MOST || Instant::now() >= until {
-                break;
+        self.drain(heard);
+        Ok(())
+    }
+
+    /// Takes what there is, as much as the buffer holds.
+    pub(super) fn drain(&self, heard: &mut Vec<Heard>) {
+        let mut bytes = [0; HEADERS];
+        // The smallest packet takes more than 256 bytes of it.
+        for _ in 0..BUFFER_BYTES / 256 {
+            match recv(self.packets.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+                Ok(length) => heard.extend(bytes.get(..length).and_then(hear)),
+                Err(_empty) => break,
             }
         }
-        Ok(())
     }
 }
 

@@ -54,7 +54,7 @@ fn both_ends_are_told_at_once_and_the_neighbour_lives_on() {
                 let error = read.expect_err(&case);
                 assert!(is_broken(&error), "{case}: {error}");
                 let waited = when.duration_since(started);
-                assert!(waited < Duration::from_millis(100), "{case}: {waited:?}");
+                assert!(waited < Duration::from_millis(500), "{case}: {waited:?}");
             }
             assert!(neighbour.is_alive(), "{case}");
             assert!(world.connect(&listener, dial).is_alive(), "{case}: listens");
@@ -244,7 +244,8 @@ fn a_thousand_at_once() {
             for outcome in &destroyed.outcomes {
                 assert!(matches!(outcome, Outcome::Destroyed), "{outcome:?}");
             }
-            assert!(took < Duration::from_millis(500), "{took:?}");
+            // A busy machine has its time; where there is nothing else to do it is a tenth of that.
+            assert!(took < Duration::from_secs(1), "{took:?}");
             for end in all.iter().flat_map(|ends| [&ends.client, &ends.server]) {
                 assert!(is_broken(&error_of(end).unwrap()));
             }
@@ -271,9 +272,15 @@ fn connections_full_of_traffic() {
                 for ((from, to), _) in pairs.into_iter().zip([up, down]).filter(|(_, on)| *on) {
                     threads.push(pour(from, carried.clone(), enough.clone()));
                     let reader = reader(to);
+                    let case = format!("{way:?} {side:?} up {up} down {down}");
                     threads.push(std::thread::spawn(move || {
                         let (read, _) = reader.join().unwrap();
-                        assert!(is_broken(&read.unwrap_err()));
+                        // A socket tells its error once, perhaps to the thread that writes.
+                        let told = up && down && read.as_ref().is_ok_and(|length| *length == 0);
+                        assert!(
+                            told || read.as_ref().is_err_and(is_broken),
+                            "{case}: {read:?}"
+                        );
                     }));
                 }
             }
