@@ -20,6 +20,7 @@ pub mod selftest;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod trial;
 mod verdicts;
 
 use std::io;
@@ -36,8 +37,10 @@ pub use events::{Event, Events, Happening};
 pub use log::LogForwarder;
 use maps::{Maps, failed};
 use object::{Object, Owner, Speech};
+pub use object::{is_at_least, release};
 use pins::Pins;
 use programs::{ALL, Cgroup, INBOUND, PAST, attach_cgroup};
+pub use trial::{PinPlace, Trial};
 pub use verdicts::{Arrival, Backend, Call, Ends, Flow, MOST_BACKENDS, Opener, Verdict};
 
 /// How the programs are set up.
