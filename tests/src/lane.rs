@@ -333,10 +333,9 @@ impl Scene {
 /// # Errors
 /// When the kernel knows no such connection.
 pub fn bypasses_the_proxy(host: &Host, end: &End) -> io::Result<bool> {
-    let local = end.local_addr()?;
     let remote = host
-        .enter(|| remote_end(local))?
-        .ok_or_else(|| io::Error::other(format!("{} has no connection from {local}", host.name)))?;
+        .enter(|| remote_end(end))?
+        .ok_or_else(|| io::Error::other(format!("{} does not have this connection", host.name)))?;
     Ok(!remote.ip().is_loopback())
 }
 

@@ -39,7 +39,7 @@ struct Heard {
 fn ask_over(mut stream: &TcpStream, rest: &[u8]) -> io::Result<Heard> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let remote = remote_end(stream.local_addr()?)?;
+    let remote = remote_end(stream)?;
     stream.write_all(rest)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

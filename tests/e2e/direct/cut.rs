@@ -14,7 +14,7 @@ use ztunnel_tests::on_lanes;
 use ztunnel_tests::proxy::{Mesh, Settings, workload_uid};
 use ztunnel_tests::traffic::{End, Kind};
 
-use crate::proof::{PATIENCE, PORT, SOON, about, ask, change, cut, speak, unharmed};
+use crate::proof::{PATIENCE, PORT, SOON, about, ask, change, cut, eventually, speak, unharmed};
 
 /// What becomes of the first client's next connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +67,8 @@ fn concerns_one_of_two(
         speak(pair);
     }
     drop(listener);
-    let _http = scene.serve(Kind::Http, PORT).unwrap();
+    // A process that is just being started may hold a copy of the listener for a moment.
+    let _http = eventually("the port is free", || scene.serve(Kind::Http, PORT).ok());
     for family in Family::BOTH {
         let to = scene.server().at(family, PORT);
         for _ in 0..3 {

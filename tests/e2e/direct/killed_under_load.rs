@@ -95,3 +95,54 @@ fn load(
         Ok(())
     })
 }
+
+/// A proxy that is asked to end passes on what it has not heard of: no connection is missing in
+/// the access log, and none is there twice.
+#[test]
+fn every_connection_has_its_line_whichever_proxy_was_there() {
+    let scene = Scene::set(Lane::Direct).unwrap();
+    let mut mesh = scene.mesh().start().unwrap();
+    let _running = scene.serve(Kind::Http, PORT).unwrap();
+    let calls = Family::BOTH.map(|family| scene.server().at(family, PORT));
+    for to in calls {
+        scene.get(to, "known").unwrap();
+    }
+    let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let client = scene.client();
+        for to in calls {
+            let (stop, answers) = (&stop, &answers);
+            scope.spawn(move || load(Lane::Direct, client, to, stop, answers).unwrap());
+        }
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for _ in 0..3 {
+                let wanted = answers.load(Ordering::Relaxed) + 200;
+                eventually("two hundred answers", || {
+                    (answers.load(Ordering::Relaxed) >= wanted).then_some(())
+                });
+                mesh.proxy("a").terminate(PATIENCE).unwrap();
+                thread::sleep(Duration::from_millis(200));
+                mesh.proxy("a").start().unwrap();
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        outcome.unwrap();
+    });
+    let truth = usize::try_from(answers.load(Ordering::Relaxed) + scene.knocks()).unwrap();
+    for direction in ["direction=\"outbound\"", "direction=\"inbound\""] {
+        let lines = || {
+            let log = mesh.proxy("a").log();
+            log.lines()
+                .filter(|line| line.contains("\taccess\t") && line.contains(direction))
+                .count()
+        };
+        let mut lines = lines;
+        let reached = ztunnel_tests::eventually(Duration::from_secs(10), || lines() == truth);
+        assert!(
+            reached,
+            "{direction}: {} lines, {truth} connections",
+            lines()
+        );
+    }
+    unharmed(&mut mesh);
+}

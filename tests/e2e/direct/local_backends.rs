@@ -337,7 +337,9 @@ fn a_pod_reaches_itself_through_its_service() {
             let own = from.at(family, PORT);
             let mut heard = 0;
             for _ in 0..60 {
-                let answer = from.enter(|| traffic::get(to, MARKER, PATIENCE)).unwrap();
+                let answer = from.enter(|| traffic::get(to, MARKER, PATIENCE));
+                let answer =
+                    answer.unwrap_or_else(|error| panic!("{} calling {to}: {error}", from.name));
                 assert_eq!(answer.client_peer, to);
                 if answer.local == own {
                     heard += 1;

@@ -14,6 +14,7 @@ mod proof;
 
 mod address_reuse;
 mod arrivals;
+mod choice;
 mod cut;
 mod first_is_judged;
 mod flips;

@@ -30,8 +30,7 @@ pub(super) fn cut(page: &mut Page, world: &World, mesh: &mut Mesh<'_>) -> Result
         .enter(|| TcpStream::connect_timeout(&to, PATIENCE))
         .context("pod a-0 calls pod a-1")?;
     stream.set_read_timeout(Some(RELOAD))?;
-    let own = stream.local_addr()?;
-    let leads = client.enter(|| remote_end(own))?;
+    let leads = client.enter(|| remote_end(&stream))?;
     page.claim(
         leads == Some(to),
         "a connection of pod a-0 to pod a-1 is open, and leads straight to it",

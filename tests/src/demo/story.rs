@@ -141,7 +141,7 @@ fn ask(to: SocketAddr) -> Result<(Answer, Option<SocketAddr>)> {
     let mut stream = End::connect(to, Manner::Blocking, PATIENCE)?;
     let mut answer = traffic::get_over(&mut stream, MARKER, PATIENCE)?;
     answer.latency = started.elapsed();
-    let redirected = remote_end(answer.client_local)?;
+    let redirected = remote_end(&stream)?;
     Ok((answer, redirected))
 }
 

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
 
 use super::Host;
 
@@ -57,29 +58,17 @@ pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
     Ok(all)
 }
 
-/// The remote end of the socket that calls this address its own, in the calling thread's network
-/// namespace. For the kernel a captured IPv6 socket is at home on loopback, and so is an IPv4 one
-/// that was bound to a port only.
+/// Whom a socket is really connected to, whatever its owner is told; asked in the socket's own
+/// network namespace. It is told by its inode: ports repeat, since for the kernel a captured
+/// socket is at home on loopback.
 ///
 /// # Errors
 /// When the kernel's tables cannot be read.
-pub fn remote_end(local: SocketAddr) -> io::Result<Option<SocketAddr>> {
+pub fn remote_end(socket: &impl AsFd) -> io::Result<Option<SocketAddr>> {
+    let inode = nix::sys::stat::fstat(socket)?.st_ino;
     let all = tcp_sockets()?;
-    let local = SocketAddr::new(local.ip().to_canonical(), local.port());
-    let on_loopback: IpAddr = match local.ip() {
-        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    };
-    let homes = [local, SocketAddr::new(on_loopback, local.port())];
-    Ok(homes.iter().find_map(|home| {
-        // A port may be taken again while its last connection to somebody else waits for late
-        // packets; nobody holds that one.
-        let mut ends = all
-            .iter()
-            .filter(|socket| socket.local == *home && socket.inode != 0);
-        ends.find(|socket| socket.state != TcpState::Listening)
-            .map(|socket| socket.remote)
-    }))
+    let own = all.iter().find(|socket| socket.inode == inode);
+    Ok(own.map(|socket| socket.remote))
 }
 
 fn read(table: &str) -> impl Iterator<Item = TcpSocket> {
@@ -154,8 +143,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let server = listener.local_addr().unwrap();
         let client = std::net::TcpStream::connect(server).unwrap();
-        let local = client.local_addr().unwrap();
-        assert_eq!(remote_end(local).unwrap(), Some(server));
+        assert_eq!(remote_end(&client).unwrap(), Some(server));
         assert!(tcp_sockets().unwrap().iter().any(|socket| {
             (socket.local, socket.state) == (server, TcpState::Listening) && socket.inode != 0
         }));
