@@ -2,7 +2,8 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::Shutdown;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use ztunnel_tests::lane::{Lane, Scene};
@@ -10,7 +11,7 @@ use ztunnel_tests::net::Family;
 use ztunnel_tests::on_lanes;
 use ztunnel_tests::traffic::End;
 
-use crate::ends::listen;
+use crate::ends::{PATIENCE, listen};
 
 /// Both ends have heard each other, so that the whole way exists.
 fn greet(client: &mut End, server: &mut End) {
@@ -32,6 +33,18 @@ fn hears_a_reset(stream: &mut End, case: &str) {
     let outcome = stream.read(&mut [0; 64]);
     let kind = outcome.as_ref().map_err(std::io::Error::kind);
     assert_eq!(kind, Err(ErrorKind::ConnectionReset), "{case}: {outcome:?}");
+}
+
+/// Without reading or writing: the stream has ended already.
+fn finds_an_error(stream: &End, case: &str) {
+    let asked = Instant::now();
+    while asked.elapsed() < PATIENCE {
+        if SockRef::from(stream).take_error().unwrap().is_some() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{case}: nothing was heard of it");
 }
 
 on_lanes!(a_reset_arrives_at_the_other_end: tunnel, direct, joined, auto);
@@ -69,6 +82,19 @@ fn a_reset_arrives_at_the_other_end(lane: Lane) {
             &mut server,
             "the client resets after the server's half-close",
         );
+
+        // The one that has half-closed resets, and the other says nothing.
+        let (client, mut server) = ends();
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(server.read(&mut [0; 64]).unwrap(), 0);
+        abort(client);
+        finds_an_error(&server, "the client resets after its own half-close");
+
+        let (mut client, server) = ends();
+        server.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(client.read(&mut [0; 64]).unwrap(), 0);
+        abort(server);
+        finds_an_error(&client, "the server resets after its own half-close");
     }
 }
 

@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         &Roles {
             proxy,
             check,
+            doctor: node::doctor::examine,
             remove,
         },
     )

@@ -9,6 +9,7 @@
 )]
 
 mod dedicated;
+mod doctor;
 mod enrollment;
 mod hostile;
 mod killed;

@@ -1,10 +1,11 @@
-//! The command line: `ztunnel proxy | version | config check | kernel remove`, a file each.
+//! The command line: `ztunnel proxy | version | config check | doctor | kernel remove`, a file each.
 //!
 //! It only reads arguments, prints, and turns results into exit codes: 0 fine, 1 failed, 2
 //! called wrongly. What the commands do is handed in by `main` as [`Roles`], so that this room
 //! needs nothing of the rooms behind them. Errors are printed with all their causes.
 
 mod config;
+mod doctor;
 mod kernel;
 mod output;
 mod proxy;
@@ -17,6 +18,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::node::doctor::Check;
+
 pub use proxy::{Overrides, ProxyArgs};
 
 /// What the commands do.
@@ -26,6 +29,8 @@ pub struct Roles {
     pub proxy: fn(ProxyArgs) -> anyhow::Result<()>,
     /// Reads and validates settings without running them; answers with what would run.
     pub check: fn(Option<&Path>) -> anyhow::Result<serde_json::Value>,
+    /// Looks whether this machine has what a node with these settings needs.
+    pub doctor: fn(Option<&Path>) -> Vec<Check>,
     /// Detaches the kernel programs pinned in a directory and removes their pins.
     pub remove: fn(&Path) -> anyhow::Result<()>,
 }
@@ -42,6 +47,7 @@ pub struct Roles {
     after_help = "Examples:\n  \
                   ztunnel proxy --config node-a.yaml         run this node\n  \
                   ztunnel config check --config node-a.yaml  say what would run, and what is wrong\n  \
+                  ztunnel doctor --config node-a.yaml        is this machine fit to run it\n  \
                   ztunnel kernel remove                      end capture: pods are then without a mesh\n\n\
                   Exit codes: 0 fine, 1 failed, 2 called wrongly."
 )]
@@ -56,6 +62,7 @@ enum Command {
     Version(version::VersionArgs),
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    Doctor(doctor::DoctorArgs),
     #[command(subcommand)]
     Kernel(kernel::KernelCommand),
 }
@@ -71,6 +78,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, roles: &Roles) -> ExitCode 
         Command::Proxy(args) => (roles.proxy)(*args),
         Command::Version(args) => version::run(&args, &mut out),
         Command::Config(command) => config::run(&command, roles.check, &mut out),
+        Command::Doctor(args) => doctor::run(&args, roles.doctor, &mut out),
         Command::Kernel(command) => kernel::run(&command, roles.remove, &mut out),
     };
     output::finish(result, &mut complaints)

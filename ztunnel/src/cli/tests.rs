@@ -26,6 +26,7 @@ fn code(line: &str, roles: &Roles) -> ExitCode {
 const FINE: Roles = Roles {
     proxy: |_| Ok(()),
     check: |_| Ok(json!({ "node": "a" })),
+    doctor: |_| Vec::new(),
     remove: |_| Ok(()),
 };
 
@@ -80,6 +81,14 @@ fn exit_codes_tell_a_failure_from_a_wrong_call() {
     let failing = Roles {
         proxy: |_| bail!("no"),
         check: |_| bail!("bad settings"),
+        doctor: |_| {
+            vec![Check {
+                name: "a".to_owned(),
+                verdict: crate::node::doctor::Verdict::Fail,
+                detail: "not there".to_owned(),
+                remedy: None,
+            }]
+        },
         remove: |_| bail!("not permitted"),
     };
     for (line, roles, expected) in [
@@ -87,6 +96,8 @@ fn exit_codes_tell_a_failure_from_a_wrong_call() {
         ("ztunnel proxy", &failing, 1),
         ("ztunnel config check --config a.yaml", &FINE, 0),
         ("ztunnel config check --config a.yaml", &failing, 1),
+        ("ztunnel doctor", &FINE, 0),
+        ("ztunnel doctor --config a.yaml -o json", &failing, 1),
         ("ztunnel kernel remove", &FINE, 0),
         ("ztunnel kernel remove --directory /x", &failing, 1),
         ("ztunnel version -o json", &failing, 0),

@@ -204,7 +204,8 @@ impl Settings {
     }
 
     /// The defaults, with nothing in the mesh, no node and no certificate authority.
-    pub(super) fn initial() -> Self {
+    #[must_use]
+    pub fn initial() -> Self {
         Self {
             node: "".into(),
             cluster_id: "Kubernetes".into(),

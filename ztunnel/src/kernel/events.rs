@@ -75,17 +75,15 @@ impl Events {
         })
     }
 
-    /// Waits until there are events, and some time longer so that more can gather; then hands
-    /// out all of them.
+    /// Waits until there are events, and some time longer so that more can gather. [`Self::drain`]
+    /// them then: new ones are not told of before.
     ///
     /// # Errors
     /// When the ring cannot be watched: the runtime is gone.
-    pub async fn gather(&mut self, mut each: impl FnMut(Event)) -> io::Result<()> {
+    pub async fn gather(&mut self) -> io::Result<()> {
         let mut guard = self.readable.readable().await?;
         tokio::time::sleep(GATHER).await;
         guard.clear_ready();
-        drop(guard);
-        self.drain(&mut each);
         Ok(())
     }
 

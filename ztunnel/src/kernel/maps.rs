@@ -167,6 +167,12 @@ impl Maps {
         }))
     }
 
+    /// Whether any pod is like this.
+    pub(super) fn any_pod(&self, like: impl Fn(&Pod) -> bool) -> Result<bool, Error> {
+        let pods = self.pods.entries().map_err(failed(&self.pods, "read"))?;
+        Ok(pods.iter().any(|(_, pod)| like(pod)))
+    }
+
     /// Forgets the addresses of a pod that are not among those to keep.
     pub(super) fn forget_addresses(
         &self,

@@ -20,24 +20,28 @@ pub mod selftest;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod trial;
 mod verdicts;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
-use ztunnel_ebpf_types::{Address, Client, POD_ENROLLED, Pod};
+use ztunnel_ebpf_types::{Address, Client, POD_ENROLLED, POD_JOIN, Pod};
 
 pub use error::Error;
 pub use events::{Event, Events, Happening};
 pub use log::LogForwarder;
 use maps::{Maps, failed};
 use object::{Object, Owner, Speech};
+pub use object::{is_at_least, release};
 use pins::Pins;
 use programs::{ALL, Cgroup, INBOUND, PAST, attach_cgroup};
+pub use trial::{PinPlace, Trial};
 pub use verdicts::{Arrival, Backend, Call, Ends, Flow, MOST_BACKENDS, Opener, Verdict};
 
 /// How the programs are set up.
@@ -158,6 +162,7 @@ pub struct Kernel {
     /// The program for namespaces; replaced when the programs are loaded anew.
     inbound: Mutex<OwnedFd>,
     verdicts: u32,
+    joins: AtomicBool,
 }
 
 impl Kernel {
@@ -192,7 +197,10 @@ impl Kernel {
             maps: Arc::new(maps),
             events,
             verdicts: config.verdicts,
+            joins: AtomicBool::new(false),
         };
+        let joined = kernel.maps.any_pod(|pod| pod.flags & POD_JOIN != 0)?;
+        kernel.joins.store(joined, Ordering::Relaxed);
         kernel.renew()?;
         Ok(kernel)
     }
@@ -350,7 +358,14 @@ impl Kernel {
     pub fn join(&self) -> Result<(), Error> {
         let owner = Owner::Pinned(&self.pins);
         let mut object = Object::load(owner, &[PAST], Speech::Silent, self.verdicts)?;
+        self.joins.store(true, Ordering::Relaxed);
         join::attach(&mut object).map(drop)
+    }
+
+    /// Whether sockets of this node may be joined, by this process or an earlier one.
+    #[must_use]
+    pub fn may_join(&self) -> bool {
+        self.joins.load(Ordering::Relaxed)
     }
 
     /// Has the programs say what they decide, and forwards it to the `log` crate at debug level.

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use aya_obj::{EbpfSectionKind, Object as Parsed};
@@ -203,11 +204,21 @@ fn load_program(parsed: &Parsed, name: &'static str, attach: AttachType) -> Resu
 
 /// Linux 6.10 lets programs of every type ask for the process id.
 fn kernel_knows_process() -> bool {
-    fs::read_to_string("/proc/sys/kernel/osrelease")
-        .is_ok_and(|release| is_at_least(&release, 6, 10))
+    release().is_ok_and(|release| is_at_least(&release, 6, 10))
 }
 
-fn is_at_least(release: &str, major: u32, minor: u32) -> bool {
+/// The kernel's version, as it calls itself.
+///
+/// # Errors
+/// When /proc is not mounted.
+pub fn release() -> io::Result<String> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    Ok(release.trim_end().to_owned())
+}
+
+/// Whether a kernel's version is this one or a later one.
+#[must_use]
+pub fn is_at_least(release: &str, major: u32, minor: u32) -> bool {
     let mut numbers = release
         .split(|character: char| !character.is_ascii_digit())
         .map(|part| part.parse::<u32>().unwrap_or(0));

@@ -168,13 +168,20 @@ fn children(directory: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// The path itself or the first directory above it that exists.
-fn nearest(path: &Path) -> &Path {
+pub(super) fn nearest(path: &Path) -> &Path {
     path.ancestors()
         .find(|ancestor| ancestor.exists())
         .unwrap_or_else(|| Path::new("/"))
 }
 
-fn is_bpf_fs(path: &Path) -> bool {
+/// How many namespaces have a link in this layout's pins, if there are any.
+pub(super) fn enrolled_below(directory: &Path) -> Option<usize> {
+    let netns = directory.join(format!("v{LAYOUT}")).join("netns");
+    Some(children(&netns).ok()?.len())
+}
+
+/// Whether pins can be made there at all.
+pub(super) fn is_bpf_fs(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
 }
 

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::admin::Dump;
 use crate::config::Settings;
+use crate::kernel::{Arrival, Call, Flow, NetnsCookie, Verdict};
 use crate::path::Shared;
 
 /// A section that is read when somebody asks.
@@ -36,8 +37,60 @@ fn section(
     })
 }
 
-/// The sections: the mesh as it is now, the certificates without their keys, and the settings
-/// the process was started with.
+/// How many entries of the direct lane are shown; the counts are of all of them.
+const SHOWN: usize = 1000;
+
+/// What the kernel carries by itself, and may.
+fn direct_lane(shared: &Shared) -> Value {
+    let view = shared.keeper.view();
+    let name = |cookie: NetnsCookie| {
+        let uid = view.pod(cookie).map(|pod| &*pod.uid.0);
+        uid.map_or_else(|| json!(cookie.0), |uid| json!(uid))
+    };
+    let calls = shared.kernel.calls().unwrap_or_default();
+    let arrivals = shared.kernel.arrivals().unwrap_or_default();
+    let flows = shared.kernel.flows().unwrap_or_default();
+    let call = |(call, verdict): &(Call, Verdict)| {
+        let backends = verdict
+            .backends
+            .iter()
+            .map(|backend| backend.to.to_string());
+        json!({
+            "pod": name(call.pod),
+            "dials": call.destination.to_string(),
+            "backends": backends.collect::<Vec<_>>(),
+        })
+    };
+    let arrival = |arrival: &Arrival| {
+        json!({
+            "pod": name(arrival.pod),
+            "at": arrival.to.to_string(),
+            "from": arrival.from.to_string(),
+        })
+    };
+    let flow = |flow: &Flow| {
+        json!({
+            "pod": name(flow.pod),
+            "client": flow.client.to_string(),
+            "server": flow.server.to_string(),
+            "dialled": flow.dialled.to_string(),
+        })
+    };
+    json!({
+        "counts": {
+            "calls": calls.len(),
+            "arrivals": arrivals.len(),
+            "connections": flows.len(),
+            "lostEvents": shared.kernel.lost_events(),
+        },
+        "calls": calls.iter().take(SHOWN).map(call).collect::<Vec<_>>(),
+        "arrivals": arrivals.iter().take(SHOWN).map(arrival).collect::<Vec<_>>(),
+        "connections": flows.iter().take(SHOWN).map(flow).collect::<Vec<_>>(),
+    })
+}
+
+/// The sections: the mesh as it is now, the certificates without their keys, what the kernel
+/// carries by itself, and the settings the process was started with.
 pub(super) fn all(shared: &Arc<Shared>, settings: &Settings) -> Vec<Arc<dyn Dump>> {
     let config = serde_json::to_value(settings).unwrap_or_default();
     vec![
@@ -77,6 +130,7 @@ pub(super) fn all(shared: &Arc<Shared>, settings: &Settings) -> Vec<Arc<dyn Dump
         section("certificates", shared, |shared| {
             json!(shared.certificates.inventory())
         }),
+        section("direct", shared, direct_lane),
         section("config", shared, move |_shared| config.clone()),
     ]
 }

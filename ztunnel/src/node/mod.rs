@@ -7,6 +7,7 @@
 
 mod acceleration;
 mod assembly;
+pub mod doctor;
 mod dump;
 mod enrollment;
 mod program_log;

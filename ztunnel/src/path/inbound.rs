@@ -129,7 +129,7 @@ pub(super) async fn carry_plain(here: Rc<Here>, stream: TcpStream, client: Socke
     };
     match Box::pin(arrive(&here, client, None, destination)).await {
         Ok((app, record)) => {
-            let ended = relay::plain(stream, app, record.series()).await;
+            let ended = relay::plain(stream, app, here.gait(), record.series()).await;
             record.end(&ended);
         }
         Err(_status) => abort_on_drop(&stream),

@@ -149,7 +149,8 @@ pub(super) async fn carry(here: Rc<Here>, app: TcpStream, client: SocketAddr) {
             records.end(&ended);
         }
         Ok((Onward::Plain(server), records)) => {
-            let ended = relay::plain(app, server, records.source.series()).await;
+            let series = records.source.series();
+            let ended = relay::plain(app, server, here.gait(), series).await;
             records.end(&ended);
         }
         // The application must not take a refusal for an orderly end.

@@ -7,7 +7,11 @@
 //! abort of the other, never an orderly end.
 
 mod blocks;
+mod pipes;
+mod splice;
 mod tcp;
+#[cfg(test)]
+mod tests;
 mod tunnel;
 
 use std::future::poll_fn;
@@ -17,6 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub(super) use splice::Carry;
 pub(super) use tcp::{Side, plain, tunnelled};
 
 use crate::hbone::TunnelError;
@@ -29,6 +34,10 @@ trait Source {
     /// The chunk that was read last has been handed on: room for more.
     fn taken(&mut self, _bytes: usize) -> Result<(), Broken> {
         Ok(())
+    }
+    /// Resolves when the other end aborts after its stream has ended.
+    fn poll_broken(&mut self, _cx: &mut Context<'_>) -> Poll<Broken> {
+        Poll::Pending
     }
 }
 
@@ -95,6 +104,17 @@ enum Way {
 }
 
 /// One direction of a relay.
+trait Direction {
+    /// Moves bytes until the stream has ended and the other side knows.
+    fn poll(&mut self, cx: &mut Context<'_>, series: &Series) -> Poll<Result<(), Broken>>;
+    /// Resolves when the source aborts although its stream has ended; asked once this direction is
+    /// done and while the other is not.
+    fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<Broken>;
+    /// Which way, and how many bytes have gone it.
+    fn moved(&self) -> (Way, u64);
+}
+
+/// One direction whose bytes pass through memory.
 struct Flow<From, To> {
     from: From,
     to: To,
@@ -112,6 +132,23 @@ enum FlowState {
     Done,
 }
 
+impl<From: Source, To: Sink> Direction for Flow<From, To> {
+    fn poll(&mut self, cx: &mut Context<'_>, series: &Series) -> Poll<Result<(), Broken>> {
+        while self.state != FlowState::Done {
+            ready!(self.poll_step(cx, series))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
+        self.from.poll_broken(cx)
+    }
+
+    fn moved(&self) -> (Way, u64) {
+        (self.way, self.bytes)
+    }
+}
+
 impl<From: Source, To: Sink> Flow<From, To> {
     fn new(from: From, to: To, way: Way) -> Self {
         Self {
@@ -124,29 +161,26 @@ impl<From: Source, To: Sink> Flow<From, To> {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, series: &Series) -> Poll<Result<(), Broken>> {
-        loop {
-            match self.state {
-                FlowState::Reading => {
-                    ready!(self.poll_read(cx))?;
+    fn poll_step(&mut self, cx: &mut Context<'_>, series: &Series) -> Poll<Result<(), Broken>> {
+        match self.state {
+            FlowState::Reading => return self.poll_read(cx),
+            FlowState::Writing => {
+                let before = self.chunk.len();
+                // What it has taken counts, even if it must wait to take the rest.
+                let taken = self.to.poll_take(cx, &mut self.chunk);
+                self.account(before - self.chunk.len(), series)?;
+                ready!(taken)?;
+                if self.chunk.is_empty() {
+                    self.state = FlowState::Reading;
                 }
-                FlowState::Writing => {
-                    let before = self.chunk.len();
-                    // What it has taken counts, even if it must wait to take the rest.
-                    let taken = self.to.poll_take(cx, &mut self.chunk);
-                    self.account(before - self.chunk.len(), series)?;
-                    ready!(taken)?;
-                    if self.chunk.is_empty() {
-                        self.state = FlowState::Reading;
-                    }
-                }
-                FlowState::Finishing => {
-                    ready!(self.to.poll_finish(cx))?;
-                    self.state = FlowState::Done;
-                }
-                FlowState::Done => return Poll::Ready(Ok(())),
             }
+            FlowState::Finishing => {
+                ready!(self.to.poll_finish(cx))?;
+                self.state = FlowState::Done;
+            }
+            FlowState::Done => {}
         }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
@@ -188,26 +222,22 @@ pub(super) struct Ended {
     pub(super) after: Option<Duration>,
 }
 
-/// Polls both flows until both are done or one breaks.
-async fn run<A: Source, B: Sink, C: Source, D: Sink>(
-    mut out: Flow<A, B>,
-    mut back: Flow<C, D>,
-    series: &Series,
-) -> Ended {
+/// Polls both directions until both are done or one breaks.
+async fn run(mut out: impl Direction, mut back: impl Direction, series: &Series) -> Ended {
     let broken = poll_fn(|cx| {
-        let out = out.poll(cx, series)?;
-        let back = back.poll(cx, series)?;
-        if out.is_ready() && back.is_ready() {
-            Poll::Ready(Ok(()))
-        } else {
-            Poll::Pending
+        let (there, here) = (out.poll(cx, series)?, back.poll(cx, series)?);
+        match (there.is_ready(), here.is_ready()) {
+            (true, true) => Poll::Ready(Ok(())),
+            (true, false) => out.poll_aborted(cx).map(Err),
+            (false, true) => back.poll_aborted(cx).map(Err),
+            (false, false) => Poll::Pending,
         }
     })
     .await
     .err();
-    let (request, response) = match out.way {
-        Way::Request => (out.bytes, back.bytes),
-        Way::Response => (back.bytes, out.bytes),
+    let (request, response) = match (out.moved(), back.moved()) {
+        ((Way::Request, out), (_, back)) => (out, back),
+        ((Way::Response, out), (_, back)) => (back, out),
     };
     Ended {
         request,

@@ -60,9 +60,13 @@ pub(super) struct Record {
 impl Record {
     /// Opens the record: the connection counts as opened from here on.
     pub(super) fn open(telemetry: &Telemetry, facts: Facts) -> Self {
-        let record = Self::adopt(telemetry, facts);
-        record.series.opened.inc();
-        record
+        let series = series(telemetry, &facts);
+        series.opened.inc();
+        Self {
+            facts,
+            series,
+            ended: false,
+        }
     }
 
     /// The counters the relay feeds.
@@ -85,16 +89,6 @@ impl Record {
         self.facts.source_identity.as_ref()
     }
 
-    /// Opens the record of a connection that an earlier process has counted as opened.
-    pub(super) fn adopt(telemetry: &Telemetry, facts: Facts) -> Self {
-        let series = series(telemetry, &facts);
-        Self {
-            facts,
-            series,
-            ended: false,
-        }
-    }
-
     /// Counts the bytes of a connection that no relay of this record has counted.
     pub(super) fn count(&self, ended: &Ended) {
         self.series.received_bytes.add(ended.request);
@@ -114,54 +108,48 @@ impl Record {
         self.close(&Ended::default(), Some(failure));
     }
 
-    /// Leaves the record of a connection that goes on to the next process.
-    pub(super) fn leave(mut self) {
-        self.ended = true;
-    }
-
-    /// Ends the record of a connection that the proxy did not carry.
-    pub(super) fn end_elsewhere(mut self, ended: &Ended, failure: Option<&dyn Failure>) {
-        self.count(ended);
-        self.close(ended, failure);
-    }
-
     fn close(&mut self, ended: &Ended, failure: Option<&dyn Failure>) {
         self.ended = true;
-        match failure {
-            None => self.series.closed.inc(),
-            Some(failure) => self.series.failed(failure.flag()),
-        }
-        if !AccessLogEntry::enabled() {
-            return;
-        }
-        let facts = &self.facts;
-        let (bytes_sent, bytes_received) = match facts.reporter {
-            Reporter::Source => (ended.request, ended.response),
-            Reporter::Destination => (ended.response, ended.request),
-        };
-        let chain = failure.map(Chain);
-        AccessLogEntry {
-            reporter: facts.reporter,
-            source: facts.client,
-            source_workload: facts.source.as_deref(),
-            source_identity: facts.source_identity.as_ref(),
-            destination: facts.hbone.unwrap_or(facts.destination),
-            hbone: facts
-                .hbone
-                .map(|_| &facts.destination as &dyn std::fmt::Display),
-            service: facts.service.as_deref(),
-            destination_workload: facts.workload.as_deref(),
-            destination_identity: facts.destination_identity.as_ref(),
-            bytes_sent,
-            bytes_received,
-            duration: ended.after.unwrap_or_else(|| facts.began.elapsed()),
-            error: chain.as_ref().map(|chain| chain as &dyn std::fmt::Display),
-        }
-        .log();
+        close(&self.facts, &self.series, ended, failure);
     }
 }
 
-fn series(telemetry: &Telemetry, facts: &Facts) -> Arc<Series> {
+/// Ends a connection: in the metrics, and in the access log where somebody reads it.
+pub(super) fn close(facts: &Facts, series: &Series, ended: &Ended, failure: Option<&dyn Failure>) {
+    match failure {
+        None => series.closed.inc(),
+        Some(failure) => series.failed(failure.flag()),
+    }
+    if !AccessLogEntry::enabled() {
+        return;
+    }
+    let (bytes_sent, bytes_received) = match facts.reporter {
+        Reporter::Source => (ended.request, ended.response),
+        Reporter::Destination => (ended.response, ended.request),
+    };
+    let chain = failure.map(Chain);
+    AccessLogEntry {
+        reporter: facts.reporter,
+        source: facts.client,
+        source_workload: facts.source.as_deref(),
+        source_identity: facts.source_identity.as_ref(),
+        destination: facts.hbone.unwrap_or(facts.destination),
+        hbone: facts
+            .hbone
+            .map(|_| &facts.destination as &dyn std::fmt::Display),
+        service: facts.service.as_deref(),
+        destination_workload: facts.workload.as_deref(),
+        destination_identity: facts.destination_identity.as_ref(),
+        bytes_sent,
+        bytes_received,
+        duration: ended.after.unwrap_or_else(|| facts.began.elapsed()),
+        error: chain.as_ref().map(|chain| chain as &dyn std::fmt::Display),
+    }
+    .log();
+}
+
+/// The counters of the connections that count together with this one.
+pub(super) fn series(telemetry: &Telemetry, facts: &Facts) -> Arc<Series> {
     let security = match facts.hbone {
         Some(_) => SecurityPolicy::MutualTls,
         None => SecurityPolicy::Unknown,

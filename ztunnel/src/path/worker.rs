@@ -15,6 +15,7 @@ use http::HeaderValue;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::relay::Carry;
 use super::tunnel::{self, DialError};
 use super::{Shared, accept};
 use crate::hbone;
@@ -211,6 +212,16 @@ impl Here {
                 *kept = Some((workload.clone(), header.clone()));
                 header
             }
+        }
+    }
+
+    /// How a relay of this pod's may move bytes: not by `splice(2)` where its connections with the
+    /// proxy may be joined.
+    pub(super) fn gait(&self) -> Carry {
+        if self.local.shared.kernel.may_join() {
+            Carry::Copy
+        } else {
+            Carry::Adaptive
         }
     }
 

@@ -13,6 +13,7 @@ use netlink_packet_core::{
     ErrorBuffer, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer,
     NetlinkMessage,
 };
+use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -99,6 +100,15 @@ fn rule(family: AddressFamily) -> RuleMessage {
         RuleAttribute::Table(TABLE),
     ];
     message
+}
+
+/// Turns the loopback device of the calling thread's namespace on; a new namespace has it off.
+pub(super) fn raise_loopback() -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = nix::net::if_::if_nametoindex("lo")?;
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    Netlink::open()?.request(RouteNetlinkMessage::SetLink(message))
 }
 
 /// A route socket that sends one request at a time and reads its answer.

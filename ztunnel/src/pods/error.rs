@@ -32,6 +32,18 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A namespace of its own could not be made.
+    #[error("cannot make a network namespace: {source}; CAP_SYS_ADMIN is needed")]
+    Make {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A connection that bears another's address did not come to be.
+    #[error("a delivery with the client's address fails: {source}")]
+    Deliver {
+        /// What the system said.
+        source: io::Error,
+    },
     /// A listener could not be opened.
     #[error("cannot listen on {address} in the pod's network namespace: {source}")]
     Listen {

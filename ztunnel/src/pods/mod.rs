@@ -11,11 +11,13 @@ pub mod delivery;
 mod destroy;
 mod error;
 mod netns;
+mod rehearsal;
 mod socket;
 
 pub use destroy::{Connection, Destroyed, Error as DestroyError, Failure, Outcome, Way, destroy};
 pub use error::Error;
 pub use netns::{Netns, addresses_here};
+pub use rehearsal::{Rehearsal, rehearse};
 pub use socket::{Dial, Listeners, PROXY_PORTS, Source, abort_on_drop, accept, local_of, peer_of};
 
 use std::net::{IpAddr, SocketAddr};

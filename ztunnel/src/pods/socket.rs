@@ -221,7 +221,7 @@ async fn finish(socket: Socket) -> io::Result<TcpStream> {
 /// Prepares a delivery socket that bears the client's address: any address may be bound
 /// (`IP_TRANSPARENT`), replies find their way back by the mark, and because the socket is bound
 /// to the loopback device, inbound capture sees where the connection comes from and lets it be.
-fn spoof(socket: &Socket, address: IpAddr) -> io::Result<()> {
+pub(super) fn spoof(socket: &Socket, address: IpAddr) -> io::Result<()> {
     match address {
         IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
         IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,

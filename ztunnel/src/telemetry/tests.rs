@@ -112,6 +112,9 @@ fn what_exists_without_traffic() {
          # HELP istio_proxies_stopped Pods withdrawn since the start of the process.\n\
          # TYPE istio_proxies_stopped counter\n\
          istio_proxies_stopped_total 1\n\
+         # HELP ztunnel_acceleration Whether connections between pods of this node are joined past TCP: 1 is yes.\n\
+         # TYPE ztunnel_acceleration gauge\n\
+         ztunnel_acceleration 0\n\
          # HELP istio_build The component and version that runs here.\n\
          # TYPE istio_build gauge\n\
          istio_build{{component=\"ztunnel\",tag=\"{}\"}} 1\n\

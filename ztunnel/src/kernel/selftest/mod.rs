@@ -172,7 +172,7 @@ const TABLE: [Row; 17] = [
     (
         Case::KernelTls,
         "kernel_tls",
-        "a socket that turns on kernel TLS sends records, never plaintext",
+        "a socket that turns on kernel TLS, if there is any, sends records, never plaintext",
         special::kernel_tls,
     ),
 ];

@@ -2,20 +2,21 @@
 //! opened and closed, and here it becomes the same metrics and the same line in the access log as
 //! a connection that was carried.
 
-use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use foldhash::{HashMap, HashMapExt as _, HashSet};
 use prometheus_client::metrics::counter::Counter;
 use smallvec::{SmallVec, smallvec};
 
 use super::super::Shared;
 use super::super::relay::Ended;
-use super::super::report::{Facts, Failure, Record};
+use super::super::report::{Facts, Failure, close, series};
 use super::super::view::View;
-use crate::kernel::{Event, Events, Flow, Happening, Opener};
+use crate::kernel::{Event, Events, Flow, Happening, NetnsCookie, Opener};
 use crate::mesh::Workload;
-use crate::telemetry::{Reporter, ResponseFlag, Telemetry};
+use crate::telemetry::{AccessLogEntry, Reporter, ResponseFlag, Series};
 
 /// How long after a loss of events the records are given up whose connections are gone: their own
 /// events may still be under way.
@@ -41,13 +42,40 @@ impl Failure for DirectError {
     }
 }
 
-/// One or two records: a connection between two pods of this node is reported for both ends.
-type Records = SmallVec<[Record; 2]>;
+/// What connections of one kind have in common. A connection between two pods of this node is
+/// reported for both ends.
+type Kind = SmallVec<[(Facts, Arc<Series>); 2]>;
 
-/// The open records of the direct lane, by socket.
+/// Connections whose kind is the same have all of this in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct KindKey {
+    pod: NetnsCookie,
+    opener: Opener,
+    client: IpAddr,
+    server: SocketAddr,
+    dialled: SocketAddr,
+}
+
+/// How many kinds are remembered; beyond, all are forgotten and found again.
+const KINDS: usize = 8192;
+
+/// A connection that is open.
+#[derive(Debug)]
+struct Open {
+    kind: Arc<Kind>,
+    /// When it was heard of.
+    since: Instant,
+}
+
+/// The open connections of the direct lane, by socket.
 pub struct Accounts {
     shared: Arc<Shared>,
-    open: HashMap<u64, (Instant, Records)>,
+    open: HashMap<u64, Open>,
+    /// The kinds seen lately, found by this view.
+    kinds: HashMap<KindKey, Arc<Kind>>,
+    view: Arc<View>,
+    /// When the events at hand were read.
+    now: Instant,
     lost: Counter,
     known_lost: u64,
 }
@@ -61,7 +89,7 @@ impl std::fmt::Debug for Accounts {
 }
 
 impl Accounts {
-    /// Takes over the records of the connections that are open.
+    /// Nothing is known yet; [`Self::follow`] begins with what an earlier process has left.
     #[must_use]
     pub fn new(shared: Arc<Shared>) -> Self {
         let lost = Counter::default();
@@ -70,29 +98,36 @@ impl Accounts {
             "Events of connections on the direct lane that were lost because the proxy was too slow",
             lost.clone(),
         );
-        let known_lost = shared.kernel.lost_events();
         Self {
-            shared,
             open: HashMap::new(),
+            kinds: HashMap::new(),
+            view: shared.keeper.view_owned(),
+            now: Instant::now(),
             lost,
-            known_lost,
+            known_lost: shared.kernel.lost_events(),
+            shared,
         }
     }
 
-    /// Keeps the records for ever.
+    /// Keeps the accounts for ever.
     ///
     /// # Errors
     /// When the events cannot be read any more.
     pub async fn follow(mut self, mut events: Events) -> std::io::Result<()> {
         // What happened since an earlier process ended, and what was open when it did.
+        self.look_around();
         events.drain(|event| self.record(&event));
         self.adopt();
-        // After a loss, when to look for records whose end was lost.
+        // After a loss, when to look for connections whose end was lost.
         let mut doubt: Option<Instant> = None;
         loop {
             let patience = doubt.map_or(PATIENCE, |until| until.duration_since(Instant::now()));
             tokio::select! {
-                gathered = events.gather(|event| self.record(&event)) => gathered?,
+                gathered = events.gather() => {
+                    gathered?;
+                    self.look_around();
+                    events.drain(|event| self.record(&event));
+                }
                 () = tokio::time::sleep(patience), if doubt.is_some() => {
                     doubt = None;
                     self.reconcile();
@@ -101,6 +136,16 @@ impl Accounts {
             if self.count_losses() {
                 doubt = Some(Instant::now() + PATIENCE);
             }
+        }
+    }
+
+    /// The time and the view for the events at hand.
+    fn look_around(&mut self) {
+        self.now = Instant::now();
+        let view = self.shared.keeper.view();
+        if !Arc::ptr_eq(&view, &self.view) {
+            self.view = view.clone();
+            self.kinds.clear();
         }
     }
 
@@ -115,14 +160,15 @@ impl Accounts {
         more > 0
     }
 
+    /// Connections that an earlier process has counted as opened.
     fn adopt(&mut self) {
         let Ok(flows) = self.shared.kernel.flows() else {
             return;
         };
         for flow in flows {
             if flow.opener != Opener::Proxy && !self.open.contains_key(&flow.socket) {
-                let records = self.records(&flow, Record::adopt);
-                self.open.insert(flow.socket, (Instant::now(), records));
+                let (kind, since) = (self.kind(&flow), self.now);
+                self.open.insert(flow.socket, Open { kind, since });
             }
         }
     }
@@ -130,14 +176,16 @@ impl Accounts {
     fn record(&mut self, event: &Event) {
         let flow = &event.flow;
         if event.happening == Happening::Opened {
-            let records = self.records(flow, Record::open);
-            self.open.insert(flow.socket, (Instant::now(), records));
+            let kind = self.begin(flow);
+            let since = self.now;
+            self.open.insert(flow.socket, Open { kind, since });
             return;
         }
-        let known = self.open.remove(&flow.socket);
-        // One that was never established, or whose beginning was lost.
-        let (_, records) =
-            known.unwrap_or_else(|| (Instant::now(), self.records(flow, Record::open)));
+        let kind = match self.open.remove(&flow.socket) {
+            Some(open) => open.kind,
+            // One that was never established, or whose beginning was lost.
+            None => self.begin(flow),
+        };
         let ended = Ended {
             request: event.request,
             response: event.response,
@@ -149,44 +197,76 @@ impl Accounts {
             Happening::Reset => Some(DirectError::Reset),
             Happening::Failed => Some(DirectError::Failed),
         };
-        for record in records {
-            record.end_elsewhere(&ended, failure.as_ref().map(|error| error as &dyn Failure));
+        end(&kind, flow.client, &ended, failure.as_ref());
+    }
+
+    fn begin(&mut self, flow: &Flow) -> Arc<Kind> {
+        let kind = self.kind(flow);
+        for (_, series) in kind.iter() {
+            series.opened.inc();
         }
+        kind
     }
 
-    fn records(&self, flow: &Flow, open: impl Fn(&Telemetry, Facts) -> Record) -> Records {
+    fn kind(&mut self, flow: &Flow) -> Arc<Kind> {
+        let key = KindKey {
+            pod: flow.pod,
+            opener: flow.opener,
+            client: flow.client.ip(),
+            server: flow.server,
+            dialled: flow.dialled,
+        };
+        if let Some(kind) = self.kinds.get(&key) {
+            return kind.clone();
+        }
+        if self.kinds.len() >= KINDS {
+            self.kinds.clear();
+        }
         let shared = &self.shared;
-        let view = shared.keeper.view();
-        facts(flow, &view, &shared.config.network)
-            .into_iter()
-            .map(|facts| open(&shared.telemetry, facts))
-            .collect()
+        let facts = facts(flow, &self.view, &shared.config.network);
+        let counted = facts.into_iter().map(|facts| {
+            let series = series(&shared.telemetry, &facts);
+            (facts, series)
+        });
+        let kind = Arc::new(counted.collect::<Kind>());
+        self.kinds.insert(key, kind.clone());
+        kind
     }
 
-    /// Gives up the records whose connections are gone without a word.
+    /// Gives up the connections that are gone without a word.
     fn reconcile(&mut self) {
         let Ok(flows) = self.shared.kernel.flows() else {
             return;
         };
         let alive: HashSet<u64> = flows.iter().map(|flow| flow.socket).collect();
-        let gone =
-            |socket: &u64, since: &Instant| !alive.contains(socket) && since.elapsed() > PATIENCE;
-        let given_up = self
-            .open
-            .extract_if(|socket, (since, _)| gone(socket, since));
-        for (_, (_, records)) in given_up {
-            for record in records {
-                record.end_elsewhere(&Ended::default(), Some(&DirectError::Lost));
+        // Of a younger one the end may just be on its way.
+        let gone = |socket: &u64, open: &mut Open| {
+            !alive.contains(socket) && open.since.elapsed() > PATIENCE / 2
+        };
+        for (_, open) in self.open.extract_if(gone) {
+            let client = open.kind.first().map(|(facts, _)| facts.client);
+            if let Some(client) = client {
+                let ended = Ended::default();
+                end(&open.kind, client, &ended, Some(&DirectError::Lost));
             }
         }
     }
 }
 
-impl Drop for Accounts {
-    /// The connections go on without this process, and another one will report their ends.
-    fn drop(&mut self) {
-        for (_, (_, records)) in self.open.drain() {
-            records.into_iter().for_each(Record::leave);
+/// Ends a connection of a kind.
+fn end(kind: &Kind, client: SocketAddr, ended: &Ended, failure: Option<&DirectError>) {
+    let failure = failure.map(|error| error as &dyn Failure);
+    for (facts, series) in kind {
+        series.received_bytes.add(ended.request);
+        series.sent_bytes.add(ended.response);
+        if AccessLogEntry::enabled() {
+            let facts = Facts {
+                client,
+                ..facts.clone()
+            };
+            close(&facts, series, ended, failure);
+        } else {
+            close(facts, series, ended, failure);
         }
     }
 }

@@ -7,25 +7,41 @@ use std::task::{Context, Poll, ready};
 
 use bytes::buf::BufMut;
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncReadExt, AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::blocks::{LARGEST_READ, SMALLEST_READ, with_room};
+use super::splice::{Adaptive, Carry, Thresholds};
 use super::{Broken, Ended, Flow, Sink, Source, Way, run};
 use crate::hbone::Tunnel;
 use crate::pods::abort_on_drop;
 use crate::telemetry::Series;
 
 /// The reading half of a TCP connection.
-struct TcpSource<'a> {
-    half: ReadHalf<'a>,
+pub(super) struct TcpSource<'a> {
+    /// Until the stream has ended and only an abort is awaited.
+    half: Option<ReadHalf<'a>>,
+    watch: Option<Watch<'a>>,
     want: usize,
+}
+
+/// Resolves when the other end aborts.
+type Watch<'a> = Pin<Box<dyn Future<Output = Broken> + 'a>>;
+
+impl TcpSource<'_> {
+    /// The connection, until its stream has ended.
+    pub(super) fn stream(&self) -> Option<&TcpStream> {
+        self.half.as_ref().map(AsRef::as_ref)
+    }
 }
 
 impl Source for TcpSource<'_> {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Broken>> {
-        let (half, want) = (&mut self.half, self.want);
+        let want = self.want;
+        let Some(half) = &mut self.half else {
+            return Poll::Ready(Ok(Bytes::new()));
+        };
         let chunk = ready!(with_room(want, |block| {
             let polled = {
                 let mut room = (&mut *block).limit(want);
@@ -43,11 +59,46 @@ impl Source for TcpSource<'_> {
         }
         Poll::Ready(Ok(chunk))
     }
+
+    fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
+        if let Some(half) = self.half.take() {
+            self.watch = Some(Box::pin(watch(half)));
+        }
+        match &mut self.watch {
+            Some(watch) => watch.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+/// Waits for an error. After the end of its stream a socket is always ready to be read, and most
+/// of the time to be written: a reset shows only as an error.
+async fn watch(half: ReadHalf<'_>) -> Broken {
+    let stream = half.as_ref();
+    loop {
+        if let Err(gone) = stream.ready(Interest::ERROR).await {
+            return Broken::read(gone);
+        }
+        let told = stream.try_io(Interest::ERROR, || match stream.take_error()? {
+            Some(error) => Ok(error),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        });
+        match told {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(error) | Err(error) => return Broken::read(error),
+        }
+    }
 }
 
 /// The writing half of a TCP connection.
-struct TcpSink<'a> {
+pub(super) struct TcpSink<'a> {
     half: WriteHalf<'a>,
+}
+
+impl TcpSink<'_> {
+    pub(super) fn stream(&self) -> &TcpStream {
+        self.half.as_ref()
+    }
 }
 
 impl Sink for TcpSink<'_> {
@@ -74,7 +125,8 @@ fn halves(stream: &mut TcpStream) -> (TcpSource<'_>, TcpSink<'_>) {
     let (read, write) = stream.split();
     (
         TcpSource {
-            half: read,
+            half: Some(read),
+            watch: None,
             want: SMALLEST_READ,
         },
         TcpSink { half: write },
@@ -106,13 +158,29 @@ impl Drop for Relayed {
 }
 
 /// Relays between two TCP connections. `client` is the one that was accepted.
-pub(in crate::path) async fn plain(client: TcpStream, server: TcpStream, series: &Series) -> Ended {
+pub(in crate::path) async fn plain(
+    client: TcpStream,
+    server: TcpStream,
+    carry: Carry,
+    series: &Series,
+) -> Ended {
+    between(client, server, (carry, Thresholds::MEASURED), series).await
+}
+
+/// As [`plain`], with thresholds of the caller's choice.
+pub(super) async fn between(
+    client: TcpStream,
+    server: TcpStream,
+    (carry, thresholds): (Carry, Thresholds),
+    series: &Series,
+) -> Ended {
     let (mut client, mut server) = (Relayed::new(client), Relayed::new(server));
     let ended = {
         let (client_source, client_sink) = halves(&mut client.stream);
         let (server_source, server_sink) = halves(&mut server.stream);
         let out = Flow::new(client_source, server_sink, Way::Request);
         let back = Flow::new(server_source, client_sink, Way::Response);
+        let [out, back] = [out, back].map(|flow| Adaptive::new(flow, carry, thresholds));
         run(out, back, series).await
     };
     client.finished = ended.broken.is_none();
