@@ -26,6 +26,9 @@ use stage::Stage;
 pub use way::{Target, Way};
 use work::Work;
 
+/// How often one disturbed sample is taken again.
+const RETRIES: usize = 2;
+
 /// What to measure, and how long.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -37,7 +40,8 @@ pub struct Plan {
     pub only: Option<String>,
     /// The numbers of idle connections at which memory is measured.
     pub idle: Vec<usize>,
-    /// How many disturbed samples are taken again, in the whole run; the others are missing.
+    /// How many disturbed samples are taken again, in the whole run; the others are missing. No
+    /// sample is taken again more than [`RETRIES`] times: both variants have the same chances.
     pub retries: usize,
     /// Starts of the proxies for the time to ready.
     pub starts: usize,
@@ -54,7 +58,7 @@ impl Plan {
             sample: Duration::from_secs(2),
             only: None,
             idle: vec![1000, 5000],
-            retries: 60,
+            retries: 120,
             starts: 7,
             log: "info".to_owned(),
         }
@@ -162,16 +166,17 @@ fn sample(
     retries: &mut usize,
     results: &mut Results,
 ) -> Result<()> {
-    loop {
+    for tried in 0..=RETRIES {
         let (measured, usage) = stage.measure(work, variant, length)?;
         if !usage.disturbed() {
             results.keep_sample(variant, &measured);
             return Ok(());
         }
         results.drop_sample(variant, &measured, &usage);
-        if *retries == 0 {
+        if *retries == 0 || tried == RETRIES {
             return Ok(());
         }
         *retries -= 1;
     }
+    Ok(())
 }
