@@ -14,7 +14,9 @@ use ztunnel_tests::on_lanes;
 use ztunnel_tests::proxy::{Mesh, Settings, workload_uid};
 use ztunnel_tests::traffic::{End, Kind};
 
-use crate::proof::{PATIENCE, PORT, SOON, about, ask, change, cut, eventually, speak, unharmed};
+use crate::proof::{
+    PATIENCE, PORT, SOON, about, ask, change, cut, eventually, speak, strict, unharmed,
+};
 
 /// What becomes of the first client's next connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -263,6 +265,32 @@ fn a_connection_that_is_half_closed_is_ended_too() {
             .as_ref()
             .is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
         assert!(outcome.is_err() && !waits, "the {name} saw {outcome:?}");
+    }
+    unharmed(&mut mesh);
+}
+
+/// Whoever leaves the mesh leaves its identity there.
+#[test]
+fn a_client_that_leaves_the_mesh_loses_what_needs_an_identity() {
+    let scene = Scene::set(Lane::Direct).unwrap();
+    let mut mesh = scene.mesh().policy(strict()).start().unwrap();
+    let listener = scene.listen(scene.server(), PORT).unwrap();
+    let mut concerned = open(&scene, 0, &listener);
+    let unconcerned = open(&scene, 1, &listener);
+    let uid = workload_uid(scene.client());
+    change(&mut mesh, |settings| {
+        settings.pods.retain(|pod| pod.workload != uid);
+        settings.workloads.retain(|workload| workload.uid != uid);
+    });
+    for pair in &mut concerned {
+        cut(pair, "a client without an identity");
+    }
+    unconcerned.iter().for_each(speak);
+    for family in Family::BOTH {
+        let to = scene.server().at(family, PORT);
+        let outcome = scene.knock(scene.client(), to);
+        let outcome = outcome.and_then(|mut end| end.read(&mut [0]));
+        assert!(outcome.is_err(), "{to}: {outcome:?}");
     }
     unharmed(&mut mesh);
 }

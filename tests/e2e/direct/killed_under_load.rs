@@ -1,6 +1,7 @@
 //! Clients that call all the time do not notice that the proxy is killed and started again, as
 //! long as they call what they have called before.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -129,20 +130,43 @@ fn every_connection_has_its_line_whichever_proxy_was_there() {
         outcome.unwrap();
     });
     let truth = usize::try_from(answers.load(Ordering::Relaxed) + scene.knocks()).unwrap();
-    for direction in ["direction=\"outbound\"", "direction=\"inbound\""] {
-        let lines = || {
-            let log = mesh.proxy("a").log();
-            log.lines()
-                .filter(|line| line.contains("\taccess\t") && line.contains(direction))
-                .count()
-        };
-        let mut lines = lines;
-        let reached = ztunnel_tests::eventually(Duration::from_secs(10), || lines() == truth);
+    let proxy = mesh.proxy("a");
+    for direction in ["outbound", "inbound"] {
+        let reached = ztunnel_tests::eventually(Duration::from_secs(10), || {
+            lines(&proxy.log(), direction).len() == truth
+        });
+        let log = proxy.log();
+        let lines = lines(&log, direction);
         assert!(
             reached,
-            "{direction}: {} lines, {truth} connections",
-            lines()
+            "{} lines, {truth} connections; twice: {:#?}",
+            lines.len(),
+            twice(&lines)
         );
     }
     unharmed(&mut mesh);
+}
+
+/// The lines of the access log about one direction.
+fn lines<'log>(log: &'log str, direction: &str) -> Vec<&'log str> {
+    let wanted = format!("direction=\"{direction}\"");
+    log.lines()
+        .filter(|line| line.contains("\taccess\t") && line.contains(&wanted))
+        .collect()
+}
+
+/// Lines about one and the same client's port.
+fn twice<'log>(lines: &[&'log str]) -> Vec<Vec<&'log str>> {
+    let mut by_client: BTreeMap<&str, Vec<&'log str>> = BTreeMap::new();
+    for line in lines {
+        let client = line
+            .split_whitespace()
+            .find(|word| word.starts_with("src.addr="));
+        by_client
+            .entry(client.unwrap_or_default())
+            .or_default()
+            .push(line);
+    }
+    by_client.retain(|_, lines| lines.len() > 1);
+    by_client.into_values().collect()
 }
