@@ -149,6 +149,9 @@ fn remember(sk: *mut bpf_sock, mut join: Join) -> bool {
 
 /// TCP is about to take bytes of a socket, or to send a segment. A segment without bytes says
 /// nothing; bytes are TCP's from now on, and nobody has to ask again.
+///
+/// A busy machine's softirq asks the same, now and then, before anything was sent. The two cannot
+/// be told apart: such a direction stays with TCP too, which is slower and never wrong.
 #[inline(always)]
 pub fn tcp_sends(ctx: &SockOpsContext) {
     // TCP asks without a segment, argument 1, before it takes bytes.

@@ -19,7 +19,7 @@ use crate::kernel::programs::PAST;
 use crate::kernel::{Error, sys};
 
 /// How long a socket may keep a case waiting for what must happen at once.
-pub(super) const LIMIT: Duration = Duration::from_millis(200);
+pub(super) const LIMIT: Duration = Duration::from_secs(1);
 
 /// How long a case waits for what a faulty kernel never does.
 pub(super) const MOMENT: Duration = Duration::from_millis(50);

@@ -114,10 +114,11 @@ impl Accounts {
     /// # Errors
     /// When the events cannot be read any more.
     pub async fn follow(mut self, mut events: Events) -> std::io::Result<()> {
-        // What happened since an earlier process ended, and what was open when it did.
+        // What is open, and what happened since an earlier process ended; in this order, because
+        // the end of an open connection may be among the events.
         self.look_around();
-        events.drain(|event| self.record(&event));
         self.adopt();
+        events.drain(|event| self.record(&event));
         // After a loss, when to look for connections whose end was lost.
         let mut doubt: Option<Instant> = None;
         loop {
@@ -176,8 +177,8 @@ impl Accounts {
     fn record(&mut self, event: &Event) {
         let flow = &event.flow;
         if event.happening == Happening::Opened {
-            let kind = self.begin(flow);
-            let since = self.now;
+            // One that was adopted as open may be told of as well.
+            let (kind, since) = (self.begin(flow), self.now);
             self.open.insert(flow.socket, Open { kind, since });
             return;
         }
