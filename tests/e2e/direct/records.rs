@@ -2,8 +2,8 @@
 //! metrics and in the access log, of both ends.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
-use std::net::Shutdown;
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
@@ -278,7 +278,7 @@ fn a_port_without_a_listener_is_counted_as_a_failure(lane: Lane) {
         for _ in 0..3 {
             let to = scene.server().at(family, PORT);
             let error = scene.knock(scene.client(), to).unwrap_err();
-            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{to}");
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}");
         }
     }
     let proxy = mesh.proxy("a");
@@ -347,6 +347,14 @@ fn an_open_connection_is_counted_as_open() {
     eventually_equal(proxy, "source", &wanted, "none is open");
 }
 
+fn connect_from(own: SocketAddr, to: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&own.into())?;
+    socket.connect(&to.into())?;
+    Ok(socket)
+}
+
 on_lanes!(the_same_ports_may_be_used_again_and_again: direct, joined);
 /// A connection that is reset leaves its ports free at once: the next one looks the same.
 fn the_same_ports_may_be_used_again_and_again(lane: Lane) {
@@ -359,12 +367,12 @@ fn the_same_ports_may_be_used_again_and_again(lane: Lane) {
         let to = scene.server().at(family, PORT);
         drop(scene.dial(client, to).unwrap());
         for _ in 0..ROUNDS {
-            let socket = client.enter(|| {
-                let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
-                socket.set_reuse_address(true).unwrap();
-                socket.bind(&client.at(family, 4444).into()).unwrap();
-                socket.connect(&to.into()).unwrap();
-                socket
+            // A process that is just being started may hold a copy of the last one for a moment.
+            let socket = eventually("the ports are free again", || {
+                match client.enter(|| connect_from(client.at(family, 4444), to)) {
+                    Err(error) if error.kind() == ErrorKind::AddrNotAvailable => None,
+                    outcome => Some(outcome.unwrap()),
+                }
             });
             let mut end = End::new(socket.into(), lane.manner()).unwrap();
             assert!(bypasses_the_proxy(client, &end).unwrap(), "{to}");
