@@ -5,7 +5,7 @@
 //! down, and a change of policy finds everything that is open. The socket's own storage says
 //! what is to be counted at the end.
 
-use aya_ebpf::bindings::{BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock_ops};
+use aya_ebpf::bindings::{BPF_EXIST, BPF_NOEXIST, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock_ops};
 use aya_ebpf::helpers::generated::{
     bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_sock_ops_cb_flags_set,
 };
@@ -60,7 +60,10 @@ pub fn arrive(ctx: &SockOpsContext, pod: Cookie, flow: &Flow, saved: &mut Saved)
     if !write_down(ctx, pod, flow, saved) {
         return false;
     }
-    open(flow);
+    // SAFETY: the value is copied at once.
+    if let Some(state) = unsafe { FLOWS.get(flow) } {
+        emit(EVENT_OPENED, flow, state, 0, 0);
+    }
     true
 }
 
@@ -79,13 +82,12 @@ fn write_down(ctx: &SockOpsContext, pod: Cookie, flow: &Flow, saved: &Saved) -> 
         dialled_port: saved.port,
         flags: saved.flags,
     };
-    // One of the same ends that is still there is dead: its socket's end went unseen.
-    let known = FLOWS.get_ptr(flow).is_some();
-    if FLOWS.insert(flow, &state, 0).is_err() {
-        return false;
-    }
-    if !known {
+    if FLOWS.insert(flow, &state, u64::from(BPF_NOEXIST)).is_ok() {
         count(COUNT_OPEN, 1);
+    } else if FLOWS.insert(flow, &state, u64::from(BPF_EXIST)).is_err() {
+        // Neither new nor known: there is no room. One that is known is dead, its socket's end
+        // went unseen.
+        return false;
     }
     // SAFETY: the context is valid; the flag is added to those that other programs have set.
     unsafe {
@@ -99,29 +101,18 @@ fn write_down(ctx: &SockOpsContext, pod: Cookie, flow: &Flow, saved: &Saved) -> 
 /// that pod has not seen it come, so somebody else has answered.
 #[inline(always)]
 pub fn established(flow: &Flow, saved: &mut Saved) -> bool {
-    if saved.server != 0 {
-        // SAFETY: the value is copied at once.
-        let arrived = match unsafe { FLOWS.get(flow) } {
-            Some(state) => state.flags & FLOW_ARRIVED != 0,
-            None => false,
-        };
-        if !arrived {
-            return false;
-        }
+    // SAFETY: the value is copied at once.
+    let Some(state) = (unsafe { FLOWS.get(flow) }) else {
+        return false;
+    };
+    if saved.server != 0 && state.flags & FLOW_ARRIVED == 0 {
+        return false;
     }
     saved.fins |= FIN_ESTABLISHED;
     if saved.flags & FLOW_PROXY == 0 {
-        open(flow);
-    }
-    true
-}
-
-#[inline(always)]
-fn open(flow: &Flow) {
-    // SAFETY: the value is copied at once.
-    if let Some(state) = unsafe { FLOWS.get(flow) } {
         emit(EVENT_OPENED, flow, state, 0, 0);
     }
+    true
 }
 
 /// The socket goes from one state to another.

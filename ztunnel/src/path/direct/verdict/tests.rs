@@ -168,17 +168,9 @@ fn plaintext_from_outside() {
     }
 }
 
-#[test]
-fn connections_that_may_stay() {
-    let lanes = Lanes::default();
-    let tunnel = Lanes {
-        mesh: Allowed {
-            same_node: SameNode::Tunnel,
-            ..Allowed::default()
-        },
-        ..Lanes::default()
-    };
-    let open = |pod, server_pod, opener, client: &str, server: &str| Flow {
+/// An open connection: the pod that is watched, the pod that is called or 0, and both ends.
+fn open((pod, server_pod): (u64, u64), opener: Opener, client: &str, server: &str) -> Flow {
+    Flow {
         pod: NetnsCookie(pod),
         server_pod: Some(NetnsCookie(server_pod)).filter(|cookie| cookie.0 != 0),
         opener,
@@ -187,67 +179,45 @@ fn connections_that_may_stay() {
         dialled: "10.1.0.1:80".parse().unwrap(),
         socket: 1,
         opened: 0,
-    };
-    for (flow, lanes, expected) in [
-        (
-            open(1, 2, Opener::Pod, "10.0.0.1:9", "10.0.0.2:8080"),
-            &lanes,
-            true,
-        ),
-        (
-            open(1, 2, Opener::Proxy, "10.0.0.1:9", "10.0.0.2:8080"),
-            &tunnel,
-            false,
-        ),
-        (
-            open(3, 2, Opener::Pod, "10.0.0.3:9", "10.0.0.2:8080"),
-            &lanes,
-            false,
-        ),
-        (
-            open(1, 5, Opener::Pod, "10.0.0.1:9", "10.0.0.5:8080"),
-            &lanes,
-            false,
-        ),
+    }
+}
+
+#[test]
+fn connections_that_may_stay() {
+    use Opener::{Outside, Pod, Proxy};
+    let view = view(&Lanes::default());
+    for (pods, opener, client, server, expected) in [
+        ((1, 2), Pod, "10.0.0.1:9", "10.0.0.2:8080", true),
+        ((1, 2), Proxy, "10.0.0.1:9", "10.0.0.2:8080", true),
+        ((3, 2), Pod, "10.0.0.3:9", "10.0.0.2:8080", false),
+        ((1, 5), Pod, "10.0.0.1:9", "10.0.0.5:8080", false),
         // Outside, and what has become a member since.
-        (
-            open(1, 0, Opener::Pod, "10.0.0.1:9", "192.0.2.1:80"),
-            &lanes,
-            true,
-        ),
-        (
-            open(1, 0, Opener::Pod, "10.0.0.1:9", "10.0.1.1:80"),
-            &lanes,
-            false,
-        ),
-        (
-            open(1, 0, Opener::Pod, "10.0.0.1:9", "10.0.0.2:80"),
-            &lanes,
-            false,
-        ),
-        (
-            open(3, 3, Opener::Outside, "192.0.2.1:9", "10.0.0.3:80"),
-            &lanes,
-            true,
-        ),
-        (
-            open(2, 2, Opener::Outside, "192.0.2.1:9", "10.0.0.2:80"),
-            &lanes,
-            false,
-        ),
+        ((1, 0), Pod, "10.0.0.1:9", "192.0.2.1:80", true),
+        ((1, 0), Pod, "10.0.0.1:9", "10.0.1.1:80", false),
+        ((1, 0), Pod, "10.0.0.1:9", "10.0.0.2:80", false),
+        ((3, 3), Outside, "192.0.2.1:9", "10.0.0.3:80", true),
+        ((2, 2), Outside, "192.0.2.1:9", "10.0.0.2:80", false),
         // Pods that are no longer served here.
-        (
-            open(9, 2, Opener::Pod, "10.0.0.9:9", "10.0.0.2:80"),
-            &lanes,
-            true,
-        ),
-        (
-            open(1, 9, Opener::Pod, "10.0.0.1:9", "10.0.0.9:80"),
-            &lanes,
-            true,
-        ),
+        ((9, 2), Pod, "10.0.0.9:9", "10.0.0.2:80", true),
+        ((1, 9), Pod, "10.0.0.1:9", "10.0.0.9:80", true),
     ] {
-        assert_eq!(super::flow(&flow, &view(lanes)), expected, "{flow:?}");
+        let flow = open(pods, opener, client, server);
+        assert_eq!(super::flow(&flow, &view), expected, "{flow:?}");
+    }
+}
+
+#[test]
+fn a_connection_that_was_direct_must_go_when_encryption_is_wanted() {
+    let tunnel = Lanes {
+        mesh: Allowed {
+            same_node: SameNode::Tunnel,
+            ..Allowed::default()
+        },
+        ..Lanes::default()
+    };
+    for opener in [Opener::Pod, Opener::Proxy] {
+        let flow = open((1, 2), opener, "10.0.0.1:9", "10.0.0.2:8080");
+        assert!(!super::flow(&flow, &view(&tunnel)));
     }
 }
 
