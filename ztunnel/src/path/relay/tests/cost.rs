@@ -1,5 +1,6 @@
 //! What a byte and a message cost, directly, copied and spliced: the figures behind
-//! [`Thresholds::MEASURED`](super::Thresholds::MEASURED). Run it alone on a quiet machine with two cores or more:
+//! [`Thresholds::MEASURED`](super::Thresholds::MEASURED). Run it alone on a quiet machine with two
+//! cores or more:
 //! `cargo test --lib path::relay::tests::cost -- --ignored --nocapture`.
 
 use std::io::{Read as _, Write as _};
@@ -222,7 +223,7 @@ fn row(name: &str, work: Work, place: Place) {
 }
 
 #[test]
-#[ignore = "a measurement: takes a minute and wants a quiet machine"]
+#[ignore = "a measurement: takes minutes and wants a quiet machine"]
 fn copying_and_splicing() {
     for place in [Place::Apart, Place::Anywhere] {
         for piece in [256 << 10, 16 << 10, 1448] {
