@@ -8,7 +8,7 @@ use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use ztunnel_ebpf_types::{
     Address, Backend, Config, POD_ENROLLED, POD_HANDSHAKE, Pod, SAVED_DESTINATION, SAVED_DIRECT,
-    SAVED_HANDSHAKE, SAVED_NOTHING, Saved,
+    SAVED_ELSEWHERE, SAVED_HANDSHAKE, SAVED_NOTHING, Saved,
 };
 
 use crate::direct::{Choice, choose};
@@ -89,7 +89,7 @@ enum Judgement {
     /// The socket remembers its destination: send it to the proxy.
     Capture(&'static Config),
     /// The socket remembers its destination: send it to this backend.
-    Direct(&'static Backend),
+    Direct(Backend),
     Proceed,
     Refuse,
 }
@@ -140,7 +140,14 @@ fn judge(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Judgement {
         kind: SAVED_DESTINATION,
         ..Saved::default()
     };
-    match choose(config, cookie, &address, port) {
+    // SAFETY: checked for null. A socket that is bound to a device could not be stopped later.
+    let bound = unsafe { (*sk).bound_dev_if } > LOOPBACK_DEVICE;
+    let choice = if bound {
+        Choice::Unknown
+    } else {
+        choose(config, cookie, &address, port)
+    };
+    match choice {
         Choice::Direct(backend) => {
             value.kind = SAVED_DIRECT;
             value.peer = backend.address;
@@ -152,7 +159,7 @@ fn judge(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Judgement {
             }
             return Judgement::Direct(backend);
         }
-        Choice::Elsewhere => value.flags = 1,
+        Choice::Elsewhere => value.flags = SAVED_ELSEWHERE,
         Choice::Unknown => {}
     }
     let verdict = capture(ctx, sk, value);

@@ -97,7 +97,7 @@ fn connecting(ctx: &SockOpsContext, config: &Config, cookie: Cookie, ends: &Ends
     if let Some(saved) = remembered {
         if saved.kind == SAVED_DIRECT && ends.remote.is(&saved.peer) && port == saved.peer_port {
             let flow = flow::of_client(ctx, ends);
-            if !flow::depart(ctx, cookie, &flow, saved) {
+            if !flow::depart(ctx, config, cookie, &flow, saved) {
                 stop(ctx, config, ends, port);
             }
             return;
@@ -157,7 +157,7 @@ fn connected(ctx: &SockOpsContext, config: &Config, cookie: Cookie, pod: &Pod, e
         return;
     }
     let flow = flow::of_client(ctx, ends);
-    if !flow::established(&flow, saved) {
+    if !flow::established(cookie, &flow, saved) {
         return stop(ctx, config, ends, port);
     }
     if saved.flags & FLOW_JOIN != 0 {
@@ -194,10 +194,14 @@ fn accepted(ctx: &SockOpsContext, config: &Config, cookie: Cookie, pod: &Pod, en
     if ends.remote.is_loopback() || ends.local.is_loopback() {
         return;
     }
-    if let Some(saved) = remembered(sk)
-        && saved.kind == SAVED_LISTENER
-    {
-        return;
+    if let Some(saved) = remembered(sk) {
+        // Both ends have called each other at the same moment: this one has opened it.
+        if saved.kind == SAVED_DIRECT {
+            return connected(ctx, config, cookie, pod, ends);
+        }
+        if saved.kind == SAVED_LISTENER {
+            return;
+        }
     }
     if lookup::passes(config, &ends.local, &ends.remote, port) {
         return;
@@ -216,7 +220,7 @@ fn accepted(ctx: &SockOpsContext, config: &Config, cookie: Cookie, pod: &Pod, en
     let place = saved_or_new(sk);
     // SAFETY: not null where it is written; nobody else uses a socket that is being accepted.
     let written = match unsafe { place.as_mut() } {
-        Some(saved) => flow::arrive(ctx, cookie, &flow, saved),
+        Some(saved) => flow::arrive(ctx, config, cookie, &flow, saved),
         None => false,
     };
     if !written {

@@ -11,13 +11,15 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::SockOpsContext;
 use ztunnel_ebpf_types::{
-    COUNT_LOST, COUNT_OPEN, Cookie, EVENT_CLOSED, EVENT_FAILED, EVENT_OPENED, EVENT_RESET, Event,
-    FIN_ACKNOWLEDGED, FIN_ACTIVE, FIN_ESTABLISHED, FIN_RECEIVED, FIN_WAITING, FLOW_ARRIVED,
-    FLOW_INBOUND, FLOW_PROXY, Flow, FlowState, SAVED_ARRIVED, Saved,
+    COUNT_LOST, COUNT_OPEN, Config, Cookie, EVENT_CLOSED, EVENT_FAILED, EVENT_OPENED, EVENT_RESET,
+    Event, FIN_ACKNOWLEDGED, FIN_ACTIVE, FIN_ESTABLISHED, FIN_RECEIVED, FIN_WAITING, FLOW_ARRIVED,
+    FLOW_INBOUND, FLOW_PROXY, Flow, FlowState, SAVED_ARRIVED, SAVED_NOTHING, Saved,
 };
 
 use crate::context::Ends;
-use crate::maps::{EVENTS, FLOWS, count};
+use crate::direct::holds;
+use crate::lookup::is_admitted;
+use crate::maps::{EVENTS, FLOWS, count, owner};
 
 // States of a TCP socket, from the kernel's net/tcp_states.h.
 const ESTABLISHED: u32 = 1;
@@ -39,25 +41,48 @@ pub fn of_client(ctx: &SockOpsContext, ends: &Ends) -> Flow {
     }
 }
 
-/// A socket is about to send the SYN of a connection on the direct lane. False: it cannot be
-/// written down and must not leave.
+/// A socket is about to send the SYN of a connection on the direct lane. False: it must not leave,
+/// because it cannot be written down, or the verdict that let it go holds no longer, or it calls a
+/// pod from an address that is not its own pod's.
 #[inline(always)]
-pub fn depart(ctx: &SockOpsContext, pod: Cookie, flow: &Flow, saved: &mut Saved) -> bool {
+pub fn depart(
+    ctx: &SockOpsContext,
+    config: &Config,
+    pod: Cookie,
+    flow: &Flow,
+    saved: &mut Saved,
+) -> bool {
     saved.fins = FIN_ACTIVE;
     saved.received = 0;
-    write_down(ctx, pod, flow, saved)
+    if saved.server != 0 && owner(&flow.client) != pod {
+        return false;
+    }
+    let written = write_down(ctx, pod, flow, saved);
+    if saved.flags & FLOW_PROXY != 0 {
+        // Out of the mesh the proxy goes even where there is no room left.
+        return written || saved.server == 0;
+    }
+    written && holds(config, pod, saved)
 }
 
-/// A socket of a pod was accepted that neither the proxy nor a pod of this node opened.
+/// A socket of a pod was accepted that neither the proxy nor a pod of this node opened. False: it
+/// must not be.
 #[inline(always)]
-pub fn arrive(ctx: &SockOpsContext, pod: Cookie, flow: &Flow, saved: &mut Saved) -> bool {
+pub fn arrive(
+    ctx: &SockOpsContext,
+    config: &Config,
+    pod: Cookie,
+    flow: &Flow,
+    saved: &mut Saved,
+) -> bool {
     saved.kind = SAVED_ARRIVED;
     saved.address = flow.server;
     saved.port = flow.server_port;
     saved.flags = FLOW_INBOUND;
     saved.server = pod;
     saved.fins = FIN_ESTABLISHED;
-    if !write_down(ctx, pod, flow, saved) {
+    // Policy may have changed since the SYN came, which the client can put off.
+    if !write_down(ctx, pod, flow, saved) || !is_admitted(config, flow, pod) {
         return false;
     }
     // SAFETY: the value is copied at once.
@@ -100,12 +125,14 @@ fn write_down(ctx: &SockOpsContext, pod: Cookie, flow: &Flow, saved: &Saved) -> 
 /// The connection that a pod opened is established. False: it leads to a pod of this node, and
 /// that pod has not seen it come, so somebody else has answered.
 #[inline(always)]
-pub fn established(flow: &Flow, saved: &mut Saved) -> bool {
+pub fn established(pod: Cookie, flow: &Flow, saved: &mut Saved) -> bool {
     // SAFETY: the value is copied at once.
     let Some(state) = (unsafe { FLOWS.get(flow) }) else {
         return false;
     };
-    if saved.server != 0 && state.flags & FLOW_ARRIVED == 0 {
+    // A pod that calls itself may do so over its loopback device, where nobody looks.
+    let elsewhere = saved.server != 0 && saved.server != pod;
+    if elsewhere && state.flags & FLOW_ARRIVED == 0 {
         return false;
     }
     saved.fins |= FIN_ESTABLISHED;
@@ -184,7 +211,7 @@ fn close(ctx: &SockOpsContext, ends: &Ends, saved: &mut Saved, old: u32) {
     if FLOWS.remove(&flow).is_ok() {
         count(COUNT_OPEN, -1);
     }
-    saved.kind = 0;
+    saved.kind = SAVED_NOTHING;
 }
 
 #[inline(always)]

@@ -120,7 +120,7 @@ fn tick_off(flow: &Flow, server: Cookie) -> bool {
 
 /// Whether policy is known to let plaintext in from this source.
 #[inline(always)]
-fn is_admitted(config: &Config, flow: &Flow, server: Cookie) -> bool {
+pub fn is_admitted(config: &Config, flow: &Flow, server: Cookie) -> bool {
     let arrival = Arrival {
         to: flow.server,
         from: flow.client,

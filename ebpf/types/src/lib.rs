@@ -115,7 +115,8 @@ pub struct Saved {
     pub peer: Address,
     /// Its port, in host byte order.
     pub peer_port: u32,
-    /// A set of the `FLOW_` bits: what the connection's flow begins with.
+    /// On the direct lane a set of the `FLOW_` bits: what the connection's flow begins with.
+    /// Captured: [`SAVED_ELSEWHERE`] or 0.
     pub flags: u32,
     /// The namespace of the pod that has to be there; 0 outside the mesh.
     pub server: Cookie,
@@ -131,6 +132,9 @@ pub struct Saved {
 pub const SAVED_NOTHING: u32 = 0;
 /// The socket was captured; [`Saved::address`] is the original destination.
 pub const SAVED_DESTINATION: u32 = 1;
+/// [`Saved::flags`] of a captured socket: a verdict knows direct backends, and the dice chose none
+/// of them.
+pub const SAVED_ELSEWHERE: u32 = 1;
 /// Only user space writes this: the process that connects this socket is the proxy.
 pub const SAVED_HANDSHAKE: u32 = 2;
 /// The socket is on the direct lane, by a verdict or because the proxy says so.

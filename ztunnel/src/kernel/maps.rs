@@ -167,6 +167,14 @@ impl Maps {
         }))
     }
 
+    /// Sets one of the programs' counters right.
+    pub(super) fn set_count(&self, index: u32, value: u64) -> Result<(), Error> {
+        let counts = &self.counts;
+        counts
+            .insert(&index, &value)
+            .map_err(failed(counts, "written"))
+    }
+
     /// Whether any pod is like this.
     pub(super) fn any_pod(&self, like: impl Fn(&Pod) -> bool) -> Result<bool, Error> {
         let pods = self.pods.entries().map_err(failed(&self.pods, "read"))?;

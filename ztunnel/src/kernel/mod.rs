@@ -188,7 +188,6 @@ impl Kernel {
         })?;
         maps.exempt(&config.exemptions)?;
         attach_cgroup(&object, &pins, &cgroup)?;
-        pins.retire_others()?;
         maps.introduce()?;
         let kernel = Self {
             inbound: Mutex::new(inbound(&object)?),
@@ -220,6 +219,15 @@ impl Kernel {
 
     fn inbound(&self) -> MutexGuard<'_, OwnedFd> {
         self.inbound.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Detaches what a proxy with another layout of the maps has left. Call it when all pods are
+    /// captured by this one: until then the other's programs keep them closed.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn retire_others(&self) -> Result<(), Error> {
+        self.pins.retire_others()
     }
 
     /// Makes the exemptions these and no others; counts for new connections.

@@ -119,6 +119,15 @@ pub struct Flow {
 }
 
 impl Flow {
+    fn key(&self) -> shared::Flow {
+        shared::Flow {
+            client: self.client.ip().into(),
+            server: self.server.ip().into(),
+            client_port: self.client.port().into(),
+            server_port: self.server.port().into(),
+        }
+    }
+
     pub(super) fn new(flow: &shared::Flow, state: &shared::FlowState) -> Self {
         let end = |address: shared::Address, port: u32| {
             SocketAddr::new(address.into(), u16::try_from(port).unwrap_or_default())
@@ -283,6 +292,22 @@ impl Kernel {
             .collect())
     }
 
+    /// Forgets a connection whose socket is gone without a word.
+    ///
+    /// # Errors
+    /// When a map cannot be read or written.
+    pub fn forget_flow(&self, flow: &Flow) -> Result<(), Error> {
+        let flows = &self.maps.flows;
+        let key = flow.key();
+        let known = flows.get(&key).map_err(failed(flows, "read"))?;
+        if known.is_some_and(|state| state.socket == flow.socket) {
+            flows.remove(&key).map_err(failed(flows, "written"))?;
+            let left = flows.entries().map_err(failed(flows, "read"))?.len();
+            self.maps.set_count(COUNT_OPEN, left as u64)?;
+        }
+        Ok(())
+    }
+
     /// How many connections of the direct lane are open.
     #[must_use]
     pub fn open_flows(&self) -> u64 {
@@ -303,12 +328,13 @@ impl Kernel {
     pub fn vouch(
         &self,
         socket: BorrowedFd<'_>,
+        dialled: SocketAddr,
         to: SocketAddr,
         server: Option<NetnsCookie>,
     ) -> io::Result<()> {
         let saved = Saved {
-            address: to.ip().into(),
-            port: to.port().into(),
+            address: dialled.ip().into(),
+            port: dialled.port().into(),
             kind: SAVED_DIRECT,
             peer: to.ip().into(),
             peer_port: to.port().into(),

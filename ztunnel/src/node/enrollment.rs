@@ -103,6 +103,9 @@ impl Enrollment {
         // A pod that could not be taken over stays captured, and so refused, rather than free.
         if failed.is_empty() {
             self.forget_strangers();
+            if let Err(error) = self.shared.kernel.retire_others() {
+                tracing::error!(%error, "the programs of an earlier version stay attached");
+            }
         }
         failed
     }

@@ -21,7 +21,7 @@ use super::tunnel::{self, DialError};
 use super::view::View;
 use super::worker::Here;
 use crate::hbone::{DialFailure, OpenError, Tunnel};
-use crate::kernel::{self, Call, Choice, NetnsCookie};
+use crate::kernel::{self, Call, Choice, NetnsCookie, Verdict};
 use crate::mesh::Workload;
 use crate::pods::abort_on_drop;
 use crate::telemetry::{Reporter, ResponseFlag};
@@ -173,26 +173,48 @@ async fn depart(here: &Rc<Here>, client: SocketAddr) -> Result<(Onward, Records)
     };
     // One view for the whole judgement: a change in between must not mix two meshes.
     let view = here.local.shared.keeper.view_owned();
-    let route = match judge(here, client, &mut facts, &view) {
-        Ok(route) => route,
+    let judged = match judge(here, client, &mut facts, &view) {
+        Ok(judged) => judged,
         Err(error) => {
             Records::open(here, facts, None).fail(&error);
             return Err(());
         }
     };
-    let arrival = matches!(route, Route::Direct { .. }).then(|| Facts {
+    let arrival = matches!(judged.route, Route::Direct { .. }).then(|| Facts {
         reporter: Reporter::Destination,
         service: None,
         ..facts.clone()
     });
     let records = Records::open(here, facts, arrival);
-    match connect(here, &records.source, route, &view).await {
-        Ok(onward) => Ok((onward, records)),
+    let Judged {
+        route,
+        call,
+        verdict,
+    } = judged;
+    match connect(here, &records.source, (call.destination, route), &view).await {
+        Ok(onward) => {
+            // Only now: what the proxy cannot reach, the kernel shall not try for ever.
+            if let Some(verdict) = verdict {
+                here.local
+                    .shared
+                    .keeper
+                    .remember_call(&call, &verdict, &view);
+            }
+            Ok((onward, records))
+        }
         Err(error) => {
             records.fail(&error);
             Err(())
         }
     }
+}
+
+/// What was found out about a connection.
+struct Judged {
+    route: Route,
+    call: Call,
+    /// What later connections of the kind may do, if the kernel does not know it yet.
+    verdict: Option<Verdict>,
 }
 
 /// Finds out whom the application called, and which way leads there.
@@ -201,7 +223,7 @@ fn judge(
     client: SocketAddr,
     facts: &mut Facts,
     view: &Arc<View>,
-) -> Result<Route, DepartError> {
+) -> Result<Judged, DepartError> {
     let shared = &here.local.shared;
     let pod = NetnsCookie(here.pod.netns.cookie());
     let origin = shared
@@ -220,15 +242,13 @@ fn judge(
         pod,
         destination: origin.destination,
     };
-    let verdict = verdict::call(&call, view);
+    let mut verdict = verdict::call(&call, view);
     let mut except = SmallVec::<[SocketAddr; 8]>::new();
-    match (verdict, origin.choice) {
-        // The verdict is known and left this connection to us.
-        (Some(verdict), Choice::Elsewhere) => {
-            except.extend(verdict.backends.iter().map(|backend| backend.to));
-        }
-        (Some(verdict), Choice::Any) => shared.keeper.remember_call(&call, &verdict, view),
-        (None, _) => {}
+    if origin.choice == Choice::Elsewhere
+        && let Some(known) = verdict.take()
+    {
+        // The kernel has it, and its dice left this connection to us.
+        except.extend(known.backends.iter().map(|backend| backend.to));
     }
     let departure = Departure {
         source,
@@ -237,7 +257,11 @@ fn judge(
     };
     let route = route(&departure, view, here.local.dice())?;
     describe(&route, source, facts);
-    Ok(route)
+    Ok(Judged {
+        route,
+        call,
+        verdict,
+    })
 }
 
 /// What the route tells about the connection.
@@ -284,7 +308,7 @@ fn describe(route: &Route, source: &Workload, facts: &mut Facts) {
 async fn connect(
     here: &Rc<Here>,
     record: &Record,
-    route: Route,
+    (dialled, route): (SocketAddr, Route),
     view: &View,
 ) -> Result<Onward, DepartError> {
     let unknown = || DepartError::UnknownWorkload {
@@ -327,7 +351,7 @@ async fn connect(
             return Ok(Onward::Tunnel(tunnel::open(here, request).await?));
         }
     };
-    let connected = passthrough::connect(here, to, server).await;
+    let connected = passthrough::connect(here, dialled, to, server).await;
     let failed = |source| DepartError::Connect { to, source };
     connected.map(Onward::Plain).map_err(failed)
 }

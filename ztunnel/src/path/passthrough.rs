@@ -17,6 +17,7 @@ use crate::pods::Source;
 /// As `connect(2)`.
 pub(super) async fn connect(
     here: &Here,
+    dialled: SocketAddr,
     to: SocketAddr,
     server: Option<NetnsCookie>,
 ) -> std::io::Result<TcpStream> {
@@ -24,7 +25,7 @@ pub(super) async fn connect(
     let source = Source::Pod {
         mark: shared.config.mark,
     };
-    let vouch = |socket: &socket2::Socket| shared.kernel.vouch(socket.as_fd(), to, server);
+    let vouch = |socket: &socket2::Socket| shared.kernel.vouch(socket.as_fd(), dialled, to, server);
     let dial = &shared.config.dial;
     dial.connect_after(&here.pod.netns, to, source, vouch).await
 }

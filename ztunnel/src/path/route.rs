@@ -5,7 +5,7 @@
 //! proxy cannot carry as its policies demand (through a waypoint, into another network) is an
 //! error and never passes: bypassing a waypoint would bypass its policies.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
@@ -266,6 +266,18 @@ fn service<'a>(
     Ok(Target::Service(choice, entry))
 }
 
+/// Whether nobody at an address takes part in the mesh.
+#[must_use]
+pub fn is_outside(source: &Workload, address: IpAddr, view: &View) -> bool {
+    let workload = view.mesh.workload_by_address(&source.network, address);
+    workload.is_none_or(|workload| speaks_plainly(workload))
+}
+
+/// Nothing listens for HBONE on behalf of a pod that uses its node's network.
+fn speaks_plainly(workload: &Workload) -> bool {
+    workload.protocol != TunnelProtocol::Hbone || workload.network_mode == NetworkMode::HostNetwork
+}
+
 /// How a workload is reached.
 fn carry(
     source: &Workload,
@@ -301,10 +313,7 @@ fn in_the_clear(
     view: &View,
 ) -> Option<Route> {
     let service = || entry.map(|entry| entry.service.clone());
-    // Nothing listens for HBONE on behalf of a pod that uses its node's network.
-    if workload.protocol != TunnelProtocol::Hbone
-        || workload.network_mode == NetworkMode::HostNetwork
-    {
+    if speaks_plainly(workload) {
         return Some(Route::Passthrough {
             to,
             workload: Some(workload.clone()),

@@ -63,6 +63,7 @@ const KINDS: usize = 8192;
 #[derive(Debug)]
 struct Open {
     kind: Arc<Kind>,
+    client: SocketAddr,
     /// When it was heard of.
     since: Instant,
 }
@@ -168,8 +169,8 @@ impl Accounts {
         };
         for flow in flows {
             if flow.opener != Opener::Proxy && !self.open.contains_key(&flow.socket) {
-                let (kind, since) = (self.kind(&flow), self.now);
-                self.open.insert(flow.socket, Open { kind, since });
+                let kind = self.kind(&flow);
+                self.open.insert(flow.socket, self.open_now(kind, &flow));
             }
         }
     }
@@ -178,8 +179,8 @@ impl Accounts {
         let flow = &event.flow;
         if event.happening == Happening::Opened {
             // One that was adopted as open may be told of as well.
-            let (kind, since) = (self.begin(flow), self.now);
-            self.open.insert(flow.socket, Open { kind, since });
+            let kind = self.begin(flow);
+            self.open.insert(flow.socket, self.open_now(kind, flow));
             return;
         }
         let kind = match self.open.remove(&flow.socket) {
@@ -199,6 +200,14 @@ impl Accounts {
             Happening::Failed => Some(DirectError::Failed),
         };
         end(&kind, flow.client, &ended, failure.as_ref());
+    }
+
+    fn open_now(&self, kind: Arc<Kind>, flow: &Flow) -> Open {
+        Open {
+            kind,
+            client: flow.client,
+            since: self.now,
+        }
     }
 
     fn begin(&mut self, flow: &Flow) -> Arc<Kind> {
@@ -245,11 +254,11 @@ impl Accounts {
             !alive.contains(socket) && open.since.elapsed() > PATIENCE / 2
         };
         for (_, open) in self.open.extract_if(gone) {
-            let client = open.kind.first().map(|(facts, _)| facts.client);
-            if let Some(client) = client {
-                let ended = Ended::default();
-                end(&open.kind, client, &ended, Some(&DirectError::Lost));
-            }
+            let ended = Ended {
+                after: Some(open.since.elapsed()),
+                ..Ended::default()
+            };
+            end(&open.kind, open.client, &ended, Some(&DirectError::Lost));
         }
     }
 }

@@ -141,19 +141,25 @@ impl Keeper {
         }
         for (cookie, flows) in forbidden {
             if let Some(pod) = pod(cookie) {
-                end(&pod, &flows);
+                for flow in end(&pod, &flows) {
+                    if let Err(error) = self.kernel.forget_flow(flow) {
+                        tracing::warn!(%error, "a connection that is gone stays written down");
+                    }
+                }
             }
         }
     }
 }
 
-/// Ends connections of one pod.
-fn end(pod: &pods::Pod, flows: &[Flow]) {
+/// Ends connections of one pod; returns those that were gone before.
+fn end<'a>(pod: &pods::Pod, flows: &'a [Flow]) -> Vec<&'a Flow> {
     let connections: Vec<Connection> = flows.iter().map(watched_end).collect();
     let ended = pod.netns.visit(|| pods::destroy(&connections));
     let failed = |error: &dyn std::error::Error| {
         tracing::error!(%error, pod = %pod.uid.0, "connections that are no longer allowed go on");
+        Vec::new()
     };
+    let mut gone = Vec::new();
     let outcomes = match ended {
         Ok(Ok(ended)) => ended.outcomes,
         Ok(Err(error)) => return failed(&error),
@@ -164,12 +170,13 @@ fn end(pod: &pods::Pod, flows: &[Flow]) {
             Outcome::Destroyed => {
                 tracing::info!(pod = %pod.uid.0, client = %flow.client, server = %flow.server, "connection ended: it is no longer allowed");
             }
-            Outcome::Gone => {}
+            Outcome::Gone => gone.push(flow),
             Outcome::Failed(error) => {
                 tracing::error!(%error, pod = %pod.uid.0, client = %flow.client, server = %flow.server, "a connection that is no longer allowed goes on");
             }
         }
     }
+    gone
 }
 
 /// The end of a connection whose socket the kernel programs watch.

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use smallvec::SmallVec;
 
-use super::super::authorize::{Arrival, authorize};
-use super::super::route::{Departure, Route, options, route};
+use super::super::authorize::{Arrival, Judgement, authorize};
+use super::super::route::{Departure, Route, RouteError, is_outside, options, route};
 use super::super::view::{LocalPod, View};
 use crate::kernel::{self, Backend, Call, Ends, Flow, MOST_BACKENDS, NetnsCookie, Opener, Verdict};
 use crate::mesh::Workload;
@@ -73,7 +73,7 @@ fn by_itself(
 }
 
 /// Whether policy lets a pod of this node reach another one, from whichever of its addresses the
-/// kernel chooses.
+/// kernel chooses. Where a policy is on trial the proxy has to see every connection.
 fn allows(
     client: &LocalPod,
     source: &Workload,
@@ -87,31 +87,37 @@ fn allows(
         .filter(|address| address.is_ipv4() == to.is_ipv4())
         .peekable();
     addresses.peek().is_some()
-        && addresses.all(|address| permits(source, *address, workload, to, view))
+        && addresses.all(|address| {
+            let judged = judge(source, *address, workload, to, view);
+            judged.verdict.is_allow() && judged.dry_runs.is_empty()
+        })
 }
 
-fn permits(
+fn judge(
     source: &Workload,
     source_ip: IpAddr,
     workload: &Workload,
     to: SocketAddr,
     view: &View,
-) -> bool {
+) -> Judgement {
     let arrival = Arrival {
         workload,
         source: Some(&source.identity),
         source_ip,
         destination: to,
     };
-    authorize(&arrival, &view.mesh).verdict.is_allow()
+    authorize(&arrival, &view.mesh)
 }
 
 /// Whether plaintext from outside may go past the proxy into a pod.
 #[must_use]
 pub fn arrival(arrival: &kernel::Arrival, view: &View) -> bool {
-    let (Some(pod), Some(workload)) = (view.pod(arrival.pod), view.workload(arrival.pod)) else {
-        return false;
-    };
+    admits(arrival, view).is_some_and(|judged| judged.dry_runs.is_empty())
+}
+
+/// The judgement about plaintext from outside, if it is let in.
+fn admits(arrival: &kernel::Arrival, view: &View) -> Option<Judgement> {
+    let (pod, workload) = (view.pod(arrival.pod)?, view.workload(arrival.pod)?);
     let judged = Arrival {
         workload,
         source: None,
@@ -119,9 +125,9 @@ pub fn arrival(arrival: &kernel::Arrival, view: &View) -> bool {
         destination: arrival.to,
     };
     // An application that is to be told who calls is told by the proxy.
-    workload.application_tunnel.is_none()
-        && pod.addresses.contains(&arrival.to.ip())
-        && authorize(&judged, &view.mesh).verdict.is_allow()
+    let past = workload.application_tunnel.is_none() && pod.addresses.contains(&arrival.to.ip());
+    let judgement = authorize(&judged, &view.mesh);
+    (past && judgement.verdict.is_allow()).then_some(judgement)
 }
 
 /// Whether a connection that is open may stay. What a pod that is no longer served here has open
@@ -140,23 +146,29 @@ pub fn flow(flow: &Flow, view: &View) -> bool {
             to: flow.server,
             from: flow.client.ip(),
         };
-        return arrival(&arrived, view);
+        return admits(&arrived, view).is_some();
+    }
+    let departure = Departure {
+        source: own,
+        destination: flow.dialled,
+        except: &[],
+    };
+    // What was dialled may have got a waypoint, which this connection would go around.
+    if matches!(
+        route(&departure, view, 0),
+        Err(RouteError::WaypointUnsupported { .. })
+    ) {
+        return false;
     }
     match flow.server_pod {
         Some(server) if view.pod(server).is_none() => true,
         Some(server) => view.workload(server).is_some_and(|workload| {
             view.direct(own, workload, flow.server.ip()).is_some()
-                && permits(own, flow.client.ip(), workload, flow.server, view)
+                && judge(own, flow.client.ip(), workload, flow.server, view)
+                    .verdict
+                    .is_allow()
         }),
-        // Whatever was dialled: this address must still be outside the mesh.
-        None => {
-            let departure = Departure {
-                source: own,
-                destination: flow.server,
-                except: &[],
-            };
-            matches!(route(&departure, view, 0), Ok(Route::Passthrough { .. }))
-        }
+        None => is_outside(own, flow.server.ip(), view),
     }
 }
 
