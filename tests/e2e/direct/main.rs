@@ -22,6 +22,7 @@ mod full;
 mod identity;
 mod joined;
 mod killed_under_load;
+mod late;
 mod local_backends;
 mod outside;
 mod overrides;
