@@ -16,7 +16,10 @@ use ztunnel_ebpf_types::{FlowState, JOIN_PAST, JOIN_TCP, Join};
 
 use super::super::sys::{Map, open_pin};
 use super::super::{Backend, Call, Ends, NetnsCookie, PodCapture, Verdict};
-use super::world::{World, at, in_namespace, index, listen, request, set, tcp, this_namespace, up};
+use super::world::{
+    OTHER4, OTHER6, POD4, POD6, World, at, in_namespace, index, listen, request, set, tcp,
+    this_namespace, up,
+};
 
 const SERVER4: &str = "10.9.0.3";
 const SERVER6: &str = "fd09::3";
@@ -55,6 +58,8 @@ impl Pods {
             inbound: inbound.as_fd(),
         };
         world.kernel.enroll(&pod).unwrap();
+        // Whichever address the client gets must be its pod's.
+        world.enroll_with(&[POD4, POD6, OTHER4, OTHER6], world.inbound.as_fd());
         for address in [SERVER4, SERVER6] {
             allow(
                 &world,
