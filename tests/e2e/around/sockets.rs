@@ -175,8 +175,9 @@ fn a_connect_that_does_not_block(lane: Lane) {
 }
 
 on_lanes!(a_socket_that_was_bound_to_the_device_that_leads_out: tunnel, direct);
+/// Such a socket could not be stopped later, so it is never direct.
 fn a_socket_that_was_bound_to_the_device_that_leads_out(lane: Lane) {
-    attempt(lane, Promise::OnLane, |to| {
+    attempt(lane, Promise::Carried, |to| {
         let socket = tcp(to)?;
         socket.bind_device(Some(b"eth0"))?;
         socket.connect(&to.into())?;
