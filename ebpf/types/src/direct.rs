@@ -75,8 +75,8 @@ pub struct Admission {
     pub server: Cookie,
     /// [`crate::Config::epoch`] when it was written.
     pub epoch: u32,
-    /// A set of the `FLOW_` bits.
-    pub flags: u32,
+    /// Always zero.
+    pub zero: u32,
 }
 
 /// The two ends of a connection on the direct lane; key of FLOWS.

@@ -11,7 +11,7 @@ use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::{Mesh, MeshBuilder, Settings, service_hostname};
 use ztunnel_tests::traffic::{self, End, Kind, Manner};
 
-use crate::proof::{MARKER, PORT, change, unharmed};
+use crate::proof::{MARKER, PORT, change, quiet, unharmed};
 
 /// The pod whose service it is, and its other backends: the pods after the client on node `a`, and
 /// the one of node `b`.
@@ -24,7 +24,7 @@ fn mesh(world: &World) -> MeshBuilder<'_> {
     let key = format!("default/{}", service_hostname(backends(world)[0]));
     Mesh::builder(world).settings(move |settings| {
         Lane::Direct.choose(settings);
-        "info,access=off".clone_into(&mut settings.log.filter);
+        quiet(settings);
         for pod in backends(world) {
             let workload = workload(settings, pod);
             workload.services.insert(key.clone(), [(80, PORT)].into());

@@ -15,7 +15,8 @@ use ztunnel_tests::proxy::{Mesh, Settings, workload_uid};
 use ztunnel_tests::traffic::{End, Kind};
 
 use crate::proof::{
-    PATIENCE, PORT, SOON, about, ask, change, cut, eventually, speak, strict, unharmed,
+    PATIENCE, PORT, SOON, about, ask, change, cut, eventually, quiet, speak, strict, tunnel_inside,
+    unharmed,
 };
 
 /// What becomes of the first client's next connections.
@@ -154,11 +155,7 @@ fn a_node_whose_pods_shall_be_tunnelled() {
     let listener = scene.listen(scene.server(), PORT).unwrap();
     let mut pairs = open(&scene, 0, &listener);
     pairs.extend(open(&scene, 1, &listener));
-    change(&mut mesh, |settings| {
-        settings
-            .extra
-            .insert("sameNode".to_owned(), json!("tunnel"));
-    });
+    change(&mut mesh, tunnel_inside);
     for pair in &mut pairs {
         cut(pair, "sameNode: tunnel");
     }
@@ -198,11 +195,7 @@ on_lanes!(what_is_opened_while_the_rule_changes_does_not_outlive_it: direct, joi
 /// The kernel has let it by, and the proxy has not heard of it, when the rule changes.
 fn what_is_opened_while_the_rule_changes_does_not_outlive_it(lane: Lane) {
     let scene = Scene::set(lane).unwrap();
-    let mut mesh = scene
-        .mesh()
-        .settings(|settings| "info,access=off".clone_into(&mut settings.log.filter))
-        .start()
-        .unwrap();
+    let mut mesh = scene.mesh().settings(quiet).start().unwrap();
     let _echo = scene.serve(Kind::Echo, PORT).unwrap();
     let to = Family::BOTH.map(|family| scene.server().at(family, PORT));
     for round in 0..5 {

@@ -12,7 +12,7 @@ use ztunnel_tests::on_lanes;
 use ztunnel_tests::proxy::{Mesh, Policy};
 use ztunnel_tests::traffic::{self, Kind};
 
-use crate::proof::{MARKER, PATIENCE, PORT, about, change, unharmed};
+use crate::proof::{MARKER, PATIENCE, PORT, about, change, quiet, unharmed};
 
 const CLIENTS: usize = 50;
 const CONNECTIONS: usize = 10_000;
@@ -39,11 +39,7 @@ on_lanes!(every_connection_meets_the_rule_that_is_in_force: tunnel, direct, join
 fn every_connection_meets_the_rule_that_is_in_force(lane: Lane) {
     let scene = Scene::set(lane).unwrap();
     // The log tells when a change is in force; it need not tell ten thousand connections.
-    let mut mesh = scene
-        .mesh()
-        .settings(|settings| "info,access=off".clone_into(&mut settings.log.filter))
-        .start()
-        .unwrap();
+    let mut mesh = scene.mesh().settings(quiet).start().unwrap();
     let _running = scene.serve(Kind::Http, PORT).unwrap();
     let (stop, made) = (AtomicBool::new(false), AtomicUsize::new(0));
     let attempts = Mutex::new(Vec::with_capacity(2 * CONNECTIONS));

@@ -14,7 +14,7 @@ use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::{Mesh, Settings, service_hostname, workload_uid};
 use ztunnel_tests::traffic::{self, End, Kind, Manner, Server};
 
-use crate::proof::{MARKER, PATIENCE, PORT, about, change, eventually, unharmed};
+use crate::proof::{MARKER, PATIENCE, PORT, about, change, eventually, quiet, unharmed};
 
 /// How many connections are looked at for the shares: with four backends each share is within
 /// 5 standard deviations of a quarter (97 of 2000), or the choice is not even.
@@ -43,7 +43,7 @@ fn mesh(world: &World) -> Mesh<'_> {
     Mesh::builder(world)
         .settings(move |settings| {
             Lane::Direct.choose(settings);
-            "info,access=off".clone_into(&mut settings.log.filter);
+            quiet(settings);
             for workload in &mut settings.workloads {
                 let names = backends(world).map(|pod| pod.name.as_str());
                 if names.contains(&workload.name.as_str()) {

@@ -9,7 +9,7 @@ use ztunnel_tests::net::{Family, Host};
 use ztunnel_tests::proxy::{Settings, workload_uid};
 use ztunnel_tests::traffic::{End, Kind};
 
-use crate::proof::{PORT, ask, change, eventually, unharmed};
+use crate::proof::{PORT, ask, change, eventually, tunnel_inside, unharmed};
 
 fn set_override(settings: &mut Settings, pod: &Host, key: &str, value: &str) {
     let mut entry = json!({ "workload": workload_uid(pod) });
@@ -65,9 +65,7 @@ fn one_workload_alone_cannot_leave_the_tunnel() {
     let mut mesh = scene
         .mesh()
         .settings(|settings| {
-            settings
-                .extra
-                .insert("sameNode".to_owned(), json!("tunnel"));
+            tunnel_inside(settings);
             set_override(settings, scene.server(), "sameNode", "direct");
         })
         .start()

@@ -65,6 +65,18 @@ pub(crate) fn name_workloads(settings: &mut Settings) {
     }
 }
 
+/// No lines about connections: the log tells when a change is in force, and need not tell of
+/// thousands of connections.
+pub(crate) fn quiet(settings: &mut Settings) {
+    "info,access=off".clone_into(&mut settings.log.filter);
+}
+
+/// No pods of one node talk without a tunnel.
+pub(crate) fn tunnel_inside(settings: &mut Settings) {
+    let (key, value) = ("sameNode".to_owned(), json!("tunnel"));
+    settings.extra.insert(key, value);
+}
+
 /// No proxy has died or panicked.
 #[track_caller]
 pub(crate) fn unharmed(mesh: &mut Mesh<'_>) {

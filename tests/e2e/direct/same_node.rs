@@ -11,7 +11,7 @@ use ztunnel_tests::proxy::Mesh;
 use ztunnel_tests::sniff::{SETTLE, Sniffer};
 use ztunnel_tests::traffic::Kind;
 
-use crate::proof::{MARKER, PORT, ask, change, unharmed};
+use crate::proof::{MARKER, PORT, ask, change, tunnel_inside, unharmed};
 
 /// How often the links of the first client and the first server showed the marker.
 fn shown(scene: &Scene, work: impl FnOnce()) -> [u64; 2] {
@@ -48,15 +48,7 @@ fn know_everything(scene: &Scene) {
 #[test]
 fn a_tunnel_inside_the_node_hides_what_is_said() {
     let scene = Scene::set(Lane::Direct).unwrap();
-    let mut mesh = scene
-        .mesh()
-        .settings(|settings| {
-            settings
-                .extra
-                .insert("sameNode".to_owned(), json!("tunnel"));
-        })
-        .start()
-        .unwrap();
+    let mut mesh = scene.mesh().settings(tunnel_inside).start().unwrap();
     let _running = scene.serve(Kind::Http, PORT).unwrap();
     let hits = shown(&scene, || ask_everywhere(&scene, false));
     assert_eq!(hits, [0, 0], "it crossed the pods' links in the clear");

@@ -10,7 +10,7 @@ use ztunnel_tests::process::Pause;
 use ztunnel_tests::proxy::Proxy;
 use ztunnel_tests::traffic::{Kind, connects};
 
-use crate::proof::{PORT, unharmed};
+use crate::proof::{PORT, quiet, unharmed};
 
 const OPENED: &str = "istio_tcp_connections_opened_total";
 const CLOSED: &str = "istio_tcp_connections_closed_total";
@@ -48,11 +48,7 @@ fn know(scene: &Scene) {
 on_lanes!(every_connection_of_a_storm_is_counted: direct, auto);
 fn every_connection_of_a_storm_is_counted(lane: Lane) {
     let scene = Scene::set(lane).unwrap();
-    let mut mesh = scene
-        .mesh()
-        .settings(|settings| "info,access=off".clone_into(&mut settings.log.filter))
-        .start()
-        .unwrap();
+    let mut mesh = scene.mesh().settings(quiet).start().unwrap();
     let _running = scene.serve(Kind::Http, PORT).unwrap();
     know(&scene);
     let truth = storm(&scene, Duration::from_secs(3)) + scene.knocks() as f64;
@@ -64,11 +60,7 @@ fn every_connection_of_a_storm_is_counted(lane: Lane) {
 #[test]
 fn what_a_proxy_could_not_hear_is_accounted_for() {
     let scene = Scene::set(Lane::Direct).unwrap();
-    let mut mesh = scene
-        .mesh()
-        .settings(|settings| "info,access=off".clone_into(&mut settings.log.filter))
-        .start()
-        .unwrap();
+    let mut mesh = scene.mesh().settings(quiet).start().unwrap();
     let _running = scene.serve(Kind::Http, PORT).unwrap();
     know(&scene);
     let mut truth = 0.0;

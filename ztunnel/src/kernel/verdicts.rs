@@ -238,7 +238,7 @@ impl Kernel {
         let value = shared::Admission {
             server: arrival.pod.0,
             epoch: maps.epoch(),
-            flags: 0,
+            zero: 0,
         };
         maps.arrivals
             .insert(&arrival_key(arrival), &value)
@@ -306,12 +306,6 @@ impl Kernel {
             self.maps.set_count(COUNT_OPEN, left as u64)?;
         }
         Ok(())
-    }
-
-    /// How many connections of the direct lane are open.
-    #[must_use]
-    pub fn open_flows(&self) -> u64 {
-        self.maps.count(COUNT_OPEN)
     }
 
     /// How many events of the direct lane found no room since the maps were made.

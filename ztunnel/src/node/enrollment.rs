@@ -135,9 +135,7 @@ impl Enrollment {
                 }
                 workers.remove(cookie);
                 self.forget_certificate(enrolled.identity);
-                let pods = self.shared.telemetry.pods();
-                pods.stopped.inc();
-                pods.active.dec();
+                self.shared.telemetry.pod_removed();
                 tracing::info!(pod = %uid.0, "pod left");
             }
         }
@@ -192,9 +190,7 @@ impl Enrollment {
                 self.shared.certificates.prefetch(identity);
             }
             tracing::info!(pod = %wanted.uid.0, netns = %wanted.netns.display(), addresses = ?captured, "pod enrolled");
-            let pods = self.shared.telemetry.pods();
-            pods.started.inc();
-            pods.active.inc();
+            self.shared.telemetry.pod_added();
             self.changed = true;
             self.pods.insert(
                 wanted.uid.clone(),

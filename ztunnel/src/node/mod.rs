@@ -35,8 +35,8 @@ use enrollment::Enrollment;
 /// How often pods that could not be enrolled are tried again.
 const ENROLL_RETRY: Duration = Duration::from_secs(1);
 
-/// How long after a change the direct lane is looked at again: a connection that was just being
-/// opened has been written down by then.
+/// How long after a change the direct lane is looked at again: what the proxy was just dialling, as
+/// it was judged before, has been written down by then.
 const SECOND_SWEEP: Duration = Duration::from_millis(200);
 
 /// Why the node could not be started.
@@ -111,8 +111,8 @@ struct Node {
     workers: Workers,
     enrollment: Enrollment,
     acceleration: Acceleration,
-    /// Whether the connections of the direct lane are to be looked at once more.
-    second_sweep: bool,
+    /// When the connections of the direct lane are to be looked at once more.
+    second_sweep: Option<Instant>,
     quit: Arc<Notify>,
     stop: watch::Sender<bool>,
     servers: admin::Servers,
@@ -161,7 +161,7 @@ impl Node {
             workers,
             enrollment,
             acceleration,
-            second_sweep: false,
+            second_sweep: None,
             quit,
             stop,
             servers,
@@ -195,11 +195,10 @@ impl Node {
                     complete = self.enroll();
                 }
                 () = self.acceleration.tested() => {
-                    let settings = self.settings.clone();
-                    self.judge_anew(&settings);
+                    self.judge_anew();
                 }
-                () = tokio::time::sleep(SECOND_SWEEP), if self.second_sweep => {
-                    self.second_sweep = false;
+                () = until(self.second_sweep) => {
+                    self.second_sweep = None;
                     self.sweep();
                 }
                 () = told(terminate.as_mut()) => break,
@@ -292,28 +291,28 @@ impl Node {
             tracing::warn!("{warning}");
         }
         self.mesh = Arc::new(settings.mesh());
-        self.judge_anew(&settings);
+        self.settings = settings;
+        self.judge_anew();
         self.shared
             .telemetry
             .retain(|uid| self.mesh.workload_by_uid(uid).is_some());
         if let Err(error) = self
             .shared
             .kernel
-            .set_exemptions(&assembly::exemptions(&settings))
+            .set_exemptions(&assembly::exemptions(&self.settings))
         {
             tracing::error!(%error, "the exemptions from capture stay as they were");
         }
-        self.settings = settings;
     }
 
     /// Puts what is known now in force: no verdict of the kernel that contradicts it is left when
     /// this returns, and what is open against it is ended.
-    fn judge_anew(&mut self, settings: &Settings) {
-        let lanes = self.acceleration.lanes(settings);
+    fn judge_anew(&mut self) {
+        let lanes = self.acceleration.lanes(&self.settings);
         let view = View::new(self.mesh.clone(), self.enrollment.pods(), &lanes);
         self.shared.keeper.change(view);
         self.sweep();
-        self.second_sweep = true;
+        self.second_sweep = Some(Instant::now() + SECOND_SWEEP);
     }
 
     fn sweep(&self) {
@@ -325,8 +324,7 @@ impl Node {
         let wanted = assembly::pods(&self.settings);
         let failed = self.enrollment.apply(&self.workers, &wanted);
         if self.enrollment.take_changed() {
-            let settings = self.settings.clone();
-            self.judge_anew(&settings);
+            self.judge_anew();
         }
         for (pod, error) in &failed {
             tracing::error!(%error, pod = %pod.uid.0, netns = %pod.netns.display(), "cannot enroll the pod; trying again");
@@ -344,6 +342,13 @@ impl Node {
 async fn changed(watcher: Option<&mut Watcher>) {
     match watcher {
         Some(watcher) => watcher.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
     }
 }

@@ -1,4 +1,5 @@
-//! May this connection arrive? Step three of a connection's way, asked at the destination.
+//! May this connection arrive? Step three of a connection's way, asked at the destination,
+//! or at the source where both ends are on this node.
 //!
 //! A pure function of the connection and a snapshot: it never awaits, locks or reads a clock. The
 //! order is that of Istio's ambient mode: any DENY that matches refuses; where no ALLOW applies

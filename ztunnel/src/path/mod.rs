@@ -61,7 +61,7 @@ pub struct Config {
     pub hbone: hbone::Config,
 }
 
-/// What all workers share. None of it is locked while a connection is judged.
+/// What all workers share. Nobody waits for a lock while a connection is judged.
 pub struct Shared {
     /// The mesh and the pods as they are now, and what the kernel may decide by itself.
     pub keeper: Arc<Keeper>,

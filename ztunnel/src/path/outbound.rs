@@ -124,8 +124,7 @@ impl Records {
 
     fn end(self, ended: &Ended) {
         if let Some(destination) = self.destination {
-            destination.count(ended);
-            destination.end(ended);
+            destination.end_beside(ended);
         }
         self.source.end(ended);
     }

@@ -89,10 +89,10 @@ impl Record {
         self.facts.source_identity.as_ref()
     }
 
-    /// Counts the bytes of a connection that no relay of this record has counted.
-    pub(super) fn count(&self, ended: &Ended) {
-        self.series.received_bytes.add(ended.request);
-        self.series.sent_bytes.add(ended.response);
+    /// Ends the record of a connection whose bytes were counted on another one's series.
+    pub(super) fn end_beside(self, ended: &Ended) {
+        count(&self.series, ended);
+        self.end(ended);
     }
 
     /// Ends the record after a relay.
@@ -110,12 +110,25 @@ impl Record {
 
     fn close(&mut self, ended: &Ended, failure: Option<&dyn Failure>) {
         self.ended = true;
-        close(&self.facts, &self.series, ended, failure);
+        close(&self.facts, self.facts.client, &self.series, ended, failure);
     }
 }
 
-/// Ends a connection: in the metrics, and in the access log where somebody reads it.
-pub(super) fn close(facts: &Facts, series: &Series, ended: &Ended, failure: Option<&dyn Failure>) {
+/// Counts the bytes of a connection that no relay has counted.
+pub(super) fn count(series: &Series, ended: &Ended) {
+    series.received_bytes.add(ended.request);
+    series.sent_bytes.add(ended.response);
+}
+
+/// Ends a connection: in the metrics, and in the access log where somebody reads it. The facts may
+/// be those of another connection of the client's to the same server.
+pub(super) fn close(
+    facts: &Facts,
+    client: SocketAddr,
+    series: &Series,
+    ended: &Ended,
+    failure: Option<&dyn Failure>,
+) {
     match failure {
         None => series.closed.inc(),
         Some(failure) => series.failed(failure.flag()),
@@ -130,7 +143,7 @@ pub(super) fn close(facts: &Facts, series: &Series, ended: &Ended, failure: Opti
     let chain = failure.map(Chain);
     AccessLogEntry {
         reporter: facts.reporter,
-        source: facts.client,
+        source: client,
         source_workload: facts.source.as_deref(),
         source_identity: facts.source_identity.as_ref(),
         destination: facts.hbone.unwrap_or(facts.destination),

@@ -266,6 +266,15 @@ fn service<'a>(
     Ok(Target::Service(choice, entry))
 }
 
+/// Whether a waypoint stands before what was dialled.
+#[must_use]
+pub fn is_behind_waypoint(departure: &Departure<'_>, view: &View) -> bool {
+    matches!(
+        target(departure, view),
+        Err(RouteError::WaypointUnsupported { .. })
+    )
+}
+
 /// Whether nobody at an address takes part in the mesh.
 #[must_use]
 pub fn is_outside(source: &Workload, address: IpAddr, view: &View) -> bool {

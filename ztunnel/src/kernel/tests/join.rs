@@ -3,13 +3,12 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Duration;
 
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::sched::{CloneFlags, setns, unshare};
 use smallvec::smallvec;
 use ztunnel_ebpf_types::{FlowState, JOIN_PAST, JOIN_TCP, Join};
@@ -17,9 +16,9 @@ use ztunnel_ebpf_types::{FlowState, JOIN_PAST, JOIN_TCP, Join};
 use super::super::sys::{Map, open_pin};
 use super::super::{Backend, Call, Ends, NetnsCookie, PodCapture, Verdict};
 use super::world::{
-    OTHER4, OTHER6, POD4, POD6, World, at, in_namespace, index, listen, request, set, tcp,
-    this_namespace, up,
+    OTHER4, OTHER6, POD4, POD6, World, at, in_namespace, listen, set, tcp, this_namespace,
 };
+use crate::netlab::{give, index, request, up};
 
 const SERVER4: &str = "10.9.0.3";
 const SERVER6: &str = "fd09::3";
@@ -133,19 +132,8 @@ fn spawn_namespace() -> File {
         up(1);
         let device = index("far0");
         up(device);
-        for (address, bits) in [(SERVER4, 24), (SERVER6, 64)] {
-            let address: IpAddr = address.parse().unwrap();
-            let mut message = AddressMessage::default();
-            message.header.index = device;
-            message.header.prefix_len = bits;
-            message.header.family = match address {
-                IpAddr::V4(_) => AddressFamily::Inet,
-                IpAddr::V6(_) => AddressFamily::Inet6,
-            };
-            message.header.flags = AddressHeaderFlags::Nodad;
-            message.attributes.push(AddressAttribute::Local(address));
-            message.attributes.push(AddressAttribute::Address(address));
-            request(RouteNetlinkMessage::NewAddress(message));
+        for address in [SERVER4, SERVER6] {
+            give(device, address.parse().unwrap());
         }
     });
     far

@@ -7,23 +7,11 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
-};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddress, protocols::NETLINK_ROUTE};
+use netlink_packet_route::link::LinkAttribute;
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::netlab::{give, index, up, veth, way_out};
 
 use super::super::{Config, Exemptions, Kernel, NetnsCookie, PodCapture, Ports};
 
@@ -225,69 +213,16 @@ fn set_up() {
         std::fs::write(file, "0").unwrap();
     }
     up(1);
-    let mut veth = LinkMessage::default();
-    let mut far = LinkMessage::default();
-    far.attributes.push(LinkAttribute::IfName("far0".into()));
-    veth.attributes = vec![
-        LinkAttribute::IfName(DEVICE.into()),
-        LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
-        ]),
-    ];
-    request(RouteNetlinkMessage::NewLink(veth));
+    veth(DEVICE, vec![LinkAttribute::IfName("far0".into())]);
     let (pod, far) = (index(DEVICE), index("far0"));
     up(pod);
     up(far);
-    for (address, bits) in [(POD4, 24), (OTHER4, 24), (POD6, 64), (OTHER6, 64)] {
-        let mut message = AddressMessage::default();
-        message.header.index = pod;
-        message.header.prefix_len = bits;
-        message.header.family = match address {
-            IpAddr::V4(_) => AddressFamily::Inet,
-            IpAddr::V6(_) => AddressFamily::Inet6,
-        };
-        message.header.flags = AddressHeaderFlags::Nodad;
-        message.attributes.push(AddressAttribute::Local(address));
-        message.attributes.push(AddressAttribute::Address(address));
-        request(RouteNetlinkMessage::NewAddress(message));
+    for address in [POD4, OTHER4, POD6, OTHER6] {
+        give(pod, address);
     }
     for gateway in ["10.9.0.99", "fd09::99"] {
         way_out(pod, gateway.parse().unwrap());
     }
-}
-
-/// A default route through a gateway that never answers: what is sent to it shows on the other
-/// end of the pair.
-fn way_out(device: u32, gateway: IpAddr) {
-    let (family, hop, neighbour_address) = match gateway {
-        IpAddr::V4(v4) => (
-            AddressFamily::Inet,
-            RouteAddress::Inet(v4),
-            NeighbourAddress::Inet(v4),
-        ),
-        IpAddr::V6(v6) => (
-            AddressFamily::Inet6,
-            RouteAddress::Inet6(v6),
-            NeighbourAddress::Inet6(v6),
-        ),
-    };
-    let mut route = RouteMessage::default();
-    route.header.address_family = family;
-    route.header.table = 254;
-    route.header.protocol = RouteProtocol::Static;
-    route.header.kind = RouteType::Unicast;
-    route.attributes = vec![RouteAttribute::Gateway(hop), RouteAttribute::Oif(device)];
-    request(RouteNetlinkMessage::NewRoute(route));
-    let mut neighbour = NeighbourMessage::default();
-    neighbour.header.family = family;
-    neighbour.header.ifindex = device;
-    neighbour.header.state = NeighbourState::Permanent;
-    neighbour.attributes = vec![
-        NeighbourAttribute::Destination(neighbour_address),
-        NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 9]),
-    ];
-    request(RouteNetlinkMessage::NewNeighbour(neighbour));
 }
 
 /// Watches what leaves the pod.
@@ -340,38 +275,5 @@ impl Wire {
             }
         }
         count
-    }
-}
-
-/// Turns a device on.
-pub(super) fn up(index: u32) {
-    let mut link = LinkMessage::default();
-    link.header.index = index;
-    link.header.flags = LinkFlags::Up;
-    link.header.change_mask = LinkFlags::Up;
-    request(RouteNetlinkMessage::SetLink(link));
-}
-
-/// A device's index.
-pub(super) fn index(name: &str) -> u32 {
-    nix::net::if_::if_nametoindex(name).unwrap()
-}
-
-/// One change over netlink, in this thread's namespace.
-pub(super) fn request(message: RouteNetlinkMessage) {
-    let mut socket = Netlink::new(NETLINK_ROUTE).unwrap();
-    socket.bind_auto().unwrap();
-    socket.connect(&NetlinkAddress::new(0, 0)).unwrap();
-    let mut packet = NetlinkMessage::from(message);
-    packet.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-    packet.finalize();
-    let mut bytes = vec![0; packet.buffer_len()];
-    packet.serialize(&mut bytes);
-    socket.send(&bytes, 0).unwrap();
-    let (answer, _) = socket.recv_from_full().unwrap();
-    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).unwrap();
-    match answer.payload {
-        NetlinkPayload::Error(error) => assert!(error.code.is_none(), "{error}"),
-        other => panic!("not an answer: {other:?}"),
     }
 }

@@ -12,11 +12,11 @@ use smallvec::{SmallVec, smallvec};
 
 use super::super::Shared;
 use super::super::relay::Ended;
-use super::super::report::{Facts, Failure, close, series};
+use super::super::report::{Facts, Failure, close, count, series};
 use super::super::view::View;
 use crate::kernel::{Event, Events, Flow, Happening, NetnsCookie, Opener};
 use crate::mesh::Workload;
-use crate::telemetry::{AccessLogEntry, Reporter, ResponseFlag, Series};
+use crate::telemetry::{Reporter, ResponseFlag, Series};
 
 /// How long after a loss of events the records are given up whose connections are gone: their own
 /// events may still be under way.
@@ -267,17 +267,8 @@ impl Accounts {
 fn end(kind: &Kind, client: SocketAddr, ended: &Ended, failure: Option<&DirectError>) {
     let failure = failure.map(|error| error as &dyn Failure);
     for (facts, series) in kind {
-        series.received_bytes.add(ended.request);
-        series.sent_bytes.add(ended.response);
-        if AccessLogEntry::enabled() {
-            let facts = Facts {
-                client,
-                ..facts.clone()
-            };
-            close(&facts, series, ended, failure);
-        } else {
-            close(facts, series, ended, failure);
-        }
+        count(series, ended);
+        close(facts, client, series, ended, failure);
     }
 }
 

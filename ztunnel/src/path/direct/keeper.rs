@@ -3,8 +3,8 @@
 //! There is one lock, and nobody who carries bytes waits for it. A verdict is written under it, and
 //! only if the view it was judged by is still the one in force; who does not get the lock leaves the
 //! verdict to the next connection of the kind. A new view is put in force under it, after every
-//! verdict that does not hold by the new view has been removed. So there is no
-//! moment in which a change counts and a verdict from before it lets anything through.
+//! verdict that does not hold by the new view has been removed. So there is no moment in which a
+//! change counts and a verdict from before it lets anything through.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -61,25 +61,21 @@ impl Keeper {
     /// Lets a call go by itself from now on, as it was judged by `view`. Does nothing where
     /// another view is in force by now.
     pub fn remember_call(&self, call: &Call, verdict: &kernel::Verdict, view: &Arc<View>) {
-        if let Some(_lock) = self.in_force(view)
-            && let Err(error) = self.kernel.remember_call(call, verdict)
-        {
-            tracing::warn!(%error, "a verdict was not written; the proxy goes on judging");
+        if let Some(_lock) = self.in_force(view) {
+            told(self.kernel.remember_call(call, verdict));
         }
     }
 
     /// Lets plaintext go past the proxy from now on, as it was judged by `view`.
     pub fn remember_arrival(&self, arrival: &Arrival, view: &Arc<View>) {
-        if let Some(_lock) = self.in_force(view)
-            && let Err(error) = self.kernel.remember_arrival(arrival)
-        {
-            tracing::warn!(%error, "a verdict was not written; the proxy goes on judging");
+        if let Some(_lock) = self.in_force(view) {
+            told(self.kernel.remember_arrival(arrival));
         }
     }
 
     /// Puts a view in force. When this returns, no verdict that does not hold by it is left.
-    /// [`Self::sweep`] afterwards, and once more a moment later: a connection that was just being
-    /// opened may be written down only then.
+    /// [`Self::sweep`] afterwards, and once more a moment later: what the proxy was just dialling, as
+    /// it was judged before, is written down only then.
     pub fn change(&self, view: View) {
         let view = Arc::new(view);
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,9 +94,7 @@ impl Keeper {
             }
         }
         for (call, verdict) in renewed {
-            if let Err(error) = self.kernel.remember_call(&call, &verdict) {
-                tracing::warn!(%error, "a verdict was not written; the proxy goes on judging");
-            }
+            told(self.kernel.remember_call(&call, &verdict));
         }
     }
 
@@ -148,6 +142,13 @@ impl Keeper {
                 }
             }
         }
+    }
+}
+
+/// A verdict that cannot be written costs speed and nothing else.
+fn told(written: Result<(), kernel::Error>) {
+    if let Err(error) = written {
+        tracing::warn!(%error, "a verdict was not written; the proxy goes on judging");
     }
 }
 

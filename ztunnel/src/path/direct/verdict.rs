@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use smallvec::SmallVec;
 
 use super::super::authorize::{Arrival, Judgement, authorize};
-use super::super::route::{Departure, Route, RouteError, is_outside, options, route};
+use super::super::route::{Departure, Route, is_behind_waypoint, is_outside, options};
 use super::super::view::{LocalPod, View};
 use crate::kernel::{self, Backend, Call, Ends, Flow, MOST_BACKENDS, NetnsCookie, Opener, Verdict};
 use crate::mesh::Workload;
@@ -154,10 +154,7 @@ pub fn flow(flow: &Flow, view: &View) -> bool {
         except: &[],
     };
     // What was dialled may have got a waypoint, which this connection would go around.
-    if matches!(
-        route(&departure, view, 0),
-        Err(RouteError::WaypointUnsupported { .. })
-    ) {
+    if is_behind_waypoint(&departure, view) {
         return false;
     }
     match flow.server_pod {

@@ -2,29 +2,17 @@
 //! applications see.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
-};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddress, protocols::NETLINK_ROUTE};
+use netlink_packet_route::link::LinkAttribute;
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use crate::netlab::{give, index, up, veth, way_out};
 
 use super::super::super::Netns;
 use super::super::{Connection, Destroyed, Outcome, Way, destroy_by};
@@ -219,100 +207,25 @@ const DEVICE: &str = "pod0";
 /// A veth pair with one end here and the other one there.
 fn link_to(far: &std::fs::File) {
     use std::os::fd::AsRawFd as _;
-    let mut other = LinkMessage::default();
-    other.attributes = vec![
+    let other = vec![
         LinkAttribute::IfName(DEVICE.into()),
         LinkAttribute::NetNsFd(far.as_raw_fd()),
     ];
-    let mut veth = LinkMessage::default();
-    veth.attributes = vec![
-        LinkAttribute::IfName(DEVICE.into()),
-        LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
-        ]),
-    ];
-    request(RouteNetlinkMessage::NewLink(veth));
+    veth(DEVICE, other);
 }
 
 /// Loopback and the pod's device up, with addresses that can be used at once, and a way to
 /// everywhere else.
 fn set_up(addresses: [&str; 2]) {
-    let device = nix::net::if_::if_nametoindex(DEVICE).unwrap();
-    for index in [1, device] {
-        let mut link = LinkMessage::default();
-        link.header.index = index;
-        link.header.flags = LinkFlags::Up;
-        link.header.change_mask = LinkFlags::Up;
-        request(RouteNetlinkMessage::SetLink(link));
-    }
+    let device = index(DEVICE);
+    up(1);
+    up(device);
     // The strictest filter: packets of ours must get through it.
     std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1").unwrap();
     for address in addresses {
-        let address: IpAddr = address.parse().unwrap();
-        let mut message = AddressMessage::default();
-        message.header.index = device;
-        (message.header.family, message.header.prefix_len) = match address {
-            IpAddr::V4(_) => (AddressFamily::Inet, 24),
-            IpAddr::V6(_) => (AddressFamily::Inet6, 64),
-        };
-        message.header.flags = AddressHeaderFlags::Nodad;
-        message.attributes = vec![
-            AddressAttribute::Local(address),
-            AddressAttribute::Address(address),
-        ];
-        request(RouteNetlinkMessage::NewAddress(message));
+        give(device, address.parse().unwrap());
     }
     for gateway in ["10.11.0.99", "fd11::99"] {
         way_out(device, gateway.parse().unwrap());
-    }
-}
-
-/// A default route through a gateway that nobody is.
-fn way_out(device: u32, gateway: IpAddr) {
-    let (family, hop, neighbour_address) = match gateway {
-        IpAddr::V4(v4) => (
-            AddressFamily::Inet,
-            RouteAddress::Inet(v4),
-            NeighbourAddress::Inet(v4),
-        ),
-        IpAddr::V6(v6) => (
-            AddressFamily::Inet6,
-            RouteAddress::Inet6(v6),
-            NeighbourAddress::Inet6(v6),
-        ),
-    };
-    let mut route = RouteMessage::default();
-    route.header.address_family = family;
-    route.header.table = 254;
-    route.header.protocol = RouteProtocol::Static;
-    route.header.kind = RouteType::Unicast;
-    route.attributes = vec![RouteAttribute::Gateway(hop), RouteAttribute::Oif(device)];
-    request(RouteNetlinkMessage::NewRoute(route));
-    let mut neighbour = NeighbourMessage::default();
-    neighbour.header.family = family;
-    neighbour.header.ifindex = device;
-    neighbour.header.state = NeighbourState::Permanent;
-    neighbour.attributes = vec![
-        NeighbourAttribute::Destination(neighbour_address),
-        NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 9]),
-    ];
-    request(RouteNetlinkMessage::NewNeighbour(neighbour));
-}
-
-fn request(message: RouteNetlinkMessage) {
-    let mut socket = Netlink::new(NETLINK_ROUTE).unwrap();
-    socket.bind_auto().unwrap();
-    socket.connect(&NetlinkAddress::new(0, 0)).unwrap();
-    let mut packet = NetlinkMessage::from(message);
-    packet.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-    packet.finalize();
-    let mut bytes = vec![0; packet.buffer_len()];
-    packet.serialize(&mut bytes);
-    socket.send(&bytes, 0).unwrap();
-    let (answer, _kernel) = socket.recv_from_full().unwrap();
-    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).unwrap();
-    if let NetlinkPayload::Error(error) = answer.payload {
-        assert_eq!(error.code, None, "{error:?}");
     }
 }

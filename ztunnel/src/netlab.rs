@@ -1,0 +1,117 @@
+//! Devices, addresses and routes for the tests that need root: each verb changes the network
+//! namespace of the calling thread.
+
+use std::net::IpAddr;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddress, protocols::NETLINK_ROUTE};
+
+/// A pair of devices: one with this name here, the other one as its attributes say.
+pub(crate) fn veth(name: &str, other: Vec<LinkAttribute>) {
+    let mut far = LinkMessage::default();
+    far.attributes = other;
+    let mut link = LinkMessage::default();
+    link.attributes = vec![
+        LinkAttribute::IfName(name.into()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
+        ]),
+    ];
+    request(RouteNetlinkMessage::NewLink(link));
+}
+
+/// Gives a device an address that can be used at once, in a network of 24 or 64 bits.
+pub(crate) fn give(device: u32, address: IpAddr) {
+    let mut message = AddressMessage::default();
+    message.header.index = device;
+    (message.header.family, message.header.prefix_len) = match address {
+        IpAddr::V4(_) => (AddressFamily::Inet, 24),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 64),
+    };
+    message.header.flags = AddressHeaderFlags::Nodad;
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+    ];
+    request(RouteNetlinkMessage::NewAddress(message));
+}
+
+/// A default route through a gateway that never answers: what is sent to it shows on the other
+/// end of the pair.
+pub(crate) fn way_out(device: u32, gateway: IpAddr) {
+    let (family, hop, neighbour_address) = match gateway {
+        IpAddr::V4(v4) => (
+            AddressFamily::Inet,
+            RouteAddress::Inet(v4),
+            NeighbourAddress::Inet(v4),
+        ),
+        IpAddr::V6(v6) => (
+            AddressFamily::Inet6,
+            RouteAddress::Inet6(v6),
+            NeighbourAddress::Inet6(v6),
+        ),
+    };
+    let mut route = RouteMessage::default();
+    route.header.address_family = family;
+    route.header.table = 254;
+    route.header.protocol = RouteProtocol::Static;
+    route.header.kind = RouteType::Unicast;
+    route.attributes = vec![RouteAttribute::Gateway(hop), RouteAttribute::Oif(device)];
+    request(RouteNetlinkMessage::NewRoute(route));
+    let mut neighbour = NeighbourMessage::default();
+    neighbour.header.family = family;
+    neighbour.header.ifindex = device;
+    neighbour.header.state = NeighbourState::Permanent;
+    neighbour.attributes = vec![
+        NeighbourAttribute::Destination(neighbour_address),
+        NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 9]),
+    ];
+    request(RouteNetlinkMessage::NewNeighbour(neighbour));
+}
+
+/// Turns a device on.
+pub(crate) fn up(index: u32) {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.header.flags = LinkFlags::Up;
+    link.header.change_mask = LinkFlags::Up;
+    request(RouteNetlinkMessage::SetLink(link));
+}
+
+/// A device's index.
+pub(crate) fn index(name: &str) -> u32 {
+    nix::net::if_::if_nametoindex(name).unwrap()
+}
+
+/// One change over netlink, in this thread's namespace.
+pub(crate) fn request(message: RouteNetlinkMessage) {
+    let mut socket = Netlink::new(NETLINK_ROUTE).unwrap();
+    socket.bind_auto().unwrap();
+    socket.connect(&NetlinkAddress::new(0, 0)).unwrap();
+    let mut packet = NetlinkMessage::from(message);
+    packet.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    packet.finalize();
+    let mut bytes = vec![0; packet.buffer_len()];
+    packet.serialize(&mut bytes);
+    socket.send(&bytes, 0).unwrap();
+    let (answer, _) = socket.recv_from_full().unwrap();
+    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).unwrap();
+    match answer.payload {
+        NetlinkPayload::Error(error) => assert!(error.code.is_none(), "{error}"),
+        other => panic!("not an answer: {other:?}"),
+    }
+}
