@@ -2,6 +2,7 @@
 //! its indexes. Plain data and pure functions; no sockets, no clocks, no tokio. Whoever learns
 //! something new about the mesh builds another [`Snapshot`] and swaps it in whole.
 
+mod change;
 mod fault;
 mod identity;
 mod interner;
@@ -12,6 +13,7 @@ mod snapshot;
 mod workload;
 pub mod yaml;
 
+pub use change::Change;
 pub use fault::Fault;
 pub use identity::{Identity, ParseIdentityError};
 pub use interner::Interner;
@@ -20,7 +22,8 @@ pub use policy::{
     StringMatch,
 };
 pub use service::{
-    HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, RoutingScope, Service,
+    HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, NetworkRange, RoutingScope, Service,
+    Visibility, WeightedWaypoint,
 };
 pub use snapshot::{Endpoint, ServiceEntry, Snapshot};
 pub use workload::{

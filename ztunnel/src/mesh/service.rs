@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{GatewayAddress, NamespacedHostname, NetworkAddress, Ports};
@@ -65,8 +66,38 @@ pub struct LoadBalancing {
     pub health_policy: HealthPolicy,
 }
 
+/// Who may reach a service by its name or its virtual address.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub enum Visibility {
+    /// Everybody.
+    #[default]
+    Public,
+    /// Workloads of its own namespace; for the others it does not exist.
+    Namespace,
+}
+
+/// A range of addresses inside a named network, all of which lead to one service.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkRange {
+    /// The network's name.
+    pub network: Arc<str>,
+    /// The range.
+    pub range: IpNet,
+}
+
+/// One of several waypoints that share the connections to a service.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WeightedWaypoint {
+    /// Where it is.
+    pub destination: GatewayAddress,
+    /// Its share, relative to the others' weights; 0 is never chosen.
+    pub weight: u32,
+}
+
 /// A service of the mesh.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(
     missing_docs,
@@ -77,11 +108,22 @@ pub struct Service {
     pub namespace: Arc<str>,
     pub hostname: Arc<str>,
     pub vips: Vec<NetworkAddress>,
+    /// Addresses given as a range (`NetworkAddress.length`). An exact address of another service
+    /// goes before them, a longer prefix before a shorter one.
+    pub ranges: Vec<NetworkRange>,
     pub ports: Ports,
     pub subject_alt_names: Vec<Arc<str>>,
     pub waypoint: Option<GatewayAddress>,
+    /// Several waypoints by weight; where there are any they go before [`Self::waypoint`].
+    pub weighted_waypoints: Vec<WeightedWaypoint>,
+    /// Ingress gateways go through the waypoint too, instead of straight to a backend.
+    pub ingress_use_waypoint: bool,
     pub load_balancing: Option<LoadBalancing>,
     pub ip_families: IpFamilies,
+    /// Of several services with one host name in several namespaces, the one that is meant where
+    /// the client's own namespace has none.
+    pub canonical: bool,
+    pub visibility: Visibility,
 }
 
 impl Service {

@@ -16,12 +16,7 @@ fn service() -> Service {
         name: "b".into(),
         namespace: "shop".into(),
         hostname: "b.shop.svc.cluster.local".into(),
-        vips: Vec::new(),
-        ports: Default::default(),
-        subject_alt_names: Vec::new(),
-        waypoint: None,
-        load_balancing: None,
-        ip_families: Default::default(),
+        ..Service::default()
     }
 }
 

@@ -146,6 +146,26 @@ impl Range {
     }
 }
 
+/// `network/range`, for example `/10.2.0.0/16` in the default network.
+#[derive(Debug, Clone)]
+pub(super) struct VipRange {
+    pub(super) network: String,
+    pub(super) range: IpNet,
+}
+
+impl<'de> Deserialize<'de> for VipRange {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expected = "network/range (\"/10.2.0.0/16\" in the default network)";
+        parsed(deserializer, expected, |text| {
+            let (network, range) = text.split_once('/')?;
+            Some(Self {
+                network: network.to_owned(),
+                range: Range::parse(range)?.0.trunc(),
+            })
+        })
+    }
+}
+
 /// `namespace/hostname`, the key of a service.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ServiceKey {

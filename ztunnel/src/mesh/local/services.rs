@@ -6,10 +6,10 @@ use serde::{Deserialize, Deserializer};
 
 use super::fields::{BadField, or};
 use super::gateway::Gateway;
-use super::scalars::{Port, TargetPort, Vip, named};
+use super::scalars::{Port, TargetPort, Vip, VipRange, named};
 use crate::mesh::{
     HealthPolicy, Interner, IpFamilies, LoadBalancing, LoadBalancingMode, NetworkAddress,
-    RoutingScope, Service,
+    NetworkRange, RoutingScope, Service, Visibility, WeightedWaypoint,
 };
 
 /// A service as it is written.
@@ -23,15 +23,33 @@ pub struct ServiceEntry {
     #[serde(default)]
     vips: Vec<Vip>,
     #[serde(default)]
+    ranges: Vec<VipRange>,
+    #[serde(default)]
     ports: BTreeMap<Port, TargetPort>,
     #[serde(default)]
     subject_alt_names: Vec<String>,
     #[serde(default)]
     waypoint: Option<Gateway>,
+    #[serde(default)]
+    weighted_waypoints: Vec<Weighted>,
+    #[serde(default)]
+    ingress_use_waypoint: bool,
     #[serde(default, alias = "loadBalancing")]
     load_balancer: Option<Balancing>,
     #[serde(default, deserialize_with = "ip_families")]
     ip_families: IpFamilies,
+    #[serde(default)]
+    canonical: bool,
+    #[serde(default, deserialize_with = "visibility")]
+    visibility: Visibility,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Weighted {
+    destination: Gateway,
+    #[serde(default = "one")]
+    weight: u32,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -62,11 +80,17 @@ impl ServiceEntry {
             network: texts.get(&vip.network),
             address: vip.address,
         };
+        let range = |range: &VipRange, texts: &mut Interner| NetworkRange {
+            network: texts.get(&range.network),
+            range: range.range,
+        };
+        let waypoints = self.weighted_waypoints.iter();
         Ok(Service {
             name: texts.get(&self.name),
             namespace: texts.get(or(&self.namespace, "default")),
             hostname: texts.get(&self.hostname),
             vips: self.vips.iter().map(|each| vip(each, texts)).collect(),
+            ranges: self.ranges.iter().map(|each| range(each, texts)).collect(),
             ports: self
                 .ports
                 .iter()
@@ -78,12 +102,21 @@ impl ServiceEntry {
                 .map(|name| texts.get(name))
                 .collect(),
             waypoint: self.waypoint.as_ref().map(|gateway| gateway.build(texts)),
+            weighted_waypoints: waypoints
+                .map(|waypoint| WeightedWaypoint {
+                    destination: waypoint.destination.build(texts),
+                    weight: waypoint.weight,
+                })
+                .collect(),
+            ingress_use_waypoint: self.ingress_use_waypoint,
             load_balancing: self.load_balancer.as_ref().map(|balancing| LoadBalancing {
                 routing_preferences: balancing.routing_preferences.iter().map(|s| s.0).collect(),
                 mode: balancing.mode,
                 health_policy: balancing.health_policy,
             }),
             ip_families: self.ip_families,
+            canonical: self.canonical,
+            visibility: self.visibility,
         })
     }
 }
@@ -118,6 +151,18 @@ fn ip_families<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IpFamilies,
         ("IPv6Only", Ipv6Only),
     ];
     named(deserializer, &names)
+}
+
+const fn one() -> u32 {
+    1
+}
+
+fn visibility<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Visibility, D::Error> {
+    use Visibility::{Namespace, Public};
+    named(
+        deserializer,
+        &[("Public", Public), ("Namespace", Namespace)],
+    )
 }
 
 impl<'de> Deserialize<'de> for Scope {

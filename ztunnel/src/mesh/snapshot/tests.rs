@@ -1,7 +1,7 @@
 //! What the indexes find.
 
 use super::*;
-use crate::mesh::{Action, IpFamilies, NetworkAddress};
+use crate::mesh::{Action, NetworkAddress};
 
 fn workload(uid: &str, ips: &[&str]) -> Workload {
     let mut workload = Workload::new(uid, uid, "default", "default").unwrap();
@@ -32,9 +32,7 @@ fn service(hostname: &str, vip: &str) -> Service {
         }],
         ports: Ports::from([(80, 8080)]),
         subject_alt_names: vec!["spiffe://td/ns/n/sa/s".into(), "dns.example".into()],
-        waypoint: None,
-        load_balancing: None,
-        ip_families: IpFamilies::default(),
+        ..Service::default()
     }
 }
 

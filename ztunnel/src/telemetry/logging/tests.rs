@@ -46,12 +46,7 @@ fn connection(finish: impl FnOnce(AccessLogEntry<'_>)) {
         name: "b".into(),
         namespace: "shop".into(),
         hostname: "b.shop.svc.cluster.local".into(),
-        vips: Vec::new(),
-        ports: Default::default(),
-        subject_alt_names: Vec::new(),
-        waypoint: None,
-        load_balancing: None,
-        ip_families: Default::default(),
+        ..Service::default()
     };
     finish(AccessLogEntry {
         reporter: Reporter::Source,
