@@ -12,8 +12,6 @@ pub mod config;
 pub mod hbone;
 pub mod kernel;
 pub mod mesh;
-#[cfg(test)]
-mod netlab;
 pub mod node;
 pub mod path;
 pub mod pods;

@@ -10,6 +10,8 @@
 pub mod delivery;
 mod destroy;
 mod error;
+#[cfg(test)]
+pub(crate) mod netlab;
 mod netns;
 mod rehearsal;
 mod socket;

@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::world::{
     DEVICE, MARK, POD4, POD6, Wire, World, accept, at, dial, in_namespace, listen, set, tcp,
 };
-use crate::netlab::index;
+use crate::pods::netlab::index;
 
 const DIALLED: [&str; 2] = ["192.0.2.1:80", "[2001:db8::1]:80"];
 

@@ -18,7 +18,7 @@ use super::super::{Backend, Call, Ends, NetnsCookie, PodCapture, Verdict};
 use super::world::{
     OTHER4, OTHER6, POD4, POD6, World, at, in_namespace, listen, set, tcp, this_namespace,
 };
-use crate::netlab::{give, index, request, up};
+use crate::pods::netlab::{give, index, request, up};
 
 const SERVER4: &str = "10.9.0.3";
 const SERVER6: &str = "fd09::3";

@@ -11,7 +11,7 @@ use netlink_packet_route::link::LinkAttribute;
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::netlab::{give, index, up, veth, way_out};
+use crate::pods::netlab::{give, index, up, veth, way_out};
 
 use super::super::{Config, Exemptions, Kernel, NetnsCookie, PodCapture, Ports};
 

@@ -15,9 +15,13 @@
 //! limits the rate of such answers, but not to segments with data (`tcp_oow_rate_limited`).
 //!
 //! While a connection carries bulk, its numbers may have moved on when the reset arrives, so every
-//! later word of it brings another one, and once it has ended the peer gets a last one that fits
-//! its last word. What counts is the kernel's table: a connection that is still in it is asked
-//! again, or reported as a failure.
+//! later word of it brings another one. What counts is the kernel's table: a connection that is
+//! still in it is asked again, or reported as a failure.
+//!
+//! The peer may have lost the reset among the segments that it had no room for. So once a socket
+//! has ended its peer is asked too, in its name: one that is still there answers, and the kernel
+//! here, which knows no such socket any more, answers that with the reset that fits. It is heard,
+//! and the peer asked again, until nobody answers.
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,13 +30,15 @@ use std::time::{Duration, Instant};
 use foldhash::HashMap;
 
 use super::diag::Diag;
-use super::segment::{Flags, Heard, Segment};
+use super::segment::{Flags, Heard, Segment, Voice};
 use super::sniffer::{MOST, Sniffer};
 use super::{Connection, Error, Failure, Outcome, PATIENCE, Target};
 
 /// How long the answers to one round of probes are waited for. Over loopback they are there at
 /// once, unless the application is just using the socket.
 const ROUND: Duration = Duration::from_millis(10);
+/// How often the peer of a connection that has ended is asked whether it is still there.
+const FAREWELLS: usize = 8;
 /// What each [`MOST`] connections have at least, however many there are.
 const FAIR_SHARE: Duration = Duration::from_millis(20);
 
@@ -62,6 +68,8 @@ struct Victim {
     /// Whether it said something since the last reset.
     fresh: bool,
     alive: bool,
+    /// Whether it has ended and its peer may not know.
+    missed: bool,
 }
 
 struct Attempt {
@@ -83,6 +91,7 @@ impl Attempt {
             silent: true,
             fresh: false,
             alive: true,
+            missed: true,
         };
         let ends = |target: &Target| (target.connection.local, target.connection.remote);
         let places = targets.iter().enumerate();
@@ -106,7 +115,6 @@ impl Attempt {
                 self.strike(round).map_err(failed)?;
             }
             self.look(diag)?;
-            self.conclude();
             if !self.victims.iter().any(Victim::is_pending) || Instant::now() >= until {
                 break;
             }
@@ -115,6 +123,7 @@ impl Attempt {
                 self.strike(round).map_err(failed)?;
             }
         }
+        self.see_off().map_err(failed)?;
         Ok(self.victims.into_iter().map(Victim::outcome).collect())
     }
 
@@ -139,17 +148,29 @@ impl Attempt {
         Ok(())
     }
 
-    /// Whoever has just ended may have sent something between its last answer and the reset, and
-    /// then the one that its peer got did not fit. It says no more now, so its last word counts.
-    fn conclude(&mut self) {
-        self.heard.clear();
+    /// Makes sure that the peers of those that have ended know it.
+    fn see_off(&mut self) -> io::Result<()> {
+        // What was said before the end is no answer.
         self.sniffer.drain(&mut self.heard);
         self.note();
-        for victim in self.victims.iter_mut().filter(|victim| !victim.alive) {
-            if std::mem::take(&mut victim.fresh) {
-                victim.strike_peer(&self.sniffer);
+        for _ in 0..FAREWELLS {
+            let mut asked = false;
+            for victim in self.victims.iter_mut().filter(|victim| !victim.alive) {
+                if std::mem::take(&mut victim.missed) {
+                    attempted(self.sniffer.send(&victim.farewell()));
+                    asked = true;
+                }
+            }
+            if !asked {
+                break;
+            }
+            let round = Instant::now() + ROUND;
+            while Instant::now() < round {
+                self.sniffer.listen(round, &mut self.heard)?;
+                self.note();
             }
         }
+        Ok(())
     }
 
     /// Notes the last word of each.
@@ -220,8 +241,28 @@ impl Victim {
         }
     }
 
+    /// A segment in the socket's own name that its peer has to answer.
+    fn farewell(&self) -> Segment {
+        let Connection { local, remote, .. } = self.target.connection;
+        Segment {
+            from: local,
+            to: remote,
+            sequence: self
+                .heard
+                .map_or_else(rand::random, |heard| heard.next.wrapping_sub(1 << 30)),
+            acknowledges: rand::random(),
+            flags: Flags::ACK,
+            data: &[0],
+        }
+    }
+
     /// Remembers the furthest numbers; what is sent again bears earlier ones.
     fn note(&mut self, heard: Heard) {
+        if heard.voice == Voice::Nobody {
+            // Its peer has just been told so, if it had room.
+            self.missed = true;
+            return;
+        }
         let later = |new: u32, old: u32| {
             if new.wrapping_sub(old) < 1 << 31 {
                 new
@@ -251,11 +292,6 @@ impl Victim {
             data: &[],
         };
         attempted(sniffer.send(&reset));
-        self.strike_peer(sniffer);
-    }
-
-    fn strike_peer(&self, sniffer: &Sniffer) {
-        let Some(heard) = self.heard else { return };
         let reset = Segment {
             from: heard.from,
             to: heard.to,

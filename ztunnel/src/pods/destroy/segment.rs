@@ -118,19 +118,30 @@ fn checksum(parts: [&[u8]; 2]) -> u16 {
     !u16::try_from(sum).unwrap_or(u16::MAX)
 }
 
+/// Who says something in a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Voice {
+    /// A socket: the segment acknowledges.
+    Socket,
+    /// The kernel, in place of a socket that is not there: a reset that answers an acknowledgement
+    /// and bears none itself (RFC 9293, section 3.10.7.1).
+    Nobody,
+}
+
 /// What an end of a connection said about itself in a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Heard {
+    pub(super) voice: Voice,
     pub(super) from: SocketAddr,
     pub(super) to: SocketAddr,
     /// The sequence number of what it says next.
     pub(super) next: u32,
-    /// The sequence number of what it expects next.
+    /// The sequence number of what it expects next; nothing if nobody is there to expect it.
     pub(super) expects: u32,
 }
 
-/// Reads a packet that begins with its IP header; its data need not be there. None for anything
-/// but an acknowledgement; a reset is nobody's word about a connection.
+/// Reads a packet that begins with its IP header; its data need not be there. None for a reset
+/// that a socket sends, or that is sent in a socket's name.
 pub(super) fn hear(packet: &[u8]) -> Option<Heard> {
     let (from, to, tcp, length) = match packet.first()? >> 4 {
         4 => parts_v4(packet)?,
@@ -141,12 +152,18 @@ pub(super) fn hear(packet: &[u8]) -> Option<Heard> {
     let word = |at: usize| Some(u32::from_be_bytes(*tcp.get(at..)?.first_chunk()?));
     let header = usize::from(tcp.get(12)? >> 4) * 4;
     let flags = Flags(*tcp.get(13)?);
-    if header < TCP_HEADER || !flags.has(Flags::ACK) || flags.has(Flags::RST) {
+    let voice = match (flags.has(Flags::ACK), flags.has(Flags::RST)) {
+        (true, false) => Voice::Socket,
+        (false, true) => Voice::Nobody,
+        (true, true) | (false, false) => return None,
+    };
+    if header < TCP_HEADER {
         return None;
     }
     let data = u32::try_from(length.checked_sub(header)?).ok()?;
     let taken = data + u32::from(flags.has(Flags::SYN)) + u32::from(flags.has(Flags::FIN));
     Some(Heard {
+        voice,
         from: SocketAddr::new(from, port(0)?),
         to: SocketAddr::new(to, port(2)?),
         next: word(4)?.wrapping_add(taken),
@@ -208,6 +225,7 @@ mod tests {
         ] {
             let said = segment(from, to);
             let heard = Heard {
+                voice: Voice::Socket,
                 from: said.from,
                 to: said.to,
                 next: 0xffff_ffff,
@@ -222,6 +240,9 @@ mod tests {
             assert_eq!(ends(Flags::ACK.and(Flags::FIN)), Some(0));
             assert_eq!(ends(Flags::SYN), None);
             assert_eq!(ends(Flags::ACK.and(Flags::RST)), None);
+            let flags = Flags::RST;
+            let heard = hear(&Segment { flags, ..said }.packet().unwrap());
+            assert_eq!(heard.map(|heard| heard.voice), Some(Voice::Nobody));
             let with_data = Segment {
                 data: &[1, 2],
                 ..said

@@ -12,7 +12,7 @@ use netlink_packet_route::link::LinkAttribute;
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::netlab::{give, index, up, veth, way_out};
+use crate::pods::netlab::{give, index, up, veth, way_out};
 
 use super::super::super::Netns;
 use super::super::{Connection, Destroyed, Outcome, Way, destroy_by};
