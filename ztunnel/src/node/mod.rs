@@ -311,6 +311,7 @@ impl Node {
         let lanes = self.acceleration.lanes(&self.settings);
         let view = View::new(self.mesh.clone(), self.enrollment.pods(), &lanes);
         self.shared.keeper.change(view);
+        self.workers.judge_again();
         self.sweep();
         self.second_sweep = Some(Instant::now() + SECOND_SWEEP);
     }

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 
 use super::authorize::Arrival;
 use super::direct::verdict;
+use super::live::{Admitted, Live, Revoked};
 use super::permit::{Denied, permit};
 use super::proxy_protocol;
 use super::relay::{self, Side};
@@ -55,6 +56,9 @@ enum ArriveError {
     /// A policy refused it.
     #[error(transparent)]
     Denied(#[from] Denied),
+    /// Policy changed while the application was being connected.
+    #[error(transparent)]
+    Revoked(#[from] Revoked),
     /// The application could not be reached.
     #[error("cannot connect to the application at {destination}: {source}")]
     Application {
@@ -73,7 +77,7 @@ impl ArriveError {
     fn status(&self) -> StatusCode {
         match self {
             Self::NotThisPod { .. } | Self::ProxyPort { .. } => StatusCode::BAD_REQUEST,
-            Self::Denied(_) => StatusCode::UNAUTHORIZED,
+            Self::Denied(_) | Self::Revoked(_) => StatusCode::UNAUTHORIZED,
             Self::UnknownWorkload { .. } | Self::Application { .. } | Self::Gone(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -84,7 +88,7 @@ impl ArriveError {
 impl Failure for ArriveError {
     fn flag(&self) -> ResponseFlag {
         match self {
-            Self::Denied(_) => ResponseFlag::Deny,
+            Self::Denied(_) | Self::Revoked(_) => ResponseFlag::Deny,
             Self::UnknownWorkload { .. } => ResponseFlag::IdentityError,
             Self::NotThisPod { .. }
             | Self::ProxyPort { .. }
@@ -128,8 +132,9 @@ pub(super) async fn carry_plain(here: Rc<Here>, stream: TcpStream, client: Socke
         return;
     };
     match Box::pin(arrive(&here, client, None, destination)).await {
-        Ok((app, record)) => {
-            let ended = relay::plain(stream, app, here.gait(), record.series()).await;
+        Ok((app, live, record)) => {
+            let cut = live.revoked();
+            let ended = relay::plain(stream, app, here.gait(), record.series(), cut).await;
             record.end(&ended);
         }
         Err(_status) => abort_on_drop(&stream),
@@ -190,8 +195,9 @@ fn carry_tunnel(
 ) -> impl Future<Output = ()> {
     let opening = Box::pin(open_tunnel(here, request, peer, identity));
     async move {
-        if let Some((app, tunnel, record)) = opening.await {
-            let ended = relay::tunnelled(app, tunnel, Side::Destination, record.series()).await;
+        if let Some((app, tunnel, live, record)) = opening.await {
+            let (side, cut) = (Side::Destination, live.revoked());
+            let ended = relay::tunnelled(app, tunnel, side, record.series(), cut).await;
             record.end(&ended);
         }
     }
@@ -202,13 +208,13 @@ async fn open_tunnel(
     request: hbone::Request,
     peer: SocketAddr,
     identity: Identity,
-) -> Option<(TcpStream, hbone::Tunnel, Record)> {
+) -> Option<(TcpStream, hbone::Tunnel, Live, Record)> {
     // A tunnel to a host name is for waypoints and gateways; this proxy is a pod's.
     let destination = match &request.authority {
         Authority::Address(address) => *address,
         Authority::Host(..) => SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), 0),
     };
-    let (app, record) = match arrive(&here, peer, Some(identity), destination).await {
+    let (app, live, record) = match arrive(&here, peer, Some(identity), destination).await {
         Ok(arrived) => arrived,
         Err(status) => {
             request.refuse(status);
@@ -216,7 +222,7 @@ async fn open_tunnel(
         }
     };
     match request.accept() {
-        Ok(tunnel) => Some((app, tunnel, record)),
+        Ok(tunnel) => Some((app, tunnel, live, record)),
         Err(error) => {
             abort_on_drop(&app);
             record.fail(&ArriveError::Gone(error));
@@ -231,7 +237,7 @@ async fn arrive(
     client: SocketAddr,
     identity: Option<Identity>,
     destination: SocketAddr,
-) -> Result<(TcpStream, Record), StatusCode> {
+) -> Result<(TcpStream, Live, Record), StatusCode> {
     // One view for the whole judgement: a change in between must not mix two meshes.
     let view = here.local.shared.keeper.view_owned();
     let mesh = &view.mesh;
@@ -262,7 +268,7 @@ async fn arrive(
     );
     let delivered = deliver(here, &view, &record, client, destination).await;
     match delivered {
-        Ok(app) => Ok((app, record)),
+        Ok((app, live)) => Ok((app, live, record)),
         Err(error) => {
             let status = error.status();
             record.fail(&error);
@@ -277,7 +283,7 @@ async fn deliver(
     record: &Record,
     client: SocketAddr,
     destination: SocketAddr,
-) -> Result<TcpStream, ArriveError> {
+) -> Result<(TcpStream, Live), ArriveError> {
     let uid = &here.pod.uid;
     let workload = view
         .mesh
@@ -320,7 +326,23 @@ async fn deliver(
         let header = proxy_protocol::header(client, destination, identity);
         app.write_all(&header).await.map_err(failed)?;
     }
-    Ok(app)
+    let live = here.local.live.admit(
+        Admitted {
+            pod: NetnsCookie(here.pod.netns.cookie()),
+            source: identity.cloned(),
+            source_ip: client.ip(),
+            destination,
+        },
+        view,
+        &here.local.shared.keeper.view(),
+    );
+    match live {
+        Ok(live) => Ok((app, live)),
+        Err(revoked) => {
+            abort_on_drop(&app);
+            Err(revoked.into())
+        }
+    }
 }
 
 fn check_destination(

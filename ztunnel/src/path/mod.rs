@@ -21,6 +21,7 @@ mod accept;
 pub mod authorize;
 pub mod direct;
 mod inbound;
+mod live;
 mod outbound;
 mod passthrough;
 mod permit;

@@ -2,6 +2,7 @@
 //! relay → report. What needs no tunnel is carried here only once: the verdict goes into the
 //! kernel, and later connections of its kind never come by.
 
+use std::future::pending;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -144,12 +145,12 @@ pub(super) async fn carry(here: Rc<Here>, app: TcpStream, client: SocketAddr) {
     match departed {
         Ok((Onward::Tunnel(tunnel), records)) => {
             let series = records.source.series();
-            let ended = relay::tunnelled(app, tunnel, Side::Source, series).await;
+            let ended = relay::tunnelled(app, tunnel, Side::Source, series, pending()).await;
             records.end(&ended);
         }
         Ok((Onward::Plain(server), records)) => {
             let series = records.source.series();
-            let ended = relay::plain(app, server, here.gait(), series).await;
+            let ended = relay::plain(app, server, here.gait(), series, pending()).await;
             records.end(&ended);
         }
         // The application must not take a refusal for an orderly end.

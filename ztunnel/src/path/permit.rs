@@ -1,7 +1,7 @@
 //! Asks the destination's policies and tells what those on trial would have said.
 
 use super::authorize::{Arrival, Judgement, Trial, Verdict, authorize};
-use crate::mesh::Snapshot;
+use crate::mesh::{Policy, Snapshot};
 
 /// A policy refused the connection.
 #[derive(Debug, thiserror::Error)]
@@ -9,6 +9,18 @@ use crate::mesh::Snapshot;
 pub(super) struct Denied {
     /// The policy, or that none allowed it.
     policy: String,
+}
+
+impl Denied {
+    /// By this policy, or because none allows it.
+    pub(super) fn new(by: Option<&Policy>) -> Self {
+        Self {
+            policy: by.map_or_else(
+                || "default: ALLOW policies apply and none matches".to_owned(),
+                |policy| format!("policy {}", policy.key()),
+            ),
+        }
+    }
 }
 
 /// Whether policy lets a connection arrive.
@@ -23,11 +35,6 @@ pub(super) fn permit(mesh: &Snapshot, arrival: &Arrival<'_>) -> Result<(), Denie
     }
     match verdict {
         Verdict::Allow { .. } => Ok(()),
-        Verdict::Deny { by } => Err(Denied {
-            policy: by.map_or_else(
-                || "default: ALLOW policies apply and none matches".to_owned(),
-                |policy| format!("policy {}", policy.key()),
-            ),
-        }),
+        Verdict::Deny { by } => Err(Denied::new(by.as_deref())),
     }
 }

@@ -16,6 +16,7 @@ mod tunnel;
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use bytes::Bytes;
 pub(super) use splice::Carry;
 pub(super) use tcp::{Side, plain, tunnelled};
 
+use super::live::Revoked;
 use crate::hbone::TunnelError;
 use crate::telemetry::Series;
 
@@ -70,6 +72,9 @@ pub(super) enum Broken {
         /// What it said.
         source: TunnelError,
     },
+    /// Policy changed, and it may not be open any more.
+    #[error(transparent)]
+    Revoked(#[from] Revoked),
 }
 
 impl Broken {
@@ -222,9 +227,18 @@ pub(super) struct Ended {
     pub(super) after: Option<Duration>,
 }
 
-/// Polls both directions until both are done or one breaks.
-async fn run(mut out: impl Direction, mut back: impl Direction, series: &Series) -> Ended {
+/// Polls both directions until both are done, one breaks, or somebody cuts the connection.
+async fn run(
+    mut out: impl Direction,
+    mut back: impl Direction,
+    series: &Series,
+    cut: impl Future<Output = Revoked>,
+) -> Ended {
+    let mut cut = pin!(cut);
     let broken = poll_fn(|cx| {
+        if let Poll::Ready(revoked) = cut.as_mut().poll(cx) {
+            return Poll::Ready(Err(revoked.into()));
+        }
         let (there, here) = (out.poll(cx, series)?, back.poll(cx, series)?);
         match (there.is_ready(), here.is_ready()) {
             (true, true) => Poll::Ready(Ok(())),

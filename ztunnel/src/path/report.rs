@@ -45,7 +45,10 @@ pub(super) trait Failure: std::error::Error {
 
 impl Failure for Broken {
     fn flag(&self) -> ResponseFlag {
-        ResponseFlag::None
+        match self {
+            Self::Revoked(_) => ResponseFlag::Deny,
+            Self::Tcp { .. } | Self::Tunnel { .. } => ResponseFlag::None,
+        }
     }
 }
 

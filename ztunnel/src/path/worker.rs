@@ -15,6 +15,7 @@ use http::HeaderValue;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::live::LiveSet;
 use super::relay::Carry;
 use super::tunnel::{self, DialError};
 use super::{Shared, accept};
@@ -32,6 +33,8 @@ enum Command {
     Add(Arc<Pod>, Listeners),
     /// Stop serving the pod of the namespace with this cookie; its tunnels are drained.
     Remove(u64),
+    /// The view has changed: judge what is open once more.
+    JudgeAgain,
     /// Accept nothing more and tell tunnel peers to go elsewhere.
     Drain,
 }
@@ -107,6 +110,13 @@ impl Workers {
         }
     }
 
+    /// Has every worker judge its open connections by the view in force.
+    pub fn judge_again(&self) {
+        for (commands, _) in &self.threads {
+            tell(commands, Command::JudgeAgain);
+        }
+    }
+
     /// Accepts nothing more and lets what is open end by itself; what has not after `deadline` is
     /// reset.
     pub async fn drain(self, deadline: Duration) {
@@ -146,6 +156,8 @@ pub(super) struct Local {
     pub(super) shared: Arc<Shared>,
     pub(super) pool: Rc<hbone::Pool<DialError>>,
     pub(super) hbone: Rc<hbone::Config>,
+    /// What was let in and is open.
+    pub(super) live: Rc<LiveSet>,
     dice: RefCell<rand::rngs::SmallRng>,
     open: Cell<usize>,
     closed: Notify,
@@ -242,6 +254,7 @@ async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Command>)
     let local = Rc::new(Local {
         pool: hbone::Pool::new(hbone.clone()),
         hbone,
+        live: LiveSet::new(shared.keeper.view_owned()),
         shared,
         dice: RefCell::new(rand::make_rng()),
         open: Cell::new(0),
@@ -267,6 +280,7 @@ async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Command>)
                 }
                 local.pool.evict(|key| key.netns == cookie);
             }
+            Command::JudgeAgain => local.live.judge_again(&local.shared.keeper.view_owned()),
             Command::Drain => {
                 for (_, stop) in pods.drain() {
                     stop.send_replace(true);

@@ -13,7 +13,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::blocks::{LARGEST_READ, SMALLEST_READ, with_room};
 use super::splice::{Adaptive, Carry, Thresholds};
-use super::{Broken, Ended, Flow, Sink, Source, Way, run};
+use super::{Broken, Ended, Flow, Revoked, Sink, Source, Way, run};
 use crate::hbone::Tunnel;
 use crate::pods::abort_on_drop;
 use crate::telemetry::Series;
@@ -157,14 +157,15 @@ impl Drop for Relayed {
     }
 }
 
-/// Relays between two TCP connections. `client` is the one that was accepted.
+/// Relays between two TCP connections, until `cut` resolves. `client` is the one that was accepted.
 pub(in crate::path) async fn plain(
     client: TcpStream,
     server: TcpStream,
     carry: Carry,
     series: &Series,
+    cut: impl Future<Output = Revoked>,
 ) -> Ended {
-    between(client, server, (carry, Thresholds::MEASURED), series).await
+    between(client, server, (carry, Thresholds::MEASURED), series, cut).await
 }
 
 /// As [`plain`], with thresholds of the caller's choice.
@@ -173,6 +174,7 @@ pub(super) async fn between(
     server: TcpStream,
     (carry, thresholds): (Carry, Thresholds),
     series: &Series,
+    cut: impl Future<Output = Revoked>,
 ) -> Ended {
     let (mut client, mut server) = (Relayed::new(client), Relayed::new(server));
     let ended = {
@@ -181,7 +183,7 @@ pub(super) async fn between(
         let out = Flow::new(client_source, server_sink, Way::Request);
         let back = Flow::new(server_source, client_sink, Way::Response);
         let [out, back] = [out, back].map(|flow| Adaptive::new(flow, carry, thresholds));
-        run(out, back, series).await
+        run(out, back, series, cut).await
     };
     client.finished = ended.broken.is_none();
     server.finished = client.finished;
@@ -197,12 +199,13 @@ pub(in crate::path) enum Side {
     Destination,
 }
 
-/// Relays between an application's TCP connection and a tunnel.
+/// Relays between an application's TCP connection and a tunnel, until `cut` resolves.
 pub(in crate::path) async fn tunnelled(
     app: TcpStream,
     mut tunnel: Tunnel,
     side: Side,
     series: &Series,
+    cut: impl Future<Output = Revoked>,
 ) -> Ended {
     let (into, from) = match side {
         Side::Source => (Way::Request, Way::Response),
@@ -213,7 +216,7 @@ pub(in crate::path) async fn tunnelled(
         let (app_source, app_sink) = halves(&mut app.stream);
         let out = Flow::new(app_source, &mut tunnel.send, into);
         let back = Flow::new(&mut tunnel.recv, app_sink, from);
-        run(out, back, series).await
+        run(out, back, series, cut).await
     };
     app.finished = ended.broken.is_none();
     if !app.finished {

@@ -6,6 +6,7 @@ mod bytes;
 mod cost;
 mod pipes;
 
+use std::future::pending;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -77,7 +78,7 @@ async fn relayed_between<T>(
     let both = async {
         tokio::join!(
             play(client, server),
-            Box::pin(between(accepted, dialled, how, &series))
+            Box::pin(between(accepted, dialled, how, &series, pending()))
         )
     };
     let (played, ended) = timeout(PATIENCE, both).await.expect("somebody hangs");

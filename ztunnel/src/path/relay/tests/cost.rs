@@ -149,7 +149,14 @@ fn relay(listener: TcpListener, to: SocketAddr, how: How, place: Place) -> f64 {
         client.set_nodelay(true).unwrap();
         server.set_nodelay(true).unwrap();
         let before = cpu(UsageWho::RUSAGE_THREAD);
-        let ended = between(client, server, how, &Series::default()).await;
+        let ended = between(
+            client,
+            server,
+            how,
+            &Series::default(),
+            std::future::pending(),
+        )
+        .await;
         assert!(ended.broken.is_none(), "{ended:?}");
         cpu(UsageWho::RUSAGE_THREAD) - before
     })
