@@ -35,7 +35,9 @@ impl Identity {
         namespace: &str,
         service_account: &str,
     ) -> Result<Self, ParseIdentityError> {
-        format!("{SCHEME}{trust_domain}/ns/{namespace}/sa/{service_account}").parse()
+        Self::spell(trust_domain, namespace, service_account)
+            .to_string()
+            .parse()
     }
 
     /// The whole identity, `spiffe://` included.
@@ -68,12 +70,26 @@ impl Identity {
     pub fn service_account(&self) -> &str {
         &self.text[usize::from(self.namespace_end) + "/sa/".len()..]
     }
-}
 
-impl FromStr for Identity {
-    type Err = ParseIdentityError;
+    /// How the parts are put together; whether they fit is not asked.
+    pub(super) fn spell(
+        trust_domain: &str,
+        namespace: &str,
+        service_account: &str,
+    ) -> impl fmt::Display {
+        fmt::from_fn(move |f| {
+            write!(
+                f,
+                "{SCHEME}{trust_domain}/ns/{namespace}/sa/{service_account}"
+            )
+        })
+    }
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
+    /// Reads an identity whose text `share` makes, or already has.
+    pub(super) fn read(
+        text: &str,
+        share: impl FnOnce(&str) -> Arc<str>,
+    ) -> Result<Self, ParseIdentityError> {
         let refuse = || ParseIdentityError {
             text: text.chars().take(256).collect(),
         };
@@ -110,10 +126,18 @@ impl FromStr for Identity {
         let trust_domain_end = SCHEME.len() + trust_domain.len();
         let namespace_end = trust_domain_end + "/ns/".len() + namespace.len();
         Ok(Self {
-            text: text.into(),
+            text: share(text),
             trust_domain_end: u16::try_from(trust_domain_end).map_err(|_too_long| refuse())?,
             namespace_end: u16::try_from(namespace_end).map_err(|_too_long| refuse())?,
         })
+    }
+}
+
+impl FromStr for Identity {
+    type Err = ParseIdentityError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::read(text, |text| text.into())
     }
 }
 

@@ -1,34 +1,158 @@
-//! One copy of every text. Names, namespaces and nodes repeat in thousands of workloads; whoever
-//! builds a snapshot takes its texts from one interner, so that the snapshot holds each once.
+//! One copy of everything that many objects have in common. Names, namespaces, nodes, identities
+//! and lists of ports repeat in thousands of workloads; whoever learns of the mesh takes them from
+//! one interner, so that a snapshot holds each once.
+//!
+//! What nobody else holds any longer is forgotten whenever the interner has grown to twice of what
+//! was left the last time, so a mesh that changes for months costs no more than one that was just
+//! learnt. A text that only one object has, a uid or the name of a pod, is better made without it.
 
+use std::fmt::Write as _;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use foldhash::{HashSet, HashSetExt as _};
 
-/// The texts seen so far.
+use super::{Identity, ParseIdentityError, Ports};
+
+/// What has been seen and is still in use.
 #[derive(Debug)]
-pub struct Interner(HashSet<Arc<str>>);
+pub struct Interner {
+    texts: Shared<str>,
+    ports: Shared<Ports>,
+    /// Where identities are written before they are looked up.
+    scratch: String,
+}
 
 impl Interner {
     /// One that has seen nothing.
     #[must_use]
     pub fn new() -> Self {
-        Self(HashSet::new())
+        Self {
+            texts: Shared::new(),
+            ports: Shared::new(),
+            scratch: String::new(),
+        }
     }
 
     /// The shared copy of a text.
     pub fn get(&mut self, text: &str) -> Arc<str> {
-        if let Some(shared) = self.0.get(text) {
+        if text.is_empty() {
+            // The one of the whole process.
+            return Arc::default();
+        }
+        if let Some(shared) = self.texts.items.get(text) {
             return shared.clone();
         }
-        let shared: Arc<str> = text.into();
-        self.0.insert(shared.clone());
-        shared
+        self.texts.add(text.into())
+    }
+
+    /// The identity of a service account, its text shared.
+    ///
+    /// # Errors
+    /// As [`Identity::new`].
+    pub fn identity(
+        &mut self,
+        trust_domain: &str,
+        namespace: &str,
+        service_account: &str,
+    ) -> Result<Identity, ParseIdentityError> {
+        let mut text = std::mem::take(&mut self.scratch);
+        text.clear();
+        let spelling = Identity::spell(trust_domain, namespace, service_account);
+        let written = write!(text, "{spelling}");
+        debug_assert!(written.is_ok(), "a text takes whatever is written to it");
+        let identity = Identity::read(&text, |text| self.get(text));
+        self.scratch = text;
+        identity
+    }
+
+    /// The shared copy of a list of ports.
+    pub fn ports(&mut self, ports: Ports) -> Arc<Ports> {
+        if let Some(shared) = self.ports.items.get(&ports) {
+            return shared.clone();
+        }
+        self.ports.add(Arc::new(ports))
     }
 }
 
 impl Default for Interner {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[derive(Debug)]
+struct Shared<T: ?Sized> {
+    items: HashSet<Arc<T>>,
+    /// With so many it is time to forget.
+    many: usize,
+}
+
+impl<T: ?Sized + Hash + Eq> Shared<T> {
+    /// Fewer are not worth looking through.
+    const FEW: usize = 1024;
+
+    fn new() -> Self {
+        Self {
+            items: HashSet::new(),
+            many: Self::FEW,
+        }
+    }
+
+    fn add(&mut self, item: Arc<T>) -> Arc<T> {
+        if self.items.len() >= self.many {
+            self.items.retain(|item| Arc::strong_count(item) > 1);
+            self.many = Self::FEW.max(self.items.len() * 2);
+            self.items.shrink_to(self.many);
+        }
+        self.items.insert(item.clone());
+        item
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_equal_is_one() {
+        let mut interner = Interner::new();
+        assert!(Arc::ptr_eq(&interner.get("a"), &interner.get("a")));
+        assert!(Arc::ptr_eq(&interner.get(""), &interner.get("")));
+        let ports = || Ports::from([(80, 8080)]);
+        assert!(Arc::ptr_eq(
+            &interner.ports(ports()),
+            &interner.ports(ports())
+        ));
+        let mut identity = || interner.identity("td", "a", "b").unwrap();
+        let (one, two) = (identity(), identity());
+        assert!(std::ptr::eq(one.as_str(), two.as_str()));
+        assert_eq!(one, Identity::new("td", "a", "b").unwrap());
+        assert_eq!(
+            interner.identity("td", "a/b", "c"),
+            Identity::new("td", "a/b", "c")
+        );
+    }
+
+    #[test]
+    fn what_nobody_holds_is_forgotten() {
+        let mut interner = Interner::new();
+        let held: Vec<_> = (0..500)
+            .map(|n| interner.get(&format!("held {n}")))
+            .collect();
+        for n in 0..100_000_u32 {
+            interner.get(&format!("passing {n}"));
+            interner.ports(Ports::from([(80, u16::try_from(n % 60_000).unwrap())]));
+        }
+        assert!(
+            interner.texts.items.len() <= 2048,
+            "{}",
+            interner.texts.items.len()
+        );
+        assert!(interner.texts.items.capacity() <= 4096);
+        assert!(interner.ports.items.len() <= 2048);
+        for (n, text) in held.iter().enumerate() {
+            assert!(Arc::ptr_eq(text, &interner.get(&format!("held {n}"))));
+        }
     }
 }

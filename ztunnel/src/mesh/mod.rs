@@ -1,6 +1,7 @@
 //! What the mesh is: workloads, services, policies and identities as an immutable snapshot with
 //! its indexes. Plain data and pure functions; no sockets, no clocks, no tokio. Whoever learns
-//! something new about the mesh builds another [`Snapshot`] and swaps it in whole.
+//! something new about the mesh applies the [`Change`] to a copy of the [`Snapshot`], which is
+//! cheap, and swaps it in whole.
 
 mod change;
 mod fault;

@@ -175,9 +175,10 @@ pub struct Workload {
     pub workload_name: Arc<str>,
     pub native_tunnel: bool,
     pub application_tunnel: Option<ApplicationTunnel>,
-    /// The services it backs, with service port to target port.
+    /// The services it backs, with service port to target port. Hardly any two of the thousands of
+    /// workloads behind a service differ in their ports, so these are shared.
     #[serde(serialize_with = "super::snapshot::services_by_key")]
-    pub services: Vec<(NamespacedHostname, Ports)>,
+    pub services: Vec<(NamespacedHostname, Arc<Ports>)>,
     /// Selector policies that apply to it, `namespace/name`.
     pub authorization_policies: Vec<Arc<str>>,
     pub status: HealthStatus,
@@ -207,7 +208,7 @@ impl Workload {
         service_account: &str,
     ) -> Result<Self, ParseIdentityError> {
         let trust_domain = "cluster.local";
-        let empty: Arc<str> = "".into();
+        let empty: Arc<str> = Arc::default();
         Ok(Self {
             uid: Uid(uid.into()),
             name: name.into(),

@@ -8,8 +8,8 @@ use super::fields::{BadField, or};
 use super::gateway::Gateway;
 use super::scalars::{Address, Port, ServiceKey, named};
 use crate::mesh::{
-    ApplicationTunnel, HealthStatus, Identity, Interner, Locality, NetworkMode, TunnelProtocol,
-    Uid, Workload, WorkloadType,
+    ApplicationTunnel, HealthStatus, Interner, Locality, NetworkMode, TunnelProtocol, Uid,
+    Workload, WorkloadType,
 };
 
 /// A workload as it is written.
@@ -101,13 +101,8 @@ impl WorkloadEntry {
         let service_account = or(&self.service_account, "default");
         let trust_domain = or(&self.trust_domain, trust_domain);
         let services = self.services.iter().map(|(key, ports)| {
-            (
-                key.build(texts),
-                ports
-                    .iter()
-                    .map(|(port, target)| (port.0, target.0))
-                    .collect(),
-            )
+            let ports = ports.iter().map(|(port, target)| (port.0, target.0));
+            (key.build(texts), texts.ports(ports.collect()))
         });
         let services = services.collect();
         Ok(Workload {
@@ -116,7 +111,7 @@ impl WorkloadEntry {
             namespace: texts.get(namespace),
             trust_domain: texts.get(trust_domain),
             service_account: texts.get(service_account),
-            identity: Identity::new(trust_domain, namespace, service_account)?,
+            identity: texts.identity(trust_domain, namespace, service_account)?,
             workload_ips: self.workload_ips.iter().map(|address| address.0).collect(),
             hostname: texts.get(&self.hostname),
             network: texts.get(&self.network),

@@ -1,7 +1,9 @@
 //! What the indexes find.
 
 use super::*;
-use crate::mesh::{Action, NetworkAddress};
+use crate::mesh::{
+    Action, Change, NetworkAddress, NetworkMode, NetworkRange, PolicyScope, Visibility,
+};
 
 fn workload(uid: &str, ips: &[&str]) -> Workload {
     let mut workload = Workload::new(uid, uid, "default", "default").unwrap();
@@ -99,7 +101,7 @@ fn a_network_of_ones_own_goes_before_that_of_the_node() {
 fn endpoints_are_those_who_name_the_service() {
     let mut one = workload("one", &["10.0.0.1"]);
     let key = service("s", "10.1.0.1").key();
-    one.services = vec![(key.clone(), Ports::from([(80, 9090)]))];
+    one.services = vec![(key.clone(), Ports::from([(80, 9090)]).into())];
     let two = workload("two", &["10.0.0.2"]);
     let snapshot = Snapshot::build(vec![one, two], vec![service("s", "10.1.0.1")], Vec::new());
     let [endpoint] = snapshot.endpoints(&key) else {
@@ -153,3 +155,7 @@ fn policies_apply_by_scope() {
     );
     assert_eq!(snapshot.policies().len(), 5);
 }
+
+mod changes;
+mod cost;
+mod model;
