@@ -17,7 +17,8 @@ use zeroize::Zeroize;
 
 use super::error::IssueError;
 use super::issuer::Issued;
-use super::verify::{ExpectedServer, MeshClient, identity_of, provider};
+use super::revocation::Revocations;
+use super::verify::{ExpectedServer, MeshClient, Trust, identity_of, provider};
 use crate::mesh::Identity;
 
 /// The only protocol that is spoken inside the mesh's TLS.
@@ -26,7 +27,7 @@ pub(super) const ALPN: &[u8] = b"h2";
 /// A certificate in use. Connections that were made with it live on after it was replaced.
 pub struct Credentials {
     identity: Identity,
-    roots: Arc<RootCertStore>,
+    trust: Trust,
     server: Arc<ServerConfig>,
     client: ClientConfig,
     serial: String,
@@ -67,11 +68,16 @@ pub enum CertificateState {
 }
 
 impl Credentials {
-    /// Makes an issued certificate usable and wipes the key's bytes.
+    /// Makes an issued certificate usable and wipes the key's bytes. Peers whose certificate
+    /// `revocations` names are refused.
     ///
     /// # Errors
     /// [`IssueError::Unusable`] when it is not a valid certificate of `identity` with its key.
-    pub fn new(identity: &Identity, issued: Issued) -> Result<Self, IssueError> {
+    pub fn new(
+        identity: &Identity,
+        issued: Issued,
+        revocations: &Revocations,
+    ) -> Result<Self, IssueError> {
         let leaf = issued
             .chain
             .first()
@@ -82,7 +88,7 @@ impl Credentials {
                 "it is for {found} instead of {identity}"
             )));
         }
-        let credentials = Self::build(identity, issued)?;
+        let credentials = Self::build(identity, issued, revocations)?;
         if !credentials.is_valid_at(SystemTime::now()) {
             return Err(unusable(&"it has expired already: is a clock wrong?"));
         }
@@ -92,10 +98,14 @@ impl Credentials {
     /// Credentials with a certificate that [`Self::new`] would refuse.
     #[cfg(test)]
     pub(super) fn unchecked(identity: &Identity, issued: Issued) -> Self {
-        Self::build(identity, issued).unwrap()
+        Self::build(identity, issued, &Revocations::default()).unwrap()
     }
 
-    fn build(identity: &Identity, mut issued: Issued) -> Result<Self, IssueError> {
+    fn build(
+        identity: &Identity,
+        mut issued: Issued,
+        revocations: &Revocations,
+    ) -> Result<Self, IssueError> {
         let signing = any_supported_type(&issued.key);
         issued.key.zeroize();
         let signing = signing.map_err(|error| unusable(&error))?;
@@ -103,16 +113,19 @@ impl Credentials {
             .chain
             .first()
             .ok_or_else(|| unusable(&"the chain is empty"))?;
-        let roots = Arc::new(root_store(&issued.roots)?);
+        let trust = Trust {
+            roots: Arc::new(root_store(&issued.roots)?),
+            revocations: revocations.clone(),
+        };
         let (serial, not_before, not_after) = facts(leaf)?;
         let certified = Arc::new(CertifiedKey::new(issued.chain, signing));
         certified.keys_match().map_err(|error| unusable(&error))?;
         let chosen = Arc::new(Always(certified));
         Ok(Self {
             identity: identity.clone(),
-            server: Arc::new(server_config(identity, &roots, &chosen)?),
-            client: client_config(&roots, &chosen)?,
-            roots,
+            server: Arc::new(server_config(identity, &trust, &chosen)?),
+            client: client_config(&trust, &chosen)?,
+            trust,
             serial,
             not_before,
             not_after,
@@ -157,6 +170,11 @@ impl Credentials {
         }
     }
 
+    /// Whom peers must be vouched for by.
+    pub(super) const fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
     /// The configuration of the accepting side.
     pub(super) const fn server(&self) -> &Arc<ServerConfig> {
         &self.server
@@ -165,7 +183,7 @@ impl Credentials {
     /// The configuration for connecting to one of `expected`.
     pub(super) fn client(&self, expected: &[Identity]) -> Arc<ClientConfig> {
         let verifier = ExpectedServer {
-            roots: self.roots.clone(),
+            trust: self.trust.clone(),
             expected: expected.to_vec(),
         };
         let mut config = self.client.clone();
@@ -191,7 +209,7 @@ fn unusable(why: &dyn fmt::Display) -> IssueError {
     }
 }
 
-fn root_store(roots: &[CertificateDer<'static>]) -> Result<RootCertStore, IssueError> {
+pub(super) fn root_store(roots: &[CertificateDer<'static>]) -> Result<RootCertStore, IssueError> {
     let mut store = RootCertStore::empty();
     for root in roots {
         store
@@ -226,11 +244,11 @@ fn seconds(time: SystemTime) -> u64 {
 
 fn server_config(
     identity: &Identity,
-    roots: &Arc<RootCertStore>,
+    trust: &Trust,
     chosen: &Arc<Always>,
 ) -> Result<ServerConfig, IssueError> {
     let verifier = MeshClient {
-        roots: roots.clone(),
+        trust: trust.clone(),
         ours: identity.clone(),
     };
     let mut config = ServerConfig::builder_with_provider(provider().clone())
@@ -246,13 +264,10 @@ fn server_config(
     Ok(config)
 }
 
-fn client_config(
-    roots: &Arc<RootCertStore>,
-    chosen: &Arc<Always>,
-) -> Result<ClientConfig, IssueError> {
+fn client_config(trust: &Trust, chosen: &Arc<Always>) -> Result<ClientConfig, IssueError> {
     // Accepts nobody until a connection says whom it expects.
     let verifier = ExpectedServer {
-        roots: roots.clone(),
+        trust: trust.clone(),
         expected: Vec::new(),
     };
     let mut config = ClientConfig::builder_with_provider(provider().clone())

@@ -160,8 +160,10 @@ fn explain(alert: AlertDescription) -> &'static str {
         }
         AlertDescription::BadCertificate
         | AlertDescription::UnsupportedCertificate
-        | AlertDescription::CertificateRevoked
         | AlertDescription::DecryptError => "it does not accept our certificate",
+        AlertDescription::CertificateRevoked => {
+            "our certificate, or one of those above it, is on its revocation list"
+        }
         AlertDescription::NoApplicationProtocol => "it does not speak HTTP/2 on this port",
         AlertDescription::ProtocolVersion
         | AlertDescription::HandshakeFailure

@@ -14,8 +14,9 @@ use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
 use rustls::{
     AlertDescription, CertificateError, CommonState, ExtractedSecrets, SupportedCipherSuite,
 };
-use rustls_pki_types::{IpAddr, Ipv4Addr, ServerName};
+use rustls_pki_types::{IpAddr, Ipv4Addr, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use webpki::KeyUsage;
 
 use self::flight::Flight;
 use super::credentials::{ALPN, Credentials};
@@ -24,8 +25,9 @@ use super::incoming::Incoming;
 use super::keys::Keys;
 use super::outgoing::Outgoing;
 use super::record::{Opener, Sealer};
+use super::revocation::PeerChain;
 use super::stream::{Agreement, Stream};
-use super::verify::identity_of;
+use super::verify::{Trust, identity_of};
 use crate::mesh::Identity;
 
 /// How long a refused peer gets to take the alert before the socket is closed under it.
@@ -49,7 +51,7 @@ where
     // Only decides that no SNI is sent; the verifier ignores it.
     let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([127, 0, 0, 1])));
     let connection = UnbufferedClientConnection::new(credentials.client(expected), name);
-    run(connection, io, Role::Client).await
+    run(connection, io, Role::Client, credentials.trust()).await
 }
 
 /// Answers a session as `credentials`; the client must present a certificate of the mesh.
@@ -63,7 +65,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let connection = UnbufferedServerConnection::new(credentials.server().clone());
-    run(connection, io, Role::Server).await
+    run(connection, io, Role::Server, credentials.trust()).await
 }
 
 /// Starts a handshake. Boxed, and made outside of any async function: the caller's task lives as
@@ -72,8 +74,10 @@ fn run<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
     connection: Result<H, rustls::Error>,
     io: IO,
     role: Role,
-) -> impl Future<Output = Result<Stream<IO>, Error>> {
-    let handshake = connection.map(|connection| Box::pin(establish(connection, io, role)));
+    trust: &Trust,
+) -> impl Future<Output = Result<Stream<IO>, Error>> + use<H, IO> {
+    let trust = trust.clone();
+    let handshake = connection.map(|connection| Box::pin(establish(connection, io, role, trust)));
     async move {
         let established = match handshake {
             Ok(handshake) => handshake.await,
@@ -89,20 +93,19 @@ async fn establish<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
     mut connection: H,
     mut io: IO,
     role: Role,
+    trust: Trust,
 ) -> Result<Stream<IO>, Box<HandshakeError>> {
     let mut flight = Flight::default();
     if let Err(error) = drive(&mut connection, &mut io, &mut flight, role).await {
         part(&mut connection, &mut io, &mut flight, &error).await;
         return Err(Box::new(error));
     }
-    let agreed = agreement(connection.state());
+    let agreed = agreement(connection.state(), role, &trust);
     let (keys, incoming, mut outgoing) = take_over(connection, &flight).map_err(Box::new)?;
     match agreed {
         Ok(agreed) => Ok(Stream::new(io, keys, incoming, outgoing, agreed)),
         Err(error) => {
-            if outgoing
-                .alert(AlertDescription::NoApplicationProtocol)
-                .is_ok()
+            if outgoing.alert(alert_about(&error)).is_ok()
                 && let Ok(alert) = outgoing.pending()
             {
                 farewell(&mut io, alert).await;
@@ -168,13 +171,27 @@ fn step<H: Handshake>(connection: &mut H, flight: &mut Flight) -> Result<Step, H
     }
 }
 
-fn agreement(state: &CommonState) -> Result<Agreement, HandshakeError> {
+fn agreement(state: &CommonState, role: Role, trust: &Trust) -> Result<Agreement, HandshakeError> {
     if state.alpn_protocol() != Some(ALPN) {
         return Err(HandshakeError::NoHbone);
     }
-    let leaf = state.peer_certificates().and_then(|chain| chain.first());
-    let peer = identity_of(leaf.ok_or(HandshakeError::NoCertificate)?)
-        .map_err(|source| HandshakeError::Identity { source })?;
+    let presented = state.peer_certificates();
+    let (leaf, above) = presented
+        .and_then(<[_]>::split_first)
+        .ok_or(HandshakeError::NoCertificate)?;
+    let peer = identity_of(leaf).map_err(|source| HandshakeError::Identity { source })?;
+    // rustls does not hand out the chain that the verifier found, so it is found again, but only
+    // where somebody may ask for it.
+    let chain = if trust.revocations.are_configured() {
+        let usage = match role {
+            Role::Client => KeyUsage::server_auth(),
+            Role::Server => KeyUsage::client_auth(),
+        };
+        let checked = trust.check(leaf, above, UnixTime::now(), usage);
+        checked.map_err(handshake_error)?
+    } else {
+        PeerChain::default()
+    };
     let suite = state
         .negotiated_cipher_suite()
         .and_then(|suite| suite.suite().as_str());
@@ -183,6 +200,7 @@ fn agreement(state: &CommonState) -> Result<Agreement, HandshakeError> {
         .and_then(|group| group.name().as_str());
     Ok(Agreement {
         peer,
+        chain,
         cipher_suite: suite.unwrap_or("unknown"),
         key_exchange: group.unwrap_or("unknown"),
     })
@@ -261,6 +279,15 @@ async fn farewell<IO: AsyncRead + AsyncWrite + Unpin>(io: &mut IO, alert: &[u8])
     let _best_effort = tokio::time::timeout(LINGER, said).await;
 }
 
+/// What tells the peer of an error that rustls did not see.
+const fn alert_about(error: &HandshakeError) -> AlertDescription {
+    match error {
+        HandshakeError::NoHbone => AlertDescription::NoApplicationProtocol,
+        HandshakeError::Revoked => AlertDescription::CertificateRevoked,
+        _ => AlertDescription::BadCertificate,
+    }
+}
+
 /// Sorts rustls's errors by what an operator can do.
 fn handshake_error(error: rustls::Error) -> HandshakeError {
     match error {
@@ -290,6 +317,7 @@ fn certificate_error(cause: CertificateError) -> HandshakeError {
         | CertificateError::ExpiredContext { .. }
         | CertificateError::NotValidYet
         | CertificateError::NotValidYetContext { .. } => HandshakeError::NotValidNow { why },
+        CertificateError::Revoked => HandshakeError::Revoked,
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             HandshakeError::WrongPurpose { why }
         }

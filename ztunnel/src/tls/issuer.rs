@@ -3,10 +3,15 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use webpki::KeyUsage;
 
+use super::credentials::root_store;
 use super::error::IssueError;
+use super::revocation::Revocations;
+use super::verify::{Trust, identity_of};
 use crate::mesh::Identity;
 
 /// A source of certificates: the embedded authority, or a client of the control plane's.
@@ -27,6 +32,35 @@ pub struct Issued {
     pub key: PrivateKeyDer<'static>,
     /// The mesh's root certificates.
     pub roots: Vec<CertificateDer<'static>>,
+}
+
+impl Issued {
+    /// Checks that peers that trust `roots` will accept the certificate as that of `identity`, as
+    /// a client's and as a server's.
+    ///
+    /// # Errors
+    /// [`IssueError::Unusable`], saying what is wrong.
+    pub fn check(&self, identity: &Identity) -> Result<(), IssueError> {
+        let unusable = |why: String| IssueError::Unusable { why };
+        let Some((leaf, above)) = self.chain.split_first() else {
+            return Err(unusable("the chain is empty".to_owned()));
+        };
+        let found = identity_of(leaf).map_err(|error| unusable(error.to_string()))?;
+        if found != *identity {
+            return Err(unusable(format!("it is for {found} instead of {identity}")));
+        }
+        let trust = Trust {
+            roots: Arc::new(root_store(&self.roots)?),
+            revocations: Revocations::default(),
+        };
+        for usage in [KeyUsage::client_auth(), KeyUsage::server_auth()] {
+            let checked = trust.check(leaf, above, UnixTime::now(), usage);
+            checked.map_err(|error| {
+                unusable(format!("it does not lead up to its root now: {error}"))
+            })?;
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Debug for Issued {

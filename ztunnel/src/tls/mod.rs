@@ -8,7 +8,8 @@
 //! certificates come from is behind [`Issuer`], which the room `ca` implements.
 //!
 //! Invariants: no plaintext leaves before the peer is verified; an expired certificate is never
-//! handed out; whatever a peer sends is bounded before it is stored. Called by `path` and `node`.
+//! handed out; whatever a peer sends is bounded before it is stored; a certificate that
+//! [`Revocations`] names opens no session. Called by `path` and `node`.
 
 mod buffer;
 mod credentials;
@@ -19,8 +20,10 @@ mod issuer;
 mod keys;
 mod outgoing;
 mod record;
+mod revocation;
 mod store;
 mod stream;
+mod turns;
 mod verify;
 
 #[cfg(test)]
@@ -30,5 +33,7 @@ pub use credentials::{CertificateState, CertificateSummary, Credentials};
 pub use error::{Error, Fault, HandshakeError, IdentityRefusal, IssueError, RecordError, Role};
 pub use handshake::{accept, connect};
 pub use issuer::{Issued, Issuer};
+pub use revocation::{PeerChain, Reload, RevocationError, Revocations};
 pub use store::{Config, Store};
 pub use stream::Stream;
+pub use verify::identity_of;

@@ -19,9 +19,11 @@ use tokio::time::Instant;
 use super::credentials::{CertificateState, CertificateSummary, Credentials};
 use super::error::{Error, IssueError};
 use super::issuer::Issuer;
+use super::revocation::Revocations;
+use super::turns::Turns;
 use crate::mesh::Identity;
 
-/// How issuing is timed.
+/// How issuing is timed, and who is refused.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// First pause after a failed attempt; doubles up to [`Self::retry_max`]. Also the shortest
@@ -31,6 +33,10 @@ pub struct Config {
     pub retry_max: Duration,
     /// After this long an attempt counts as failed.
     pub attempt_timeout: Duration,
+    /// How many certificates are asked for at a time. Those that a connection waits for go first.
+    pub concurrency: usize,
+    /// The certificates that are not to be accepted from peers.
+    pub revocations: Revocations,
 }
 
 impl Default for Config {
@@ -39,6 +45,8 @@ impl Default for Config {
             retry_min: Duration::from_millis(250),
             retry_max: Duration::from_secs(30),
             attempt_timeout: Duration::from_secs(10),
+            concurrency: 8,
+            revocations: Revocations::default(),
         }
     }
 }
@@ -48,6 +56,7 @@ pub struct Store {
     issuer: Arc<dyn Issuer>,
     config: Config,
     runtime: Handle,
+    turns: Arc<Turns>,
     entries: ArcSwap<HashMap<Identity, Arc<Entry>>>,
     /// Serialises changes of `entries`.
     changes: Mutex<()>,
@@ -66,6 +75,8 @@ struct Slot {
     current: ArcSwapOption<Credentials>,
     /// Somebody waits for a certificate: do not sleep out the back-off.
     wanted: Notify,
+    /// The certificate is to be replaced before its time.
+    outdated: Notify,
 }
 
 /// The outcome of the last attempt.
@@ -90,6 +101,7 @@ impl Store {
     pub fn new(issuer: Arc<dyn Issuer>, config: Config, runtime: Handle) -> Arc<Self> {
         Arc::new(Self {
             issuer,
+            turns: Turns::new(config.concurrency),
             config,
             runtime,
             entries: ArcSwap::default(),
@@ -135,6 +147,20 @@ impl Store {
         self.entry(identity);
     }
 
+    /// Has every certificate issued anew soon, for example because the mesh's roots changed. The
+    /// old ones serve until then.
+    pub fn renew_all(&self) {
+        for entry in self.entries.load().values() {
+            entry.slot.outdated.notify_one();
+        }
+    }
+
+    /// The certificates that are not accepted from peers.
+    #[must_use]
+    pub const fn revocations(&self) -> &Revocations {
+        &self.config.revocations
+    }
+
     /// Stops renewing and forgets the certificate. Sessions that use it live on.
     pub fn forget(&self, identity: &Identity) {
         let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -170,11 +196,13 @@ impl Store {
             identity: identity.clone(),
             current: ArcSwapOption::empty(),
             wanted: Notify::new(),
+            outdated: Notify::new(),
         });
         let (report, attempts) = watch::channel(Attempt::default());
         let renewal = Renewal {
             issuer: self.issuer.clone(),
             config: self.config.clone(),
+            turns: self.turns.clone(),
             slot: slot.clone(),
             report,
         };
@@ -223,6 +251,7 @@ impl Entry {
 struct Renewal {
     issuer: Arc<dyn Issuer>,
     config: Config,
+    turns: Arc<Turns>,
     slot: Arc<Slot>,
     report: watch::Sender<Attempt>,
 }
@@ -231,8 +260,11 @@ impl Renewal {
     async fn run(self) {
         let mut pause = self.config.retry_min;
         loop {
+            let turn = self.turns.take(self.slot.wanted.notified()).await;
             let attempted = Instant::now();
-            match self.attempt().await {
+            let outcome = self.attempt().await;
+            drop(turn);
+            match outcome {
                 Ok(credentials) => {
                     pause = self.config.retry_min;
                     let wait = renew_after(credentials.not_after(), SystemTime::now(), jitter());
@@ -273,15 +305,15 @@ impl Renewal {
             issuer: "of the mesh".to_owned(),
             why: format!("no answer in {limit:?}"),
         })??;
-        Credentials::new(identity, issued).map(Arc::new)
+        Credentials::new(identity, issued, &self.config.revocations).map(Arc::new)
     }
 
-    /// Sleeps, but no longer than until somebody finds no valid certificate. Wall-clock jumps
-    /// and suspended machines are caught that way too.
+    /// Sleeps, but no longer than until somebody finds no valid certificate, or says that it is
+    /// outdated. Wall-clock jumps and suspended machines are caught that way too.
     async fn sleep(&self, attempted: Instant, pause: Duration) {
-        let earliest = tokio::time::sleep_until(attempted + self.config.retry_min.min(pause));
+        let earliest = attempted + self.config.retry_min.min(pause);
         let wanted = async {
-            earliest.await;
+            tokio::time::sleep_until(earliest).await;
             loop {
                 self.slot.wanted.notified().await;
                 if self.slot.valid().is_none() {
@@ -289,8 +321,13 @@ impl Renewal {
                 }
             }
         };
+        let outdated = async {
+            tokio::time::sleep_until(earliest).await;
+            self.slot.outdated.notified().await;
+        };
         tokio::select! {
             () = wanted => {}
+            () = outdated => {}
             () = tokio::time::sleep(pause) => {}
         }
     }

@@ -13,12 +13,14 @@ use super::error::{RecordError, Role};
 use super::incoming::{Incoming, Stop};
 use super::keys::Keys;
 use super::outgoing::{Outgoing, Urgency};
+use super::revocation::PeerChain;
 use crate::mesh::Identity;
 
 /// What the handshake agreed on.
 #[derive(Debug, Clone)]
 pub(super) struct Agreement {
     pub(super) peer: Identity,
+    pub(super) chain: PeerChain,
     pub(super) cipher_suite: &'static str,
     pub(super) key_exchange: &'static str,
 }
@@ -76,6 +78,11 @@ impl<IO> Stream<IO> {
     /// Who the peer proved to be.
     pub const fn peer(&self) -> &Identity {
         &self.agreement.peer
+    }
+
+    /// What to ask [`Revocations`](super::Revocations) about while the session lasts.
+    pub const fn peer_chain(&self) -> &PeerChain {
+        &self.agreement.chain
     }
 
     /// The cipher suite, by its IANA name.

@@ -5,17 +5,20 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer as Signer,
-    KeyPair, PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer as Signer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::DuplexStream;
 
-use super::{Credentials, Error, Issued, Stream, accept, connect};
+use super::{Credentials, Error, Issued, Revocations, Stream, accept, connect};
 use crate::mesh::Identity;
 
 pub(super) struct Authority {
     root: CertificateDer<'static>,
+    /// What stands between its leaves and the root.
+    above: Vec<CertificateDer<'static>>,
     signer: Signer<'static, KeyPair>,
 }
 
@@ -43,17 +46,62 @@ impl Leaf {
 
 impl Authority {
     pub(super) fn new() -> Self {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "test root");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let (params, key) = Self::draft("test root");
         let root = params.self_signed(&key).unwrap().der().clone();
         Self {
             root,
+            above: Vec::new(),
             signer: Signer::new(params, key),
         }
+    }
+
+    /// An authority that this one vouches for.
+    pub(super) fn below(&self, name: &str) -> Self {
+        let (params, key) = Self::draft(name);
+        let certificate = params.signed_by(&key, &self.signer).unwrap();
+        let mut above = self.above.clone();
+        above.insert(0, certificate.der().clone());
+        Self {
+            root: self.root.clone(),
+            above,
+            signer: Signer::new(params, key),
+        }
+    }
+
+    fn draft(name: &str) -> (CertificateParams, KeyPair) {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        (params, key)
+    }
+
+    /// Its revocation list.
+    pub(super) fn revoke(
+        &self,
+        certificates: &[&CertificateDer<'_>],
+        next_update: SystemTime,
+    ) -> rcgen::CertificateRevocationList {
+        let this_update = SystemTime::now() - Duration::from_secs(7200);
+        let revoked = |certificate: &&CertificateDer<'_>| {
+            let (_, parsed) = x509_parser::parse_x509_certificate(certificate).unwrap();
+            RevokedCertParams {
+                serial_number: SerialNumber::from_slice(parsed.raw_serial()),
+                revocation_time: this_update.into(),
+                reason_code: None,
+                invalidity_date: None,
+            }
+        };
+        let list = CertificateRevocationListParams {
+            this_update: this_update.into(),
+            next_update: next_update.into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: certificates.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.signer).unwrap()
     }
 
     pub(super) fn root(&self) -> CertificateDer<'static> {
@@ -73,7 +121,7 @@ impl Authority {
         params.not_after = leaf.not_after.into();
         let certificate = params.signed_by(&key, &self.signer).unwrap();
         Issued {
-            chain: vec![certificate.der().clone()],
+            chain: [&[certificate.der().clone()], &self.above[..]].concat(),
             key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
             roots: vec![self.root.clone()],
         }
@@ -81,7 +129,12 @@ impl Authority {
 
     /// Good credentials.
     pub(super) fn credentials(&self, identity: &Identity) -> Credentials {
-        Credentials::new(identity, self.issue(&Leaf::of(identity))).unwrap()
+        Credentials::new(
+            identity,
+            self.issue(&Leaf::of(identity)),
+            &Revocations::default(),
+        )
+        .unwrap()
     }
 
     /// Credentials that present `leaf`, whatever is wrong with it, and trust this root.

@@ -17,6 +17,7 @@ use webpki::KeyUsage;
 use x509_parser::extensions::GeneralName;
 
 use super::error::IdentityRefusal;
+use super::revocation::{PeerChain, Revocations};
 use crate::mesh::Identity;
 
 /// The ciphers and groups of every handshake: TLS 1.3 only, AES-128-GCM first (the cheapest per
@@ -36,7 +37,10 @@ pub(super) fn provider() -> &'static Arc<CryptoProvider> {
 }
 
 /// The identity in a certificate.
-pub(super) fn identity_of(certificate: &CertificateDer<'_>) -> Result<Identity, IdentityRefusal> {
+///
+/// # Errors
+/// When it does not have exactly one URI name, a workload's SPIFFE identity.
+pub fn identity_of(certificate: &CertificateDer<'_>) -> Result<Identity, IdentityRefusal> {
     let (_rest, parsed) = x509_parser::parse_x509_certificate(certificate)
         .map_err(|_malformed| IdentityRefusal::Unreadable)?;
     let names = parsed
@@ -60,9 +64,46 @@ pub(super) fn identity_of(certificate: &CertificateDer<'_>) -> Result<Identity, 
     }
 }
 
+/// Whom to believe: the mesh's roots, but not what was revoked.
+#[derive(Clone)]
+pub(super) struct Trust {
+    pub(super) roots: Arc<RootCertStore>,
+    pub(super) revocations: Revocations,
+}
+
+impl Trust {
+    /// Checks a peer's chain, the names apart.
+    pub(super) fn check(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: KeyUsage,
+    ) -> Result<PeerChain, rustls::Error> {
+        let leaf = webpki::EndEntityCert::try_from(end_entity).map_err(certificate_error)?;
+        let algorithms = provider().signature_verification_algorithms.all;
+        let path = leaf
+            .verify_for_usage(
+                algorithms,
+                &self.roots.roots,
+                intermediates,
+                now,
+                usage,
+                None,
+                None,
+            )
+            .map_err(certificate_error)?;
+        let chain = self.revocations.note(&path);
+        if self.revocations.is_revoked(&chain) {
+            return Err(CertificateError::Revoked.into());
+        }
+        Ok(chain)
+    }
+}
+
 /// Checks a server's certificate for one connection.
 pub(super) struct ExpectedServer {
-    pub(super) roots: Arc<RootCertStore>,
+    pub(super) trust: Trust,
     pub(super) expected: Vec<Identity>,
 }
 
@@ -91,13 +132,8 @@ impl ServerCertVerifier for ExpectedServer {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        chain(
-            &self.roots,
-            end_entity,
-            intermediates,
-            now,
-            KeyUsage::server_auth(),
-        )?;
+        let usage = KeyUsage::server_auth();
+        self.trust.check(end_entity, intermediates, now, usage)?;
         self.check(end_entity).map_err(refusal)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -137,7 +173,7 @@ impl fmt::Debug for ExpectedServer {
 
 /// Checks the certificates of all clients of one identity's server side.
 pub(super) struct MeshClient {
-    pub(super) roots: Arc<RootCertStore>,
+    pub(super) trust: Trust,
     pub(super) ours: Identity,
 }
 
@@ -167,13 +203,8 @@ impl ClientCertVerifier for MeshClient {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        chain(
-            &self.roots,
-            end_entity,
-            intermediates,
-            now,
-            KeyUsage::client_auth(),
-        )?;
+        let usage = KeyUsage::client_auth();
+        self.trust.check(end_entity, intermediates, now, usage)?;
         self.check(end_entity).map_err(refusal)?;
         Ok(ClientCertVerified::assertion())
     }
@@ -209,28 +240,6 @@ impl fmt::Debug for MeshClient {
             .field("ours", &self.ours)
             .finish_non_exhaustive()
     }
-}
-
-fn chain(
-    roots: &RootCertStore,
-    end_entity: &CertificateDer<'_>,
-    intermediates: &[CertificateDer<'_>],
-    now: UnixTime,
-    usage: KeyUsage,
-) -> Result<(), rustls::Error> {
-    let leaf = webpki::EndEntityCert::try_from(end_entity).map_err(certificate_error)?;
-    let algorithms = provider().signature_verification_algorithms.all;
-    leaf.verify_for_usage(
-        algorithms,
-        &roots.roots,
-        intermediates,
-        now,
-        usage,
-        None,
-        None,
-    )
-    .map_err(certificate_error)?;
-    Ok(())
 }
 
 fn signed(

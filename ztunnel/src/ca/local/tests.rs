@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::root::generate_root;
 use super::*;
-use crate::tls::{self, Credentials, Store};
+use crate::tls::{self, Credentials, Revocations, Store};
 
 fn web() -> Identity {
     Identity::new("cluster.local", "default", "web").unwrap()
@@ -64,7 +64,12 @@ fn a_leaf_is_short_lived_and_names_the_workload_only() {
 fn an_issued_leaf_can_be_used() {
     let place = tempfile::tempdir().unwrap();
     let issued = open(place.path()).unwrap().sign(&web()).unwrap();
-    assert_eq!(Credentials::new(&web(), issued).unwrap().identity(), &web());
+    assert_eq!(
+        Credentials::new(&web(), issued, &Revocations::default())
+            .unwrap()
+            .identity(),
+        &web()
+    );
 }
 
 #[test]

@@ -102,6 +102,9 @@ pub enum HandshakeError {
         /// The limits of its validity.
         why: String,
     },
+    /// A certificate of the peer's chain is on a revocation list.
+    #[error("its certificate, or one of those above it, is revoked")]
+    Revoked,
     /// The certificate must not be used for this side of TLS.
     #[error("its certificate is not for this use ({why})")]
     WrongPurpose {
@@ -161,6 +164,7 @@ impl HandshakeError {
             Self::NoCertificate => "no_certificate",
             Self::UnknownIssuer => "unknown_issuer",
             Self::NotValidNow { .. } => "not_valid_now",
+            Self::Revoked => "cert_revoked",
             Self::WrongPurpose { .. } => "wrong_purpose",
             Self::BadCertificate { .. } => "bad_certificate",
             Self::Identity { source } => source.reason(),

@@ -13,6 +13,8 @@ use super::*;
 struct Fake {
     authority: Authority,
     calls: AtomicUsize,
+    /// For whom, in order.
+    asked: Mutex<Vec<Identity>>,
     /// Lifetime of leaves.
     ttl: Duration,
     /// How long an answer takes.
@@ -26,6 +28,7 @@ impl Fake {
         Self {
             authority: Authority::new(),
             calls: AtomicUsize::new(0),
+            asked: Mutex::default(),
             ttl: Duration::from_secs(3600),
             delay: Duration::from_millis(10),
             fails: |_| false,
@@ -44,6 +47,7 @@ impl Issuer for Fake {
     ) -> Pin<Box<dyn Future<Output = Result<Issued, IssueError>> + Send + 'a>> {
         Box::pin(async move {
             let call = self.calls.fetch_add(1, Ordering::SeqCst);
+            self.asked.lock().unwrap().push(identity.clone());
             tokio::time::sleep(self.delay).await;
             if (self.fails)(call) {
                 let why = format!("call {call}");
@@ -65,6 +69,7 @@ fn store(fake: Fake) -> (Arc<Fake>, Arc<Store>) {
         retry_min: Duration::from_millis(20),
         retry_max: Duration::from_millis(100),
         attempt_timeout: Duration::from_millis(300),
+        ..Config::default()
     };
     let store = Store::new(fake.clone(), config, Handle::current());
     (fake, store)
@@ -255,6 +260,53 @@ async fn prefetch_issues_and_forget_stops() {
     tokio::time::sleep(Duration::from_millis(1600)).await;
     assert_eq!(fake.calls(), 1);
     assert_eq!(kept.identity(), &identity("a"));
+}
+
+#[tokio::test]
+async fn a_few_are_asked_for_at_a_time_and_who_is_waited_for_goes_first() {
+    let fake = Arc::new(Fake::new());
+    let config = Config {
+        concurrency: 2,
+        ..Config::default()
+    };
+    let store = Store::new(fake.clone(), config, Handle::current());
+    let names = ["a", "b", "c", "d", "e"].map(identity);
+    for identity in &names {
+        store.prefetch(identity);
+    }
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    assert_eq!(fake.calls(), 2);
+    // One that nobody thought of, and one that waits for its turn already.
+    let (unexpected, last) = (identity("x"), &names[4]);
+    let (x, e) = tokio::join!(store.get(&unexpected), store.get(last));
+    assert!(x.is_ok() && e.is_ok());
+    while store.inventory().iter().any(|c| c.serial.is_empty()) {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let mut asked: Vec<_> = fake.asked.lock().unwrap().clone();
+    asked[..2].sort();
+    asked[2..4].sort();
+    asked[4..].sort();
+    assert_eq!(asked, ["a", "b", "e", "x", "c", "d"].map(identity));
+}
+
+#[tokio::test]
+async fn all_are_renewed_on_request_and_the_old_ones_serve_until_then() {
+    let (fake, store) = store(Fake::new());
+    let all = ["a", "b"].map(identity);
+    let mut old = Vec::new();
+    for identity in &all {
+        old.push(store.get(identity).await.unwrap());
+    }
+    store.renew_all();
+    for (identity, old) in all.iter().zip(&old) {
+        assert_eq!(store.get(identity).await.unwrap().serial(), old.serial());
+        while store.get(identity).await.unwrap().serial() == old.serial() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(fake.calls(), 4);
 }
 
 #[tokio::test]

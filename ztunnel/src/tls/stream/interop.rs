@@ -13,17 +13,20 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::super::testing::{Authority, Leaf, certified, identity, pattern, tcp};
-use super::super::verify::{ExpectedServer, MeshClient, provider};
-use super::super::{accept, connect};
+use super::super::verify::{ExpectedServer, MeshClient, Trust, provider};
+use super::super::{Revocations, accept, connect};
 use super::*;
 
 const LENGTH: usize = 3 << 20;
 const PIECE: usize = 100_000;
 
-fn roots(authority: &Authority) -> Arc<RootCertStore> {
+fn trust(authority: &Authority) -> Trust {
     let mut roots = RootCertStore::empty();
     roots.add(authority.root()).unwrap();
-    Arc::new(roots)
+    Trust {
+        roots: Arc::new(roots),
+        revocations: Revocations::default(),
+    }
 }
 
 fn blocking(stream: TcpStream) -> StdStream {
@@ -40,7 +43,7 @@ fn stock_client(
     let issued = authority.issue(&Leaf::of(&identity("a")));
     let (chain, key) = (issued.chain, issued.key);
     let verifier: Arc<dyn ServerCertVerifier> = Arc::new(ExpectedServer {
-        roots: roots(authority),
+        trust: trust(authority),
         expected: vec![identity("b")],
     });
     let mut config = ClientConfig::builder_with_provider(provider().clone())
@@ -64,7 +67,7 @@ fn stock_server(
     let issued = authority.issue(&Leaf::of(&identity("b")));
     let key = certified(issued);
     let verifier: Arc<dyn ClientCertVerifier> = Arc::new(MeshClient {
-        roots: roots(authority),
+        trust: trust(authority),
         ours: identity("b"),
     });
     let mut config = ServerConfig::builder_with_provider(provider().clone())
@@ -198,7 +201,7 @@ async fn a_client_without_a_certificate_is_refused() {
     let credentials = authority.credentials(&identity("b"));
     let (near, far) = tcp().await;
     let verifier = Arc::new(ExpectedServer {
-        roots: roots(&authority),
+        trust: trust(&authority),
         expected: vec![identity("b")],
     });
     let mut config = ClientConfig::builder_with_provider(provider().clone())

@@ -1,0 +1,174 @@
+//! The one connection to the control plane. It is made with the first request and again by itself
+//! after it broke; other roots, or a request without an answer, make a new one.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::Uri;
+use http::uri::Scheme;
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+
+use super::error::IstiodError;
+use super::roots::{RootFile, Roots};
+use super::{Config, Root};
+
+/// While a request waits, the other end is asked this often whether it is still there.
+const PING: Duration = Duration::from_secs(15);
+
+pub(super) struct Line {
+    endpoint: Endpoint,
+    security: Security,
+    open: Mutex<Option<Open>>,
+}
+
+enum Security {
+    /// Tests on loopback.
+    None,
+    /// Set up once, in the endpoint.
+    SystemRoots,
+    File {
+        file: RootFile,
+        tls: Box<ClientTlsConfig>,
+        address: String,
+    },
+}
+
+struct Open {
+    channel: Channel,
+    /// What the control plane was verified with.
+    roots: Option<Arc<Roots>>,
+}
+
+impl Line {
+    pub(super) fn new(config: &Config) -> Result<Self, IstiodError> {
+        let uri = uri(&config.address)?;
+        let secure = uri.scheme() == Some(&Scheme::HTTPS);
+        if !secure && !is_loopback(&uri) {
+            return Err(IstiodError::Plaintext {
+                address: config.address.clone(),
+            });
+        }
+        let endpoint = Endpoint::from(uri)
+            .connect_timeout(config.connect_timeout)
+            .http2_keep_alive_interval(PING)
+            .keep_alive_timeout(config.request_timeout)
+            .http2_max_header_list_size(16 * 1024);
+        let failed = |error: tonic::transport::Error| IstiodError::Tls {
+            address: config.address.clone(),
+            why: text(&error),
+        };
+        let mut tls = ClientTlsConfig::new().timeout(config.connect_timeout);
+        if let Some(name) = &config.alt_hostname {
+            tls = tls.domain_name(name);
+        }
+        let (endpoint, security) = match &config.root {
+            _ if !secure => (endpoint, Security::None),
+            Root::System => {
+                let endpoint = endpoint.tls_config(tls.with_native_roots());
+                (endpoint.map_err(failed)?, Security::SystemRoots)
+            }
+            Root::File(path) => {
+                let file = RootFile::open(path)?;
+                // Finds a name that cannot be one now rather than with each request.
+                endpoint.clone().tls_config(tls.clone()).map_err(failed)?;
+                let security = Security::File {
+                    file,
+                    tls: Box::new(tls),
+                    address: config.address.clone(),
+                };
+                (endpoint, security)
+            }
+        };
+        Ok(Self {
+            endpoint,
+            security,
+            open: Mutex::new(None),
+        })
+    }
+
+    /// The connection, which may have to be made yet.
+    pub(super) fn channel(&self) -> Result<Channel, IstiodError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let roots = match &self.security {
+            Security::None | Security::SystemRoots => None,
+            Security::File { file, .. } => Some(file.current()),
+        };
+        if let Some(open) = &*open
+            && open.roots.as_ref().map(Arc::as_ptr) == roots.as_ref().map(Arc::as_ptr)
+        {
+            return Ok(open.channel.clone());
+        }
+        let channel = match (&self.security, &roots) {
+            (Security::File { tls, address, .. }, Some(roots)) => {
+                let tls = tls.as_ref().clone().trust_anchors(roots.anchors().to_vec());
+                let endpoint = self.endpoint.clone().tls_config(tls);
+                let endpoint = endpoint.map_err(|error| IstiodError::Tls {
+                    address: address.clone(),
+                    why: text(&error),
+                })?;
+                endpoint.connect_lazy()
+            }
+            _ => self.endpoint.connect_lazy(),
+        };
+        *open = Some(Open {
+            channel: channel.clone(),
+            roots,
+        });
+        Ok(channel)
+    }
+
+    /// Uses another connection from now on. Requests under way keep theirs.
+    pub(super) fn hang_up(&self) {
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+fn uri(address: &str) -> Result<Uri, IstiodError> {
+    let refused = |why: String| IstiodError::Address {
+        address: address.to_owned(),
+        why,
+    };
+    let whole = if address.contains("://") {
+        address.to_owned()
+    } else {
+        format!("https://{address}")
+    };
+    let uri: Uri = whole
+        .parse()
+        .map_err(|error: http::uri::InvalidUri| refused(error.to_string()))?;
+    if ![Some("https"), Some("http")].contains(&uri.scheme_str()) {
+        return Err(refused("it must begin with https://".to_owned()));
+    }
+    let authority = uri.authority().map(http::uri::Authority::as_str);
+    if authority.is_none_or(|authority| authority.contains('@')) || uri.host() == Some("") {
+        return Err(refused("it must be https://host:port".to_owned()));
+    }
+    if !["", "/"].contains(&uri.path()) || uri.query().is_some() {
+        return Err(refused("nothing may follow the port".to_owned()));
+    }
+    Ok(uri)
+}
+
+fn is_loopback(uri: &Uri) -> bool {
+    let host = uri.host().unwrap_or_default();
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || bare
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+/// An error with its causes: the outer ones say little.
+pub(super) fn text(error: &dyn std::error::Error) -> String {
+    let mut said = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !said.contains(&cause_text) {
+            said = format!("{said}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    said
+}

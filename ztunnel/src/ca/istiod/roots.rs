@@ -1,0 +1,120 @@
+//! A file of root certificates that may change while it is in use, and how such small files are
+//! read. What was good stays in use while the file cannot be read or is damaged.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, TrustAnchor};
+
+use super::error::IstiodError;
+
+/// The largest file that is read: some hundred certificates.
+const LIMIT: usize = 1024 * 1024;
+
+/// The file, and what was last in it.
+pub(super) struct RootFile {
+    path: PathBuf,
+    last: Mutex<Last>,
+}
+
+struct Last {
+    roots: Arc<Roots>,
+    /// What was said last about the file, so that it is said once.
+    complaint: String,
+}
+
+/// Root certificates; there is at least one.
+pub(super) struct Roots {
+    pem: Vec<u8>,
+    certificates: Vec<CertificateDer<'static>>,
+    anchors: Vec<TrustAnchor<'static>>,
+}
+
+impl RootFile {
+    /// Reads the file for the first time.
+    pub(super) fn open(path: &Path) -> Result<Self, IstiodError> {
+        let roots = Arc::new(Roots::read(path)?);
+        Ok(Self {
+            path: path.to_owned(),
+            last: Mutex::new(Last {
+                roots,
+                complaint: String::new(),
+            }),
+        })
+    }
+
+    /// What is in the file now, or what was there when it was last good. The same `Arc` as long
+    /// as nothing changes.
+    pub(super) fn current(&self) -> Arc<Roots> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match Roots::read(&self.path) {
+            Ok(now) => {
+                last.complaint.clear();
+                if now.pem != last.roots.pem {
+                    tracing::info!(path = %self.path.display(), "root certificates changed");
+                    last.roots = Arc::new(now);
+                }
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if text != last.complaint {
+                    tracing::warn!("the root certificates read before stay in use: {text}");
+                    last.complaint = text;
+                }
+            }
+        }
+        last.roots.clone()
+    }
+}
+
+impl Roots {
+    fn read(path: &Path) -> Result<Self, IstiodError> {
+        let damaged = |why: String| IstiodError::Roots {
+            path: path.to_owned(),
+            why,
+        };
+        let mut pem = Vec::new();
+        read(path, LIMIT, &mut pem).map_err(|source| IstiodError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        let certificates = CertificateDer::pem_slice_iter(&pem)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| damaged(error.to_string()))?;
+        let anchors = certificates
+            .iter()
+            .map(|certificate| Ok(webpki::anchor_from_trusted_cert(certificate)?.to_owned()))
+            .collect::<Result<Vec<_>, webpki::Error>>()
+            .map_err(|error| damaged(error.to_string()))?;
+        if anchors.is_empty() {
+            return Err(damaged("there is no certificate in it".to_owned()));
+        }
+        Ok(Self {
+            pem,
+            certificates,
+            anchors,
+        })
+    }
+
+    pub(super) fn certificates(&self) -> Vec<CertificateDer<'static>> {
+        self.certificates.clone()
+    }
+
+    pub(super) fn anchors(&self) -> &[TrustAnchor<'static>] {
+        &self.anchors
+    }
+}
+
+/// Appends a file of at most `limit` bytes.
+pub(super) fn read(path: &Path, limit: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
+    let most = u64::try_from(limit).unwrap_or(u64::MAX);
+    let file = File::open(path)?;
+    if file.take(most.saturating_add(1)).read_to_end(bytes)? > limit {
+        let why = format!("it is larger than {limit} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+    }
+    Ok(())
+}

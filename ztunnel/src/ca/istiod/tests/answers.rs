@@ -1,0 +1,180 @@
+//! Answers: those that can be used, and each kind that cannot with what is said about it.
+
+use std::time::SystemTime;
+
+use rcgen::ExtendedKeyUsagePurpose;
+
+use super::super::order::Order;
+use super::control_plane::{Asked, Leaf};
+use super::*;
+
+/// Makes the answer to a request.
+type Answer = fn(&Authority, &Asked) -> Vec<String>;
+
+fn other_order(account: &str) -> String {
+    let order = Order::new(&identity(account), Asker::Node).unwrap();
+    let config = Config::new("https://istiod");
+    let request = order.request(&config, &MetadataMap::new()).unwrap();
+    request.into_inner().csr
+}
+
+async fn asked(answer: Answer) -> Result<Issued, IssueError> {
+    let mesh = Arc::new(Authority::new("mesh"));
+    let signing = mesh.clone();
+    let script = answers(move |asked| Ok(answer(&signing, asked)));
+    World::with(mesh, script)
+        .client()
+        .issue(&identity("a"))
+        .await
+}
+
+#[tokio::test]
+async fn a_chain_may_be_cut_into_parts_in_many_ways() {
+    let cases: [(&str, Answer); 6] = [
+        ("as the control plane sends it", |mesh, asked| {
+            let issuing = mesh.below("issuing");
+            let leaf = issuing.sign(&asked.csr, Leaf::default());
+            vec![leaf, issuing.root.clone(), mesh.root.clone()]
+        }),
+        ("leaf and intermediate together", |mesh, asked| {
+            let issuing = mesh.below("issuing");
+            let leaf = issuing.sign(&asked.csr, Leaf::default());
+            vec![leaf + &issuing.root, mesh.root.clone()]
+        }),
+        ("intermediate and root together", |mesh, asked| {
+            let issuing = mesh.below("issuing");
+            let leaf = issuing.sign(&asked.csr, Leaf::default());
+            vec![leaf, issuing.root.clone() + &mesh.root]
+        }),
+        ("all in one", |mesh, asked| {
+            let issuing = mesh.below("issuing");
+            let leaf = issuing.sign(&asked.csr, Leaf::default());
+            vec![leaf + &issuing.root + &mesh.root]
+        }),
+        ("an empty part in the middle", |mesh, asked| {
+            let issuing = mesh.below("issuing");
+            let leaf = issuing.sign(&asked.csr, Leaf::default());
+            let parts = [leaf, issuing.root, "\n".to_owned(), mesh.root.clone()];
+            parts.into()
+        }),
+        ("an intermediate as the root", |mesh, asked| {
+            let top = mesh.below("top");
+            let issuing = top.below("issuing");
+            let leaf = issuing.sign(&asked.csr, Leaf::default());
+            vec![leaf, issuing.root, top.root]
+        }),
+    ];
+    for (case, answer) in cases {
+        let issued = asked(answer)
+            .await
+            .unwrap_or_else(|e| panic!("{case}: {e}"));
+        assert_eq!((issued.chain.len(), issued.roots.len()), (2, 1), "{case}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_used_says_what_came() {
+    let cases: [(&str, Answer); 13] = [
+        ("no certificate and no root", |_, _| vec![]),
+        ("no certificate and no root", |_, _| vec![String::new()]),
+        ("1 certificate and no root", |mesh, asked| {
+            vec![mesh.sign(&asked.csr, Leaf::default())]
+        }),
+        (
+            "part 2 of 2 of the answer holds no certificate",
+            |mesh, asked| {
+                let leaf = mesh.sign(&asked.csr, Leaf::default());
+                vec![leaf, "garbage".to_owned()]
+            },
+        ),
+        ("part 1 of 2 of the answer is broken", |mesh, asked| {
+            let leaf = mesh.sign(&asked.csr, Leaf::default());
+            vec![leaf.replace("MII", "M!!"), mesh.root.clone()]
+        }),
+        ("cannot be parsed", |mesh, _| {
+            let nonsense = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+            vec![nonsense.to_owned(), mesh.root.clone()]
+        }),
+        ("sa/b instead of spiffe://cluster.local", |mesh, asked| {
+            let leaf = mesh.sign_as(&asked.csr, identity("b").as_str());
+            vec![leaf, mesh.root.clone()]
+        }),
+        ("for another key", |mesh, _| {
+            let leaf = mesh.sign(&other_order("a"), Leaf::default());
+            vec![leaf, mesh.root.clone()]
+        }),
+        ("UnknownIssuer", |mesh, asked| {
+            let leaf = mesh.sign(&asked.csr, Leaf::default());
+            vec![leaf, Authority::new("mesh").root]
+        }),
+        ("expired", |mesh, asked| {
+            let not_after = SystemTime::now() - Duration::from_secs(10);
+            let leaf = Leaf {
+                not_after,
+                ..Leaf::default()
+            };
+            vec![mesh.sign(&asked.csr, leaf), mesh.root.clone()]
+        }),
+        ("not valid yet", |mesh, asked| {
+            let not_before = SystemTime::now() + Duration::from_secs(100);
+            let leaf = Leaf {
+                not_before,
+                ..Leaf::default()
+            };
+            vec![mesh.sign(&asked.csr, leaf), mesh.root.clone()]
+        }),
+        ("certificate extended key usage", |mesh, asked| {
+            let usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            let leaf = Leaf {
+                usages,
+                ..Leaf::default()
+            };
+            vec![mesh.sign(&asked.csr, leaf), mesh.root.clone()]
+        }),
+        ("more than 128 certificates", |mesh, asked| {
+            let leaf = mesh.sign(&asked.csr, Leaf::default());
+            vec![leaf, mesh.root.repeat(128)]
+        }),
+    ];
+    for (expected, answer) in cases {
+        let error = asked(answer).await.err();
+        let error = error.unwrap_or_else(|| panic!("accepted: {expected}"));
+        assert_eq!(error.reason(), "ca_unusable", "{error}");
+        assert!(error.to_string().contains(expected), "{expected}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_huge_answer_is_not_read() {
+    let error = asked(|mesh, asked| {
+        let leaf = mesh.sign(&asked.csr, Leaf::default());
+        vec![leaf, "x".repeat(3 << 20)]
+    });
+    let error = error.await.unwrap_err();
+    assert_eq!(error.reason(), "ca_unusable");
+    assert!(error.to_string().contains("524288 bytes"), "{error}");
+}
+
+#[tokio::test]
+async fn a_slow_answer_is_given_up_and_the_next_request_takes_another_connection() {
+    let mesh = Arc::new(Authority::new("mesh"));
+    let signing = mesh.clone();
+    let script: Box<Script> = Box::new(move |asked| {
+        let leaf = signing.sign(&asked.csr, Leaf::default());
+        let slow = asked.on_behalf_of.as_deref() == Some(identity("slow").as_str());
+        let pause = Duration::from_secs(if slow { 60 } else { 0 });
+        (pause, Ok(vec![leaf, signing.root.clone()]))
+    });
+    let world = World::with(mesh, script);
+    let client = IstiodCa::new(Config {
+        request_timeout: Duration::from_millis(500),
+        ..world.config()
+    });
+    let client = client.unwrap();
+    let error = client.issue(&identity("slow")).await.unwrap_err();
+    assert_eq!(error.reason(), "ca_unavailable");
+    client.issue(&identity("a")).await.unwrap();
+    let asked = world.control_plane.asked();
+    assert_eq!(asked.len(), 2);
+    assert_ne!(asked[0].from, asked[1].from, "{error}");
+}

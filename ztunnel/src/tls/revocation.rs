@@ -1,0 +1,328 @@
+//! Certificates that were taken back before their time: the revocation lists (CRLs) of a file.
+//!
+//! Every handshake looks each certificate of the peer's chain up, the leaf and those above it. An
+//! established session keeps a [`PeerChain`], a few bytes, so that whoever owns it can end it when
+//! a later list names it ([`Revocations::revoked`]). A list counts for an authority when it bears
+//! its name and its key's signature: while a root is replaced, two authorities of one name may
+//! each have theirs.
+//!
+//! What was decided:
+//! - A certificate whose issuer has no list is allowed: lists come late in a mesh's life.
+//! - A list that is past its `nextUpdate` holds on, with a warning: what was revoked stays revoked,
+//!   and a publisher that is stuck does not stop the mesh.
+//! - A file that cannot be read or parsed stops the start. Later the last good lists stay in force,
+//!   also when the file disappears. A file that is not there yet is waited for: an optional
+//!   ConfigMap is mounted when it is made.
+//! - The scope of a list (RFC 5280, section 5.2.5) is not looked at: an authority gives a serial
+//!   number once, so a number in any of its lists is revoked.
+
+mod error;
+mod list;
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use rustls_pki_types::SubjectPublicKeyInfoDer;
+use smallvec::SmallVec;
+use tokio::sync::watch;
+
+pub use self::error::RevocationError;
+use self::list::List;
+
+/// The largest file that is read; a list of a hundred thousand certificates has 4 MB.
+const FILE_LIMIT: u64 = 32 * 1024 * 1024;
+
+/// A certificate's serial number as DER has it: 20 bytes at most (RFC 5280, section 4.1.2.2).
+type Serial = SmallVec<[u8; 20]>;
+
+/// The revocation lists in force. Clones share them; the default has none and never will.
+#[derive(Clone, Default)]
+pub struct Revocations {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// None: nothing is configured.
+    path: Option<PathBuf>,
+    lists: ArcSwap<Vec<List>>,
+    /// The authorities that open sessions were verified with, each once.
+    authorities: Mutex<Vec<Weak<Authority>>>,
+    version: watch::Sender<u64>,
+}
+
+/// Whether a look at the file changed the lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reload {
+    /// The same lists as before.
+    Unchanged,
+    /// Other lists are in force.
+    Changed,
+}
+
+/// Somebody who signs certificates.
+#[derive(PartialEq, Eq)]
+struct Authority {
+    /// The subject, DER without its outer tag.
+    name: Box<[u8]>,
+    key: SubjectPublicKeyInfoDer<'static>,
+}
+
+/// What is kept of the certificates that a peer was verified with, to find out later whether one
+/// was revoked. Empty where no lists are configured.
+#[derive(Clone, Default)]
+pub struct PeerChain(Option<Arc<[Link]>>);
+
+/// One certificate.
+struct Link {
+    serial: Serial,
+    issuer: Arc<Authority>,
+}
+
+impl Revocations {
+    /// Reads the lists of a file: PEM with one or more, or DER with one.
+    ///
+    /// # Errors
+    /// When the file is there but cannot be read or has no usable list.
+    pub fn open(path: &Path) -> Result<Self, RevocationError> {
+        let this = Self {
+            shared: Arc::new(Shared {
+                path: Some(path.to_owned()),
+                ..Shared::default()
+            }),
+        };
+        this.reload()?;
+        Ok(this)
+    }
+
+    /// Reads the file again. When that fails, the lists stay as they are.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and when a file that was there is gone.
+    pub fn reload(&self) -> Result<Reload, RevocationError> {
+        let Some(path) = &self.shared.path else {
+            return Ok(Reload::Unchanged);
+        };
+        let lists = match read(path) {
+            Err(source) if source.kind() == io::ErrorKind::NotFound => {
+                if !self.shared.lists.load().is_empty() {
+                    return Err(RevocationError::Gone { path: path.clone() });
+                }
+                tracing::warn!(path = %path.display(), "no revocation list yet");
+                return Ok(Reload::Unchanged);
+            }
+            read => {
+                let bytes = read.map_err(|source| RevocationError::Io {
+                    path: path.clone(),
+                    source,
+                })?;
+                list::parse(path, &bytes)?
+            }
+        };
+        if self.shared.lists.load().iter().eq(lists.iter()) {
+            return Ok(Reload::Unchanged);
+        }
+        let revoked: usize = lists.iter().map(List::len).sum();
+        tracing::info!(path = %path.display(), lists = lists.len(), revoked, "revocation lists read");
+        self.shared.lists.store(Arc::new(lists));
+        self.shared.version.send_modify(|version| *version += 1);
+        Ok(Reload::Changed)
+    }
+
+    /// Looks at the file that often and reads it when it changed. Ends at once when no file is
+    /// configured, else never.
+    pub async fn follow(self, every: Duration) {
+        let Some(path) = self.shared.path.clone() else {
+            return;
+        };
+        let (mut seen, mut complaint, mut warned) = (None, String::new(), None);
+        loop {
+            let now = stamp(&path);
+            if seen.is_none() || seen != Some(now) {
+                seen = Some(now);
+                match self.reload() {
+                    Ok(_) => complaint.clear(),
+                    Err(error) => {
+                        // Perhaps it was half written: look again even if nothing more is seen.
+                        seen = None;
+                        let text = error.to_string();
+                        if text != complaint {
+                            tracing::error!("the last good revocation lists stay in force: {text}");
+                            complaint = text;
+                        }
+                    }
+                }
+            }
+            let version = *self.shared.version.borrow();
+            if warned != Some(version) && self.warn_of_old_lists() {
+                warned = Some(version);
+            }
+            tokio::time::sleep(every).await;
+        }
+    }
+
+    /// Changes whenever the lists do.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.shared.version.subscribe()
+    }
+
+    /// Whether a certificate of the chain is revoked by the lists in force.
+    #[must_use]
+    pub fn is_revoked(&self, chain: &PeerChain) -> bool {
+        let lists = self.shared.lists.load();
+        let revoked = |link: &Link| {
+            let named = |list: &&List| list.names(&link.serial, &link.issuer.name);
+            lists
+                .iter()
+                .filter(named)
+                .any(|list| list.is_signed_by(&link.issuer))
+        };
+        chain.links().iter().any(revoked)
+    }
+
+    /// Resolves when a certificate of the chain is revoked, at once if it is already. Never for a
+    /// chain from before lists were configured.
+    pub fn revoked(&self, chain: &PeerChain) -> impl Future<Output = ()> + Send + use<> {
+        let (this, chain) = (self.clone(), chain.clone());
+        let version = (!chain.links().is_empty()).then(|| self.subscribe());
+        async move {
+            if let Some(mut version) = version {
+                loop {
+                    version.borrow_and_update();
+                    if this.is_revoked(&chain) {
+                        return;
+                    }
+                    if version.changed().await.is_err() {
+                        break;
+                    }
+                }
+            }
+            std::future::pending().await
+        }
+    }
+
+    /// Whether there is a file to look into.
+    pub(super) fn are_configured(&self) -> bool {
+        self.shared.path.is_some()
+    }
+
+    /// What to keep of a chain that webpki accepted.
+    pub(super) fn note(&self, path: &webpki::VerifiedPath<'_>) -> PeerChain {
+        if !self.are_configured() {
+            return PeerChain::default();
+        }
+        let mut links = Vec::new();
+        let mut serial = path.end_entity().serial();
+        for issuer in path.intermediate_certificates() {
+            let key = issuer.subject_public_key_info();
+            links.push(self.link(serial, issuer.subject(), key));
+            serial = issuer.serial();
+        }
+        let anchor = path.anchor();
+        links.push(self.link(serial, &anchor.subject, webpki::spki_for_anchor(anchor)));
+        PeerChain(Some(links.into()))
+    }
+
+    fn link(&self, serial: &[u8], name: &[u8], key: SubjectPublicKeyInfoDer<'static>) -> Link {
+        let mut known = self
+            .shared
+            .authorities
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let same = |issuer: &Arc<Authority>| *issuer.name == *name && issuer.key == key;
+        let found = known.iter().filter_map(Weak::upgrade).find(same);
+        let issuer = found.unwrap_or_else(|| {
+            let issuer = Arc::new(Authority {
+                name: name.into(),
+                key,
+            });
+            known.retain(|issuer| issuer.strong_count() > 0);
+            known.push(Arc::downgrade(&issuer));
+            issuer
+        });
+        Link {
+            serial: Serial::from_slice(serial),
+            issuer,
+        }
+    }
+
+    /// Says which lists should have been replaced by now; whether there were any.
+    fn warn_of_old_lists(&self) -> bool {
+        let now = SystemTime::now();
+        let lists = self.shared.lists.load();
+        let mut old = lists.iter().filter(|list| list.is_old_at(now)).peekable();
+        let any = old.peek().is_some();
+        for list in old {
+            tracing::warn!(
+                issuer = list.issuer(),
+                "a revocation list is past its next update; it stays in force"
+            );
+        }
+        any
+    }
+}
+
+impl fmt::Debug for Revocations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Revocations")
+            .field("path", &self.shared.path)
+            .field("lists", &self.shared.lists.load().len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl PeerChain {
+    fn links(&self) -> &[Link] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for PeerChain {
+    /// The serial numbers, leaf first.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hex = |link: &Link| {
+            link.serial
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect()
+        };
+        let serials = self.links().iter().map(hex).collect::<Vec<String>>();
+        f.debug_tuple("PeerChain").field(&serials).finish()
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let length = File::open(path)?
+        .take(FILE_LIMIT + 1)
+        .read_to_end(&mut bytes)?;
+    if u64::try_from(length).is_ok_and(|length| length <= FILE_LIMIT) {
+        return Ok(bytes);
+    }
+    let why = format!("it is larger than {FILE_LIMIT} bytes");
+    Err(io::Error::new(io::ErrorKind::FileTooLarge, why))
+}
+
+/// What changes with the contents: inode, length and both times, links followed. None for a file
+/// that is not there.
+fn stamp(path: &Path) -> Option<(u64, u64, i64, i64, i64, i64)> {
+    let found = fs::metadata(path).ok()?;
+    Some((
+        found.ino(),
+        found.len(),
+        found.mtime(),
+        found.mtime_nsec(),
+        found.ctime(),
+        found.ctime_nsec(),
+    ))
+}
+
+#[cfg(test)]
+mod tests;

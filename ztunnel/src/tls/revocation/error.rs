@@ -1,0 +1,69 @@
+//! Why revocation lists cannot be used; each text names the file.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::super::Fault;
+
+/// Why the file of revocation lists cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RevocationError {
+    /// The file cannot be read.
+    #[error("cannot read the revocation lists in {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file was there and is not any more.
+    #[error("the file of revocation lists {path} is gone")]
+    Gone {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is nothing in it.
+    #[error("there is no revocation list in {path}: PEM blocks \"X509 CRL\" or one list in DER")]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// More lists than any mesh has.
+    #[error("there are more than {limit} revocation lists in {path}")]
+    TooMany {
+        /// The file.
+        path: PathBuf,
+        /// The limit.
+        limit: usize,
+    },
+    /// A list is broken, or of a kind that is not supported.
+    #[error("revocation list {number} in {path} cannot be used: {why}")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// Which of its lists, from 1.
+        number: usize,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+impl RevocationError {
+    /// A short name from a closed set, for metrics and logs.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "crl_io",
+            Self::Gone { .. } => "crl_gone",
+            Self::Empty { .. } => "crl_empty",
+            Self::TooMany { .. } => "crl_too_many",
+            Self::Unusable { .. } => "crl_unusable",
+        }
+    }
+
+    /// Who has to act: whoever provides the file.
+    #[must_use]
+    pub const fn fault(&self) -> Fault {
+        Fault::Mesh
+    }
+}

@@ -1,0 +1,185 @@
+//! Whose turn it is to ask the certificate authority. A node that starts wants certificates for
+//! all of its pods at once; the authority is asked for a few at a time, and those that a
+//! connection waits for go before those that will be wanted later.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::oneshot;
+
+/// The turns that there are, and who waits for one.
+pub(super) struct Turns {
+    state: Mutex<State>,
+}
+
+struct State {
+    free: usize,
+    wanted: VecDeque<oneshot::Sender<Turn>>,
+    ahead: VecDeque<oneshot::Sender<Turn>>,
+}
+
+/// A place in one of the two queues.
+#[derive(Clone, Copy)]
+enum Queue {
+    /// Somebody waits.
+    Wanted,
+    /// Nobody does yet.
+    Ahead,
+}
+
+/// The right to ask; over when it is dropped.
+pub(super) struct Turn {
+    /// None: it was handed on.
+    turns: Option<Arc<Turns>>,
+}
+
+impl Turns {
+    /// So many at a time, one at least.
+    pub(super) fn new(count: usize) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State {
+                free: count.max(1),
+                wanted: VecDeque::new(),
+                ahead: VecDeque::new(),
+            }),
+        })
+    }
+
+    /// Waits for a turn; from the moment `wanted` resolves, before all for whom nobody waits.
+    pub(super) async fn take(self: &Arc<Self>, wanted: impl Future<Output = ()>) -> Turn {
+        let mut wanted = std::pin::pin!(wanted);
+        let mut queue = Queue::Ahead;
+        loop {
+            let mut place = match self.enter(queue) {
+                Ok(turn) => return turn,
+                Err(place) => place,
+            };
+            tokio::select! {
+                biased;
+                // A place is never lost while it is held; if it were, there is another.
+                turn = &mut place => if let Ok(turn) = turn {
+                    return turn;
+                },
+                () = &mut wanted, if matches!(queue, Queue::Ahead) => queue = Queue::Wanted,
+            }
+            // A turn that arrived just now goes back first.
+            drop(place);
+        }
+    }
+
+    fn enter(self: &Arc<Self>, queue: Queue) -> Result<Turn, oneshot::Receiver<Turn>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.free > 0 {
+            state.free -= 1;
+            return Ok(Turn {
+                turns: Some(self.clone()),
+            });
+        }
+        let (give, place) = oneshot::channel();
+        match queue {
+            Queue::Wanted => state.wanted.push_back(give),
+            Queue::Ahead => state.ahead.push_back(give),
+        }
+        Err(place)
+    }
+
+    /// The next in line; without one, the turn is free.
+    fn next(&self) -> Option<oneshot::Sender<Turn>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = state.wanted.pop_front();
+        let next = next.or_else(|| state.ahead.pop_front());
+        if next.is_none() {
+            state.free += 1;
+        }
+        next
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut turns = self.turns.take();
+        // Whoever left the queue is passed over.
+        while let Some(next) = turns.as_ref().and_then(|turns| turns.next()) {
+            let sent = next.send(Self { turns });
+            turns = sent
+                .err()
+                .and_then(|mut undelivered| undelivered.turns.take());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::sync::Notify;
+
+    /// Takes a turn, writes down who had it, and gives it back.
+    fn visit(
+        turns: &Arc<Turns>,
+        log: &Arc<Mutex<Vec<&'static str>>>,
+        name: &'static str,
+        wanted: Arc<Notify>,
+    ) -> tokio::task::JoinHandle<()> {
+        let (turns, log) = (turns.clone(), log.clone());
+        tokio::spawn(async move {
+            let _turn = turns.take(wanted.notified()).await;
+            log.lock().unwrap().push(name);
+            tokio::task::yield_now().await;
+        })
+    }
+
+    async fn settle() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    #[tokio::test]
+    async fn who_is_waited_for_goes_before_those_who_came_earlier() {
+        let turns = Turns::new(1);
+        let log = Arc::default();
+        let held = turns.take(std::future::pending()).await;
+        let nobody = || Arc::new(Notify::new());
+        let becomes_wanted = nobody();
+        let mut visits = vec![
+            visit(&turns, &log, "first", nobody()),
+            visit(&turns, &log, "second", nobody()),
+            visit(&turns, &log, "third", becomes_wanted.clone()),
+        ];
+        settle().await;
+        let at_once = nobody();
+        at_once.notify_one();
+        visits.push(visit(&turns, &log, "fourth", at_once));
+        settle().await;
+        becomes_wanted.notify_one();
+        settle().await;
+        assert!(log.lock().unwrap().is_empty());
+        drop(held);
+        for visit in visits {
+            visit.await.unwrap();
+        }
+        assert_eq!(*log.lock().unwrap(), ["fourth", "third", "first", "second"]);
+    }
+
+    #[tokio::test]
+    async fn no_turn_is_lost_with_those_who_leave() {
+        let turns = Turns::new(2);
+        let held = [
+            turns.take(std::future::pending()).await,
+            turns.take(std::future::pending()).await,
+        ];
+        let log = Arc::default();
+        let leaving = visit(&turns, &log, "leaves", Arc::new(Notify::new()));
+        let late = visit(&turns, &log, "leaves late", Arc::new(Notify::new()));
+        let stays = visit(&turns, &log, "stays", Arc::new(Notify::new()));
+        settle().await;
+        leaving.abort();
+        settle().await;
+        drop(held);
+        // Its turn has arrived, but it does not run any more.
+        late.abort();
+        stays.await.unwrap();
+        settle().await;
+        assert_eq!(*log.lock().unwrap(), ["stays"]);
+        assert_eq!(turns.state.lock().unwrap().free, 2);
+    }
+}
