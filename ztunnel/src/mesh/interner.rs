@@ -25,10 +25,33 @@ impl Interner {
         self.0.insert(shared.clone());
         shared
     }
+
+    /// Lets go of texts that nobody else holds any more. Whoever keeps an interner for long calls
+    /// it now and then: names of pods come and go.
+    pub fn forget_unused(&mut self) {
+        self.0.retain(|text| Arc::strong_count(text) > 1);
+        self.0.shrink_to_fit();
+    }
 }
 
 impl Default for Interner {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_held_once_and_only_while_it_is_used() {
+        let mut texts = Interner::new();
+        let kept = texts.get("kept");
+        assert!(Arc::ptr_eq(&kept, &texts.get("kept")));
+        drop(texts.get("gone"));
+        texts.forget_unused();
+        assert_eq!(texts.0.len(), 1);
+        assert!(Arc::ptr_eq(&kept, &texts.get("kept")));
     }
 }

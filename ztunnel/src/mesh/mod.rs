@@ -22,8 +22,8 @@ pub use policy::{
     StringMatch,
 };
 pub use service::{
-    HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, NetworkRange, RoutingScope, Service,
-    Visibility, WeightedWaypoint,
+    HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, NetworkRange, RoutingScope,
+    Service, Visibility, WeightedWaypoint,
 };
 pub use snapshot::{Endpoint, ServiceEntry, Snapshot};
 pub use workload::{
