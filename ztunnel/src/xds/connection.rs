@@ -163,7 +163,10 @@ fn likely_cause(cause: &(dyn StdError + 'static), root: &Root) -> Option<String>
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let error = wrapped.or_else(|| cause.downcast_ref::<rustls::Error>())?;
     match error {
-        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => Some(match root {
+        // Roots of two meshes often bear the same name, and then it is the signature that differs.
+        rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => Some(match root {
             Root::File(path) => format!("it is not signed by a root in {}", path.display()),
             Root::System => "it is not signed by a root that this system trusts".to_owned(),
         }),
