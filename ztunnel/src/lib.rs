@@ -17,3 +17,4 @@ pub mod path;
 pub mod pods;
 pub mod telemetry;
 pub mod tls;
+pub mod xds;

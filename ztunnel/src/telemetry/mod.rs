@@ -15,6 +15,7 @@ mod logging;
 mod pods;
 mod series;
 mod table;
+mod xds;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -34,6 +35,7 @@ pub use logging::{
 };
 pub use pods::PodMetrics;
 pub use series::{Count, Reporter, ResponseFlag, SecurityPolicy, Series, SeriesKey};
+pub use xds::{XdsMetrics, XdsTermination};
 
 use exposition::Exposition;
 use table::Table;
@@ -46,6 +48,7 @@ pub struct Telemetry {
     table: Arc<Table>,
     pods: PodMetrics,
     acceleration: AccelerationMetrics,
+    xds: XdsMetrics,
     registry: Mutex<Registry>,
 }
 
@@ -59,6 +62,7 @@ impl Telemetry {
         registry.register_collector(Box::new(Exposition(table.clone())));
         let pods = PodMetrics::register(&mut registry);
         let acceleration = AccelerationMetrics::register(&mut registry);
+        let xds = XdsMetrics::register(&mut registry);
         let build = Family::<Vec<(&'static str, &'static str)>, Gauge>::default();
         build
             .get_or_create(&vec![
@@ -80,6 +84,7 @@ impl Telemetry {
             table,
             pods,
             acceleration,
+            xds,
             registry: Mutex::new(registry),
         })
     }
@@ -111,6 +116,12 @@ impl Telemetry {
     #[must_use]
     pub const fn acceleration(&self) -> &AccelerationMetrics {
         &self.acceleration
+    }
+
+    /// The metrics of the connection to the control plane.
+    #[must_use]
+    pub const fn xds(&self) -> &XdsMetrics {
+        &self.xds
     }
 
     /// A pod's listeners are up.

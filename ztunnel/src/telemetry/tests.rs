@@ -186,17 +186,9 @@ fn threads_count_into_the_same_series() {
 fn another_room_adds_its_own_metrics() {
     let telemetry = Telemetry::new(Counter::default());
     let counter: Counter = Counter::default();
-    telemetry.register(
-        "istio_xds_connection_terminations",
-        "Ended",
-        counter.clone(),
-    );
+    telemetry.register("ztunnel_guests", "Guests", counter.clone());
     counter.inc();
-    assert!(
-        telemetry
-            .encode()
-            .contains("\nistio_xds_connection_terminations_total 1\n")
-    );
+    assert!(telemetry.encode().contains("\nztunnel_guests_total 1\n"));
 }
 
 #[test]
@@ -215,4 +207,22 @@ fn the_self_test_is_shown_by_case() {
     }
     assert!(!text.contains("failed\"} 1"), "{text}");
     assert!(!text.contains("case=\"reset\""), "{text}");
+}
+
+#[test]
+fn ends_of_the_control_planes_connection_are_counted_by_reason() {
+    let telemetry = Telemetry::new(Counter::default());
+    telemetry.xds().terminated(XdsTermination::Reconnect);
+    telemetry
+        .xds()
+        .clone()
+        .terminated(XdsTermination::Reconnect);
+    telemetry.xds().terminated(XdsTermination::ConnectionError);
+    let text = telemetry.encode();
+    for line in [
+        "istio_xds_connection_terminations_total{reason=\"Reconnect\"} 2\n",
+        "istio_xds_connection_terminations_total{reason=\"ConnectionError\"} 1\n",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
 }

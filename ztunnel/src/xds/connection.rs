@@ -1,0 +1,181 @@
+//! One connection: TLS to the control plane, and what proves who asks.
+
+use std::error::Error as StdError;
+use std::io;
+use std::path::Path;
+
+use rustls::CertificateError;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use tokio::io::AsyncReadExt as _;
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use zeroize::Zeroizing;
+
+use super::config::{Checked, Root};
+use super::error::Error;
+
+/// The largest file of root certificates.
+const ROOTS_MAX: u64 = 4 << 20;
+/// The largest token; those of Kubernetes have about 1 KiB.
+const TOKEN_MAX: u64 = 64 << 10;
+/// Bytes that may be on the way: a large push should not wait for round trips.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// Connects.
+pub(super) async fn connect(to: &Checked) -> Result<Channel, Error> {
+    let config = &to.config;
+    let failed = |error: tonic::transport::Error| Error::Connect {
+        address: config.address.clone(),
+        why: explain(&error, &config.root),
+    };
+    let mut endpoint = Endpoint::from(to.address.clone())
+        .connect_timeout(config.connect_timeout)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(config.keepalive_interval)
+        .keep_alive_timeout(config.keepalive_timeout)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    if to.is_encrypted() {
+        endpoint = endpoint.tls_config(tls(to).await?).map_err(failed)?;
+    }
+    if let Some(origin) = &to.origin {
+        endpoint = endpoint.origin(origin.clone());
+    }
+    // The endpoint's own limit does not cover every step of the handshake.
+    let connecting = tokio::time::timeout(config.connect_timeout, endpoint.connect());
+    match connecting.await {
+        Ok(connected) => connected.map_err(failed),
+        Err(_elapsed) => Err(Error::ConnectTimeout {
+            address: config.address.clone(),
+            after: config.connect_timeout,
+        }),
+    }
+}
+
+async fn tls(to: &Checked) -> Result<ClientTlsConfig, Error> {
+    let tls = match &to.config.root {
+        Root::System => ClientTlsConfig::new().with_native_roots(),
+        Root::File(path) => {
+            let pem = roots(path).await?;
+            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))
+        }
+    };
+    Ok(match &to.config.alt_hostname {
+        Some(name) => tls.domain_name(name),
+        None => tls,
+    })
+}
+
+async fn roots(path: &Path) -> Result<Vec<u8>, Error> {
+    let refuse = |why: String| Error::Root {
+        path: path.to_owned(),
+        why,
+    };
+    let pem = read(path, ROOTS_MAX)
+        .await
+        .map_err(|error| refuse(error.to_string()))?;
+    let mut found = 0_usize;
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        certificate.map_err(|error| refuse(error.to_string()))?;
+        found += 1;
+    }
+    if found == 0 {
+        return Err(refuse("it holds no certificate in PEM form".to_owned()));
+    }
+    Ok(pem.to_vec())
+}
+
+/// What goes with the request that opens the stream. The token is read each time: Kubernetes
+/// replaces it before it runs out.
+pub(super) async fn metadata(to: &Checked) -> Result<MetadataMap, Error> {
+    let mut metadata = MetadataMap::new();
+    if let Some(path) = &to.config.token
+        && to.is_encrypted()
+    {
+        metadata.insert("authorization", bearer(path).await?);
+    }
+    for (name, value) in &to.headers {
+        metadata.insert(name.clone(), value.clone());
+    }
+    Ok(metadata)
+}
+
+async fn bearer(path: &Path) -> Result<AsciiMetadataValue, Error> {
+    let refuse = |why: String| Error::Token {
+        path: path.to_owned(),
+        why,
+    };
+    let bytes = read(path, TOKEN_MAX)
+        .await
+        .map_err(|error| refuse(error.to_string()))?;
+    let token = std::str::from_utf8(&bytes).map_or("", str::trim);
+    if token.is_empty() {
+        return Err(refuse("it holds no token".to_owned()));
+    }
+    let header = Zeroizing::new(format!("Bearer {token}"));
+    let mut header = AsciiMetadataValue::try_from(header.as_str())
+        .map_err(|_not_ascii| refuse("it holds characters that no token has".to_owned()))?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+async fn read(path: &Path, limit: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+    let file = tokio::fs::File::open(path).await?;
+    let mut bytes = Zeroizing::new(Vec::new());
+    file.take(limit + 1).read_to_end(&mut bytes).await?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length <= limit) {
+        return Ok(bytes);
+    }
+    Err(io::Error::other(format!("it is larger than {limit} bytes")))
+}
+
+/// The whole chain of causes in one line, and what most likely is behind it.
+fn explain(error: &tonic::transport::Error, root: &Root) -> String {
+    let mut text = String::new();
+    let mut likely = None;
+    let mut next: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        // Layers like to repeat what the one below them said.
+        if !text.contains(&said) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&said);
+        }
+        likely = likely.or_else(|| likely_cause(cause, root));
+        next = cause.source();
+    }
+    if let Some(likely) = likely {
+        text.push_str(&format!(" ({likely})"));
+    }
+    text
+}
+
+fn likely_cause(cause: &(dyn StdError + 'static), root: &Root) -> Option<String> {
+    // An I/O error's source is that of what it wraps, not what it wraps.
+    let wrapped = cause
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::get_ref)
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let error = wrapped.or_else(|| cause.downcast_ref::<rustls::Error>())?;
+    match error {
+        // Roots of two meshes often bear the same name, and then it is the signature that differs.
+        rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => Some(match root {
+            Root::File(path) => format!("it is not signed by a root in {}", path.display()),
+            Root::System => "it is not signed by a root that this system trusts".to_owned(),
+        }),
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => Some("its certificate is for other names: ALT_XDS_HOSTNAME sets the name".to_owned()),
+        rustls::Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => Some("its certificate ran out, or a clock is wrong".to_owned()),
+        _ => None,
+    }
+}

@@ -1,0 +1,276 @@
+//! One response of the control plane: which changes it brings, what of it is refused, and who has
+//! waited for it.
+//!
+//! Resources are read in slices, so that a push of a whole mesh does not stop everything else on
+//! this thread, and handed on as they are read. What has gone comes first: an address may have
+//! passed from a workload that is gone to one that is new.
+
+use std::sync::Arc;
+
+use foldhash::HashSet;
+use tokio::sync::mpsc;
+
+use super::demand::Fetched;
+use super::error::Error;
+use super::event::{Answer, Batch, Event};
+use super::known::{Known, digest_of};
+use super::proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
+use super::resource::{ResourceError, Type, content, read};
+use super::waiting::{Arrival, Waiting};
+use crate::mesh::{Change, Interner};
+
+/// Resources in a batch.
+const SLICE: usize = 512;
+/// Refusals that are spelled out to the control plane and in the log.
+const SPELLED_OUT: usize = 32;
+/// The least number of changes after which texts are looked through.
+const CHURN_MIN: usize = 4096;
+
+/// Everything that outlives a stream.
+pub(super) struct State {
+    pub(super) trust_domain: String,
+    pub(super) addresses: Holding,
+    pub(super) policies: Holding,
+    pub(super) waiting: Waiting,
+    texts: Interner,
+    /// Changes since texts were last looked through.
+    churn: usize,
+}
+
+/// One type.
+#[derive(Debug, Default)]
+pub(super) struct Holding {
+    pub(super) known: Known,
+    /// What is gone unless the next response, which is everything there is, names it.
+    pub(super) unconfirmed: Option<HashSet<Arc<str>>>,
+    /// Whether there was a response ever.
+    pub(super) answered: bool,
+}
+
+/// What a response led to.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// Resources that were refused.
+    pub(super) refused: usize,
+    /// The first of them, with the reasons.
+    pub(super) complaints: Vec<String>,
+    /// Names and keys behind which there is nothing any more.
+    pub(super) gone: Vec<String>,
+}
+
+impl State {
+    pub(super) fn new(trust_domain: &str) -> Self {
+        Self {
+            trust_domain: trust_domain.to_owned(),
+            addresses: Holding::default(),
+            policies: Holding::default(),
+            waiting: Waiting::new(),
+            texts: Interner::new(),
+            churn: 0,
+        }
+    }
+
+    pub(super) const fn holding(&mut self, kind: Type) -> &mut Holding {
+        match kind {
+            Type::Address => &mut self.addresses,
+            Type::Authorization => &mut self.policies,
+        }
+    }
+
+    /// Takes a response in. Returns when all of it was handed on.
+    pub(super) async fn take(
+        &mut self,
+        kind: Type,
+        response: DeltaDiscoveryResponse,
+        outlet: &mpsc::Sender<Event>,
+    ) -> Result<Outcome, Error> {
+        let DeltaDiscoveryResponse {
+            resources,
+            removed_resources: removed,
+            ..
+        } = response;
+        self.churn += resources.len() + removed.len();
+        let mut push = Push::new(self, kind);
+        for (at, name) in removed.iter().enumerate() {
+            push.released(name);
+            push.pause(at, outlet).await?;
+        }
+        for (at, resource) in resources.into_iter().enumerate() {
+            push.resource(&resource);
+            push.pause(at, outlet).await?;
+        }
+        push.drop_unconfirmed();
+        removed.iter().for_each(|name| push.is_gone(name));
+        let outcome = push.finish(outlet).await?;
+        self.trim();
+        Ok(outcome)
+    }
+
+    /// Lets go of texts of what is gone, when as much has changed as there is.
+    fn trim(&mut self) {
+        let held = self.addresses.known.len() + self.policies.known.len();
+        if self.churn > held.max(CHURN_MIN) {
+            self.texts.forget_unused();
+            self.churn = 0;
+        }
+    }
+}
+
+struct Push<'a> {
+    state: &'a mut State,
+    kind: Type,
+    unconfirmed: Option<HashSet<Arc<str>>>,
+    changes: Vec<Change>,
+    answers: Vec<Answer>,
+    outcome: Outcome,
+    /// Whether changes of this push were handed on already, so that its end has to be told.
+    handed_on: bool,
+}
+
+impl<'a> Push<'a> {
+    fn new(state: &'a mut State, kind: Type) -> Self {
+        Self {
+            unconfirmed: state.holding(kind).unconfirmed.take(),
+            state,
+            kind,
+            changes: Vec::new(),
+            answers: Vec::new(),
+            outcome: Outcome::default(),
+            handed_on: false,
+        }
+    }
+
+    fn released(&mut self, name: &str) {
+        let State {
+            addresses,
+            policies,
+            texts,
+            ..
+        } = &mut *self.state;
+        let known = match self.kind {
+            Type::Address => &mut addresses.known,
+            Type::Authorization => &mut policies.known,
+        };
+        self.changes.extend(known.release(name, texts));
+    }
+
+    /// Nobody need wait for this name, unless the same response brought it back.
+    fn is_gone(&mut self, name: &str) {
+        if self.kind == Type::Address && !self.state.addresses.known.holds(name) {
+            let waiting = &mut self.state.waiting;
+            waiting.answer(name, Fetched::Absent, &mut self.answers);
+            self.outcome.gone.extend(waiting.left(name));
+            self.outcome.gone.push(name.to_owned());
+        }
+    }
+
+    fn drop_unconfirmed(&mut self) {
+        for name in self.unconfirmed.take().into_iter().flatten() {
+            self.released(&name);
+            self.is_gone(&name);
+        }
+    }
+
+    fn resource(&mut self, resource: &Resource) {
+        if let Some(unconfirmed) = &mut self.unconfirmed {
+            unconfirmed.remove(&*resource.name);
+        }
+        match self.read(resource) {
+            Ok(Some(change)) => {
+                self.arrived(resource, Some(&change));
+                self.changes.push(change);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                self.refuse(resource, &error);
+                self.arrived(resource, None);
+            }
+        }
+    }
+
+    /// The change, or nothing where all is as it was.
+    fn read(&mut self, resource: &Resource) -> Result<Option<Change>, ResourceError> {
+        let content = content(self.kind, resource)?;
+        let digest = digest_of(content);
+        let State {
+            addresses,
+            policies,
+            texts,
+            trust_domain,
+            waiting,
+            ..
+        } = &mut *self.state;
+        let known = match self.kind {
+            Type::Address => &mut addresses.known,
+            Type::Authorization => &mut policies.known,
+        };
+        let (name, version) = (&resource.name, &resource.version);
+        let same = known.is_same(name, version, &digest, texts);
+        // Whoever waits may know it by an address, which only its content tells.
+        if same && (waiting.is_empty() || self.kind == Type::Authorization) {
+            return Ok(None);
+        }
+        let doubt = |doubt: &str| tracing::warn!(policy = %name.escape_debug(), "{doubt}");
+        let change = read(self.kind, name, content, trust_domain, texts, doubt)?;
+        if same {
+            self.arrived(resource, Some(&change));
+            return Ok(None);
+        }
+        let before = known.hold(name, version, digest, &change, texts);
+        self.changes.extend(before);
+        Ok(Some(change))
+    }
+
+    fn arrived(&mut self, resource: &Resource, change: Option<&Change>) {
+        if self.kind == Type::Address {
+            let arrival = Arrival {
+                name: &resource.name,
+                aliases: &resource.aliases,
+                change,
+            };
+            let lost = self.state.waiting.came(&arrival, &mut self.answers);
+            self.outcome.gone.extend(lost);
+        }
+    }
+
+    fn refuse(&mut self, resource: &Resource, error: &ResourceError) {
+        self.outcome.refused += 1;
+        if self.outcome.complaints.len() >= SPELLED_OUT {
+            return;
+        }
+        let name: String = resource.name.chars().take(256).collect();
+        tracing::warn!(
+            resource = %name.escape_debug(),
+            reason = error.reason(),
+            fault = error.fault().as_str(),
+            "refused: {error}"
+        );
+        self.outcome.complaints.push(format!("{name}: {error}"));
+    }
+
+    /// After every slice: hands on what there is, and lets others run.
+    async fn pause(&mut self, at: usize, outlet: &mpsc::Sender<Event>) -> Result<(), Error> {
+        if (at + 1).is_multiple_of(SLICE) {
+            self.hand_on(false, outlet).await?;
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    async fn finish(mut self, outlet: &mpsc::Sender<Event>) -> Result<Outcome, Error> {
+        self.hand_on(true, outlet).await?;
+        Ok(self.outcome)
+    }
+
+    async fn hand_on(&mut self, last: bool, outlet: &mpsc::Sender<Event>) -> Result<(), Error> {
+        let changes = std::mem::take(&mut self.changes);
+        let answers = std::mem::take(&mut self.answers);
+        self.handed_on |= !changes.is_empty();
+        let batch = Batch::new(changes, last, answers);
+        if batch.is_idle() && !(last && self.handed_on) {
+            return Ok(());
+        }
+        let sent = outlet.send(Event::Changes(batch)).await;
+        sent.map_err(|_closed| Error::Abandoned)
+    }
+}
