@@ -7,6 +7,7 @@
 
 pub mod bench;
 pub mod cleanup;
+pub mod control;
 pub mod demo;
 pub mod lane;
 pub mod net;

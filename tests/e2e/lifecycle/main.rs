@@ -10,6 +10,7 @@
 
 mod dedicated;
 mod doctor;
+mod dropin;
 mod enrollment;
 mod hostile;
 mod killed;

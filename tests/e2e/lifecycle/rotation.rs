@@ -65,7 +65,7 @@ fn transfer(stream: TcpStream, mut enough: impl FnMut() -> bool) -> u64 {
 fn a_long_transfer_outlives_its_certificates() {
     let world = World::two_nodes().unwrap();
     let mut mesh = Mesh::builder(&world)
-        .settings(|settings| settings.ca.local.leaf_ttl = Some("4s".to_owned()))
+        .settings(|settings| settings.ca.as_mut().unwrap().local.leaf_ttl = Some("4s".to_owned()))
         .start()
         .unwrap();
     let (source, server) = (world.pod("a", 0), world.pod("b", 0));
@@ -96,7 +96,7 @@ fn a_long_transfer_outlives_its_certificates() {
 fn new_connections_are_shown_the_new_certificate() {
     let world = World::two_nodes().unwrap();
     let mut mesh = Mesh::builder(&world)
-        .settings(|settings| settings.ca.local.leaf_ttl = Some("6s".to_owned()))
+        .settings(|settings| settings.ca.as_mut().unwrap().local.leaf_ttl = Some("6s".to_owned()))
         .start()
         .unwrap();
     let server = world.pod("b", 0);

@@ -171,12 +171,12 @@ impl<'world> MeshBuilder<'world> {
             workloads: everyone().map(|(node, pod)| workload(node, pod)).collect(),
             services: everyone().map(|(_, pod)| service(pod)).collect(),
             policies: Vec::new(),
-            ca: Authority {
+            ca: Some(Authority {
                 local: LocalAuthority {
                     directory: self.world.directory().join("ca"),
                     leaf_ttl: None,
                 },
-            },
+            }),
             admin: Address {
                 address: "127.0.0.1:15000".to_owned(),
             },

@@ -23,7 +23,8 @@ pub struct Settings {
     pub workloads: Vec<Workload>,
     pub services: Vec<Service>,
     pub policies: Vec<Policy>,
-    pub ca: Authority,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<Authority>,
     pub admin: Address,
     pub metrics: Address,
     pub readiness: Address,

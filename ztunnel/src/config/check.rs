@@ -261,11 +261,8 @@ fn durations(settings: &Settings) -> Result<(), ConfigError> {
     lasts("hbone.responseTimeout", hbone.response_timeout, instant)?;
     lasts("hbone.pingInterval", hbone.ping_interval, instant)?;
     lasts("hbone.pingTimeout", hbone.ping_timeout, instant)?;
-    lasts(
-        "ca.local.leafTtl",
-        settings.ca.leaf_ttl,
-        Duration::from_secs(2),
-    )?;
+    let (key, leaf_ttl) = (settings.ca.leaf_ttl_key(), settings.ca.leaf_ttl());
+    lasts(key, leaf_ttl, Duration::from_secs(2))?;
     lasts(
         "termination.deadline",
         settings.termination_deadline,
@@ -289,23 +286,14 @@ fn pods(settings: &mut Settings) -> Result<(), ConfigError> {
     let mut doubts = Vec::new();
     for (at, pod) in settings.pods.iter().enumerate() {
         let key = format!("pods[{at}].workload");
-        let workload = find(settings, key.clone(), &pod.workload)?;
-        if workload.network_mode == NetworkMode::HostNetwork {
-            let problem = format!(
-                "{} uses its node's network and cannot be enrolled",
-                workload.uid
-            );
-            return Err(contradiction(key, problem));
-        }
-        if workload.workload_ips.is_empty() {
-            let problem = format!("{} has no workloadIps and cannot be enrolled", workload.uid);
-            return Err(contradiction(key, problem));
-        }
-        if workload.node != settings.node {
-            doubts.push(format!(
-                "{key}: {} says that it runs on node {:?}, and this is {:?}",
-                workload.uid, workload.node, settings.node
-            ));
+        let workload = match find(settings, key.clone(), &pod.workload) {
+            Ok(workload) => Some(workload),
+            // The control plane may know it.
+            Err(_unknown) if settings.xds.is_some() => None,
+            Err(unknown) => return Err(unknown),
+        };
+        if let Some(workload) = workload {
+            doubts.extend(enrollable(settings, &key, workload)?);
         }
         if let Some(first) = workloads.insert(&pod.workload, at) {
             let (found, first) = (pod.workload.to_string(), format!("pods[{first}].workload"));
@@ -331,4 +319,30 @@ fn pods(settings: &mut Settings) -> Result<(), ConfigError> {
     }
     settings.warnings.extend(doubts);
     Ok(())
+}
+
+/// Whether a workload can be enrolled here, and what is doubtful about it.
+fn enrollable(
+    settings: &Settings,
+    key: &str,
+    workload: &Workload,
+) -> Result<Option<String>, ConfigError> {
+    let uid = &workload.uid;
+    let impossible = if workload.network_mode == NetworkMode::HostNetwork {
+        Some("uses its node's network")
+    } else if workload.workload_ips.is_empty() {
+        Some("has no workloadIps")
+    } else {
+        None
+    };
+    if let Some(why) = impossible {
+        let problem = format!("{uid} {why} and cannot be enrolled");
+        return Err(contradiction(key, problem));
+    }
+    Ok((workload.node != settings.node).then(|| {
+        format!(
+            "{key}: {uid} says that it runs on node {:?}, and this is {:?}",
+            workload.node, settings.node
+        )
+    }))
 }

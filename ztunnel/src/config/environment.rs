@@ -4,13 +4,15 @@
 //! unchanged; what that chart has no name for is called `ZTUNNEL_...`. Names of that chart that mean nothing here are ignored: they are the chart's, not a
 //! mistake. A value that is not what its name expects is an error that names the variable.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::file::ModeName;
 use super::units::duration_or_seconds;
-use super::{Acceleration, Bytes, ConfigError, LogFormat, SameNode};
+use super::{Acceleration, Bytes, ConfigError, Instance, LogFormat, SameNode};
 
 /// What the environment says. An empty variable counts as unset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +26,12 @@ pub struct Environment {
     pub(super) mesh_text: Option<String>,
     pub(super) fake_ca: bool,
     pub(super) leaf_ttl: Option<Duration>,
+    pub(super) in_cluster: bool,
+    pub(super) xds: UpstreamVariables,
+    pub(super) ca: UpstreamVariables,
+    pub(super) token: Option<PathBuf>,
+    pub(super) on_demand: Option<bool>,
+    pub(super) instance: Instance,
     pub(super) grace_period: Option<Duration>,
     pub(super) termination_deadline: Option<Duration>,
     pub(super) mark: Option<u32>,
@@ -44,6 +52,15 @@ pub struct Environment {
     pub(super) log_format: Option<LogFormat>,
 }
 
+/// What the environment says about a service of the control plane.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct UpstreamVariables {
+    pub(super) address: Option<String>,
+    pub(super) root: Option<PathBuf>,
+    pub(super) hostname: Option<String>,
+    pub(super) headers: BTreeMap<String, String>,
+}
+
 /// `PROXY_WORKLOAD_INFO`: which workload a dedicated proxy works for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct WorkloadInfo {
@@ -58,15 +75,22 @@ impl Environment {
     /// # Errors
     /// When a variable is not what its name expects.
     pub fn of_process() -> Result<Self, ConfigError> {
-        Self::read(|name| std::env::var(name).ok())
+        // What is no text is none of the names that count here.
+        let text = |(name, value): (OsString, OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
+        Self::read(std::env::vars_os().filter_map(text))
     }
 
-    /// Reads the environment through a function, which tests replace.
+    /// Reads an environment that is given as names and values.
     ///
     /// # Errors
     /// When a variable is not what its name expects.
-    pub fn read(lookup: impl Fn(&'static str) -> Option<String>) -> Result<Self, ConfigError> {
-        let env = Lookup(|name| lookup(name).filter(|value| !value.is_empty()));
+    pub fn read(
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let set = variables.into_iter().filter(|(_, value)| !value.is_empty());
+        let env = Lookup(set.collect());
         Ok(Self {
             node: env.text("NODE_NAME"),
             cluster_id: env
@@ -79,6 +103,22 @@ impl Environment {
             mesh_text: env.text("LOCAL_XDS"),
             fake_ca: env.parsed("FAKE_CA", switch)?.unwrap_or(false),
             leaf_ttl: env.duration("SECRET_TTL")?,
+            in_cluster: env.text("KUBERNETES_SERVICE_HOST").is_some(),
+            xds: UpstreamVariables {
+                address: env.text("XDS_ADDRESS"),
+                root: env.text("XDS_ROOT_CA").map(PathBuf::from),
+                hostname: env.text("ALT_XDS_HOSTNAME"),
+                headers: env.with_prefix("XDS_HEADER_"),
+            },
+            ca: UpstreamVariables {
+                address: env.text("CA_ADDRESS"),
+                root: env.text("CA_ROOT_CA").map(PathBuf::from),
+                hostname: env.text("ALT_CA_HOSTNAME"),
+                headers: env.with_prefix("CA_HEADER_"),
+            },
+            token: env.text("AUTH_TOKEN").map(PathBuf::from),
+            on_demand: env.parsed("XDS_ON_DEMAND", switch)?,
+            instance: env.instance(),
             grace_period: env.duration("TERMINATION_GRACE_PERIOD_SECONDS")?,
             termination_deadline: env.duration("CONNECTION_TERMINATION_DEADLINE")?,
             mark: env.number("PACKET_MARK")?,
@@ -101,11 +141,33 @@ impl Environment {
     }
 }
 
-struct Lookup<F>(F);
+/// The variables that are set and not empty.
+struct Lookup(BTreeMap<String, String>);
 
-impl<F: Fn(&'static str) -> Option<String>> Lookup<F> {
+impl Lookup {
     fn text(&self, name: &'static str) -> Option<String> {
-        (self.0)(name)
+        self.0.get(name).cloned()
+    }
+
+    /// The variables whose names begin so, by the rest of their names.
+    fn with_prefix(&self, prefix: &str) -> BTreeMap<String, String> {
+        let all = self.0.iter();
+        all.filter_map(|(name, value)| Some((name.strip_prefix(prefix)?.to_owned(), value.clone())))
+            .collect()
+    }
+
+    /// Who this proxy is, by what Istio's chart tells its pod.
+    fn instance(&self) -> Instance {
+        let text = |name| self.text(name).unwrap_or_default();
+        Instance {
+            ip: text("INSTANCE_IP"),
+            pod: text("POD_NAME"),
+            namespace: text("POD_NAMESPACE"),
+            cluster_domain: self
+                .text("CLUSTER_DOMAIN")
+                .unwrap_or_else(|| "cluster.local".to_owned()),
+            metadata: self.with_prefix("ISTIO_META_"),
+        }
     }
 
     fn parsed<T>(

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::lanes::OverrideEntry;
 use super::units::Span;
+use super::upstream::{CaSection, XdsSection};
 use super::{Acceleration, Bytes, LogFormat, SameNode};
 use crate::mesh::local::{PolicyEntry, ServiceEntry, WorkloadEntry};
 use crate::mesh::yaml;
@@ -27,6 +28,7 @@ pub(super) struct File {
     pub(super) services: Vec<ServiceEntry>,
     pub(super) policies: Vec<PolicyEntry>,
     pub(super) ca: CaSection,
+    pub(super) xds: XdsSection,
     pub(super) admin: ListenSection,
     pub(super) metrics: ListenSection,
     pub(super) readiness: ListenSection,
@@ -52,19 +54,6 @@ pub(super) enum ModeName {
 pub(super) struct PodEntry {
     pub(super) workload: String,
     pub(super) netns: PathBuf,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct CaSection {
-    pub(super) local: Option<LocalSection>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct LocalSection {
-    pub(super) directory: PathBuf,
-    pub(super) leaf_ttl: Option<Span>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -132,6 +121,16 @@ pub(super) struct LogSection {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct TerminationSection {
     pub(super) deadline: Option<Span>,
+}
+
+impl File {
+    /// Whether it says anything about what the mesh is.
+    pub(super) fn describes_the_mesh(&self) -> bool {
+        self.mesh_file.is_some()
+            || !self.workloads.is_empty()
+            || !self.services.is_empty()
+            || !self.policies.is_empty()
+    }
 }
 
 impl ModeName {

@@ -11,6 +11,7 @@ use super::file::{
 use super::units::Span;
 use super::{
     Capture, ConfigError, Environment, Hbone, Keepalive, LogFormat, Pod, Settings, check, lanes,
+    upstream,
 };
 use crate::mesh::Uid;
 use crate::mesh::local::{Document, LocalMesh};
@@ -59,7 +60,7 @@ pub(super) fn assemble(
     names(&mut settings, &file, env, flags);
     listeners(&mut settings, &file, flags);
     settings.threads = threads(&file, env, flags)?;
-    authority(&mut settings, &file, env, flags)?;
+    upstream::lay(&mut settings, &file, env, flags)?;
     capture(&mut settings.capture, &file.capture, env, flags);
     lanes::lay(&mut settings, &file, env);
     hbone(&mut settings.hbone, &file.hbone, env);
@@ -164,38 +165,6 @@ fn threads(file: &File, env: &Environment, flags: &Overrides) -> Result<NonZeroU
         .or(env.threads)
         .or(of_file)
         .unwrap_or_else(|| processors().min(two)))
-}
-
-fn authority(
-    settings: &mut Settings,
-    file: &File,
-    env: &Environment,
-    flags: &Overrides,
-) -> Result<(), ConfigError> {
-    let local = file.ca.local.as_ref();
-    let directory = flags
-        .ca_directory
-        .as_ref()
-        .or_else(|| local.map(|local| &local.directory));
-    let Some(directory) = directory else {
-        if env.fake_ca {
-            return Err(ConfigError::Environment {
-                name: "FAKE_CA",
-                problem:
-                    "certificates that nobody checks are not made here; set ca.local.directory \
-                          for a certificate authority inside the proxy"
-                        .to_owned(),
-            });
-        }
-        return Err(ConfigError::Missing {
-            key: "ca.local.directory",
-            remedy: "it says where the keys of the mesh's certificate authority are kept",
-        });
-    };
-    settings.ca.directory.clone_from(directory);
-    let of_file = local.and_then(|local| local.leaf_ttl).map(|ttl| ttl.0);
-    set(&mut settings.ca.leaf_ttl, env.leaf_ttl.or(of_file));
-    Ok(())
 }
 
 fn capture(capture: &mut Capture, file: &CaptureSection, env: &Environment, flags: &Overrides) {

@@ -16,6 +16,7 @@ mod layers;
 pub mod reference;
 mod settings;
 mod units;
+mod upstream;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -24,10 +25,11 @@ pub use self::environment::Environment;
 pub use self::error::ConfigError;
 pub use self::lanes::{Acceleration, LaneOverride, SameNode};
 pub use self::layers::Overrides;
-pub use self::settings::{
-    Capture, Hbone, Keepalive, LocalAuthority, Log, LogFormat, Mode, Pod, Settings,
-};
+pub use self::settings::{Capture, Hbone, Keepalive, Log, LogFormat, Mode, Pod, Settings};
 pub use self::units::{Bytes, ParseUnitError};
+pub use self::upstream::{
+    Authority, Headers, Instance, LocalAuthority, RemoteAuthority, Upstream, Xds,
+};
 pub use self::watch::{WatchError, Watcher};
 
 /// Reads the settings: `path` is the settings file, if there is one.

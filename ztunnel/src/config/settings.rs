@@ -9,7 +9,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{Acceleration, Bytes, LaneOverride, SameNode};
+use super::{
+    Acceleration, Authority, Bytes, Instance, LaneOverride, LocalAuthority, SameNode, Xds,
+};
 use crate::mesh::local::LocalMesh;
 use crate::mesh::{Snapshot, Uid};
 
@@ -31,8 +33,12 @@ pub struct Settings {
     pub mesh_file: Option<PathBuf>,
     /// The pods to enrol.
     pub pods: Vec<Pod>,
-    /// Where certificates come from: the certificate authority inside this process.
-    pub ca: LocalAuthority,
+    /// Where certificates come from.
+    pub ca: Authority,
+    /// Where the control plane tells what the mesh is, besides what the settings say of it.
+    pub xds: Option<Xds>,
+    /// Who this proxy is when it asks the control plane.
+    pub instance: Instance,
     /// Where the admin interface listens; a loopback address.
     pub admin: SocketAddr,
     /// Where metrics are served.
@@ -86,18 +92,6 @@ pub struct Pod {
     pub workload: Uid,
     /// The path of its network namespace.
     pub netns: PathBuf,
-}
-
-/// The certificate authority inside the process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct LocalAuthority {
-    /// Where the root's key and certificate are; made when they are missing. Proxies that share
-    /// it share the mesh.
-    pub directory: PathBuf,
-    /// For how long a workload's certificate is valid; rotated at half of it.
-    #[serde(serialize_with = "super::units::as_text")]
-    pub leaf_ttl: Duration,
 }
 
 /// How connections are captured.
@@ -214,10 +208,12 @@ impl Settings {
             mode: Mode::Shared,
             mesh_file: None,
             pods: Vec::new(),
-            ca: LocalAuthority {
+            ca: Authority::Local(LocalAuthority {
                 directory: PathBuf::new(),
                 leaf_ttl: Duration::from_secs(24 * 60 * 60),
-            },
+            }),
+            xds: None,
+            instance: Instance::default(),
             admin: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 15000),
             metrics: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 15020),
             readiness: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 15021),

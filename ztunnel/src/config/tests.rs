@@ -4,6 +4,7 @@ mod bad;
 mod lanes;
 mod layers;
 mod reference;
+mod upstream;
 
 use std::path::PathBuf;
 
@@ -33,12 +34,8 @@ fn load_with(
     let directory = tempfile::tempdir().unwrap();
     let path: PathBuf = directory.path().join("settings.yaml");
     std::fs::write(&path, text).unwrap();
-    let environment = Environment::read(|name| {
-        variables
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|(_, value)| (*value).to_owned())
-    })?;
+    let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    let environment = Environment::read(variables.iter().map(owned))?;
     super::load_from(Some(&path), &environment, flags)
 }
 

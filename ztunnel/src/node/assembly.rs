@@ -2,14 +2,17 @@
 //! settings, and `config` knows no room: this file is the only place where they meet.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use socket2::TcpKeepalive;
 
 use super::enrollment::Wanted;
-use crate::ca::local::{LocalCa, LocalCaError};
+use crate::ca::istiod::{self, IstiodCa};
+use crate::ca::local::LocalCa;
 use crate::config::{self, Mode, Settings};
 use crate::telemetry::{Filter, FilterError, LogConfig, LogFormat};
-use crate::{admin, hbone, kernel, path, pods};
+use crate::tls::Issuer;
+use crate::{admin, hbone, kernel, path, pods, xds};
 
 pub(super) fn log(settings: &Settings) -> Result<LogConfig, FilterError> {
     Ok(LogConfig {
@@ -49,12 +52,63 @@ pub(super) fn exemptions(settings: &Settings) -> kernel::Exemptions {
     }
 }
 
-pub(super) fn issuer(settings: &Settings) -> Result<LocalCa, LocalCaError> {
-    LocalCa::open(
-        &settings.ca.directory,
-        &settings.trust_domain,
-        settings.ca.leaf_ttl,
-    )
+/// Where certificates come from.
+pub(super) fn issuer(settings: &Settings) -> Result<Arc<dyn Issuer>, super::Error> {
+    Ok(match &settings.ca {
+        config::Authority::Local(local) => Arc::new(LocalCa::open(
+            &local.directory,
+            &settings.trust_domain,
+            local.leaf_ttl,
+        )?),
+        config::Authority::Remote(remote) => {
+            let upstream = &remote.upstream;
+            Arc::new(IstiodCa::new(istiod::Config {
+                root: match &upstream.root {
+                    Some(file) => istiod::Root::File(file.clone()),
+                    None => istiod::Root::System,
+                },
+                alt_hostname: upstream.hostname.clone(),
+                token: upstream.token.clone(),
+                cluster_id: settings.cluster_id.to_string(),
+                headers: upstream.headers.0.clone(),
+                asker: match settings.mode {
+                    Mode::Shared => istiod::Asker::Node,
+                    Mode::Dedicated { .. } => istiod::Asker::Workload,
+                },
+                validity: remote.leaf_ttl,
+                ..istiod::Config::new(upstream.address.clone())
+            })?)
+        }
+    })
+}
+
+/// How the control plane is asked what the mesh is, if it is.
+pub(super) fn xds(settings: &Settings) -> Option<xds::Config> {
+    let config::Xds { upstream, .. } = settings.xds.as_ref()?;
+    let root = match &upstream.root {
+        Some(file) => xds::Root::File(file.clone()),
+        None => xds::Root::System,
+    };
+    let instance = &settings.instance;
+    let metadata = instance.metadata.iter();
+    let node = xds::Node {
+        instance_ip: instance.ip.clone(),
+        pod: instance.pod.clone(),
+        namespace: instance.namespace.clone(),
+        node: settings.node.to_string(),
+        cluster_id: settings.cluster_id.to_string(),
+        cluster_domain: instance.cluster_domain.clone(),
+        metadata: metadata
+            .map(|(key, value)| (key.clone(), value.as_str().into()))
+            .collect(),
+    };
+    Some(xds::Config {
+        alt_hostname: upstream.hostname.clone(),
+        token: upstream.token.clone(),
+        headers: upstream.headers.0.clone(),
+        trust_domain: settings.trust_domain.to_string(),
+        ..xds::Config::new(&upstream.address, root, node)
+    })
 }
 
 pub(super) fn admin(settings: &Settings) -> admin::Config {
@@ -168,6 +222,7 @@ pub(super) fn fixed_keys_that_differ(old: &Settings, new: &Settings) -> Vec<&'st
         ("trustDomain", old.trust_domain != new.trust_domain),
         ("mode", old.mode != new.mode),
         ("ca", old.ca != new.ca),
+        ("xds", old.xds != new.xds),
         ("admin", old.admin != new.admin),
         ("metrics", old.metrics != new.metrics),
         ("readiness", old.readiness != new.readiness),

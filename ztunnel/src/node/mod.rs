@@ -10,6 +10,7 @@ mod assembly;
 pub mod doctor;
 mod dump;
 mod enrollment;
+mod mesh;
 mod program_log;
 
 use std::path::PathBuf;
@@ -21,16 +22,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::admin::{self, Readiness};
+use crate::ca::istiod::IstiodError;
 use crate::ca::local::LocalCaError;
 use crate::config::{self, ConfigError, Overrides, Settings, Watcher};
 use crate::kernel::{self, Kernel};
-use crate::mesh::Snapshot;
 use crate::path::{Accounts, Keeper, Lanes, Shared, View, WorkerError, Workers};
 use crate::telemetry::{FilterError, LogError, LogGuard, LogHandle, Telemetry, init_logging};
-use crate::tls;
+use crate::{tls, xds};
 
 use acceleration::Acceleration;
 use enrollment::Enrollment;
+use mesh::Mesh;
 
 /// How often pods that could not be enrolled are tried again.
 const ENROLL_RETRY: Duration = Duration::from_secs(1);
@@ -56,6 +58,10 @@ pub enum Error {
     Kernel(#[from] kernel::Error),
     #[error(transparent)]
     Ca(#[from] LocalCaError),
+    #[error(transparent)]
+    Istiod(#[from] IstiodError),
+    #[error(transparent)]
+    Xds(#[from] xds::ConfigError),
     #[error(transparent)]
     Admin(#[from] admin::Error),
     #[error(transparent)]
@@ -106,10 +112,12 @@ struct Source {
 struct Node {
     source: Source,
     settings: Settings,
-    mesh: Arc<Snapshot>,
+    mesh: Mesh,
     shared: Arc<Shared>,
     workers: Workers,
     enrollment: Enrollment,
+    /// Every pod is enrolled that is asked for.
+    complete: bool,
     acceleration: Acceleration,
     /// When the connections of the direct lane are to be looked at once more.
     second_sweep: Option<Instant>,
@@ -126,18 +134,21 @@ impl Node {
         let kernel = Kernel::open(&assembly::kernel(&settings))?;
         let issuer = assembly::issuer(&settings)?;
         let runtime = tokio::runtime::Handle::current();
-        let (kernel, mesh) = (Arc::new(kernel), Arc::new(settings.mesh()));
-        let view = View::new(mesh.clone(), [], &Lanes::default());
+        let kernel = Arc::new(kernel);
+        let telemetry = Telemetry::new(log.dropped_lines());
+        let readiness = Readiness::new();
+        let told = || readiness.wait_for("the control plane");
+        let mesh = Mesh::new(&settings, &telemetry, told)?;
+        let view = View::new(mesh.current().clone(), [], &Lanes::default());
         let shared = Arc::new(Shared {
             keeper: Arc::new(Keeper::new(kernel.clone(), view)),
             kernel,
-            certificates: tls::Store::new(Arc::new(issuer), tls::Config::default(), runtime),
-            telemetry: Telemetry::new(log.dropped_lines()),
+            certificates: tls::Store::new(issuer, tls::Config::default(), runtime),
+            telemetry,
             config: assembly::path(&settings),
         });
         let quit = Arc::new(Notify::new());
         let (stop, stopping) = watch::channel(false);
-        let readiness = Readiness::new();
         let pending = readiness.wait_for("enrolling pods");
         let sources = admin::Sources {
             telemetry: shared.telemetry.clone(),
@@ -160,6 +171,7 @@ impl Node {
             shared,
             workers,
             enrollment,
+            complete: false,
             acceleration,
             second_sweep: None,
             quit,
@@ -178,7 +190,7 @@ impl Node {
         let accounts = self.keep_accounts();
         let mut watcher = self.watch();
         // Read once more: what was written since the start would go unnoticed otherwise.
-        let mut complete = self.reload();
+        self.complete = self.reload();
         let (mut terminate, mut interrupt) = (
             listen_for(SignalKind::terminate()),
             listen_for(SignalKind::interrupt()),
@@ -186,13 +198,16 @@ impl Node {
         loop {
             tokio::select! {
                 () = changed(watcher.as_mut()) => {
-                    complete = self.reload();
+                    self.complete = self.reload();
                     if let Some(Err(error)) = watcher.as_mut().map(|w| w.retarget(&self.files())) {
                         tracing::error!(%error, "changes of the mesh file may go unnoticed");
                     }
                 }
-                () = tokio::time::sleep(ENROLL_RETRY), if !complete => {
-                    complete = self.enroll();
+                () = tokio::time::sleep(ENROLL_RETRY), if !self.complete => {
+                    self.complete = self.enroll();
+                }
+                waiting = self.mesh.changed() => {
+                    self.adopt_told(waiting);
                 }
                 () = self.acceleration.tested() => {
                     self.judge_anew();
@@ -290,12 +305,13 @@ impl Node {
         for warning in &settings.warnings {
             tracing::warn!("{warning}");
         }
-        self.mesh = Arc::new(settings.mesh());
+        self.mesh.adopt(&settings.local_mesh);
         self.settings = settings;
         self.judge_anew();
+        let mesh = self.mesh.current();
         self.shared
             .telemetry
-            .retain(|uid| self.mesh.workload_by_uid(uid).is_some());
+            .retain(|uid| mesh.workload_by_uid(uid).is_some());
         if let Err(error) = self
             .shared
             .kernel
@@ -305,11 +321,23 @@ impl Node {
         }
     }
 
+    /// Puts in force what the control plane has told; then those who wait for it are answered.
+    fn adopt_told(&mut self, waiting: Vec<xds::Batch>) {
+        let began = Instant::now();
+        self.judge_anew();
+        drop(waiting);
+        self.complete = self.enroll();
+        self.mesh.in_force(began.elapsed());
+    }
+
     /// Puts what is known now in force: no verdict of the kernel that contradicts it is left when
     /// this returns, and what is open against it is ended.
     fn judge_anew(&mut self) {
+        if !self.mesh.is_known() {
+            return;
+        }
         let lanes = self.acceleration.lanes(&self.settings);
-        let view = View::new(self.mesh.clone(), self.enrollment.pods(), &lanes);
+        let view = View::new(self.mesh.current().clone(), self.enrollment.pods(), &lanes);
         self.shared.keeper.change(view);
         self.workers.judge_again();
         self.sweep();

@@ -48,10 +48,6 @@ pub(super) struct Known {
 }
 
 impl Known {
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     pub(super) fn holds(&self, name: &str) -> bool {
         self.entries.contains_key(name)
     }
@@ -191,7 +187,7 @@ mod tests {
             );
         }
         assert_eq!(known.release(uid, &mut texts), None);
-        assert_eq!(known.len(), 0);
+        assert!(known.entries.is_empty());
     }
 
     #[test]

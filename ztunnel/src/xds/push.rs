@@ -23,8 +23,6 @@ use crate::mesh::{Change, Interner};
 const SLICE: usize = 512;
 /// Refusals that are spelled out to the control plane and in the log.
 const SPELLED_OUT: usize = 32;
-/// The least number of changes after which texts are looked through.
-const CHURN_MIN: usize = 4096;
 
 /// Everything that outlives a stream.
 pub(super) struct State {
@@ -33,8 +31,6 @@ pub(super) struct State {
     pub(super) policies: Holding,
     pub(super) waiting: Waiting,
     texts: Interner,
-    /// Changes since texts were last looked through.
-    churn: usize,
 }
 
 /// One type.
@@ -66,7 +62,6 @@ impl State {
             policies: Holding::default(),
             waiting: Waiting::new(),
             texts: Interner::new(),
-            churn: 0,
         }
     }
 
@@ -89,7 +84,6 @@ impl State {
             removed_resources: removed,
             ..
         } = response;
-        self.churn += resources.len() + removed.len();
         let mut push = Push::new(self, kind);
         for (at, name) in removed.iter().enumerate() {
             push.released(name);
@@ -101,18 +95,7 @@ impl State {
         }
         push.drop_unconfirmed();
         removed.iter().for_each(|name| push.is_gone(name));
-        let outcome = push.finish(outlet).await?;
-        self.trim();
-        Ok(outcome)
-    }
-
-    /// Lets go of texts of what is gone, when as much has changed as there is.
-    fn trim(&mut self) {
-        let held = self.addresses.known.len() + self.policies.known.len();
-        if self.churn > held.max(CHURN_MIN) {
-            self.texts.forget_unused();
-            self.churn = 0;
-        }
+        push.finish(outlet).await
     }
 }
 

@@ -10,7 +10,7 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "zebra: direct",
-        "zebra: unknown field, expected one of node, clusterId, network, trustDomain, mode, workload, meshFile, pods, workloads, services, policies, ca, admin, metrics, readiness, capture, sameNode, acceleration, overrides, hbone, keepalive, threads, log, termination (line 9)",
+        "zebra: unknown field, expected one of node, clusterId, network, trustDomain, mode, workload, meshFile, pods, workloads, services, policies, ca, xds, admin, metrics, readiness, capture, sameNode, acceleration, overrides, hbone, keepalive, threads, log, termination (line 9)",
     ),
     (
         "clusterId: [x]",
@@ -147,7 +147,7 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "ca: { local: { directory: state/ca } } => ca: {}",
-        "ca.local.directory: not set; it says where the keys of the mesh's certificate authority are kept",
+        "ca.local.directory: not set; it says where the keys of the mesh's certificate authority are kept; or set ca.address for the control plane's",
     ),
     (
         "ca: { local: { directory: state/ca } } => ca: { local: {} }",

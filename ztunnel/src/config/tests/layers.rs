@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use super::super::{Bytes, LogFormat, Mode, Overrides};
+use super::super::{Authority, Bytes, LogFormat, Mode, Overrides};
 use super::{GOOD, load, load_with};
 
 #[test]
@@ -16,7 +16,9 @@ fn a_small_file_and_the_defaults() {
     assert_eq!(settings.pods.len(), 1);
     assert_eq!(settings.admin.to_string(), "127.0.0.1:15000");
     assert_eq!(settings.hbone.stream_window, Bytes(1 << 20));
-    assert_eq!(settings.ca.leaf_ttl, Duration::from_secs(86_400));
+    assert!(matches!(settings.ca, Authority::Local(_)));
+    assert_eq!(settings.ca.leaf_ttl(), Duration::from_secs(86_400));
+    assert_eq!(settings.xds, None);
     assert!(settings.threads.get() <= 2);
     assert_eq!(settings.warnings, Vec::<String>::new());
     let mesh = settings.mesh();
@@ -61,7 +63,7 @@ fn flags_before_environment_before_file() {
     assert_eq!(settings.log.filter, "debug");
     assert_eq!(settings.log.format, LogFormat::Json);
     assert_eq!(settings.capture.mark, 42);
-    assert_eq!(settings.ca.leaf_ttl, Duration::from_secs(3600));
+    assert_eq!(settings.ca.leaf_ttl(), Duration::from_secs(3600));
     assert_eq!(settings.keepalive, None);
 }
 
@@ -163,8 +165,8 @@ fn dedicated_for_a_uid_or_for_a_described_workload() {
 
 #[test]
 fn the_environment_alone_is_enough_but_for_the_authority() {
-    let environment =
-        super::Environment::read(|name| (name == "NODE_NAME").then(|| "n".to_owned())).unwrap();
+    let variables = [("NODE_NAME".to_owned(), "n".to_owned())];
+    let environment = super::Environment::read(variables).unwrap();
     let flags = Overrides {
         ca_directory: Some("state/ca".into()),
         ..Overrides::default()

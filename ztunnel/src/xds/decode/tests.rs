@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 use prost::Message as _;
 
+use std::sync::Arc;
+
 use super::*;
 use crate::mesh::{
     ApplicationTunnel, GatewayAddress, GatewayDestination, HealthPolicy, HealthStatus, Identity,
@@ -189,8 +191,8 @@ fn every_field_of_a_workload_arrives() {
             port: Some(8080),
         }),
         services: vec![
-            (key("default", "a.example"), [].into()),
-            (key("ns", "z.example"), [(80, 8080)].into()),
+            (key("default", "a.example"), Arc::new([].into())),
+            (key("ns", "z.example"), Arc::new([(80, 8080)].into())),
         ],
         authorization_policies: vec!["ns/p1".into(), "ns/p2".into()],
         status: HealthStatus::Unhealthy,
@@ -554,7 +556,7 @@ fn texts_are_shared() {
         Ok(Change::Workload(workload)) => workload.namespace,
         other => panic!("{other:?}"),
     };
-    assert!(std::sync::Arc::ptr_eq(&read(), &read()));
+    assert!(Arc::ptr_eq(&read(), &read()));
 }
 
 proptest! {

@@ -1,9 +1,11 @@
 //! `istio.workload.Workload`.
 
+use std::sync::Arc;
+
 use super::fields::{BadField, gateway, ip, or, port, port_or_zero, service_key, shown};
 use crate::mesh::{
-    ApplicationTunnel, HealthStatus, Identity, Interner, Locality, NamespacedHostname, NetworkMode,
-    Ports, TunnelProtocol, Uid, Workload, WorkloadType,
+    ApplicationTunnel, HealthStatus, Interner, Locality, NamespacedHostname, NetworkMode, Ports,
+    TunnelProtocol, Uid, Workload, WorkloadType,
 };
 use crate::xds::proto::istio::workload as wire;
 
@@ -18,7 +20,8 @@ pub(super) fn build(
     let namespace = or(&workload.namespace, "default");
     let service_account = or(&workload.service_account, "default");
     let trust_domain = or(&workload.trust_domain, trust_domain);
-    let identity = Identity::new(trust_domain, namespace, service_account)
+    let identity = texts
+        .identity(trust_domain, namespace, service_account)
         .map_err(|error| BadField::new(error).at("service_account"))?;
     let mut workload_ips = Vec::with_capacity(workload.addresses.len());
     for (at, bytes) in workload.addresses.iter().enumerate() {
@@ -32,8 +35,8 @@ pub(super) fn build(
     let waypoint = gateway(&workload.waypoint, "waypoint")?;
     let network_gateway = gateway(&workload.network_gateway, "network_gateway")?;
     Ok(Workload {
-        uid: Uid(texts.get(&workload.uid)),
-        name: texts.get(&workload.name),
+        uid: Uid(workload.uid.as_str().into()),
+        name: workload.name.as_str().into(),
         namespace: texts.get(namespace),
         trust_domain: texts.get(trust_domain),
         service_account: texts.get(service_account),
@@ -125,7 +128,7 @@ fn application_tunnel(
 fn services(
     workload: &wire::Workload,
     texts: &mut Interner,
-) -> Result<Vec<(NamespacedHostname, Ports)>, BadField> {
+) -> Result<Vec<(NamespacedHostname, Arc<Ports>)>, BadField> {
     let mut services = Vec::with_capacity(workload.services.len());
     for (key, ports) in &workload.services {
         let at = |bad: BadField| bad.at(format_args!("services[{:?}]", shown(key)));
@@ -133,7 +136,8 @@ fn services(
             .split_once('/')
             .ok_or_else(|| at(BadField::new("the key is not namespace/hostname")))?;
         let service = service_key(namespace, hostname, texts).map_err(at)?;
-        services.push((service, target_ports(&ports.ports).map_err(at)?));
+        let ports = target_ports(&ports.ports).map_err(at)?;
+        services.push((service, texts.ports(ports)));
     }
     services.sort();
     Ok(services)

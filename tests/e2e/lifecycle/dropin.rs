@@ -1,0 +1,288 @@
+//! A node that is told everything by Istio's protocols: its environment is that of Istio's chart,
+//! the mesh comes by delta ADS, certificates from the control plane, pods from the node agent.
+
+use std::io::{Read as _, Write as _};
+use std::time::Duration;
+
+use serde_json::json;
+use ztunnel_tests::control::proto::istio::{security, workload};
+use ztunnel_tests::control::{ControlPlane, NodeAgent, Resource};
+use ztunnel_tests::net::{Family, Host, Node, World};
+use ztunnel_tests::proxy::{Mesh, Settings};
+use ztunnel_tests::traffic::Kind;
+
+use crate::scene::{self, HTTP, LIMIT, answered, answered_soon, eventually, reset};
+
+const CLUSTER: &str = "Kubernetes";
+
+/// The uid that Kubernetes gives a pod, as the node agent names it.
+fn pod_uid(pod: &Host) -> String {
+    format!("uid-of-{}", pod.name)
+}
+
+fn hostname(pod: &Host) -> String {
+    format!("{}.default.svc.cluster.local", pod.name)
+}
+
+fn workload(node: &Node, pod: &Host) -> workload::Workload {
+    let port = workload::Port {
+        service_port: 80,
+        target_port: u32::from(HTTP),
+        app_protocol: 0,
+    };
+    workload::Workload {
+        uid: format!("{CLUSTER}//Pod/default/{}", pod.name),
+        name: pod.name.clone(),
+        namespace: "default".to_owned(),
+        service_account: pod.name.clone(),
+        addresses: vec![pod.v4.octets().to_vec(), pod.v6.octets().to_vec()],
+        tunnel_protocol: workload::TunnelProtocol::Hbone.into(),
+        node: node.name().to_owned(),
+        cluster_id: CLUSTER.to_owned(),
+        services: [(
+            format!("default/{}", hostname(pod)),
+            workload::PortList { ports: vec![port] },
+        )]
+        .into(),
+        ..workload::Workload::default()
+    }
+}
+
+fn service(pod: &Host) -> workload::Service {
+    let address = Mesh::service(pod);
+    let vip = |address: Vec<u8>| workload::NetworkAddress {
+        network: String::new(),
+        address,
+        length: None,
+    };
+    workload::Service {
+        name: pod.name.clone(),
+        namespace: "default".to_owned(),
+        hostname: hostname(pod),
+        addresses: vec![
+            vip(address.v4.octets().to_vec()),
+            vip(address.v6.octets().to_vec()),
+        ],
+        ports: vec![workload::Port {
+            service_port: 80,
+            target_port: u32::from(HTTP),
+            app_protocol: 0,
+        }],
+        ..workload::Service::default()
+    }
+}
+
+/// Refuses one pod everything.
+fn deny(pod: &Host) -> Resource {
+    let principal = format!("cluster.local/ns/default/sa/{}", pod.name);
+    let exact = security::string_match::MatchType::Exact(principal);
+    Resource::Policy(Box::new(security::Authorization {
+        name: "deny-one".to_owned(),
+        namespace: "default".to_owned(),
+        scope: security::Scope::Namespace.into(),
+        action: security::Action::Deny.into(),
+        rules: vec![security::Rule {
+            clauses: vec![security::Clause {
+                matches: vec![security::Match {
+                    principals: vec![security::StringMatch {
+                        match_type: Some(exact),
+                    }],
+                    ..security::Match::default()
+                }],
+            }],
+        }],
+        ..security::Authorization::default()
+    }))
+}
+
+/// A mesh that nobody but the control plane and the node agents describe.
+struct Cluster<'world> {
+    mesh: Mesh<'world>,
+    control: ControlPlane,
+    agents: Vec<NodeAgent>,
+}
+
+impl<'world> Cluster<'world> {
+    fn start(world: &'world World) -> Self {
+        let control = ControlPlane::start(world).unwrap();
+        for node in world.nodes() {
+            for pod in &node.pods {
+                let of_pod = Resource::Workload(Box::new(workload(node, pod)));
+                control.state.put(&of_pod);
+                control
+                    .state
+                    .put(&Resource::Service(Box::new(service(pod))));
+            }
+        }
+        let bare = |settings: &mut Settings| {
+            settings.cluster_id = CLUSTER.to_owned();
+            settings.pods.clear();
+            settings.workloads.clear();
+            settings.services.clear();
+            settings.ca = None;
+            let socket = world
+                .directory()
+                .join(format!("agent-{}.sock", settings.node));
+            settings
+                .extra
+                .insert("nodeAgent".to_owned(), json!({ "socket": socket }));
+        };
+        let mut builder = Mesh::builder(world).settings(bare);
+        for (name, value) in control.environment() {
+            builder = builder.environment(&name, &value);
+        }
+        let mut mesh = builder.prepare().unwrap();
+        let agents = world.nodes().iter().map(|node| {
+            let name = format!("agent-{}.sock", node.name());
+            NodeAgent::listen(&world.directory().join(name)).unwrap()
+        });
+        let mut agents: Vec<NodeAgent> = agents.collect();
+        for (agent, node) in agents.iter_mut().zip(world.nodes()) {
+            mesh.proxy(node.name()).launch().unwrap();
+            agent.meet().unwrap();
+            for pod in &node.pods {
+                agent.add(pod, &pod_uid(pod)).unwrap();
+            }
+            agent.snapshot_sent().unwrap();
+            mesh.proxy(node.name()).wait_ready().unwrap();
+        }
+        Self {
+            mesh,
+            control,
+            agents,
+        }
+    }
+}
+
+#[test]
+fn pods_talk_in_tunnels_and_by_service_addresses() {
+    let world = World::two_nodes().unwrap();
+    let mut cluster = Cluster::start(&world);
+    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+    let _http = server.serve(Kind::Http, HTTP).unwrap();
+    for family in Family::BOTH {
+        answered(client, server.at(family, HTTP));
+        answered(client, Mesh::service(server).at(family, 80));
+    }
+    let line = cluster
+        .mesh
+        .proxy("b")
+        .wait_for_log("connection complete", LIMIT)
+        .unwrap();
+    assert!(
+        line.contains("spiffe://cluster.local/ns/default/sa/a-0"),
+        "{line}"
+    );
+    scene::unharmed(&mut cluster.mesh);
+}
+
+#[test]
+fn a_policy_that_is_pushed_counts_for_new_connections_and_cuts_open_ones() {
+    let world = World::two_nodes().unwrap();
+    let mut cluster = Cluster::start(&world);
+    let (client, other, server) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
+    let _http = server.serve(Kind::Http, HTTP).unwrap();
+    let to = server.at(Family::V4, HTTP);
+    answered(client, to);
+    let open = |from: &Host| {
+        let mut stream = from.enter(|| std::net::TcpStream::connect(to)).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            .unwrap();
+        assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+        stream
+    };
+    let (mut concerned, unconcerned) = (open(client), open(other));
+    cluster.control.state.put(&deny(client));
+    let cut = concerned.read(&mut [0; 1024]);
+    assert!(
+        matches!(&cut, Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset),
+        "{cut:?}"
+    );
+    reset(client, to);
+    unconcerned
+        .set_read_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    let left_alone = (&unconcerned).read(&mut [0; 1024]);
+    assert!(
+        matches!(&left_alone, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock),
+        "{left_alone:?}"
+    );
+    answered(other, to);
+    cluster
+        .mesh
+        .proxy("b")
+        .wait_for_log(
+            "no longer allowed: denied by policy default/deny-one",
+            LIMIT,
+        )
+        .unwrap();
+    cluster.control.state.remove(&deny(client));
+    answered_soon(client, to);
+    scene::unharmed(&mut cluster.mesh);
+}
+
+#[test]
+fn what_is_wrong_in_a_push_is_refused_by_name_and_the_rest_counts() {
+    let world = World::two_nodes().unwrap();
+    let mut cluster = Cluster::start(&world);
+    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+    let _http = server.serve(Kind::Http, HTTP).unwrap();
+    let garbage = Resource::Garbage("default/garbage".to_owned(), vec![0xff; 9]);
+    cluster.control.state.put(&garbage);
+    cluster.control.state.put(&deny(client));
+    eventually("both nodes refuse the garbage by its name", || {
+        let refusals = cluster.control.state.refusals();
+        refusals
+            .iter()
+            .filter(|refusal| refusal.contains("default/garbage"))
+            .count()
+            >= 2
+    });
+    eventually("the policy behind it counts", || {
+        scene::call(client, server.at(Family::V4, HTTP)).is_err()
+    });
+    scene::unharmed(&mut cluster.mesh);
+}
+
+#[test]
+fn the_mesh_survives_without_its_control_plane() {
+    let world = World::two_nodes().unwrap();
+    let mut cluster = Cluster::start(&world);
+    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+    let _http = server.serve(Kind::Http, HTTP).unwrap();
+    answered(client, server.at(Family::V4, HTTP));
+    cluster.control.stop();
+    for node in ["a", "b"] {
+        cluster
+            .mesh
+            .proxy(node)
+            .wait_for_log("the control plane", LIMIT)
+            .unwrap();
+    }
+    for family in Family::BOTH {
+        answered(client, server.at(family, HTTP));
+    }
+    // Its certificate was fetched when it was enrolled.
+    answered(world.pod("a", 1), server.at(Family::V4, HTTP));
+    scene::unharmed(&mut cluster.mesh);
+}
+
+#[test]
+fn a_pod_that_the_agent_deletes_leaves_and_one_that_it_adds_comes() {
+    let world = World::two_nodes().unwrap();
+    let mut cluster = Cluster::start(&world);
+    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+    let _http = server.serve(Kind::Http, HTTP).unwrap();
+    let enrolled = |cluster: &mut Cluster<'_>| {
+        let metrics = cluster.mesh.proxy("a").metrics().unwrap();
+        metrics.sum("istio_active_proxy_count_total", &[])
+    };
+    eventually("both pods are enrolled", || enrolled(&mut cluster) == 2.0);
+    cluster.agents[0].delete(&pod_uid(client)).unwrap();
+    eventually("one pod is left", || enrolled(&mut cluster) == 1.0);
+    cluster.agents[0].add(client, &pod_uid(client)).unwrap();
+    answered_soon(client, server.at(Family::V4, HTTP));
+    scene::unharmed(&mut cluster.mesh);
+}

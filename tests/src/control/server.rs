@@ -1,0 +1,310 @@
+//! The servers: one in the namespace of every node, at the node's loopback address.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use anyhow::{Context as _, Result, anyhow};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::transport::{Identity, Server, ServerTlsConfig};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::authority::Authority;
+use super::proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use super::proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as Wire,
+};
+use super::proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
+use super::state::{State, Told};
+use crate::cleanup;
+use crate::net::{Node, World};
+
+/// Where a node's proxy finds it: this port of the node's loopback address.
+pub const PORT: u16 = 15012;
+/// The token that proxies have to send.
+const TOKEN: &str = "token-of-the-node";
+/// Answers that a proxy has not read yet.
+const QUEUE: usize = 16;
+
+/// A control plane; ends when it is dropped.
+#[derive(Debug)]
+pub struct ControlPlane {
+    /// What it tells.
+    pub state: State,
+    directory: PathBuf,
+    servers: Vec<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ControlPlane {
+    /// Starts one server a node, all of them telling the same.
+    ///
+    /// # Errors
+    /// When a file cannot be written or a port not be bound.
+    pub fn start(world: &World) -> Result<Self> {
+        let directory = world.directory().join("control");
+        {
+            let _making = cleanup::making();
+            std::fs::create_dir_all(&directory).context("making the control plane's directory")?;
+        }
+        let authority = Arc::new(Authority::new()?);
+        std::fs::write(directory.join("root.pem"), authority.root_pem())
+            .context("writing the root certificate")?;
+        std::fs::write(directory.join("token"), TOKEN).context("writing the token")?;
+        let state = State::default();
+        let servers = world
+            .nodes()
+            .iter()
+            .map(|node| serve(node, &state, &authority));
+        Ok(Self {
+            servers: servers.collect::<Result<_>>()?,
+            state,
+            directory,
+        })
+    }
+
+    /// What Istio's chart would tell a proxy of a node in its environment.
+    #[must_use]
+    pub fn environment(&self) -> BTreeMap<String, String> {
+        let path = |name: &str| self.directory.join(name).display().to_string();
+        let address = format!("https://127.0.0.1:{PORT}");
+        let variables = [
+            ("XDS_ADDRESS", address.clone()),
+            ("CA_ADDRESS", address),
+            ("XDS_ROOT_CA", path("root.pem")),
+            ("CA_ROOT_CA", path("root.pem")),
+            ("ALT_XDS_HOSTNAME", super::authority::NAME.to_owned()),
+            ("ALT_CA_HOSTNAME", super::authority::NAME.to_owned()),
+            ("AUTH_TOKEN", path("token")),
+        ];
+        let owned = variables.map(|(name, value)| (name.to_owned(), value));
+        owned.into()
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Ends the servers: proxies are on their own from here on.
+    pub fn stop(&mut self) {
+        self.servers.clear();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+fn serve(node: &Node, state: &State, authority: &Arc<Authority>) -> Result<Running> {
+    let (stop, stopped) = oneshot::channel();
+    let (started, starting) = std::sync::mpsc::sync_channel(1);
+    let (state, authority) = (state.clone(), authority.clone());
+    let thread = node.host.namespace.spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(started.send(Err(anyhow!(error)))),
+        };
+        runtime.block_on(async {
+            let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PORT);
+            match tokio::net::TcpListener::bind(address).await {
+                Ok(listener) => {
+                    drop(started.send(Ok(())));
+                    if let Err(error) = run(listener, state, authority, stopped).await {
+                        eprintln!("the test's control plane ended: {error:#}");
+                    }
+                }
+                Err(error) => drop(started.send(Err(anyhow!(error)))),
+            }
+        });
+    })?;
+    starting
+        .recv()
+        .context("the control plane's thread ended")??;
+    Ok(Running {
+        stop: Some(stop),
+        thread: Some(thread),
+    })
+}
+
+async fn run(
+    listener: tokio::net::TcpListener,
+    state: State,
+    authority: Arc<Authority>,
+    stopped: oneshot::Receiver<()>,
+) -> Result<()> {
+    let (certificate, key) = authority.server()?;
+    let tls = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key));
+    let serving = Server::builder()
+        .tls_config(tls)?
+        .add_service(AggregatedDiscoveryServiceServer::new(Discovery { state }))
+        .add_service(IstioCertificateServiceServer::from_arc(authority))
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    tokio::select! {
+        served = serving => Ok(served?),
+        _dropped = stopped => Ok(()),
+    }
+}
+
+/// Whoever has no token is nobody.
+pub(super) fn check_token<T>(request: &Request<T>) -> Result<(), Status> {
+    let sent = request.metadata().get("authorization");
+    if sent.is_some_and(|value| value.as_bytes() == format!("Bearer {TOKEN}").as_bytes()) {
+        Ok(())
+    } else {
+        Err(Status::unauthenticated("no token, or not the node's"))
+    }
+}
+
+#[derive(Debug)]
+struct Discovery {
+    state: State,
+}
+
+type Responses = Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Discovery {
+    type DeltaAggregatedResourcesStream = Responses;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Responses>, Status> {
+        check_token(&request)?;
+        let (answers, outgoing) = mpsc::channel(QUEUE);
+        let state = self.state.clone();
+        tokio::spawn(async move {
+            let subscriber = Subscriber {
+                state,
+                answers,
+                known: BTreeMap::new(),
+                nonce: 0,
+            };
+            subscriber.follow(request.into_inner()).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+}
+
+/// One proxy's stream: what it has subscribed to and was told.
+struct Subscriber {
+    state: State,
+    answers: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    known: BTreeMap<String, BTreeMap<String, Told>>,
+    nonce: u64,
+}
+
+impl Subscriber {
+    async fn follow(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
+        let mut changes = self.state.changes();
+        loop {
+            let told = tokio::select! {
+                request = requests.next() => match request {
+                    Some(Ok(request)) => self.heed(request).await,
+                    _ => break,
+                },
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    self.tell_all().await
+                }
+            };
+            if told.is_none() {
+                break;
+            }
+        }
+    }
+
+    /// None: the proxy is gone.
+    async fn heed(&mut self, request: DeltaDiscoveryRequest) -> Option<()> {
+        if let Some(error) = request.error_detail {
+            self.state.refused(error.message);
+        }
+        if self.known.contains_key(&request.type_url) {
+            return Some(());
+        }
+        // What it has kept from an earlier stream, as far as it is what we would tell.
+        let now = self.state.of_type(&request.type_url);
+        let held = request.initial_resource_versions;
+        let kept = now.into_iter().filter(|(name, told)| {
+            held.get(name)
+                .is_some_and(|version| *version == told.version.to_string())
+        });
+        let mut known: BTreeMap<_, _> = kept.collect();
+        for name in held.into_keys() {
+            known.entry(name).or_insert(Told {
+                bytes: Vec::new(),
+                version: 0,
+            });
+        }
+        self.known.insert(request.type_url.clone(), known);
+        self.tell(&request.type_url, true).await
+    }
+
+    async fn tell_all(&mut self) -> Option<()> {
+        let kinds: Vec<String> = self.known.keys().cloned().collect();
+        for kind in kinds {
+            self.tell(&kind, false).await?;
+        }
+        Some(())
+    }
+
+    /// Tells what is new of a type, and what is gone; the first time also that there is nothing.
+    async fn tell(&mut self, kind: &str, first: bool) -> Option<()> {
+        let now = self.state.of_type(kind);
+        let known = self.known.insert(kind.to_owned(), now.clone())?;
+        let fresh = now
+            .iter()
+            .filter(|(name, told)| known.get(*name) != Some(told));
+        let resources: Vec<Wire> = fresh.map(|(name, told)| wire(kind, name, told)).collect();
+        let gone = known.keys().filter(|name| !now.contains_key(*name));
+        let removed_resources: Vec<String> = gone.cloned().collect();
+        if resources.is_empty() && removed_resources.is_empty() && !first {
+            return Some(());
+        }
+        self.nonce += 1;
+        let response = DeltaDiscoveryResponse {
+            system_version_info: String::new(),
+            resources,
+            type_url: kind.to_owned(),
+            nonce: self.nonce.to_string(),
+            removed_resources,
+        };
+        self.answers.send(Ok(response)).await.ok()
+    }
+}
+
+fn wire(kind: &str, name: &str, told: &Told) -> Wire {
+    Wire {
+        version: told.version.to_string(),
+        resource: Some(prost_types::Any {
+            type_url: kind.to_owned(),
+            value: told.bytes.clone(),
+        }),
+        name: name.to_owned(),
+        aliases: Vec::new(),
+    }
+}
