@@ -1,16 +1,20 @@
 //! The servers: one in the namespace of every node, at the node's loopback address.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_stream::{Stream, StreamExt as _};
+use tonic::body::Body;
+use tonic::codegen::Service;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -21,7 +25,9 @@ use super::proto::envoy::service::discovery::v3::aggregated_discovery_service_se
 use super::proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as Wire,
 };
-use super::proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
+use super::proto::istio::v1::auth::istio_certificate_service_server::{
+    IstioCertificateServiceServer, SERVICE_NAME as AUTHORITY,
+};
 use super::state::{State, Told};
 use crate::cleanup;
 use crate::net::{Node, World};
@@ -156,14 +162,43 @@ async fn run(
 ) -> Result<()> {
     let (certificate, key) = authority.server()?;
     let tls = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key));
+    let services = Services {
+        discovery: AggregatedDiscoveryServiceServer::new(Discovery { state }),
+        authority: IstioCertificateServiceServer::from_arc(authority),
+    };
     let serving = Server::builder()
         .tls_config(tls)?
-        .add_service(AggregatedDiscoveryServiceServer::new(Discovery { state }))
-        .add_service(IstioCertificateServiceServer::from_arc(authority))
-        .serve_with_incoming(TcpListenerStream::new(listener));
+        .serve_with_incoming(services, TcpListenerStream::new(listener));
     tokio::select! {
         served = serving => Ok(served?),
         _dropped = stopped => Ok(()),
+    }
+}
+
+/// Both services at one port, told apart by the path.
+#[derive(Clone)]
+struct Services {
+    discovery: AggregatedDiscoveryServiceServer<Discovery>,
+    authority: IstioCertificateServiceServer<Authority>,
+}
+
+impl Service<http::Request<Body>> for Services {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let authority = format!("/{AUTHORITY}/");
+        if request.uri().path().starts_with(&authority) {
+            self.authority.call(request)
+        } else {
+            // Which answers "unimplemented" to what it does not know.
+            self.discovery.call(request)
+        }
     }
 }
 

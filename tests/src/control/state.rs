@@ -9,9 +9,9 @@ use tokio::sync::watch;
 use super::proto::istio::{security, workload};
 
 /// The type of workloads and services.
-pub const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
+pub(super) const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
 /// The type of policies.
-pub const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
+pub(super) const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
 
 /// One thing to tell.
 #[derive(Debug, Clone, PartialEq)]
