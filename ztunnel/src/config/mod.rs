@@ -25,7 +25,7 @@ pub use self::error::ConfigError;
 pub use self::lanes::{Acceleration, LaneOverride, SameNode};
 pub use self::layers::Overrides;
 pub use self::settings::{
-    Capture, Hbone, Keepalive, LocalAuthority, Log, LogFormat, Mode, Pod, Settings,
+    Capture, Hbone, Keepalive, LocalAuthority, Log, LogFormat, Mode, NodeAgent, Pod, Settings,
 };
 pub use self::units::{Bytes, ParseUnitError};
 pub use self::watch::{WatchError, Watcher};
