@@ -6,11 +6,13 @@
 //! a stopped proxy leaves its pods captured, and so refused, until the next one takes over.
 
 mod acceleration;
+mod agent;
 mod assembly;
 pub mod doctor;
 mod dump;
 mod enrollment;
 mod program_log;
+mod serving;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,6 +32,7 @@ use crate::telemetry::{FilterError, LogError, LogGuard, LogHandle, Telemetry, in
 use crate::tls;
 
 use acceleration::Acceleration;
+use agent::Agent;
 use enrollment::Enrollment;
 
 /// How often pods that could not be enrolled are tried again.
@@ -110,6 +113,9 @@ struct Node {
     shared: Arc<Shared>,
     workers: Workers,
     enrollment: Enrollment,
+    agent: Option<Agent>,
+    /// Every pod is enrolled that is asked for.
+    complete: bool,
     acceleration: Acceleration,
     /// When the connections of the direct lane are to be looked at once more.
     second_sweep: Option<Instant>,
@@ -139,6 +145,8 @@ impl Node {
         let (stop, stopping) = watch::channel(false);
         let readiness = Readiness::new();
         let pending = readiness.wait_for("enrolling pods");
+        let named = || readiness.wait_for("the node agent's pods");
+        let agent = Agent::of(&settings, named);
         let sources = admin::Sources {
             telemetry: shared.telemetry.clone(),
             log: Some(log),
@@ -160,6 +168,8 @@ impl Node {
             shared,
             workers,
             enrollment,
+            agent,
+            complete: false,
             acceleration,
             second_sweep: None,
             quit,
@@ -178,21 +188,28 @@ impl Node {
         let accounts = self.keep_accounts();
         let mut watcher = self.watch();
         // Read once more: what was written since the start would go unnoticed otherwise.
-        let mut complete = self.reload();
+        self.reload();
         let (mut terminate, mut interrupt) = (
             listen_for(SignalKind::terminate()),
             listen_for(SignalKind::interrupt()),
         );
         loop {
+            let hold = self.agent.as_ref().and_then(Agent::hold);
             tokio::select! {
                 () = changed(watcher.as_mut()) => {
-                    complete = self.reload();
+                    self.reload();
                     if let Some(Err(error)) = watcher.as_mut().map(|w| w.retarget(&self.files())) {
                         tracing::error!(%error, "changes of the mesh file may go unnoticed");
                     }
                 }
-                () = tokio::time::sleep(ENROLL_RETRY), if !complete => {
-                    complete = self.enroll();
+                () = tokio::time::sleep(ENROLL_RETRY), if !self.complete => {
+                    self.enroll();
+                }
+                request = serving::requested(self.agent.as_mut()) => {
+                    self.heed(request);
+                }
+                () = until(hold) => {
+                    self.stop_waiting();
                 }
                 () = self.acceleration.tested() => {
                     self.judge_anew();
@@ -212,6 +229,7 @@ impl Node {
         accounts.abort();
         self.stop.send_replace(true);
         // With its listeners: a connection that nobody would accept is refused instead.
+        drop(self.agent);
         drop(self.enrollment);
         self.workers.drain(self.settings.termination_deadline).await;
         self.servers.finished().await;
@@ -257,9 +275,8 @@ impl Node {
             .collect()
     }
 
-    /// Reads the settings again. A bad file keeps the last good settings. Returns whether every
-    /// pod is enrolled.
-    fn reload(&mut self) -> bool {
+    /// Reads the settings again. A bad file keeps the last good settings.
+    fn reload(&mut self) {
         match config::load(self.source.file.as_deref(), &self.source.overrides) {
             Ok(settings) => {
                 let changed = assembly::fixed_keys_that_differ(&self.settings, &settings);
@@ -282,7 +299,7 @@ impl Node {
                 tracing::error!(%error, "the settings are bad; the last good ones stay in force");
             }
         }
-        self.enroll()
+        self.enroll();
     }
 
     /// Puts new settings in force.
@@ -306,10 +323,14 @@ impl Node {
     }
 
     /// Puts what is known now in force: no verdict of the kernel that contradicts it is left when
-    /// this returns, and what is open against it is ended.
+    /// this returns, and what is open against it is ended. Not before it is known which pods there
+    /// are; then all of it is made up for.
     fn judge_anew(&mut self) {
+        if self.agent.as_ref().and_then(Agent::hold).is_some() {
+            return;
+        }
         let lanes = self.acceleration.lanes(&self.settings);
-        let view = View::new(self.mesh.clone(), self.enrollment.pods(), &lanes);
+        let view = View::new(self.mesh.clone(), self.enrollment.pods(&self.mesh), &lanes);
         self.shared.keeper.change(view);
         self.sweep();
         self.second_sweep = Some(Instant::now() + SECOND_SWEEP);
@@ -318,24 +339,6 @@ impl Node {
     fn sweep(&self) {
         let enrollment = &self.enrollment;
         self.shared.keeper.sweep(|cookie| enrollment.pod(cookie));
-    }
-
-    fn enroll(&mut self) -> bool {
-        let wanted = assembly::pods(&self.settings);
-        let failed = self.enrollment.apply(&self.workers, &wanted);
-        if self.enrollment.take_changed() {
-            self.judge_anew();
-        }
-        for (pod, error) in &failed {
-            tracing::error!(%error, pod = %pod.uid.0, netns = %pod.netns.display(), "cannot enroll the pod; trying again");
-        }
-        let pending = i64::try_from(failed.len()).unwrap_or(i64::MAX);
-        self.shared.telemetry.pods().pending.set(pending);
-        // A pod that is gone must not keep the node from serving the others.
-        if let Some(pending) = self.pending.take() {
-            pending.done();
-        }
-        failed.is_empty()
     }
 }
 
