@@ -86,6 +86,11 @@ pub(super) fn mode(settings: &mut Settings, chosen: &Chosen) -> Result<(), Confi
         let problem = "a proxy in the mode dedicated works for its own machine, not for pods";
         return Err(contradiction("pods", problem));
     }
+    if settings.node_agent.is_some() {
+        let problem = "a proxy in the mode dedicated works for its own machine, not for pods that a \
+                       node agent names";
+        return Err(contradiction("nodeAgent.socket", problem));
+    }
     let workload = match (named, &chosen.info) {
         (Some(uid), _) => find(settings, "workload".to_owned(), &Uid(uid.as_str().into()))?,
         (None, Some(info)) => described(settings, info)?,
@@ -171,6 +176,7 @@ pub(super) fn all(settings: &mut Settings) -> Result<(), ConfigError> {
     }
     within("threads", settings.threads.get(), 1, 256)?;
     listeners(settings)?;
+    node_agent(settings)?;
     numbers(settings)?;
     durations(settings)?;
     lanes::check(settings)?;
@@ -193,6 +199,14 @@ fn listeners(settings: &Settings) -> Result<(), ConfigError> {
                 first: (*first).to_owned(),
             });
         }
+    }
+    Ok(())
+}
+
+fn node_agent(settings: &Settings) -> Result<(), ConfigError> {
+    let agent = settings.node_agent.as_ref();
+    if agent.is_some_and(|agent| agent.socket.as_os_str().is_empty()) {
+        return Err(contradiction("nodeAgent.socket", "must not be empty"));
     }
     Ok(())
 }

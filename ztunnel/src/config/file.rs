@@ -24,6 +24,7 @@ pub(super) struct File {
     pub(super) workload: Option<String>,
     pub(super) mesh_file: Option<PathBuf>,
     pub(super) pods: Vec<PodEntry>,
+    pub(super) node_agent: NodeAgentSection,
     pub(super) workloads: Vec<WorkloadEntry>,
     pub(super) services: Vec<ServiceEntry>,
     pub(super) policies: Vec<PolicyEntry>,
@@ -54,6 +55,12 @@ pub(super) enum ModeName {
 pub(super) struct PodEntry {
     pub(super) workload: String,
     pub(super) netns: PathBuf,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct NodeAgentSection {
+    pub(super) socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

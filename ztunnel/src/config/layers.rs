@@ -10,8 +10,8 @@ use super::file::{
 };
 use super::units::Span;
 use super::{
-    Capture, ConfigError, Environment, Hbone, Keepalive, LogFormat, Pod, Settings, check, lanes,
-    upstream,
+    Capture, ConfigError, Environment, Hbone, Keepalive, LogFormat, NodeAgent, Pod, Settings,
+    check, lanes, upstream,
 };
 use crate::mesh::Uid;
 use crate::mesh::local::{Document, LocalMesh};
@@ -79,6 +79,7 @@ pub(super) fn assemble(
         netns: pod.netns.clone(),
     };
     settings.pods = file.pods.iter().map(pod).collect();
+    settings.node_agent = node_agent(&file, env);
     let chosen = Chosen {
         mode: env.mode.or(file.mode),
         flag: flags.workload.clone(),
@@ -133,6 +134,19 @@ fn names(settings: &mut Settings, file: &File, env: &Environment, flags: &Overri
         file.trust_domain.as_ref(),
     ]);
     set(&mut settings.trust_domain, trust_domain.map(Into::into));
+}
+
+/// A socket that is named is used; the variable that asks for it or refuses it has the last word.
+fn node_agent(file: &File, env: &Environment) -> Option<NodeAgent> {
+    let named = env
+        .node_agent_socket
+        .as_ref()
+        .or(file.node_agent.socket.as_ref());
+    env.node_agent
+        .unwrap_or_else(|| named.is_some())
+        .then(|| NodeAgent {
+            socket: named.cloned().unwrap_or_else(|| NodeAgent::SOCKET.into()),
+        })
 }
 
 fn listeners(settings: &mut Settings, file: &File, flags: &Overrides) {

@@ -25,7 +25,9 @@ pub use self::environment::Environment;
 pub use self::error::ConfigError;
 pub use self::lanes::{Acceleration, LaneOverride, SameNode};
 pub use self::layers::Overrides;
-pub use self::settings::{Capture, Hbone, Keepalive, Log, LogFormat, Mode, Pod, Settings};
+pub use self::settings::{
+    Capture, Hbone, Keepalive, Log, LogFormat, Mode, NodeAgent, Pod, Settings,
+};
 pub use self::units::{Bytes, ParseUnitError};
 pub use self::upstream::{
     Authority, Headers, Instance, LocalAuthority, RemoteAuthority, Upstream, Xds,

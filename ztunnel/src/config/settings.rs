@@ -33,6 +33,8 @@ pub struct Settings {
     pub mesh_file: Option<PathBuf>,
     /// The pods to enrol.
     pub pods: Vec<Pod>,
+    /// Who else says which pods to enrol, if anybody does.
+    pub node_agent: Option<NodeAgent>,
     /// Where certificates come from.
     pub ca: Authority,
     /// Where the control plane tells what the mesh is, besides what the settings say of it.
@@ -92,6 +94,18 @@ pub struct Pod {
     pub workload: Uid,
     /// The path of its network namespace.
     pub netns: PathBuf,
+}
+
+/// The node agent (istio-cni), which says which pods of the node are in the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NodeAgent {
+    /// The path of its socket.
+    pub socket: PathBuf,
+}
+
+impl NodeAgent {
+    /// Where its socket is where nobody says otherwise.
+    pub const SOCKET: &str = "/var/run/ztunnel/ztunnel.sock";
 }
 
 /// How connections are captured.
@@ -208,6 +222,7 @@ impl Settings {
             mode: Mode::Shared,
             mesh_file: None,
             pods: Vec::new(),
+            node_agent: None,
             ca: Authority::Local(LocalAuthority {
                 directory: PathBuf::new(),
                 leaf_ttl: Duration::from_secs(24 * 60 * 60),

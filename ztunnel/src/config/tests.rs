@@ -1,5 +1,6 @@
 //! Settings as users write them, and what is said about the wrong ones.
 
+mod agent;
 mod bad;
 mod lanes;
 mod layers;

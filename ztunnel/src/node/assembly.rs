@@ -1,15 +1,17 @@
 //! Turns the settings into each room's own configuration. No room but `config` knows the
 //! settings, and `config` knows no room: this file is the only place where they meet.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use socket2::TcpKeepalive;
 
-use super::enrollment::Wanted;
+use super::enrollment::{Key, Wanted};
 use crate::ca::istiod::{self, IstiodCa};
 use crate::ca::local::LocalCa;
 use crate::config::{self, Mode, Settings};
+use crate::mesh::{Identity, Uid};
+use crate::pods::zds;
 use crate::telemetry::{Filter, FilterError, LogConfig, LogFormat};
 use crate::tls::Issuer;
 use crate::{admin, hbone, kernel, path, pods, xds};
@@ -190,24 +192,51 @@ pub(super) fn lanes(
     }
 }
 
-/// The pods to serve: those that are listed, or in dedicated mode the process's own namespace.
+/// The pods that the settings ask for: those that are listed, or in dedicated mode the process's
+/// own namespace.
 pub(super) fn pods(settings: &Settings) -> Vec<Wanted> {
+    let wanted = |workload: &Uid, netns: &Path| Wanted {
+        key: Key::Listed(workload.clone()),
+        uid: workload.clone(),
+        account: None,
+        identity: None,
+        netns: pods::Place::Path(netns.to_owned()),
+    };
     match &settings.mode {
-        Mode::Shared => settings
-            .pods
-            .iter()
-            .map(|pod| Wanted {
-                uid: pod.workload.clone(),
-                netns: pod.netns.clone(),
-            })
-            .collect(),
-        Mode::Dedicated { workload } => {
-            vec![Wanted {
-                uid: workload.clone(),
-                netns: PathBuf::from("/proc/self/ns/net"),
-            }]
+        Mode::Shared => {
+            let listed = settings.pods.iter();
+            listed
+                .map(|pod| wanted(&pod.workload, &pod.netns))
+                .collect()
         }
+        Mode::Dedicated { workload } => vec![wanted(workload, Path::new("/proc/self/ns/net"))],
     }
+}
+
+/// A pod that the node agent has named. Its workload's uid is put together as Istio's control plane
+/// does it.
+pub(super) fn announced(
+    settings: &Settings,
+    uid: &zds::PodUid,
+    info: &zds::PodInfo,
+    netns: &pods::Handed,
+) -> Wanted {
+    let (uid_in_mesh, identity) = workload(settings, info);
+    Wanted {
+        key: Key::Announced(uid.clone()),
+        uid: uid_in_mesh,
+        account: Some(info.service_account.clone()),
+        identity,
+        netns: pods::Place::Handed(netns.clone()),
+    }
+}
+
+/// Under which uid the mesh will know a pod, and who it will be.
+pub(super) fn workload(settings: &Settings, info: &zds::PodInfo) -> (Uid, Option<Identity>) {
+    let (name, namespace, account) = (&info.name, &info.namespace, &info.service_account);
+    let uid = format!("{}//Pod/{namespace}/{name}", settings.cluster_id);
+    let identity = Identity::new(&settings.trust_domain, namespace, account);
+    (Uid(uid.into()), identity.ok())
 }
 
 /// Keys that make a node the node it is: with another value the rest of a file means something
@@ -221,6 +250,7 @@ pub(super) fn fixed_keys_that_differ(old: &Settings, new: &Settings) -> Vec<&'st
         ("network", old.network != new.network),
         ("trustDomain", old.trust_domain != new.trust_domain),
         ("mode", old.mode != new.mode),
+        ("nodeAgent", old.node_agent != new.node_agent),
         ("ca", old.ca != new.ca),
         ("xds", old.xds != new.xds),
         ("admin", old.admin != new.admin),

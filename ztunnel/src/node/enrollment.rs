@@ -1,24 +1,75 @@
 //! Which pods this node serves: brings what is enrolled in line with what the settings ask for,
 //! pod by pod, so that a pod that cannot be enrolled does not keep the others waiting.
 
+mod prepare;
+
 use std::collections::HashMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::kernel::{self, Kernel, NetnsCookie, PodCapture};
+use self::prepare::{capture, captured_addresses, is_another, prepare};
+use crate::kernel::{self, NetnsCookie};
 use crate::mesh::{Identity, Snapshot, Uid};
 use crate::path::{LocalPod, Shared, Workers};
-use crate::pods::{self, Listeners, Netns, Pod, addresses_here, delivery};
+use crate::pods::zds::PodUid;
+use crate::pods::{self, Place, Pod};
 
-/// A pod that the settings ask for.
+/// Who asks for a pod, and by which name. Two pods in the agent's list may be one workload of the
+/// mesh for a moment: one that leaves, and the one that takes its place.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    /// The settings.
+    Listed(Uid),
+    /// The node agent.
+    Announced(PodUid),
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listed(uid) => uid.fmt(f),
+            Self::Announced(uid) => uid.fmt(f),
+        }
+    }
+}
+
+/// A pod that is to be enrolled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Wanted {
-    /// Its workload.
+    /// Who asks for it.
+    pub(super) key: Key,
+    /// Its workload. The mesh may not know it yet: the pod is captured all the same, and its
+    /// connections are refused until the mesh does.
     pub(super) uid: Uid,
-    /// The file of its network namespace.
-    pub(super) netns: PathBuf,
+    /// Its service account, where somebody else than the mesh says it.
+    pub(super) account: Option<Arc<str>>,
+    /// Who it will be, where that is known without the mesh: its certificate is got ahead.
+    pub(super) identity: Option<Identity>,
+    /// Its network namespace.
+    pub(super) netns: Place,
+}
+
+/// What enrolling depends on besides the pods.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms<'a> {
+    /// Who serves the pods.
+    pub(super) workers: &'a Workers,
+    /// What is known about their workloads.
+    pub(super) mesh: &'a Snapshot,
+    /// How long what a pod has open may last after it has left.
+    pub(super) deadline: Duration,
+}
+
+/// What to do with pods that an earlier process has captured and nobody asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Strangers {
+    /// They have left, or left the mesh: they are let go.
+    LetGo,
+    /// They may still be asked for: they stay captured, and so refused.
+    Hold,
 }
 
 /// Why a pod is not enrolled.
@@ -27,6 +78,12 @@ pub(super) enum EnrollError {
     /// Its namespace could not be prepared.
     #[error(transparent)]
     Pod(#[from] pods::Error),
+    /// Another pod has its namespace.
+    #[error("its network namespace is that of pod {other}")]
+    Taken {
+        /// The other pod.
+        other: Key,
+    },
     /// Its addresses could not be listed.
     #[error("cannot list the addresses of the pod: {0}")]
     Addresses(#[source] std::io::Error),
@@ -45,13 +102,16 @@ struct Enrolled {
     /// Keeps one inbound listener at hand for enrolling again when addresses change.
     inbound: OwnedFd,
     captured: Vec<IpAddr>,
+    /// Counts upwards: of two pods that are the same workload the later one is meant.
+    number: u64,
 }
 
 /// The pods that are enrolled.
 #[derive(Debug)]
 pub(super) struct Enrollment {
     shared: Arc<Shared>,
-    pods: HashMap<Uid, Enrolled>,
+    pods: HashMap<Key, Enrolled>,
+    numbers: u64,
     changed: bool,
 }
 
@@ -62,17 +122,31 @@ impl Enrollment {
         Self {
             shared,
             pods: HashMap::new(),
+            numbers: 0,
             changed: true,
         }
     }
 
-    /// The pods that are served, and under which addresses.
-    pub(super) fn pods(&self) -> impl Iterator<Item = LocalPod> {
-        self.pods.values().map(|enrolled| LocalPod {
+    /// The pods that are served, and under which addresses, the earliest first. Not those that are
+    /// another workload than the mesh says: nothing is direct for them.
+    pub(super) fn pods(&self, mesh: &Snapshot) -> Vec<LocalPod> {
+        let mut pods: Vec<&Enrolled> = self.pods.values().collect();
+        pods.retain(|enrolled| {
+            let known = mesh.workload_by_uid(&enrolled.pod.uid).is_some();
+            !known || enrolled.pod.workload(mesh).is_some()
+        });
+        pods.sort_unstable_by_key(|enrolled| enrolled.number);
+        let local = |enrolled: &&Enrolled| LocalPod {
             uid: enrolled.pod.uid.clone(),
             cookie: NetnsCookie(enrolled.pod.netns.cookie()),
             addresses: enrolled.captured.clone(),
-        })
+        };
+        pods.iter().map(local).collect()
+    }
+
+    /// How many pods are served.
+    pub(super) fn count(&self) -> usize {
+        self.pods.len()
     }
 
     /// The pod of a namespace.
@@ -90,18 +164,26 @@ impl Enrollment {
     /// enrolled.
     pub(super) fn apply(
         &mut self,
-        workers: &Workers,
+        terms: Terms<'_>,
         wanted: &[Wanted],
+        strangers: Strangers,
     ) -> Vec<(Wanted, EnrollError)> {
-        self.withdraw_unwanted(workers, wanted);
+        let left = |(key, enrolled): (&Key, &Enrolled)| {
+            let stays = |pod: &Wanted| pod.key == *key && is_as_wanted(enrolled, pod);
+            (!wanted.iter().any(stays)).then(|| key.clone())
+        };
+        let leaving: Vec<Key> = self.pods.iter().filter_map(left).collect();
+        for key in leaving {
+            self.withdraw(terms, &key);
+        }
         let mut failed = Vec::new();
         for pod in wanted {
-            if let Err(error) = self.keep_or_enroll(workers, pod) {
+            if let Err(error) = self.keep_or_enroll(terms, pod) {
                 failed.push((pod.clone(), error));
             }
         }
         // A pod that could not be taken over stays captured, and so refused, rather than free.
-        if failed.is_empty() {
+        if failed.is_empty() && strangers == Strangers::LetGo {
             self.forget_strangers();
             if let Err(error) = self.shared.kernel.retire_others() {
                 tracing::error!(%error, "the programs of an earlier version stay attached");
@@ -110,35 +192,28 @@ impl Enrollment {
         failed
     }
 
-    fn withdraw_unwanted(&mut self, workers: &Workers, wanted: &[Wanted]) {
-        let keeps = |uid: &Uid, path: &Path| {
-            // A pod that came back under the same name has another namespace behind its path.
-            wanted
-                .iter()
-                .any(|pod| pod.uid == *uid && pod.netns == path)
-        };
-        let leaving: Vec<Uid> = self
-            .pods
-            .iter()
-            .filter(|(uid, enrolled)| {
-                let netns = &enrolled.pod.netns;
-                !keeps(uid, netns.path()) || is_another(netns)
-            })
-            .map(|(uid, _)| uid.clone())
-            .collect();
-        for uid in leaving {
-            if let Some(enrolled) = self.pods.remove(&uid) {
-                self.changed = true;
-                let cookie = enrolled.pod.netns.cookie();
-                if let Err(error) = self.shared.kernel.withdraw(NetnsCookie(cookie)) {
-                    tracing::error!(%error, pod = %uid.0, "cannot withdraw the pod from capture");
-                }
-                workers.remove(cookie);
-                self.forget_certificate(enrolled.identity);
-                self.shared.telemetry.pod_removed();
-                tracing::info!(pod = %uid.0, "pod left");
-            }
+    /// Enrols one pod, without a look at the others.
+    pub(super) fn add(&mut self, terms: Terms<'_>, wanted: &Wanted) -> Result<(), EnrollError> {
+        let enrolled = self.pods.get(&wanted.key);
+        if enrolled.is_some_and(|enrolled| !is_as_wanted(enrolled, wanted)) {
+            self.withdraw(terms, &wanted.key);
         }
+        self.keep_or_enroll(terms, wanted)
+    }
+
+    fn withdraw(&mut self, terms: Terms<'_>, key: &Key) {
+        let Some(enrolled) = self.pods.remove(key) else {
+            return;
+        };
+        self.changed = true;
+        let cookie = enrolled.pod.netns.cookie();
+        if let Err(error) = self.shared.kernel.withdraw(NetnsCookie(cookie)) {
+            tracing::error!(%error, pod = %key, "cannot withdraw the pod from capture");
+        }
+        terms.workers.remove(cookie, terms.deadline);
+        self.forget_certificate(enrolled.identity);
+        self.shared.telemetry.pod_removed();
+        tracing::info!(pod = %key, "pod left");
     }
 
     /// Stops renewing a certificate that no pod here needs any more.
@@ -149,25 +224,53 @@ impl Enrollment {
         }
     }
 
-    fn keep_or_enroll(&mut self, workers: &Workers, wanted: &Wanted) -> Result<(), EnrollError> {
-        let view = self.shared.keeper.view_owned();
-        let mesh = &view.mesh;
-        if let Some(enrolled) = self.pods.get_mut(&wanted.uid) {
-            let captured = captured_addresses(&enrolled.pod, mesh);
-            if captured != enrolled.captured {
-                capture(
-                    &self.shared.kernel,
-                    &enrolled.pod.netns,
-                    &captured,
-                    &enrolled.inbound,
-                )?;
-                enrolled.captured = captured;
-                self.changed = true;
-            }
-            return Ok(());
+    fn keep_or_enroll(&mut self, terms: Terms<'_>, wanted: &Wanted) -> Result<(), EnrollError> {
+        if self.pods.contains_key(&wanted.key) {
+            self.keep(terms, wanted)
+        } else {
+            self.enroll(terms, wanted)
         }
+    }
+
+    /// Follows what the mesh says about a pod that is enrolled.
+    fn keep(&mut self, terms: Terms<'_>, wanted: &Wanted) -> Result<(), EnrollError> {
+        let Some(enrolled) = self.pods.get_mut(&wanted.key) else {
+            return Ok(());
+        };
+        // Who has left the mesh, perhaps for a moment, keeps what it has.
+        if let Some(now) = identity(&enrolled.pod, wanted, terms.mesh)
+            && enrolled.identity.as_ref() != Some(&now)
+        {
+            self.shared.certificates.prefetch(&now);
+            let former = enrolled.identity.replace(now);
+            self.forget_certificate(former);
+        }
+        let Some(enrolled) = self.pods.get_mut(&wanted.key) else {
+            return Ok(());
+        };
+        let captured = captured_addresses(&enrolled.pod, terms.mesh);
+        if captured != enrolled.captured {
+            capture(
+                &self.shared.kernel,
+                &enrolled.pod.netns,
+                &captured,
+                &enrolled.inbound,
+            )?;
+            enrolled.captured = captured;
+            self.changed = true;
+        }
+        Ok(())
+    }
+
+    fn enroll(&mut self, terms: Terms<'_>, wanted: &Wanted) -> Result<(), EnrollError> {
         let (pod, listeners) = prepare(wanted, self.shared.config.workers)?;
-        let captured = captured_addresses(&pod, mesh);
+        let cookie = pod.netns.cookie();
+        let mut others = self.pods.iter();
+        if let Some((other, _)) = others.find(|(_, other)| other.pod.netns.cookie() == cookie) {
+            let other = other.clone();
+            return Err(EnrollError::Taken { other });
+        }
+        let captured = captured_addresses(&pod, terms.mesh);
         let inbound = listeners
             .first()
             .map(|first| first.inbound.as_fd().try_clone_to_owned());
@@ -176,32 +279,31 @@ impl Enrollment {
             let claimed = self.shared.kernel.claim(listeners.inbound.as_fd());
             claimed.map_err(EnrollError::Claim)?;
         }
-        workers.add(&pod, listeners);
-        if let Some(inbound) = inbound {
-            if let Err(error) = capture(&self.shared.kernel, &pod.netns, &captured, &inbound) {
-                // What is captured stays captured and refused; only our part is taken back.
-                workers.remove(pod.netns.cookie());
-                return Err(error);
-            }
-            let identity = mesh
-                .workload_by_uid(&wanted.uid)
-                .map(|workload| workload.identity.clone());
-            if let Some(identity) = &identity {
-                self.shared.certificates.prefetch(identity);
-            }
-            tracing::info!(pod = %wanted.uid.0, netns = %wanted.netns.display(), addresses = ?captured, "pod enrolled");
-            self.shared.telemetry.pod_added();
-            self.changed = true;
-            self.pods.insert(
-                wanted.uid.clone(),
-                Enrolled {
-                    pod,
-                    identity,
-                    inbound,
-                    captured,
-                },
-            );
+        terms.workers.add(&pod, listeners);
+        let Some(inbound) = inbound else {
+            return Ok(());
+        };
+        if let Err(error) = capture(&self.shared.kernel, &pod.netns, &captured, &inbound) {
+            // What is captured stays captured and refused; only our part is taken back.
+            terms.workers.remove(cookie, terms.deadline);
+            return Err(error);
         }
+        let identity = identity(&pod, wanted, terms.mesh);
+        if let Some(identity) = &identity {
+            self.shared.certificates.prefetch(identity);
+        }
+        tracing::info!(pod = %wanted.key, workload = %wanted.uid, netns = %wanted.netns, addresses = ?captured, "pod enrolled");
+        self.shared.telemetry.pod_added();
+        self.changed = true;
+        self.numbers += 1;
+        let enrolled = Enrolled {
+            pod,
+            identity,
+            inbound,
+            captured,
+            number: self.numbers,
+        };
+        self.pods.insert(wanted.key.clone(), enrolled);
         Ok(())
     }
 
@@ -229,56 +331,18 @@ impl Enrollment {
     }
 }
 
-/// Whether the file now leads to another namespace than the one that is held open. A file that
-/// is gone leads nowhere, which is no reason to stop serving the pod.
-fn is_another(netns: &Netns) -> bool {
-    Netns::open(netns.path()).is_ok_and(|now| now.cookie() != netns.cookie())
+/// Whether a pod is enrolled as it is asked for. One that came back under the same name has another
+/// namespace behind its path.
+fn is_as_wanted(enrolled: &Enrolled, wanted: &Wanted) -> bool {
+    let (pod, netns) = (&enrolled.pod, &enrolled.pod.netns);
+    pod.uid == wanted.uid
+        && pod.account == wanted.account
+        && *netns.place() == wanted.netns
+        && !is_another(netns)
 }
 
-fn prepare(wanted: &Wanted, workers: usize) -> Result<(Arc<Pod>, Vec<Listeners>), EnrollError> {
-    let netns = Netns::open(&wanted.netns)?;
-    let (addresses, listeners) = netns.visit(|| {
-        delivery::prepare()?;
-        let listeners: Result<Vec<_>, _> = (0..workers).map(|_| Listeners::open()).collect();
-        let addresses = addresses_here().map_err(EnrollError::Addresses)?;
-        Ok::<_, EnrollError>((addresses, listeners?))
-    })??;
-    let pod = Pod {
-        uid: wanted.uid.clone(),
-        netns: Arc::new(netns),
-        addresses,
-    };
-    Ok((Arc::new(pod), listeners))
-}
-
-fn capture(
-    kernel: &Kernel,
-    netns: &Netns,
-    addresses: &[IpAddr],
-    inbound: &OwnedFd,
-) -> Result<(), EnrollError> {
-    let cookie = NetnsCookie(netns.cookie());
-    let pod = PodCapture {
-        cookie,
-        netns: netns.as_fd(),
-        addresses,
-        inbound: inbound.as_fd(),
-    };
-    Ok(kernel.enroll(&pod)?)
-}
-
-/// The addresses under which the pod is called: what its interfaces bear and what the mesh says.
-fn captured_addresses(pod: &Pod, mesh: &Snapshot) -> Vec<IpAddr> {
-    let workload = mesh.workload_by_uid(&pod.uid);
-    // The mesh's come first: the first of each family is what captured sockets are bound to.
-    let mut addresses: Vec<IpAddr> = workload
-        .map(|workload| workload.workload_ips.clone())
-        .unwrap_or_default();
-    for own in &pod.addresses {
-        if !addresses.contains(own) {
-            addresses.push(*own);
-        }
-    }
-    addresses.retain(|address| pod.addresses.contains(address) || pod.addresses.is_empty());
-    addresses
+/// Who a pod is: what the mesh says goes before what was said with the pod.
+fn identity(pod: &Pod, wanted: &Wanted, mesh: &Snapshot) -> Option<Identity> {
+    let known = pod.workload(mesh).map(|workload| workload.identity.clone());
+    known.or_else(|| wanted.identity.clone())
 }

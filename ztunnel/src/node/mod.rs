@@ -6,12 +6,14 @@
 //! a stopped proxy leaves its pods captured, and so refused, until the next one takes over.
 
 mod acceleration;
+mod agent;
 mod assembly;
 pub mod doctor;
 mod dump;
 mod enrollment;
 mod mesh;
 mod program_log;
+mod serving;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +33,7 @@ use crate::telemetry::{FilterError, LogError, LogGuard, LogHandle, Telemetry, in
 use crate::{tls, xds};
 
 use acceleration::Acceleration;
+use agent::Agent;
 use enrollment::Enrollment;
 use mesh::Mesh;
 
@@ -116,6 +119,7 @@ struct Node {
     shared: Arc<Shared>,
     workers: Workers,
     enrollment: Enrollment,
+    agent: Option<Agent>,
     /// Every pod is enrolled that is asked for.
     complete: bool,
     acceleration: Acceleration,
@@ -150,6 +154,8 @@ impl Node {
         let quit = Arc::new(Notify::new());
         let (stop, stopping) = watch::channel(false);
         let pending = readiness.wait_for("enrolling pods");
+        let named = || readiness.wait_for("the node agent's pods");
+        let agent = Agent::of(&settings, named);
         let sources = admin::Sources {
             telemetry: shared.telemetry.clone(),
             log: Some(log),
@@ -171,6 +177,7 @@ impl Node {
             shared,
             workers,
             enrollment,
+            agent,
             complete: false,
             acceleration,
             second_sweep: None,
@@ -190,24 +197,31 @@ impl Node {
         let accounts = self.keep_accounts();
         let mut watcher = self.watch();
         // Read once more: what was written since the start would go unnoticed otherwise.
-        self.complete = self.reload();
+        self.reload();
         let (mut terminate, mut interrupt) = (
             listen_for(SignalKind::terminate()),
             listen_for(SignalKind::interrupt()),
         );
         loop {
+            let hold = self.agent.as_ref().and_then(Agent::hold);
             tokio::select! {
                 () = changed(watcher.as_mut()) => {
-                    self.complete = self.reload();
+                    self.reload();
                     if let Some(Err(error)) = watcher.as_mut().map(|w| w.retarget(&self.files())) {
                         tracing::error!(%error, "changes of the mesh file may go unnoticed");
                     }
                 }
                 () = tokio::time::sleep(ENROLL_RETRY), if !self.complete => {
-                    self.complete = self.enroll();
+                    self.enroll();
                 }
                 waiting = self.mesh.changed() => {
                     self.adopt_told(waiting);
+                }
+                request = serving::requested(self.agent.as_mut()) => {
+                    self.heed(request);
+                }
+                () = until(hold) => {
+                    self.stop_waiting();
                 }
                 () = self.acceleration.tested() => {
                     self.judge_anew();
@@ -227,6 +241,7 @@ impl Node {
         accounts.abort();
         self.stop.send_replace(true);
         // With its listeners: a connection that nobody would accept is refused instead.
+        drop(self.agent);
         drop(self.enrollment);
         self.workers.drain(self.settings.termination_deadline).await;
         self.servers.finished().await;
@@ -272,9 +287,8 @@ impl Node {
             .collect()
     }
 
-    /// Reads the settings again. A bad file keeps the last good settings. Returns whether every
-    /// pod is enrolled.
-    fn reload(&mut self) -> bool {
+    /// Reads the settings again. A bad file keeps the last good settings.
+    fn reload(&mut self) {
         match config::load(self.source.file.as_deref(), &self.source.overrides) {
             Ok(settings) => {
                 let changed = assembly::fixed_keys_that_differ(&self.settings, &settings);
@@ -297,7 +311,7 @@ impl Node {
                 tracing::error!(%error, "the settings are bad; the last good ones stay in force");
             }
         }
-        self.enroll()
+        self.enroll();
     }
 
     /// Puts new settings in force.
@@ -326,18 +340,20 @@ impl Node {
         let began = Instant::now();
         self.judge_anew();
         drop(waiting);
-        self.complete = self.enroll();
+        self.enroll();
         self.mesh.in_force(began.elapsed());
     }
 
     /// Puts what is known now in force: no verdict of the kernel that contradicts it is left when
-    /// this returns, and what is open against it is ended.
+    /// this returns, and what is open against it is ended. Not before it is known which pods there
+    /// are; then all of it is made up for.
     fn judge_anew(&mut self) {
-        if !self.mesh.is_known() {
+        if !self.mesh.is_known() || self.agent.as_ref().and_then(Agent::hold).is_some() {
             return;
         }
         let lanes = self.acceleration.lanes(&self.settings);
-        let view = View::new(self.mesh.current().clone(), self.enrollment.pods(), &lanes);
+        let mesh = self.mesh.current();
+        let view = View::new(mesh.clone(), self.enrollment.pods(mesh), &lanes);
         self.shared.keeper.change(view);
         self.workers.judge_again();
         self.sweep();
@@ -347,24 +363,6 @@ impl Node {
     fn sweep(&self) {
         let enrollment = &self.enrollment;
         self.shared.keeper.sweep(|cookie| enrollment.pod(cookie));
-    }
-
-    fn enroll(&mut self) -> bool {
-        let wanted = assembly::pods(&self.settings);
-        let failed = self.enrollment.apply(&self.workers, &wanted);
-        if self.enrollment.take_changed() {
-            self.judge_anew();
-        }
-        for (pod, error) in &failed {
-            tracing::error!(%error, pod = %pod.uid.0, netns = %pod.netns.display(), "cannot enroll the pod; trying again");
-        }
-        let pending = i64::try_from(failed.len()).unwrap_or(i64::MAX);
-        self.shared.telemetry.pods().pending.set(pending);
-        // A pod that is gone must not keep the node from serving the others.
-        if let Some(pending) = self.pending.take() {
-            pending.done();
-        }
-        failed.is_empty()
     }
 }
 

@@ -55,7 +55,7 @@ fn accept_on<F: Future<Output = ()> + 'static>(
                 _left = drain.wait_for(|draining| *draining) => break,
             };
             match accepted {
-                Ok((stream, client)) => here.local.spawn(serve(here.clone(), stream, client)),
+                Ok((stream, client)) => here.spawn(serve(here.clone(), stream, client)),
                 Err(error) if out_of_resources(&error) => {
                     tracing::error!(%error, pod = %here.pod.uid.0, "cannot accept; raise the limit on open files");
                     tokio::time::sleep(EXHAUSTED).await;

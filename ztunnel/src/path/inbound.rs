@@ -154,8 +154,7 @@ pub(super) async fn serve_tunnels(here: Rc<Here>, stream: TcpStream, peer: Socke
     let serve_one = {
         let here = here.clone();
         move |request: hbone::Request| {
-            here.local
-                .spawn(carry_tunnel(here.clone(), request, peer, identity.clone()));
+            here.spawn(carry_tunnel(here.clone(), request, peer, identity.clone()));
         }
     };
     let served = hbone::serve(stream, &here.local.hbone, here.drain.clone(), serve_one).await;
@@ -241,7 +240,7 @@ async fn arrive(
     // One view for the whole judgement: a change in between must not mix two meshes.
     let view = here.local.shared.keeper.view_owned();
     let mesh = &view.mesh;
-    let workload = mesh.workload_by_uid(&here.pod.uid).cloned();
+    let workload = here.pod.workload(mesh).cloned();
     let source = mesh
         .workload_by_address(&here.local.shared.config.network, client.ip())
         .cloned();
@@ -285,9 +284,9 @@ async fn deliver(
     destination: SocketAddr,
 ) -> Result<(TcpStream, Live), ArriveError> {
     let uid = &here.pod.uid;
-    let workload = view
-        .mesh
-        .workload_by_uid(uid)
+    let workload = here
+        .pod
+        .workload(&view.mesh)
         .ok_or_else(|| ArriveError::UnknownWorkload { uid: uid.0.clone() })?;
     let identity = record.source_identity();
     check_destination(here, workload, destination)?;

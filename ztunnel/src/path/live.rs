@@ -171,7 +171,11 @@ fn same_policies(pod: NetnsCookie, before: &View, after: &View) -> bool {
     }
 }
 
+/// What a pod that is no longer served here has open is left to drain.
 fn judge(admitted: &Admitted, view: &View) -> Result<(), Revoked> {
+    if view.pod(admitted.pod).is_none() {
+        return Ok(());
+    }
     let workload = view
         .workload(admitted.pod)
         .ok_or(Revoked::UnknownWorkload)?;

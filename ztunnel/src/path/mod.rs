@@ -19,6 +19,7 @@
 
 mod accept;
 pub mod authorize;
+mod connections;
 pub mod direct;
 mod inbound;
 mod live;

@@ -231,12 +231,12 @@ fn judge(
         .original_destination(pod, client)?
         .ok_or(DepartError::NotCaptured { client })?;
     facts.destination = origin.destination;
-    let source =
-        view.mesh
-            .workload_by_uid(&here.pod.uid)
-            .ok_or_else(|| DepartError::UnknownWorkload {
-                uid: here.pod.uid.0.clone(),
-            })?;
+    let source = here
+        .pod
+        .workload(&view.mesh)
+        .ok_or_else(|| DepartError::UnknownWorkload {
+            uid: here.pod.uid.0.clone(),
+        })?;
     facts.source = Some(source.clone());
     let call = Call {
         pod,

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use futures::FutureExt;
 use http::HeaderValue;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::connections::Connections;
 use super::live::LiveSet;
 use super::relay::Carry;
 use super::tunnel::{self, DialError};
@@ -31,8 +31,9 @@ const TIME_TO_CUT: Duration = Duration::from_secs(1);
 enum Command {
     /// Serve a pod.
     Add(Arc<Pod>, Listeners),
-    /// Stop serving the pod of the namespace with this cookie; its tunnels are drained.
-    Remove(u64),
+    /// Stop serving the pod of the namespace with this cookie: its tunnels are drained, and what
+    /// is still open after this time is cut.
+    Remove(u64, Duration),
     /// The view has changed: judge what is open once more.
     JudgeAgain,
     /// Accept nothing more and tell tunnel peers to go elsewhere.
@@ -103,10 +104,11 @@ impl Workers {
         }
     }
 
-    /// Stops serving the pod whose namespace has this cookie.
-    pub fn remove(&self, cookie: u64) {
+    /// Stops serving the pod whose namespace has this cookie. Its listeners are closed at once;
+    /// what it has open may end by itself, and is reset after `deadline`.
+    pub fn remove(&self, cookie: u64, deadline: Duration) {
         for (commands, _) in &self.threads {
-            tell(commands, Command::Remove(cookie));
+            tell(commands, Command::Remove(cookie, deadline));
         }
     }
 
@@ -164,12 +166,10 @@ pub(super) struct Local {
 }
 
 impl Local {
-    /// Runs one connection as a task of this worker, which ends no earlier than it.
-    pub(super) fn spawn(self: &Rc<Self>, connection: impl Future<Output = ()> + 'static) {
+    /// Counts a connection as open until what is returned is dropped; the worker ends no earlier.
+    fn open(self: &Rc<Self>) -> Open {
         self.open.set(self.open.get() + 1);
-        let open = Open(self.clone());
-        // Not an async block, whose future would hold the connection's twice.
-        tokio::task::spawn_local(connection.map(move |()| drop(open)));
+        Open(self.clone())
     }
 
     async fn all_closed(&self) {
@@ -200,6 +200,8 @@ pub(super) struct Here {
     pub(super) pod: Arc<Pod>,
     /// Turns true when the pod leaves or the process drains.
     pub(super) drain: watch::Receiver<bool>,
+    /// What it has open here.
+    connections: Rc<Connections>,
     /// The pod's baggage header, kept as long as its workload stays the same object.
     baggage: RefCell<Option<(Arc<Workload>, Option<HeaderValue>)>>,
 }
@@ -210,8 +212,24 @@ impl Here {
             local: local.clone(),
             pod,
             drain,
+            connections: Rc::default(),
             baggage: RefCell::default(),
         })
+    }
+
+    /// Runs one connection of this pod as a task of its worker, which ends no earlier than it.
+    pub(super) fn spawn(&self, connection: impl Future<Output = ()> + 'static) {
+        self.connections.spawn(self.local.open(), connection);
+    }
+
+    /// Cuts what is still open when the time is over.
+    async fn cut_after(self: Rc<Self>, deadline: Duration) {
+        tokio::time::sleep(deadline).await;
+        let open = self.connections.count();
+        if open > 0 {
+            tracing::info!(pod = %self.pod.uid.0, open, "the pod has left: what it had open is cut");
+            self.connections.cut();
+        }
     }
 
     /// The baggage header for tunnels of this pod.
@@ -239,13 +257,8 @@ impl Here {
 
     /// What the mesh says about this pod now; nothing if it has left the mesh.
     pub(super) fn workload(&self) -> Option<Arc<Workload>> {
-        self.local
-            .shared
-            .keeper
-            .view()
-            .mesh
-            .workload_by_uid(&self.pod.uid)
-            .cloned()
+        let view = self.local.shared.keeper.view();
+        self.pod.workload(&view.mesh).cloned()
     }
 }
 
@@ -260,7 +273,7 @@ async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Command>)
         open: Cell::new(0),
         closed: Notify::new(),
     });
-    let mut pods: HashMap<u64, watch::Sender<bool>> = HashMap::new();
+    let mut pods: HashMap<u64, (watch::Sender<bool>, Rc<Here>)> = HashMap::new();
     while let Some(command) = inbox.recv().await {
         match command {
             Command::Add(pod, listeners) => {
@@ -268,21 +281,22 @@ async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Command>)
                 let cookie = pod.netns.cookie();
                 let here = Here::new(&local, pod, drain);
                 match accept::start(&here, listeners) {
-                    Ok(()) => drop(pods.insert(cookie, stop)),
+                    Ok(()) => drop(pods.insert(cookie, (stop, here))),
                     Err(error) => {
                         tracing::error!(%error, pod = %here.pod.uid.0, "cannot serve the pod")
                     }
                 }
             }
-            Command::Remove(cookie) => {
-                if let Some(stop) = pods.remove(&cookie) {
+            Command::Remove(cookie, deadline) => {
+                if let Some((stop, here)) = pods.remove(&cookie) {
                     stop.send_replace(true);
+                    tokio::task::spawn_local(here.cut_after(deadline));
                 }
                 local.pool.evict(|key| key.netns == cookie);
             }
             Command::JudgeAgain => local.live.judge_again(&local.shared.keeper.view_owned()),
             Command::Drain => {
-                for (_, stop) in pods.drain() {
+                for (_, (stop, _here)) in pods.drain() {
                     stop.send_replace(true);
                 }
                 break;

@@ -3,6 +3,9 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::Place;
 
 /// Why a pod could not be prepared. Each message names the object and, where one is known, the
 /// way out.
@@ -17,18 +20,40 @@ pub enum Error {
         source: io::Error,
     },
     /// The file is not a network namespace, or the kernel does not tell its cookie.
-    #[error("network namespace {path}: cannot be identified: {source}", path = .path.display())]
+    #[error("network namespace {place}: cannot be identified: {source}")]
     Identify {
-        /// The file.
-        path: PathBuf,
+        /// Where it was found.
+        place: Place,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A descriptor that was handed over is not a network namespace.
+    #[error("what was handed over for pod {pod} is not a network namespace but {found}")]
+    NoNetns {
+        /// The pod.
+        pod: Arc<str>,
+        /// What it is.
+        found: String,
+    },
+    /// A descriptor that was handed over is the proxy's own network namespace.
+    #[error("what was handed over for pod {pod} is the network namespace of the proxy itself")]
+    Own {
+        /// The pod.
+        pod: Arc<str>,
+    },
+    /// A descriptor that was handed over cannot be looked at.
+    #[error("what was handed over for pod {pod} cannot be looked at: {source}")]
+    Inspect {
+        /// The pod.
+        pod: Arc<str>,
         /// What the system said.
         source: io::Error,
     },
     /// `setns` failed.
-    #[error("cannot enter network namespace {path}: {source}; CAP_SYS_ADMIN is needed", path = .path.display())]
+    #[error("cannot enter network namespace {place}: {source}; CAP_SYS_ADMIN is needed")]
     Enter {
-        /// The file.
-        path: PathBuf,
+        /// Where it was found.
+        place: Place,
         /// What the system said.
         source: io::Error,
     },

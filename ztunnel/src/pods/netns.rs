@@ -8,16 +8,21 @@
 
 #![allow(unsafe_code, reason = "SO_NETNS_COOKIE has no safe wrapper")]
 
+mod handed;
+
 use std::cell::Cell;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Socket, Type};
 
+pub use self::handed::Handed;
 use super::Error;
 
 /// `SO_NETNS_COOKIE` of asm-generic/socket.h (Linux 5.14).
@@ -28,11 +33,30 @@ thread_local! {
     static HERE: Cell<u64> = const { Cell::new(0) };
 }
 
+/// Where a pod's network namespace is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// Behind a file such as `/run/netns/a`.
+    Path(PathBuf),
+    /// Behind a descriptor that somebody handed over; its path is not known.
+    Handed(Handed),
+}
+
+impl fmt::Display for Place {
+    /// The path, or whose namespace it is.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Handed(handed) => write!(f, "of pod {}", handed.pod()),
+        }
+    }
+}
+
 /// An open network namespace. Holding it keeps the namespace alive.
 #[derive(Debug)]
 pub struct Netns {
-    fd: OwnedFd,
-    path: PathBuf,
+    fd: Arc<OwnedFd>,
+    place: Place,
     cookie: u64,
 }
 
@@ -46,21 +70,29 @@ impl Netns {
             path: path.to_owned(),
             source,
         })?;
-        let fd = OwnedFd::from(file);
-        let identify = |source| Error::Identify {
-            path: path.to_owned(),
-            source,
-        };
+        Self::identified(Arc::new(file.into()), Place::Path(path.to_owned()))
+    }
+
+    /// The namespace in this place.
+    ///
+    /// # Errors
+    /// When it cannot be opened or is not a network namespace.
+    pub fn of(place: &Place) -> Result<Self, Error> {
+        match place {
+            Place::Path(path) => Self::open(path),
+            Place::Handed(handed) => Self::identified(handed.fd().clone(), place.clone()),
+        }
+    }
+
+    fn identified(fd: Arc<OwnedFd>, place: Place) -> Result<Self, Error> {
         let cookie = on_own_thread(|| {
             setns(&fd, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
             cookie_here()
-        })?
-        .map_err(identify)?;
-        Ok(Self {
-            fd,
-            path: path.to_owned(),
-            cookie,
-        })
+        })?;
+        match cookie {
+            Ok(cookie) => Ok(Self { fd, place, cookie }),
+            Err(source) => Err(Error::Identify { place, source }),
+        }
     }
 
     /// The namespace this process was started in.
@@ -78,10 +110,10 @@ impl Netns {
         self.cookie
     }
 
-    /// The file it was opened from.
+    /// Where it was found.
     #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub const fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Moves the calling worker thread into this namespace, and leaves it there.
@@ -109,7 +141,7 @@ impl Netns {
 
     fn set(&self) -> Result<(), Error> {
         setns(&self.fd, CloneFlags::CLONE_NEWNET).map_err(|errno| Error::Enter {
-            path: self.path.clone(),
+            place: self.place.clone(),
             source: errno.into(),
         })
     }

@@ -95,6 +95,13 @@ pub(super) static TABLE: &[Columns] = &[
         "The pods to enrol: the uid of a workload and the path of its network namespace.",
     ),
     (
+        "nodeAgent.socket",
+        "path",
+        "INPOD_UDS",
+        Words("none"),
+        "The socket of the node agent (istio-cni), which says which pods of the node are in the mesh; they count together with `pods`. `INPOD_ENABLED=true` asks for the agent, at `/var/run/ztunnel/ztunnel.sock` where nothing names another socket; `INPOD_ENABLED=false` asks for none. Changes only with a restart.",
+    ),
+    (
         "workloads",
         "list",
         "",

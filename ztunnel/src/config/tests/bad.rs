@@ -10,7 +10,7 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "zebra: direct",
-        "zebra: unknown field, expected one of node, clusterId, network, trustDomain, mode, workload, meshFile, pods, workloads, services, policies, ca, xds, admin, metrics, readiness, capture, sameNode, acceleration, overrides, hbone, keepalive, threads, log, termination (line 9)",
+        "zebra: unknown field, expected one of node, clusterId, network, trustDomain, mode, workload, meshFile, pods, nodeAgent, workloads, services, policies, ca, xds, admin, metrics, readiness, capture, sameNode, acceleration, overrides, hbone, keepalive, threads, log, termination (line 9)",
     ),
     (
         "clusterId: [x]",
@@ -27,6 +27,14 @@ const CASES: &[(&str, &str)] = &[
     (
         "mode: dedicated",
         "pods: a proxy in the mode dedicated works for its own machine, not for pods",
+    ),
+    (
+        "nodeAgent: { sockt: x }",
+        "nodeAgent.sockt: unknown field, did you mean \"socket\"? (line 9)",
+    ),
+    (
+        "nodeAgent: { socket: \"\" }",
+        "nodeAgent.socket: must not be empty",
     ),
     (
         "hbone: { streamWindow: 2MB }",
@@ -216,6 +224,10 @@ const VARIABLES: &[(&[(&str, &str)], &str)] = &[
     (
         &[("PROXY_MODE", "both")],
         "environment variable PROXY_MODE: \"both\" is not one of shared, dedicated",
+    ),
+    (
+        &[("INPOD_ENABLED", "perhaps")],
+        "environment variable INPOD_ENABLED: \"perhaps\" is neither true nor false",
     ),
     (
         &[("SECRET_TTL", "forever")],

@@ -96,6 +96,16 @@ fn a_pod_that_leaves_the_mesh_takes_its_connections_along() {
 }
 
 #[test]
+fn what_a_pod_that_left_the_node_has_open_is_left_to_drain() {
+    let before = view("", BOTH);
+    let set = LiveSet::new(before.clone());
+    let live = set.admit(admitted(Some("x"), 1), &before, &before).unwrap();
+    let after = View::new(before.mesh.clone(), [], &Lanes::default());
+    set.judge_again(&Arc::new(after));
+    assert_eq!(is_cut(&live), None);
+}
+
+#[test]
 fn a_task_that_waits_is_woken() {
     let before = view("", BOTH);
     let set = LiveSet::new(before.clone());

@@ -1,0 +1,99 @@
+//! The connections of one pod that one worker has open, to be cut when the pod has left and its
+//! time to drain is over.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::rc::Rc;
+
+use futures::FutureExt;
+use tokio::task::AbortHandle;
+
+/// What is open.
+#[derive(Debug, Default)]
+pub(super) struct Connections {
+    open: RefCell<HashMap<u64, AbortHandle>>,
+    next: Cell<u64>,
+}
+
+impl Connections {
+    /// Runs a connection as a task of its own; `held` is dropped when it ends or is cut.
+    pub(super) fn spawn<H: 'static>(
+        self: &Rc<Self>,
+        held: H,
+        connection: impl Future<Output = ()> + 'static,
+    ) {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        let entry = Entry {
+            connections: self.clone(),
+            number,
+        };
+        // Not an async block, whose future would hold the connection's twice.
+        let task = tokio::task::spawn_local(connection.map(move |()| drop((entry, held))));
+        // The task has not begun: nothing else runs on this thread before we return.
+        self.open.borrow_mut().insert(number, task.abort_handle());
+    }
+
+    /// Ends what is open; its sockets are closed as if the process had ended.
+    pub(super) fn cut(&self) {
+        // The tasks take themselves out of the table when they are dropped.
+        let open: Vec<AbortHandle> = self.open.borrow().values().cloned().collect();
+        for task in open {
+            task.abort();
+        }
+    }
+
+    /// How many are open.
+    pub(super) fn count(&self) -> usize {
+        self.open.borrow().len()
+    }
+}
+
+/// Stands in the table while its connection lives.
+struct Entry {
+    connections: Rc<Connections>,
+    number: u64,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.connections.open.borrow_mut().remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::pending;
+
+    /// Says when it is dropped.
+    struct Held(Rc<Cell<u32>>);
+
+    impl Drop for Held {
+        fn drop(&mut self) {
+            self.0.set(self.0.get() + 1);
+        }
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn what_ends_leaves_and_what_stays_is_cut() {
+        let connections = Rc::<Connections>::default();
+        let dropped = Rc::<Cell<u32>>::default();
+        let held = || Held(dropped.clone());
+        connections.spawn(held(), async {});
+        for _ in 0..3 {
+            connections.spawn(held(), pending());
+        }
+        assert_eq!((connections.count(), dropped.get()), (4, 0));
+        tokio::task::yield_now().await;
+        assert_eq!((connections.count(), dropped.get()), (3, 1));
+        connections.cut();
+        tokio::task::yield_now().await;
+        assert_eq!((connections.count(), dropped.get()), (0, 4));
+        // Nothing is left to be cut, and new ones are welcome.
+        connections.cut();
+        connections.spawn(held(), async {});
+        assert_eq!(connections.count(), 1);
+    }
+}
