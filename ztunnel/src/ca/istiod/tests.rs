@@ -153,7 +153,7 @@ async fn the_request_says_who_and_how_long() {
 #[tokio::test]
 async fn a_control_plane_of_another_root_or_name_is_not_asked() {
     let world = World::new();
-    world.write("other.pem", &Authority::new("control plane").root);
+    world.write("other.pem", &Authority::new("another").root);
     let other_root = Config {
         root: Root::File(world.path("other.pem")),
         ..world.config()
@@ -199,12 +199,12 @@ async fn a_token_that_cannot_be_used_is_named_by_its_file_and_not_shown() {
     let client = world.client();
     let path = world.path("token").display().to_string();
     let large = "x".repeat(20_000);
-    for bad in ["", " \n", "two\nlines", large.as_str()] {
+    for bad in ["", " \n", "se\ncret-token", large.as_str()] {
         world.write("token", bad);
         let error = client.issue(&identity("a")).await.unwrap_err();
         assert_eq!(error.reason(), "ca_unavailable");
         assert!(error.to_string().contains(&path), "{error}");
-        assert!(!error.to_string().contains("lines\""), "{error}");
+        assert!(!error.to_string().contains("cret-token"), "{error}");
     }
     std::fs::remove_file(world.path("token")).unwrap();
     let error = client.issue(&identity("a")).await.unwrap_err();

@@ -123,7 +123,7 @@ async fn an_answer_that_cannot_be_used_says_what_came() {
             };
             vec![mesh.sign(&asked.csr, leaf), mesh.root.clone()]
         }),
-        ("certificate extended key usage", |mesh, asked| {
+        ("InvalidPurpose", |mesh, asked| {
             let usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
             let leaf = Leaf {
                 usages,
