@@ -48,7 +48,7 @@ pub(super) fn sort(status: &Status, config: &Config) -> IssueError {
 /// What the other end, or the transport, says: on one line and not too long.
 fn said(status: &Status) -> String {
     let message = status.message();
-    let whole = match std::error::Error::source(status).map(|source| text(source)) {
+    let whole = match std::error::Error::source(status).map(text) {
         Some(causes) if causes.contains(message) => causes,
         Some(causes) => format!("{message}: {causes}"),
         None => message.to_owned(),
