@@ -25,12 +25,14 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
+use tonic::Code;
 use tonic::metadata::MetadataMap;
 
 pub use self::error::IstiodError;
 use self::line::Line;
 use self::order::Order;
 use self::roots::RootFile;
+use super::proto::IstioCertificateRequest;
 use super::proto::istio_certificate_service_client::IstioCertificateServiceClient;
 use crate::mesh::Identity;
 use crate::tls::{IssueError, Issued, Issuer};
@@ -153,33 +155,46 @@ impl IstiodCa {
     async fn ask(&self, identity: &Identity) -> Result<Issued, IssueError> {
         let order = Order::new(identity, self.config.asker)?;
         let request = order.request(&self.config, &self.headers)?;
+        let chain = self.exchange(request).await?;
+        let mut issued = answer::read(&chain, order, identity)?;
+        if let Some(file) = &self.mesh_roots {
+            for root in file.current().certificates() {
+                if !issued.roots.contains(&root) {
+                    issued.roots.push(root);
+                }
+            }
+        }
+        Ok(issued)
+    }
+
+    /// Sends a request; the chain that is answered, as it comes.
+    async fn exchange(
+        &self,
+        request: tonic::Request<IstioCertificateRequest>,
+    ) -> Result<Vec<String>, IssueError> {
+        let limit = self.config.request_timeout;
         let channel = self
             .line
             .channel()
             .map_err(|error| self.unavailable(error))?;
         let mut client =
             IstioCertificateServiceClient::new(channel).max_decoding_message_size(answer::LIMIT);
-        let limit = self.config.request_timeout;
-        let answer = tokio::time::timeout(limit, client.create_certificate(request));
-        let answer = match answer.await {
-            Ok(answer) => answer.map_err(|status| status::sort(&status, &self.config))?,
-            Err(_elapsed) => {
-                // Perhaps nobody is at the other end any more, and nothing would tell.
-                self.line.hang_up();
-                return Err(self.unavailable(format!("no answer in {limit:?}")));
+        let answer = match tokio::time::timeout(limit, client.create_certificate(request)).await {
+            // tonic keeps the time, too.
+            Ok(Err(status))
+                if [Code::Cancelled, Code::DeadlineExceeded].contains(&status.code()) =>
+            {
+                None
             }
+            Ok(answer) => Some(answer.map_err(|status| status::sort(&status, &self.config))?),
+            Err(_elapsed) => None,
         };
-        let mut issued = answer::read(&answer.into_inner().cert_chain, order, identity)?;
-        for root in self
-            .mesh_roots
-            .iter()
-            .flat_map(|file| file.current().certificates())
-        {
-            if !issued.roots.contains(&root) {
-                issued.roots.push(root);
-            }
-        }
-        Ok(issued)
+        let Some(answer) = answer else {
+            // Perhaps nobody is at the other end any more, and nothing would tell.
+            self.line.hang_up();
+            return Err(self.unavailable(format!("no answer in {limit:?}")));
+        };
+        Ok(answer.into_inner().cert_chain)
     }
 
     fn unavailable(&self, why: impl fmt::Display) -> IssueError {

@@ -16,6 +16,7 @@
 //! - The scope of a list (RFC 5280, section 5.2.5) is not looked at: an authority gives a serial
 //!   number once, so a number in any of its lists is revoked.
 
+mod chain;
 mod error;
 mod list;
 
@@ -24,22 +25,19 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use rustls_pki_types::SubjectPublicKeyInfoDer;
-use smallvec::SmallVec;
 use tokio::sync::watch;
 
+pub use self::chain::PeerChain;
+use self::chain::{Authorities, Link};
 pub use self::error::RevocationError;
 use self::list::List;
 
 /// The largest file that is read; a list of a hundred thousand certificates has 4 MB.
 const FILE_LIMIT: u64 = 32 * 1024 * 1024;
-
-/// A certificate's serial number as DER has it: 20 bytes at most (RFC 5280, section 4.1.2.2).
-type Serial = SmallVec<[u8; 20]>;
 
 /// The revocation lists in force. Clones share them; the default has none and never will.
 #[derive(Clone, Default)]
@@ -52,8 +50,7 @@ struct Shared {
     /// None: nothing is configured.
     path: Option<PathBuf>,
     lists: ArcSwap<Vec<List>>,
-    /// The authorities that open sessions were verified with, each once.
-    authorities: Mutex<Vec<Weak<Authority>>>,
+    authorities: Authorities,
     version: watch::Sender<u64>,
 }
 
@@ -64,25 +61,6 @@ pub enum Reload {
     Unchanged,
     /// Other lists are in force.
     Changed,
-}
-
-/// Somebody who signs certificates.
-#[derive(PartialEq, Eq)]
-struct Authority {
-    /// The subject, DER without its outer tag.
-    name: Box<[u8]>,
-    key: SubjectPublicKeyInfoDer<'static>,
-}
-
-/// What is kept of the certificates that a peer was verified with, to find out later whether one
-/// was revoked. Empty where no lists are configured.
-#[derive(Clone, Default)]
-pub struct PeerChain(Option<Arc<[Link]>>);
-
-/// One certificate.
-struct Link {
-    serial: Serial,
-    issuer: Arc<Authority>,
 }
 
 impl Revocations {
@@ -144,7 +122,7 @@ impl Revocations {
         let (mut seen, mut complaint, mut warned) = (None, String::new(), None);
         loop {
             let now = stamp(&path);
-            if seen.is_none() || seen != Some(now) {
+            if seen != Some(now) {
                 seen = Some(now);
                 match self.reload() {
                     Ok(_) => complaint.clear(),
@@ -215,41 +193,10 @@ impl Revocations {
 
     /// What to keep of a chain that webpki accepted.
     pub(super) fn note(&self, path: &webpki::VerifiedPath<'_>) -> PeerChain {
-        if !self.are_configured() {
-            return PeerChain::default();
-        }
-        let mut links = Vec::new();
-        let mut serial = path.end_entity().serial();
-        for issuer in path.intermediate_certificates() {
-            let key = issuer.subject_public_key_info();
-            links.push(self.link(serial, issuer.subject(), key));
-            serial = issuer.serial();
-        }
-        let anchor = path.anchor();
-        links.push(self.link(serial, &anchor.subject, webpki::spki_for_anchor(anchor)));
-        PeerChain(Some(links.into()))
-    }
-
-    fn link(&self, serial: &[u8], name: &[u8], key: SubjectPublicKeyInfoDer<'static>) -> Link {
-        let mut known = self
-            .shared
-            .authorities
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let same = |issuer: &Arc<Authority>| *issuer.name == *name && issuer.key == key;
-        let found = known.iter().filter_map(Weak::upgrade).find(same);
-        let issuer = found.unwrap_or_else(|| {
-            let issuer = Arc::new(Authority {
-                name: name.into(),
-                key,
-            });
-            known.retain(|issuer| issuer.strong_count() > 0);
-            known.push(Arc::downgrade(&issuer));
-            issuer
-        });
-        Link {
-            serial: Serial::from_slice(serial),
-            issuer,
+        if self.are_configured() {
+            self.shared.authorities.note(path)
+        } else {
+            PeerChain::default()
         }
     }
 
@@ -275,26 +222,6 @@ impl fmt::Debug for Revocations {
             .field("path", &self.shared.path)
             .field("lists", &self.shared.lists.load().len())
             .finish_non_exhaustive()
-    }
-}
-
-impl PeerChain {
-    fn links(&self) -> &[Link] {
-        self.0.as_deref().unwrap_or_default()
-    }
-}
-
-impl fmt::Debug for PeerChain {
-    /// The serial numbers, leaf first.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hex = |link: &Link| {
-            link.serial
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect()
-        };
-        let serials = self.links().iter().map(hex).collect::<Vec<String>>();
-        f.debug_tuple("PeerChain").field(&serials).finish()
     }
 }
 

@@ -140,8 +140,11 @@ fn uri(address: &str) -> Result<Uri, IstiodError> {
     if ![Some("https"), Some("http")].contains(&uri.scheme_str()) {
         return Err(refused("it must begin with https://".to_owned()));
     }
+    let host = uri.host().unwrap_or_default();
+    let port = uri.port_u16();
+    let expected = port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
     let authority = uri.authority().map(http::uri::Authority::as_str);
-    if authority.is_none_or(|authority| authority.contains('@')) || uri.host() == Some("") {
+    if host.is_empty() || authority != Some(&expected) {
         return Err(refused("it must be https://host:port".to_owned()));
     }
     if !["", "/"].contains(&uri.path()) || uri.query().is_some() {

@@ -47,10 +47,11 @@ pub(super) fn sort(status: &Status, config: &Config) -> IssueError {
 
 /// What the other end, or the transport, says: on one line and not too long.
 fn said(status: &Status) -> String {
-    let whole = match std::error::Error::source(status) {
-        Some(source) if status.message().is_empty() => text(source),
-        Some(source) => format!("{}: {}", status.message(), text(source)),
-        None => status.message().to_owned(),
+    let message = status.message();
+    let whole = match std::error::Error::source(status).map(text) {
+        Some(causes) if causes.contains(message) => causes,
+        Some(causes) => format!("{message}: {causes}"),
+        None => message.to_owned(),
     };
     let visible = |c: char| if c.is_control() { ' ' } else { c };
     let line: String = whole.chars().take(SAID).map(visible).collect();

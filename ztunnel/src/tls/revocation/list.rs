@@ -11,7 +11,8 @@ use rustls_pki_types::pem::PemObject as _;
 use webpki::{BorrowedCertRevocationList, CertRevocationList, RawPublicKeyEntity};
 
 use super::super::verify::provider;
-use super::{Authority, RevocationError, Serial};
+use super::RevocationError;
+use super::chain::{Authority, Serial};
 
 /// More lists than any mesh has authorities.
 const LIMIT: usize = 256;

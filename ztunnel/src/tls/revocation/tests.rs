@@ -1,8 +1,6 @@
 //! Revocation lists: how files are read, whom a list is about, and what it does to handshakes and
 //! to sessions that are open.
 
-use std::fmt::Write as _;
-
 use rustls_pki_types::CertificateDer;
 use tempfile::TempDir;
 use tokio::io::DuplexStream;
@@ -130,14 +128,14 @@ async fn an_authority_in_between_is_looked_up_too() {
         let (a, b) = (issue(authority, "a"), issue(&good, "b"));
         let (_near, far) = meet((a, &Revocations::default()), (b, &lists)).await;
         match far {
-            Ok(far) => assert!(allowed, "{far:?}", far = far.peer()),
+            Ok(_) => assert!(allowed),
             Err(error) => assert!(!allowed && error.reason() == "cert_revoked", "{error}"),
         }
     }
     // The leaf's own authority may have a list as well: one file has both.
     let leaf = issue(&good, "a");
     let mut both = list(&root, &[]);
-    both.write_str(&list(&good, &[&leaf.chain[0]])).unwrap();
+    both.push_str(&list(&good, &[&leaf.chain[0]]));
     place.write(both);
     assert_eq!(lists.reload().unwrap(), Reload::Changed);
     let (_near, far) = meet((leaf, &Revocations::default()), (issue(&good, "b"), &lists)).await;
@@ -151,7 +149,7 @@ async fn a_list_counts_only_for_whoever_signed_it() {
     let (from_old, from_new) = (issue(&old, "a"), issue(&new, "a"));
     let (b_old, b_new) = (issue(&old, "b"), issue(&new, "b"));
     let mut both = list(&old, &[&from_new.chain[0]]);
-    both.write_str(&list(&new, &[&from_old.chain[0]])).unwrap();
+    both.push_str(&list(&new, &[&from_old.chain[0]]));
     let lists = Place::with(both).open();
     for (a, b) in [(from_old, b_old), (from_new, b_new)] {
         let (near, far) = meet((a, &lists), (b, &lists)).await;
@@ -159,7 +157,7 @@ async fn a_list_counts_only_for_whoever_signed_it() {
     }
     let (a, b) = (issue(&new, "a"), issue(&new, "b"));
     let mut both = list(&old, &[]);
-    both.write_str(&list(&new, &[&a.chain[0]])).unwrap();
+    both.push_str(&list(&new, &[&a.chain[0]]));
     let lists = Place::with(both).open();
     let (_near, far) = meet((a, &Revocations::default()), (b, &lists)).await;
     assert_eq!(far.err().unwrap().reason(), "cert_revoked");
@@ -222,7 +220,7 @@ async fn sessions_share_what_is_known_of_their_authority() {
     }
     let issuer = |at: usize| &sessions[at].peer_chain().links()[0].issuer;
     assert!(Arc::ptr_eq(issuer(0), issuer(1)) && Arc::ptr_eq(issuer(1), issuer(2)));
-    assert_eq!(lists.shared.authorities.lock().unwrap().len(), 1);
+    assert_eq!(lists.shared.authorities.len(), 1);
 }
 
 #[test]
@@ -231,7 +229,7 @@ fn a_file_that_cannot_be_used_stops_the_start() {
     let good = list(&authority, &[]);
     let der = authority.revoke(&[], SystemTime::now() + HOUR);
     let half = &good[..good.len() / 2];
-    let bent = good.replace("MII", "MIX");
+    let bent = good.replacen("MI", "QI", 1);
     let cases: [(&[u8], &str); 7] = [
         (b"", "crl_empty"),
         (b"nonsense", "crl_empty"),

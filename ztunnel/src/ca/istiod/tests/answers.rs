@@ -72,9 +72,18 @@ async fn a_chain_may_be_cut_into_parts_in_many_ways() {
     }
 }
 
+async fn refused(cases: &[(&str, Answer)]) {
+    for (expected, answer) in cases {
+        let error = asked(*answer).await.err();
+        let error = error.unwrap_or_else(|| panic!("accepted: {expected}"));
+        assert_eq!(error.reason(), "ca_unusable", "{error}");
+        assert!(error.to_string().contains(expected), "{expected}: {error}");
+    }
+}
+
 #[tokio::test]
-async fn an_answer_that_cannot_be_used_says_what_came() {
-    let cases: [(&str, Answer); 13] = [
+async fn an_answer_that_cannot_be_read_says_what_came() {
+    let cases: [(&str, Answer); 7] = [
         ("no certificate and no root", |_, _| vec![]),
         ("no certificate and no root", |_, _| vec![String::new()]),
         ("1 certificate and no root", |mesh, asked| {
@@ -95,6 +104,17 @@ async fn an_answer_that_cannot_be_used_says_what_came() {
             let nonsense = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
             vec![nonsense.to_owned(), mesh.root.clone()]
         }),
+        ("more than 128 certificates", |mesh, asked| {
+            let leaf = mesh.sign(&asked.csr, Leaf::default());
+            vec![leaf, mesh.root.repeat(128)]
+        }),
+    ];
+    refused(&cases).await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_peers_would_refuse_is_refused_here() {
+    let cases: [(&str, Answer); 6] = [
         ("sa/b instead of spiffe://cluster.local", |mesh, asked| {
             let leaf = mesh.sign_as(&asked.csr, identity("b").as_str());
             vec![leaf, mesh.root.clone()]
@@ -123,7 +143,7 @@ async fn an_answer_that_cannot_be_used_says_what_came() {
             };
             vec![mesh.sign(&asked.csr, leaf), mesh.root.clone()]
         }),
-        ("certificate extended key usage", |mesh, asked| {
+        ("InvalidPurpose", |mesh, asked| {
             let usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
             let leaf = Leaf {
                 usages,
@@ -131,17 +151,8 @@ async fn an_answer_that_cannot_be_used_says_what_came() {
             };
             vec![mesh.sign(&asked.csr, leaf), mesh.root.clone()]
         }),
-        ("more than 128 certificates", |mesh, asked| {
-            let leaf = mesh.sign(&asked.csr, Leaf::default());
-            vec![leaf, mesh.root.repeat(128)]
-        }),
     ];
-    for (expected, answer) in cases {
-        let error = asked(answer).await.err();
-        let error = error.unwrap_or_else(|| panic!("accepted: {expected}"));
-        assert_eq!(error.reason(), "ca_unusable", "{error}");
-        assert!(error.to_string().contains(expected), "{expected}: {error}");
-    }
+    refused(&cases).await;
 }
 
 #[tokio::test]

@@ -153,7 +153,9 @@ impl ControlPlane {
                 .unwrap();
         }
         let task = tokio::spawn(async move {
-            let stopped = async { drop(stopped.await) };
+            let stopped = async {
+                let _closed = stopped.await;
+            };
             server
                 .serve_with_incoming_shutdown(service, incoming, stopped)
                 .await
