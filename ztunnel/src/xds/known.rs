@@ -142,7 +142,7 @@ fn removal(kind: Kind, name: &str, texts: &mut Interner) -> Change {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::{Service, Workload};
+    use crate::mesh::Workload;
 
     fn workload(uid: &str) -> Change {
         Change::Workload(Box::new(
@@ -166,7 +166,7 @@ mod tests {
         let mut texts = Interner::new();
         let uid = "c//v1/Pod/default/a";
         assert_eq!(hold(&mut known, uid, "1", &workload(uid)), None);
-        let service = Change::Service(Box::new(Service::default()));
+        let service = Change::Service(Box::default());
         hold(&mut known, "default/a.example", "1", &service);
         hold(&mut known, "/b.example", "1", &service);
         assert_eq!(
@@ -194,7 +194,7 @@ mod tests {
     fn a_name_that_stands_for_another_kind_removes_the_first() {
         let mut known = Known::default();
         hold(&mut known, "x/y", "1", &workload("x/y"));
-        let service = Change::Service(Box::new(Service::default()));
+        let service = Change::Service(Box::default());
         assert_eq!(
             hold(&mut known, "x/y", "2", &service),
             Some(Change::RemoveWorkload(Uid("x/y".into())))

@@ -8,6 +8,8 @@
     clippy::all,
     clippy::use_self,
     clippy::or_fun_call,
+    clippy::too_many_lines,
+    clippy::allow_attributes_without_reason,
     reason = "generated code; the messages are described in the .proto files"
 )]
 

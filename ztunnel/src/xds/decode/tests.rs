@@ -328,9 +328,8 @@ fn the_numbers_of_the_enums() {
     }
 }
 
-#[test]
-fn every_field_of_a_service_arrives() {
-    let wire = wire::Service {
+fn full_service() -> wire::Service {
+    wire::Service {
         name: text("b"),
         namespace: text("ns"),
         hostname: text("b.example"),
@@ -354,7 +353,11 @@ fn every_field_of_a_service_arrives() {
             weight: 3,
         }],
         visibility: 1,
-    };
+    }
+}
+
+#[test]
+fn every_field_of_a_service_arrives() {
     let range = |network: &str, range: &str| NetworkRange {
         network: network.into(),
         range: range.parse().unwrap(),
@@ -392,7 +395,7 @@ fn every_field_of_a_service_arrives() {
         canonical: true,
         visibility: Visibility::Namespace,
     };
-    assert_eq!(service(wire), Ok(expected));
+    assert_eq!(service(full_service()), Ok(expected));
     let expected = Service {
         namespace: "default".into(),
         hostname: "b.example".into(),

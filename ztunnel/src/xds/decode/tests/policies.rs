@@ -144,10 +144,6 @@ fn what_is_left_out_of_a_policy_has_the_apis_default() {
 
 #[test]
 fn what_cannot_be_enforced_as_it_is_meant_is_refused() {
-    let with = |kinds: wire::Match| wire::Authorization {
-        rules: one_match(kinds),
-        ..bare()
-    };
     for (wire, complaint) in [
         (
             wire::Authorization {
@@ -177,43 +173,57 @@ fn what_cannot_be_enforced_as_it_is_meant_is_refused() {
             },
             "policy a/b/p: namespace: \"a/b\" is not a namespace of a policy",
         ),
-        (
-            with(wire::Match {
-                source_ips: vec![range(&[1, 2, 3, 4], 0), range(&[1, 2, 3, 4, 5], 8)],
-                ..wire::Match::default()
-            }),
-            "policy ns/p: rules[0].clauses[0].matches[0].source_ips[1]: 5 bytes are no IP address",
-        ),
-        (
-            with(wire::Match {
-                not_destination_ips: vec![range(&[1, 2, 3, 4], 33)],
-                ..wire::Match::default()
-            }),
-            "policy ns/p: rules[0].clauses[0].matches[0].not_destination_ips[0]: 33 is no prefix length of 1.2.3.4",
-        ),
-        (
-            with(wire::Match {
-                destination_ports: vec![65536],
-                ..wire::Match::default()
-            }),
-            "policy ns/p: rules[0].clauses[0].matches[0].destination_ports[0]: 65536 is no port, 65535 is the last",
-        ),
-        (
-            with(wire::Match {
-                principals: vec![wire::StringMatch::default()],
-                ..wire::Match::default()
-            }),
-            "policy ns/p: rules[0].clauses[0].matches[0].principals[0]: a match of no kind that is known here",
-        ),
-        (
-            with(wire::Match {
-                service_accounts: vec![account("", "x")],
-                ..wire::Match::default()
-            }),
-            "policy ns/p: rules[0].clauses[0].matches[0].service_accounts[0]: a namespace and a service account are needed",
-        ),
     ] {
         assert_eq!(read(&wire).expect_err(complaint), complaint);
+    }
+}
+
+#[test]
+fn a_value_that_cannot_be_read_refuses_the_policy_and_is_named() {
+    for (kinds, complaint) in [
+        (
+            wire::Match {
+                source_ips: vec![range(&[1, 2, 3, 4], 0), range(&[1, 2, 3, 4, 5], 8)],
+                ..wire::Match::default()
+            },
+            "source_ips[1]: 5 bytes are no IP address",
+        ),
+        (
+            wire::Match {
+                not_destination_ips: vec![range(&[1, 2, 3, 4], 33)],
+                ..wire::Match::default()
+            },
+            "not_destination_ips[0]: 33 is no prefix length of 1.2.3.4",
+        ),
+        (
+            wire::Match {
+                destination_ports: vec![65536],
+                ..wire::Match::default()
+            },
+            "destination_ports[0]: 65536 is no port, 65535 is the last",
+        ),
+        (
+            wire::Match {
+                principals: vec![wire::StringMatch::default()],
+                ..wire::Match::default()
+            },
+            "principals[0]: a match of no kind that is known here",
+        ),
+        (
+            wire::Match {
+                service_accounts: vec![account("", "x")],
+                ..wire::Match::default()
+            },
+            "service_accounts[0]: a namespace and a service account are needed",
+        ),
+    ] {
+        let wire = wire::Authorization {
+            rules: one_match(kinds),
+            ..bare()
+        };
+        let path = "policy ns/p: rules[0].clauses[0].matches[0]";
+        let error = read(&wire).expect_err(complaint);
+        assert_eq!(error, format!("{path}.{complaint}"));
     }
 }
 
