@@ -30,6 +30,7 @@ pub(super) struct File {
     pub(super) policies: Vec<PolicyEntry>,
     pub(super) ca: CaSection,
     pub(super) xds: XdsSection,
+    pub(super) crl: Option<PathBuf>,
     pub(super) admin: ListenSection,
     pub(super) metrics: ListenSection,
     pub(super) readiness: ListenSection,

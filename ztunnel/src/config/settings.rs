@@ -39,6 +39,8 @@ pub struct Settings {
     pub ca: Authority,
     /// Where the control plane tells what the mesh is, besides what the settings say of it.
     pub xds: Option<Xds>,
+    /// The file with the revocation lists, if there is one; watched.
+    pub crl: Option<PathBuf>,
     /// Who this proxy is when it asks the control plane.
     pub instance: Instance,
     /// Where the admin interface listens; a loopback address.
@@ -228,6 +230,7 @@ impl Settings {
                 leaf_ttl: Duration::from_secs(24 * 60 * 60),
             }),
             xds: None,
+            crl: None,
             instance: Instance::default(),
             admin: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 15000),
             metrics: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 15020),

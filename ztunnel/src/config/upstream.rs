@@ -225,6 +225,7 @@ pub(super) fn lay(
     flags: &Overrides,
 ) -> Result<(), ConfigError> {
     settings.instance = env.instance.clone();
+    settings.crl = env.crl.as_ref().or(file.crl.as_ref()).cloned();
     settings.ca = authority(file, env, flags)?;
     let section = &file.xds;
     let said = Said {

@@ -13,7 +13,7 @@ use crate::config::{self, Mode, Settings};
 use crate::mesh::{Identity, Uid};
 use crate::pods::zds;
 use crate::telemetry::{Filter, FilterError, LogConfig, LogFormat};
-use crate::tls::Issuer;
+use crate::tls::{self, Issuer};
 use crate::{admin, hbone, kernel, path, pods, xds};
 
 pub(super) fn log(settings: &Settings) -> Result<LogConfig, FilterError> {
@@ -70,6 +70,8 @@ pub(super) fn issuer(settings: &Settings) -> Result<Arc<dyn Issuer>, super::Erro
                     None => istiod::Root::System,
                 },
                 alt_hostname: upstream.hostname.clone(),
+                // Istio's chart mounts one bundle for both.
+                mesh_roots: upstream.root.clone(),
                 token: upstream.token.clone(),
                 cluster_id: settings.cluster_id.to_string(),
                 headers: upstream.headers.0.clone(),
@@ -81,6 +83,15 @@ pub(super) fn issuer(settings: &Settings) -> Result<Arc<dyn Issuer>, super::Erro
                 ..istiod::Config::new(upstream.address.clone())
             })?)
         }
+    })
+}
+
+/// How certificates are kept, and which of the peers' are not taken.
+pub(super) fn tls(settings: &Settings) -> Result<tls::Config, tls::RevocationError> {
+    let revocations = settings.crl.as_deref().map(tls::Revocations::open);
+    Ok(tls::Config {
+        revocations: revocations.transpose()?.unwrap_or_default(),
+        ..tls::Config::default()
     })
 }
 
@@ -253,6 +264,7 @@ pub(super) fn fixed_keys_that_differ(old: &Settings, new: &Settings) -> Vec<&'st
         ("nodeAgent", old.node_agent != new.node_agent),
         ("ca", old.ca != new.ca),
         ("xds", old.xds != new.xds),
+        ("crl", old.crl != new.crl),
         ("admin", old.admin != new.admin),
         ("metrics", old.metrics != new.metrics),
         ("readiness", old.readiness != new.readiness),

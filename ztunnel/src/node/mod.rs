@@ -40,6 +40,9 @@ use mesh::Mesh;
 /// How often pods that could not be enrolled are tried again.
 const ENROLL_RETRY: Duration = Duration::from_secs(1);
 
+/// How often the file with the revocation lists is looked at.
+const CRL_LOOK: Duration = Duration::from_secs(5);
+
 /// How long after a change the direct lane is looked at again: what the proxy was just dialling, as
 /// it was judged before, has been written down by then.
 const SECOND_SWEEP: Duration = Duration::from_millis(200);
@@ -65,6 +68,8 @@ pub enum Error {
     Istiod(#[from] IstiodError),
     #[error(transparent)]
     Xds(#[from] xds::ConfigError),
+    #[error(transparent)]
+    Revocation(#[from] tls::RevocationError),
     #[error(transparent)]
     Admin(#[from] admin::Error),
     #[error(transparent)]
@@ -136,7 +141,8 @@ impl Node {
         // First of all: a second proxy by mistake must fail before it touches the first one's maps.
         let bound = admin::bind(&assembly::admin(&settings))?;
         let kernel = Kernel::open(&assembly::kernel(&settings))?;
-        let issuer = assembly::issuer(&settings)?;
+        let (issuer, certificates) = (assembly::issuer(&settings)?, assembly::tls(&settings)?);
+        tokio::spawn(certificates.revocations.clone().follow(CRL_LOOK));
         let runtime = tokio::runtime::Handle::current();
         let kernel = Arc::new(kernel);
         let telemetry = Telemetry::new(log.dropped_lines());
@@ -147,7 +153,7 @@ impl Node {
         let shared = Arc::new(Shared {
             keeper: Arc::new(Keeper::new(kernel.clone(), view)),
             kernel,
-            certificates: tls::Store::new(issuer, tls::Config::default(), runtime),
+            certificates: tls::Store::new(issuer, certificates, runtime),
             telemetry,
             config: assembly::path(&settings),
         });

@@ -181,6 +181,13 @@ pub(super) static TABLE: &[Columns] = &[
         "The lifetime of a workload's certificate that is asked for.",
     ),
     (
+        "crl",
+        "path",
+        "CRL_PATH",
+        Words("none"),
+        "A file with revocation lists (PEM, or one in DER); watched. What it names is refused, and open tunnels of it are ended.",
+    ),
+    (
         "xds.address",
         "https://host:port",
         "XDS_ADDRESS",
