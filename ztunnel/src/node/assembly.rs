@@ -2,8 +2,11 @@
 //! settings, and `config` knows no room: this file is the only place where they meet.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use socket2::TcpKeepalive;
+use tokio::runtime::Handle;
 
 use super::enrollment::Wanted;
 use crate::ca::local::{LocalCa, LocalCaError};
@@ -55,6 +58,14 @@ pub(super) fn issuer(settings: &Settings) -> Result<LocalCa, LocalCaError> {
         &settings.trust_domain,
         settings.ca.leaf_ttl,
     )
+}
+
+/// Backends that have names are resolved on the main runtime, by the system. `getaddrinfo(3)` gives
+/// up after five seconds for each server by default; an application waits no longer than that.
+pub(super) fn resolver(runtime: Handle) -> Arc<dyn path::Resolve> {
+    const AT_ONCE: usize = 32;
+    const TIMEOUT: Duration = Duration::from_secs(5);
+    Arc::new(path::SystemResolver::new(runtime, AT_ONCE, TIMEOUT))
 }
 
 pub(super) fn admin(settings: &Settings) -> admin::Config {

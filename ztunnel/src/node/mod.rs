@@ -131,6 +131,7 @@ impl Node {
         let shared = Arc::new(Shared {
             keeper: Arc::new(Keeper::new(kernel.clone(), view)),
             kernel,
+            resolver: assembly::resolver(runtime.clone()),
             certificates: tls::Store::new(Arc::new(issuer), tls::Config::default(), runtime),
             telemetry: Telemetry::new(log.dropped_lines()),
             config: assembly::path(&settings),
