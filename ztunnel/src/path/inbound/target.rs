@@ -124,7 +124,7 @@ pub(super) fn target(
 /// Where the application is to be found: an application tunnel may have a port of its own.
 pub(super) fn delivered(workload: &Workload, destination: SocketAddr) -> SocketAddr {
     let port = workload.application_tunnel.and_then(|tunnel| tunnel.port);
-    SocketAddr::new(destination.ip(), port.unwrap_or(destination.port()))
+    SocketAddr::new(destination.ip(), port.unwrap_or_else(|| destination.port()))
 }
 
 /// Whether a workload is a waypoint that may be asked for an address.

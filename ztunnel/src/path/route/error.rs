@@ -96,7 +96,7 @@ pub enum RouteError {
         /// What it is called.
         gateway: GatewayDestination,
         /// Why not.
-        source: Box<RouteError>,
+        source: Box<Self>,
     },
     /// None of a service's waypoints may be chosen.
     #[error(

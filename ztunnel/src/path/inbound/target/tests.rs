@@ -51,125 +51,128 @@ fn asked(uid: &str, authority: &str) -> String {
     }
 }
 
+/// The pod, what a peer asks it for, and the answer.
+const ASKED: &[(&str, &str, &str)] = &[
+    (
+        "pod",
+        "10.0.0.2:80",
+        "10.0.0.2:80 at 10.0.0.2:80 told 10.0.0.2:80",
+    ),
+    (
+        "pod",
+        "[fd00::2]:80",
+        "[fd00::2]:80 at [fd00::2]:80 told [fd00::2]:80",
+    ),
+    // By name: the service of the own namespace; its own port goes before the service's.
+    (
+        "pod",
+        "s.example:80",
+        "10.0.0.2:8080 at 10.0.0.2:8080 told 10.1.0.1:80 of default/s.example",
+    ),
+    (
+        "pod",
+        "S.Example:81",
+        "10.0.0.2:8181 at 10.0.0.2:8181 told 10.1.0.1:81 of default/s.example",
+    ),
+    // No address of this service is known in the pod's network.
+    (
+        "pod",
+        "t.example:80",
+        "10.0.0.2:8000 at 10.0.0.2:8000 told 10.0.0.2:80 of other/t.example",
+    ),
+    (
+        "pod",
+        "named:80",
+        "CONNECT named:80: neither the service nor workload pod has a target for the port",
+    ),
+    (
+        "pod",
+        "gone:80",
+        "CONNECT gone:80: workload pod does not back a service of that name",
+    ),
+    (
+        "pod",
+        "behind:80",
+        "CONNECT behind:80: workload pod does not back a service of that name",
+    ),
+    (
+        "pod",
+        "10.0.0.3:80",
+        "CONNECT 10.0.0.3:80 does not lead to this pod, whose addresses are [10.0.0.2, fd00::2]",
+    ),
+    (
+        "pod",
+        "10.1.0.1:80",
+        "CONNECT 10.1.0.1:80 does not lead to this pod, whose addresses are [10.0.0.2, fd00::2]",
+    ),
+    (
+        "pod",
+        "10.0.0.2:15006",
+        "10.0.0.2:15006 is a port of the proxy itself",
+    ),
+    (
+        "pod",
+        "10.0.0.2:15008",
+        "10.0.0.2:15008 is a port of the proxy itself",
+    ),
+    // A waypoint that this proxy serves is asked for what it stands before.
+    (
+        "sandwich",
+        "10.1.0.11:80",
+        "10.0.0.3:80 at 10.0.0.3:80 told 10.1.0.11:80",
+    ),
+    (
+        "sandwich",
+        "10.1.0.12:80",
+        "10.0.0.3:80 at 10.0.0.3:80 told 10.1.0.12:80",
+    ),
+    (
+        "sandwich",
+        "10.0.0.11:80",
+        "10.0.0.3:80 at 10.0.0.3:80 told 10.0.0.11:80",
+    ),
+    (
+        "sandwich",
+        "10.1.0.1:80",
+        "CONNECT 10.1.0.1:80 does not lead to this pod, whose addresses are [10.0.0.3]",
+    ),
+    (
+        "sandwich",
+        "192.0.2.1:80",
+        "CONNECT 192.0.2.1:80 does not lead to this pod, whose addresses are [10.0.0.3]",
+    ),
+    // One that is told in a PROXY header judges for itself.
+    (
+        "told",
+        "10.1.0.1:80",
+        "10.0.0.4:80 at 10.0.0.4:15088 told 10.1.0.1:80",
+    ),
+    (
+        "told",
+        "192.0.2.1:80",
+        "10.0.0.4:80 at 10.0.0.4:15088 told 192.0.2.1:80",
+    ),
+    (
+        "moved",
+        "10.0.0.5:80",
+        "10.0.0.5:80 at 10.0.0.5:9000 told 10.0.0.5:80",
+    ),
+    (
+        "moved",
+        "10.1.0.1:80",
+        "CONNECT 10.1.0.1:80 does not lead to this pod, whose addresses are [10.0.0.5]",
+    ),
+    (
+        "trap",
+        "10.0.0.6:80",
+        "10.0.0.6:80 is a port of the proxy itself",
+    ),
+];
+
 #[test]
 fn what_leads_here() {
-    for (uid, authority, expected) in [
-        (
-            "pod",
-            "10.0.0.2:80",
-            "10.0.0.2:80 at 10.0.0.2:80 told 10.0.0.2:80",
-        ),
-        (
-            "pod",
-            "[fd00::2]:80",
-            "[fd00::2]:80 at [fd00::2]:80 told [fd00::2]:80",
-        ),
-        // By name: the service of the own namespace; its own port goes before the service's.
-        (
-            "pod",
-            "s.example:80",
-            "10.0.0.2:8080 at 10.0.0.2:8080 told 10.1.0.1:80 of default/s.example",
-        ),
-        (
-            "pod",
-            "S.Example:81",
-            "10.0.0.2:8181 at 10.0.0.2:8181 told 10.1.0.1:81 of default/s.example",
-        ),
-        // No address of this service is known in the pod's network.
-        (
-            "pod",
-            "t.example:80",
-            "10.0.0.2:8000 at 10.0.0.2:8000 told 10.0.0.2:80 of other/t.example",
-        ),
-        (
-            "pod",
-            "named:80",
-            "CONNECT named:80: neither the service nor workload pod has a target for the port",
-        ),
-        (
-            "pod",
-            "gone:80",
-            "CONNECT gone:80: workload pod does not back a service of that name",
-        ),
-        (
-            "pod",
-            "behind:80",
-            "CONNECT behind:80: workload pod does not back a service of that name",
-        ),
-        (
-            "pod",
-            "10.0.0.3:80",
-            "CONNECT 10.0.0.3:80 does not lead to this pod, whose addresses are [10.0.0.2, fd00::2]",
-        ),
-        (
-            "pod",
-            "10.1.0.1:80",
-            "CONNECT 10.1.0.1:80 does not lead to this pod, whose addresses are [10.0.0.2, fd00::2]",
-        ),
-        (
-            "pod",
-            "10.0.0.2:15006",
-            "10.0.0.2:15006 is a port of the proxy itself",
-        ),
-        (
-            "pod",
-            "10.0.0.2:15008",
-            "10.0.0.2:15008 is a port of the proxy itself",
-        ),
-        // A waypoint that this proxy serves is asked for what it stands before.
-        (
-            "sandwich",
-            "10.1.0.11:80",
-            "10.0.0.3:80 at 10.0.0.3:80 told 10.1.0.11:80",
-        ),
-        (
-            "sandwich",
-            "10.1.0.12:80",
-            "10.0.0.3:80 at 10.0.0.3:80 told 10.1.0.12:80",
-        ),
-        (
-            "sandwich",
-            "10.0.0.11:80",
-            "10.0.0.3:80 at 10.0.0.3:80 told 10.0.0.11:80",
-        ),
-        (
-            "sandwich",
-            "10.1.0.1:80",
-            "CONNECT 10.1.0.1:80 does not lead to this pod, whose addresses are [10.0.0.3]",
-        ),
-        (
-            "sandwich",
-            "192.0.2.1:80",
-            "CONNECT 192.0.2.1:80 does not lead to this pod, whose addresses are [10.0.0.3]",
-        ),
-        // One that is told in a PROXY header judges for itself.
-        (
-            "told",
-            "10.1.0.1:80",
-            "10.0.0.4:80 at 10.0.0.4:15088 told 10.1.0.1:80",
-        ),
-        (
-            "told",
-            "192.0.2.1:80",
-            "10.0.0.4:80 at 10.0.0.4:15088 told 192.0.2.1:80",
-        ),
-        (
-            "moved",
-            "10.0.0.5:80",
-            "10.0.0.5:80 at 10.0.0.5:9000 told 10.0.0.5:80",
-        ),
-        (
-            "moved",
-            "10.1.0.1:80",
-            "CONNECT 10.1.0.1:80 does not lead to this pod, whose addresses are [10.0.0.5]",
-        ),
-        (
-            "trap",
-            "10.0.0.6:80",
-            "10.0.0.6:80 is a port of the proxy itself",
-        ),
-    ] {
-        assert_eq!(asked(uid, authority), expected, "{uid} {authority}");
+    for (uid, authority, expected) in ASKED {
+        assert_eq!(asked(uid, authority), *expected, "{uid} {authority}");
     }
 }
 

@@ -50,7 +50,7 @@ services:
 fn who_goes_through_which() {
     check(
         MESH,
-        43,
+        23,
         "
         # A service through its own: what is asked for is what was dialled.
         src -> 10.1.0.1:80 => waypoint wp1@10.0.2.1:15008 for 10.1.0.1:80 as wp,x/wp of b
@@ -86,6 +86,16 @@ fn who_goes_through_which() {
         # From outside of the mesh, from oneself: the same way.
         out -> 10.1.0.1:80 => waypoint wp1@10.0.2.1:15008 for 10.1.0.1:80 as wp,x/wp of b
         c -> 10.0.1.2:80 => waypoint wp1@10.0.2.1:15008 for 10.0.1.2:80 as wp,x/wp
+        ",
+    );
+}
+
+#[test]
+fn what_comes_from_it_goes_on_and_where_nobody_is_there_nobody_passes() {
+    check(
+        MESH,
+        20,
+        "
         # What comes from it goes on: any instance, sick or not, named by its service or address.
         wp1 -> 10.1.0.1:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:8080 as b of b
         wp2 -> 10.1.0.1:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:8080 as b of b
