@@ -70,15 +70,22 @@ impl<'a> Choice<'a> {
         dice: u64,
         except: &[SocketAddr],
     ) -> Result<Candidate<'a>, RouteError> {
+        let nearest = self.nearest();
         let others = |to: &Candidate<'_>| !to.at().is_some_and(|at| except.contains(&at));
-        self.roll(dice, others)
-            .or_else(|| self.roll(dice, |_| true))
+        self.roll(nearest, dice, others)
+            .or_else(|| self.roll(nearest, dice, |_| true))
             .ok_or_else(|| self.explain())
     }
 
-    fn roll(&self, dice: u64, counts: impl Fn(&Candidate<'_>) -> bool) -> Option<Candidate<'a>> {
-        let mut left = dice.checked_rem(self.best().filter(&counts).map(|c| c.weight()).sum())?;
-        for candidate in self.best().filter(counts) {
+    fn roll(
+        &self,
+        nearest: Option<usize>,
+        dice: u64,
+        counts: impl Fn(&Candidate<'_>) -> bool,
+    ) -> Option<Candidate<'a>> {
+        let of_rank = || self.ranked(nearest).filter(&counts);
+        let mut left = dice.checked_rem(of_rank().map(|each| each.weight()).sum())?;
+        for candidate in of_rank() {
             if left < candidate.weight() {
                 return Some(candidate);
             }
@@ -89,9 +96,16 @@ impl<'a> Choice<'a> {
 
     /// Those of whom one is chosen.
     pub(super) fn best(&self) -> impl Iterator<Item = Candidate<'a>> {
-        let nearest = self.candidates().map(|candidate| candidate.rank).max();
+        self.ranked(self.nearest())
+    }
+
+    fn nearest(&self) -> Option<usize> {
+        self.candidates().map(|candidate| candidate.rank).max()
+    }
+
+    fn ranked(&self, rank: Option<usize>) -> impl Iterator<Item = Candidate<'a>> {
         self.candidates()
-            .filter(move |candidate| Some(candidate.rank) == nearest)
+            .filter(move |candidate| Some(candidate.rank) == rank)
     }
 
     /// Those who may be chosen.
