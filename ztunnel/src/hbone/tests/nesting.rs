@@ -1,8 +1,11 @@
 //! Tunnels inside tunnels.
 
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::AsyncRead;
 
 use super::*;
+use crate::tls::{self, Credentials, Issued};
 
 /// Opens a tunnel to the peer, and a second one inside it that a server at its other end answers.
 async fn nested(config: Config) -> (Tunnel, Tunnel, Rc<Pool<Infallible>>) {
@@ -137,5 +140,79 @@ fn a_far_end_that_never_ends_is_waited_for_only_so_long() {
         let data = far.recv.data().await.unwrap().unwrap();
         assert_eq!(data, "x");
         assert!(far.recv.data().await.is_none());
+    });
+}
+
+/// Credentials of one mesh for each of the service accounts.
+fn credentials<const N: usize>(accounts: [&str; N]) -> [(Identity, Credentials); N] {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = params.self_signed(&key).unwrap().der().clone();
+    let issuer = Issuer::new(params, key);
+    accounts.map(|account| {
+        let identity = Identity::new("cluster.local", "default", account).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(identity.as_str().try_into().unwrap())];
+        let chain = vec![params.signed_by(&key, &issuer).unwrap().der().clone()];
+        let issued = Issued {
+            chain,
+            key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+            roots: vec![root.clone()],
+        };
+        let credentials = Credentials::new(&identity, issued).unwrap();
+        (identity, credentials)
+    })
+}
+
+/// As between two networks: the gateway forwards TLS that it cannot read, and who is behind it has
+/// to prove who it is.
+#[test]
+fn mutual_tls_runs_inside_a_tunnel() {
+    run(async {
+        let config = config();
+        let [(_, a), (b, server), (c, _)] = credentials(["a", "b", "c"]);
+        let server = Rc::new(server);
+        for (expected, welcome) in [(b, true), (c, false)] {
+            let peer = Peer::new(config.clone());
+            let pool = Pool::<Infallible>::new(Rc::new(config.clone()));
+            let outer = open(&pool, &key("a"), &peer).await;
+            let patience = config.handshake_timeout;
+            let far = peer.take_tunnel().into_stream(patience);
+            let server = server.clone();
+            let behind = tokio::task::spawn_local(async move {
+                let config = super::config();
+                let stream = tls::accept(far, &server).await.ok()?;
+                let echo = |request: Request| {
+                    tokio::task::spawn_local(async move {
+                        let mut tunnel = request.accept().unwrap();
+                        let said = read_all(&mut tunnel.recv).await.unwrap();
+                        tunnel.send.send_all(said.into()).await.unwrap();
+                        tunnel.send.finish().unwrap();
+                    });
+                };
+                let drain = watch::Sender::new(false);
+                serve(stream, &config, drain.subscribe(), echo).await.ok()
+            });
+            let near = tls::connect(outer.into_stream(patience), &a, &[expected]).await;
+            assert_eq!(near.is_ok(), welcome);
+            let Ok(near) = near else { continue };
+            let connect = Connect::to("s.example:80".parse::<Authority>().unwrap());
+            let opened: Result<_, OpenError<Infallible>> =
+                open_alone(near, &connect, &config).await;
+            let mut inner = opened.unwrap();
+            inner
+                .send
+                .send_all(Bytes::from_static(b"hello"))
+                .await
+                .unwrap();
+            inner.send.finish().unwrap();
+            assert_eq!(read_all(&mut inner.recv).await.unwrap(), b"hello");
+            drop(inner);
+            // An orderly end, on all four levels.
+            assert!(behind.await.unwrap().is_some());
+            until(|| pool.tunnels() == 0).await;
+        }
     });
 }
