@@ -118,6 +118,12 @@ impl<E: 'static> Pool<E> {
         self.each(matches, Connection::abort);
     }
 
+    /// Whether there is a connection with this key, or somebody who waits for one.
+    #[must_use]
+    pub fn has(&self, key: &PoolKey) -> bool {
+        self.groups.borrow().contains_key(key)
+    }
+
     /// Connections that may carry another tunnel, now or when one of theirs ends.
     #[must_use]
     pub fn len(&self) -> usize {

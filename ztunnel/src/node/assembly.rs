@@ -3,8 +3,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use socket2::TcpKeepalive;
+use tokio::runtime::Handle;
 
 use super::enrollment::{Key, Wanted};
 use crate::ca::istiod::{self, IstiodCa};
@@ -122,6 +124,14 @@ pub(super) fn xds(settings: &Settings) -> Option<xds::Config> {
         trust_domain: settings.trust_domain.to_string(),
         ..xds::Config::new(&upstream.address, root, node)
     })
+}
+
+/// Backends that have names are resolved on the main runtime, by the system. `getaddrinfo(3)` gives
+/// up after five seconds for each server by default; an application waits no longer than that.
+pub(super) fn resolver(runtime: Handle) -> Arc<dyn path::Resolve> {
+    const AT_ONCE: usize = 32;
+    const TIMEOUT: Duration = Duration::from_secs(5);
+    Arc::new(path::SystemResolver::new(runtime, AT_ONCE, TIMEOUT))
 }
 
 pub(super) fn admin(settings: &Settings) -> admin::Config {

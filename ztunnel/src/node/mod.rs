@@ -153,6 +153,7 @@ impl Node {
         let shared = Arc::new(Shared {
             keeper: Arc::new(Keeper::new(kernel.clone(), view)),
             kernel,
+            resolver: assembly::resolver(runtime.clone()),
             certificates: tls::Store::new(issuer, certificates, runtime),
             telemetry,
             config: assembly::path(&settings),

@@ -3,10 +3,13 @@
 //! accept → authorize → deliver with the client's address → relay → report. The verdict is the
 //! destination's: whatever the client's node thought of it, here every policy is asked.
 
+mod error;
+mod target;
+
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use http::StatusCode;
 use tokio::io::AsyncWriteExt;
@@ -14,114 +17,67 @@ use tokio::net::TcpStream;
 
 use super::authorize::Arrival;
 use super::direct::verdict;
-use super::live::{Admitted, Live, Revoked};
-use super::permit::{Denied, permit};
+use super::live::{Admitted, Live};
+use super::permit::permit;
 use super::proxy_protocol;
 use super::relay::{self, Side};
-use super::report::{Facts, Failure, Record};
+use super::report::{Facts, Record, Tunnelled};
 use super::route::HBONE_PORT;
 use super::tunnel;
 use super::view::View;
 use super::worker::Here;
-use crate::hbone::{self, Authority, TunnelError};
+use crate::hbone::{self, Authority};
 use crate::kernel::{self, NetnsCookie};
 use crate::mesh::{Identity, Workload};
-use crate::pods::{self, PROXY_PORTS, Source, abort_on_drop};
-use crate::telemetry::{Reporter, ResponseFlag};
+use crate::pods::{self, Source, abort_on_drop};
+use crate::telemetry::Reporter;
 use crate::tls;
 
-/// Why a connection did not arrive.
-#[derive(Debug, thiserror::Error)]
-enum ArriveError {
-    /// The pod is enrolled, but the mesh no longer knows it.
-    #[error("workload {uid} is not in the mesh")]
-    UnknownWorkload {
-        /// The pod's workload.
-        uid: Arc<str>,
-    },
-    /// The tunnel leads to somebody else.
-    #[error("CONNECT {authority} does not lead to this pod, whose addresses are {addresses:?}")]
-    NotThisPod {
-        /// What was asked for.
-        authority: String,
-        /// What would have been right.
-        addresses: Vec<std::net::IpAddr>,
-    },
-    /// The tunnel leads back into the proxy.
-    #[error("{destination} is a port of the proxy itself")]
-    ProxyPort {
-        /// What was asked for.
-        destination: SocketAddr,
-    },
-    /// A policy refused it.
-    #[error(transparent)]
-    Denied(#[from] Denied),
-    /// Policy changed while the application was being connected.
-    #[error(transparent)]
-    Revoked(#[from] Revoked),
-    /// The application could not be reached.
-    #[error("cannot connect to the application at {destination}: {source}")]
-    Application {
-        /// Where it should listen.
-        destination: SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The tunnel ended before it could be accepted.
-    #[error("the tunnel ended while the application was being connected: {0}")]
-    Gone(#[from] TunnelError),
+use error::{ArriveError, PeerError};
+use target::{Asked, Target, delivered, speaks_for_others, target};
+
+/// Who comes, and what for.
+struct Caller {
+    /// The peer of the TCP connection: the client itself, or whoever speaks for it.
+    peer: SocketAddr,
+    /// Where it came in.
+    at: SocketAddr,
+    /// Its tunnel; none for plaintext.
+    tunnel: Option<Asking>,
 }
 
-impl ArriveError {
-    /// The answer to a CONNECT (wire facts, "HBONE").
-    fn status(&self) -> StatusCode {
-        match self {
-            Self::NotThisPod { .. } | Self::ProxyPort { .. } => StatusCode::BAD_REQUEST,
-            Self::Denied(_) | Self::Revoked(_) => StatusCode::UNAUTHORIZED,
-            Self::UnknownWorkload { .. } | Self::Application { .. } | Self::Gone(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-        }
+/// What the peer of a tunnel says.
+struct Asking {
+    /// Who it proved to be.
+    identity: Identity,
+    /// What it asks for.
+    authority: Authority,
+    /// For whom it asks, if it says so.
+    forwarded: Option<std::net::IpAddr>,
+}
+
+impl Caller {
+    fn identity(&self) -> Option<&Identity> {
+        self.tunnel.as_ref().map(|tunnel| &tunnel.identity)
     }
-}
 
-impl Failure for ArriveError {
-    fn flag(&self) -> ResponseFlag {
-        match self {
-            Self::Denied(_) | Self::Revoked(_) => ResponseFlag::Deny,
-            Self::UnknownWorkload { .. } => ResponseFlag::IdentityError,
-            Self::NotThisPod { .. }
-            | Self::ProxyPort { .. }
-            | Self::Application { .. }
-            | Self::Gone(_) => ResponseFlag::Connect,
-        }
+    /// What is asked for, as it was said.
+    fn authority(&self) -> Authority {
+        let said = self.tunnel.as_ref().map(|tunnel| tunnel.authority.clone());
+        said.unwrap_or(Authority::Address(self.at))
     }
-}
 
-/// Why a peer may not open tunnels to the pod.
-#[derive(Debug, thiserror::Error)]
-enum PeerError {
-    /// The pod is enrolled, but the mesh no longer knows it, so it has no identity to show.
-    #[error("the pod's workload is not in the mesh")]
-    UnknownWorkload,
-    /// Mutual TLS failed.
-    #[error(transparent)]
-    Tls(#[from] tls::Error),
-    /// The peer is too slow, or does not speak TLS at all.
-    #[error("no TLS handshake within {after:?}")]
-    Timeout {
-        /// The limit.
-        after: Duration,
-    },
-}
-
-impl PeerError {
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::UnknownWorkload => "unknown_workload",
-            Self::Tls(error) => error.reason(),
-            Self::Timeout { .. } => "handshake_timeout",
-        }
+    /// Whose connection it is: the client that a waypoint or gateway names, if the pod's workload
+    /// names that waypoint or gateway; whatever anybody else says is not believed. The port of
+    /// such a client is not known.
+    fn client(&self, workload: Option<&Workload>, view: &View) -> SocketAddr {
+        let named = self.tunnel.as_ref().zip(workload).and_then(|(tunnel, to)| {
+            let client = tunnel.forwarded?;
+            speaks_for_others(&tunnel.identity, to, &view.mesh).then_some(client)
+        });
+        // A waypoint's proxy that speaks for nobody names itself.
+        let named = named.filter(|client| *client != self.peer.ip());
+        named.map_or(self.peer, |client| SocketAddr::new(client, 0))
     }
 }
 
@@ -131,7 +87,12 @@ pub(super) async fn carry_plain(here: Rc<Here>, stream: TcpStream, client: Socke
     let Ok(destination) = pods::local_of(&stream) else {
         return;
     };
-    match Box::pin(arrive(&here, client, None, destination)).await {
+    let caller = Caller {
+        peer: client,
+        at: destination,
+        tunnel: None,
+    };
+    match Box::pin(arrive(&here, caller)).await {
         Ok((app, live, record)) => {
             let cut = live.revoked();
             let ended = relay::plain(stream, app, here.gait(), record.series(), cut).await;
@@ -143,6 +104,9 @@ pub(super) async fn carry_plain(here: Rc<Here>, stream: TcpStream, client: Socke
 
 /// Serves the tunnels of one peer.
 pub(super) async fn serve_tunnels(here: Rc<Here>, stream: TcpStream, peer: SocketAddr) {
+    let Ok(at) = pods::local_of(&stream) else {
+        return;
+    };
     let handshake = Box::pin(handshake(&here, stream)).await;
     let (stream, identity) = match handshake {
         Ok(done) => done,
@@ -154,10 +118,20 @@ pub(super) async fn serve_tunnels(here: Rc<Here>, stream: TcpStream, peer: Socke
     let serve_one = {
         let here = here.clone();
         move |request: hbone::Request| {
-            here.spawn(carry_tunnel(here.clone(), request, peer, identity.clone()));
+            let ends = (peer, at);
+            here.spawn(carry_tunnel(here.clone(), request, ends, identity.clone()));
         }
     };
-    let served = hbone::serve(stream, &here.local.hbone, here.drain.clone(), serve_one).await;
+    let revocations = here.local.shared.certificates.revocations();
+    let revoked = revocations.revoked(stream.peer_chain());
+    let serving = hbone::serve(stream, &here.local.hbone, here.drain.clone(), serve_one);
+    let served = tokio::select! {
+        served = serving => served,
+        () = revoked => {
+            tracing::warn!(%peer, pod = %here.pod.uid.0, reason = "cert_revoked", "the tunnels of a peer are ended: its certificate was revoked");
+            return;
+        }
+    };
     if let Err(error) = served {
         tracing::debug!(%peer, pod = %here.pod.uid.0, reason = error.reason(), "tunnel peer: {error}");
     }
@@ -189,10 +163,10 @@ async fn handshake(
 fn carry_tunnel(
     here: Rc<Here>,
     request: hbone::Request,
-    peer: SocketAddr,
+    ends: (SocketAddr, SocketAddr),
     identity: Identity,
 ) -> impl Future<Output = ()> {
-    let opening = Box::pin(open_tunnel(here, request, peer, identity));
+    let opening = Box::pin(open_tunnel(here, request, ends, identity));
     async move {
         if let Some((app, tunnel, live, record)) = opening.await {
             let (side, cut) = (Side::Destination, live.revoked());
@@ -205,15 +179,19 @@ fn carry_tunnel(
 async fn open_tunnel(
     here: Rc<Here>,
     request: hbone::Request,
-    peer: SocketAddr,
+    (peer, at): (SocketAddr, SocketAddr),
     identity: Identity,
 ) -> Option<(TcpStream, hbone::Tunnel, Live, Record)> {
-    // A tunnel to a host name is for waypoints and gateways; this proxy is a pod's.
-    let destination = match &request.authority {
-        Authority::Address(address) => *address,
-        Authority::Host(..) => SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), 0),
+    let caller = Caller {
+        peer,
+        at,
+        tunnel: Some(Asking {
+            identity,
+            authority: request.authority.clone(),
+            forwarded: request.forwarded,
+        }),
     };
-    let (app, live, record) = match arrive(&here, peer, Some(identity), destination).await {
+    let (app, live, record) = match arrive(&here, caller).await {
         Ok(arrived) => arrived,
         Err(status) => {
             request.refuse(status);
@@ -231,19 +209,25 @@ async fn open_tunnel(
 }
 
 /// Judges an arriving connection and connects it to the application.
-async fn arrive(
-    here: &Here,
-    client: SocketAddr,
-    identity: Option<Identity>,
-    destination: SocketAddr,
-) -> Result<(TcpStream, Live, Record), StatusCode> {
+async fn arrive(here: &Here, caller: Caller) -> Result<(TcpStream, Live, Record), StatusCode> {
     // One view for the whole judgement: a change in between must not mix two meshes.
     let view = here.local.shared.keeper.view_owned();
     let mesh = &view.mesh;
     let workload = here.pod.workload(mesh).cloned();
+    let client = caller.client(workload.as_deref(), &view);
     let source = mesh
         .workload_by_address(&here.local.shared.config.network, client.ip())
         .cloned();
+    let authority = caller.authority();
+    let found = workload
+        .as_deref()
+        .map(|workload| find(here, &caller, workload, &view));
+    let target = found.as_ref().and_then(|found| found.as_ref().ok());
+    let destination = match (target, &authority) {
+        (Some(target), _) => target.destination,
+        (None, Authority::Address(address)) => *address,
+        (None, Authority::Host(_, port)) => SocketAddr::new(caller.at.ip(), *port),
+    };
     let record = Record::open(
         &here.local.shared.telemetry,
         Facts {
@@ -253,19 +237,29 @@ async fn arrive(
             source,
             destination,
             // As at the source: the tunnel ends at the pod's HBONE port.
-            hbone: identity
-                .is_some()
-                .then(|| SocketAddr::new(destination.ip(), HBONE_PORT)),
-            destination_identity: identity
-                .as_ref()
+            hbone: caller.tunnel.is_some().then(|| Tunnelled {
+                at: SocketAddr::new(destination.ip(), HBONE_PORT),
+                authority,
+            }),
+            destination_identity: caller
+                .identity()
                 .and(workload.as_ref())
                 .map(|w| w.identity.clone()),
-            source_identity: identity,
-            workload,
-            service: None,
+            source_identity: caller.identity().cloned(),
+            service: target.and_then(|target| target.service.clone()),
+            workload: workload.clone(),
         },
     );
-    let delivered = deliver(here, &view, &record, client, destination).await;
+    let delivered = match (found, workload) {
+        (Some(Ok(target)), Some(workload)) => {
+            deliver(here, &view, &caller, &workload, &target, client).await
+        }
+        (Some(Err(error)), _) => Err(error),
+        (_, None) | (None, _) => {
+            let uid = here.pod.uid.0.clone();
+            Err(ArriveError::UnknownWorkload { uid })
+        }
+    };
     match delivered {
         Ok((app, live)) => Ok((app, live, record)),
         Err(error) => {
@@ -276,20 +270,29 @@ async fn arrive(
     }
 }
 
+fn find(
+    here: &Here,
+    caller: &Caller,
+    workload: &Workload,
+    view: &View,
+) -> Result<Target, ArriveError> {
+    let asked = Asked {
+        workload,
+        addresses: &here.pod.addresses,
+        at: caller.at.ip(),
+    };
+    Ok(target(&caller.authority(), asked, &view.mesh)?)
+}
+
 async fn deliver(
     here: &Here,
     view: &Arc<View>,
-    record: &Record,
+    caller: &Caller,
+    workload: &Workload,
+    target: &Target,
     client: SocketAddr,
-    destination: SocketAddr,
 ) -> Result<(TcpStream, Live), ArriveError> {
-    let uid = &here.pod.uid;
-    let workload = here
-        .pod
-        .workload(&view.mesh)
-        .ok_or_else(|| ArriveError::UnknownWorkload { uid: uid.0.clone() })?;
-    let identity = record.source_identity();
-    check_destination(here, workload, destination)?;
+    let (identity, destination) = (caller.identity(), target.destination);
     permit(
         &view.mesh,
         &Arrival {
@@ -302,16 +305,14 @@ async fn deliver(
     if identity.is_none() {
         remember(here, view, client, destination);
     }
-    let mut to = destination;
-    if let Some(port) = workload.application_tunnel.and_then(|tunnel| tunnel.port) {
-        to.set_port(port);
-    }
+    let to = delivered(workload, destination);
     let failed = |source| ArriveError::Application {
         destination: to,
         source,
     };
+    // The application sees whoever sent the tunnel: a waypoint tells it of the client by itself.
     let source = Source::Client {
-        address: client.ip(),
+        address: caller.peer.ip(),
     };
     let dial = &here.local.shared.config.dial;
     let mut app = dial
@@ -322,43 +323,23 @@ async fn deliver(
         .application_tunnel
         .is_some_and(|tunnel| tunnel.proxy_protocol)
     {
-        let header = proxy_protocol::header(client, destination, identity);
+        let header = proxy_protocol::header(caller.peer, target.asked, identity);
         app.write_all(&header).await.map_err(failed)?;
     }
-    let live = here.local.live.admit(
-        Admitted {
-            pod: NetnsCookie(here.pod.netns.cookie()),
-            source: identity.cloned(),
-            source_ip: client.ip(),
-            destination,
-        },
-        view,
-        &here.local.shared.keeper.view(),
-    );
-    match live {
+    let admitted = Admitted {
+        pod: NetnsCookie(here.pod.netns.cookie()),
+        source: identity.cloned(),
+        source_ip: client.ip(),
+        destination,
+    };
+    let now = here.local.shared.keeper.view();
+    match here.local.live.admit(admitted, view, &now) {
         Ok(live) => Ok((app, live)),
         Err(revoked) => {
             abort_on_drop(&app);
             Err(revoked.into())
         }
     }
-}
-
-fn check_destination(
-    here: &Here,
-    workload: &Workload,
-    destination: SocketAddr,
-) -> Result<(), ArriveError> {
-    if !here.pod.owns(destination.ip(), workload) {
-        return Err(ArriveError::NotThisPod {
-            authority: destination.to_string(),
-            addresses: here.pod.addresses.clone(),
-        });
-    }
-    if PROXY_PORTS.contains(&destination.port()) {
-        return Err(ArriveError::ProxyPort { destination });
-    }
-    Ok(())
 }
 
 /// Plaintext that was let in need not come by again.

@@ -4,8 +4,9 @@
 //! proxy's listener inside the pod, and from there on it is followed here, file by file:
 //!
 //! 1. [`accept`](self): a worker accepts it and asks who called, whom, and from which pod.
-//! 2. [`route`]: a pure function of the connection and a [`View`] picks the lane: into a tunnel,
-//!    directly to a pod of this node, or on as it is.
+//! 2. [`route`]: a pure function of the connection and a [`View`] picks the lane: into a tunnel (to
+//!    the destination's node, its waypoint, or the gateway of its network), directly to a pod of
+//!    this node, or on as it is. Where a backend has a name, [`Resolve`] is asked in between.
 //! 3. [`authorize`]: at the destination, a pure function gives the verdict and the rule behind
 //!    it.
 //! 4. `tunnel`: the HBONE tunnel is opened here, or was opened to us; `passthrough` is for what
@@ -29,12 +30,14 @@ mod permit;
 mod proxy_protocol;
 mod relay;
 mod report;
+mod resolve;
 pub mod route;
 mod tunnel;
 mod view;
 mod worker;
 
 pub use direct::{Accounts, Keeper};
+pub use resolve::{Resolve, ResolveError, Resolving, SystemResolver};
 pub use view::{Allowed, Lanes, LocalPod, SameNode, View};
 pub use worker::{WorkerError, Workers};
 
@@ -71,6 +74,8 @@ pub struct Shared {
     pub kernel: Arc<Kernel>,
     /// The certificates in use.
     pub certificates: Arc<tls::Store>,
+    /// Finds the addresses of backends that have names.
+    pub resolver: Arc<dyn Resolve>,
     /// Metrics.
     pub telemetry: Arc<Telemetry>,
     /// Settings.

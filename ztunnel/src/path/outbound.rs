@@ -2,8 +2,10 @@
 //! relay → report. What needs no tunnel is carried here only once: the verdict goes into the
 //! kernel, and later connections of its kind never come by.
 
+mod error;
+
 use std::future::pending;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,92 +16,24 @@ use tokio::net::TcpStream;
 use super::authorize::Arrival;
 use super::direct::verdict;
 use super::passthrough;
-use super::permit::{Denied, permit};
+use super::permit::permit;
 use super::relay::{self, Ended, Side};
-use super::report::{Facts, Failure, Record};
-use super::route::{Departure, Route, RouteError, route};
-use super::tunnel::{self, DialError};
+use super::report::{Facts, Record, Tunnelled};
+use super::resolve::ResolveError;
+use super::route::{Departure, Route, choose_address, route};
+use super::tunnel;
 use super::view::View;
 use super::worker::Here;
-use crate::hbone::{DialFailure, OpenError, Tunnel};
-use crate::kernel::{self, Call, Choice, NetnsCookie, Verdict};
+use crate::hbone::{Authority, Tunnel};
+use crate::kernel::{Call, Choice, NetnsCookie, Origin, Verdict};
 use crate::mesh::Workload;
 use crate::pods::abort_on_drop;
-use crate::telemetry::{Reporter, ResponseFlag};
-use crate::tls;
+use crate::telemetry::Reporter;
 
-/// Why a connection did not leave.
-#[derive(Debug, thiserror::Error)]
-enum DepartError {
-    /// The kernel programs know nothing about this connection.
-    #[error("nobody redirected this connection: {client} connected to the proxy's port itself")]
-    NotCaptured {
-        /// Who connected.
-        client: SocketAddr,
-    },
-    /// The map of original destinations could not be asked.
-    #[error("cannot learn the original destination: {0}")]
-    Kernel(#[from] kernel::Error),
-    /// The pod is enrolled, but the mesh no longer knows it.
-    #[error("workload {uid} is not in the mesh")]
-    UnknownWorkload {
-        /// The pod's workload.
-        uid: Arc<str>,
-    },
-    /// No way leads to the destination.
-    #[error(transparent)]
-    Route(#[from] RouteError),
-    /// The policies of a pod of this node refused it.
-    #[error(transparent)]
-    Denied(#[from] Denied),
-    /// The tunnel could not be opened.
-    #[error(transparent)]
-    Tunnel(#[from] OpenError<DialError>),
-    /// The plain connection could not be opened.
-    #[error("cannot connect to {to}: {source}")]
-    Connect {
-        /// Where.
-        to: SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
-    },
-}
+use error::DepartError;
 
-impl Failure for DepartError {
-    fn flag(&self) -> ResponseFlag {
-        match self {
-            Self::NotCaptured { .. }
-            | Self::Kernel(_)
-            | Self::UnknownWorkload { .. }
-            | Self::Route(_)
-            | Self::Connect { .. } => ResponseFlag::Connect,
-            Self::Denied(_) => ResponseFlag::Deny,
-            Self::Tunnel(error) => tunnel_flag(error),
-        }
-    }
-}
-
-fn tunnel_flag(error: &OpenError<DialError>) -> ResponseFlag {
-    let OpenError::Connection { failure } = error else {
-        return match error {
-            OpenError::Refused { status, .. } if status.as_u16() == 401 => ResponseFlag::Deny,
-            OpenError::Refused { .. } => ResponseFlag::Connect,
-            _ => ResponseFlag::H2HandshakeFailure,
-        };
-    };
-    match failure {
-        DialFailure::Dial { error } => match &**error {
-            DialError::Connect { source, .. } if source.kind() == std::io::ErrorKind::TimedOut => {
-                ResponseFlag::NetworkPolicy
-            }
-            DialError::Connect { .. } => ResponseFlag::Connect,
-            DialError::Tls(tls::Error::Issue { .. }) => ResponseFlag::IdentityError,
-            DialError::Tls(_) | DialError::HandshakeTimeout { .. } => ResponseFlag::TlsFailure,
-        },
-        DialFailure::DialTimeout { .. } | DialFailure::Abandoned => ResponseFlag::Connect,
-        DialFailure::Handshake { .. } => ResponseFlag::H2HandshakeFailure,
-    }
-}
+/// How many names are resolved for one connection: a waypoint's or a backend's, and a gateway's.
+const MOST_NAMES: usize = 3;
 
 /// What carries the connection from here on.
 enum Onward {
@@ -171,10 +105,8 @@ async fn depart(here: &Rc<Here>, client: SocketAddr) -> Result<(Onward, Records)
         destination_identity: None,
         service: None,
     };
-    // One view for the whole judgement: a change in between must not mix two meshes.
-    let view = here.local.shared.keeper.view_owned();
-    let judged = match judge(here, client, &mut facts, &view) {
-        Ok(judged) => judged,
+    let (view, judged) = match find(here, client, &mut facts).await {
+        Ok(found) => found,
         Err(error) => {
             Records::open(here, facts, None).fail(&error);
             return Err(());
@@ -217,13 +149,17 @@ struct Judged {
     verdict: Option<Verdict>,
 }
 
-/// Finds out whom the application called, and which way leads there.
-fn judge(
-    here: &Here,
+/// What names have been resolved to.
+type Resolved = SmallVec<[(Arc<str>, IpAddr); 1]>;
+
+/// Finds out whom the application called, and which way leads there. One view for the whole
+/// judgement: a change in between must not mix two meshes. Where a name has to be resolved, all is
+/// judged again afterwards, by the view that is in force then.
+async fn find(
+    here: &Rc<Here>,
     client: SocketAddr,
     facts: &mut Facts,
-    view: &Arc<View>,
-) -> Result<Judged, DepartError> {
+) -> Result<(Arc<View>, Judged), DepartError> {
     let shared = &here.local.shared;
     let pod = NetnsCookie(here.pod.netns.cookie());
     let origin = shared
@@ -231,6 +167,33 @@ fn judge(
         .original_destination(pod, client)?
         .ok_or(DepartError::NotCaptured { client })?;
     facts.destination = origin.destination;
+    let dice = here.local.dice();
+    let mut resolved = Resolved::new();
+    loop {
+        let view = shared.keeper.view_owned();
+        let judged = judge(here, &origin, (&resolved, dice), facts, &view)?;
+        let Route::Resolve { hostname } = judged.route else {
+            return Ok((view, judged));
+        };
+        if resolved.len() >= MOST_NAMES {
+            return Err(DepartError::TooManyNames { hostname });
+        }
+        let found = shared.resolver.resolve(&hostname).await?;
+        let address = choose_address(&found, origin.destination.ip().to_canonical(), dice);
+        let empty = || ResolveError::Empty {
+            hostname: hostname.clone(),
+        };
+        resolved.push((hostname.clone(), address.ok_or_else(empty)?));
+    }
+}
+
+fn judge(
+    here: &Here,
+    origin: &Origin,
+    (resolved, dice): (&[(Arc<str>, IpAddr)], u64),
+    facts: &mut Facts,
+    view: &Arc<View>,
+) -> Result<Judged, DepartError> {
     let source = here
         .pod
         .workload(&view.mesh)
@@ -239,7 +202,7 @@ fn judge(
         })?;
     facts.source = Some(source.clone());
     let call = Call {
-        pod,
+        pod: NetnsCookie(here.pod.netns.cookie()),
         destination: origin.destination,
     };
     let mut verdict = verdict::call(&call, view);
@@ -251,11 +214,11 @@ fn judge(
         except.extend(known.backends.iter().map(|backend| backend.to));
     }
     let departure = Departure {
-        source,
-        destination: origin.destination,
         except: &except,
+        resolved,
+        ..Departure::new(source, origin.destination)
     };
-    let route = route(&departure, view, here.local.dice())?;
+    let route = route(&departure, view, dice)?;
     describe(&route, source, facts);
     Ok(Judged {
         route,
@@ -288,20 +251,22 @@ fn describe(route: &Route, source: &Workload, facts: &mut Facts) {
             facts.workload = Some(workload.clone());
             facts.service.clone_from(service);
         }
-        Route::Tunnel {
-            to,
-            hbone,
-            expected,
-            workload,
-            service,
-        } => {
-            facts.destination = *to;
-            facts.hbone = Some(*hbone);
+        Route::Tunnel(hop) => {
+            // Who is there for the application's bytes next: as Istio has it, the workload and its
+            // identity are those of the waypoint or gateway, the service is the one dialled.
+            if let Authority::Address(to) = hop.authority {
+                facts.destination = to;
+            }
+            facts.hbone = Some(Tunnelled {
+                at: hop.at,
+                authority: hop.authority.clone(),
+            });
             facts.source_identity = Some(source.identity.clone());
-            facts.destination_identity = expected.first().cloned();
-            facts.workload = Some(workload.clone());
-            facts.service.clone_from(service);
+            facts.destination_identity = hop.expected.first().cloned();
+            facts.workload = Some(hop.workload.clone());
+            facts.service.clone_from(&hop.service);
         }
+        Route::Resolve { .. } => {}
     }
 }
 
@@ -335,21 +300,15 @@ async fn connect(
             )?;
             (to, Some(server))
         }
-        Route::Tunnel {
-            to,
-            hbone,
-            expected,
-            ..
-        } => {
+        Route::Tunnel(hop) => {
             let request = tunnel::Request {
                 source,
                 source_ip,
-                expected,
-                hbone,
-                to,
+                hop,
             };
             return Ok(Onward::Tunnel(tunnel::open(here, request).await?));
         }
+        Route::Resolve { hostname } => return Err(DepartError::TooManyNames { hostname }),
     };
     let connected = passthrough::connect(here, dialled, to, server).await;
     let failed = |source| DepartError::Connect { to, source };

@@ -7,10 +7,20 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::relay::{Broken, Ended};
+use crate::hbone::Authority;
 use crate::mesh::{Identity, Service, Workload};
 use crate::telemetry::{
     AccessLogEntry, Reporter, ResponseFlag, SecurityPolicy, Series, SeriesKey, Telemetry,
 };
+
+/// The tunnel of a connection.
+#[derive(Debug, Clone)]
+pub(super) struct Tunnelled {
+    /// Where it ends: at the destination, its waypoint or a network gateway.
+    pub(super) at: SocketAddr,
+    /// The authority of its CONNECT request.
+    pub(super) authority: Authority,
+}
 
 /// What is known about a connection when its record is opened.
 #[derive(Debug, Clone)]
@@ -27,8 +37,8 @@ pub(super) struct Facts {
     pub(super) source_identity: Option<Identity>,
     /// Where it goes: the chosen backend, or what was dialled.
     pub(super) destination: SocketAddr,
-    /// Where its tunnel ends, if it takes one.
-    pub(super) hbone: Option<SocketAddr>,
+    /// Its tunnel, if it takes one.
+    pub(super) hbone: Option<Tunnelled>,
     /// The server, if the mesh knows it.
     pub(super) workload: Option<Arc<Workload>>,
     /// The server's identity, if mutual TLS proves it.
@@ -87,11 +97,6 @@ impl Record {
         self.facts.client
     }
 
-    /// The identity that mutual TLS proved for the client.
-    pub(super) fn source_identity(&self) -> Option<&Identity> {
-        self.facts.source_identity.as_ref()
-    }
-
     /// Ends the record of a connection whose bytes were counted on another one's series.
     pub(super) fn end_beside(self, ended: &Ended) {
         count(&self.series, ended);
@@ -144,15 +149,14 @@ pub(super) fn close(
         Reporter::Destination => (ended.response, ended.request),
     };
     let chain = failure.map(Chain);
+    let tunnel = facts.hbone.as_ref();
     AccessLogEntry {
         reporter: facts.reporter,
         source: client,
         source_workload: facts.source.as_deref(),
         source_identity: facts.source_identity.as_ref(),
-        destination: facts.hbone.unwrap_or(facts.destination),
-        hbone: facts
-            .hbone
-            .map(|_| &facts.destination as &dyn std::fmt::Display),
+        destination: tunnel.map_or(facts.destination, |tunnel| tunnel.at),
+        hbone: tunnel.map(|tunnel| &tunnel.authority as &dyn std::fmt::Display),
         service: facts.service.as_deref(),
         destination_workload: facts.workload.as_deref(),
         destination_identity: facts.destination_identity.as_ref(),
@@ -166,7 +170,7 @@ pub(super) fn close(
 
 /// The counters of the connections that count together with this one.
 pub(super) fn series(telemetry: &Telemetry, facts: &Facts) -> Arc<Series> {
-    let security = match facts.hbone {
+    let security = match &facts.hbone {
         Some(_) => SecurityPolicy::MutualTls,
         None => SecurityPolicy::Unknown,
     };

@@ -1,27 +1,50 @@
 //! Where does this connection go? Step two of a connection's way, asked at its source.
 //!
 //! A pure function of the dialled address, a view and one random number: it never awaits, locks
-//! or reads a clock. What the mesh does not know passes unchanged. What it knows but this
-//! proxy cannot carry as its policies demand (through a waypoint, into another network) is an
+//! or reads a clock. What the mesh does not know passes unchanged. What it knows but cannot be
+//! reached as its policies demand (a waypoint that nobody runs, a network without a gateway) is an
 //! error and never passes: bypassing a waypoint would bypass its policies.
+//!
+//! Who goes through which waypoint, as in Istio's ambient mode: what dials a service goes through
+//! the service's, what dials a workload through the workload's, and a service's backend is not
+//! asked for its own. What comes from a waypoint of the destination goes on to it. A gateway that
+//! speaks HBONE itself (`native_tunnel`) goes straight to a backend, unless the service wants
+//! otherwise (`ingress_use_waypoint`). Istio has no other mark for ingress gateways, and leaves
+//! them to themselves; they come by here only where they are captured as well.
+//!
+//! The files: `target` says what was dialled, `choice` takes one backend of a service, `place` says
+//! where it is reached, `gateway` finds waypoints and network gateways.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
-use crate::mesh::{
-    Endpoint, Fault, GatewayAddress, GatewayDestination, HealthPolicy, HealthStatus, Identity,
-    LoadBalancing, LoadBalancingMode, NamespacedHostname, NetworkMode, RoutingScope, Service,
-    ServiceEntry, Snapshot, TunnelProtocol, Uid, Workload,
-};
-
 use super::view::View;
+use crate::hbone::Authority;
 use crate::kernel::{Ends, NetnsCookie};
+use crate::mesh::{Identity, NetworkMode, Service, ServiceEntry, TunnelProtocol, Workload};
 use crate::pods::PROXY_PORTS;
+
+mod choice;
+mod error;
+mod gateway;
+mod place;
+mod target;
+
+pub use error::{Role, RouteError};
+use gateway::{find, spoken_for};
+pub(super) use gateway::{stands, waypoints_of};
+use place::Place;
+pub use place::choose_address;
+pub(super) use target::is_visible;
+use target::{Behind, Target, What, canonical, is_own_tunnel, target};
 
 /// Where every workload that takes part in the mesh accepts HBONE.
 pub const HBONE_PORT: u16 = 15008;
+
+/// The identities of which the other end must prove one.
+pub type Identities = SmallVec<[Identity; 1]>;
 
 /// A connection that a pod of this node opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +56,21 @@ pub struct Departure<'a> {
     /// Backends that the kernel has had its chance to choose: another one is taken where there
     /// is one as good.
     pub except: &'a [SocketAddr],
+    /// What names stand for, as far as [`Route::Resolve`] has asked.
+    pub resolved: &'a [(Arc<str>, IpAddr)],
+}
+
+impl<'a> Departure<'a> {
+    /// A connection of which nothing else is known.
+    #[must_use]
+    pub const fn new(source: &'a Workload, destination: SocketAddr) -> Self {
+        Self {
+            source,
+            destination,
+            except: &[],
+            resolved: &[],
+        }
+    }
 }
 
 /// Where a connection goes and how.
@@ -60,100 +98,45 @@ pub enum Route {
         /// The service that was dialled, if it was one.
         service: Option<Arc<Service>>,
     },
-    /// Through an HBONE tunnel to the destination's node.
-    Tunnel {
-        /// The real destination, the authority of the CONNECT request.
-        to: SocketAddr,
-        /// Where the tunnel ends: the destination's address, port 15008.
-        hbone: SocketAddr,
-        /// The identities of which the other end must prove one; never empty.
-        expected: SmallVec<[Identity; 1]>,
-        /// The destination.
-        workload: Arc<Workload>,
-        /// The service that was dialled, if it was one.
-        service: Option<Arc<Service>>,
+    /// Through an HBONE tunnel.
+    Tunnel(Hop),
+    /// Nowhere yet: a name has to be resolved first, and the question asked again.
+    Resolve {
+        /// The name.
+        hostname: Arc<str>,
     },
 }
 
-/// Why a connection goes nowhere.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RouteError {
-    /// A service was dialled on a port that it does not have.
-    #[error("service {service} has no port {port}")]
-    NoSuchPort {
-        /// The service.
-        service: NamespacedHostname,
-        /// The port that was dialled.
-        port: u16,
-    },
-    /// A service has no backend that may be chosen.
-    #[error(
-        "service {service} has no healthy backend for port {port}: {endpoints} endpoints are known, \
-         none of them healthy, with a capacity, a target port and the locality that the service demands"
-    )]
-    NoHealthyBackend {
-        /// The service.
-        service: NamespacedHostname,
-        /// The port that was dialled.
-        port: u16,
-        /// How many backends there are, good or bad.
-        endpoints: usize,
-    },
-    /// The backends of a service have no addresses.
-    #[error("none of the backends of service {service} has an address")]
-    NoAddress {
-        /// The service.
-        service: NamespacedHostname,
-    },
-    /// The destination is behind a waypoint.
-    #[error(
-        "{destination} is behind the waypoint {waypoint}, and this proxy cannot go through waypoints: \
-         refused, because going around it would go around its policies"
-    )]
-    WaypointUnsupported {
-        /// The service or workload that was dialled.
-        destination: String,
-        /// Its waypoint.
-        waypoint: GatewayDestination,
-    },
-    /// Every backend that could be chosen is in another network.
-    #[error(
-        "the backends of service {service} are in network {network:?}, the source is in {own:?}, and \
-         this proxy cannot go through network gateways"
-    )]
-    OtherNetwork {
-        /// The service that was dialled.
-        service: NamespacedHostname,
-        /// Where the first of them is.
-        network: Arc<str>,
-        /// Where the source is.
-        own: Arc<str>,
-    },
+/// The other end of a tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hop {
+    /// What it is there for.
+    pub kind: HopKind,
+    /// Where it listens for HBONE.
+    pub at: SocketAddr,
+    /// What it is asked for: the authority of the CONNECT request.
+    pub authority: Authority,
+    /// The identities of which it must prove one; never empty.
+    pub expected: Identities,
+    /// What runs there.
+    pub workload: Arc<Workload>,
+    /// The service that was dialled, if it was one.
+    pub service: Option<Arc<Service>>,
 }
 
-impl RouteError {
-    /// A short name out of a closed set, for metrics and logs.
-    #[must_use]
-    pub const fn reason(&self) -> &'static str {
-        match self {
-            Self::NoSuchPort { .. } => "no_such_port",
-            Self::NoHealthyBackend { .. } => "no_healthy_backend",
-            Self::NoAddress { .. } => "no_address",
-            Self::WaypointUnsupported { .. } => "waypoint_unsupported",
-            Self::OtherNetwork { .. } => "other_network",
-        }
-    }
-
-    /// Whose fault it is.
-    #[must_use]
-    pub const fn fault(&self) -> Fault {
-        match self {
-            Self::NoSuchPort { .. } => Fault::Downstream,
-            Self::NoHealthyBackend { .. } => Fault::Upstream,
-            Self::NoAddress { .. } => Fault::Mesh,
-            Self::WaypointUnsupported { .. } | Self::OtherNetwork { .. } => Fault::Us,
-        }
-    }
+/// What the other end of a tunnel is there for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HopKind {
+    /// It is the destination.
+    Destination,
+    /// It is the destination's waypoint: the authority is what was dialled.
+    Waypoint,
+    /// It lets a second tunnel, inside this one, into another network. Both have the service's
+    /// name for an authority, because its addresses are not those of this network.
+    NetworkGateway {
+        /// The identities of which the end of the second tunnel must prove one; never empty.
+        then: Identities,
+    },
 }
 
 /// Finds where a connection goes. `dice` is a random number of the caller's: the same number gives
@@ -162,15 +145,28 @@ impl RouteError {
 /// # Errors
 /// When the mesh knows the destination but the connection must not or cannot go there.
 pub fn route(departure: &Departure<'_>, view: &View, dice: u64) -> Result<Route, RouteError> {
-    let source = departure.source;
-    match target(departure, view)? {
+    match target(departure, &view.mesh)? {
         Target::Outside(to, service) => Ok(outside(to, service)),
-        Target::Workload(to, workload) => Ok(carry(source, workload, to, None, view)),
+        Target::Workload(to, workload) => Ok(carry(departure.source, workload, to, None, view)),
+        Target::Behind(behind) => through(departure, &behind, view, dice),
         Target::Service(choice, entry) => {
-            let (workload, to) = choice
-                .pick(&entry.endpoints, dice, departure.except)
-                .ok_or_else(|| choice.explain(&entry.endpoints))?;
-            Ok(carry(source, workload, to, Some(entry), view))
+            let chosen = choice.pick(dice, departure.except)?;
+            let then = || among(chosen.workload, entry);
+            match chosen.place {
+                Place::Named(name) => Ok(resolve(name)),
+                Place::Beyond => across(
+                    departure,
+                    (chosen.workload, then()),
+                    &entry.service,
+                    view,
+                    dice,
+                ),
+                Place::At(ip) => {
+                    let to = SocketAddr::new(ip, chosen.port);
+                    let workload = known(departure.source, chosen.workload, ip, view);
+                    Ok(carry(departure.source, workload, to, Some(entry), view))
+                }
+            }
         }
     }
 }
@@ -186,28 +182,21 @@ pub fn options(
     mut each: impl FnMut(Option<Route>, u32),
 ) -> Result<(), RouteError> {
     let source = departure.source;
-    match target(departure, view)? {
+    match target(departure, &view.mesh)? {
         Target::Outside(to, service) => each(Some(outside(to, service)), 1),
         Target::Workload(to, workload) => each(in_the_clear(source, workload, to, None, view), 1),
+        Target::Behind(_) => each(None, 1),
         Target::Service(choice, entry) => {
-            for (workload, to) in choice.best(&entry.endpoints) {
-                let route = in_the_clear(source, workload, to, Some(entry), view);
-                each(route, workload.capacity);
+            for candidate in choice.best() {
+                // What has to be resolved, or is in another network, is the proxy's share.
+                let route = candidate
+                    .at()
+                    .and_then(|to| in_the_clear(source, candidate.workload, to, Some(entry), view));
+                each(route, candidate.workload.capacity);
             }
         }
     }
     Ok(())
-}
-
-/// What a dialled address stands for.
-enum Target<'a> {
-    /// Somebody outside the mesh, or a service that keeps its address.
-    Outside(SocketAddr, Option<Arc<Service>>),
-    /// A workload, by its own address. It is called even when it is unhealthy: health decides
-    /// about choosing, and here is no choice.
-    Workload(SocketAddr, &'a Arc<Workload>),
-    /// A service, and the choice to be made.
-    Service(Choice<'a>, &'a Arc<ServiceEntry>),
 }
 
 fn outside(to: SocketAddr, service: Option<Arc<Service>>) -> Route {
@@ -218,73 +207,135 @@ fn outside(to: SocketAddr, service: Option<Arc<Service>>) -> Route {
     }
 }
 
-fn target<'a>(departure: &Departure<'a>, view: &'a View) -> Result<Target<'a>, RouteError> {
-    let (source, mesh) = (departure.source, &view.mesh);
-    let destination = SocketAddr::new(
-        departure.destination.ip().to_canonical(),
-        departure.destination.port(),
-    );
-    if let Some(entry) = mesh.entry_by_vip(&source.network, destination.ip()) {
-        return service(source, destination, entry, mesh);
+fn resolve(name: &Arc<str>) -> Route {
+    Route::Resolve {
+        hostname: name.clone(),
     }
-    let Some(workload) = mesh.workload_by_address(&source.network, destination.ip()) else {
-        return Ok(Target::Outside(destination, None));
-    };
-    let name = || format!("workload {}", workload.uid);
-    refuse_waypoint(workload.waypoint.as_ref(), source, mesh, name)?;
-    Ok(Target::Workload(destination, workload))
-}
-
-fn service<'a>(
-    source: &'a Workload,
-    destination: SocketAddr,
-    entry: &'a Arc<ServiceEntry>,
-    mesh: &Snapshot,
-) -> Result<Target<'a>, RouteError> {
-    let service = &entry.service;
-    // A workload's own waypoint is not asked here: it stands before connections that dial the
-    // workload, as the service's stands before those that dial the service.
-    let name = || format!("service {}", service.key());
-    refuse_waypoint(service.waypoint.as_ref(), source, mesh, name)?;
-    let balancing = service.load_balancing.as_ref();
-    if balancing.is_some_and(|balancing| balancing.mode == LoadBalancingMode::Passthrough) {
-        return Ok(Target::Outside(destination, Some(service.clone())));
-    }
-    let port = destination.port();
-    let Some(&service_target) = service.ports.get(&port) else {
-        return Err(RouteError::NoSuchPort {
-            service: service.key(),
-            port,
-        });
-    };
-    let choice = Choice {
-        source,
-        service,
-        destination,
-        service_target,
-    };
-    Ok(Target::Service(choice, entry))
 }
 
 /// Whether a waypoint stands before what was dialled.
 #[must_use]
 pub fn is_behind_waypoint(departure: &Departure<'_>, view: &View) -> bool {
-    matches!(
-        target(departure, view),
-        Err(RouteError::WaypointUnsupported { .. })
-    )
+    matches!(target(departure, &view.mesh), Ok(Target::Behind(_)))
 }
 
-/// Whether nobody at an address takes part in the mesh.
+/// Whether what goes to an address from here takes no part in the mesh, or is a tunnel already.
 #[must_use]
-pub fn is_outside(source: &Workload, address: IpAddr, view: &View) -> bool {
-    let workload = view.mesh.workload_by_address(&source.network, address);
-    workload.is_none_or(|workload| speaks_plainly(workload))
+pub fn is_outside(source: &Workload, to: SocketAddr, view: &View) -> bool {
+    let workload = view.mesh.workload_by_address(&source.network, to.ip());
+    is_own_tunnel(source, canonical(to)) || workload.is_none_or(|workload| speaks_plainly(workload))
 }
 
 /// Nothing listens for HBONE on behalf of a pod that uses its node's network.
 fn speaks_plainly(workload: &Workload) -> bool {
     workload.protocol != TunnelProtocol::Hbone || workload.network_mode == NetworkMode::HostNetwork
+}
+
+/// Who is at an address that a backend's name was resolved to: what is in the mesh is not reached
+/// in the clear because somebody gave it another name.
+fn known<'a>(
+    source: &Workload,
+    chosen: &'a Arc<Workload>,
+    at: IpAddr,
+    view: &'a View,
+) -> &'a Arc<Workload> {
+    let found = || view.mesh.workload_by_address(&source.network, at);
+    if chosen.workload_ips.is_empty() {
+        found().unwrap_or(chosen)
+    } else {
+        chosen
+    }
+}
+
+/// Through the waypoint of what was dialled.
+fn through(
+    departure: &Departure<'_>,
+    behind: &Behind<'_>,
+    view: &View,
+    dice: u64,
+) -> Result<Route, RouteError> {
+    let name = || behind.what.name();
+    let (waypoint, gateway) = behind
+        .waypoints
+        .choose((departure, &view.mesh), &name, dice)?;
+    let service = match behind.what {
+        What::Service(service) => Some(service),
+        What::Workload(_) => None,
+    };
+    match (waypoint.place, service) {
+        (Place::Named(name), _) => Ok(resolve(name)),
+        (Place::Beyond, Some(service)) => across(
+            departure,
+            (waypoint.workload, waypoint.expected),
+            service,
+            view,
+            dice,
+        ),
+        (Place::Beyond, None) => Err(RouteError::WaypointElsewhere {
+            destination: name(),
+            gateway: gateway.destination.clone(),
+        }),
+        (Place::At(ip), service) => Ok(Route::Tunnel(Hop {
+            kind: HopKind::Waypoint,
+            at: SocketAddr::new(ip, waypoint.port),
+            authority: behind.destination.into(),
+            expected: waypoint.expected,
+            workload: waypoint.workload.clone(),
+            service: service.cloned(),
+        })),
+    }
+}
+
+/// Into another network, through the gateway that a workload there names.
+fn across(
+    departure: &Departure<'_>,
+    (far, then): (&Arc<Workload>, Identities),
+    service: &Arc<Service>,
+    view: &View,
+    dice: u64,
+) -> Result<Route, RouteError> {
+    let Some(gateway) = &far.network_gateway else {
+        return Err(RouteError::NoNetworkGateway {
+            service: service.key(),
+            network: far.network.clone(),
+            own: departure.source.network.clone(),
+        });
+    };
+    let name = || What::Service(service).name();
+    let found = find(
+        gateway,
+        Role::NetworkGateway,
+        (departure, &view.mesh),
+        &name,
+        dice,
+    )?;
+    match found.place {
+        Place::Named(name) => Ok(resolve(name)),
+        Place::Beyond => Err(RouteError::NoNetworkGateway {
+            service: service.key(),
+            network: far.network.clone(),
+            own: departure.source.network.clone(),
+        }),
+        Place::At(ip) => Ok(Route::Tunnel(Hop {
+            kind: HopKind::NetworkGateway { then },
+            at: SocketAddr::new(ip, found.port),
+            authority: Authority::Host((&*service.hostname).into(), departure.destination.port()),
+            expected: found.expected,
+            workload: found.workload.clone(),
+            service: Some(service.clone()),
+        })),
+    }
+}
+
+/// Who may serve a service on behalf of a workload in another network. One without an address
+/// stands for all of that network: then only the service can say who they are.
+fn among(workload: &Workload, entry: &ServiceEntry) -> Identities {
+    let mut expected = spoken_for(&entry.service);
+    let stands_for_itself = !workload.workload_ips.is_empty() || expected.is_empty();
+    if stands_for_itself && !expected.contains(&workload.identity) {
+        expected.push(workload.identity.clone());
+    }
+    expected
 }
 
 /// How a workload is reached.
@@ -298,19 +349,20 @@ fn carry(
     if let Some(route) = in_the_clear(source, workload, to, entry, view) {
         return route;
     }
-    let mut expected: SmallVec<[Identity; 1]> = smallvec![workload.identity.clone()];
+    let mut expected: Identities = smallvec![workload.identity.clone()];
     for identity in entry.map_or(&[][..], |entry| &entry.identities) {
         if !expected.contains(identity) {
             expected.push(identity.clone());
         }
     }
-    Route::Tunnel {
-        to,
-        hbone: SocketAddr::new(to.ip(), HBONE_PORT),
+    Route::Tunnel(Hop {
+        kind: HopKind::Destination,
+        at: SocketAddr::new(to.ip(), HBONE_PORT),
+        authority: to.into(),
         expected,
         workload: workload.clone(),
         service: entry.map(|entry| entry.service.clone()),
-    }
+    })
 }
 
 /// How a workload is reached that takes no tunnel: it is outside the mesh, or on this node.
@@ -342,46 +394,6 @@ fn in_the_clear(
         service: service(),
     })
 }
-
-/// The waypoint itself goes on to what it stands before; everybody else is refused.
-fn refuse_waypoint(
-    waypoint: Option<&GatewayAddress>,
-    source: &Workload,
-    snapshot: &Snapshot,
-    destination: impl Fn() -> String,
-) -> Result<(), RouteError> {
-    let Some(waypoint) = waypoint else {
-        return Ok(());
-    };
-    let is_source = |uid: &Uid| *uid == source.uid;
-    let from_waypoint = match &waypoint.destination {
-        GatewayDestination::Hostname(key) => snapshot
-            .endpoints(key)
-            .iter()
-            .any(|endpoint| is_source(&endpoint.workload.uid)),
-        GatewayDestination::Address(at) => {
-            if let Some(entry) = snapshot.entry_by_vip(&at.network, at.address) {
-                entry
-                    .endpoints
-                    .iter()
-                    .any(|endpoint| is_source(&endpoint.workload.uid))
-            } else {
-                let workload = snapshot.workload_by_address(&at.network, at.address);
-                workload.is_some_and(|workload| is_source(&workload.uid))
-            }
-        }
-    };
-    if from_waypoint {
-        return Ok(());
-    }
-    Err(RouteError::WaypointUnsupported {
-        destination: destination(),
-        waypoint: waypoint.destination.clone(),
-    })
-}
-
-mod choice;
-use choice::Choice;
 
 #[cfg(test)]
 mod tests;

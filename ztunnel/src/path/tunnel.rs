@@ -1,17 +1,18 @@
 //! Step 4: open a tunnel to another node, or terminate one that was opened to us.
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
-use smallvec::SmallVec;
 use tokio::net::TcpStream;
 use tracing::Level;
 
+use super::route::{Hop, HopKind};
 use super::worker::Here;
-use crate::hbone::{Authority, Baggage, Connect, OpenError, PoolKey, TraceParent, Tunnel};
+use crate::hbone::{self, Baggage, Connect, DialFailure, OpenError, PoolKey, TraceParent, Tunnel};
 use crate::mesh::{Identity, Workload};
 use crate::pods::{self, Source};
 use crate::tls;
@@ -30,6 +31,14 @@ pub(super) enum DialError {
     /// TLS failed.
     #[error(transparent)]
     Tls(#[from] tls::Error),
+    /// TLS with whoever serves the service in the other network failed.
+    #[error("behind the network gateway {gateway}: {source}")]
+    Beyond {
+        /// The gateway that led there.
+        gateway: SocketAddr,
+        /// Why.
+        source: tls::Error,
+    },
     /// TLS took too long.
     #[error("{hbone} did not finish the TLS handshake within {timeout:?}")]
     HandshakeTimeout {
@@ -46,34 +55,77 @@ pub(super) struct Request<'a> {
     pub(super) source: &'a Arc<Workload>,
     /// The address it calls from.
     pub(super) source_ip: IpAddr,
-    /// What the other end must prove to be.
-    pub(super) expected: SmallVec<[Identity; 1]>,
-    /// Where the other end listens.
-    pub(super) hbone: SocketAddr,
-    /// The destination it shall deliver to.
-    pub(super) to: SocketAddr,
+    /// Where to.
+    pub(super) hop: Hop,
 }
 
-/// Opens a tunnel, on a pooled connection where there is one.
+/// Opens a tunnel, on a pooled connection where there is one; into another network, a second one
+/// inside it.
 pub(super) async fn open(
     here: &Rc<Here>,
     request: Request<'_>,
 ) -> Result<Tunnel, OpenError<DialError>> {
+    let hop = request.hop;
     let key = PoolKey {
         source: request.source.identity.clone(),
         netns: here.pod.netns.cookie(),
         source_ip: request.source_ip,
-        destinations: request.expected,
-        hbone: request.hbone,
+        destinations: hop.expected,
+        hbone: hop.at,
     };
     let connect = Connect {
-        authority: Authority::Address(request.to),
+        authority: hop.authority,
         forwarded: Some(request.source_ip),
         traceparent: Some(new_trace(here)),
         baggage: here.baggage(request.source),
     };
     let dial = || dial(here.clone(), key.clone());
-    here.local.pool.open(&key, &connect, dial).await
+    let tunnel = here.local.pool.open(&key, &connect, dial).await?;
+    match hop.kind {
+        HopKind::Destination | HopKind::Waypoint => Ok(tunnel),
+        HopKind::NetworkGateway { then } => {
+            Box::pin(open_inside(here, tunnel, (&key, &then), &connect)).await
+        }
+    }
+}
+
+/// Opens a second tunnel inside one that a network gateway forwards, with TLS of its own: the
+/// gateway sees neither who serves nor what is said. Nobody shares it ([`hbone::open_alone`]).
+async fn open_inside(
+    here: &Rc<Here>,
+    outer: Tunnel,
+    (key, then): (&PoolKey, &[Identity]),
+    connect: &Connect,
+) -> Result<Tunnel, OpenError<DialError>> {
+    let failed = |error| OpenError::Connection {
+        failure: DialFailure::Dial {
+            error: Arc::new(error),
+        },
+    };
+    let beyond = |source| {
+        failed(DialError::Beyond {
+            gateway: key.hbone,
+            source,
+        })
+    };
+    let shared = &here.local.shared;
+    let credentials = shared
+        .certificates
+        .get(&key.source)
+        .await
+        .map_err(|error| failed(DialError::Tls(error)))?;
+    let timeout = shared.config.handshake_timeout;
+    let stream = outer.into_stream(timeout);
+    let stream = tokio::time::timeout(timeout, tls::connect(stream, &credentials, then))
+        .await
+        .map_err(|_elapsed| {
+            failed(DialError::HandshakeTimeout {
+                hbone: key.hbone,
+                timeout,
+            })
+        })?
+        .map_err(beyond)?;
+    hbone::open_alone(stream, connect, &here.local.hbone).await
 }
 
 /// A trace of its own for every connection: what an application traces is inside its bytes.
@@ -128,7 +180,29 @@ async fn dial(here: Rc<Here>, key: PoolKey) -> Result<tls::Stream<TcpStream>, Di
             timeout,
         })??;
     log_established(&stream, &key.source);
+    if !stream.peer_chain().is_empty() {
+        tokio::task::spawn_local(end_when_revoked(
+            here.clone(),
+            key,
+            stream.peer_chain().clone(),
+        ));
+    }
     Ok(stream)
+}
+
+/// Ends a connection under its tunnels when its peer's certificate is revoked.
+async fn end_when_revoked(here: Rc<Here>, key: PoolKey, chain: tls::PeerChain) {
+    /// How often to look whether the connection is still there to be ended.
+    const LOOK: Duration = Duration::from_secs(30);
+    let local = &here.local;
+    let mut revoked = pin!(local.shared.certificates.revocations().revoked(&chain));
+    while tokio::time::timeout(LOOK, revoked.as_mut()).await.is_err() {
+        if !local.pool.has(&key) {
+            return;
+        }
+    }
+    tracing::warn!(peer = %key.hbone, pod = %here.pod.uid.0, reason = "cert_revoked", "the tunnels to a peer are ended: its certificate was revoked");
+    local.pool.abort(|other| *other == key);
 }
 
 /// One line at debug for each connection that carries tunnels: both ends write one, with what

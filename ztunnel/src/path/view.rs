@@ -130,7 +130,7 @@ impl View {
     /// How a workload may reach another one at one of its addresses without a tunnel: the pod that
     /// is there, and whether the ends may be joined. None: it takes the tunnel, because one of
     /// them is elsewhere, or wants encryption, or the application behind it wants to be told who
-    /// calls.
+    /// calls or ends tunnels itself.
     #[must_use]
     pub fn direct(
         &self,
@@ -142,7 +142,8 @@ impl View {
         let (_, clients) = self.find(source)?;
         let both = [clients, servers];
         let tunnel = both.iter().any(|end| end.same_node == SameNode::Tunnel);
-        if tunnel || workload.application_tunnel.is_some() || !server.addresses.contains(&to) {
+        let wants_tunnels = workload.native_tunnel || workload.application_tunnel.is_some();
+        if tunnel || wants_tunnels || !server.addresses.contains(&to) {
             return None;
         }
         let joined = both.iter().all(|end| end.ends == Ends::Joined);

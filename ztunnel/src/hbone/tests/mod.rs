@@ -1,6 +1,7 @@
 //! The promises of the room, by behaviour; here is the little world they are tried in.
 
 mod flushing;
+mod nesting;
 mod pooling;
 mod releasing;
 mod retrying;

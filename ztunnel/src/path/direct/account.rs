@@ -13,6 +13,7 @@ use smallvec::{SmallVec, smallvec};
 use super::super::Shared;
 use super::super::relay::Ended;
 use super::super::report::{Facts, Failure, close, count, series};
+use super::super::route::is_visible;
 use super::super::view::View;
 use crate::kernel::{Event, Events, Flow, Happening, NetnsCookie, Opener};
 use crate::mesh::Workload;
@@ -298,6 +299,10 @@ fn facts(flow: &Flow, view: &View, network: &str) -> SmallVec<[Facts; 2]> {
     facts.service = view
         .mesh
         .service_by_vip(network, flow.dialled.ip())
+        .filter(|service| {
+            let client = facts.source.as_ref();
+            client.is_none_or(|client| is_visible(service, client))
+        })
         .cloned();
     let Some(server) = flow.server_pod else {
         facts.workload = at(flow.server.ip());

@@ -17,11 +17,7 @@ use crate::mesh::Workload;
 pub fn call(call: &Call, view: &View) -> Option<Verdict> {
     let client = view.pod(call.pod)?;
     let source = view.workload(call.pod)?;
-    let departure = Departure {
-        source,
-        destination: call.destination,
-        except: &[],
-    };
+    let departure = Departure::new(source, call.destination);
     let mut verdict = Verdict {
         backends: SmallVec::new(),
         total: 0,
@@ -68,7 +64,7 @@ fn by_itself(
             ends,
             ..
         } => allows(client, source, workload, *to, view).then_some((*to, Some(*server), *ends)),
-        Route::Tunnel { .. } => None,
+        Route::Tunnel(_) | Route::Resolve { .. } => None,
     }
 }
 
@@ -148,11 +144,7 @@ pub fn flow(flow: &Flow, view: &View) -> bool {
         };
         return admits(&arrived, view).is_some();
     }
-    let departure = Departure {
-        source: own,
-        destination: flow.dialled,
-        except: &[],
-    };
+    let departure = Departure::new(own, flow.dialled);
     // What was dialled may have got a waypoint, which this connection would go around.
     if is_behind_waypoint(&departure, view) {
         return false;
@@ -165,7 +157,7 @@ pub fn flow(flow: &Flow, view: &View) -> bool {
                     .verdict
                     .is_allow()
         }),
-        None => is_outside(own, flow.server.ip(), view),
+        None => is_outside(own, flow.server, view),
     }
 }
 

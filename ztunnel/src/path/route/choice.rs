@@ -3,125 +3,157 @@
 //! Passes over the endpoints and no allocation: the first finds the best rank, the next the sum of
 //! its weights, the last walks to the one that the dice hit.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::{
-    Endpoint, HealthPolicy, HealthStatus, LoadBalancing, LoadBalancingMode, RouteError,
-    RoutingScope, Service, Workload,
+use super::RouteError;
+use super::place::{Place, Wanted};
+use crate::mesh::{
+    Endpoint, HealthPolicy, HealthStatus, LoadBalancing, LoadBalancingMode, RoutingScope, Service,
+    Workload,
 };
+
+/// What a backend is chosen for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To serve the connection.
+    Backend,
+    /// To stand before others: one that an application tunnel leads to needs no port of its own.
+    Waypoint,
+    /// To let the connection into another network, in which it may stand itself.
+    NetworkGateway,
+}
 
 /// One choice: for whom, of which service, on which port.
 pub(super) struct Choice<'a> {
     pub(super) source: &'a Workload,
-    pub(super) service: &'a Service,
-    /// What was dialled.
-    pub(super) destination: SocketAddr,
-    /// The service's own target port for the dialled one; 0 leaves it to the endpoints.
-    pub(super) service_target: u16,
+    pub(super) service: &'a Arc<Service>,
+    pub(super) endpoints: &'a [Endpoint],
+    /// The port of the service that was dialled.
+    pub(super) port: u16,
+    pub(super) purpose: Purpose,
+    pub(super) wanted: Wanted<'a>,
 }
 
-impl Choice<'_> {
-    /// The chosen workload and the address to reach it at; one of `except` only where nobody else
-    /// is as near.
-    pub(super) fn pick<'e>(
-        &self,
-        endpoints: &'e [Endpoint],
-        dice: u64,
-        except: &[SocketAddr],
-    ) -> Option<(&'e Arc<Workload>, SocketAddr)> {
-        let best = self.nearest(endpoints)?;
-        let others = |to: &SocketAddr| !except.contains(to);
-        self.roll(endpoints, best, dice, others)
-            .or_else(|| self.roll(endpoints, best, dice, |_| true))
+/// One who may be chosen.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate<'a> {
+    pub(super) workload: &'a Arc<Workload>,
+    pub(super) place: Place<'a>,
+    /// The port at that place.
+    pub(super) port: u16,
+    /// Higher is nearer.
+    rank: usize,
+}
+
+impl Candidate<'_> {
+    /// Where it is, if it needs no name to be resolved and no gateway.
+    pub(super) fn at(&self) -> Option<SocketAddr> {
+        match self.place {
+            Place::At(address) => Some(SocketAddr::new(address, self.port)),
+            Place::Named(_) | Place::Beyond => None,
+        }
     }
 
-    fn roll<'e>(
+    fn weight(&self) -> u64 {
+        u64::from(self.workload.capacity)
+    }
+}
+
+impl<'a> Choice<'a> {
+    /// The one that the dice hit; one of `except` only where nobody else is as near.
+    ///
+    /// # Errors
+    /// Says why nobody could be chosen.
+    pub(super) fn pick(
         &self,
-        endpoints: &'e [Endpoint],
-        best: usize,
         dice: u64,
-        counts: impl Fn(&SocketAddr) -> bool,
-    ) -> Option<(&'e Arc<Workload>, SocketAddr)> {
-        let of_rank = || {
-            let candidates = self.candidates(endpoints);
-            candidates.filter(|(rank, _, to)| *rank == best && counts(to))
-        };
-        let weight = |endpoint: &Endpoint| u64::from(endpoint.workload.capacity);
-        let weights: u64 = of_rank().map(|(_, endpoint, _)| weight(endpoint)).sum();
-        let mut left = dice.checked_rem(weights)?;
-        for (_, endpoint, to) in of_rank() {
-            if left < weight(endpoint) {
-                return Some((&endpoint.workload, to));
+        except: &[SocketAddr],
+    ) -> Result<Candidate<'a>, RouteError> {
+        let nearest = self.nearest();
+        let others = |to: &Candidate<'_>| !to.at().is_some_and(|at| except.contains(&at));
+        self.roll(nearest, dice, others)
+            .or_else(|| self.roll(nearest, dice, |_| true))
+            .ok_or_else(|| self.explain())
+    }
+
+    fn roll(
+        &self,
+        nearest: Option<usize>,
+        dice: u64,
+        counts: impl Fn(&Candidate<'_>) -> bool,
+    ) -> Option<Candidate<'a>> {
+        let of_rank = || self.ranked(nearest).filter(&counts);
+        let mut left = dice.checked_rem(of_rank().map(|each| each.weight()).sum())?;
+        for candidate in of_rank() {
+            if left < candidate.weight() {
+                return Some(candidate);
             }
-            left -= weight(endpoint);
+            left -= candidate.weight();
         }
         None
     }
 
     /// Those of whom one is chosen.
-    pub(super) fn best<'e>(
-        &self,
-        endpoints: &'e [Endpoint],
-    ) -> impl Iterator<Item = (&'e Arc<Workload>, SocketAddr)> {
-        let best = self.nearest(endpoints);
-        self.candidates(endpoints)
-            .filter(move |(rank, _, _)| Some(*rank) == best)
-            .map(|(_, endpoint, to)| (&endpoint.workload, to))
+    pub(super) fn best(&self) -> impl Iterator<Item = Candidate<'a>> {
+        self.ranked(self.nearest())
     }
 
-    fn nearest(&self, endpoints: &[Endpoint]) -> Option<usize> {
-        self.candidates(endpoints).map(|(rank, _, _)| rank).max()
+    fn nearest(&self) -> Option<usize> {
+        self.candidates().map(|candidate| candidate.rank).max()
     }
 
-    /// Says why nobody could be chosen.
-    pub(super) fn explain(&self, endpoints: &[Endpoint]) -> RouteError {
-        let service = self.service.key();
-        let willing = || {
-            endpoints
-                .iter()
-                .filter(|endpoint| self.is_willing(endpoint))
-        };
-        let near = |endpoint: &&Endpoint| endpoint.workload.network == self.source.network;
-        match willing().next() {
-            Some(far) if !willing().any(|endpoint| near(&endpoint)) => RouteError::OtherNetwork {
-                service,
-                network: far.workload.network.clone(),
-                own: self.source.network.clone(),
-            },
-            Some(_)
-                if willing()
-                    .filter(near)
-                    .all(|e| e.workload.workload_ips.is_empty()) =>
-            {
-                RouteError::NoAddress { service }
-            }
-            _ => RouteError::NoHealthyBackend {
-                service,
-                port: self.destination.port(),
-                endpoints: endpoints.len(),
-            },
-        }
+    fn ranked(&self, rank: Option<usize>) -> impl Iterator<Item = Candidate<'a>> {
+        self.candidates()
+            .filter(move |candidate| Some(candidate.rank) == rank)
     }
 
-    /// Those who may be chosen, each with its rank (higher is nearer) and its address.
-    fn candidates<'e>(
-        &self,
-        endpoints: &'e [Endpoint],
-    ) -> impl Iterator<Item = (usize, &'e Endpoint, SocketAddr)> {
-        endpoints.iter().filter_map(|endpoint| {
-            let reachable = endpoint.workload.network == self.source.network;
-            if !reachable || !self.is_willing(endpoint) {
+    /// Those who may be chosen.
+    fn candidates(&self) -> impl Iterator<Item = Candidate<'a>> {
+        self.endpoints.iter().filter_map(|endpoint| {
+            let workload = &endpoint.workload;
+            if !self.is_willing(endpoint) {
                 return None;
             }
-            let rank = self.rank(&endpoint.workload)?;
-            let address = self.address(&endpoint.workload)?;
-            Some((
-                rank,
-                endpoint,
-                SocketAddr::new(address, self.target(endpoint)?),
-            ))
+            Some(Candidate {
+                workload,
+                place: self.place(workload)?,
+                port: self.target(endpoint)?,
+                rank: self.rank(workload)?,
+            })
         })
+    }
+
+    fn place(&self, workload: &'a Workload) -> Option<Place<'a>> {
+        let near = workload.network == self.source.network;
+        if near || self.purpose == Purpose::NetworkGateway {
+            return self.wanted.place(workload);
+        }
+        // Without a gateway nothing leads there: its addresses are somebody else's here.
+        workload.network_gateway.as_ref().map(|_| Place::Beyond)
+    }
+
+    fn explain(&self) -> RouteError {
+        let service = self.service.key();
+        let is_willing = |endpoint: &&Endpoint| self.is_willing(endpoint);
+        let willing = || self.endpoints.iter().filter(is_willing);
+        let near = |endpoint: &&Endpoint| endpoint.workload.network == self.source.network;
+        let lost = |e: &Endpoint| self.place(&e.workload).is_none();
+        match willing().next() {
+            Some(far) if !willing().any(|endpoint| near(&endpoint)) && willing().all(lost) => {
+                RouteError::NoNetworkGateway {
+                    service,
+                    network: far.workload.network.clone(),
+                    own: self.source.network.clone(),
+                }
+            }
+            Some(_) if willing().all(lost) => RouteError::NoAddress { service },
+            _ => RouteError::NoHealthyBackend {
+                service,
+                port: self.port,
+                endpoints: self.endpoints.len(),
+            },
+        }
     }
 
     /// Healthy enough, with a capacity and a port.
@@ -136,19 +168,15 @@ impl Choice<'_> {
 
     /// The endpoint's own port goes before the service's.
     fn target(&self, endpoint: &Endpoint) -> Option<u16> {
-        let own = endpoint.ports.get(&self.destination.port()).copied();
-        own.filter(|port| *port != 0)
-            .or_else(|| Some(self.service_target).filter(|port| *port != 0))
-    }
-
-    /// An address of the family that was dialled, or any.
-    fn address(&self, workload: &Workload) -> Option<IpAddr> {
-        let wanted = self.destination.is_ipv4();
-        let ips = &workload.workload_ips;
-        ips.iter()
-            .find(|ip| ip.is_ipv4() == wanted)
-            .or_else(|| ips.first())
-            .copied()
+        let given = |port: &u16| *port != 0;
+        let own = endpoint.ports.get(&self.port).copied().filter(given);
+        let common = || self.service.ports.get(&self.port).copied().filter(given);
+        // The proxy before it takes the tunnel, and hands it on to the application's own port.
+        let tunnelled = || {
+            let told = endpoint.workload.application_tunnel.is_some();
+            (self.purpose == Purpose::Waypoint && told).then_some(self.port)
+        };
+        own.or_else(common).or_else(tunnelled)
     }
 
     fn rank(&self, workload: &Workload) -> Option<usize> {

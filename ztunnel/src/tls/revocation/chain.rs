@@ -75,6 +75,12 @@ impl Authorities {
 }
 
 impl PeerChain {
+    /// Whether nothing is kept, as no lists are configured.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.links().is_empty()
+    }
+
     pub(super) fn links(&self) -> &[Link] {
         self.0.as_deref().unwrap_or_default()
     }

@@ -19,7 +19,21 @@ workloads:
 - { uid: shut, name: shut, workloadIps: ["10.0.0.5"], protocol: HBONE, node: n, authorizationPolicies: [default/no-a],
     services: { default/s: { 80: 8080 } } }
 - { uid: behind, name: behind, workloadIps: ["10.0.0.6"], protocol: HBONE, node: n, waypoint: { destination: default/s } }
+- { uid: wp, name: wp, serviceAccount: wp, workloadIps: ["10.0.0.7"], protocol: HBONE, node: n, nativeTunnel: true, services: { default/wp: {} } }
+- { uid: in, name: in, serviceAccount: in, workloadIps: ["10.0.0.8"], protocol: HBONE, node: n, nativeTunnel: true }
+- { uid: called, name: called, hostname: called.example, services: { default/named: {}, default/half: {} } }
+- { uid: abroad, name: abroad, network: other, protocol: HBONE, networkGateway: { destination: other/10.9.9.9 }, services: { default/half: {} } }
+- { uid: c2, name: c2, workloadIps: ["10.0.2.2"], services: { default/half: {} } }
 services:
+- { name: guarded, hostname: guarded, vips: ["/10.1.0.3"], ports: { 80: 80 }, waypoint: { destination: default/wp } }
+- { name: shared, hostname: shared, vips: ["/10.1.0.4"], ports: { 80: 80 }, loadBalancer: { mode: Passthrough },
+    weightedWaypoints: [{ destination: { destination: default/wp }, weight: 0 }] }
+- { name: lost, hostname: lost, vips: ["/10.1.0.5"], ports: { 80: 80 }, loadBalancer: { mode: Passthrough }, waypoint: { destination: default/nobody } }
+- { name: asked, hostname: asked, vips: ["/10.1.0.6"], ports: { 80: 80 }, loadBalancer: { mode: Passthrough }, waypoint: { destination: default/wp }, ingressUseWaypoint: true }
+- { name: wp, hostname: wp, ports: { 15008: 15008 } }
+- { name: named, hostname: named, vips: ["/10.1.0.7"], ports: { 80: 80 } }
+- { name: half, hostname: half, vips: ["/10.1.0.8"], ports: { 80: 80 } }
+- { name: private, namespace: elsewhere, hostname: private, vips: ["/10.1.0.9"], ports: { 80: 80 }, visibility: Namespace, waypoint: { destination: default/wp } }
 - { name: s, hostname: s, vips: ["/10.1.0.1"], ports: { 80: 80 } }
 - { name: four, hostname: four, vips: ["/10.1.0.2", "/fd01::2"], ports: { 80: 80 } }
 policies:
@@ -28,13 +42,15 @@ policies:
 "#;
 
 /// The pods of this node and their namespaces.
-const HERE: [(&str, u64, &[&str]); 6] = [
+const HERE: [(&str, u64, &[&str]); 8] = [
     ("a", 1, &["10.0.0.1", "fd00::1"]),
     ("b", 2, &["10.0.0.2", "fd00::2"]),
     ("c", 3, &["10.0.0.3"]),
     ("told", 4, &["10.0.0.4"]),
     ("shut", 5, &["10.0.0.5"]),
     ("behind", 6, &["10.0.0.6"]),
+    ("wp", 7, &["10.0.0.7"]),
+    ("in", 8, &["10.0.0.8"]),
 ];
 
 fn view(lanes: &Lanes) -> View {
@@ -106,6 +122,62 @@ fn calls_that_go_by_themselves() {
         (1, "[fd01::2]:80", "[fd00::2]:8080>2 1 of 1"),
     ] {
         assert_eq!(calls(pod, to, &Lanes::default()), expected, "{pod} {to}");
+    }
+}
+
+#[test]
+fn nothing_goes_by_itself_that_must_go_through_somebody() {
+    for (pod, to, expected) in [
+        // A waypoint stands before it: here, at a weight of 0, run by nobody.
+        (1, "10.1.0.3:80", "proxy"),
+        (1, "10.1.0.4:80", "proxy"),
+        (1, "10.1.0.5:80", "proxy"),
+        (1, "10.1.0.6:80", "proxy"),
+        // From the waypoint itself it may go; a gateway may go, unless the service wants otherwise.
+        (7, "10.1.0.4:80", "10.1.0.4:80>0 1 of 1"),
+        (7, "10.1.0.6:80", "10.1.0.6:80>0 1 of 1"),
+        (8, "10.1.0.5:80", "10.1.0.5:80>0 1 of 1"),
+        (8, "10.1.0.6:80", "proxy"),
+        // The waypoint ends tunnels itself, on this node too.
+        (1, "10.0.0.7:80", "proxy"),
+        // A gateway's own tunnel.
+        (8, "10.0.1.1:15008", "10.0.1.1:15008>0 1 of 1"),
+        (1, "10.0.1.1:15008", "proxy"),
+        // A name has to be resolved, another network is behind a gateway: their shares.
+        (1, "10.1.0.7:80", "proxy"),
+        (1, "10.1.0.8:80", "10.0.2.2:80>0 1 of 3"),
+        // A private service does not exist here.
+        (1, "10.1.0.9:80", "10.1.0.9:80>0 1 of 1"),
+    ] {
+        assert_eq!(calls(pod, to, &Lanes::default()), expected, "{pod} {to}");
+    }
+}
+
+#[test]
+fn a_waypoint_that_comes_ends_what_goes_around_it() {
+    use Opener::{Pod, Proxy};
+    let view = view(&Lanes::default());
+    for (pod, dialled, server, expected) in [
+        // To the same address, as it was dialled: a service with a waypoint, and without one.
+        (1, "10.1.0.1:80", ("10.0.2.1:8080", 0), true),
+        (1, "10.1.0.3:80", ("10.0.2.1:8080", 0), false),
+        (1, "10.1.0.5:80", ("10.1.0.5:80", 0), false),
+        (1, "10.0.0.6:80", ("10.0.0.6:80", 6), false),
+        (7, "10.1.0.3:80", ("10.0.0.3:80", 3), true),
+        (8, "10.1.0.6:80", ("10.1.0.6:80", 0), false),
+        // A gateway's own tunnel stays; the same from anybody else would be a way into the mesh.
+        (8, "10.0.1.1:15008", ("10.0.1.1:15008", 0), true),
+        (1, "10.0.1.1:15008", ("10.0.1.1:15008", 0), false),
+        // What was direct to one that ends tunnels itself.
+        (1, "10.0.0.7:80", ("10.0.0.7:80", 7), false),
+    ] {
+        for opener in [Pod, Proxy] {
+            let flow = Flow {
+                dialled: dialled.parse().unwrap(),
+                ..open((pod, server.1), opener, "10.0.0.1:9", server.0)
+            };
+            assert_eq!(super::flow(&flow, &view), expected, "{flow:?}");
+        }
     }
 }
 

@@ -1,0 +1,175 @@
+//! A tunnel inside a tunnel: what a gateway between two networks forwards without looking into it.
+//!
+//! [`Tunnel::into_stream`] makes a byte stream of the outer tunnel, for TLS to run over;
+//! [`open_alone`] opens the inner one on an HTTP/2 connection of its own, which ends with it. It is
+//! not pooled: whom the gateway leads to is chosen once for each outer tunnel, so that sharing the
+//! inner connection would send everybody to one backend.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+use super::client::{self, Connection, Owner};
+use super::config::Config;
+use super::error::{DialFailure, LostConnection, OpenError};
+use super::opening;
+use super::request::Connect;
+use super::tunnel::Tunnel;
+
+/// The most that one write puts into a frame of its own.
+const CHUNK: usize = 64 * 1024;
+
+/// A tunnel as a byte stream. Dropped before both directions ended it resets the tunnel.
+#[derive(Debug)]
+pub struct TunnelStream {
+    tunnel: Tunnel,
+    /// What came in one frame and is not read yet; it counts against the window until it is.
+    unread: Bytes,
+    /// How long the far end may take to end its direction after ours.
+    patience: Duration,
+    closing: Option<Pin<Box<Sleep>>>,
+}
+
+impl Tunnel {
+    /// The tunnel as a byte stream. Shutting it down waits until the far end has ended its
+    /// direction too, but no longer than `patience`: to let go of the tunnel earlier would reset
+    /// it, and with it what is still on its way.
+    #[must_use]
+    pub fn into_stream(self, patience: Duration) -> TunnelStream {
+        TunnelStream {
+            tunnel: self,
+            unread: Bytes::new(),
+            patience,
+            closing: None,
+        }
+    }
+}
+
+impl AsyncRead for TunnelStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.unread.is_empty() {
+            match ready!(self.tunnel.recv.poll_data(cx)) {
+                Some(data) => self.unread = data.map_err(io::Error::other)?,
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let count = self.unread.len().min(into.remaining());
+        into.put_slice(&self.unread[..count]);
+        self.unread.advance(count);
+        self.tunnel.recv.release(count).map_err(io::Error::other)?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for TunnelStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let want = bytes.len().min(CHUNK);
+        let granted = ready!(self.tunnel.send.poll_ready(cx, want)).map_err(io::Error::other)?;
+        let sent = Bytes::copy_from_slice(&bytes[..granted]);
+        self.tunnel.send.send(sent).map_err(io::Error::other)?;
+        Poll::Ready(Ok(granted))
+    }
+
+    /// What was written is h2's, whose connection flushes by itself.
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.tunnel.send.finish().map_err(io::Error::other)?;
+        let this = &mut *self;
+        // Nobody reads any more: what still comes must not stop the far end from ending.
+        loop {
+            let unread = std::mem::take(&mut this.unread).len();
+            this.tunnel.recv.release(unread).map_err(io::Error::other)?;
+            match this.tunnel.recv.poll_data(cx) {
+                Poll::Ready(Some(Ok(data))) => this.unread = data,
+                // It ended or broke; either way there is nothing left to wait for.
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Ok(())),
+                Poll::Pending => break,
+            }
+        }
+        let patience = this.patience;
+        let closing = this
+            .closing
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        closing.as_mut().poll(cx).map(Ok)
+    }
+}
+
+/// Nobody pools the connection.
+struct Nobody;
+
+impl Owner for Nobody {
+    fn released(&self) {}
+    fn ended(&self, _connection: &Connection) {}
+}
+
+/// Opens a tunnel on a connection that carries no other one and ends with it.
+///
+/// Must run inside a `LocalSet`. Dropping the future ends the connection.
+///
+/// # Errors
+/// When the peer does not speak HTTP/2, or does not answer with 200.
+pub async fn open_alone<IO, E>(
+    io: IO,
+    connect: &Connect,
+    config: &Config,
+) -> Result<Tunnel, OpenError<E>>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let nobody: Weak<dyn Owner> = Weak::<Nobody>::new();
+    let after = config.handshake_timeout;
+    let handshake = client::handshake(io, config, nobody);
+    let connection = match tokio::time::timeout(after, handshake).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            let error = Arc::new(error);
+            return Err(failed(DialFailure::Handshake { error }));
+        }
+        Err(_elapsed) => return Err(failed(DialFailure::DialTimeout { after })),
+    };
+    let connection = Last(connection);
+    let Some(slot) = connection.0.take() else {
+        return Err(OpenError::Lost {
+            authority: connect.authority.to_string(),
+            lost: LostConnection::Closed,
+            cause: connection.0.cause(),
+        });
+    };
+    opening::open(slot, connect, config)
+        .await
+        .map_err(|failure| failure.error)
+}
+
+fn failed<E>(failure: DialFailure<E>) -> OpenError<E> {
+    OpenError::Connection { failure }
+}
+
+/// No tunnel comes after the one that is being opened, however that ends.
+struct Last(Rc<Connection>);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        self.0.retire();
+    }
+}

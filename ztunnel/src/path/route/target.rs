@@ -1,0 +1,155 @@
+//! What a dialled address stands for, before anything is chosen.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::choice::{Choice, Purpose};
+use super::gateway::{Waypoints, stands, waypoints_of};
+use super::place::Wanted;
+use super::{Departure, HBONE_PORT, RouteError};
+use crate::mesh::{LoadBalancingMode, Service, ServiceEntry, Snapshot, Visibility, Workload};
+
+/// What a dialled address stands for.
+pub(super) enum Target<'a> {
+    /// Somebody outside the mesh, or a service that keeps its address.
+    Outside(SocketAddr, Option<Arc<Service>>),
+    /// A workload, by its own address. It is called even when it is unhealthy: health decides
+    /// about choosing, and here is no choice.
+    Workload(SocketAddr, &'a Arc<Workload>),
+    /// A service, and the choice to be made.
+    Service(Choice<'a>, &'a Arc<ServiceEntry>),
+    /// Somebody behind a waypoint.
+    Behind(Behind<'a>),
+}
+
+/// What is behind a waypoint.
+pub(super) struct Behind<'a> {
+    pub(super) waypoints: Waypoints<'a>,
+    pub(super) destination: SocketAddr,
+    pub(super) what: What<'a>,
+}
+
+/// What was dialled.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum What<'a> {
+    Service(&'a Arc<Service>),
+    Workload(&'a Arc<Workload>),
+}
+
+impl What<'_> {
+    /// As errors call it.
+    pub(super) fn name(self) -> String {
+        match self {
+            Self::Service(service) => format!("service {}", service.key()),
+            Self::Workload(workload) => format!("workload {}", workload.uid),
+        }
+    }
+}
+
+/// Finds out what was dialled.
+///
+/// # Errors
+/// When a service was, on a port that it does not have.
+pub(super) fn target<'a>(
+    departure: &Departure<'a>,
+    mesh: &'a Snapshot,
+) -> Result<Target<'a>, RouteError> {
+    let source = departure.source;
+    let destination = canonical(departure.destination);
+    if is_own_tunnel(source, destination) {
+        return Ok(Target::Outside(destination, None));
+    }
+    let entry = mesh.entry_by_vip(&source.network, destination.ip());
+    if let Some(entry) = entry.filter(|entry| is_visible(&entry.service, source)) {
+        return service(departure, destination, entry, mesh);
+    }
+    let Some(workload) = mesh.workload_by_address(&source.network, destination.ip()) else {
+        return Ok(Target::Outside(destination, None));
+    };
+    let waypoint = workload.waypoint.as_ref().map(Waypoints::One);
+    let waypoint =
+        waypoint.filter(|_| !source.native_tunnel && !is_waypoint_of(source, workload, mesh));
+    Ok(match waypoint {
+        Some(waypoints) => Target::Behind(Behind {
+            waypoints,
+            destination,
+            what: What::Workload(workload),
+        }),
+        None => Target::Workload(destination, workload),
+    })
+}
+
+fn service<'a>(
+    departure: &Departure<'a>,
+    destination: SocketAddr,
+    entry: &'a Arc<ServiceEntry>,
+    mesh: &'a Snapshot,
+) -> Result<Target<'a>, RouteError> {
+    let (source, service) = (departure.source, &entry.service);
+    // A workload's own waypoint is not asked here: it stands before connections that dial the
+    // workload, as the service's stands before those that dial the service.
+    let waypoints = Waypoints::of_service(service);
+    let around = |waypoints: &Waypoints<'_>| {
+        goes_straight(source, service) || waypoints.include(source, mesh)
+    };
+    if let Some(waypoints) = waypoints.filter(|waypoints| !around(waypoints)) {
+        return Ok(Target::Behind(Behind {
+            waypoints,
+            destination,
+            what: What::Service(service),
+        }));
+    }
+    let balancing = service.load_balancing.as_ref();
+    if balancing.is_some_and(|balancing| balancing.mode == LoadBalancingMode::Passthrough) {
+        return Ok(Target::Outside(destination, Some(service.clone())));
+    }
+    let port = destination.port();
+    if !service.ports.contains_key(&port) {
+        return Err(RouteError::NoSuchPort {
+            service: service.key(),
+            port,
+        });
+    }
+    let choice = Choice {
+        source,
+        service,
+        endpoints: &entry.endpoints,
+        port,
+        purpose: Purpose::Backend,
+        wanted: Wanted {
+            like: destination.ip(),
+            families: service.ip_families,
+            resolved: departure.resolved,
+        },
+    };
+    Ok(Target::Service(choice, entry))
+}
+
+/// Whether a service exists for a client: for those of other namespaces a private one does not.
+pub(in super::super) fn is_visible(service: &Service, source: &Workload) -> bool {
+    service.visibility == Visibility::Public || service.namespace == source.namespace
+}
+
+/// A gateway that speaks HBONE itself (`native_tunnel`: an ingress or egress gateway, a waypoint)
+/// chooses backends by its own rules. What it dials on the HBONE port is a tunnel already, and
+/// goes on as it is.
+pub(super) fn is_own_tunnel(source: &Workload, destination: SocketAddr) -> bool {
+    source.native_tunnel && destination.port() == HBONE_PORT
+}
+
+/// A gateway has applied its own rules: it need not go through the waypoint, unless the service
+/// says so (`ingress_use_waypoint`).
+fn goes_straight(source: &Workload, service: &Service) -> bool {
+    source.native_tunnel && !service.ingress_use_waypoint
+}
+
+/// Whether a workload stands before another one, or before a service that this one backs: then
+/// what it sends has been there, and goes on.
+fn is_waypoint_of(source: &Workload, workload: &Workload, mesh: &Snapshot) -> bool {
+    waypoints_of(workload, mesh)
+        .any(|waypoint| stands(waypoint, mesh, |other| other.uid == source.uid))
+}
+
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
