@@ -16,6 +16,7 @@ mod state;
     unreachable_pub,
     unused_qualifications,
     clippy::all,
+    clippy::too_many_lines,
     clippy::use_self,
     clippy::or_fun_call,
     clippy::allow_attributes_without_reason,

@@ -87,7 +87,7 @@ impl Error {
     /// Whether a certificate of the peer's was taken back.
     #[must_use]
     pub fn is_revocation(&self) -> bool {
-        matches!(self, Self::Handshake { cause, .. } if matches!(**cause, HandshakeError::Revoked { .. }))
+        matches!(self, Self::Handshake { cause, .. } if matches!(**cause, HandshakeError::Revoked))
     }
 
     /// Who has to act.

@@ -58,7 +58,7 @@ fn who_is_chosen() {
         src but 10.0.1.1:80 but 10.0.1.2:80 rolls -> 10.1.0.1:80 => n1 s1 s1 s1
         # Failover: the longest prefix of the preferences that matches.
         src rolls -> 10.1.0.2:80 => n1 n1 n1
-        lost rolls -> 10.1.0.2:80 => n1 s1 s1 s1 z1 r1 x
+        lost rolls -> 10.1.0.2:80 => n1 r1 s1 s1 s1 x z1
         src rolls -> 10.1.0.3:80 => z1 z1 z1
         # A zone of that name in another region is still a zone of that name.
         src rolls -> 10.1.0.7:80 => s1 s1 s1 z1
@@ -80,7 +80,7 @@ fn who_is_chosen() {
         src rolls -> 10.1.0.10:80 => bad bad
         src -> 10.1.0.11:80 => refused no_healthy_backend
         # Inside and outside of the mesh, with and without a target port.
-        src rolls -> 10.1.0.12:80 => outside inside
+        src rolls -> 10.1.0.12:80 => inside outside
         src rolls -> 10.1.0.13:80 => inside inside
         ",
     );

@@ -35,7 +35,7 @@ fn names_are_resolved_on_demand() {
         src with other.example=192.0.2.7 -> 240.240.0.1:443 => resolve web.example
         # Who has an address is not looked up.
         src -> 240.240.0.3:443 => passthrough fixed 192.0.2.8:8443 of fixed
-        src rolls -> 240.240.0.2:443 => web.example fixed web.example fixed
+        src rolls -> 240.240.0.2:443 => fixed web.example fixed web.example
         src but 192.0.2.8:443 rolls -> 240.240.0.2:443 => web.example web.example
         # Neither is who has addresses of a family that the service does not allow.
         src -> 240.240.0.6:443 => refused no_address

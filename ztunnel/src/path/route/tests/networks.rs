@@ -99,8 +99,8 @@ fn through_the_gateway() {
         src with gw.example=203.0.113.5 -> 10.1.0.15:80 => gateway named@203.0.113.5:15008 for cloud.example:80 as named then pc of cloud
         # A waypoint there: the gateway leads to it, under the name of what was dialled.
         src -> 10.1.0.16:80 => gateway gw2@10.9.0.1:15008 for guarded.example:80 as gw2 then default,wpfar of guarded
-        src -> 10.1.0.17:80 => waypoint wploc@10.0.2.1:15008 for 10.1.0.17:80 as wp of mixed
-        src roll 1 -> 10.1.0.17:80 => gateway gw2@10.9.0.1:15008 for mixed.example:80 as gw2 then wp2 of mixed
+        src roll 1 -> 10.1.0.17:80 => waypoint wploc@10.0.2.1:15008 for 10.1.0.17:80 as wp of mixed
+        src -> 10.1.0.17:80 => gateway gw2@10.9.0.1:15008 for mixed.example:80 as gw2 then wp2 of mixed
         src -> 10.1.0.18:80 => gateway gw2@10.9.0.1:15008 for byaddress.example:80 as gw2 then wp2 of byaddress
         # A workload's address means nothing there.
         src -> 10.0.1.2:80 => refused waypoint_elsewhere: workload behind is behind the waypoint default/wpfar, which is in another network: only a service can be reached there, dial one
