@@ -19,6 +19,9 @@ pub(crate) struct Arguments {
     /// Measure only rows whose name holds this text, for example `http` or `direct/`.
     #[arg(long)]
     only: Option<String>,
+    /// The congestion control of every route; `cubic` unless told otherwise.
+    #[arg(long)]
+    congestion: Option<String>,
     /// Write the rows to this file as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -42,6 +45,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     if let Some(only) = &arguments.only {
         forwarded.extend(["--only".to_owned(), only.clone()]);
+    }
+    if let Some(congestion) = &arguments.congestion {
+        forwarded.extend(["--congestion".to_owned(), congestion.clone()]);
     }
     if let Some(json) = &arguments.json {
         forwarded.extend(["--json".to_owned(), text(&absolute(json)?)]);

@@ -47,6 +47,8 @@ pub struct Plan {
     pub starts: usize,
     /// The proxies' log filter. Access logs are written at `info`.
     pub log: String,
+    /// The congestion control of every route.
+    pub congestion: String,
 }
 
 impl Plan {
@@ -61,6 +63,7 @@ impl Plan {
             retries: 120,
             starts: 7,
             log: "info".to_owned(),
+            congestion: "cubic".to_owned(),
         }
     }
 
@@ -95,6 +98,7 @@ pub fn run(plan: &Plan) -> Result<Results> {
     let world = crate::net::World::builder()
         .node("a", 6)
         .node("b", 2)
+        .congestion(&plan.congestion)
         .build()?;
     let wanted = |name: &str| plan.only.as_deref().is_none_or(|only| name.contains(only));
     let works = works(wanted);

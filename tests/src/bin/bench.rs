@@ -27,6 +27,9 @@ struct Arguments {
     /// The proxies' log filter; access logs are written at `info`.
     #[arg(long)]
     log: Option<String>,
+    /// The congestion control of every route, of those that the kernel has.
+    #[arg(long)]
+    congestion: Option<String>,
     /// Write the rows to this file as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -48,14 +51,15 @@ fn run(arguments: Arguments) -> Result<()> {
     plan.only.clone_from(&arguments.only);
     plan.rounds = arguments.rounds.unwrap_or(plan.rounds);
     plan.log = arguments.log.unwrap_or(plan.log);
+    plan.congestion = arguments.congestion.unwrap_or(plan.congestion);
     if let Some(seconds) = arguments.seconds {
         plan.sample = std::time::Duration::from_secs_f64(seconds);
     }
     let results = bench::run(&plan)?;
     let cpus = std::thread::available_parallelism().context("counting CPUs")?;
     let setting = format!(
-        "{cpus} CPUs for clients, servers and both proxies; congestion control cubic; log filter {}",
-        plan.log
+        "{cpus} CPUs for clients, servers and both proxies; congestion control {}; log filter {}",
+        plan.congestion, plan.log
     );
     println!("{setting}\n{}", bench::table(&results));
     print!("{}", bench::targets(&results));

@@ -64,8 +64,13 @@ pub fn markdown() -> String {
          the file before the defaults. Unknown keys are refused. Durations are written with their \
          unit (`10s`, `5m`, `24h`), sizes as `2MiB`, `64KiB` or a number of bytes. Paths are relative \
          to the directory the proxy was started in.\n\n\
-         Of the environment, `FAKE_CA=true` is refused unless `ca.local` is set; names of the Istio \
-         chart that are not in this table mean nothing here.\n\n\
+         Of the environment, `FAKE_CA=true` is refused unless `ca.local` is set. `INSTANCE_IP`, \
+         `POD_NAME`, `POD_NAMESPACE`, `CLUSTER_DOMAIN` and each `ISTIO_META_<key>` tell the control \
+         plane who asks. Other names of the Istio chart that are not in this table mean nothing \
+         here.\n\n\
+         `node`, `clusterId`, `network`, `trustDomain`, `mode`, `nodeAgent`, `ca`, `xds`, `crl`, the \
+         listeners, `hbone`, `keepalive`, `threads`, `log` and most of `capture` change only with a \
+         restart; the log says so when they differ.\n\n\
          This table is generated: `UPDATE=1 cargo test -p ztunnel --lib config::`.\n\n\
          | key | value | default | variable | meaning |\n| --- | --- | --- | --- | --- |\n",
     );

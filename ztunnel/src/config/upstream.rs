@@ -265,8 +265,9 @@ fn authority(file: &File, env: &Environment, flags: &Overrides) -> Result<Author
         let of_file = own.map(|ttl| ttl.0);
         env.leaf_ttl.or(of_file).unwrap_or(LEAF_TTL)
     };
+    let of_file = local.filter(|_| env.ca.address.is_none());
     let directory = flags.ca_directory.as_ref();
-    if let Some(directory) = directory.or_else(|| local.map(|local| &local.directory)) {
+    if let Some(directory) = directory.or_else(|| of_file.map(|local| &local.directory)) {
         return Ok(Authority::Local(LocalAuthority {
             directory: directory.clone(),
             leaf_ttl: ttl(local.and_then(|local| local.leaf_ttl)),

@@ -131,6 +131,12 @@ impl Snapshot {
         self.services.iter()
     }
 
+    /// The policy with this key, `namespace/name`.
+    #[must_use]
+    pub fn policy(&self, key: &str) -> Option<&Arc<Policy>> {
+        self.policies.get(key)
+    }
+
     /// Every policy, in no particular order.
     pub fn policies(&self) -> impl ExactSizeIterator<Item = &Arc<Policy>> {
         self.policies.iter()

@@ -262,12 +262,13 @@ pub(super) fn workload(settings: &Settings, info: &zds::PodInfo) -> (Uid, Option
 
 /// Keys that make a node the node it is: with another value the rest of a file means something
 /// else, so none of it is taken over.
-pub(super) const IDENTIFYING: [&str; 4] = ["node", "network", "trustDomain", "mode"];
+pub(super) const IDENTIFYING: [&str; 5] = ["node", "clusterId", "network", "trustDomain", "mode"];
 
 /// Keys whose new value waits for a restart.
 pub(super) fn fixed_keys_that_differ(old: &Settings, new: &Settings) -> Vec<&'static str> {
     let differences = [
         ("node", old.node != new.node),
+        ("clusterId", old.cluster_id != new.cluster_id),
         ("network", old.network != new.network),
         ("trustDomain", old.trust_domain != new.trust_domain),
         ("mode", old.mode != new.mode),

@@ -127,17 +127,13 @@ impl Enrollment {
         }
     }
 
-    /// The pods that are served, and under which addresses, the earliest first. Not those that are
-    /// another workload than the mesh says: nothing is direct for them.
-    pub(super) fn pods(&self, mesh: &Snapshot) -> Vec<LocalPod> {
+    /// The pods that are served, and under which addresses, the earliest first.
+    pub(super) fn pods(&self) -> Vec<LocalPod> {
         let mut pods: Vec<&Enrolled> = self.pods.values().collect();
-        pods.retain(|enrolled| {
-            let known = mesh.workload_by_uid(&enrolled.pod.uid).is_some();
-            !known || enrolled.pod.workload(mesh).is_some()
-        });
         pods.sort_unstable_by_key(|enrolled| enrolled.number);
         let local = |enrolled: &&Enrolled| LocalPod {
             uid: enrolled.pod.uid.clone(),
+            account: enrolled.pod.account.clone(),
             cookie: NetnsCookie(enrolled.pod.netns.cookie()),
             addresses: enrolled.captured.clone(),
         };
@@ -174,7 +170,7 @@ impl Enrollment {
         };
         let leaving: Vec<Key> = self.pods.iter().filter_map(left).collect();
         for key in leaving {
-            self.withdraw(terms, &key);
+            self.withdraw(terms, &key, wanted);
         }
         let mut failed = Vec::new();
         for pod in wanted {
@@ -196,18 +192,21 @@ impl Enrollment {
     pub(super) fn add(&mut self, terms: Terms<'_>, wanted: &Wanted) -> Result<(), EnrollError> {
         let enrolled = self.pods.get(&wanted.key);
         if enrolled.is_some_and(|enrolled| !is_as_wanted(enrolled, wanted)) {
-            self.withdraw(terms, &wanted.key);
+            self.withdraw(terms, &wanted.key, std::slice::from_ref(wanted));
         }
         self.keep_or_enroll(terms, wanted)
     }
 
-    fn withdraw(&mut self, terms: Terms<'_>, key: &Key) {
+    /// Serves a pod no longer. Where its namespace is to be served again at once, as another
+    /// workload or under another name, it stays captured, and refused, meanwhile.
+    fn withdraw(&mut self, terms: Terms<'_>, key: &Key, wanted: &[Wanted]) {
         let Some(enrolled) = self.pods.remove(key) else {
             return;
         };
         self.changed = true;
         let cookie = enrolled.pod.netns.cookie();
-        if let Err(error) = self.shared.kernel.withdraw(NetnsCookie(cookie)) {
+        let comes_back = wanted.iter().any(|pod| is_the_place(&enrolled, pod));
+        if !comes_back && let Err(error) = self.shared.kernel.withdraw(NetnsCookie(cookie)) {
             tracing::error!(%error, pod = %key, "cannot withdraw the pod from capture");
         }
         terms.workers.remove(cookie, terms.deadline);
@@ -334,11 +333,14 @@ impl Enrollment {
 /// Whether a pod is enrolled as it is asked for. One that came back under the same name has another
 /// namespace behind its path.
 fn is_as_wanted(enrolled: &Enrolled, wanted: &Wanted) -> bool {
-    let (pod, netns) = (&enrolled.pod, &enrolled.pod.netns);
-    pod.uid == wanted.uid
-        && pod.account == wanted.account
-        && *netns.place() == wanted.netns
-        && !is_another(netns)
+    let pod = &enrolled.pod;
+    pod.uid == wanted.uid && pod.account == wanted.account && is_the_place(enrolled, wanted)
+}
+
+/// Whether a pod's namespace is the one that is asked for.
+fn is_the_place(enrolled: &Enrolled, wanted: &Wanted) -> bool {
+    let netns = &enrolled.pod.netns;
+    *netns.place() == wanted.netns && !is_another(netns)
 }
 
 /// Who a pod is: what the mesh says goes before what was said with the pod.

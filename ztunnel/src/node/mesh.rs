@@ -9,7 +9,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use foldhash::HashSet;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -31,9 +30,9 @@ const SHARE: u32 = 4;
 /// What this node knows of the mesh.
 #[derive(Debug)]
 pub(super) struct Mesh {
-    /// With every change that was told.
+    /// What the control plane has told, also what is not in force yet.
     told: Snapshot,
-    /// What is in force, or is to be.
+    /// All that is in force, or is to be; empty before enough is known.
     current: Arc<Snapshot>,
     /// What the settings say.
     local: LocalMesh,
@@ -74,20 +73,12 @@ impl Mesh {
             local: LocalMesh::default(),
             control_plane: None,
         };
-        mesh.adopt(&settings.local_mesh);
         if let Some(config) = assembly::xds(settings) {
             let (client, events) = Client::new(config, telemetry.xds().clone())?;
-            mesh.control_plane = Some(ControlPlane {
-                events,
-                client: tokio::spawn(client.run()),
-                synced: false,
-                pending: Some(wait_for()),
-                waiting: Vec::new(),
-                changed: false,
-                whole: true,
-                next: Instant::now(),
-            });
+            let client = tokio::spawn(client.run());
+            mesh.control_plane = Some(ControlPlane::new(events, client, wait_for()));
         }
+        mesh.adopt(&settings.local_mesh);
         Ok(mesh)
     }
 
@@ -103,14 +94,28 @@ impl Mesh {
             .is_none_or(|control_plane| control_plane.synced)
     }
 
-    /// Takes over what the settings say now.
+    /// Takes over what the settings say now. In the middle of a push it counts at the push's end.
     pub(super) fn adopt(&mut self, local: &LocalMesh) {
-        let kept: HashSet<Key> = keys(local).collect();
-        let gone = keys(&self.local).filter(|key| !kept.contains(key));
-        self.told.apply_all(gone.map(Key::removal));
-        self.told.apply_all(put(local));
+        if *local == self.local {
+            return;
+        }
         self.local = local.clone();
-        self.current = Arc::new(self.told.clone());
+        match &mut self.control_plane {
+            Some(control_plane) if !control_plane.is_at_rest() => {
+                control_plane.changed = true;
+                tracing::info!(
+                    "what the settings say of the mesh counts when the control plane has told its part"
+                );
+            }
+            _ => self.put_together(),
+        }
+    }
+
+    /// What the control plane tells goes before what the settings say of the same thing.
+    fn put_together(&mut self) {
+        let mut mesh = self.told.clone();
+        mesh.apply_all(besides(&self.local, &self.told));
+        self.current = Arc::new(mesh);
     }
 
     /// Waits until something that was told is to be put in force: [`Self::current`] is another one
@@ -148,8 +153,9 @@ impl Mesh {
             }
         }
         control_plane.changed = false;
-        self.current = Arc::new(self.told.clone());
-        std::mem::take(&mut control_plane.waiting)
+        let waiting = std::mem::take(&mut control_plane.waiting);
+        self.put_together();
+        waiting
     }
 
     /// Says how long it took to put a change in force; the next one waits accordingly.
@@ -168,10 +174,28 @@ impl Mesh {
 }
 
 impl ControlPlane {
+    fn new(events: mpsc::Receiver<Event>, client: JoinHandle<()>, pending: Pending) -> Self {
+        Self {
+            events,
+            client,
+            synced: false,
+            pending: Some(pending),
+            waiting: Vec::new(),
+            changed: false,
+            whole: true,
+            next: Instant::now(),
+        }
+    }
+
+    /// Whether what was told is a whole, so that it may be put in force.
+    const fn is_at_rest(&self) -> bool {
+        self.synced && self.whole
+    }
+
     /// When something is to be put in force: at the end of a push, and not too often.
     fn due(&self) -> Option<Instant> {
         let something = self.changed || !self.waiting.is_empty();
-        (self.synced && self.whole && something).then_some(self.next)
+        (self.is_at_rest() && something).then_some(self.next)
     }
 }
 
@@ -181,55 +205,21 @@ impl Drop for ControlPlane {
     }
 }
 
-/// The name of one thing that the settings describe.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Key {
-    Workload(crate::mesh::Uid),
-    Service(crate::mesh::NamespacedHostname),
-    Policy(Arc<str>),
+/// What the settings describe and the control plane does not. Services first: backends that come
+/// before their service are put aside for it.
+fn besides(local: &LocalMesh, told: &Snapshot) -> impl Iterator<Item = Change> {
+    let services = local.services.iter();
+    let services = services.filter(|one| told.service(&one.key()).is_none());
+    let workloads = local.workloads.iter();
+    let workloads = workloads.filter(|one| told.workload_by_uid(&one.uid).is_none());
+    let policies = local.policies.iter();
+    let policies = policies.filter(|one| told.policy(&one.key()).is_none());
+    let services = services.cloned().map(Box::new).map(Change::Service);
+    let workloads = workloads.cloned().map(Box::new).map(Change::Workload);
+    services
+        .chain(workloads)
+        .chain(policies.cloned().map(Box::new).map(Change::Policy))
 }
 
-impl Key {
-    fn removal(self) -> Change {
-        match self {
-            Self::Workload(uid) => Change::RemoveWorkload(uid),
-            Self::Service(key) => Change::RemoveService(key),
-            Self::Policy(key) => Change::RemovePolicy(key),
-        }
-    }
-}
-
-fn keys(local: &LocalMesh) -> impl Iterator<Item = Key> {
-    let workloads = local
-        .workloads
-        .iter()
-        .map(|one| Key::Workload(one.uid.clone()));
-    let services = local.services.iter().map(|one| Key::Service(one.key()));
-    let policies = local
-        .policies
-        .iter()
-        .map(|one| Key::Policy(one.key().into()));
-    workloads.chain(services).chain(policies)
-}
-
-fn put(local: &LocalMesh) -> impl Iterator<Item = Change> {
-    let workloads = local
-        .workloads
-        .iter()
-        .cloned()
-        .map(Box::new)
-        .map(Change::Workload);
-    let services = local
-        .services
-        .iter()
-        .cloned()
-        .map(Box::new)
-        .map(Change::Service);
-    let policies = local
-        .policies
-        .iter()
-        .cloned()
-        .map(Box::new)
-        .map(Change::Policy);
-    services.chain(workloads).chain(policies)
-}
+#[cfg(test)]
+mod tests;

@@ -40,6 +40,10 @@ use mesh::Mesh;
 /// How often pods that could not be enrolled are tried again.
 const ENROLL_RETRY: Duration = Duration::from_secs(1);
 
+/// How often the series of workloads that are gone are forgotten, while the control plane tells of
+/// changes.
+const FORGET_EVERY: Duration = Duration::from_secs(10);
+
 /// How often the file with the revocation lists is looked at.
 const CRL_LOOK: Duration = Duration::from_secs(5);
 
@@ -125,8 +129,10 @@ struct Node {
     workers: Workers,
     enrollment: Enrollment,
     agent: Option<Agent>,
-    /// Every pod is enrolled that is asked for.
-    complete: bool,
+    /// When pods that could not be enrolled are tried again; none if there are none.
+    retry: Option<Instant>,
+    /// When the series of workloads that are gone are to be forgotten.
+    forget: Instant,
     acceleration: Acceleration,
     /// When the connections of the direct lane are to be looked at once more.
     second_sweep: Option<Instant>,
@@ -185,7 +191,8 @@ impl Node {
             workers,
             enrollment,
             agent,
-            complete: false,
+            retry: None,
+            forget: Instant::now(),
             acceleration,
             second_sweep: None,
             quit,
@@ -218,7 +225,7 @@ impl Node {
                         tracing::error!(%error, "changes of the mesh file may go unnoticed");
                     }
                 }
-                () = tokio::time::sleep(ENROLL_RETRY), if !self.complete => {
+                () = until(self.retry) => {
                     self.enroll();
                 }
                 waiting = self.mesh.changed() => {
@@ -329,10 +336,7 @@ impl Node {
         self.mesh.adopt(&settings.local_mesh);
         self.settings = settings;
         self.judge_anew();
-        let mesh = self.mesh.current();
-        self.shared
-            .telemetry
-            .retain(|uid| mesh.workload_by_uid(uid).is_some());
+        self.forget_series();
         if let Err(error) = self
             .shared
             .kernel
@@ -347,8 +351,22 @@ impl Node {
         let began = Instant::now();
         self.judge_anew();
         drop(waiting);
-        self.enroll();
+        // Pods that failed have their own time, however often something changes.
+        if self.retry.is_none() {
+            self.enroll();
+        }
+        if self.forget <= began {
+            self.forget = began + FORGET_EVERY;
+            self.forget_series();
+        }
         self.mesh.in_force(began.elapsed());
+    }
+
+    /// Drops the metrics of workloads that are gone.
+    fn forget_series(&self) {
+        let mesh = self.mesh.current();
+        let telemetry = &self.shared.telemetry;
+        telemetry.retain(|uid| mesh.workload_by_uid(uid).is_some());
     }
 
     /// Puts what is known now in force: no verdict of the kernel that contradicts it is left when
@@ -360,7 +378,7 @@ impl Node {
         }
         let lanes = self.acceleration.lanes(&self.settings);
         let mesh = self.mesh.current();
-        let view = View::new(mesh.clone(), self.enrollment.pods(mesh), &lanes);
+        let view = View::new(mesh.clone(), self.enrollment.pods(), &lanes);
         self.shared.keeper.change(view);
         self.workers.judge_again();
         self.sweep();

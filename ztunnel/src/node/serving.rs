@@ -1,9 +1,11 @@
 //! Which pods the node serves at this moment: those of the settings and those of the node agent,
 //! enrolled as they come, tried again where that fails.
 
+use std::time::Instant;
+
 use super::agent::{self, Agent, Task};
 use super::enrollment::{Enrollment, Strangers, Terms, Wanted};
-use super::{Node, assembly};
+use super::{ENROLL_RETRY, Node, assembly};
 use crate::pods::zds;
 
 impl Node {
@@ -15,7 +17,7 @@ impl Node {
         let strangers = agent.map_or(Strangers::LetGo, Agent::strangers);
         let (enrollment, terms) = self.enrolling();
         let failed = enrollment.apply(terms, &wanted, strangers);
-        self.complete = failed.is_empty();
+        self.retry = (!failed.is_empty()).then(|| Instant::now() + ENROLL_RETRY);
         self.enrolled(&wanted);
         for (pod, error) in &failed {
             tracing::error!(%error, pod = %pod.key, netns = %pod.netns, "cannot enroll the pod; trying again");
@@ -64,7 +66,8 @@ impl Node {
                 let (enrollment, terms) = self.enrolling();
                 let added = enrollment.add(terms, &wanted);
                 if let Err(error) = &added {
-                    self.complete = false;
+                    self.retry
+                        .get_or_insert_with(|| Instant::now() + ENROLL_RETRY);
                     tracing::error!(%error, pod = %wanted.key, "cannot enroll the pod; trying again");
                 }
                 self.enrolled(&self.wanted());

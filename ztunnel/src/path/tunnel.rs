@@ -203,6 +203,9 @@ async fn end_when_revoked(here: Rc<Here>, key: PoolKey, chain: tls::PeerChain) {
     }
     tracing::warn!(peer = %key.hbone, pod = %here.pod.uid.0, reason = "cert_revoked", "the tunnels to a peer are ended: its certificate was revoked");
     local.pool.abort(|other| *other == key);
+    // One that was just being made joins the pool only now.
+    tokio::time::sleep(local.shared.config.handshake_timeout).await;
+    local.pool.abort(|other| *other == key);
 }
 
 /// One line at debug for each connection that carries tunnels: both ends write one, with what

@@ -57,10 +57,22 @@ impl Lanes {
 pub struct LocalPod {
     /// Which workload it is.
     pub uid: Uid,
+    /// Its service account, where somebody else than the mesh has said it: a workload with another
+    /// one is somebody else.
+    pub account: Option<Arc<str>>,
     /// Its network namespace.
     pub cookie: NetnsCookie,
     /// The addresses under which it is captured.
     pub addresses: Vec<IpAddr>,
+}
+
+impl LocalPod {
+    /// Whether it is what the mesh knows under its uid; it may be, where the mesh knows nothing.
+    fn is(&self, workload: Option<&Arc<Workload>>) -> bool {
+        workload
+            .zip(self.account.as_ref())
+            .is_none_or(|(workload, account)| workload.service_account == *account)
+    }
 }
 
 /// What one judgement looks at.
@@ -86,7 +98,9 @@ impl View {
         };
         for pod in pods {
             let allowed = lanes.of(&pod.uid);
-            view.cookies.insert(pod.uid.clone(), pod.cookie);
+            if pod.is(view.mesh.workload_by_uid(&pod.uid)) {
+                view.cookies.insert(pod.uid.clone(), pod.cookie);
+            }
             view.pods.insert(pod.cookie, (pod, allowed));
         }
         view
@@ -101,7 +115,9 @@ impl View {
     /// What the mesh says about the pod of a namespace.
     #[must_use]
     pub fn workload(&self, cookie: NetnsCookie) -> Option<&Arc<Workload>> {
-        self.mesh.workload_by_uid(&self.pod(cookie)?.uid)
+        let pod = self.pod(cookie)?;
+        let workload = self.mesh.workload_by_uid(&pod.uid);
+        workload.filter(|_| pod.is(workload))
     }
 
     /// Whether the connections of a pod with the proxy are joined.

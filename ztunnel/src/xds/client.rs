@@ -1,5 +1,7 @@
 //! The client's life: connect, follow the stream, wait, connect again.
 
+use std::time::{Duration, Instant};
+
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
@@ -17,6 +19,9 @@ use crate::telemetry::{XdsMetrics, XdsTermination};
 
 /// Events that the node has not looked at yet: a few slices of a large push.
 const EVENTS: usize = 8;
+
+/// A stream that lasted so long was a good one: the next attempt need not wait.
+const LASTING: Duration = Duration::from_secs(10);
 
 /// The client of one control plane.
 pub struct Client {
@@ -86,8 +91,10 @@ impl Client {
     async fn connect_for_ever(&mut self) {
         let mut backoff = Backoff::default();
         loop {
+            let began = Instant::now();
             let end = self.attempt().await;
-            if end.answered {
+            // What ends as soon as it has begun would begin anew for ever, with all of the mesh.
+            if end.answered && began.elapsed() >= LASTING {
                 backoff.reset();
             }
             let wait = backoff.next();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -207,8 +208,19 @@ fn address(text: &str) -> Result<Uri, ConfigError> {
     let uri: Uri = text
         .parse()
         .map_err(|error: http::uri::InvalidUri| refuse(error.to_string()))?;
-    if !matches!(uri.scheme_str(), Some("https" | "http")) || uri.host().is_none() {
+    let Some(host) = uri.host().filter(|host| !host.is_empty()) else {
         return Err(refuse("expected https://host:port".to_owned()));
+    };
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let here = bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    match uri.scheme_str() {
+        Some("https") => {}
+        Some("http") if here => {}
+        Some("http") => {
+            let why = "it is not on this machine, so it must begin with https://";
+            return Err(refuse(why.to_owned()));
+        }
+        _ => return Err(refuse("expected https://host:port".to_owned())),
     }
     Ok(uri)
 }

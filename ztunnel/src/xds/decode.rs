@@ -14,8 +14,8 @@
 //! | tunnel protocol | HBONE | in plain TCP, bytes that were to be encrypted would leave in the clear; a tunnel that the peer does not speak fails |
 //! | application tunnel | PROXY header | the application trusts what comes first; it must not be the client who writes that |
 //! | workload status | unhealthy | it is chosen only where the service takes all |
-//! | network mode | host network | it takes no address from another workload; with HBONE as its protocol the tunnel stays |
-//! | visibility | own namespace | fewer see it |
+//! | network mode | its own network | nobody is reached by a tunnel on the node's network: what was to be encrypted would leave in the clear |
+//! | visibility | public | who does not see a service reaches its address in the clear, around its waypoint |
 //! | workload type, address families | the API's default | a name in telemetry; a hint for DNS |
 //! | load balancing | left out | every endpoint is as good as any other |
 //! | scope or action of a policy | refused | whatever stood for it would enforce another policy |
@@ -24,8 +24,8 @@
 //! extension) are handled as Istio handles attributes that a node proxy cannot see: an ALLOW never
 //! matches by them, a DENY is enforced without them. To refuse such a policy would be worse:
 //! without the only ALLOW policy everything is allowed, and without the DENY nothing is denied.
-//! A value that cannot be read (an address of five bytes, a text match of no kind) refuses the
-//! whole policy.
+//! A text that is compared in a way that is not known here is such a condition. A value that cannot
+//! be read (an address of five bytes) refuses the whole policy.
 
 mod error;
 mod fields;

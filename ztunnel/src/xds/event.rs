@@ -42,6 +42,12 @@ impl Batch {
         }
     }
 
+    /// One that nobody waits for.
+    #[cfg(test)]
+    pub(crate) const fn of(changes: Vec<Change>, ends_push: bool) -> Self {
+        Self::new(changes, ends_push, Vec::new())
+    }
+
     pub(super) const fn is_idle(&self) -> bool {
         self.changes.is_empty() && self.answers.is_empty()
     }

@@ -229,7 +229,7 @@ pub(super) static TABLE: &[Columns] = &[
         "true, false",
         "XDS_ON_DEMAND",
         Words("`false`"),
-        "Ask for workloads and services when somebody calls them, instead of for all of them at the start.",
+        "Ask for workloads and services when somebody calls them. Not there yet: all of them are asked for, and a warning says so.",
     ),
     (
         "admin.address",

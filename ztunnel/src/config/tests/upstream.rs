@@ -109,6 +109,21 @@ fn one_authority_is_enough() {
 }
 
 #[test]
+fn the_environments_authority_goes_before_the_files() {
+    assert_eq!(
+        remote(GOOD, &[("CA_ADDRESS", "istiod:15012")]).address,
+        "https://istiod:15012"
+    );
+}
+
+#[test]
+fn what_is_not_there_yet_is_said() {
+    let variables = [("XDS_ADDRESS", "istiod:15012"), ("XDS_ON_DEMAND", "true")];
+    let warnings = load(GOOD, &variables).unwrap().warnings;
+    assert!(warnings[0].starts_with("xds.onDemand: "), "{warnings:?}");
+}
+
+#[test]
 fn what_headers_hold_is_never_shown() {
     let variables = [
         ("XDS_ADDRESS", "istiod:15012"),

@@ -53,6 +53,10 @@ impl Policies {
             .chain(selected)
     }
 
+    pub(super) fn get(&self, key: &str) -> Option<&Arc<Policy>> {
+        self.all.get(key).map(|named| &named.policy)
+    }
+
     pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<Policy>> {
         self.all.iter().map(|named| &named.policy)
     }

@@ -28,6 +28,7 @@ fn view(policies: &str, uids: &[&str]) -> Arc<View> {
 fn with(mesh: Arc<crate::mesh::Snapshot>) -> Arc<View> {
     let pods = PODS.map(|(uid, cookie)| LocalPod {
         uid: Uid(uid.into()),
+        account: None,
         cookie: NetnsCookie(cookie),
         addresses: Vec::new(),
     });
@@ -93,6 +94,22 @@ fn a_pod_that_leaves_the_mesh_takes_its_connections_along() {
     let live = set.admit(admitted(Some("x"), 1), &before, &before).unwrap();
     set.judge_again(&view("", &["b"]));
     assert!(is_cut(&live).unwrap().contains("not in the mesh"));
+}
+
+#[test]
+fn a_pod_that_is_somebody_else_than_the_mesh_says_keeps_nothing() {
+    let before = view("", BOTH);
+    let set = LiveSet::new(before.clone());
+    let live = set.admit(admitted(Some("x"), 1), &before, &before).unwrap();
+    let pod = LocalPod {
+        uid: Uid("a".into()),
+        account: Some("another".into()),
+        cookie: NetnsCookie(1),
+        addresses: Vec::new(),
+    };
+    let after = View::new(before.mesh.clone(), [pod], &Lanes::default());
+    set.judge_again(&Arc::new(after));
+    assert!(is_cut(&live).is_some());
 }
 
 #[test]

@@ -94,6 +94,7 @@ impl<'a> Question<'a> {
         }
         let pods = here.iter().zip(1..).map(|(name, cookie)| LocalPod {
             uid: Uid((*name).into()),
+            account: None,
             cookie: NetnsCookie(cookie),
             addresses: {
                 let workload = mesh.workload_by_uid(&Uid((*name).into())).unwrap();

@@ -1,5 +1,6 @@
 //! `istio.security.Authorization`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -68,6 +69,34 @@ fn scope(number: i32) -> Result<PolicyScope, BadField> {
     }
 }
 
+/// A match without the kinds of which a text is compared in a way that is not known here: what such
+/// a kind asks for is not known as a whole.
+fn readable(kinds: &wire::Match) -> Cow<'_, wire::Match> {
+    let odd = |values: &[wire::StringMatch]| values.iter().any(|value| value.match_type.is_none());
+    let found = [
+        odd(&kinds.namespaces),
+        odd(&kinds.not_namespaces),
+        odd(&kinds.principals),
+        odd(&kinds.not_principals),
+    ];
+    if found == [false; 4] {
+        return Cow::Borrowed(kinds);
+    }
+    let mut rest = kinds.clone();
+    let all = [
+        &mut rest.namespaces,
+        &mut rest.not_namespaces,
+        &mut rest.principals,
+        &mut rest.not_principals,
+    ];
+    for (values, odd) in all.into_iter().zip(found) {
+        if odd {
+            values.clear();
+        }
+    }
+    Cow::Owned(rest)
+}
+
 struct Reader<'a> {
     action: Action,
     texts: &'a mut Interner,
@@ -111,13 +140,17 @@ impl Reader<'_> {
         if foreign.itself {
             self.doubt(path);
         }
-        let mut always = clause.matches.is_empty() && !foreign.itself;
-        always |= foreign.itself && self.action == Action::Deny;
+        if foreign.itself && self.action == Action::Allow {
+            return Ok(None);
+        }
+        let mut always = clause.matches.is_empty() || foreign.itself;
         let mut read = Vec::with_capacity(clause.matches.len());
         for (at, each) in clause.matches.iter().enumerate() {
             let step = format!("matches[{at}]");
-            let known = self.kinds(each).map_err(|bad| bad.at(&step))?;
-            let foreign = foreign.matches.get(at).copied().unwrap_or(false);
+            let readable = readable(each);
+            let known = self.kinds(&readable).map_err(|bad| bad.at(&step))?;
+            let foreign = foreign.matches.get(at).copied().unwrap_or(false)
+                || matches!(readable, Cow::Owned(_));
             if foreign {
                 self.doubt(&format!("{path}.{step}"));
             }

@@ -138,7 +138,7 @@ fn ip_families(number: i32) -> IpFamilies {
 
 fn visibility(number: i32) -> Visibility {
     match wire::Visibility::try_from(number) {
-        Ok(wire::Visibility::Public) => Visibility::Public,
-        Ok(wire::Visibility::Namespace) | Err(_) => Visibility::Namespace,
+        Ok(wire::Visibility::Public) | Err(_) => Visibility::Public,
+        Ok(wire::Visibility::Namespace) => Visibility::Namespace,
     }
 }

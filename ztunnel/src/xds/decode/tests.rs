@@ -242,7 +242,7 @@ fn a_newer_control_planes_words_are_taken_for_what_is_safest() {
     assert_eq!(newer.protocol, TunnelProtocol::Hbone);
     assert_eq!(newer.workload_type, WorkloadType::Deployment);
     assert_eq!(newer.status, HealthStatus::Unhealthy);
-    assert_eq!(newer.network_mode, NetworkMode::HostNetwork);
+    assert_eq!(newer.network_mode, NetworkMode::Standard);
     let tunnel = newer.application_tunnel.unwrap();
     assert_eq!((tunnel.proxy_protocol, tunnel.port), (true, None));
     let newer = service(wire::Service {
@@ -257,7 +257,7 @@ fn a_newer_control_planes_words_are_taken_for_what_is_safest() {
     })
     .unwrap();
     assert_eq!(newer.ip_families, IpFamilies::Automatic);
-    assert_eq!(newer.visibility, Visibility::Namespace);
+    assert_eq!(newer.visibility, Visibility::Public);
     let expected = LoadBalancing {
         routing_preferences: vec![RoutingScope::Zone],
         mode: LoadBalancingMode::Standard,

@@ -98,8 +98,8 @@ fn status(number: i32) -> HealthStatus {
 
 fn network_mode(number: i32) -> NetworkMode {
     match wire::NetworkMode::try_from(number) {
-        Ok(wire::NetworkMode::Standard) => NetworkMode::Standard,
-        Ok(wire::NetworkMode::HostNetwork) | Err(_) => NetworkMode::HostNetwork,
+        Ok(wire::NetworkMode::Standard) | Err(_) => NetworkMode::Standard,
+        Ok(wire::NetworkMode::HostNetwork) => NetworkMode::HostNetwork,
     }
 }
 

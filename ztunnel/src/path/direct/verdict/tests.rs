@@ -56,6 +56,7 @@ const HERE: [(&str, u64, &[&str]); 8] = [
 fn view(lanes: &Lanes) -> View {
     let pods = HERE.map(|(uid, cookie, addresses)| LocalPod {
         uid: Uid(uid.into()),
+        account: None,
         cookie: NetnsCookie(cookie),
         addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
     });
@@ -312,6 +313,7 @@ fn more_backends_than_a_verdict_holds_leave_a_share_to_the_proxy() {
     let mesh = Arc::new(local::parse(&text).unwrap().into_snapshot());
     let pods = pods.into_iter().map(|(uid, cookie, address)| LocalPod {
         uid: Uid(uid.as_str().into()),
+        account: None,
         cookie: NetnsCookie(cookie),
         addresses: vec![address.parse().unwrap()],
     });

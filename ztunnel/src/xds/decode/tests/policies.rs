@@ -204,13 +204,6 @@ fn a_value_that_cannot_be_read_refuses_the_policy_and_is_named() {
         ),
         (
             wire::Match {
-                principals: vec![wire::StringMatch::default()],
-                ..wire::Match::default()
-            },
-            "principals[0]: a match of no kind that is known here",
-        ),
-        (
-            wire::Match {
                 service_accounts: vec![account("", "x")],
                 ..wire::Match::default()
             },
