@@ -286,3 +286,78 @@ fn a_pod_that_the_agent_deletes_leaves_and_one_that_it_adds_comes() {
     answered_soon(client, server.at(Family::V4, HTTP));
     scene::unharmed(&mut cluster.mesh);
 }
+
+#[test]
+fn what_dials_a_service_with_a_waypoint_comes_to_the_waypoint() {
+    const PROXY_PORT: u16 = 15088;
+    let world = World::two_nodes().unwrap();
+    let mut cluster = Cluster::start(&world);
+    let (client, server, waypoint) = (world.pod("a", 0), world.pod("b", 0), world.pod("b", 1));
+    let _http = server.serve(Kind::Http, HTTP).unwrap();
+    let dialled = Mesh::service(server).at(Family::V4, 80);
+    answered(client, dialled);
+
+    // A waypoint whose tunnels the node's proxy ends: it is told by a PROXY header what was dialled.
+    let mut workload = workload(world.node("b"), waypoint);
+    workload.application_tunnel = Some(workload::ApplicationTunnel {
+        protocol: workload::application_tunnel::Protocol::Proxy.into(),
+        port: u32::from(PROXY_PORT),
+    });
+    let mut service = service(server);
+    let at = workload::NetworkAddress {
+        network: String::new(),
+        address: waypoint.v4.octets().to_vec(),
+        length: None,
+    };
+    service.waypoint = Some(workload::GatewayAddress {
+        destination: Some(workload::gateway_address::Destination::Address(at)),
+        hbone_mtls_port: 15008,
+    });
+    let listener = waypoint
+        .enter(|| std::net::TcpListener::bind(("::", PROXY_PORT)))
+        .unwrap();
+    let (told, heard) = std::sync::mpsc::channel();
+    let accepting = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut header = vec![0; 16];
+        stream.read_exact(&mut header).unwrap();
+        let rest = usize::from(u16::from_be_bytes([header[14], header[15]]));
+        header.resize(16 + rest, 0);
+        stream.read_exact(&mut header[16..]).unwrap();
+        told.send(header).unwrap();
+        stream.write_all(b"from the waypoint").unwrap();
+    });
+    let state = &cluster.control.state;
+    state.put(&Resource::Workload(Box::new(workload)));
+    state.put(&Resource::Service(Box::new(service)));
+
+    let knows_it = |cluster: &mut Cluster<'_>, node| {
+        let dump = cluster.mesh.proxy(node).config_dump().unwrap();
+        let services = dump["services"].as_array().cloned().unwrap_or_default();
+        services
+            .iter()
+            .any(|service| !service["waypoint"].is_null())
+    };
+    for node in ["a", "b"] {
+        eventually("the waypoint is known", || knows_it(&mut cluster, node));
+    }
+
+    let mut stream = client
+        .enter(|| std::net::TcpStream::connect(dialled))
+        .unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer, b"from the waypoint");
+    let header = heard.recv_timeout(LIMIT).unwrap();
+    assert_eq!(header[12..14], [0x21, 0x11], "version 2, TCP over IPv4");
+    let std::net::SocketAddr::V4(v4) = dialled else {
+        unreachable!()
+    };
+    assert_eq!(header[20..24], v4.ip().octets(), "the service was dialled");
+    assert_eq!(header[26..28], 80_u16.to_be_bytes());
+    accepting.join().unwrap();
+    // Dialled by its own address the pod is reached directly, as it has no waypoint of its own.
+    answered(client, server.at(Family::V4, HTTP));
+    scene::unharmed(&mut cluster.mesh);
+}

@@ -30,10 +30,22 @@ fn destinations(world: &World, victim: &Host, family: Family) -> Vec<(&'static s
         ("the proxy's outbound port", own(15001), 400),
         ("the proxy's inbound port", own(15006), 400),
         ("the proxy's tunnel port", own(15008), 400),
+        ("a strange host name", "b-0.example:8080".to_owned(), 400),
         (
-            "a host name",
-            "b-0.default.svc.cluster.local:8080".to_owned(),
+            "the service of another pod",
+            "b-1.default.svc.cluster.local:8080".to_owned(),
             400,
+        ),
+        (
+            "its service on a port that this has not",
+            "b-0.default.svc.cluster.local:1".to_owned(),
+            400,
+        ),
+        // As who comes through a network gateway asks for it.
+        (
+            "its own service",
+            "b-0.default.svc.cluster.local:80".to_owned(),
+            200,
         ),
         ("a port without a listener", own(CLOSED), 503),
         ("the application", own(HTTP), 200),
