@@ -287,37 +287,34 @@ fn a_pod_that_the_agent_deletes_leaves_and_one_that_it_adds_comes() {
     scene::unharmed(&mut cluster.mesh);
 }
 
-#[test]
-fn what_dials_a_service_with_a_waypoint_comes_to_the_waypoint() {
-    const PROXY_PORT: u16 = 15088;
-    let world = World::two_nodes().unwrap();
-    let mut cluster = Cluster::start(&world);
-    let (client, server, waypoint) = (world.pod("a", 0), world.pod("b", 0), world.pod("b", 1));
-    let _http = server.serve(Kind::Http, HTTP).unwrap();
-    let dialled = Mesh::service(server).at(Family::V4, 80);
-    answered(client, dialled);
+/// Where a waypoint is told what was dialled.
+const PROXY_PORT: u16 = 15088;
 
-    // A waypoint whose tunnels the node's proxy ends: it is told by a PROXY header what was dialled.
-    let mut workload = workload(world.node("b"), waypoint);
-    workload.application_tunnel = Some(workload::ApplicationTunnel {
-        protocol: workload::application_tunnel::Protocol::Proxy.into(),
-        port: u32::from(PROXY_PORT),
-    });
-    let mut service = service(server);
+/// The service in front of a pod, behind a waypoint.
+fn behind(pod: &Host, waypoint: &Host) -> workload::Service {
     let at = workload::NetworkAddress {
         network: String::new(),
         address: waypoint.v4.octets().to_vec(),
         length: None,
     };
-    service.waypoint = Some(workload::GatewayAddress {
-        destination: Some(workload::gateway_address::Destination::Address(at)),
-        hbone_mtls_port: 15008,
-    });
+    workload::Service {
+        waypoint: Some(workload::GatewayAddress {
+            destination: Some(workload::gateway_address::Destination::Address(at)),
+            hbone_mtls_port: 15008,
+        }),
+        ..service(pod)
+    }
+}
+
+/// Takes one connection, tells of the PROXY header it begins with, and answers by itself.
+fn answer_as_a_waypoint(
+    waypoint: &Host,
+    told: std::sync::mpsc::Sender<Vec<u8>>,
+) -> std::thread::JoinHandle<()> {
     let listener = waypoint
         .enter(|| std::net::TcpListener::bind(("::", PROXY_PORT)))
         .unwrap();
-    let (told, heard) = std::sync::mpsc::channel();
-    let accepting = std::thread::spawn(move || {
+    std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let mut header = vec![0; 16];
         stream.read_exact(&mut header).unwrap();
@@ -326,11 +323,29 @@ fn what_dials_a_service_with_a_waypoint_comes_to_the_waypoint() {
         stream.read_exact(&mut header[16..]).unwrap();
         told.send(header).unwrap();
         stream.write_all(b"from the waypoint").unwrap();
+    })
+}
+
+#[test]
+fn what_dials_a_service_with_a_waypoint_comes_to_the_waypoint() {
+    let world = World::two_nodes().unwrap();
+    let mut cluster = Cluster::start(&world);
+    let (client, server, waypoint) = (world.pod("a", 0), world.pod("b", 0), world.pod("b", 1));
+    let _http = server.serve(Kind::Http, HTTP).unwrap();
+    let dialled = Mesh::service(server).at(Family::V4, 80);
+    answered(client, dialled);
+
+    // A waypoint whose tunnels the node's proxy ends: it is told by a PROXY header what was dialled.
+    let (told, heard) = std::sync::mpsc::channel();
+    let accepting = answer_as_a_waypoint(waypoint, told);
+    let mut workload = workload(world.node("b"), waypoint);
+    workload.application_tunnel = Some(workload::ApplicationTunnel {
+        protocol: workload::application_tunnel::Protocol::Proxy.into(),
+        port: u32::from(PROXY_PORT),
     });
     let state = &cluster.control.state;
     state.put(&Resource::Workload(Box::new(workload)));
-    state.put(&Resource::Service(Box::new(service)));
-
+    state.put(&Resource::Service(Box::new(behind(server, waypoint))));
     let knows_it = |cluster: &mut Cluster<'_>, node| {
         let dump = cluster.mesh.proxy(node).config_dump().unwrap();
         let services = dump["services"].as_array().cloned().unwrap_or_default();
