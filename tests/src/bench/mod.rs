@@ -96,7 +96,7 @@ pub enum Variant {
 /// When nodes or proxies cannot be started, or work fails.
 pub fn run(plan: &Plan) -> Result<Results> {
     let world = crate::net::World::builder()
-        .node("a", 6)
+        .node("a", 7)
         .node("b", 2)
         .congestion(&plan.congestion)
         .build()?;

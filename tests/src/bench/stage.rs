@@ -35,14 +35,17 @@ impl<'world> Stage<'world> {
             mesh = mesh.without(way.client(world, Variant::Plain));
             mesh = mesh.without(way.server(world, Variant::Plain));
         }
-        // Both ends have to agree on being joined, so one override keeps the others apart.
-        let apart = workload_uid(Way::Direct.server(world, Variant::Mesh));
-        let overrides = json!([{ "workload": apart, "acceleration": "off" }]);
+        let joined = [
+            Way::Joined.client(world, Variant::Mesh),
+            Way::Joined.server(world, Variant::Mesh),
+        ];
+        let on = |pod| json!({ "workload": workload_uid(pod), "acceleration": "on" });
+        let overrides = json!(joined.map(on));
         let mesh = mesh
             .settings(move |settings| {
                 settings.log.filter.clone_from(&log);
                 let mut set = |key: &str, value| settings.extra.insert(key.to_owned(), value);
-                drop(set("acceleration", json!("on")));
+                drop(set("acceleration", json!("off")));
                 drop(set("overrides", overrides.clone()));
             })
             .start()?;

@@ -98,9 +98,11 @@ impl Way {
 
     /// The pod that the clients run in.
     pub(super) fn client(self, world: &World, variant: Variant) -> &Host {
-        match variant {
-            Variant::Mesh => world.pod("a", 0),
-            Variant::Plain => world.pod("a", 1),
+        match (self, variant) {
+            // One of its own: what joins its connections joins those with the proxy too.
+            (Self::Joined, Variant::Mesh) => world.pod("a", 6),
+            (Self::Tunnel | Self::Direct | Self::Outside, Variant::Mesh) => world.pod("a", 0),
+            (_, Variant::Plain) => world.pod("a", 1),
         }
     }
 
