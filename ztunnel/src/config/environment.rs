@@ -1,8 +1,8 @@
 //! The only file that reads the process's environment.
 //!
 //! The names are those of the Istio chart's DaemonSet, so that its manifests start this proxy
-//! unchanged; what that chart has no name for is called `ZTUNNEL_...`. Names of that chart that mean nothing here are ignored: they are the chart's, not a
-//! mistake. A value that is not what its name expects is an error that names the variable.
+//! unchanged; what that chart has no name for is called `ZTUNNEL_...`. Names of that chart that mean
+//! nothing here are ignored: they are the chart's, not a mistake. A value that is not what its name expects is an error that names the variable.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -33,7 +33,7 @@ mod place;
 mod target;
 
 pub use error::{Role, RouteError};
-use gateway::{find, spoken_for};
+use gateway::find;
 pub(super) use gateway::{stands, waypoints_of};
 use place::Place;
 pub use place::choose_address;
@@ -330,7 +330,7 @@ fn across(
 /// Who may serve a service on behalf of a workload in another network. One without an address
 /// stands for all of that network: then only the service can say who they are.
 fn among(workload: &Workload, entry: &ServiceEntry) -> Identities {
-    let mut expected = spoken_for(&entry.service);
+    let mut expected: Identities = entry.identities.iter().cloned().collect();
     let stands_for_itself = !workload.workload_ips.is_empty() || expected.is_empty();
     if stands_for_itself && !expected.contains(&workload.identity) {
         expected.push(workload.identity.clone());

@@ -11,7 +11,7 @@ use super::choice::{Candidate, Choice, Purpose};
 use super::place::{Place, Wanted};
 use super::{Departure, Identities, Role, RouteError};
 use crate::mesh::{
-    Endpoint, GatewayAddress, GatewayDestination, Service, Snapshot, WeightedWaypoint, Workload,
+    GatewayAddress, GatewayDestination, Service, ServiceEntry, Snapshot, WeightedWaypoint, Workload,
 };
 
 /// One in the middle, chosen.
@@ -119,8 +119,8 @@ pub(super) fn find<'a>(
             port: gateway.hbone_mtls_port,
             expected: smallvec![workload.identity.clone()],
         }),
-        Some(Named::Service(service, endpoints)) => {
-            let chosen = choose(gateway, role, departure, (service, endpoints), dice);
+        Some(Named::Service(entry)) => {
+            let chosen = choose(gateway, role, departure, entry, dice);
             let chosen = chosen.map_err(|source| RouteError::GatewayUnavailable {
                 destination: destination(),
                 role,
@@ -131,7 +131,7 @@ pub(super) fn find<'a>(
                 workload: chosen.workload,
                 place: chosen.place,
                 port: chosen.port,
-                expected: expected(chosen.workload, service),
+                expected: expected(chosen.workload, entry),
             })
         }
     }
@@ -141,7 +141,7 @@ fn choose<'a>(
     gateway: &GatewayAddress,
     role: Role,
     departure: &Departure<'a>,
-    (service, endpoints): (&'a Arc<Service>, &'a [Endpoint]),
+    entry: &'a ServiceEntry,
     dice: u64,
 ) -> Result<Candidate<'a>, RouteError> {
     // A name can be had in either family, an address only in its own.
@@ -151,8 +151,8 @@ fn choose<'a>(
     };
     let choice = Choice {
         source: departure.source,
-        service,
-        endpoints,
+        service: &entry.service,
+        endpoints: &entry.endpoints,
         port: gateway.hbone_mtls_port,
         purpose: match role {
             Role::Waypoint => Purpose::Waypoint,
@@ -160,7 +160,7 @@ fn choose<'a>(
         },
         wanted: Wanted {
             like,
-            families: service.ip_families,
+            families: entry.service.ip_families,
             resolved: departure.resolved,
         },
     };
@@ -181,33 +181,24 @@ fn reached<'a>(
 }
 
 /// Its own identity, and those that may speak for its service.
-fn expected(workload: &Workload, service: &Service) -> Identities {
+fn expected(workload: &Workload, entry: &ServiceEntry) -> Identities {
     let mut expected: Identities = smallvec![workload.identity.clone()];
-    expected.extend(spoken_for(service));
+    expected.extend(entry.identities.iter().cloned());
     expected
-}
-
-/// The identities that may speak for a service.
-pub(super) fn spoken_for(service: &Service) -> Identities {
-    let names = service.subject_alt_names.iter();
-    names.filter_map(|name| name.parse().ok()).collect()
 }
 
 /// What a waypoint's or gateway's name stands for.
 enum Named<'a> {
-    Service(&'a Arc<Service>, &'a [Endpoint]),
+    Service(&'a ServiceEntry),
     Workload(&'a Arc<Workload>, SocketAddr),
 }
 
 fn lookup<'a>(gateway: &GatewayAddress, mesh: &'a Snapshot) -> Option<Named<'a>> {
     match &gateway.destination {
-        GatewayDestination::Hostname(key) => {
-            let service = mesh.service(key)?;
-            Some(Named::Service(service, mesh.endpoints(key)))
-        }
+        GatewayDestination::Hostname(key) => mesh.entry(key).map(|entry| Named::Service(entry)),
         GatewayDestination::Address(at) => {
             if let Some(entry) = mesh.entry_by_vip(&at.network, at.address) {
-                return Some(Named::Service(&entry.service, &entry.endpoints));
+                return Some(Named::Service(entry));
             }
             let workload = mesh.workload_by_address(&at.network, at.address)?;
             let at = SocketAddr::new(at.address, gateway.hbone_mtls_port);
@@ -223,7 +214,8 @@ pub(in super::super) fn stands(
     is_meant: impl Fn(&Workload) -> bool,
 ) -> bool {
     match lookup(gateway, mesh) {
-        Some(Named::Service(_, endpoints)) => endpoints
+        Some(Named::Service(entry)) => entry
+            .endpoints
             .iter()
             .any(|endpoint| is_meant(&endpoint.workload)),
         Some(Named::Workload(workload, _)) => is_meant(workload),

@@ -123,7 +123,7 @@ impl Attempt {
                 self.strike(round).map_err(failed)?;
             }
         }
-        self.see_off().map_err(failed)?;
+        self.see_off(until).map_err(failed)?;
         Ok(self.victims.into_iter().map(Victim::outcome).collect())
     }
 
@@ -148,8 +148,9 @@ impl Attempt {
         Ok(())
     }
 
-    /// Makes sure that the peers of those that have ended know it.
-    fn see_off(&mut self) -> io::Result<()> {
+    /// Makes sure that the peers of those that have ended know it. All are asked once, and again
+    /// while there is time.
+    fn see_off(&mut self, until: Instant) -> io::Result<()> {
         // What was said before the end is no answer.
         self.sniffer.drain(&mut self.heard);
         self.note();
@@ -164,7 +165,7 @@ impl Attempt {
             if !asked {
                 break;
             }
-            let round = Instant::now() + ROUND;
+            let round = until.min(Instant::now() + ROUND);
             while Instant::now() < round {
                 self.sniffer.listen(round, &mut self.heard)?;
                 self.note();
