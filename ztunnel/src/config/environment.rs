@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::file::ModeName;
 use super::units::duration_or_seconds;
-use super::{Acceleration, Bytes, ConfigError, Instance, LogFormat, SameNode};
+use super::{Acceleration, Bytes, CaptureBy, ConfigError, Instance, LogFormat, SameNode};
 
 /// What the environment says. An empty variable counts as unset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,6 +38,7 @@ pub struct Environment {
     pub(super) grace_period: Option<Duration>,
     pub(super) termination_deadline: Option<Duration>,
     pub(super) mark: Option<u32>,
+    pub(super) capture_by: Option<CaptureBy>,
     pub(super) verdicts: Option<u32>,
     pub(super) same_node: Option<SameNode>,
     pub(super) acceleration: Option<Acceleration>,
@@ -128,6 +129,7 @@ impl Environment {
             grace_period: env.duration("TERMINATION_GRACE_PERIOD_SECONDS")?,
             termination_deadline: env.duration("CONNECTION_TERMINATION_DEADLINE")?,
             mark: env.number("PACKET_MARK")?,
+            capture_by: env.parsed("ZTUNNEL_CAPTURE_BY", CaptureBy::parse)?,
             verdicts: env.number("ZTUNNEL_CAPTURE_VERDICTS")?,
             same_node: env.parsed("ZTUNNEL_SAME_NODE", SameNode::parse)?,
             acceleration: env.parsed("ZTUNNEL_ACCELERATION", Acceleration::parse)?,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 use super::lanes::OverrideEntry;
 use super::units::Span;
 use super::upstream::{CaSection, XdsSection};
-use super::{Acceleration, Bytes, LogFormat, SameNode};
+use super::{Acceleration, Bytes, CaptureBy, LogFormat, SameNode};
 use crate::mesh::local::{PolicyEntry, ServiceEntry, WorkloadEntry};
 use crate::mesh::yaml;
 
@@ -73,6 +73,7 @@ pub(super) struct ListenSection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct CaptureSection {
+    pub(super) by: Option<CaptureBy>,
     pub(super) bpf_directory: Option<PathBuf>,
     pub(super) cgroup: Option<PathBuf>,
     pub(super) mark: Option<u32>,

@@ -182,6 +182,7 @@ fn threads(file: &File, env: &Environment, flags: &Overrides) -> Result<NonZeroU
 }
 
 fn capture(capture: &mut Capture, file: &CaptureSection, env: &Environment, flags: &Overrides) {
+    set(&mut capture.by, env.capture_by.or(file.by));
     let directory = flags.bpf_directory.as_ref().or(file.bpf_directory.as_ref());
     set(&mut capture.bpf_directory, directory.cloned());
     capture.cgroup.clone_from(&file.cgroup);

@@ -7,6 +7,7 @@
 //! file changed, and turns the sections into the rooms' own configurations. Every key is listed
 //! in SETTINGS.md, which [`reference`] generates.
 
+mod capture;
 mod check;
 mod environment;
 mod error;
@@ -21,6 +22,7 @@ mod watch;
 
 use std::path::{Path, PathBuf};
 
+pub use self::capture::CaptureBy;
 pub use self::environment::Environment;
 pub use self::error::ConfigError;
 pub use self::lanes::{Acceleration, LaneOverride, SameNode};

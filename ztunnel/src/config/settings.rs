@@ -10,7 +10,8 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{
-    Acceleration, Authority, Bytes, Instance, LaneOverride, LocalAuthority, SameNode, Xds,
+    Acceleration, Authority, Bytes, CaptureBy, Instance, LaneOverride, LocalAuthority, SameNode,
+    Xds,
 };
 use crate::mesh::local::LocalMesh;
 use crate::mesh::{Snapshot, Uid};
@@ -114,6 +115,8 @@ impl NodeAgent {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Capture {
+    /// What takes the connections to the proxy.
+    pub by: CaptureBy,
     /// Where programs, links and maps are pinned, in a BPF file system.
     pub bpf_directory: PathBuf,
     /// The cgroup whose processes' connections are looked at; none is the root of cgroup v2.
@@ -261,6 +264,7 @@ impl Default for Capture {
             0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff,
         ));
         Self {
+            by: CaptureBy::default(),
             bpf_directory: PathBuf::from("/sys/fs/bpf/ztunnel"),
             cgroup: None,
             mark: 1337,

@@ -115,6 +115,13 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the place is not made for the programs, as a container is that sees only its own
+    /// cgroup or may not mount: nothing is wrong with the node, and the programs were not at work.
+    #[must_use]
+    pub fn is_of_the_place(&self) -> bool {
+        matches!(self, Self::NoCgroup | Self::NoBpfFs { .. })
+    }
+
     /// A short name from a closed set, for metrics and logs.
     #[must_use]
     pub fn reason(&self) -> &'static str {

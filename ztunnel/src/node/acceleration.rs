@@ -25,7 +25,8 @@ enum Test {
 /// The join, as it is in force.
 #[derive(Debug)]
 pub(super) struct Acceleration {
-    kernel: Arc<Kernel>,
+    /// None where no programs are: nothing can be joined then.
+    kernel: Option<Arc<Kernel>>,
     telemetry: Arc<Telemetry>,
     test: Test,
     /// Whether the kernel has been told to join; tried once.
@@ -34,7 +35,7 @@ pub(super) struct Acceleration {
 
 impl Acceleration {
     /// Nothing is joined yet.
-    pub(super) fn new(kernel: Arc<Kernel>, telemetry: Arc<Telemetry>) -> Self {
+    pub(super) fn new(kernel: Option<Arc<Kernel>>, telemetry: Arc<Telemetry>) -> Self {
         Self {
             kernel,
             telemetry,
@@ -50,7 +51,7 @@ impl Acceleration {
             let own = settings.overrides.iter().filter_map(|own| own.acceleration);
             own.chain([settings.acceleration]).any(|it| it == wish)
         };
-        if asks(Wish::Auto) && matches!(self.test, Test::Unasked) {
+        if self.kernel.is_some() && asks(Wish::Auto) && matches!(self.test, Test::Unasked) {
             self.test = Test::Running(tokio::task::spawn_blocking(selftest::run));
         }
         let auto = match self.test {
@@ -71,13 +72,17 @@ impl Acceleration {
 
     /// Has the kernel join what it is told to.
     fn join(&mut self) -> Ends {
-        *self.ready.get_or_insert_with(|| match self.kernel.join() {
-            Ok(()) => Ends::Joined,
-            Err(error) => {
-                tracing::error!(%error, "acceleration: connections cannot be joined");
-                Ends::Apart
-            }
-        })
+        let kernel = self.kernel.as_ref();
+        *self
+            .ready
+            .get_or_insert_with(|| match kernel.map(|kernel| kernel.join()) {
+                None => Ends::Apart,
+                Some(Ok(())) => Ends::Joined,
+                Some(Err(error)) => {
+                    tracing::error!(%error, "acceleration: connections cannot be joined");
+                    Ends::Apart
+                }
+            })
     }
 
     /// Waits for the self-test, if it runs. Safe to cancel.

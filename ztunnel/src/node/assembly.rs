@@ -142,13 +142,20 @@ pub(super) fn admin(settings: &Settings) -> admin::Config {
     }
 }
 
-pub(super) fn path(settings: &Settings) -> path::Config {
+/// `programs`: whether the kernel programs are at work. Without them the way back of a delivery is that
+/// of the rules in the pod, which know it by the mark of the proxy's own sockets.
+pub(super) fn path(settings: &Settings, programs: bool) -> path::Config {
     path::Config {
         network: settings.network.clone(),
         workers: settings.threads.get(),
         mark: settings.capture.mark,
         dial: pods::Dial {
             timeout: settings.hbone.connect_timeout,
+            delivery_mark: if programs {
+                pods::delivery::DELIVERY_MARK
+            } else {
+                settings.capture.mark
+            },
             keepalive: settings.keepalive.map(|keepalive| {
                 TcpKeepalive::new()
                     .with_time(keepalive.time)
@@ -279,6 +286,7 @@ pub(super) fn fixed_keys_that_differ(old: &Settings, new: &Settings) -> Vec<&'st
         ("admin", old.admin != new.admin),
         ("metrics", old.metrics != new.metrics),
         ("readiness", old.readiness != new.readiness),
+        ("capture.by", old.capture.by != new.capture.by),
         (
             "capture.bpfDirectory",
             old.capture.bpf_directory != new.capture.bpf_directory,

@@ -42,14 +42,17 @@ const SHOWN: usize = 1000;
 
 /// What the kernel carries by itself, and may.
 fn direct_lane(shared: &Shared) -> Value {
+    let Some(kernel) = &shared.kernel else {
+        return Value::Null;
+    };
     let view = shared.keeper.view();
     let name = |cookie: NetnsCookie| {
         let uid = view.pod(cookie).map(|pod| &*pod.uid.0);
         uid.map_or_else(|| json!(cookie.0), |uid| json!(uid))
     };
-    let calls = shared.kernel.calls().unwrap_or_default();
-    let arrivals = shared.kernel.arrivals().unwrap_or_default();
-    let flows = shared.kernel.flows().unwrap_or_default();
+    let calls = kernel.calls().unwrap_or_default();
+    let arrivals = kernel.arrivals().unwrap_or_default();
+    let flows = kernel.flows().unwrap_or_default();
     let call = |(call, verdict): &(Call, Verdict)| {
         let backends = verdict
             .backends
@@ -81,7 +84,7 @@ fn direct_lane(shared: &Shared) -> Value {
             "calls": calls.len(),
             "arrivals": arrivals.len(),
             "connections": flows.len(),
-            "lostEvents": shared.kernel.lost_events(),
+            "lostEvents": kernel.lost_events(),
         },
         "calls": calls.iter().take(SHOWN).map(call).collect::<Vec<_>>(),
         "arrivals": arrivals.iter().take(SHOWN).map(arrival).collect::<Vec<_>>(),

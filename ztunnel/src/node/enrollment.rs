@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::prepare::{capture, captured_addresses, is_another, prepare};
-use crate::kernel::{self, NetnsCookie};
+use crate::kernel::{self, Kernel, NetnsCookie};
 use crate::mesh::{Identity, Snapshot, Uid};
 use crate::path::{LocalPod, Shared, Workers};
 use crate::pods::zds::PodUid;
@@ -179,9 +179,12 @@ impl Enrollment {
             }
         }
         // A pod that could not be taken over stays captured, and so refused, rather than free.
-        if failed.is_empty() && strangers == Strangers::LetGo {
-            self.forget_strangers();
-            if let Err(error) = self.shared.kernel.retire_others() {
+        if failed.is_empty()
+            && strangers == Strangers::LetGo
+            && let Some(kernel) = &self.shared.kernel
+        {
+            self.forget_strangers(kernel);
+            if let Err(error) = kernel.retire_others() {
                 tracing::error!(%error, "the programs of an earlier version stay attached");
             }
         }
@@ -206,7 +209,10 @@ impl Enrollment {
         self.changed = true;
         let cookie = enrolled.pod.netns.cookie();
         let comes_back = wanted.iter().any(|pod| is_the_place(&enrolled, pod));
-        if !comes_back && let Err(error) = self.shared.kernel.withdraw(NetnsCookie(cookie)) {
+        if !comes_back
+            && let Some(kernel) = &self.shared.kernel
+            && let Err(error) = kernel.withdraw(NetnsCookie(cookie))
+        {
             tracing::error!(%error, pod = %key, "cannot withdraw the pod from capture");
         }
         terms.workers.remove(cookie, terms.deadline);
@@ -249,12 +255,9 @@ impl Enrollment {
         };
         let captured = captured_addresses(&enrolled.pod, terms.mesh);
         if captured != enrolled.captured {
-            capture(
-                &self.shared.kernel,
-                &enrolled.pod.netns,
-                &captured,
-                &enrolled.inbound,
-            )?;
+            if let Some(kernel) = &self.shared.kernel {
+                capture(kernel, &enrolled.pod.netns, &captured, &enrolled.inbound)?;
+            }
             enrolled.captured = captured;
             self.changed = true;
         }
@@ -262,7 +265,8 @@ impl Enrollment {
     }
 
     fn enroll(&mut self, terms: Terms<'_>, wanted: &Wanted) -> Result<(), EnrollError> {
-        let (pod, listeners) = prepare(wanted, self.shared.config.workers)?;
+        let kernel = self.shared.kernel.clone();
+        let (pod, listeners) = prepare(wanted, self.shared.config.workers, kernel.is_some())?;
         let cookie = pod.netns.cookie();
         let mut others = self.pods.iter();
         if let Some((other, _)) = others.find(|(_, other)| other.pod.netns.cookie() == cookie) {
@@ -275,14 +279,18 @@ impl Enrollment {
             .map(|first| first.inbound.as_fd().try_clone_to_owned());
         let inbound = inbound.transpose().map_err(EnrollError::Addresses)?;
         for listeners in &listeners {
-            let claimed = self.shared.kernel.claim(listeners.inbound.as_fd());
+            let claimed = kernel
+                .iter()
+                .try_for_each(|kernel| kernel.claim(listeners.inbound.as_fd()));
             claimed.map_err(EnrollError::Claim)?;
         }
         terms.workers.add(&pod, listeners);
         let Some(inbound) = inbound else {
             return Ok(());
         };
-        if let Err(error) = capture(&self.shared.kernel, &pod.netns, &captured, &inbound) {
+        if let Some(kernel) = &kernel
+            && let Err(error) = capture(kernel, &pod.netns, &captured, &inbound)
+        {
             // What is captured stays captured and refused; only our part is taken back.
             terms.workers.remove(cookie, terms.deadline);
             return Err(error);
@@ -308,13 +316,13 @@ impl Enrollment {
 
     /// Withdraws what the maps still hold and nobody asks for: pods of an earlier process that
     /// have left meanwhile.
-    fn forget_strangers(&self) {
+    fn forget_strangers(&self, kernel: &Kernel) {
         let known = |cookie: &NetnsCookie| {
             self.pods
                 .values()
                 .any(|enrolled| enrolled.pod.netns.cookie() == cookie.0)
         };
-        let captured = match self.shared.kernel.enrolled() {
+        let captured = match kernel.enrolled() {
             Ok(captured) => captured,
             Err(error) => {
                 tracing::error!(%error, "cannot list the captured pods");
@@ -322,7 +330,7 @@ impl Enrollment {
             }
         };
         for stranger in captured.into_iter().filter(|cookie| !known(cookie)) {
-            match self.shared.kernel.withdraw(stranger) {
+            match kernel.withdraw(stranger) {
                 Ok(()) => tracing::info!(cookie = stranger.0, "withdrew a pod that has left"),
                 Err(error) => tracing::error!(%error, cookie = stranger.0, "cannot withdraw a pod"),
             }

@@ -8,6 +8,7 @@
 mod acceleration;
 mod agent;
 mod assembly;
+mod capture;
 pub mod doctor;
 mod dump;
 mod enrollment;
@@ -146,11 +147,10 @@ impl Node {
     fn build(source: Source, settings: Settings, log: LogHandle) -> Result<Self, Error> {
         // First of all: a second proxy by mistake must fail before it touches the first one's maps.
         let bound = admin::bind(&assembly::admin(&settings))?;
-        let kernel = Kernel::open(&assembly::kernel(&settings))?;
+        let kernel = capture::programs(&settings)?.map(Arc::new);
         let (issuer, certificates) = (assembly::issuer(&settings)?, assembly::tls(&settings)?);
         tokio::spawn(certificates.revocations.clone().follow(CRL_LOOK));
         let runtime = tokio::runtime::Handle::current();
-        let kernel = Arc::new(kernel);
         let telemetry = Telemetry::new(log.dropped_lines());
         let readiness = Readiness::new();
         let told = || readiness.wait_for("the control plane");
@@ -158,11 +158,11 @@ impl Node {
         let view = View::new(mesh.current().clone(), [], &Lanes::default());
         let shared = Arc::new(Shared {
             keeper: Arc::new(Keeper::new(kernel.clone(), view)),
-            kernel,
             resolver: assembly::resolver(runtime.clone()),
             certificates: tls::Store::new(issuer, certificates, runtime),
             telemetry,
-            config: assembly::path(&settings),
+            config: assembly::path(&settings, kernel.is_some()),
+            kernel,
         });
         let quit = Arc::new(Notify::new());
         let (stop, stopping) = watch::channel(false);
@@ -207,7 +207,8 @@ impl Node {
         for warning in &self.settings.warnings {
             tracing::warn!("{warning}");
         }
-        let program_log = tokio::spawn(program_log::follow(self.shared.kernel.clone()));
+        let kernel = self.shared.kernel.clone();
+        let program_log = kernel.map(|kernel| tokio::spawn(program_log::follow(kernel)));
         let accounts = self.keep_accounts();
         let mut watcher = self.watch();
         // Read once more: what was written since the start would go unnoticed otherwise.
@@ -250,9 +251,10 @@ impl Node {
             }
         }
         tracing::info!("stopping: draining connections");
-        program_log.abort();
         // What happens from now on waits in the kernel for the next process.
-        accounts.abort();
+        for task in program_log.iter().chain(&accounts) {
+            task.abort();
+        }
         self.stop.send_replace(true);
         // With its listeners: a connection that nobody would accept is refused instead.
         drop(self.agent);
@@ -262,11 +264,11 @@ impl Node {
     }
 
     /// Has the kernel's events about the direct lane written down.
-    fn keep_accounts(&self) -> tokio::task::JoinHandle<()> {
-        let events = self.shared.kernel.events();
-        let accounts = Accounts::new(self.shared.clone());
-        tokio::spawn(async move {
-            let ended = match events {
+    fn keep_accounts(&self) -> Option<tokio::task::JoinHandle<()>> {
+        let kernel = self.shared.kernel.clone()?;
+        let accounts = Accounts::new(self.shared.clone(), kernel.clone());
+        Some(tokio::spawn(async move {
+            let ended = match kernel.events() {
                 Ok(events) => accounts.follow(events).await,
                 Err(error) => {
                     tracing::error!(%error, "connections of the direct lane are not reported");
@@ -277,7 +279,7 @@ impl Node {
                 ?ended,
                 "connections of the direct lane are no longer reported"
             );
-        })
+        }))
     }
 
     fn watch(&self) -> Option<Watcher> {
@@ -337,10 +339,8 @@ impl Node {
         self.settings = settings;
         self.judge_anew();
         self.forget_series();
-        if let Err(error) = self
-            .shared
-            .kernel
-            .set_exemptions(&assembly::exemptions(&self.settings))
+        if let Some(kernel) = &self.shared.kernel
+            && let Err(error) = kernel.set_exemptions(&assembly::exemptions(&self.settings))
         {
             tracing::error!(%error, "the exemptions from capture stay as they were");
         }
@@ -376,7 +376,11 @@ impl Node {
         if !self.mesh.is_known() || self.agent.as_ref().and_then(Agent::hold).is_some() {
             return;
         }
-        let lanes = self.acceleration.lanes(&self.settings);
+        let mut lanes = self.acceleration.lanes(&self.settings);
+        if self.shared.kernel.is_none() {
+            // Only the programs know which pod a plaintext connection comes from.
+            lanes.tunnel_everything();
+        }
         let mesh = self.mesh.current();
         let view = View::new(mesh.clone(), self.enrollment.pods(), &lanes);
         self.shared.keeper.change(view);

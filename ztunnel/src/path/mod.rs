@@ -70,8 +70,8 @@ pub struct Config {
 pub struct Shared {
     /// The mesh and the pods as they are now, and what the kernel may decide by itself.
     pub keeper: Arc<Keeper>,
-    /// The kernel programs' maps.
-    pub kernel: Arc<Kernel>,
+    /// The kernel programs' maps; none where the pods are captured by redirection rules of others.
+    pub kernel: Option<Arc<Kernel>>,
     /// The certificates in use.
     pub certificates: Arc<tls::Store>,
     /// Finds the addresses of backends that have names.

@@ -27,7 +27,7 @@ use super::worker::Here;
 use crate::hbone::{Authority, Tunnel};
 use crate::kernel::{Call, Choice, NetnsCookie, Origin, Verdict};
 use crate::mesh::Workload;
-use crate::pods::abort_on_drop;
+use crate::pods::{self, abort_on_drop};
 use crate::telemetry::Reporter;
 
 use error::DepartError;
@@ -75,7 +75,7 @@ impl Records {
 /// Carries one connection from its acceptance to its end.
 pub(super) async fn carry(here: Rc<Here>, app: TcpStream, client: SocketAddr) {
     // Boxed so that the memory of the set-up is gone while the connection lives.
-    let departed = Box::pin(depart(&here, client)).await;
+    let departed = Box::pin(depart(&here, &app, client)).await;
     match departed {
         Ok((Onward::Tunnel(tunnel), records)) => {
             let series = records.source.series();
@@ -92,7 +92,11 @@ pub(super) async fn carry(here: Rc<Here>, app: TcpStream, client: SocketAddr) {
     }
 }
 
-async fn depart(here: &Rc<Here>, client: SocketAddr) -> Result<(Onward, Records), ()> {
+async fn depart(
+    here: &Rc<Here>,
+    app: &TcpStream,
+    client: SocketAddr,
+) -> Result<(Onward, Records), ()> {
     let mut facts = Facts {
         reporter: Reporter::Source,
         began: Instant::now(),
@@ -105,7 +109,7 @@ async fn depart(here: &Rc<Here>, client: SocketAddr) -> Result<(Onward, Records)
         destination_identity: None,
         service: None,
     };
-    let (view, judged) = match find(here, client, &mut facts).await {
+    let (view, judged) = match find(here, (app, client), &mut facts).await {
         Ok(found) => found,
         Err(error) => {
             Records::open(here, facts, None).fail(&error);
@@ -157,15 +161,11 @@ type Resolved = SmallVec<[(Arc<str>, IpAddr); 1]>;
 /// judged again afterwards, by the view that is in force then.
 async fn find(
     here: &Rc<Here>,
-    client: SocketAddr,
+    (app, client): (&TcpStream, SocketAddr),
     facts: &mut Facts,
 ) -> Result<(Arc<View>, Judged), DepartError> {
     let shared = &here.local.shared;
-    let pod = NetnsCookie(here.pod.netns.cookie());
-    let origin = shared
-        .kernel
-        .original_destination(pod, client)?
-        .ok_or(DepartError::NotCaptured { client })?;
+    let origin = origin(here, app, client)?.ok_or(DepartError::NotCaptured { client })?;
     facts.destination = origin.destination;
     let dice = here.local.dice();
     let mut resolved = Resolved::new();
@@ -185,6 +185,20 @@ async fn find(
         };
         resolved.push((hostname.clone(), address.ok_or_else(empty)?));
     }
+}
+
+/// What the application called, as the kernel programs have written it down, or the rule that
+/// redirected the connection.
+fn origin(here: &Here, app: &TcpStream, client: SocketAddr) -> Result<Option<Origin>, DepartError> {
+    let pod = NetnsCookie(here.pod.netns.cookie());
+    if let Some(kernel) = &here.local.shared.kernel {
+        return Ok(kernel.original_destination(pod, client)?);
+    }
+    let original = pods::redirected_from(app).map_err(DepartError::Original)?;
+    Ok(original.map(|destination| Origin {
+        destination,
+        choice: Choice::Any,
+    }))
 }
 
 fn judge(

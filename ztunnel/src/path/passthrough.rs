@@ -25,7 +25,10 @@ pub(super) async fn connect(
     let source = Source::Pod {
         mark: shared.config.mark,
     };
-    let vouch = |socket: &socket2::Socket| shared.kernel.vouch(socket.as_fd(), dialled, to, server);
+    let vouch = |socket: &socket2::Socket| match &shared.kernel {
+        Some(kernel) => kernel.vouch(socket.as_fd(), dialled, to, server),
+        None => Ok(()),
+    };
     let dial = &shared.config.dial;
     dial.connect_after(&here.pod.netns, to, source, vouch).await
 }

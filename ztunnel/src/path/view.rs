@@ -47,6 +47,13 @@ pub struct Lanes {
 }
 
 impl Lanes {
+    /// Takes the direct lane between pods of this node away.
+    pub fn tunnel_everything(&mut self) {
+        for allowed in self.overrides.values_mut().chain([&mut self.mesh]) {
+            allowed.same_node = SameNode::Tunnel;
+        }
+    }
+
     fn of(&self, uid: &Uid) -> Allowed {
         self.overrides.get(uid).copied().unwrap_or(self.mesh)
     }

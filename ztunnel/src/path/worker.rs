@@ -248,7 +248,8 @@ impl Here {
     /// How a relay of this pod's may move bytes: not by `splice(2)` where its connections with the
     /// proxy may be joined.
     pub(super) fn gait(&self) -> Carry {
-        if self.local.shared.kernel.may_join() {
+        let kernel = self.local.shared.kernel.as_ref();
+        if kernel.is_some_and(|kernel| kernel.may_join()) {
             Carry::Copy
         } else {
             Carry::Adaptive

@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::delivery::DELIVERY_MARK;
 use super::destroy::{Connection, Destroyed, destroy};
 use super::socket::spoof;
 use super::{DestroyError, Error, Listeners, delivery};
@@ -78,7 +79,7 @@ fn deliver() -> io::Result<Delivered> {
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let local = server.local_addr()?;
     let client = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-    spoof(&client, CLIENT)?;
+    spoof(&client, CLIENT, DELIVERY_MARK)?;
     client.connect_timeout(&local.into(), PATIENCE)?;
     let (accepted, remote) = server.accept()?;
     if remote.ip() != CLIENT {

@@ -5,11 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::errno::Errno;
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::delivery::DELIVERY_MARK;
 use super::{Error, Netns};
 
 /// Where redirected outbound TCP arrives, on loopback (wire facts, "Ports").
@@ -109,6 +109,8 @@ pub enum Source {
 pub struct Dial {
     /// How long to wait for the other end.
     pub timeout: Duration,
+    /// The mark of deliveries, by which their replies find the way back.
+    pub delivery_mark: u32,
     /// Keep-alive probes, if any.
     pub keepalive: Option<TcpKeepalive>,
 }
@@ -164,7 +166,7 @@ impl Dial {
         match source {
             Source::Pod { mark } => socket.set_mark(mark)?,
             Source::Client { address } if address.is_ipv4() == to.is_ipv4() => {
-                spoof(&socket, address)?;
+                spoof(&socket, address, self.delivery_mark)?;
             }
             // A client of the other family has no address that the application could see.
             Source::Client { .. } => socket.bind_device(Some(b"lo"))?,
@@ -221,12 +223,12 @@ async fn finish(socket: Socket) -> io::Result<TcpStream> {
 /// Prepares a delivery socket that bears the client's address: any address may be bound
 /// (`IP_TRANSPARENT`), replies find their way back by the mark, and because the socket is bound
 /// to the loopback device, inbound capture sees where the connection comes from and lets it be.
-pub(super) fn spoof(socket: &Socket, address: IpAddr) -> io::Result<()> {
+pub(super) fn spoof(socket: &Socket, address: IpAddr, mark: u32) -> io::Result<()> {
     match address {
         IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
         IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
     }
-    socket.set_mark(DELIVERY_MARK)?;
+    socket.set_mark(mark)?;
     socket.bind_device(Some(b"lo"))?;
     setsockopt(&socket.as_fd(), sockopt::IpBindAddressNoPort, &true)?;
     socket.bind(&SocketAddr::new(address, 0).into())
@@ -254,6 +256,33 @@ pub fn peer_of(stream: &TcpStream) -> io::Result<SocketAddr> {
 /// When the connection is gone already.
 pub fn local_of(stream: &TcpStream) -> io::Result<SocketAddr> {
     stream.local_addr().map(canonical)
+}
+
+/// What a connection was meant for before a redirection rule of its namespace sent it to the
+/// proxy's listener; none where no rule has touched it. Conntrack knows, and nobody in the pod can
+/// tell it anything else (`SO_ORIGINAL_DST`, `IP6T_SO_ORIGINAL_DST`).
+///
+/// # Errors
+/// As `getsockopt(2)`.
+pub fn redirected_from(stream: &TcpStream) -> io::Result<Option<SocketAddr>> {
+    let local = local_of(stream)?;
+    let found = if local.is_ipv4() {
+        getsockopt(stream, sockopt::OriginalDst).map(|name| {
+            let ip = Ipv4Addr::from(u32::from_be(name.sin_addr.s_addr));
+            SocketAddr::new(ip.into(), u16::from_be(name.sin_port))
+        })
+    } else {
+        getsockopt(stream, sockopt::Ip6tOriginalDst).map(|name| {
+            let ip = Ipv6Addr::from(name.sin6_addr.s6_addr);
+            SocketAddr::new(ip.into(), u16::from_be(name.sin6_port))
+        })
+    };
+    match found.map(canonical) {
+        Ok(original) => Ok((original != local).then_some(original)),
+        // Conntrack is not there, or does not know the connection.
+        Err(Errno::ENOENT | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {

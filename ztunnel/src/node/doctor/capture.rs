@@ -1,15 +1,21 @@
 //! What capture and delivery need of the kernel, tried out on maps and a namespace of its own.
 
-use crate::config::Settings;
+use crate::config::{CaptureBy, Settings};
 use crate::kernel::{PinPlace, Trial};
 use crate::pods::{self, DestroyError, Destroyed, Outcome, Rehearsal, Way};
 
+use super::super::capture::can_do_without;
 use super::Check;
 
 /// For errors that say themselves what is missing.
 const AS_IT_SAYS: &str = "give what the message names, then run the doctor again";
 
 pub(super) fn examine(settings: &Settings) -> Vec<Check> {
+    if settings.capture.by == CaptureBy::Rules {
+        let detail =
+            "the rules that the node agent puts into the pods capture, no programs are needed";
+        return vec![Check::ok("capture.by", detail)];
+    }
     let mut checks = vec![pins(settings)];
     let trial = Trial::load();
     checks.push(match &trial {
@@ -23,6 +29,12 @@ pub(super) fn examine(settings: &Settings) -> Vec<Check> {
         let cgroup = trial.attach_cgroup(settings.capture.cgroup.as_deref());
         checks.push(match cgroup {
             Ok(path) => Check::ok("capture.cgroup", format!("{} takes them", path.display())),
+            Err(error) if can_do_without(settings, &error) => Check::warn(
+                "capture.cgroup",
+                error.to_string(),
+                "without the programs the node agent's rules capture, and nothing goes past the \
+                 proxy; mount the host's cgroup root for the direct lane",
+            ),
             Err(error) => failed("capture.cgroup", &error),
         });
     }

@@ -9,14 +9,19 @@ use crate::kernel::{Kernel, NetnsCookie, PodCapture};
 use crate::mesh::Snapshot;
 use crate::pods::{Listeners, Netns, Place, Pod, addresses_here, delivery};
 
-/// Opens the pod's namespace and the listeners in there, one set for each worker.
+/// Opens the pod's namespace and the listeners in there, one set for each worker. Where the pod's
+/// connections come by the rules of others (`programs` is false), the way back of a delivery is
+/// theirs too.
 pub(super) fn prepare(
     wanted: &Wanted,
     workers: usize,
+    programs: bool,
 ) -> Result<(Arc<Pod>, Vec<Listeners>), EnrollError> {
     let netns = Netns::of(&wanted.netns)?;
     let (addresses, listeners) = netns.visit(|| {
-        delivery::prepare()?;
+        if programs {
+            delivery::prepare()?;
+        }
         let listeners: Result<Vec<_>, _> = (0..workers).map(|_| Listeners::open()).collect();
         let addresses = addresses_here().map_err(EnrollError::Addresses)?;
         Ok::<_, EnrollError>((addresses, listeners?))

@@ -15,7 +15,7 @@ use super::super::relay::Ended;
 use super::super::report::{Facts, Failure, close, count, series};
 use super::super::route::is_visible;
 use super::super::view::View;
-use crate::kernel::{Event, Events, Flow, Happening, NetnsCookie, Opener};
+use crate::kernel::{Event, Events, Flow, Happening, Kernel, NetnsCookie, Opener};
 use crate::mesh::Workload;
 use crate::telemetry::{Reporter, ResponseFlag, Series};
 
@@ -72,6 +72,7 @@ struct Open {
 /// The open connections of the direct lane, by socket.
 pub struct Accounts {
     shared: Arc<Shared>,
+    kernel: Arc<Kernel>,
     open: HashMap<u64, Open>,
     /// The kinds seen lately, found by this view.
     kinds: HashMap<KindKey, Arc<Kind>>,
@@ -93,7 +94,7 @@ impl std::fmt::Debug for Accounts {
 impl Accounts {
     /// Nothing is known yet; [`Self::follow`] begins with what an earlier process has left.
     #[must_use]
-    pub fn new(shared: Arc<Shared>) -> Self {
+    pub fn new(shared: Arc<Shared>, kernel: Arc<Kernel>) -> Self {
         let lost = Counter::default();
         shared.telemetry.register(
             "ztunnel_direct_events_lost",
@@ -106,8 +107,9 @@ impl Accounts {
             view: shared.keeper.view_owned(),
             now: Instant::now(),
             lost,
-            known_lost: shared.kernel.lost_events(),
+            known_lost: kernel.lost_events(),
             shared,
+            kernel,
         }
     }
 
@@ -153,7 +155,7 @@ impl Accounts {
     }
 
     fn count_losses(&mut self) -> bool {
-        let lost = self.shared.kernel.lost_events();
+        let lost = self.kernel.lost_events();
         let more = lost.saturating_sub(self.known_lost);
         if more > 0 {
             self.lost.inc_by(more);
@@ -165,7 +167,7 @@ impl Accounts {
 
     /// Connections that an earlier process has counted as opened.
     fn adopt(&mut self) {
-        let Ok(flows) = self.shared.kernel.flows() else {
+        let Ok(flows) = self.kernel.flows() else {
             return;
         };
         for flow in flows {
@@ -246,7 +248,7 @@ impl Accounts {
 
     /// Gives up the connections that are gone without a word.
     fn reconcile(&mut self) {
-        let Ok(flows) = self.shared.kernel.flows() else {
+        let Ok(flows) = self.kernel.flows() else {
             return;
         };
         let alive: HashSet<u64> = flows.iter().map(|flow| flow.socket).collect();

@@ -21,7 +21,8 @@ use crate::pods::{self, Connection, Outcome};
 #[derive(Debug)]
 pub struct Keeper {
     view: ArcSwap<View>,
-    kernel: Arc<Kernel>,
+    /// None where rules capture the pods: nothing goes past the proxy, and nothing is remembered.
+    kernel: Option<Arc<Kernel>>,
     changing: Mutex<()>,
 }
 
@@ -29,7 +30,7 @@ impl Keeper {
     /// Begins with a view that knows no pods: verdicts of an earlier process hold until the first
     /// change.
     #[must_use]
-    pub fn new(kernel: Arc<Kernel>, view: View) -> Self {
+    pub fn new(kernel: Option<Arc<Kernel>>, view: View) -> Self {
         Self {
             view: ArcSwap::from_pointee(view),
             kernel,
@@ -61,15 +62,19 @@ impl Keeper {
     /// Lets a call go by itself from now on, as it was judged by `view`. Does nothing where
     /// another view is in force by now.
     pub fn remember_call(&self, call: &Call, verdict: &kernel::Verdict, view: &Arc<View>) {
-        if let Some(_lock) = self.in_force(view) {
-            told(self.kernel.remember_call(call, verdict));
+        if let Some(kernel) = &self.kernel
+            && let Some(_lock) = self.in_force(view)
+        {
+            told(kernel.remember_call(call, verdict));
         }
     }
 
     /// Lets plaintext go past the proxy from now on, as it was judged by `view`.
     pub fn remember_arrival(&self, arrival: &Arrival, view: &Arc<View>) {
-        if let Some(_lock) = self.in_force(view) {
-            told(self.kernel.remember_arrival(arrival));
+        if let Some(kernel) = &self.kernel
+            && let Some(_lock) = self.in_force(view)
+        {
+            told(kernel.remember_arrival(arrival));
         }
     }
 
@@ -79,48 +84,37 @@ impl Keeper {
     pub fn change(&self, view: View) {
         let view = Arc::new(view);
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let renewed = self.prune(&view).unwrap_or_else(|error| {
+        let Some(kernel) = &self.kernel else {
+            self.view.store(view);
+            return;
+        };
+        let renewed = prune(kernel, &view).unwrap_or_else(|error| {
             tracing::error!(%error, "verdicts cannot be checked one by one: all are void now");
             // Should not even this work, nothing about the maps does, and it is said above.
-            if let Err(error) = self.kernel.forget_everything() {
+            if let Err(error) = kernel.forget_everything() {
                 tracing::error!(%error, "verdicts cannot be made void");
             }
             Vec::new()
         });
         self.view.store(view.clone());
         for pod in view.pods() {
-            if let Err(error) = self.kernel.set_ends(pod.cookie, view.ends(pod.cookie)) {
+            if let Err(error) = kernel.set_ends(pod.cookie, view.ends(pod.cookie)) {
                 tracing::warn!(%error, pod = %pod.uid.0, "its connections with the proxy stay as they are");
             }
         }
         for (call, verdict) in renewed {
-            told(self.kernel.remember_call(&call, &verdict));
+            told(kernel.remember_call(&call, &verdict));
         }
-    }
-
-    /// Removes what does not hold by the view; returns what is to be written instead.
-    fn prune(&self, view: &View) -> Result<Vec<(Call, kernel::Verdict)>, kernel::Error> {
-        let mut renewed = Vec::new();
-        for (call, written) in self.kernel.calls()? {
-            let now = verdict::call(&call, view);
-            if now.as_ref() != Some(&written) {
-                self.kernel.forget_call(&call)?;
-                renewed.extend(now.map(|now| (call, now)));
-            }
-        }
-        for arrival in self.kernel.arrivals()? {
-            if !verdict::arrival(&arrival, view) {
-                self.kernel.forget_arrival(&arrival)?;
-            }
-        }
-        Ok(renewed)
     }
 
     /// Ends the connections of the direct lane that may no longer be open. Both ends see a reset.
     /// `pod` finds the pods that are served here.
     pub fn sweep(&self, pod: impl Fn(NetnsCookie) -> Option<Arc<pods::Pod>>) {
+        let Some(kernel) = &self.kernel else {
+            return;
+        };
         let view = self.view.load_full();
-        let flows = match self.kernel.flows() {
+        let flows = match kernel.flows() {
             Ok(flows) => flows,
             Err(error) => {
                 tracing::error!(%error, "the connections of the direct lane cannot be listed");
@@ -136,13 +130,31 @@ impl Keeper {
         for (cookie, flows) in forbidden {
             if let Some(pod) = pod(cookie) {
                 for flow in end(&pod, &flows) {
-                    if let Err(error) = self.kernel.forget_flow(flow) {
+                    if let Err(error) = kernel.forget_flow(flow) {
                         tracing::warn!(%error, "a connection that is gone stays written down");
                     }
                 }
             }
         }
     }
+}
+
+/// Removes what does not hold by the view; returns what is to be written instead.
+fn prune(kernel: &Kernel, view: &View) -> Result<Vec<(Call, kernel::Verdict)>, kernel::Error> {
+    let mut renewed = Vec::new();
+    for (call, written) in kernel.calls()? {
+        let now = verdict::call(&call, view);
+        if now.as_ref() != Some(&written) {
+            kernel.forget_call(&call)?;
+            renewed.extend(now.map(|now| (call, now)));
+        }
+    }
+    for arrival in kernel.arrivals()? {
+        if !verdict::arrival(&arrival, view) {
+            kernel.forget_arrival(&arrival)?;
+        }
+    }
+    Ok(renewed)
 }
 
 /// A verdict that cannot be written costs speed and nothing else.

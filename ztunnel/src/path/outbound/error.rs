@@ -25,6 +25,9 @@ pub(super) enum DepartError {
     /// The map of original destinations could not be asked.
     #[error("cannot learn the original destination: {0}")]
     Kernel(#[from] kernel::Error),
+    /// The rule that redirected it could not be asked.
+    #[error("cannot learn the original destination: {0}")]
+    Original(#[source] std::io::Error),
     /// The pod is enrolled, but the mesh no longer knows it.
     #[error("workload {uid} is not in the mesh")]
     UnknownWorkload {
@@ -64,6 +67,7 @@ impl Failure for DepartError {
         match self {
             Self::NotCaptured { .. }
             | Self::Kernel(_)
+            | Self::Original(_)
             | Self::UnknownWorkload { .. }
             | Self::Route(_)
             | Self::Name(_)
