@@ -2,6 +2,7 @@
 
 mod agent;
 mod bad;
+mod deploy;
 mod lanes;
 mod layers;
 mod reference;

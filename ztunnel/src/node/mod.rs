@@ -28,7 +28,7 @@ use crate::admin::{self, Readiness};
 use crate::ca::istiod::IstiodError;
 use crate::ca::local::LocalCaError;
 use crate::config::{self, ConfigError, Overrides, Settings, Watcher};
-use crate::kernel::{self, Kernel};
+use crate::kernel;
 use crate::path::{Accounts, Keeper, Lanes, Shared, View, WorkerError, Workers};
 use crate::telemetry::{FilterError, LogError, LogGuard, LogHandle, Telemetry, init_logging};
 use crate::{tls, xds};

@@ -22,6 +22,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_ROUTE};
 
 use super::Error;
+use super::sysctl::turn_on;
 
 /// The mark of delivery sockets; the value Istio's in-pod rules use for the same purpose.
 pub const DELIVERY_MARK: u32 = 0x111;
@@ -51,10 +52,10 @@ pub fn prepare() -> Result<(), Error> {
         source: errno.into(),
     })?;
     let v6 = std::path::Path::new("/proc/thread-self/net/if_inet6").exists();
-    set(FWMARK_ACCEPT)?;
+    turn_on(FWMARK_ACCEPT)?;
     for (key, always) in FWMARK_REFLECT {
         if always || v6 {
-            set(key)?;
+            turn_on(key)?;
         }
     }
     let families = [(AddressFamily::Inet, true), (AddressFamily::Inet6, v6)];
@@ -73,10 +74,6 @@ pub fn prepare() -> Result<(), Error> {
             })?;
     }
     Ok(())
-}
-
-fn set(key: &'static str) -> Result<(), Error> {
-    std::fs::write(format!("/proc/sys/{key}"), "1").map_err(|source| Error::Sysctl { key, source })
 }
 
 fn route(family: AddressFamily, loopback: u32) -> RouteMessage {

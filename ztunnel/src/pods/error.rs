@@ -86,7 +86,9 @@ pub enum Error {
         source: io::Error,
     },
     /// A sysctl could not be written.
-    #[error("cannot set {key} to 1: {source}; /proc/sys must be writable in the proxy's container")]
+    #[error(
+        "cannot set {key} to 1: {source}; CAP_NET_ADMIN is needed, and a writable /proc/sys or CAP_SYS_ADMIN"
+    )]
     Sysctl {
         /// The key as a path below /proc/sys.
         key: &'static str,

@@ -16,6 +16,7 @@ pub(crate) mod netlab;
 mod netns;
 mod rehearsal;
 mod socket;
+mod sysctl;
 pub mod zds;
 
 pub use destroy::{Connection, Destroyed, Error as DestroyError, Failure, Outcome, Way, destroy};
