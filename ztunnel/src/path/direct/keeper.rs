@@ -12,9 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use arc_swap::{ArcSwap, Guard};
 
+use super::super::demand::Questions;
+use super::super::route::key_of;
 use super::super::view::View;
 use super::verdict;
 use crate::kernel::{self, Arrival, Call, Flow, Kernel, NetnsCookie, Opener};
+use crate::mesh::DemandKey;
 use crate::pods::{self, Connection, Outcome};
 
 /// The view in force, and the verdicts that follow from it.
@@ -22,17 +25,19 @@ use crate::pods::{self, Connection, Outcome};
 pub struct Keeper {
     view: ArcSwap<View>,
     kernel: Arc<Kernel>,
+    questions: Option<Arc<Questions>>,
     changing: Mutex<()>,
 }
 
 impl Keeper {
     /// Begins with a view that knows no pods: verdicts of an earlier process hold until the first
-    /// change.
+    /// change. `questions` tells what is not in the mesh, where the mesh is known in part only.
     #[must_use]
-    pub fn new(kernel: Arc<Kernel>, view: View) -> Self {
+    pub fn new(kernel: Arc<Kernel>, view: View, questions: Option<Arc<Questions>>) -> Self {
         Self {
             view: ArcSwap::from_pointee(view),
             kernel,
+            questions,
             changing: Mutex::new(()),
         }
     }
@@ -98,11 +103,31 @@ impl Keeper {
         }
     }
 
+    /// Removes the verdicts that rest on an answer of the control plane's that no longer holds: what
+    /// was not in the mesh may be in it by now, and nobody has told. What is open stays.
+    pub fn expire(&self) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = self.view.load_full();
+        if let Err(error) = self.prune(&view) {
+            tracing::error!(%error, "verdicts cannot be checked one by one: all are void now");
+            if let Err(error) = self.kernel.forget_everything() {
+                tracing::error!(%error, "verdicts cannot be made void");
+            }
+        }
+    }
+
+    /// What is known about a call beside the view.
+    fn absent(&self, call: &Call, view: &View) -> Option<DemandKey> {
+        let (questions, source) = (self.questions.as_ref()?, view.workload(call.pod)?);
+        let key = key_of(source, call.destination.ip());
+        questions.is_absent(&key).then_some(key)
+    }
+
     /// Removes what does not hold by the view; returns what is to be written instead.
     fn prune(&self, view: &View) -> Result<Vec<(Call, kernel::Verdict)>, kernel::Error> {
         let mut renewed = Vec::new();
         for (call, written) in self.kernel.calls()? {
-            let now = verdict::call(&call, view);
+            let now = verdict::call(&call, self.absent(&call, view).as_slice(), view);
             if now.as_ref() != Some(&written) {
                 self.kernel.forget_call(&call)?;
                 renewed.extend(now.map(|now| (call, now)));
