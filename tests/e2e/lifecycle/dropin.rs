@@ -11,6 +11,8 @@ use ztunnel_tests::net::{Family, Host, Node, World};
 use ztunnel_tests::proxy::{Mesh, Settings};
 use ztunnel_tests::traffic::Kind;
 
+mod demand;
+
 use crate::scene::{self, HTTP, LIMIT, answered, answered_soon, eventually, reset};
 
 const CLUSTER: &str = "Kubernetes";
@@ -104,6 +106,11 @@ struct Cluster<'world> {
 
 impl<'world> Cluster<'world> {
     fn start(world: &'world World) -> Self {
+        Self::start_with(world, &[])
+    }
+
+    /// With more variables in the environment.
+    fn start_with(world: &'world World, environment: &[(&str, &str)]) -> Self {
         let control = ControlPlane::start(world).unwrap();
         for node in world.nodes() {
             for pod in &node.pods {
@@ -130,6 +137,9 @@ impl<'world> Cluster<'world> {
         let mut builder = Mesh::builder(world).settings(bare);
         for (name, value) in control.environment() {
             builder = builder.environment(&name, &value);
+        }
+        for (name, value) in environment {
+            builder = builder.environment(name, value);
         }
         let mut mesh = builder.prepare().unwrap();
         let agents = world.nodes().iter().map(|node| {

@@ -29,4 +29,4 @@ pub mod proto {
 pub use agent::NodeAgent;
 pub use authority::Authority;
 pub use server::{ControlPlane, PORT};
-pub use state::{Resource, State};
+pub use state::{Manner, Resource, State};

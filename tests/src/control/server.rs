@@ -1,6 +1,6 @@
 //! The servers: one in the namespace of every node, at the node's loopback address.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ use super::proto::envoy::service::discovery::v3::{
 use super::proto::istio::v1::auth::istio_certificate_service_server::{
     IstioCertificateServiceServer, SERVICE_NAME as AUTHORITY,
 };
-use super::state::{State, Told};
+use super::state::{ADDRESS, Manner, State, Told};
 use crate::cleanup;
 use crate::net::{Node, World};
 
@@ -235,6 +235,7 @@ impl AggregatedDiscoveryService for Discovery {
                 state,
                 answers,
                 known: BTreeMap::new(),
+                single: None,
                 nonce: 0,
             };
             subscriber.follow(request.into_inner()).await;
@@ -248,6 +249,8 @@ struct Subscriber {
     state: State,
     answers: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
     known: BTreeMap<String, BTreeMap<String, Told>>,
+    /// What it wants to know of workloads and services; none for all of it.
+    single: Option<BTreeSet<String>>,
     nonce: u64,
 }
 
@@ -275,10 +278,18 @@ impl Subscriber {
 
     /// None: the proxy is gone.
     async fn heed(&mut self, request: DeltaDiscoveryRequest) -> Option<()> {
-        if let Some(error) = request.error_detail {
+        if let Some(error) = request.error_detail.clone() {
             self.state.refused(error.message);
         }
-        if self.known.contains_key(&request.type_url) {
+        let first = !self.known.contains_key(&request.type_url);
+        if first && request.resource_names_unsubscribe.contains(&"*".to_owned()) {
+            self.single = Some(BTreeSet::new());
+            self.known.insert(request.type_url.clone(), BTreeMap::new());
+        }
+        if request.type_url == ADDRESS && self.single.is_some() {
+            return self.answer(request).await;
+        }
+        if !first {
             return Some(());
         }
         // What it has kept from an earlier stream, as far as it is what we would tell.
@@ -290,10 +301,7 @@ impl Subscriber {
         });
         let mut known: BTreeMap<_, _> = kept.collect();
         for name in held.into_keys() {
-            known.entry(name).or_insert(Told {
-                bytes: Vec::new(),
-                version: 0,
-            });
+            known.entry(name).or_insert(Told::nothing());
         }
         self.known.insert(request.type_url.clone(), known);
         self.tell(&request.type_url, true).await
@@ -307,9 +315,63 @@ impl Subscriber {
         Some(())
     }
 
+    /// Answers questions for single keys, as istiod does: with a service come its backends, all of
+    /// it counts as subscribed, and what is not there counts as removed.
+    async fn answer(&mut self, request: DeltaDiscoveryRequest) -> Option<()> {
+        let mut names = request.resource_names_subscribe;
+        names.retain(|name| name != "*");
+        let single = self.single.get_or_insert_default();
+        for name in &request.resource_names_unsubscribe {
+            single.remove(name);
+        }
+        if names.is_empty() {
+            return Some(());
+        }
+        match self.state.hear(&names) {
+            Manner::Prompt => {}
+            Manner::Slow(time) => tokio::time::sleep(time).await,
+            Manner::Silent => return Some(()),
+        }
+        let all = self.state.of_type(ADDRESS);
+        let mut found = BTreeMap::new();
+        let mut removed = Vec::new();
+        for name in names {
+            let hit = all
+                .iter()
+                .find(|(own, told)| **own == name || told.aliases.contains(&name));
+            single.insert(name.clone());
+            let Some((own, told)) = hit else {
+                removed.push(name);
+                continue;
+            };
+            let backends = all.iter().filter(|(_, other)| other.backs.contains(own));
+            found.extend(backends.map(|(name, told)| (name.clone(), told.clone())));
+            found.insert(own.clone(), told.clone());
+        }
+        single.extend(found.keys().cloned());
+        let resources = found.iter().map(|(name, told)| wire(ADDRESS, name, told));
+        let resources = resources.collect();
+        self.known
+            .entry(ADDRESS.to_owned())
+            .or_default()
+            .extend(found);
+        self.respond(ADDRESS, resources, removed).await
+    }
+
+    /// What the proxy wants to know of a type.
+    fn wanted(&self, kind: &str) -> BTreeMap<String, Told> {
+        let mut all = self.state.of_type(kind);
+        if let Some(single) = self.single.as_ref().filter(|_| kind == ADDRESS) {
+            all.retain(|name, told| {
+                single.contains(name) || told.backs.iter().any(|of| single.contains(of))
+            });
+        }
+        all
+    }
+
     /// Tells what is new of a type, and what is gone; the first time also that there is nothing.
     async fn tell(&mut self, kind: &str, first: bool) -> Option<()> {
-        let now = self.state.of_type(kind);
+        let now = self.wanted(kind);
         let known = self.known.insert(kind.to_owned(), now.clone())?;
         let fresh = now
             .iter()
@@ -320,6 +382,15 @@ impl Subscriber {
         if resources.is_empty() && removed_resources.is_empty() && !first {
             return Some(());
         }
+        self.respond(kind, resources, removed_resources).await
+    }
+
+    async fn respond(
+        &mut self,
+        kind: &str,
+        resources: Vec<Wire>,
+        removed_resources: Vec<String>,
+    ) -> Option<()> {
         self.nonce += 1;
         let response = DeltaDiscoveryResponse {
             system_version_info: String::new(),
@@ -340,6 +411,6 @@ fn wire(kind: &str, name: &str, told: &Told) -> Wire {
             value: told.bytes.clone(),
         }),
         name: name.to_owned(),
-        aliases: Vec::new(),
+        aliases: told.aliases.clone(),
     }
 }

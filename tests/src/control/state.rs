@@ -1,7 +1,9 @@
 //! What the control plane tells: named resources, which change while proxies listen.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use prost::Message as _;
 use tokio::sync::watch;
@@ -36,6 +38,36 @@ impl Resource {
         }
     }
 
+    fn aliases(&self) -> Vec<String> {
+        let alias = |network: &str, bytes: &[u8]| {
+            let octets = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+            let address = octets.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from));
+            address.ok().map(|address| format!("{network}/{address}"))
+        };
+        match self {
+            Self::Workload(it) => {
+                let addresses = it.addresses.iter();
+                addresses
+                    .filter_map(|address| alias(&it.network, address))
+                    .collect()
+            }
+            Self::Service(it) => {
+                let addresses = it.addresses.iter();
+                addresses
+                    .filter_map(|at| alias(&at.network, &at.address))
+                    .collect()
+            }
+            Self::Policy(_) | Self::Garbage(..) => Vec::new(),
+        }
+    }
+
+    fn backs(&self) -> Vec<String> {
+        match self {
+            Self::Workload(it) => it.services.keys().cloned().collect(),
+            _ => Vec::new(),
+        }
+    }
+
     pub(super) fn bytes(&self) -> Vec<u8> {
         use workload::address::Type;
         let address = |it| workload::Address { r#type: Some(it) }.encode_to_vec();
@@ -53,6 +85,33 @@ impl Resource {
 pub(super) struct Told {
     pub(super) bytes: Vec<u8>,
     pub(super) version: u64,
+    /// Other keys that lead to it: `network/ip`.
+    pub(super) aliases: Vec<String>,
+    /// The services that it backs.
+    pub(super) backs: Vec<String>,
+}
+
+impl Told {
+    pub(super) const fn nothing() -> Self {
+        Self {
+            bytes: Vec::new(),
+            version: 0,
+            aliases: Vec::new(),
+            backs: Vec::new(),
+        }
+    }
+}
+
+/// How single questions are answered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Manner {
+    /// At once.
+    #[default]
+    Prompt,
+    /// After a while.
+    Slow(Duration),
+    /// Never.
+    Silent,
 }
 
 type Resources = BTreeMap<(&'static str, String), Told>;
@@ -63,6 +122,8 @@ pub struct State {
     resources: Arc<Mutex<Resources>>,
     version: watch::Sender<u64>,
     refusals: Arc<Mutex<Vec<String>>>,
+    asked: Arc<Mutex<Vec<String>>>,
+    manner: Arc<Mutex<Manner>>,
 }
 
 impl Default for State {
@@ -71,6 +132,8 @@ impl Default for State {
             resources: Arc::default(),
             version: watch::Sender::new(0),
             refusals: Arc::default(),
+            asked: Arc::default(),
+            manner: Arc::default(),
         }
     }
 }
@@ -79,8 +142,13 @@ impl State {
     /// Tells a resource, or tells it anew.
     pub fn put(&self, resource: &Resource) {
         self.change(|resources, version| {
-            let bytes = resource.bytes();
-            resources.insert(resource.key(), Told { bytes, version });
+            let told = Told {
+                bytes: resource.bytes(),
+                version,
+                aliases: resource.aliases(),
+                backs: resource.backs(),
+            };
+            resources.insert(resource.key(), told);
         });
     }
 
@@ -95,6 +163,22 @@ impl State {
     #[must_use]
     pub fn refusals(&self) -> Vec<String> {
         lock(&self.refusals).clone()
+    }
+
+    /// What proxies that do not want everything have asked for, in order.
+    #[must_use]
+    pub fn asked(&self) -> Vec<String> {
+        lock(&self.asked).clone()
+    }
+
+    /// How single questions are answered from now on.
+    pub fn answer(&self, manner: Manner) {
+        *lock(&self.manner) = manner;
+    }
+
+    pub(super) fn hear(&self, names: &[String]) -> Manner {
+        lock(&self.asked).extend_from_slice(names);
+        *lock(&self.manner)
     }
 
     pub(super) fn refused(&self, why: String) {

@@ -180,10 +180,6 @@ pub(super) fn all(settings: &mut Settings) -> Result<(), ConfigError> {
     numbers(settings)?;
     durations(settings)?;
     lanes::check(settings)?;
-    if settings.xds.as_ref().is_some_and(|xds| xds.on_demand) {
-        let doubt = "xds.onDemand: not there yet; all workloads and services are asked for";
-        settings.warnings.push(doubt.to_owned());
-    }
     pods(settings)
 }
 

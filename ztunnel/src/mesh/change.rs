@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{NamespacedHostname, Policy, Service, Uid, Workload};
+use super::{NamespacedHostname, NetworkAddress, Policy, Service, Uid, Workload};
 
 /// One change of what the mesh is. Applied to a [`Snapshot`](super::Snapshot) before that is
 /// published; a published one never changes.
@@ -20,4 +20,14 @@ pub enum Change {
     Policy(Box<Policy>),
     /// The policy with this key (`namespace/name`) is gone.
     RemovePolicy(Arc<str>),
+    /// A workload or service is there that could not be read, and nothing is known of it but where
+    /// it is: nobody must take it for outside of the mesh.
+    Refused {
+        /// The name under which it was told.
+        name: Arc<str>,
+        /// Its addresses, as far as they could be read.
+        addresses: Vec<NetworkAddress>,
+    },
+    /// What could not be read is gone, or comes as something that can be.
+    Readable(Arc<str>),
 }

@@ -4,6 +4,7 @@
 //! cheap, and swaps it in whole.
 
 mod change;
+mod demand;
 mod fault;
 mod identity;
 mod interner;
@@ -15,6 +16,7 @@ mod workload;
 pub mod yaml;
 
 pub use change::Change;
+pub use demand::{DemandKey, Fetched};
 pub use fault::Fault;
 pub use identity::{Identity, ParseIdentityError};
 pub use interner::Interner;

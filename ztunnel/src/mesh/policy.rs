@@ -88,6 +88,10 @@ pub struct Policy {
     pub rules: Vec<Rule>,
     /// Evaluated, logged and counted, never enforced.
     pub dry_run: bool,
+    /// It has conditions that this proxy cannot see, and is enforced more strictly than it was meant:
+    /// an ALLOW does not match by them, a DENY matches without them. One that could not be read at
+    /// all refuses everybody whom it concerns.
+    pub unseen: bool,
 }
 
 /// What policies are asked about.

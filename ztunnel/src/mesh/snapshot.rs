@@ -15,6 +15,7 @@ mod claims;
 mod index;
 mod policies;
 mod ranges;
+mod refused;
 mod services;
 
 use std::net::IpAddr;
@@ -26,6 +27,7 @@ use self::claims::Claims;
 use self::index::{Index, Keyed};
 use self::policies::Policies;
 use self::ranges::Ranges;
+use self::refused::Refused;
 pub use self::services::ServiceEntry;
 use self::services::Services;
 use super::{NamespacedHostname, Policy, Ports, Service, Uid, Workload};
@@ -40,9 +42,40 @@ pub struct Snapshot {
     ranges: Ranges,
     unclaimed: Unclaimed,
     policies: Policies,
+    refused: Arc<Refused>,
+    in_part: bool,
 }
 
 impl Snapshot {
+    /// The same, but said to hold no more than what was asked for: what it does not know may be in
+    /// the mesh all the same. Copies of it say so too.
+    #[must_use]
+    pub fn known_in_part(self) -> Self {
+        Self {
+            in_part: true,
+            ..self
+        }
+    }
+
+    /// Whether what is not in it is not in the mesh.
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        !self.in_part
+    }
+
+    /// The name of what has this address in this network, where it was told and could not be read.
+    #[must_use]
+    pub fn refused_at(&self, network: &str, address: IpAddr) -> Option<&Arc<str>> {
+        self.refused.at(network, address)
+    }
+
+    /// Whether a service or a workload has this address in this network.
+    #[must_use]
+    pub fn knows_address(&self, network: &str, address: IpAddr) -> bool {
+        self.entry_by_vip(network, address).is_some()
+            || self.workload_by_address(network, address).is_some()
+    }
+
     /// The workload with this uid.
     #[must_use]
     pub fn workload_by_uid(&self, uid: &Uid) -> Option<&Arc<Workload>> {

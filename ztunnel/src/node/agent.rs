@@ -68,13 +68,10 @@ impl Agent {
         })
     }
 
-    /// The agent's next request. Safe to cancel.
-    pub(super) async fn request(&mut self) -> Request {
-        match self.requests.recv().await {
-            Some(request) => request,
-            // Only when the task that follows the agent has ended, which it does with us.
-            None => std::future::pending().await,
-        }
+    /// The agent's next request. None: the task that follows it has ended, which it never does by
+    /// itself. Safe to cancel.
+    pub(super) async fn request(&mut self) -> Option<Request> {
+        self.requests.recv().await
     }
 
     /// Writes down what the agent says, and finds out what is to be done about it.

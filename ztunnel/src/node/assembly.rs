@@ -1,7 +1,7 @@
 //! Turns the settings into each room's own configuration. No room but `config` knows the
 //! settings, and `config` knows no room: this file is the only place where they meet.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,6 +88,14 @@ pub(super) fn issuer(settings: &Settings) -> Result<Arc<dyn Issuer>, super::Erro
     })
 }
 
+/// The file with the mesh's roots, if certificates come from a control plane that has one.
+pub(super) fn mesh_roots(settings: &Settings) -> Option<PathBuf> {
+    match &settings.ca {
+        config::Authority::Local(_) => None,
+        config::Authority::Remote(remote) => remote.upstream.root.clone(),
+    }
+}
+
 /// How certificates are kept, and which of the peers' are not taken.
 pub(super) fn tls(settings: &Settings) -> Result<tls::Config, tls::RevocationError> {
     let revocations = settings.crl.as_deref().map(tls::Revocations::open);
@@ -99,7 +107,10 @@ pub(super) fn tls(settings: &Settings) -> Result<tls::Config, tls::RevocationErr
 
 /// How the control plane is asked what the mesh is, if it is.
 pub(super) fn xds(settings: &Settings) -> Option<xds::Config> {
-    let config::Xds { upstream, .. } = settings.xds.as_ref()?;
+    let config::Xds {
+        upstream,
+        on_demand,
+    } = settings.xds.as_ref()?;
     let root = match &upstream.root {
         Some(file) => xds::Root::File(file.clone()),
         None => xds::Root::System,
@@ -122,6 +133,11 @@ pub(super) fn xds(settings: &Settings) -> Option<xds::Config> {
         token: upstream.token.clone(),
         headers: upstream.headers.0.clone(),
         trust_domain: settings.trust_domain.to_string(),
+        subscription: if *on_demand {
+            xds::Subscription::OnDemand
+        } else {
+            xds::Subscription::Everything
+        },
         ..xds::Config::new(&upstream.address, root, node)
     })
 }

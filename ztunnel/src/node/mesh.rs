@@ -17,7 +17,7 @@ use crate::config::Settings;
 use crate::mesh::local::LocalMesh;
 use crate::mesh::{Change, Snapshot};
 use crate::telemetry::Telemetry;
-use crate::xds::{self, Batch, Client, Event};
+use crate::xds::{self, Batch, Client, Demand, Event};
 
 use super::assembly;
 
@@ -37,6 +37,17 @@ pub(super) struct Mesh {
     /// What the settings say.
     local: LocalMesh,
     control_plane: Option<ControlPlane>,
+    /// Asks for single things, where the control plane does not tell everything.
+    demand: Option<Demand>,
+}
+
+/// What the control plane has told.
+#[derive(Debug)]
+pub(super) struct Told {
+    /// Those who asked for it; to be dropped when it is in force.
+    pub(super) waiting: Vec<Batch>,
+    /// Whether anything is different now. If not, there is nothing to put in force.
+    pub(super) changed: bool,
 }
 
 /// The connection to the control plane, and what it has told that is not in force.
@@ -72,14 +83,26 @@ impl Mesh {
             current: Arc::default(),
             local: LocalMesh::default(),
             control_plane: None,
+            demand: None,
         };
         if let Some(config) = assembly::xds(settings) {
             let (client, events) = Client::new(config, telemetry.xds().clone())?;
+            if let Some(demand) = client.demand() {
+                mesh.told = Snapshot::default().known_in_part();
+                // Before anything is told, too: to know nothing is no reason to take it for outside.
+                mesh.current = Arc::new(mesh.told.clone());
+                mesh.demand = Some(demand);
+            }
             let client = tokio::spawn(client.run());
             mesh.control_plane = Some(ControlPlane::new(events, client, wait_for()));
         }
         mesh.adopt(&settings.local_mesh);
         Ok(mesh)
+    }
+
+    /// Asks for single things, where the control plane does not tell everything.
+    pub(super) const fn demand(&self) -> Option<&Demand> {
+        self.demand.as_ref()
     }
 
     /// The snapshot that is in force, or is to be.
@@ -119,8 +142,9 @@ impl Mesh {
     }
 
     /// Waits until something that was told is to be put in force: [`Self::current`] is another one
-    /// then. What is returned is to be dropped when it is in force.
-    pub(super) async fn changed(&mut self) -> Vec<Batch> {
+    /// then.
+    /// None: the client of the control plane has ended, which it never does by itself.
+    pub(super) async fn changed(&mut self) -> Option<Told> {
         let Some(control_plane) = &mut self.control_plane else {
             return std::future::pending().await;
         };
@@ -148,14 +172,15 @@ impl Mesh {
                     control_plane.synced = true;
                     control_plane.changed = true;
                 }
-                // The client never ends by itself.
-                None => return std::future::pending().await,
+                None => return None,
             }
         }
-        control_plane.changed = false;
+        let changed = std::mem::take(&mut control_plane.changed);
         let waiting = std::mem::take(&mut control_plane.waiting);
-        self.put_together();
-        waiting
+        if changed {
+            self.put_together();
+        }
+        Some(Told { waiting, changed })
     }
 
     /// Says how long it took to put a change in force; the next one waits accordingly.

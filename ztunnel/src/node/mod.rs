@@ -9,11 +9,13 @@ mod acceleration;
 mod agent;
 mod assembly;
 mod capture;
+mod demand;
 pub mod doctor;
 mod dump;
 mod enrollment;
 mod mesh;
 mod program_log;
+mod roots;
 mod serving;
 
 use std::path::PathBuf;
@@ -35,8 +37,9 @@ use crate::{tls, xds};
 
 use acceleration::Acceleration;
 use agent::Agent;
+use demand::OwnPods;
 use enrollment::Enrollment;
-use mesh::Mesh;
+use mesh::{Mesh, Told};
 
 /// How often pods that could not be enrolled are tried again.
 const ENROLL_RETRY: Duration = Duration::from_secs(1);
@@ -44,9 +47,6 @@ const ENROLL_RETRY: Duration = Duration::from_secs(1);
 /// How often the series of workloads that are gone are forgotten, while the control plane tells of
 /// changes.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
-
-/// How often the file with the revocation lists is looked at.
-const CRL_LOOK: Duration = Duration::from_secs(5);
 
 /// How long after a change the direct lane is looked at again: what the proxy was just dialling, as
 /// it was judged before, has been written down by then.
@@ -79,6 +79,8 @@ pub enum Error {
     Admin(#[from] admin::Error),
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    #[error("the client of the {0} has ended: without it this node would go on with old news")]
+    Ended(&'static str),
     #[error("cannot start the event loop: {0}")]
     Runtime(#[source] std::io::Error),
 }
@@ -99,8 +101,7 @@ pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Error> {
     runtime.block_on(async {
         let node = Node::build(Source { file, overrides }, settings, log)?;
         tracing::info!(after = ?began.elapsed(), "started");
-        node.serve().await;
-        Ok::<(), Error>(())
+        node.serve().await
     })?;
     drop::<LogGuard>(guard);
     Ok(())
@@ -130,6 +131,9 @@ struct Node {
     workers: Workers,
     enrollment: Enrollment,
     agent: Option<Agent>,
+    own: OwnPods,
+    /// Who waits for what the control plane has told, until it is in force.
+    held: Vec<xds::Batch>,
     /// When pods that could not be enrolled are tried again; none if there are none.
     retry: Option<Instant>,
     /// When the series of workloads that are gone are to be forgotten.
@@ -149,21 +153,24 @@ impl Node {
         let bound = admin::bind(&assembly::admin(&settings))?;
         let kernel = capture::programs(&settings)?.map(Arc::new);
         let (issuer, certificates) = (assembly::issuer(&settings)?, assembly::tls(&settings)?);
-        tokio::spawn(certificates.revocations.clone().follow(CRL_LOOK));
         let runtime = tokio::runtime::Handle::current();
         let telemetry = Telemetry::new(log.dropped_lines());
         let readiness = Readiness::new();
         let told = || readiness.wait_for("the control plane");
         let mesh = Mesh::new(&settings, &telemetry, told)?;
         let view = View::new(mesh.current().clone(), [], &Lanes::default());
+        let questions = demand::questions(mesh.demand());
+        let own = OwnPods::new(mesh.demand());
         let shared = Arc::new(Shared {
-            keeper: Arc::new(Keeper::new(kernel.clone(), view)),
+            keeper: Arc::new(Keeper::new(kernel.clone(), view, questions.clone())),
+            questions,
             resolver: assembly::resolver(runtime.clone()),
             certificates: tls::Store::new(issuer, certificates, runtime),
             telemetry,
             config: assembly::path(&settings, kernel.is_some()),
             kernel,
         });
+        roots::follow_files(&settings, &shared.certificates);
         let quit = Arc::new(Notify::new());
         let (stop, stopping) = watch::channel(false);
         let pending = readiness.wait_for("enrolling pods");
@@ -191,6 +198,8 @@ impl Node {
             workers,
             enrollment,
             agent,
+            own,
+            held: Vec::new(),
             retry: None,
             forget: Instant::now(),
             acceleration,
@@ -203,7 +212,11 @@ impl Node {
     }
 
     /// Follows settings and signals until one says stop, then drains.
-    async fn serve(mut self) {
+    ///
+    /// # Errors
+    /// When a part that the node cannot do without has ended: a process that is started anew has it
+    /// again.
+    async fn serve(mut self) -> Result<(), Error> {
         for warning in &self.settings.warnings {
             tracing::warn!("{warning}");
         }
@@ -217,7 +230,7 @@ impl Node {
             listen_for(SignalKind::terminate()),
             listen_for(SignalKind::interrupt()),
         );
-        loop {
+        let ended = loop {
             let hold = self.agent.as_ref().and_then(Agent::hold);
             tokio::select! {
                 () = changed(watcher.as_mut()) => {
@@ -229,14 +242,19 @@ impl Node {
                 () = until(self.retry) => {
                     self.enroll();
                 }
-                waiting = self.mesh.changed() => {
-                    self.adopt_told(waiting);
+                told = self.mesh.changed() => {
+                    let Some(told) = told else { break Err(Error::Ended("control plane")) };
+                    self.adopt_told(told);
                 }
                 request = serving::requested(self.agent.as_mut()) => {
+                    let Some(request) = request else { break Err(Error::Ended("node agent")) };
                     self.heed(request);
                 }
                 () = until(hold) => {
                     self.stop_waiting();
+                }
+                () = until(self.own.due()) => {
+                    self.attend_to_own();
                 }
                 () = self.acceleration.tested() => {
                     self.judge_anew();
@@ -245,11 +263,11 @@ impl Node {
                     self.second_sweep = None;
                     self.sweep();
                 }
-                () = told(terminate.as_mut()) => break,
-                () = told(interrupt.as_mut()) => break,
-                () = self.quit.notified() => break,
+                () = told(terminate.as_mut()) => break Ok(()),
+                () = told(interrupt.as_mut()) => break Ok(()),
+                () = self.quit.notified() => break Ok(()),
             }
-        }
+        };
         tracing::info!("stopping: draining connections");
         // What happens from now on waits in the kernel for the next process.
         for task in program_log.iter().chain(&accounts) {
@@ -261,6 +279,7 @@ impl Node {
         drop(self.enrollment);
         self.workers.drain(self.settings.termination_deadline).await;
         self.servers.finished().await;
+        ended
     }
 
     /// Has the kernel's events about the direct lane written down.
@@ -346,11 +365,18 @@ impl Node {
         }
     }
 
-    /// Puts in force what the control plane has told; then those who wait for it are answered.
-    fn adopt_told(&mut self, waiting: Vec<xds::Batch>) {
+    /// Puts in force what the control plane has told; those who wait for it are answered then, which
+    /// may be later.
+    fn adopt_told(&mut self, told: Told) {
         let began = Instant::now();
+        self.held.extend(told.waiting);
+        if !told.changed && !self.judgement_waits() {
+            // All of it is in force: nobody has to wait, and nothing to be judged.
+            self.held.clear();
+            self.mesh.in_force(began.elapsed());
+            return;
+        }
         self.judge_anew();
-        drop(waiting);
         // Pods that failed have their own time, however often something changes.
         if self.retry.is_none() {
             self.enroll();
@@ -359,7 +385,9 @@ impl Node {
             self.forget = began + FORGET_EVERY;
             self.forget_series();
         }
-        self.mesh.in_force(began.elapsed());
+        if !self.judgement_waits() {
+            self.mesh.in_force(began.elapsed());
+        }
     }
 
     /// Drops the metrics of workloads that are gone.
@@ -373,7 +401,8 @@ impl Node {
     /// this returns, and what is open against it is ended. Not before it is known which pods there
     /// are; then all of it is made up for.
     fn judge_anew(&mut self) {
-        if !self.mesh.is_known() || self.agent.as_ref().and_then(Agent::hold).is_some() {
+        self.ask_for_own();
+        if self.judgement_waits() {
             return;
         }
         let mut lanes = self.acceleration.lanes(&self.settings);
@@ -387,6 +416,13 @@ impl Node {
         self.workers.judge_again();
         self.sweep();
         self.second_sweep = Some(Instant::now() + SECOND_SWEEP);
+        self.held.clear();
+        self.mesh.in_force(Duration::ZERO);
+    }
+
+    fn judgement_waits(&self) -> bool {
+        let hold = self.agent.as_ref().and_then(Agent::hold);
+        !self.mesh.is_known() || hold.is_some() || self.own.holds()
     }
 
     fn sweep(&self) {

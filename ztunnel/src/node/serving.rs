@@ -102,7 +102,7 @@ impl Node {
 }
 
 /// The node agent's next request; none ever comes where there is no agent.
-pub(super) async fn requested(agent: Option<&mut Agent>) -> zds::Request {
+pub(super) async fn requested(agent: Option<&mut Agent>) -> Option<zds::Request> {
     match agent {
         Some(agent) => agent.request().await,
         None => std::future::pending().await,

@@ -4,6 +4,7 @@
 //! destination's: whatever the client's node thought of it, here every policy is asked.
 
 mod error;
+mod missing;
 mod target;
 
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::authorize::Arrival;
+use super::demand::{Learned, NotTold};
 use super::direct::verdict;
 use super::live::{Admitted, Live};
 use super::permit::permit;
@@ -28,7 +30,7 @@ use super::view::View;
 use super::worker::Here;
 use crate::hbone::{self, Authority};
 use crate::kernel::{self, NetnsCookie};
-use crate::mesh::{Identity, Workload};
+use crate::mesh::{DemandKey, Identity, Workload};
 use crate::pods::{self, Source, abort_on_drop};
 use crate::telemetry::Reporter;
 use crate::tls;
@@ -142,9 +144,7 @@ async fn handshake(
     stream: TcpStream,
 ) -> Result<(tls::Stream<TcpStream>, Identity), PeerError> {
     let shared = &here.local.shared;
-    let workload = here.workload();
-    let identity = workload.map(|workload| workload.identity.clone());
-    let identity = identity.ok_or(PeerError::UnknownWorkload)?;
+    let identity = own_identity(here).await?;
     let timeout = shared.config.handshake_timeout;
     let secured = async {
         let credentials = shared.certificates.get(&identity).await?;
@@ -156,6 +156,22 @@ async fn handshake(
     tunnel::log_established(&stream, &identity);
     let peer = stream.peer().clone();
     Ok((stream, peer))
+}
+
+/// The pod's own identity, which the control plane may have to be asked for.
+async fn own_identity(here: &Here) -> Result<Identity, PeerError> {
+    let shared = &here.local.shared;
+    let mut learned = Learned::default();
+    loop {
+        if let Some(workload) = here.workload() {
+            return Ok(workload.identity.clone());
+        }
+        let view = shared.keeper.view_owned();
+        let key = missing::own(&here.pod.uid, &view.mesh, &learned.absent);
+        let key = key.ok_or(PeerError::UnknownWorkload)?;
+        let questions = shared.questions.as_deref();
+        learned.ask(questions, &here.arriving, key).await?;
+    }
 }
 
 /// Carries one tunnel from its CONNECT to its end. The set-up is boxed and gets what it needs
@@ -211,7 +227,7 @@ async fn open_tunnel(
 /// Judges an arriving connection and connects it to the application.
 async fn arrive(here: &Here, caller: Caller) -> Result<(TcpStream, Live, Record), StatusCode> {
     // One view for the whole judgement: a change in between must not mix two meshes.
-    let view = here.local.shared.keeper.view_owned();
+    let (view, told) = learn(here, &caller).await;
     let mesh = &view.mesh;
     let workload = here.pod.workload(mesh).cloned();
     let client = caller.client(workload.as_deref(), &view);
@@ -250,12 +266,13 @@ async fn arrive(here: &Here, caller: Caller) -> Result<(TcpStream, Live, Record)
             workload: workload.clone(),
         },
     );
-    let delivered = match (found, workload) {
-        (Some(Ok(target)), Some(workload)) => {
+    let delivered = match (told, found, workload) {
+        (Err(not_told), ..) => Err(not_told.into()),
+        (_, Some(Ok(target)), Some(workload)) => {
             deliver(here, &view, &caller, &workload, &target, client).await
         }
-        (Some(Err(error)), _) => Err(error),
-        (_, None) | (None, _) => {
+        (_, Some(Err(error)), _) => Err(error),
+        (_, _, None) | (_, None, _) => {
             let uid = here.pod.uid.0.clone();
             Err(ArriveError::UnknownWorkload { uid })
         }
@@ -268,6 +285,59 @@ async fn arrive(here: &Here, caller: Caller) -> Result<(TcpStream, Live, Record)
             Err(status)
         }
     }
+}
+
+/// Asks the control plane for what the judgement needs and the mesh does not know; returns the view
+/// that is in force then.
+async fn learn(here: &Here, caller: &Caller) -> (Arc<View>, Result<(), NotTold>) {
+    let shared = &here.local.shared;
+    let mut learned = Learned::default();
+    let mut named = false;
+    loop {
+        let view = shared.keeper.view_owned();
+        let Some(questions) = shared.questions.as_deref() else {
+            return (view, Ok(()));
+        };
+        if let Some(key) = lacks(here, caller, &view, &learned) {
+            if let Err(error) = learned.ask(Some(questions), &here.arriving, key).await {
+                return (view, Err(error));
+            }
+            continue;
+        }
+        let client = caller.client(here.pod.workload(&view.mesh).map(|w| &**w), &view);
+        match missing::at(&shared.config.network, client.ip(), &view.mesh) {
+            Some(key) if !named => {
+                named = true;
+                questions.ask_for_name(&key, &here.arriving).await;
+            }
+            _ => return (view, Ok(())),
+        }
+    }
+}
+
+fn lacks(here: &Here, caller: &Caller, view: &View, learned: &Learned) -> Option<DemandKey> {
+    let Some(workload) = here.pod.workload(&view.mesh) else {
+        return missing::own(&here.pod.uid, &view.mesh, &learned.absent);
+    };
+    let tunnel = caller.tunnel.as_ref();
+    let on_behalf = tunnel.is_some_and(|tunnel| {
+        // Nearly everybody names themselves.
+        tunnel
+            .forwarded
+            .is_some_and(|client| client != caller.peer.ip())
+    });
+    let asked = Asked {
+        workload,
+        addresses: &here.pod.addresses,
+        at: caller.at.ip(),
+    };
+    missing::missing(
+        &caller.authority(),
+        on_behalf,
+        asked,
+        &view.mesh,
+        &learned.absent,
+    )
 }
 
 fn find(
@@ -301,6 +371,7 @@ async fn deliver(
             source_ip: client.ip(),
             destination,
         },
+        here.local.shared.telemetry.trials(),
     )?;
     if identity.is_none() {
         remember(here, view, client, destination);

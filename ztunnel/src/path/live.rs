@@ -43,6 +43,11 @@ pub(super) enum Revoked {
     /// Nobody knows whose policies to ask.
     #[error("no longer allowed: the pod's workload is not in the mesh any more")]
     UnknownWorkload,
+    /// Whoever is at the other end of a tunnel of its own may not prove who it is any more.
+    #[error(
+        "no longer allowed: the certificate of the peer behind the network gateway was revoked"
+    )]
+    Certificate,
 }
 
 /// The connections of one worker.

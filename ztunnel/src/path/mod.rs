@@ -6,7 +6,8 @@
 //! 1. [`accept`](self): a worker accepts it and asks who called, whom, and from which pod.
 //! 2. [`route`]: a pure function of the connection and a [`View`] picks the lane: into a tunnel (to
 //!    the destination's node, its waypoint, or the gateway of its network), directly to a pod of
-//!    this node, or on as it is. Where a backend has a name, [`Resolve`] is asked in between.
+//!    this node, or on as it is. Where a backend has a name, [`Resolve`] is asked in between; where the
+//!    mesh is known in part only, the control plane ([`Questions`]).
 //! 3. [`authorize`]: at the destination, a pure function gives the verdict and the rule behind
 //!    it.
 //! 4. `tunnel`: the HBONE tunnel is opened here, or was opened to us; `passthrough` is for what
@@ -21,6 +22,7 @@
 mod accept;
 pub mod authorize;
 mod connections;
+mod demand;
 pub mod direct;
 mod inbound;
 mod live;
@@ -36,6 +38,7 @@ mod tunnel;
 mod view;
 mod worker;
 
+pub use demand::{Ask, Asking, LEASE, NotTold, Questions};
 pub use direct::{Accounts, Keeper};
 pub use resolve::{Resolve, ResolveError, Resolving, SystemResolver};
 pub use view::{Allowed, Lanes, LocalPod, SameNode, View};
@@ -76,6 +79,8 @@ pub struct Shared {
     pub certificates: Arc<tls::Store>,
     /// Finds the addresses of backends that have names.
     pub resolver: Arc<dyn Resolve>,
+    /// What the control plane is asked, where the mesh is known in part only.
+    pub questions: Option<Arc<Questions>>,
     /// Metrics.
     pub telemetry: Arc<Telemetry>,
     /// Settings.

@@ -14,19 +14,21 @@ use smallvec::SmallVec;
 use tokio::net::TcpStream;
 
 use super::authorize::Arrival;
+use super::demand::Learned;
 use super::direct::verdict;
+use super::live::Revoked;
 use super::passthrough;
 use super::permit::permit;
 use super::relay::{self, Ended, Side};
 use super::report::{Facts, Record, Tunnelled};
 use super::resolve::ResolveError;
-use super::route::{Departure, Route, choose_address, route};
+use super::route::{Departure, Route, RouteError, choose_address, route};
 use super::tunnel;
 use super::view::View;
 use super::worker::Here;
 use crate::hbone::{Authority, Tunnel};
 use crate::kernel::{Call, Choice, NetnsCookie, Origin, Verdict};
-use crate::mesh::Workload;
+use crate::mesh::{DemandKey, Workload};
 use crate::pods::{self, abort_on_drop};
 use crate::telemetry::Reporter;
 
@@ -37,7 +39,7 @@ const MOST_NAMES: usize = 3;
 
 /// What carries the connection from here on.
 enum Onward {
-    Tunnel(Tunnel),
+    Tunnel(Tunnel, Option<tunnel::Revoking>),
     Plain(TcpStream),
 }
 
@@ -77,9 +79,10 @@ pub(super) async fn carry(here: Rc<Here>, app: TcpStream, client: SocketAddr) {
     // Boxed so that the memory of the set-up is gone while the connection lives.
     let departed = Box::pin(depart(&here, &app, client)).await;
     match departed {
-        Ok((Onward::Tunnel(tunnel), records)) => {
+        Ok((Onward::Tunnel(tunnel, revoking), records)) => {
             let series = records.source.series();
-            let ended = relay::tunnelled(app, tunnel, Side::Source, series, pending()).await;
+            let cut = revoked(revoking);
+            let ended = relay::tunnelled(app, tunnel, Side::Source, series, cut).await;
             records.end(&ended);
         }
         Ok((Onward::Plain(server), records)) => {
@@ -90,6 +93,14 @@ pub(super) async fn carry(here: Rc<Here>, app: TcpStream, client: SocketAddr) {
         // The application must not take a refusal for an orderly end.
         Err(()) => abort_on_drop(&app),
     }
+}
+
+async fn revoked(revoking: Option<tunnel::Revoking>) -> Revoked {
+    match revoking {
+        Some(revoking) => revoking.await,
+        None => pending().await,
+    }
+    Revoked::Certificate
 }
 
 async fn depart(
@@ -156,9 +167,12 @@ struct Judged {
 /// What names have been resolved to.
 type Resolved = SmallVec<[(Arc<str>, IpAddr); 1]>;
 
+/// What was asked for on behalf of a connection: names, and what is not in the mesh.
+type Known<'a> = (&'a [(Arc<str>, IpAddr)], &'a [DemandKey]);
+
 /// Finds out whom the application called, and which way leads there. One view for the whole
-/// judgement: a change in between must not mix two meshes. Where a name has to be resolved, all is
-/// judged again afterwards, by the view that is in force then.
+/// judgement: a change in between must not mix two meshes. Where a name has to be resolved, or the
+/// control plane to be asked, all is judged again afterwards, by the view that is in force then.
 async fn find(
     here: &Rc<Here>,
     (app, client): (&TcpStream, SocketAddr),
@@ -169,9 +183,18 @@ async fn find(
     facts.destination = origin.destination;
     let dice = here.local.dice();
     let mut resolved = Resolved::new();
+    let mut learned = Learned::default();
     loop {
         let view = shared.keeper.view_owned();
-        let judged = judge(here, &origin, (&resolved, dice), facts, &view)?;
+        let known = (resolved.as_slice(), learned.absent.as_slice());
+        let judged = match judge(here, &origin, (known, dice), facts, &view) {
+            Err(DepartError::Route(RouteError::Unasked { key })) => {
+                let questions = shared.questions.as_deref();
+                learned.ask(questions, &here.leaving, key).await?;
+                continue;
+            }
+            judged => judged?,
+        };
         let Route::Resolve { hostname } = judged.route else {
             return Ok((view, judged));
         };
@@ -204,22 +227,18 @@ fn origin(here: &Here, app: &TcpStream, client: SocketAddr) -> Result<Option<Ori
 fn judge(
     here: &Here,
     origin: &Origin,
-    (resolved, dice): (&[(Arc<str>, IpAddr)], u64),
+    ((resolved, absent), dice): (Known<'_>, u64),
     facts: &mut Facts,
     view: &Arc<View>,
 ) -> Result<Judged, DepartError> {
-    let source = here
-        .pod
-        .workload(&view.mesh)
-        .ok_or_else(|| DepartError::UnknownWorkload {
-            uid: here.pod.uid.0.clone(),
-        })?;
+    let unknown = || unknown(here, absent, view);
+    let source = here.pod.workload(&view.mesh).ok_or_else(unknown)?;
     facts.source = Some(source.clone());
     let call = Call {
         pod: NetnsCookie(here.pod.netns.cookie()),
         destination: origin.destination,
     };
-    let mut verdict = verdict::call(&call, view);
+    let mut verdict = verdict::call(&call, absent, view);
     let mut except = SmallVec::<[SocketAddr; 8]>::new();
     if origin.choice == Choice::Elsewhere
         && let Some(known) = verdict.take()
@@ -230,6 +249,7 @@ fn judge(
     let departure = Departure {
         except: &except,
         resolved,
+        absent,
         ..Departure::new(source, origin.destination)
     };
     let route = route(&departure, view, dice)?;
@@ -239,6 +259,17 @@ fn judge(
         call,
         verdict,
     })
+}
+
+/// The pod's own workload is not known: the control plane is asked for it, once.
+fn unknown(here: &Here, absent: &[DemandKey], view: &View) -> DepartError {
+    let uid = &here.pod.uid;
+    let key = DemandKey::Workload(uid.clone());
+    let known = view.mesh.is_whole() || view.mesh.workload_by_uid(uid).is_some();
+    if known || absent.contains(&key) {
+        return DepartError::UnknownWorkload { uid: uid.0.clone() };
+    }
+    RouteError::Unasked { key }.into()
 }
 
 /// What the route tells about the connection.
@@ -311,6 +342,7 @@ async fn connect(
                     source_ip,
                     destination: to,
                 },
+                here.local.shared.telemetry.trials(),
             )?;
             (to, Some(server))
         }
@@ -320,7 +352,8 @@ async fn connect(
                 source_ip,
                 hop,
             };
-            return Ok(Onward::Tunnel(tunnel::open(here, request).await?));
+            let (tunnel, revoking) = tunnel::open(here, request).await?;
+            return Ok(Onward::Tunnel(tunnel, revoking));
         }
         Route::Resolve { hostname } => return Err(DepartError::TooManyNames { hostname }),
     };

@@ -23,7 +23,10 @@ use smallvec::{SmallVec, smallvec};
 use super::view::View;
 use crate::hbone::Authority;
 use crate::kernel::{Ends, NetnsCookie};
-use crate::mesh::{Identity, NetworkMode, Service, ServiceEntry, TunnelProtocol, Workload};
+use crate::mesh::{
+    DemandKey, Identity, NetworkAddress, NetworkMode, Service, ServiceEntry, Snapshot,
+    TunnelProtocol, Workload,
+};
 use crate::pods::PROXY_PORTS;
 
 mod choice;
@@ -34,7 +37,7 @@ mod target;
 
 pub use error::{Role, RouteError};
 use gateway::find;
-pub(super) use gateway::{stands, waypoints_of};
+pub(super) use gateway::{missing, stands, waypoints_of};
 use place::Place;
 pub use place::choose_address;
 pub(super) use target::is_visible;
@@ -58,6 +61,9 @@ pub struct Departure<'a> {
     pub except: &'a [SocketAddr],
     /// What names stand for, as far as [`Route::Resolve`] has asked.
     pub resolved: &'a [(Arc<str>, IpAddr)],
+    /// What the control plane has just said is not in the mesh, where the mesh is known in part
+    /// only ([`RouteError::Unasked`] has asked for it).
+    pub absent: &'a [DemandKey],
 }
 
 impl<'a> Departure<'a> {
@@ -69,8 +75,26 @@ impl<'a> Departure<'a> {
             destination,
             except: &[],
             resolved: &[],
+            absent: &[],
         }
     }
+
+    /// Whether what the mesh does not know under this key is outside of it.
+    fn is_absent(&self, key: DemandKey, mesh: &Snapshot) -> Result<(), RouteError> {
+        if mesh.is_whole() || self.absent.contains(&key) {
+            return Ok(());
+        }
+        Err(RouteError::Unasked { key })
+    }
+}
+
+/// What to ask for to learn who has an address in a workload's network.
+#[must_use]
+pub fn key_of(source: &Workload, address: IpAddr) -> DemandKey {
+    DemandKey::Address(NetworkAddress {
+        network: source.network.clone(),
+        address: address.to_canonical(),
+    })
 }
 
 /// Where a connection goes and how.
@@ -163,7 +187,7 @@ pub fn route(departure: &Departure<'_>, view: &View, dice: u64) -> Result<Route,
                 ),
                 Place::At(ip) => {
                     let to = SocketAddr::new(ip, chosen.port);
-                    let workload = known(departure.source, chosen.workload, ip, view);
+                    let workload = known(departure, chosen.workload, ip, view)?;
                     Ok(carry(departure.source, workload, to, Some(entry), view))
                 }
             }
@@ -223,7 +247,9 @@ pub fn is_behind_waypoint(departure: &Departure<'_>, view: &View) -> bool {
 #[must_use]
 pub fn is_outside(source: &Workload, to: SocketAddr, view: &View) -> bool {
     let workload = view.mesh.workload_by_address(&source.network, to.ip());
-    is_own_tunnel(source, canonical(to)) || workload.is_none_or(|workload| speaks_plainly(workload))
+    let unreadable = || view.mesh.refused_at(&source.network, to.ip()).is_some();
+    is_own_tunnel(source, canonical(to))
+        || workload.map_or_else(|| !unreadable(), |workload| speaks_plainly(workload))
 }
 
 /// Nothing listens for HBONE on behalf of a pod that uses its node's network.
@@ -234,17 +260,25 @@ fn speaks_plainly(workload: &Workload) -> bool {
 /// Who is at an address that a backend's name was resolved to: what is in the mesh is not reached
 /// in the clear because somebody gave it another name.
 fn known<'a>(
-    source: &Workload,
+    departure: &Departure<'_>,
     chosen: &'a Arc<Workload>,
     at: IpAddr,
     view: &'a View,
-) -> &'a Arc<Workload> {
-    let found = || view.mesh.workload_by_address(&source.network, at);
-    if chosen.workload_ips.is_empty() {
-        found().unwrap_or(chosen)
-    } else {
-        chosen
+) -> Result<&'a Arc<Workload>, RouteError> {
+    if !chosen.workload_ips.is_empty() {
+        return Ok(chosen);
     }
+    let source = departure.source;
+    if let Some(found) = view.mesh.workload_by_address(&source.network, at) {
+        return Ok(found);
+    }
+    if let Some(name) = view.mesh.refused_at(&source.network, at) {
+        return Err(RouteError::Unreadable { name: name.clone() });
+    }
+    if !view.mesh.knows_address(&source.network, at) {
+        departure.is_absent(key_of(source, at), &view.mesh)?;
+    }
+    Ok(chosen)
 }
 
 /// Through the waypoint of what was dialled.

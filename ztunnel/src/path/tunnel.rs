@@ -1,7 +1,7 @@
 //! Step 4: open a tunnel to another node, or terminate one that was opened to us.
 
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,12 +59,16 @@ pub(super) struct Request<'a> {
     pub(super) hop: Hop,
 }
 
+/// Resolves when the certificate of a tunnel's peer is revoked, where nobody else ends the tunnel
+/// then: what is pooled ends with its connection.
+pub(super) type Revoking = Pin<Box<dyn Future<Output = ()>>>;
+
 /// Opens a tunnel, on a pooled connection where there is one; into another network, a second one
 /// inside it.
 pub(super) async fn open(
     here: &Rc<Here>,
     request: Request<'_>,
-) -> Result<Tunnel, OpenError<DialError>> {
+) -> Result<(Tunnel, Option<Revoking>), OpenError<DialError>> {
     let hop = request.hop;
     let key = PoolKey {
         source: request.source.identity.clone(),
@@ -82,7 +86,7 @@ pub(super) async fn open(
     let dial = || dial(here.clone(), key.clone());
     let tunnel = here.local.pool.open(&key, &connect, dial).await?;
     match hop.kind {
-        HopKind::Destination | HopKind::Waypoint => Ok(tunnel),
+        HopKind::Destination | HopKind::Waypoint => Ok((tunnel, None)),
         HopKind::NetworkGateway { then } => {
             Box::pin(open_inside(here, tunnel, (&key, &then), &connect)).await
         }
@@ -96,7 +100,7 @@ async fn open_inside(
     outer: Tunnel,
     (key, then): (&PoolKey, &[Identity]),
     connect: &Connect,
-) -> Result<Tunnel, OpenError<DialError>> {
+) -> Result<(Tunnel, Option<Revoking>), OpenError<DialError>> {
     let failed = |error| OpenError::Connection {
         failure: DialFailure::Dial {
             error: Arc::new(error),
@@ -125,7 +129,13 @@ async fn open_inside(
             })
         })?
         .map_err(beyond)?;
-    hbone::open_alone(stream, connect, &here.local.hbone).await
+    let chain = stream.peer_chain();
+    let revoking: Option<Revoking> = (!chain.is_empty()).then(|| {
+        let revoked = shared.certificates.revocations().revoked(chain);
+        Box::pin(revoked) as Revoking
+    });
+    let tunnel = hbone::open_alone(stream, connect, &here.local.hbone).await?;
+    Ok((tunnel, revoking))
 }
 
 /// A trace of its own for every connection: what an application traces is inside its bytes.

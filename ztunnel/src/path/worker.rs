@@ -15,6 +15,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::connections::Connections;
+use super::demand::Allowance;
 use super::live::LiveSet;
 use super::relay::Carry;
 use super::tunnel::{self, DialError};
@@ -200,6 +201,10 @@ pub(super) struct Here {
     pub(super) pod: Arc<Pod>,
     /// Turns true when the pod leaves or the process drains.
     pub(super) drain: watch::Receiver<bool>,
+    /// How often what it dials may be asked for.
+    pub(super) leaving: Allowance,
+    /// How often what concerns its callers may be asked for.
+    pub(super) arriving: Allowance,
     /// What it has open here.
     connections: Rc<Connections>,
     /// The pod's baggage header, kept as long as its workload stays the same object.
@@ -208,10 +213,13 @@ pub(super) struct Here {
 
 impl Here {
     fn new(local: &Rc<Local>, pod: Arc<Pod>, drain: watch::Receiver<bool>) -> Rc<Self> {
+        let workers = local.shared.config.workers;
         Rc::new(Self {
             local: local.clone(),
             pod,
             drain,
+            leaving: Allowance::new(workers),
+            arriving: Allowance::new(workers),
             connections: Rc::default(),
             baggage: RefCell::default(),
         })

@@ -15,6 +15,7 @@ mod logging;
 mod pods;
 mod series;
 mod table;
+mod trials;
 mod xds;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,6 +36,7 @@ pub use logging::{
 };
 pub use pods::PodMetrics;
 pub use series::{Count, Reporter, ResponseFlag, SecurityPolicy, Series, SeriesKey};
+pub use trials::TrialMetrics;
 pub use xds::{XdsMetrics, XdsTermination};
 
 use exposition::Exposition;
@@ -49,6 +51,7 @@ pub struct Telemetry {
     pods: PodMetrics,
     acceleration: AccelerationMetrics,
     xds: XdsMetrics,
+    trials: TrialMetrics,
     registry: Mutex<Registry>,
 }
 
@@ -63,6 +66,7 @@ impl Telemetry {
         let pods = PodMetrics::register(&mut registry);
         let acceleration = AccelerationMetrics::register(&mut registry);
         let xds = XdsMetrics::register(&mut registry);
+        let trials = TrialMetrics::register(&mut registry);
         let build = Family::<Vec<(&'static str, &'static str)>, Gauge>::default();
         build
             .get_or_create(&vec![
@@ -85,6 +89,7 @@ impl Telemetry {
             pods,
             acceleration,
             xds,
+            trials,
             registry: Mutex::new(registry),
         })
     }
@@ -122,6 +127,12 @@ impl Telemetry {
     #[must_use]
     pub const fn xds(&self) -> &XdsMetrics {
         &self.xds
+    }
+
+    /// What policies on trial would have said.
+    #[must_use]
+    pub const fn trials(&self) -> &TrialMetrics {
+        &self.trials
     }
 
     /// A pod's listeners are up.

@@ -6,45 +6,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::mesh::{NamespacedHostname, NetworkAddress};
+use crate::mesh::{DemandKey, Fetched};
 
 /// Questions that wait for the client to look at them.
 const QUEUE: usize = 256;
-
-/// What is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum DemandKey {
-    /// Whatever has this address: a workload, or a service by its virtual address.
-    Address(NetworkAddress),
-    /// A service.
-    Service(NamespacedHostname),
-}
-
-impl fmt::Display for DemandKey {
-    /// The name under which the control plane knows it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(address) => NetworkAddress {
-                network: address.network.clone(),
-                address: address.address.to_canonical(),
-            }
-            .fmt(f),
-            Self::Service(key) => key.fmt(f),
-        }
-    }
-}
-
-/// What became of a question.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fetched {
-    /// It is there, and the mesh that is in force knows it.
-    Found,
-    /// The control plane does not know it: it is outside of the mesh.
-    Absent,
-    /// Nothing can be said: no answer in time, or one that could not be used. Whoever asks must
-    /// not take it for outside of the mesh.
-    Unknown,
-}
 
 pub(super) struct Question {
     pub(super) key: String,

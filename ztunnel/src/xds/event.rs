@@ -2,8 +2,7 @@
 
 use tokio::sync::oneshot;
 
-use super::demand::Fetched;
-use crate::mesh::Change;
+use crate::mesh::{Change, Fetched};
 
 /// What the client tells the node, in order.
 #[derive(Debug)]

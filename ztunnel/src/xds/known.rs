@@ -88,6 +88,8 @@ impl Known {
             Change::Workload(_) | Change::RemoveWorkload(_) => Kind::Workload,
             Change::Service(_) | Change::RemoveService(_) => Kind::Service,
             Change::Policy(_) | Change::RemovePolicy(_) => Kind::Policy,
+            // What could not be read is not held.
+            Change::Refused { .. } | Change::Readable(_) => return None,
         };
         let entry = Entry {
             kind,

@@ -5,7 +5,8 @@
 //! consumes: as long as it does not, nothing more is read. [`Client::run`] never gives up: when
 //! the control plane goes away, what is known stays in force, and the next stream begins with what
 //! is held, so that nothing is sent twice. [`Demand`] asks for single resources where not the
-//! whole mesh is subscribed.
+//! whole mesh is subscribed. What was found stays subscribed, as it does with Istio's own node
+//! proxy: it is what this node's pods talk to, and a change of it has to be heard of.
 //!
 //! Facts, from Envoy's xDS protocol specification ("Incremental xDS", "ACK/NACK and resource type
 //! instance version") and Istio's workload API:
@@ -40,12 +41,13 @@ mod known;
 pub mod proto;
 mod push;
 mod resource;
+mod standin;
 mod stream;
 mod waiting;
 
 pub use client::Client;
 pub use config::{Config, ConfigError, Node, Root, Subscription};
-pub use demand::{Demand, DemandKey, Fetched};
+pub use demand::Demand;
 pub use error::Error;
 pub use event::{Batch, Event};
 pub use resource::{ADDRESS_TYPE, AUTHORIZATION_TYPE};

@@ -10,17 +10,19 @@ use std::sync::Arc;
 use foldhash::HashSet;
 use tokio::sync::mpsc;
 
-use super::demand::Fetched;
 use super::error::Error;
 use super::event::{Answer, Batch, Event};
 use super::known::{Known, digest_of};
 use super::proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
 use super::resource::{ResourceError, Type, content, read};
+use super::standin;
 use super::waiting::{Arrival, Waiting};
-use crate::mesh::{Change, Interner};
+use crate::mesh::{Change, Fetched, Interner};
 
 /// Resources in a batch.
 const SLICE: usize = 512;
+/// Refused resources for which something stands in the mesh.
+const STAND_INS_MAX: usize = 4096;
 /// Refusals that are spelled out to the control plane and in the log.
 const SPELLED_OUT: usize = 32;
 
@@ -39,6 +41,8 @@ pub(super) struct Holding {
     pub(super) known: Known,
     /// What is gone unless the next response, which is everything there is, names it.
     pub(super) unconfirmed: Option<HashSet<Arc<str>>>,
+    /// What was refused and never held: something stands for it in the mesh.
+    stands_in: HashSet<Arc<str>>,
     /// Whether there was a response ever.
     pub(super) answered: bool,
 }
@@ -135,6 +139,9 @@ impl<'a> Push<'a> {
             Type::Authorization => &mut policies.known,
         };
         self.changes.extend(known.release(name, texts));
+        if self.state.holding(self.kind).stands_in.remove(name) {
+            self.changes.push(standin::withdrawn(self.kind, name));
+        }
     }
 
     /// Nobody need wait for this name, unless the same response brought it back.
@@ -160,12 +167,18 @@ impl<'a> Push<'a> {
         }
         match self.read(resource) {
             Ok(Some(change)) => {
+                let holding = self.state.holding(self.kind);
+                if holding.stands_in.remove(&*resource.name) && self.kind == Type::Address {
+                    let readable = standin::withdrawn(self.kind, &resource.name);
+                    self.changes.push(readable);
+                }
                 self.arrived(resource, Some(&change));
                 self.changes.push(change);
             }
             Ok(None) => {}
             Err(error) => {
                 self.refuse(resource, &error);
+                self.stand_in(resource);
                 self.arrived(resource, None);
             }
         }
@@ -229,6 +242,26 @@ impl<'a> Push<'a> {
             "refused: {error}"
         );
         self.outcome.complaints.push(format!("{name}: {error}"));
+    }
+
+    /// What cannot be read and was never held must not count as if it were not there.
+    fn stand_in(&mut self, resource: &Resource) {
+        let kind = self.kind;
+        let holding = self.state.holding(kind);
+        if holding.known.holds(&resource.name) {
+            return;
+        }
+        if holding.stands_in.len() >= STAND_INS_MAX && !holding.stands_in.contains(&*resource.name)
+        {
+            tracing::error!(
+                "too many resources are refused: this one counts as if it were not there"
+            );
+            return;
+        }
+        if let Some(change) = standin::of(kind, resource) {
+            holding.stands_in.insert(resource.name.as_str().into());
+            self.changes.push(change);
+        }
     }
 
     /// After every slice: hands on what there is, and lets others run.

@@ -96,9 +96,11 @@ pub(super) fn read(
         Change::Workload(workload) => workload.uid.to_string(),
         Change::Service(service) => service.key().to_string(),
         Change::Policy(policy) => policy.key(),
-        Change::RemoveWorkload(_) | Change::RemoveService(_) | Change::RemovePolicy(_) => {
-            String::new()
-        }
+        Change::RemoveWorkload(_)
+        | Change::RemoveService(_)
+        | Change::RemovePolicy(_)
+        | Change::Refused { .. }
+        | Change::Readable(_) => String::new(),
     };
     // An empty namespace is `default`; the name may spell it either way.
     let by_default = !matches!(change, Change::Workload(_))

@@ -6,13 +6,14 @@ use tokio::sync::mpsc;
 use tonic::Streaming;
 
 use super::config::{Node, Subscription};
-use super::demand::{Fetched, Question};
+use super::demand::Question;
 use super::error::Error;
 use super::event::{Answer, Batch, Event};
 use super::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use super::proto::google::rpc::Status;
 use super::push::{Outcome, State};
 use super::resource::Type;
+use crate::mesh::Fetched;
 
 /// Requests that wait to be sent.
 pub(super) const REQUESTS: usize = 64;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use foldhash::{HashMap, HashMapExt as _};
 use tokio::sync::oneshot;
 
-use super::demand::{Fetched, Question};
+use super::demand::Question;
 use super::event::Answer;
-use crate::mesh::{Change, NetworkAddress};
+use crate::mesh::{Change, Fetched, NetworkAddress};
 
 /// Keys that may be unanswered at one time.
 const KEYS_MAX: usize = 4096;

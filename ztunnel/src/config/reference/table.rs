@@ -229,7 +229,7 @@ pub(super) static TABLE: &[Columns] = &[
         "true, false",
         "XDS_ON_DEMAND",
         Words("`false`"),
-        "Ask for workloads and services when somebody calls them. Not there yet: all of them are asked for, and a warning says so.",
+        "Ask for workloads and services when somebody calls them, instead of holding all of them. A connection waits up to five seconds for the answer, and is refused without one.",
     ),
     (
         "admin.address",

@@ -117,10 +117,11 @@ fn the_environments_authority_goes_before_the_files() {
 }
 
 #[test]
-fn what_is_not_there_yet_is_said() {
+fn the_mesh_is_asked_for_on_demand_where_the_environment_says_so() {
     let variables = [("XDS_ADDRESS", "istiod:15012"), ("XDS_ON_DEMAND", "true")];
-    let warnings = load(GOOD, &variables).unwrap().warnings;
-    assert!(warnings[0].starts_with("xds.onDemand: "), "{warnings:?}");
+    let settings = load(GOOD, &variables).unwrap();
+    assert!(settings.xds.unwrap().on_demand);
+    assert_eq!(settings.warnings, Vec::<String>::new());
 }
 
 #[test]

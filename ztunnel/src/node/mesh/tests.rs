@@ -18,6 +18,7 @@ fn told_by_hand(readiness: &Readiness) -> (Mesh, mpsc::Sender<Event>) {
         current: Arc::default(),
         local: LocalMesh::default(),
         control_plane: Some(control_plane),
+        demand: None,
     };
     (mesh, told)
 }
@@ -47,7 +48,7 @@ async fn nothing_counts_before_everything_was_told_once() {
     assert!(nothing_counts(&mut mesh));
     assert!(!mesh.is_known() && !knows(&mesh, "a"));
     told.send(Event::Synced).await.unwrap();
-    let waiting = mesh.changed().await;
+    let waiting = mesh.changed().await.unwrap().waiting;
     assert_eq!(waiting.len(), 1);
     assert!(mesh.is_known() && knows(&mesh, "a"));
     assert_eq!(readiness.pending(), [WAITING], "it is not in force yet");
@@ -60,13 +61,13 @@ async fn a_push_counts_as_a_whole() {
     let readiness = Readiness::new();
     let (mut mesh, told) = told_by_hand(&readiness);
     told.send(Event::Synced).await.unwrap();
-    mesh.changed().await;
+    mesh.changed().await.unwrap();
     mesh.in_force(Duration::ZERO);
     told.send(batch(vec![comes("a")], false)).await.unwrap();
     tokio::time::sleep(PAUSE.1).await;
     assert!(nothing_counts(&mut mesh));
     told.send(batch(vec![comes("b")], true)).await.unwrap();
-    assert_eq!(mesh.changed().await.len(), 2);
+    assert_eq!(mesh.changed().await.unwrap().waiting.len(), 2);
     assert!(knows(&mesh, "a") && knows(&mesh, "b"));
 }
 
@@ -75,13 +76,13 @@ async fn changes_that_follow_each_other_count_together_but_not_too_late() {
     let readiness = Readiness::new();
     let (mut mesh, told) = told_by_hand(&readiness);
     told.send(Event::Synced).await.unwrap();
-    mesh.changed().await;
+    mesh.changed().await.unwrap();
     // It took long to put that in force.
     mesh.in_force(Duration::from_secs(60));
     told.send(batch(vec![comes("a")], true)).await.unwrap();
     told.send(batch(vec![comes("b")], true)).await.unwrap();
     assert!(nothing_counts(&mut mesh));
-    assert_eq!(mesh.changed().await.len(), 2);
+    assert_eq!(mesh.changed().await.unwrap().waiting.len(), 2);
     assert!(knows(&mesh, "a") && knows(&mesh, "b"));
 }
 
@@ -90,10 +91,10 @@ async fn who_waits_for_an_answer_is_answered_although_nothing_changed() {
     let readiness = Readiness::new();
     let (mut mesh, told) = told_by_hand(&readiness);
     told.send(Event::Synced).await.unwrap();
-    mesh.changed().await;
+    mesh.changed().await.unwrap();
     mesh.in_force(Duration::ZERO);
     told.send(batch(Vec::new(), true)).await.unwrap();
-    assert_eq!(mesh.changed().await.len(), 1);
+    assert_eq!(mesh.changed().await.unwrap().waiting.len(), 1);
 }
 
 /// What settings say of these workloads.
@@ -113,7 +114,7 @@ async fn what_the_settings_no_longer_say_is_gone_and_the_rest_stays() {
         .await
         .unwrap();
     told.send(Event::Synced).await.unwrap();
-    mesh.changed().await;
+    mesh.changed().await.unwrap();
     mesh.adopt(&settings(&["one", "two", "both"]));
     assert!(["told", "one", "two"].iter().all(|uid| knows(&mesh, uid)));
     let both = mesh.current().workload_by_uid(&Uid("both".into())).unwrap();
@@ -131,7 +132,7 @@ async fn what_the_settings_no_longer_say_is_gone_and_the_rest_stays() {
     ))
     .await
     .unwrap();
-    mesh.changed().await;
+    mesh.changed().await.unwrap();
     assert!(!knows(&mesh, "told") && knows(&mesh, "two"));
 }
 
@@ -142,7 +143,7 @@ async fn settings_alone_do_not_count_before_the_control_plane_has_told_its_part(
     mesh.adopt(&settings(&["a"]));
     assert!(!knows(&mesh, "a"));
     told.send(Event::Synced).await.unwrap();
-    mesh.changed().await;
+    mesh.changed().await.unwrap();
     assert!(knows(&mesh, "a"));
 }
 
@@ -152,7 +153,7 @@ async fn settings_that_change_in_the_middle_of_a_push_count_at_its_end() {
     let (mut mesh, told) = told_by_hand(&readiness);
     told.send(batch(vec![comes("old")], true)).await.unwrap();
     told.send(Event::Synced).await.unwrap();
-    mesh.changed().await;
+    mesh.changed().await.unwrap();
     mesh.in_force(Duration::ZERO);
     let gone = Change::RemoveWorkload(Uid("old".into()));
     told.send(batch(vec![gone], false)).await.unwrap();
@@ -160,6 +161,16 @@ async fn settings_that_change_in_the_middle_of_a_push_count_at_its_end() {
     mesh.adopt(&settings(&["a"]));
     assert!(knows(&mesh, "old") && !knows(&mesh, "a"));
     told.send(batch(vec![comes("new")], true)).await.unwrap();
-    mesh.changed().await;
+    mesh.changed().await.unwrap();
     assert!(knows(&mesh, "new") && knows(&mesh, "a") && !knows(&mesh, "old"));
+}
+
+#[tokio::test]
+async fn the_end_of_the_client_is_noticed() {
+    let readiness = Readiness::new();
+    let (mut mesh, told) = told_by_hand(&readiness);
+    told.send(Event::Synced).await.unwrap();
+    assert!(mesh.changed().await.is_some());
+    drop(told);
+    assert_eq!(mesh.changed().await.map(|told| told.changed), None);
 }

@@ -13,6 +13,7 @@ fn policy(name: &str, action: Action, rules: Vec<Vec<Vec<Match>>>) -> Policy {
         action,
         rules,
         dry_run: false,
+        unseen: false,
     }
 }
 

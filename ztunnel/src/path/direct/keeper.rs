@@ -12,9 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use arc_swap::{ArcSwap, Guard};
 
+use super::super::demand::Questions;
+use super::super::route::key_of;
 use super::super::view::View;
 use super::verdict;
 use crate::kernel::{self, Arrival, Call, Flow, Kernel, NetnsCookie, Opener};
+use crate::mesh::DemandKey;
 use crate::pods::{self, Connection, Outcome};
 
 /// The view in force, and the verdicts that follow from it.
@@ -23,17 +26,19 @@ pub struct Keeper {
     view: ArcSwap<View>,
     /// None where rules capture the pods: nothing goes past the proxy, and nothing is remembered.
     kernel: Option<Arc<Kernel>>,
+    questions: Option<Arc<Questions>>,
     changing: Mutex<()>,
 }
 
 impl Keeper {
     /// Begins with a view that knows no pods: verdicts of an earlier process hold until the first
-    /// change.
+    /// change. `questions` tells what is not in the mesh, where the mesh is known in part only.
     #[must_use]
-    pub fn new(kernel: Option<Arc<Kernel>>, view: View) -> Self {
+    pub fn new(kernel: Option<Arc<Kernel>>, view: View, questions: Option<Arc<Questions>>) -> Self {
         Self {
             view: ArcSwap::from_pointee(view),
             kernel,
+            questions,
             changing: Mutex::new(()),
         }
     }
@@ -88,7 +93,7 @@ impl Keeper {
             self.view.store(view);
             return;
         };
-        let renewed = prune(kernel, &view).unwrap_or_else(|error| {
+        let renewed = self.prune(kernel, &view).unwrap_or_else(|error| {
             tracing::error!(%error, "verdicts cannot be checked one by one: all are void now");
             // Should not even this work, nothing about the maps does, and it is said above.
             if let Err(error) = kernel.forget_everything() {
@@ -105,6 +110,51 @@ impl Keeper {
         for (call, verdict) in renewed {
             told(kernel.remember_call(&call, &verdict));
         }
+    }
+
+    /// Removes the verdicts that rest on an answer of the control plane's that no longer holds: what
+    /// was not in the mesh may be in it by now, and nobody has told. What is open stays.
+    pub fn expire(&self) {
+        let Some(kernel) = &self.kernel else {
+            return;
+        };
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = self.view.load_full();
+        if let Err(error) = self.prune(kernel, &view) {
+            tracing::error!(%error, "verdicts cannot be checked one by one: all are void now");
+            if let Err(error) = kernel.forget_everything() {
+                tracing::error!(%error, "verdicts cannot be made void");
+            }
+        }
+    }
+
+    /// What is known about a call beside the view.
+    fn absent(&self, call: &Call, view: &View) -> Option<DemandKey> {
+        let (questions, source) = (self.questions.as_ref()?, view.workload(call.pod)?);
+        let key = key_of(source, call.destination.ip());
+        questions.is_absent(&key).then_some(key)
+    }
+
+    /// Removes what does not hold by the view; returns what is to be written instead.
+    fn prune(
+        &self,
+        kernel: &Kernel,
+        view: &View,
+    ) -> Result<Vec<(Call, kernel::Verdict)>, kernel::Error> {
+        let mut renewed = Vec::new();
+        for (call, written) in kernel.calls()? {
+            let now = verdict::call(&call, self.absent(&call, view).as_slice(), view);
+            if now.as_ref() != Some(&written) {
+                kernel.forget_call(&call)?;
+                renewed.extend(now.map(|now| (call, now)));
+            }
+        }
+        for arrival in kernel.arrivals()? {
+            if !verdict::arrival(&arrival, view) {
+                kernel.forget_arrival(&arrival)?;
+            }
+        }
+        Ok(renewed)
     }
 
     /// Ends the connections of the direct lane that may no longer be open. Both ends see a reset.
@@ -137,24 +187,6 @@ impl Keeper {
             }
         }
     }
-}
-
-/// Removes what does not hold by the view; returns what is to be written instead.
-fn prune(kernel: &Kernel, view: &View) -> Result<Vec<(Call, kernel::Verdict)>, kernel::Error> {
-    let mut renewed = Vec::new();
-    for (call, written) in kernel.calls()? {
-        let now = verdict::call(&call, view);
-        if now.as_ref() != Some(&written) {
-            kernel.forget_call(&call)?;
-            renewed.extend(now.map(|now| (call, now)));
-        }
-    }
-    for arrival in kernel.arrivals()? {
-        if !verdict::arrival(&arrival, view) {
-            kernel.forget_arrival(&arrival)?;
-        }
-    }
-    Ok(renewed)
 }
 
 /// A verdict that cannot be written costs speed and nothing else.

@@ -10,14 +10,18 @@ use super::super::authorize::{Arrival, Judgement, authorize};
 use super::super::route::{Departure, Route, is_behind_waypoint, is_outside, options};
 use super::super::view::{LocalPod, View};
 use crate::kernel::{self, Backend, Call, Ends, Flow, MOST_BACKENDS, NetnsCookie, Opener, Verdict};
-use crate::mesh::Workload;
+use crate::mesh::{DemandKey, Workload};
 
-/// What holds for a call: none where all of it is the proxy's.
+/// What holds for a call: none where all of it is the proxy's. `absent` is what the control plane
+/// has said is not in the mesh, where the mesh is known in part only.
 #[must_use]
-pub fn call(call: &Call, view: &View) -> Option<Verdict> {
+pub fn call(call: &Call, absent: &[DemandKey], view: &View) -> Option<Verdict> {
     let client = view.pod(call.pod)?;
     let source = view.workload(call.pod)?;
-    let departure = Departure::new(source, call.destination);
+    let departure = Departure {
+        absent,
+        ..Departure::new(source, call.destination)
+    };
     let mut verdict = Verdict {
         backends: SmallVec::new(),
         total: 0,

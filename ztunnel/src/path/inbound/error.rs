@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use super::super::demand::NotTold;
 use super::super::live::Revoked;
 use super::super::permit::Denied;
 use super::super::report::Failure;
@@ -23,6 +24,9 @@ pub(super) enum ArriveError {
         /// The pod's workload.
         uid: Arc<str>,
     },
+    /// The control plane has not said who or what this is about.
+    #[error(transparent)]
+    NotTold(#[from] NotTold),
     /// The peer asks for something that is not here.
     #[error(transparent)]
     Target(#[from] TargetError),
@@ -51,9 +55,10 @@ impl ArriveError {
         match self {
             Self::Target(_) => StatusCode::BAD_REQUEST,
             Self::Denied(_) | Self::Revoked(_) => StatusCode::UNAUTHORIZED,
-            Self::UnknownWorkload { .. } | Self::Application { .. } | Self::Gone(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::UnknownWorkload { .. }
+            | Self::NotTold(_)
+            | Self::Application { .. }
+            | Self::Gone(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
@@ -63,7 +68,9 @@ impl Failure for ArriveError {
         match self {
             Self::Denied(_) | Self::Revoked(_) => ResponseFlag::Deny,
             Self::UnknownWorkload { .. } => ResponseFlag::IdentityError,
-            Self::Target(_) | Self::Application { .. } | Self::Gone(_) => ResponseFlag::Connect,
+            Self::NotTold(_) | Self::Target(_) | Self::Application { .. } | Self::Gone(_) => {
+                ResponseFlag::Connect
+            }
         }
     }
 }
@@ -74,6 +81,9 @@ pub(super) enum PeerError {
     /// The pod is enrolled, but the mesh no longer knows it, so it has no identity to show.
     #[error("the pod's workload is not in the mesh")]
     UnknownWorkload,
+    /// The control plane has not said what the pod is.
+    #[error(transparent)]
+    NotTold(#[from] NotTold),
     /// Mutual TLS failed.
     #[error(transparent)]
     Tls(#[from] tls::Error),
@@ -89,6 +99,7 @@ impl PeerError {
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::UnknownWorkload => "unknown_workload",
+            Self::NotTold(_) => "not_told",
             Self::Tls(error) => error.reason(),
             Self::Timeout { .. } => "handshake_timeout",
         }

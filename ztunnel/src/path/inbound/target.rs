@@ -74,7 +74,7 @@ pub(super) struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    fn owns(&self, address: IpAddr) -> bool {
+    pub(super) fn owns(&self, address: IpAddr) -> bool {
         self.addresses.contains(&address) || self.workload.workload_ips.contains(&address)
     }
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::super::demand::NotTold;
 use super::super::permit::Denied;
 use super::super::report::Failure;
 use super::super::resolve::ResolveError;
@@ -34,6 +35,9 @@ pub(super) enum DepartError {
         /// The pod's workload.
         uid: Arc<str>,
     },
+    /// The control plane has not said what is there.
+    #[error(transparent)]
+    NotTold(#[from] NotTold),
     /// No way leads to the destination.
     #[error(transparent)]
     Route(#[from] RouteError),
@@ -69,6 +73,7 @@ impl Failure for DepartError {
             | Self::Kernel(_)
             | Self::Original(_)
             | Self::UnknownWorkload { .. }
+            | Self::NotTold(_)
             | Self::Route(_)
             | Self::Name(_)
             | Self::TooManyNames { .. }

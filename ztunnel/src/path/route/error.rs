@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::mesh::{Fault, GatewayDestination, NamespacedHostname};
+use crate::mesh::{DemandKey, Fault, GatewayDestination, NamespacedHostname};
 
 /// What somebody in the middle is there for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +27,22 @@ impl fmt::Display for Role {
 /// Why a connection goes nowhere.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
+    /// The mesh is known in part only, and the control plane was not asked yet whether it knows
+    /// this. Whoever asks for the route asks, and then for the route once more.
+    #[error("{key} is not known here, and the control plane was not asked for it")]
+    Unasked {
+        /// What to ask for.
+        key: DemandKey,
+    },
+    /// The control plane has told of whoever is there, and it could not be read.
+    #[error(
+        "the control plane has told of {name}, which this proxy could not read: refused, because it may \
+         have to be reached by a tunnel or a waypoint (the log says why, at \"refused\")"
+    )]
+    Unreadable {
+        /// The name under which it was told.
+        name: Arc<str>,
+    },
     /// A service was dialled on a port that it does not have.
     #[error("service {service} has no port {port}")]
     NoSuchPort {
@@ -128,6 +144,8 @@ impl RouteError {
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
+            Self::Unasked { .. } => "unasked",
+            Self::Unreadable { .. } => "unreadable",
             Self::NoSuchPort { .. } => "no_such_port",
             Self::NoHealthyBackend { .. } => "no_healthy_backend",
             Self::NoAddress { .. } => "no_address",
@@ -151,7 +169,9 @@ impl RouteError {
         match self {
             Self::NoSuchPort { .. } => Fault::Downstream,
             Self::NoHealthyBackend { .. } | Self::GatewayUnavailable { .. } => Fault::Upstream,
-            Self::NoAddress { .. }
+            Self::Unasked { .. }
+            | Self::Unreadable { .. }
+            | Self::NoAddress { .. }
             | Self::NoNetworkGateway { .. }
             | Self::GatewayUnknown { .. }
             | Self::NoWaypointWeight { .. }

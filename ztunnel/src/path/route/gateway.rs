@@ -11,7 +11,8 @@ use super::choice::{Candidate, Choice, Purpose};
 use super::place::{Place, Wanted};
 use super::{Departure, Identities, Role, RouteError};
 use crate::mesh::{
-    GatewayAddress, GatewayDestination, Service, ServiceEntry, Snapshot, WeightedWaypoint, Workload,
+    DemandKey, GatewayAddress, GatewayDestination, NetworkAddress, Service, ServiceEntry, Snapshot,
+    WeightedWaypoint, Workload,
 };
 
 /// One in the middle, chosen.
@@ -88,10 +89,18 @@ impl<'a> Waypoints<'a> {
         let found = find(&several[hit].destination, dice / weights);
         let others = several[hit + 1..].iter().chain(&several[..hit]);
         found.or_else(|error| {
-            let mut others = others.filter(|other| other.weight > 0);
-            others
-                .find_map(|other| find(&other.destination, dice / weights).ok())
-                .ok_or(error)
+            // Whether it can be used is not known yet.
+            if matches!(error, RouteError::Unasked { .. }) {
+                return Err(error);
+            }
+            for other in others.filter(|other| other.weight > 0) {
+                match find(&other.destination, dice / weights) {
+                    Err(RouteError::Unasked { key }) => return Err(RouteError::Unasked { key }),
+                    Ok(found) => return Ok(found),
+                    Err(_) => {}
+                }
+            }
+            Err(error)
         })
     }
 }
@@ -99,7 +108,8 @@ impl<'a> Waypoints<'a> {
 /// Finds an instance of a waypoint or gateway.
 ///
 /// # Errors
-/// When the mesh knows none, or none that can be used.
+/// When the mesh knows none, or none that can be used, or when the control plane has to be asked
+/// first.
 pub(super) fn find<'a>(
     gateway: &'a GatewayAddress,
     role: Role,
@@ -108,11 +118,14 @@ pub(super) fn find<'a>(
     dice: u64,
 ) -> Result<Middle<'a>, RouteError> {
     match lookup(gateway, mesh) {
-        None => Err(RouteError::GatewayUnknown {
-            destination: destination(),
-            role,
-            gateway: gateway.destination.clone(),
-        }),
+        None => {
+            departure.is_absent(key_of(gateway), mesh)?;
+            Err(RouteError::GatewayUnknown {
+                destination: destination(),
+                role,
+                gateway: gateway.destination.clone(),
+            })
+        }
         Some(Named::Workload(workload, at)) => Ok(Middle {
             workload,
             place: reached(workload, at, role, departure),
@@ -205,6 +218,21 @@ fn lookup<'a>(gateway: &GatewayAddress, mesh: &'a Snapshot) -> Option<Named<'a>>
             Some(Named::Workload(workload, at))
         }
     }
+}
+
+fn key_of(gateway: &GatewayAddress) -> DemandKey {
+    match &gateway.destination {
+        GatewayDestination::Hostname(key) => DemandKey::Service(key.clone()),
+        GatewayDestination::Address(at) => DemandKey::Address(NetworkAddress {
+            network: at.network.clone(),
+            address: at.address.to_canonical(),
+        }),
+    }
+}
+
+/// What has to be asked for before anything can be said about a waypoint or gateway.
+pub(in super::super) fn missing(gateway: &GatewayAddress, mesh: &Snapshot) -> Option<DemandKey> {
+    (!mesh.is_whole() && lookup(gateway, mesh).is_none()).then(|| key_of(gateway))
 }
 
 /// Whether one of those that a waypoint's or gateway's name stands for is the one that is meant.

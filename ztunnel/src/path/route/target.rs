@@ -1,12 +1,12 @@
 //! What a dialled address stands for, before anything is chosen.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::choice::{Choice, Purpose};
 use super::gateway::{Waypoints, stands, waypoints_of};
 use super::place::Wanted;
-use super::{Departure, HBONE_PORT, RouteError};
+use super::{Departure, HBONE_PORT, RouteError, key_of};
 use crate::mesh::{LoadBalancingMode, Service, ServiceEntry, Snapshot, Visibility, Workload};
 
 /// What a dialled address stands for.
@@ -49,7 +49,8 @@ impl What<'_> {
 /// Finds out what was dialled.
 ///
 /// # Errors
-/// When a service was, on a port that it does not have.
+/// When a service was, on a port that it does not have, or when the control plane has to be asked
+/// first.
 pub(super) fn target<'a>(
     departure: &Departure<'a>,
     mesh: &'a Snapshot,
@@ -64,6 +65,12 @@ pub(super) fn target<'a>(
         return service(departure, destination, entry, mesh);
     }
     let Some(workload) = mesh.workload_by_address(&source.network, destination.ip()) else {
+        if let Some(name) = mesh.refused_at(&source.network, destination.ip()) {
+            return Err(RouteError::Unreadable { name: name.clone() });
+        }
+        if entry.is_none() && !is_nobodys(destination.ip()) {
+            departure.is_absent(key_of(source, destination.ip()), mesh)?;
+        }
         return Ok(Target::Outside(destination, None));
     };
     let waypoint = workload.waypoint.as_ref().map(Waypoints::One);
@@ -123,6 +130,11 @@ fn service<'a>(
         },
     };
     Ok(Target::Service(choice, entry))
+}
+
+/// Whether no mesh can know an address.
+const fn is_nobodys(address: IpAddr) -> bool {
+    address.is_loopback() || address.is_unspecified() || address.is_multicast()
 }
 
 /// Whether a service exists for a client: for those of other namespaces a private one does not.

@@ -4,7 +4,7 @@
 //! A line is `who -> what => answer`. Before the arrow may stand `roll 3` (the dice; 0 otherwise),
 //! `with name=address` (what a name was resolved to), `here b,c` (pods of the source's node that
 //! are served by the same proxy, the source is then one of them too), `but address:port` (what the
-//! kernel could have chosen). With `rolls` the answer is who is chosen for each throw in turn.
+//! kernel could have chosen), `absent key` (what the control plane says is not in the mesh). With `rolls` the answer is who is chosen for each throw in turn.
 //!
 //! An answer is
 //! - `passthrough workload address:port`, in the clear,
@@ -20,6 +20,7 @@
 mod balancing;
 mod direct;
 mod families;
+mod in_part;
 mod ingress;
 mod names;
 mod networks;
@@ -30,11 +31,15 @@ mod weighted;
 
 use super::super::view::{Lanes, LocalPod};
 use super::*;
-use crate::mesh::{Snapshot, Uid, local};
+use crate::mesh::{NamespacedHostname, Uid, local};
 
 /// Checks a table, and that it has so many lines that a part of it cannot be lost.
 fn check(mesh: &str, lines: usize, table: &str) {
-    let mesh = Arc::new(local::parse(mesh).unwrap().into_snapshot());
+    check_in(local::parse(mesh).unwrap().into_snapshot(), lines, table);
+}
+
+fn check_in(mesh: Snapshot, lines: usize, table: &str) {
+    let mesh = Arc::new(mesh);
     let mut wrong = String::new();
     let mut count = 0;
     for line in table.lines().map(str::trim) {
@@ -61,6 +66,7 @@ struct Question<'a> {
     resolved: Vec<(Arc<str>, IpAddr)>,
     here: Vec<&'a str>,
     except: Vec<SocketAddr>,
+    absent: Vec<DemandKey>,
 }
 
 impl<'a> Question<'a> {
@@ -80,6 +86,7 @@ impl<'a> Question<'a> {
                     question.resolved.push((name.into(), address));
                 }
                 "here" => question.here = words.next().unwrap().split(',').collect(),
+                "absent" => question.absent.push(key(words.next().unwrap())),
                 "but" => question.except.push(words.next().unwrap().parse().unwrap()),
                 other => panic!("{other}"),
             }
@@ -105,6 +112,21 @@ impl<'a> Question<'a> {
     }
 }
 
+/// What was asked for: `network/address` or `namespace/hostname`.
+fn key(text: &str) -> DemandKey {
+    let (before, after) = text.split_once('/').unwrap();
+    match after.parse() {
+        Ok(address) => DemandKey::Address(NetworkAddress {
+            network: before.into(),
+            address,
+        }),
+        Err(_no_address) => DemandKey::Service(NamespacedHostname {
+            namespace: before.into(),
+            hostname: after.into(),
+        }),
+    }
+}
+
 fn answer(mesh: &Arc<Snapshot>, question: &str, expected: &str) -> String {
     let (before, what) = question.split_once("->").unwrap();
     let question = Question::read(before);
@@ -114,6 +136,7 @@ fn answer(mesh: &Arc<Snapshot>, question: &str, expected: &str) -> String {
     let departure = Departure {
         except: &question.except,
         resolved: &question.resolved,
+        absent: &question.absent,
         ..Departure::new(source, what.trim().parse().unwrap())
     };
     if question.rolls {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::plane::{pod, resource, service, uid};
 use super::*;
-use crate::mesh::{NamespacedHostname, NetworkAddress};
+use crate::mesh::{DemandKey, Fetched, NamespacedHostname, NetworkAddress};
 use crate::xds::proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 
 async fn on_demand() -> World {

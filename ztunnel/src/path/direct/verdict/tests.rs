@@ -77,7 +77,7 @@ fn calls(pod: u64, to: &str, lanes: &Lanes) -> String {
         pod: NetnsCookie(pod),
         destination: to.parse().unwrap(),
     };
-    let Some(verdict) = super::call(&call, &view(lanes)) else {
+    let Some(verdict) = super::call(&call, &[], &view(lanes)) else {
         return "proxy".to_owned();
     };
     let shown = verdict.backends.iter().map(|backend| {
@@ -322,7 +322,7 @@ fn more_backends_than_a_verdict_holds_leave_a_share_to_the_proxy() {
         pod: NetnsCookie(1),
         destination: "10.1.0.1:80".parse().unwrap(),
     };
-    let verdict = super::call(&call, &view).unwrap();
+    let verdict = super::call(&call, &[], &view).unwrap();
     assert_eq!(verdict.backends.len(), MOST_BACKENDS);
     assert_eq!(verdict.total, 12);
 }

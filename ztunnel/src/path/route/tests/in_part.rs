@@ -1,0 +1,65 @@
+//! A mesh that is known in part: what it does not know has to be asked for before it is taken for
+//! outside.
+
+use super::{Snapshot, check_in, local};
+
+const MESH: &str = r#"
+workloads:
+- { uid: src, name: src, workloadIps: ["10.0.0.1"], protocol: HBONE, network: net }
+- { uid: b, name: b, serviceAccount: b, workloadIps: ["10.0.1.1"], protocol: HBONE, network: net }
+- { uid: g, name: g, serviceAccount: g, workloadIps: ["10.0.1.2"], protocol: HBONE, network: net, waypoint: { destination: "net/10.0.9.9" } }
+- { uid: named, name: named, hostname: named.example, network: net, services: { default/named.example: {} } }
+services:
+- { name: guarded, hostname: guarded, vips: ["net/10.1.0.1"], ports: { 80: 80 }, waypoint: { destination: default/wp } }
+- { name: shared, hostname: shared, vips: ["net/10.1.0.3"], ports: { 80: 80 },
+    weightedWaypoints: [{ destination: { destination: default/wp }, weight: 1 }, { destination: { destination: default/wp2 }, weight: 1 }] }
+- { name: named, hostname: named.example, vips: ["net/10.1.0.2"], ports: { 80: 80 } }
+- { name: hidden, namespace: other, hostname: hidden, vips: ["net/10.1.0.4"], ports: { 80: 80 }, visibility: Namespace }
+"#;
+
+fn mesh() -> Snapshot {
+    let mesh = local::parse(MESH).unwrap().into_snapshot();
+    mesh.known_in_part()
+}
+
+#[test]
+fn what_is_not_known_is_asked_for_before_it_is_outside() {
+    check_in(
+        mesh(),
+        10,
+        "
+        src -> 10.0.1.1:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as b
+        src -> 10.0.7.7:80 => refused unasked: net/10.0.7.7
+        src absent net/10.0.7.7 -> 10.0.7.7:80 => passthrough unknown 10.0.7.7:80
+        src absent net/10.0.7.7 -> [::ffff:10.0.7.7]:80 => passthrough unknown 10.0.7.7:80
+        # Another one, or the same address of another network, says nothing.
+        src absent net/10.0.7.8 -> 10.0.7.7:80 => refused unasked: net/10.0.7.7
+        src absent /10.0.7.7 -> 10.0.7.7:80 => refused unasked: net/10.0.7.7
+        # Nobody in any mesh.
+        src -> 127.0.0.1:80 => passthrough unknown 127.0.0.1:80
+        src -> 224.0.0.1:80 => passthrough unknown 224.0.0.1:80
+        # Known, and not for everybody.
+        src -> 10.1.0.4:80 => passthrough unknown 10.1.0.4:80
+        src here b -> 10.0.1.1:80 => direct b 10.0.1.1:80
+        ",
+    );
+}
+
+#[test]
+fn who_stands_in_between_and_who_has_a_name_is_asked_for_too() {
+    check_in(
+        mesh(),
+        8,
+        "
+        src -> 10.1.0.1:80 => refused unasked: default/wp
+        src absent default/wp -> 10.1.0.1:80 => refused waypoint_unknown
+        src -> 10.0.1.2:80 => refused unasked: net/10.0.9.9
+        src absent net/10.0.9.9 -> 10.0.1.2:80 => refused waypoint_unknown
+        # The next one takes the share of one that is not there.
+        src absent default/wp -> 10.1.0.3:80 => refused unasked: default/wp2
+        src -> 10.1.0.3:80 => refused unasked: default/wp
+        src with named.example=10.0.7.7 -> 10.1.0.2:80 => refused unasked: net/10.0.7.7
+        src with named.example=10.0.7.7 absent net/10.0.7.7 -> 10.1.0.2:80 => passthrough named 10.0.7.7:80 of named
+        ",
+    );
+}

@@ -1,0 +1,48 @@
+//! What policies on trial (`dry_run`) would have said.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+
+/// Counts the answers of policies on trial, which decide nothing.
+#[derive(Debug, Default)]
+pub struct TrialMetrics {
+    answers: Family<Labels, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    policy: String,
+    matched: &'static str,
+}
+
+impl TrialMetrics {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "ztunnel_dry_run_policy_evaluations",
+            "Connections about which a policy on trial (dry run) was asked, by whether it matched",
+            metrics.answers.clone(),
+        );
+        metrics
+    }
+
+    /// Counts one answer of the policy with this key, `namespace/name`.
+    pub fn answered(&self, policy: String, matched: bool) {
+        let matched = if matched { "true" } else { "false" };
+        self.answers
+            .get_or_create(&Labels { policy, matched })
+            .inc();
+    }
+
+    /// How often a policy gave an answer.
+    #[must_use]
+    pub fn answers(&self, policy: &str, matched: bool) -> u64 {
+        let matched = if matched { "true" } else { "false" };
+        let policy = policy.to_owned();
+        self.answers
+            .get_or_create(&Labels { policy, matched })
+            .get()
+    }
+}

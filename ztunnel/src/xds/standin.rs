@@ -1,0 +1,109 @@
+//! What stands in the mesh for a resource that was refused and never held: without it a workload
+//! would look as if it were outside of the mesh, and be reached in the clear, and one that a policy
+//! guards would be open to everybody.
+//!
+//! A workload or service is known by its addresses, as far as they can be read, and unreachable. A
+//! policy becomes one that refuses everybody, for the workloads that list it; a workload may also
+//! list policies that were never told, which Istio's node proxy leaves out, as this one does.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use prost::Message as _;
+
+use super::proto::envoy::service::discovery::v3::Resource;
+use super::proto::istio::workload::{Address, address};
+use super::resource::{Type, content};
+use crate::mesh::{Action, Change, NetworkAddress, Policy, PolicyScope};
+
+/// Addresses of one resource that count.
+const ADDRESSES_MAX: usize = 64;
+
+/// What stands for a refused resource; none where not even its key can be read.
+pub(super) fn of(kind: Type, resource: &Resource) -> Option<Change> {
+    match kind {
+        Type::Address => {
+            let addresses = addresses(resource);
+            (!addresses.is_empty()).then(|| Change::Refused {
+                name: resource.name.as_str().into(),
+                addresses,
+            })
+        }
+        Type::Authorization => {
+            let (namespace, name) = parts(&resource.name)?;
+            Some(Change::Policy(Box::new(Policy {
+                name,
+                namespace,
+                scope: PolicyScope::WorkloadSelector,
+                action: Action::Deny,
+                // An empty clause matches everything.
+                rules: vec![vec![Vec::new()]],
+                dry_run: false,
+                unseen: true,
+            })))
+        }
+    }
+}
+
+/// What takes it back.
+pub(super) fn withdrawn(kind: Type, name: &str) -> Change {
+    match (kind, parts(name)) {
+        (Type::Authorization, Some((namespace, name))) => {
+            Change::RemovePolicy(format!("{namespace}/{name}").into())
+        }
+        _ => Change::Readable(name.into()),
+    }
+}
+
+/// The namespace and the name of a policy.
+fn parts(name: &str) -> Option<(Arc<str>, Arc<str>)> {
+    let (namespace, name) = name.split_once('/')?;
+    let namespace = if namespace.is_empty() {
+        "default"
+    } else {
+        namespace
+    };
+    (!name.is_empty() && !name.contains('/')).then(|| (namespace.into(), name.into()))
+}
+
+/// Where a workload or service is: what its aliases say, and what can be read of its content.
+fn addresses(resource: &Resource) -> Vec<NetworkAddress> {
+    let mut found: Vec<NetworkAddress> = Vec::new();
+    let mut add = |network: &str, address: Option<IpAddr>| {
+        let address = address.map(|address| NetworkAddress {
+            network: network.into(),
+            address: address.to_canonical(),
+        });
+        if let Some(address) = address.filter(|address| !found.contains(address))
+            && found.len() < ADDRESSES_MAX
+        {
+            found.push(address);
+        }
+    };
+    for alias in &resource.aliases {
+        if let Some((network, address)) = alias.split_once('/') {
+            add(network, address.parse().ok());
+        }
+    }
+    let content = content(Type::Address, resource).ok();
+    let address = content.and_then(|content| Address::decode(content).ok());
+    match address.and_then(|address| address.r#type) {
+        Some(address::Type::Workload(workload)) => {
+            let addresses = workload.addresses.iter();
+            addresses.for_each(|bytes| add(&workload.network, ip(bytes)));
+        }
+        Some(address::Type::Service(service)) => {
+            // A range is left out: it may be the whole world.
+            let single = service.addresses.iter().filter(|at| at.length.is_none());
+            single.for_each(|at| add(&at.network, ip(&at.address)));
+        }
+        None => {}
+    }
+    found
+}
+
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .ok()
+}
