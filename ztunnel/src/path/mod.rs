@@ -32,12 +32,15 @@ mod relay;
 mod report;
 mod resolve;
 pub mod route;
+pub mod socks5;
+mod suspects;
 mod tunnel;
 mod view;
 mod worker;
 
 pub use direct::{Accounts, Keeper};
 pub use resolve::{Resolve, ResolveError, Resolving, SystemResolver};
+pub use suspects::Suspects;
 pub use view::{Allowed, Lanes, LocalPod, SameNode, View};
 pub use worker::{WorkerError, Workers};
 
@@ -56,6 +59,8 @@ pub struct Config {
     pub network: Arc<str>,
     /// How many workers there are.
     pub workers: usize,
+    /// Whether pods may say by SOCKS where they want to go.
+    pub socks5: bool,
     /// The mark of the proxy's own sockets, which capture leaves alone.
     pub mark: u32,
     /// How connections are dialled.
@@ -78,6 +83,8 @@ pub struct Shared {
     pub resolver: Arc<dyn Resolve>,
     /// Metrics.
     pub telemetry: Arc<Telemetry>,
+    /// Pods that may have got rules which redirect what comes in.
+    pub suspects: Suspects,
     /// Settings.
     pub config: Config,
 }

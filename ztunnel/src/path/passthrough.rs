@@ -27,5 +27,9 @@ pub(super) async fn connect(
     };
     let vouch = |socket: &socket2::Socket| shared.kernel.vouch(socket.as_fd(), dialled, to, server);
     let dial = &shared.config.dial;
-    dial.connect_after(&here.pod.netns, to, source, vouch).await
+    let connected = dial.connect_after(&here.pod.netns, to, source, vouch).await;
+    if let (Err(_), Some(server)) = (&connected, server) {
+        shared.suspects.name(server);
+    }
+    connected
 }
