@@ -26,7 +26,7 @@ const BUILD: [Requirement; 2] = [
     },
 ];
 
-const RUN: [Requirement; 8] = [
+const RUN: [Requirement; 9] = [
     Requirement {
         there: is_root,
         missing: "root: namespaces, links and kernel programs need it (sudo -E cargo xtask …)",
@@ -67,6 +67,20 @@ const RUN: [Requirement; 8] = [
         there: || Path::new("/proc/sys/net/ipv4/tcp_fwmark_accept").exists(),
         missing: "net.ipv4.tcp_fwmark_accept, which delivery with the client's address needs",
     },
+    Requirement {
+        there: || RULES.into_iter().all(program),
+        missing: "iptables, nft or ip, for the tests beside Istio's rules (Debian: apt-get install iptables nftables iproute2)",
+    },
+];
+
+/// What makes the rules that Istio's node agent puts into pods.
+const RULES: [&str; 6] = [
+    "iptables-legacy-restore",
+    "ip6tables-legacy-restore",
+    "iptables-nft-restore",
+    "ip6tables-nft-restore",
+    "nft",
+    "ip",
 ];
 
 /// What building needs.

@@ -1,18 +1,18 @@
 //! Outbound capture: a connection of an enrolled pod goes to the proxy's listener on the pod's
 //! loopback, and the socket remembers where it was meant to go.
 
-use aya_ebpf::bindings::{SO_BINDTOIFINDEX, SOL_SOCKET, bpf_sock, sockaddr};
+use aya_ebpf::bindings::{SO_BINDTOIFINDEX, SO_MARK, SOL_SOCKET, bpf_sock, sockaddr};
 use aya_ebpf::helpers::generated::{bpf_bind, bpf_setsockopt};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use ztunnel_ebpf_types::{
-    Address, Backend, Config, POD_ENROLLED, POD_HANDSHAKE, Pod, SAVED_DESTINATION, SAVED_DIRECT,
-    SAVED_ELSEWHERE, SAVED_HANDSHAKE, SAVED_NOTHING, Saved,
+    Address, Backend, Config, DIRECT_MARK, MARK_MASK, POD_ENROLLED, POD_HANDSHAKE, Pod,
+    SAVED_DESTINATION, SAVED_DIRECT, SAVED_ELSEWHERE, SAVED_HANDSHAKE, SAVED_NOTHING, Saved,
 };
 
 use crate::direct::{Choice, choose};
-use crate::judge::{is_exempt, is_proxy, process};
+use crate::judge::{is_exempt, is_here, is_proxy, process};
 use crate::maps::{CONFIG, KNOWS_PROCESS, PODS, SOCKETS, config, logs, netns, saved};
 
 /// The hook lets the call go on, with the address as it now is.
@@ -132,6 +132,9 @@ fn judge(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Judgement {
     }
     if is_exempt(config, cookie, &address, port) {
         forget(sk, SAVED_NOTHING);
+        if !is_here(cookie, &address) {
+            mark(ctx, config, sk);
+        }
         return Judgement::Proceed;
     }
     let mut value = Saved {
@@ -146,6 +149,10 @@ fn judge(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Judgement {
         Choice::Unknown
     } else {
         choose(config, cookie, &address, port)
+    };
+    let choice = match choice {
+        Choice::Direct(_) if !mark(ctx, config, sk) => Choice::Unknown,
+        choice => choice,
     };
     match choice {
         Choice::Direct(backend) => {
@@ -225,6 +232,31 @@ fn save(ctx: &SockAddrContext, mut value: Saved) -> Option<()> {
         *place = value;
     }
     Some(())
+}
+
+/// Gives a socket that goes by itself the mark that Istio's rules inside the pod let out; without
+/// it they would send the connection to the proxy's port, where nobody knows it. The bit that is
+/// added keeps it from being taken for the proxy's own. False: the application has marked the
+/// socket for a purpose of its own, or the mark cannot be set.
+#[inline(always)]
+fn mark(ctx: &SockAddrContext, config: &Config, sk: *mut bpf_sock) -> bool {
+    // SAFETY: checked for null by the caller.
+    let now = unsafe { (*sk).mark };
+    if now != 0 {
+        return (now ^ config.mark) & MARK_MASK == 0;
+    }
+    let mut value = config.mark ^ DIRECT_MARK;
+    // SAFETY: the option is an int, and its size is given.
+    let result = unsafe {
+        bpf_setsockopt(
+            ctx.sock_addr.cast(),
+            SOL_SOCKET as i32,
+            SO_MARK as i32,
+            core::ptr::from_mut(&mut value).cast(),
+            4,
+        )
+    };
+    result == 0
 }
 
 /// A socket bound to another device than loopback would never reach the proxy.

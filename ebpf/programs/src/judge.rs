@@ -30,17 +30,24 @@ pub fn process() -> u32 {
 /// Whether a destination is left alone: the machine itself, the pod itself, or exempt.
 #[inline(always)]
 pub fn is_exempt(config: &Config, cookie: Cookie, address: &Address, port: u32) -> bool {
-    if address.is_loopback() || address.is_unspecified() {
-        return true;
-    }
-    // SAFETY: the value is copied at once; an address changes its owner only after withdrawal.
-    if let Some(owner) = unsafe { ADDRESSES.get(address) }
-        && *owner == cookie
-    {
+    if is_here(cookie, address) {
         return true;
     }
     if config.flags & CONFIG_PORTS != 0 && is_exempt_port(port, EXEMPT_OUTBOUND) {
         return true;
     }
     config.flags & CONFIG_NETS != 0 && is_exempt_net(address, EXEMPT_OUTBOUND)
+}
+
+/// Whether a destination is the machine itself or the pod itself.
+#[inline(always)]
+pub fn is_here(cookie: Cookie, address: &Address) -> bool {
+    if address.is_loopback() || address.is_unspecified() {
+        return true;
+    }
+    // SAFETY: the value is copied at once; an address changes its owner only after withdrawal.
+    match unsafe { ADDRESSES.get(address) } {
+        Some(owner) => *owner == cookie,
+        None => false,
+    }
 }

@@ -268,6 +268,12 @@ pub struct Config {
     pub epoch: u32,
 }
 
+/// What a pod's socket that goes by itself has in its mark that the proxy's own have not: both pass
+/// the rules that Istio's node agent puts into pods, which look at the lower twelve bits.
+pub const DIRECT_MARK: u32 = 0x1_0000;
+/// The bits of a mark that those rules look at.
+pub const MARK_MASK: u32 = 0xfff;
+
 /// A value of EXEMPT_PORTS or EXEMPT_NETS is a set of the `EXEMPT_` bits. This one: connections of
 /// a pod to the port or network are left alone.
 pub const EXEMPT_OUTBOUND: u32 = 1;

@@ -40,6 +40,7 @@ pub(super) struct File {
     pub(super) overrides: Vec<OverrideEntry>,
     pub(super) hbone: HboneSection,
     pub(super) keepalive: KeepaliveSection,
+    pub(super) socks5: Socks5Section,
     pub(super) threads: Option<usize>,
     pub(super) log: LogSection,
     pub(super) termination: TerminationSection,
@@ -117,6 +118,12 @@ pub(super) struct KeepaliveSection {
     pub(super) time: Option<Span>,
     pub(super) interval: Option<Span>,
     pub(super) retries: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct Socks5Section {
+    pub(super) enabled: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

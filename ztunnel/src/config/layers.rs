@@ -64,6 +64,7 @@ pub(super) fn assemble(
     capture(&mut settings.capture, &file.capture, env, flags);
     lanes::lay(&mut settings, &file, env);
     hbone(&mut settings.hbone, &file.hbone, env);
+    set(&mut settings.socks5, env.socks5.or(file.socks5.enabled));
     settings.keepalive = keepalive(&file.keepalive, env);
     logging(&mut settings, &file, env, flags);
     settings.termination_deadline = termination(&settings, &file, env);

@@ -60,6 +60,8 @@ pub struct Settings {
     pub overrides: Vec<LaneOverride>,
     /// Tunnels.
     pub hbone: Hbone,
+    /// Whether pods may say by SOCKS where they want to go.
+    pub socks5: bool,
     /// TCP keepalive on the connections of pods; none switches it off.
     pub keepalive: Option<Keepalive>,
     /// Worker threads.
@@ -243,6 +245,7 @@ impl Settings {
             acceleration: Acceleration::default(),
             overrides: Vec::new(),
             hbone: Hbone::default(),
+            socks5: false,
             keepalive: Some(Keepalive::default()),
             threads: NonZeroUsize::MIN,
             log: Log {

@@ -164,6 +164,7 @@ pub(super) fn path(settings: &Settings, programs: bool) -> path::Config {
     path::Config {
         network: settings.network.clone(),
         workers: settings.threads.get(),
+        socks5: settings.socks5,
         mark: settings.capture.mark,
         dial: pods::Dial {
             timeout: settings.hbone.connect_timeout,
@@ -301,6 +302,7 @@ pub(super) fn fixed_keys_that_differ(old: &Settings, new: &Settings) -> Vec<&'st
         ("crl", old.crl != new.crl),
         ("admin", old.admin != new.admin),
         ("metrics", old.metrics != new.metrics),
+        ("socks5", old.socks5 != new.socks5),
         ("readiness", old.readiness != new.readiness),
         ("capture.by", old.capture.by != new.capture.by),
         (

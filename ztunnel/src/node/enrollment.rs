@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use self::prepare::{capture, captured_addresses, is_another, prepare};
@@ -136,6 +137,7 @@ impl Enrollment {
             account: enrolled.pod.account.clone(),
             cookie: NetnsCookie(enrolled.pod.netns.cookie()),
             addresses: enrolled.captured.clone(),
+            redirected: enrolled.pod.redirected.load(Ordering::Relaxed),
         };
         pods.iter().map(local).collect()
     }
@@ -149,6 +151,23 @@ impl Enrollment {
     pub(super) fn pod(&self, cookie: NetnsCookie) -> Option<Arc<Pod>> {
         let mut pods = self.pods.values().map(|enrolled| &enrolled.pod);
         pods.find(|pod| pod.netns.cookie() == cookie.0).cloned()
+    }
+
+    /// Looks for rules in these pods that redirect what comes in, and says whether any of them has
+    /// some.
+    pub(super) fn find_rules(&self, suspects: &[NetnsCookie]) -> bool {
+        let mut found = false;
+        for pod in suspects.iter().filter_map(|cookie| self.pod(*cookie)) {
+            let redirected = &pod.redirected;
+            let seen = redirected.load(Ordering::Relaxed);
+            let has = seen || pod.netns.visit(pods::is_redirected).unwrap_or(false);
+            if has && !seen {
+                tracing::info!(pod = %pod.uid.0, "rules inside the pod redirect what comes in: no direct lane leads to it");
+            }
+            redirected.store(has, Ordering::Relaxed);
+            found |= has;
+        }
+        found
     }
 
     /// Whether the pods or their addresses have changed since this was asked last.
@@ -266,7 +285,7 @@ impl Enrollment {
 
     fn enroll(&mut self, terms: Terms<'_>, wanted: &Wanted) -> Result<(), EnrollError> {
         let kernel = self.shared.kernel.clone();
-        let (pod, listeners) = prepare(wanted, self.shared.config.workers, kernel.is_some())?;
+        let (pod, listeners) = prepare(wanted, &self.shared.config, kernel.is_some())?;
         let cookie = pod.netns.cookie();
         let mut others = self.pods.iter();
         if let Some((other, _)) = others.find(|(_, other)| other.pod.netns.cookie() == cookie) {

@@ -31,7 +31,7 @@ use crate::ca::istiod::IstiodError;
 use crate::ca::local::LocalCaError;
 use crate::config::{self, ConfigError, Overrides, Settings, Watcher};
 use crate::kernel;
-use crate::path::{Accounts, Keeper, Lanes, Shared, View, WorkerError, Workers};
+use crate::path::{Accounts, Keeper, Lanes, Shared, Suspects, View, WorkerError, Workers};
 use crate::telemetry::{FilterError, LogError, LogGuard, LogHandle, Telemetry, init_logging};
 use crate::{tls, xds};
 
@@ -167,6 +167,7 @@ impl Node {
             resolver: assembly::resolver(runtime.clone()),
             certificates: tls::Store::new(issuer, certificates, runtime),
             telemetry,
+            suspects: Suspects::default(),
             config: assembly::path(&settings, kernel.is_some()),
             kernel,
         });
@@ -230,6 +231,7 @@ impl Node {
             listen_for(SignalKind::terminate()),
             listen_for(SignalKind::interrupt()),
         );
+        let suspects = self.shared.clone();
         let ended = loop {
             let hold = self.agent.as_ref().and_then(Agent::hold);
             tokio::select! {
@@ -249,6 +251,9 @@ impl Node {
                 request = serving::requested(self.agent.as_mut()) => {
                     let Some(request) = request else { break Err(Error::Ended("node agent")) };
                     self.heed(request);
+                }
+                pods = suspects.suspects.named() => {
+                    self.look_into(&pods);
                 }
                 () = until(hold) => {
                     self.stop_waiting();

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::agent::{self, Agent, Task};
 use super::enrollment::{Enrollment, Strangers, Terms, Wanted};
 use super::{ENROLL_RETRY, Node, assembly};
+use crate::kernel::NetnsCookie;
 use crate::pods::zds;
 
 impl Node {
@@ -51,6 +52,13 @@ impl Node {
         let missing = i64::try_from(missing).unwrap_or(i64::MAX);
         self.shared.telemetry.pods().pending.set(missing);
         if self.enrollment.take_changed() {
+            self.judge_anew();
+        }
+    }
+
+    /// Looks whether pods have got rules that redirect what comes in; no direct lane leads to those.
+    pub(super) fn look_into(&mut self, pods: &[NetnsCookie]) {
+        if self.enrollment.find_rules(pods) {
             self.judge_anew();
         }
     }

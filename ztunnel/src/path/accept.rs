@@ -1,9 +1,10 @@
 //! Step 1: accept a connection and learn who called whom.
 //!
-//! Three listeners in every pod, three kinds of callers: the pod's own application (outbound,
+//! Listeners in every pod, for different kinds of callers: the pod's own application (outbound,
 //! its original destination is asked of the kernel programs), a client without a tunnel
-//! (inbound plaintext, the socket's own address is the original destination), and the peer of
-//! a tunnel (HBONE).
+//! (inbound plaintext, the socket's own address is the original destination, unless rules inside
+//! the pod have redirected it), the peer of
+//! a tunnel (HBONE), and an application that says where it wants to go (SOCKS).
 
 use std::future::Future;
 use std::io;
@@ -30,9 +31,13 @@ pub(super) fn start(here: &Rc<Here>, listeners: Listeners) -> io::Result<()> {
         outbound_v6,
         inbound,
         hbone,
+        socks5,
     } = listeners;
     for listener in [Some(outbound_v4), outbound_v6].into_iter().flatten() {
         accept_on(here, listener, outbound::carry)?;
+    }
+    for listener in socks5 {
+        accept_on(here, listener, outbound::carry_asked)?;
     }
     accept_on(here, inbound, inbound::carry_plain)?;
     accept_on(here, hbone, inbound::serve_tunnels)

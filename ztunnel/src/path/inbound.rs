@@ -83,12 +83,15 @@ impl Caller {
     }
 }
 
-/// Carries one plaintext connection that the kernel programs steered to us.
+/// Carries one plaintext connection that the kernel programs steered to us, or that somebody's
+/// rules inside the pod redirected.
 pub(super) async fn carry_plain(here: Rc<Here>, stream: TcpStream, client: SocketAddr) {
-    // The socket's own address is what the client dialled.
-    let Ok(destination) = pods::local_of(&stream) else {
+    let Ok((destination, redirected)) = pods::dialled_of(&stream) else {
         return;
     };
+    if redirected {
+        here.redirected();
+    }
     let caller = Caller {
         peer: client,
         at: destination,

@@ -34,6 +34,8 @@ mod relay;
 mod report;
 mod resolve;
 pub mod route;
+pub mod socks5;
+mod suspects;
 mod tunnel;
 mod view;
 mod worker;
@@ -41,6 +43,7 @@ mod worker;
 pub use demand::{Ask, Asking, LEASE, NotTold, Questions};
 pub use direct::{Accounts, Keeper};
 pub use resolve::{Resolve, ResolveError, Resolving, SystemResolver};
+pub use suspects::Suspects;
 pub use view::{Allowed, Lanes, LocalPod, SameNode, View};
 pub use worker::{WorkerError, Workers};
 
@@ -59,6 +62,8 @@ pub struct Config {
     pub network: Arc<str>,
     /// How many workers there are.
     pub workers: usize,
+    /// Whether pods may say by SOCKS where they want to go.
+    pub socks5: bool,
     /// The mark of the proxy's own sockets, which capture leaves alone.
     pub mark: u32,
     /// How connections are dialled.
@@ -83,6 +88,8 @@ pub struct Shared {
     pub questions: Option<Arc<Questions>>,
     /// Metrics.
     pub telemetry: Arc<Telemetry>,
+    /// Pods that may have got rules which redirect what comes in.
+    pub suspects: Suspects,
     /// Settings.
     pub config: Config,
 }

@@ -2,6 +2,7 @@
 //! relay → report. What needs no tunnel is carried here only once: the verdict goes into the
 //! kernel, and later connections of its kind never come by.
 
+mod asked;
 mod error;
 
 use std::future::pending;
@@ -23,6 +24,7 @@ use super::relay::{self, Ended, Side};
 use super::report::{Facts, Record, Tunnelled};
 use super::resolve::ResolveError;
 use super::route::{Departure, Route, RouteError, choose_address, route};
+use super::socks5::{self, message::Destination};
 use super::tunnel;
 use super::view::View;
 use super::worker::Here;
@@ -32,6 +34,7 @@ use crate::mesh::{DemandKey, Workload};
 use crate::pods::{self, abort_on_drop};
 use crate::telemetry::Reporter;
 
+use asked::asked_for;
 use error::DepartError;
 
 /// How many names are resolved for one connection: a waypoint's or a backend's, and a gateway's.
@@ -40,7 +43,8 @@ const MOST_NAMES: usize = 3;
 /// What carries the connection from here on.
 enum Onward {
     Tunnel(Tunnel, Option<tunnel::Revoking>),
-    Plain(TcpStream),
+    /// To a pod of this node, if it is one.
+    Plain(TcpStream, Option<NetnsCookie>),
 }
 
 /// The records of one connection. What goes to a pod of this node without a tunnel is reported
@@ -74,24 +78,13 @@ impl Records {
     }
 }
 
-/// Carries one connection from its acceptance to its end.
+/// Carries one connection that was captured, from its acceptance to its end.
 pub(super) async fn carry(here: Rc<Here>, app: TcpStream, client: SocketAddr) {
     // Boxed so that the memory of the set-up is gone while the connection lives.
-    let departed = Box::pin(depart(&here, &app, client)).await;
-    match departed {
-        Ok((Onward::Tunnel(tunnel, revoking), records)) => {
-            let series = records.source.series();
-            let cut = revoked(revoking);
-            let ended = relay::tunnelled(app, tunnel, Side::Source, series, cut).await;
-            records.end(&ended);
-        }
-        Ok((Onward::Plain(server), records)) => {
-            let series = records.source.series();
-            let ended = relay::plain(app, server, here.gait(), series, pending()).await;
-            records.end(&ended);
-        }
+    match Box::pin(depart(&here, client, Dialled::Captured(&app))).await {
+        Ok(departed) => relay(&here, app, departed).await,
         // The application must not take a refusal for an orderly end.
-        Err(()) => abort_on_drop(&app),
+        Err(_refused) => abort_on_drop(&app),
     }
 }
 
@@ -103,11 +96,70 @@ async fn revoked(revoking: Option<tunnel::Revoking>) -> Revoked {
     Revoked::Certificate
 }
 
+/// Carries one connection whose destination the application says (SOCKS).
+pub(super) async fn carry_asked(here: Rc<Here>, mut app: TcpStream, client: SocketAddr) {
+    if let Some(departed) = Box::pin(depart_asked(&here, &mut app, client)).await {
+        relay(&here, app, departed).await;
+    }
+}
+
+async fn depart_asked(
+    here: &Rc<Here>,
+    app: &mut TcpStream,
+    client: SocketAddr,
+) -> Option<(Onward, Records)> {
+    let asked = match socks5::ask(app).await {
+        Ok(asked) => asked,
+        Err(error) => {
+            tracing::debug!(pod = %here.pod.uid.0, "a SOCKS client is not served: {error}");
+            return None;
+        }
+    };
+    match depart(here, client, Dialled::Asked(asked)).await {
+        Ok(departed) => {
+            let confirmed = socks5::confirm(app).await;
+            // A record that nobody ends counts as a failure.
+            confirmed.is_ok().then_some(departed)
+        }
+        Err(error) => {
+            socks5::refuse(app, &error.reply().message()).await;
+            None
+        }
+    }
+}
+
+async fn relay(here: &Here, app: TcpStream, (onward, records): (Onward, Records)) {
+    let series = records.source.series();
+    let ended = match onward {
+        Onward::Tunnel(tunnel, revoking) => {
+            let cut = revoked(revoking);
+            relay::tunnelled(app, tunnel, Side::Source, series, cut).await
+        }
+        Onward::Plain(server, pod) => {
+            let ended = relay::plain(app, server, here.gait(), series, pending()).await;
+            // The kernel stops it where rules inside the pod have sent it elsewhere.
+            if let (Some(pod), Some(_)) = (pod, &ended.broken) {
+                here.local.shared.suspects.name(pod);
+            }
+            ended
+        }
+    };
+    records.end(&ended);
+}
+
+/// How a destination is known.
+enum Dialled<'a> {
+    /// The kernel programs have remembered it, or the rule that has redirected this connection.
+    Captured(&'a TcpStream),
+    /// The application says it.
+    Asked(Destination),
+}
+
 async fn depart(
     here: &Rc<Here>,
-    app: &TcpStream,
     client: SocketAddr,
-) -> Result<(Onward, Records), ()> {
+    dialled: Dialled<'_>,
+) -> Result<(Onward, Records), DepartError> {
     let mut facts = Facts {
         reporter: Reporter::Source,
         began: Instant::now(),
@@ -120,11 +172,11 @@ async fn depart(
         destination_identity: None,
         service: None,
     };
-    let (view, judged) = match find(here, (app, client), &mut facts).await {
+    let (view, judged) = match find(here, (client, dialled), &mut facts).await {
         Ok(found) => found,
         Err(error) => {
             Records::open(here, facts, None).fail(&error);
-            return Err(());
+            return Err(error);
         }
     };
     let arrival = matches!(judged.route, Route::Direct { .. }).then(|| Facts {
@@ -151,7 +203,7 @@ async fn depart(
         }
         Err(error) => {
             records.fail(&error);
-            Err(())
+            Err(error)
         }
     }
 }
@@ -175,11 +227,19 @@ type Known<'a> = (&'a [(Arc<str>, IpAddr)], &'a [DemandKey]);
 /// control plane to be asked, all is judged again afterwards, by the view that is in force then.
 async fn find(
     here: &Rc<Here>,
-    (app, client): (&TcpStream, SocketAddr),
+    (client, dialled): (SocketAddr, Dialled<'_>),
     facts: &mut Facts,
 ) -> Result<(Arc<View>, Judged), DepartError> {
     let shared = &here.local.shared;
-    let origin = origin(here, app, client)?.ok_or(DepartError::NotCaptured { client })?;
+    let origin = match dialled {
+        Dialled::Captured(app) => {
+            origin(here, app, client)?.ok_or(DepartError::NotCaptured { client })?
+        }
+        Dialled::Asked(asked) => Origin {
+            destination: asked_for(here, asked).await?,
+            choice: Choice::Any,
+        },
+    };
     facts.destination = origin.destination;
     let dice = here.local.dice();
     let mut resolved = Resolved::new();
@@ -359,5 +419,7 @@ async fn connect(
     };
     let connected = passthrough::connect(here, dialled, to, server).await;
     let failed = |source| DepartError::Connect { to, source };
-    connected.map(Onward::Plain).map_err(failed)
+    connected
+        .map(|stream| Onward::Plain(stream, server))
+        .map_err(failed)
 }

@@ -30,5 +30,9 @@ pub(super) async fn connect(
         None => Ok(()),
     };
     let dial = &shared.config.dial;
-    dial.connect_after(&here.pod.netns, to, source, vouch).await
+    let connected = dial.connect_after(&here.pod.netns, to, source, vouch).await;
+    if let (Err(_), Some(server)) = (&connected, server) {
+        shared.suspects.name(server);
+    }
+    connected
 }

@@ -71,6 +71,9 @@ pub struct LocalPod {
     pub cookie: NetnsCookie,
     /// The addresses under which it is captured.
     pub addresses: Vec<IpAddr>,
+    /// Whether somebody's rules inside the pod redirect what comes in. What arrives there is not
+    /// what was written down when it left, so the direct lane does not lead to it.
+    pub redirected: bool,
 }
 
 impl LocalPod {
@@ -152,7 +155,7 @@ impl View {
 
     /// How a workload may reach another one at one of its addresses without a tunnel: the pod that
     /// is there, and whether the ends may be joined. None: it takes the tunnel, because one of
-    /// them is elsewhere, or wants encryption, or the application behind it wants to be told who
+    /// them is elsewhere, or wants encryption, or redirects what comes in, or the application behind it wants to be told who
     /// calls or ends tunnels itself.
     #[must_use]
     pub fn direct(
@@ -162,11 +165,13 @@ impl View {
         to: IpAddr,
     ) -> Option<(NetnsCookie, Ends)> {
         let (server, servers) = self.find(workload)?;
-        let (_, clients) = self.find(source)?;
+        let (client, clients) = self.find(source)?;
         let both = [clients, servers];
         let tunnel = both.iter().any(|end| end.same_node == SameNode::Tunnel);
         let wants_tunnels = workload.native_tunnel || workload.application_tunnel.is_some();
-        if tunnel || wants_tunnels || !server.addresses.contains(&to) {
+        // What a pod says to itself does not come in.
+        let redirected = server.redirected && server.cookie != client.cookie;
+        if tunnel || wants_tunnels || redirected || !server.addresses.contains(&to) {
             return None;
         }
         let joined = both.iter().all(|end| end.ends == Ends::Joined);

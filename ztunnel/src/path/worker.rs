@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use super::relay::Carry;
 use super::tunnel::{self, DialError};
 use super::{Shared, accept};
 use crate::hbone;
+use crate::kernel::NetnsCookie;
 use crate::mesh::Workload;
 use crate::pods::{Listeners, Pod};
 
@@ -237,6 +239,16 @@ impl Here {
         if open > 0 {
             tracing::info!(pod = %self.pod.uid.0, open, "the pod has left: what it had open is cut");
             self.connections.cut();
+        }
+    }
+
+    /// Has it taken into account that rules inside the pod redirect what comes in. They may have
+    /// come after it was enrolled.
+    pub(super) fn redirected(&self) {
+        if !self.pod.redirected.swap(true, Ordering::Relaxed) {
+            tracing::info!(pod = %self.pod.uid.0, "rules inside the pod redirect what comes in: no direct lane leads to it");
+            let cookie = self.pod.netns.cookie();
+            self.local.shared.suspects.name(NetnsCookie(cookie));
         }
     }
 

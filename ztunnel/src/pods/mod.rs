@@ -14,6 +14,7 @@ mod error;
 #[cfg(test)]
 pub(crate) mod netlab;
 mod netns;
+mod redirection;
 mod rehearsal;
 mod socket;
 mod sysctl;
@@ -22,13 +23,13 @@ pub mod zds;
 pub use destroy::{Connection, Destroyed, Error as DestroyError, Failure, Outcome, Way, destroy};
 pub use error::Error;
 pub use netns::{Handed, Netns, Place, addresses_here};
+pub use redirection::{dialled_of, is_redirected, redirected_from};
 pub use rehearsal::{Rehearsal, rehearse};
-pub use socket::{
-    Dial, Listeners, PROXY_PORTS, Source, abort_on_drop, accept, local_of, peer_of, redirected_from,
-};
+pub use socket::{Dial, Listeners, PROXY_PORTS, Source, abort_on_drop, accept, local_of, peer_of};
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::mesh::{Snapshot, Uid, Workload};
 
@@ -44,6 +45,8 @@ pub struct Pod {
     /// The addresses by which it can be called: those on its interfaces, without loopback and
     /// link-local ones.
     pub addresses: Vec<IpAddr>,
+    /// Whether rules inside it redirect what comes in: found when it was enrolled, or seen since.
+    pub redirected: AtomicBool,
 }
 
 impl Pod {
@@ -93,6 +96,7 @@ mod tests {
                 account: account.map(Arc::from),
                 netns: netns.clone(),
                 addresses: Vec::new(),
+                redirected: AtomicBool::new(false),
             };
             pod.workload(&mesh).is_some()
         };

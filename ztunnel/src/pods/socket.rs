@@ -5,8 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -15,9 +14,12 @@ use super::{Error, Netns};
 /// Where redirected outbound TCP arrives, on loopback (wire facts, "Ports").
 const OUTBOUND: u16 = 15001;
 /// Where redirected inbound plaintext arrives.
-const INBOUND: u16 = 15006;
+pub(super) const INBOUND: u16 = 15006;
 /// Where HBONE arrives.
 const HBONE: u16 = 15008;
+
+/// Where applications say by SOCKS where they want to go, on loopback.
+const SOCKS5: u16 = 15080;
 
 /// The ports that are the proxy's own in every pod; no tunnel may lead to them.
 pub const PROXY_PORTS: [u16; 3] = [OUTBOUND, INBOUND, HBONE];
@@ -37,14 +39,17 @@ pub struct Listeners {
     pub inbound: std::net::TcpListener,
     /// Port 15008, both families.
     pub hbone: std::net::TcpListener,
+    /// 127.0.0.1:15080 and [::1]:15080, where they are wanted.
+    pub socks5: Vec<std::net::TcpListener>,
 }
 
 impl Listeners {
-    /// Opens the listeners in the namespace of the calling thread.
+    /// Opens the listeners in the namespace of the calling thread, those for SOCKS only if they are
+    /// wanted.
     ///
     /// # Errors
     /// Names the address that could not be bound.
-    pub fn open() -> Result<Self, Error> {
+    pub fn open(socks5: bool) -> Result<Self, Error> {
         let v6 = std::path::Path::new("/proc/net/if_inet6").exists();
         let any: IpAddr = if v6 {
             Ipv6Addr::UNSPECIFIED.into()
@@ -53,17 +58,27 @@ impl Listeners {
         };
         Ok(Self {
             outbound_v4: listen((Ipv4Addr::LOCALHOST, OUTBOUND).into())?,
-            outbound_v6: match v6.then(|| listen((Ipv6Addr::LOCALHOST, OUTBOUND).into())) {
-                Some(Err(Error::Listen { source, .. }))
-                    if source.kind() == io::ErrorKind::AddrNotAvailable =>
-                {
-                    None
-                }
-                other => other.transpose()?,
-            },
+            outbound_v6: v6.then(|| listen_v6(OUTBOUND)).transpose()?.flatten(),
             inbound: listen((any, INBOUND).into())?,
             hbone: listen((any, HBONE).into())?,
+            socks5: if socks5 {
+                let v6 = v6.then(|| listen_v6(SOCKS5)).transpose()?.flatten();
+                let v4 = listen((Ipv4Addr::LOCALHOST, SOCKS5).into())?;
+                [Some(v4), v6].into_iter().flatten().collect()
+            } else {
+                Vec::new()
+            },
         })
+    }
+}
+
+/// On the IPv6 loopback address; none where the device does not have it.
+fn listen_v6(port: u16) -> Result<Option<std::net::TcpListener>, Error> {
+    match listen((Ipv6Addr::LOCALHOST, port).into()) {
+        Err(Error::Listen { source, .. }) if source.kind() == io::ErrorKind::AddrNotAvailable => {
+            Ok(None)
+        }
+        other => other.map(Some),
     }
 }
 
@@ -258,34 +273,7 @@ pub fn local_of(stream: &TcpStream) -> io::Result<SocketAddr> {
     stream.local_addr().map(canonical)
 }
 
-/// What a connection was meant for before a redirection rule of its namespace sent it to the
-/// proxy's listener; none where no rule has touched it. Conntrack knows, and nobody in the pod can
-/// tell it anything else (`SO_ORIGINAL_DST`, `IP6T_SO_ORIGINAL_DST`).
-///
-/// # Errors
-/// As `getsockopt(2)`.
-pub fn redirected_from(stream: &TcpStream) -> io::Result<Option<SocketAddr>> {
-    let local = local_of(stream)?;
-    let found = if local.is_ipv4() {
-        getsockopt(stream, sockopt::OriginalDst).map(|name| {
-            let ip = Ipv4Addr::from(u32::from_be(name.sin_addr.s_addr));
-            SocketAddr::new(ip.into(), u16::from_be(name.sin_port))
-        })
-    } else {
-        getsockopt(stream, sockopt::Ip6tOriginalDst).map(|name| {
-            let ip = Ipv6Addr::from(name.sin6_addr.s6_addr);
-            SocketAddr::new(ip.into(), u16::from_be(name.sin6_port))
-        })
-    };
-    match found.map(canonical) {
-        Ok(original) => Ok((original != local).then_some(original)),
-        // Conntrack is not there, or does not know the connection.
-        Err(Errno::ENOENT | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 

@@ -278,7 +278,7 @@ pub(super) static TABLE: &[Columns] = &[
         "number, not 0",
         "PACKET_MARK",
         Shown(|s| s.capture.mark.to_string()),
-        "The mark of the proxy's own sockets.",
+        "The mark of the proxy's own sockets. The rules that Istio's node agent puts into pods let out the marks whose lower twelve bits are 0x539, as those of 1337 are: with another mark they redirect the proxy's own connections, which then fail.",
     ),
     (
         "capture.exemptPorts",
@@ -434,6 +434,13 @@ pub(super) static TABLE: &[Columns] = &[
         "",
         Shown(|s| show(s.hbone.ping_timeout)),
         "A connection is dead when a PING goes unanswered for this long.",
+    ),
+    (
+        "socks5.enabled",
+        "true, false",
+        "UNSTABLE_ENABLE_SOCKS5",
+        Shown(|s| s.socks5.to_string()),
+        "Applications in pods may say by SOCKS 5, on port 15080 of their loopback, where they want to go, by address or by name. Only CONNECT, and without authentication.",
     ),
     (
         "keepalive.enabled",

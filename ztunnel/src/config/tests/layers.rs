@@ -43,6 +43,7 @@ fn flags_before_environment_before_file() {
         ("LOG_FORMAT", "json"),
         ("RUST_LOG", "debug"),
         ("PACKET_MARK", "42"),
+        ("UNSTABLE_ENABLE_SOCKS5", "true"),
         ("SECRET_TTL", "1h"),
         ("KEEPALIVE_ENABLED", "false"),
         ("XDS_ADDRESS", "istiod:15012"),
@@ -65,6 +66,7 @@ fn flags_before_environment_before_file() {
     assert_eq!(settings.capture.mark, 42);
     assert_eq!(settings.ca.leaf_ttl(), Duration::from_secs(3600));
     assert_eq!(settings.keepalive, None);
+    assert!(settings.socks5);
 }
 
 #[test]

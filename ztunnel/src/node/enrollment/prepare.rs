@@ -7,30 +7,34 @@ use std::sync::Arc;
 use super::{EnrollError, Wanted};
 use crate::kernel::{Kernel, NetnsCookie, PodCapture};
 use crate::mesh::Snapshot;
-use crate::pods::{Listeners, Netns, Place, Pod, addresses_here, delivery};
+use crate::path::Config;
+use crate::pods::{Listeners, Netns, Place, Pod, addresses_here, delivery, is_redirected};
 
 /// Opens the pod's namespace and the listeners in there, one set for each worker. Where the pod's
 /// connections come by the rules of others (`programs` is false), the way back of a delivery is
 /// theirs too.
 pub(super) fn prepare(
     wanted: &Wanted,
-    workers: usize,
+    config: &Config,
     programs: bool,
 ) -> Result<(Arc<Pod>, Vec<Listeners>), EnrollError> {
     let netns = Netns::of(&wanted.netns)?;
-    let (addresses, listeners) = netns.visit(|| {
+    let (addresses, listeners, redirected) = netns.visit(|| {
         if programs {
             delivery::prepare()?;
         }
-        let listeners: Result<Vec<_>, _> = (0..workers).map(|_| Listeners::open()).collect();
+        let listeners: Result<Vec<_>, _> = (0..config.workers)
+            .map(|_| Listeners::open(config.socks5))
+            .collect();
         let addresses = addresses_here().map_err(EnrollError::Addresses)?;
-        Ok::<_, EnrollError>((addresses, listeners?))
+        Ok::<_, EnrollError>((addresses, listeners?, is_redirected()))
     })??;
     let pod = Pod {
         uid: wanted.uid.clone(),
         account: wanted.account.clone(),
         netns: Arc::new(netns),
         addresses,
+        redirected: redirected.into(),
     };
     Ok((Arc::new(pod), listeners))
 }

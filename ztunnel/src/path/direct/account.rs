@@ -202,6 +202,10 @@ impl Accounts {
             Happening::Reset => Some(DirectError::Reset),
             Happening::Failed => Some(DirectError::Failed),
         };
+        // It may have met rules inside the pod.
+        if let (Happening::Failed, Some(server)) = (event.happening, flow.server_pod) {
+            self.shared.suspects.name(server);
+        }
         end(&kind, flow.client, &ended, failure.as_ref());
     }
 

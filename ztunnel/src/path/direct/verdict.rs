@@ -109,9 +109,13 @@ fn judge(
     authorize(&arrival, &view.mesh)
 }
 
-/// Whether plaintext from outside may go past the proxy into a pod.
+/// Whether plaintext from outside may go past the proxy into a pod. Where rules inside the pod
+/// redirect it, it never does.
 #[must_use]
 pub fn arrival(arrival: &kernel::Arrival, view: &View) -> bool {
+    if view.pod(arrival.pod).is_none_or(|pod| pod.redirected) {
+        return false;
+    }
     admits(arrival, view).is_some_and(|judged| judged.dry_runs.is_empty())
 }
 

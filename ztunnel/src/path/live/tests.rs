@@ -31,6 +31,7 @@ fn with(mesh: Arc<crate::mesh::Snapshot>) -> Arc<View> {
         account: None,
         cookie: NetnsCookie(cookie),
         addresses: Vec::new(),
+        redirected: false,
     });
     Arc::new(View::new(mesh, pods, &Lanes::default()))
 }
@@ -106,6 +107,7 @@ fn a_pod_that_is_somebody_else_than_the_mesh_says_keeps_nothing() {
         account: Some("another".into()),
         cookie: NetnsCookie(1),
         addresses: Vec::new(),
+        redirected: false,
     };
     let after = View::new(before.mesh.clone(), [pod], &Lanes::default());
     set.judge_again(&Arc::new(after));

@@ -1,5 +1,6 @@
 //! Why a connection did not leave, and what the metrics call it.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use super::super::permit::Denied;
 use super::super::report::Failure;
 use super::super::resolve::ResolveError;
 use super::super::route::RouteError;
+use super::super::socks5::message::Reply;
 use super::super::tunnel::DialError;
 use crate::hbone::{DialFailure, OpenError};
 use crate::kernel;
@@ -28,7 +30,13 @@ pub(super) enum DepartError {
     Kernel(#[from] kernel::Error),
     /// The rule that redirected it could not be asked.
     #[error("cannot learn the original destination: {0}")]
-    Original(#[source] std::io::Error),
+    Original(#[source] io::Error),
+    /// An application asks for what is no destination.
+    #[error("{destination} is not to be asked for")]
+    NotToBeAsked {
+        /// What it asks for.
+        destination: SocketAddr,
+    },
     /// The pod is enrolled, but the mesh no longer knows it.
     #[error("workload {uid} is not in the mesh")]
     UnknownWorkload {
@@ -62,7 +70,7 @@ pub(super) enum DepartError {
         /// Where.
         to: SocketAddr,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -70,6 +78,7 @@ impl Failure for DepartError {
     fn flag(&self) -> ResponseFlag {
         match self {
             Self::NotCaptured { .. }
+            | Self::NotToBeAsked { .. }
             | Self::Kernel(_)
             | Self::Original(_)
             | Self::UnknownWorkload { .. }
@@ -84,6 +93,61 @@ impl Failure for DepartError {
     }
 }
 
+impl DepartError {
+    /// What a SOCKS client is told.
+    pub(super) fn reply(&self) -> Reply {
+        match self {
+            Self::NotCaptured { .. }
+            | Self::Kernel(_)
+            | Self::Original(_)
+            | Self::NotTold(_)
+            | Self::UnknownWorkload { .. } => Reply::Failed,
+            Self::NotToBeAsked { .. } | Self::Denied(_) => Reply::NotAllowed,
+            Self::Route(RouteError::NoSuchPort { .. }) => Reply::Refused,
+            Self::Route(_) | Self::Name(_) | Self::TooManyNames { .. } => Reply::HostUnreachable,
+            Self::Tunnel(error) => tunnel_reply(error),
+            Self::Connect { source, .. } => connect_reply(source),
+        }
+    }
+}
+
+fn connect_reply(error: &io::Error) -> Reply {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Reply::Refused,
+        io::ErrorKind::NetworkUnreachable => Reply::NetworkUnreachable,
+        io::ErrorKind::HostUnreachable | io::ErrorKind::TimedOut => Reply::HostUnreachable,
+        io::ErrorKind::PermissionDenied => Reply::NotAllowed,
+        _ => Reply::Failed,
+    }
+}
+
+/// The far end's policy answers 401, an application that cannot be reached 503 (wire facts,
+/// "HBONE").
+fn tunnel_reply(error: &OpenError<DialError>) -> Reply {
+    match error {
+        OpenError::Refused { status, .. } => match status.as_u16() {
+            401 => Reply::NotAllowed,
+            503 => Reply::Refused,
+            _ => Reply::Failed,
+        },
+        OpenError::Timeout { .. } => Reply::HostUnreachable,
+        OpenError::Connection {
+            failure: DialFailure::Dial { error },
+        } => match &**error {
+            DialError::Connect { source, .. } => match connect_reply(source) {
+                // Nobody but the application refuses a client.
+                Reply::Refused => Reply::HostUnreachable,
+                other => other,
+            },
+            _ => Reply::Failed,
+        },
+        OpenError::Connection {
+            failure: DialFailure::DialTimeout { .. },
+        } => Reply::HostUnreachable,
+        _ => Reply::Failed,
+    }
+}
+
 fn tunnel_flag(error: &OpenError<DialError>) -> ResponseFlag {
     let OpenError::Connection { failure } = error else {
         return match error {
@@ -94,7 +158,7 @@ fn tunnel_flag(error: &OpenError<DialError>) -> ResponseFlag {
     };
     match failure {
         DialFailure::Dial { error } => match &**error {
-            DialError::Connect { source, .. } if source.kind() == std::io::ErrorKind::TimedOut => {
+            DialError::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
                 ResponseFlag::NetworkPolicy
             }
             DialError::Connect { .. } => ResponseFlag::Connect,

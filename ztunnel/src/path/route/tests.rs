@@ -107,6 +107,7 @@ impl<'a> Question<'a> {
                 let workload = mesh.workload_by_uid(&Uid((*name).into())).unwrap();
                 workload.workload_ips.clone()
             },
+            redirected: false,
         });
         View::new(mesh.clone(), pods, &Lanes::default())
     }

@@ -59,6 +59,7 @@ fn view(lanes: &Lanes) -> View {
         account: None,
         cookie: NetnsCookie(cookie),
         addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+        redirected: false,
     });
     let mesh = Arc::new(local::parse(MESH).unwrap().into_snapshot());
     View::new(mesh, pods, lanes)
@@ -316,6 +317,7 @@ fn more_backends_than_a_verdict_holds_leave_a_share_to_the_proxy() {
         account: None,
         cookie: NetnsCookie(cookie),
         addresses: vec![address.parse().unwrap()],
+        redirected: false,
     });
     let view = View::new(mesh, pods, &Lanes::default());
     let call = Call {

@@ -1,0 +1,76 @@
+//! Pods that may have got rules which redirect what comes in, after they were enrolled: somebody
+//! failed to reach them on the direct lane, or the proxy has seen it. The node looks into them.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use crate::kernel::NetnsCookie;
+
+/// A pod is looked into this often at most: a port that nobody listens on is no reason for more.
+const PACE: Duration = Duration::from_millis(500);
+
+/// Pods to be looked into.
+#[derive(Debug, Default)]
+pub struct Suspects {
+    /// When each was named last, and whether it has been looked into since.
+    named: Mutex<HashMap<NetnsCookie, (Instant, bool)>>,
+    told: Notify,
+}
+
+impl Suspects {
+    /// Names a pod. Cheap, from any thread.
+    pub(super) fn name(&self, pod: NetnsCookie) {
+        let now = Instant::now();
+        let Ok(mut named) = self.named.lock() else {
+            return;
+        };
+        named.retain(|_, (since, seen)| !*seen || now.duration_since(*since) < PACE);
+        if named.contains_key(&pod) {
+            return;
+        }
+        named.insert(pod, (now, false));
+        self.told.notify_one();
+    }
+
+    /// Waits until pods are named, and takes them.
+    pub async fn named(&self) -> Vec<NetnsCookie> {
+        self.told.notified().await;
+        let Ok(mut named) = self.named.lock() else {
+            return Vec::new();
+        };
+        let mut pods = Vec::new();
+        for (pod, (_, seen)) in named.iter_mut().filter(|(_, (_, seen))| !*seen) {
+            *seen = true;
+            pods.push(*pod);
+        }
+        pods
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pod_is_named_once_for_a_while() {
+        let suspects = Suspects::default();
+        suspects.name(NetnsCookie(1));
+        suspects.name(NetnsCookie(1));
+        suspects.name(NetnsCookie(2));
+        let mut named = suspects.named().await;
+        named.sort_unstable_by_key(|pod| pod.0);
+        assert_eq!(named, [NetnsCookie(1), NetnsCookie(2)]);
+        suspects.name(NetnsCookie(1));
+        assert!(
+            tokio::time::timeout(Duration::ZERO, suspects.named())
+                .await
+                .is_err()
+        );
+        tokio::time::sleep(PACE).await;
+        suspects.name(NetnsCookie(1));
+        assert_eq!(suspects.named().await, [NetnsCookie(1)]);
+    }
+}
