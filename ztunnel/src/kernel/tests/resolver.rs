@@ -591,6 +591,27 @@ fn a_new_proxy_takes_over() {
     });
 }
 
+#[test]
+#[ignore = "needs root"]
+fn datagrams_pass_no_program_while_nobody_wants_it() {
+    in_namespace(|| {
+        let mut world = World::new();
+        let links = world.pins().join("links");
+        let attached =
+            || ["ask4", "ask6", "answer4", "answer6"].map(|name| links.join(name).exists());
+        assert_eq!(attached(), [false; 4]);
+        world.dns = true;
+        world.enroll();
+        assert_eq!(attached(), [true; 4]);
+        world.kernel = Kernel::open(&config(world.directory.clone())).unwrap();
+        assert_eq!(attached(), [true; 4]);
+        world.dns = false;
+        world.enroll();
+        world.kernel = Kernel::open(&config(world.directory.clone())).unwrap();
+        assert_eq!(attached(), [false; 4]);
+    });
+}
+
 /// Answers a question for an address with `192.0.2.99`, any other with nothing.
 fn reply(question: &[u8]) -> Vec<u8> {
     let name = question[12..].iter().position(|byte| *byte == 0).unwrap() + 13;
