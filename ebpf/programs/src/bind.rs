@@ -13,8 +13,10 @@ const AF_INET6: u16 = 10;
 /// The kernel's default range of ephemeral ports; a program cannot read the namespace's own.
 const FIRST_PORT: u32 = 32768;
 const PORTS: u32 = 28232;
-/// Half of them with the pod's address, half without.
-const ATTEMPTS: u32 = 16;
+/// How many ports are tried. The verifier walks through each.
+const ATTEMPTS: u32 = 6;
+/// So many of them with the pod's address, which may not be there yet; the rest without.
+const WITH_ADDRESS: u32 = 4;
 
 #[repr(C)]
 struct SockaddrIn {
@@ -58,24 +60,25 @@ pub fn port(ctx: &SockAddrContext, sk: *mut bpf_sock, own: &Address) -> Option<u
     // SAFETY: the caller has checked for null; the field is readable.
     let is_v6 = unsafe { (*sk).family } == u32::from(AF_INET6);
     // What it was bound to without a port stays.
-    let before = source(sk, own.is_v4() || !is_v6);
+    let before = source(sk, !is_v6);
+    let address = before.unwrap_or(*own);
+    let instead = before.unwrap_or(Address::NONE);
     let mut attempt = 0;
     while attempt < ATTEMPTS {
-        let port = local_port(sk);
-        if port != 0 {
-            return Some(port);
+        if local_port(sk) != 0 {
+            break;
         }
-        let address = match (before, attempt < ATTEMPTS / 2) {
-            (Some(before), _) => before,
-            (None, true) => *own,
-            (None, false) => Address::NONE,
+        let address = if attempt < WITH_ADDRESS {
+            &address
+        } else {
+            &instead
         };
         // SAFETY: no arguments.
         let port = FIRST_PORT + unsafe { bpf_get_prandom_u32() } % PORTS;
         if is_v6 {
-            name6(ctx, &address, port);
+            name6(ctx, address, port);
         } else {
-            name4(ctx, &address, port);
+            name4(ctx, address, port);
         }
         attempt += 1;
     }
