@@ -16,6 +16,7 @@ mod maps;
 mod object;
 mod pins;
 mod programs;
+mod resolver;
 pub mod selftest;
 mod sys;
 #[cfg(test)]
@@ -25,22 +26,23 @@ mod verdicts;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
-use ztunnel_ebpf_types::{Address, Client, POD_ENROLLED, POD_JOIN, Pod};
+use ztunnel_ebpf_types::{Address, Client, POD_DNS, POD_ENROLLED, POD_JOIN, Pod};
 
 pub use error::Error;
 pub use events::{Event, Events, Happening};
 pub use log::LogForwarder;
 use maps::{Maps, failed};
-use object::{Object, Owner, Speech};
+use object::{Object, Owner, Settled, Speech};
 pub use object::{is_at_least, release};
 use pins::Pins;
 use programs::{ALL, Cgroup, INBOUND, PAST, attach_cgroup};
+pub use resolver::reply_source;
 pub use trial::{PinPlace, Trial};
 pub use verdicts::{Arrival, Backend, Call, Ends, Flow, MOST_BACKENDS, Opener, Verdict};
 
@@ -87,6 +89,8 @@ pub struct Ports {
     pub inbound: u16,
     /// HBONE, on the pod's addresses.
     pub hbone: u16,
+    /// DNS by UDP and TCP, on the pod's loopback, where it is captured.
+    pub dns: u16,
 }
 
 impl Default for Ports {
@@ -95,6 +99,7 @@ impl Default for Ports {
             outbound: 15001,
             inbound: 15006,
             hbone: 15008,
+            dns: 15053,
         }
     }
 }
@@ -131,6 +136,8 @@ pub struct PodCapture<'a> {
     /// The proxy's inbound listener in the pod: listening, dual stack; of a `SO_REUSEPORT` group,
     /// any member.
     pub inbound: BorrowedFd<'a>,
+    /// Whether what the pod asks of its resolvers goes to the proxy's DNS listeners.
+    pub dns: bool,
 }
 
 /// Which backends of a service a captured connection may go to.
@@ -159,9 +166,11 @@ pub struct Kernel {
     maps: Arc<Maps>,
     /// The ring of events, until somebody reads it.
     events: OwnedFd,
-    /// The program for namespaces; replaced when the programs are loaded anew.
-    inbound: Mutex<OwnedFd>,
-    verdicts: u32,
+    /// The programs; replaced when they are loaded anew.
+    object: Mutex<Object>,
+    /// The hooks of datagrams have programs.
+    datagrams: AtomicBool,
+    settled: Settled,
     joins: AtomicBool,
 }
 
@@ -176,7 +185,11 @@ impl Kernel {
         let cgroup = Cgroup::open(config.cgroup.as_deref())?;
         let pins = Pins::open(&config.directory)?;
         let owner = Owner::Pinned(&pins);
-        let mut object = Object::load(owner, &ALL, Speech::Silent, config.verdicts)?;
+        let settled = Settled {
+            verdicts: config.verdicts,
+            dns: config.ports.dns,
+        };
+        let mut object = Object::load(owner, &ALL, Speech::Silent, settled)?;
         let maps = Maps::open(&mut object)?;
         let events = object.map("EVENTS")?;
         maps.configure(|settings| {
@@ -190,16 +203,22 @@ impl Kernel {
         attach_cgroup(&object, &pins, &cgroup)?;
         maps.introduce()?;
         let kernel = Self {
-            inbound: Mutex::new(inbound(&object)?),
+            object: Mutex::new(object),
+            datagrams: AtomicBool::new(false),
             pins,
             cgroup,
             maps: Arc::new(maps),
             events,
-            verdicts: config.verdicts,
+            settled,
             joins: AtomicBool::new(false),
         };
         let joined = kernel.maps.any_pod(|pod| pod.flags & POD_JOIN != 0)?;
         kernel.joins.store(joined, Ordering::Relaxed);
+        if kernel.maps.any_pod(|pod| pod.flags & POD_DNS != 0)? {
+            kernel.watch_datagrams()?;
+        } else {
+            programs::detach_datagrams(&kernel.pins)?;
+        }
         kernel.renew()?;
         Ok(kernel)
     }
@@ -208,17 +227,27 @@ impl Kernel {
     fn renew(&self) -> Result<(), Error> {
         for cookie in self.pins.enrolled()? {
             let pin = self.pins.netns(cookie);
-            let inbound = self.inbound();
-            if !programs::renew_netns(inbound.as_fd(), &pin)? {
-                drop(inbound);
+            let lives = programs::renew_netns(self.object().program(INBOUND)?, &pin)?;
+            if !lives {
                 self.withdraw(cookie)?;
             }
         }
         Ok(())
     }
 
-    fn inbound(&self) -> MutexGuard<'_, OwnedFd> {
-        self.inbound.lock().unwrap_or_else(PoisonError::into_inner)
+    fn object(&self) -> MutexGuard<'_, Object> {
+        self.object.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the programs see datagrams from now on, until a proxy starts that finds no pod whose
+    /// DNS is captured.
+    fn watch_datagrams(&self) -> Result<(), Error> {
+        let object = self.object();
+        if !self.datagrams.load(Ordering::Relaxed) {
+            programs::attach_datagrams(&object, &self.pins, &self.cgroup)?;
+            self.datagrams.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Detaches what a proxy with another layout of the maps has left. Call it when all pods are
@@ -272,7 +301,12 @@ impl Kernel {
             })?;
         }
         maps.forget_addresses(cookie, &addresses)?;
-        programs::attach_netns(self.inbound().as_fd(), pod.netns, cookie, &self.pins)?;
+        let object = self.object();
+        programs::attach_netns(object.program(INBOUND)?, pod.netns, cookie, &self.pins)?;
+        drop(object);
+        if pod.dns {
+            self.watch_datagrams()?;
+        }
         let first = |v4: bool| {
             let mut of_family = addresses.iter().filter(|address| address.is_v4() == v4);
             of_family.next().copied().unwrap_or(Address::NONE)
@@ -280,7 +314,7 @@ impl Kernel {
         let entry = Pod {
             v4: first(true),
             v6: first(false),
-            flags: POD_ENROLLED,
+            flags: POD_ENROLLED | if pod.dns { POD_DNS } else { 0 },
         };
         maps.pods
             .insert(&cookie.0, &entry)
@@ -365,7 +399,7 @@ impl Kernel {
     /// When this kernel has no sockmap, or does not take the program.
     pub fn join(&self) -> Result<(), Error> {
         let owner = Owner::Pinned(&self.pins);
-        let mut object = Object::load(owner, &[PAST], Speech::Silent, self.verdicts)?;
+        let mut object = Object::load(owner, &[PAST], Speech::Silent, self.settled)?;
         self.joins.store(true, Ordering::Relaxed);
         join::attach(&mut object).map(drop)
     }
@@ -383,11 +417,14 @@ impl Kernel {
     /// When the programs cannot be replaced, or their ring buffer cannot be opened.
     pub fn log_forwarder(&self) -> Result<LogForwarder, Error> {
         let owner = Owner::Pinned(&self.pins);
-        let object = Object::load(owner, &ALL, Speech::Debug, self.verdicts)?;
+        let object = Object::load(owner, &ALL, Speech::Debug, self.settled)?;
         attach_cgroup(&object, &self.pins, &self.cgroup)?;
-        *self.inbound() = inbound(&object)?;
-        self.renew()?;
+        if self.datagrams.load(Ordering::Relaxed) {
+            programs::attach_datagrams(&object, &self.pins, &self.cgroup)?;
+        }
         let id = sys::program_id(object.program(INBOUND)?);
+        *self.object() = object;
+        self.renew()?;
         let id = id.map_err(|source| Error::Attach {
             program: INBOUND,
             target: "its log".to_owned(),
@@ -405,14 +442,4 @@ impl Kernel {
     pub fn remove_pins(directory: &Path) -> Result<(), Error> {
         pins::remove_all(directory)
     }
-}
-
-/// The program of the pods' namespaces; it outlives the object it comes from.
-fn inbound(object: &Object) -> Result<OwnedFd, Error> {
-    let program = object.program(INBOUND)?.try_clone_to_owned();
-    program.map_err(|source| Error::Attach {
-        program: INBOUND,
-        target: "this process".to_owned(),
-        source,
-    })
 }
