@@ -36,6 +36,7 @@ use acceleration::Acceleration;
 use agent::Agent;
 use enrollment::Enrollment;
 use mesh::Mesh;
+pub use mesh::pause_after;
 
 /// How often pods that could not be enrolled are tried again.
 const ENROLL_RETRY: Duration = Duration::from_secs(1);
