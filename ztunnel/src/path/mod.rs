@@ -22,6 +22,8 @@ mod accept;
 pub mod authorize;
 mod connections;
 pub mod direct;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod inbound;
 mod live;
 mod outbound;
