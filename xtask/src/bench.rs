@@ -16,7 +16,8 @@ pub(crate) struct Arguments {
     /// Rounds; every round measures every row with and without the mesh.
     #[arg(long)]
     rounds: Option<usize>,
-    /// Measure only rows whose name holds this text, for example `http` or `direct/`.
+    /// Measure only rows whose name holds this text, for example `http` or `direct/`. `store`
+    /// measures something else: what a mesh of 100,000 workloads costs. It needs no root.
     #[arg(long)]
     only: Option<String>,
     /// The congestion control of every route; `cubic` unless told otherwise.
@@ -31,6 +32,9 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.only.as_deref() == Some("store") {
+        return store();
+    }
     requirements::for_running()?;
     let chart = match &arguments.chart {
         Some(path) => absolute(path)?,
@@ -53,6 +57,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         forwarded.extend(["--json".to_owned(), text(&absolute(json)?)]);
     }
     shell::run_release("bench", &forwarded)
+}
+
+/// The mesh's store by itself, in a process of its own.
+fn store() -> Result<ExitCode> {
+    requirements::for_building()?;
+    let mut bench = shell::cargo(["bench", "--package", "ztunnel", "--bench", "store"]);
+    shell::must(&mut bench)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

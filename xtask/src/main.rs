@@ -3,6 +3,7 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod requirements;
 mod shell;
 mod test;
@@ -36,11 +37,19 @@ enum Chore {
     /// nodes that nothing crosses it in the clear. Everything is removed at the end, also after
     /// Ctrl-C. Needs root.
     Demo(demo::Arguments),
-    /// Check everything: formatting, lints, house rules, unit tests, end-to-end tests.
+    /// Check everything: formatting, lints, house rules, unit, fuzz and end-to-end tests.
     ///
     /// The end-to-end tests run real proxies in network namespaces and need root; `test unit`
     /// does not. The last line of the output says what passed and what did not.
     Test(test::Arguments),
+    /// Feed the decoders with generated input.
+    ///
+    /// Runs the fuzz targets of tests/fuzz with libFuzzer and AddressSanitizer, and prints what
+    /// each has tried and reached. A fault is printed with its input and the command that shows it
+    /// again. Inputs that were found stay in target/fuzz/corpus for the next run; Ctrl-C ends the
+    /// targets too. Needs a C++ compiler; cargo-fuzz is compiled into target/tools when it is
+    /// missing. Not root.
+    Fuzz(fuzz::Arguments),
     /// Measure the mesh against the same work without it.
     ///
     /// Builds the release binaries and runs both variants in the same simulated nodes, round by
@@ -74,6 +83,7 @@ fn run(chore: Chore) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Chore::Demo(arguments) => demo::run(&arguments),
+        Chore::Fuzz(arguments) => fuzz::run(&arguments),
         Chore::Test(arguments) => test::run(&arguments),
         Chore::Bench(arguments) => bench::run(&arguments),
         Chore::Tidy => tidy::run(),

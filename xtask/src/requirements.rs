@@ -26,6 +26,11 @@ const BUILD: [Requirement; 2] = [
     },
 ];
 
+const FUZZ: [Requirement; 1] = [Requirement {
+    there: || ["c++", "g++", "clang++"].into_iter().any(program),
+    missing: "a C++ compiler, which libFuzzer needs (Debian: apt-get install g++)",
+}];
+
 const RUN: [Requirement; 9] = [
     Requirement {
         there: is_root,
@@ -86,6 +91,11 @@ const RULES: [&str; 6] = [
 /// What building needs.
 pub(crate) fn for_building() -> Result<()> {
     check(BUILD.iter())
+}
+
+/// What building the fuzz targets needs.
+pub(crate) fn for_fuzzing() -> Result<()> {
+    check(BUILD.iter().chain(&FUZZ))
 }
 
 /// What building and running simulated nodes needs.

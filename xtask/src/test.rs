@@ -5,11 +5,14 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{requirements, shell, tidy};
+use crate::{fuzz, requirements, shell, tidy};
 
 /// End-to-end tests at the same time. Each has its own nodes and proxies; more would make
 /// tests with time limits wait for the CPU.
 const E2E_THREADS: &str = "--test-threads=2";
+
+/// How long each fuzz target runs. Longer runs are for `cargo xtask fuzz --seconds`.
+const FUZZ_SECONDS: u64 = 60;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -23,6 +26,8 @@ enum Part {
     Lint,
     /// Unit tests. Needs no root.
     Unit,
+    /// Every fuzz target for a minute. Needs a C++ compiler, but no root.
+    Fuzz,
     /// End-to-end tests in network namespaces. Needs root.
     E2e,
 }
@@ -51,6 +56,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             &mut shell::cargo(["test", "--lib", "--bins"]),
         )?);
     }
+    if wanted(Part::Fuzz) {
+        let (passed, targets) = fuzz::check(FUZZ_SECONDS)?;
+        steps.push(Step {
+            name: "fuzz",
+            passed,
+            tests: targets,
+        });
+    }
     if wanted(Part::E2e) {
         e2e(&mut steps)?;
     }
@@ -64,7 +77,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn lint(steps: &mut Vec<Step>) -> Result<()> {
-    let formatted = shell::succeeds(&mut shell::cargo(["fmt", "--all", "--check"]))?;
+    let mut formatted = shell::succeeds(&mut shell::cargo(["fmt", "--all", "--check"]))?;
+    let fuzz = ["fmt", "--manifest-path", fuzz::MANIFEST, "--check"];
+    formatted &= shell::succeeds(&mut shell::cargo(fuzz))?;
     steps.push(Step {
         name: "format",
         passed: formatted,

@@ -9,6 +9,8 @@ pub mod admin;
 pub mod ca;
 pub mod cli;
 pub mod config;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod hbone;
 pub mod kernel;
 pub mod mesh;

@@ -72,7 +72,8 @@ pub(super) fn check(source: &Source<'_>, findings: &mut Vec<Finding>) {
         return;
     };
     let room = room_of(inside);
-    if matches!(room, "main" | "lib") {
+    // The fuzz targets' list of doors is compiled for nobody else.
+    if matches!(room, "main" | "lib" | "fuzzing") {
         return;
     }
     let mut report = |byte: usize, found: String, way_out: &'static str| {

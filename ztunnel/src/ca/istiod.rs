@@ -14,6 +14,8 @@
 
 mod answer;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod line;
 mod order;
 mod roots;
@@ -156,7 +158,7 @@ impl IstiodCa {
         let order = Order::new(identity, self.config.asker)?;
         let request = order.request(&self.config, &self.headers)?;
         let chain = self.exchange(request).await?;
-        let mut issued = answer::read(&chain, order, identity)?;
+        let mut issued = answer::read(&chain, &order.key, identity)?;
         if let Some(file) = &self.mesh_roots {
             for root in file.current().certificates() {
                 if !issued.roots.contains(&root) {

@@ -12,6 +12,8 @@ mod check;
 mod environment;
 mod error;
 mod file;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod lanes;
 mod layers;
 pub mod reference;

@@ -17,6 +17,8 @@ mod client;
 mod config;
 mod error;
 mod forwarded;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod group;
 mod keepalive;
 mod line;

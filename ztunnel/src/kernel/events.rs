@@ -98,7 +98,7 @@ impl Events {
 }
 
 /// A record of another size or kind is not ours and left out.
-fn parse(record: &[u8]) -> Option<Event> {
+pub(super) fn parse(record: &[u8]) -> Option<Event> {
     if record.len() != size_of::<shared::Event>() {
         return None;
     }

@@ -10,6 +10,8 @@
 
 mod error;
 mod events;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod join;
 mod log;
 mod maps;

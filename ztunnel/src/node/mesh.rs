@@ -188,14 +188,20 @@ impl Mesh {
         let Some(control_plane) = &mut self.control_plane else {
             return;
         };
-        let pause = (took * (SHARE - 1)).clamp(PAUSE.0, PAUSE.1);
-        control_plane.next = Instant::now() + pause;
+        control_plane.next = Instant::now() + pause_after(took);
         if control_plane.synced
             && let Some(pending) = control_plane.pending.take()
         {
             pending.done();
         }
     }
+}
+
+/// How long nothing new is put in force after something was, which took so long: what comes
+/// meanwhile is put in force together.
+#[must_use]
+pub fn pause_after(took: Duration) -> Duration {
+    (took * (SHARE - 1)).clamp(PAUSE.0, PAUSE.1)
 }
 
 impl ControlPlane {

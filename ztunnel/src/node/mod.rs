@@ -39,6 +39,7 @@ use acceleration::Acceleration;
 use agent::Agent;
 use demand::OwnPods;
 use enrollment::Enrollment;
+pub use mesh::pause_after;
 use mesh::{Mesh, Told};
 
 /// How often pods that could not be enrolled are tried again.

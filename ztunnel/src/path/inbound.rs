@@ -38,6 +38,23 @@ use crate::tls;
 use error::{ArriveError, PeerError};
 use target::{Asked, Target, delivered, speaks_for_others, target};
 
+/// The door for the fuzz targets: where a tunnel leads, and the address that was asked for.
+#[cfg(fuzzing)]
+pub(super) fn target_of(
+    authority: &Authority,
+    workload: &Workload,
+    (addresses, at): (&[std::net::IpAddr], std::net::IpAddr),
+    mesh: &crate::mesh::Snapshot,
+) -> Option<(SocketAddr, SocketAddr)> {
+    let asked = Asked {
+        workload,
+        addresses,
+        at,
+    };
+    let found = target(authority, asked, mesh).ok()?;
+    Some((found.destination, found.asked))
+}
+
 /// Who comes, and what for.
 struct Caller {
     /// The peer of the TCP connection: the client itself, or whoever speaks for it.

@@ -24,6 +24,8 @@ pub mod authorize;
 mod connections;
 mod demand;
 pub mod direct;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod inbound;
 mod live;
 mod outbound;

@@ -13,6 +13,8 @@
 //! made anew, as nothing is known about what follows it.
 
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod message;
 mod packet;
 pub mod proto;

@@ -14,6 +14,8 @@
 mod buffer;
 mod credentials;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod handshake;
 mod incoming;
 mod issuer;
@@ -27,6 +29,9 @@ mod turns;
 mod verify;
 
 #[cfg(test)]
+mod testing;
+#[cfg(all(fuzzing, not(test)))]
+#[allow(dead_code, reason = "the fuzz targets need one of its streams")]
 mod testing;
 
 pub use credentials::{CertificateState, CertificateSummary, Credentials};

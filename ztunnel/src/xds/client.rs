@@ -18,7 +18,7 @@ use super::stream::{REQUESTS, Stream, shown};
 use crate::telemetry::{XdsMetrics, XdsTermination};
 
 /// Events that the node has not looked at yet: a few slices of a large push.
-const EVENTS: usize = 8;
+pub(super) const EVENTS: usize = 8;
 
 /// A stream that lasted so long was a good one: the next attempt need not wait.
 const LASTING: Duration = Duration::from_secs(10);

@@ -37,6 +37,7 @@ pub mod decode;
 mod demand;
 mod error;
 mod event;
+mod intake;
 mod known;
 pub mod proto;
 mod push;
@@ -50,6 +51,7 @@ pub use config::{Config, ConfigError, Node, Root, Subscription};
 pub use demand::Demand;
 pub use error::Error;
 pub use event::{Batch, Event};
+pub use intake::Intake;
 pub use resource::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 
 #[cfg(test)]

@@ -10,7 +10,6 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::certificate::X509Certificate;
 
-use super::order::Order;
 use crate::mesh::Identity;
 use crate::tls::{IssueError, Issued};
 
@@ -19,10 +18,10 @@ pub(super) const LIMIT: usize = 512 * 1024;
 /// The most certificates in an answer.
 const CERTIFICATES: usize = 128;
 
-/// Reads the chain that was answered to `order`.
+/// Reads the chain that was answered to a request for `key`.
 pub(super) fn read(
     texts: &[String],
-    order: Order,
+    key: &KeyPair,
     identity: &Identity,
 ) -> Result<Issued, IssueError> {
     let mut chain = parse(texts)?;
@@ -45,11 +44,11 @@ pub(super) fn read(
     let (roots, between) = split(last)?;
     chain.extend(between);
     if let Some(leaf) = chain.first() {
-        check_key(leaf, &order.key)?;
+        check_key(leaf, key)?;
     }
     let issued = Issued {
         chain,
-        key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(order.key.serialize_der())),
+        key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
         roots,
     };
     issued.check(identity)?;

@@ -1,6 +1,7 @@
-//! What a large mesh costs: seconds and bytes to load it, beside a plain decode of the same
-//! messages, and how long a batch of changes takes until readers see it. Run one at a time:
-//! `cargo test --release --lib cost::loading -- --ignored --nocapture`, and so on.
+//! How long a batch of changes of a large mesh takes until readers see it, and what is unlikely but
+//! must not take for ever. Run one at a time:
+//! `cargo test --release --lib cost::changing -- --ignored --nocapture`, and so on. What a push of
+//! the whole mesh costs is measured by `cargo xtask bench --only store`.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,13 +9,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use prost::Message as _;
 
 use super::*;
 use crate::mesh::Interner;
 
 mod world;
-use world::{World, wire};
+use world::World;
 
 const LARGE: World = World {
     workloads: 100_000,
@@ -42,7 +42,7 @@ fn measured<T>(what: &str, world: World, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// As a control plane tells it: a part at a time, each gone when the next one comes.
+/// A part at a time, each gone when the next one comes.
 fn load(world: World, texts: &mut Interner) -> Snapshot {
     let mut snapshot = Snapshot::default();
     let mut changes = world.changes(texts);
@@ -53,35 +53,6 @@ fn load(world: World, texts: &mut Interner) -> Snapshot {
         }
         snapshot.apply_all(part);
     }
-}
-
-#[test]
-#[ignore = "a measurement: wants a process of its own and a quiet machine"]
-fn loading() {
-    println!("{LARGE:?}, a workload is {} bytes", size_of::<Workload>());
-    let encode = || LARGE.messages().map(|message| message.encode_to_vec());
-    let messages: Vec<Vec<u8>> = measured("encoded messages", LARGE, || encode().collect());
-    let decode = |bytes: &Vec<u8>| wire::Address::decode(&**bytes).unwrap();
-    let decoded: Vec<_> = measured("a plain decode of them", LARGE, || {
-        messages.iter().map(decode).collect()
-    });
-    let mut texts = Interner::new();
-    let snapshot = measured("the store, making of changes included", LARGE, || {
-        load(LARGE, &mut texts)
-    });
-    let changes: Vec<Change> = measured("changes alone, sharing their texts", LARGE, || {
-        LARGE.changes(&mut texts).collect()
-    });
-    let again = measured("a store of changes that are made", LARGE, || {
-        let mut snapshot = Snapshot::default();
-        snapshot.apply_all(changes);
-        snapshot
-    });
-    measured("the same once more: nothing changes", LARGE, || {
-        assert!(!snapshot.clone().apply_all(LARGE.changes(&mut texts)));
-    });
-    assert_eq!(snapshot.workloads().len(), again.workloads().len());
-    black_box((messages, decoded, texts));
 }
 
 #[test]
@@ -117,27 +88,6 @@ fn changing() {
         println!("meanwhile: {}", reader.join().unwrap());
     });
     assert_eq!(published.load().workloads().len(), 100_000);
-}
-
-/// A thousand pods in a second for ten seconds, a batch every hundred milliseconds.
-#[test]
-#[ignore = "a measurement: wants a process of its own and a quiet machine"]
-fn a_thousand_pods_a_second() {
-    let mut texts = Interner::new();
-    let published = ArcSwap::from_pointee(load(LARGE, &mut texts));
-    let (before, began) = (resident(), Instant::now());
-    let mut busy = Duration::ZERO;
-    for round in 0..100 {
-        let batch = LARGE.replacements(round * 100..(round + 1) * 100, &mut texts);
-        busy += publish(&published, batch);
-        let next = Duration::from_millis(100) * (round + 1);
-        thread::sleep(next.saturating_sub(began.elapsed()));
-    }
-    println!(
-        "{:.2} % of a processor; {:+.1} MB",
-        busy.as_secs_f64() * 100.0 / began.elapsed().as_secs_f64(),
-        (resident() - before) / 1e6
-    );
 }
 
 /// What is unlikely but must not take for ever.

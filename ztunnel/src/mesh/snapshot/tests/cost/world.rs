@@ -8,21 +8,6 @@ use crate::mesh::{
     Uid, Workload,
 };
 
-/// The messages of the control plane, to measure beside.
-pub(super) mod wire {
-    #![allow(
-        missing_docs,
-        unreachable_pub,
-        unnameable_types,
-        unused_qualifications,
-        clippy::all,
-        clippy::use_self,
-        clippy::or_fun_call,
-        reason = "generated code"
-    )]
-    include!(concat!(env!("OUT_DIR"), "/xds/istio.workload.rs"));
-}
-
 #[derive(Debug, Clone, Copy)]
 pub(super) struct World {
     pub(super) workloads: u32,
@@ -120,16 +105,6 @@ impl World {
         }
         changes
     }
-
-    /// What [`Self::changes`] is on the wire.
-    pub(super) fn messages(self) -> impl Iterator<Item = wire::Address> {
-        use wire::address::Type;
-        let services = (0..self.services).map(|number| Type::Service(told_service(number)));
-        let pods = (0..self.workloads).map(move |number| self.pod(number, Generation::First));
-        services
-            .chain(pods.map(|pod| Type::Workload(told_workload(&pod))))
-            .map(|told| wire::Address { r#type: Some(told) })
-    }
 }
 
 fn known_workload(pod: &Pod, texts: &mut Interner) -> Workload {
@@ -173,56 +148,5 @@ fn known_service(service: u32, texts: &mut Interner) -> Service {
         }],
         ports: Ports::from([(80, 8080), (443, 8443)]),
         ..Service::default()
-    }
-}
-
-fn told_ports() -> Vec<wire::Port> {
-    let port = |service_port, target_port| wire::Port {
-        service_port,
-        target_port,
-        app_protocol: 0,
-    };
-    vec![port(80, 8080), port(443, 8443)]
-}
-
-fn told_workload(pod: &Pod) -> wire::Workload {
-    let ports = told_ports();
-    let key = format!("{}/{}", pod.namespace, pod.hostname);
-    wire::Workload {
-        uid: pod.uid.clone(),
-        name: pod.name.clone(),
-        namespace: pod.namespace.clone(),
-        addresses: vec![pod.address.octets().to_vec().into()],
-        network: "network-1".to_owned(),
-        tunnel_protocol: 1,
-        service_account: pod.account.clone(),
-        node: pod.node.clone(),
-        canonical_name: pod.app.clone(),
-        canonical_revision: "latest".to_owned(),
-        workload_name: pod.app.clone(),
-        services: [(key, wire::PortList { ports })].into(),
-        authorization_policies: vec!["istio-system/istio_converted_static_strict".to_owned()],
-        cluster_id: "Kubernetes".to_owned(),
-        locality: Some(wire::Locality {
-            region: "eu-central-1".to_owned(),
-            zone: pod.zone.clone(),
-            subzone: String::new(),
-        }),
-        ..wire::Workload::default()
-    }
-}
-
-fn told_service(service: u32) -> wire::Service {
-    wire::Service {
-        name: app(service),
-        namespace: namespace(service),
-        hostname: hostname(service),
-        addresses: vec![wire::NetworkAddress {
-            network: "network-1".to_owned(),
-            address: vip(service).octets().to_vec().into(),
-            length: None,
-        }],
-        ports: told_ports(),
-        ..wire::Service::default()
     }
 }

@@ -1,0 +1,130 @@
+//! What a certificate authority answers: pieces of a good answer and of others, in any order and
+//! damaged. What is accepted has the certificate that was issued for our key at its head.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    PKCS_ECDSA_P256_SHA256, SanType,
+};
+use ztunnel::fuzzing::ca::answered;
+use ztunnel::mesh::Identity;
+use ztunnel_fuzz::pem;
+
+struct Answers {
+    key: KeyPair,
+    identity: Identity,
+    /// Good leaf, its intermediate, its root; another leaf of our key and name from an authority
+    /// that the root does not vouch for; a leaf of another key; a leaf of another name.
+    certificates: Vec<Vec<u8>>,
+}
+
+static ANSWERS: LazyLock<Answers> = LazyLock::new(|| {
+    let key = || KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let authority = |name: &str| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+    };
+    let leaf = |uri: &str| {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        params
+    };
+    let (ours, name) = (key(), "spiffe://td/ns/a/sa/b");
+    let (root_key, root) = (key(), authority("root"));
+    let root_certificate = root.self_signed(&root_key).unwrap();
+    let root = Issuer::new(root, root_key);
+    let (between_key, between) = (key(), authority("between"));
+    let between_certificate = between.signed_by(&between_key, &root).unwrap();
+    let between = Issuer::new(between, between_key);
+    let (stranger_key, stranger) = (key(), authority("root"));
+    let stranger = Issuer::new(stranger, stranger_key);
+    let certificates = vec![
+        leaf(name)
+            .signed_by(&ours, &between)
+            .unwrap()
+            .der()
+            .to_vec(),
+        between_certificate.der().to_vec(),
+        root_certificate.der().to_vec(),
+        leaf(name)
+            .signed_by(&ours, &stranger)
+            .unwrap()
+            .der()
+            .to_vec(),
+        leaf(name)
+            .signed_by(&key(), &between)
+            .unwrap()
+            .der()
+            .to_vec(),
+        leaf("spiffe://td/ns/a/sa/c")
+            .signed_by(&ours, &between)
+            .unwrap()
+            .der()
+            .to_vec(),
+    ];
+    Answers {
+        key: ours,
+        identity: name.parse().unwrap(),
+        certificates,
+    }
+});
+
+#[derive(Debug, Arbitrary)]
+enum Piece<'a> {
+    Certificate(u8),
+    Damaged { which: u8, at: u16, with: u8 },
+    Der(&'a [u8]),
+    Text(&'a str),
+}
+
+fuzz_target!(|parts: Vec<Vec<Piece<'_>>>| {
+    let all = &*ANSWERS;
+    let of = |which: u8| &all.certificates[usize::from(which) % all.certificates.len()];
+    let text = |piece: &Piece<'_>| match piece {
+        Piece::Certificate(which) => pem("CERTIFICATE", of(*which)),
+        Piece::Damaged { which, at, with } => {
+            let mut der = of(*which).clone();
+            let at = usize::from(*at) % der.len();
+            der[at] ^= with;
+            pem("CERTIFICATE", &der)
+        }
+        Piece::Der(der) => pem("CERTIFICATE", der),
+        Piece::Text(text) => (*text).to_owned(),
+    };
+    let texts: Vec<String> = parts
+        .iter()
+        .map(|part| part.iter().map(text).collect())
+        .collect();
+    let read = answered(&texts, &all.key, &all.identity);
+    let plain: Vec<Vec<u8>> = parts
+        .iter()
+        .map(|part| {
+            part.iter()
+                .map(|piece| match piece {
+                    Piece::Certificate(which) => which % 6,
+                    _ => u8::MAX,
+                })
+                .collect()
+        })
+        .collect();
+    if plain == [vec![0], vec![1], vec![2]] {
+        assert!(read.is_ok(), "the good answer: {:?}", read.err());
+    }
+    if let Ok(issued) = read {
+        let leaf = &*issued.chain[0];
+        assert!(!issued.roots.is_empty());
+        // Somebody else's root may come with the answer: the authority is whom we trust.
+        let known = [&all.certificates[0], &all.certificates[3]];
+        assert!(known.iter().any(|known| leaf == known.as_slice()));
+    }
+});

@@ -1,0 +1,17 @@
+//! A peer's certificate: who it is. An identity that is found stands in the certificate.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use rustls_pki_types::CertificateDer;
+use ztunnel::tls::identity_of;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok(identity) = identity_of(&CertificateDer::from(bytes)) {
+        let text = identity.as_str().as_bytes();
+        assert!(
+            bytes.windows(text.len()).any(|part| part == text),
+            "{identity}"
+        );
+        assert_eq!(identity.as_str().parse().as_ref(), Ok(&identity));
+    }
+});

@@ -1,0 +1,57 @@
+//! The PROXY header that an application reads. The proxy only writes it; here it is read back by
+//! the specification (version 2, section 2.2) and has to say what was put in.
+#![no_main]
+
+use std::net::{IpAddr, SocketAddr};
+
+use libfuzzer_sys::fuzz_target;
+use ztunnel::fuzzing::path::proxy_header;
+use ztunnel::mesh::Identity;
+
+fuzz_target!(|said: ((IpAddr, u16), (IpAddr, u16), String)| {
+    let (client, server, identity) = said;
+    let (client, server) = (SocketAddr::from(client), SocketAddr::from(server));
+    let identity: Option<Identity> = identity.parse().ok();
+    let header = proxy_header(client, server, identity.as_ref());
+
+    let (signature, rest) = header.split_at(12);
+    assert_eq!(signature, b"\r\n\r\n\0\r\nQUIT\n");
+    assert_eq!(rest[0], 0x21);
+    assert_eq!(
+        usize::from(u16::from_be_bytes([rest[2], rest[3]])),
+        rest.len() - 4
+    );
+    let body = &rest[4..];
+    let (width, body) = match rest[1] {
+        0x11 => (4, body),
+        0x21 => (16, body),
+        family => panic!("family {family:#x}"),
+    };
+    let address = |bytes: &[u8]| match <[u8; 4]>::try_from(bytes) {
+        Ok(four) => IpAddr::from(four),
+        Err(_) => IpAddr::from(<[u8; 16]>::try_from(bytes).unwrap()),
+    };
+    let port = |bytes: &[u8]| u16::from_be_bytes([bytes[0], bytes[1]]);
+    let found = [
+        (address(&body[..width]), port(&body[2 * width..])),
+        (
+            address(&body[width..2 * width]),
+            port(&body[2 * width + 2..]),
+        ),
+    ];
+    for ((ip, port), said) in found.into_iter().zip([client, server]) {
+        assert_eq!(
+            (ip.to_canonical(), port),
+            (said.ip().to_canonical(), said.port())
+        );
+    }
+    let told = &body[2 * width + 4..];
+    match identity {
+        None => assert!(told.is_empty()),
+        Some(identity) => {
+            assert_eq!(told[0], 0xd0);
+            assert_eq!(usize::from(port(&told[1..])), told.len() - 3);
+            assert_eq!(&told[3..], identity.as_str().as_bytes());
+        }
+    }
+});

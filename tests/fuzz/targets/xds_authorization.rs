@@ -1,0 +1,44 @@
+//! Any bytes as an `istio.security.Authorization`. What is accepted without a doubt decides as
+//! the documentation says; with doubts it is never looser: it allows no more, and denies no less.
+#![no_main]
+
+use arbitrary::Unstructured;
+use libfuzzer_sys::fuzz_target;
+use prost::Message as _;
+use ztunnel::mesh::{Action, Interner, PolicyContext};
+use ztunnel::xds::decode::decode_authorization;
+use ztunnel::xds::proto::istio::security::Authorization;
+use ztunnel_fuzz::naive::{self, Caller};
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut texts = Interner::new();
+    let Ok(decoded) = decode_authorization(bytes, &mut texts) else {
+        return;
+    };
+    let wire = Authorization::decode(bytes).unwrap();
+    let certain = decoded.doubts.is_empty();
+    if certain {
+        let again = decode_authorization(&wire.encode_to_vec(), &mut texts);
+        assert_eq!(again.as_ref(), Ok(&decoded));
+    }
+    let mut choices = Unstructured::new(bytes);
+    for _ in 0..4 {
+        let Ok(caller) = choices.arbitrary::<Caller>() else {
+            return;
+        };
+        let context = PolicyContext {
+            source: caller.identity.as_ref(),
+            source_ip: caller.source,
+            destination: caller.destination,
+        };
+        let (ours, model) = (
+            decoded.policy.matches(&context),
+            naive::matches(&wire, &caller),
+        );
+        match decoded.policy.action {
+            _ if certain => assert_eq!(ours, model, "{wire:?} {caller:?}"),
+            Action::Allow => assert!(!ours || model, "{wire:?} {caller:?}"),
+            Action::Deny => assert!(ours || !model, "{wire:?} {caller:?}"),
+        }
+    }
+});

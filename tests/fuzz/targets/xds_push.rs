@@ -1,0 +1,250 @@
+//! A series of responses with good resources between bad ones. After each the mesh holds what a
+//! naive record of "the last good one of each name" holds, whatever else came.
+#![no_main]
+
+use std::collections::BTreeMap;
+
+use arbitrary::{Arbitrary, Result, Unstructured};
+use libfuzzer_sys::fuzz_target;
+use prost::Message as _;
+use prost_types::Any;
+use ztunnel::xds::Intake;
+use ztunnel::xds::proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
+use ztunnel::xds::proto::istio::workload as wire;
+use ztunnel::xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use ztunnel_fuzz::world::{NAMES, one_of};
+
+#[derive(Debug, Arbitrary)]
+enum Piece<'a> {
+    Workload(Workload),
+    Service(Service),
+    Garbage(Named, &'a [u8]),
+    Empty(Named),
+    OtherType(Named),
+    Removed(Named),
+}
+
+#[derive(Debug, Clone)]
+struct Named(String);
+
+#[derive(Debug)]
+struct Workload {
+    name: Named,
+    address: u8,
+    backs: Option<Named>,
+}
+
+#[derive(Debug)]
+struct Service {
+    name: Named,
+    address: u8,
+}
+
+impl<'a> Arbitrary<'a> for Named {
+    fn arbitrary(input: &mut Unstructured<'a>) -> Result<Self> {
+        let (a, b) = (one_of(input, &NAMES)?, one_of(input, &NAMES)?);
+        Ok(Self(format!("{a}/{b}")))
+    }
+}
+
+impl<'a> Arbitrary<'a> for Workload {
+    fn arbitrary(input: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(Self {
+            name: input.arbitrary()?,
+            address: input.int_in_range(0..=7)?,
+            backs: input.arbitrary()?,
+        })
+    }
+}
+
+impl<'a> Arbitrary<'a> for Service {
+    fn arbitrary(input: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(Self {
+            name: input.arbitrary()?,
+            address: input.int_in_range(0..=7)?,
+        })
+    }
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Workload,
+    Service,
+}
+
+type Model = BTreeMap<String, Kind>;
+
+fuzz_target!(|pushes: Vec<Vec<Piece<'_>>>| {
+    ztunnel_fuzz::block_on(async {
+        let mut taken = Intake::new("td");
+        let mut model = Model::new();
+        for push in &pushes {
+            let response = response(push);
+            let bad = remember(&response, push, &mut model);
+            let refused = taken.take(response).await;
+            assert_eq!(refused, Some(bad), "{push:?}");
+            compare(&taken, &model, push);
+        }
+        // What policies are called is nobody's business here.
+        let other = DeltaDiscoveryResponse {
+            type_url: AUTHORIZATION_TYPE.to_owned(),
+            ..DeltaDiscoveryResponse::default()
+        };
+        assert_eq!(taken.take(other).await, Some(0));
+        let everything = DeltaDiscoveryResponse {
+            type_url: ADDRESS_TYPE.to_owned(),
+            removed_resources: model.keys().cloned().collect(),
+            ..DeltaDiscoveryResponse::default()
+        };
+        assert_eq!(taken.take(everything).await, Some(0));
+        compare(&taken, &Model::new(), &[]);
+    });
+});
+
+fn response(push: &[Piece<'_>]) -> DeltaDiscoveryResponse {
+    let mut response = DeltaDiscoveryResponse {
+        type_url: ADDRESS_TYPE.to_owned(),
+        ..DeltaDiscoveryResponse::default()
+    };
+    for piece in push {
+        match piece {
+            Piece::Removed(name) => response.removed_resources.push(name.0.clone()),
+            other => response.resources.push(resource(other)),
+        }
+    }
+    response
+}
+
+fn resource(piece: &Piece<'_>) -> Resource {
+    let any = |value: Vec<u8>| Any {
+        type_url: ADDRESS_TYPE.to_owned(),
+        value: value.into(),
+    };
+    let (name, content) = match piece {
+        Piece::Workload(workload) => (&workload.name, Some(any(of_workload(workload)))),
+        Piece::Service(service) => (&service.name, Some(any(of_service(service)))),
+        Piece::Garbage(name, bytes) => (name, Some(any(bytes.to_vec()))),
+        Piece::OtherType(name) => {
+            let mut content = any(Vec::new());
+            content.type_url = AUTHORIZATION_TYPE.to_owned();
+            (name, Some(content))
+        }
+        Piece::Empty(name) | Piece::Removed(name) => (name, None),
+    };
+    Resource {
+        name: name.0.clone(),
+        resource: content,
+        ..Resource::default()
+    }
+}
+
+fn of_workload(workload: &Workload) -> Vec<u8> {
+    let port = wire::Port {
+        service_port: 80,
+        target_port: 8080,
+        ..wire::Port::default()
+    };
+    let backs = workload.backs.iter();
+    let wire = wire::Workload {
+        uid: workload.name.0.clone(),
+        name: "w".to_owned(),
+        namespace: "a".to_owned(),
+        addresses: vec![vec![10, 0, 0, workload.address].into()],
+        services: backs
+            .map(|name| {
+                (
+                    name.0.clone(),
+                    wire::PortList {
+                        ports: vec![port.clone()],
+                    },
+                )
+            })
+            .collect(),
+        ..wire::Workload::default()
+    };
+    encoded(wire::address::Type::Workload(wire))
+}
+
+fn of_service(service: &Service) -> Vec<u8> {
+    let (namespace, hostname) = service.name.0.split_once('/').unwrap();
+    let wire = wire::Service {
+        name: "s".to_owned(),
+        namespace: namespace.to_owned(),
+        hostname: hostname.to_owned(),
+        addresses: vec![wire::NetworkAddress {
+            address: vec![10, 1, 0, service.address].into(),
+            ..wire::NetworkAddress::default()
+        }],
+        ..wire::Service::default()
+    };
+    encoded(wire::address::Type::Service(wire))
+}
+
+fn encoded(content: wire::address::Type) -> Vec<u8> {
+    wire::Address {
+        r#type: Some(content),
+    }
+    .encode_to_vec()
+}
+
+/// Removals come first, then the resources in their order. Returns how many must be refused.
+fn remember(response: &DeltaDiscoveryResponse, push: &[Piece<'_>], model: &mut Model) -> usize {
+    for name in &response.removed_resources {
+        model.remove(name);
+    }
+    let mut bad = 0;
+    for piece in push {
+        match piece {
+            Piece::Workload(workload) => {
+                model.insert(workload.name.0.clone(), Kind::Workload);
+            }
+            Piece::Service(service) => {
+                model.insert(service.name.0.clone(), Kind::Service);
+            }
+            Piece::Garbage(name, bytes) => match good(&name.0, bytes) {
+                Some(kind) => {
+                    model.insert(name.0.clone(), kind);
+                }
+                None => bad += 1,
+            },
+            Piece::Empty(_) | Piece::OtherType(_) => bad += 1,
+            Piece::Removed(_) => {}
+        }
+    }
+    bad
+}
+
+/// Whether bytes that nobody made are a resource of this name all the same.
+fn good(name: &str, bytes: &[u8]) -> Option<Kind> {
+    use ztunnel::mesh::{Change, Interner};
+    let change = ztunnel::xds::decode::decode_address(bytes, "td", &mut Interner::new()).ok()?;
+    match change {
+        Change::Workload(workload) => (*workload.uid.0 == *name).then_some(Kind::Workload),
+        Change::Service(service) => (service.key().to_string() == name).then_some(Kind::Service),
+        _ => None,
+    }
+}
+
+fn compare(taken: &Intake, model: &Model, push: &[Piece<'_>]) {
+    let workloads = taken.mesh.workloads();
+    let services = taken.mesh.services();
+    let mut found: Vec<_> = workloads
+        .map(|workload| (workload.uid.to_string(), Kind::Workload))
+        .chain(services.map(|service| (service.key().to_string(), Kind::Service)))
+        .collect();
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    let expected: Vec<_> = model
+        .iter()
+        .map(|(name, kind)| (name.clone(), *kind))
+        .collect();
+    assert_eq!(found, expected, "after {push:?}");
+    // Every backend of a service is there and names the service.
+    for entry in taken.mesh.entries() {
+        for endpoint in &entry.endpoints {
+            let backs = endpoint.workload.services.iter();
+            assert!(backs.clone().any(|(key, _)| *key == entry.service.key()));
+            assert!(taken.mesh.workload_by_uid(&endpoint.workload.uid).is_some());
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! `cargo xtask fuzz`: builds the fuzz targets of `tests/fuzz` and runs them.
+//!
+//! They are targets of cargo-fuzz and libFuzzer, built with AddressSanitizer by the pinned stable
+//! compiler, whose sanitizer runtime comes with it; no other toolchain is needed. What they find
+//! interesting stays in `target/fuzz/corpus` and is where the next run begins.
+
+mod outcome;
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use self::outcome::Outcome;
+use crate::{requirements, shell};
+
+const CARGO_FUZZ: &str = "0.13.1";
+/// Where the targets are.
+const WORKSPACE: &str = "tests/fuzz";
+/// The workspace's manifest.
+pub(crate) const MANIFEST: &str = "tests/fuzz/Cargo.toml";
+/// The most memory of a target, and of one allocation. Decoders are bounded: an input of a few
+/// kilobytes that takes more than that is a fault.
+const RSS_LIMIT_MB: u32 = 1024;
+const MALLOC_LIMIT_MB: u32 = 128;
+/// The longest that one input may take, seconds.
+const UNIT_LIMIT: u32 = 20;
+/// How often it is looked whether a target has ended.
+const LOOK: Duration = Duration::from_millis(200);
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Only these targets; all when they are left out.
+    targets: Vec<String>,
+    /// How long each target runs.
+    #[arg(long, default_value_t = 60, value_name = "N")]
+    seconds: u64,
+    /// How many run at once.
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    jobs: usize,
+    /// How the result is printed.
+    #[arg(long, short, default_value = "table")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    /// For programs: one array.
+    Json,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let outcomes = fuzz(&arguments.targets, arguments.seconds, arguments.jobs)?;
+    match arguments.output {
+        Output::Table => print!("{}", outcome::table(&outcomes)),
+        Output::Json => println!("{}", outcome::json(&outcomes)),
+    }
+    let passed = outcomes.iter().all(Outcome::passed);
+    Ok(if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs every target so long, two at once; whether all passed, and how many there are.
+pub(crate) fn check(seconds: u64) -> Result<(bool, usize)> {
+    let outcomes = fuzz(&[], seconds, 2)?;
+    print!("{}", outcome::table(&outcomes));
+    Ok((outcomes.iter().all(Outcome::passed), outcomes.len()))
+}
+
+fn fuzz(wanted: &[String], seconds: u64, jobs: usize) -> Result<Vec<Outcome>> {
+    requirements::for_fuzzing()?;
+    ensure!(
+        seconds > 0 && jobs > 0,
+        "--seconds and --jobs are 1 or more"
+    );
+    let all = targets()?;
+    if let Some(unknown) = wanted.iter().find(|name| !all.contains(name)) {
+        bail!(
+            "there is no fuzz target `{unknown}`; there are {}",
+            all.join(", ")
+        );
+    }
+    let chosen = if wanted.is_empty() { &all } else { wanted };
+    build(chosen)?;
+    let place = Place::new()?;
+    let mut waiting = chosen.iter();
+    let mut running: Vec<Running> = Vec::new();
+    let mut outcomes = Vec::new();
+    loop {
+        while running.len() < jobs
+            && let Some(name) = waiting.next()
+        {
+            running.push(place.start(name, seconds)?);
+        }
+        if running.is_empty() {
+            break;
+        }
+        thread::sleep(LOOK);
+        let mut still = Vec::new();
+        for mut target in running {
+            match target.child.try_wait().context("waiting for a target")? {
+                None => still.push(target),
+                Some(status) => {
+                    let outcome = Outcome::read(&target.name, status.success(), &target.log)?;
+                    let (done, of) = (outcomes.len() + 1, chosen.len());
+                    eprintln!("[{done}/{of}] {}", outcome.line(target.started.elapsed()));
+                    outcomes.push(outcome);
+                }
+            }
+        }
+        running = still;
+    }
+    outcomes.sort_by(|one, other| one.target.cmp(&other.target));
+    Ok(outcomes)
+}
+
+/// The names of all targets: the files in `targets`.
+fn targets() -> Result<Vec<String>> {
+    let directory = shell::root().join(WORKSPACE).join("targets");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
+        let path = entry?.path();
+        if let (Some(stem), Some("rs")) =
+            (path.file_stem(), path.extension().and_then(|e| e.to_str()))
+        {
+            names.push(stem.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Builds the targets, all in one go unless there is only one.
+fn build(chosen: &[String]) -> Result<()> {
+    let tools = tools()?;
+    let mut command = cargo_fuzz(&tools, "build");
+    if let [only] = chosen {
+        command.arg(only);
+    }
+    shell::must(&mut command)
+}
+
+/// A call of cargo-fuzz with the pinned compiler, which is told that it may take the flags of a
+/// sanitizer.
+fn cargo_fuzz(tools: &Path, what: &str) -> Command {
+    let mut command = Command::new(tools.join("bin/cargo-fuzz"));
+    command
+        .args(["fuzz", what, "--fuzz-dir", WORKSPACE, "--target-dir"])
+        .arg(shell::target().join("fuzz"))
+        .env("RUSTC_BOOTSTRAP", "1")
+        .current_dir(shell::root());
+    command
+}
+
+/// Where cargo-fuzz is; it is compiled when it is missing.
+fn tools() -> Result<PathBuf> {
+    let tools = shell::root().join("target/tools");
+    if !tools.join("bin/cargo-fuzz").exists() {
+        let mut install = shell::cargo(["install", "cargo-fuzz", "--version", CARGO_FUZZ]);
+        install.args(["--locked", "--root"]).arg(&tools);
+        shell::must(&mut install)?;
+    }
+    Ok(tools)
+}
+
+/// Where a run finds and leaves things.
+struct Place {
+    binaries: PathBuf,
+    left: PathBuf,
+}
+
+struct Running {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    started: Instant,
+}
+
+impl Place {
+    fn new() -> Result<Self> {
+        let left = shell::target().join("fuzz");
+        Ok(Self {
+            binaries: left.join(shell::host()?).join("release"),
+            left,
+        })
+    }
+
+    /// Starts a target. It stays in our process group, so that Ctrl-C ends it as well.
+    fn start(&self, name: &str, seconds: u64) -> Result<Running> {
+        let [corpus, artifacts, logs] =
+            ["corpus", "artifacts", "logs"].map(|kind| self.left.join(kind));
+        let (corpus, artifacts) = (corpus.join(name), artifacts.join(name));
+        for directory in [&corpus, &artifacts, &logs] {
+            fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+        }
+        let log = logs.join(format!("{name}.log"));
+        let mut output = File::create(&log).with_context(|| log.display().to_string())?;
+        let mut command = Command::new(self.binaries.join(name));
+        command
+            .arg(format!("-max_total_time={seconds}"))
+            .arg(format!("-rss_limit_mb={RSS_LIMIT_MB}"))
+            .arg(format!("-malloc_limit_mb={MALLOC_LIMIT_MB}"))
+            .arg(format!("-timeout={UNIT_LIMIT}"))
+            .arg("-print_final_stats=1")
+            .arg(format!("-artifact_prefix={}/", artifacts.display()));
+        let given = shell::root().join(WORKSPACE);
+        let words = given.join(format!("dictionaries/{name}.txt"));
+        if words.exists() {
+            command.arg(format!("-dict={}", words.display()));
+        }
+        command.arg(corpus);
+        let seeds = given.join("seeds").join(name);
+        if seeds.exists() {
+            command.arg(seeds);
+        }
+        writeln!(output, "{command:?}").context("writing a log")?;
+        let errors = output.try_clone().context("a second handle of a log")?;
+        let child = command
+            .stdout(output)
+            .stderr(errors)
+            .spawn()
+            .with_context(|| format!("running {command:?}"))?;
+        eprintln!("{name}: {seconds} s");
+        Ok(Running {
+            name: name.to_owned(),
+            child,
+            log,
+            started: Instant::now(),
+        })
+    }
+}
