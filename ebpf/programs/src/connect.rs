@@ -1,27 +1,28 @@
 //! Outbound capture: a connection of an enrolled pod goes to the proxy's listener on the pod's
 //! loopback, and the socket remembers where it was meant to go.
 
-use aya_ebpf::bindings::{SO_BINDTOIFINDEX, SOL_SOCKET, bpf_sock, sockaddr};
-use aya_ebpf::helpers::generated::{bpf_bind, bpf_setsockopt};
+use aya_ebpf::bindings::{SO_BINDTOIFINDEX, SOL_SOCKET, bpf_sock};
+use aya_ebpf::helpers::generated::bpf_setsockopt;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use ztunnel_ebpf_types::{
-    Address, Backend, Config, POD_ENROLLED, POD_HANDSHAKE, Pod, SAVED_DESTINATION, SAVED_DIRECT,
+    Address, Backend, POD_ENROLLED, POD_HANDSHAKE, Pod, SAVED_DESTINATION, SAVED_DIRECT,
     SAVED_ELSEWHERE, SAVED_HANDSHAKE, SAVED_NOTHING, Saved,
 };
 
+use crate::bind::{bind4, bind6};
 use crate::direct::{Choice, choose};
 use crate::judge::{is_exempt, is_proxy, process};
-use crate::maps::{CONFIG, KNOWS_PROCESS, PODS, SOCKETS, config, logs, netns, saved};
+use crate::maps::{CONFIG, DNS_PORT, KNOWS_PROCESS, PODS, SOCKETS, config, logs, netns, saved};
+use crate::resolver::{self, Question};
 
 /// The hook lets the call go on, with the address as it now is.
 const PROCEED: i32 = 1;
 /// `connect()` fails with EPERM.
 const REFUSE: i32 = 0;
 const IPPROTO_TCP: u32 = 6;
-const AF_INET: u16 = 2;
-const AF_INET6: u16 = 10;
+const IPPROTO_UDP: u32 = 17;
 /// The loopback device is the first of every namespace.
 const LOOPBACK_DEVICE: u32 = 1;
 
@@ -32,12 +33,12 @@ fn capture4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the context is valid and these fields are readable in connect4.
     let wanted = unsafe { (*ctx.sock_addr).user_ip4 };
     match judge(&ctx, pod, Address::v4(wanted)) {
-        Judgement::Capture(config) => {
+        Judgement::Capture(port) => {
             bind4(&ctx, &pod.v4);
             // SAFETY: writable fields of connect4.
             unsafe {
                 (*ctx.sock_addr).user_ip4 = Address::LOOPBACK4.words[3];
-                (*ctx.sock_addr).user_port = network_port(config.outbound);
+                (*ctx.sock_addr).user_port = network_port(port);
             }
             PROCEED
         }
@@ -60,7 +61,7 @@ fn capture6(ctx: SockAddrContext) -> i32 {
     let Some(pod) = pod(&ctx) else { return PROCEED };
     let wanted = destination6(&ctx);
     match judge(&ctx, pod, wanted) {
-        Judgement::Capture(config) => {
+        Judgement::Capture(port) => {
             // A native IPv6 socket is not bound to the pod's address: the kernel would send a reset
             // for it to ::1 out of the pod, and the proxy would never learn that its client is
             // gone. The name hooks hide ::1 from the application all the same.
@@ -71,7 +72,7 @@ fn capture6(ctx: SockAddrContext) -> i32 {
                 write6(&ctx, &Address::LOOPBACK6);
             }
             // SAFETY: a writable field of connect6.
-            unsafe { (*ctx.sock_addr).user_port = network_port(config.outbound) };
+            unsafe { (*ctx.sock_addr).user_port = network_port(port) };
             PROCEED
         }
         Judgement::Direct(backend) => {
@@ -86,8 +87,8 @@ fn capture6(ctx: SockAddrContext) -> i32 {
 }
 
 enum Judgement {
-    /// The socket remembers its destination: send it to the proxy.
-    Capture(&'static Config),
+    /// The socket remembers its destination: send it to this port of the proxy.
+    Capture(u32),
     /// The socket remembers its destination: send it to this backend.
     Direct(Backend),
     Proceed,
@@ -96,7 +97,7 @@ enum Judgement {
 
 /// The entry of the socket's namespace; most connections of a machine end here.
 #[inline(always)]
-fn pod(ctx: &SockAddrContext) -> Option<&'static Pod> {
+pub fn pod(ctx: &SockAddrContext) -> Option<&'static Pod> {
     // SAFETY: entries are replaced whole and freed after a grace period; a torn read is possible
     // only for the addresses, while a pod's addresses are being changed.
     unsafe { PODS.get(&netns(ctx)) }
@@ -122,7 +123,17 @@ fn judge(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Judgement {
     if pod.flags & POD_HANDSHAKE != 0 && handshake(sk) {
         return Judgement::Refuse;
     }
-    if protocol != IPPROTO_TCP || pod.flags & POD_ENROLLED == 0 {
+    if pod.flags & POD_ENROLLED == 0 {
+        return Judgement::Proceed;
+    }
+    if protocol == IPPROTO_UDP {
+        return match resolver::connect(ctx, config, pod, sk, &address, port) {
+            Question::Capture => Judgement::Capture(DNS_PORT.load()),
+            Question::Proceed => Judgement::Proceed,
+            Question::Refuse => Judgement::Refuse,
+        };
+    }
+    if protocol != IPPROTO_TCP {
         return Judgement::Proceed;
     }
     let cookie = netns(ctx);
@@ -142,7 +153,8 @@ fn judge(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Judgement {
     };
     // SAFETY: checked for null. A socket that is bound to a device could not be stopped later.
     let bound = unsafe { (*sk).bound_dev_if } > LOOPBACK_DEVICE;
-    let choice = if bound {
+    let is_question = resolver::is_question(pod, &address, port);
+    let choice = if bound || is_question {
         Choice::Unknown
     } else {
         choose(config, cookie, &address, port)
@@ -180,7 +192,8 @@ fn judge(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Judgement {
         }
     }
     match verdict {
-        Some(()) => Judgement::Capture(config),
+        Some(()) if is_question => Judgement::Capture(DNS_PORT.load()),
+        Some(()) => Judgement::Capture(config.outbound),
         None => Judgement::Refuse,
     }
 }
@@ -208,7 +221,9 @@ fn capture(ctx: &SockAddrContext, sk: *mut bpf_sock, value: Saved) -> Option<()>
     // SAFETY: checked for null by the caller.
     let device = unsafe { (*sk).bound_dev_if };
     if device != 0 && device != LOOPBACK_DEVICE {
-        unbind_device(ctx)?;
+        if !unbind_device(ctx) {
+            return None;
+        }
     }
     save(ctx, value)
 }
@@ -229,7 +244,7 @@ fn save(ctx: &SockAddrContext, mut value: Saved) -> Option<()> {
 
 /// A socket bound to another device than loopback would never reach the proxy.
 #[inline(always)]
-fn unbind_device(ctx: &SockAddrContext) -> Option<()> {
+pub fn unbind_device(ctx: &SockAddrContext) -> bool {
     let mut none = 0_i32;
     // SAFETY: the option is an int, and its size is given.
     let result = unsafe {
@@ -241,13 +256,13 @@ fn unbind_device(ctx: &SockAddrContext) -> Option<()> {
             4,
         )
     };
-    (result == 0).then_some(())
+    result == 0
 }
 
 /// A socket that was captured before and now goes somewhere by itself has no other destination.
 /// What it remembers of the kind `except` stays.
 #[inline(always)]
-fn forget(sk: *mut bpf_sock, except: u32) {
+pub fn forget(sk: *mut bpf_sock, except: u32) {
     let place = saved(sk);
     // SAFETY: not null where it is read; the socket's lock is held.
     unsafe {
@@ -276,9 +291,9 @@ fn handshake(sk: *mut bpf_sock) -> bool {
     true
 }
 
-/// The destination of connect6, read word by word as the verifier wants it.
+/// The address of the hooks of IPv6, read word by word as the verifier wants it.
 #[inline(always)]
-fn destination6(ctx: &SockAddrContext) -> Address {
+pub fn destination6(ctx: &SockAddrContext) -> Address {
     let mut words = [0; 4];
     // SAFETY: the context is valid and the field readable in connect6.
     unsafe {
@@ -305,67 +320,4 @@ pub fn write6(ctx: &SockAddrContext, address: &Address) {
 #[inline(always)]
 pub fn network_port(port: u32) -> u32 {
     u32::from((port as u16).to_be())
-}
-
-#[repr(C)]
-struct SockaddrIn {
-    family: u16,
-    port: u16,
-    address: u32,
-    zero: [u32; 2],
-}
-
-#[repr(C)]
-struct SockaddrIn6 {
-    family: u16,
-    port: u16,
-    flow: u32,
-    address: Address,
-    scope: u32,
-}
-
-/// Gives the socket the pod's address, so that neither end sees 127.0.0.1 as the client. It
-/// fails, rightly, on a socket that the application has bound itself.
-#[inline(always)]
-fn bind4(ctx: &SockAddrContext, own: &Address) {
-    if own.is(&Address::NONE) {
-        return;
-    }
-    let mut name = SockaddrIn {
-        family: AF_INET,
-        port: 0,
-        address: own.words[3],
-        zero: [0; 2],
-    };
-    // SAFETY: the address and its size belong together.
-    let _ = unsafe {
-        bpf_bind(
-            ctx.sock_addr,
-            core::ptr::from_mut(&mut name).cast::<sockaddr>(),
-            size_of::<SockaddrIn>() as i32,
-        )
-    };
-}
-
-/// As [`bind4`], for an AF_INET6 socket that calls an IPv4 address in mapped form.
-#[inline(always)]
-fn bind6(ctx: &SockAddrContext, own: &Address) {
-    if own.is(&Address::NONE) {
-        return;
-    }
-    let mut name = SockaddrIn6 {
-        family: AF_INET6,
-        port: 0,
-        flow: 0,
-        address: *own,
-        scope: 0,
-    };
-    // SAFETY: the address and its size belong together.
-    let _ = unsafe {
-        bpf_bind(
-            ctx.sock_addr,
-            core::ptr::from_mut(&mut name).cast::<sockaddr>(),
-            size_of::<SockaddrIn6>() as i32,
-        )
-    };
 }

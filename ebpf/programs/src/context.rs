@@ -8,7 +8,7 @@
 use core::arch::asm;
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock_ops, sk_msg_md};
+use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops, sk_msg_md};
 use ztunnel_ebpf_types::Address;
 
 /// One word of a context, at a constant offset.
@@ -41,6 +41,24 @@ macro_rules! words {
             ],
         }
     }};
+}
+
+/// The address that a socket is bound to, by the family that it is about to speak. None: it is
+/// bound to none.
+#[inline(always)]
+pub fn source(sk: *const bpf_sock, v4: bool) -> Option<Address> {
+    if v4 {
+        let own = word::<{ offset_of!(bpf_sock, src_ip4) }, _>(sk);
+        return (own != 0).then_some(Address::v4(own));
+    }
+    let own = words!(sk, bpf_sock, src_ip6);
+    (!own.is(&Address::NONE)).then_some(own)
+}
+
+/// The source that a datagram is to have in sendmsg6, or [`Address::NONE`].
+#[inline(always)]
+pub fn message_source6(message: *const bpf_sock_addr) -> Address {
+    words!(message, bpf_sock_addr, msg_src_ip6)
 }
 
 /// The two ends of a socket or of a connection that looks for one.

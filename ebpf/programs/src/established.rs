@@ -27,7 +27,7 @@ use crate::flow;
 use crate::join;
 use crate::judge::{is_exempt, is_proxy};
 use crate::lookup;
-use crate::maps::{FLOWS, ORIGINS, PODS, config, logs, netns, saved, saved_or_new};
+use crate::maps::{DNS_PORT, FLOWS, ORIGINS, PODS, config, logs, netns, saved, saved_or_new};
 
 /// From linux/tcp.h, which the bindings leave out.
 const SOL_TCP: i32 = 6;
@@ -102,7 +102,9 @@ fn connecting(ctx: &SockOpsContext, config: &Config, cookie: Cookie, ends: &Ends
             }
             return;
         }
-        if saved.kind == SAVED_DESTINATION && is_captured(config, ends, port) {
+        if saved.kind == SAVED_DESTINATION
+            && (is_captured(config, ends, port) || is_question(ends, port))
+        {
             return tell_origin(ctx, cookie, ends, saved);
         }
     }
@@ -118,6 +120,12 @@ fn connecting(ctx: &SockOpsContext, config: &Config, cookie: Cookie, ends: &Ends
 #[inline(always)]
 fn is_captured(config: &Config, ends: &Ends, port: u32) -> bool {
     ends.remote.is_loopback() && port == config.outbound
+}
+
+/// Whether the connection leads to the proxy's DNS listener.
+#[inline(always)]
+fn is_question(ends: &Ends, port: u32) -> bool {
+    ends.remote.is_loopback() && port == DNS_PORT.load()
 }
 
 #[inline(always)]

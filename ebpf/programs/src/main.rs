@@ -1,9 +1,11 @@
-//! The kernel programs that capture the pods' TCP connections.
+//! The kernel programs that capture the pods' TCP connections and DNS.
 //!
 //! | program | section | job |
 //! | --- | --- | --- |
 //! | `capture4`, `capture6` | cgroup/connect4, 6 | a connection of a pod goes to the proxy instead |
 //! | `peer4`, `peer6` | cgroup/getpeername4, 6 | the application sees whom it called |
+//! | `ask4`, `ask6` | cgroup/sendmsg4, 6 | a question of a pod to its resolver goes to the proxy instead |
+//! | `answer4`, `answer6` | cgroup/recvmsg4, 6 | the answer comes from the resolver that was asked |
 //! | `name4`, `name6` | cgroup/getsockname4, 6 | the application sees its own address |
 //! | `established` | sockops | tells the proxy the original destination; stops what `capture` never saw; follows the direct lane |
 //! | `inbound` | sk_lookup | connections to a pod reach the proxy's listener |
@@ -16,6 +18,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod bind;
 mod connect;
 mod context;
 mod direct;
@@ -26,6 +29,7 @@ mod judge;
 mod lookup;
 mod maps;
 mod name;
+mod resolver;
 
 #[cfg(not(test))]
 #[panic_handler]

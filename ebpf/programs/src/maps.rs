@@ -37,6 +37,11 @@ pub static LISTENERS: SockHash<Address> = SockHash::with_max_entries(16384, 0);
 #[map]
 pub static ORIGINS: LruHashMap<Client, Destination> = LruHashMap::with_max_entries(65536, 0);
 
+/// The resolvers that were asked, by the client's end of the question. Sockets do not say when
+/// they are closed: the entries that were not used for the longest time make room.
+#[map]
+pub static RESOLVERS: LruHashMap<Client, Destination> = LruHashMap::with_max_entries(32768, 0);
+
 /// What the proxy has judged about the calls of the pods. The settings say how many it holds; the
 /// ones that were not used for the longest time make room.
 #[map]
@@ -85,6 +90,11 @@ pub static JOINS: SkStorage<Join> = SkStorage::new();
 /// loading; the verifier drops the branch that is not taken.
 #[unsafe(no_mangle)]
 pub static KNOWS_PROCESS: Global<u8> = Global::new(1);
+
+/// The port of the proxy's DNS listener on the pods' loopback. Set before loading; a constant,
+/// because datagrams that are nobody's business here compare it and nothing else.
+#[unsafe(no_mangle)]
+pub static DNS_PORT: Global<u32> = Global::new(15053);
 
 /// The settings. A map lookup that cannot fail at run time, but the verifier does not know.
 #[inline(always)]

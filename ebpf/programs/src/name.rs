@@ -2,10 +2,10 @@
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use ztunnel_ebpf_types::{Address, SAVED_DESTINATION, SAVED_DIRECT, Saved};
+use ztunnel_ebpf_types::{Address, SAVED_DESTINATION, SAVED_DIRECT, SAVED_RESOLVER, Saved};
 
 use crate::connect::{network_port, write6};
-use crate::maps::{PODS, config, netns, saved};
+use crate::maps::{DNS_PORT, PODS, config, netns, saved};
 
 /// These hooks cannot refuse; the verifier wants the value 1.
 const DONE: i32 = 1;
@@ -86,7 +86,13 @@ fn is_stand_in(ctx: &SockAddrContext, saved: &Saved, told: &Address) -> bool {
     match saved.kind {
         SAVED_DESTINATION => {
             let Some(config) = config() else { return false };
-            told.is_loopback() && port == network_port(config.outbound)
+            let is_listener =
+                port == network_port(config.outbound) || port == network_port(DNS_PORT.load());
+            told.is_loopback() && is_listener
+        }
+        // One that is connected to nothing remembers no port.
+        SAVED_RESOLVER => {
+            saved.port != 0 && told.is_loopback() && port == network_port(DNS_PORT.load())
         }
         SAVED_DIRECT => told.is(&saved.peer) && port == network_port(saved.peer_port),
         _ => false,
@@ -99,7 +105,8 @@ fn own(ctx: &SockAddrContext, told: &Address) -> Option<Address> {
     if !told.is_loopback() {
         return None;
     }
-    if remembered(ctx)?.kind != SAVED_DESTINATION {
+    let kind = remembered(ctx)?.kind;
+    if kind != SAVED_DESTINATION && kind != SAVED_RESOLVER {
         return None;
     }
     // SAFETY: copied at once.

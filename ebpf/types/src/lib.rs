@@ -100,6 +100,11 @@ pub const POD_ENROLLED: u32 = 1;
 pub const POD_HANDSHAKE: u32 = 2;
 /// The pod's connections with the proxy are joined.
 pub const POD_JOIN: u32 = 4;
+/// What the pod asks of its resolvers is captured, with [`POD_ENROLLED`].
+pub const POD_DNS: u32 = 8;
+
+/// The port of DNS, RFC 1035, 4.2.
+pub const DNS: u32 = 53;
 
 /// What a socket carries in SOCKETS, its socket storage.
 #[repr(C)]
@@ -143,6 +148,10 @@ pub const SAVED_DIRECT: u32 = 3;
 pub const SAVED_ARRIVED: u32 = 4;
 /// Only user space writes this, on the proxy's inbound listeners: what they accept is the proxy's.
 pub const SAVED_LISTENER: u32 = 5;
+/// A UDP socket whose questions were captured: [`Saved::peer`] is the resolver that it has asked
+/// last. [`Saved::address`] is the one that it is connected to, [`Saved::port`] is 0 where it is
+/// not.
+pub const SAVED_RESOLVER: u32 = 6;
 
 /// The socket's own FIN was acknowledged.
 pub const FIN_ACKNOWLEDGED: u32 = 1;
@@ -156,6 +165,7 @@ pub const FIN_WAITING: u32 = 8;
 pub const FIN_ESTABLISHED: u32 = 16;
 
 /// The client's end of a captured connection, as the proxy's `accept()` sees it; key of ORIGINS.
+/// Of a captured question, as the proxy's `recvfrom()` sees it; key of RESOLVERS.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Client {
@@ -169,7 +179,8 @@ pub struct Client {
     pub zero: u32,
 }
 
-/// The original destination of a captured connection; value of ORIGINS.
+/// The original destination of a captured connection; value of ORIGINS. The resolver that was
+/// asked; value of RESOLVERS.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Destination {

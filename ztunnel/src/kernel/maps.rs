@@ -26,6 +26,7 @@ pub(super) struct Maps {
     /// The value is the listener's descriptor.
     pub(super) listeners: Map<Address, u32>,
     pub(super) origins: Map<Client, Destination>,
+    pub(super) resolvers: Map<Client, Destination>,
     pub(super) verdicts: Map<Call, Verdict>,
     pub(super) arrivals: Map<Arrival, Admission>,
     pub(super) flows: Map<Flow, FlowState>,
@@ -49,6 +50,7 @@ impl Maps {
             addresses: Map::new(object.map("ADDRESSES")?, "ADDRESSES"),
             listeners: Map::new(object.map("LISTENERS")?, "LISTENERS"),
             origins: Map::new(object.map("ORIGINS")?, "ORIGINS"),
+            resolvers: Map::new(object.map("RESOLVERS")?, "RESOLVERS"),
             verdicts: Map::new(object.map("VERDICTS")?, "VERDICTS"),
             arrivals: Map::new(object.map("ARRIVALS")?, "ARRIVALS"),
             flows: Map::new(object.map("FLOWS")?, "FLOWS"),

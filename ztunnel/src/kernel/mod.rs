@@ -16,6 +16,7 @@ mod maps;
 mod object;
 mod pins;
 mod programs;
+mod resolver;
 pub mod selftest;
 mod sys;
 #[cfg(test)]
@@ -31,16 +32,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
-use ztunnel_ebpf_types::{Address, Client, POD_ENROLLED, POD_JOIN, Pod};
+use ztunnel_ebpf_types::{Address, Client, POD_DNS, POD_ENROLLED, POD_JOIN, Pod};
 
 pub use error::Error;
 pub use events::{Event, Events, Happening};
 pub use log::LogForwarder;
 use maps::{Maps, failed};
-use object::{Object, Owner, Speech};
+use object::{Object, Owner, Settled, Speech};
 pub use object::{is_at_least, release};
 use pins::Pins;
 use programs::{ALL, Cgroup, INBOUND, PAST, attach_cgroup};
+pub use resolver::reply_source;
 pub use trial::{PinPlace, Trial};
 pub use verdicts::{Arrival, Backend, Call, Ends, Flow, MOST_BACKENDS, Opener, Verdict};
 
@@ -87,6 +89,8 @@ pub struct Ports {
     pub inbound: u16,
     /// HBONE, on the pod's addresses.
     pub hbone: u16,
+    /// DNS by UDP and TCP, on the pod's loopback, where it is captured.
+    pub dns: u16,
 }
 
 impl Default for Ports {
@@ -95,6 +99,7 @@ impl Default for Ports {
             outbound: 15001,
             inbound: 15006,
             hbone: 15008,
+            dns: 15053,
         }
     }
 }
@@ -131,6 +136,8 @@ pub struct PodCapture<'a> {
     /// The proxy's inbound listener in the pod: listening, dual stack; of a `SO_REUSEPORT` group,
     /// any member.
     pub inbound: BorrowedFd<'a>,
+    /// Whether what the pod asks of its resolvers goes to the proxy's DNS listeners.
+    pub dns: bool,
 }
 
 /// Which backends of a service a captured connection may go to.
@@ -161,7 +168,7 @@ pub struct Kernel {
     events: OwnedFd,
     /// The program for namespaces; replaced when the programs are loaded anew.
     inbound: Mutex<OwnedFd>,
-    verdicts: u32,
+    settled: Settled,
     joins: AtomicBool,
 }
 
@@ -176,7 +183,11 @@ impl Kernel {
         let cgroup = Cgroup::open(config.cgroup.as_deref())?;
         let pins = Pins::open(&config.directory)?;
         let owner = Owner::Pinned(&pins);
-        let mut object = Object::load(owner, &ALL, Speech::Silent, config.verdicts)?;
+        let settled = Settled {
+            verdicts: config.verdicts,
+            dns: config.ports.dns,
+        };
+        let mut object = Object::load(owner, &ALL, Speech::Silent, settled)?;
         let maps = Maps::open(&mut object)?;
         let events = object.map("EVENTS")?;
         maps.configure(|settings| {
@@ -195,7 +206,7 @@ impl Kernel {
             cgroup,
             maps: Arc::new(maps),
             events,
-            verdicts: config.verdicts,
+            settled,
             joins: AtomicBool::new(false),
         };
         let joined = kernel.maps.any_pod(|pod| pod.flags & POD_JOIN != 0)?;
@@ -280,7 +291,7 @@ impl Kernel {
         let entry = Pod {
             v4: first(true),
             v6: first(false),
-            flags: POD_ENROLLED,
+            flags: POD_ENROLLED | if pod.dns { POD_DNS } else { 0 },
         };
         maps.pods
             .insert(&cookie.0, &entry)
@@ -365,7 +376,7 @@ impl Kernel {
     /// When this kernel has no sockmap, or does not take the program.
     pub fn join(&self) -> Result<(), Error> {
         let owner = Owner::Pinned(&self.pins);
-        let mut object = Object::load(owner, &[PAST], Speech::Silent, self.verdicts)?;
+        let mut object = Object::load(owner, &[PAST], Speech::Silent, self.settled)?;
         self.joins.store(true, Ordering::Relaxed);
         join::attach(&mut object).map(drop)
     }
@@ -383,7 +394,7 @@ impl Kernel {
     /// When the programs cannot be replaced, or their ring buffer cannot be opened.
     pub fn log_forwarder(&self) -> Result<LogForwarder, Error> {
         let owner = Owner::Pinned(&self.pins);
-        let object = Object::load(owner, &ALL, Speech::Debug, self.verdicts)?;
+        let object = Object::load(owner, &ALL, Speech::Debug, self.settled)?;
         attach_cgroup(&object, &self.pins, &self.cgroup)?;
         *self.inbound() = inbound(&object)?;
         self.renew()?;

@@ -8,19 +8,20 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use aya_obj::{EbpfSectionKind, Object as Parsed};
 
-use super::Error;
 use super::pins::Pins;
 use super::sys::{self, AttachType, Shape};
+use super::{Error, Ports};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ztunnel-ebpf"));
 
 /// The maps that outlive a proxy. The log's ring is not among them: each proxy has its own.
-const PINNED: [&str; 15] = [
+const PINNED: [&str; 16] = [
     "CONFIG",
     "PODS",
     "ADDRESSES",
     "LISTENERS",
     "ORIGINS",
+    "RESOLVERS",
     "VERDICTS",
     "ARRIVALS",
     "FLOWS",
@@ -55,6 +56,24 @@ pub(super) enum Speech {
     Debug,
 }
 
+/// What is settled when the programs are loaded.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Settled {
+    /// How many verdicts there is room for. Counts when the maps are made.
+    pub(super) verdicts: u32,
+    /// The port of the proxy's DNS listener.
+    pub(super) dns: u16,
+}
+
+impl Default for Settled {
+    fn default() -> Self {
+        Self {
+            verdicts: 1,
+            dns: Ports::default().dns,
+        }
+    }
+}
+
 /// The loaded object.
 #[derive(Debug)]
 pub(super) struct Object {
@@ -71,7 +90,7 @@ impl Object {
         owner: Owner<'_>,
         programs: &[(&'static str, AttachType)],
         speech: Speech,
-        verdicts: u32,
+        settled: Settled,
     ) -> Result<Self, Error> {
         let unreadable = |source: &dyn std::error::Error| Error::Object {
             problem: source.to_string(),
@@ -82,8 +101,10 @@ impl Object {
             Speech::Silent => 0,
             Speech::Debug => aya_log::Level::Debug as u8,
         }];
+        let dns = u32::from(settled.dns).to_ne_bytes();
         let globals = HashMap::from([
             ("KNOWS_PROCESS", (knows_process.as_slice(), true)),
+            ("DNS_PORT", (dns.as_slice(), true)),
             (aya_log::LEVEL, (level.as_slice(), true)),
         ]);
         let patched = parsed.patch_map_data(globals);
@@ -91,7 +112,7 @@ impl Object {
         let described: Vec<(String, aya_obj::Map)> = parsed.maps.drain().collect();
         let mut maps = HashMap::new();
         for (name, map) in &described {
-            maps.insert(name.clone(), open_map(owner, name, map, verdicts)?);
+            maps.insert(name.clone(), open_map(owner, name, map, settled.verdicts)?);
         }
         let sections: HashSet<usize> = parsed.functions.keys().map(|(index, _)| *index).collect();
         let descriptors = described

@@ -17,23 +17,28 @@ use super::{Error, NetnsCookie};
 
 /// The cgroup programs, in the order in which they are attached: what answers an application's
 /// questions, then what tells the proxy, then what captures.
-const CGROUP: [(&str, AttachType); 7] = [
+const CGROUP: [(&str, AttachType); 11] = [
     ("peer4", AttachType::PeerName4),
     ("peer6", AttachType::PeerName6),
     ("name4", AttachType::SockName4),
     ("name6", AttachType::SockName6),
+    ("answer4", AttachType::ReceiveMessage4),
+    ("answer6", AttachType::ReceiveMessage6),
     ("established", AttachType::SockOps),
     ("capture4", AttachType::Connect4),
     ("capture6", AttachType::Connect6),
+    ("ask4", AttachType::SendMessage4),
+    ("ask6", AttachType::SendMessage6),
 ];
 /// The program of the pods' namespaces.
 pub(super) const INBOUND: &str = "inbound";
 /// The program of joined connections, which is loaded only where they are wanted.
 pub(super) const PAST: (&str, AttachType) = ("past", AttachType::SkMsgVerdict);
 /// Everything that is loaded at start.
-pub(super) const ALL: [(&str, AttachType); 8] = {
-    let [a, b, c, d, e, f, g] = CGROUP;
-    [a, b, c, d, e, f, g, (INBOUND, AttachType::SkLookup)]
+pub(super) const ALL: [(&str, AttachType); 12] = {
+    let [a, b, c, d, e, f, g, h, i, j, k] = CGROUP;
+    let inbound = (INBOUND, AttachType::SkLookup);
+    [a, b, c, d, e, f, g, h, i, j, k, inbound]
 };
 
 /// Attaches every cgroup program, or puts it into the link that is pinned for it.

@@ -10,4 +10,5 @@ mod capture;
 mod inbound;
 mod join;
 mod lifetime;
+mod resolver;
 mod world;

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
-use super::object::{Object, Owner, Speech};
+use super::object::{Object, Owner, Settled, Speech};
 use super::programs::{ALL, Cgroup, INBOUND};
 use super::sys::{self, AttachType};
 use super::{Error, pins};
@@ -26,7 +26,8 @@ impl Trial {
     /// # Errors
     /// As [`Kernel::open`](super::Kernel::open).
     pub fn load() -> Result<Self, Error> {
-        let object = Object::load(Owner::Private, &ALL, Speech::Silent, 1)?;
+        let settled = Settled::default();
+        let object = Object::load(Owner::Private, &ALL, Speech::Silent, settled)?;
         Ok(Self { object })
     }
 

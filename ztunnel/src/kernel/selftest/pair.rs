@@ -14,7 +14,7 @@ use ztunnel_ebpf_types::{Address, End, JOIN_PAST, Join};
 
 use super::Fault;
 use crate::kernel::join::{self, Joints};
-use crate::kernel::object::{Object, Owner, Speech};
+use crate::kernel::object::{Object, Owner, Settled, Speech};
 use crate::kernel::programs::PAST;
 use crate::kernel::{Error, sys};
 
@@ -48,7 +48,8 @@ pub(super) enum Family {
 impl Ground {
     /// Joined sockets, by a program and maps of this object's own.
     pub(super) fn joined() -> Result<Self, Error> {
-        let mut object = Object::load(Owner::Private, &[PAST], Speech::Silent, 0)?;
+        let settled = Settled::default();
+        let mut object = Object::load(Owner::Private, &[PAST], Speech::Silent, settled)?;
         join::attach(&mut object).map(Self::Joined)
     }
 

@@ -55,6 +55,7 @@ impl Pods {
             netns: far.as_fd(),
             addresses: &[SERVER4.parse().unwrap(), SERVER6.parse().unwrap()],
             inbound: inbound.as_fd(),
+            dns: false,
         };
         world.kernel.enroll(&pod).unwrap();
         // Whichever address the client gets must be its pod's.

@@ -43,11 +43,11 @@ pub(super) fn in_namespace<T: Send + 'static>(run: impl FnOnce() -> T + Send + '
     }
 }
 
-/// A pod in this thread's namespace, captured by programs that are pinned in a directory of
-/// their own.
 /// As the proxy marks what it delivers.
 const DELIVERED: u32 = 0x111;
 
+/// A pod in this thread's namespace, captured by programs that are pinned in a directory of
+/// their own.
 pub(super) struct World {
     pub(super) kernel: Kernel,
     pub(super) cookie: NetnsCookie,
@@ -55,6 +55,8 @@ pub(super) struct World {
     pub(super) inbound: TcpListener,
     pub(super) outbound4: Option<TcpListener>,
     pub(super) outbound6: Option<TcpListener>,
+    /// Whether DNS is captured from the next enrolment on.
+    pub(super) dns: bool,
     netns: File,
     temporary: Option<tempfile::TempDir>,
 }
@@ -79,6 +81,7 @@ impl World {
             inbound: listen(at("[::]:15006")),
             outbound4: Some(listen(at("127.0.0.1:15001"))),
             outbound6: Some(listen(at("[::1]:15001"))),
+            dns: false,
             netns: File::open("/proc/thread-self/ns/net").unwrap(),
             temporary: Some(temporary),
         };
@@ -98,6 +101,7 @@ impl World {
             netns: self.netns.as_fd(),
             addresses,
             inbound,
+            dns: self.dns,
         };
         self.kernel.enroll(&pod).unwrap();
     }

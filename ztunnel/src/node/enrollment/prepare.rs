@@ -43,6 +43,7 @@ pub(super) fn capture(
         netns: netns.as_fd(),
         addresses,
         inbound: inbound.as_fd(),
+        dns: false,
     };
     Ok(kernel.enroll(&pod)?)
 }
