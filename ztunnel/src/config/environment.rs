@@ -39,6 +39,7 @@ pub struct Environment {
     pub(super) termination_deadline: Option<Duration>,
     pub(super) mark: Option<u32>,
     pub(super) verdicts: Option<u32>,
+    pub(super) dns: Option<bool>,
     pub(super) same_node: Option<SameNode>,
     pub(super) acceleration: Option<Acceleration>,
     pub(super) keepalive: Option<bool>,
@@ -129,6 +130,10 @@ impl Environment {
             termination_deadline: env.duration("CONNECTION_TERMINATION_DEADLINE")?,
             mark: env.number("PACKET_MARK")?,
             verdicts: env.number("ZTUNNEL_CAPTURE_VERDICTS")?,
+            // As Istio's ztunnel reads it: what is not true is false.
+            dns: env
+                .text("ISTIO_META_DNS_CAPTURE")
+                .map(|text| text.trim().eq_ignore_ascii_case("true")),
             same_node: env.parsed("ZTUNNEL_SAME_NODE", SameNode::parse)?,
             acceleration: env.parsed("ZTUNNEL_ACCELERATION", Acceleration::parse)?,
             keepalive: env.parsed("KEEPALIVE_ENABLED", switch)?,

@@ -70,6 +70,17 @@ pub trait Surroundings {
     /// As `connect(2)`.
     fn connect(&self, resolver: SocketAddr) -> impl Future<Output = io::Result<TcpStream>>;
 
+    /// Sends an answer so that the application takes it for one of the resolver that it asked.
+    ///
+    /// # Errors
+    /// As `sendmsg(2)`.
+    fn reply(
+        &self,
+        socket: &UdpSocket,
+        reply: &[u8],
+        client: SocketAddr,
+    ) -> impl Future<Output = io::Result<()>>;
+
     /// A random number, to order addresses with.
     fn dice(&self) -> u64;
 }

@@ -138,13 +138,13 @@ impl<S: Surroundings + 'static> Server<S> {
             };
             match self.decide(&room[..length], Transport::Datagram) {
                 Decision::Drop => {}
-                Decision::Reply(reply) => send(&socket, &reply, client).await,
+                Decision::Reply(reply) => self.send(&socket, &reply, client).await,
                 Decision::Ask(foreign) => {
                     let (server, socket) = (self.clone(), socket.clone());
                     tokio::task::spawn_local(async move {
                         let asked = server.surroundings.asked_by_datagram(client);
                         if let Some(reply) = server.ask(&foreign, asked).await {
-                            send(&socket, &reply, client).await;
+                            server.send(&socket, &reply, client).await;
                         }
                     });
                 }
@@ -164,6 +164,13 @@ impl<S: Surroundings + 'static> Server<S> {
         let ended = self.converse(&mut stream, asked).await;
         if let Err(error) = ended {
             tracing::debug!(%error, "a DNS connection has ended");
+        }
+    }
+
+    async fn send(&self, socket: &UdpSocket, reply: &[u8], client: SocketAddr) {
+        let sent = self.surroundings.reply(socket, reply, client).await;
+        if let Err(error) = sent {
+            tracing::debug!(%error, %client, "a DNS answer could not be sent");
         }
     }
 
@@ -320,12 +327,6 @@ impl Foreign {
 
 fn refuse(message: &[u8]) -> Decision {
     wire::refusal(message, SERVER_FAILURE).map_or(Decision::Drop, Decision::Reply)
-}
-
-async fn send(socket: &UdpSocket, reply: &[u8], client: SocketAddr) {
-    if let Err(error) = socket.send_to(reply, client).await {
-        tracing::debug!(%error, %client, "a DNS answer could not be sent");
-    }
 }
 
 #[cfg(test)]

@@ -254,6 +254,7 @@ impl Enrollment {
                 &enrolled.pod.netns,
                 &captured,
                 &enrolled.inbound,
+                self.shared.config.dns.is_some(),
             )?;
             enrolled.captured = captured;
             self.changed = true;
@@ -262,7 +263,8 @@ impl Enrollment {
     }
 
     fn enroll(&mut self, terms: Terms<'_>, wanted: &Wanted) -> Result<(), EnrollError> {
-        let (pod, listeners) = prepare(wanted, self.shared.config.workers)?;
+        let dns = self.shared.config.dns.is_some();
+        let (pod, listeners) = prepare(wanted, self.shared.config.workers, dns)?;
         let cookie = pod.netns.cookie();
         let mut others = self.pods.iter();
         if let Some((other, _)) = others.find(|(_, other)| other.pod.netns.cookie() == cookie) {
@@ -282,7 +284,7 @@ impl Enrollment {
         let Some(inbound) = inbound else {
             return Ok(());
         };
-        if let Err(error) = capture(&self.shared.kernel, &pod.netns, &captured, &inbound) {
+        if let Err(error) = capture(&self.shared.kernel, &pod.netns, &captured, &inbound, dns) {
             // What is captured stays captured and refused; only our part is taken back.
             terms.workers.remove(cookie, terms.deadline);
             return Err(error);

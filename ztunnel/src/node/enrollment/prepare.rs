@@ -9,15 +9,17 @@ use crate::kernel::{Kernel, NetnsCookie, PodCapture};
 use crate::mesh::Snapshot;
 use crate::pods::{Listeners, Netns, Place, Pod, addresses_here, delivery};
 
-/// Opens the pod's namespace and the listeners in there, one set for each worker.
+/// Opens the pod's namespace and the listeners in there, one set for each worker; those for DNS
+/// where it is captured.
 pub(super) fn prepare(
     wanted: &Wanted,
     workers: usize,
+    dns: bool,
 ) -> Result<(Arc<Pod>, Vec<Listeners>), EnrollError> {
     let netns = Netns::of(&wanted.netns)?;
     let (addresses, listeners) = netns.visit(|| {
         delivery::prepare()?;
-        let listeners: Result<Vec<_>, _> = (0..workers).map(|_| Listeners::open()).collect();
+        let listeners: Result<Vec<_>, _> = (0..workers).map(|_| Listeners::open(dns)).collect();
         let addresses = addresses_here().map_err(EnrollError::Addresses)?;
         Ok::<_, EnrollError>((addresses, listeners?))
     })??;
@@ -36,6 +38,7 @@ pub(super) fn capture(
     netns: &Netns,
     addresses: &[IpAddr],
     inbound: &OwnedFd,
+    dns: bool,
 ) -> Result<(), EnrollError> {
     let cookie = NetnsCookie(netns.cookie());
     let pod = PodCapture {
@@ -43,7 +46,7 @@ pub(super) fn capture(
         netns: netns.as_fd(),
         addresses,
         inbound: inbound.as_fd(),
-        dns: false,
+        dns,
     };
     Ok(kernel.enroll(&pod)?)
 }
