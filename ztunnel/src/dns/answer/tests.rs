@@ -35,9 +35,9 @@ services:
 - { name: wild, namespace: shop, hostname: "*.example.org", vips: ["n1/240.0.0.2"] }
 - { name: wilder, namespace: shop, hostname: "*.deep.example.org", vips: ["n1/240.0.0.3"] }
 - { name: exact, namespace: shop, hostname: exact.example.org, vips: ["n1/240.0.0.4"] }
-- { name: range, namespace: shop, hostname: range.example.com, vips: ["n1/240.1.0.0/16"] }
-- { name: range, namespace: shop, hostname: range.shop.svc.cluster.local, vips: ["n1/240.2.0.0/16"] }
-- { name: both, namespace: shop, hostname: both.example.com, vips: ["n1/240.0.0.5", "n1/240.3.0.0/16"] }
+- { name: range, namespace: shop, hostname: range.example.com, ranges: ["n1/240.1.0.0/16"] }
+- { name: range, namespace: shop, hostname: range.shop.svc.cluster.local, ranges: ["n1/240.2.0.0/16"] }
+- { name: both, namespace: shop, hostname: both.example.com, vips: ["n1/240.0.0.5"], ranges: ["n1/240.3.0.0/16"] }
 - { name: mine, namespace: shop, hostname: shared.example.com, vips: ["n1/240.0.0.6"] }
 - { name: mine, namespace: bank, hostname: shared.example.com, vips: ["n1/240.0.0.7"] }
 - { name: chief, namespace: zoo, hostname: chief.example.com, vips: ["n1/240.0.0.8"], canonical: true }
