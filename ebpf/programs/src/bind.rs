@@ -6,7 +6,7 @@ use aya_ebpf::programs::SockAddrContext;
 use ztunnel_ebpf_types::Address;
 
 use crate::connect::network_port;
-use crate::context::source;
+use crate::context::{local_port, source};
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
@@ -61,8 +61,7 @@ pub fn port(ctx: &SockAddrContext, sk: *mut bpf_sock, own: &Address) -> Option<u
     let before = source(sk, own.is_v4() || !is_v6);
     let mut attempt = 0;
     while attempt < ATTEMPTS {
-        // SAFETY: as above.
-        let port = unsafe { (*sk).src_port };
+        let port = local_port(sk);
         if port != 0 {
             return Some(port);
         }
@@ -80,8 +79,7 @@ pub fn port(ctx: &SockAddrContext, sk: *mut bpf_sock, own: &Address) -> Option<u
         }
         attempt += 1;
     }
-    // SAFETY: as above.
-    let port = unsafe { (*sk).src_port };
+    let port = local_port(sk);
     (port != 0).then_some(port)
 }
 

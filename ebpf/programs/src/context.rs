@@ -55,6 +55,24 @@ pub fn source(sk: *const bpf_sock, v4: bool) -> Option<Address> {
     (!own.is(&Address::NONE)).then_some(own)
 }
 
+/// The port that a socket is bound to, in host byte order, or 0. Read anew each time: binding
+/// changes it.
+#[inline(always)]
+pub fn local_port(sk: *const bpf_sock) -> u32 {
+    let value: u64;
+    // SAFETY: as in `word`.
+    unsafe {
+        asm!(
+            "{value} = *(u32 *)({sk} + {offset})",
+            value = out(reg) value,
+            sk = in(reg) sk,
+            offset = const offset_of!(bpf_sock, src_port),
+            options(readonly, nostack, preserves_flags),
+        );
+    }
+    value as u32
+}
+
 /// The source that a datagram is to have in sendmsg6, or [`Address::NONE`].
 #[inline(always)]
 pub fn message_source6(message: *const bpf_sock_addr) -> Address {

@@ -20,7 +20,7 @@ use ztunnel_ebpf_types::{
 
 use crate::bind;
 use crate::connect::{destination6, forget, network_port, pod, unbind_device, write6};
-use crate::context::{message_source6, source};
+use crate::context::{local_port, message_source6, source};
 use crate::judge::{is_exempt, is_proxy};
 use crate::maps::{DNS_PORT, RESOLVERS, config, netns, saved, saved_or_new};
 
@@ -220,8 +220,8 @@ fn ask(ctx: &SockAddrContext, pod: &Pod, wanted: &Address, from: Address) -> Que
         unbind_device(ctx);
         return Question::Refuse;
     }
-    // SAFETY: checked for null. The kernel has given it a port before this hook.
-    let port = unsafe { (*sk).src_port };
+    // The kernel has given it one before this hook.
+    let port = local_port(sk);
     remember(sk, cookie, from, port, wanted, false)
 }
 
@@ -284,8 +284,7 @@ fn asked(ctx: &SockAddrContext, told: &Address) -> Option<Address> {
         let client = Client {
             cookie: netns(ctx),
             address: *told,
-            // SAFETY: checked for null.
-            port: unsafe { (*sk).src_port },
+            port: local_port(sk),
             zero: 0,
         };
         // SAFETY: copied at once.

@@ -26,7 +26,7 @@ mod verdicts;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -166,8 +166,10 @@ pub struct Kernel {
     maps: Arc<Maps>,
     /// The ring of events, until somebody reads it.
     events: OwnedFd,
-    /// The program for namespaces; replaced when the programs are loaded anew.
-    inbound: Mutex<OwnedFd>,
+    /// The programs; replaced when they are loaded anew.
+    object: Mutex<Object>,
+    /// The hooks of datagrams have programs.
+    datagrams: AtomicBool,
     settled: Settled,
     joins: AtomicBool,
 }
@@ -201,7 +203,8 @@ impl Kernel {
         attach_cgroup(&object, &pins, &cgroup)?;
         maps.introduce()?;
         let kernel = Self {
-            inbound: Mutex::new(inbound(&object)?),
+            object: Mutex::new(object),
+            datagrams: AtomicBool::new(false),
             pins,
             cgroup,
             maps: Arc::new(maps),
@@ -211,6 +214,11 @@ impl Kernel {
         };
         let joined = kernel.maps.any_pod(|pod| pod.flags & POD_JOIN != 0)?;
         kernel.joins.store(joined, Ordering::Relaxed);
+        if kernel.maps.any_pod(|pod| pod.flags & POD_DNS != 0)? {
+            kernel.watch_datagrams()?;
+        } else {
+            programs::detach_datagrams(&kernel.pins)?;
+        }
         kernel.renew()?;
         Ok(kernel)
     }
@@ -219,17 +227,27 @@ impl Kernel {
     fn renew(&self) -> Result<(), Error> {
         for cookie in self.pins.enrolled()? {
             let pin = self.pins.netns(cookie);
-            let inbound = self.inbound();
-            if !programs::renew_netns(inbound.as_fd(), &pin)? {
-                drop(inbound);
+            let lives = programs::renew_netns(self.object().program(INBOUND)?, &pin)?;
+            if !lives {
                 self.withdraw(cookie)?;
             }
         }
         Ok(())
     }
 
-    fn inbound(&self) -> MutexGuard<'_, OwnedFd> {
-        self.inbound.lock().unwrap_or_else(PoisonError::into_inner)
+    fn object(&self) -> MutexGuard<'_, Object> {
+        self.object.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the programs see datagrams from now on, until a proxy starts that finds no pod whose
+    /// DNS is captured.
+    fn watch_datagrams(&self) -> Result<(), Error> {
+        let object = self.object();
+        if !self.datagrams.load(Ordering::Relaxed) {
+            programs::attach_datagrams(&object, &self.pins, &self.cgroup)?;
+            self.datagrams.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Detaches what a proxy with another layout of the maps has left. Call it when all pods are
@@ -283,7 +301,12 @@ impl Kernel {
             })?;
         }
         maps.forget_addresses(cookie, &addresses)?;
-        programs::attach_netns(self.inbound().as_fd(), pod.netns, cookie, &self.pins)?;
+        let object = self.object();
+        programs::attach_netns(object.program(INBOUND)?, pod.netns, cookie, &self.pins)?;
+        drop(object);
+        if pod.dns {
+            self.watch_datagrams()?;
+        }
         let first = |v4: bool| {
             let mut of_family = addresses.iter().filter(|address| address.is_v4() == v4);
             of_family.next().copied().unwrap_or(Address::NONE)
@@ -396,9 +419,12 @@ impl Kernel {
         let owner = Owner::Pinned(&self.pins);
         let object = Object::load(owner, &ALL, Speech::Debug, self.settled)?;
         attach_cgroup(&object, &self.pins, &self.cgroup)?;
-        *self.inbound() = inbound(&object)?;
-        self.renew()?;
+        if self.datagrams.load(Ordering::Relaxed) {
+            programs::attach_datagrams(&object, &self.pins, &self.cgroup)?;
+        }
         let id = sys::program_id(object.program(INBOUND)?);
+        *self.object() = object;
+        self.renew()?;
         let id = id.map_err(|source| Error::Attach {
             program: INBOUND,
             target: "its log".to_owned(),
@@ -416,14 +442,4 @@ impl Kernel {
     pub fn remove_pins(directory: &Path) -> Result<(), Error> {
         pins::remove_all(directory)
     }
-}
-
-/// The program of the pods' namespaces; it outlives the object it comes from.
-fn inbound(object: &Object) -> Result<OwnedFd, Error> {
-    let program = object.program(INBOUND)?.try_clone_to_owned();
-    program.map_err(|source| Error::Attach {
-        program: INBOUND,
-        target: "this process".to_owned(),
-        source,
-    })
 }

@@ -17,16 +17,20 @@ use super::{Error, NetnsCookie};
 
 /// The cgroup programs, in the order in which they are attached: what answers an application's
 /// questions, then what tells the proxy, then what captures.
-const CGROUP: [(&str, AttachType); 11] = [
+const CGROUP: [(&str, AttachType); 7] = [
     ("peer4", AttachType::PeerName4),
     ("peer6", AttachType::PeerName6),
     ("name4", AttachType::SockName4),
     ("name6", AttachType::SockName6),
-    ("answer4", AttachType::ReceiveMessage4),
-    ("answer6", AttachType::ReceiveMessage6),
     ("established", AttachType::SockOps),
     ("capture4", AttachType::Connect4),
     ("capture6", AttachType::Connect6),
+];
+/// The cgroup programs of DNS over UDP, in their order: what answers, then what captures. Every
+/// datagram of the machine comes by, so they are attached only where they are wanted.
+const DATAGRAMS: [(&str, AttachType); 4] = [
+    ("answer4", AttachType::ReceiveMessage4),
+    ("answer6", AttachType::ReceiveMessage6),
     ("ask4", AttachType::SendMessage4),
     ("ask6", AttachType::SendMessage6),
 ];
@@ -36,14 +40,38 @@ pub(super) const INBOUND: &str = "inbound";
 pub(super) const PAST: (&str, AttachType) = ("past", AttachType::SkMsgVerdict);
 /// Everything that is loaded at start.
 pub(super) const ALL: [(&str, AttachType); 12] = {
-    let [a, b, c, d, e, f, g, h, i, j, k] = CGROUP;
+    let [a, b, c, d, e, f, g] = CGROUP;
+    let [h, i, j, k] = DATAGRAMS;
     let inbound = (INBOUND, AttachType::SkLookup);
     [a, b, c, d, e, f, g, h, i, j, k, inbound]
 };
 
-/// Attaches every cgroup program, or puts it into the link that is pinned for it.
+/// Attaches every cgroup program that is always at work, or puts it into the link that is pinned
+/// for it.
 pub(super) fn attach_cgroup(object: &Object, pins: &Pins, cgroup: &Cgroup) -> Result<(), Error> {
-    for (name, attach) in CGROUP {
+    attach(&CGROUP, object, pins, cgroup)
+}
+
+/// As [`attach_cgroup`], the programs of DNS over UDP.
+pub(super) fn attach_datagrams(object: &Object, pins: &Pins, cgroup: &Cgroup) -> Result<(), Error> {
+    attach(&DATAGRAMS, object, pins, cgroup)
+}
+
+/// Detaches the programs of DNS over UDP, where an earlier proxy had attached them.
+pub(super) fn detach_datagrams(pins: &Pins) -> Result<(), Error> {
+    for (name, _) in DATAGRAMS.iter().rev() {
+        pins::detach(&pins.link(name))?;
+    }
+    Ok(())
+}
+
+fn attach(
+    programs: &[(&'static str, AttachType)],
+    object: &Object,
+    pins: &Pins,
+    cgroup: &Cgroup,
+) -> Result<(), Error> {
+    for &(name, attach) in programs {
         let target = || format!("the cgroup {}", cgroup.path.display());
         install(
             name,
