@@ -7,7 +7,7 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::{TcpStream, UdpSocket};
 
 use super::wire::{self, Header};
@@ -76,7 +76,7 @@ pub(super) async fn by_datagram(
     let exchange = async {
         socket.send(&message).await?;
         loop {
-            socket.readable().await?;
+            wait(&socket).await?;
             let mut room = room.borrow_mut();
             match socket.try_recv(&mut room) {
                 Ok(length) if sent.is_answered_by(&room[..length]) => {
@@ -91,6 +91,22 @@ pub(super) async fn by_datagram(
     };
     let answered = tokio::time::timeout(timeout, exchange).await;
     answered.unwrap_or_else(|_elapsed| Err(late(timeout)))
+}
+
+/// Waits until there is something to read. That nobody is there (an ICMP message) is told as an
+/// error of the socket, which reading alone would not notice.
+async fn wait(socket: &UdpSocket) -> io::Result<()> {
+    let ready = socket.ready(Interest::READABLE | Interest::ERROR).await?;
+    if !ready.is_error() {
+        return Ok(());
+    }
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    // It is over: wait for the next one.
+    let over = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+    drop(socket.try_io(Interest::ERROR, over));
+    Ok(())
 }
 
 /// Asks over a connection to the resolver that is opened for this query.
