@@ -6,12 +6,15 @@
 use std::net::IpAddr;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, CNAME};
-use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
-use hickory_proto::serialize::binary::{BinEncodable as _, BinEncoder};
+use hickory_proto::rr::{DNSClass, Name, RecordType};
 
 use super::answer::{Answer, Family, TTL};
-use super::wire::{self, Header};
+use super::wire::{self, Header, Reply, Terms};
+
+/// Types of records (RFC 1035, section 3.2.2; RFC 3596).
+const A: u16 = 1;
+const CNAME: u16 = 5;
+const AAAA: u16 = 28;
 
 /// What a client without EDNS takes (RFC 1035, section 4.2.1).
 const SMALLEST_PAYLOAD: u16 = 512;
@@ -19,6 +22,7 @@ const SMALLEST_PAYLOAD: u16 = 512;
 /// A plain query.
 #[derive(Debug)]
 pub(super) struct Query {
+    header: Header,
     message: Message,
     /// The question as it was sent.
     raw: Vec<u8>,
@@ -57,6 +61,7 @@ impl Query {
             && message.edns.as_ref().is_none_or(|edns| edns.version() == 0);
         let name = host(question.name());
         plain.then(|| Self {
+            header,
             raw: raw.to_vec(),
             name,
             message,
@@ -104,81 +109,59 @@ impl Query {
         })
     }
 
-    /// The response to it, of at most `most` bytes. None where it cannot be written so that the
-    /// question in it is the one that was asked, byte by byte.
-    pub(super) fn respond(&self, answer: &Answer, most: usize) -> Option<Vec<u8>> {
-        let records = self.records(answer)?;
-        let mut response = self.response(ResponseCode::NoError);
-        response.metadata.authoritative = true;
-        response.answers = records;
-        let full = encode(&response)?;
-        if full.len() > most {
-            response.metadata.truncation = true;
-            // Each address takes as many bytes as any other.
-            let kept = response.answers.len();
-            let spare = full.len() - most;
-            let one = if self.family() == Some(Family::V4) {
-                16
-            } else {
-                28
-            };
-            response
-                .answers
-                .truncate(kept.saturating_sub(spare.div_ceil(one)));
-        }
-        let bytes = encode(&response)?;
-        (bytes.len() <= most && wire::question(&bytes) == Some(self.raw())).then_some(bytes)
-    }
-
-    /// The response that says that it cannot be answered.
-    pub(super) fn fail(&self) -> Option<Vec<u8>> {
-        encode(&self.response(ResponseCode::ServFail))
-    }
-
-    fn response(&self, code: ResponseCode) -> Message {
-        let metadata = &self.message.metadata;
-        let mut response = Message::response(metadata.id, OpCode::Query);
-        response.metadata.recursion_desired = metadata.recursion_desired;
-        response.metadata.recursion_available = true;
-        response.metadata.checking_disabled = metadata.checking_disabled;
-        response.metadata.response_code = code;
-        response.queries.clone_from(&self.message.queries);
-        if let Some(asked) = &self.message.edns {
-            let mut edns = Edns::new();
-            edns.set_max_payload(asked.max_payload().max(SMALLEST_PAYLOAD));
-            edns.set_dnssec_ok(asked.flags().dnssec_ok);
-            response.edns = Some(edns);
-        }
-        response
-    }
-
-    fn records(&self, answer: &Answer) -> Option<Vec<Record>> {
+    /// The response to it, of at most `most` bytes: what does not fit is left out, and it says so.
+    pub(super) fn respond(&self, answer: &Answer, most: usize) -> Vec<u8> {
+        let mut reply = self.reply(0, true, most);
         let Answer::Records {
             addresses,
             canonical,
         } = answer
         else {
-            return Some(Vec::new());
+            return reply.finish();
         };
-        let asked = self.message.queries.first()?.name().clone();
-        let mut records = Vec::with_capacity(addresses.len() + 1);
         let owner = match canonical {
-            None => asked,
-            Some(canonical) => {
-                let mut canonical = Name::from_ascii(canonical).ok()?;
-                canonical.set_fqdn(true);
-                let alias = RData::CNAME(CNAME(canonical.clone()));
-                records.push(Record::from_rdata(asked, TTL, alias));
-                canonical
+            None => Some(Reply::ASKED),
+            Some(canonical) => self.alias(&mut reply, canonical),
+        };
+        let Some(owner) = owner else {
+            return reply.finish();
+        };
+        for address in addresses {
+            let added = match address {
+                IpAddr::V4(address) => reply.add(owner, A, TTL, &address.octets()),
+                IpAddr::V6(address) => reply.add(owner, AAAA, TTL, &address.octets()),
+            };
+            if added.is_none() {
+                break;
             }
+        }
+        reply.finish()
+    }
+
+    /// The response that says that it cannot be answered.
+    pub(super) fn fail(&self) -> Vec<u8> {
+        let code = ResponseCode::ServFail.low();
+        self.reply(code, false, self.payload()).finish()
+    }
+
+    fn reply(&self, code: u8, authoritative: bool, most: usize) -> Reply {
+        let edns = self.message.edns.as_ref();
+        let payload = |edns: &Edns| edns.max_payload().max(SMALLEST_PAYLOAD);
+        let terms = Terms {
+            code,
+            authoritative,
+            edns: edns.map(|edns| (payload(edns), edns.flags().dnssec_ok)),
+            most,
         };
-        let of = |address: &IpAddr| match address {
-            IpAddr::V4(address) => RData::A(A(*address)),
-            IpAddr::V6(address) => RData::AAAA(AAAA(*address)),
-        };
-        let records_of = addresses.iter().map(of);
-        records.extend(records_of.map(|data| Record::from_rdata(owner.clone(), TTL, data)));
-        Some(records)
+        Reply::to(&self.header, &self.raw, terms)
+    }
+
+    /// Says that the name that was asked is an alias of what it begins with.
+    fn alias(&self, reply: &mut Reply, canonical: &str) -> Option<u16> {
+        // Each label has a length in front, where the text has a dot behind all but the last.
+        let mut name = self.raw.get(..=canonical.len())?.to_vec();
+        name.push(0);
+        reply.add(Reply::ASKED, CNAME, TTL, &name)
     }
 }
 
@@ -200,13 +183,6 @@ fn host(name: &Name) -> String {
         );
     }
     text
-}
-
-fn encode(message: &Message) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(SMALLEST_PAYLOAD.into());
-    let mut encoder = BinEncoder::new(&mut bytes);
-    message.emit(&mut encoder).ok()?;
-    Some(bytes)
 }
 
 #[cfg(test)]

@@ -249,7 +249,7 @@ impl<S: Surroundings + 'static> Server<S> {
         let dice = self.surroundings.dice();
         match answer(mesh, &self.config.domain, client, &question, dice) {
             Answer::NotMine => None,
-            answer => query.respond(&answer, most).or_else(|| query.fail()),
+            answer => Some(query.respond(&answer, most)),
         }
     }
 
@@ -318,10 +318,10 @@ impl<S: Surroundings + 'static> Server<S> {
 impl Foreign {
     /// Says that it cannot be answered.
     fn fail(&self) -> Option<Vec<u8>> {
-        let query = self.query.as_ref();
-        query
-            .and_then(Query::fail)
-            .or_else(|| wire::refusal(&self.bytes, SERVER_FAILURE))
+        match &self.query {
+            Some(query) => Some(query.fail()),
+            None => wire::refusal(&self.bytes, SERVER_FAILURE),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 /// The length of a header.
 const HEADER: usize = 12;
+const HEADER_16: u16 = 12;
 /// The longest name, with its length bytes.
 const LONGEST_NAME: usize = 255;
 /// The type of the EDNS pseudo-record, whose lifetime field means something else (RFC 6891).
@@ -124,6 +125,86 @@ pub(super) fn refusal(query: &[u8], code: u8) -> Option<Vec<u8>> {
     message.extend([0; 6]);
     message.extend(question.unwrap_or_default());
     Some(message)
+}
+
+/// What a response adds to the question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Terms {
+    /// The response code.
+    pub(super) code: u8,
+    /// Whether the answer is our own to give.
+    pub(super) authoritative: bool,
+    /// The payload and whether signatures were wanted, where the query has EDNS.
+    pub(super) edns: Option<(u16, bool)>,
+    /// The most bytes that it may have.
+    pub(super) most: usize,
+}
+
+/// A response that is written here, about the question as it was asked.
+#[derive(Debug)]
+pub(super) struct Reply {
+    message: Vec<u8>,
+    flags: u16,
+    answers: u16,
+    terms: Terms,
+}
+
+impl Reply {
+    /// The name of the question, as records refer to it.
+    pub(super) const ASKED: u16 = 0xc000 | HEADER_16;
+    /// The length of an EDNS pseudo-record without options.
+    const EDNS: usize = 11;
+
+    pub(super) fn to(query: &Header, question: &[u8], terms: Terms) -> Self {
+        // Kept is that recursion was desired and checking disabled; it is available.
+        let authoritative = if terms.authoritative { 0x0400 } else { 0 };
+        let flags = 0x8080 | (query.flags & 0x0110) | authoritative | u16::from(terms.code & 0x0f);
+        let mut message = Vec::with_capacity(512);
+        message.extend(query.id.to_be_bytes());
+        message.resize(HEADER, 0);
+        message.extend(question);
+        Self {
+            message,
+            flags,
+            answers: 0,
+            terms,
+        }
+    }
+
+    /// Adds a record, of which `owner` is the name as a pointer; the result points to what it
+    /// holds. Where it does not fit any more, the response says that it is truncated.
+    pub(super) fn add(&mut self, owner: u16, kind: u16, lifetime: u32, data: &[u8]) -> Option<u16> {
+        let edns = self.terms.edns.map_or(0, |_| Self::EDNS);
+        let start = self.message.len() + 12;
+        let length = u16::try_from(data.len()).ok()?;
+        if start + data.len() + edns > self.terms.most.min(usize::from(u16::MAX)) {
+            self.flags |= 0x0200;
+            return None;
+        }
+        self.message.extend(owner.to_be_bytes());
+        self.message.extend(kind.to_be_bytes());
+        self.message.extend([0, 1]);
+        self.message.extend(lifetime.to_be_bytes());
+        self.message.extend(length.to_be_bytes());
+        self.message.extend(data);
+        self.answers += 1;
+        // A pointer has fourteen bits.
+        u16::try_from(start).ok().map(|start| 0xc000 | start)
+    }
+
+    pub(super) fn finish(mut self) -> Vec<u8> {
+        if let Some((payload, dnssec)) = self.terms.edns {
+            self.message.extend([0, 0, 41]);
+            self.message.extend(payload.to_be_bytes());
+            let flags = if dnssec { 0x80 } else { 0 };
+            self.message.extend([0, 0, flags, 0, 0, 0]);
+        }
+        let counts = [1, self.answers, 0, u16::from(self.terms.edns.is_some())];
+        let fields = [self.flags].into_iter().chain(counts);
+        let fields: Vec<u8> = fields.flat_map(u16::to_be_bytes).collect();
+        self.message.splice(2..HEADER, fields);
+        self.message
+    }
 }
 
 /// Where the lifetimes of a message stand, and for how long all of it may be kept.

@@ -96,7 +96,7 @@ fn what_can_be_no_hosts_name_is_none() {
 #[test]
 fn the_answer_bears_the_question_as_it_was_asked() {
     let query = Query::of(&bytes([1, 0x10], 1, ASKED, &opt(1232, 0, true, &[]))).unwrap();
-    let reply = query.respond(&records(2), 1232).unwrap();
+    let reply = query.respond(&records(2), 1232);
     assert_eq!(wire::question(&reply), Some(ASKED));
     let reply = Message::from_vec(&reply).unwrap();
     let metadata = &reply.metadata;
@@ -122,7 +122,7 @@ fn the_answer_bears_the_question_as_it_was_asked() {
     );
     // Without EDNS in the query there is none in the answer.
     let plain = Query::of(&bytes([0, 0], 0, ASKED, &[])).unwrap();
-    let reply = Message::from_vec(&plain.respond(&records(1), 512).unwrap()).unwrap();
+    let reply = Message::from_vec(&plain.respond(&records(1), 512)).unwrap();
     assert!(reply.edns.is_none() && !reply.metadata.recursion_desired);
 }
 
@@ -133,7 +133,7 @@ fn an_alias_comes_before_the_addresses() {
         addresses: vec!["fd00::1".parse().unwrap()],
         canonical: Some("www".to_owned()),
     };
-    let reply = Message::from_vec(&query.respond(&answer, 512).unwrap()).unwrap();
+    let reply = Message::from_vec(&query.respond(&answer, 512)).unwrap();
     let told: Vec<String> = reply
         .answers
         .iter()
@@ -148,28 +148,37 @@ fn an_alias_comes_before_the_addresses() {
 #[test]
 fn what_does_not_fit_is_cut_and_says_so() {
     let query = Query::of(&bytes([1, 0], 0, ASKED, &[])).unwrap();
-    let fits = query.respond(&records(29), 512).unwrap();
+    let fits = query.respond(&records(29), 512);
     assert!(!Header::of(&fits).unwrap().is_truncated());
-    let cut = query.respond(&records(200), 512).unwrap();
+    let cut = query.respond(&records(200), 512);
     assert!(Header::of(&cut).unwrap().is_truncated());
     assert!(cut.len() <= 512);
     assert_eq!(Message::from_vec(&cut).unwrap().answers.len(), 29);
     // On a connection there is room.
-    let whole = query.respond(&records(200), 65535).unwrap();
+    let whole = query.respond(&records(200), 65535);
     assert_eq!(Message::from_vec(&whole).unwrap().answers.len(), 200);
     // EDNS stays where addresses have to go.
     let edns = Query::of(&bytes([1, 0], 1, ASKED, &opt(512, 0, false, &[]))).unwrap();
-    let cut = edns.respond(&records(200), 512).unwrap();
+    let cut = edns.respond(&records(200), 512);
+    assert!(cut.len() <= 512);
     assert!(Message::from_vec(&cut).unwrap().edns.is_some());
+    // More than any message holds.
+    let most = Answer::Records {
+        addresses: vec![[10, 0, 0, 1].into(); 5000],
+        canonical: None,
+    };
+    let full = query.respond(&most, 65535);
+    assert!(Header::of(&full).unwrap().is_truncated() && full.len() > 65500);
+    assert!(Message::from_vec(&full).unwrap().answers.len() > 4000);
 }
 
 #[test]
 fn nothing_and_failure_are_told_apart() {
     let query = Query::of(&bytes([1, 0], 1, ASKED, &opt(4096, 0, false, &[]))).unwrap();
-    let nothing = Message::from_vec(&query.respond(&Answer::NoData, 512).unwrap()).unwrap();
+    let nothing = Message::from_vec(&query.respond(&Answer::NoData, 512)).unwrap();
     assert_eq!(nothing.metadata.response_code, ResponseCode::NoError);
     assert!(nothing.answers.is_empty() && nothing.authorities.is_empty());
-    let failure = Message::from_vec(&query.fail().unwrap()).unwrap();
+    let failure = Message::from_vec(&query.fail()).unwrap();
     assert_eq!(failure.metadata.response_code, ResponseCode::ServFail);
     assert_eq!(failure.metadata.id, 0x1234);
     assert!(failure.edns.is_some());
