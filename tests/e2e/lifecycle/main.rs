@@ -14,6 +14,7 @@ mod dropin;
 mod enrollment;
 mod hostile;
 mod killed;
+mod names;
 mod peer;
 mod plaintext;
 mod policy;
