@@ -9,6 +9,7 @@ pub mod admin;
 pub mod ca;
 pub mod cli;
 pub mod config;
+pub mod dns;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 pub mod hbone;

@@ -15,6 +15,7 @@ mod enrollment;
 mod hostile;
 mod istio_rules;
 mod killed;
+mod names;
 mod peer;
 mod plaintext;
 mod policy;

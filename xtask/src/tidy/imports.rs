@@ -41,7 +41,7 @@ const TABLE: [Room; 11] = [
     },
     Room {
         name: "dns",
-        may: &["mesh", "tls", "telemetry"],
+        may: &["mesh", "telemetry"],
     },
     Room {
         name: "xds",

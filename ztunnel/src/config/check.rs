@@ -275,6 +275,9 @@ fn durations(settings: &Settings) -> Result<(), ConfigError> {
     lasts("hbone.responseTimeout", hbone.response_timeout, instant)?;
     lasts("hbone.pingInterval", hbone.ping_interval, instant)?;
     lasts("hbone.pingTimeout", hbone.ping_timeout, instant)?;
+    if let Some(dns) = &settings.dns {
+        lasts("dns.timeout", dns.timeout, instant)?;
+    }
     let (key, leaf_ttl) = (settings.ca.leaf_ttl_key(), settings.ca.leaf_ttl());
     lasts(key, leaf_ttl, Duration::from_secs(2))?;
     lasts(

@@ -41,6 +41,7 @@ pub struct Environment {
     pub(super) capture_by: Option<CaptureBy>,
     pub(super) socks5: Option<bool>,
     pub(super) verdicts: Option<u32>,
+    pub(super) dns: Option<bool>,
     pub(super) same_node: Option<SameNode>,
     pub(super) acceleration: Option<Acceleration>,
     pub(super) keepalive: Option<bool>,
@@ -133,6 +134,10 @@ impl Environment {
             capture_by: env.parsed("ZTUNNEL_CAPTURE_BY", CaptureBy::parse)?,
             socks5: env.parsed("UNSTABLE_ENABLE_SOCKS5", switch)?,
             verdicts: env.number("ZTUNNEL_CAPTURE_VERDICTS")?,
+            // As Istio's ztunnel reads it: what is not true is false.
+            dns: env
+                .text("ISTIO_META_DNS_CAPTURE")
+                .map(|text| text.trim().eq_ignore_ascii_case("true")),
             same_node: env.parsed("ZTUNNEL_SAME_NODE", SameNode::parse)?,
             acceleration: env.parsed("ZTUNNEL_ACCELERATION", Acceleration::parse)?,
             keepalive: env.parsed("KEEPALIVE_ENABLED", switch)?,

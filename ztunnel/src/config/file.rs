@@ -35,6 +35,7 @@ pub(super) struct File {
     pub(super) metrics: ListenSection,
     pub(super) readiness: ListenSection,
     pub(super) capture: CaptureSection,
+    pub(super) dns: DnsSection,
     pub(super) same_node: Option<SameNode>,
     pub(super) acceleration: Option<Acceleration>,
     pub(super) overrides: Vec<OverrideEntry>,
@@ -82,6 +83,13 @@ pub(super) struct CaptureSection {
     pub(super) exempt_cidrs: Option<Vec<Range>>,
     pub(super) exempt_sources: Option<Vec<Range>>,
     pub(super) verdicts: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct DnsSection {
+    pub(super) enabled: Option<bool>,
+    pub(super) timeout: Option<Span>,
 }
 
 /// An address and a port to listen on.

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::file::{
-    CaptureSection, File, HboneSection, KeepaliveSection, ListenSection, ModeName, Range,
+    CaptureSection, DnsSection, File, HboneSection, KeepaliveSection, ListenSection, ModeName,
+    Range,
 };
 use super::units::Span;
 use super::{
-    Capture, ConfigError, Environment, Hbone, Keepalive, LogFormat, NodeAgent, Pod, Settings,
+    Capture, ConfigError, Dns, Environment, Hbone, Keepalive, LogFormat, NodeAgent, Pod, Settings,
     check, lanes, upstream,
 };
 use crate::mesh::Uid;
@@ -62,6 +63,7 @@ pub(super) fn assemble(
     settings.threads = threads(&file, env, flags)?;
     upstream::lay(&mut settings, &file, env, flags)?;
     capture(&mut settings.capture, &file.capture, env, flags);
+    settings.dns = dns(&file.dns, env);
     lanes::lay(&mut settings, &file, env);
     hbone(&mut settings.hbone, &file.hbone, env);
     set(&mut settings.socks5, env.socks5.or(file.socks5.enabled));
@@ -198,6 +200,12 @@ fn capture(capture: &mut Capture, file: &CaptureSection, env: &Environment, flag
         &mut capture.exempt_sources,
         file.exempt_sources.as_ref().map(cidrs),
     );
+}
+
+fn dns(file: &DnsSection, env: &Environment) -> Option<Dns> {
+    let mut dns = Dns::default();
+    set(&mut dns.timeout, file.timeout.map(|span| span.0));
+    env.dns.or(file.enabled).unwrap_or(true).then_some(dns)
 }
 
 fn hbone(hbone: &mut Hbone, file: &HboneSection, env: &Environment) {

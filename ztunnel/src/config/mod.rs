@@ -30,7 +30,7 @@ pub use self::error::ConfigError;
 pub use self::lanes::{Acceleration, LaneOverride, SameNode};
 pub use self::layers::Overrides;
 pub use self::settings::{
-    Capture, Hbone, Keepalive, Log, LogFormat, Mode, NodeAgent, Pod, Settings,
+    Capture, Dns, Hbone, Keepalive, Log, LogFormat, Mode, NodeAgent, Pod, Settings,
 };
 pub use self::units::{Bytes, ParseUnitError};
 pub use self::upstream::{

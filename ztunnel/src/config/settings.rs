@@ -52,6 +52,8 @@ pub struct Settings {
     pub readiness: SocketAddr,
     /// How connections are captured.
     pub capture: Capture,
+    /// How DNS is answered where it is captured; none leaves it alone.
+    pub dns: Option<Dns>,
     /// Which lane the pods of this node take to each other; direct only if both ends say so.
     pub same_node: SameNode,
     /// Whether direct connections are joined; only if both ends say so.
@@ -133,6 +135,15 @@ pub struct Capture {
     pub exempt_sources: Vec<IpNet>,
     /// How many verdicts of each kind the kernel remembers.
     pub verdicts: u32,
+}
+
+/// How DNS is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Dns {
+    /// For the resolver that the application asked, where the mesh does not know the name.
+    #[serde(serialize_with = "super::units::as_text")]
+    pub timeout: Duration,
 }
 
 /// Tunnels.
@@ -241,6 +252,7 @@ impl Settings {
             metrics: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 15020),
             readiness: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 15021),
             capture: Capture::default(),
+            dns: Some(Dns::default()),
             same_node: SameNode::default(),
             acceleration: Acceleration::default(),
             overrides: Vec::new(),
@@ -275,6 +287,14 @@ impl Default for Capture {
             exempt_cidrs: Vec::new(),
             exempt_sources: vec![probe_v4.into(), probe_v6.into()],
             verdicts: 16_384,
+        }
+    }
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(5),
         }
     }
 }

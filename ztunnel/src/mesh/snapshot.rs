@@ -137,7 +137,18 @@ impl Snapshot {
         hostname: &str,
         client_namespace: &str,
     ) -> Option<&Arc<ServiceEntry>> {
-        self.services.resolve(hostname, client_namespace)
+        self.resolve_hostname_among(hostname, client_namespace, |_| true)
+    }
+
+    /// As [`Self::resolve_hostname`], as if there were no services but those that count.
+    #[must_use]
+    pub fn resolve_hostname_among(
+        &self,
+        hostname: &str,
+        client_namespace: &str,
+        counts: impl Fn(&ServiceEntry) -> bool,
+    ) -> Option<&Arc<ServiceEntry>> {
+        self.services.resolve(hostname, client_namespace, counts)
     }
 
     /// The policies that apply to a workload: the global ones, those of its namespace, and the

@@ -16,7 +16,7 @@ use crate::mesh::{Identity, Uid};
 use crate::pods::zds;
 use crate::telemetry::{Filter, FilterError, LogConfig, LogFormat};
 use crate::tls::{self, Issuer};
-use crate::{admin, hbone, kernel, path, pods, xds};
+use crate::{admin, dns, hbone, kernel, path, pods, xds};
 
 pub(super) fn log(settings: &Settings) -> Result<LogConfig, FilterError> {
     Ok(LogConfig {
@@ -182,7 +182,21 @@ pub(super) fn path(settings: &Settings, programs: bool) -> path::Config {
         },
         handshake_timeout: settings.hbone.handshake_timeout,
         hbone: hbone(&settings.hbone),
+        dns: settings.dns.map(|settings_of_dns| dns::Config {
+            domain: domain(&settings.instance.cluster_domain),
+            timeout: settings_of_dns.timeout,
+            resolver: if programs {
+                None
+            } else {
+                dns::system_resolver()
+            },
+        }),
     }
+}
+
+/// A domain as names are compared with it.
+fn domain(text: &str) -> Arc<str> {
+    text.trim_end_matches('.').to_ascii_lowercase().into()
 }
 
 fn hbone(settings: &config::Hbone) -> hbone::Config {
@@ -315,6 +329,7 @@ pub(super) fn fixed_keys_that_differ(old: &Settings, new: &Settings) -> Vec<&'st
             "capture.verdicts",
             old.capture.verdicts != new.capture.verdicts,
         ),
+        ("dns", old.dns != new.dns),
         ("hbone", old.hbone != new.hbone),
         ("keepalive", old.keepalive != new.keepalive),
         ("threads", old.threads != new.threads),

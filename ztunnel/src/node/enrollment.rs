@@ -275,7 +275,13 @@ impl Enrollment {
         let captured = captured_addresses(&enrolled.pod, terms.mesh);
         if captured != enrolled.captured {
             if let Some(kernel) = &self.shared.kernel {
-                capture(kernel, &enrolled.pod.netns, &captured, &enrolled.inbound)?;
+                capture(
+                    kernel,
+                    &enrolled.pod.netns,
+                    &captured,
+                    &enrolled.inbound,
+                    self.shared.config.dns.is_some(),
+                )?;
             }
             enrolled.captured = captured;
             self.changed = true;
@@ -307,8 +313,9 @@ impl Enrollment {
         let Some(inbound) = inbound else {
             return Ok(());
         };
+        let dns = self.shared.config.dns.is_some();
         if let Some(kernel) = &kernel
-            && let Err(error) = capture(kernel, &pod.netns, &captured, &inbound)
+            && let Err(error) = capture(kernel, &pod.netns, &captured, &inbound, dns)
         {
             // What is captured stays captured and refused; only our part is taken back.
             terms.workers.remove(cookie, terms.deadline);

@@ -4,7 +4,8 @@
 //! its original destination is asked of the kernel programs), a client without a tunnel
 //! (inbound plaintext, the socket's own address is the original destination, unless rules inside
 //! the pod have redirected it), the peer of
-//! a tunnel (HBONE), and an application that says where it wants to go (SOCKS).
+//! a tunnel (HBONE), and an application that says where it wants to go (SOCKS). Where DNS
+//! is captured there are sockets for it besides.
 
 use std::future::Future;
 use std::io;
@@ -12,11 +13,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::worker::Here;
-use super::{inbound, outbound};
-use crate::pods::{self, Listeners};
+use super::{inbound, names, outbound};
+use crate::pods::{self, DnsSockets, Listeners};
 
 /// How long to wait before accepting again when the process is out of descriptors or memory.
 const EXHAUSTED: Duration = Duration::from_millis(50);
@@ -32,6 +33,7 @@ pub(super) fn start(here: &Rc<Here>, listeners: Listeners) -> io::Result<()> {
         inbound,
         hbone,
         socks5,
+        dns,
     } = listeners;
     for listener in [Some(outbound_v4), outbound_v6].into_iter().flatten() {
         accept_on(here, listener, outbound::carry)?;
@@ -40,7 +42,30 @@ pub(super) fn start(here: &Rc<Here>, listeners: Listeners) -> io::Result<()> {
         accept_on(here, listener, outbound::carry_asked)?;
     }
     accept_on(here, inbound, inbound::carry_plain)?;
-    accept_on(here, hbone, inbound::serve_tunnels)
+    accept_on(here, hbone, inbound::serve_tunnels)?;
+    let Some(names) = names::server(here) else {
+        return Ok(());
+    };
+    for DnsSockets { udp, tcp } in dns {
+        let server = names.clone();
+        accept_on(here, tcp, move |here, stream, client| {
+            let conversation = server.clone().serve_stream(stream, client);
+            until_drained(here, conversation)
+        })?;
+        let socket = UdpSocket::from_std(udp)?;
+        let serving = names.clone().serve_datagrams(socket);
+        tokio::task::spawn_local(until_drained(here.clone(), serving));
+    }
+    Ok(())
+}
+
+/// Serves until the pod leaves: names are not worth waiting for then.
+async fn until_drained(here: Rc<Here>, serving: impl Future<Output = ()>) {
+    let mut drain = here.drain.clone();
+    tokio::select! {
+        () = serving => {}
+        _left = drain.wait_for(|draining| *draining) => {}
+    }
 }
 
 /// Accepts until the pod leaves; `serve` gets a task of its own for every connection.

@@ -15,6 +15,8 @@
 //! 5. `relay`: bytes are moved and counted.
 //! 6. `report`: one record a connection feeds metrics and the access log.
 //!
+//! `names` lets the DNS proxy answer in the pods, where DNS is captured.
+//!
 //! `outbound` and `inbound` walk these steps for the two directions; each is the one place to
 //! read for its direction. Everything of one connection happens on one [`worker`](Workers)
 //! thread. The room sees snapshots and a certificate source, never where they come from.
@@ -28,6 +30,7 @@ pub mod direct;
 pub mod fuzzing;
 mod inbound;
 mod live;
+mod names;
 mod outbound;
 mod passthrough;
 mod permit;
@@ -55,7 +58,7 @@ use std::time::Duration;
 
 use crate::kernel::Kernel;
 use crate::telemetry::Telemetry;
-use crate::{hbone, pods, tls};
+use crate::{dns, hbone, pods, tls};
 
 /// What the path needs to know from the settings.
 #[derive(Debug, Clone)]
@@ -74,6 +77,8 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// Limits and windows of tunnels.
     pub hbone: hbone::Config,
+    /// How DNS is answered, where it is captured.
+    pub dns: Option<dns::Config>,
 }
 
 /// What all workers share. Nobody waits for a lock while a connection is judged.

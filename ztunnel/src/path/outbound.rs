@@ -261,6 +261,9 @@ async fn find(
         if resolved.len() >= MOST_NAMES {
             return Err(DepartError::TooManyNames { hostname });
         }
+        if let Some(source) = &facts.source {
+            shared.telemetry.dns().on_demand(source, &hostname);
+        }
         let found = shared.resolver.resolve(&hostname).await?;
         let address = choose_address(&found, origin.destination.ip().to_canonical(), dice);
         let empty = || ResolveError::Empty {

@@ -4,16 +4,23 @@
 //! so whatever resolves is behind [`Resolve`], and runs on the main thread's runtime. Waiting is
 //! bounded, in time and in number.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+
+/// How long an answer counts. `getaddrinfo(3)` does not say for how long it may.
+const KEPT: Duration = Duration::from_secs(5);
+
+/// How many answers are kept.
+const MOST_KEPT: usize = 1024;
 
 /// Why a name has no address.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +78,28 @@ pub struct SystemResolver {
     /// How many may ask at once: each needs a thread of the runtime's.
     places: Arc<Semaphore>,
     timeout: Duration,
+    kept: Arc<Mutex<Kept>>,
+}
+
+/// What was found lately.
+#[derive(Debug, Default)]
+struct Kept(HashMap<Arc<str>, (Instant, Vec<IpAddr>)>);
+
+impl Kept {
+    fn get(&self, hostname: &str, now: Instant) -> Option<Vec<IpAddr>> {
+        let (since, found) = self.0.get(hostname)?;
+        (now.saturating_duration_since(*since) < KEPT).then(|| found.clone())
+    }
+
+    fn put(&mut self, hostname: &Arc<str>, found: &[IpAddr], now: Instant) {
+        if self.0.len() >= MOST_KEPT {
+            let fresh = |since: &Instant| now.saturating_duration_since(*since) < KEPT;
+            self.0.retain(|_, (since, _)| fresh(since));
+        }
+        if self.0.len() < MOST_KEPT {
+            self.0.insert(hostname.clone(), (now, found.to_vec()));
+        }
+    }
 }
 
 impl SystemResolver {
@@ -82,12 +111,18 @@ impl SystemResolver {
             runtime,
             places: Arc::new(Semaphore::new(places)),
             timeout,
+            kept: Arc::default(),
         }
     }
 }
 
 impl Resolve for SystemResolver {
     fn resolve(&self, hostname: &Arc<str>) -> Resolving {
+        let kept = self.kept.clone();
+        let known = lock(&kept).get(hostname, Instant::now());
+        if let Some(known) = known {
+            return Box::pin(std::future::ready(Ok(known)));
+        }
         let (places, after) = (self.places.clone(), self.timeout);
         let hostname = hostname.clone();
         let name = hostname.clone();
@@ -120,9 +155,14 @@ impl Resolve for SystemResolver {
             if found.is_empty() {
                 return Err(ResolveError::Empty { hostname });
             }
+            lock(&kept).put(&hostname, &found, Instant::now());
             Ok(found)
         })
     }
+}
+
+fn lock(kept: &Mutex<Kept>) -> std::sync::MutexGuard<'_, Kept> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -165,6 +205,21 @@ mod tests {
         let error = resolve("not a name", 1).unwrap_err();
         assert_eq!(error.reason(), "name_refused");
         assert!(error.to_string().contains("not a name"), "{error}");
+    }
+
+    #[test]
+    fn answers_are_kept_for_a_while_and_in_bounds() {
+        let (mut kept, now) = (Kept::default(), Instant::now());
+        let found = ["192.0.2.7".parse::<IpAddr>().unwrap()];
+        kept.put(&"web.example".into(), &found, now);
+        assert_eq!(kept.get("web.example", now).as_deref(), Some(&found[..]));
+        assert_eq!(kept.get("web.example", now + KEPT), None);
+        for number in 0..MOST_KEPT + 1 {
+            kept.put(&format!("host-{number}").into(), &found, now);
+        }
+        assert_eq!(kept.0.len(), MOST_KEPT);
+        kept.put(&"late.example".into(), &found, now + KEPT);
+        assert_eq!(kept.0.len(), 1, "what is too old makes room");
     }
 
     #[test]

@@ -21,10 +21,10 @@ use super::live::LiveSet;
 use super::relay::Carry;
 use super::tunnel::{self, DialError};
 use super::{Shared, accept};
-use crate::hbone;
 use crate::kernel::NetnsCookie;
 use crate::mesh::Workload;
 use crate::pods::{Listeners, Pod};
+use crate::{dns, hbone};
 
 /// How long workers may take to reset what is open when the time to drain is over.
 const TIME_TO_CUT: Duration = Duration::from_secs(1);
@@ -163,6 +163,8 @@ pub(super) struct Local {
     pub(super) hbone: Rc<hbone::Config>,
     /// What was let in and is open.
     pub(super) live: Rc<LiveSet>,
+    /// What resolvers have answered to the pods.
+    pub(super) names: Rc<RefCell<dns::Cache>>,
     dice: RefCell<rand::rngs::SmallRng>,
     open: Cell<usize>,
     closed: Notify,
@@ -289,6 +291,7 @@ async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Command>)
         pool: hbone::Pool::new(hbone.clone()),
         hbone,
         live: LiveSet::new(shared.keeper.view_owned()),
+        names: Rc::default(),
         shared,
         dice: RefCell::new(rand::make_rng()),
         open: Cell::new(0),
@@ -314,6 +317,7 @@ async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Command>)
                     tokio::task::spawn_local(here.cut_after(deadline));
                 }
                 local.pool.evict(|key| key.netns == cookie);
+                local.names.borrow_mut().forget(cookie);
             }
             Command::JudgeAgain => local.live.judge_again(&local.shared.keeper.view_owned()),
             Command::Drain => {

@@ -99,3 +99,11 @@ pub enum Error {
     #[error("the thread that prepares the pod ended early")]
     Thread,
 }
+
+impl Error {
+    /// Whether the pod has no such address, as one without IPv6.
+    pub(super) fn is_absent(&self) -> bool {
+        let absent = io::ErrorKind::AddrNotAvailable;
+        matches!(self, Self::Listen { source, .. } if source.kind() == absent)
+    }
+}

@@ -25,7 +25,10 @@ pub use error::Error;
 pub use netns::{Handed, Netns, Place, addresses_here};
 pub use redirection::{dialled_of, is_redirected, redirected_from};
 pub use rehearsal::{Rehearsal, rehearse};
-pub use socket::{Dial, Listeners, PROXY_PORTS, Source, abort_on_drop, accept, local_of, peer_of};
+pub use socket::{
+    Dial, DnsSockets, Listeners, PROXY_PORTS, Source, abort_on_drop, accept, local_of, peer_of,
+    send_from,
+};
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

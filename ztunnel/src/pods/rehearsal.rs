@@ -54,7 +54,7 @@ fn in_a_new_namespace() -> Result<Rehearsal, Error> {
         File::open("/proc/thread-self/ns/net")
     };
     let netns = make().map_err(|source| Error::Make { source })?;
-    let listeners = Listeners::open(false).map(drop);
+    let listeners = Listeners::open(true, false).map(drop);
     let mut destroyed = None;
     let delivery = delivery::prepare().and_then(|()| {
         let delivered = deliver().map_err(|source| Error::Deliver { source })?;

@@ -1,13 +1,14 @@
 //! The sockets the proxy uses inside a pod's namespace: what it listens on and how it dials.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg, setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::Interest;
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::{Error, Netns};
 
@@ -17,6 +18,8 @@ const OUTBOUND: u16 = 15001;
 pub(super) const INBOUND: u16 = 15006;
 /// Where HBONE arrives.
 const HBONE: u16 = 15008;
+/// Where redirected DNS arrives, on loopback.
+const DNS: u16 = 15053;
 
 /// Where applications say by SOCKS where they want to go, on loopback.
 const SOCKS5: u16 = 15080;
@@ -39,17 +42,28 @@ pub struct Listeners {
     pub inbound: std::net::TcpListener,
     /// Port 15008, both families.
     pub hbone: std::net::TcpListener,
+    /// Where DNS is captured.
+    pub dns: Vec<DnsSockets>,
     /// 127.0.0.1:15080 and [::1]:15080, where they are wanted.
     pub socks5: Vec<std::net::TcpListener>,
 }
 
+/// Port 15053 of one loopback address.
+#[derive(Debug)]
+pub struct DnsSockets {
+    /// For queries in datagrams.
+    pub udp: std::net::UdpSocket,
+    /// For queries on connections.
+    pub tcp: std::net::TcpListener,
+}
+
 impl Listeners {
-    /// Opens the listeners in the namespace of the calling thread, those for SOCKS only if they are
-    /// wanted.
+    /// Opens the listeners in the namespace of the calling thread, those for DNS where it is
+    /// captured, those for SOCKS where they are wanted.
     ///
     /// # Errors
     /// Names the address that could not be bound.
-    pub fn open(socks5: bool) -> Result<Self, Error> {
+    pub fn open(dns: bool, socks5: bool) -> Result<Self, Error> {
         let v6 = std::path::Path::new("/proc/net/if_inet6").exists();
         let any: IpAddr = if v6 {
             Ipv6Addr::UNSPECIFIED.into()
@@ -61,6 +75,11 @@ impl Listeners {
             outbound_v6: v6.then(|| listen_v6(OUTBOUND)).transpose()?.flatten(),
             inbound: listen((any, INBOUND).into())?,
             hbone: listen((any, HBONE).into())?,
+            dns: if dns {
+                DnsSockets::open(v6)?
+            } else {
+                Vec::new()
+            },
             socks5: if socks5 {
                 let v6 = v6.then(|| listen_v6(SOCKS5)).transpose()?.flatten();
                 let v4 = listen((Ipv4Addr::LOCALHOST, SOCKS5).into())?;
@@ -75,11 +94,83 @@ impl Listeners {
 /// On the IPv6 loopback address; none where the device does not have it.
 fn listen_v6(port: u16) -> Result<Option<std::net::TcpListener>, Error> {
     match listen((Ipv6Addr::LOCALHOST, port).into()) {
-        Err(Error::Listen { source, .. }) if source.kind() == io::ErrorKind::AddrNotAvailable => {
-            Ok(None)
-        }
+        Err(error) if error.is_absent() => Ok(None),
         other => other.map(Some),
     }
+}
+
+impl DnsSockets {
+    fn open(v6: bool) -> Result<Vec<Self>, Error> {
+        let at = |ip: IpAddr| {
+            let address = (ip, DNS).into();
+            Ok(Self {
+                udp: receive(address)?,
+                tcp: listen(address)?,
+            })
+        };
+        let mut all = vec![at(Ipv4Addr::LOCALHOST.into())?];
+        match v6.then(|| at(Ipv6Addr::LOCALHOST.into())) {
+            Some(Err(error)) if error.is_absent() => {}
+            other => all.extend(other.transpose()?),
+        }
+        Ok(all)
+    }
+}
+
+/// A UDP socket of one of the workers. The kernel gives all datagrams of a client to the same one.
+fn receive(address: SocketAddr) -> Result<std::net::UdpSocket, Error> {
+    let open = || {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::DGRAM,
+            Some(Protocol::UDP),
+        )?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_port(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        Ok(socket.into())
+    };
+    open().map_err(|source| Error::Listen { address, source })
+}
+
+/// Sends a datagram that bears another of the machine's addresses than the one that the socket is
+/// bound to.
+///
+/// # Errors
+/// As `sendmsg(2)`.
+pub async fn send_from(
+    socket: &UdpSocket,
+    source: Ipv4Addr,
+    to: SocketAddr,
+    datagram: &[u8],
+) -> io::Result<()> {
+    let SocketAddr::V4(to) = to else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let source = libc::in_pktinfo {
+        ipi_ifindex: 0,
+        ipi_spec_dst: libc::in_addr {
+            s_addr: u32::from(source).to_be(),
+        },
+        ipi_addr: libc::in_addr { s_addr: 0 },
+    };
+    let send = || {
+        let bytes = [IoSlice::new(datagram)];
+        let control = [ControlMessage::Ipv4PacketInfo(&source)];
+        let to = SockaddrIn::from(to);
+        sendmsg(
+            socket.as_raw_fd(),
+            &bytes,
+            &control,
+            MsgFlags::empty(),
+            Some(&to),
+        )?;
+        Ok(())
+    };
+    socket.async_io(Interest::WRITABLE, send).await
 }
 
 fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Error> {
@@ -168,6 +259,20 @@ impl Dial {
                 )),
             },
         }
+    }
+
+    /// A UDP socket inside the namespace that is connected to `to`, has a port of its own that the
+    /// kernel has picked at random, and bears the mark. Must be called on a worker thread.
+    ///
+    /// # Errors
+    /// As `socket(2)` and `connect(2)`.
+    pub fn datagrams(netns: &Netns, to: SocketAddr, mark: u32) -> io::Result<UdpSocket> {
+        netns.enter().map_err(io::Error::other)?;
+        let socket = Socket::new(Domain::for_address(to), Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_nonblocking(true)?;
+        socket.set_mark(mark)?;
+        socket.connect(&to.into())?;
+        UdpSocket::from_std(socket.into())
     }
 
     fn prepare(&self, netns: &Netns, to: SocketAddr, source: Source) -> io::Result<Socket> {

@@ -9,6 +9,7 @@
 
 mod acceleration;
 mod access;
+mod dns;
 mod exposition;
 mod labels;
 mod logging;
@@ -28,6 +29,7 @@ use prometheus_client::registry::{Metric, Registry};
 
 pub use acceleration::{AccelerationMetrics, CaseResult};
 pub use access::AccessLogEntry;
+pub use dns::{DnsMetrics, DnsQuery, DnsRefusal};
 #[cfg(test)]
 pub(crate) use logging::build as build_log;
 pub use logging::{
@@ -50,6 +52,7 @@ pub struct Telemetry {
     table: Arc<Table>,
     pods: PodMetrics,
     acceleration: AccelerationMetrics,
+    dns: DnsMetrics,
     xds: XdsMetrics,
     trials: TrialMetrics,
     registry: Mutex<Registry>,
@@ -65,6 +68,7 @@ impl Telemetry {
         registry.register_collector(Box::new(Exposition(table.clone())));
         let pods = PodMetrics::register(&mut registry);
         let acceleration = AccelerationMetrics::register(&mut registry);
+        let dns = DnsMetrics::register(&mut registry);
         let xds = XdsMetrics::register(&mut registry);
         let trials = TrialMetrics::register(&mut registry);
         let build = Family::<Vec<(&'static str, &'static str)>, Gauge>::default();
@@ -88,6 +92,7 @@ impl Telemetry {
             table,
             pods,
             acceleration,
+            dns,
             xds,
             trials,
             registry: Mutex::new(registry),
@@ -121,6 +126,12 @@ impl Telemetry {
     #[must_use]
     pub const fn acceleration(&self) -> &AccelerationMetrics {
         &self.acceleration
+    }
+
+    /// The metrics of the DNS proxy.
+    #[must_use]
+    pub const fn dns(&self) -> &DnsMetrics {
+        &self.dns
     }
 
     /// The metrics of the connection to the control plane.

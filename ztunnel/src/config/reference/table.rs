@@ -436,6 +436,20 @@ pub(super) static TABLE: &[Columns] = &[
         "A connection is dead when a PING goes unanswered for this long.",
     ),
     (
+        "dns.enabled",
+        "true, false",
+        "ISTIO_META_DNS_CAPTURE",
+        Shown(|s| s.dns.is_some().to_string()),
+        "Whether the DNS queries of pods are captured: names of the mesh are answered here, others by the resolver that was asked.",
+    ),
+    (
+        "dns.timeout",
+        "duration",
+        "",
+        Shown(|s| s.dns.map_or_else(String::new, |dns| show(dns.timeout))),
+        "For the resolver that was asked.",
+    ),
+    (
         "socks5.enabled",
         "true, false",
         "UNSTABLE_ENABLE_SOCKS5",

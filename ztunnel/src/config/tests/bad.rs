@@ -10,7 +10,7 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "zebra: direct",
-        "zebra: unknown field, expected one of node, clusterId, network, trustDomain, mode, workload, meshFile, pods, nodeAgent, workloads, services, policies, ca, xds, crl, admin, metrics, readiness, capture, sameNode, acceleration, overrides, hbone, keepalive, socks5, threads, log, termination (line 9)",
+        "zebra: unknown field, expected one of node, clusterId, network, trustDomain, mode, workload, meshFile, pods, nodeAgent, workloads, services, policies, ca, xds, crl, admin, metrics, readiness, capture, dns, sameNode, acceleration, overrides, hbone, keepalive, socks5, threads, log, termination (line 9)",
     ),
     (
         "clusterId: [x]",
@@ -75,6 +75,10 @@ const CASES: &[(&str, &str)] = &[
     (
         "hbone: { connectTimeout: 0s }",
         "hbone.connectTimeout: 0s is out of range, 10ms to 365days is possible",
+    ),
+    (
+        "dns: { timeout: 0s }",
+        "dns.timeout: 0s is out of range, 10ms to 365days is possible",
     ),
     (
         "keepalive: { retries: 0 }",

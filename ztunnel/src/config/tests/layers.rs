@@ -70,6 +70,25 @@ fn flags_before_environment_before_file() {
 }
 
 #[test]
+fn dns_is_captured_unless_somebody_says_no() {
+    let dns = |file: &str, variables: &[(&str, &str)]| {
+        let file = format!("{GOOD}\n{file}");
+        load(&file, variables).unwrap().dns.map(|dns| dns.timeout)
+    };
+    let capture = |value| [("ISTIO_META_DNS_CAPTURE", value)];
+    let default = Some(Duration::from_secs(5));
+    assert_eq!(dns("", &[]), default);
+    assert_eq!(
+        dns("dns: { timeout: 2s }", &[]),
+        Some(Duration::from_secs(2))
+    );
+    assert_eq!(dns("dns: { enabled: false }", &[]), None);
+    assert_eq!(dns("dns: { enabled: false }", &capture("True")), default);
+    assert_eq!(dns("", &capture("false")), None);
+    assert_eq!(dns("", &capture("yes")), None);
+}
+
+#[test]
 fn workloads_without_a_trust_domain_are_of_the_meshs() {
     let settings = load(&format!("{GOOD}\ntrustDomain: example.org\n"), &[]).unwrap();
     let workload = settings.local_mesh.workloads.first().unwrap();

@@ -73,11 +73,16 @@ impl Services {
         self.hosts.get(hostname).map_or(&[], |host| &host.entries)
     }
 
-    /// Who is meant by a host name inside a namespace.
-    pub(super) fn resolve(&self, hostname: &str, namespace: &str) -> Option<&Arc<ServiceEntry>> {
+    /// Who is meant by a host name inside a namespace, among those that count.
+    pub(super) fn resolve(
+        &self,
+        hostname: &str,
+        namespace: &str,
+        counts: impl Fn(&ServiceEntry) -> bool,
+    ) -> Option<&Arc<ServiceEntry>> {
         let visible = || {
             let entries = self.named(hostname).iter();
-            entries.filter(|entry| entry.is_visible_from(namespace))
+            entries.filter(|entry| entry.is_visible_from(namespace) && counts(entry))
         };
         visible()
             .find(|entry| *entry.service.namespace == *namespace)

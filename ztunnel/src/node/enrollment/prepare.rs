@@ -10,7 +10,8 @@ use crate::mesh::Snapshot;
 use crate::path::Config;
 use crate::pods::{Listeners, Netns, Place, Pod, addresses_here, delivery, is_redirected};
 
-/// Opens the pod's namespace and the listeners in there, one set for each worker. Where the pod's
+/// Opens the pod's namespace and the listeners in there, one set for each worker; those for DNS
+/// where it is captured. Where the pod's
 /// connections come by the rules of others (`programs` is false), the way back of a delivery is
 /// theirs too.
 pub(super) fn prepare(
@@ -24,7 +25,7 @@ pub(super) fn prepare(
             delivery::prepare()?;
         }
         let listeners: Result<Vec<_>, _> = (0..config.workers)
-            .map(|_| Listeners::open(config.socks5))
+            .map(|_| Listeners::open(config.dns.is_some(), config.socks5))
             .collect();
         let addresses = addresses_here().map_err(EnrollError::Addresses)?;
         Ok::<_, EnrollError>((addresses, listeners?, is_redirected()))
@@ -45,6 +46,7 @@ pub(super) fn capture(
     netns: &Netns,
     addresses: &[IpAddr],
     inbound: &OwnedFd,
+    dns: bool,
 ) -> Result<(), EnrollError> {
     let cookie = NetnsCookie(netns.cookie());
     let pod = PodCapture {
@@ -52,7 +54,7 @@ pub(super) fn capture(
         netns: netns.as_fd(),
         addresses,
         inbound: inbound.as_fd(),
-        dns: false,
+        dns,
     };
     Ok(kernel.enroll(&pod)?)
 }

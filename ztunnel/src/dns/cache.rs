@@ -1,0 +1,157 @@
+//! Answers of resolvers, kept for as long as they say.
+//!
+//! An answer is one pod's: resolvers may answer each differently. Bounded in entries and in bytes;
+//! when it is full the oldest goes first.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::query::{Flavour, Query};
+use super::wire::{self, Header, Lifetimes};
+
+/// The most answers that are kept.
+const MOST_ENTRIES: usize = 4096;
+/// The most bytes of answers that are kept.
+const MOST_BYTES: usize = 4 << 20;
+/// The longest that an answer is kept, whatever it says.
+const LONGEST: Duration = Duration::from_secs(60 * 60);
+/// The response codes that are answers: that there is something, and that there is no such name.
+const ANSWERS: [u16; 2] = [0, 3];
+
+/// What makes two queries have the same answer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    /// The cookie of the pod's network namespace.
+    pod: u64,
+    resolver: SocketAddr,
+    /// In small letters.
+    question: Vec<u8>,
+    flavour: Flavour,
+}
+
+impl Key {
+    /// Of a query; none where its answer may not be kept.
+    pub(super) fn of(pod: u64, resolver: SocketAddr, query: &Query) -> Option<Self> {
+        Some(Self {
+            pod,
+            resolver,
+            question: wire::in_small_letters(query.raw()),
+            flavour: query.flavour()?,
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    answer: Vec<u8>,
+    lifetimes: Lifetimes,
+    since: Instant,
+    number: u64,
+}
+
+impl Entry {
+    fn age(&self, now: Instant) -> Option<u32> {
+        let age = now.saturating_duration_since(self.since).as_secs();
+        let age = u32::try_from(age).ok()?;
+        (age < self.lifetimes.least && u64::from(age) < LONGEST.as_secs()).then_some(age)
+    }
+}
+
+/// The answers that one worker keeps.
+#[derive(Debug, Default)]
+pub struct Cache {
+    entries: HashMap<Key, Entry, foldhash::quality::RandomState>,
+    /// In the order in which they came; what has been replaced stands here with an old number.
+    order: VecDeque<(Key, u64)>,
+    bytes: usize,
+    numbers: u64,
+}
+
+impl Cache {
+    /// The answer to a query, with the id and in the letters of this one, if one is kept that is
+    /// not longer than `most`.
+    pub(super) fn get(
+        &self,
+        key: &Key,
+        (id, question): (u16, &[u8]),
+        most: usize,
+        now: Instant,
+    ) -> Option<Vec<u8>> {
+        let entry = self.entries.get(key)?;
+        let age = entry.age(now).filter(|_| entry.answer.len() <= most)?;
+        let mut answer = entry.answer.clone();
+        entry.lifetimes.count_down(&mut answer, age);
+        wire::set_id(&mut answer, id);
+        wire::set_question(&mut answer, question);
+        Some(answer)
+    }
+
+    /// Keeps an answer if it may be kept.
+    pub(super) fn put(&mut self, key: Key, answer: &[u8], now: Instant) {
+        let Some(header) = Header::of(answer) else {
+            return;
+        };
+        let complete = ANSWERS.contains(&header.code()) && !header.is_truncated();
+        let asked = wire::question(answer)
+            .is_some_and(|question| wire::same_question(question, &key.question));
+        let Some(lifetimes) = Lifetimes::of(answer).filter(|_| complete && asked) else {
+            return;
+        };
+        if lifetimes.least == 0 || answer.len() > MOST_BYTES / 16 {
+            return;
+        }
+        self.remove(&key);
+        self.numbers += 1;
+        self.bytes += answer.len();
+        let entry = Entry {
+            answer: answer.to_vec(),
+            lifetimes,
+            since: now,
+            number: self.numbers,
+        };
+        self.order.push_back((key.clone(), self.numbers));
+        self.entries.insert(key, entry);
+        self.shrink();
+    }
+
+    /// Forgets the answers of a pod that has left.
+    pub fn forget(&mut self, pod: u64) {
+        let bytes = &mut self.bytes;
+        self.entries.retain(|key, entry| {
+            let stays = key.pod != pod;
+            if !stays {
+                *bytes -= entry.answer.len();
+            }
+            stays
+        });
+        self.order.retain(|(key, _)| key.pod != pod);
+    }
+
+    fn remove(&mut self, key: &Key) {
+        if let Some(entry) = self.entries.remove(key) {
+            self.bytes -= entry.answer.len();
+        }
+    }
+
+    /// Drops the oldest until the rest fits.
+    fn shrink(&mut self) {
+        let full = |cache: &Self| cache.entries.len() > MOST_ENTRIES || cache.bytes > MOST_BYTES;
+        // The list is bounded too, though the same few answers may be replaced for ever.
+        while full(self) || self.order.len() > 2 * MOST_ENTRIES {
+            let Some((key, number)) = self.order.pop_front() else {
+                return;
+            };
+            if self
+                .entries
+                .get(&key)
+                .is_some_and(|entry| entry.number == number)
+            {
+                self.remove(&key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

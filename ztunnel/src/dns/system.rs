@@ -1,0 +1,53 @@
+//! The resolver of the proxy's own container, for pods whose queries come by redirection rules: a rule
+//! does not say which resolver a datagram was meant for. In a cluster it is the pods' own too.
+
+use std::net::{IpAddr, SocketAddr};
+
+const FILE: &str = "/etc/resolv.conf";
+const PORT: u16 = 53;
+
+/// The first resolver that the system names, if it names one.
+#[must_use]
+pub fn system_resolver() -> Option<SocketAddr> {
+    std::fs::read_to_string(FILE)
+        .inspect_err(|error| tracing::error!(%error, "{FILE} cannot be read: only names of the mesh are answered"))
+        .ok()
+        .and_then(|text| first(&text))
+}
+
+fn first(text: &str) -> Option<SocketAddr> {
+    text.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let names_one = words.next() == Some("nameserver");
+        let address: IpAddr = names_one.then(|| words.next()?.parse().ok()).flatten()?;
+        Some(SocketAddr::new(address, PORT))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_resolver_that_can_be_read_counts() {
+        for (text, expected) in [
+            (
+                "nameserver 10.96.0.10\nnameserver 10.96.0.11\n",
+                Some("10.96.0.10:53"),
+            ),
+            (
+                "search a.b\n# nameserver 1.1.1.1\n  nameserver\tfd00::a \n",
+                Some("[fd00::a]:53"),
+            ),
+            (
+                "nameserver fe80::1%eth0\nnameserver nonsense\nnameserver 1.2.3.4",
+                Some("1.2.3.4:53"),
+            ),
+            ("options ndots:5\n", None),
+            ("", None),
+        ] {
+            let expected = expected.map(|resolver| resolver.parse().unwrap());
+            assert_eq!(first(text), expected, "{text:?}");
+        }
+    }
+}
