@@ -100,7 +100,7 @@ enum Decision {
     /// Nobody is answered: it is no query.
     Drop,
     Reply(Vec<u8>),
-    Ask(Foreign),
+    Ask(Box<Foreign>),
 }
 
 impl<S: Surroundings + 'static> Server<S> {
@@ -223,12 +223,12 @@ impl<S: Surroundings + 'static> Server<S> {
             .and_then(|query| self.own(&mesh, &client, query, most));
         own.map_or_else(
             || {
-                Decision::Ask(Foreign {
+                Decision::Ask(Box::new(Foreign {
                     bytes: message.to_vec(),
                     query,
                     counted,
                     transport,
-                })
+                }))
             },
             Decision::Reply,
         )
