@@ -17,12 +17,14 @@ mod object;
 mod pins;
 mod programs;
 pub mod selftest;
+mod succession;
 mod sys;
 #[cfg(test)]
 mod tests;
 mod trial;
 mod verdicts;
 
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -40,7 +42,9 @@ use maps::{Maps, failed};
 use object::{Object, Owner, Speech};
 pub use object::{is_at_least, release};
 use pins::Pins;
+use succession::Lives;
 use programs::{ALL, Cgroup, INBOUND, PAST, attach_cgroup};
+pub use succession::{Asked, Charge, Heir, Ports as HeirPorts, Succession};
 pub use trial::{PinPlace, Trial};
 pub use verdicts::{Arrival, Backend, Call, Ends, Flow, MOST_BACKENDS, Opener, Verdict};
 
@@ -159,26 +163,64 @@ pub struct Kernel {
     maps: Arc<Maps>,
     /// The ring of events, until somebody reads it.
     events: OwnedFd,
+    /// The programs that are put to work when this process takes charge.
+    object: Object,
     /// The program for namespaces; replaced when the programs are loaded anew.
     inbound: Mutex<OwnedFd>,
     verdicts: u32,
     joins: AtomicBool,
+    lives: Lives,
+    /// This process's number, and the lock that shows that it lives, once it was in charge.
+    life: Mutex<Option<(u32, File)>>,
 }
 
 impl Kernel {
-    /// Loads the programs and puts them to work, taking over what an earlier proxy has pinned.
-    /// Links of namespaces that no longer exist are removed.
+    /// Loads the programs and puts them to work at once: [`Self::load`], [`Self::take_charge`].
+    ///
+    /// # Errors
+    /// As those two.
+    pub fn open(config: &Config) -> Result<Self, Error> {
+        let kernel = Self::load(config)?;
+        kernel.take_charge(config)?;
+        Ok(kernel)
+    }
+
+    /// Loads the programs, over the maps of an earlier proxy where there are some. Nothing that
+    /// another process has at work is touched.
     ///
     /// # Errors
     /// Says what is missing: capabilities, a cgroup v2 hierarchy, a BPF file system, a newer
     /// kernel.
-    pub fn open(config: &Config) -> Result<Self, Error> {
+    pub fn load(config: &Config) -> Result<Self, Error> {
         let cgroup = Cgroup::open(config.cgroup.as_deref())?;
         let pins = Pins::open(&config.directory)?;
         let owner = Owner::Pinned(&pins);
         let mut object = Object::load(owner, &ALL, Speech::Silent, config.verdicts)?;
         let maps = Maps::open(&mut object)?;
         let events = object.map("EVENTS")?;
+        Ok(Self {
+            inbound: Mutex::new(inbound(&object)?),
+            lives: Lives::beside(&pins),
+            life: Mutex::default(),
+            object,
+            pins,
+            cgroup,
+            maps: Arc::new(maps),
+            events,
+            verdicts: config.verdicts,
+            joins: AtomicBool::new(false),
+        })
+    }
+
+    /// Puts the programs to work, taking over what an earlier proxy has pinned. Links of namespaces
+    /// that no longer exist are removed. Only for the one process that is in charge
+    /// ([`Succession`]); what the one before dials stays its own as long as it lives.
+    ///
+    /// # Errors
+    /// When a program cannot be attached, or a map or a pin cannot be written.
+    pub fn take_charge(&self, config: &Config) -> Result<(), Error> {
+        let maps = &self.maps;
+        maps.succeed(&self.lives)?;
         maps.configure(|settings| {
             settings.mark = config.mark;
             settings.delivery = config.delivery_mark;
@@ -187,21 +229,37 @@ impl Kernel {
             settings.hbone = config.ports.hbone.into();
         })?;
         maps.exempt(&config.exemptions)?;
-        attach_cgroup(&object, &pins, &cgroup)?;
+        attach_cgroup(&self.object, &self.pins, &self.cgroup)?;
         maps.introduce()?;
-        let kernel = Self {
-            inbound: Mutex::new(inbound(&object)?),
-            pins,
-            cgroup,
-            maps: Arc::new(maps),
-            events,
-            verdicts: config.verdicts,
-            joins: AtomicBool::new(false),
-        };
-        let joined = kernel.maps.any_pod(|pod| pod.flags & POD_JOIN != 0)?;
-        kernel.joins.store(joined, Ordering::Relaxed);
-        kernel.renew()?;
-        Ok(kernel)
+        self.show_life()?;
+        *self.inbound() = inbound(&self.object)?;
+        let joined = maps.any_pod(|pod| pod.flags & POD_JOIN != 0)?;
+        self.joins.store(joined, Ordering::Relaxed);
+        self.renew()
+    }
+
+    /// Lets a process that comes later see for how long this one lives.
+    fn show_life(&self) -> Result<(), Error> {
+        let own = self.maps.process()?;
+        let mut life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
+        if life.as_ref().is_none_or(|(process, _)| *process != own) {
+            *life = Some((own, self.lives.begin(own)?));
+        }
+        drop(life);
+        self.forget_formers().map(drop)
+    }
+
+    /// What a process dials that was in charge before is its own for as long as it lives, and its
+    /// number is nobody's afterwards. Says whether there are such processes yet: then this is to be
+    /// called again soon.
+    ///
+    /// # Errors
+    /// When the map cannot be read or written.
+    pub fn forget_formers(&self) -> Result<bool, Error> {
+        let own = self.maps.process()?;
+        let left = self.maps.forget_formers(own, &self.lives)?;
+        self.lives.bury()?;
+        Ok(left)
     }
 
     /// Gives the namespaces of an earlier proxy this one's program, and forgets dead ones.

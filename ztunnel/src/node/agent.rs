@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Requests come one at a time: each is answered before the next one.
 const QUEUE: usize = 1;
 
+/// What the agent is told about a pod that is somebody else's to serve.
+const HANDED_OVER: &str = "another process of this node has taken over: tell it";
+
 /// What is known about a pod.
 #[derive(Debug, PartialEq, Eq)]
 struct Announced {
@@ -40,6 +43,8 @@ pub(super) struct Agent {
     hold: Option<Instant>,
     /// The node is not ready before the first snapshot.
     ready: Option<Pending>,
+    /// Another process serves the pods.
+    retired: bool,
 }
 
 /// What is to be done about a request.
@@ -65,7 +70,16 @@ impl Agent {
             task: tokio::spawn(zds::follow(config, sender)).abort_handle(),
             hold: Some(Instant::now() + PATIENCE),
             ready: Some(ready()),
+            retired: false,
         })
+    }
+
+    /// Another process serves the pods from now on. The agent goes on telling this one which pods
+    /// leave, as long as their connection lasts; it is not called again, because it tells of new
+    /// pods to whoever came last.
+    pub(super) fn retire(&mut self) {
+        self.retired = true;
+        self.hold = None;
     }
 
     /// The agent's next request. Safe to cancel.
@@ -80,6 +94,15 @@ impl Agent {
     /// Writes down what the agent says, and finds out what is to be done about it.
     pub(super) fn heed(&mut self, request: Request, settings: &Settings) -> Task {
         match request {
+            Request::Connected if self.retired => {
+                self.task.abort();
+                Task::None
+            }
+            Request::Add { uid, reply, .. } if self.retired => {
+                tracing::info!(pod = %uid, "named to a process that has handed over: refused");
+                answer(reply, Err(HANDED_OVER.to_owned()));
+                Task::None
+            }
             Request::Connected => {
                 tracing::info!("connected to the node agent");
                 self.roster.begin();

@@ -2,13 +2,16 @@
 //! together, and then follows the settings file and the signals until it is told to stop.
 //!
 //! Order matters at both ends. At the start the kernel programs of an earlier process are taken
-//! over before anything else could let traffic pass them by; at the end nothing is detached:
-//! a stopped proxy leaves its pods captured, and so refused, until the next one takes over.
+//! over before anything else could let traffic pass them by, where that process runs yet when it has
+//! handed over ([`charge`]); at the end nothing is detached: a stopped proxy leaves its pods
+//! captured, and so refused, until the next one takes over.
 
 mod acceleration;
 mod agent;
 mod assembly;
+mod charge;
 pub mod doctor;
+mod doors;
 mod dump;
 mod enrollment;
 mod mesh;
@@ -27,13 +30,16 @@ use crate::admin::{self, Readiness};
 use crate::ca::istiod::IstiodError;
 use crate::ca::local::LocalCaError;
 use crate::config::{self, ConfigError, Overrides, Settings, Watcher};
-use crate::kernel::{self, Kernel};
-use crate::path::{Accounts, Keeper, Lanes, Shared, View, WorkerError, Workers};
+use crate::kernel::{self, Kernel, Succession};
+use crate::path::{Keeper, Lanes, Shared, View, WorkerError, Workers};
 use crate::telemetry::{FilterError, LogError, LogGuard, LogHandle, Telemetry, init_logging};
 use crate::{tls, xds};
 
 use acceleration::Acceleration;
 use agent::Agent;
+use charge::Post;
+use doors::Doors;
+pub use doors::Taken;
 use enrollment::Enrollment;
 use mesh::Mesh;
 
@@ -82,11 +88,13 @@ pub enum Error {
     Runtime(#[source] std::io::Error),
 }
 
-/// Runs one node until it is told to stop.
+/// Runs one node until it is told to stop. `taken` says what to do where another process has the
+/// ports of administration, metrics and readiness.
 ///
 /// # Errors
-/// When a room cannot be built; what was pinned in the kernel stays as it was.
-pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Error> {
+/// When a room cannot be built, or this process cannot be in charge of the pods when it is its turn;
+/// what was pinned in the kernel stays as it was.
+pub fn run(file: Option<PathBuf>, overrides: Overrides, taken: Taken) -> Result<(), Error> {
     let began = Instant::now();
     raise_file_limit();
     let settings = config::load(file.as_deref(), &overrides)?;
@@ -96,10 +104,9 @@ pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Error> {
         .build()
         .map_err(Error::Runtime)?;
     runtime.block_on(async {
-        let node = Node::build(Source { file, overrides }, settings, log)?;
+        let node = Node::build(Source { file, overrides }, settings, log, taken)?;
         tracing::info!(after = ?began.elapsed(), "started");
-        node.serve().await;
-        Ok::<(), Error>(())
+        node.serve().await
     })?;
     drop::<LogGuard>(guard);
     Ok(())
@@ -138,85 +145,80 @@ struct Node {
     second_sweep: Option<Instant>,
     quit: Arc<Notify>,
     stop: watch::Sender<bool>,
-    servers: admin::Servers,
+    doors: Doors,
+    readiness: Readiness,
     pending: Option<admin::Pending>,
+    succession: Succession,
+    post: Post,
 }
 
 impl Node {
-    fn build(source: Source, settings: Settings, log: LogHandle) -> Result<Self, Error> {
+    fn build(
+        source: Source,
+        settings: Settings,
+        log: LogHandle,
+        taken: Taken,
+    ) -> Result<Self, Error> {
         // First of all: a second proxy by mistake must fail before it touches the first one's maps.
-        let bound = admin::bind(&assembly::admin(&settings))?;
-        let kernel = Kernel::open(&assembly::kernel(&settings))?;
-        let (issuer, certificates) = (assembly::issuer(&settings)?, assembly::tls(&settings)?);
-        tokio::spawn(certificates.revocations.clone().follow(CRL_LOOK));
-        let runtime = tokio::runtime::Handle::current();
-        let kernel = Arc::new(kernel);
+        let ports = assembly::admin(&settings);
+        let bound = doors::bind(&ports, taken)?;
+        let succession = Succession::open(&settings.capture.bpf_directory)?;
+        let own = succession.take()?;
+        let kernel = Arc::new(Kernel::load(&assembly::kernel(&settings))?);
         let telemetry = Telemetry::new(log.dropped_lines());
         let readiness = Readiness::new();
         let told = || readiness.wait_for("the control plane");
         let mesh = Mesh::new(&settings, &telemetry, told)?;
-        let view = View::new(mesh.current().clone(), [], &Lanes::default());
-        let shared = Arc::new(Shared {
-            keeper: Arc::new(Keeper::new(kernel.clone(), view)),
-            kernel,
-            resolver: assembly::resolver(runtime.clone()),
-            certificates: tls::Store::new(issuer, certificates, runtime),
-            telemetry,
-            config: assembly::path(&settings),
-        });
+        let shared = share(&settings, kernel, telemetry, &mesh)?;
         let quit = Arc::new(Notify::new());
         let (stop, stopping) = watch::channel(false);
-        let pending = readiness.wait_for("enrolling pods");
-        let named = || readiness.wait_for("the node agent's pods");
-        let agent = Agent::of(&settings, named);
         let sources = admin::Sources {
             telemetry: shared.telemetry.clone(),
             log: Some(log),
-            readiness,
+            readiness: readiness.clone(),
             dumps: dump::all(&shared, &settings),
             quit: Box::new({
                 let quit = quit.clone();
                 move || quit.notify_one()
             }),
         };
-        let servers = bound.serve(sources, &stopping);
-        let workers = Workers::start(&shared)?;
-        let enrollment = Enrollment::new(shared.clone());
-        let acceleration = Acceleration::new(shared.kernel.clone(), shared.telemetry.clone());
-        Ok(Self {
+        let mut node = Self {
             source,
             settings,
             mesh,
-            shared,
-            workers,
-            enrollment,
-            agent,
+            workers: Workers::start(&shared)?,
+            enrollment: Enrollment::new(shared.clone()),
+            agent: None,
             retry: None,
             forget: Instant::now(),
-            acceleration,
+            acceleration: Acceleration::new(shared.kernel.clone(), shared.telemetry.clone()),
             second_sweep: None,
             quit,
             stop,
-            servers,
-            pending: Some(pending),
-        })
+            pending: Some(readiness.wait_for("enrolling pods")),
+            post: Post::beside(readiness.wait_for("the process in charge, which is to hand over")),
+            doors: Doors::new(ports, bound, sources, stopping),
+            readiness,
+            succession,
+            shared,
+        };
+        if let Some((charge, heir)) = own {
+            node.take_charge(charge, heir)?;
+        }
+        Ok(node)
     }
 
     /// Follows settings and signals until one says stop, then drains.
-    async fn serve(mut self) {
+    async fn serve(mut self) -> Result<(), Error> {
         for warning in &self.settings.warnings {
             tracing::warn!("{warning}");
         }
-        let program_log = tokio::spawn(program_log::follow(self.shared.kernel.clone()));
-        let accounts = self.keep_accounts();
         let mut watcher = self.watch();
         // Read once more: what was written since the start would go unnoticed otherwise.
         self.reload();
-        let (mut terminate, mut interrupt) = (
-            listen_for(SignalKind::terminate()),
-            listen_for(SignalKind::interrupt()),
-        );
+        let mut signals = Signals::listen();
         loop {
+            self.move_on();
             let hold = self.agent.as_ref().and_then(Agent::hold);
             tokio::select! {
                 () = changed(watcher.as_mut()) => {
@@ -225,59 +227,37 @@ impl Node {
                         tracing::error!(%error, "changes of the mesh file may go unnoticed");
                     }
                 }
-                () = until(self.retry) => {
-                    self.enroll();
-                }
-                waiting = self.mesh.changed() => {
-                    self.adopt_told(waiting);
-                }
-                request = serving::requested(self.agent.as_mut()) => {
-                    self.heed(request);
-                }
-                () = until(hold) => {
-                    self.stop_waiting();
-                }
-                () = self.acceleration.tested() => {
-                    self.judge_anew();
-                }
+                turn = self.post.turn() => self.take_turn(turn).await?,
+                () = self.doors.due() => self.doors.knock(),
+                () = until(self.retry) => self.enroll(),
+                waiting = self.mesh.changed() => self.adopt_told(waiting),
+                request = serving::requested(self.agent.as_mut()) => self.heed(request),
+                () = until(hold) => self.stop_waiting(),
+                () = self.acceleration.tested() => self.judge_anew(),
                 () = until(self.second_sweep) => {
                     self.second_sweep = None;
                     self.sweep();
                 }
-                () = told(terminate.as_mut()) => break,
-                () = told(interrupt.as_mut()) => break,
+                () = signals.end() => break,
                 () = self.quit.notified() => break,
             }
         }
+        self.drain(signals).await;
+        Ok(())
+    }
+
+    /// Lets what is open end; a second signal ends it at once.
+    async fn drain(mut self, mut signals: Signals) {
         tracing::info!("stopping: draining connections");
-        program_log.abort();
-        // What happens from now on waits in the kernel for the next process.
-        accounts.abort();
+        // Before anything else: one that waits beside must not wait for the drain.
+        self.step_down().await;
         self.stop.send_replace(true);
         // With its listeners: a connection that nobody would accept is refused instead.
         drop(self.agent);
         drop(self.enrollment);
-        self.workers.drain(self.settings.termination_deadline).await;
-        self.servers.finished().await;
-    }
-
-    /// Has the kernel's events about the direct lane written down.
-    fn keep_accounts(&self) -> tokio::task::JoinHandle<()> {
-        let events = self.shared.kernel.events();
-        let accounts = Accounts::new(self.shared.clone());
-        tokio::spawn(async move {
-            let ended = match events {
-                Ok(events) => accounts.follow(events).await,
-                Err(error) => {
-                    tracing::error!(%error, "connections of the direct lane are not reported");
-                    return;
-                }
-            };
-            tracing::error!(
-                ?ended,
-                "connections of the direct lane are no longer reported"
-            );
-        })
+        let deadline = self.settings.termination_deadline;
+        self.workers.drain(deadline, signals.end()).await;
+        self.doors.finished().await;
     }
 
     fn watch(&self) -> Option<Watcher> {
@@ -337,6 +317,9 @@ impl Node {
         self.settings = settings;
         self.judge_anew();
         self.forget_series();
+        if !self.post.is_in_charge() {
+            return;
+        }
         if let Err(error) = self
             .shared
             .kernel
@@ -376,7 +359,8 @@ impl Node {
         if !self.mesh.is_known() || self.agent.as_ref().and_then(Agent::hold).is_some() {
             return;
         }
-        let lanes = self.acceleration.lanes(&self.settings);
+        let in_charge = self.post.is_in_charge();
+        let lanes = self.acceleration.lanes(&self.settings, in_charge);
         let mesh = self.mesh.current();
         let view = View::new(mesh.clone(), self.enrollment.pods(), &lanes);
         self.shared.keeper.change(view);
@@ -402,6 +386,50 @@ async fn until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+/// What the workers share.
+fn share(
+    settings: &Settings,
+    kernel: Arc<Kernel>,
+    telemetry: Arc<Telemetry>,
+    mesh: &Mesh,
+) -> Result<Arc<Shared>, Error> {
+    let (issuer, certificates) = (assembly::issuer(settings)?, assembly::tls(settings)?);
+    tokio::spawn(certificates.revocations.clone().follow(CRL_LOOK));
+    let runtime = tokio::runtime::Handle::current();
+    let view = View::new(mesh.current().clone(), [], &Lanes::default());
+    Ok(Arc::new(Shared {
+        keeper: Arc::new(Keeper::new(kernel.clone(), view)),
+        kernel,
+        resolver: assembly::resolver(runtime.clone()),
+        certificates: tls::Store::new(issuer, certificates, runtime),
+        telemetry,
+        config: assembly::path(settings),
+    }))
+}
+
+/// The signals that end the process.
+struct Signals {
+    terminate: Option<Signal>,
+    interrupt: Option<Signal>,
+}
+
+impl Signals {
+    fn listen() -> Self {
+        Self {
+            terminate: listen_for(SignalKind::terminate()),
+            interrupt: listen_for(SignalKind::interrupt()),
+        }
+    }
+
+    /// Waits for one of them. Safe to cancel.
+    async fn end(&mut self) {
+        tokio::select! {
+            () = told(self.terminate.as_mut()) => {}
+            () = told(self.interrupt.as_mut()) => {}
+        }
     }
 }
 

@@ -37,6 +37,10 @@ const FWMARK_REFLECT: [(&str, bool); 2] = [
     ("net/ipv6/fwmark_reflect", false),
 ];
 
+/// What waits for a listener that is closed goes to another one on the same port, that of the
+/// process which takes over, instead of being reset (Linux 5.14).
+const MIGRATE: &str = "net/ipv4/tcp_migrate_req";
+
 /// Prepares the namespace of the calling thread. What is there already is left alone.
 ///
 /// # Errors
@@ -52,6 +56,7 @@ pub fn prepare() -> Result<(), Error> {
     })?;
     let v6 = std::path::Path::new("/proc/thread-self/net/if_inet6").exists();
     set(FWMARK_ACCEPT)?;
+    set(MIGRATE)?;
     for (key, always) in FWMARK_REFLECT {
         if always || v6 {
             set(key)?;

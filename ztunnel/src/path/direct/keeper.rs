@@ -5,6 +5,10 @@
 //! verdict to the next connection of the kind. A new view is put in force under it, after every
 //! verdict that does not hold by the new view has been removed. So there is no moment in which a
 //! change counts and a verdict from before it lets anything through.
+//!
+//! Of two processes on a node one is in charge. The other has a view, and judges by it what it
+//! carries, but leaves the kernel's verdicts alone; which of the two this process is changes under
+//! the same lock, so that nothing of one that has handed over comes after what its heir has judged.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -22,19 +26,42 @@ use crate::pods::{self, Connection, Outcome};
 pub struct Keeper {
     view: ArcSwap<View>,
     kernel: Arc<Kernel>,
-    changing: Mutex<()>,
+    changing: Mutex<Role>,
+}
+
+/// Whose the kernel's verdicts are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    InCharge,
+    /// Another process's.
+    Beside,
 }
 
 impl Keeper {
-    /// Begins with a view that knows no pods: verdicts of an earlier process hold until the first
-    /// change.
+    /// Begins with a view that knows no pods, and not in charge: verdicts of an earlier process hold
+    /// until the first change after [`Self::take_charge`].
     #[must_use]
     pub fn new(kernel: Arc<Kernel>, view: View) -> Self {
         Self {
             view: ArcSwap::from_pointee(view),
             kernel,
-            changing: Mutex::new(()),
+            changing: Mutex::new(Role::Beside),
         }
+    }
+
+    /// The kernel's verdicts are this process's from now on.
+    pub fn take_charge(&self) {
+        *self.lock() = Role::InCharge;
+    }
+
+    /// The kernel's verdicts are another process's from now on: when this returns, nothing of this
+    /// one is written any more.
+    pub fn retire(&self) {
+        *self.lock() = Role::Beside;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Role> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The view in force.
@@ -48,14 +75,14 @@ impl Keeper {
         self.view.load_full()
     }
 
-    /// The lock, if nobody has it and the view is the one in force.
-    fn in_force(&self, view: &Arc<View>) -> Option<MutexGuard<'_, ()>> {
+    /// The lock, if nobody has it, this process is in charge, and the view is the one in force.
+    fn in_force(&self, view: &Arc<View>) -> Option<MutexGuard<'_, Role>> {
         let lock = match self.changing.try_lock() {
             Ok(lock) => lock,
             Err(TryLockError::Poisoned(lock)) => lock.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        Arc::ptr_eq(&self.view.load(), view).then_some(lock)
+        (*lock == Role::InCharge && Arc::ptr_eq(&self.view.load(), view)).then_some(lock)
     }
 
     /// Lets a call go by itself from now on, as it was judged by `view`. Does nothing where
@@ -75,10 +102,15 @@ impl Keeper {
 
     /// Puts a view in force. When this returns, no verdict that does not hold by it is left.
     /// [`Self::sweep`] afterwards, and once more a moment later: what the proxy was just dialling, as
-    /// it was judged before, is written down only then.
+    /// it was judged before, is written down only then. Where another process is in charge, the
+    /// verdicts are its to look through.
     pub fn change(&self, view: View) {
         let view = Arc::new(view);
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let role = self.lock();
+        if *role == Role::Beside {
+            self.view.store(view);
+            return;
+        }
         let renewed = self.prune(&view).unwrap_or_else(|error| {
             tracing::error!(%error, "verdicts cannot be checked one by one: all are void now");
             // Should not even this work, nothing about the maps does, and it is said above.
@@ -119,6 +151,9 @@ impl Keeper {
     /// Ends the connections of the direct lane that may no longer be open. Both ends see a reset.
     /// `pod` finds the pods that are served here.
     pub fn sweep(&self, pod: impl Fn(NetnsCookie) -> Option<Arc<pods::Pod>>) {
+        if *self.lock() == Role::Beside {
+            return;
+        }
         let view = self.view.load_full();
         let flows = match self.kernel.flows() {
             Ok(flows) => flows,
