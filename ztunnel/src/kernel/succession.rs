@@ -104,7 +104,9 @@ impl Succession {
     /// # Errors
     /// When the directory cannot be touched.
     pub fn ask(&self, heir: &Heir) -> Result<(), Error> {
-        let now = FileTimes::new().set_modified(SystemTime::now());
+        let now = SystemTime::now();
+        // Both: the kernel takes one alone for a read or a write of the contents.
+        let now = FileTimes::new().set_accessed(now).set_modified(now);
         heir.lock
             .set_times(now)
             .map_err(failed(&self.heir, "touched"))
