@@ -189,7 +189,10 @@ fn no_request_of_a_hundred_thousand_fails_while_a_proxy_is_replaced_three_times(
     });
     let answered = load.answered.load(Ordering::Relaxed);
     let failed = load.failed.lock().unwrap_or_else(PoisonError::into_inner);
-    println!("{answered} answered, failed: {failed:?}, in {:?}", began.elapsed());
+    println!(
+        "{answered} answered, failed: {failed:?}, in {:?}",
+        began.elapsed()
+    );
     assert!(failed.is_empty(), "{failed:#?}");
     assert_eq!(answered, (SHORT + KEPT).unsigned_abs());
     scene::unharmed(&mut mesh);

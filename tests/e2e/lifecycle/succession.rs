@@ -29,7 +29,12 @@ fn a_second_proxy_by_mistake_fails_and_harms_nobody() {
     let mut mesh = Mesh::start(&world).unwrap();
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let _http = server.serve(Kind::Http, HTTP).unwrap();
-    let status = mesh.proxy("a").launch_second(&[]).unwrap().wait(LIMIT).unwrap();
+    let status = mesh
+        .proxy("a")
+        .launch_second(&[])
+        .unwrap()
+        .wait(LIMIT)
+        .unwrap();
     assert!(!status.success(), "{status}");
     assert_eq!(said(mesh.proxy("a"), "perhaps another ztunnel"), 1);
     answered(client, server.at(Family::V4, HTTP));
@@ -135,7 +140,9 @@ fn a_second_signal_ends_a_drain() {
     let mut ending = proxy.launch_heir().unwrap();
     proxy.wait_taken_over().unwrap();
     ending.signal(Signal::SIGTERM).unwrap();
-    proxy.wait_for_log("stopping: draining connections", LIMIT).unwrap();
+    proxy
+        .wait_for_log("stopping: draining connections", LIMIT)
+        .unwrap();
     thread::sleep(Duration::from_millis(300));
     assert!(ending.alive(), "it did not wait for an open connection");
     ending.signal(Signal::SIGINT).unwrap();

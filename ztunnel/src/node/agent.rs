@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use super::assembly;
 use super::enrollment::{Strangers, Wanted};
 use crate::admin::Pending;
-use crate::config::Settings;
+use crate::config::{NodeAgent, Settings};
 use crate::pods::Handed;
 use crate::pods::zds::{self, Added, PodInfo, PodUid, Reply, Request, Roster};
 
@@ -59,9 +59,9 @@ pub(super) enum Task {
 }
 
 impl Agent {
-    /// Begins to follow the node agent, if the settings name one.
-    pub(super) fn of(settings: &Settings, ready: impl FnOnce() -> Pending) -> Option<Self> {
-        let agent = settings.node_agent.as_ref()?;
+    /// Begins to follow the node agent, if there is one.
+    pub(super) fn of(agent: Option<&NodeAgent>, ready: impl FnOnce() -> Pending) -> Option<Self> {
+        let agent = agent?;
         let (sender, requests) = mpsc::channel(QUEUE);
         let config = zds::Config::new(agent.socket.clone());
         Some(Self {
@@ -210,7 +210,6 @@ mod tests {
 
     use super::*;
     use crate::admin::Readiness;
-    use crate::config::NodeAgent;
 
     const WAITING: &str = "the node agent's pods";
 
@@ -220,7 +219,8 @@ mod tests {
         settings.node_agent = Some(NodeAgent {
             socket: "/nowhere/ztunnel.sock".into(),
         });
-        let agent = Agent::of(&settings, || readiness.wait_for(WAITING)).unwrap();
+        let agent =
+            Agent::of(settings.node_agent.as_ref(), || readiness.wait_for(WAITING)).unwrap();
         (agent, settings)
     }
 
@@ -303,7 +303,7 @@ mod tests {
     #[tokio::test]
     async fn no_agent_where_the_settings_name_none() {
         let none = || unreachable!("nobody waits");
-        assert!(Agent::of(&Settings::initial(), none).is_none());
+        assert!(Agent::of(None, none).is_none());
     }
 
     #[test]

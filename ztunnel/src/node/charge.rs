@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use super::agent::Agent;
 use super::{Node, assembly, program_log, until};
 use crate::admin::Pending;
+use crate::config::{NodeAgent, Settings};
 use crate::kernel::{self, Asked, Charge, Heir, HeirPorts, Succession};
 use crate::path::Accounts;
 
@@ -55,6 +56,23 @@ pub(super) struct InCharge {
     /// When to look whether the processes before this one have ended.
     look_after: Option<Instant>,
     tasks: [JoinHandle<()>; 2],
+}
+
+/// What taking charge depends on and a change of the settings does not change: sockets that are
+/// open, and a process that takes charge again, stay as they were.
+#[derive(Debug)]
+pub(super) struct Fixed {
+    kernel: kernel::Config,
+    agent: Option<NodeAgent>,
+}
+
+impl Fixed {
+    pub(super) fn of(settings: &Settings) -> Self {
+        Self {
+            kernel: assembly::kernel(settings),
+            agent: settings.node_agent.clone(),
+        }
+    }
 }
 
 /// What has come to pass.
@@ -146,7 +164,7 @@ impl Node {
         match turn {
             Turn::Take(taken) => {
                 let (charge, heir) = taken?;
-                self.take_charge(charge, heir)
+                self.take_charge(charge, Some(heir))
             }
             Turn::Asked => {
                 tracing::info!("another process takes over this node's pods");
@@ -165,25 +183,33 @@ impl Node {
         }
     }
 
-    /// From now on what is pinned is this process's, as it was left.
+    /// From now on what is pinned is this process's, as it was left. `heir` is there where a process
+    /// before this one is to stay until all pods are served.
     ///
     /// # Errors
     /// When the kernel refuses; nothing is detached.
-    pub(super) fn take_charge(&mut self, charge: Charge, heir: Heir) -> Result<(), kernel::Error> {
+    pub(super) fn take_charge(
+        &mut self,
+        charge: Charge,
+        heir: Option<Heir>,
+    ) -> Result<(), kernel::Error> {
         let kernel = &self.shared.kernel;
-        kernel.take_charge(&assembly::kernel(&self.settings))?;
+        kernel.take_charge(&kernel::Config {
+            exemptions: assembly::exemptions(&self.settings),
+            ..self.fixed.kernel.clone()
+        })?;
         let asked = self.succession.watch()?;
         self.shared.keeper.take_charge();
         self.enrollment.take_charge();
         let named = || self.readiness.wait_for("the node agent's pods");
-        self.agent = Agent::of(&self.settings, named);
+        self.agent = Agent::of(self.fixed.agent.as_ref(), named);
         let program_log = tokio::spawn(program_log::follow(kernel.clone()));
         let tasks = [program_log, self.keep_accounts()];
         let before = std::mem::replace(
             &mut self.post,
             Post::InCharge(InCharge {
                 charge,
-                heir: Some(heir),
+                heir,
                 asked,
                 look_after: Some(Instant::now() + LOOK_AFTER),
                 tasks,
@@ -225,7 +251,7 @@ impl Node {
     fn leave_or_return(&mut self, heir: Heir) -> Result<(), kernel::Error> {
         if let Some(charge) = self.succession.take_over()? {
             tracing::warn!("the process that was to take over has ended: in charge again");
-            return self.take_charge(charge, heir);
+            return self.take_charge(charge, None);
         }
         self.post = Post::Retired;
         self.enrollment.resign();

@@ -237,7 +237,8 @@ impl Enrollment {
         let comes_back = wanted.iter().any(|pod| is_the_place(&enrolled, pod));
         if self.in_charge
             && !comes_back
-            && let Err(error) = self.shared.kernel.withdraw(NetnsCookie(cookie)) {
+            && let Err(error) = self.shared.kernel.withdraw(NetnsCookie(cookie))
+        {
             tracing::error!(%error, pod = %key, "cannot withdraw the pod from capture");
         }
         terms.workers.remove(cookie, terms.deadline);
@@ -282,12 +283,7 @@ impl Enrollment {
         if captured != enrolled.captured
             && let Some(inbound) = &enrolled.inbound
         {
-            capture(
-                &self.shared.kernel,
-                &enrolled.pod.netns,
-                &captured,
-                inbound,
-            )?;
+            capture(&self.shared.kernel, &enrolled.pod.netns, &captured, inbound)?;
             enrolled.captured = captured;
             self.changed = true;
         }

@@ -37,7 +37,7 @@ use crate::{tls, xds};
 
 use acceleration::Acceleration;
 use agent::Agent;
-use charge::Post;
+use charge::{Fixed, Post};
 use doors::Doors;
 pub use doors::Taken;
 use enrollment::Enrollment;
@@ -131,6 +131,7 @@ struct Source {
 struct Node {
     source: Source,
     settings: Settings,
+    fixed: Fixed,
     mesh: Mesh,
     shared: Arc<Shared>,
     workers: Workers,
@@ -184,6 +185,7 @@ impl Node {
         };
         let mut node = Self {
             source,
+            fixed: Fixed::of(&settings),
             settings,
             mesh,
             workers: Workers::start(&shared)?,
@@ -203,7 +205,7 @@ impl Node {
             shared,
         };
         if let Some((charge, heir)) = own {
-            node.take_charge(charge, heir)?;
+            node.take_charge(charge, Some(heir))?;
         }
         Ok(node)
     }
