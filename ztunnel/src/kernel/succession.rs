@@ -297,3 +297,6 @@ fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Error 
         source,
     }
 }
+
+#[cfg(test)]
+mod tests;

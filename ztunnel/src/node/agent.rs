@@ -301,6 +301,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_that_has_handed_over_hears_of_pods_that_leave_and_of_no_new_connection() {
+        let readiness = Readiness::new();
+        let (mut agent, settings) = agent(&readiness);
+        assert!(matches!(
+            agent.heed(Request::Connected, &settings),
+            Task::None
+        ));
+        agent.retire();
+        assert_eq!(agent.hold(), None);
+        let delete = Request::Delete {
+            uid: uid("pod-1"),
+            reply: reply(),
+        };
+        assert!(matches!(agent.heed(delete, &settings), Task::Apply(_)));
+        agent.heed(Request::Connected, &settings);
+        let ended = tokio::time::timeout(Duration::from_secs(5), agent.requests.recv());
+        assert!(ended.await.unwrap().is_none(), "the agent is called again");
+    }
+
+    #[tokio::test]
     async fn no_agent_where_the_settings_name_none() {
         let none = || unreachable!("nobody waits");
         assert!(Agent::of(None, none).is_none());

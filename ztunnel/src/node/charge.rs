@@ -248,10 +248,13 @@ impl Node {
     }
 
     /// After handing over: whoever came after serves all pods by now, or is dead.
+    /// Nobody else becomes heir meanwhile.
     fn leave_or_return(&mut self, heir: Heir) -> Result<(), kernel::Error> {
         if let Some(charge) = self.succession.take_over()? {
             tracing::warn!("the process that was to take over has ended: in charge again");
-            return self.take_charge(charge, None);
+            self.take_charge(charge, None)?;
+            drop(heir);
+            return Ok(());
         }
         self.post = Post::Retired;
         self.enrollment.resign();
@@ -260,6 +263,7 @@ impl Node {
             // In this namespace one process can have the ports.
             self.stop.send_replace(true);
         }
+        drop(heir);
         tracing::info!(
             "another process serves this node's pods: nothing more is accepted, what is open may end"
         );
