@@ -321,7 +321,14 @@ fn no_request_fails_while_a_proxy_is_replaced_that_istio_tells_everything() {
                 agent.add(pod, &pod_uid(pod)).unwrap();
             }
             agent.snapshot_sent().unwrap();
-            proxy.wait_taken_over().unwrap();
+            if let Err(error) = proxy.wait_taken_over() {
+                let log = proxy.log();
+                let lines: Vec<_> = log
+                    .lines()
+                    .filter(|line| !line.contains("\taccess\t"))
+                    .collect();
+                panic!("{error:#}\n{}", lines.join("\n"));
+            }
             assert!(before.terminate(LIMIT).unwrap().success());
         }));
         over.store(true, Ordering::Relaxed);

@@ -355,16 +355,20 @@ impl Node {
     }
 
     /// Puts what is known now in force: no verdict of the kernel that contradicts it is left when
-    /// this returns, and what is open against it is ended. Not before it is known which pods there
-    /// are; then all of it is made up for.
+    /// this returns, and what is open against it is ended. Before it is known which pods there are,
+    /// only those that are known are served by it; the rest is made up for then.
     fn judge_anew(&mut self) {
-        if !self.mesh.is_known() || self.agent.as_ref().and_then(Agent::hold).is_some() {
+        if !self.mesh.is_known() {
             return;
         }
         let in_charge = self.post.is_in_charge();
         let lanes = self.acceleration.lanes(&self.settings, in_charge);
         let mesh = self.mesh.current();
         let view = View::new(mesh.clone(), self.enrollment.pods(), &lanes);
+        if self.agent.as_ref().and_then(Agent::hold).is_some() {
+            self.shared.keeper.look_ahead(view);
+            return;
+        }
         self.shared.keeper.change(view);
         self.workers.judge_again();
         self.sweep();

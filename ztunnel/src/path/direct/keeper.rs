@@ -130,6 +130,14 @@ impl Keeper {
         }
     }
 
+    /// Puts a view in force that knows more of the pods than the one before, and leaves the kernel's
+    /// verdicts as they are: for as long as an earlier process's are to hold, because pods that they
+    /// are about are still to be named. [`Self::change`] makes up for it.
+    pub fn look_ahead(&self, view: View) {
+        let _role = self.lock();
+        self.view.store(Arc::new(view));
+    }
+
     /// Removes what does not hold by the view; returns what is to be written instead.
     fn prune(&self, view: &View) -> Result<Vec<(Call, kernel::Verdict)>, kernel::Error> {
         let mut renewed = Vec::new();
