@@ -316,7 +316,7 @@ fn no_request_fails_while_a_proxy_is_replaced_that_istio_tells_everything() {
         let replaced = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let (proxy, agent) = (cluster.mesh.proxy("a"), &mut cluster.agents[0]);
             let mut before = proxy.launch_heir().unwrap();
-            agent.meet().unwrap();
+            agent.meet_heir().unwrap();
             for pod in &world.node("a").pods {
                 agent.add(pod, &pod_uid(pod)).unwrap();
             }
