@@ -225,7 +225,8 @@ impl Lives {
     pub(super) fn begin(&self, process: u32) -> Result<File, Error> {
         let path = self.of(process);
         fs::create_dir_all(&path).map_err(failed(&path, "created"))?;
-        try_lock(&path, File::try_lock)?.ok_or_else(|| {
+        // Shared with itself: whoever asks wants it alone.
+        try_lock(&path, File::try_lock_shared)?.ok_or_else(|| {
             let taken = io::Error::other("another process has this one's number");
             failed(&path, "locked")(taken)
         })
@@ -234,13 +235,13 @@ impl Lives {
     /// Whether a process that was in charge lives. One that never showed it does not.
     pub(super) fn is_alive(&self, process: u32) -> bool {
         let path = self.of(process);
-        path.exists() && matches!(try_lock(&path, File::try_lock_shared), Ok(None))
+        path.exists() && matches!(try_lock(&path, File::try_lock), Ok(None))
     }
 
     /// Forgets the dead. For the process in charge only: it is the only one that begins a life.
     pub(super) fn bury(&self) -> Result<(), Error> {
         for path in pins::children(&self.directory)? {
-            if try_lock(&path, File::try_lock_shared)?.is_some() {
+            if try_lock(&path, File::try_lock)?.is_some() {
                 fs::remove_dir(&path).map_err(failed(&path, "removed"))?;
             }
         }

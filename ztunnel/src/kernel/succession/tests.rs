@@ -93,7 +93,9 @@ fn a_process_lives_until_its_lock_is_gone() {
     assert!(!lives.is_alive(7), "it never was");
     let life = lives.begin(7).unwrap();
     assert!(lives.is_alive(7));
-    assert!(lives.begin(7).is_err());
+    // A process may take charge more than once.
+    drop(lives.begin(7).unwrap());
+    assert!(lives.is_alive(7));
     lives.bury().unwrap();
     assert!(lives.is_alive(7), "buried alive");
     drop(life);
