@@ -25,7 +25,12 @@ fn main() -> ExitCode {
 }
 
 fn proxy(args: ProxyArgs) -> anyhow::Result<()> {
-    Ok(node::run(args.config, args.overrides.into())?)
+    let taken = if args.take_over {
+        node::Taken::Wait
+    } else {
+        node::Taken::Fail
+    };
+    Ok(node::run(args.config, args.overrides.into(), taken)?)
 }
 
 fn check(file: Option<&Path>) -> anyhow::Result<serde_json::Value> {

@@ -5,11 +5,11 @@ use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use ztunnel_ebpf_types::{Address, CONFIG_NETS, CONFIG_PORTS, Config, Cookie, EXEMPT_OUTBOUND};
 
-use crate::maps::{ADDRESSES, KNOWS_PROCESS, is_exempt_net, is_exempt_port};
+use crate::maps::{ADDRESSES, FORMERS, KNOWS_PROCESS, is_exempt_net, is_exempt_port};
 
 /// Whether the socket is the proxy's own: it bears the mark, and the process that connects it is
-/// the one that made itself known. The mark alone would not do, a container with CAP_NET_RAW may
-/// set any.
+/// the one that made itself known, or one that did before it and still lives. The mark alone would
+/// not do, a container with CAP_NET_RAW may set any.
 #[inline(always)]
 pub fn is_proxy(config: &Config, sk: *mut bpf_sock) -> bool {
     // SAFETY: the callers have checked for null; the field is readable in both contexts.
@@ -17,7 +17,12 @@ pub fn is_proxy(config: &Config, sk: *mut bpf_sock) -> bool {
     if mark != config.mark {
         return false;
     }
-    KNOWS_PROCESS.load() == 0 || process() == config.process
+    if KNOWS_PROCESS.load() == 0 {
+        return true;
+    }
+    let process = process();
+    // SAFETY: the value is not read.
+    process == config.process || unsafe { FORMERS.get(&process) }.is_some()
 }
 
 /// The calling process, as the first pid namespace numbers it.

@@ -18,6 +18,11 @@ use ztunnel_ebpf_types::{
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 
+/// Process ids of proxies that were in charge before and have connections yet; they count as the
+/// one in CONFIG does. The value says nothing.
+#[map]
+pub static FORMERS: HashMap<u32, u32> = HashMap::with_max_entries(64, BPF_F_NO_PREALLOC);
+
 /// The enrolled pods by namespace.
 #[map]
 pub static PODS: HashMap<Cookie, Pod> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);

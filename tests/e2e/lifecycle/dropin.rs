@@ -2,6 +2,7 @@
 //! the mesh comes by delta ADS, certificates from the control plane, pods from the node agent.
 
 use std::io::{Read as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -294,6 +295,59 @@ fn a_pod_that_the_agent_deletes_leaves_and_one_that_it_adds_comes() {
     eventually("one pod is left", || enrolled(&mut cluster) == 1.0);
     cluster.agents[0].add(client, &pod_uid(client)).unwrap();
     answered_soon(client, server.at(Family::V4, HTTP));
+    scene::unharmed(&mut cluster.mesh);
+}
+
+/// As in a DaemonSet's rolling update: the new proxy hears of the mesh from the control plane, of
+/// the pods from the agent when it has taken over, and has certificates of its own to get.
+#[test]
+fn no_request_fails_while_a_proxy_is_replaced_that_istio_tells_everything() {
+    let world = World::two_nodes().unwrap();
+    let mut cluster = Cluster::start(&world);
+    let (here, there) = (world.pod("a", 0), world.pod("b", 0));
+    let _servers = [here, there].map(|pod| pod.serve(Kind::Http, HTTP).unwrap());
+    let ways = [(here, there), (there, here)];
+    for (from, to) in ways {
+        answered(from, to.at(Family::V4, HTTP));
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let clients = ways.map(|(from, to)| {
+            let over = &over;
+            scope.spawn(move || {
+                let mut answers = 0_u32;
+                while !over.load(Ordering::Relaxed) {
+                    answered(from, to.at(Family::V4, HTTP));
+                    answers += 1;
+                }
+                answers
+            })
+        });
+        let replaced = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let (proxy, agent) = (cluster.mesh.proxy("a"), &mut cluster.agents[0]);
+            let mut before = proxy.launch_heir().unwrap();
+            agent.meet_heir().unwrap();
+            for pod in &world.node("a").pods {
+                agent.add(pod, &pod_uid(pod)).unwrap();
+            }
+            agent.snapshot_sent().unwrap();
+            if let Err(error) = proxy.wait_taken_over() {
+                let log = proxy.log();
+                let lines: Vec<_> = log
+                    .lines()
+                    .filter(|line| !line.contains("\taccess\t"))
+                    .collect();
+                panic!("{error:#}\n{}", lines.join("\n"));
+            }
+            assert!(before.terminate(LIMIT).unwrap().success());
+        }));
+        over.store(true, Ordering::Relaxed);
+        for client in clients {
+            let answers = client.join().unwrap();
+            assert!(answers > 10, "only {answers} answers");
+        }
+        replaced.unwrap();
+    });
     scene::unharmed(&mut cluster.mesh);
 }
 

@@ -22,12 +22,14 @@ use crate::net::Host;
 /// How long a proxy may take to connect or to answer.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A node agent that waits for its proxy, and then has it as its only client.
+/// A node agent that waits for its proxy, and then talks to that one only.
 #[derive(Debug)]
 pub struct NodeAgent {
     path: PathBuf,
     listener: Socket,
     proxy: Option<Socket>,
+    /// The proxy that came before, which hears nothing any more.
+    before: Option<Socket>,
 }
 
 impl NodeAgent {
@@ -46,6 +48,7 @@ impl NodeAgent {
             path: path.to_owned(),
             listener,
             proxy: None,
+            before: None,
         })
     }
 
@@ -61,6 +64,19 @@ impl NodeAgent {
     /// When none does in time, or it says something else.
     pub fn meet(&mut self) -> Result<()> {
         self.proxy = None;
+        self.welcome()
+    }
+
+    /// As [`Self::meet`], while the connection of the proxy before stays open.
+    ///
+    /// # Errors
+    /// As [`Self::meet`].
+    pub fn meet_heir(&mut self) -> Result<()> {
+        self.before = self.proxy.take();
+        self.welcome()
+    }
+
+    fn welcome(&mut self) -> Result<()> {
         let waiting = Instant::now();
         let proxy = loop {
             match self.listener.accept() {

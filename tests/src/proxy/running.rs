@@ -73,6 +73,30 @@ impl<'world> Proxy<'world> {
     /// # Errors
     /// When it cannot be started.
     pub fn launch(&mut self) -> Result<()> {
+        // Never two by mistake: the one before ends first.
+        self.process = None;
+        self.process = Some(self.launch_second(&[])?);
+        self.launched = Instant::now();
+        Ok(())
+    }
+
+    /// Starts a process beside the running one, to take over from it; this is then the one that is
+    /// meant here. Does not wait for it. Returns the one before.
+    ///
+    /// # Errors
+    /// When none runs, or the new one cannot be started.
+    pub fn launch_heir(&mut self) -> Result<Process> {
+        let heir = self.launch_second(&["--take-over"])?;
+        let before = self.process.replace(heir);
+        self.launched = Instant::now();
+        before.context("the proxy did not run")
+    }
+
+    /// Starts a process beside the running one, which stays the one that is meant here.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch_second(&self, flags: &[&str]) -> Result<Process> {
         self.write_settings()?;
         let log = File::options()
             .create(true)
@@ -84,15 +108,46 @@ impl<'world> Proxy<'world> {
             .arg("proxy")
             .arg("--config")
             .arg(self.settings_path())
+            .args(flags)
             .envs(&self.environment)
             .current_dir(&self.directory)
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("sharing the proxy's log")?)
             .stderr(log);
-        self.process = None;
-        self.process = Some(Process::start(&self.node.host, &mut command)?);
-        self.launched = Instant::now();
-        Ok(())
+        Process::start(&self.node.host, &mut command)
+    }
+
+    /// Waits until a process that was launched as an heir has the ports of the one before, and is
+    /// ready.
+    ///
+    /// # Errors
+    /// As [`Self::wait_ready`].
+    pub fn wait_taken_over(&mut self) -> Result<()> {
+        while self.alive() {
+            if self.listens_in(&self.node.host, READINESS)? {
+                return self.wait_ready();
+            }
+            if self.launched.elapsed() > PATIENCE {
+                break;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        bail!(
+            "node {}: the new proxy did not take over; the log ends:\n{}",
+            self.node.name(),
+            self.log_tail()
+        )
+    }
+
+    /// Replaces its process as a rolling upgrade does: a new one is started beside it and takes
+    /// over; when it is ready, the one before is asked to end. Waits for its end.
+    ///
+    /// # Errors
+    /// When the new one does not become ready, or the old one does not end in time.
+    pub fn replace(&mut self, limit: Duration) -> Result<std::process::ExitStatus> {
+        let mut before = self.launch_heir()?;
+        self.wait_taken_over()?;
+        before.terminate(limit)
     }
 
     /// Waits until the readiness endpoint says yes.

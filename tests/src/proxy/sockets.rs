@@ -33,6 +33,19 @@ impl Proxy<'_> {
         Ok(connections.any(|socket| socket.remote.port() == port))
     }
 
+    /// Whether it listens on a port in a host's namespace.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn listens_in(&self, host: &Host, port: u16) -> Result<bool> {
+        let inodes = self.socket_inodes().context("reading the proxy's files")?;
+        let sockets = host.tcp_sockets().context("reading a host's sockets")?;
+        Ok(sockets
+            .iter()
+            .filter(|socket| socket.state == TcpState::Listening && socket.local.port() == port)
+            .any(|socket| inodes.contains(&socket.inode)))
+    }
+
     fn socket_inodes(&self) -> io::Result<HashSet<u64>> {
         let pid = self.pid().map_err(io::Error::other)?;
         process::socket_inodes(pid)

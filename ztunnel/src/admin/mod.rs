@@ -110,6 +110,13 @@ impl Error {
         }
     }
 
+    /// Whether another process has the address.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        let Self::Bind { source, .. } = self;
+        source.kind() == std::io::ErrorKind::AddrInUse
+    }
+
     /// Whose fault it is.
     #[must_use]
     pub const fn fault(&self) -> Fault {

@@ -23,7 +23,10 @@ use crate::telemetry::{Filter, LogFormat};
     PROXY_MODE=dedicated PROXY_WORKLOAD_INFO=default/vm-1/default ztunnel proxy --config vm.yaml\n\n\
     It needs CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN (or root). Stop it with SIGTERM: connections \
     may finish until the grace period is over. Capture stays in the kernel, so that nothing leaves \
-    in the clear while the proxy is being replaced; `ztunnel kernel remove` ends it.")]
+    in the clear while the proxy is being replaced; `ztunnel kernel remove` ends it. A second signal \
+    ends it at once.\n\n\
+    To replace a running proxy without a refused connection, start the new one beside it, with \
+    --take-over if both are in one network namespace, and end the old one when the new one is ready.")]
 pub struct ProxyArgs {
     /// The role to run; Istio's chart names it, there is only this one
     #[arg(value_name = "ROLE", value_parser = PossibleValuesParser::new(["ztunnel"]))]
@@ -32,6 +35,15 @@ pub struct ProxyArgs {
     /// The settings file (YAML)
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
+
+    /// Wait for the ports of administration, metrics and readiness where another ztunnel of this
+    /// network namespace has them, until it has handed over; without this that is an error
+    ///
+    /// A ztunnel that finds another one in charge of the node's pods always waits beside it, asks it
+    /// to hand over, and serves the pods before the other one lets go of them. In a pod of its own it
+    /// has its own ports and needs no flag for that.
+    #[arg(long)]
+    pub take_over: bool,
 
     /// Settings given as flags.
     #[command(flatten)]

@@ -39,6 +39,8 @@ fn the_definition_holds_together() {
 fn istios_chart_can_start_it() {
     let args = proxy("ztunnel proxy ztunnel");
     assert_eq!((args.config, args.overrides), (None, Overrides::default()));
+    assert!(!args.take_over);
+    assert!(proxy("ztunnel proxy --take-over").take_over);
 }
 
 #[test]

@@ -273,13 +273,17 @@ fn logging(settings: &mut Settings, file: &File, env: &Environment, flags: &Over
     );
 }
 
-/// What Kubernetes grants before it kills is not all ours: a tenth stays for the rest of the way
-/// out.
+/// What Kubernetes grants before it kills is not all ours: a tenth, and a second at least, stays for
+/// the rest of the way out, where what is still open is reset.
 fn termination(settings: &Settings, file: &File, env: &Environment) -> Duration {
-    env.termination_deadline
+    const REST: Duration = Duration::from_secs(1);
+    let wanted = env
+        .termination_deadline
         .or_else(|| env.grace_period.map(|grace| grace.saturating_mul(9) / 10))
         .or_else(|| file.termination.deadline.map(|span| span.0))
-        .unwrap_or(settings.termination_deadline)
+        .unwrap_or(settings.termination_deadline);
+    let most = env.grace_period.map(|grace| grace.saturating_sub(REST));
+    most.map_or(wanted, |most| wanted.min(most))
 }
 
 /// The mesh: the keys of the settings file, the file that it or the environment names, and the

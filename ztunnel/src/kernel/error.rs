@@ -98,6 +98,12 @@ pub enum Error {
         /// What the socket calls said.
         source: io::Error,
     },
+    /// Waiting for another process of this node to hand over ended early.
+    #[error("waiting for another process of this node ended early: {problem}")]
+    Succession {
+        /// What happened.
+        problem: String,
+    },
     /// A pod cannot be enrolled as it was described.
     #[error("the network namespace {cookie} cannot be enrolled: {problem}")]
     Pod {
@@ -135,6 +141,7 @@ impl Error {
             Self::Attach { .. } => "attach",
             Self::Map { .. } => "map",
             Self::Handshake { .. } => "handshake",
+            Self::Succession { .. } => "succession",
             Self::Pod { .. } => "pod",
             Self::Log { .. } => "log",
         }

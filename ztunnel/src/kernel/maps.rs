@@ -14,6 +14,7 @@ use ztunnel_ebpf_types::{
 };
 
 use super::object::Object;
+use super::succession::Lives;
 use super::sys::{self, Map};
 use super::{Error, Exemptions, NetnsCookie};
 
@@ -21,6 +22,7 @@ use super::{Error, Exemptions, NetnsCookie};
 #[derive(Debug)]
 pub(super) struct Maps {
     config: Map<u32, Config>,
+    formers: Map<u32, u32>,
     pub(super) pods: Map<u64, Pod>,
     pub(super) addresses: Map<Address, u64>,
     /// The value is the listener's descriptor.
@@ -44,8 +46,9 @@ pub(super) struct Maps {
 impl Maps {
     /// The maps of a loaded object.
     pub(super) fn open(object: &mut Object) -> Result<Self, Error> {
-        let maps = Self {
+        Ok(Self {
             config: Map::new(object.map("CONFIG")?, "CONFIG"),
+            formers: Map::new(object.map("FORMERS")?, "FORMERS"),
             pods: Map::new(object.map("PODS")?, "PODS"),
             addresses: Map::new(object.map("ADDRESSES")?, "ADDRESSES"),
             listeners: Map::new(object.map("LISTENERS")?, "LISTENERS"),
@@ -60,9 +63,42 @@ impl Maps {
             sockets: Map::new(object.map("SOCKETS")?, "SOCKETS"),
             epoch: AtomicU32::new(0),
             writing: Mutex::new(()),
-        };
-        maps.epoch.store(maps.config()?.epoch, Ordering::Relaxed);
-        Ok(maps)
+        })
+    }
+
+    /// Goes on from what the process before has left: its epoch counts, and where it lives yet, so
+    /// do its own sockets.
+    pub(super) fn succeed(&self, lives: &Lives) -> Result<(), Error> {
+        let config = self.config()?;
+        self.epoch.store(config.epoch, Ordering::Relaxed);
+        if config.process != 0 && lives.is_alive(config.process) {
+            self.formers
+                .insert(&config.process, &0)
+                .map_err(failed(&self.formers, "written"))?;
+        }
+        Ok(())
+    }
+
+    /// The number of the process that made itself known last.
+    pub(super) fn process(&self) -> Result<u32, Error> {
+        Ok(self.config()?.process)
+    }
+
+    /// Takes from those that are dead, and from `own`, what they have as former proxies. Says
+    /// whether there are others.
+    pub(super) fn forget_formers(&self, own: u32, lives: &Lives) -> Result<bool, Error> {
+        let formers = &self.formers;
+        let mut left = false;
+        for former in formers.keys().map_err(failed(formers, "read"))? {
+            if former != own && lives.is_alive(former) {
+                left = true;
+            } else {
+                formers
+                    .remove(&former)
+                    .map_err(failed(formers, "written"))?;
+            }
+        }
+        Ok(left)
     }
 
     /// What verdicts are stamped with.

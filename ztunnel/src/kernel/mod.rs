@@ -20,12 +20,14 @@ mod pins;
 mod programs;
 mod resolver;
 pub mod selftest;
+mod succession;
 mod sys;
 #[cfg(test)]
 mod tests;
 mod trial;
 mod verdicts;
 
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
@@ -45,6 +47,8 @@ pub use object::{is_at_least, release};
 use pins::Pins;
 use programs::{ALL, Cgroup, INBOUND, PAST, attach_cgroup};
 pub use resolver::reply_source;
+use succession::Lives;
+pub use succession::{Asked, Charge, Heir, Ports as HeirPorts, Succession};
 pub use trial::{PinPlace, Trial};
 pub use verdicts::{Arrival, Backend, Call, Ends, Flow, MOST_BACKENDS, Opener, Verdict};
 
@@ -160,6 +164,14 @@ pub struct Origin {
     pub choice: Choice,
 }
 
+/// Looks whether there is a cgroup to attach programs to, and does nothing else.
+///
+/// # Errors
+/// When there is none, or only part of the hierarchy can be seen.
+pub fn find_cgroup(config: &Config) -> Result<(), Error> {
+    Cgroup::open(config.cgroup.as_deref()).map(drop)
+}
+
 /// The programs at work. Dropping it changes nothing: what is pinned goes on.
 #[derive(Debug)]
 pub struct Kernel {
@@ -174,16 +186,29 @@ pub struct Kernel {
     datagrams: AtomicBool,
     settled: Settled,
     joins: AtomicBool,
+    lives: Lives,
+    /// This process's number, and the lock that shows that it lives, once it was in charge.
+    life: Mutex<Option<(u32, File)>>,
 }
 
 impl Kernel {
-    /// Loads the programs and puts them to work, taking over what an earlier proxy has pinned.
-    /// Links of namespaces that no longer exist are removed.
+    /// Loads the programs and puts them to work at once: [`Self::load`], [`Self::take_charge`].
+    ///
+    /// # Errors
+    /// As those two.
+    pub fn open(config: &Config) -> Result<Self, Error> {
+        let kernel = Self::load(config)?;
+        kernel.take_charge(config)?;
+        Ok(kernel)
+    }
+
+    /// Loads the programs, over the maps of an earlier proxy where there are some. Nothing that
+    /// another process has at work is touched.
     ///
     /// # Errors
     /// Says what is missing: capabilities, a cgroup v2 hierarchy, a BPF file system, a newer
     /// kernel.
-    pub fn open(config: &Config) -> Result<Self, Error> {
+    pub fn load(config: &Config) -> Result<Self, Error> {
         let cgroup = Cgroup::open(config.cgroup.as_deref())?;
         let pins = Pins::open(&config.directory)?;
         let owner = Owner::Pinned(&pins);
@@ -194,17 +219,9 @@ impl Kernel {
         let mut object = Object::load(owner, &ALL, Speech::Silent, settled)?;
         let maps = Maps::open(&mut object)?;
         let events = object.map("EVENTS")?;
-        maps.configure(|settings| {
-            settings.mark = config.mark;
-            settings.delivery = config.delivery_mark;
-            settings.process = 0;
-            settings.outbound = config.ports.outbound.into();
-            settings.hbone = config.ports.hbone.into();
-        })?;
-        maps.exempt(&config.exemptions)?;
-        attach_cgroup(&object, &pins, &cgroup)?;
-        maps.introduce()?;
-        let kernel = Self {
+        Ok(Self {
+            lives: Lives::beside(&pins),
+            life: Mutex::default(),
             object: Mutex::new(object),
             datagrams: AtomicBool::new(false),
             pins,
@@ -213,16 +230,62 @@ impl Kernel {
             events,
             settled,
             joins: AtomicBool::new(false),
-        };
-        let joined = kernel.maps.any_pod(|pod| pod.flags & POD_JOIN != 0)?;
-        kernel.joins.store(joined, Ordering::Relaxed);
-        if kernel.maps.any_pod(|pod| pod.flags & POD_DNS != 0)? {
-            kernel.watch_datagrams()?;
+        })
+    }
+
+    /// Puts the programs to work, taking over what an earlier proxy has pinned. Links of namespaces
+    /// that no longer exist are removed. Only for the one process that is in charge
+    /// ([`Succession`]); what the one before dials stays its own as long as it lives.
+    ///
+    /// # Errors
+    /// When a program cannot be attached, or a map or a pin cannot be written.
+    pub fn take_charge(&self, config: &Config) -> Result<(), Error> {
+        let maps = &self.maps;
+        maps.succeed(&self.lives)?;
+        maps.configure(|settings| {
+            settings.mark = config.mark;
+            settings.delivery = config.delivery_mark;
+            settings.process = 0;
+            settings.outbound = config.ports.outbound.into();
+            settings.hbone = config.ports.hbone.into();
+        })?;
+        maps.exempt(&config.exemptions)?;
+        attach_cgroup(&self.object(), &self.pins, &self.cgroup)?;
+        maps.introduce()?;
+        self.show_life()?;
+        let joined = maps.any_pod(|pod| pod.flags & POD_JOIN != 0)?;
+        self.joins.store(joined, Ordering::Relaxed);
+        self.datagrams.store(false, Ordering::Relaxed);
+        if maps.any_pod(|pod| pod.flags & POD_DNS != 0)? {
+            self.watch_datagrams()?;
         } else {
-            programs::detach_datagrams(&kernel.pins)?;
+            programs::detach_datagrams(&self.pins)?;
         }
-        kernel.renew()?;
-        Ok(kernel)
+        self.renew()
+    }
+
+    /// Lets a process that comes later see for how long this one lives.
+    fn show_life(&self) -> Result<(), Error> {
+        let own = self.maps.process()?;
+        let mut life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
+        if life.as_ref().is_none_or(|(process, _)| *process != own) {
+            *life = Some((own, self.lives.begin(own)?));
+        }
+        drop(life);
+        self.forget_formers().map(drop)
+    }
+
+    /// What a process dials that was in charge before is its own for as long as it lives, and its
+    /// number is nobody's afterwards. Says whether there are such processes yet: then this is to be
+    /// called again soon.
+    ///
+    /// # Errors
+    /// When the map cannot be read or written.
+    pub fn forget_formers(&self) -> Result<bool, Error> {
+        let own = self.maps.process()?;
+        let left = self.maps.forget_formers(own, &self.lives)?;
+        self.lives.bury()?;
+        Ok(left)
     }
 
     /// Gives the namespaces of an earlier proxy this one's program, and forgets dead ones.

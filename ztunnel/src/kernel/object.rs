@@ -15,8 +15,9 @@ use super::{Error, Ports};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ztunnel-ebpf"));
 
 /// The maps that outlive a proxy. The log's ring is not among them: each proxy has its own.
-const PINNED: [&str; 16] = [
+const PINNED: [&str; 17] = [
     "CONFIG",
+    "FORMERS",
     "PODS",
     "ADDRESSES",
     "LISTENERS",

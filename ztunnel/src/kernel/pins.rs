@@ -4,6 +4,7 @@
 //! <directory>/v2/PODS …           the maps, by their names
 //! <directory>/v2/links/capture4 … one link per cgroup program
 //! <directory>/v2/netns/<cookie>   one link per enrolled namespace
+//! <directory>/v2/lives/<process>  a lock per process that is or was in charge (`succession`)
 //! ```
 //! `v2` is the layout's version: a proxy with another layout makes pins of its own, and removes the
 //! others when its own programs are at work. Names in a BPF
@@ -34,7 +35,7 @@ impl Pins {
             mount_for(directory)?;
         }
         let root = directory.join(format!("v{LAYOUT}"));
-        for path in [root.join("links"), root.join("netns")] {
+        for path in [root.join("links"), root.join("netns"), root.join("lives")] {
             fs::create_dir_all(&path).map_err(|source| Error::Pin {
                 path,
                 action: "created",
@@ -76,6 +77,11 @@ impl Pins {
     /// The pin of an enrolled namespace's link.
     pub(super) fn netns(&self, cookie: NetnsCookie) -> PathBuf {
         self.root.join("netns").join(cookie.0.to_string())
+    }
+
+    /// Where processes show that they live.
+    pub(super) fn lives(&self) -> PathBuf {
+        self.root.join("lives")
     }
 
     /// The namespaces that have a link.
@@ -154,7 +160,7 @@ fn detach_layout(layout: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn children(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+pub(super) fn children(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     let unreadable = |source| Error::Pin {
         path: directory.to_path_buf(),
         action: "read",

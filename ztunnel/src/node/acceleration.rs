@@ -45,8 +45,8 @@ impl Acceleration {
     }
 
     /// The lanes that the settings allow, as far as this kernel can. Begins the self-test where
-    /// the settings ask for it.
-    pub(super) fn lanes(&mut self, settings: &Settings) -> Lanes {
+    /// the settings ask for it. The kernel is left alone where another process is in charge of it.
+    pub(super) fn lanes(&mut self, settings: &Settings, in_charge: bool) -> Lanes {
         let asks = |wish| {
             let own = settings.overrides.iter().filter_map(|own| own.acceleration);
             own.chain([settings.acceleration]).any(|it| it == wish)
@@ -58,7 +58,12 @@ impl Acceleration {
             Test::Done(ends) => ends,
             Test::Unasked | Test::Running(_) => Ends::Apart,
         };
-        let joins = asks(Wish::On) || (asks(Wish::Auto) && auto == Ends::Joined);
+        if !in_charge {
+            // To be told anew, should this process be in charge once.
+            self.ready = None;
+        }
+        let wanted = asks(Wish::On) || (asks(Wish::Auto) && auto == Ends::Joined);
+        let joins = in_charge && wanted;
         let possible = if joins { self.join() } else { Ends::Apart };
         let effective = i64::from(possible == Ends::Joined);
         self.telemetry.acceleration().effective.set(effective);

@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use super::assembly;
 use super::enrollment::{Strangers, Wanted};
 use crate::admin::Pending;
-use crate::config::Settings;
+use crate::config::{NodeAgent, Settings};
 use crate::pods::Handed;
 use crate::pods::zds::{self, Added, PodInfo, PodUid, Reply, Request, Roster};
 
@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Requests come one at a time: each is answered before the next one.
 const QUEUE: usize = 1;
+
+/// What the agent is told about a pod that is somebody else's to serve.
+const HANDED_OVER: &str = "another process of this node has taken over: tell it";
 
 /// What is known about a pod.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub(super) struct Agent {
     hold: Option<Instant>,
     /// The node is not ready before the first snapshot.
     ready: Option<Pending>,
+    /// Another process serves the pods.
+    retired: bool,
 }
 
 /// What is to be done about a request.
@@ -54,9 +59,9 @@ pub(super) enum Task {
 }
 
 impl Agent {
-    /// Begins to follow the node agent, if the settings name one.
-    pub(super) fn of(settings: &Settings, ready: impl FnOnce() -> Pending) -> Option<Self> {
-        let agent = settings.node_agent.as_ref()?;
+    /// Begins to follow the node agent, if there is one.
+    pub(super) fn of(agent: Option<&NodeAgent>, ready: impl FnOnce() -> Pending) -> Option<Self> {
+        let agent = agent?;
         let (sender, requests) = mpsc::channel(QUEUE);
         let config = zds::Config::new(agent.socket.clone());
         Some(Self {
@@ -65,7 +70,16 @@ impl Agent {
             task: tokio::spawn(zds::follow(config, sender)).abort_handle(),
             hold: Some(Instant::now() + PATIENCE),
             ready: Some(ready()),
+            retired: false,
         })
+    }
+
+    /// Another process serves the pods from now on. The agent goes on telling this one which pods
+    /// leave, as long as their connection lasts; it is not called again, because it tells of new
+    /// pods to whoever came last.
+    pub(super) fn retire(&mut self) {
+        self.retired = true;
+        self.hold = None;
     }
 
     /// The agent's next request. None: the task that follows it has ended, which it never does by
@@ -77,6 +91,15 @@ impl Agent {
     /// Writes down what the agent says, and finds out what is to be done about it.
     pub(super) fn heed(&mut self, request: Request, settings: &Settings) -> Task {
         match request {
+            Request::Connected if self.retired => {
+                self.task.abort();
+                Task::None
+            }
+            Request::Add { uid, reply, .. } if self.retired => {
+                tracing::info!(pod = %uid, "named to a process that has handed over: refused");
+                answer(reply, Err(HANDED_OVER.to_owned()));
+                Task::None
+            }
             Request::Connected => {
                 tracing::info!("connected to the node agent");
                 self.roster.begin();
@@ -184,7 +207,6 @@ mod tests {
 
     use super::*;
     use crate::admin::Readiness;
-    use crate::config::NodeAgent;
 
     const WAITING: &str = "the node agent's pods";
 
@@ -194,7 +216,8 @@ mod tests {
         settings.node_agent = Some(NodeAgent {
             socket: "/nowhere/ztunnel.sock".into(),
         });
-        let agent = Agent::of(&settings, || readiness.wait_for(WAITING)).unwrap();
+        let agent =
+            Agent::of(settings.node_agent.as_ref(), || readiness.wait_for(WAITING)).unwrap();
         (agent, settings)
     }
 
@@ -275,9 +298,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_that_has_handed_over_hears_of_pods_that_leave_and_of_no_new_connection() {
+        let readiness = Readiness::new();
+        let (mut agent, settings) = agent(&readiness);
+        assert!(matches!(
+            agent.heed(Request::Connected, &settings),
+            Task::None
+        ));
+        agent.retire();
+        assert_eq!(agent.hold(), None);
+        let delete = Request::Delete {
+            uid: uid("pod-1"),
+            reply: reply(),
+        };
+        assert!(matches!(agent.heed(delete, &settings), Task::Apply(_)));
+        agent.heed(Request::Connected, &settings);
+        let ended = tokio::time::timeout(Duration::from_secs(5), agent.requests.recv());
+        assert!(ended.await.unwrap().is_none(), "the agent is called again");
+    }
+
+    #[tokio::test]
     async fn no_agent_where_the_settings_name_none() {
         let none = || unreachable!("nobody waits");
-        assert!(Agent::of(&Settings::initial(), none).is_none());
+        assert!(Agent::of(None, none).is_none());
     }
 
     #[test]

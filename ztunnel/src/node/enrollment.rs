@@ -100,8 +100,9 @@ pub(super) enum EnrollError {
 struct Enrolled {
     pod: Arc<Pod>,
     identity: Option<Identity>,
-    /// Keeps one inbound listener at hand for enrolling again when addresses change.
-    inbound: OwnedFd,
+    /// Keeps one inbound listener at hand for enrolling again when addresses change; none once
+    /// another process accepts in its place.
+    inbound: Option<OwnedFd>,
     captured: Vec<IpAddr>,
     /// Counts upwards: of two pods that are the same workload the later one is meant.
     number: u64,
@@ -114,6 +115,9 @@ pub(super) struct Enrollment {
     pods: HashMap<Key, Enrolled>,
     numbers: u64,
     changed: bool,
+    /// Whether what is in the kernel is this process's: if not, no pod comes, and capture is left
+    /// alone.
+    in_charge: bool,
 }
 
 impl Enrollment {
@@ -125,6 +129,28 @@ impl Enrollment {
             pods: HashMap::new(),
             numbers: 0,
             changed: true,
+            in_charge: false,
+        }
+    }
+
+    /// What is in the kernel is this process's from now on. Pods that it has served all the time are
+    /// enrolled anew: somebody else may have had them meanwhile.
+    pub(super) fn take_charge(&mut self) {
+        self.in_charge = true;
+        for enrolled in self.pods.values_mut() {
+            enrolled.captured.clear();
+        }
+    }
+
+    /// What is in the kernel is another process's from now on.
+    pub(super) fn retire(&mut self) {
+        self.in_charge = false;
+    }
+
+    /// Lets go of the listeners; those that accept on them let go of theirs.
+    pub(super) fn resign(&mut self) {
+        for enrolled in self.pods.values_mut() {
+            enrolled.inbound = None;
         }
     }
 
@@ -192,6 +218,9 @@ impl Enrollment {
             self.withdraw(terms, &key, wanted);
         }
         let mut failed = Vec::new();
+        if !self.in_charge {
+            return failed;
+        }
         for pod in wanted {
             if let Err(error) = self.keep_or_enroll(terms, pod) {
                 failed.push((pod.clone(), error));
@@ -228,7 +257,8 @@ impl Enrollment {
         self.changed = true;
         let cookie = enrolled.pod.netns.cookie();
         let comes_back = wanted.iter().any(|pod| is_the_place(&enrolled, pod));
-        if !comes_back
+        if self.in_charge
+            && !comes_back
             && let Some(kernel) = &self.shared.kernel
             && let Err(error) = kernel.withdraw(NetnsCookie(cookie))
         {
@@ -273,15 +303,12 @@ impl Enrollment {
             return Ok(());
         };
         let captured = captured_addresses(&enrolled.pod, terms.mesh);
-        if captured != enrolled.captured {
+        if captured != enrolled.captured
+            && let Some(inbound) = &enrolled.inbound
+        {
             if let Some(kernel) = &self.shared.kernel {
-                capture(
-                    kernel,
-                    &enrolled.pod.netns,
-                    &captured,
-                    &enrolled.inbound,
-                    self.shared.config.dns.is_some(),
-                )?;
+                let dns = self.shared.config.dns.is_some();
+                capture(kernel, &enrolled.pod.netns, &captured, inbound, dns)?;
             }
             enrolled.captured = captured;
             self.changed = true;
@@ -332,7 +359,7 @@ impl Enrollment {
         let enrolled = Enrolled {
             pod,
             identity,
-            inbound,
+            inbound: Some(inbound),
             captured,
             number: self.numbers,
         };

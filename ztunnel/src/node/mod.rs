@@ -2,15 +2,18 @@
 //! together, and then follows the settings file and the signals until it is told to stop.
 //!
 //! Order matters at both ends. At the start the kernel programs of an earlier process are taken
-//! over before anything else could let traffic pass them by; at the end nothing is detached:
-//! a stopped proxy leaves its pods captured, and so refused, until the next one takes over.
+//! over before anything else could let traffic pass them by, where that process runs yet when it has
+//! handed over ([`charge`]); at the end nothing is detached: a stopped proxy leaves its pods
+//! captured, and so refused, until the next one takes over.
 
 mod acceleration;
 mod agent;
 mod assembly;
 mod capture;
+mod charge;
 mod demand;
 pub mod doctor;
+mod doors;
 mod dump;
 mod enrollment;
 mod mesh;
@@ -30,14 +33,18 @@ use crate::admin::{self, Readiness};
 use crate::ca::istiod::IstiodError;
 use crate::ca::local::LocalCaError;
 use crate::config::{self, ConfigError, Overrides, Settings, Watcher};
-use crate::kernel;
-use crate::path::{Accounts, Keeper, Lanes, Shared, Suspects, View, WorkerError, Workers};
+use crate::kernel::{self, Kernel};
+use crate::path::{Keeper, Lanes, Shared, Suspects, View, WorkerError, Workers};
 use crate::telemetry::{FilterError, LogError, LogGuard, LogHandle, Telemetry, init_logging};
 use crate::{tls, xds};
 
 use acceleration::Acceleration;
 use agent::Agent;
+use capture::Capture;
+use charge::{Fixed, Post};
 use demand::OwnPods;
+use doors::Doors;
+pub use doors::Taken;
 use enrollment::Enrollment;
 pub use mesh::pause_after;
 use mesh::{Mesh, Told};
@@ -86,11 +93,13 @@ pub enum Error {
     Runtime(#[source] std::io::Error),
 }
 
-/// Runs one node until it is told to stop.
+/// Runs one node until it is told to stop. `taken` says what to do where another process has the
+/// ports of administration, metrics and readiness.
 ///
 /// # Errors
-/// When a room cannot be built; what was pinned in the kernel stays as it was.
-pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Error> {
+/// When a room cannot be built, or this process cannot be in charge of the pods when it is its turn;
+/// what was pinned in the kernel stays as it was.
+pub fn run(file: Option<PathBuf>, overrides: Overrides, taken: Taken) -> Result<(), Error> {
     let began = Instant::now();
     raise_file_limit();
     let settings = config::load(file.as_deref(), &overrides)?;
@@ -100,7 +109,7 @@ pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Error> {
         .build()
         .map_err(Error::Runtime)?;
     runtime.block_on(async {
-        let node = Node::build(Source { file, overrides }, settings, log)?;
+        let node = Node::build(Source { file, overrides }, settings, log, taken)?;
         tracing::info!(after = ?began.elapsed(), "started");
         node.serve().await
     })?;
@@ -127,6 +136,7 @@ struct Source {
 struct Node {
     source: Source,
     settings: Settings,
+    fixed: Fixed,
     mesh: Mesh,
     shared: Arc<Shared>,
     workers: Workers,
@@ -144,73 +154,66 @@ struct Node {
     second_sweep: Option<Instant>,
     quit: Arc<Notify>,
     stop: watch::Sender<bool>,
-    servers: admin::Servers,
+    doors: Doors,
+    readiness: Readiness,
     pending: Option<admin::Pending>,
+    capture: Capture,
+    post: Post,
 }
 
 impl Node {
-    fn build(source: Source, settings: Settings, log: LogHandle) -> Result<Self, Error> {
+    fn build(
+        source: Source,
+        settings: Settings,
+        log: LogHandle,
+        taken: Taken,
+    ) -> Result<Self, Error> {
         // First of all: a second proxy by mistake must fail before it touches the first one's maps.
-        let bound = admin::bind(&assembly::admin(&settings))?;
-        let kernel = capture::programs(&settings)?.map(Arc::new);
-        let (issuer, certificates) = (assembly::issuer(&settings)?, assembly::tls(&settings)?);
-        let runtime = tokio::runtime::Handle::current();
+        let ports = assembly::admin(&settings);
+        let bound = doors::bind(&ports, taken)?;
+        let (capture, own) = Capture::open(&settings)?;
         let telemetry = Telemetry::new(log.dropped_lines());
         let readiness = Readiness::new();
         let told = || readiness.wait_for("the control plane");
         let mesh = Mesh::new(&settings, &telemetry, told)?;
-        let view = View::new(mesh.current().clone(), [], &Lanes::default());
-        let questions = demand::questions(mesh.demand());
-        let own = OwnPods::new(mesh.demand());
-        let shared = Arc::new(Shared {
-            keeper: Arc::new(Keeper::new(kernel.clone(), view, questions.clone())),
-            questions,
-            resolver: assembly::resolver(runtime.clone()),
-            certificates: tls::Store::new(issuer, certificates, runtime),
-            telemetry,
-            suspects: Suspects::default(),
-            config: assembly::path(&settings, kernel.is_some()),
-            kernel,
-        });
-        roots::follow_files(&settings, &shared.certificates);
+        let shared = share(&settings, capture.kernel(), telemetry, &mesh)?;
         let quit = Arc::new(Notify::new());
         let (stop, stopping) = watch::channel(false);
-        let pending = readiness.wait_for("enrolling pods");
-        let named = || readiness.wait_for("the node agent's pods");
-        let agent = Agent::of(&settings, named);
         let sources = admin::Sources {
             telemetry: shared.telemetry.clone(),
             log: Some(log),
-            readiness,
+            readiness: readiness.clone(),
             dumps: dump::all(&shared, &settings),
             quit: Box::new({
                 let quit = quit.clone();
                 move || quit.notify_one()
             }),
         };
-        let servers = bound.serve(sources, &stopping);
-        let workers = Workers::start(&shared)?;
-        let enrollment = Enrollment::new(shared.clone());
-        let acceleration = Acceleration::new(shared.kernel.clone(), shared.telemetry.clone());
-        Ok(Self {
+        let mut node = Self {
             source,
+            fixed: Fixed::of(&settings),
             settings,
-            mesh,
-            shared,
-            workers,
-            enrollment,
-            agent,
-            own,
+            own: OwnPods::new(mesh.demand()),
             held: Vec::new(),
+            mesh,
+            workers: Workers::start(&shared)?,
+            enrollment: Enrollment::new(shared.clone()),
+            agent: None,
             retry: None,
             forget: Instant::now(),
-            acceleration,
+            acceleration: Acceleration::new(shared.kernel.clone(), shared.telemetry.clone()),
             second_sweep: None,
             quit,
             stop,
-            servers,
-            pending: Some(pending),
-        })
+            pending: Some(readiness.wait_for("enrolling pods")),
+            post: Post::beside(readiness.wait_for("the process in charge, which is to hand over")),
+            doors: Doors::new(ports, bound, sources, stopping),
+            readiness,
+            capture,
+            shared,
+        };
+        node.begin(own)?;
+        Ok(node)
     }
 
     /// Follows settings and signals until one says stop, then drains.
@@ -222,18 +225,13 @@ impl Node {
         for warning in &self.settings.warnings {
             tracing::warn!("{warning}");
         }
-        let kernel = self.shared.kernel.clone();
-        let program_log = kernel.map(|kernel| tokio::spawn(program_log::follow(kernel)));
-        let accounts = self.keep_accounts();
         let mut watcher = self.watch();
         // Read once more: what was written since the start would go unnoticed otherwise.
         self.reload();
-        let (mut terminate, mut interrupt) = (
-            listen_for(SignalKind::terminate()),
-            listen_for(SignalKind::interrupt()),
-        );
+        let mut signals = Signals::listen();
         let suspects = self.shared.clone();
         let ended = loop {
+            self.move_on();
             let hold = self.agent.as_ref().and_then(Agent::hold);
             tokio::select! {
                 () = changed(watcher.as_mut()) => {
@@ -242,9 +240,9 @@ impl Node {
                         tracing::error!(%error, "changes of the mesh file may go unnoticed");
                     }
                 }
-                () = until(self.retry) => {
-                    self.enroll();
-                }
+                turn = self.post.turn() => self.take_turn(turn).await?,
+                () = self.doors.due() => self.doors.knock(),
+                () = until(self.retry) => self.enroll(),
                 told = self.mesh.changed() => {
                     let Some(told) = told else { break Err(Error::Ended("control plane")) };
                     self.adopt_told(told);
@@ -253,58 +251,34 @@ impl Node {
                     let Some(request) = request else { break Err(Error::Ended("node agent")) };
                     self.heed(request);
                 }
-                pods = suspects.suspects.named() => {
-                    self.look_into(&pods);
-                }
-                () = until(hold) => {
-                    self.stop_waiting();
-                }
-                () = until(self.own.due()) => {
-                    self.attend_to_own();
-                }
-                () = self.acceleration.tested() => {
-                    self.judge_anew();
-                }
+                pods = suspects.suspects.named() => self.look_into(&pods),
+                () = until(hold) => self.stop_waiting(),
+                () = until(self.own.due()) => self.attend_to_own(),
+                () = self.acceleration.tested() => self.judge_anew(),
                 () = until(self.second_sweep) => {
                     self.second_sweep = None;
                     self.sweep();
                 }
-                () = told(terminate.as_mut()) => break Ok(()),
-                () = told(interrupt.as_mut()) => break Ok(()),
+                () = signals.end() => break Ok(()),
                 () = self.quit.notified() => break Ok(()),
             }
         };
+        self.drain(signals).await;
+        ended
+    }
+
+    /// Lets what is open end; a second signal ends it at once.
+    async fn drain(mut self, mut signals: Signals) {
         tracing::info!("stopping: draining connections");
-        // What happens from now on waits in the kernel for the next process.
-        for task in program_log.iter().chain(&accounts) {
-            task.abort();
-        }
+        // Before anything else: one that waits beside must not wait for the drain.
+        self.step_down().await;
         self.stop.send_replace(true);
         // With its listeners: a connection that nobody would accept is refused instead.
         drop(self.agent);
         drop(self.enrollment);
-        self.workers.drain(self.settings.termination_deadline).await;
-        self.servers.finished().await;
-        ended
-    }
-
-    /// Has the kernel's events about the direct lane written down.
-    fn keep_accounts(&self) -> Option<tokio::task::JoinHandle<()>> {
-        let kernel = self.shared.kernel.clone()?;
-        let accounts = Accounts::new(self.shared.clone(), kernel.clone());
-        Some(tokio::spawn(async move {
-            let ended = match kernel.events() {
-                Ok(events) => accounts.follow(events).await,
-                Err(error) => {
-                    tracing::error!(%error, "connections of the direct lane are not reported");
-                    return;
-                }
-            };
-            tracing::error!(
-                ?ended,
-                "connections of the direct lane are no longer reported"
-            );
-        }))
+        let deadline = self.settings.termination_deadline;
+        self.workers.drain(deadline, signals.end()).await;
+        self.doors.finished().await;
     }
 
     fn watch(&self) -> Option<Watcher> {
@@ -364,7 +338,8 @@ impl Node {
         self.settings = settings;
         self.judge_anew();
         self.forget_series();
-        if let Some(kernel) = &self.shared.kernel
+        if self.post.is_in_charge()
+            && let Some(kernel) = &self.shared.kernel
             && let Err(error) = kernel.set_exemptions(&assembly::exemptions(&self.settings))
         {
             tracing::error!(%error, "the exemptions from capture stay as they were");
@@ -404,20 +379,26 @@ impl Node {
     }
 
     /// Puts what is known now in force: no verdict of the kernel that contradicts it is left when
-    /// this returns, and what is open against it is ended. Not before it is known which pods there
-    /// are; then all of it is made up for.
+    /// this returns, and what is open against it is ended. Before it is known which pods there are,
+    /// only those that are known are served by it; the rest is made up for then.
     fn judge_anew(&mut self) {
         self.ask_for_own();
-        if self.judgement_waits() {
+        if !self.mesh.is_known() {
             return;
         }
-        let mut lanes = self.acceleration.lanes(&self.settings);
+        let in_charge = self.post.is_in_charge();
+        let mut lanes = self.acceleration.lanes(&self.settings, in_charge);
         if self.shared.kernel.is_none() {
             // Only the programs know which pod a plaintext connection comes from.
             lanes.tunnel_everything();
         }
         let mesh = self.mesh.current();
         let view = View::new(mesh.clone(), self.enrollment.pods(), &lanes);
+        if self.judgement_waits() {
+            self.shared.keeper.look_ahead(view);
+            self.held.clear();
+            return;
+        }
         self.shared.keeper.change(view);
         self.workers.judge_again();
         self.sweep();
@@ -448,6 +429,54 @@ async fn until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+/// What the workers share.
+fn share(
+    settings: &Settings,
+    kernel: Option<Arc<Kernel>>,
+    telemetry: Arc<Telemetry>,
+    mesh: &Mesh,
+) -> Result<Arc<Shared>, Error> {
+    let (issuer, certificates) = (assembly::issuer(settings)?, assembly::tls(settings)?);
+    let runtime = tokio::runtime::Handle::current();
+    let view = View::new(mesh.current().clone(), [], &Lanes::default());
+    let questions = demand::questions(mesh.demand());
+    let shared = Arc::new(Shared {
+        keeper: Arc::new(Keeper::new(kernel.clone(), view, questions.clone())),
+        questions,
+        resolver: assembly::resolver(runtime.clone()),
+        certificates: tls::Store::new(issuer, certificates, runtime),
+        telemetry,
+        suspects: Suspects::default(),
+        config: assembly::path(settings, kernel.is_some()),
+        kernel,
+    });
+    roots::follow_files(settings, &shared.certificates);
+    Ok(shared)
+}
+
+/// The signals that end the process.
+struct Signals {
+    terminate: Option<Signal>,
+    interrupt: Option<Signal>,
+}
+
+impl Signals {
+    fn listen() -> Self {
+        Self {
+            terminate: listen_for(SignalKind::terminate()),
+            interrupt: listen_for(SignalKind::interrupt()),
+        }
+    }
+
+    /// Waits for one of them. Safe to cancel.
+    async fn end(&mut self) {
+        tokio::select! {
+            () = told(self.terminate.as_mut()) => {}
+            () = told(self.interrupt.as_mut()) => {}
+        }
     }
 }
 

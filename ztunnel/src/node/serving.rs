@@ -24,7 +24,9 @@ impl Node {
             tracing::error!(%error, pod = %pod.key, netns = %pod.netns, "cannot enroll the pod; trying again");
         }
         // A pod that is gone must not keep the node from serving the others.
-        if let Some(pending) = self.pending.take() {
+        if self.post.is_in_charge()
+            && let Some(pending) = self.pending.take()
+        {
             pending.done();
         }
     }

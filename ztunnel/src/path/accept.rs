@@ -68,7 +68,9 @@ async fn until_drained(here: Rc<Here>, serving: impl Future<Output = ()>) {
     }
 }
 
-/// Accepts until the pod leaves; `serve` gets a task of its own for every connection.
+/// Accepts until the pod leaves or another process accepts in its place; what waits to be accepted
+/// then is taken first, and what comes until the listener is closed the kernel gives to the other
+/// one's (`pods::delivery`). `serve` gets a task of its own for every connection.
 fn accept_on<F: Future<Output = ()> + 'static>(
     here: &Rc<Here>,
     listener: std::net::TcpListener,
@@ -78,11 +80,13 @@ fn accept_on<F: Future<Output = ()> + 'static>(
     let here = here.clone();
     tokio::task::spawn_local(async move {
         let mut drain = here.drain.clone();
+        let mut resigned = here.resigned.clone();
         loop {
             let accepted = tokio::select! {
                 biased;
                 accepted = pods::accept(&listener) => accepted,
                 _left = drain.wait_for(|draining| *draining) => break,
+                _other = resigned.wait_for(|resigned| *resigned) => break,
             };
             match accepted {
                 Ok((stream, client)) => here.spawn(serve(here.clone(), stream, client)),

@@ -39,6 +39,8 @@ enum Command {
     Remove(u64, Duration),
     /// The view has changed: judge what is open once more.
     JudgeAgain,
+    /// Accept nothing more; whoever is connected stays.
+    Resign,
     /// Accept nothing more and tell tunnel peers to go elsewhere.
     Drain,
 }
@@ -122,25 +124,34 @@ impl Workers {
         }
     }
 
-    /// Accepts nothing more and lets what is open end by itself; what has not after `deadline` is
-    /// reset.
-    pub async fn drain(self, deadline: Duration) {
+    /// Accepts nothing more: another process has listeners in the same places. Tunnels that peers
+    /// have here may be used until the drain.
+    pub fn resign(&self) {
+        for (commands, _) in &self.threads {
+            tell(commands, Command::Resign);
+        }
+    }
+
+    /// Accepts nothing more and lets what is open end by itself; what has not after `deadline`, or
+    /// when `hurry` is over, is reset.
+    pub async fn drain(self, deadline: Duration, hurry: impl Future<Output = ()>) {
         let (commands, threads): (Vec<_>, Vec<_>) = self.threads.into_iter().unzip();
         for commands in &commands {
             tell(commands, Command::Drain);
         }
-        if tokio::time::timeout(deadline, all_ended(&threads))
-            .await
-            .is_err()
-        {
-            tracing::warn!(
-                ?deadline,
-                "connections were still open when the time to drain was over"
-            );
-            drop(commands);
-            // Should a worker not even manage that, the end of the process cuts its connections.
-            drop(tokio::time::timeout(TIME_TO_CUT, all_ended(&threads)).await);
+        tokio::select! {
+            () = all_ended(&threads) => return,
+            () = tokio::time::sleep(deadline) => {
+                tracing::warn!(
+                    ?deadline,
+                    "connections were still open when the time to drain was over"
+                );
+            }
+            () = hurry => tracing::warn!("told again to end: what is open is cut"),
         }
+        drop(commands);
+        // Should a worker not even manage that, the end of the process cuts its connections.
+        drop(tokio::time::timeout(TIME_TO_CUT, all_ended(&threads)).await);
     }
 }
 
@@ -209,6 +220,8 @@ pub(super) struct Here {
     pub(super) leaving: Allowance,
     /// How often what concerns its callers may be asked for.
     pub(super) arriving: Allowance,
+    /// Turns true when another process accepts what comes.
+    pub(super) resigned: watch::Receiver<bool>,
     /// What it has open here.
     connections: Rc<Connections>,
     /// The pod's baggage header, kept as long as its workload stays the same object.
@@ -216,7 +229,12 @@ pub(super) struct Here {
 }
 
 impl Here {
-    fn new(local: &Rc<Local>, pod: Arc<Pod>, drain: watch::Receiver<bool>) -> Rc<Self> {
+    fn new(
+        local: &Rc<Local>,
+        pod: Arc<Pod>,
+        drain: watch::Receiver<bool>,
+        resigned: watch::Receiver<bool>,
+    ) -> Rc<Self> {
         let workers = local.shared.config.workers;
         Rc::new(Self {
             local: local.clone(),
@@ -224,6 +242,7 @@ impl Here {
             drain,
             leaving: Allowance::new(workers),
             arriving: Allowance::new(workers),
+            resigned,
             connections: Rc::default(),
             baggage: RefCell::default(),
         })
@@ -298,12 +317,13 @@ async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Command>)
         closed: Notify::new(),
     });
     let mut pods: HashMap<u64, (watch::Sender<bool>, Rc<Here>)> = HashMap::new();
+    let (resign, resigned) = watch::channel(false);
     while let Some(command) = inbox.recv().await {
         match command {
             Command::Add(pod, listeners) => {
                 let (stop, drain) = watch::channel(false);
                 let cookie = pod.netns.cookie();
-                let here = Here::new(&local, pod, drain);
+                let here = Here::new(&local, pod, drain, resigned.clone());
                 match accept::start(&here, listeners) {
                     Ok(()) => drop(pods.insert(cookie, (stop, here))),
                     Err(error) => {
@@ -320,6 +340,7 @@ async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Command>)
                 local.names.borrow_mut().forget(cookie);
             }
             Command::JudgeAgain => local.live.judge_again(&local.shared.keeper.view_owned()),
+            Command::Resign => drop(resign.send_replace(true)),
             Command::Drain => {
                 for (_, (stop, _here)) in pods.drain() {
                     stop.send_replace(true);

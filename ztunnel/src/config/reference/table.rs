@@ -498,6 +498,6 @@ pub(super) static TABLE: &[Columns] = &[
         "duration",
         "CONNECTION_TERMINATION_DEADLINE",
         Shown(|s| show(s.termination_deadline)),
-        "After the signal to end, live connections may go on for this long. Without its own variable, nine tenths of `TERMINATION_GRACE_PERIOD_SECONDS`.",
+        "After the signal to end, live connections may go on for this long. Without its own variable, nine tenths of `TERMINATION_GRACE_PERIOD_SECONDS`; never longer than that less a second.",
     ),
 ];

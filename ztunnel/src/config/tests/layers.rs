@@ -111,6 +111,15 @@ fn the_deadline_leaves_a_tenth_of_the_grace_period() {
         ("CONNECTION_TERMINATION_DEADLINE", "3s"),
     ];
     assert_eq!(deadline(&both), Duration::from_secs(3));
+    // Whatever is asked for, and however short the grace, a second is left to reset what is open.
+    let long = [
+        ("TERMINATION_GRACE_PERIOD_SECONDS", "30"),
+        ("CONNECTION_TERMINATION_DEADLINE", "5m"),
+    ];
+    assert_eq!(deadline(&long), Duration::from_secs(29));
+    let grace = |seconds| deadline(&[("TERMINATION_GRACE_PERIOD_SECONDS", seconds)]);
+    assert_eq!(grace("5"), Duration::from_secs(4));
+    assert_eq!(grace("0"), Duration::ZERO);
     let endless = [("TERMINATION_GRACE_PERIOD_SECONDS", "18446744073709551615")];
     assert!(load(GOOD, &endless).is_err());
 }

@@ -23,6 +23,8 @@ pub(super) fn prepare(
     let (addresses, listeners, redirected) = netns.visit(|| {
         if programs {
             delivery::prepare()?;
+        } else if let Err(error) = delivery::keep_what_waits() {
+            tracing::warn!(%error, "connections that wait to be accepted may be lost when this process ends");
         }
         let listeners: Result<Vec<_>, _> = (0..config.workers)
             .map(|_| Listeners::open(config.dns.is_some(), config.socks5))

@@ -5,6 +5,10 @@
 //! verdict to the next connection of the kind. A new view is put in force under it, after every
 //! verdict that does not hold by the new view has been removed. So there is no moment in which a
 //! change counts and a verdict from before it lets anything through.
+//!
+//! Of two processes on a node one is in charge. The other has a view, and judges by it what it
+//! carries, but leaves the kernel's verdicts alone; which of the two this process is changes under
+//! the same lock, so that nothing of one that has handed over comes after what its heir has judged.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -27,20 +31,44 @@ pub struct Keeper {
     /// None where rules capture the pods: nothing goes past the proxy, and nothing is remembered.
     kernel: Option<Arc<Kernel>>,
     questions: Option<Arc<Questions>>,
-    changing: Mutex<()>,
+    changing: Mutex<Role>,
+}
+
+/// Whose the kernel's verdicts are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    InCharge,
+    /// Another process's.
+    Beside,
 }
 
 impl Keeper {
-    /// Begins with a view that knows no pods: verdicts of an earlier process hold until the first
-    /// change. `questions` tells what is not in the mesh, where the mesh is known in part only.
+    /// Begins with a view that knows no pods, and not in charge: verdicts of an earlier process hold
+    /// until the first change after [`Self::take_charge`]. `questions` tells what is not in the mesh,
+    /// where the mesh is known in part only.
     #[must_use]
     pub fn new(kernel: Option<Arc<Kernel>>, view: View, questions: Option<Arc<Questions>>) -> Self {
         Self {
             view: ArcSwap::from_pointee(view),
             kernel,
             questions,
-            changing: Mutex::new(()),
+            changing: Mutex::new(Role::Beside),
         }
+    }
+
+    /// The kernel's verdicts are this process's from now on.
+    pub fn take_charge(&self) {
+        *self.lock() = Role::InCharge;
+    }
+
+    /// The kernel's verdicts are another process's from now on: when this returns, nothing of this
+    /// one is written any more.
+    pub fn retire(&self) {
+        *self.lock() = Role::Beside;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Role> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The view in force.
@@ -54,14 +82,14 @@ impl Keeper {
         self.view.load_full()
     }
 
-    /// The lock, if nobody has it and the view is the one in force.
-    fn in_force(&self, view: &Arc<View>) -> Option<MutexGuard<'_, ()>> {
+    /// The lock, if nobody has it, this process is in charge, and the view is the one in force.
+    fn in_force(&self, view: &Arc<View>) -> Option<MutexGuard<'_, Role>> {
         let lock = match self.changing.try_lock() {
             Ok(lock) => lock,
             Err(TryLockError::Poisoned(lock)) => lock.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        Arc::ptr_eq(&self.view.load(), view).then_some(lock)
+        (*lock == Role::InCharge && Arc::ptr_eq(&self.view.load(), view)).then_some(lock)
     }
 
     /// Lets a call go by itself from now on, as it was judged by `view`. Does nothing where
@@ -85,11 +113,12 @@ impl Keeper {
 
     /// Puts a view in force. When this returns, no verdict that does not hold by it is left.
     /// [`Self::sweep`] afterwards, and once more a moment later: what the proxy was just dialling, as
-    /// it was judged before, is written down only then.
+    /// it was judged before, is written down only then. Where another process is in charge, the
+    /// verdicts are its to look through.
     pub fn change(&self, view: View) {
         let view = Arc::new(view);
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(kernel) = &self.kernel else {
+        let role = self.lock();
+        let Some(kernel) = self.kernel.as_ref().filter(|_| *role == Role::InCharge) else {
             self.view.store(view);
             return;
         };
@@ -112,13 +141,21 @@ impl Keeper {
         }
     }
 
+    /// Puts a view in force that knows more of the pods than the one before, and leaves the kernel's
+    /// verdicts as they are: for as long as an earlier process's are to hold, because pods that they
+    /// are about are still to be named. [`Self::change`] makes up for it.
+    pub fn look_ahead(&self, view: View) {
+        let _role = self.lock();
+        self.view.store(Arc::new(view));
+    }
+
     /// Removes the verdicts that rest on an answer of the control plane's that no longer holds: what
     /// was not in the mesh may be in it by now, and nobody has told. What is open stays.
     pub fn expire(&self) {
-        let Some(kernel) = &self.kernel else {
+        let role = self.lock();
+        let Some(kernel) = self.kernel.as_ref().filter(|_| *role == Role::InCharge) else {
             return;
         };
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let view = self.view.load_full();
         if let Err(error) = self.prune(kernel, &view) {
             tracing::error!(%error, "verdicts cannot be checked one by one: all are void now");
@@ -163,6 +200,9 @@ impl Keeper {
         let Some(kernel) = &self.kernel else {
             return;
         };
+        if *self.lock() == Role::Beside {
+            return;
+        }
         let view = self.view.load_full();
         let flows = match kernel.flows() {
             Ok(flows) => flows,

@@ -1,0 +1,385 @@
+//! Who is in charge of the node's pods: this process, one before it, or one that comes after.
+//!
+//! A process that finds another one in charge waits beside it. It learns what the mesh is first, so
+//! that little is left to do, then asks the other to hand over, and goes on as after a restart: it
+//! adopts what is in the kernel, opens listeners of its own beside the other's in every pod, judges
+//! everything again. The other one writes nothing from the moment at which it hands over, but
+//! accepts and carries on until its heir serves all pods; only then it closes its listeners. Should
+//! the heir die before that, it takes charge again. Later on a dead heir is a dead proxy: pods are
+//! refused until the next one.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+
+use super::agent::Agent;
+use super::capture::{Capture, Own};
+use super::{Node, assembly, program_log, until};
+use crate::admin::Pending;
+use crate::config::{NodeAgent, Settings};
+use crate::kernel::{self, Asked, Charge, Heir, HeirPorts, Kernel, Succession};
+use crate::path::Accounts;
+
+/// How often the process in charge is asked: it may not have been watching before.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How often somebody who waits says so.
+const COMPLAIN: Duration = Duration::from_secs(10);
+/// How often to look whether the processes before this one have ended.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+
+type Inheriting = JoinHandle<Result<(Charge, Heir), kernel::Error>>;
+
+/// What this process is on its node.
+#[derive(Debug)]
+pub(super) enum Post {
+    /// Another process is in charge.
+    Beside {
+        /// The node is not ready before this process is.
+        pending: Pending,
+        /// The other one was asked to hand over.
+        asking: Option<Inheriting>,
+    },
+    /// This one is.
+    InCharge(InCharge),
+    /// It was, and its heir does not serve all pods yet.
+    HandingOver(JoinHandle<Result<Heir, kernel::Error>>),
+    /// It was: what is open may end.
+    Retired,
+    /// Rules capture the pods: nothing in the kernel is anybody's.
+    Free,
+}
+
+/// What a process in charge has.
+#[derive(Debug)]
+pub(super) struct InCharge {
+    charge: Charge,
+    /// Until all pods are served: the process before stays that long.
+    heir: Option<Heir>,
+    asked: Asked,
+    /// When to look whether the processes before this one have ended.
+    look_after: Option<Instant>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+/// What taking charge depends on and a change of the settings does not change: sockets that are
+/// open, and a process that takes charge again, stay as they were.
+#[derive(Debug)]
+pub(super) struct Fixed {
+    kernel: kernel::Config,
+    agent: Option<NodeAgent>,
+}
+
+impl Fixed {
+    pub(super) fn of(settings: &Settings) -> Self {
+        Self {
+            kernel: assembly::kernel(settings),
+            agent: settings.node_agent.clone(),
+        }
+    }
+}
+
+/// What has come to pass.
+#[derive(Debug)]
+pub(super) enum Turn {
+    /// This process is to take charge.
+    Take(Result<(Charge, Heir), kernel::Error>),
+    /// Another one wants to.
+    Asked,
+    /// The heir serves all pods, or is dead.
+    Served(Result<Heir, kernel::Error>),
+    /// Processes before this one may have ended.
+    LookAfter,
+}
+
+impl Post {
+    /// Another process is in charge until [`Node::take_charge`].
+    pub(super) const fn beside(pending: Pending) -> Self {
+        Self::Beside {
+            pending,
+            asking: None,
+        }
+    }
+
+    /// Whether no other process has a say about the pods, and what is pinned is this one's.
+    pub(super) const fn is_in_charge(&self) -> bool {
+        matches!(self, Self::InCharge(_) | Self::Free)
+    }
+
+    /// Waits until something changes. Safe to cancel.
+    pub(super) async fn turn(&mut self) -> Turn {
+        match self {
+            Self::Beside {
+                asking: Some(asking),
+                ..
+            } => Turn::Take(ended(asking.await)),
+            Self::HandingOver(served) => Turn::Served(ended(served.await)),
+            Self::InCharge(own) => {
+                tokio::select! {
+                    // Its own lock is not somebody else's.
+                    () = own.asked.asked(), if own.heir.is_none() => Turn::Asked,
+                    () = until(own.look_after) => Turn::LookAfter,
+                }
+            }
+            Self::Beside { asking: None, .. } | Self::Retired | Self::Free => {
+                std::future::pending().await
+            }
+        }
+    }
+}
+
+fn ended<T>(
+    outcome: Result<Result<T, kernel::Error>, tokio::task::JoinError>,
+) -> Result<T, kernel::Error> {
+    outcome.unwrap_or_else(|error| {
+        Err(kernel::Error::Succession {
+            problem: error.to_string(),
+        })
+    })
+}
+
+impl Node {
+    /// Begins: in charge where nobody was, or where nobody has to be.
+    ///
+    /// # Errors
+    /// As [`Self::take_charge`].
+    pub(super) fn begin(&mut self, own: Own) -> Result<(), kernel::Error> {
+        match (&self.capture, own) {
+            (Capture::Rules, _) => {
+                self.serve_pods();
+                let before = std::mem::replace(&mut self.post, Post::Free);
+                self.settle(before);
+                Ok(())
+            }
+            (Capture::Programs(..), Some((charge, heir))) => self.take_charge(charge, Some(heir)),
+            (Capture::Programs(..), None) => Ok(()),
+        }
+    }
+
+    /// Has the node agent name its pods to this process, and enrolls.
+    fn serve_pods(&mut self) {
+        self.enrollment.take_charge();
+        let named = || self.readiness.wait_for("the node agent's pods");
+        self.agent = Agent::of(self.fixed.agent.as_ref(), named);
+    }
+
+    /// Enrolls and judges in the new post.
+    fn settle(&mut self, before: Post) {
+        self.enroll();
+        // Pods that an earlier life of this process has served are judged anew as well.
+        self.judge_anew();
+        if let Post::Beside { pending, .. } = before {
+            pending.done();
+        }
+    }
+
+    /// Moves on where something was waited for that is there by now.
+    pub(super) fn move_on(&mut self) {
+        match &mut self.post {
+            // What has to be known is known.
+            Post::Beside {
+                asking: asking @ None,
+                ..
+            } if self.mesh.is_known() => {
+                tracing::info!(
+                    "another process is in charge of this node's pods: asking it to hand over"
+                );
+                let ports = self.doors.heir_ports();
+                if let Capture::Programs(_, succession) = &self.capture {
+                    let inherit = inherit(succession.clone(), ports);
+                    *asking = Some(tokio::spawn(inherit));
+                }
+            }
+            Post::InCharge(own) if own.heir.is_some() && self.readiness.pending().is_empty() => {
+                own.heir = None;
+                tracing::info!("in charge of this node's pods, and serving them");
+            }
+            _ => {}
+        }
+    }
+
+    /// Does what the succession asks for.
+    ///
+    /// # Errors
+    /// When this process cannot be in charge although it is its turn.
+    pub(super) async fn take_turn(&mut self, turn: Turn) -> Result<(), kernel::Error> {
+        match turn {
+            Turn::Take(taken) => {
+                let (charge, heir) = taken?;
+                self.take_charge(charge, Some(heir))
+            }
+            Turn::Asked => {
+                tracing::info!("another process takes over this node's pods");
+                if self.step_down().await
+                    && let Capture::Programs(_, succession) = &self.capture
+                {
+                    let succession = succession.clone();
+                    let served = async move { succession.served().await };
+                    self.post = Post::HandingOver(tokio::spawn(served));
+                }
+                Ok(())
+            }
+            Turn::Served(heir) => self.leave_or_return(heir?),
+            Turn::LookAfter => {
+                self.look_after_formers();
+                Ok(())
+            }
+        }
+    }
+
+    /// From now on what is pinned is this process's, as it was left. `heir` is there where a process
+    /// before this one is to stay until all pods are served.
+    ///
+    /// # Errors
+    /// When the kernel refuses; nothing is detached.
+    pub(super) fn take_charge(
+        &mut self,
+        charge: Charge,
+        heir: Option<Heir>,
+    ) -> Result<(), kernel::Error> {
+        let Capture::Programs(kernel, succession) = &self.capture else {
+            return Ok(());
+        };
+        let (kernel, succession) = (kernel.clone(), succession.clone());
+        kernel.take_charge(&kernel::Config {
+            exemptions: assembly::exemptions(&self.settings),
+            ..self.fixed.kernel.clone()
+        })?;
+        let asked = succession.watch()?;
+        self.shared.keeper.take_charge();
+        self.serve_pods();
+        let program_log = tokio::spawn(program_log::follow(kernel.clone()));
+        let tasks = [program_log, self.keep_accounts(kernel)];
+        let before = std::mem::replace(
+            &mut self.post,
+            Post::InCharge(InCharge {
+                charge,
+                heir,
+                asked,
+                look_after: Some(Instant::now() + LOOK_AFTER),
+                tasks,
+            }),
+        );
+        self.settle(before);
+        Ok(())
+    }
+
+    /// Writes nothing any more, and reads nothing that is another's to read. Says whether this
+    /// process was in charge. What happens from now on waits in the kernel for the next one.
+    pub(super) async fn step_down(&mut self) -> bool {
+        if !matches!(self.post, Post::InCharge(_)) {
+            return false;
+        }
+        self.shared.keeper.retire();
+        self.enrollment.retire();
+        if let Some(agent) = &mut self.agent {
+            agent.retire();
+        }
+        let Post::InCharge(own) = std::mem::replace(&mut self.post, Post::Retired) else {
+            return false;
+        };
+        for task in own.tasks {
+            task.abort();
+            // Aborted is what it is to be.
+            drop(task.await);
+        }
+        drop(own.charge);
+        true
+    }
+
+    /// After handing over: whoever came after serves all pods by now, or is dead.
+    /// Nobody else becomes heir meanwhile.
+    fn leave_or_return(&mut self, heir: Heir) -> Result<(), kernel::Error> {
+        let Capture::Programs(_, succession) = &self.capture else {
+            return Ok(());
+        };
+        let succession = succession.clone();
+        if let Some(charge) = succession.take_over()? {
+            tracing::warn!("the process that was to take over has ended: in charge again");
+            self.take_charge(charge, None)?;
+            drop(heir);
+            return Ok(());
+        }
+        self.post = Post::Retired;
+        self.enrollment.resign();
+        self.workers.resign();
+        if succession.wants_ports() {
+            // In this namespace one process can have the ports.
+            self.stop.send_replace(true);
+        }
+        drop(heir);
+        tracing::info!(
+            "another process serves this node's pods: nothing more is accepted, what is open may end"
+        );
+        Ok(())
+    }
+
+    fn look_after_formers(&mut self) {
+        let Post::InCharge(own) = &mut self.post else {
+            return;
+        };
+        let Some(kernel) = &self.shared.kernel else {
+            return;
+        };
+        let left = kernel.forget_formers().unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot see whether the processes before this one have ended");
+            true
+        });
+        own.look_after = left.then(|| Instant::now() + LOOK_AFTER);
+    }
+
+    /// Has the kernel's events about the direct lane written down.
+    fn keep_accounts(&self, kernel: Arc<Kernel>) -> JoinHandle<()> {
+        let accounts = Accounts::new(self.shared.clone(), kernel.clone());
+        tokio::spawn(async move {
+            let ended = match kernel.events() {
+                Ok(events) => accounts.follow(events).await,
+                Err(error) => {
+                    tracing::error!(%error, "connections of the direct lane are not reported");
+                    return;
+                }
+            };
+            tracing::error!(
+                ?ended,
+                "connections of the direct lane are no longer reported"
+            );
+        })
+    }
+}
+
+/// Waits for its turn, then asks until the process in charge hands over, or ends.
+async fn inherit(
+    succession: Succession,
+    ports: HeirPorts,
+) -> Result<(Charge, Heir), kernel::Error> {
+    let began = Instant::now();
+    let mut said = began;
+    let mut complain = |what: &str| {
+        if said.elapsed() >= COMPLAIN {
+            said = Instant::now();
+            tracing::warn!(waited = ?began.elapsed(), "{what}");
+        }
+    };
+    let become_heir = succession.become_heir(ports);
+    tokio::pin!(become_heir);
+    let heir = loop {
+        tokio::select! {
+            heir = &mut become_heir => break heir?,
+            () = tokio::time::sleep(ASK_AGAIN) => {
+                complain("waiting for a third process, which is about to take over");
+            }
+        }
+    };
+    let inherit = succession.inherit();
+    tokio::pin!(inherit);
+    let charge = loop {
+        succession.ask(&heir)?;
+        tokio::select! {
+            charge = &mut inherit => break charge?,
+            () = tokio::time::sleep(ASK_AGAIN) => {
+                complain("the process in charge of this node's pods does not hand over: does it run? Waiting until it does so or ends");
+            }
+        }
+    };
+    Ok((charge, heir))
+}
