@@ -76,12 +76,16 @@ fn everything_goes_as_without(rules: Rules) {
     let world = World::two_nodes().unwrap();
     install(&world, rules);
     let mut mesh = Mesh::start(&world).unwrap();
+    everything_goes(&world, &mut mesh);
+}
+
+fn everything_goes(world: &World, mesh: &mut Mesh<'_>) {
     let pods = world.nodes().iter().flat_map(|node| &node.pods);
     let hosts = pods.chain([world.outside()]);
     let _servers: Vec<_> = hosts
         .map(|host| host.serve(Kind::Http, HTTP).unwrap())
         .collect();
-    everywhere(&world);
+    everywhere(world);
     let server = world.pod("b", 0);
     for family in Family::BOTH {
         let dialled = format!("dst.addr={}", server.at(family, HTTP));
@@ -95,7 +99,7 @@ fn everything_goes_as_without(rules: Rules) {
     for proxy in mesh.proxies() {
         assert!(!proxy.log().contains(":15006 "), "{}", proxy.log());
     }
-    scene::unharmed(&mut mesh);
+    scene::unharmed(mesh);
 }
 
 #[test]
@@ -111,6 +115,34 @@ fn everything_goes_as_without_rules_of_iptables_on_nf_tables() {
 #[test]
 fn everything_goes_as_without_rules_of_nft() {
     everything_goes_as_without(Rules::Nft);
+}
+
+/// In a container that cannot have the programs the rules are all there is.
+#[test]
+fn without_programs_the_rules_capture() {
+    let world = World::two_nodes().unwrap();
+    install(&world, Rules::IptablesNft);
+    let mut mesh = Mesh::builder(&world)
+        .settings(|settings| {
+            let by = ("by".to_owned(), json!("rules"));
+            settings.capture.extra.extend([by]);
+        })
+        .start()
+        .unwrap();
+    everything_goes(&world, &mut mesh);
+    for proxy in mesh.proxies() {
+        assert!(
+            !proxy.settings.capture.bpf_directory.exists(),
+            "it has pins"
+        );
+    }
+    // Without the rules nothing captures; with them and without a proxy everything is refused.
+    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+    mesh.proxy("a").kill().unwrap();
+    for family in Family::BOTH {
+        let outcome = scene::call(client, server.at(family, HTTP));
+        assert!(scene::is_refused(&outcome), "{outcome:?}");
+    }
 }
 
 #[test]
