@@ -42,7 +42,7 @@ pub use error::Error;
 pub use events::{Event, Events, Happening};
 pub use log::LogForwarder;
 use maps::{Maps, failed};
-use object::{Object, Owner, Settled, Speech};
+use object::{Object, Owner, Settled, Speech, kernel_knows_process};
 pub use object::{is_at_least, release};
 use pins::Pins;
 use programs::{ALL, Cgroup, INBOUND, PAST, attach_cgroup};
@@ -251,7 +251,10 @@ impl Kernel {
         })?;
         maps.exempt(&config.exemptions)?;
         attach_cgroup(&self.object(), &self.pins, &self.cgroup)?;
-        maps.introduce()?;
+        // Elsewhere the mark alone tells the proxy's own sockets, and nobody has to be known.
+        if kernel_knows_process() {
+            maps.introduce()?;
+        }
         self.show_life()?;
         let joined = maps.any_pod(|pod| pod.flags & POD_JOIN != 0)?;
         self.joins.store(joined, Ordering::Relaxed);
@@ -268,7 +271,7 @@ impl Kernel {
     fn show_life(&self) -> Result<(), Error> {
         let own = self.maps.process()?;
         let mut life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
-        if life.as_ref().is_none_or(|(process, _)| *process != own) {
+        if own != 0 && life.as_ref().is_none_or(|(process, _)| *process != own) {
             *life = Some((own, self.lives.begin(own)?));
         }
         drop(life);

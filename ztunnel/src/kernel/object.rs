@@ -225,7 +225,7 @@ fn load_program(parsed: &Parsed, name: &'static str, attach: AttachType) -> Resu
 }
 
 /// Linux 6.10 lets programs of every type ask for the process id.
-fn kernel_knows_process() -> bool {
+pub(super) fn kernel_knows_process() -> bool {
     release().is_ok_and(|release| is_at_least(&release, 6, 10))
 }
 
