@@ -299,13 +299,11 @@ pub(super) static TABLE: &[Columns] = &[
         "list of address ranges",
         "",
         Shown(|s| {
-            let cidrs: Vec<String> = s
-                .capture
-                .exempt_sources
-                .iter()
+            let cidrs = s.capture.exempt_sources.iter();
+            cidrs
                 .map(ToString::to_string)
-                .collect();
-            cidrs.join(", ")
+                .collect::<Vec<_>>()
+                .join(", ")
         }),
         "Sources of inbound connections that are never captured and meet no policy: those of kubelet's probes, unless told otherwise.",
     ),

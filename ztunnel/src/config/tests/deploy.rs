@@ -53,7 +53,7 @@ fn variables(container: &Value) -> Vec<(String, String)> {
 fn the_daemonset_is_a_node_of_istios_mesh() {
     let pod = pod("daemonset.yaml");
     let container = &list(&pod, "containers")[0];
-    let environment = Environment::read(variables(container).into_iter()).unwrap();
+    let environment = Environment::read(variables(container)).unwrap();
     let settings = load_from(None, &environment, &Overrides::default()).unwrap();
     assert_eq!(settings.mode, Mode::Shared);
     assert_eq!(settings.capture.by, CaptureBy::Auto);
