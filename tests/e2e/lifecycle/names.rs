@@ -55,7 +55,8 @@ fn addresses(query: &[u8], response: &[u8]) -> Vec<IpAddr> {
 
 /// The resolver outside: it answers one address to everything and counts.
 fn resolver(host: &Host) -> Arc<AtomicUsize> {
-    let at = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), DNS);
+    // It has several addresses: an answer is to come from the one that was asked.
+    let at = host.at(Family::V4, DNS);
     let open = || (UdpSocket::bind(at).unwrap(), TcpListener::bind(at).unwrap());
     let (udp, tcp) = host.enter(open);
     let asked = Arc::new(AtomicUsize::new(0));
