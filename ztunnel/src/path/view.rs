@@ -167,10 +167,11 @@ impl View {
         let (server, servers) = self.find(workload)?;
         let (client, clients) = self.find(source)?;
         let both = [clients, servers];
-        let tunnel = both.iter().any(|end| end.same_node == SameNode::Tunnel);
+        // What a pod says to itself leaves it on no lane, and does not come in.
+        let itself = server.cookie == client.cookie;
+        let tunnel = !itself && both.iter().any(|end| end.same_node == SameNode::Tunnel);
         let wants_tunnels = workload.native_tunnel || workload.application_tunnel.is_some();
-        // What a pod says to itself does not come in.
-        let redirected = server.redirected && server.cookie != client.cookie;
+        let redirected = server.redirected && !itself;
         if tunnel || wants_tunnels || redirected || !server.addresses.contains(&to) {
             return None;
         }
