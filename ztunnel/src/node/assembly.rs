@@ -158,8 +158,8 @@ pub(super) fn admin(settings: &Settings) -> admin::Config {
     }
 }
 
-/// `programs`: whether the kernel programs are at work. Without them the way back of a delivery is that
-/// of the rules in the pod, which know it by the mark of the proxy's own sockets.
+/// `programs`: whether the kernel programs are at work. Without them nothing says which resolver a
+/// pod has asked.
 pub(super) fn path(settings: &Settings, programs: bool) -> path::Config {
     path::Config {
         network: settings.network.clone(),
@@ -168,11 +168,6 @@ pub(super) fn path(settings: &Settings, programs: bool) -> path::Config {
         mark: settings.capture.mark,
         dial: pods::Dial {
             timeout: settings.hbone.connect_timeout,
-            delivery_mark: if programs {
-                pods::delivery::DELIVERY_MARK
-            } else {
-                settings.capture.mark
-            },
             keepalive: settings.keepalive.map(|keepalive| {
                 TcpKeepalive::new()
                     .with_time(keepalive.time)

@@ -318,7 +318,7 @@ impl Enrollment {
 
     fn enroll(&mut self, terms: Terms<'_>, wanted: &Wanted) -> Result<(), EnrollError> {
         let kernel = self.shared.kernel.clone();
-        let (pod, listeners) = prepare(wanted, &self.shared.config, kernel.is_some())?;
+        let (pod, listeners) = prepare(wanted, &self.shared.config)?;
         let cookie = pod.netns.cookie();
         let mut others = self.pods.iter();
         if let Some((other, _)) = others.find(|(_, other)| other.pod.netns.cookie() == cookie) {

@@ -42,15 +42,6 @@ const FWMARK_REFLECT: [(&str, bool); 2] = [
 /// process which takes over, instead of being reset (Linux 5.14).
 const MIGRATE: &str = "net/ipv4/tcp_migrate_req";
 
-/// In the namespace of the calling thread, lets no connection be lost that waits in the queue of a
-/// listener which is closed.
-///
-/// # Errors
-/// Names the key that the kernel refused.
-pub fn keep_what_waits() -> Result<(), Error> {
-    turn_on(MIGRATE)
-}
-
 /// Prepares the namespace of the calling thread. What is there already is left alone.
 ///
 /// # Errors
@@ -66,7 +57,7 @@ pub fn prepare() -> Result<(), Error> {
     })?;
     let v6 = std::path::Path::new("/proc/thread-self/net/if_inet6").exists();
     turn_on(FWMARK_ACCEPT)?;
-    keep_what_waits()?;
+    turn_on(MIGRATE)?;
     for (key, always) in FWMARK_REFLECT {
         if always || v6 {
             turn_on(key)?;

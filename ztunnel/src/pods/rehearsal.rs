@@ -11,7 +11,6 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::delivery::DELIVERY_MARK;
 use super::destroy::{Connection, Destroyed, destroy};
 use super::socket::spoof;
 use super::{DestroyError, Error, Listeners, delivery};
@@ -79,7 +78,7 @@ fn deliver() -> io::Result<Delivered> {
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let local = server.local_addr()?;
     let client = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-    spoof(&client, CLIENT, DELIVERY_MARK)?;
+    spoof(&client, CLIENT)?;
     client.connect_timeout(&local.into(), PATIENCE)?;
     let (accepted, remote) = server.accept()?;
     if remote.ip() != CLIENT {

@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
+use super::delivery::DELIVERY_MARK;
 use super::{Error, Netns};
 
 /// Where redirected outbound TCP arrives, on loopback (wire facts, "Ports").
@@ -215,8 +216,6 @@ pub enum Source {
 pub struct Dial {
     /// How long to wait for the other end.
     pub timeout: Duration,
-    /// The mark of deliveries, by which their replies find the way back.
-    pub delivery_mark: u32,
     /// Keep-alive probes, if any.
     pub keepalive: Option<TcpKeepalive>,
 }
@@ -286,7 +285,7 @@ impl Dial {
         match source {
             Source::Pod { mark } => socket.set_mark(mark)?,
             Source::Client { address } if address.is_ipv4() == to.is_ipv4() => {
-                spoof(&socket, address, self.delivery_mark)?;
+                spoof(&socket, address)?;
             }
             // A client of the other family has no address that the application could see.
             Source::Client { .. } => socket.bind_device(Some(b"lo"))?,
@@ -343,12 +342,12 @@ async fn finish(socket: Socket) -> io::Result<TcpStream> {
 /// Prepares a delivery socket that bears the client's address: any address may be bound
 /// (`IP_TRANSPARENT`), replies find their way back by the mark, and because the socket is bound
 /// to the loopback device, inbound capture sees where the connection comes from and lets it be.
-pub(super) fn spoof(socket: &Socket, address: IpAddr, mark: u32) -> io::Result<()> {
+pub(super) fn spoof(socket: &Socket, address: IpAddr) -> io::Result<()> {
     match address {
         IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
         IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
     }
-    socket.set_mark(mark)?;
+    socket.set_mark(DELIVERY_MARK)?;
     socket.bind_device(Some(b"lo"))?;
     setsockopt(&socket.as_fd(), sockopt::IpBindAddressNoPort, &true)?;
     socket.bind(&SocketAddr::new(address, 0).into())

@@ -11,21 +11,14 @@ use crate::path::Config;
 use crate::pods::{Listeners, Netns, Place, Pod, addresses_here, delivery, is_redirected};
 
 /// Opens the pod's namespace and the listeners in there, one set for each worker; those for DNS
-/// where it is captured. Where the pod's
-/// connections come by the rules of others (`programs` is false), the way back of a delivery is
-/// theirs too.
+/// where it is captured.
 pub(super) fn prepare(
     wanted: &Wanted,
     config: &Config,
-    programs: bool,
 ) -> Result<(Arc<Pod>, Vec<Listeners>), EnrollError> {
     let netns = Netns::of(&wanted.netns)?;
     let (addresses, listeners, redirected) = netns.visit(|| {
-        if programs {
-            delivery::prepare()?;
-        } else if let Err(error) = delivery::keep_what_waits() {
-            tracing::warn!(%error, "connections that wait to be accepted may be lost when this process ends");
-        }
+        delivery::prepare()?;
         let listeners: Result<Vec<_>, _> = (0..config.workers)
             .map(|_| Listeners::open(config.dns.is_some(), config.socks5))
             .collect();
