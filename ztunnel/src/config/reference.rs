@@ -90,3 +90,9 @@ pub fn markdown() -> String {
     }
     text
 }
+
+/// Address ranges as a default shows them.
+fn listed(ranges: &[ipnet::IpNet]) -> String {
+    let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+    ranges.join(", ")
+}

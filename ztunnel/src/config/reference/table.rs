@@ -1,7 +1,7 @@
 //! The table itself.
 
 use super::Default::{Shown, Words};
-use super::{Default, LogFormat, show};
+use super::{Default, LogFormat, listed, show};
 
 /// Key, unit, variable, default and meaning.
 pub(super) type Columns = (
@@ -298,13 +298,7 @@ pub(super) static TABLE: &[Columns] = &[
         "capture.exemptSources",
         "list of address ranges",
         "",
-        Shown(|s| {
-            let cidrs = s.capture.exempt_sources.iter();
-            cidrs
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(", ")
-        }),
+        Shown(|s| listed(&s.capture.exempt_sources)),
         "Sources of inbound connections that are never captured and meet no policy: those of kubelet's probes, unless told otherwise.",
     ),
     (
