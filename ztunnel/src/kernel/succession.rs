@@ -75,6 +75,12 @@ impl Succession {
         Ok(self.take_over()?.map(|charge| (charge, heir)))
     }
 
+    /// Whether somebody is the heir.
+    #[must_use]
+    pub fn has_heir(&self) -> bool {
+        matches!(try_lock(&self.heir, File::try_lock), Ok(None))
+    }
+
     /// Takes charge where nobody has it; for the heir, and for who has just had it.
     ///
     /// # Errors

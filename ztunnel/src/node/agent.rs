@@ -83,9 +83,13 @@ impl Agent {
     }
 
     /// The agent's next request. None: the task that follows it has ended, which it never does by
-    /// itself. Safe to cancel.
+    /// itself; once another process serves the pods there is simply no request any more. Safe to
+    /// cancel.
     pub(super) async fn request(&mut self) -> Option<Request> {
-        self.requests.recv().await
+        match self.requests.recv().await {
+            None if self.retired => std::future::pending().await,
+            request => request,
+        }
     }
 
     /// Writes down what the agent says, and finds out what is to be done about it.

@@ -56,10 +56,27 @@ pub(super) struct InCharge {
     charge: Charge,
     /// Until all pods are served: the process before stays that long.
     heir: Option<Heir>,
-    asked: Asked,
+    /// None where the system has no watch left.
+    asked: Option<Asked>,
+    succession: Succession,
     /// When to look whether the processes before this one have ended.
     look_after: Option<Instant>,
     tasks: [JoinHandle<()>; 2],
+}
+
+impl InCharge {
+    /// Waits until another process wants to take over. Safe to cancel.
+    async fn asked(&mut self) {
+        if let Some(asked) = &mut self.asked {
+            return asked.asked().await;
+        }
+        loop {
+            tokio::time::sleep(ASK_AGAIN).await;
+            if self.succession.has_heir() {
+                return;
+            }
+        }
+    }
 }
 
 /// What taking charge depends on and a change of the settings does not change: sockets that are
@@ -84,6 +101,8 @@ impl Fixed {
 pub(super) enum Turn {
     /// This process is to take charge.
     Take(Result<(Charge, Heir), kernel::Error>),
+    /// Whoever was in charge may have ended, whatever is known here.
+    Look,
     /// Another one wants to.
     Asked,
     /// The heir serves all pods, or is dead.
@@ -115,15 +134,18 @@ impl Post {
             } => Turn::Take(ended(asking.await)),
             Self::HandingOver(served) => Turn::Served(ended(served.await)),
             Self::InCharge(own) => {
+                let look_after = own.look_after;
                 tokio::select! {
                     // Its own lock is not somebody else's.
-                    () = own.asked.asked(), if own.heir.is_none() => Turn::Asked,
-                    () = until(own.look_after) => Turn::LookAfter,
+                    () = own.asked(), if own.heir.is_none() => Turn::Asked,
+                    () = until(look_after) => Turn::LookAfter,
                 }
             }
-            Self::Beside { asking: None, .. } | Self::Retired | Self::Free => {
-                std::future::pending().await
+            Self::Beside { asking: None, .. } => {
+                tokio::time::sleep(ASK_AGAIN).await;
+                Turn::Look
             }
+            Self::Retired | Self::Free => std::future::pending().await,
         }
     }
 }
@@ -139,20 +161,21 @@ fn ended<T>(
 }
 
 impl Node {
-    /// Begins: in charge where nobody was, or where nobody has to be.
+    /// Begins: in charge where nobody was.
     ///
     /// # Errors
     /// As [`Self::take_charge`].
     pub(super) fn begin(&mut self, own: Own) -> Result<(), kernel::Error> {
-        match (&self.capture, own) {
-            (Capture::Rules, _) => {
-                self.serve_pods();
-                let before = std::mem::replace(&mut self.post, Post::Free);
-                self.settle(before);
-                Ok(())
-            }
-            (Capture::Programs(..), Some((charge, heir))) => self.take_charge(charge, Some(heir)),
-            (Capture::Programs(..), None) => Ok(()),
+        match own {
+            Some((charge, heir)) => self.take_charge(charge, Some(heir)),
+            None => Ok(()),
+        }
+    }
+
+    fn nobody_is_in_charge(&self) -> Result<Own, kernel::Error> {
+        match &self.capture {
+            Capture::Programs(_, succession) => succession.take(),
+            Capture::Rules => Ok(None),
         }
     }
 
@@ -176,6 +199,14 @@ impl Node {
     /// Moves on where something was waited for that is there by now.
     pub(super) fn move_on(&mut self) {
         match &mut self.post {
+            // Rules send connections to whoever listens: not before they can be judged.
+            Post::Beside { .. } if matches!(self.capture, Capture::Rules) => {
+                if self.mesh.is_known() {
+                    self.serve_pods();
+                    let before = std::mem::replace(&mut self.post, Post::Free);
+                    self.settle(before);
+                }
+            }
             // What has to be known is known.
             Post::Beside {
                 asking: asking @ None,
@@ -208,6 +239,10 @@ impl Node {
                 let (charge, heir) = taken?;
                 self.take_charge(charge, Some(heir))
             }
+            Turn::Look => match self.nobody_is_in_charge()? {
+                Some((charge, heir)) => self.take_charge(charge, Some(heir)),
+                None => Ok(()),
+            },
             Turn::Asked => {
                 tracing::info!("another process takes over this node's pods");
                 if self.step_down().await
@@ -245,7 +280,12 @@ impl Node {
             exemptions: assembly::exemptions(&self.settings),
             ..self.fixed.kernel.clone()
         })?;
-        let asked = succession.watch()?;
+        let asked = succession
+            .watch()
+            .inspect_err(
+                |error| tracing::warn!(%error, "an heir is looked for every second instead"),
+            )
+            .ok();
         self.shared.keeper.take_charge();
         self.serve_pods();
         let program_log = tokio::spawn(program_log::follow(kernel.clone()));
@@ -256,6 +296,7 @@ impl Node {
                 charge,
                 heir,
                 asked,
+                succession,
                 look_after: Some(Instant::now() + LOOK_AFTER),
                 tasks,
             }),

@@ -139,7 +139,10 @@ impl Node {
             self.judge_anew();
         }
         if self.own.expire.is_some_and(|expire| expire <= now) {
-            self.shared.keeper.expire();
+            // Before the first judgement what an earlier process has let go holds.
+            if !self.judgement_waits() {
+                self.shared.keeper.expire();
+            }
             self.own.expired();
             let waited = self.own.holds();
             self.ask_for_own();

@@ -91,6 +91,12 @@ pub(super) enum EnrollError {
     /// Its inbound listeners could not be made known to the kernel programs.
     #[error("cannot make the inbound listeners known to the kernel programs: {0}")]
     Claim(#[source] std::io::Error),
+    /// Nothing would take its connections to the proxy.
+    #[error(
+        "no rules inside the pod redirect its connections, and there are no kernel programs here: it \
+         would be without a mesh (istio-cni puts the rules there; see capture.by)"
+    )]
+    NoRules,
     /// Capture could not be turned on.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
@@ -190,7 +196,7 @@ impl Enrollment {
             if has && !seen {
                 tracing::info!(pod = %pod.uid.0, "rules inside the pod redirect what comes in: no direct lane leads to it");
             }
-            redirected.store(has, Ordering::Relaxed);
+            redirected.fetch_or(has, Ordering::Relaxed);
             found |= has;
         }
         found
@@ -211,7 +217,11 @@ impl Enrollment {
     ) -> Vec<(Wanted, EnrollError)> {
         let left = |(key, enrolled): (&Key, &Enrolled)| {
             let stays = |pod: &Wanted| pod.key == *key && is_as_wanted(enrolled, pod);
-            (!wanted.iter().any(stays)).then(|| key.clone())
+            // The agent has not said yet who is there: whom it does not name may still come.
+            let unheard = matches!(key, Key::Announced(_))
+                && strangers == Strangers::Hold
+                && !wanted.iter().any(|pod| pod.key == *key);
+            (!unheard && !wanted.iter().any(stays)).then(|| key.clone())
         };
         let leaving: Vec<Key> = self.pods.iter().filter_map(left).collect();
         for key in leaving {
@@ -319,6 +329,9 @@ impl Enrollment {
     fn enroll(&mut self, terms: Terms<'_>, wanted: &Wanted) -> Result<(), EnrollError> {
         let kernel = self.shared.kernel.clone();
         let (pod, listeners) = prepare(wanted, &self.shared.config)?;
+        if kernel.is_none() && !pod.redirected.load(Ordering::Relaxed) {
+            return Err(EnrollError::NoRules);
+        }
         let cookie = pod.netns.cookie();
         let mut others = self.pods.iter();
         if let Some((other, _)) = others.find(|(_, other)| other.pod.netns.cookie() == cookie) {

@@ -240,7 +240,11 @@ impl Node {
                         tracing::error!(%error, "changes of the mesh file may go unnoticed");
                     }
                 }
-                turn = self.post.turn() => self.take_turn(turn).await?,
+                turn = self.post.turn() => {
+                    if let Err(error) = self.take_turn(turn).await {
+                        break Err(error.into());
+                    }
+                }
                 () = self.doors.due() => self.doors.knock(),
                 () = until(self.retry) => self.enroll(),
                 told = self.mesh.changed() => {
@@ -407,7 +411,7 @@ impl Node {
         self.mesh.in_force(Duration::ZERO);
     }
 
-    fn judgement_waits(&self) -> bool {
+    pub(super) fn judgement_waits(&self) -> bool {
         let hold = self.agent.as_ref().and_then(Agent::hold);
         !self.mesh.is_known() || hold.is_some() || self.own.holds()
     }
