@@ -351,6 +351,36 @@ fn no_request_fails_while_a_proxy_is_replaced_that_istio_tells_everything() {
     scene::unharmed(&mut cluster.mesh);
 }
 
+/// A process that was to take over dies before it serves. The one before is in charge again, has to be
+/// told of its pods anew, and lets none of them out of capture meanwhile.
+#[test]
+fn who_is_in_charge_again_keeps_the_pods_of_the_agent() {
+    let world = World::two_nodes().unwrap();
+    let mut cluster = Cluster::start(&world);
+    let (here, there) = (world.pod("a", 0), world.pod("b", 0));
+    let _servers = [here, there].map(|pod| pod.serve(Kind::Http, HTTP).unwrap());
+    answered(here, there.at(Family::V4, HTTP));
+    let (proxy, agent) = (cluster.mesh.proxy("a"), &mut cluster.agents[0]);
+    let mut heir = proxy.launch_second(&["--take-over"]).unwrap();
+    // It has taken charge, and is told of no pod.
+    agent.meet_heir().unwrap();
+    heir.kill().unwrap();
+    proxy.wait_for_log("in charge again", LIMIT).unwrap();
+    agent.meet_heir().unwrap();
+    for _ in 0..20 {
+        answered(here, there.at(Family::V4, HTTP));
+        answered(there, here.at(Family::V4, HTTP));
+    }
+    for pod in &world.node("a").pods {
+        agent.add(pod, &pod_uid(pod)).unwrap();
+    }
+    agent.snapshot_sent().unwrap();
+    answered(there, here.at(Family::V6, HTTP));
+    let log = cluster.mesh.proxy("a").log();
+    assert!(!log.contains("pod left"), "{log}");
+    scene::unharmed(&mut cluster.mesh);
+}
+
 /// Where a waypoint is told what was dialled.
 const PROXY_PORT: u16 = 15088;
 

@@ -200,12 +200,12 @@ impl Node {
     pub(super) fn move_on(&mut self) {
         match &mut self.post {
             // Rules send connections to whoever listens: not before they can be judged.
-            Post::Beside { .. } if matches!(self.capture, Capture::Rules) => {
-                if self.mesh.is_known() {
-                    self.serve_pods();
-                    let before = std::mem::replace(&mut self.post, Post::Free);
-                    self.settle(before);
-                }
+            Post::Beside { .. }
+                if matches!(self.capture, Capture::Rules) && self.mesh.is_known() =>
+            {
+                self.serve_pods();
+                let before = std::mem::replace(&mut self.post, Post::Free);
+                self.settle(before);
             }
             // What has to be known is known.
             Post::Beside {
