@@ -161,15 +161,12 @@ fn backends_come_and_go_under_load_and_nobody_is_refused() {
         .iter()
         .filter_map(|(_, outcome)| outcome.as_ref().err())
         .collect();
-    // A verdict that changes between connect() and its SYN stops the call (`direct::holds`): the kernel
-    // answers that there is no route. Anything else, or more of it, is a fault.
-    let stopped = |failure: &&&String| failure.contains("No route to host");
-    let others = failures.iter().filter(|failure| !stopped(failure)).count();
     assert!(
-        others == 0 && failures.len() <= heard.len() / 10_000,
-        "{} of {} failed: {failures:?}",
+        failures.is_empty(),
+        "{} of {} failed: {:?}",
         failures.len(),
-        heard.len()
+        heard.len(),
+        &failures[..failures.len().min(5)]
     );
     println!("{} connections", heard.len());
     unharmed(&mut mesh);

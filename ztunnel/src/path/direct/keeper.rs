@@ -122,22 +122,12 @@ impl Keeper {
             self.view.store(view);
             return;
         };
-        let renewed = self.prune(kernel, &view).unwrap_or_else(|error| {
-            tracing::error!(%error, "verdicts cannot be checked one by one: all are void now");
-            // Should not even this work, nothing about the maps does, and it is said above.
-            if let Err(error) = kernel.forget_everything() {
-                tracing::error!(%error, "verdicts cannot be made void");
-            }
-            Vec::new()
-        });
+        self.prune(kernel, &view);
         self.view.store(view.clone());
         for pod in view.pods() {
             if let Err(error) = kernel.set_ends(pod.cookie, view.ends(pod.cookie)) {
                 tracing::warn!(%error, pod = %pod.uid.0, "its connections with the proxy stay as they are");
             }
-        }
-        for (call, verdict) in renewed {
-            told(kernel.remember_call(&call, &verdict));
         }
     }
 
@@ -156,13 +146,7 @@ impl Keeper {
         let Some(kernel) = self.kernel.as_ref().filter(|_| *role == Role::InCharge) else {
             return;
         };
-        let view = self.view.load_full();
-        if let Err(error) = self.prune(kernel, &view) {
-            tracing::error!(%error, "verdicts cannot be checked one by one: all are void now");
-            if let Err(error) = kernel.forget_everything() {
-                tracing::error!(%error, "verdicts cannot be made void");
-            }
-        }
+        self.prune(kernel, &self.view.load());
     }
 
     /// What is known about a call beside the view.
@@ -172,18 +156,25 @@ impl Keeper {
         questions.is_absent(&key).then_some(key)
     }
 
-    /// Removes what does not hold by the view; returns what is to be written instead.
-    fn prune(
-        &self,
-        kernel: &Kernel,
-        view: &View,
-    ) -> Result<Vec<(Call, kernel::Verdict)>, kernel::Error> {
-        let mut renewed = Vec::new();
+    /// Leaves no verdict that does not hold by the view; where they cannot be looked through, none.
+    fn prune(&self, kernel: &Kernel, view: &View) {
+        if let Err(error) = self.prune_each(kernel, view) {
+            tracing::error!(%error, "verdicts cannot be checked one by one: all are void now");
+            // Should not even this work, nothing about the maps does, and it is said above.
+            if let Err(error) = kernel.forget_everything() {
+                tracing::error!(%error, "verdicts cannot be made void");
+            }
+        }
+    }
+
+    /// A verdict that has a successor is replaced in place: a call that has been let go, and whose SYN
+    /// has not left, is stopped if it finds none.
+    fn prune_each(&self, kernel: &Kernel, view: &View) -> Result<(), kernel::Error> {
         for (call, written) in kernel.calls()? {
-            let now = verdict::call(&call, self.absent(&call, view).as_slice(), view);
-            if now.as_ref() != Some(&written) {
-                kernel.forget_call(&call)?;
-                renewed.extend(now.map(|now| (call, now)));
+            match verdict::call(&call, self.absent(&call, view).as_slice(), view) {
+                Some(now) if now == written => {}
+                Some(now) => kernel.remember_call(&call, &now)?,
+                None => kernel.forget_call(&call)?,
             }
         }
         for arrival in kernel.arrivals()? {
@@ -191,7 +182,7 @@ impl Keeper {
                 kernel.forget_arrival(&arrival)?;
             }
         }
-        Ok(renewed)
+        Ok(())
     }
 
     /// Ends the connections of the direct lane that may no longer be open. Both ends see a reset.
