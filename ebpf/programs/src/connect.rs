@@ -260,31 +260,25 @@ fn mark(ctx: &SockAddrContext, config: &Config, sk: *mut bpf_sock) -> bool {
     if now != 0 {
         return (now ^ config.mark) & MARK_MASK == 0;
     }
-    let mut value = config.mark ^ DIRECT_MARK;
-    // SAFETY: the option is an int, and its size is given.
-    let result = unsafe {
-        bpf_setsockopt(
-            ctx.sock_addr.cast(),
-            SOL_SOCKET as i32,
-            SO_MARK as i32,
-            core::ptr::from_mut(&mut value).cast(),
-            4,
-        )
-    };
-    result == 0
+    set_option(ctx, SO_MARK, config.mark ^ DIRECT_MARK)
 }
 
 /// A socket bound to another device than loopback would never reach the proxy.
 #[inline(always)]
 pub fn unbind_device(ctx: &SockAddrContext) -> bool {
-    let mut none = 0_i32;
+    set_option(ctx, SO_BINDTOIFINDEX, 0)
+}
+
+/// Sets an option of the socket itself. False: it cannot be set.
+#[inline(always)]
+fn set_option(ctx: &SockAddrContext, option: u32, mut value: u32) -> bool {
     // SAFETY: the option is an int, and its size is given.
     let result = unsafe {
         bpf_setsockopt(
             ctx.sock_addr.cast(),
             SOL_SOCKET as i32,
-            SO_BINDTOIFINDEX as i32,
-            core::ptr::from_mut(&mut none).cast(),
+            option as i32,
+            core::ptr::from_mut(&mut value).cast(),
             4,
         )
     };

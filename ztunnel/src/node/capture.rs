@@ -10,60 +10,51 @@ use super::{Error, assembly};
 use crate::config::{CaptureBy, Settings};
 use crate::kernel::{self, Charge, Heir, Kernel, Succession};
 
-/// What takes the connections.
+/// The programs, and the locks that say whose they are.
 #[derive(Debug)]
-pub(super) enum Capture {
-    /// The programs, and the locks that say whose they are.
-    Programs(Arc<Kernel>, Succession),
-    /// Rules. Nothing in the kernel is ours, and processes beside each other need no order.
-    Rules,
+pub(super) struct Programs {
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) succession: Succession,
+    /// Being in charge from the start, where nobody was before.
+    pub(super) own: Option<(Charge, Heir)>,
 }
 
-/// Being in charge from the start, where nobody was before.
-pub(super) type Own = Option<(Charge, Heir)>;
-
-impl Capture {
-    /// Loads the programs, where they are to be used and can be.
-    ///
-    /// # Errors
-    /// When the programs are needed and cannot be had.
-    pub(super) fn open(settings: &Settings) -> Result<(Self, Own), Error> {
-        if settings.capture.by == CaptureBy::Rules {
-            tracing::info!("the pods' connections come by the redirection rules in the pods");
-            return Ok((Self::Rules, None));
-        }
-        match programs(settings) {
-            Ok((kernel, succession, own)) => {
-                Ok((Self::Programs(Arc::new(kernel), succession), own))
-            }
-            Err(error) if can_do_without(settings, &error) => {
-                tracing::warn!(
-                    %error,
-                    "no kernel programs here: the pods' connections come by the node agent's \
-                     redirection rules, and everything goes through the proxy"
-                );
-                Ok((Self::Rules, None))
-            }
-            Err(error) => Err(error.into()),
-        }
+/// Loads the programs. None where rules capture: nothing in the kernel is ours then, and processes
+/// beside each other need no order.
+///
+/// # Errors
+/// When the programs are needed and cannot be had.
+pub(super) fn programs(settings: &Settings) -> Result<Option<Programs>, Error> {
+    if settings.capture.by == CaptureBy::Rules {
+        tracing::info!("the pods' connections come by the redirection rules in the pods");
+        return Ok(None);
     }
-
-    /// The programs, where there are some.
-    pub(super) fn kernel(&self) -> Option<Arc<Kernel>> {
-        match self {
-            Self::Programs(kernel, _) => Some(kernel.clone()),
-            Self::Rules => None,
+    match load(settings) {
+        Ok(programs) => Ok(Some(programs)),
+        Err(error) if can_do_without(settings, &error) => {
+            tracing::warn!(
+                %error,
+                "no kernel programs here: the pods' connections come by the node agent's \
+                 redirection rules, and everything goes through the proxy"
+            );
+            Ok(None)
         }
+        Err(error) => Err(error.into()),
     }
 }
 
-fn programs(settings: &Settings) -> Result<(Kernel, Succession, Own), kernel::Error> {
+fn load(settings: &Settings) -> Result<Programs, kernel::Error> {
     let config = assembly::kernel(settings);
     // First: where only part of the cgroups is seen nothing is to be mounted either.
     kernel::find_cgroup(&config)?;
     let succession = Succession::open(&config.directory)?;
     let own = succession.take()?;
-    Ok((Kernel::load(&config)?, succession, own))
+    let kernel = Arc::new(Kernel::load(&config)?);
+    Ok(Programs {
+        kernel,
+        succession,
+        own,
+    })
 }
 
 /// Whether a node that cannot have the programs, for this reason, has somebody else to capture for it.

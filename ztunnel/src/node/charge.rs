@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 use super::agent::Agent;
-use super::capture::{Capture, Own};
 use super::{Node, assembly, program_log, until};
 use crate::admin::Pending;
 use crate::config::{NodeAgent, Settings};
@@ -58,25 +57,9 @@ pub(super) struct InCharge {
     heir: Option<Heir>,
     /// None where the system has no watch left.
     asked: Option<Asked>,
-    succession: Succession,
     /// When to look whether the processes before this one have ended.
     look_after: Option<Instant>,
     tasks: [JoinHandle<()>; 2],
-}
-
-impl InCharge {
-    /// Waits until another process wants to take over. Safe to cancel.
-    async fn asked(&mut self) {
-        if let Some(asked) = &mut self.asked {
-            return asked.asked().await;
-        }
-        loop {
-            tokio::time::sleep(ASK_AGAIN).await;
-            if self.succession.has_heir() {
-                return;
-            }
-        }
-    }
 }
 
 /// What taking charge depends on and a change of the settings does not change: sockets that are
@@ -101,8 +84,6 @@ impl Fixed {
 pub(super) enum Turn {
     /// This process is to take charge.
     Take(Result<(Charge, Heir), kernel::Error>),
-    /// Whoever was in charge may have ended, whatever is known here.
-    Look,
     /// Another one wants to.
     Asked,
     /// The heir serves all pods, or is dead.
@@ -126,7 +107,10 @@ impl Post {
     }
 
     /// Waits until something changes. Safe to cancel.
-    pub(super) async fn turn(&mut self) -> Turn {
+    pub(super) async fn turn(&mut self, succession: Option<&Succession>) -> Turn {
+        let Some(succession) = succession else {
+            return std::future::pending().await;
+        };
         match self {
             Self::Beside {
                 asking: Some(asking),
@@ -137,15 +121,32 @@ impl Post {
                 let look_after = own.look_after;
                 tokio::select! {
                     // Its own lock is not somebody else's.
-                    () = own.asked(), if own.heir.is_none() => Turn::Asked,
+                    () = asked(own.asked.as_mut(), succession), if own.heir.is_none() => Turn::Asked,
                     () = until(look_after) => Turn::LookAfter,
                 }
             }
-            Self::Beside { asking: None, .. } => {
-                tokio::time::sleep(ASK_AGAIN).await;
-                Turn::Look
-            }
+            Self::Beside { asking: None, .. } => Turn::Take(nobody_in_charge(succession).await),
             Self::Retired | Self::Free => std::future::pending().await,
+        }
+    }
+}
+
+/// Waits until another process wants to take over. Safe to cancel.
+async fn asked(watch: Option<&mut Asked>, succession: &Succession) {
+    if let Some(watch) = watch {
+        return watch.asked().await;
+    }
+    while !succession.has_heir() {
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
+/// Waits until whoever was in charge has ended, whatever is known here. Safe to cancel.
+async fn nobody_in_charge(succession: &Succession) -> Result<(Charge, Heir), kernel::Error> {
+    loop {
+        tokio::time::sleep(ASK_AGAIN).await;
+        if let Some(own) = succession.take()? {
+            return Ok(own);
         }
     }
 }
@@ -161,24 +162,6 @@ fn ended<T>(
 }
 
 impl Node {
-    /// Begins: in charge where nobody was.
-    ///
-    /// # Errors
-    /// As [`Self::take_charge`].
-    pub(super) fn begin(&mut self, own: Own) -> Result<(), kernel::Error> {
-        match own {
-            Some((charge, heir)) => self.take_charge(charge, Some(heir)),
-            None => Ok(()),
-        }
-    }
-
-    fn nobody_is_in_charge(&self) -> Result<Own, kernel::Error> {
-        match &self.capture {
-            Capture::Programs(_, succession) => succession.take(),
-            Capture::Rules => Ok(None),
-        }
-    }
-
     /// Has the node agent name its pods to this process, and enrolls.
     fn serve_pods(&mut self) {
         self.enrollment.take_charge();
@@ -200,9 +183,7 @@ impl Node {
     pub(super) fn move_on(&mut self) {
         match &mut self.post {
             // Rules send connections to whoever listens: not before they can be judged.
-            Post::Beside { .. }
-                if matches!(self.capture, Capture::Rules) && self.mesh.is_known() =>
-            {
+            Post::Beside { .. } if self.succession.is_none() && self.mesh.is_known() => {
                 self.serve_pods();
                 let before = std::mem::replace(&mut self.post, Post::Free);
                 self.settle(before);
@@ -216,7 +197,7 @@ impl Node {
                     "another process is in charge of this node's pods: asking it to hand over"
                 );
                 let ports = self.doors.heir_ports();
-                if let Capture::Programs(_, succession) = &self.capture {
+                if let Some(succession) = &self.succession {
                     let inherit = inherit(succession.clone(), ports);
                     *asking = Some(tokio::spawn(inherit));
                 }
@@ -239,14 +220,10 @@ impl Node {
                 let (charge, heir) = taken?;
                 self.take_charge(charge, Some(heir))
             }
-            Turn::Look => match self.nobody_is_in_charge()? {
-                Some((charge, heir)) => self.take_charge(charge, Some(heir)),
-                None => Ok(()),
-            },
             Turn::Asked => {
                 tracing::info!("another process takes over this node's pods");
                 if self.step_down().await
-                    && let Capture::Programs(_, succession) = &self.capture
+                    && let Some(succession) = &self.succession
                 {
                     let succession = succession.clone();
                     let served = async move { succession.served().await };
@@ -272,10 +249,10 @@ impl Node {
         charge: Charge,
         heir: Option<Heir>,
     ) -> Result<(), kernel::Error> {
-        let Capture::Programs(kernel, succession) = &self.capture else {
+        let (Some(kernel), Some(succession)) = (self.shared.kernel.clone(), &self.succession)
+        else {
             return Ok(());
         };
-        let (kernel, succession) = (kernel.clone(), succession.clone());
         kernel.take_charge(&kernel::Config {
             exemptions: assembly::exemptions(&self.settings),
             ..self.fixed.kernel.clone()
@@ -296,7 +273,6 @@ impl Node {
                 charge,
                 heir,
                 asked,
-                succession,
                 look_after: Some(Instant::now() + LOOK_AFTER),
                 tasks,
             }),
@@ -331,10 +307,9 @@ impl Node {
     /// After handing over: whoever came after serves all pods by now, or is dead.
     /// Nobody else becomes heir meanwhile.
     fn leave_or_return(&mut self, heir: Heir) -> Result<(), kernel::Error> {
-        let Capture::Programs(_, succession) = &self.capture else {
+        let Some(succession) = self.succession.clone() else {
             return Ok(());
         };
-        let succession = succession.clone();
         if let Some(charge) = succession.take_over()? {
             tracing::warn!("the process that was to take over has ended: in charge again");
             self.take_charge(charge, None)?;

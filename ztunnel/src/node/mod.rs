@@ -33,14 +33,13 @@ use crate::admin::{self, Readiness};
 use crate::ca::istiod::IstiodError;
 use crate::ca::local::LocalCaError;
 use crate::config::{self, ConfigError, Overrides, Settings, Watcher};
-use crate::kernel::{self, Kernel};
+use crate::kernel::{self, Kernel, Succession};
 use crate::path::{Keeper, Lanes, Shared, Suspects, View, WorkerError, Workers};
 use crate::telemetry::{FilterError, LogError, LogGuard, LogHandle, Telemetry, init_logging};
 use crate::{tls, xds};
 
 use acceleration::Acceleration;
 use agent::Agent;
-use capture::Capture;
 use charge::{Fixed, Post};
 use demand::OwnPods;
 use doors::Doors;
@@ -157,7 +156,8 @@ struct Node {
     doors: Doors,
     readiness: Readiness,
     pending: Option<admin::Pending>,
-    capture: Capture,
+    /// Who is in charge; none where rules capture.
+    succession: Option<Succession>,
     post: Post,
 }
 
@@ -171,12 +171,16 @@ impl Node {
         // First of all: a second proxy by mistake must fail before it touches the first one's maps.
         let ports = assembly::admin(&settings);
         let bound = doors::bind(&ports, taken)?;
-        let (capture, own) = Capture::open(&settings)?;
+        let programs = capture::programs(&settings)?;
+        let kernel = programs.as_ref().map(|programs| programs.kernel.clone());
+        let (succession, own) = programs
+            .map(|programs| (programs.succession, programs.own))
+            .unzip();
         let telemetry = Telemetry::new(log.dropped_lines());
         let readiness = Readiness::new();
         let told = || readiness.wait_for("the control plane");
         let mesh = Mesh::new(&settings, &telemetry, told)?;
-        let shared = share(&settings, capture.kernel(), telemetry, &mesh)?;
+        let shared = share(&settings, kernel, telemetry, &mesh)?;
         let quit = Arc::new(Notify::new());
         let (stop, stopping) = watch::channel(false);
         let sources = admin::Sources {
@@ -209,10 +213,12 @@ impl Node {
             post: Post::beside(readiness.wait_for("the process in charge, which is to hand over")),
             doors: Doors::new(ports, bound, sources, stopping),
             readiness,
-            capture,
+            succession,
             shared,
         };
-        node.begin(own)?;
+        if let Some((charge, heir)) = own.flatten() {
+            node.take_charge(charge, Some(heir))?;
+        }
         Ok(node)
     }
 
@@ -240,7 +246,7 @@ impl Node {
                         tracing::error!(%error, "changes of the mesh file may go unnoticed");
                     }
                 }
-                turn = self.post.turn() => {
+                turn = self.post.turn(self.succession.as_ref()) => {
                     if let Err(error) = self.take_turn(turn).await {
                         break Err(error.into());
                     }

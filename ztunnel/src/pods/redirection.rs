@@ -138,7 +138,7 @@ pub fn dialled_of(stream: &TcpStream) -> io::Result<(SocketAddr, bool)> {
         return Ok((local, false));
     }
     // Without a translation, or without connection tracking, the port itself was dialled.
-    let original = redirected_from(stream)?;
+    let original = redirected(stream, local);
     Ok((original.unwrap_or(local), original.is_some()))
 }
 
@@ -147,8 +147,11 @@ pub fn dialled_of(stream: &TcpStream) -> io::Result<(SocketAddr, bool)> {
 /// # Errors
 /// When the connection is gone already.
 pub fn redirected_from(stream: &TcpStream) -> io::Result<Option<SocketAddr>> {
-    let local = local_of(stream)?;
-    Ok(tracked(stream, local).filter(|dialled| *dialled != local))
+    Ok(redirected(stream, local_of(stream)?))
+}
+
+fn redirected(stream: &TcpStream, local: SocketAddr) -> Option<SocketAddr> {
+    tracked(stream, local).filter(|dialled| *dialled != local)
 }
 
 /// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST`; an IPv4 connection of an IPv6 listener has the
