@@ -31,7 +31,7 @@ const FUZZ: [Requirement; 1] = [Requirement {
     missing: "a C++ compiler, which libFuzzer needs (Debian: apt-get install g++)",
 }];
 
-const RUN: [Requirement; 9] = [
+const RUN: [Requirement; 8] = [
     Requirement {
         there: is_root,
         missing: "root: namespaces, links and kernel programs need it (sudo -E cargo xtask …)",
@@ -72,11 +72,13 @@ const RUN: [Requirement; 9] = [
         there: || Path::new("/proc/sys/net/ipv4/tcp_fwmark_accept").exists(),
         missing: "net.ipv4.tcp_fwmark_accept, which delivery with the client's address needs",
     },
-    Requirement {
-        there: || RULES.into_iter().all(program),
-        missing: "iptables, nft or ip, for the tests beside Istio's rules (Debian: apt-get install iptables nftables iproute2)",
-    },
 ];
+
+/// What the end-to-end tests need besides.
+const E2E: [Requirement; 1] = [Requirement {
+    there: || RULES.into_iter().all(program),
+    missing: "iptables, nft or ip, for the tests beside Istio's rules (Debian: apt-get install iptables nftables iproute2)",
+}];
 
 /// What makes the rules that Istio's node agent puts into pods.
 const RULES: [&str; 6] = [
@@ -101,6 +103,11 @@ pub(crate) fn for_fuzzing() -> Result<()> {
 /// What building and running simulated nodes needs.
 pub(crate) fn for_running() -> Result<()> {
     check(BUILD.iter().chain(&RUN))
+}
+
+/// What the end-to-end tests need.
+pub(crate) fn for_e2e() -> Result<()> {
+    check(BUILD.iter().chain(&RUN).chain(&E2E))
 }
 
 fn check<'a>(requirements: impl Iterator<Item = &'a Requirement>) -> Result<()> {

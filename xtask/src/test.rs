@@ -42,7 +42,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let started = Instant::now();
     let wanted = |part| arguments.part.is_none_or(|only| only == part);
     if wanted(Part::E2e) {
-        requirements::for_running()?;
+        requirements::for_e2e()?;
+    }
+    // Now rather than after the parts before it.
+    if wanted(Part::Fuzz) {
+        requirements::for_fuzzing()?;
     } else {
         requirements::for_building()?;
     }

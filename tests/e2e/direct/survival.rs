@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
 use ztunnel_tests::lane::{Lane, Scene};
 use ztunnel_tests::net::Family;
 use ztunnel_tests::on_lanes;
@@ -53,16 +52,9 @@ fn ways(scene: &Scene) -> Vec<SocketAddr> {
 }
 
 fn mesh(scene: &Scene) -> Mesh<'_> {
-    let deadline = json!({ "deadline": format!("{}s", DEADLINE.as_secs()) });
     scene
         .mesh()
-        .settings(move |settings| {
-            drop(
-                settings
-                    .extra
-                    .insert("termination".to_owned(), deadline.clone()),
-            );
-        })
+        .settings(move |settings| settings.set_deadline(&format!("{}s", DEADLINE.as_secs())))
         .start()
         .unwrap()
 }

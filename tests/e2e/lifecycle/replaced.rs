@@ -10,7 +10,6 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
 use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::Mesh;
 use ztunnel_tests::traffic::{self, End, Kind, Manner};
@@ -140,15 +139,10 @@ fn replace(mesh: &mut Mesh<'_>, load: &Load) {
 #[test]
 fn no_request_of_a_hundred_thousand_fails_while_a_proxy_is_replaced_three_times() {
     let world = World::two_nodes().unwrap();
-    let deadline = json!({ "deadline": "60s" });
     let mut mesh = Mesh::builder(&world)
         .settings(move |settings| {
             settings.log.filter = "info,access=off".to_owned();
-            drop(
-                settings
-                    .extra
-                    .insert("termination".to_owned(), deadline.clone()),
-            )
+            settings.set_deadline("60s");
         })
         .start()
         .unwrap();

@@ -120,15 +120,8 @@ fn whoever_hands_over_to_one_that_dies_is_in_charge_again() {
 #[test]
 fn a_second_signal_ends_a_drain() {
     let world = World::two_nodes().unwrap();
-    let deadline = json!({ "deadline": "60s" });
     let mut mesh = Mesh::builder(&world)
-        .settings(move |settings| {
-            drop(
-                settings
-                    .extra
-                    .insert("termination".to_owned(), deadline.clone()),
-            )
-        })
+        .settings(move |settings| settings.set_deadline("60s"))
         .start()
         .unwrap();
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));

@@ -6,7 +6,6 @@ use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
 use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::Mesh;
 use ztunnel_tests::traffic::Kind;
@@ -15,16 +14,9 @@ use crate::scene::{self, HTTP, LIMIT, answered, answered_soon, call, is_refused}
 
 const ECHO: u16 = 9000;
 
-fn mesh_with_deadline<'world>(world: &'world World, deadline: &str) -> Mesh<'world> {
-    let deadline = json!({ "deadline": deadline });
+fn mesh_with_deadline<'world>(world: &'world World, deadline: &'world str) -> Mesh<'world> {
     Mesh::builder(world)
-        .settings(move |settings| {
-            drop(
-                settings
-                    .extra
-                    .insert("termination".to_owned(), deadline.clone()),
-            )
-        })
+        .settings(move |settings| settings.set_deadline(deadline))
         .start()
         .unwrap()
 }

@@ -76,8 +76,8 @@ impl Rules {
     pub fn remove(self, pod: &Host) -> Result<()> {
         for family in Family::BOTH {
             match self {
-                Self::Legacy => restore(pod, "legacy", family, DELETE)?,
-                Self::IptablesNft => restore(pod, "nft", family, DELETE)?,
+                Self::Legacy => restore(pod, "legacy", family, &delete())?,
+                Self::IptablesNft => restore(pod, "nft", family, &delete())?,
                 Self::Nft => nft(pod, &native_delete(family))?,
             }
         }
@@ -138,7 +138,11 @@ COMMIT
     )
 }
 
-const DELETE: &str = "*mangle
+fn delete() -> String {
+    ["mangle", "nat", "raw"]
+        .map(|table| {
+            format!(
+                "*{table}
 -D PREROUTING -j ISTIO_PRERT
 -D OUTPUT -j ISTIO_OUTPUT
 -F ISTIO_PRERT
@@ -146,23 +150,11 @@ const DELETE: &str = "*mangle
 -X ISTIO_PRERT
 -X ISTIO_OUTPUT
 COMMIT
-*nat
--D PREROUTING -j ISTIO_PRERT
--D OUTPUT -j ISTIO_OUTPUT
--F ISTIO_PRERT
--F ISTIO_OUTPUT
--X ISTIO_PRERT
--X ISTIO_OUTPUT
-COMMIT
-*raw
--D PREROUTING -j ISTIO_PRERT
--D OUTPUT -j ISTIO_OUTPUT
--F ISTIO_PRERT
--F ISTIO_OUTPUT
--X ISTIO_PRERT
--X ISTIO_OUTPUT
-COMMIT
-";
+"
+            )
+        })
+        .concat()
+}
 
 /// The agent has one set of tables of the family `inet`; here each address family has its own.
 fn native(family: Family) -> String {

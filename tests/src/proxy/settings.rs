@@ -35,6 +35,14 @@ pub struct Settings {
     pub extra: BTreeMap<String, serde_json::Value>,
 }
 
+impl Settings {
+    /// Sets how long what is open may last after the proxy was asked to end, as `60s`.
+    pub fn set_deadline(&mut self, deadline: &str) {
+        let termination = serde_json::json!({ "deadline": deadline });
+        drop(self.extra.insert("termination".to_owned(), termination));
+    }
+}
+
 /// A pod to enrol on this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[allow(

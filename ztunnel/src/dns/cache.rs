@@ -60,7 +60,7 @@ impl Entry {
 
 /// The answers that one worker keeps.
 #[derive(Debug, Default)]
-pub struct Cache {
+pub(super) struct Cache {
     entries: HashMap<Key, Entry, foldhash::quality::RandomState>,
     /// In the order in which they came; what has been replaced stands here with an old number.
     order: VecDeque<(Key, u64)>,
@@ -116,7 +116,7 @@ impl Cache {
     }
 
     /// Forgets the answers of a pod that has left.
-    pub fn forget(&mut self, pod: u64) {
+    pub(super) fn forget(&mut self, pod: u64) {
         let bytes = &mut self.bytes;
         self.entries.retain(|key, entry| {
             let stays = key.pod != pod;

@@ -20,8 +20,7 @@ mod system;
 mod wire;
 
 pub use answer::{Answer, Family, Question, TTL, answer};
-pub use cache::Cache;
-pub use server::Server;
+pub use server::{Common, Server};
 pub use system::system_resolver;
 
 use std::io;

@@ -52,12 +52,24 @@ pub struct Server<S> {
     surroundings: S,
     config: Config,
     telemetry: Arc<Telemetry>,
-    /// The worker's, for all its pods.
-    cache: Rc<RefCell<Cache>>,
+    common: Rc<Common>,
     waiting: Cell<usize>,
     connections: Cell<usize>,
-    /// Where answers are read into before it is known how long they are.
+}
+
+/// What the servers of one worker share.
+#[derive(Debug, Default)]
+pub struct Common {
+    cache: RefCell<Cache>,
+    /// Where messages are read into before it is known how long they are.
     room: RefCell<Vec<u8>>,
+}
+
+impl Common {
+    /// Forgets what was told to the pod whose namespace has this cookie.
+    pub fn forget(&self, pod: u64) {
+        self.cache.borrow_mut().forget(pod);
+    }
 }
 
 impl<S> std::fmt::Debug for Server<S> {
@@ -104,21 +116,21 @@ enum Decision {
 }
 
 impl<S: Surroundings + 'static> Server<S> {
-    /// A server with a cache that it shares with the worker's other pods.
+    /// A server that shares its cache and its room with the worker's other pods.
     pub fn new(
         surroundings: S,
         config: Config,
         telemetry: Arc<Telemetry>,
-        cache: Rc<RefCell<Cache>>,
+        common: Rc<Common>,
     ) -> Rc<Self> {
+        common.room.borrow_mut().resize(LONGEST_MESSAGE, 0);
         Rc::new(Self {
             surroundings,
             config,
             telemetry,
-            cache,
+            common,
             waiting: Cell::new(0),
             connections: Cell::new(0),
-            room: RefCell::new(vec![0; LONGEST_MESSAGE]),
         })
     }
 
@@ -126,9 +138,8 @@ impl<S: Surroundings + 'static> Server<S> {
     /// its own on the same thread.
     pub async fn serve_datagrams(self: Rc<Self>, socket: UdpSocket) {
         let socket = Rc::new(socket);
-        let mut room = vec![0; LONGEST_DATAGRAM + 1];
         loop {
-            let (length, client) = match socket.recv_from(&mut room).await {
+            let (decision, client) = match self.receive(&socket).await {
                 Ok(received) => received,
                 Err(error) => {
                     tracing::debug!(%error, "a DNS socket has failed");
@@ -136,7 +147,7 @@ impl<S: Surroundings + 'static> Server<S> {
                     continue;
                 }
             };
-            match self.decide(&room[..length], Transport::Datagram) {
+            match decision {
                 Decision::Drop => {}
                 Decision::Reply(reply) => self.send(&socket, &reply, client).await,
                 Decision::Ask(foreign) => {
@@ -148,6 +159,22 @@ impl<S: Surroundings + 'static> Server<S> {
                         }
                     });
                 }
+            }
+        }
+    }
+
+    /// Waits for a datagram, and finds out what becomes of it.
+    async fn receive(&self, socket: &UdpSocket) -> io::Result<(Decision, SocketAddr)> {
+        loop {
+            socket.readable().await?;
+            let mut room = self.common.room.borrow_mut();
+            // One byte more than is taken shows that it was longer.
+            match socket.try_recv_from(&mut room[..=LONGEST_DATAGRAM]) {
+                Ok((length, client)) => {
+                    return Ok((self.decide(&room[..length], Transport::Datagram), client));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
             }
         }
     }
@@ -278,7 +305,10 @@ impl<S: Surroundings + 'static> Server<S> {
         match answered {
             Ok(answer) => {
                 if let Some(key) = key {
-                    self.cache.borrow_mut().put(key, &answer, Instant::now());
+                    self.common
+                        .cache
+                        .borrow_mut()
+                        .put(key, &answer, Instant::now());
                 }
                 Some(answer)
             }
@@ -296,7 +326,7 @@ impl<S: Surroundings + 'static> Server<S> {
             Transport::Datagram => query.payload(),
             Transport::Stream => LONGEST_MESSAGE,
         };
-        let cache = self.cache.borrow();
+        let cache = self.common.cache.borrow();
         cache.get(key, (id, query.raw()), most, Instant::now())
     }
 
@@ -305,7 +335,7 @@ impl<S: Surroundings + 'static> Server<S> {
         match foreign.transport {
             Transport::Datagram => {
                 let socket = self.surroundings.socket(resolver)?;
-                forward::by_datagram(socket, &foreign.bytes, timeout, &self.room).await
+                forward::by_datagram(socket, &foreign.bytes, timeout, &self.common.room).await
             }
             Transport::Stream => {
                 let connect = self.surroundings.connect(resolver);

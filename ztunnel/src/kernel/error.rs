@@ -122,7 +122,8 @@ pub enum Error {
 
 impl Error {
     /// Whether the place is not made for the programs, as a container is that sees only its own
-    /// cgroup or may not mount: nothing is wrong with the node, and the programs were not at work.
+    /// cgroup or may not mount: nothing is wrong with the node. What an earlier container has pinned
+    /// may be at work all the same.
     #[must_use]
     pub fn is_of_the_place(&self) -> bool {
         matches!(self, Self::NoCgroup | Self::NoBpfFs { .. })

@@ -20,13 +20,13 @@ mod mesh;
 mod program_log;
 mod roots;
 mod serving;
+mod signals;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::admin::{self, Readiness};
@@ -47,6 +47,7 @@ pub use doors::Taken;
 use enrollment::Enrollment;
 pub use mesh::pause_after;
 use mesh::{Mesh, Told};
+use signals::Signals;
 
 /// How often pods that could not be enrolled are tried again.
 const ENROLL_RETRY: Duration = Duration::from_secs(1);
@@ -465,40 +466,4 @@ fn share(
     });
     roots::follow_files(settings, &shared.certificates);
     Ok(shared)
-}
-
-/// The signals that end the process.
-struct Signals {
-    terminate: Option<Signal>,
-    interrupt: Option<Signal>,
-}
-
-impl Signals {
-    fn listen() -> Self {
-        Self {
-            terminate: listen_for(SignalKind::terminate()),
-            interrupt: listen_for(SignalKind::interrupt()),
-        }
-    }
-
-    /// Waits for one of them. Safe to cancel.
-    async fn end(&mut self) {
-        tokio::select! {
-            () = told(self.terminate.as_mut()) => {}
-            () = told(self.interrupt.as_mut()) => {}
-        }
-    }
-}
-
-fn listen_for(kind: SignalKind) -> Option<Signal> {
-    signal(kind)
-        .inspect_err(|error| tracing::error!(%error, "cannot listen for a signal"))
-        .ok()
-}
-
-async fn told(signal: Option<&mut Signal>) {
-    match signal {
-        Some(signal) => drop(signal.recv().await),
-        None => std::future::pending().await,
-    }
 }

@@ -175,7 +175,7 @@ pub(super) struct Local {
     /// What was let in and is open.
     pub(super) live: Rc<LiveSet>,
     /// What resolvers have answered to the pods.
-    pub(super) names: Rc<RefCell<dns::Cache>>,
+    pub(super) names: Rc<dns::Common>,
     dice: RefCell<rand::rngs::SmallRng>,
     open: Cell<usize>,
     closed: Notify,
@@ -337,7 +337,7 @@ async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Command>)
                     tokio::task::spawn_local(here.cut_after(deadline));
                 }
                 local.pool.evict(|key| key.netns == cookie);
-                local.names.borrow_mut().forget(cookie);
+                local.names.forget(cookie);
             }
             Command::JudgeAgain => local.live.judge_again(&local.shared.keeper.view_owned()),
             Command::Resign => drop(resign.send_replace(true)),

@@ -34,6 +34,11 @@ fn records(addresses: u8) -> Answer {
     }
 }
 
+/// The records of an answer, as a person writes them.
+fn told(reply: &Message) -> Vec<String> {
+    reply.answers.iter().map(ToString::to_string).collect()
+}
+
 #[test]
 fn a_plain_query_is_understood() {
     let query = Query::of(&bytes([1, 0], 0, ASKED, &[])).unwrap();
@@ -108,13 +113,8 @@ fn the_answer_bears_the_question_as_it_was_asked() {
     let edns = reply.edns.as_ref().unwrap();
     assert_eq!((edns.max_payload(), edns.version()), (1232, 0));
     assert!(edns.flags().dnssec_ok && edns.options().as_ref().is_empty());
-    let told: Vec<String> = reply
-        .answers
-        .iter()
-        .map(|record| format!("{record}"))
-        .collect();
     assert_eq!(
-        told,
+        told(&reply),
         [
             "WwW.example.com. 30 IN A 10.0.0.0",
             "WwW.example.com. 30 IN A 10.0.0.1"
@@ -134,13 +134,8 @@ fn an_alias_comes_before_the_addresses() {
         canonical: Some("www".to_owned()),
     };
     let reply = Message::from_vec(&query.respond(&answer, 512)).unwrap();
-    let told: Vec<String> = reply
-        .answers
-        .iter()
-        .map(|record| format!("{record}"))
-        .collect();
     assert_eq!(
-        told,
+        told(&reply),
         ["www.ns. 30 IN CNAME www.", "www. 30 IN AAAA fd00::1"]
     );
 }
