@@ -146,6 +146,10 @@ fuzz_target!(|said: (Policies, Caller, Vec<u8>)| {
                 .into()
         })
         .collect();
+    // Which a workload that was read never does twice.
+    let listed = &mut workload.authorization_policies;
+    listed.sort();
+    listed.dedup();
 
     let mut taken = Intake::new("td");
     let response = DeltaDiscoveryResponse {

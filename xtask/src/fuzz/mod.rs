@@ -2,7 +2,9 @@
 //!
 //! They are targets of cargo-fuzz and libFuzzer, built with AddressSanitizer by the pinned stable
 //! compiler, whose sanitizer runtime comes with it; no other toolchain is needed. What they find
-//! interesting stays in `target/fuzz/corpus` and is where the next run begins.
+//! interesting stays in `target/fuzz/corpus` and is where the next run begins. A run as a check
+//! (`cargo xtask test`) begins with nothing and with always the same dice: it should tell about the
+//! change that is checked rather than about luck.
 
 mod outcome;
 
@@ -56,7 +58,12 @@ enum Output {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let outcomes = fuzz(&arguments.targets, arguments.seconds, arguments.jobs)?;
+    let how = How {
+        seconds: arguments.seconds,
+        jobs: arguments.jobs,
+        afresh: false,
+    };
+    let outcomes = fuzz(&arguments.targets, &how)?;
     match arguments.output {
         Output::Table => print!("{}", outcome::table(&outcomes)),
         Output::Json => println!("{}", outcome::json(&outcomes)),
@@ -69,17 +76,31 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     })
 }
 
-/// Runs every target so long, two at once; whether all passed, and how many there are.
+struct How {
+    /// How long each target runs.
+    seconds: u64,
+    /// How many run at once.
+    jobs: usize,
+    /// Whether to begin with nothing but the seeds, and with always the same dice.
+    afresh: bool,
+}
+
+/// Runs every target so long, two at once and afresh; whether all passed, and how many there are.
 pub(crate) fn check(seconds: u64) -> Result<(bool, usize)> {
-    let outcomes = fuzz(&[], seconds, 2)?;
+    let how = How {
+        seconds,
+        jobs: 2,
+        afresh: true,
+    };
+    let outcomes = fuzz(&[], &how)?;
     print!("{}", outcome::table(&outcomes));
     Ok((outcomes.iter().all(Outcome::passed), outcomes.len()))
 }
 
-fn fuzz(wanted: &[String], seconds: u64, jobs: usize) -> Result<Vec<Outcome>> {
+fn fuzz(wanted: &[String], how: &How) -> Result<Vec<Outcome>> {
     requirements::for_fuzzing()?;
     ensure!(
-        seconds > 0 && jobs > 0,
+        how.seconds > 0 && how.jobs > 0,
         "--seconds and --jobs are 1 or more"
     );
     let all = targets()?;
@@ -96,10 +117,10 @@ fn fuzz(wanted: &[String], seconds: u64, jobs: usize) -> Result<Vec<Outcome>> {
     let mut running: Vec<Running> = Vec::new();
     let mut outcomes = Vec::new();
     loop {
-        while running.len() < jobs
+        while running.len() < how.jobs
             && let Some(name) = waiting.next()
         {
-            running.push(place.start(name, seconds)?);
+            running.push(place.start(name, how)?);
         }
         if running.is_empty() {
             break;
@@ -142,6 +163,9 @@ fn targets() -> Result<Vec<String>> {
 /// Builds the targets, all in one go unless there is only one.
 fn build(chosen: &[String]) -> Result<()> {
     let tools = tools()?;
+    // cargo-fuzz cannot be told to leave the versions alone, so that is seen to before.
+    let fetch = ["fetch", "--locked", "--manifest-path", MANIFEST];
+    shell::must(&mut shell::cargo(fetch))?;
     let mut command = cargo_fuzz(&tools, "build");
     if let [only] = chosen {
         command.arg(only);
@@ -161,12 +185,19 @@ fn cargo_fuzz(tools: &Path, what: &str) -> Command {
     command
 }
 
-/// Where cargo-fuzz is; it is compiled when it is missing.
+/// Where cargo-fuzz is; it is compiled when it is missing, or is another version.
 fn tools() -> Result<PathBuf> {
     let tools = shell::root().join("target/tools");
-    if !tools.join("bin/cargo-fuzz").exists() {
+    let version = Command::new(tools.join("bin/cargo-fuzz"))
+        .arg("--version")
+        .output();
+    let is_there = version.is_ok_and(|output| {
+        let version = String::from_utf8_lossy(&output.stdout);
+        version.trim().ends_with(&format!(" {CARGO_FUZZ}"))
+    });
+    if !is_there {
         let mut install = shell::cargo(["install", "cargo-fuzz", "--version", CARGO_FUZZ]);
-        install.args(["--locked", "--root"]).arg(&tools);
+        install.args(["--locked", "--force", "--root"]).arg(&tools);
         shell::must(&mut install)?;
     }
     Ok(tools)
@@ -195,18 +226,25 @@ impl Place {
     }
 
     /// Starts a target. It stays in our process group, so that Ctrl-C ends it as well.
-    fn start(&self, name: &str, seconds: u64) -> Result<Running> {
+    fn start(&self, name: &str, how: &How) -> Result<Running> {
+        let corpora = if how.afresh { "afresh" } else { "corpus" };
         let [corpus, artifacts, logs] =
-            ["corpus", "artifacts", "logs"].map(|kind| self.left.join(kind));
+            [corpora, "artifacts", "logs"].map(|kind| self.left.join(kind));
         let (corpus, artifacts) = (corpus.join(name), artifacts.join(name));
+        if how.afresh && corpus.exists() {
+            fs::remove_dir_all(&corpus).with_context(|| corpus.display().to_string())?;
+        }
         for directory in [&corpus, &artifacts, &logs] {
             fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
         }
         let log = logs.join(format!("{name}.log"));
         let mut output = File::create(&log).with_context(|| log.display().to_string())?;
         let mut command = Command::new(self.binaries.join(name));
+        if how.afresh {
+            command.arg("-seed=1");
+        }
         command
-            .arg(format!("-max_total_time={seconds}"))
+            .arg(format!("-max_total_time={}", how.seconds))
             .arg(format!("-rss_limit_mb={RSS_LIMIT_MB}"))
             .arg(format!("-malloc_limit_mb={MALLOC_LIMIT_MB}"))
             .arg(format!("-timeout={UNIT_LIMIT}"))
@@ -229,7 +267,7 @@ impl Place {
             .stderr(errors)
             .spawn()
             .with_context(|| format!("running {command:?}"))?;
-        eprintln!("{name}: {seconds} s");
+        eprintln!("{name}: {} s", how.seconds);
         Ok(Running {
             name: name.to_owned(),
             child,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::iter;
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,8 +24,15 @@ pub(super) struct Outcome {
     fault: String,
     /// The input that it went wrong with.
     artifact: Option<String>,
+    /// The same in Base64, for whoever has only what was printed.
+    base64: Option<String>,
     log: String,
 }
+
+/// Lines of a panic's message that are repeated.
+const MESSAGE_LINES: usize = 3;
+/// The most of a fault that is repeated, characters.
+const FAULT_MAX: usize = 400;
 
 impl Outcome {
     /// Reads the log of a target that has ended.
@@ -40,7 +48,8 @@ impl Outcome {
             target: target.to_owned(),
             ..Self::default()
         };
-        for line in text.lines() {
+        let mut lines = text.lines();
+        while let Some(line) = lines.next() {
             let after = |name: &str| {
                 let rest = line.split_once(name)?.1.trim_start();
                 let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
@@ -60,7 +69,13 @@ impl Outcome {
                 .iter()
                 .any(|mark| line.contains(mark));
             if !succeeded && first && outcome.fault.is_empty() {
-                outcome.fault = line.trim().to_owned();
+                let message = lines.clone().take(MESSAGE_LINES);
+                let message = message.take_while(|line| *line != "stack backtrace:");
+                let parts: Vec<&str> = iter::once(line).chain(message).map(str::trim).collect();
+                outcome.fault = parts.join(" | ").chars().take(FAULT_MAX).collect();
+            }
+            if let Some(base64) = line.strip_prefix("Base64: ") {
+                outcome.base64 = Some(base64.to_owned());
             }
         }
         if !succeeded && outcome.fault.is_empty() {
@@ -121,6 +136,9 @@ pub(super) fn table(outcomes: &[Outcome]) -> String {
                 "  input: {artifact}\n  again: {}",
                 again(target, artifact)
             );
+        }
+        if let Some(base64) = &each.base64 {
+            let _written = writeln!(text, "  the input in Base64: {base64}");
         }
     }
     text
@@ -192,12 +210,16 @@ mod tests {
     #[test]
     fn a_fault_names_its_input_and_how_to_see_it_again() {
         let text = "thread '<unnamed>' panicked at src/a.rs:1:2:\n\
+            assertion failed\n\
+            stack backtrace:\n\
             ==1== ERROR: libFuzzer: deadly signal\n\
-            Test unit written to /x/crash-1\n";
+            Test unit written to /x/crash-1\n\
+            Base64: AaL=\n";
         let outcome = Outcome::of("a", false, text);
         assert!(!outcome.passed());
         let table = table(&[outcome]);
-        assert!(table.contains("a.rs:1:2"), "{table}");
+        assert!(table.contains("a.rs:1:2: | assertion failed\n"), "{table}");
+        assert!(table.contains("Base64: AaL=\n"), "{table}");
         assert!(table.contains("target/fuzz a /x/crash-1"), "{table}");
     }
 

@@ -42,7 +42,7 @@ pub struct Snapshot {
     ranges: Ranges,
     unclaimed: Unclaimed,
     policies: Policies,
-    refused: Arc<Refused>,
+    refused: Refused,
     in_part: bool,
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use foldhash::HashSet;
 use tokio::sync::mpsc;
 
+use super::config::Subscription;
 use super::error::Error;
 use super::event::{Answer, Batch, Event};
 use super::known::{Known, digest_of};
@@ -21,8 +22,6 @@ use crate::mesh::{Change, Fetched, Interner};
 
 /// Resources in a batch.
 const SLICE: usize = 512;
-/// Refused resources for which something stands in the mesh.
-const STAND_INS_MAX: usize = 4096;
 /// Refusals that are spelled out to the control plane and in the log.
 const SPELLED_OUT: usize = 32;
 
@@ -39,12 +38,34 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 pub(super) struct Holding {
     pub(super) known: Known,
-    /// What is gone unless the next response, which is everything there is, names it.
-    pub(super) unconfirmed: Option<HashSet<Arc<str>>>,
-    /// What was refused and never held: something stands for it in the mesh.
-    stands_in: HashSet<Arc<str>>,
+    /// What is gone unless the next response, the first of a stream, names it.
+    unconfirmed: Unconfirmed,
+    /// What was refused: something stands for it in the mesh.
+    pub(super) stands_in: HashSet<Arc<str>>,
     /// Whether there was a response ever.
     pub(super) answered: bool,
+}
+
+#[derive(Debug, Default)]
+struct Unconfirmed {
+    held: HashSet<Arc<str>>,
+    stands_in: HashSet<Arc<str>>,
+}
+
+impl Holding {
+    /// A stream begins. Everything that is held is told to the control plane by its version, unless
+    /// that was too much (`told` is false): then all there is comes again. What is refused is not
+    /// told, so where everything is subscribed it comes again in any case, if it is still there.
+    pub(super) fn begins(&mut self, told: bool, subscription: Subscription) {
+        let mut unconfirmed = Unconfirmed::default();
+        if !told {
+            unconfirmed.held.extend(self.known.names().cloned());
+        }
+        if subscription == Subscription::Everything {
+            unconfirmed.stands_in.extend(self.stands_in.iter().cloned());
+        }
+        self.unconfirmed = unconfirmed;
+    }
 }
 
 /// What a response led to.
@@ -106,7 +127,7 @@ impl State {
 struct Push<'a> {
     state: &'a mut State,
     kind: Type,
-    unconfirmed: Option<HashSet<Arc<str>>>,
+    unconfirmed: Unconfirmed,
     changes: Vec<Change>,
     answers: Vec<Answer>,
     outcome: Outcome,
@@ -117,7 +138,7 @@ struct Push<'a> {
 impl<'a> Push<'a> {
     fn new(state: &'a mut State, kind: Type) -> Self {
         Self {
-            unconfirmed: state.holding(kind).unconfirmed.take(),
+            unconfirmed: std::mem::take(&mut state.holding(kind).unconfirmed),
             state,
             kind,
             changes: Vec::new(),
@@ -139,6 +160,11 @@ impl<'a> Push<'a> {
             Type::Authorization => &mut policies.known,
         };
         self.changes.extend(known.release(name, texts));
+        self.withdraw(name);
+    }
+
+    /// Nothing stands for this resource any longer.
+    fn withdraw(&mut self, name: &str) {
         if self.state.holding(self.kind).stands_in.remove(name) {
             self.changes.push(standin::withdrawn(self.kind, name));
         }
@@ -155,27 +181,33 @@ impl<'a> Push<'a> {
     }
 
     fn drop_unconfirmed(&mut self) {
-        for name in self.unconfirmed.take().into_iter().flatten() {
+        let Unconfirmed { held, stands_in } = std::mem::take(&mut self.unconfirmed);
+        for name in stands_in {
+            self.withdraw(&name);
+        }
+        for name in held {
             self.released(&name);
             self.is_gone(&name);
         }
     }
 
     fn resource(&mut self, resource: &Resource) {
-        if let Some(unconfirmed) = &mut self.unconfirmed {
-            unconfirmed.remove(&*resource.name);
-        }
+        self.unconfirmed.held.remove(&*resource.name);
+        self.unconfirmed.stands_in.remove(&*resource.name);
         match self.read(resource) {
-            Ok(Some(change)) => {
-                let holding = self.state.holding(self.kind);
-                if holding.stands_in.remove(&*resource.name) && self.kind == Type::Address {
-                    let readable = standin::withdrawn(self.kind, &resource.name);
-                    self.changes.push(readable);
+            Ok(change) => {
+                match self.kind {
+                    Type::Address => self.withdraw(&resource.name),
+                    // A policy takes the place of what stood for it.
+                    Type::Authorization => {
+                        self.state.policies.stands_in.remove(&*resource.name);
+                    }
                 }
-                self.arrived(resource, Some(&change));
-                self.changes.push(change);
+                if let Some(change) = change {
+                    self.arrived(resource, Some(&change));
+                    self.changes.push(change);
+                }
             }
-            Ok(None) => {}
             Err(error) => {
                 self.refuse(resource, &error);
                 self.stand_in(resource);
@@ -244,21 +276,15 @@ impl<'a> Push<'a> {
         self.outcome.complaints.push(format!("{name}: {error}"));
     }
 
-    /// What cannot be read and was never held must not count as if it were not there.
+    /// What cannot be read must not count as if it were not there. Of a policy the last good version
+    /// goes on being enforced; a workload or service goes on being what it was, where it was, but it
+    /// may have got addresses that nobody else has.
     fn stand_in(&mut self, resource: &Resource) {
-        let kind = self.kind;
-        let holding = self.state.holding(kind);
-        if holding.known.holds(&resource.name) {
+        let holding = self.state.holding(self.kind);
+        if self.kind == Type::Authorization && holding.known.holds(&resource.name) {
             return;
         }
-        if holding.stands_in.len() >= STAND_INS_MAX && !holding.stands_in.contains(&*resource.name)
-        {
-            tracing::error!(
-                "too many resources are refused: this one counts as if it were not there"
-            );
-            return;
-        }
-        if let Some(change) = standin::of(kind, resource) {
+        if let Some(change) = standin::of(self.kind, resource) {
             holding.stands_in.insert(resource.name.as_str().into());
             self.changes.push(change);
         }

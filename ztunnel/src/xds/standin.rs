@@ -2,22 +2,23 @@
 //! would look as if it were outside of the mesh, and be reached in the clear, and one that a policy
 //! guards would be open to everybody.
 //!
-//! A workload or service is known by its addresses, as far as they can be read, and unreachable. A
-//! policy becomes one that refuses everybody, for the workloads that list it; a workload may also
-//! list policies that were never told, which Istio's node proxy leaves out, as this one does.
+//! A workload or service is known by its addresses, as far as they can be read, and unreachable.
+//! What of a policy can be read counts: whom it concerns, whether it is on trial, and whether it
+//! allows. One that allows becomes one that allows nobody; of any other it is assumed that it denies
+//! everybody. Where not even its scope can be read it concerns the workloads that list it. A workload
+//! may also list policies that were never told, which Istio's node proxy leaves out, as this one does.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use foldhash::HashSet;
 use prost::Message as _;
 
 use super::proto::envoy::service::discovery::v3::Resource;
+use super::proto::istio::security::{self as wire, Authorization};
 use super::proto::istio::workload::{Address, address};
 use super::resource::{Type, content};
 use crate::mesh::{Action, Change, NetworkAddress, Policy, PolicyScope};
-
-/// Addresses of one resource that count.
-const ADDRESSES_MAX: usize = 64;
 
 /// What stands for a refused resource; none where not even its key can be read.
 pub(super) fn of(kind: Type, resource: &Resource) -> Option<Change> {
@@ -29,20 +30,36 @@ pub(super) fn of(kind: Type, resource: &Resource) -> Option<Change> {
                 addresses,
             })
         }
-        Type::Authorization => {
-            let (namespace, name) = parts(&resource.name)?;
-            Some(Change::Policy(Box::new(Policy {
-                name,
-                namespace,
-                scope: PolicyScope::WorkloadSelector,
-                action: Action::Deny,
-                // An empty clause matches everything.
-                rules: vec![vec![Vec::new()]],
-                dry_run: false,
-                unseen: true,
-            })))
-        }
+        Type::Authorization => policy(resource).map(Box::new).map(Change::Policy),
     }
+}
+
+fn policy(resource: &Resource) -> Option<Policy> {
+    let (namespace, name) = parts(&resource.name)?;
+    let content = content(Type::Authorization, resource).ok();
+    let read = content.and_then(|content| Authorization::decode(content).ok());
+    let allows = matches!(&read, Some(read) if read.action == i32::from(wire::Action::Allow));
+    let scope = read.as_ref().map(|read| wire::Scope::try_from(read.scope));
+    Some(Policy {
+        name,
+        namespace,
+        scope: match scope {
+            Some(Ok(wire::Scope::Global)) => PolicyScope::Global,
+            Some(Ok(wire::Scope::Namespace)) => PolicyScope::Namespace,
+            Some(Ok(wire::Scope::WorkloadSelector) | Err(_)) | None => {
+                PolicyScope::WorkloadSelector
+            }
+        },
+        action: if allows { Action::Allow } else { Action::Deny },
+        // Without a rule nothing matches; an empty clause matches everything.
+        rules: if allows {
+            Vec::new()
+        } else {
+            vec![vec![Vec::new()]]
+        },
+        dry_run: read.is_some_and(|read| read.dry_run),
+        unseen: true,
+    })
 }
 
 /// What takes it back.
@@ -68,15 +85,15 @@ fn parts(name: &str) -> Option<(Arc<str>, Arc<str>)> {
 
 /// Where a workload or service is: what its aliases say, and what can be read of its content.
 fn addresses(resource: &Resource) -> Vec<NetworkAddress> {
-    let mut found: Vec<NetworkAddress> = Vec::new();
+    let mut seen = HashSet::default();
+    let mut found = Vec::new();
     let mut add = |network: &str, address: Option<IpAddr>| {
-        let address = address.map(|address| NetworkAddress {
-            network: network.into(),
-            address: address.to_canonical(),
-        });
-        if let Some(address) = address.filter(|address| !found.contains(address))
-            && found.len() < ADDRESSES_MAX
-        {
+        let Some(address) = address.map(|address| address.to_canonical()) else {
+            return;
+        };
+        let network = network.into();
+        let address = NetworkAddress { network, address };
+        if seen.insert(address.clone()) {
             found.push(address);
         }
     };

@@ -11,7 +11,7 @@ use super::error::Error;
 use super::event::{Answer, Batch, Event};
 use super::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use super::proto::google::rpc::Status;
-use super::push::{Outcome, State};
+use super::push::{Holding, Outcome, State};
 use super::resource::Type;
 use crate::mesh::Fetched;
 
@@ -40,13 +40,17 @@ impl Stream<'_> {
     pub(super) async fn subscribe(&mut self, node: &Node) -> Result<(), Error> {
         // The node is named once a stream. Policies come first: a workload should not be known
         // for longer than what guards it.
-        let mut policies = first_request(self.state, Type::Authorization);
+        let mut policies = first_request(self.state, Type::Authorization, Subscription::Everything);
         policies.node = Some(node.message());
         self.send(policies).await?;
-        let mut addresses = first_request(self.state, Type::Address);
+        let mut addresses = first_request(self.state, Type::Address, self.subscription);
         if self.subscription == Subscription::OnDemand {
-            let held = self.state.addresses.known.names();
-            let mut names: Vec<String> = held.map(ToString::to_string).collect();
+            let Holding {
+                known, stands_in, ..
+            } = &self.state.addresses;
+            let refused = stands_in.iter().filter(|name| !known.holds(name));
+            let names = known.names().chain(refused);
+            let mut names: Vec<String> = names.map(ToString::to_string).collect();
             names.extend(self.state.waiting.resume().cloned());
             names.push("*".to_owned());
             addresses.resource_names_subscribe = names;
@@ -185,13 +189,14 @@ async fn next(questions: &mut Option<&mut mpsc::Receiver<Question>>) -> Question
     std::future::pending().await
 }
 
-fn first_request(state: &mut State, kind: Type) -> DeltaDiscoveryRequest {
+fn first_request(
+    state: &mut State,
+    kind: Type,
+    subscription: Subscription,
+) -> DeltaDiscoveryRequest {
     let holding = state.holding(kind);
     let versions = holding.known.versions();
-    holding.unconfirmed = match versions {
-        Some(_) => None,
-        None => Some(holding.known.names().cloned().collect()),
-    };
+    holding.begins(versions.is_some(), subscription);
     DeltaDiscoveryRequest {
         type_url: kind.url().to_owned(),
         initial_resource_versions: versions.unwrap_or_default(),

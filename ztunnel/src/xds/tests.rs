@@ -5,6 +5,7 @@ mod plane;
 mod proving;
 mod pushing;
 mod reconnecting;
+mod refusing;
 mod settings;
 
 use std::future::Future;

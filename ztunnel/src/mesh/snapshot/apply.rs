@@ -23,12 +23,8 @@ impl Snapshot {
         for change in changes {
             changed |= match change {
                 Change::Workload(workload) => self.put_workload(*workload, &mut moves),
-                Change::Refused { name, addresses } => {
-                    Arc::make_mut(&mut self.refused).put(name, addresses)
-                }
-                Change::Readable(name) => {
-                    self.refused.has(&name) && Arc::make_mut(&mut self.refused).remove(&name)
-                }
+                Change::Refused { name, addresses } => self.refused.put(name, addresses),
+                Change::Readable(name) => self.refused.remove(&name),
                 Change::RemoveWorkload(uid) => self.remove_workload(&uid, &mut moves),
                 Change::Service(service) => self.put_service(*service),
                 Change::RemoveService(key) => self.remove_service(&key),

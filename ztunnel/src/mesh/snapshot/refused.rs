@@ -4,68 +4,82 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use foldhash::HashMap;
+use super::claims::{Claimant, Claims, Standing};
+use super::index::{Index, Keyed};
+use crate::mesh::NetworkAddress;
 
-use super::super::NetworkAddress;
-
-/// Few, so that a copy is made whole when one of them changes.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Refused {
-    names: HashMap<Arc<str>, Vec<NetworkAddress>>,
-    addresses: HashMap<IpAddr, Vec<Claim>>,
+    named: Index<Arc<Stranger>>,
+    addresses: Claims<IpAddr, Stranger>,
 }
 
-/// Who says that an address is its own.
-#[derive(Debug, Clone)]
-struct Claim {
-    network: Arc<str>,
+/// Of what could not be read, all that is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stranger {
     name: Arc<str>,
+    addresses: Vec<NetworkAddress>,
 }
 
 impl Refused {
     /// The name of what has an address in a network.
     pub(super) fn at(&self, network: &str, address: IpAddr) -> Option<&Arc<str>> {
-        let claims = self.addresses.get(&address.to_canonical())?;
-        let claim = claims.iter().find(|claim| *claim.network == *network)?;
-        Some(&claim.name)
+        let found = self.addresses.get(network, address.to_canonical())?;
+        Some(&found.name)
     }
 
     /// Takes one in; returns whether that is new.
     pub(super) fn put(&mut self, name: Arc<str>, addresses: Vec<NetworkAddress>) -> bool {
-        if self.names.get(&name) == Some(&addresses) {
+        let stranger = Arc::new(Stranger { name, addresses });
+        if self.named.get(&stranger.name) == Some(&stranger) {
             return false;
         }
-        self.remove(&name);
-        for NetworkAddress { network, address } in &addresses {
-            let claims = self.addresses.entry(address.to_canonical()).or_default();
-            claims.push(Claim {
-                network: network.clone(),
-                name: name.clone(),
-            });
+        for NetworkAddress { network, address } in &stranger.addresses {
+            let address = address.to_canonical();
+            self.addresses.claim(network, address, &stranger);
         }
-        self.names.insert(name, addresses);
+        if let Some(before) = self.named.insert(stranger) {
+            self.release(&before);
+        }
         true
     }
 
     /// Whether there was one of this name; it is gone now.
     pub(super) fn remove(&mut self, name: &str) -> bool {
-        let Some(addresses) = self.names.remove(name) else {
-            return false;
-        };
-        for NetworkAddress { address, .. } in addresses {
-            let address = address.to_canonical();
-            if let Some(claims) = self.addresses.get_mut(&address) {
-                claims.retain(|claim| *claim.name != *name);
-                if claims.is_empty() {
-                    self.addresses.remove(&address);
-                }
-            }
+        let removed = self.named.remove(name);
+        if let Some(stranger) = &removed {
+            self.release(stranger);
         }
-        true
+        removed.is_some()
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.names.contains_key(name)
+    fn release(&mut self, stranger: &Arc<Stranger>) {
+        for NetworkAddress { network, address } in &stranger.addresses {
+            let address = address.to_canonical();
+            self.addresses.release(network, address, stranger);
+        }
+    }
+}
+
+impl Claimant for Stranger {
+    fn is(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+
+    fn standing(&self) -> Standing {
+        Standing::Own
+    }
+}
+
+impl Keyed for Arc<Stranger> {
+    type Key<'k> = &'k str;
+
+    fn key(&self) -> &str {
+        &self.name
+    }
+
+    fn has(&self, key: &str) -> bool {
+        *self.name == *key
     }
 }
 
@@ -97,14 +111,16 @@ mod tests {
             let found = mesh.refused_at(network, address.parse().unwrap());
             found.map(ToString::to_string)
         };
-        assert_eq!(name(&mesh, "net", "10.0.0.1").as_deref(), Some("a"));
+        assert_eq!(name(&mesh, "net", "10.0.0.1").as_deref(), Some("b"));
         assert_eq!(name(&mesh, "net", "10.0.0.2").as_deref(), Some("a"));
         assert_eq!(name(&mesh, "", "10.0.0.1"), None);
-        assert!(mesh.apply(Change::Readable("a".into())));
-        assert_eq!(name(&mesh, "net", "10.0.0.1").as_deref(), Some("b"));
-        assert_eq!(name(&mesh, "net", "10.0.0.2"), None);
-        assert!(!mesh.apply(Change::Readable("a".into())));
         assert!(mesh.apply(Change::Readable("b".into())));
+        assert_eq!(name(&mesh, "net", "10.0.0.1").as_deref(), Some("a"));
+        assert!(!mesh.apply(Change::Readable("b".into())));
+        assert!(mesh.apply(refused("a", &[at("net", "10.0.0.1")])));
+        assert_eq!(name(&mesh, "net", "10.0.0.1").as_deref(), Some("a"));
+        assert_eq!(name(&mesh, "net", "10.0.0.2"), None);
+        assert!(mesh.apply(Change::Readable("a".into())));
         assert_eq!(name(&mesh, "net", "10.0.0.1"), None);
         assert_eq!(name(&before, "net", "10.0.0.1").as_deref(), Some("a"));
     }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::plane::{pod, policy, resource, service, uid};
 use super::*;
-use crate::mesh::{Action, PolicyScope};
 use crate::xds::proto::envoy::service::discovery::v3::Resource;
 
 #[tokio::test]
@@ -104,44 +103,6 @@ async fn what_is_bad_is_refused_by_name_and_the_rest_counts() {
             format!("+{}", uid("b"))
         ]
     );
-}
-
-#[tokio::test]
-async fn something_stands_for_what_is_refused_until_it_can_be_read_or_is_gone() {
-    let mut world = World::new().await;
-    let mut session = world.subscribed().await;
-    let mut garbage = resource("garbage", "1", ADDRESS_TYPE, vec![0xff; 7]);
-    garbage.aliases = vec!["net/10.0.0.7".to_owned(), "nothing".to_owned()];
-    session.addresses("n1", vec![garbage]).await;
-    session.nacked(ADDRESS_TYPE, "n1").await;
-    assert_eq!(told(&world.changes().await), ["?garbage at net/10.0.0.7"]);
-    session.push(ADDRESS_TYPE, "n2", vec![], &["garbage"]).await;
-    session.acked(ADDRESS_TYPE, "n2").await;
-    assert_eq!(told(&world.changes().await), ["!garbage"]);
-
-    // A policy that refuses everybody whom it concerns.
-    let unknown_action = policy("guard", 7);
-    session.policies("n3", vec![unknown_action.clone()]).await;
-    session.nacked(AUTHORIZATION_TYPE, "n3").await;
-    let changes = world.changes().await;
-    let [Change::Policy(stands_in)] = changes.as_slice() else {
-        panic!("{changes:?}");
-    };
-    assert_eq!(stands_in.key(), "default/guard");
-    assert_eq!(stands_in.action, Action::Deny);
-    assert_eq!(stands_in.scope, PolicyScope::WorkloadSelector);
-    assert_eq!(stands_in.rules, [[[]]]);
-    world.synced().await;
-    session.policies("n4", vec![policy("guard", 0)]).await;
-    session.acked(AUTHORIZATION_TYPE, "n4").await;
-    assert_eq!(told(&world.changes().await), ["+default/guard"]);
-    // What was held before stays as it was.
-    session.policies("n5", vec![unknown_action]).await;
-    session.nacked(AUTHORIZATION_TYPE, "n5").await;
-    session
-        .push(AUTHORIZATION_TYPE, "n6", vec![], &["default/guard"])
-        .await;
-    assert_eq!(told(&world.changes().await), ["-default/guard"]);
 }
 
 #[tokio::test]
