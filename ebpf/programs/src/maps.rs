@@ -19,7 +19,7 @@ use ztunnel_ebpf_types::{
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 
 /// Process ids of proxies that were in charge before and have connections yet; they count as the
-/// one in CONFIG does. The value says nothing.
+/// one in CONFIG does. The value, whose turn was after whose, is for the proxy alone.
 #[map]
 pub static FORMERS: HashMap<u32, u32> = HashMap::with_max_entries(64, BPF_F_NO_PREALLOC);
 

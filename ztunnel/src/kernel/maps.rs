@@ -22,6 +22,7 @@ use super::{Error, Exemptions, NetnsCookie};
 #[derive(Debug)]
 pub(super) struct Maps {
     config: Map<u32, Config>,
+    /// Processes that were in charge and may live, and whose turn was after whose.
     formers: Map<u32, u32>,
     pub(super) pods: Map<u64, Pod>,
     pub(super) addresses: Map<Address, u64>,
@@ -72,11 +73,26 @@ impl Maps {
         let config = self.config()?;
         self.epoch.store(config.epoch, Ordering::Relaxed);
         if config.process != 0 && lives.is_alive(config.process) {
+            let formers = self.formers.entries();
+            let formers = formers.map_err(failed(&self.formers, "read"))?;
+            let youngest = formers.iter().map(|(_, turn)| *turn).max();
+            let turn = youngest.unwrap_or_default().saturating_add(1);
             self.formers
-                .insert(&config.process, &0)
+                .insert(&config.process, &turn)
                 .map_err(failed(&self.formers, "written"))?;
         }
         Ok(())
+    }
+
+    /// Whether, of all processes that have been in charge and live, this one was it last.
+    pub(super) fn is_youngest(&self, own: u32, lives: &Lives) -> Result<bool, Error> {
+        let formers = self.formers.entries();
+        let formers = formers.map_err(failed(&self.formers, "read"))?;
+        let Some((_, turn)) = formers.iter().find(|(former, _)| *former == own) else {
+            return Ok(true);
+        };
+        let mut younger = formers.iter().filter(|(_, other)| other > turn);
+        Ok(!younger.any(|(former, _)| lives.is_alive(*former)))
     }
 
     /// The number of the process that made itself known last.

@@ -234,6 +234,19 @@ impl Kernel {
         Ok(left)
     }
 
+    /// Whether this process is the one to take charge again should nobody be in charge: another one
+    /// that lives yet may have been in charge after it.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn is_next_in_line(&self) -> Result<bool, Error> {
+        let life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = life.as_ref().map(|(process, _)| *process);
+        drop(life);
+        // Where nobody has to be known, nobody knows.
+        own.map_or(Ok(true), |own| self.maps.is_youngest(own, &self.lives))
+    }
+
     /// Gives the namespaces of an earlier proxy this one's program, and forgets dead ones.
     fn renew(&self) -> Result<(), Error> {
         for cookie in self.pins.enrolled()? {

@@ -307,10 +307,13 @@ impl Node {
     /// After handing over: whoever came after serves all pods by now, or is dead.
     /// Nobody else becomes heir meanwhile.
     fn leave_or_return(&mut self, heir: Heir) -> Result<(), kernel::Error> {
-        let Some(succession) = self.succession.clone() else {
+        let (Some(kernel), Some(succession)) = (&self.shared.kernel, self.succession.clone())
+        else {
             return Ok(());
         };
-        if let Some(charge) = succession.take_over()? {
+        if kernel.is_next_in_line()?
+            && let Some(charge) = succession.take_over()?
+        {
             tracing::warn!("the process that was to take over has ended: in charge again");
             self.take_charge(charge, None)?;
             drop(heir);

@@ -63,6 +63,38 @@ fn a_namespace_that_is_gone_is_forgotten() {
 
 #[test]
 #[ignore = "needs root"]
+fn who_was_in_charge_last_and_lives_is_next_in_line() {
+    in_namespace(|| {
+        let world = World::new();
+        let maps = &world.kernel.maps;
+        let lives = &world.kernel.lives;
+        let takes_charge = |process: u32| {
+            maps.succeed(lives).unwrap();
+            maps.configure(|config| config.process = process).unwrap();
+            let life = lives.begin(process).unwrap();
+            maps.forget_formers(process, lives).unwrap();
+            life
+        };
+        let is_next = |process| maps.is_youngest(process, lives).unwrap();
+        let _oldest = takes_charge(1_000_001);
+        assert!(is_next(1_000_001), "it is in charge");
+        let older = takes_charge(1_000_002);
+        assert!(is_next(1_000_001));
+        drop(takes_charge(1_000_003));
+        assert!(is_next(1_000_002));
+        assert!(!is_next(1_000_001), "before a younger one");
+        // The dead one's turn is over.
+        let again = takes_charge(1_000_002);
+        drop(takes_charge(1_000_004));
+        assert!(!is_next(1_000_001));
+        drop((older, again));
+        assert!(is_next(1_000_001), "the others are dead");
+        maps.configure(|config| config.process = 0).unwrap();
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
 fn removing_the_pins_ends_capture_and_leaves_nothing() {
     in_namespace(|| {
         let world = World::new();
