@@ -29,6 +29,7 @@ const NAMES: &[&str] = &[
     "XDS_HEADER_x",
     "CA_ADDRESS",
     "CA_ROOT_CA",
+    "ZTUNNEL_MESH_ROOTS",
     "ALT_CA_HOSTNAME",
     "CA_HEADER_x",
     "AUTH_TOKEN",

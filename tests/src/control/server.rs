@@ -91,6 +91,7 @@ impl ControlPlane {
             ("CA_ADDRESS", address),
             ("XDS_ROOT_CA", path("root.pem")),
             ("CA_ROOT_CA", path("root.pem")),
+            ("ZTUNNEL_MESH_ROOTS", path("root.pem")),
             ("ALT_XDS_HOSTNAME", super::authority::NAME.to_owned()),
             ("ALT_CA_HOSTNAME", super::authority::NAME.to_owned()),
             ("AUTH_TOKEN", path("token")),

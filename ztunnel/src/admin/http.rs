@@ -2,6 +2,7 @@
 //! large and how slow a request's head, how long a connection lives. Request bodies are never
 //! read.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,10 +18,11 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
 
-/// Connections of one server at a time; further ones wait in the kernel's queue.
+/// Connections of one server at a time. One more ends the oldest: who holds connections open and
+/// says nothing must not keep the kubelet from asking whether the proxy is ready.
 const CONNECTIONS: usize = 64;
 const BACKLOG: i32 = 128;
 const HEAD_BYTES: usize = 16 << 10;
@@ -109,26 +111,24 @@ impl Listener {
     where
         A: Fn(&Ask) -> Answer + Send + Sync + 'static,
     {
-        let slots = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();
+        let mut by_age = VecDeque::new();
         loop {
-            let accepted = async {
-                // The semaphore is never closed.
-                let slot = slots.clone().acquire_owned().await;
-                (slot, self.listener.accept().await)
-            };
-            let (slot, accepted) = tokio::select! {
-                accepted = accepted => accepted,
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
                 () = over(&mut shutdown) => break,
             };
             while connections.try_join_next().is_some() {}
+            by_age.retain(|connection: &AbortHandle| !connection.is_finished());
             match accepted {
                 Ok((stream, _client)) => {
+                    if by_age.len() >= CONNECTIONS
+                        && let Some(oldest) = by_age.pop_front()
+                    {
+                        oldest.abort();
+                    }
                     let connection = connection(stream, answer.clone(), shutdown.clone());
-                    connections.spawn(async move {
-                        connection.await;
-                        drop(slot);
-                    });
+                    by_age.push_back(connections.spawn(connection));
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely: others have to close some first.

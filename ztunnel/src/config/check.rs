@@ -91,9 +91,15 @@ pub(super) fn mode(settings: &mut Settings, chosen: &Chosen) -> Result<(), Confi
                        node agent names";
         return Err(contradiction("nodeAgent.socket", problem));
     }
-    let workload = match (named, &chosen.info) {
-        (Some(uid), _) => find(settings, "workload".to_owned(), &Uid(uid.as_str().into()))?,
-        (None, Some(info)) => described(settings, info)?,
+    let (found, told) = match (named, &chosen.info) {
+        (Some(uid), _) => {
+            let uid = Uid(uid.as_str().into());
+            (find(settings, "workload".to_owned(), &uid), uid)
+        }
+        (None, Some(info)) => {
+            let uid = Uid::of_pod(&settings.cluster_id, &info.namespace, &info.name);
+            (described(settings, info), uid)
+        }
         (None, None) => {
             return Err(ConfigError::Missing {
                 key: "workload",
@@ -102,7 +108,12 @@ pub(super) fn mode(settings: &mut Settings, chosen: &Chosen) -> Result<(), Confi
             });
         }
     };
-    let (uid, node) = (workload.uid.clone(), workload.node.clone());
+    let (uid, node) = match found {
+        Ok(workload) => (workload.uid.clone(), workload.node.clone()),
+        // The control plane may know it.
+        Err(_unknown) if settings.xds.is_some() => (told, settings.node.clone()),
+        Err(unknown) => return Err(unknown),
+    };
     if settings.node.is_empty() {
         settings.node = node;
     }

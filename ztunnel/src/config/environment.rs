@@ -32,6 +32,7 @@ pub struct Environment {
     pub(super) xds: UpstreamVariables,
     pub(super) ca: UpstreamVariables,
     pub(super) token: Option<PathBuf>,
+    pub(super) mesh_roots: Option<PathBuf>,
     pub(super) crl: Option<PathBuf>,
     pub(super) on_demand: Option<bool>,
     pub(super) instance: Instance,
@@ -99,9 +100,10 @@ impl Environment {
         let env = Lookup(set.collect());
         Ok(Self {
             node: env.text("NODE_NAME"),
+            // In the order of Istio's ztunnel: the names of workloads begin with it.
             cluster_id: env
-                .text("CLUSTER_ID")
-                .or_else(|| env.text("ISTIO_META_CLUSTER_ID")),
+                .text("ISTIO_META_CLUSTER_ID")
+                .or_else(|| env.text("CLUSTER_ID")),
             network: env.text("NETWORK"),
             mode: env.parsed("PROXY_MODE", |text| ModeName::parse(&text.to_lowercase()))?,
             workload: env.parsed("PROXY_WORKLOAD_INFO", workload_info)?,
@@ -114,17 +116,18 @@ impl Environment {
             in_cluster: env.text("KUBERNETES_SERVICE_HOST").is_some(),
             xds: UpstreamVariables {
                 address: env.text("XDS_ADDRESS"),
-                root: env.text("XDS_ROOT_CA").map(PathBuf::from),
+                root: env.parsed("XDS_ROOT_CA", certificates)?,
                 hostname: env.text("ALT_XDS_HOSTNAME"),
                 headers: env.with_prefix("XDS_HEADER_"),
             },
             ca: UpstreamVariables {
                 address: env.text("CA_ADDRESS"),
-                root: env.text("CA_ROOT_CA").map(PathBuf::from),
+                root: env.parsed("CA_ROOT_CA", certificates)?,
                 hostname: env.text("ALT_CA_HOSTNAME"),
                 headers: env.with_prefix("CA_HEADER_"),
             },
-            token: env.text("AUTH_TOKEN").map(PathBuf::from),
+            token: env.parsed("AUTH_TOKEN", token)?,
+            mesh_roots: env.text("ZTUNNEL_MESH_ROOTS").map(PathBuf::from),
             crl: env.text("CRL_PATH").map(PathBuf::from),
             on_demand: env.parsed("XDS_ON_DEMAND", switch)?,
             instance: env.instance(),
@@ -214,7 +217,7 @@ impl Lookup {
         })
     }
 
-    /// `ZTUNNEL_WORKER_THREADS` is a number, or a share of the processors such as `50%`;
+    /// `ZTUNNEL_WORKER_THREADS` is a number, or a share of the processors such as `50%` or `33.3%`;
     /// `ZTUNNEL_CPU_LIMIT` says how many processors there are for us.
     fn threads(&self) -> Result<Option<NonZeroUsize>, ConfigError> {
         let limit = self.parsed("ZTUNNEL_CPU_LIMIT", processors)?;
@@ -226,14 +229,47 @@ impl Lookup {
             let Some(share) = text.strip_suffix('%') else {
                 return text.parse().map_err(|_no_number| refuse());
             };
-            let share: usize = share.trim().parse().map_err(|_no_number| refuse())?;
-            if !(1..=100).contains(&share) {
-                return Err(refuse());
-            }
-            let threads = (processors.get() * share).div_ceil(100);
-            Ok(NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN))
+            let share = hundredths(share.trim()).ok_or_else(refuse)?;
+            let threads = (processors.get() * share).div_ceil(100 * 100);
+            NonZeroUsize::new(threads).ok_or_else(refuse)
         })
     }
+}
+
+/// Hundredths of a percentage such as `33.3`, up to 100 percent.
+fn hundredths(text: &str) -> Option<usize> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    let part = format!("{part:0<2}");
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(&part) {
+        return None;
+    }
+    let whole: usize = whole.parse().ok()?;
+    let part: usize = part.get(..2)?.parse().ok()?;
+    let share = whole.checked_mul(100)?.checked_add(part)?;
+    (1..=100 * 100).contains(&share).then_some(share)
+}
+
+/// The path of a file of certificates. Istio's ztunnel also takes the certificates themselves.
+fn certificates(text: &str) -> Result<PathBuf, String> {
+    if text.starts_with("-----BEGIN") {
+        return Err("it holds certificates; put them into a file and name that here".to_owned());
+    }
+    Ok(PathBuf::from(text))
+}
+
+/// The path of a file with a token. Istio's ztunnel takes what is no file for the token itself; here
+/// that would make a secret out of a path, which is shown.
+fn token(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if text.starts_with(['/', '.']) || path.exists() {
+        return Ok(path);
+    }
+    Err(
+        "it names no file; put the token into a file and name that here (what it holds is not \
+         shown, for it may be a token)"
+            .to_owned(),
+    )
 }
 
 fn switch(text: &str) -> Result<bool, String> {

@@ -121,6 +121,10 @@ pub struct RemoteAuthority {
     /// The service.
     #[serde(flatten)]
     pub upstream: Upstream,
+    /// A file with roots of the mesh beside those that the authority answers with, as while a root
+    /// is replaced. What vouches for the authority's own address is another matter: whoever signs
+    /// under it must not be able to name workloads.
+    pub mesh_roots: Option<PathBuf>,
     /// For how long a workload's certificate shall be valid; rotated at half of it.
     #[serde(serialize_with = "super::units::as_text")]
     pub leaf_ttl: Duration,
@@ -164,6 +168,7 @@ pub(super) struct CaSection {
     hostname: Option<String>,
     token: Option<PathBuf>,
     headers: BTreeMap<String, String>,
+    mesh_roots: Option<PathBuf>,
     leaf_ttl: Option<Span>,
 }
 
@@ -189,7 +194,6 @@ impl Said<'_> {
         let named = variables.address.as_ref().or(self.address).cloned();
         let in_cluster = env.in_cluster.then(|| ISTIOD.to_owned());
         let address = with_scheme(named.or(in_cluster)?);
-        let mounted = |path: &str| Path::new(path).exists().then(|| PathBuf::from(path));
         let root = match variables.root.as_ref().or(self.root) {
             // Istio's name for the roots of the system.
             Some(root) if root.as_os_str() == "SYSTEM" => None,
@@ -207,6 +211,11 @@ impl Said<'_> {
             headers: Headers(headers.into_iter().collect()),
         })
     }
+}
+
+/// A file that Istio's chart mounts, where it is there.
+fn mounted(path: &str) -> Option<PathBuf> {
+    Path::new(path).exists().then(|| PathBuf::from(path))
 }
 
 fn with_scheme(address: String) -> String {
@@ -293,8 +302,10 @@ fn authority(file: &File, env: &Environment, flags: &Overrides) -> Result<Author
         remedy: "it says where the keys of the mesh's certificate authority are kept; or set \
                  ca.address for the control plane's",
     })?;
+    let mesh_roots = env.mesh_roots.as_ref().or(section.mesh_roots.as_ref());
     Ok(Authority::Remote(RemoteAuthority {
         upstream,
+        mesh_roots: mesh_roots.cloned().or_else(|| mounted(ROOT)),
         leaf_ttl: ttl(section.leaf_ttl),
     }))
 }

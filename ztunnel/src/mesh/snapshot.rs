@@ -18,6 +18,7 @@ mod ranges;
 mod refused;
 mod services;
 
+use std::iter;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -72,7 +73,7 @@ impl Snapshot {
     /// Whether a service or a workload has this address in this network.
     #[must_use]
     pub fn knows_address(&self, network: &str, address: IpAddr) -> bool {
-        self.entry_by_vip(network, address).is_some()
+        self.entries_by_vip(network, address).next().is_some()
             || self.workload_by_address(network, address).is_some()
     }
 
@@ -88,21 +89,51 @@ impl Snapshot {
         self.addresses.get(network, address.to_canonical())
     }
 
-    /// The service that has this virtual address in this network.
+    /// The service that a client of a namespace means by a virtual address in its network: as for a
+    /// host name ([`Self::resolve_hostname`]), the one of its own namespace, or the canonical one,
+    /// or else any; what it cannot see is not there. An address that a service names goes before a
+    /// range that holds it, and a longer prefix before a shorter one.
     #[must_use]
-    pub fn service_by_vip(&self, network: &str, address: IpAddr) -> Option<&Arc<Service>> {
-        self.entry_by_vip(network, address)
-            .map(|entry| &entry.service)
+    pub fn entry_by_vip(
+        &self,
+        network: &str,
+        address: IpAddr,
+        client_namespace: &str,
+    ) -> Option<&Arc<ServiceEntry>> {
+        let address = address.to_canonical();
+        let exact = self.vips.all(network, address);
+        services::meant(self.entries_of(exact), client_namespace).or_else(|| {
+            let mut ranges = self.ranges.around(network, address);
+            ranges.find_map(|range| services::meant(self.entries_of(range), client_namespace))
+        })
     }
 
-    /// As [`Self::service_by_vip`], together with the backends. An address that a service names
-    /// goes before a range that holds it, and a longer prefix before a shorter one.
-    #[must_use]
-    pub fn entry_by_vip(&self, network: &str, address: IpAddr) -> Option<&Arc<ServiceEntry>> {
+    /// Every service that has this virtual address in this network, whoever may see it, in the order
+    /// of [`Self::entry_by_vip`].
+    pub fn entries_by_vip(
+        &self,
+        network: &str,
+        address: IpAddr,
+    ) -> impl Iterator<Item = &Arc<ServiceEntry>> {
         let address = address.to_canonical();
-        let exact = self.vips.get(network, address);
-        let service = exact.or_else(|| self.ranges.find(network, address))?;
-        self.services.get(&service.namespace, &service.hostname)
+        let ranges = self.ranges.around(network, address).flatten();
+        self.entries_of(self.vips.all(network, address))
+            .chain(self.entries_of(ranges))
+    }
+
+    /// The first of [`Self::entries_by_vip`].
+    #[must_use]
+    pub fn service_by_vip(&self, network: &str, address: IpAddr) -> Option<&Arc<Service>> {
+        let mut entries = self.entries_by_vip(network, address);
+        entries.next().map(|entry| &entry.service)
+    }
+
+    fn entries_of<'a, S: Iterator<Item = &'a Arc<Service>>>(
+        &'a self,
+        services: S,
+    ) -> iter::FilterMap<S, impl FnMut(&'a Arc<Service>) -> Option<&'a Arc<ServiceEntry>> + Clone>
+    {
+        services.filter_map(|service| self.services.get(&service.namespace, &service.hostname))
     }
 
     /// The service with this key.

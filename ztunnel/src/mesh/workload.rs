@@ -15,6 +15,15 @@ use super::{Identity, ParseIdentityError};
 #[serde(transparent)]
 pub struct Uid(pub Arc<str>);
 
+impl Uid {
+    /// The uid of a pod, put together as Istio's control plane does it:
+    /// `<cluster>//Pod/<namespace>/<name>`.
+    #[must_use]
+    pub fn of_pod(cluster: &str, namespace: &str, name: &str) -> Self {
+        Self(format!("{cluster}//Pod/{namespace}/{name}").into())
+    }
+}
+
 /// How a workload is reached.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "UPPERCASE")]

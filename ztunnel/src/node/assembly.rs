@@ -72,8 +72,7 @@ pub(super) fn issuer(settings: &Settings) -> Result<Arc<dyn Issuer>, super::Erro
                     None => istiod::Root::System,
                 },
                 alt_hostname: upstream.hostname.clone(),
-                // Istio's chart mounts one bundle for both.
-                mesh_roots: upstream.root.clone(),
+                mesh_roots: remote.mesh_roots.clone(),
                 token: upstream.token.clone(),
                 cluster_id: settings.cluster_id.to_string(),
                 headers: upstream.headers.0.clone(),
@@ -92,7 +91,7 @@ pub(super) fn issuer(settings: &Settings) -> Result<Arc<dyn Issuer>, super::Erro
 pub(super) fn mesh_roots(settings: &Settings) -> Option<PathBuf> {
     match &settings.ca {
         config::Authority::Local(_) => None,
-        config::Authority::Remote(remote) => remote.upstream.root.clone(),
+        config::Authority::Remote(remote) => remote.mesh_roots.clone(),
     }
 }
 
@@ -288,9 +287,11 @@ pub(super) fn announced(
 /// Under which uid the mesh will know a pod, and who it will be.
 pub(super) fn workload(settings: &Settings, info: &zds::PodInfo) -> (Uid, Option<Identity>) {
     let (name, namespace, account) = (&info.name, &info.namespace, &info.service_account);
-    let uid = format!("{}//Pod/{namespace}/{name}", settings.cluster_id);
     let identity = Identity::new(&settings.trust_domain, namespace, account);
-    (Uid(uid.into()), identity.ok())
+    (
+        Uid::of_pod(&settings.cluster_id, namespace, name),
+        identity.ok(),
+    )
 }
 
 /// Keys that make a node the node it is: with another value the rest of a file means something

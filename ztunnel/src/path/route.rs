@@ -40,7 +40,6 @@ use gateway::find;
 pub(super) use gateway::{missing, stands, waypoints_of};
 use place::Place;
 pub use place::choose_address;
-pub(super) use target::is_visible;
 use target::{Behind, Target, What, canonical, is_own_tunnel, target};
 
 /// Where every workload that takes part in the mesh accepts HBONE.

@@ -87,22 +87,24 @@ impl Revocations {
         let Some(path) = &self.shared.path else {
             return Ok(Reload::Unchanged);
         };
-        let lists = match read(path) {
-            Err(source) if source.kind() == io::ErrorKind::NotFound => {
-                if !self.shared.lists.load().is_empty() {
-                    return Err(RevocationError::Gone { path: path.clone() });
-                }
-                tracing::warn!(path = %path.display(), "no revocation list yet");
-                return Ok(Reload::Unchanged);
-            }
-            read => {
-                let bytes = read.map_err(|source| RevocationError::Io {
-                    path: path.clone(),
-                    source,
-                })?;
-                list::parse(path, &bytes)?
-            }
+        let read = read(path);
+        // Whoever provides it may begin with an empty file; it may also just be being written.
+        let nothing = match &read {
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+            Ok(bytes) => bytes.trim_ascii().is_empty(),
         };
+        if nothing {
+            if !self.shared.lists.load().is_empty() {
+                return Err(RevocationError::Gone { path: path.clone() });
+            }
+            tracing::warn!(path = %path.display(), "no revocation list yet");
+            return Ok(Reload::Unchanged);
+        }
+        let bytes = read.map_err(|source| RevocationError::Io {
+            path: path.clone(),
+            source,
+        })?;
+        let lists = list::parse(path, &bytes)?;
         if self.shared.lists.load().iter().eq(lists.iter()) {
             return Ok(Reload::Unchanged);
         }

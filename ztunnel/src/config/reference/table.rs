@@ -26,7 +26,7 @@ pub(super) static TABLE: &[Columns] = &[
         "name",
         "CLUSTER_ID",
         Shown(|s| s.cluster_id.to_string()),
-        "The cluster's id. The variable `ISTIO_META_CLUSTER_ID` counts where that one is not set.",
+        "The cluster's id. The variable `ISTIO_META_CLUSTER_ID` goes before that one.",
     ),
     (
         "network",
@@ -151,6 +151,13 @@ pub(super) static TABLE: &[Columns] = &[
             "`./var/run/secrets/istio/root-cert.pem` where it is there, else those of the system",
         ),
         "The certificates that vouch for it. `SYSTEM` stands for those of the system.",
+    ),
+    (
+        "ca.meshRoots",
+        "path",
+        "ZTUNNEL_MESH_ROOTS",
+        Words("`./var/run/secrets/istio/root-cert.pem` where it is there"),
+        "Roots of the mesh beside those that its authority answers with, as while a root is replaced.",
     ),
     (
         "ca.hostname",

@@ -254,6 +254,10 @@ const VARIABLES: &[(&[(&str, &str)], &str)] = &[
         "environment variable ZTUNNEL_WORKER_THREADS: \"200%\" is neither a number of threads nor a percentage",
     ),
     (
+        &[("ZTUNNEL_WORKER_THREADS", "33.é%")],
+        "environment variable ZTUNNEL_WORKER_THREADS: \"33.é%\" is neither a number of threads nor a percentage",
+    ),
+    (
         &[("ZTUNNEL_WORKER_THREADS", "0")],
         "environment variable ZTUNNEL_WORKER_THREADS: \"0\" is neither a number of threads nor a percentage",
     ),

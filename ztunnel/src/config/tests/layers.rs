@@ -194,6 +194,21 @@ fn dedicated_for_a_uid_or_for_a_described_workload() {
 }
 
 #[test]
+fn dedicated_for_a_workload_that_only_the_control_plane_knows() {
+    let text = GOOD.replace("pods:\n- {", "#");
+    let info = [
+        ("PROXY_MODE", "dedicated"),
+        ("PROXY_WORKLOAD_INFO", "elsewhere/x/y"),
+    ];
+    assert!(load(&text, &info).is_err(), "nobody knows it");
+    let asked = [&info[..], &[("XDS_ADDRESS", "istiod:15012")]].concat();
+    let Mode::Dedicated { workload } = load(&text, &asked).unwrap().mode else {
+        panic!("not dedicated")
+    };
+    assert!(workload.0.ends_with("//Pod/elsewhere/x"), "{workload}");
+}
+
+#[test]
 fn the_environment_alone_is_enough_but_for_the_authority() {
     let variables = [("NODE_NAME".to_owned(), "n".to_owned())];
     let environment = super::Environment::read(variables).unwrap();

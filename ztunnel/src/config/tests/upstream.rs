@@ -46,14 +46,14 @@ fn the_environment_goes_before_the_file() {
         ("XDS_ROOT_CA", "x.pem"),
         ("XDS_HEADER_x-xds", "2"),
         ("XDS_ON_DEMAND", "false"),
-        ("AUTH_TOKEN", "token"),
+        ("AUTH_TOKEN", "./token"),
         ("SECRET_TTL", "1h"),
     ];
     let upstream = remote(&text, &variables);
     assert_eq!(upstream.address, "https://ca.example:2");
     assert_eq!(upstream.hostname.as_deref(), Some("b"));
     assert_eq!(upstream.root, None);
-    assert_eq!(upstream.token.as_deref(), Some("token".as_ref()));
+    assert_eq!(upstream.token.as_deref(), Some("./token".as_ref()));
     assert_eq!(upstream.headers.0, [("x-ca".to_owned(), "1".to_owned())]);
     let xds = xds(&text, &variables).unwrap();
     assert!(!xds.on_demand);
@@ -122,6 +122,34 @@ fn the_mesh_is_asked_for_on_demand_where_the_environment_says_so() {
     let settings = load(GOOD, &variables).unwrap();
     assert!(settings.xds.unwrap().on_demand);
     assert_eq!(settings.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn a_token_in_place_of_its_file_is_refused_and_not_shown() {
+    let variables = [("XDS_ADDRESS", "istiod:15012"), ("AUTH_TOKEN", "eyJhbGci")];
+    let complaint = complaint(GOOD, &variables);
+    assert!(complaint.starts_with("environment variable AUTH_TOKEN: it names no file"));
+    assert!(!complaint.contains("eyJ"), "{complaint}");
+    let variables = [("XDS_ROOT_CA", "-----BEGIN CERTIFICATE-----\nMII")];
+    assert_eq!(
+        super::complaint(GOOD, &variables),
+        "environment variable XDS_ROOT_CA: it holds certificates; put them into a file and name \
+         that here"
+    );
+}
+
+#[test]
+fn who_vouches_for_the_authority_does_not_name_workloads() {
+    let roots = |variables: &[(&str, &str)]| {
+        let variables = [variables, &[("CA_ADDRESS", "istiod:15012")]].concat();
+        match load(GOOD, &variables).unwrap().ca {
+            Authority::Remote(remote) => remote.mesh_roots,
+            Authority::Local(_) => panic!("it is the control plane's"),
+        }
+    };
+    assert_eq!(roots(&[("CA_ROOT_CA", "/corporate.pem")]), None);
+    let own = [("ZTUNNEL_MESH_ROOTS", "/mesh.pem")];
+    assert_eq!(roots(&own), Some("/mesh.pem".into()));
 }
 
 #[test]

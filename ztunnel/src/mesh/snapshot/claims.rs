@@ -3,6 +3,7 @@
 //! Who has lost an address is remembered, and gets it back when the winner goes.
 
 use std::hash::Hash;
+use std::iter;
 use std::sync::Arc;
 
 use super::index::{Index, Keyed};
@@ -85,6 +86,16 @@ impl<K: Hash + Eq + Copy + 'static, T: Claimant + 'static> Claims<K, T> {
     pub(super) fn get(&self, network: &str, at: K) -> Option<&Arc<T>> {
         let network = self.networks.get(network)?;
         network.claims.get(at).map(|claim| &claim.holder)
+    }
+
+    /// Everybody who claims it: who has it, and then who would get it next.
+    pub(super) fn all(&self, network: &str, at: K) -> impl Iterator<Item = &Arc<T>> + Clone {
+        let network = self.networks.get(network);
+        let claim = network.and_then(|network| network.claims.get(at));
+        claim.into_iter().flat_map(|claim| {
+            let rivals = claim.rivals.as_deref().map_or(&[][..], |rivals| &rivals.0);
+            iter::once(&claim.holder).chain(rivals.iter().rev())
+        })
     }
 
     /// Claims it. Somebody who claims it already keeps the place in line. Returns whether nobody

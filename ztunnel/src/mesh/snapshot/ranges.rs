@@ -21,17 +21,21 @@ pub(super) struct Ranges {
 type Lengths = BTreeMap<u8, usize>;
 
 impl Ranges {
-    /// The service with the longest prefix of an address that is canonical.
-    pub(super) fn find(&self, network: &str, address: IpAddr) -> Option<&Arc<Service>> {
+    /// The ranges that hold an address that is canonical, the longest prefix first: for each the
+    /// services that claim it.
+    pub(super) fn around(
+        &self,
+        network: &str,
+        address: IpAddr,
+    ) -> impl Iterator<Item = impl Iterator<Item = &Arc<Service>> + Clone> {
         let lengths = if address.is_ipv4() {
             &self.v4
         } else {
             &self.v6
         };
-        lengths.keys().rev().find_map(|length| {
-            let range = IpNet::new(address, *length).ok()?;
-            self.claims.get(network, range.trunc())
-        })
+        let ranges = lengths.keys().rev();
+        let ranges = ranges.filter_map(move |length| IpNet::new(address, *length).ok());
+        ranges.map(move |range| self.claims.all(network, range.trunc()))
     }
 
     pub(super) fn claim(&mut self, given: &NetworkRange, service: &Arc<Service>) {

@@ -80,14 +80,8 @@ impl Services {
         namespace: &str,
         counts: impl Fn(&ServiceEntry) -> bool,
     ) -> Option<&Arc<ServiceEntry>> {
-        let visible = || {
-            let entries = self.named(hostname).iter();
-            entries.filter(|entry| entry.is_visible_from(namespace) && counts(entry))
-        };
-        visible()
-            .find(|entry| *entry.service.namespace == *namespace)
-            .or_else(|| visible().find(|entry| entry.service.canonical))
-            .or_else(|| visible().next())
+        let entries = self.named(hostname).iter();
+        meant(entries.filter(|entry| counts(entry)), namespace)
     }
 
     /// Puts a service in the place of the one with its key.
@@ -127,6 +121,22 @@ impl Services {
             left: self.len,
         }
     }
+}
+
+/// Who of several is meant inside a namespace: the service of that namespace, or the canonical one,
+/// or else the first. What is visible in its own namespace only is nobody's in another one.
+pub(super) fn meant<'a>(
+    entries: impl Iterator<Item = &'a Arc<ServiceEntry>> + Clone,
+    namespace: &str,
+) -> Option<&'a Arc<ServiceEntry>> {
+    let visible = || {
+        let entries = entries.clone();
+        entries.filter(|entry| entry.is_visible_from(namespace))
+    };
+    visible()
+        .find(|entry| *entry.service.namespace == *namespace)
+        .or_else(|| visible().find(|entry| entry.service.canonical))
+        .or_else(|| visible().next())
 }
 
 struct Entries<'a> {

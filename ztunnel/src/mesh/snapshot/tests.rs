@@ -113,7 +113,7 @@ fn endpoints_are_those_who_name_the_service() {
         ("one", Some(&9090))
     );
     let entry = snapshot
-        .entry_by_vip("", "10.1.0.1".parse().unwrap())
+        .entry_by_vip("", "10.1.0.1".parse().unwrap(), "default")
         .unwrap();
     assert_eq!(entry.identities.len(), 1, "only what is an identity");
     let unknown = NamespacedHostname {

@@ -13,7 +13,6 @@ use smallvec::{SmallVec, smallvec};
 use super::super::Shared;
 use super::super::relay::Ended;
 use super::super::report::{Facts, Failure, close, count, series};
-use super::super::route::is_visible;
 use super::super::view::View;
 use crate::kernel::{Event, Events, Flow, Happening, Kernel, NetnsCookie, Opener};
 use crate::mesh::Workload;
@@ -302,14 +301,12 @@ fn facts(flow: &Flow, view: &View, network: &str) -> SmallVec<[Facts; 2]> {
         return smallvec![facts];
     }
     facts.source = own.or_else(|| at(flow.client.ip()));
-    facts.service = view
-        .mesh
-        .service_by_vip(network, flow.dialled.ip())
-        .filter(|service| {
-            let client = facts.source.as_ref();
-            client.is_none_or(|client| is_visible(service, client))
-        })
-        .cloned();
+    let namespace = facts.source.as_ref().map(|source| &*source.namespace);
+    let service = namespace.and_then(|namespace| {
+        let dialled = flow.dialled.ip();
+        view.mesh.entry_by_vip(network, dialled, namespace)
+    });
+    facts.service = service.map(|entry| entry.service.clone());
     let Some(server) = flow.server_pod else {
         facts.workload = at(flow.server.ip());
         return smallvec![facts];

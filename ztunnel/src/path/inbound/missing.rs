@@ -63,8 +63,10 @@ fn beyond(
         return None;
     }
     let network = &workload.network;
-    if let Some(service) = mesh.service_by_vip(network, to.ip()) {
-        return first(gateways_of(service), mesh, absent);
+    let mut services = mesh.entries_by_vip(network, to.ip()).peekable();
+    if services.peek().is_some() {
+        let gateways = services.flat_map(|entry| gateways_of(&entry.service));
+        return first(gateways, mesh, absent);
     }
     if let Some(found) = mesh.workload_by_address(network, to.ip()) {
         return first(found.waypoint.iter(), mesh, absent);

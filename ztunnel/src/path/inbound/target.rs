@@ -133,13 +133,17 @@ fn stands_before(workload: &Workload, address: IpAddr, mesh: &Snapshot) -> bool 
         return tunnel.proxy_protocol;
     }
     let is_it = |gateway| route::stands(gateway, mesh, |other| other.uid == workload.uid);
-    if let Some(entry) = mesh.entry_by_vip(&workload.network, address) {
-        let service = &entry.service;
-        let several = service.weighted_waypoints.iter();
-        let mut all = several
-            .map(|each| &each.destination)
-            .chain(&service.waypoint);
-        return all.any(is_it);
+    // Whom of those the client meant is known to the client.
+    let mut services = mesh.entries_by_vip(&workload.network, address).peekable();
+    if services.peek().is_some() {
+        return services.any(|entry| {
+            let service = &entry.service;
+            let several = service.weighted_waypoints.iter();
+            let mut all = several
+                .map(|each| &each.destination)
+                .chain(&service.waypoint);
+            all.any(is_it)
+        });
     }
     let found = mesh.workload_by_address(&workload.network, address);
     found.is_some_and(|found| found.waypoint.as_ref().is_some_and(is_it))

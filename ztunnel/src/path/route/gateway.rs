@@ -210,7 +210,8 @@ fn lookup<'a>(gateway: &GatewayAddress, mesh: &'a Snapshot) -> Option<Named<'a>>
     match &gateway.destination {
         GatewayDestination::Hostname(key) => mesh.entry(key).map(|entry| Named::Service(entry)),
         GatewayDestination::Address(at) => {
-            if let Some(entry) = mesh.entry_by_vip(&at.network, at.address) {
+            let mut services = mesh.entries_by_vip(&at.network, at.address);
+            if let Some(entry) = services.next() {
                 return Some(Named::Service(entry));
             }
             let workload = mesh.workload_by_address(&at.network, at.address)?;

@@ -7,7 +7,7 @@ use super::choice::{Choice, Purpose};
 use super::gateway::{Waypoints, stands, waypoints_of};
 use super::place::Wanted;
 use super::{Departure, HBONE_PORT, RouteError, key_of};
-use crate::mesh::{LoadBalancingMode, Service, ServiceEntry, Snapshot, Visibility, Workload};
+use crate::mesh::{LoadBalancingMode, Service, ServiceEntry, Snapshot, Workload};
 
 /// What a dialled address stands for.
 pub(super) enum Target<'a> {
@@ -60,15 +60,26 @@ pub(super) fn target<'a>(
     if is_own_tunnel(source, destination) {
         return Ok(Target::Outside(destination, None));
     }
-    let entry = mesh.entry_by_vip(&source.network, destination.ip());
-    if let Some(entry) = entry.filter(|entry| is_visible(&entry.service, source)) {
+    let (network, address) = (&source.network, destination.ip());
+    if let Some(entry) = mesh.entry_by_vip(network, address, &source.namespace) {
         return service(departure, destination, entry, mesh);
     }
+    by_own_address(departure, destination, mesh)
+}
+
+/// What no service has for this client: a workload's address, or somebody's outside.
+fn by_own_address<'a>(
+    departure: &Departure<'a>,
+    destination: SocketAddr,
+    mesh: &'a Snapshot,
+) -> Result<Target<'a>, RouteError> {
+    let source = departure.source;
     let Some(workload) = mesh.workload_by_address(&source.network, destination.ip()) else {
         if let Some(name) = mesh.refused_at(&source.network, destination.ip()) {
             return Err(RouteError::Unreadable { name: name.clone() });
         }
-        if entry.is_none() && !is_nobodys(destination.ip()) {
+        let is_known = mesh.knows_address(&source.network, destination.ip());
+        if !is_known && !is_nobodys(destination.ip()) {
             departure.is_absent(key_of(source, destination.ip()), mesh)?;
         }
         return Ok(Target::Outside(destination, None));
@@ -108,7 +119,12 @@ fn service<'a>(
     }
     let balancing = service.load_balancing.as_ref();
     if balancing.is_some_and(|balancing| balancing.mode == LoadBalancingMode::Passthrough) {
-        return Ok(Target::Outside(destination, Some(service.clone())));
+        // It keeps its address, which may be that of a workload in the mesh: such a one is not
+        // reached in the clear because a service's range holds it.
+        return Ok(match by_own_address(departure, destination, mesh)? {
+            Target::Outside(to, None) => Target::Outside(to, Some(service.clone())),
+            known => known,
+        });
     }
     let port = destination.port();
     if !service.ports.contains_key(&port) {
@@ -135,11 +151,6 @@ fn service<'a>(
 /// Whether no mesh can know an address.
 const fn is_nobodys(address: IpAddr) -> bool {
     address.is_loopback() || address.is_unspecified() || address.is_multicast()
-}
-
-/// Whether a service exists for a client: for those of other namespaces a private one does not.
-pub(in super::super) fn is_visible(service: &Service, source: &Workload) -> bool {
-    service.visibility == Visibility::Public || service.namespace == source.namespace
 }
 
 /// A gateway that speaks HBONE itself (`native_tunnel`: an ingress or egress gateway, a waypoint)

@@ -16,8 +16,8 @@ pub enum RevocationError {
         /// What the system said.
         source: io::Error,
     },
-    /// The file was there and is not any more.
-    #[error("the file of revocation lists {path} is gone")]
+    /// There were lists in the file; it is gone or empty now.
+    #[error("the file of revocation lists {path} is gone or empty: what it held stays in force")]
     Gone {
         /// The file.
         path: PathBuf,

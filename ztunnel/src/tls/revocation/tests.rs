@@ -230,8 +230,7 @@ fn a_file_that_cannot_be_used_stops_the_start() {
     let der = authority.revoke(&[], SystemTime::now() + HOUR);
     let half = &good[..good.len() / 2];
     let bent = good.replacen("MI", "QI", 1);
-    let cases: [(&[u8], &str); 7] = [
-        (b"", "crl_empty"),
+    let cases: [(&[u8], &str); 6] = [
         (b"nonsense", "crl_empty"),
         (half.as_bytes(), "crl_unusable"),
         (bent.as_bytes(), "crl_unusable"),
@@ -277,7 +276,11 @@ async fn a_later_file_that_is_bad_or_gone_changes_nothing() {
     let good = list(&authority, &[&a.chain[0]]);
     let place = Place::with(&good);
     let lists = place.open();
-    for (bad, reason) in [("", "crl_empty"), (&good[..200], "crl_unusable")] {
+    for (bad, reason) in [
+        (" \n", "crl_gone"),
+        ("x", "crl_empty"),
+        (&good[..200], "crl_unusable"),
+    ] {
         place.write(bad);
         assert_eq!(lists.reload().unwrap_err().reason(), reason);
     }
@@ -285,6 +288,15 @@ async fn a_later_file_that_is_bad_or_gone_changes_nothing() {
     assert_eq!(lists.reload().unwrap_err().reason(), "crl_gone");
     let (_near, far) = meet((a, &Revocations::default()), (b, &lists)).await;
     assert_eq!(far.err().unwrap().reason(), "cert_revoked");
+}
+
+#[test]
+fn an_empty_file_is_one_that_is_not_there_yet() {
+    let place = Place::with("\n");
+    let lists = place.open();
+    assert!(lists.shared.lists.load().is_empty());
+    place.write(list(&Authority::new(), &[]));
+    assert_eq!(lists.reload().unwrap(), Reload::Changed);
 }
 
 #[tokio::test]

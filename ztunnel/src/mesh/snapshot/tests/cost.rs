@@ -150,7 +150,7 @@ fn read(published: &ArcSwap<Snapshot>, stop: &AtomicBool) -> String {
         let began = Instant::now();
         for address in (number..number + 100).map(world::vip) {
             let snapshot = published.load();
-            black_box(snapshot.entry_by_vip("network-1", address.into()));
+            black_box(snapshot.entry_by_vip("network-1", address.into(), "default"));
         }
         took.push(began.elapsed() / 100);
     }

@@ -134,14 +134,26 @@ impl Model {
         replace(&mut self.policies, new, |old| old.key() == key)
     }
 
-    fn by_vip(&self, network: &str, address: IpAddr) -> Option<String> {
-        if let Some(found) = holder(&self.vips, network, host(address)) {
-            return Some(found.to_owned());
-        }
-        let (address, ranges) = (address.to_canonical(), self.ranges.iter());
-        let holding =
-            ranges.filter(|(net, range, ..)| **net == *network && range.contains(&address));
-        let (_, _, who, _) = holding.max_by_key(|(_, range, ..)| range.prefix_len())?;
+    /// Ranges that are longer go before, addresses before all of them, and under one of them whoever
+    /// is meant in the client's namespace, the last one to claim it among equals.
+    fn by_vip(&self, network: &str, address: IpAddr, client: &str) -> Option<String> {
+        let address = address.to_canonical();
+        let vips = self.vips.iter().map(|claim| (claim, true));
+        let ranges = self.ranges.iter().map(|claim| (claim, false));
+        let holding = vips
+            .chain(ranges)
+            .filter(|((net, range, ..), _)| **net == *network && range.contains(&address));
+        let ranked = holding
+            .enumerate()
+            .filter_map(|(at, ((_, range, who, _), exact))| {
+                let mut services = self.services.iter();
+                let service = services.find(|service| service.key().to_string() == *who)?;
+                let own = *service.namespace == *client;
+                let canonical = !own && service.canonical;
+                let rank = (exact, range.prefix_len(), own, canonical, at);
+                (own || service.visibility == Visibility::Public).then_some((rank, who))
+            });
+        let (_, who) = ranked.max()?;
         Some(who.clone())
     }
 
@@ -256,13 +268,13 @@ fn assert_names(snapshot: &Snapshot, model: &Model) {
             .iter()
             .chain(&["10.1.0.3", "10.1.0.200", "10.9.0.1", "fd00::2", "fd01::1"])
         {
-            let found = snapshot.entry_by_vip(network, ip.parse().unwrap());
-            let found = found.map(|entry| entry.service.key().to_string());
-            assert_eq!(
-                found,
-                model.by_vip(network, ip.parse().unwrap()),
-                "{network}/{ip}"
-            );
+            let address = ip.parse().unwrap();
+            for client in NAMESPACES {
+                let found = snapshot.entry_by_vip(network, address, client);
+                let found = found.map(|entry| entry.service.key().to_string());
+                let expected = model.by_vip(network, address, client);
+                assert_eq!(found, expected, "{network}/{ip} in {client}");
+            }
         }
     }
     for hostname in HOSTS {
