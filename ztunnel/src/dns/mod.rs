@@ -104,4 +104,6 @@ pub fn fuzz_parse(message: &[u8]) -> Option<Vec<u8>> {
 }
 
 #[cfg(any(test, fuzzing))]
+mod example;
+#[cfg(any(test, fuzzing))]
 mod fuzz;
