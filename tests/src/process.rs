@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,10 +37,22 @@ impl Process {
     /// # Errors
     /// When it cannot be started.
     pub fn start(host: &Host, command: &mut Command) -> Result<Self> {
+        Self::start_seeing(host, command, &[])
+    }
+
+    /// As [`Self::start`]; the process sees the first file of each pair in the place of the second.
+    ///
+    /// # Errors
+    /// As [`Self::start`], and when a file is not there.
+    pub fn start_seeing(
+        host: &Host,
+        command: &mut Command,
+        files: &[(&Path, &Path)],
+    ) -> Result<Self> {
         use std::os::unix::process::CommandExt as _;
         let _making = cleanup::making();
         // A group of its own: the terminal's Ctrl-C is for this process, which cleans up.
-        let child = host.start(command.process_group(0))?;
+        let child = host.start_seeing(command.process_group(0), files)?;
         let registered = cleanup::register(Resource::Process(pid_of(&child)));
         Ok(Self { child, registered })
     }

@@ -2,14 +2,16 @@
 //! them, and what they redirect is judged by what was dialled.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 use ztunnel_tests::net::{Family, Host, Rules, World};
 use ztunnel_tests::proxy::{Mesh, Policy};
 use ztunnel_tests::traffic::Kind;
+use ztunnel_tests::traffic::dns::{self, DNS, Resolver, Way};
 
 use crate::scene::{self, HTTP, LIMIT, answered, answered_soon, reset};
 
@@ -143,6 +145,102 @@ fn without_programs_the_rules_capture() {
         let outcome = scene::call(client, server.at(family, HTTP));
         assert!(scene::is_refused(&outcome), "{outcome:?}");
     }
+}
+
+/// What the container's resolver answers, and what one answers that it does not know.
+const ANSWERS: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 77), Ipv4Addr::new(192, 0, 2, 78)];
+
+/// The container's resolver outside by IPv4, and another one by IPv6.
+fn resolvers(world: &World) -> [Resolver; 2] {
+    let outside = world.outside();
+    [Family::V4, Family::V6].map(|family| {
+        let answer = ANSWERS[usize::from(family == Family::V6)];
+        Resolver::serve(outside, outside.at(family, DNS), answer, Duration::ZERO).unwrap()
+    })
+}
+
+fn names_come_by(rules: Rules) {
+    let world = World::two_nodes().unwrap();
+    install(&world, rules);
+    let resolvers = resolvers(&world);
+    let mut mesh = Mesh::builder(&world)
+        .settings(|settings| {
+            let by = ("by".to_owned(), json!("rules"));
+            settings.capture.extra.extend([by]);
+        })
+        .resolver(world.outside().address(Family::V4))
+        .start()
+        .unwrap();
+    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+    let service = [IpAddr::V4(Mesh::service(server).v4)];
+    let mut asked = 0.0;
+    for family in Family::BOTH {
+        let at = world.outside().at(family, DNS);
+        for way in Way::ALL {
+            let told = |name: &str| dns::ask(client, at, way, name, LIMIT).unwrap();
+            assert_eq!(
+                told(&server.name),
+                service,
+                "{rules:?}, {family:?}, {way:?}"
+            );
+            let foreign = format!("{family:?}.{way:?}.example.com");
+            // Of a connection it is known where it was to go.
+            let other = family == Family::V6 && way == Way::Connection;
+            let answer = [IpAddr::V4(ANSWERS[usize::from(other)])];
+            assert_eq!(told(&foreign), answer, "{rules:?}, {family:?}, {way:?}");
+            asked += 2.0;
+        }
+    }
+    assert_eq!(resolvers.map(|resolver| resolver.asked().len()), [5, 1]);
+    let metrics = mesh.proxy("a").metrics().unwrap();
+    assert_eq!(metrics.sum("istio_dns_requests_total", &[]), asked);
+    scene::unharmed(&mut mesh);
+}
+
+#[test]
+fn without_programs_names_come_by_rules_of_the_old_iptables() {
+    names_come_by(Rules::Legacy);
+}
+
+#[test]
+fn without_programs_names_come_by_rules_of_iptables_on_nf_tables() {
+    names_come_by(Rules::IptablesNft);
+}
+
+#[test]
+fn without_programs_names_come_by_rules_of_nft() {
+    names_come_by(Rules::Nft);
+}
+
+/// A socket that was connected before the pod was enrolled passes no program. The rules redirect
+/// what it asks, whether they were there before the proxy or not.
+#[test]
+fn what_the_rules_redirect_past_the_programs_is_answered() {
+    let world = World::two_nodes().unwrap();
+    let _resolvers = resolvers(&world);
+    let at = world.outside().at(Family::V4, DNS);
+    let (early, late, server) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
+    let sockets = [early, late].map(|pod| {
+        pod.enter(|| {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+            socket.connect(at).unwrap();
+            socket
+        })
+    });
+    Rules::IptablesNft.install(early).unwrap();
+    let mut mesh = Mesh::builder(&world).resolver(at.ip()).start().unwrap();
+    Rules::IptablesNft.install(late).unwrap();
+    let service = [IpAddr::V4(Mesh::service(server).v4)];
+    let told = |socket: &UdpSocket, name: &str| dns::ask_over(socket, name, LIMIT);
+    for socket in &sockets {
+        assert_eq!(told(socket, &server.name).unwrap(), service);
+    }
+    let foreign = [IpAddr::V4(ANSWERS[0])];
+    assert_eq!(told(&sockets[0], "www.example.com").unwrap(), foreign);
+    scene::eventually("the pod has been looked into again", || {
+        told(&sockets[1], "www.example.org").is_ok_and(|found| found == foreign)
+    });
+    scene::unharmed(&mut mesh);
 }
 
 #[test]

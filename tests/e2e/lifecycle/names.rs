@@ -1,134 +1,28 @@
 //! Names: a pod asks its resolver, by datagrams and on connections. What the mesh knows is answered
 //! on the node, the rest by the resolver itself, and the pod cannot tell the difference.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::{Mesh, Service, Settings, service_hostname};
+use ztunnel_tests::traffic::Kind;
+use ztunnel_tests::traffic::dns::{self, DNS, Resolver, Way};
 
 use crate::scene::{self, LIMIT, wait};
 
 /// What the resolver answers to everything.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
-const DNS: u16 = 53;
 const FLEET: &str = "fleet.default.svc.cluster.local";
 
-/// How a pod asks.
-#[derive(Debug, Clone, Copy)]
-enum Way {
-    Datagram,
-    ConnectedDatagram,
-    Connection,
-}
-
-const WAYS: [Way; 3] = [Way::Datagram, Way::ConnectedDatagram, Way::Connection];
-
-/// A query for IPv4 addresses.
-fn query(id: u16, name: &str) -> Vec<u8> {
-    let mut message = id.to_be_bytes().to_vec();
-    message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
-    for label in name.split('.') {
-        message.push(u8::try_from(label.len()).unwrap());
-        message.extend(label.as_bytes());
-    }
-    message.extend([0, 0, 1, 0, 1]);
-    message
-}
-
-/// The addresses of a response of records whose names are pointers, if it is one to the query.
-fn addresses(query: &[u8], response: &[u8]) -> Vec<IpAddr> {
-    assert_eq!(response[..2], query[..2], "the id");
-    assert_eq!(response[2..4].first().map(|flags| flags & 0x80), Some(0x80));
-    assert_eq!(response[3] & 0x0f, 0, "the response code");
-    assert_eq!(response[12..query.len()], query[12..], "the question");
-    let count = usize::from(response[7]);
-    let records = response[query.len()..].chunks_exact(16).take(count);
-    let found = records.map(|record| <[u8; 4]>::try_from(&record[12..]).unwrap().into());
-    let mut found: Vec<IpAddr> = found.collect();
-    found.sort_unstable();
-    found
-}
-
-/// The resolver outside: it answers one address to everything and counts.
-fn resolver(host: &Host) -> Arc<AtomicUsize> {
-    // It has several addresses: an answer is to come from the one that was asked.
-    let at = host.at(Family::V4, DNS);
-    let open = || (UdpSocket::bind(at).unwrap(), TcpListener::bind(at).unwrap());
-    let (udp, tcp) = host.enter(open);
-    let asked = Arc::new(AtomicUsize::new(0));
-    let answer = |asked: &AtomicUsize, query: &[u8]| {
-        asked.fetch_add(1, Ordering::Relaxed);
-        let mut answer = query.to_vec();
-        answer[2..4].copy_from_slice(&[0x81, 0x80]);
-        answer[7] = 1;
-        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
-        answer.extend(ELSEWHERE.octets());
-        answer
-    };
-    let count = asked.clone();
-    thread::spawn(move || {
-        let mut room = [0; 1024];
-        while let Ok((length, client)) = udp.recv_from(&mut room) {
-            udp.send_to(&answer(&count, &room[..length]), client).ok();
-        }
-    });
-    let count = asked.clone();
-    thread::spawn(move || {
-        while let Ok((mut stream, _)) = tcp.accept() {
-            if let Ok(query) = read_frame(&mut stream) {
-                write_frame(&mut stream, &answer(&count, &query)).ok();
-            }
-        }
-    });
-    asked
-}
-
-fn read_frame(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
-    let mut length = [0; 2];
-    stream.read_exact(&mut length)?;
-    let mut message = vec![0; u16::from_be_bytes(length).into()];
-    stream.read_exact(&mut message)?;
-    Ok(message)
-}
-
-fn write_frame(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
-    let length = u16::try_from(message.len()).unwrap().to_be_bytes();
-    stream.write_all(&[&length[..], message].concat())
-}
-
-/// What a pod is told about a name.
-fn ask(from: &Host, resolver: SocketAddr, way: Way, name: &str) -> io::Result<Vec<IpAddr>> {
-    let query = query(0x1234, name);
-    from.enter(|| {
-        let response = match way {
-            Way::Connection => {
-                let mut stream = TcpStream::connect(resolver)?;
-                stream.set_read_timeout(Some(LIMIT))?;
-                write_frame(&mut stream, &query)?;
-                read_frame(&mut stream)?
-            }
-            Way::Datagram | Way::ConnectedDatagram => {
-                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-                socket.set_read_timeout(Some(LIMIT))?;
-                if matches!(way, Way::ConnectedDatagram) {
-                    socket.connect(resolver)?;
-                    socket.send(&query)?;
-                } else {
-                    socket.send_to(&query, resolver)?;
-                }
-                let mut room = vec![0; 1024];
-                let (length, source) = socket.recv_from(&mut room)?;
-                assert_eq!(source, resolver, "the answer comes from whom was asked");
-                room.truncate(length);
-                room
-            }
-        };
-        Ok(addresses(&query, &response))
-    })
+/// The resolver outside. It has several addresses: an answer is to come from the one that was asked.
+fn resolver(host: &Host, delay: Duration) -> Resolver {
+    Resolver::serve(host, host.at(Family::V4, DNS), ELSEWHERE, delay).unwrap()
 }
 
 /// A service without an address of its own, with every pod behind it.
@@ -150,7 +44,7 @@ fn with_fleet(settings: &mut Settings) {
 #[test]
 fn names_of_the_mesh_are_answered_on_the_node_and_others_by_the_resolver() {
     let world = World::two_nodes().unwrap();
-    let asked = resolver(world.outside());
+    let resolver = resolver(world.outside(), Duration::ZERO);
     let mut mesh = Mesh::builder(&world).settings(with_fleet).start().unwrap();
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let at = world.outside().at(Family::V4, DNS);
@@ -158,15 +52,15 @@ fn names_of_the_mesh_are_answered_on_the_node_and_others_by_the_resolver() {
     let pods = world.nodes().iter().flat_map(|node| &node.pods);
     let mut fleet: Vec<IpAddr> = pods.map(|pod| pod.address(Family::V4)).collect();
     fleet.sort_unstable();
-    for (number, way) in WAYS.into_iter().enumerate() {
-        let told = |name: &str| ask(client, at, way, name).unwrap();
+    for (number, way) in Way::ALL.into_iter().enumerate() {
+        let told = |name: &str| dns::ask(client, at, way, name, LIMIT).unwrap();
         assert_eq!(told(&service_hostname(server)), service, "{way:?}");
         assert_eq!(told(&server.name), service, "{way:?}");
         assert_eq!(told(FLEET), fleet, "{way:?}");
-        assert_eq!(asked.load(Ordering::Relaxed), number, "{way:?}");
+        assert_eq!(resolver.asked().len(), number, "{way:?}");
         let foreign = format!("www{number}.example.com");
         assert_eq!(told(&foreign), [IpAddr::V4(ELSEWHERE)], "{way:?}");
-        assert_eq!(asked.load(Ordering::Relaxed), number + 1, "{way:?}");
+        assert_eq!(resolver.asked().len(), number + 1, "{way:?}");
     }
     let metrics = mesh.proxy("a").metrics().unwrap();
     let of = |name, protocol| metrics.sum(name, &[("request_protocol", protocol)]);
@@ -180,7 +74,7 @@ fn names_of_the_mesh_are_answered_on_the_node_and_others_by_the_resolver() {
 #[test]
 fn dns_is_left_alone_where_the_settings_say_so() {
     let world = World::two_nodes().unwrap();
-    let asked = resolver(world.outside());
+    let resolver = resolver(world.outside(), Duration::ZERO);
     let mut mesh = Mesh::builder(&world)
         .environment("ISTIO_META_DNS_CAPTURE", "false")
         .start()
@@ -188,11 +82,107 @@ fn dns_is_left_alone_where_the_settings_say_so() {
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let at = world.outside().at(Family::V4, DNS);
     for way in [Way::Datagram, Way::ConnectedDatagram] {
-        let told = wait(|| ask(client, at, way, &server.name).ok());
+        let told = wait(|| dns::ask(client, at, way, &server.name, LIMIT).ok());
         assert_eq!(told, Some(vec![IpAddr::V4(ELSEWHERE)]), "{way:?}");
     }
-    assert_eq!(asked.load(Ordering::Relaxed), 2);
+    assert_eq!(resolver.asked().len(), 2);
     let metrics = mesh.proxy("a").metrics().unwrap();
     assert_eq!(metrics.sum("istio_dns_requests_total", &[]), 0.0);
+    scene::unharmed(&mut mesh);
+}
+
+/// How long the resolver takes while the proxy is replaced: many of its answers are on their way then.
+const SLOW: Duration = Duration::from_millis(150);
+/// An answer that has not come by then is lost. A resolver of the C library would ask again.
+const LOST: Duration = Duration::from_secs(3);
+const ROUNDS: u64 = 4;
+
+/// What became of all questions.
+#[derive(Default)]
+struct Questions {
+    answered: AtomicU64,
+    number: AtomicU64,
+    stop: AtomicBool,
+    lost: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Questions {
+    /// Asks one question after the other, each from a port of its own.
+    fn ask(&self, from: &Host, (resolver, way): (SocketAddr, Way), known: Option<&str>) {
+        from.enter(|| {
+            while !self.stop.load(Ordering::Relaxed) {
+                let number = self.number.fetch_add(1, Ordering::Relaxed);
+                let foreign = format!("www{number}.example.com");
+                let name = known.unwrap_or(&foreign);
+                match dns::ask_here(resolver, way, name, LOST) {
+                    Ok(found) if found.len() == 1 => {
+                        self.answered.fetch_add(1, Ordering::Relaxed);
+                    }
+                    outcome => self.lose(way, known, format!("{outcome:?}")),
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+    }
+
+    fn lose(&self, way: Way, known: Option<&str>, outcome: String) {
+        let whose = known.map_or("the resolver", |_| "the mesh");
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        *lost
+            .entry(format!("{way:?}, of {whose}: {outcome}"))
+            .or_default() += 1;
+    }
+}
+
+/// Replaces the proxy while a connection keeps the one before from ending at once.
+fn replace(mesh: &mut Mesh<'_>, client: &Host, echo: SocketAddr) {
+    for round in 1..=ROUNDS {
+        let mut open = client.enter(|| TcpStream::connect(echo)).unwrap();
+        open.write_all(b"here").unwrap();
+        open.read_exact(&mut [0; 4]).unwrap();
+        thread::sleep(Duration::from_millis(500));
+        let status = mesh.proxy("a").replace(2 * LIMIT).unwrap();
+        assert!(status.success(), "round {round}: {status}");
+    }
+}
+
+#[test]
+fn no_question_is_lost_while_the_proxy_is_replaced() {
+    let world = World::two_nodes().unwrap();
+    let _resolver = resolver(world.outside(), SLOW);
+    let mut mesh = Mesh::builder(&world)
+        .settings(|settings| settings.set_deadline("1s"))
+        .start()
+        .unwrap();
+    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+    let _echo = server.serve(Kind::Echo, 9000).unwrap();
+    let at = world.outside().at(Family::V4, DNS);
+    let known = service_hostname(server);
+    let questions = Questions::default();
+    thread::scope(|scope| {
+        let (questions, known) = (&questions, known.as_str());
+        for way in Way::ALL {
+            scope.spawn(move || questions.ask(client, (at, way), Some(known)));
+            for _ in 0..5 {
+                scope.spawn(move || questions.ask(client, (at, way), None));
+            }
+        }
+        let replaced = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            replace(&mut mesh, client, server.at(Family::V4, 9000));
+        }));
+        questions.stop.store(true, Ordering::Relaxed);
+        if let Err(panic) = replaced {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    let answered = questions.answered.load(Ordering::Relaxed);
+    let lost = questions
+        .lost
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let count: u64 = lost.values().sum();
+    println!("{answered} questions answered, {count} lost: {lost:#?}");
+    assert!(lost.is_empty(), "{lost:#?}");
+    assert!(answered > 1000, "{answered} are too few to say anything");
     scene::unharmed(&mut mesh);
 }

@@ -2,11 +2,13 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::Duration;
 
 use serde_json::json;
 use ztunnel_tests::net::{Family, Host, World};
-use ztunnel_tests::proxy::{Mesh, MeshBuilder, Policy, identity, service_hostname};
+use ztunnel_tests::proxy::{Mesh, MeshBuilder, Policy, SEARCH, identity, service_hostname};
 use ztunnel_tests::traffic::Kind;
+use ztunnel_tests::traffic::dns::{DNS, Resolver};
 
 use crate::scene::{self, HTTP, LIMIT};
 
@@ -106,6 +108,45 @@ fn what_is_asked_for_is_reached_by_address_and_by_name() {
     assert_eq!(opened, 10.0);
     let line = format!("src.identity=\"{}\"", identity(client));
     mesh.proxy("b").wait_for_log(&line, LIMIT).unwrap();
+    scene::unharmed(&mut mesh);
+}
+
+/// Short names are the pod's own, and no search domain of the proxy's container comes behind those
+/// of others.
+#[test]
+fn a_name_means_what_the_pod_is_told_by_dns() {
+    let world = World::two_nodes().unwrap();
+    let outside = world.outside();
+    let (at, answer) = (outside.at(Family::V4, DNS), outside.v4);
+    let resolver = Resolver::serve(outside, at, answer, Duration::ZERO).unwrap();
+    let mut mesh = with_socks(&world).resolver(at.ip()).start().unwrap();
+    let (client, far) = (world.pod("a", 0), world.pod("b", 0));
+    let servers = [far, outside].map(|host| host.serve(Kind::Http, HTTP).unwrap());
+    let known = [
+        far.name.clone(),
+        format!("{}.default", far.name),
+        format!("{}.default.svc", far.name),
+        format!("{}.default.svc.cluster.local", service_hostname(far)),
+    ];
+    for name in &known {
+        let (stream, code) = ask(client, Family::V4, &by_name(name, 80));
+        assert_eq!(code, 0, "{name}");
+        assert!(served(stream).starts_with("HTTP/1.1 200"), "{name}");
+    }
+    assert_eq!(servers[0].accepted(), 4);
+    assert_eq!(resolver.asked(), [""; 0], "names of the mesh");
+    let foreign = "www.example.com";
+    let (stream, code) = ask(client, Family::V4, &by_name(foreign, HTTP));
+    assert_eq!(code, 0);
+    assert!(served(stream).starts_with("HTTP/1.1 200"));
+    assert_eq!(servers[1].accepted(), 1);
+    // Once for each family.
+    let asked = resolver.asked();
+    assert!(!asked.is_empty());
+    assert!(
+        asked.iter().all(|name| name == foreign),
+        "{asked:?}, {SEARCH}"
+    );
     scene::unharmed(&mut mesh);
 }
 

@@ -126,6 +126,20 @@ impl Drop for Namespace {
     }
 }
 
+/// Gives this thread, and the processes that it starts, mounts of their own, in which the first file
+/// of each pair is in the place of the second.
+pub(crate) fn replace_files(files: &[(&Path, &Path)]) -> io::Result<()> {
+    let none = None::<&str>;
+    nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
+    // What is mounted from here on is nobody else's.
+    let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+    nix::mount::mount(none, "/", none, flags, none)?;
+    for (file, place) in files {
+        nix::mount::mount(Some(*file), *place, none, MsFlags::MS_BIND, none)?;
+    }
+    Ok(())
+}
+
 fn enter_current_thread(handle: &File, name: &str) {
     if let Err(errno) = nix::sched::setns(handle, CloneFlags::CLONE_NEWNET) {
         panic!("cannot enter network namespace {name}: {errno}");

@@ -183,13 +183,23 @@ table {ip} istio-ambient-mangle {{
     ct mark and 0xfff == 0x111 counter meta mark set ct mark
   }}
 }}
+table {ip} istio-ambient-raw {{
+  chain prerouting {{ type filter hook prerouting priority -300
+    udp sport 53 meta mark and 0xfff != 0x539 counter ct zone set 1
+  }}
+  chain output {{ type filter hook output priority -300
+    udp dport 53 meta mark and 0xfff == 0x539 counter ct zone set 1
+  }}
+}}
 "
     )
 }
 
 fn native_delete(family: Family) -> String {
     let ip = table_family(family);
-    format!("delete table {ip} istio-ambient-nat\ndelete table {ip} istio-ambient-mangle\n")
+    ["nat", "mangle", "raw"]
+        .map(|table| format!("delete table {ip} istio-ambient-{table}\n"))
+        .concat()
 }
 
 fn table_family(family: Family) -> &'static str {

@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::Namespace;
 use super::build;
+use super::namespace;
 use crate::cleanup::{self, Resource};
 
 /// A host of the world: a pod, or the one outside.
@@ -55,15 +56,26 @@ impl Host {
         self.namespace.enter(work)
     }
 
-    /// Starts a process on this host; it is noted, so that a later sweep finds it should this
-    /// process be killed. The caller ends it (see [`crate::process::Process`]).
+    /// Starts a process on this host, which sees the first file of each pair in the place of the
+    /// second. It is noted, so that a later sweep finds it should this process be killed. The caller
+    /// ends it (see [`crate::process::Process`]).
     ///
     /// # Errors
-    /// When it cannot be started.
-    pub(crate) fn start(&self, command: &mut Command) -> Result<Child> {
+    /// When it cannot be started, or a file is not there.
+    pub(crate) fn start_seeing(
+        &self,
+        command: &mut Command,
+        files: &[(&Path, &Path)],
+    ) -> Result<Child> {
         let child = self
             .namespace
-            .enter(|| command.spawn())
+            .enter(|| {
+                // This thread's view of the mounts is the process's, and ends with both.
+                if !files.is_empty() {
+                    namespace::replace_files(files)?;
+                }
+                command.spawn()
+            })
             .with_context(|| format!("starting {command:?} on {}", self.name))?;
         cleanup::note_process(&self.run_directory, child.id()).context("noting a process")?;
         Ok(child)

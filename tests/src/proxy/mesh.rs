@@ -74,6 +74,7 @@ pub struct MeshBuilder<'world> {
     world: &'world World,
     outsiders: Vec<String>,
     environment: BTreeMap<String, String>,
+    resolver: Option<IpAddr>,
     adjust: Vec<Adjust<'world>>,
 }
 
@@ -105,6 +106,13 @@ impl<'world> MeshBuilder<'world> {
         self
     }
 
+    /// Gives every proxy's container this resolver.
+    #[must_use]
+    pub fn resolver(mut self, resolver: IpAddr) -> Self {
+        self.resolver = Some(resolver);
+        self
+    }
+
     /// Starts the proxies and waits until they are ready.
     ///
     /// # Errors
@@ -132,12 +140,10 @@ impl<'world> MeshBuilder<'world> {
             for adjust in &mut self.adjust {
                 adjust(&mut settings);
             }
-            proxies.push(Proxy::prepare(
-                node,
-                directory,
-                settings,
-                self.environment.clone(),
-            )?);
+            let environment = self.environment.clone();
+            let mut proxy = Proxy::prepare(node, directory, settings, environment)?;
+            proxy.resolver = self.resolver;
+            proxies.push(proxy);
         }
         Ok(Mesh {
             world: self.world,
@@ -249,6 +255,7 @@ impl<'world> Mesh<'world> {
             world,
             outsiders: Vec::new(),
             environment: BTreeMap::new(),
+            resolver: None,
             adjust: Vec::new(),
         }
     }

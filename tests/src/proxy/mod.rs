@@ -14,7 +14,7 @@ mod sockets;
 pub use admin::{Metrics, Sample};
 pub use binary::{companion, ztunnel};
 pub use mesh::{Mesh, MeshBuilder, ServiceAddress, identity, service_hostname, workload_uid};
-pub use running::Proxy;
+pub use running::{Proxy, SEARCH};
 pub use settings::{
     Address, Authority, Capture, LocalAuthority, Log, PodEntry, Policy, Service, Settings, Workload,
 };

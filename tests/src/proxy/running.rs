@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -21,6 +21,9 @@ const METRICS: u16 = 15020;
 const READINESS: u16 = 15021;
 /// How long a proxy may take until it is ready.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The search domains of a container that has a resolver of its own.
+pub const SEARCH: &str = "istio-system.svc.cluster.local svc.cluster.local cluster.local";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// How much of the log a failing test shows.
 const LOG_LINES: usize = 40;
 
@@ -31,6 +34,9 @@ pub struct Proxy<'world> {
     directory: PathBuf,
     environment: BTreeMap<String, String>,
     process: Option<Process>,
+    /// Whom its container's resolv.conf names, if it has one of its own, with the search domains of
+    /// [`SEARCH`].
+    pub resolver: Option<IpAddr>,
     /// What its settings file says, or will say after [`Self::write_settings`].
     pub settings: Settings,
     launched: Instant,
@@ -53,6 +59,7 @@ impl<'world> Proxy<'world> {
             directory,
             environment,
             process: None,
+            resolver: None,
             settings,
             launched: Instant::now(),
             ready_after: Duration::ZERO,
@@ -114,7 +121,14 @@ impl<'world> Proxy<'world> {
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("sharing the proxy's log")?)
             .stderr(log);
-        Process::start(&self.node.host, &mut command)
+        let Some(resolver) = self.resolver else {
+            return Process::start(&self.node.host, &mut command);
+        };
+        let file = self.directory.join("resolv.conf");
+        let text = format!("search {SEARCH}\noptions ndots:5\nnameserver {resolver}\n");
+        fs::write(&file, text).context("writing a resolv.conf")?;
+        let files = [(file.as_path(), Path::new(RESOLV_CONF))];
+        Process::start_seeing(&self.node.host, &mut command, &files)
     }
 
     /// Waits until a process that was launched as an heir has the ports of the one before, and is

@@ -8,6 +8,7 @@
 
 pub mod bulk;
 pub mod connects;
+pub mod dns;
 mod end;
 mod epoll;
 mod exchange;

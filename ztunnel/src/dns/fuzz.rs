@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::cache::{Cache, Key};
+use super::example;
 use super::query::Query;
 use super::wire::{self, Header};
 use super::{Answer, Question, answer};
@@ -72,7 +73,5 @@ fn as_an_answer(message: &[u8]) {
 
 /// The query with this question.
 fn asking(question: &[u8]) -> Option<Query> {
-    let mut bytes = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    bytes.extend(question);
-    Query::of(&bytes)
+    Query::of(&example::asking(7, question))
 }

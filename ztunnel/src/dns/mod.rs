@@ -9,7 +9,8 @@
 //! that runs it.
 //!
 //! What comes from applications and from resolvers is bounded: messages in length, queries and
-//! connections in number, waiting in time, the cache in entries and bytes.
+//! connections in number (of a pod, and of all of a worker's), waiting in time, the cache in entries
+//! and bytes.
 
 mod answer;
 mod cache;
@@ -58,7 +59,17 @@ pub trait Surroundings {
     fn asked_by_datagram(&self, client: SocketAddr) -> Option<SocketAddr>;
 
     /// Which resolver the application connected to, whose end of the connection has this address.
-    fn asked_by_stream(&self, client: SocketAddr) -> Option<SocketAddr>;
+    fn asked_by_stream(&self, stream: &TcpStream, client: SocketAddr) -> Option<SocketAddr>;
+
+    /// Runs what waits for a resolver as a task of this thread, which is not to end before it.
+    fn spawn(&self, answering: impl Future<Output = ()> + 'static);
+
+    /// Has the kernel give what comes to other sockets in the same place, from now on. What this
+    /// one was given stays in it, and it can still answer.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn step_aside(&self, socket: &UdpSocket) -> io::Result<()>;
 
     /// A socket inside the pod that is connected to a resolver, has a port of its own, and is left
     /// alone by capture.
@@ -103,5 +114,7 @@ pub fn fuzz_parse(message: &[u8]) -> Option<Vec<u8>> {
     fuzz::parse(message, mesh, client)
 }
 
+#[cfg(any(test, fuzzing))]
+mod example;
 #[cfg(any(test, fuzzing))]
 mod fuzz;

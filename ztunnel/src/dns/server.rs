@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,12 +23,21 @@ use crate::telemetry::{DnsQuery, DnsRefusal, Telemetry};
 const LONGEST_DATAGRAM: usize = 4096;
 /// Queries of one pod that may wait for resolvers on one worker.
 const MOST_WAITING: usize = 256;
+/// Queries of all pods that may wait for resolvers on one worker: each has a socket.
+const MOST_WAITING_IN_ALL: usize = 2048;
 /// Connections of one pod to one worker's server.
 const MOST_CONNECTIONS: usize = 64;
+/// Connections of all pods to one worker's servers: each may hold two messages of 64 KiB.
+const MOST_CONNECTIONS_IN_ALL: usize = 1024;
 /// A connection that asks nothing for this long, or does not take its answer, is closed.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long to wait after a socket has failed.
 const PAUSE: Duration = Duration::from_millis(50);
+/// When nothing has come for this long on a socket that has stepped aside, all has been read: what
+/// was on its way to it when it did has arrived.
+const QUIET: Duration = Duration::from_millis(10);
+/// For how long such a socket is read at most.
+const LONGEST_REST: Duration = Duration::from_secs(1);
 /// The response code for what cannot be answered now.
 const SERVER_FAILURE: u8 = 2;
 
@@ -61,6 +71,10 @@ pub struct Server<S> {
 #[derive(Debug, Default)]
 pub struct Common {
     cache: RefCell<Cache>,
+    /// How many queries wait for resolvers.
+    waiting: Cell<usize>,
+    /// How many connections there are.
+    connections: Cell<usize>,
     /// Where messages are read into before it is known how long they are.
     room: RefCell<Vec<u8>>,
 }
@@ -81,21 +95,29 @@ impl<S> std::fmt::Debug for Server<S> {
     }
 }
 
-/// Counts one of something that is bounded while it lives.
-struct Place<'a>(&'a Cell<usize>);
+/// Counts one of something that is bounded while it lives, for its pod and for the worker.
+struct Place<'a>([&'a Cell<usize>; 2]);
 
 impl<'a> Place<'a> {
-    fn take(taken: &'a Cell<usize>, most: usize) -> Option<Self> {
-        (taken.get() < most).then(|| {
-            taken.set(taken.get() + 1);
-            Self(taken)
+    /// Takes a place; both pairs say how many are taken, and how many there may be. A pod may have
+    /// no more than are left of all: so those who want many share alike, and who has none gets one.
+    fn take(own: (&'a Cell<usize>, usize), of_all: (&'a Cell<usize>, usize)) -> Option<Self> {
+        let left = of_all.1.saturating_sub(of_all.0.get());
+        (own.0.get() < own.1.min(left)).then(|| {
+            let both = [own.0, of_all.0];
+            for taken in both {
+                taken.set(taken.get() + 1);
+            }
+            Self(both)
         })
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        for taken in self.0 {
+            taken.set(taken.get() - 1);
+        }
     }
 }
 
@@ -134,31 +156,57 @@ impl<S: Surroundings + 'static> Server<S> {
         })
     }
 
-    /// Answers what comes on a socket, for ever. What waits for a resolver does so in a task of
-    /// its own on the same thread.
-    pub async fn serve_datagrams(self: Rc<Self>, socket: UdpSocket) {
+    /// Answers what comes on a socket, until it is no longer wanted here. What waits for a resolver
+    /// does so in a task of its own on the same thread, and is answered whatever happens here.
+    ///
+    /// A question is lost when nobody reads the socket that the kernel gave it to. So the socket
+    /// first steps aside for those of others, and then what it has been given is read.
+    pub async fn serve_datagrams(
+        self: Rc<Self>,
+        socket: UdpSocket,
+        unwanted: impl Future<Output = ()>,
+    ) {
         let socket = Rc::new(socket);
+        let mut unwanted = pin!(unwanted);
         loop {
-            let (decision, client) = match self.receive(&socket).await {
-                Ok(received) => received,
+            let received = tokio::select! {
+                received = self.receive(&socket) => received,
+                () = &mut unwanted => break,
+            };
+            match received {
+                Ok((decision, client)) => self.act(decision, &socket, client).await,
                 Err(error) => {
                     tracing::debug!(%error, "a DNS socket has failed");
                     tokio::time::sleep(PAUSE).await;
-                    continue;
                 }
-            };
-            match decision {
-                Decision::Drop => {}
-                Decision::Reply(reply) => self.send(&socket, &reply, client).await,
-                Decision::Ask(foreign) => {
-                    let (server, socket) = (self.clone(), socket.clone());
-                    tokio::task::spawn_local(async move {
-                        let asked = server.surroundings.asked_by_datagram(client);
-                        if let Some(reply) = server.ask(&foreign, asked).await {
-                            server.send(&socket, &reply, client).await;
-                        }
-                    });
-                }
+            }
+        }
+        if let Err(error) = self.surroundings.step_aside(&socket) {
+            tracing::debug!(%error, "a DNS socket does not step aside");
+        }
+        // Bounded, as it is not quiet where it could not step aside.
+        let until = Instant::now() + LONGEST_REST;
+        while Instant::now() < until
+            && let Ok(Ok((decision, client))) =
+                tokio::time::timeout(QUIET, self.receive(&socket)).await
+        {
+            self.act(decision, &socket, client).await;
+        }
+    }
+
+    /// Does what was decided about a datagram.
+    async fn act(self: &Rc<Self>, decision: Decision, socket: &Rc<UdpSocket>, client: SocketAddr) {
+        match decision {
+            Decision::Drop => {}
+            Decision::Reply(reply) => self.send(socket, &reply, client).await,
+            Decision::Ask(foreign) => {
+                let (server, socket) = (self.clone(), socket.clone());
+                self.surroundings.spawn(async move {
+                    let asked = server.surroundings.asked_by_datagram(client);
+                    if let Some(reply) = server.ask(&foreign, asked).await {
+                        server.send(&socket, &reply, client).await;
+                    }
+                });
             }
         }
     }
@@ -180,15 +228,23 @@ impl<S: Surroundings + 'static> Server<S> {
     }
 
     /// Answers what comes on a connection, one query after the other, until the client ends it or
-    /// is silent for too long.
-    pub async fn serve_stream(self: Rc<Self>, mut stream: TcpStream, client: SocketAddr) {
+    /// is silent for too long, or until it is no longer wanted: whoever has asked by then is
+    /// answered.
+    pub async fn serve_stream(
+        self: Rc<Self>,
+        mut stream: TcpStream,
+        client: SocketAddr,
+        unwanted: impl Future<Output = ()>,
+    ) {
         // Asked at once, because the kernel keeps it for a while only.
-        let asked = self.surroundings.asked_by_stream(client);
-        let Some(_place) = Place::take(&self.connections, MOST_CONNECTIONS) else {
+        let asked = self.surroundings.asked_by_stream(&stream, client);
+        let own = (&self.connections, MOST_CONNECTIONS);
+        let of_all = (&self.common.connections, MOST_CONNECTIONS_IN_ALL);
+        let Some(_place) = Place::take(own, of_all) else {
             self.telemetry.dns().refused(DnsRefusal::TooMany);
             return;
         };
-        let ended = self.converse(&mut stream, asked).await;
+        let ended = self.converse(&mut stream, asked, unwanted).await;
         if let Err(error) = ended {
             tracing::debug!(%error, "a DNS connection has ended");
         }
@@ -201,11 +257,22 @@ impl<S: Surroundings + 'static> Server<S> {
         }
     }
 
-    async fn converse(&self, stream: &mut TcpStream, asked: Option<SocketAddr>) -> io::Result<()> {
+    async fn converse(
+        &self,
+        stream: &mut TcpStream,
+        asked: Option<SocketAddr>,
+        unwanted: impl Future<Output = ()>,
+    ) -> io::Result<()> {
         let silent = |_elapsed| io::Error::from(io::ErrorKind::TimedOut);
+        let mut unwanted = pin!(unwanted);
         loop {
             let reading = tokio::time::timeout(IDLE, forward::read_frame(stream));
-            let message = reading.await.map_err(silent)??;
+            let message = tokio::select! {
+                // What has come is read first.
+                biased;
+                message = reading => message.map_err(silent)??,
+                () = &mut unwanted => return Ok(()),
+            };
             let reply = match self.decide(&message, Transport::Stream) {
                 Decision::Drop => return Ok(()),
                 Decision::Reply(reply) => Some(reply),
@@ -294,7 +361,9 @@ impl<S: Surroundings + 'static> Server<S> {
         if let Some(kept) = key.as_ref().and_then(|key| self.kept(key, foreign)) {
             return Some(kept);
         }
-        let Some(_place) = Place::take(&self.waiting, MOST_WAITING) else {
+        let own = (&self.waiting, MOST_WAITING);
+        let of_all = (&self.common.waiting, MOST_WAITING_IN_ALL);
+        let Some(_place) = Place::take(own, of_all) else {
             metrics.refused(DnsRefusal::TooMany);
             return foreign.fail();
         };

@@ -1,5 +1,6 @@
-//! The resolver of the proxy's own container, for pods whose queries come by redirection rules: a rule
-//! does not say which resolver a datagram was meant for. In a cluster it is the pods' own too.
+//! The resolver of the proxy's own container, for queries that come by redirection rules: a rule does
+//! not say which resolver a datagram was meant for. In a cluster it is the pods' own too. It is asked
+//! from inside the pod, so one on loopback, which would be somebody else there, does not count.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +11,7 @@ const PORT: u16 = 53;
 #[must_use]
 pub fn system_resolver() -> Option<SocketAddr> {
     std::fs::read_to_string(FILE)
-        .inspect_err(|error| tracing::error!(%error, "{FILE} cannot be read: only names of the mesh are answered"))
+        .inspect_err(|error| tracing::warn!(%error, "{FILE} cannot be read: whoever asks by a redirection rule is answered names of the mesh only"))
         .ok()
         .and_then(|text| first(&text))
 }
@@ -20,7 +21,8 @@ fn first(text: &str) -> Option<SocketAddr> {
         let mut words = line.split_ascii_whitespace();
         let names_one = words.next() == Some("nameserver");
         let address: IpAddr = names_one.then(|| words.next()?.parse().ok()).flatten()?;
-        Some(SocketAddr::new(address, PORT))
+        let elsewhere = !address.is_loopback() && !address.is_unspecified();
+        elsewhere.then(|| SocketAddr::new(address, PORT))
     })
 }
 
@@ -42,6 +44,10 @@ mod tests {
             (
                 "nameserver fe80::1%eth0\nnameserver nonsense\nnameserver 1.2.3.4",
                 Some("1.2.3.4:53"),
+            ),
+            (
+                "nameserver 127.0.0.53\nnameserver ::1\nnameserver 0.0.0.0\nnameserver 192.0.2.1",
+                Some("192.0.2.1:53"),
             ),
             ("options ndots:5\n", None),
             ("", None),

@@ -157,11 +157,11 @@ pub(super) fn admin(settings: &Settings) -> admin::Config {
     }
 }
 
-/// `programs`: whether the kernel programs are at work. Without them nothing says which resolver a
-/// pod has asked.
-pub(super) fn path(settings: &Settings, programs: bool) -> path::Config {
+pub(super) fn path(settings: &Settings) -> path::Config {
+    let domain = domain(&settings.instance.cluster_domain);
     path::Config {
         network: settings.network.clone(),
+        domain: domain.clone(),
         workers: settings.threads.get(),
         socks5: settings.socks5,
         mark: settings.capture.mark,
@@ -177,13 +177,9 @@ pub(super) fn path(settings: &Settings, programs: bool) -> path::Config {
         handshake_timeout: settings.hbone.handshake_timeout,
         hbone: hbone(&settings.hbone),
         dns: settings.dns.map(|settings_of_dns| dns::Config {
-            domain: domain(&settings.instance.cluster_domain),
+            domain,
             timeout: settings_of_dns.timeout,
-            resolver: if programs {
-                None
-            } else {
-                dns::system_resolver()
-            },
+            resolver: dns::system_resolver(),
         }),
     }
 }

@@ -461,7 +461,7 @@ fn share(
         certificates: tls::Store::new(issuer, certificates, runtime),
         telemetry,
         suspects: Suspects::default(),
-        config: assembly::path(settings, kernel.is_some()),
+        config: assembly::path(settings),
         kernel,
     });
     roots::follow_files(settings, &shared.certificates);

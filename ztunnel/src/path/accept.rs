@@ -49,22 +49,30 @@ pub(super) fn start(here: &Rc<Here>, listeners: Listeners) -> io::Result<()> {
     for DnsSockets { udp, tcp } in dns {
         let server = names.clone();
         accept_on(here, tcp, move |here, stream, client| {
-            let conversation = server.clone().serve_stream(stream, client);
-            until_drained(here, conversation)
+            let left = left(&here);
+            server.clone().serve_stream(stream, client, left)
         })?;
         let socket = UdpSocket::from_std(udp)?;
-        let serving = names.clone().serve_datagrams(socket);
-        tokio::task::spawn_local(until_drained(here.clone(), serving));
+        let unwanted = unwanted(here);
+        here.serve(names.clone().serve_datagrams(socket, unwanted));
     }
     Ok(())
 }
 
-/// Serves until the pod leaves: names are not worth waiting for then.
-async fn until_drained(here: Rc<Here>, serving: impl Future<Output = ()>) {
+/// Until the pod leaves, or this process ends.
+fn left(here: &Here) -> impl Future<Output = ()> + use<> {
     let mut drain = here.drain.clone();
-    tokio::select! {
-        () = serving => {}
-        _left = drain.wait_for(|draining| *draining) => {}
+    async move { drop(drain.wait_for(|draining| *draining).await) }
+}
+
+/// Until then, or until another process serves the pod.
+fn unwanted(here: &Here) -> impl Future<Output = ()> + use<> {
+    let (left, mut resigned) = (left(here), here.resigned.clone());
+    async move {
+        tokio::select! {
+            () = left => {}
+            _other = resigned.wait_for(|resigned| *resigned) => {}
+        }
     }
 }
 

@@ -77,6 +77,8 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// Limits and windows of tunnels.
     pub hbone: hbone::Config,
+    /// The cluster's domain, in lower case and without a dot at its end.
+    pub domain: Arc<str>,
     /// How DNS is answered, where it is captured.
     pub dns: Option<dns::Config>,
 }

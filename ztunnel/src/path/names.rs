@@ -4,12 +4,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::net::{TcpStream, UdpSocket};
 
 use super::worker::Here;
 use crate::dns::{Server, Surroundings};
-use crate::kernel::{self, NetnsCookie};
+use crate::kernel::{self, Kernel, NetnsCookie};
 use crate::mesh::{Snapshot, Workload};
 use crate::pods::{self, Dial, Source};
 
@@ -30,8 +31,26 @@ impl Names {
         NetnsCookie(self.0.pod.netns.cookie())
     }
 
-    /// Who is asked where rules capture the pod.
+    /// Who was asked, as the kernel programs have written it down.
+    fn noted(
+        &self,
+        note: impl FnOnce(&Kernel) -> Result<Option<SocketAddr>, kernel::Error>,
+    ) -> Option<SocketAddr> {
+        let kernel = self.0.local.shared.kernel.as_ref()?;
+        note(kernel).unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot find out which resolver was asked");
+            None
+        })
+    }
+
+    /// Who is asked where a rule inside the pod has redirected the question past the programs, which
+    /// does not say whom it was meant for. What the programs alone capture they know.
     fn fallback(&self) -> Option<SocketAddr> {
+        if !self.0.pod.redirected.load(Ordering::Relaxed) {
+            // Rules may have come since it was looked into.
+            self.0.local.shared.suspects.name(self.cookie());
+            return None;
+        }
         self.0.local.shared.config.dns.as_ref()?.resolver
     }
 }
@@ -50,27 +69,27 @@ impl Surroundings for Names {
     }
 
     fn asked_by_datagram(&self, client: SocketAddr) -> Option<SocketAddr> {
-        let Some(kernel) = &self.0.local.shared.kernel else {
-            return self.fallback();
-        };
-        let asked = kernel.resolver_of(self.cookie(), client);
-        asked.unwrap_or_else(|error| {
-            tracing::error!(%error, "cannot find out which resolver was asked");
-            None
-        })
+        let noted = self.noted(|kernel| kernel.resolver_of(self.cookie(), client));
+        noted.or_else(|| self.fallback())
     }
 
-    fn asked_by_stream(&self, client: SocketAddr) -> Option<SocketAddr> {
-        let Some(kernel) = &self.0.local.shared.kernel else {
-            return self.fallback();
-        };
-        match kernel.original_destination(self.cookie(), client) {
-            Ok(origin) => origin.map(|origin| origin.destination),
-            Err(error) => {
-                tracing::error!(%error, "cannot find out which resolver was asked");
-                None
-            }
-        }
+    fn asked_by_stream(&self, stream: &TcpStream, client: SocketAddr) -> Option<SocketAddr> {
+        let noted = self.noted(|kernel| {
+            let origin = kernel.original_destination(self.cookie(), client)?;
+            Ok(origin.map(|origin| origin.destination))
+        });
+        // Of a connection that a rule has redirected the kernel knows where it was to go.
+        noted
+            .or_else(|| pods::redirected_from(stream).ok().flatten())
+            .or_else(|| self.fallback())
+    }
+
+    fn spawn(&self, answering: impl Future<Output = ()> + 'static) {
+        self.0.spawn(answering);
+    }
+
+    fn step_aside(&self, socket: &UdpSocket) -> io::Result<()> {
+        pods::step_aside(socket)
     }
 
     fn socket(&self, resolver: SocketAddr) -> io::Result<UdpSocket> {

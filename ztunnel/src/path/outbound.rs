@@ -264,7 +264,8 @@ async fn find(
         if let Some(source) = &facts.source {
             shared.telemetry.dns().on_demand(source, &hostname);
         }
-        let found = shared.resolver.resolve(&hostname).await?;
+        let pod = NetnsCookie(here.pod.netns.cookie());
+        let found = shared.resolver.resolve(&hostname, pod).await?;
         let address = choose_address(&found, origin.destination.ip().to_canonical(), dice);
         let empty = || ResolveError::Empty {
             hostname: hostname.clone(),

@@ -253,6 +253,16 @@ impl Here {
         self.connections.spawn(self.local.open(), connection);
     }
 
+    /// Runs what serves without being a connection as a task of its worker, which ends no earlier
+    /// than it.
+    pub(super) fn serve(&self, serving: impl Future<Output = ()> + 'static) {
+        let open = self.local.open();
+        tokio::task::spawn_local(async move {
+            serving.await;
+            drop(open);
+        });
+    }
+
     /// Cuts what is still open when the time is over.
     async fn cut_after(self: Rc<Self>, deadline: Duration) {
         tokio::time::sleep(deadline).await;

@@ -27,7 +27,7 @@ pub use redirection::{dialled_of, is_redirected, redirected_from};
 pub use rehearsal::{Rehearsal, rehearse};
 pub use socket::{
     Dial, DnsSockets, Listeners, PROXY_PORTS, Source, abort_on_drop, accept, local_of, peer_of,
-    send_from,
+    send_from, step_aside,
 };
 
 use std::net::{IpAddr, SocketAddr};

@@ -137,6 +137,19 @@ fn receive(address: SocketAddr) -> Result<std::net::UdpSocket, Error> {
     open().map_err(|source| Error::Listen { address, source })
 }
 
+/// Takes a UDP socket out of its `SO_REUSEPORT` group: the kernel gives what comes to the others,
+/// and where there is none it tells the sender that nobody is there. What this one was given before
+/// can still be read, and it can still send to anybody.
+///
+/// Of such a group a connected socket is passed over (`reuseport_select_sock` in
+/// net/core/sock_reuseport.c, Linux 5.4). It is connected to itself, from where nothing comes.
+///
+/// # Errors
+/// As `connect(2)`.
+pub fn step_aside(socket: &UdpSocket) -> io::Result<()> {
+    SockRef::from(socket).connect(&socket.local_addr()?.into())
+}
+
 /// Sends a datagram that bears another of the machine's addresses than the one that the socket is
 /// bound to.
 ///
@@ -389,3 +402,6 @@ pub async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr
     let (stream, client) = listener.accept().await?;
     Ok((stream, canonical(client)))
 }
+
+#[cfg(test)]
+mod tests;

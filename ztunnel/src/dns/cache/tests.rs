@@ -1,17 +1,12 @@
 //! What is kept, for whom and for how long.
 
+use super::super::example;
 use super::*;
 
 const RESOLVER: ([u8; 4], u16) = ([192, 0, 2, 1], 53);
 
-fn query(name: &str, kind: u8) -> Query {
-    let mut bytes = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    for label in name.split('.') {
-        bytes.push(u8::try_from(label.len()).unwrap());
-        bytes.extend(label.as_bytes());
-    }
-    bytes.extend([0, 0, kind, 0, 1]);
-    Query::of(&bytes).unwrap()
+fn query(name: &str, kind: u16) -> Query {
+    Query::of(&example::asking(7, &example::question(name, kind))).unwrap()
 }
 
 fn key(pod: u64, name: &str) -> Key {

@@ -3,6 +3,7 @@
 use hickory_proto::rr::rdata::opt::EdnsOption;
 use proptest::prelude::*;
 
+use super::super::example;
 use super::*;
 
 /// A query for addresses: header, question, and what comes behind.
@@ -87,12 +88,7 @@ fn what_is_not_plain_is_somebody_elses() {
 #[test]
 fn what_can_be_no_hosts_name_is_none() {
     for label in [&b"a b"[..], b"a.b", b"a\\b", b"\xff", b"\0"] {
-        let question = [
-            &[u8::try_from(label.len()).unwrap()],
-            label,
-            b"\0\0\x01\0\x01",
-        ]
-        .concat();
+        let question = [&example::name([label])[..], b"\0\x01\0\x01"].concat();
         let query = Query::of(&bytes([1, 0], 0, &question, &[])).unwrap();
         assert_eq!(query.name(), "", "{label:?}");
     }
@@ -215,12 +211,7 @@ fn name() -> impl Strategy<Value = Vec<u8>> {
         3 => prop::sample::select(known.to_vec()).prop_map(|label| label.as_bytes().to_vec()),
         1 => prop::collection::vec(any::<u8>(), 1..64),
     ];
-    prop::collection::vec(label, 0..8).prop_map(|labels| {
-        let of = |label: &Vec<u8>| [&[u8::try_from(label.len()).unwrap()], &label[..]].concat();
-        let mut name: Vec<u8> = labels.iter().flat_map(of).collect();
-        name.push(0);
-        name
-    })
+    prop::collection::vec(label, 0..8).prop_map(example::name)
 }
 
 proptest! {

@@ -3,6 +3,8 @@
 mod bounds;
 mod connections;
 mod datagrams;
+mod leaving;
 mod world;
 
-use world::{header, query, reply, run, run_with_little_patience};
+use super::super::example::query;
+use world::{header, reply, run, run_with_little_patience};

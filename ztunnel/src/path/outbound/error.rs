@@ -101,7 +101,9 @@ impl DepartError {
             | Self::Kernel(_)
             | Self::Original(_)
             | Self::NotTold(_)
-            | Self::UnknownWorkload { .. } => Reply::Failed,
+            | Self::UnknownWorkload { .. }
+            // It may ask again: there may well be such a name.
+            | Self::Name(ResolveError::Busy { .. }) => Reply::Failed,
             Self::NotToBeAsked { .. } | Self::Denied(_) => Reply::NotAllowed,
             Self::Route(RouteError::NoSuchPort { .. }) => Reply::Refused,
             Self::Route(_) | Self::Name(_) | Self::TooManyNames { .. } => Reply::HostUnreachable,

@@ -4,7 +4,7 @@ use tokio::io::AsyncReadExt as _;
 
 use super::super::forward::{read_frame, write_frame};
 use super::super::*;
-use super::{header, query, run};
+use super::{header, query, reply, run};
 
 #[test]
 fn queries_that_wait_for_a_resolver_are_bounded() {
@@ -21,6 +21,41 @@ fn queries_that_wait_for_a_resolver_are_bounded() {
         // Names of the mesh need no resolver.
         world.ask(&query(9998, "web")).await;
         assert_eq!(header(&world.told().await).id, 9998);
+    });
+}
+
+#[test]
+fn queries_of_all_pods_that_wait_are_bounded_and_shared() {
+    run(async |world| {
+        // Others have all but two.
+        world.common.waiting.set(MOST_WAITING_IN_ALL - 2);
+        world.ask(&query(7, "host.example.com")).await;
+        let (passed_on, server) = world.passed_on().await;
+        // One is left, for a pod that has none.
+        world.ask(&query(8, "one-more.example.com")).await;
+        let told = world.told().await;
+        assert_eq!((header(&told).id, header(&told).code()), (8, 2));
+        world.refused("too_many", 1);
+        let answer = reply(&passed_on);
+        world.resolver.send_to(&answer, server).await.unwrap();
+        assert_eq!(header(&world.told().await).id, 7);
+        assert_eq!(world.common.waiting.get(), MOST_WAITING_IN_ALL - 2);
+        world.ask(&query(9, "another.example.com")).await;
+        world.passed_on().await;
+    });
+}
+
+#[test]
+fn connections_of_all_pods_are_bounded() {
+    run(async |world| {
+        world.common.connections.set(MOST_CONNECTIONS_IN_ALL);
+        let mut one_more = world.connect().await;
+        assert_eq!(one_more.read(&mut [0]).await.unwrap(), 0);
+        world.refused("too_many", 1);
+        world.common.connections.set(MOST_CONNECTIONS_IN_ALL - 1);
+        let mut stream = world.connect().await;
+        write_frame(&mut stream, &query(1, "web")).await.unwrap();
+        read_frame(&mut stream).await.unwrap();
     });
 }
 

@@ -44,8 +44,17 @@ impl Surroundings for Rc<Pod> {
         self.resolver.get()
     }
 
-    fn asked_by_stream(&self, _client: SocketAddr) -> Option<SocketAddr> {
+    fn asked_by_stream(&self, _stream: &TcpStream, _client: SocketAddr) -> Option<SocketAddr> {
         self.resolver.get()
+    }
+
+    fn spawn(&self, answering: impl Future<Output = ()> + 'static) {
+        tokio::task::spawn_local(answering);
+    }
+
+    fn step_aside(&self, socket: &UdpSocket) -> io::Result<()> {
+        let itself = socket.local_addr()?.into();
+        socket2::SockRef::from(socket).connect(&itself)
     }
 
     fn socket(&self, resolver: SocketAddr) -> io::Result<UdpSocket> {
@@ -68,9 +77,27 @@ impl Surroundings for Rc<Pod> {
     }
 }
 
+async fn is_true(mut told: tokio::sync::watch::Receiver<bool>) {
+    drop(told.wait_for(|told| *told).await);
+}
+
+/// A socket that others may have theirs beside.
+fn beside(address: SocketAddr) -> UdpSocket {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket.bind(&address.into()).unwrap();
+    UdpSocket::from_std(socket.into()).unwrap()
+}
+
 pub(super) struct World {
     pub(super) pod: Rc<Pod>,
     telemetry: Arc<Telemetry>,
+    pub(super) common: Rc<Common>,
+    /// Tells the server that it is not wanted any more.
+    unwanted: tokio::sync::watch::Sender<bool>,
+    /// Whether it still reads datagrams.
+    pub(super) serving: tokio::task::JoinHandle<()>,
     /// The resolver that the application asks.
     pub(super) resolver: UdpSocket,
     /// The same one for connections.
@@ -119,15 +146,20 @@ impl World {
             resolver: None,
             timeout,
         };
-        let server = Server::new(pod.clone(), config, telemetry.clone(), Rc::default());
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let common = Rc::<Common>::default();
+        let server = Server::new(pod.clone(), config, telemetry.clone(), common.clone());
+        let (unwanted, told) = tokio::sync::watch::channel(false);
+        let socket = beside(([127, 0, 0, 1], 0).into());
         let address = socket.local_addr().unwrap();
-        tokio::task::spawn_local(server.clone().serve_datagrams(socket));
+        let until = is_true(told.clone());
+        let serving = server.clone().serve_datagrams(socket, until);
+        let serving = tokio::task::spawn_local(serving);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server_tcp = listener.local_addr().unwrap();
         tokio::task::spawn_local(async move {
             while let Ok((stream, client)) = listener.accept().await {
-                tokio::task::spawn_local(server.clone().serve_stream(stream, client));
+                let until = is_true(told.clone());
+                tokio::task::spawn_local(server.clone().serve_stream(stream, client, until));
             }
         });
         let app = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -135,6 +167,9 @@ impl World {
         Self {
             pod,
             telemetry,
+            common,
+            unwanted,
+            serving,
             resolver,
             resolver_tcp,
             server_tcp,
@@ -144,6 +179,16 @@ impl World {
 
     pub(super) async fn ask(&self, message: &[u8]) {
         self.app.send(message).await.unwrap();
+    }
+
+    /// A socket in the same place as the server's.
+    pub(super) fn successor(&self) -> UdpSocket {
+        beside(self.app.peer_addr().unwrap())
+    }
+
+    /// The server is not wanted any more.
+    pub(super) fn leave(&self) {
+        self.unwanted.send_replace(true);
     }
 
     /// What the application gets.
@@ -206,18 +251,6 @@ impl World {
             "{sample} in\n{metrics}"
         );
     }
-}
-
-/// A query for addresses (type A).
-pub(super) fn query(id: u16, name: &str) -> Vec<u8> {
-    let mut bytes = id.to_be_bytes().to_vec();
-    bytes.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
-    for label in name.split('.') {
-        bytes.push(u8::try_from(label.len()).unwrap());
-        bytes.extend(label.as_bytes());
-    }
-    bytes.extend([0, 0, 1, 0, 1]);
-    bytes
 }
 
 /// The answer to a query: the address 192.0.2.77, for a minute.
