@@ -197,6 +197,43 @@ fn a_pod_whose_namespace_is_missing_is_tried_again_and_the_others_are_served() {
     scene::unharmed(&mut mesh);
 }
 
+/// A pod that cannot be captured is not served, and that is said; one that was captured before stays
+/// so, and refused.
+#[test]
+fn a_pod_in_which_a_port_of_capture_is_taken_is_tried_again_and_the_others_are_served() {
+    let world = World::two_nodes().unwrap();
+    let (pod, other, server) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
+    let _http = server.serve(Kind::Http, HTTP).unwrap();
+    let mut mesh = Mesh::start(&world).unwrap();
+    answered(pod, server.at(Family::V4, HTTP));
+    for port in [15001, 15006, 15008] {
+        mesh.proxy("a").terminate(LIMIT).unwrap();
+        let taken = pod.serve(Kind::Http, port).unwrap();
+        mesh.proxy("a").start().unwrap();
+        let line = mesh
+            .proxy("a")
+            .wait_for_log(&format!(":{port} in the pod's network namespace"), LIMIT)
+            .unwrap();
+        assert!(
+            line.contains("ERROR") && line.contains(&workload_uid(pod)),
+            "{line}"
+        );
+        assert_eq!(active(&mut mesh), 1.0, "{port}");
+        for family in Family::BOTH {
+            answered(other, server.at(family, HTTP));
+        }
+        // Captured connections end at 15001, which is the taker's in the first round.
+        if port != 15001 {
+            let outcome = scene::call(pod, server.at(Family::V6, HTTP));
+            assert!(scene::is_refused(&outcome), "{port}: {outcome:?}");
+        }
+        drop(taken);
+        scene::eventually("the pod's enrolment", || active(&mut mesh) == 2.0);
+        assert_eq!(crossings(&world, pod, server), 0, "{port}");
+    }
+    scene::unharmed(&mut mesh);
+}
+
 #[test]
 fn a_path_that_is_no_namespace_keeps_nobody_from_being_served() {
     let world = World::two_nodes().unwrap();

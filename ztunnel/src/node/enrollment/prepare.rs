@@ -4,26 +4,32 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{EnrollError, Wanted};
+use super::{EnrollError, Key, Wanted};
 use crate::kernel::{Kernel, NetnsCookie, PodCapture};
 use crate::mesh::Snapshot;
 use crate::path::Config;
-use crate::pods::{Listeners, Netns, Place, Pod, addresses_here, delivery, is_redirected};
+use crate::pods::{
+    self, Extra, Listeners, Netns, Opened, Place, Pod, addresses_here, delivery, is_redirected,
+};
 
 /// Opens the pod's namespace and the listeners in there, one set for each worker; those for DNS
-/// where it is captured.
+/// and SOCKS where they are wanted and their ports are free.
 pub(super) fn prepare(
     wanted: &Wanted,
     config: &Config,
-) -> Result<(Arc<Pod>, Vec<Listeners>), EnrollError> {
+) -> Result<(Arc<Pod>, Opened), EnrollError> {
     let netns = Netns::of(&wanted.netns)?;
-    let (addresses, listeners, redirected) = netns.visit(|| {
+    let extras = [
+        (Extra::Dns, config.dns.is_some()),
+        (Extra::Socks5, config.socks5),
+    ];
+    let extras = extras.into_iter().filter_map(|(extra, on)| on.then_some(extra));
+    let extras: Vec<Extra> = extras.collect();
+    let (addresses, opened, redirected) = netns.visit(|| {
         delivery::prepare()?;
-        let listeners: Result<Vec<_>, _> = (0..config.workers)
-            .map(|_| Listeners::open(config.dns.is_some(), config.socks5))
-            .collect();
+        let opened = Listeners::open(config.workers, &extras);
         let addresses = addresses_here().map_err(EnrollError::Addresses)?;
-        Ok::<_, EnrollError>((addresses, listeners?, is_redirected()))
+        Ok::<_, EnrollError>((addresses, opened?, is_redirected()))
     })??;
     let pod = Pod {
         uid: wanted.uid.clone(),
@@ -32,7 +38,30 @@ pub(super) fn prepare(
         addresses,
         redirected: redirected.into(),
     };
-    Ok((Arc::new(pod), listeners))
+    Ok((Arc::new(pod), opened))
+}
+
+/// Says what a pod is served without, and what becomes of it. `programs`: whether kernel programs
+/// capture it.
+pub(super) fn warn_of(without: &[(Extra, pods::Error)], pod: &Key, programs: bool) {
+    for (extra, error) in without {
+        let port = extra.port();
+        let consequence = match extra {
+            Extra::Dns if programs => {
+                "its names are not answered on the node: what it asks goes to its own resolvers"
+            }
+            Extra::Dns => {
+                "its names are not answered on the node: what rules redirect goes to whoever has \
+                 the port"
+            }
+            Extra::Socks5 => "it cannot say by SOCKS where it wants to go",
+        };
+        tracing::warn!(
+            %pod, port, %error,
+            "somebody else in the pod has a port of the proxy's, and the pod is served without it \
+             until it is enrolled anew: {consequence}"
+        );
+    }
 }
 
 /// Turns capture on.
