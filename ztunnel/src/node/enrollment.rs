@@ -97,6 +97,12 @@ pub(super) enum EnrollError {
          would be without a mesh (istio-cni puts the rules there; see capture.by)"
     )]
     NoRules,
+    /// What it opens would arrive without its destination, and what comes in not at all.
+    #[error(
+        "the eBPF programs of another proxy capture it, and this proxy is to be reached by rules \
+         (capture.by): end that proxy, if it runs, and run `ztunnel kernel remove` on the node"
+    )]
+    Captured,
     /// Capture could not be turned on.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
@@ -202,6 +208,30 @@ impl Enrollment {
             found |= has;
         }
         found
+    }
+
+    /// Lets those of these pods go that the programs of another proxy have captured since they were
+    /// enrolled by rules, and says whether there were any.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub(super) fn yield_captured(
+        &mut self,
+        terms: Terms<'_>,
+        suspects: &[NetnsCookie],
+    ) -> std::io::Result<bool> {
+        let mut captured = Vec::new();
+        for (key, enrolled) in &self.pods {
+            let netns = &enrolled.pod.netns;
+            let suspected = suspects.contains(&NetnsCookie(netns.cookie()));
+            if suspected && kernel::is_captured(netns.as_fd())? {
+                captured.push(key.clone());
+            }
+        }
+        for key in &captured {
+            self.withdraw(terms, key, &[]);
+        }
+        Ok(!captured.is_empty())
     }
 
     /// Whether the pods or their addresses have changed since this was asked last.
@@ -330,7 +360,7 @@ impl Enrollment {
 
     fn enroll(&mut self, terms: Terms<'_>, wanted: &Wanted) -> Result<(), EnrollError> {
         let kernel = self.shared.kernel.clone();
-        let (pod, opened) = prepare(wanted, &self.shared.config)?;
+        let (pod, opened) = prepare(wanted, &self.shared.config, kernel.is_some())?;
         if kernel.is_none() && !pod.redirected.load(Ordering::Relaxed) {
             return Err(EnrollError::NoRules);
         }

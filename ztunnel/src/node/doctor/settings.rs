@@ -88,8 +88,8 @@ fn port(holder: &Holder, name: &str, extras: &[Extra]) -> Check {
 
 fn pod(workload: &str, path: &Path, extras: &[Extra]) -> Vec<Check> {
     let name = format!("pod.{workload}");
-    let found = Netns::open(path)
-        .and_then(|netns| netns.visit(|| (addresses_here(), holders(extras))));
+    let found =
+        Netns::open(path).and_then(|netns| netns.visit(|| (addresses_here(), holders(extras))));
     let (addresses, holders) = match found {
         Ok(found) => found,
         Err(error) => {

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::{EnrollError, Key, Wanted};
-use crate::kernel::{Kernel, NetnsCookie, PodCapture};
+use crate::kernel::{self, Kernel, NetnsCookie, PodCapture};
 use crate::mesh::Snapshot;
 use crate::path::Config;
 use crate::pods::{
@@ -13,17 +13,25 @@ use crate::pods::{
 };
 
 /// Opens the pod's namespace and the listeners in there, one set for each worker; those for DNS
-/// and SOCKS where they are wanted and their ports are free.
+/// and SOCKS where they are wanted and their ports are free. `programs`: whether this process captures
+/// by kernel programs.
 pub(super) fn prepare(
     wanted: &Wanted,
     config: &Config,
+    programs: bool,
 ) -> Result<(Arc<Pod>, Opened), EnrollError> {
     let netns = Netns::of(&wanted.netns)?;
+    // Before the listeners: they would take every second connection from whoever serves the pod.
+    if !programs && is_captured(&netns) {
+        return Err(EnrollError::Captured);
+    }
     let extras = [
         (Extra::Dns, config.dns.is_some()),
         (Extra::Socks5, config.socks5),
     ];
-    let extras = extras.into_iter().filter_map(|(extra, on)| on.then_some(extra));
+    let extras = extras
+        .into_iter()
+        .filter_map(|(extra, on)| on.then_some(extra));
     let extras: Vec<Extra> = extras.collect();
     let (addresses, opened, redirected) = netns.visit(|| {
         delivery::prepare()?;
@@ -39,6 +47,15 @@ pub(super) fn prepare(
         redirected: redirected.into(),
     };
     Ok((Arc::new(pod), opened))
+}
+
+/// Whether the kernel programs of another proxy capture the pod. Where the kernel does not say, the
+/// pod's first connection shows it (`Node::look_into`).
+fn is_captured(netns: &Netns) -> bool {
+    kernel::is_captured(netns.as_fd()).unwrap_or_else(|error| {
+        tracing::debug!(%error, "cannot find out whether programs of another proxy capture the pod");
+        false
+    })
 }
 
 /// Says what a pod is served without, and what becomes of it. `programs`: whether kernel programs
