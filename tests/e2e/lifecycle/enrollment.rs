@@ -215,7 +215,7 @@ fn a_pod_in_which_a_port_of_capture_is_taken_is_tried_again_and_the_others_are_s
             .wait_for_log(&format!(":{port} in the pod's network namespace"), LIMIT)
             .unwrap();
         assert!(
-            line.contains("ERROR") && line.contains(&workload_uid(pod)),
+            line.contains("\terror\t") && line.contains(&workload_uid(pod)),
             "{line}"
         );
         assert_eq!(active(&mut mesh), 1.0, "{port}");

@@ -223,7 +223,7 @@ fn a_pod_in_which_a_port_for_names_or_socks_is_taken_is_served_without() {
         .unwrap();
     for port in ["port=15053", "port=15080"] {
         let line = mesh.proxy("a").wait_for_log(port, LIMIT).unwrap();
-        assert!(line.contains("WARN"), "{line}");
+        assert!(line.contains("\twarn\t"), "{line}");
         assert!(line.contains(&client.name), "{line}");
     }
     let _http = server.serve(Kind::Http, HTTP).unwrap();
