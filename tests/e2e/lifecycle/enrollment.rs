@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use ztunnel_tests::net::{Family, Host, World};
-use ztunnel_tests::proxy::{Mesh, Settings, workload_uid};
+use ztunnel_tests::proxy::{Mesh, Settings, Workload, workload_uid};
 use ztunnel_tests::sniff::{SETTLE, Sniffer};
 use ztunnel_tests::traffic::{self, End, Kind, Manner};
 
@@ -231,6 +231,37 @@ fn a_pod_in_which_a_port_of_capture_is_taken_is_tried_again_and_the_others_are_s
         scene::eventually("the pod's enrolment", || active(&mut mesh) == 2.0);
         assert_eq!(crossings(&world, pod, server), 0, "{port}");
     }
+    scene::unharmed(&mut mesh);
+}
+
+/// A gateway or waypoint that is captured too: tunnels to it are its own, what it opens is captured.
+#[test]
+fn a_pod_that_speaks_hbone_itself_keeps_its_port_and_is_served() {
+    let world = World::two_nodes().unwrap();
+    let (gateway, other, server) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
+    let own = gateway.serve(Kind::Http, 15008).unwrap();
+    let _http = server.serve(Kind::Http, HTTP).unwrap();
+    let mut mesh = Mesh::builder(&world)
+        .settings(|settings| {
+            let speaks = |workload: &&mut Workload| workload.uid == workload_uid(gateway);
+            if let Some(workload) = settings.workloads.iter_mut().find(speaks) {
+                let native = ("nativeTunnel".to_owned(), true.into());
+                workload.extra.extend([native]);
+            }
+        })
+        .start()
+        .unwrap();
+    assert_eq!(active(&mut mesh), 2.0);
+    for family in Family::BOTH {
+        for client in [world.outside(), &world.node("a").host] {
+            answered(client, gateway.at(family, 15008));
+        }
+        for client in [gateway, other] {
+            answered(client, server.at(family, HTTP));
+        }
+    }
+    assert_eq!(own.accepted(), 4);
+    assert_eq!(crossings(&world, gateway, server), 0);
     scene::unharmed(&mut mesh);
 }
 

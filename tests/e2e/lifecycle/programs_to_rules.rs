@@ -42,7 +42,10 @@ fn it_waits_until_the_programs_are_removed(sees: bool) {
     }
     proxy.launch().unwrap();
     let line = proxy.wait_for_log(CANNOT, LIMIT).unwrap();
-    assert!(line.contains("\terror\t") && line.contains(WAY_OUT), "{line}");
+    assert!(
+        line.contains("\terror\t") && line.contains(WAY_OUT),
+        "{line}"
+    );
     let (status, said) = proxy.readiness().unwrap();
     assert_eq!(status, 503);
     assert!(said.contains(WAY_OUT), "{said}");

@@ -360,7 +360,7 @@ impl Enrollment {
 
     fn enroll(&mut self, terms: Terms<'_>, wanted: &Wanted) -> Result<(), EnrollError> {
         let kernel = self.shared.kernel.clone();
-        let (pod, opened) = prepare(wanted, &self.shared.config, kernel.is_some())?;
+        let (pod, opened) = prepare(wanted, &self.shared, terms.mesh)?;
         if kernel.is_none() && !pod.redirected.load(Ordering::Relaxed) {
             return Err(EnrollError::NoRules);
         }

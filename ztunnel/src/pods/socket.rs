@@ -41,8 +41,8 @@ pub struct Listeners {
     pub outbound_v6: Option<std::net::TcpListener>,
     /// Port 15006, both families.
     pub inbound: std::net::TcpListener,
-    /// Port 15008, both families.
-    pub hbone: std::net::TcpListener,
+    /// Port 15008, both families; none where the pod speaks HBONE itself and has the port.
+    pub hbone: Option<std::net::TcpListener>,
     /// Where DNS is captured.
     pub dns: Vec<DnsSockets>,
     /// 127.0.0.1:15080 and [::1]:15080, where they are wanted.
@@ -66,15 +66,19 @@ pub enum Extra {
     Dns,
     /// Applications may say by SOCKS where they want to go.
     Socks5,
+    /// Tunnels end at the proxy. No extra but for a pod that speaks HBONE itself
+    /// (`native_tunnel`): they may end at that one instead.
+    Tunnels,
 }
 
 impl Extra {
-    /// The port that it takes on the pod's loopback.
+    /// The port that it takes in the pod.
     #[must_use]
     pub const fn port(self) -> u16 {
         match self {
             Self::Dns => DNS,
             Self::Socks5 => SOCKS5,
+            Self::Tunnels => HBONE,
         }
     }
 }
@@ -107,6 +111,10 @@ impl Listeners {
         let sets: Result<Vec<_>, _> = (0..workers).map(|_| Self::bare(v6)).collect();
         let mut sets = sets?;
         let mut without = Vec::new();
+        if !wanted.contains(&Extra::Tunnels) {
+            sets.iter_mut()
+                .try_for_each(|set| set.add(Extra::Tunnels, v6))?;
+        }
         for &extra in wanted {
             let added = sets.iter_mut().try_for_each(|set| set.add(extra, v6));
             match added {
@@ -122,16 +130,11 @@ impl Listeners {
 
     /// What no pod can be served without.
     fn bare(v6: bool) -> Result<Self, Error> {
-        let any: IpAddr = if v6 {
-            Ipv6Addr::UNSPECIFIED.into()
-        } else {
-            Ipv4Addr::UNSPECIFIED.into()
-        };
         Ok(Self {
             outbound_v4: listen((Ipv4Addr::LOCALHOST, OUTBOUND).into())?,
             outbound_v6: v6.then(|| listen_v6(OUTBOUND)).transpose()?.flatten(),
-            inbound: listen((any, INBOUND).into())?,
-            hbone: listen((any, HBONE).into())?,
+            inbound: listen((any(v6), INBOUND).into())?,
+            hbone: None,
             dns: Vec::new(),
             socks5: Vec::new(),
         })
@@ -139,6 +142,7 @@ impl Listeners {
 
     fn add(&mut self, extra: Extra, v6: bool) -> Result<(), Error> {
         match extra {
+            Extra::Tunnels => self.hbone = Some(listen((any(v6), HBONE).into())?),
             Extra::Dns => self.dns = DnsSockets::open(v6)?,
             Extra::Socks5 => {
                 let v6 = v6.then(|| listen_v6(SOCKS5)).transpose()?.flatten();
@@ -151,9 +155,19 @@ impl Listeners {
 
     fn remove(&mut self, extra: Extra) {
         match extra {
+            Extra::Tunnels => self.hbone = None,
             Extra::Dns => self.dns.clear(),
             Extra::Socks5 => self.socks5.clear(),
         }
+    }
+}
+
+/// All addresses, of both families where there are both.
+fn any(v6: bool) -> IpAddr {
+    if v6 {
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        Ipv4Addr::UNSPECIFIED.into()
     }
 }
 

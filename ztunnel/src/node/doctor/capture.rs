@@ -30,8 +30,9 @@ pub(super) fn examine(settings: &Settings) -> Vec<Check> {
             Err(error) if can_do_without(settings, &error) => Check::warn(
                 "capture.cgroup",
                 error.to_string(),
-                "without the programs the node agent's rules capture, and nothing goes past the \
-                 proxy; mount the host's cgroup root for the direct lane",
+                "without the programs the node agent's rules capture, nothing goes past the proxy, \
+                 and capture.exempt* count for nothing; mount the host's cgroup root for the direct \
+                 lane",
             ),
             Err(error) => failed("capture.cgroup", &error),
         });

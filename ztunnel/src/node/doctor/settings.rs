@@ -74,7 +74,7 @@ fn port(holder: &Holder, name: &str, extras: &[Extra]) -> Check {
     let without = match extra {
         Some(Extra::Dns) => "its names are not answered on the node",
         Some(Extra::Socks5) => "it has no SOCKS",
-        None => return check,
+        Some(Extra::Tunnels) | None => return check,
     };
     match check.verdict {
         Verdict::Fail => Check {

@@ -7,27 +7,28 @@ use std::sync::Arc;
 use super::{EnrollError, Key, Wanted};
 use crate::kernel::{self, Kernel, NetnsCookie, PodCapture};
 use crate::mesh::Snapshot;
-use crate::path::Config;
+use crate::path::Shared;
 use crate::pods::{
     self, Extra, Listeners, Netns, Opened, Place, Pod, addresses_here, delivery, is_redirected,
 };
 
 /// Opens the pod's namespace and the listeners in there, one set for each worker; those for DNS
-/// and SOCKS where they are wanted and their ports are free. `programs`: whether this process captures
-/// by kernel programs.
+/// and SOCKS where they are wanted and their ports are free.
 pub(super) fn prepare(
     wanted: &Wanted,
-    config: &Config,
-    programs: bool,
+    shared: &Shared,
+    mesh: &Snapshot,
 ) -> Result<(Arc<Pod>, Opened), EnrollError> {
+    let config = &shared.config;
     let netns = Netns::of(&wanted.netns)?;
     // Before the listeners: they would take every second connection from whoever serves the pod.
-    if !programs && is_captured(&netns) {
+    if shared.kernel.is_none() && is_captured(&netns) {
         return Err(EnrollError::Captured);
     }
     let extras = [
         (Extra::Dns, config.dns.is_some()),
         (Extra::Socks5, config.socks5),
+        (Extra::Tunnels, speaks_hbone(wanted, mesh)),
     ];
     let extras = extras
         .into_iter()
@@ -47,6 +48,16 @@ pub(super) fn prepare(
         redirected: redirected.into(),
     };
     Ok((Arc::new(pod), opened))
+}
+
+/// Whether the mesh says that a pod speaks HBONE itself. Istio's own proxy listens on the port there
+/// too, so it is the proxy's as long as the pod does not take it.
+fn speaks_hbone(wanted: &Wanted, mesh: &Snapshot) -> bool {
+    let workload = mesh.workload_by_uid(&wanted.uid).filter(|workload| {
+        let account = wanted.account.as_ref();
+        account.is_none_or(|account| *account == workload.service_account)
+    });
+    workload.is_some_and(|workload| workload.native_tunnel)
 }
 
 /// Whether the kernel programs of another proxy capture the pod. Where the kernel does not say, the
@@ -70,6 +81,10 @@ pub(super) fn warn_of(without: &[(Extra, pods::Error)], pod: &Key, programs: boo
             Extra::Dns => {
                 "its names are not answered on the node: what rules redirect goes to whoever has \
                  the port"
+            }
+            Extra::Tunnels => {
+                tracing::info!(%pod, port, "the pod speaks HBONE itself: tunnels to it are its own");
+                continue;
             }
             Extra::Socks5 => "it cannot say by SOCKS where it wants to go",
         };
