@@ -34,11 +34,13 @@ struct ProgramInfo {
     name: [u8; 16],
 }
 
-const _: () = assert!(size_of::<ProgramInfo>() == 80);
+/// Its size, as the kernel is told it.
+const PROGRAM_INFO: u32 = 80;
+const _: () = assert!(size_of::<ProgramInfo>() == PROGRAM_INFO as usize);
 
-/// As many programs as a network namespace has room for of one kind (`MAX_BPF_ATTACH` of
-/// net/core/net_namespace.c is 64).
-const MOST: usize = 64;
+/// As many `sk_lookup` programs as a network namespace takes (`netns_bpf_max_progs` in
+/// kernel/bpf/net_namespace.c).
+const MOST: u32 = 64;
 
 /// The numbers of the programs that are attached to a network namespace, whoever's. Needs
 /// CAP_NET_ADMIN.
@@ -46,18 +48,18 @@ pub(in crate::kernel) fn attached(
     target: BorrowedFd<'_>,
     attach: AttachType,
 ) -> io::Result<Vec<u32>> {
-    let mut programs = [0_u32; MOST];
+    let mut programs = [0_u32; MOST as usize];
     let mut attribute = Query {
         target: number(target),
         attach: attach as u32,
         flags: 0,
         attach_flags: 0,
         programs: programs.as_mut_ptr() as u64,
-        count: MOST as u32,
+        count: MOST,
         zero: 0,
     };
     bpf(Command::ProgramQuery, &mut attribute)?;
-    let count = usize::try_from(attribute.count).unwrap_or(MOST);
+    let count = attribute.count.min(MOST) as usize;
     Ok(programs.into_iter().take(count).collect())
 }
 
@@ -75,7 +77,7 @@ pub(in crate::kernel) fn program_name(id: u32) -> io::Result<String> {
     };
     let mut attribute = Info {
         fd: number(program.as_fd()),
-        size: size_of::<ProgramInfo>() as u32,
+        size: PROGRAM_INFO,
         info: std::ptr::from_mut(&mut info) as u64,
     };
     bpf(Command::Info, &mut attribute)?;
