@@ -51,7 +51,7 @@ fn a_node_at_work_is_found_well_and_not_disturbed() {
         );
     }
     let pod = format!("pod.{}", mesh.proxy("a").settings.pods[0].workload);
-    for port in [15001, 15006, 15008] {
+    for port in [15001, 15006, 15008, 15053] {
         let check = check(&said, &format!("{pod}.port_{port}"));
         assert_eq!(check["verdict"], "ok", "{check}");
     }
@@ -69,11 +69,15 @@ fn what_stands_in_the_way_fails_with_its_remedy() {
     let settings = mesh.proxy("a").settings_path();
     let workload = mesh.proxy("a").settings.pods[0].workload.clone();
     mesh.proxy("a").terminate(LIMIT).unwrap();
-    let _squatter = world.pod("a", 0).serve(Kind::Http, 15006).unwrap();
+    let _squatters = [15006, 15053].map(|port| world.pod("a", 0).serve(Kind::Http, port).unwrap());
     let (said, code) = doctor(world.node("a"), &settings);
     assert_eq!((code, &said["failed"]), (1, &Value::from(1)), "{said:#}");
     let squatted = check(&said, &format!("pod.{workload}.port_15006"));
     assert_eq!(squatted["verdict"], "fail");
+    assert!(!squatted["remedy"].as_str().unwrap().is_empty());
+    // Without names the pod is served all the same.
+    let squatted = check(&said, &format!("pod.{workload}.port_15053"));
+    assert_eq!(squatted["verdict"], "warn");
     assert!(!squatted["remedy"].as_str().unwrap().is_empty());
     assert_eq!(check(&said, "ports.admin")["verdict"], "ok");
 

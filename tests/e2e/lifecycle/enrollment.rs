@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use ztunnel_tests::net::{Family, Host, World};
-use ztunnel_tests::proxy::{Mesh, Settings, workload_uid};
+use ztunnel_tests::proxy::{Mesh, Settings, Workload, workload_uid};
 use ztunnel_tests::sniff::{SETTLE, Sniffer};
 use ztunnel_tests::traffic::{self, End, Kind, Manner};
 
@@ -194,6 +194,74 @@ fn a_pod_whose_namespace_is_missing_is_tried_again_and_the_others_are_served() {
         .unwrap()
         .sum("istio_pending_proxy_count_total", &[]);
     assert_eq!(pending, 0.0);
+    scene::unharmed(&mut mesh);
+}
+
+/// A pod that cannot be captured is not served, and that is said; one that was captured before stays
+/// so, and refused.
+#[test]
+fn a_pod_in_which_a_port_of_capture_is_taken_is_tried_again_and_the_others_are_served() {
+    let world = World::two_nodes().unwrap();
+    let (pod, other, server) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
+    let _http = server.serve(Kind::Http, HTTP).unwrap();
+    let mut mesh = Mesh::start(&world).unwrap();
+    answered(pod, server.at(Family::V4, HTTP));
+    for port in [15001, 15006, 15008] {
+        mesh.proxy("a").terminate(LIMIT).unwrap();
+        let taken = pod.serve(Kind::Http, port).unwrap();
+        mesh.proxy("a").start().unwrap();
+        let line = mesh
+            .proxy("a")
+            .wait_for_log(&format!(":{port} in the pod's network namespace"), LIMIT)
+            .unwrap();
+        assert!(
+            line.contains("\terror\t") && line.contains(&workload_uid(pod)),
+            "{line}"
+        );
+        assert_eq!(active(&mut mesh), 1.0, "{port}");
+        for family in Family::BOTH {
+            answered(other, server.at(family, HTTP));
+        }
+        // Captured connections end at 15001, which is the taker's in the first round.
+        if port != 15001 {
+            let outcome = scene::call(pod, server.at(Family::V6, HTTP));
+            assert!(scene::is_refused(&outcome), "{port}: {outcome:?}");
+        }
+        drop(taken);
+        scene::eventually("the pod's enrolment", || active(&mut mesh) == 2.0);
+        assert_eq!(crossings(&world, pod, server), 0, "{port}");
+    }
+    scene::unharmed(&mut mesh);
+}
+
+/// A gateway or waypoint that is captured too: tunnels to it are its own, what it opens is captured.
+#[test]
+fn a_pod_that_speaks_hbone_itself_keeps_its_port_and_is_served() {
+    let world = World::two_nodes().unwrap();
+    let (gateway, other, server) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
+    let own = gateway.serve(Kind::Http, 15008).unwrap();
+    let _http = server.serve(Kind::Http, HTTP).unwrap();
+    let mut mesh = Mesh::builder(&world)
+        .settings(|settings| {
+            let speaks = |workload: &&mut Workload| workload.uid == workload_uid(gateway);
+            if let Some(workload) = settings.workloads.iter_mut().find(speaks) {
+                let native = ("nativeTunnel".to_owned(), true.into());
+                workload.extra.extend([native]);
+            }
+        })
+        .start()
+        .unwrap();
+    assert_eq!(active(&mut mesh), 2.0);
+    for family in Family::BOTH {
+        for client in [world.outside(), &world.node("a").host] {
+            answered(client, gateway.at(family, 15008));
+        }
+        for client in [gateway, other] {
+            answered(client, server.at(family, HTTP));
+        }
+    }
+    assert_eq!(own.accepted(), 4);
+    assert_eq!(crossings(&world, gateway, server), 0);
     scene::unharmed(&mut mesh);
 }
 

@@ -19,6 +19,7 @@ mod names;
 mod peer;
 mod plaintext;
 mod policy;
+mod programs_to_rules;
 mod removal;
 mod replaced;
 mod rotation;

@@ -3,18 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::json;
 use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::{Mesh, Service, Settings, service_hostname};
+use ztunnel_tests::sniff::{SETTLE, Sniffer};
 use ztunnel_tests::traffic::Kind;
 use ztunnel_tests::traffic::dns::{self, DNS, Resolver, Way};
 
-use crate::scene::{self, LIMIT, wait};
+use crate::scene::{self, HTTP, LIMIT, MARKER, answered, wait};
 
 /// What the resolver answers to everything.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
@@ -184,5 +186,50 @@ fn no_question_is_lost_while_the_proxy_is_replaced() {
     println!("{answered} questions answered, {count} lost: {lost:#?}");
     assert!(lost.is_empty(), "{lost:#?}");
     assert!(answered > 1000, "{answered} are too few to say anything");
+    scene::unharmed(&mut mesh);
+}
+
+/// A process of the pod that has a port of the proxy's before the pod is enrolled, until it is
+/// dropped.
+fn squat(pod: &Host, port: u16) -> TcpListener {
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    pod.enter(|| TcpListener::bind(at)).unwrap()
+}
+
+/// What is missing then is names, not the mesh.
+#[test]
+fn a_pod_in_which_a_port_for_names_or_socks_is_taken_is_served_without() {
+    let world = World::two_nodes().unwrap();
+    let resolver = resolver(world.outside(), Duration::ZERO);
+    let (client, other, server) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
+    let _taken = [15053, 15080].map(|port| squat(client, port));
+    let mut mesh = Mesh::builder(&world)
+        .settings(|settings| {
+            let socks5 = ("socks5".to_owned(), json!({ "enabled": true }));
+            settings.extra.extend([socks5]);
+        })
+        .start()
+        .unwrap();
+    for port in ["port=15053", "port=15080"] {
+        let line = mesh.proxy("a").wait_for_log(port, LIMIT).unwrap();
+        assert!(line.contains("\twarn\t"), "{line}");
+        assert!(line.contains(&client.name), "{line}");
+    }
+    let _http = server.serve(Kind::Http, HTTP).unwrap();
+    let sniffer = Sniffer::between(world.node("a"), "b", MARKER.as_bytes()).unwrap();
+    for family in Family::BOTH {
+        answered(client, server.at(family, HTTP));
+    }
+    thread::sleep(SETTLE);
+    assert_eq!(sniffer.finish().unwrap().hits, 0, "in the clear");
+    // Its questions go to whom it asks, and the neighbour's are answered on the node.
+    let at = world.outside().at(Family::V4, DNS);
+    let mesh_says = vec![IpAddr::V4(Mesh::service(server).v4)];
+    for (number, way) in Way::ALL.into_iter().enumerate() {
+        let told = |pod| dns::ask(pod, at, way, &server.name, LIMIT).unwrap();
+        assert_eq!(told(client), [IpAddr::V4(ELSEWHERE)], "{way:?}");
+        assert_eq!(resolver.asked().len(), number + 1, "{way:?}");
+        assert_eq!(told(other), mesh_says);
+    }
     scene::unharmed(&mut mesh);
 }

@@ -1,26 +1,24 @@
 //! A rolling upgrade: the proxy of a node is replaced under load, three times, and no request
-//! fails. Short connections and those that are kept, in tunnels to and from the node, and past the
-//! proxy between two of its pods.
+//! fails. Short connections and those that are kept, in tunnels to and from the node, and between two
+//! of its pods: past the proxy, or in tunnels where rules capture.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ztunnel_tests::net::{Family, Host, World};
-use ztunnel_tests::proxy::Mesh;
+use serde_json::json;
+use ztunnel_tests::net::{Family, Host, Rules, World};
+use ztunnel_tests::proxy::{Mesh, Proxy, Settings};
 use ztunnel_tests::traffic::{self, End, Kind, Manner};
 
 use crate::scene::{self, HTTP, LIMIT, MARKER};
 
-/// Requests with a connection of their own.
-const SHORT: i64 = 30_000;
-/// Requests over connections that are kept.
-const KEPT: i64 = 70_000;
-/// How many of them one connection carries.
+/// How many requests a connection carries that is kept.
 const A_CONNECTION: usize = 100;
 /// Clients of each kind on each way.
 const CLIENTS: usize = 2;
@@ -35,7 +33,10 @@ struct Way<'world> {
 
 /// What becomes of all requests.
 struct Load {
+    all: u64,
+    /// Those that are left with a connection of their own.
     short: AtomicI64,
+    /// Those that are left over connections that are kept.
     kept: AtomicI64,
     answered: AtomicU64,
     stop: AtomicBool,
@@ -43,10 +44,11 @@ struct Load {
 }
 
 impl Load {
-    fn new() -> Self {
+    fn new(short: i64, kept: i64) -> Self {
         Self {
-            short: AtomicI64::new(SHORT),
-            kept: AtomicI64::new(KEPT),
+            all: (short + kept).unsigned_abs(),
+            short: AtomicI64::new(short),
+            kept: AtomicI64::new(kept),
             answered: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             failed: Mutex::default(),
@@ -121,31 +123,22 @@ fn right(answer: &traffic::Answer) -> io::Result<()> {
     }
 }
 
-/// Replaces the proxy each time another quarter of the requests is through.
-fn replace(mesh: &mut Mesh<'_>, load: &Load) {
-    let all = (SHORT + KEPT).unsigned_abs();
+/// Replaces the proxy each time another part of the requests is through.
+fn replace(load: &Load, mut once: impl FnMut() -> ExitStatus) {
     for round in 1..=ROUNDS {
-        let due = all * round / (ROUNDS + 2);
+        let due = load.all * round / (ROUNDS + 2);
         while load.done() < due {
             thread::sleep(Duration::from_millis(5));
         }
         let began = Instant::now();
-        let status = mesh.proxy("a").replace(2 * LIMIT).unwrap();
+        let status = once();
         println!("round {round}: replaced in {:?}", began.elapsed());
         assert!(status.success(), "round {round}: {status}");
     }
 }
 
-#[test]
-fn no_request_of_a_hundred_thousand_fails_while_a_proxy_is_replaced_three_times() {
-    let world = World::two_nodes().unwrap();
-    let mut mesh = Mesh::builder(&world)
-        .settings(move |settings| {
-            settings.log.filter = "info,access=off".to_owned();
-            settings.set_deadline("60s");
-        })
-        .start()
-        .unwrap();
+/// Replaces the proxy of node `a` by `once` while there are requests, every one of which is answered.
+fn no_request_fails(world: &World, (short, kept): (i64, i64), once: impl FnMut() -> ExitStatus) {
     let (here, beside, there) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
     let _servers = [here, beside, there].map(|pod| pod.serve(Kind::Http, HTTP).unwrap());
     let way = |name, from, to: &Host, family| Way {
@@ -156,12 +149,12 @@ fn no_request_of_a_hundred_thousand_fails_while_a_proxy_is_replaced_three_times(
     let ways = [
         way("out", here, there, Family::V4),
         way("in", there, here, Family::V6),
-        way("direct", here, beside, Family::V4),
+        way("beside", here, beside, Family::V4),
     ];
     for way in &ways {
         scene::answered(way.from, way.to);
     }
-    let load = Load::new();
+    let load = Load::new(short, kept);
     let began = Instant::now();
     thread::scope(|scope| {
         for way in &ways {
@@ -171,13 +164,13 @@ fn no_request_of_a_hundred_thousand_fails_while_a_proxy_is_replaced_three_times(
             }
         }
         let replaced = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            replace(&mut mesh, &load);
+            replace(&load, once);
         }));
         if let Err(panic) = replaced {
             load.stop.store(true, Ordering::Relaxed);
             std::panic::resume_unwind(panic);
         }
-        let left = (SHORT + KEPT).unsigned_abs() - load.done();
+        let left = load.all - load.done();
         assert!(left > 0, "no request was left when the replacing was over");
         println!("{left} requests left after the last round");
     });
@@ -188,6 +181,52 @@ fn no_request_of_a_hundred_thousand_fails_while_a_proxy_is_replaced_three_times(
         began.elapsed()
     );
     assert!(failed.is_empty(), "{failed:#?}");
-    assert_eq!(answered, (SHORT + KEPT).unsigned_abs());
+    assert_eq!(answered, load.all);
+}
+
+fn patient(settings: &mut Settings) {
+    settings.log.filter = "info,access=off".to_owned();
+    settings.set_deadline("60s");
+}
+
+#[test]
+fn no_request_of_a_hundred_thousand_fails_while_a_proxy_is_replaced_three_times() {
+    let world = World::two_nodes().unwrap();
+    let mut mesh = Mesh::builder(&world).settings(patient).start().unwrap();
+    no_request_fails(&world, (30_000, 70_000), || {
+        mesh.proxy("a").replace(2 * LIMIT).unwrap()
+    });
+    scene::unharmed(&mut mesh);
+}
+
+/// Nobody is in charge there, and no process tells the other one anything: the new one serves the pods
+/// as soon as it knows the mesh, and the old one goes on until it is asked to end. In a cluster the
+/// new one is ready by then; here both share a network namespace, and it gets the port of
+/// readiness when the old one has ended.
+#[test]
+fn no_request_fails_while_a_proxy_by_rules_is_replaced_by_another_one_three_times() {
+    let world = World::two_nodes().unwrap();
+    for pod in world.nodes().iter().flat_map(|node| &node.pods) {
+        Rules::IptablesNft.install(pod).unwrap();
+    }
+    let mut mesh = Mesh::builder(&world)
+        .settings(|settings| {
+            patient(settings);
+            let by = ("by".to_owned(), json!("rules"));
+            settings.capture.extra.extend([by]);
+        })
+        .start()
+        .unwrap();
+    let pods = world.node("a").pods.len();
+    no_request_fails(&world, (6_000, 14_000), || {
+        let proxy = mesh.proxy("a");
+        let serves = |proxy: &Proxy<'_>| proxy.log().matches("pod enrolled").count();
+        let wanted = serves(proxy) + pods;
+        let mut before = proxy.launch_heir().unwrap();
+        scene::eventually("the new proxy serves the pods", || serves(proxy) == wanted);
+        let status = before.terminate(2 * LIMIT).unwrap();
+        proxy.wait_taken_over().unwrap();
+        status
+    });
     scene::unharmed(&mut mesh);
 }

@@ -299,6 +299,15 @@ impl<'world> Proxy<'world> {
             .with_context(|| format!("{method} {path} at node {}", self.node.name()))
     }
 
+    /// What its readiness endpoint says: status and body.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn readiness(&self) -> Result<(u16, String)> {
+        let ask = || admin::call("GET", local(READINESS), "/healthz/ready");
+        Ok(self.node.host.enter(ask)?)
+    }
+
     fn get(&self, port: u16, path: &str) -> Result<String> {
         let (status, body) = self
             .node

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::Capture;
 use crate::mesh::yaml;
 
 /// What takes a pod's connections to the proxy.
@@ -29,6 +30,29 @@ impl CaptureBy {
             "rules" => Ok(Self::Rules),
             _ => Err(format!("{text:?} is not one of auto, programs, rules")),
         }
+    }
+}
+
+impl Capture {
+    /// A warning for each exemption that somebody has asked for and that counts for nothing where rules
+    /// capture.
+    #[must_use]
+    pub fn ignored_by_rules(&self) -> Vec<String> {
+        let initial = Self::default();
+        [
+            ("exemptPorts", self.exempt_ports != initial.exempt_ports),
+            ("exemptCidrs", self.exempt_cidrs != initial.exempt_cidrs),
+            ("exemptSources", self.exempt_sources != initial.exempt_sources),
+        ]
+        .into_iter()
+        .filter(|(_, differs)| *differs)
+        .map(|(key, _)| {
+            format!(
+                "capture.{key}: counts for nothing where rules capture (capture.by): what is exempt \
+                 then, the rules say"
+            )
+        })
+        .collect()
     }
 }
 

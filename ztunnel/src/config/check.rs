@@ -8,7 +8,7 @@ use foldhash::HashMap;
 use super::file::ModeName;
 use super::layers::Chosen;
 use super::units::show;
-use super::{Bytes, ConfigError, Mode, Settings, lanes};
+use super::{Bytes, CaptureBy, ConfigError, Mode, Settings, lanes};
 use crate::mesh::{Identity, NetworkMode, Uid, Workload, yaml};
 use crate::telemetry::Filter;
 
@@ -191,6 +191,10 @@ pub(super) fn all(settings: &mut Settings) -> Result<(), ConfigError> {
     numbers(settings)?;
     durations(settings)?;
     lanes::check(settings)?;
+    if settings.capture.by == CaptureBy::Rules {
+        let ignored = settings.capture.ignored_by_rules();
+        settings.warnings.extend(ignored);
+    }
     pods(settings)
 }
 

@@ -14,9 +14,11 @@ use std::path::Path;
 
 mod load;
 mod map;
+mod query;
 
 pub(super) use load::{Shape, create_map, freeze, load_program, program_id};
 pub(super) use map::{Map, fill};
+pub(super) use query::{attached, program_name};
 
 /// Commands of bpf(2).
 #[derive(Clone, Copy)]
@@ -31,7 +33,9 @@ enum Command {
     ObjectPin = 6,
     ObjectGet = 7,
     ProgramAttach = 8,
+    ProgramById = 13,
     Info = 15,
+    ProgramQuery = 16,
     BtfLoad = 18,
     MapTake = 21,
     MapFreeze = 22,

@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use self::prepare::{capture, captured_addresses, is_another, prepare};
+use self::prepare::{capture, captured_addresses, is_another, prepare, warn_of};
 use crate::kernel::{self, Kernel, NetnsCookie};
 use crate::mesh::{Identity, Snapshot, Uid};
 use crate::path::{LocalPod, Shared, Workers};
 use crate::pods::zds::PodUid;
-use crate::pods::{self, Place, Pod};
+use crate::pods::{self, Extra, Opened, Place, Pod};
 
 /// Who asks for a pod, and by which name. Two pods in the agent's list may be one workload of the
 /// mesh for a moment: one that leaves, and the one that takes its place.
@@ -97,6 +97,12 @@ pub(super) enum EnrollError {
          would be without a mesh (istio-cni puts the rules there; see capture.by)"
     )]
     NoRules,
+    /// What it opens would arrive without its destination, and what comes in not at all.
+    #[error(
+        "the eBPF programs of another proxy capture it, and this proxy is to be reached by rules \
+         (capture.by): end that proxy, if it runs, and run `ztunnel kernel remove` on the node"
+    )]
+    Captured,
     /// Capture could not be turned on.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
@@ -110,6 +116,8 @@ struct Enrolled {
     /// another process accepts in its place.
     inbound: Option<OwnedFd>,
     captured: Vec<IpAddr>,
+    /// Whether its questions to resolvers are captured.
+    dns: bool,
     /// Counts upwards: of two pods that are the same workload the later one is meant.
     number: u64,
 }
@@ -200,6 +208,30 @@ impl Enrollment {
             found |= has;
         }
         found
+    }
+
+    /// Lets those of these pods go that the programs of another proxy have captured since they were
+    /// enrolled by rules, and says whether there were any.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub(super) fn yield_captured(
+        &mut self,
+        terms: Terms<'_>,
+        suspects: &[NetnsCookie],
+    ) -> std::io::Result<bool> {
+        let mut captured = Vec::new();
+        for (key, enrolled) in &self.pods {
+            let netns = &enrolled.pod.netns;
+            let suspected = suspects.contains(&NetnsCookie(netns.cookie()));
+            if suspected && kernel::is_captured(netns.as_fd())? {
+                captured.push(key.clone());
+            }
+        }
+        for key in &captured {
+            self.withdraw(terms, key, &[]);
+        }
+        Ok(!captured.is_empty())
     }
 
     /// Whether the pods or their addresses have changed since this was asked last.
@@ -317,8 +349,8 @@ impl Enrollment {
             && let Some(inbound) = &enrolled.inbound
         {
             if let Some(kernel) = &self.shared.kernel {
-                let dns = self.shared.config.dns.is_some();
-                capture(kernel, &enrolled.pod.netns, &captured, inbound, dns)?;
+                let netns = &enrolled.pod.netns;
+                capture(kernel, netns, &captured, inbound, enrolled.dns)?;
             }
             enrolled.captured = captured;
             self.changed = true;
@@ -328,7 +360,7 @@ impl Enrollment {
 
     fn enroll(&mut self, terms: Terms<'_>, wanted: &Wanted) -> Result<(), EnrollError> {
         let kernel = self.shared.kernel.clone();
-        let (pod, listeners) = prepare(wanted, &self.shared.config)?;
+        let (pod, opened) = prepare(wanted, &self.shared, terms.mesh)?;
         if kernel.is_none() && !pod.redirected.load(Ordering::Relaxed) {
             return Err(EnrollError::NoRules);
         }
@@ -339,6 +371,12 @@ impl Enrollment {
             return Err(EnrollError::Taken { other });
         }
         let captured = captured_addresses(&pod, terms.mesh);
+        // Captured without a listener they would be lost.
+        let dns = self.shared.config.dns.is_some() && !opened.lacks(Extra::Dns);
+        let Opened {
+            sets: listeners,
+            without,
+        } = opened;
         let inbound = listeners
             .first()
             .map(|first| first.inbound.as_fd().try_clone_to_owned());
@@ -353,7 +391,6 @@ impl Enrollment {
         let Some(inbound) = inbound else {
             return Ok(());
         };
-        let dns = self.shared.config.dns.is_some();
         if let Some(kernel) = &kernel
             && let Err(error) = capture(kernel, &pod.netns, &captured, &inbound, dns)
         {
@@ -366,6 +403,7 @@ impl Enrollment {
             self.shared.certificates.prefetch(identity);
         }
         tracing::info!(pod = %wanted.key, workload = %wanted.uid, netns = %wanted.netns, addresses = ?captured, "pod enrolled");
+        warn_of(&without, &wanted.key, kernel.is_some());
         self.shared.telemetry.pod_added();
         self.changed = true;
         self.numbers += 1;
@@ -374,6 +412,7 @@ impl Enrollment {
             identity,
             inbound: Some(inbound),
             captured,
+            dns,
             number: self.numbers,
         };
         self.pods.insert(wanted.key.clone(), enrolled);

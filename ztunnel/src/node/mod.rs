@@ -40,6 +40,7 @@ use crate::{tls, xds};
 
 use acceleration::Acceleration;
 use agent::Agent;
+use capture::Others;
 use charge::{Fixed, Post};
 use demand::OwnPods;
 use doors::Doors;
@@ -156,6 +157,8 @@ struct Node {
     stop: watch::Sender<bool>,
     doors: Doors,
     readiness: Readiness,
+    /// Programs that capture where rules are to.
+    others: Others,
     pending: Option<admin::Pending>,
     /// Who is in charge; none where rules capture.
     succession: Option<Succession>,
@@ -214,6 +217,7 @@ impl Node {
             post: Post::beside(readiness.wait_for("the process in charge, which is to hand over")),
             doors: Doors::new(ports, bound, sources, stopping),
             readiness,
+            others: Others::default(),
             succession,
             shared,
         };
@@ -344,6 +348,9 @@ impl Node {
     fn adopt(&mut self, settings: Settings) {
         for warning in &settings.warnings {
             tracing::warn!("{warning}");
+        }
+        if self.shared.kernel.is_none() {
+            capture::warn_of_exemptions(&settings);
         }
         self.mesh.adopt(&settings.local_mesh);
         self.settings = settings;

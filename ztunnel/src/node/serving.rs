@@ -4,9 +4,10 @@
 use std::time::Instant;
 
 use super::agent::{self, Agent, Task};
-use super::enrollment::{Enrollment, Strangers, Terms, Wanted};
+use super::capture::Others;
+use super::enrollment::{EnrollError, Enrollment, Strangers, Terms, Wanted};
 use super::{ENROLL_RETRY, Node, assembly};
-use crate::kernel::NetnsCookie;
+use crate::kernel::{self, NetnsCookie};
 use crate::pods::zds;
 
 impl Node {
@@ -18,7 +19,11 @@ impl Node {
         let strangers = agent.map_or(Strangers::LetGo, Agent::strangers);
         let (enrollment, terms) = self.enrolling();
         let failed = enrollment.apply(terms, &wanted, strangers);
-        self.retry = (!failed.is_empty()).then(|| Instant::now() + ENROLL_RETRY);
+        let others = self.others_capture(&failed);
+        let wait = || self.readiness.wait_for(Others::TASK);
+        self.others.note(others, wait);
+        let again = others || !failed.is_empty();
+        self.retry = again.then(|| Instant::now() + ENROLL_RETRY);
         self.enrolled(&wanted);
         for (pod, error) in &failed {
             tracing::error!(%error, pod = %pod.key, netns = %pod.netns, "cannot enroll the pod; trying again");
@@ -29,6 +34,15 @@ impl Node {
         {
             pending.done();
         }
+    }
+
+    /// Whether programs of another proxy capture pods here where rules are to: pods of this node, or
+    /// any by the pins, where those can be seen.
+    fn others_capture(&self, failed: &[(Wanted, EnrollError)]) -> bool {
+        let captured = |(_, error): &(_, EnrollError)| matches!(error, EnrollError::Captured);
+        let pins = &self.settings.capture.bpf_directory;
+        self.shared.kernel.is_none()
+            && (failed.iter().any(captured) || kernel::captured_below(pins) > 0)
     }
 
     /// The pods that the settings and the node agent ask for.
@@ -59,7 +73,17 @@ impl Node {
     }
 
     /// Looks whether pods have got rules that redirect what comes in; no direct lane leads to those.
+    /// Where rules capture: whether programs do so since.
     pub(super) fn look_into(&mut self, pods: &[NetnsCookie]) {
+        if self.shared.kernel.is_none() {
+            let (enrollment, terms) = self.enrolling();
+            return match enrollment.yield_captured(terms, pods) {
+                Ok(true) => self.enroll(),
+                // An application has called the proxy's port itself.
+                Ok(false) => {}
+                Err(error) => self.others.suspect(&error),
+            };
+        }
         if self.enrollment.find_rules(pods) {
             self.judge_anew();
         }

@@ -42,7 +42,9 @@ pub(super) fn start(here: &Rc<Here>, listeners: Listeners) -> io::Result<()> {
         accept_on(here, listener, outbound::carry_asked)?;
     }
     accept_on(here, inbound, inbound::carry_plain)?;
-    accept_on(here, hbone, inbound::serve_tunnels)?;
+    if let Some(hbone) = hbone {
+        accept_on(here, hbone, inbound::serve_tunnels)?;
+    }
     let Some(names) = names::server(here) else {
         return Ok(());
     };

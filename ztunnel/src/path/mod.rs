@@ -97,7 +97,7 @@ pub struct Shared {
     pub questions: Option<Arc<Questions>>,
     /// Metrics.
     pub telemetry: Arc<Telemetry>,
-    /// Pods that may have got rules which redirect what comes in.
+    /// Pods that may have got rules which redirect what comes in, or another proxy's programs.
     pub suspects: Suspects,
     /// Settings.
     pub config: Config,

@@ -138,8 +138,9 @@ async fn relay(here: &Here, app: TcpStream, (onward, records): (Onward, Records)
         Onward::Plain(server, pod) => {
             let ended = relay::plain(app, server, here.gait(), series, pending()).await;
             // The kernel stops it where rules inside the pod have sent it elsewhere.
-            if let (Some(pod), Some(_)) = (pod, &ended.broken) {
-                here.local.shared.suspects.name(pod);
+            let shared = &here.local.shared;
+            if let (Some(pod), Some(_), Some(_)) = (pod, &ended.broken, &shared.kernel) {
+                shared.suspects.name(pod);
             }
             ended
         }
@@ -282,6 +283,10 @@ fn origin(here: &Here, app: &TcpStream, client: SocketAddr) -> Result<Option<Ori
         return Ok(kernel.original_destination(pod, client)?);
     }
     let original = pods::redirected_from(app).map_err(DepartError::Original)?;
+    if original.is_none() {
+        // Nobody dials this port, unless programs that are not ours have sent it here.
+        here.local.shared.suspects.name(pod);
+    }
     Ok(original.map(|destination| Origin {
         destination,
         choice: Choice::Any,

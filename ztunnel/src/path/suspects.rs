@@ -1,5 +1,7 @@
 //! Pods that may have got rules which redirect what comes in, after they were enrolled: somebody
-//! failed to reach them on the direct lane, or the proxy has seen it. The node looks into them.
+//! failed to reach them on the direct lane, or the proxy has seen it. Where rules capture: pods that
+//! another proxy's programs may have captured since, as a connection has come without its
+//! destination. The node looks into them.
 
 use std::collections::HashMap;
 use std::sync::Mutex;

@@ -106,4 +106,10 @@ impl Error {
         let absent = io::ErrorKind::AddrNotAvailable;
         matches!(self, Self::Listen { source, .. } if source.kind() == absent)
     }
+
+    /// Whether somebody else has the address.
+    pub(super) fn is_taken(&self) -> bool {
+        let taken = io::ErrorKind::AddrInUse;
+        matches!(self, Self::Listen { source, .. } if source.kind() == taken)
+    }
 }

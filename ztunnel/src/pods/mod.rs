@@ -26,8 +26,8 @@ pub use netns::{Handed, Netns, Place, addresses_here};
 pub use redirection::{dialled_of, is_redirected, redirected_from};
 pub use rehearsal::{Rehearsal, rehearse};
 pub use socket::{
-    Dial, DnsSockets, Listeners, PROXY_PORTS, Source, abort_on_drop, accept, local_of, peer_of,
-    send_from, step_aside,
+    Dial, DnsSockets, Extra, Listeners, Opened, PROXY_PORTS, Source, abort_on_drop, accept,
+    local_of, peer_of, send_from, step_aside,
 };
 
 use std::net::{IpAddr, SocketAddr};

@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::destroy::{Connection, Destroyed, destroy};
 use super::socket::spoof;
-use super::{DestroyError, Error, Listeners, delivery};
+use super::{DestroyError, Error, Extra, Listeners, delivery};
 
 /// An address of the documentation (RFC 5737), which no interface has.
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -53,7 +53,7 @@ fn in_a_new_namespace() -> Result<Rehearsal, Error> {
         File::open("/proc/thread-self/ns/net")
     };
     let netns = make().map_err(|source| Error::Make { source })?;
-    let listeners = Listeners::open(true, false).map(drop);
+    let listeners = Listeners::open(1, &[Extra::Dns]).map(drop);
     let mut destroyed = None;
     let delivery = delivery::prepare().and_then(|()| {
         let delivered = deliver().map_err(|source| Error::Deliver { source })?;

@@ -21,11 +21,11 @@ pub(super) const INBOUND: u16 = 15006;
 const HBONE: u16 = 15008;
 /// Where redirected DNS arrives, on loopback.
 const DNS: u16 = 15053;
-
 /// Where applications say by SOCKS where they want to go, on loopback.
 const SOCKS5: u16 = 15080;
 
-/// The ports that are the proxy's own in every pod; no tunnel may lead to them.
+/// The ports that are the proxy's own in every pod; no tunnel may lead to them. A pod in which
+/// somebody else has one of them cannot be served.
 pub const PROXY_PORTS: [u16; 3] = [OUTBOUND, INBOUND, HBONE];
 
 /// Connections that may wait for `accept`, per listener and worker.
@@ -41,8 +41,8 @@ pub struct Listeners {
     pub outbound_v6: Option<std::net::TcpListener>,
     /// Port 15006, both families.
     pub inbound: std::net::TcpListener,
-    /// Port 15008, both families.
-    pub hbone: std::net::TcpListener,
+    /// Port 15008, both families; none where the pod speaks HBONE itself and has the port.
+    pub hbone: Option<std::net::TcpListener>,
     /// Where DNS is captured.
     pub dns: Vec<DnsSockets>,
     /// 127.0.0.1:15080 and [::1]:15080, where they are wanted.
@@ -58,37 +58,116 @@ pub struct DnsSockets {
     pub tcp: std::net::TcpListener,
 }
 
+/// What a pod is served besides its connections. A port of these that somebody else has is no reason
+/// to leave the pod without a mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extra {
+    /// Names are answered.
+    Dns,
+    /// Applications may say by SOCKS where they want to go.
+    Socks5,
+    /// Tunnels end at the proxy. No extra but for a pod that speaks HBONE itself
+    /// (`native_tunnel`): they may end at that one instead.
+    Tunnels,
+}
+
+impl Extra {
+    /// The port that it takes in the pod.
+    #[must_use]
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Dns => DNS,
+            Self::Socks5 => SOCKS5,
+            Self::Tunnels => HBONE,
+        }
+    }
+}
+
+/// The listeners of all workers in one pod.
+#[derive(Debug)]
+pub struct Opened {
+    /// A set for each worker.
+    pub sets: Vec<Listeners>,
+    /// What was wanted and is in none of the sets, because somebody else in the pod has its port.
+    pub without: Vec<(Extra, Error)>,
+}
+
+impl Opened {
+    /// Whether this was wanted and is not there.
+    #[must_use]
+    pub fn lacks(&self, extra: Extra) -> bool {
+        self.without.iter().any(|(without, _)| *without == extra)
+    }
+}
+
 impl Listeners {
-    /// Opens the listeners in the namespace of the calling thread, those for DNS where it is
-    /// captured, those for SOCKS where they are wanted.
+    /// Opens the listeners of all workers in the namespace of the calling thread, and those for
+    /// what is wanted besides. An extra is there for all workers or for none.
     ///
     /// # Errors
     /// Names the address that could not be bound.
-    pub fn open(dns: bool, socks5: bool) -> Result<Self, Error> {
+    pub fn open(workers: usize, wanted: &[Extra]) -> Result<Opened, Error> {
         let v6 = std::path::Path::new("/proc/net/if_inet6").exists();
-        let any: IpAddr = if v6 {
-            Ipv6Addr::UNSPECIFIED.into()
-        } else {
-            Ipv4Addr::UNSPECIFIED.into()
-        };
+        let sets: Result<Vec<_>, _> = (0..workers).map(|_| Self::bare(v6)).collect();
+        let mut sets = sets?;
+        let mut without = Vec::new();
+        if !wanted.contains(&Extra::Tunnels) {
+            sets.iter_mut()
+                .try_for_each(|set| set.add(Extra::Tunnels, v6))?;
+        }
+        for &extra in wanted {
+            let added = sets.iter_mut().try_for_each(|set| set.add(extra, v6));
+            match added {
+                Err(error) if error.is_taken() => {
+                    sets.iter_mut().for_each(|set| set.remove(extra));
+                    without.push((extra, error));
+                }
+                other => other?,
+            }
+        }
+        Ok(Opened { sets, without })
+    }
+
+    /// What no pod can be served without.
+    fn bare(v6: bool) -> Result<Self, Error> {
         Ok(Self {
             outbound_v4: listen((Ipv4Addr::LOCALHOST, OUTBOUND).into())?,
             outbound_v6: v6.then(|| listen_v6(OUTBOUND)).transpose()?.flatten(),
-            inbound: listen((any, INBOUND).into())?,
-            hbone: listen((any, HBONE).into())?,
-            dns: if dns {
-                DnsSockets::open(v6)?
-            } else {
-                Vec::new()
-            },
-            socks5: if socks5 {
+            inbound: listen((any(v6), INBOUND).into())?,
+            hbone: None,
+            dns: Vec::new(),
+            socks5: Vec::new(),
+        })
+    }
+
+    fn add(&mut self, extra: Extra, v6: bool) -> Result<(), Error> {
+        match extra {
+            Extra::Tunnels => self.hbone = Some(listen((any(v6), HBONE).into())?),
+            Extra::Dns => self.dns = DnsSockets::open(v6)?,
+            Extra::Socks5 => {
                 let v6 = v6.then(|| listen_v6(SOCKS5)).transpose()?.flatten();
                 let v4 = listen((Ipv4Addr::LOCALHOST, SOCKS5).into())?;
-                [Some(v4), v6].into_iter().flatten().collect()
-            } else {
-                Vec::new()
-            },
-        })
+                self.socks5 = [Some(v4), v6].into_iter().flatten().collect();
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, extra: Extra) {
+        match extra {
+            Extra::Tunnels => self.hbone = None,
+            Extra::Dns => self.dns.clear(),
+            Extra::Socks5 => self.socks5.clear(),
+        }
+    }
+}
+
+/// All addresses, of both families where there are both.
+fn any(v6: bool) -> IpAddr {
+    if v6 {
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        Ipv4Addr::UNSPECIFIED.into()
     }
 }
 

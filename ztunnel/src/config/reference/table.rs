@@ -264,7 +264,7 @@ pub(super) static TABLE: &[Columns] = &[
         "auto, programs, rules",
         "ZTUNNEL_CAPTURE_BY",
         Shown(|s| s.capture.by.to_string()),
-        "What takes the pods' connections to the proxy: the eBPF `programs`, or the redirection `rules` that istio-cni puts into the pods. `auto` means the programs, and the rules where the container does not see the host's cgroups and there is a node agent. With rules nothing goes past the proxy. Changes only with a restart.",
+        "What takes the pods' connections to the proxy: the eBPF `programs`, or the redirection `rules` that istio-cni puts into the pods. `auto` means the programs, and the rules where the container does not see the host's cgroups and there is a node agent. With rules nothing goes past the proxy, and `capture.exempt*` count for nothing. Changes only with a restart.",
     ),
     (
         "capture.bpfDirectory",

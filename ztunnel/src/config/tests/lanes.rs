@@ -56,6 +56,23 @@ fn the_environment_goes_before_the_file() {
 }
 
 #[test]
+fn exemptions_are_doubted_where_rules_capture() {
+    let text = |by: &str| {
+        format!(
+            "{GOOD}\ncapture: {{ by: {by}, exemptPorts: [25], exemptSources: [192.0.2.0/24] }}\n"
+        )
+    };
+    let warnings = load(&text("rules"), &[]).unwrap().warnings;
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(warnings[0].starts_with("capture.exemptPorts: "));
+    assert!(warnings[1].starts_with("capture.exemptSources: "));
+    let programs = load(&text("programs"), &[]).unwrap();
+    assert_eq!(programs.warnings, Vec::<String>::new());
+    let bare = load(&format!("{GOOD}\ncapture: {{ by: rules }}\n"), &[]).unwrap();
+    assert_eq!(bare.warnings, Vec::<String>::new());
+}
+
+#[test]
 fn an_override_that_changes_nothing_is_doubted() {
     let settings = load(&format!("{GOOD}\noverrides: [{{ workload: a }}]\n"), &[]).unwrap();
     assert_eq!(

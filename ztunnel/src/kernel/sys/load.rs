@@ -52,10 +52,10 @@ const _: () = assert!(size_of::<NewProgram>() == 72);
 const _: () = assert!(size_of::<NewBtf>() == 32);
 
 #[repr(C)]
-struct Info {
-    fd: u32,
-    size: u32,
-    info: u64,
+pub(super) struct Info {
+    pub(super) fd: u32,
+    pub(super) size: u32,
+    pub(super) info: u64,
 }
 
 fn object_name(name: &str) -> [u8; 16] {

@@ -1,8 +1,9 @@
 //! Restart, removal, and two proxies on one machine.
 
+use std::os::fd::AsFd as _;
 use std::time::Instant;
 
-use super::super::{Error, Kernel};
+use super::super::{Error, Kernel, captured_below, is_captured};
 use super::world::{World, at, config, dial, in_namespace, this_namespace};
 
 #[test]
@@ -34,6 +35,27 @@ fn a_withdrawn_pod_is_free_and_can_come_back() {
         world.enroll();
         let _app = dial(at("10.9.0.2:8080")).unwrap();
         assert!(world.captured(true).is_some());
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn who_has_no_programs_sees_where_those_of_others_capture() {
+    in_namespace(|| {
+        let here = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        let seen = || is_captured(here.as_fd()).unwrap();
+        assert!(!seen());
+        let world = World::new();
+        assert!(seen());
+        assert_eq!(captured_below(&world.directory), 1);
+        world.kernel.withdraw(world.cookie).unwrap();
+        assert!(!seen());
+        assert_eq!(captured_below(&world.directory), 0);
+        world.enroll();
+        assert!(seen());
+        Kernel::remove_pins(&world.directory).unwrap();
+        assert!(!seen());
+        assert_eq!(captured_below(&world.directory), 0);
     });
 }
 

@@ -1,7 +1,7 @@
 //! What capture and delivery need of the kernel, tried out on maps and a namespace of its own.
 
 use crate::config::{CaptureBy, Settings};
-use crate::kernel::{PinPlace, Trial};
+use crate::kernel::{self, PinPlace, Trial};
 use crate::pods::{self, DestroyError, Destroyed, Outcome, Rehearsal, Way};
 
 use super::super::capture::can_do_without;
@@ -12,9 +12,7 @@ const AS_IT_SAYS: &str = "give what the message names, then run the doctor again
 
 pub(super) fn examine(settings: &Settings) -> Vec<Check> {
     if settings.capture.by == CaptureBy::Rules {
-        let detail =
-            "the rules that the node agent puts into the pods capture, no programs are needed";
-        return vec![Check::ok("capture.by", detail)];
+        return vec![rules(settings)];
     }
     let mut checks = vec![pins(settings)];
     let trial = Trial::load();
@@ -32,8 +30,9 @@ pub(super) fn examine(settings: &Settings) -> Vec<Check> {
             Err(error) if can_do_without(settings, &error) => Check::warn(
                 "capture.cgroup",
                 error.to_string(),
-                "without the programs the node agent's rules capture, and nothing goes past the \
-                 proxy; mount the host's cgroup root for the direct lane",
+                "without the programs the node agent's rules capture, nothing goes past the proxy, \
+                 and capture.exempt* count for nothing; mount the host's cgroup root for the direct \
+                 lane",
             ),
             Err(error) => failed("capture.cgroup", &error),
         });
@@ -47,6 +46,25 @@ pub(super) fn examine(settings: &Settings) -> Vec<Check> {
 
 fn failed(name: &str, error: &dyn std::error::Error) -> Check {
     Check::fail(name, error.to_string(), AS_IT_SAYS)
+}
+
+/// No programs are needed, and none may be at work.
+fn rules(settings: &Settings) -> Check {
+    let name = "capture.by";
+    match kernel::captured_below(&settings.capture.bpf_directory) {
+        0 => Check::ok(
+            name,
+            "the rules that the node agent puts into the pods capture, no programs are needed",
+        ),
+        pods => Check::fail(
+            name,
+            format!(
+                "rules are to capture, and the programs of a proxy that runs or has run capture \
+                 {pods} pods"
+            ),
+            "end that proxy, if it runs, and run `ztunnel kernel remove`",
+        ),
+    }
 }
 
 fn pins(settings: &Settings) -> Check {

@@ -12,6 +12,8 @@ use crate::config::Settings;
 const PROXY: &str = "ztunnel";
 /// State LISTEN in /proc/net/tcp.
 const LISTEN: &str = "0A";
+/// The state in /proc/net/udp of a socket that is bound and not connected.
+const BOUND: &str = "07";
 
 pub(super) fn examine(settings: &Settings) -> Vec<Check> {
     [
@@ -29,7 +31,7 @@ fn server(purpose: &str, address: SocketAddr) -> Check {
     match TcpListener::bind(address) {
         Ok(_free) => Check::ok(name, format!("{address} is free")),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            match holders(&[address.port()]).first() {
+            match holders(&[address.port()], &[]).first() {
                 Some(holder) => Check {
                     name,
                     ..holder.check("")
@@ -64,6 +66,11 @@ struct Process {
 }
 
 impl Holder {
+    /// Which port it is.
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Only a proxy may hold it.
     pub(super) fn check(&self, place: &str) -> Check {
         let port = self.port;
@@ -86,13 +93,24 @@ impl Holder {
     }
 }
 
-/// Who listens on these ports in the calling thread's namespace; ports that are free are left out.
-pub(super) fn holders(ports: &[u16]) -> Vec<Holder> {
-    let mut listening: Vec<(u16, u64)> = ["tcp", "tcp6"]
+/// Who listens on these ports in the calling thread's namespace, or takes datagrams on those;
+/// ports that are free are left out.
+pub(super) fn holders(tcp: &[u16], udp: &[u16]) -> Vec<Holder> {
+    let tables = [
+        ("tcp", LISTEN, tcp),
+        ("tcp6", LISTEN, tcp),
+        ("udp", BOUND, udp),
+        ("udp6", BOUND, udp),
+    ];
+    let mut listening: Vec<(u16, u64)> = tables
         .into_iter()
-        .filter_map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")).ok())
-        .flat_map(|table| listeners(&table))
-        .filter(|(port, _)| ports.contains(port))
+        .filter(|(_, _, ports)| !ports.is_empty())
+        .flat_map(|(table, state, ports)| {
+            let table = fs::read_to_string(format!("/proc/thread-self/net/{table}"));
+            let mut found = listeners(&table.unwrap_or_default(), state);
+            found.retain(|(port, _)| ports.contains(port));
+            found
+        })
         .collect();
     listening.sort_unstable();
     listening.dedup_by_key(|(port, _)| *port);
@@ -106,15 +124,16 @@ pub(super) fn holders(ports: &[u16]) -> Vec<Holder> {
     listening.into_iter().map(holder).collect()
 }
 
-/// Ports and inodes of the listening sockets in a table of the form of /proc/net/tcp.
-fn listeners(table: &str) -> Vec<(u16, u64)> {
+/// Ports and inodes of the sockets of a state in a table of the form of /proc/net/tcp.
+fn listeners(table: &str, state: &str) -> Vec<(u16, u64)> {
+    let listener = |line| listener(line, state);
     table.lines().skip(1).filter_map(listener).collect()
 }
 
-fn listener(line: &str) -> Option<(u16, u64)> {
+fn listener(line: &str, state: &str) -> Option<(u16, u64)> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let (_, port) = fields.get(1)?.rsplit_once(':')?;
-    let listens = *fields.get(3)? == LISTEN;
+    let listens = *fields.get(3)? == state;
     let port = u16::from_str_radix(port, 16).ok()?;
     let inode = fields.get(9)?.parse().ok()?;
     listens.then_some((port, inode))
@@ -153,14 +172,14 @@ mod tests {
 
     #[test]
     fn listening_sockets_are_found_in_the_kernels_table() {
-        assert_eq!(listeners(TABLE), [(15000, 12345), (15020, 99)]);
+        assert_eq!(listeners(TABLE, LISTEN), [(15000, 12345), (15020, 99)]);
     }
 
     #[test]
     fn the_holder_of_a_port_is_named() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let found = holders(&[port]);
+        let found = holders(&[port], &[]);
         let own = found[0].process.as_ref().unwrap();
         assert_eq!(own.id, std::process::id());
         let check = server("admin", listener.local_addr().unwrap());
@@ -174,7 +193,15 @@ mod tests {
             check.detail
         );
         drop(listener);
-        assert!(holders(&[port]).is_empty());
+        assert!(holders(&[port], &[]).is_empty());
+    }
+
+    #[test]
+    fn who_takes_datagrams_is_found_where_they_are_asked_for() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        assert_eq!(holders(&[], &[port])[0].port(), port);
+        assert!(holders(&[port], &[]).is_empty());
     }
 
     #[test]
