@@ -26,6 +26,11 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 const COMPLAIN: Duration = Duration::from_secs(10);
 /// How often to look whether the processes before this one have ended.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// A process that is killed lets go of its locks one after the other: for so long it may look as if
+/// it had done with one of them and kept the other on purpose.
+const ALL_LOCKS: Duration = Duration::from_millis(500);
+/// How often it is looked meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 type Inheriting = JoinHandle<Result<(Charge, Heir), kernel::Error>>;
 
@@ -42,7 +47,7 @@ pub(super) enum Post {
     /// This one is.
     InCharge(InCharge),
     /// It was, and its heir does not serve all pods yet.
-    HandingOver(JoinHandle<Result<Heir, kernel::Error>>),
+    HandingOver(JoinHandle<Result<(Heir, Option<Charge>), kernel::Error>>),
     /// It was: what is open may end.
     Retired,
     /// Rules capture the pods: nothing in the kernel is anybody's.
@@ -86,8 +91,9 @@ pub(super) enum Turn {
     Take(Result<(Charge, Heir), kernel::Error>),
     /// Another one wants to.
     Asked,
-    /// The heir serves all pods, or is dead.
-    Served(Result<Heir, kernel::Error>),
+    /// The heir serves all pods; or it is dead, and the charge is this process's again. Nobody else
+    /// becomes heir meanwhile.
+    Served(Result<(Heir, Option<Charge>), kernel::Error>),
     /// Processes before this one may have ended.
     LookAfter,
 }
@@ -223,15 +229,26 @@ impl Node {
             Turn::Asked => {
                 tracing::info!("another process takes over this node's pods");
                 if self.step_down().await
-                    && let Some(succession) = &self.succession
+                    && let (Some(kernel), Some(succession)) =
+                        (&self.shared.kernel, &self.succession)
                 {
-                    let succession = succession.clone();
-                    let served = async move { succession.served().await };
+                    let served = served(kernel.clone(), succession.clone());
                     self.post = Post::HandingOver(tokio::spawn(served));
                 }
                 Ok(())
             }
-            Turn::Served(heir) => self.leave_or_return(heir?),
+            Turn::Served(served) => match served? {
+                (heir, Some(charge)) => {
+                    tracing::warn!("the process that was to take over has ended: in charge again");
+                    self.take_charge(charge, None)?;
+                    drop(heir);
+                    Ok(())
+                }
+                (heir, None) => {
+                    self.leave(heir);
+                    Ok(())
+                }
+            },
             Turn::LookAfter => {
                 self.look_after_formers();
                 Ok(())
@@ -304,25 +321,13 @@ impl Node {
         true
     }
 
-    /// After handing over: whoever came after serves all pods by now, or is dead.
-    /// Nobody else becomes heir meanwhile.
-    fn leave_or_return(&mut self, heir: Heir) -> Result<(), kernel::Error> {
-        let (Some(kernel), Some(succession)) = (&self.shared.kernel, self.succession.clone())
-        else {
-            return Ok(());
-        };
-        if kernel.is_next_in_line()?
-            && let Some(charge) = succession.take_over()?
-        {
-            tracing::warn!("the process that was to take over has ended: in charge again");
-            self.take_charge(charge, None)?;
-            drop(heir);
-            return Ok(());
-        }
+    /// Whoever came after serves all pods.
+    fn leave(&mut self, heir: Heir) {
         self.post = Post::Retired;
         self.enrollment.resign();
         self.workers.resign();
-        if succession.wants_ports() {
+        let succession = self.succession.as_ref();
+        if succession.is_some_and(Succession::wants_ports) {
             // In this namespace one process can have the ports.
             self.stop.send_replace(true);
         }
@@ -330,7 +335,6 @@ impl Node {
         tracing::info!(
             "another process serves this node's pods: nothing more is accepted, what is open may end"
         );
-        Ok(())
     }
 
     fn look_after_formers(&mut self) {
@@ -363,6 +367,27 @@ impl Node {
                 "connections of the direct lane are no longer reported"
             );
         })
+    }
+}
+
+/// After handing over: waits until whoever came after serves all pods, or is dead, and then takes the
+/// charge back unless a younger process is there to do so.
+async fn served(
+    kernel: Arc<Kernel>,
+    succession: Succession,
+) -> Result<(Heir, Option<Charge>), kernel::Error> {
+    let heir = succession.served().await?;
+    let began = Instant::now();
+    loop {
+        if kernel.is_next_in_line()?
+            && let Some(charge) = succession.take_over()?
+        {
+            return Ok((heir, Some(charge)));
+        }
+        if began.elapsed() >= ALL_LOCKS {
+            return Ok((heir, None));
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
