@@ -73,7 +73,7 @@ pub(super) fn target<'a>(
         }
         return Ok(Target::Outside(destination, None));
     };
-    let waypoint = workload.waypoint.as_ref().map(Waypoints::One);
+    let waypoint = workload.waypoint.as_deref().map(Waypoints::One);
     let waypoint =
         waypoint.filter(|_| !source.native_tunnel && !is_waypoint_of(source, workload, mesh));
     Ok(match waypoint {
