@@ -301,7 +301,8 @@ async fn an_authority_that_is_away_is_not_asked_for_ever_for_a_pod_that_is_gone(
     tokio::time::sleep(Duration::from_millis(400)).await;
     let asked = fake.asked.lock().unwrap().clone();
     let times = |name| asked.iter().filter(|it| **it == identity(name)).count();
-    assert_eq!(times("gone"), 1);
+    // Who waits may come just after the attempt has begun: then there is one more for it.
+    assert!((1..=2).contains(&times("gone")), "{}", times("gone"));
     assert!(times("here") > 2);
     assert_eq!(store.inventory().len(), 1);
 }
