@@ -13,14 +13,16 @@ use std::sync::Arc;
 
 use foldhash::{HashSet, HashSetExt as _};
 
-use super::{GatewayAddress, Identity, Locality, NamespacedHostname, ParseIdentityError, Ports};
+use super::{
+    Backed, GatewayAddress, Identity, Locality, NamespacedHostname, ParseIdentityError, Ports,
+};
 
 /// What has been seen and is still in use.
 #[derive(Debug)]
 pub struct Interner {
     texts: Shared<str>,
     ports: Shared<Ports>,
-    services: Shared<[(NamespacedHostname, Arc<Ports>)]>,
+    services: Shared<Backed>,
     policies: Shared<[Arc<str>]>,
     gateways: Shared<GatewayAddress>,
     localities: Shared<Locality>,
@@ -78,10 +80,7 @@ impl Interner {
     }
 
     /// The shared copy of a list of services that a workload backs.
-    pub fn services(
-        &mut self,
-        services: Vec<(NamespacedHostname, Arc<Ports>)>,
-    ) -> Arc<[(NamespacedHostname, Arc<Ports>)]> {
+    pub fn services(&mut self, services: Vec<(NamespacedHostname, Arc<Ports>)>) -> Arc<Backed> {
         self.services.one(services)
     }
 

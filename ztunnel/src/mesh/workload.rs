@@ -147,6 +147,9 @@ pub struct GatewayAddress {
 /// (a named target port in Kubernetes); a backend that names none is not reachable on that port.
 pub type Ports = BTreeMap<u16, u16>;
 
+/// Services that a workload backs, each with its target ports by service port.
+pub type Backed = [(NamespacedHostname, Arc<Ports>)];
+
 /// Something that runs: a pod, a VM, or an address that the mesh knows about.
 ///
 /// There are a hundred thousand of these. What the replicas of a deployment have in common is behind
@@ -178,9 +181,9 @@ pub struct Workload {
     pub workload_name: Arc<str>,
     pub native_tunnel: bool,
     pub application_tunnel: Option<ApplicationTunnel>,
-    /// The services it backs, with service port to target port.
+    /// The services it backs.
     #[serde(serialize_with = "super::snapshot::services_by_key")]
-    pub services: Arc<[(NamespacedHostname, Arc<Ports>)]>,
+    pub services: Arc<Backed>,
     /// Selector policies that apply to it, `namespace/name`, none of them twice: each is judged,
     /// and a policy on trial counted, once for each time it is here.
     pub authorization_policies: Arc<[Arc<str>]>,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::fields::{BadField, gateway, ip, or, port, port_or_zero, service_key, shown};
 use crate::mesh::{
-    ApplicationTunnel, HealthStatus, Interner, Locality, NamespacedHostname, NetworkMode, Ports,
+    ApplicationTunnel, Backed, HealthStatus, Interner, Locality, NetworkMode, Ports,
     TunnelProtocol, Uid, Workload, WorkloadType,
 };
 use crate::xds::proto::istio::workload as wire;
@@ -123,10 +123,7 @@ fn application_tunnel(
 }
 
 /// In the order of their keys: a map has none of its own, and equal workloads should be equal.
-fn services(
-    workload: &wire::Workload,
-    texts: &mut Interner,
-) -> Result<Arc<[(NamespacedHostname, Arc<Ports>)]>, BadField> {
+fn services(workload: &wire::Workload, texts: &mut Interner) -> Result<Arc<Backed>, BadField> {
     let mut services = Vec::with_capacity(workload.services.len());
     for (key, ports) in &workload.services {
         let at = |bad: BadField| bad.at(format_args!("services[{:?}]", shown(key)));
