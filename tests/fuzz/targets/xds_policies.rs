@@ -1,7 +1,9 @@
 //! Policies of a mesh, and a connection: the verdict is that of the documentation's words.
 #![no_main]
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
@@ -137,19 +139,13 @@ fn account(input: &mut Unstructured<'_>) -> Result<ServiceAccountMatch> {
 fuzz_target!(|said: (Policies, Caller, Vec<u8>)| {
     let (Policies(policies), caller, listed) = said;
     let mut workload = Workload::new("w", "w", "a", "default").unwrap();
-    workload.authorization_policies = listed
+    let keys = listed
         .iter()
         .filter_map(|at| policies.get(usize::from(*at)))
-        .map(|policy| {
-            format!("{}/{}", policy.namespace, policy.name)
-                .as_str()
-                .into()
-        })
-        .collect();
-    // Which a workload that was read never does twice.
-    let listed = &mut workload.authorization_policies;
-    listed.sort();
-    listed.dedup();
+        .map(|policy| Arc::from(format!("{}/{}", policy.namespace, policy.name)));
+    // A workload that was read names none twice.
+    let keys: BTreeSet<Arc<str>> = keys.collect();
+    workload.authorization_policies = keys.into_iter().collect();
 
     let mut taken = Intake::new("td");
     let response = DeltaDiscoveryResponse {

@@ -1,24 +1,31 @@
-//! One copy of everything that many objects have in common. Names, namespaces, nodes, identities
-//! and lists of ports repeat in thousands of workloads; whoever learns of the mesh takes them from
-//! one interner, so that a snapshot holds each once.
+//! One copy of everything that many objects have in common. Names, namespaces, nodes, identities,
+//! gateways, and the lists of ports, services and policies repeat in thousands of workloads; whoever
+//! learns of the mesh takes them from one interner, so that a snapshot holds each once.
 //!
 //! What nobody else holds any longer is forgotten whenever the interner has grown to twice of what
 //! was left the last time, so a mesh that changes for months costs no more than one that was just
 //! learnt. A text that only one object has, a uid or the name of a pod, is better made without it.
 
+use std::borrow::Borrow;
 use std::fmt::Write as _;
 use std::hash::Hash;
 use std::sync::Arc;
 
 use foldhash::{HashSet, HashSetExt as _};
 
-use super::{Identity, ParseIdentityError, Ports};
+use super::{
+    Backed, GatewayAddress, Identity, Locality, NamespacedHostname, ParseIdentityError, Ports,
+};
 
 /// What has been seen and is still in use.
 #[derive(Debug)]
 pub struct Interner {
     texts: Shared<str>,
     ports: Shared<Ports>,
+    services: Shared<Backed>,
+    policies: Shared<[Arc<str>]>,
+    gateways: Shared<GatewayAddress>,
+    localities: Shared<Locality>,
     /// Where identities are written before they are looked up.
     scratch: String,
 }
@@ -30,6 +37,10 @@ impl Interner {
         Self {
             texts: Shared::new(),
             ports: Shared::new(),
+            services: Shared::new(),
+            policies: Shared::new(),
+            gateways: Shared::new(),
+            localities: Shared::new(),
             scratch: String::new(),
         }
     }
@@ -40,10 +51,7 @@ impl Interner {
             // The one of the whole process.
             return Arc::default();
         }
-        if let Some(shared) = self.texts.items.get(text) {
-            return shared.clone();
-        }
-        self.texts.add(text.into())
+        self.texts.one(text)
     }
 
     /// The identity of a service account, its text shared.
@@ -68,10 +76,31 @@ impl Interner {
 
     /// The shared copy of a list of ports.
     pub fn ports(&mut self, ports: Ports) -> Arc<Ports> {
-        if let Some(shared) = self.ports.items.get(&ports) {
-            return shared.clone();
-        }
-        self.ports.add(Arc::new(ports))
+        self.ports.one(ports)
+    }
+
+    /// The shared copy of a list of services that a workload backs.
+    pub fn services(&mut self, services: Vec<(NamespacedHostname, Arc<Ports>)>) -> Arc<Backed> {
+        self.services.one(services)
+    }
+
+    /// The shared copy of a list of keys of policies. A key that is named twice is left out the
+    /// second time; the order stays.
+    pub fn policies<'k>(&mut self, keys: impl IntoIterator<Item = &'k str>) -> Arc<[Arc<str>]> {
+        let mut seen = HashSet::new();
+        let keys = keys.into_iter().filter(|key| seen.insert(*key));
+        let keys: Vec<Arc<str>> = keys.map(|key| self.get(key)).collect();
+        self.policies.one(keys)
+    }
+
+    /// The shared copy of a waypoint or gateway.
+    pub fn gateway(&mut self, gateway: GatewayAddress) -> Arc<GatewayAddress> {
+        self.gateways.one(gateway)
+    }
+
+    /// The shared copy of a locality.
+    pub fn locality(&mut self, locality: Locality) -> Arc<Locality> {
+        self.localities.one(locality)
     }
 }
 
@@ -96,6 +125,14 @@ impl<T: ?Sized + Hash + Eq> Shared<T> {
         Self {
             items: HashSet::new(),
             many: Self::FEW,
+        }
+    }
+
+    /// The shared copy of what is equal to this.
+    fn one<V: Borrow<T> + Into<Arc<T>>>(&mut self, value: V) -> Arc<T> {
+        match self.items.get(value.borrow()) {
+            Some(shared) => shared.clone(),
+            None => self.add(value.into()),
         }
     }
 
@@ -132,6 +169,18 @@ mod tests {
             interner.identity("td", "a/b", "c"),
             Identity::new("td", "a/b", "c")
         );
+    }
+
+    #[test]
+    fn a_key_that_is_named_twice_is_left_out_the_second_time() {
+        let mut interner = Interner::new();
+        let keys = |keys: &[Arc<str>]| keys.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let listed = interner.policies(["n/b", "n/a", "n/b", "n/c", "n/a"]);
+        assert_eq!(keys(&listed), ["n/b", "n/a", "n/c"]);
+        let once = interner.policies(["n/b", "n/a", "n/c"]);
+        assert!(Arc::ptr_eq(&listed, &once));
+        let other_order = interner.policies(["n/a", "n/b", "n/c"]);
+        assert_eq!(keys(&other_order), ["n/a", "n/b", "n/c"]);
     }
 
     #[test]

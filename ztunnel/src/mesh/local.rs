@@ -148,7 +148,7 @@ impl LocalMesh {
         let services: HashSet<_> = self.services.iter().map(Service::key).collect();
         let mut doubts = Vec::new();
         for workload in &self.workloads {
-            for key in &workload.authorization_policies {
+            for key in workload.authorization_policies.iter() {
                 if !selectable.contains(&**key) {
                     doubts.push(format!(
                         "workload {}: authorizationPolicies lists {key:?}, and there is no such \
@@ -157,7 +157,7 @@ impl LocalMesh {
                     ));
                 }
             }
-            for (key, _) in &workload.services {
+            for (key, _) in workload.services.iter() {
                 if !services.contains(key) {
                     doubts.push(format!(
                         "workload {}: services names {:?}, and there is no such service",

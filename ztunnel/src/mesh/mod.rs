@@ -30,7 +30,7 @@ pub use service::{
 };
 pub use snapshot::{Endpoint, ServiceEntry, Snapshot};
 pub use workload::{
-    ApplicationTunnel, GatewayAddress, GatewayDestination, HealthStatus, Locality,
+    ApplicationTunnel, Backed, GatewayAddress, GatewayDestination, HealthStatus, Locality,
     NamespacedHostname, NetworkAddress, NetworkMode, Ports, TunnelProtocol, Uid, Workload,
     WorkloadType,
 };

@@ -156,7 +156,13 @@ pub struct GatewayAddress {
 /// (a named target port in Kubernetes); a backend that names none is not reachable on that port.
 pub type Ports = BTreeMap<u16, u16>;
 
+/// Services that a workload backs, each with its target ports by service port.
+pub type Backed = [(NamespacedHostname, Arc<Ports>)];
+
 /// Something that runs: a pod, a VM, or an address that the mesh knows about.
+///
+/// There are a hundred thousand of these. What the replicas of a deployment have in common is behind
+/// an `Arc` that they share ([`super::Interner`]), and no list has room that it does not use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(
@@ -171,12 +177,12 @@ pub struct Workload {
     pub service_account: Arc<str>,
     /// Its SPIFFE identity, put together from trust domain, namespace and service account.
     pub identity: Identity,
-    pub workload_ips: Vec<IpAddr>,
+    pub workload_ips: Box<[IpAddr]>,
     pub hostname: Arc<str>,
     pub network: Arc<str>,
     pub protocol: TunnelProtocol,
-    pub waypoint: Option<GatewayAddress>,
-    pub network_gateway: Option<GatewayAddress>,
+    pub waypoint: Option<Arc<GatewayAddress>>,
+    pub network_gateway: Option<Arc<GatewayAddress>>,
     pub node: Arc<str>,
     pub canonical_name: Arc<str>,
     pub canonical_revision: Arc<str>,
@@ -184,15 +190,15 @@ pub struct Workload {
     pub workload_name: Arc<str>,
     pub native_tunnel: bool,
     pub application_tunnel: Option<ApplicationTunnel>,
-    /// The services it backs, with service port to target port. Hardly any two of the thousands of
-    /// workloads behind a service differ in their ports, so these are shared.
+    /// The services it backs.
     #[serde(serialize_with = "super::snapshot::services_by_key")]
-    pub services: Vec<(NamespacedHostname, Arc<Ports>)>,
-    /// Selector policies that apply to it, `namespace/name`.
-    pub authorization_policies: Vec<Arc<str>>,
+    pub services: Arc<Backed>,
+    /// Selector policies that apply to it, `namespace/name`, none of them twice: each is judged,
+    /// and a policy on trial counted, once for each time it is here.
+    pub authorization_policies: Arc<[Arc<str>]>,
     pub status: HealthStatus,
     pub cluster_id: Arc<str>,
-    pub locality: Locality,
+    pub locality: Arc<Locality>,
     pub network_mode: NetworkMode,
     /// Weight among the endpoints of a service; 1 unless told otherwise, 0 is never chosen.
     pub capacity: u32,
@@ -225,7 +231,7 @@ impl Workload {
             trust_domain: trust_domain.into(),
             service_account: service_account.into(),
             identity: Identity::new(trust_domain, namespace, service_account)?,
-            workload_ips: Vec::new(),
+            workload_ips: Box::default(),
             hostname: empty.clone(),
             network: empty.clone(),
             protocol: TunnelProtocol::default(),
@@ -238,11 +244,11 @@ impl Workload {
             workload_name: empty.clone(),
             native_tunnel: false,
             application_tunnel: None,
-            services: Vec::new(),
-            authorization_policies: Vec::new(),
+            services: Arc::default(),
+            authorization_policies: Arc::default(),
             status: HealthStatus::default(),
             cluster_id: empty,
-            locality: Locality::default(),
+            locality: Arc::default(),
             network_mode: NetworkMode::default(),
             capacity: 1,
         })

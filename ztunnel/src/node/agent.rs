@@ -15,7 +15,7 @@ use super::enrollment::{Strangers, Wanted};
 use crate::admin::Pending;
 use crate::config::{NodeAgent, Settings};
 use crate::pods::Handed;
-use crate::pods::zds::{self, Added, PodInfo, PodUid, Reply, Request, Roster};
+use crate::pods::zds::{self, Added, Full, PodInfo, PodUid, Reply, Request, Roster};
 
 /// How long judgement waits for the agent's first snapshot.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -116,8 +116,10 @@ impl Agent {
                 reply,
             } => self.add(uid, Announced { info, netns }, reply, settings),
             Request::Keep { uid, reply } => {
-                let kept = self.roster.keep(&uid);
-                answer(reply, kept.map_err(|full| full.to_string()));
+                match self.roster.keep(&uid) {
+                    Ok(()) => answer(reply, Ok(())),
+                    Err(full) => refuse(&uid, &full, reply),
+                }
                 Task::None
             }
             Request::Delete { uid, reply } => {
@@ -139,14 +141,14 @@ impl Agent {
 
     fn add(&mut self, uid: PodUid, pod: Announced, reply: Reply, settings: &Settings) -> Task {
         let wanted = assembly::announced(settings, &uid, &pod.info, &pod.netns);
-        match self.roster.add(uid, pod) {
+        match self.roster.add(uid.clone(), pod) {
             Ok(Added::Same) => tracing::debug!(pod = %wanted.key, "named once more"),
             Ok(Added::New) => tracing::debug!(pod = %wanted.key, workload = %wanted.uid, "named"),
             Ok(Added::Replaced(_)) => {
                 tracing::info!(pod = %wanted.key, workload = %wanted.uid, "the pod is another one now");
             }
             Err(full) => {
-                answer(reply, Err(full.to_string()));
+                refuse(&uid, &full, reply);
                 return Task::None;
             }
         }
@@ -157,6 +159,11 @@ impl Agent {
     pub(super) fn wanted(&self, settings: &Settings) -> impl Iterator<Item = Wanted> {
         let pods = self.roster.pods();
         pods.map(|(uid, pod)| assembly::announced(settings, uid, &pod.info, &pod.netns))
+    }
+
+    /// How many these are.
+    pub(super) fn count(&self) -> usize {
+        self.roster.pods().len()
     }
 
     /// What to do with captured pods that nobody asks for: the agent may be about to.
@@ -196,6 +203,13 @@ impl Drop for Agent {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// A pod too many is not served: nobody accepts what its rules redirect to the proxy. The agent hears
+/// it, and lets a pod that is about to start not start.
+fn refuse(uid: &PodUid, full: &Full, reply: Reply) {
+    tracing::error!(pod = %uid, "the pod is not served: {full}");
+    answer(reply, Err(full.to_string()));
 }
 
 /// The agent may have gone meanwhile, and hears it all again on its next connection.

@@ -247,13 +247,14 @@ impl Enrollment {
         wanted: &[Wanted],
         strangers: Strangers,
     ) -> Vec<(Wanted, EnrollError)> {
+        let asked: HashMap<&Key, &Wanted> = wanted.iter().map(|pod| (&pod.key, pod)).collect();
         let left = |(key, enrolled): (&Key, &Enrolled)| {
-            let stays = |pod: &Wanted| pod.key == *key && is_as_wanted(enrolled, pod);
-            // The agent has not said yet who is there: whom it does not name may still come.
-            let unheard = matches!(key, Key::Announced(_))
-                && strangers == Strangers::Hold
-                && !wanted.iter().any(|pod| pod.key == *key);
-            (!unheard && !wanted.iter().any(stays)).then(|| key.clone())
+            let leaves = match asked.get(key) {
+                Some(pod) => !is_as_wanted(enrolled, pod),
+                // The agent has not said yet who is there: whom it does not name may still come.
+                None => !matches!(key, Key::Announced(_)) || strangers == Strangers::LetGo,
+            };
+            leaves.then(|| key.clone())
         };
         let leaving: Vec<Key> = self.pods.iter().filter_map(left).collect();
         for key in leaving {

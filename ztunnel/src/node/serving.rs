@@ -24,7 +24,7 @@ impl Node {
         self.others.note(others, wait);
         let again = others || !failed.is_empty();
         self.retry = again.then(|| Instant::now() + ENROLL_RETRY);
-        self.enrolled(&wanted);
+        self.enrolled();
         for (pod, error) in &failed {
             tracing::error!(%error, pod = %pod.key, netns = %pod.netns, "cannot enroll the pod; trying again");
         }
@@ -63,8 +63,10 @@ impl Node {
     }
 
     /// After pods came or went: counts them, and lets them count.
-    fn enrolled(&mut self, wanted: &[Wanted]) {
-        let missing = wanted.len().saturating_sub(self.enrollment.count());
+    fn enrolled(&mut self) {
+        let named = self.agent.as_ref().map_or(0, Agent::count);
+        let wanted = assembly::pods(&self.settings).len() + named;
+        let missing = wanted.saturating_sub(self.enrollment.count());
         let missing = i64::try_from(missing).unwrap_or(i64::MAX);
         self.shared.telemetry.pods().pending.set(missing);
         if self.enrollment.take_changed() {
@@ -104,7 +106,7 @@ impl Node {
                         .get_or_insert_with(|| Instant::now() + ENROLL_RETRY);
                     tracing::error!(%error, pod = %wanted.key, "cannot enroll the pod; trying again");
                 }
-                self.enrolled(&self.wanted());
+                self.enrolled();
                 agent::answer(reply, added.map_err(|error| error.to_string()));
             }
             Task::Apply(reply) => {

@@ -5,9 +5,14 @@
 //! Connections read the current certificate without a lock; only who finds none waits, together
 //! with everybody else who wants the same. Called by `path` for each connection, by `node` when
 //! pods come and go.
+//!
+//! Only identities that pods here need ([`Store::prefetch`]) are renewed, until they are forgotten.
+//! A connection of a pod that has just left may still ask for one: it gets it, and when the time to
+//! renew comes and nobody waits, that is the end of it. Else the authority would be asked for ever
+//! for a service account that this node has no pod of.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -69,9 +74,21 @@ struct Entry {
     task: AbortHandle,
 }
 
+/// Whether there is a reason to renew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// A connection has asked, and no pod is known that goes on needing it.
+    Passing,
+    /// A pod here needs it.
+    Lasting,
+    /// None, and the task ends.
+    Over,
+}
+
 /// What an identity's task shares with those who read its work.
 struct Slot {
     identity: Identity,
+    need: Mutex<Need>,
     current: ArcSwapOption<Credentials>,
     /// Somebody waits for a certificate: do not sleep out the back-off.
     wanted: Notify,
@@ -86,6 +103,28 @@ struct Attempt {
 }
 
 impl Slot {
+    fn need(&self) -> MutexGuard<'_, Need> {
+        self.need.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on it is renewed. Returns false when it is too late for that.
+    fn keep(&self) -> bool {
+        let mut need = self.need();
+        if *need != Need::Over {
+            *need = Need::Lasting;
+        }
+        *need == Need::Lasting
+    }
+
+    /// Returns whether there is no reason to renew, and never will be.
+    fn let_go(&self) -> bool {
+        let mut need = self.need();
+        if *need == Need::Passing {
+            *need = Need::Over;
+        }
+        *need == Need::Over
+    }
+
     fn valid(&self) -> Option<Arc<Credentials>> {
         let current = self.current.load();
         let credentials = current.as_ref()?;
@@ -120,15 +159,21 @@ impl Store {
         {
             return Ok(credentials);
         }
-        let entry = self.entry(identity);
-        let mut attempts = entry.attempts.clone();
-        attempts.mark_unchanged();
-        // Issued between the look and the mark?
-        if let Some(credentials) = entry.slot.valid() {
-            return Ok(credentials);
-        }
-        entry.slot.wanted.notify_one();
-        let ended = attempts.changed().await.is_err();
+        let (ended, entry, attempts) = loop {
+            let entry = self.entry(identity);
+            let mut attempts = entry.attempts.clone();
+            attempts.mark_unchanged();
+            // Issued between the look and the mark?
+            if let Some(credentials) = entry.slot.valid() {
+                return Ok(credentials);
+            }
+            entry.slot.wanted.notify_one();
+            let ended = attempts.changed().await.is_err();
+            // Over in the very moment it was asked: the next one is not.
+            if !(ended && entry.is_over()) {
+                break (ended, entry, attempts);
+            }
+        };
         if let Some(credentials) = entry.slot.valid() {
             return Ok(credentials);
         }
@@ -143,8 +188,9 @@ impl Store {
     }
 
     /// Starts issuing for an identity that will be wanted soon.
+    /// It is renewed until it is forgotten.
     pub fn prefetch(&self, identity: &Identity) {
-        self.entry(identity);
+        while !self.entry(identity).slot.keep() {}
     }
 
     /// Has every certificate issued anew soon, for example because the mesh's roots changed. The
@@ -176,14 +222,15 @@ impl Store {
     pub fn inventory(&self) -> Vec<CertificateSummary> {
         let now = SystemTime::now();
         let entries = self.entries.load();
-        let mut all: Vec<_> = entries.values().map(|entry| entry.summary(now)).collect();
+        let all = entries.values().filter(|entry| !entry.is_over());
+        let mut all: Vec<_> = all.map(|entry| entry.summary(now)).collect();
         all.sort_by(|a, b| a.identity.cmp(&b.identity));
         all
     }
 
-    /// The place of an identity, made if it is missing or its task has died.
+    /// The place of an identity, made if it is missing or its task has ended.
     fn entry(&self, identity: &Identity) -> Arc<Entry> {
-        let alive = |entry: &&Arc<Entry>| !entry.task.is_finished();
+        let alive = |entry: &&Arc<Entry>| !entry.is_over() && !entry.task.is_finished();
         if let Some(entry) = self.entries.load().get(identity).filter(alive) {
             return entry.clone();
         }
@@ -192,8 +239,12 @@ impl Store {
         if let Some(entry) = entries.get(identity).filter(alive) {
             return entry.clone();
         }
+        entries.retain(|_, entry| !entry.is_over());
+        // Where a task has died, the need for it has not.
+        let need = entries.get(identity).map(|died| *died.slot.need());
         let slot = Arc::new(Slot {
             identity: identity.clone(),
+            need: Mutex::new(need.unwrap_or(Need::Passing)),
             current: ArcSwapOption::empty(),
             wanted: Notify::new(),
             outdated: Notify::new(),
@@ -227,6 +278,10 @@ impl Drop for Store {
 }
 
 impl Entry {
+    fn is_over(&self) -> bool {
+        *self.slot.need() == Need::Over
+    }
+
     fn summary(&self, now: SystemTime) -> CertificateSummary {
         if let Some(credentials) = &*self.slot.current.load() {
             return credentials.summary(now);
@@ -264,7 +319,7 @@ impl Renewal {
             let attempted = Instant::now();
             let outcome = self.attempt().await;
             drop(turn);
-            match outcome {
+            let slept = match outcome {
                 Ok(credentials) => {
                     pause = self.config.retry_min;
                     let wait = renew_after(credentials.not_after(), SystemTime::now(), jitter());
@@ -278,7 +333,7 @@ impl Renewal {
                     );
                     self.slot.current.store(Some(credentials));
                     self.report.send_replace(Attempt { failure: None });
-                    self.sleep(attempted, wait).await;
+                    self.sleep(attempted, wait).await
                 }
                 Err(failure) => {
                     tracing::warn!(
@@ -290,9 +345,14 @@ impl Renewal {
                     self.report.send_replace(Attempt {
                         failure: Some(Arc::new(failure)),
                     });
-                    self.sleep(attempted, pause.mul_f64(1.0 - jitter())).await;
+                    let wait = pause.mul_f64(1.0 - jitter());
                     pause = (pause * 2).min(self.config.retry_max);
+                    self.sleep(attempted, wait).await
                 }
+            };
+            if slept == Slept::Out && self.slot.let_go() {
+                tracing::debug!(identity = %self.slot.identity, "no pod here needs the certificate: not renewed");
+                break;
             }
         }
     }
@@ -310,7 +370,7 @@ impl Renewal {
 
     /// Sleeps, but no longer than until somebody finds no valid certificate, or says that it is
     /// outdated. Wall-clock jumps and suspended machines are caught that way too.
-    async fn sleep(&self, attempted: Instant, pause: Duration) {
+    async fn sleep(&self, attempted: Instant, pause: Duration) -> Slept {
         let earliest = attempted + self.config.retry_min.min(pause);
         let wanted = async {
             tokio::time::sleep_until(earliest).await;
@@ -326,11 +386,22 @@ impl Renewal {
             self.slot.outdated.notified().await;
         };
         tokio::select! {
-            () = wanted => {}
-            () = outdated => {}
-            () = tokio::time::sleep(pause) => {}
+            // Who waits is seen even in the moment the pause is over.
+            biased;
+            () = wanted => Slept::Woken,
+            () = outdated => Slept::Woken,
+            () = tokio::time::sleep(pause) => Slept::Out,
         }
     }
+}
+
+/// How a pause has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slept {
+    /// Somebody wants a certificate now.
+    Woken,
+    /// By itself.
+    Out,
 }
 
 /// How long to wait before a certificate is renewed: half of what is left of its life, up to a

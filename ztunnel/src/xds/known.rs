@@ -91,18 +91,26 @@ impl Known {
             // What could not be read is not held.
             Change::Refused { .. } | Change::Readable(_) => return None,
         };
+        // A workload's uid is a text that nobody else has: the mesh's copy serves here too.
+        let key = match change {
+            Change::Workload(workload) if *workload.uid.0 == *name => workload.uid.0.clone(),
+            _ => name.into(),
+        };
         let entry = Entry {
             kind,
             version: texts.get(version),
             digest,
         };
-        let before = self.entries.insert(texts.get(name), entry)?;
+        // With its key: the map would keep the former one, which is the former workload's.
+        let before = self.entries.remove_entry(name);
+        self.entries.insert(key, entry);
+        let (name, before) = before?;
         (before.kind != kind).then(|| removal(before.kind, name, texts))
     }
 
     /// The resource is gone.
     pub(super) fn release(&mut self, name: &str, texts: &mut Interner) -> Option<Change> {
-        let entry = self.entries.remove(name)?;
+        let (name, entry) = self.entries.remove_entry(name)?;
         Some(removal(entry.kind, name, texts))
     }
 
@@ -123,21 +131,21 @@ impl Known {
     }
 }
 
-fn removal(kind: Kind, name: &str, texts: &mut Interner) -> Change {
+fn removal(kind: Kind, name: Arc<str>, texts: &mut Interner) -> Change {
     // The name of a held resource is its key (`resource::read`), but for the default namespace.
-    let (namespace, rest) = name.split_once('/').unwrap_or(("", name));
+    let (namespace, rest) = name.split_once('/').unwrap_or(("", &name));
     let namespace = if namespace.is_empty() {
         "default"
     } else {
         namespace
     };
     match kind {
-        Kind::Workload => Change::RemoveWorkload(Uid(texts.get(name))),
+        Kind::Workload => Change::RemoveWorkload(Uid(name)),
         Kind::Service => Change::RemoveService(NamespacedHostname {
             namespace: texts.get(namespace),
             hostname: texts.get(rest),
         }),
-        Kind::Policy => Change::RemovePolicy(texts.get(&format!("{namespace}/{rest}"))),
+        Kind::Policy => Change::RemovePolicy(format!("{namespace}/{rest}").into()),
     }
 }
 
@@ -201,6 +209,22 @@ mod tests {
             hold(&mut known, "x/y", "2", &service),
             Some(Change::RemoveWorkload(Uid("x/y".into())))
         );
+    }
+
+    /// Also after the workload has changed: its former uid is held by nobody.
+    #[test]
+    fn the_name_of_a_workload_is_held_once() {
+        let mut known = Known::default();
+        for version in ["1", "2"] {
+            let change = workload("x");
+            hold(&mut known, "x", version, &change);
+            let Change::Workload(workload) = change else {
+                unreachable!("it is one")
+            };
+            let name = known.names().next().unwrap();
+            assert!(Arc::ptr_eq(name, &workload.uid.0));
+        }
+        assert_eq!(known.entries.len(), 1);
     }
 
     #[test]

@@ -107,7 +107,7 @@ workloads:
     networkGateway: { destination: { hostname: { namespace: gw, hostname: gw.example } } },
     node: node-a, canonicalName: cn, canonicalRevision: v2, workloadType: cronjob, workloadName: cw, nativeTunnel: true,
     applicationTunnel: { protocol: PROXY, port: 9090 }, services: { n/s: { "80": 8080 } },
-    authorizationPolicies: [n/p], status: UNHEALTHY, clusterId: c2, locality: { region: r, zone: z, subzone: s },
+    authorizationPolicies: [n/p, n/p], status: UNHEALTHY, clusterId: c2, locality: { region: r, zone: z, subzone: s },
     networkMode: HOST_NETWORK, capacity: 3 }
 services:
 - { name: s, namespace: n, hostname: s, ports: { 80: 0 }, waypoint: { destination: { namespace: n, hostname: wp } },
@@ -137,6 +137,7 @@ policies:
     let tunnel = workload.application_tunnel.unwrap();
     assert_eq!((tunnel.proxy_protocol, tunnel.port), (true, Some(9090)));
     assert_eq!(workload.status, HealthStatus::Unhealthy);
+    assert_eq!(workload.authorization_policies.len(), 1, "named twice");
     assert_eq!(workload.network_mode, NetworkMode::HostNetwork);
     assert_eq!((workload.capacity, &*workload.locality.zone), (3, "z"));
     let service = mesh.services.first().unwrap();

@@ -1,6 +1,7 @@
 //! How workloads are written in the local file, and what they become.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer};
 
@@ -8,8 +9,8 @@ use super::fields::{BadField, or};
 use super::gateway::Gateway;
 use super::scalars::{Address, Port, ServiceKey, named};
 use crate::mesh::{
-    ApplicationTunnel, HealthStatus, Interner, Locality, NetworkMode, TunnelProtocol, Uid,
-    Workload, WorkloadType,
+    ApplicationTunnel, GatewayAddress, HealthStatus, Interner, Locality, NetworkMode,
+    TunnelProtocol, Uid, Workload, WorkloadType,
 };
 
 /// A workload as it is written.
@@ -104,7 +105,7 @@ impl WorkloadEntry {
             let ports = ports.iter().map(|(port, target)| (port.0, target.0));
             (key.build(texts), texts.ports(ports.collect()))
         });
-        let services = services.collect();
+        let services: Vec<_> = services.collect();
         Ok(Workload {
             uid: Uid(texts.get(&self.uid)),
             name: texts.get(&self.name),
@@ -116,11 +117,8 @@ impl WorkloadEntry {
             hostname: texts.get(&self.hostname),
             network: texts.get(&self.network),
             protocol: self.protocol,
-            waypoint: self.waypoint.as_ref().map(|gateway| gateway.build(texts)),
-            network_gateway: self
-                .network_gateway
-                .as_ref()
-                .map(|gateway| gateway.build(texts)),
+            waypoint: shared(self.waypoint.as_ref(), texts),
+            network_gateway: shared(self.network_gateway.as_ref(), texts),
             node: texts.get(&self.node),
             canonical_name: texts.get(&self.canonical_name),
             canonical_revision: texts.get(&self.canonical_revision),
@@ -128,12 +126,9 @@ impl WorkloadEntry {
             workload_name: texts.get(&self.workload_name),
             native_tunnel: self.native_tunnel,
             application_tunnel: self.application_tunnel.as_ref().map(Tunnel::build),
-            services,
-            authorization_policies: self
-                .authorization_policies
-                .iter()
-                .map(|key| texts.get(key))
-                .collect(),
+            services: texts.services(services),
+            authorization_policies: texts
+                .policies(self.authorization_policies.iter().map(String::as_str)),
             status: self.status,
             cluster_id: texts.get(&self.cluster_id),
             locality: self.locality.build(texts),
@@ -143,13 +138,19 @@ impl WorkloadEntry {
     }
 }
 
+fn shared(gateway: Option<&Gateway>, texts: &mut Interner) -> Option<Arc<GatewayAddress>> {
+    let gateway = gateway.map(|gateway| gateway.build(texts));
+    gateway.map(|gateway| texts.gateway(gateway))
+}
+
 impl Place {
-    fn build(&self, texts: &mut Interner) -> Locality {
-        Locality {
+    fn build(&self, texts: &mut Interner) -> Arc<Locality> {
+        let locality = Locality {
             region: texts.get(&self.region),
             zone: texts.get(&self.zone),
             subzone: texts.get(&self.subzone),
-        }
+        };
+        texts.locality(locality)
     }
 }
 

@@ -54,14 +54,11 @@ impl Snapshot {
         snapshot
     }
 
-    fn put_workload(&mut self, mut workload: Workload, moves: &mut Moves) -> bool {
+    fn put_workload(&mut self, workload: Workload, moves: &mut Moves) -> bool {
         let before = self.workloads.get(&workload.uid.0).cloned();
         if before.as_deref() == Some(&workload) {
             return false;
         }
-        workload.workload_ips.shrink_to_fit();
-        workload.services.shrink_to_fit();
-        workload.authorization_policies.shrink_to_fit();
         let workload = Arc::new(workload);
         for address in &workload.workload_ips {
             let address = address.to_canonical();

@@ -53,14 +53,14 @@ impl Moves {
 
     /// Puts a workload behind the services that it names.
     pub(super) fn come(&mut self, workload: &Arc<Workload>) {
-        for (key, ports) in &workload.services {
+        for (key, ports) in workload.services.iter() {
             self.add(key, workload, Some(ports.clone()));
         }
     }
 
     /// Takes it away from there. [`Self::come`] afterwards goes before this.
     pub(super) fn go(&mut self, workload: &Arc<Workload>) {
-        for (key, _) in &workload.services {
+        for (key, _) in workload.services.iter() {
             self.add(key, workload, None);
         }
     }

@@ -120,7 +120,7 @@ pub(super) fn captured_addresses(pod: &Pod, mesh: &Snapshot) -> Vec<IpAddr> {
     // The mesh's come first: the first of each family is what captured sockets are bound to.
     let mut addresses: Vec<IpAddr> = pod
         .workload(mesh)
-        .map(|workload| workload.workload_ips.clone())
+        .map(|workload| workload.workload_ips.to_vec())
         .unwrap_or_default();
     for own in &pod.addresses {
         if !addresses.contains(own) {

@@ -39,7 +39,8 @@ pub(super) fn missing(
         return service;
     }
     if on_behalf {
-        let gateways = route::waypoints_of(workload, mesh).chain(&workload.network_gateway);
+        let gateways =
+            route::waypoints_of(workload, mesh).chain(workload.network_gateway.as_deref());
         let gateway = first(gateways, mesh, absent);
         if gateway.is_some() {
             return gateway;
@@ -69,7 +70,7 @@ fn beyond(
         return first(gateways, mesh, absent);
     }
     if let Some(found) = mesh.workload_by_address(network, to.ip()) {
-        return first(found.waypoint.iter(), mesh, absent);
+        return first(found.waypoint.as_deref().into_iter(), mesh, absent);
     }
     Some(address(network, to.ip())).filter(|key| !absent.contains(key))
 }

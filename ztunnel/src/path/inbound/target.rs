@@ -146,7 +146,7 @@ fn stands_before(workload: &Workload, address: IpAddr, mesh: &Snapshot) -> bool 
         });
     }
     let found = mesh.workload_by_address(&workload.network, address);
-    found.is_some_and(|found| found.waypoint.as_ref().is_some_and(is_it))
+    found.is_some_and(|found| found.waypoint.as_deref().is_some_and(is_it))
 }
 
 /// A service that the pod backs. Of several of that name, that of its own namespace.
@@ -202,7 +202,7 @@ fn virtual_address(service: &Service, asked: Asked<'_>) -> Option<IpAddr> {
 /// waypoint's is nobody else's.
 pub(super) fn speaks_for_others(peer: &Identity, workload: &Workload, mesh: &Snapshot) -> bool {
     route::waypoints_of(workload, mesh)
-        .chain(&workload.network_gateway)
+        .chain(workload.network_gateway.as_deref())
         .any(|gateway| route::stands(gateway, mesh, |other| other.identity == *peer))
 }
 

@@ -266,5 +266,5 @@ pub(in super::super) fn waypoints_of<'a>(
             let several = several.map(|each| &each.destination);
             service.waypoint.iter().chain(several)
         });
-    workload.waypoint.iter().chain(of_services)
+    workload.waypoint.as_deref().into_iter().chain(of_services)
 }

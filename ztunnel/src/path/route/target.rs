@@ -84,7 +84,7 @@ fn by_own_address<'a>(
         }
         return Ok(Target::Outside(destination, None));
     };
-    let waypoint = workload.waypoint.as_ref().map(Waypoints::One);
+    let waypoint = workload.waypoint.as_deref().map(Waypoints::One);
     let waypoint =
         waypoint.filter(|_| !source.native_tunnel && !is_waypoint_of(source, workload, mesh));
     Ok(match waypoint {

@@ -105,7 +105,7 @@ impl<'a> Question<'a> {
             cookie: NetnsCookie(cookie),
             addresses: {
                 let workload = mesh.workload_by_uid(&Uid((*name).into())).unwrap();
-                workload.workload_ips.clone()
+                workload.workload_ips.to_vec()
             },
             redirected: false,
         });

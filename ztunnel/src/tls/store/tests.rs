@@ -123,6 +123,7 @@ async fn renews_at_half_of_the_lifetime_and_leaves_the_old_one_alone() {
         ttl: Duration::from_millis(2900),
         ..Fake::new()
     });
+    store.prefetch(&identity("a"));
     let first = store.get(&identity("a")).await.unwrap();
     let begin = Instant::now();
     loop {
@@ -147,6 +148,7 @@ async fn the_old_one_serves_while_the_issuer_is_away() {
         fails,
         ..Fake::new()
     });
+    store.prefetch(&identity("a"));
     let first = store.get(&identity("a")).await.unwrap();
     while fake.calls() < 5 {
         store.get(&identity("a")).await.unwrap();
@@ -166,6 +168,7 @@ async fn an_expired_one_is_never_given() {
         fails: |call| call > 0,
         ..Fake::new()
     });
+    store.prefetch(&identity("a"));
     let first = store.get(&identity("a")).await.unwrap();
     let error = loop {
         match store.get(&identity("a")).await {
@@ -260,6 +263,48 @@ async fn prefetch_issues_and_forget_stops() {
     tokio::time::sleep(Duration::from_millis(1600)).await;
     assert_eq!(fake.calls(), 1);
     assert_eq!(kept.identity(), &identity("a"));
+}
+
+/// A connection of the pod that was in flight gets what it asks for.
+#[tokio::test]
+async fn what_is_asked_for_after_it_was_forgotten_is_not_renewed() {
+    // Half of it, cut to whole seconds and less a tenth, is 1.7 to 2.5 s.
+    let (fake, store) = store(Fake {
+        ttl: Duration::from_millis(4900),
+        ..Fake::new()
+    });
+    let half = Duration::from_millis(2700);
+    let a = identity("a");
+    store.prefetch(&a);
+    store.get(&a).await.unwrap();
+    store.forget(&a);
+    let late = store.get(&a).await.unwrap();
+    assert_eq!((fake.calls(), store.inventory().len()), (2, 1));
+    tokio::time::sleep(half).await;
+    assert_eq!((fake.calls(), store.inventory().len()), (2, 0));
+    // What it got serves as long as it is valid.
+    assert_eq!(store.get(&a).await.unwrap().serial(), late.serial());
+    // A pod with this service account is back.
+    store.prefetch(&a);
+    tokio::time::sleep(half).await;
+    assert_eq!((fake.calls(), store.inventory().len()), (4, 1));
+}
+
+#[tokio::test]
+async fn an_authority_that_is_away_is_not_asked_for_ever_for_a_pod_that_is_gone() {
+    let (fake, store) = store(Fake {
+        fails: |_| true,
+        ..Fake::new()
+    });
+    store.get(&identity("gone")).await.unwrap_err();
+    store.prefetch(&identity("here"));
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let asked = fake.asked.lock().unwrap().clone();
+    let times = |name| asked.iter().filter(|it| **it == identity(name)).count();
+    // Who waits may come just after the attempt has begun: then there is one more for it.
+    assert!((1..=2).contains(&times("gone")), "{}", times("gone"));
+    assert!(times("here") > 2);
+    assert_eq!(store.inventory().len(), 1);
 }
 
 #[tokio::test]

@@ -140,7 +140,8 @@ fn full_workload() -> wire::Workload {
             ),
             (text("/a.example"), wire::PortList::default()),
         ]),
-        authorization_policies: vec![text("ns/p1"), text("ns/p2")],
+        // The first is named twice.
+        authorization_policies: vec![text("ns/p1"), text("ns/p2"), text("ns/p1")],
         status: 1,
         cluster_id: text("c"),
         locality: Some(wire::Locality {
@@ -169,17 +170,17 @@ fn every_field_of_a_workload_arrives() {
         hostname: "a.example".into(),
         network: "net".into(),
         protocol: TunnelProtocol::Hbone,
-        waypoint: Some(GatewayAddress {
+        waypoint: Some(Arc::new(GatewayAddress {
             destination: GatewayDestination::Hostname(key("infra", "way.example")),
             hbone_mtls_port: 15009,
-        }),
-        network_gateway: Some(GatewayAddress {
+        })),
+        network_gateway: Some(Arc::new(GatewayAddress {
             destination: GatewayDestination::Address(NetworkAddress {
                 network: "net2".into(),
                 address: "1.2.3.4".parse().unwrap(),
             }),
             hbone_mtls_port: 15008,
-        }),
+        })),
         node: "node-a".into(),
         canonical_name: "app".into(),
         canonical_revision: "v1".into(),
@@ -190,18 +191,18 @@ fn every_field_of_a_workload_arrives() {
             proxy_protocol: true,
             port: Some(8080),
         }),
-        services: vec![
+        services: Arc::new([
             (key("default", "a.example"), Arc::new([].into())),
             (key("ns", "z.example"), Arc::new([(80, 8080)].into())),
-        ],
-        authorization_policies: vec!["ns/p1".into(), "ns/p2".into()],
+        ]),
+        authorization_policies: Arc::new(["ns/p1".into(), "ns/p2".into()]),
         status: HealthStatus::Unhealthy,
         cluster_id: "c".into(),
-        locality: Locality {
+        locality: Arc::new(Locality {
             region: "r".into(),
             zone: "z".into(),
             subzone: "s".into(),
-        },
+        }),
         network_mode: NetworkMode::HostNetwork,
         capacity: 7,
     };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::fields::{BadField, gateway, ip, or, port, port_or_zero, service_key, shown};
 use crate::mesh::{
-    ApplicationTunnel, HealthStatus, Interner, Locality, NamespacedHostname, NetworkMode, Ports,
+    ApplicationTunnel, Backed, HealthStatus, Interner, Locality, NetworkMode, Ports,
     TunnelProtocol, Uid, Workload, WorkloadType,
 };
 use crate::xds::proto::istio::workload as wire;
@@ -30,7 +30,8 @@ pub(super) fn build(
     }
     let mut gateway = |wire: &Option<wire::GatewayAddress>, field: &str| {
         let read = wire.as_ref().map(|wire| gateway(wire, texts));
-        read.transpose().map_err(|bad| bad.at(field))
+        let read = read.transpose().map_err(|bad| bad.at(field))?;
+        Ok(read.map(|gateway| texts.gateway(gateway)))
     };
     let waypoint = gateway(&workload.waypoint, "waypoint")?;
     let network_gateway = gateway(&workload.network_gateway, "network_gateway")?;
@@ -41,7 +42,7 @@ pub(super) fn build(
         trust_domain: texts.get(trust_domain),
         service_account: texts.get(service_account),
         identity,
-        workload_ips,
+        workload_ips: workload_ips.into(),
         hostname: texts.get(&workload.hostname),
         network: texts.get(&workload.network),
         protocol: protocol(workload.tunnel_protocol),
@@ -55,11 +56,8 @@ pub(super) fn build(
         native_tunnel: workload.native_tunnel,
         application_tunnel: application_tunnel(workload.application_tunnel.as_ref())?,
         services: services(workload, texts)?,
-        authorization_policies: workload
-            .authorization_policies
-            .iter()
-            .map(|key| texts.get(key))
-            .collect(),
+        authorization_policies: texts
+            .policies(workload.authorization_policies.iter().map(String::as_str)),
         status: status(workload.status),
         cluster_id: texts.get(&workload.cluster_id),
         locality: locality(workload.locality.as_ref(), texts),
@@ -125,10 +123,7 @@ fn application_tunnel(
 }
 
 /// In the order of their keys: a map has none of its own, and equal workloads should be equal.
-fn services(
-    workload: &wire::Workload,
-    texts: &mut Interner,
-) -> Result<Vec<(NamespacedHostname, Arc<Ports>)>, BadField> {
+fn services(workload: &wire::Workload, texts: &mut Interner) -> Result<Arc<Backed>, BadField> {
     let mut services = Vec::with_capacity(workload.services.len());
     for (key, ports) in &workload.services {
         let at = |bad: BadField| bad.at(format_args!("services[{:?}]", shown(key)));
@@ -140,7 +135,7 @@ fn services(
         services.push((service, texts.ports(ports)));
     }
     services.sort();
-    Ok(services)
+    Ok(texts.services(services))
 }
 
 /// A workload that names 0 as its target names none.
@@ -157,10 +152,11 @@ fn target_ports(ports: &[wire::Port]) -> Result<Ports, BadField> {
     Ok(read)
 }
 
-fn locality(locality: Option<&wire::Locality>, texts: &mut Interner) -> Locality {
-    locality.map_or_else(Locality::default, |locality| Locality {
+fn locality(locality: Option<&wire::Locality>, texts: &mut Interner) -> Arc<Locality> {
+    let locality = locality.map_or_else(Locality::default, |locality| Locality {
         region: texts.get(&locality.region),
         zone: texts.get(&locality.zone),
         subzone: texts.get(&locality.subzone),
-    })
+    });
+    texts.locality(locality)
 }

@@ -119,7 +119,7 @@ fn extremes() {
         let address: IpAddr = "10.0.0.1".parse().unwrap();
         let changes = few.changes(&mut texts).map(|change| match change {
             Change::Workload(mut workload) => {
-                workload.workload_ips = vec![address];
+                workload.workload_ips = [address].into();
                 Change::Workload(workload)
             }
             other => other,

@@ -184,7 +184,7 @@ impl Model {
         let near =
             of(PolicyScope::Namespace).filter(|policy| policy.namespace == workload.namespace);
         keys.extend(near.map(|policy| policy.key()));
-        for listed in &workload.authorization_policies {
+        for listed in workload.authorization_policies.iter() {
             let found = of(PolicyScope::WorkloadSelector).map(|policy| policy.key());
             keys.extend(found.filter(|key| **key == **listed));
         }

@@ -115,7 +115,7 @@ fn known_workload(pod: &Pod, texts: &mut Interner) -> Workload {
     known.identity = texts
         .identity("cluster.local", &pod.namespace, &pod.account)
         .unwrap();
-    known.workload_ips = vec![pod.address.into()];
+    known.workload_ips = [pod.address.into()].into();
     known.network = texts.get("network-1");
     known.protocol = TunnelProtocol::Hbone;
     known.node = texts.get(&pod.node);
@@ -126,14 +126,16 @@ fn known_workload(pod: &Pod, texts: &mut Interner) -> Workload {
         namespace: texts.get(&pod.namespace),
         hostname: texts.get(&pod.hostname),
     };
-    known.services = vec![(key, texts.ports(Ports::from([(80, 8080), (443, 8443)])))];
-    known.authorization_policies = vec![texts.get("istio-system/istio_converted_static_strict")];
+    let ports = texts.ports(Ports::from([(80, 8080), (443, 8443)]));
+    known.services = texts.services(vec![(key, ports)]);
+    known.authorization_policies = texts.policies(["istio-system/istio_converted_static_strict"]);
     known.cluster_id = texts.get("Kubernetes");
-    known.locality = Locality {
+    let locality = Locality {
         region: texts.get("eu-central-1"),
         zone: texts.get(&pod.zone),
         subzone: texts.get(""),
     };
+    known.locality = texts.locality(locality);
     known
 }
 
