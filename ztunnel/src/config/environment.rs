@@ -57,7 +57,19 @@ pub struct Environment {
     pub(super) threads: Option<NonZeroUsize>,
     pub(super) log_filter: Option<String>,
     pub(super) log_format: Option<LogFormat>,
+    /// Variables that are set and that nothing here heeds.
+    pub(super) ignored: Vec<&'static str>,
 }
+
+/// Variables of Istio's ztunnel that change nothing here: what they are for is always or never so.
+const IGNORED: [&str; 6] = [
+    "ENABLE_ORIG_SRC",
+    "INPOD_PORT_REUSE",
+    "IPV6_ENABLED",
+    "PREFERED_SERVICE_NAMESPACE",
+    "PROXY_CONFIG",
+    "TRANSPARENT_NETWORK_POLICIES",
+];
 
 /// What the environment says about a service of the control plane.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -98,7 +110,9 @@ impl Environment {
     ) -> Result<Self, ConfigError> {
         let set = variables.into_iter().filter(|(_, value)| !value.is_empty());
         let env = Lookup(set.collect());
+        let ignored = IGNORED.into_iter();
         Ok(Self {
+            ignored: ignored.filter(|name| env.text(name).is_some()).collect(),
             node: env.text("NODE_NAME"),
             // In the order of Istio's ztunnel: the names of workloads begin with it.
             cluster_id: env

@@ -92,6 +92,10 @@ pub(super) fn assemble(
     check::trust_domain(&settings.trust_domain)?;
     settings.local_mesh = mesh(file, env, &settings, read)?;
     settings.warnings = settings.local_mesh.warnings.clone();
+    let ignored = env.ignored.iter();
+    settings.warnings.extend(
+        ignored.map(|name| format!("environment variable {name}: counts for nothing here")),
+    );
     check::mode(&mut settings, &chosen)?;
     check::all(&mut settings)?;
     Ok(settings)

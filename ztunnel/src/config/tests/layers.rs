@@ -209,6 +209,15 @@ fn dedicated_for_a_workload_that_only_the_control_plane_knows() {
 }
 
 #[test]
+fn what_istios_ztunnel_heeds_and_this_one_does_not_is_said() {
+    let settings = load(GOOD, &[("PROXY_CONFIG", "{}"), ("IPV6_ENABLED", "")]).unwrap();
+    assert_eq!(
+        settings.warnings,
+        ["environment variable PROXY_CONFIG: counts for nothing here"]
+    );
+}
+
+#[test]
 fn the_environment_alone_is_enough_but_for_the_authority() {
     let variables = [("NODE_NAME".to_owned(), "n".to_owned())];
     let environment = super::Environment::read(variables).unwrap();
