@@ -23,6 +23,7 @@
 
 mod accept;
 pub mod authorize;
+mod backed;
 mod connections;
 mod demand;
 pub mod direct;
@@ -77,6 +78,8 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// Limits and windows of tunnels.
     pub hbone: hbone::Config,
+    /// Whether what is delivered with a PROXY header goes to the pod's loopback address.
+    pub localhost_app_tunnel: bool,
     /// How DNS is answered, where it is captured.
     pub dns: Option<dns::Config>,
 }
