@@ -22,7 +22,8 @@ pub(super) fn backed(
     });
     let leads_there = |(service, own): &(&Arc<Service>, &Ports)| {
         let mut ports = service.ports.iter();
-        ports.any(|(from, to)| *to == port || own.get(from) == Some(&port))
+        // A target of 0 is none: it leaves the port to each backend.
+        port != 0 && ports.any(|(from, to)| *to == port || own.get(from) == Some(&port))
     };
     let found = named.or_else(|| services().find(leads_there));
     found.map(|(service, _)| service.clone())
