@@ -76,9 +76,9 @@ fn one_tunnelled_connection_is_one_line_at_each_end() {
         assert_eq!(lines(proxy).len(), 1);
         let is_source = node == "a";
         let mut expected: BTreeSet<_> = ALWAYS.into();
+        expected.insert("dst.service");
+        assert_eq!(line["dst.service"], "b-0.default.svc.cluster.local");
         if is_source {
-            expected.insert("dst.service");
-            assert_eq!(line["dst.service"], "b-0.default.svc.cluster.local");
             assert_eq!(line["src.addr"], source.to_string());
         }
         assert_eq!(fields(&line), expected);

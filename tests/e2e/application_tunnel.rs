@@ -7,11 +7,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde_json::json;
 use ztunnel_tests::lane::{Lane, Scene};
 use ztunnel_tests::net::Family;
+use ztunnel_tests::net::{Host, World};
 use ztunnel_tests::on_lanes;
 use ztunnel_tests::proxy::identity;
+use ztunnel_tests::proxy::{Mesh, Settings};
 use ztunnel_tests::traffic::End;
 
-use crate::ends::listen;
+use crate::ends::{canonical, connect, listen};
 
 /// The PROXY protocol specification, section 2.2.
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -62,6 +64,18 @@ fn address(octets: &[u8]) -> IpAddr {
     }
 }
 
+/// A pod's application takes what comes in tunnels on port 7777, with a header.
+fn wants_to_be_told(settings: &mut Settings, pod: &Host) {
+    for workload in &mut settings.workloads {
+        if workload.name == pod.name {
+            let tunnel = json!({ "protocol": "PROXY", "port": 7777 });
+            workload
+                .extra
+                .insert("applicationTunnel".to_owned(), tunnel);
+        }
+    }
+}
+
 // On one node too: what needs a header needs the proxy, each time.
 on_lanes!(the_header_tells_address_and_identity_on_the_port_that_was_asked_for: tunnel, direct, auto);
 fn the_header_tells_address_and_identity_on_the_port_that_was_asked_for(lane: Lane) {
@@ -69,16 +83,7 @@ fn the_header_tells_address_and_identity_on_the_port_that_was_asked_for(lane: La
     let (client, server) = (scene.client(), scene.server());
     let _mesh = scene
         .mesh()
-        .settings(|settings| {
-            for workload in &mut settings.workloads {
-                if workload.name == server.name {
-                    let tunnel = json!({ "protocol": "PROXY", "port": 7777 });
-                    workload
-                        .extra
-                        .insert("applicationTunnel".to_owned(), tunnel);
-                }
-            }
-        })
+        .settings(|settings| wants_to_be_told(settings, server))
         .start()
         .unwrap();
     let listener = listen(server, 7777);
@@ -87,6 +92,8 @@ fn the_header_tells_address_and_identity_on_the_port_that_was_asked_for(lane: La
         let mut near = scene.knock(client, to).unwrap();
         near.write_all(b"payload").unwrap();
         let mut far = scene.accept(&listener).unwrap();
+        // Where nobody but the proxy gets.
+        assert!(canonical(far.local_addr().unwrap()).ip().is_loopback());
         let header = read_header(&far);
         assert_eq!(header.source.ip(), client.address(family));
         assert_eq!(header.destination, to, "what the client called");
@@ -113,5 +120,44 @@ fn nobody_else_gets_a_header(lane: Lane) {
         let mut first = [0; 7];
         far.read_exact(&mut first).unwrap();
         assert_eq!(&first, b"payload");
+    }
+}
+
+#[test]
+fn plaintext_goes_where_it_was_sent_as_it_is() {
+    let world = World::two_nodes().unwrap();
+    let server = world.pod("b", 0);
+    let _mesh = Mesh::builder(&world)
+        .settings(|settings| wants_to_be_told(settings, server))
+        .start()
+        .unwrap();
+    let listener = listen(server, 8080);
+    for family in Family::BOTH {
+        let to = server.at(family, 8080);
+        let (mut near, mut far) = connect(world.outside(), to, &listener);
+        assert_eq!(canonical(far.local_addr().unwrap()), to);
+        near.write_all(b"payload").unwrap();
+        let mut first = [0; 7];
+        far.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"payload");
+    }
+}
+
+#[test]
+fn a_header_goes_to_the_pods_own_address_where_loopback_is_not_wanted() {
+    let world = World::two_nodes().unwrap();
+    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+    let _mesh = Mesh::builder(&world)
+        .settings(|settings| wants_to_be_told(settings, server))
+        .environment("LOCALHOST_APP_TUNNEL", "false")
+        .start()
+        .unwrap();
+    let listener = listen(server, 7777);
+    for family in Family::BOTH {
+        let to = server.at(family, 8080);
+        let (_near, far) = connect(client, to, &listener);
+        let at = canonical(far.local_addr().unwrap());
+        assert_eq!(at, server.at(family, 7777));
+        assert_eq!(read_header(&far).destination, to);
     }
 }

@@ -229,19 +229,13 @@ fn the_labels_are_those_of_a_tunnel_but_for_the_encryption(lane: Lane) {
             (sum(proxy, CLOSED, reporter) == scene.knocks() as f64).then_some(())
         });
         let metrics = proxy.metrics().unwrap();
-        // Which service a client called is known at the client's end.
-        let called = if reporter == "source" {
-            hostname.as_str()
-        } else {
-            "unknown"
-        };
         let (one, other) = (identity(client), identity(server));
         let wanted: BTreeMap<_, _> = [
             ("source_workload", client.name.as_str()),
             ("source_principal", &one),
             ("destination_workload", &server.name),
             ("destination_principal", &other),
-            ("destination_service", called),
+            ("destination_service", &hostname),
             ("connection_security_policy", security),
             ("request_protocol", "tcp"),
             ("response_flags", "-"),

@@ -41,6 +41,7 @@ pub struct Environment {
     pub(super) mark: Option<u32>,
     pub(super) capture_by: Option<CaptureBy>,
     pub(super) socks5: Option<bool>,
+    pub(super) localhost_app_tunnel: Option<bool>,
     pub(super) verdicts: Option<u32>,
     pub(super) dns: Option<bool>,
     pub(super) same_node: Option<SameNode>,
@@ -150,6 +151,7 @@ impl Environment {
             mark: env.number("PACKET_MARK")?,
             capture_by: env.parsed("ZTUNNEL_CAPTURE_BY", CaptureBy::parse)?,
             socks5: env.parsed("UNSTABLE_ENABLE_SOCKS5", switch)?,
+            localhost_app_tunnel: env.parsed("LOCALHOST_APP_TUNNEL", switch)?,
             verdicts: env.number("ZTUNNEL_CAPTURE_VERDICTS")?,
             // As Istio's ztunnel reads it: what is not true is false.
             dns: env

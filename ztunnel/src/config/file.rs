@@ -42,6 +42,7 @@ pub(super) struct File {
     pub(super) hbone: HboneSection,
     pub(super) keepalive: KeepaliveSection,
     pub(super) socks5: Socks5Section,
+    pub(super) application_tunnel: ApplicationTunnelSection,
     pub(super) threads: Option<usize>,
     pub(super) log: LogSection,
     pub(super) termination: TerminationSection,
@@ -132,6 +133,12 @@ pub(super) struct KeepaliveSection {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct Socks5Section {
     pub(super) enabled: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct ApplicationTunnelSection {
+    pub(super) localhost: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -67,6 +67,10 @@ pub(super) fn assemble(
     lanes::lay(&mut settings, &file, env);
     hbone(&mut settings.hbone, &file.hbone, env);
     set(&mut settings.socks5, env.socks5.or(file.socks5.enabled));
+    let localhost = env
+        .localhost_app_tunnel
+        .or(file.application_tunnel.localhost);
+    set(&mut settings.localhost_app_tunnel, localhost);
     settings.keepalive = keepalive(&file.keepalive, env);
     logging(&mut settings, &file, env, flags);
     settings.termination_deadline = termination(&settings, &file, env);

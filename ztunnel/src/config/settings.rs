@@ -64,6 +64,8 @@ pub struct Settings {
     pub hbone: Hbone,
     /// Whether pods may say by SOCKS where they want to go.
     pub socks5: bool,
+    /// Whether what is delivered with a PROXY header goes to the pod's loopback address.
+    pub localhost_app_tunnel: bool,
     /// TCP keepalive on the connections of pods; none switches it off.
     pub keepalive: Option<Keepalive>,
     /// Worker threads.
@@ -258,6 +260,7 @@ impl Settings {
             overrides: Vec::new(),
             hbone: Hbone::default(),
             socks5: false,
+            localhost_app_tunnel: true,
             keepalive: Some(Keepalive::default()),
             threads: NonZeroUsize::MIN,
             log: Log {

@@ -20,6 +20,59 @@ use super::config::{Config, UNSETTLED_STREAMS};
 use super::keepalive::{Alarm, Watchdog, Watched};
 use super::line::Line;
 
+/// Resolves when the certificate that the peer of a connection has proved itself with is revoked.
+pub type Revoking = Pin<Box<dyn Future<Output = ()>>>;
+
+/// What a dial makes: the byte stream of a connection, and for how long it may be used.
+pub struct Dialled<IO> {
+    pub(crate) stream: IO,
+    pub(crate) revoking: Option<Revoking>,
+}
+
+impl<IO> Dialled<IO> {
+    /// A byte stream that may be used until it ends.
+    pub const fn new(stream: IO) -> Self {
+        Self {
+            stream,
+            revoking: None,
+        }
+    }
+
+    /// The same, until `revoking` resolves: this one connection is ended then, under its tunnels.
+    #[must_use]
+    pub fn until(self, revoking: Revoking) -> Self {
+        Self {
+            revoking: Some(revoking),
+            ..self
+        }
+    }
+}
+
+impl<IO> std::fmt::Debug for Dialled<IO> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dialled")
+            .field("revocable", &self.revoking.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Says whether a connection was ended because its peer's certificate was revoked.
+#[derive(Debug, Clone, Default)]
+pub struct RevokedMark(Rc<Cell<bool>>);
+
+impl RevokedMark {
+    /// Sets it; to be done before the connection is ended.
+    pub fn set(&self) {
+        self.0.set(true);
+    }
+
+    /// Whether it was.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.0.get()
+    }
+}
+
 /// Who wants to know what becomes of a connection: its group in the pool.
 pub(crate) trait Owner {
     /// A tunnel ended, so another may be opened.
@@ -43,6 +96,9 @@ pub(crate) struct Connection {
     /// What its driver ended with.
     cause: RefCell<Option<String>>,
     driver: RefCell<Option<AbortHandle>>,
+    revoked: RevokedMark,
+    /// Waits for that, as long as the connection is there.
+    revoking: RefCell<Option<AbortHandle>>,
     owner: Weak<dyn Owner>,
 }
 
@@ -144,6 +200,25 @@ impl Connection {
         }
     }
 
+    /// Ends the connection when its peer's certificate is revoked. Others to the same peer, which
+    /// may have shown another certificate, stay.
+    pub(crate) fn end_when(self: &Rc<Self>, revoking: Revoking) {
+        let this = Rc::downgrade(self);
+        let task = tokio::task::spawn_local(async move {
+            revoking.await;
+            if let Some(connection) = this.upgrade() {
+                connection.revoked.set();
+                connection.abort();
+            }
+        });
+        *self.revoking.borrow_mut() = Some(task.abort_handle());
+    }
+
+    /// Whether that has happened.
+    pub(crate) const fn revoked(&self) -> &RevokedMark {
+        &self.revoked
+    }
+
     /// Tunnels open or being opened.
     pub(crate) fn active(&self) -> usize {
         self.active.get()
@@ -204,6 +279,8 @@ where
         settled: Cell::new(false),
         cause: RefCell::new(None),
         driver: RefCell::new(None),
+        revoked: RevokedMark::default(),
+        revoking: RefCell::new(None),
         owner,
     });
     let keepalive = config
@@ -247,6 +324,9 @@ impl<IO> Watched for Watch<IO> {
 impl<IO> Drop for Watch<IO> {
     fn drop(&mut self) {
         self.connection.retire();
+        if let Some(revoking) = self.connection.revoking.take() {
+            revoking.abort();
+        }
         if let Some(owner) = self.connection.owner.upgrade() {
             owner.ended(&self.connection);
         }

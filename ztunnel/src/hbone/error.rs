@@ -75,6 +75,8 @@ pub enum LostConnection {
     RefusedStream,
     /// The bytes stopped: closed, reset, or silent for longer than the keepalive allows.
     Closed,
+    /// We ended it: the peer's certificate was revoked.
+    Revoked,
 }
 
 impl fmt::Display for LostConnection {
@@ -85,6 +87,7 @@ impl fmt::Display for LostConnection {
             Self::Closed => {
                 "the connection closed (the peer stopped, or did not accept our certificate)"
             }
+            Self::Revoked => "the connection was ended, because the peer's certificate was revoked",
         })
     }
 }

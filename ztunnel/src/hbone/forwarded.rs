@@ -1,7 +1,9 @@
-//! The `forwarded` header (RFC 7239): whose connection this is, when a gateway speaks for it.
+//! The `forwarded` header (RFC 7239): whose connection this is, when a gateway speaks for it, and
+//! which service was dialled, when one was.
 //!
-//! Only the first `for` is read, and only its address. Whether it may be believed is decided by
-//! `path`: it is the TLS peer that must be a waypoint or gateway named by the destination.
+//! Only the first element is read: of its `for` only the address, and its `host`. Whether the address
+//! may be believed is decided by `path`: it is the TLS peer that must be a waypoint or gateway named
+//! by the destination. The host is for telemetry only.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -10,31 +12,69 @@ use http::HeaderValue;
 /// An element is short; whatever is longer is not for us.
 const HEADER_MAX: usize = 1024;
 
-/// `for=10.0.0.1`, or `for="[2001:db8::1]"` (RFC 7239, section 6: IPv6 is bracketed and quoted).
-pub(crate) fn encode(source: IpAddr) -> Result<HeaderValue, http::header::InvalidHeaderValue> {
-    let text = match source {
+/// What a header says. `None`: it does not.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Forwarded {
+    /// The address behind `for`.
+    pub(crate) client: Option<IpAddr>,
+    /// The name behind `host`.
+    pub(crate) host: Option<String>,
+}
+
+/// `for=10.0.0.1`, or `for="[2001:db8::1]"` (RFC 7239, section 6: IPv6 is bracketed and quoted), and
+/// `;host=` with a name that needs no quotes; another one is left out.
+pub(crate) fn encode(
+    source: IpAddr,
+    host: Option<&str>,
+) -> Result<HeaderValue, http::header::InvalidHeaderValue> {
+    let mut text = match source {
         IpAddr::V4(ip) => format!("for={ip}"),
         IpAddr::V6(ip) => format!("for=\"[{ip}]\""),
     };
+    if let Some(host) = host.filter(|host| is_token(host)) {
+        text.push_str(";host=");
+        text.push_str(host);
+    }
     HeaderValue::from_maybe_shared(bytes::Bytes::from(text))
 }
 
-/// The address of the first `for`. Proxies in the field write it bare or quoted, with or without
-/// a port, and IPv6 also without brackets; all of these are read.
-pub(crate) fn decode(value: &HeaderValue) -> Option<IpAddr> {
-    let text = value
-        .to_str()
-        .ok()
-        .filter(|text| text.len() <= HEADER_MAX)?;
-    let first = text.split(',').next()?;
-    let node = first.split(';').find_map(|pair| {
-        let (key, node) = pair.trim().split_once('=')?;
-        key.eq_ignore_ascii_case("for").then(|| node.trim())
-    })?;
-    let node = node
+/// A token (RFC 9110, section 5.6.2).
+fn is_token(text: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(fits)
+}
+
+/// Reads a header. Proxies in the field write the address bare or quoted, with or without a port,
+/// and IPv6 also without brackets; all of these are read.
+pub(crate) fn decode(value: &HeaderValue) -> Forwarded {
+    let text = value.to_str().ok();
+    let Some(text) = text.filter(|text| text.len() <= HEADER_MAX) else {
+        return Forwarded::default();
+    };
+    let first = text.split(',').next().unwrap_or_default();
+    let said = |wanted: &str| {
+        first.split(';').find_map(|pair| {
+            let (key, said) = pair.trim().split_once('=')?;
+            key.eq_ignore_ascii_case(wanted)
+                .then(|| unquoted(said.trim()))
+        })
+    };
+    Forwarded {
+        client: said("for").and_then(address),
+        host: said("host")
+            .filter(|host| !host.is_empty())
+            .map(str::to_owned),
+    }
+}
+
+fn unquoted(text: &str) -> &str {
+    let inside = text
         .strip_prefix('"')
-        .and_then(|node| node.strip_suffix('"'))
-        .unwrap_or(node);
+        .and_then(|text| text.strip_suffix('"'));
+    inside.unwrap_or(text)
+}
+
+fn address(node: &str) -> Option<IpAddr> {
     let bracketed = || {
         node.strip_prefix('[')?
             .strip_suffix(']')?

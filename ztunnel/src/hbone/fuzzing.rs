@@ -9,13 +9,13 @@ use super::{Authority, TraceParent, forwarded};
 /// Reads a `forwarded` header.
 #[must_use]
 pub fn forwarded(value: &HeaderValue) -> Option<IpAddr> {
-    forwarded::decode(value)
+    forwarded::decode(value).client
 }
 
 /// Writes one.
 #[must_use]
 pub fn forwarded_of(source: IpAddr) -> Option<HeaderValue> {
-    forwarded::encode(source).ok()
+    forwarded::encode(source, None).ok()
 }
 
 /// Reads a `traceparent` header.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
-use super::client::{self, Connection, Owner, Slot};
+use super::client::{self, Connection, Dialled, Owner, Slot};
 use super::config::Config;
 use super::error::DialFailure;
 use super::pool::{Pool, PoolKey};
@@ -121,7 +121,7 @@ impl<E: 'static> Group<E> {
     ) -> Result<Slot, DialFailure<E>>
     where
         IO: AsyncRead + AsyncWrite + Unpin + 'static,
-        F: Future<Output = Result<IO, E>> + 'static,
+        F: Future<Output = Result<Dialled<IO>, E>> + 'static,
     {
         let mut granted = self.queue(Can::Dial, but.clone());
         self.settle();
@@ -256,35 +256,42 @@ impl<E: 'static> Owner for Group<E> {
 async fn run_dial<IO, E, F>(permit: Permit<E>, dial: F)
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
-    F: Future<Output = Result<IO, E>> + 'static,
+    F: Future<Output = Result<Dialled<IO>, E>> + 'static,
     E: 'static,
 {
     let group = Rc::clone(&permit.group);
     let config = &group.config;
     let dialled = async {
-        let io = match tokio::time::timeout(config.connect_timeout, dial).await {
-            Ok(Ok(io)) => io,
-            Ok(Err(error)) => {
-                return Err(DialFailure::Dial {
-                    error: Arc::new(error),
-                });
-            }
+        let Dialled { stream, revoking } =
+            match tokio::time::timeout(config.connect_timeout, dial).await {
+                Ok(Ok(dialled)) => dialled,
+                Ok(Err(error)) => {
+                    return Err(DialFailure::Dial {
+                        error: Arc::new(error),
+                    });
+                }
+                Err(_elapsed) => {
+                    return Err(DialFailure::DialTimeout {
+                        after: config.connect_timeout,
+                    });
+                }
+            };
+        let owner: Weak<dyn Owner> = group.this.clone();
+        let handshake = client::handshake(stream, config, owner);
+        let connection = match tokio::time::timeout(config.handshake_timeout, handshake).await {
+            Ok(connection) => connection.map_err(|error| DialFailure::Handshake {
+                error: Arc::new(error),
+            })?,
             Err(_elapsed) => {
                 return Err(DialFailure::DialTimeout {
-                    after: config.connect_timeout,
+                    after: config.handshake_timeout,
                 });
             }
         };
-        let owner: Weak<dyn Owner> = group.this.clone();
-        let handshake = client::handshake(io, config, owner);
-        match tokio::time::timeout(config.handshake_timeout, handshake).await {
-            Ok(connection) => connection.map_err(|error| DialFailure::Handshake {
-                error: Arc::new(error),
-            }),
-            Err(_elapsed) => Err(DialFailure::DialTimeout {
-                after: config.handshake_timeout,
-            }),
+        if let Some(revoking) = revoking {
+            connection.end_when(revoking);
         }
+        Ok(connection)
     };
     match dialled.await {
         Ok(connection) => group.state.borrow_mut().connections.push(connection),

@@ -32,6 +32,7 @@ mod tunnel;
 
 pub use authority::{Authority, ParseAuthorityError};
 pub use baggage::Baggage;
+pub use client::{Dialled, RevokedMark, Revoking};
 pub use config::{Config, Keepalive};
 pub use error::{DialFailure, Fault, LostConnection, OpenError, ServeError, TunnelError};
 pub use nested::{TunnelStream, open_alone};

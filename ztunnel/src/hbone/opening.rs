@@ -87,7 +87,12 @@ fn send<E>(
         )
     })?;
     let Some(mut handle) = connection.request_handle() else {
-        let (lost, cause) = (LostConnection::Closed, connection.cause());
+        let lost = if connection.revoked().is_set() {
+            LostConnection::Revoked
+        } else {
+            LostConnection::Closed
+        };
+        let cause = connection.cause();
         return Err((
             OpenError::Lost {
                 authority: authority(),
@@ -120,9 +125,15 @@ fn unanswered<E>(
     connection: &Connection,
 ) -> (OpenError<E>, Retry) {
     let authority = connect.authority.to_string();
-    let lost = lost(&error);
+    let lost = match lost(&error) {
+        Some(_) if connection.revoked().is_set() => Some(LostConnection::Revoked),
+        lost => lost,
+    };
     let retry = match lost {
-        Some(LostConnection::GoingAway | LostConnection::RefusedStream) => Retry::Elsewhere,
+        // The handshake of another one finds out whether the peer has a better certificate by now.
+        Some(
+            LostConnection::GoingAway | LostConnection::RefusedStream | LostConnection::Revoked,
+        ) => Retry::Elsewhere,
         Some(LostConnection::Closed) if connection.is_proven() => Retry::Elsewhere,
         Some(LostConnection::Closed) | None => Retry::No,
     };

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::client::Connection;
+use super::client::{Connection, Dialled};
 use super::config::Config;
 use super::error::{DialFailure, OpenError};
 use super::group::Group;
@@ -73,7 +73,7 @@ impl<E: 'static> Pool<E> {
     ) -> Result<Tunnel, OpenError<E>>
     where
         IO: AsyncRead + AsyncWrite + Unpin + 'static,
-        F: Future<Output = Result<IO, E>> + 'static,
+        F: Future<Output = Result<Dialled<IO>, E>> + 'static,
     {
         let group = self.group(key);
         let mut dial = Some(dial);
@@ -116,12 +116,6 @@ impl<E: 'static> Pool<E> {
     /// Ends the connections whose key matches under their tunnels, which see a lost connection.
     pub fn abort(&self, matches: impl Fn(&PoolKey) -> bool) {
         self.each(matches, Connection::abort);
-    }
-
-    /// Whether there is a connection with this key, or somebody who waits for one.
-    #[must_use]
-    pub fn has(&self, key: &PoolKey) -> bool {
-        self.groups.borrow().contains_key(key)
     }
 
     /// Connections that may carry another tunnel, now or when one of theirs ends.

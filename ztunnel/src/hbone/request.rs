@@ -1,12 +1,13 @@
 //! The CONNECT request as both ends see it: its authority and its headers, as plain data.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use super::authority::Authority;
 use super::baggage::Baggage;
-use super::forwarded;
+use super::forwarded::{self, Forwarded};
 use super::trace::TraceParent;
 
 /// W3C Baggage.
@@ -21,6 +22,8 @@ pub struct Connect {
     pub authority: Authority,
     /// The original source address; the receiver believes it only from a gateway it knows.
     pub forwarded: Option<IpAddr>,
+    /// The name of the service that was dialled; sent together with the source address only.
+    pub host: Option<Arc<str>>,
     /// The trace this belongs to.
     pub traceparent: Option<TraceParent>,
     /// What [`Baggage::encode`] made of the source workload.
@@ -34,6 +37,7 @@ impl Connect {
         Self {
             authority: authority.into(),
             forwarded: None,
+            host: None,
             traceparent: None,
             baggage: None,
         }
@@ -48,7 +52,8 @@ impl Connect {
         *request.uri_mut() = Uri::from_parts(parts)?;
         let headers = request.headers_mut();
         if let Some(source) = self.forwarded {
-            headers.insert(http::header::FORWARDED, forwarded::encode(source)?);
+            let said = forwarded::encode(source, self.host.as_deref())?;
+            headers.insert(http::header::FORWARDED, said);
         }
         if let Some(trace) = self.traceparent {
             headers.insert(TRACEPARENT, trace.encode()?);
@@ -98,7 +103,7 @@ impl RequestError {
 #[derive(Debug)]
 pub(crate) struct Parsed {
     pub(crate) authority: Authority,
-    pub(crate) forwarded: Option<IpAddr>,
+    pub(crate) forwarded: Forwarded,
     pub(crate) traceparent: Option<TraceParent>,
     pub(crate) baggage: Baggage,
 }
@@ -126,7 +131,8 @@ pub(crate) fn parse(head: &http::request::Parts) -> Result<Parsed, RequestError>
         authority,
         forwarded: headers
             .get(http::header::FORWARDED)
-            .and_then(forwarded::decode),
+            .map(forwarded::decode)
+            .unwrap_or_default(),
         traceparent: headers.get(TRACEPARENT).and_then(TraceParent::decode),
         baggage: Baggage::decode(headers.get_all(BAGGAGE)),
     })

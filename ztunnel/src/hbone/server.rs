@@ -36,6 +36,8 @@ pub struct Request {
     pub authority: Authority,
     /// What the client says the original source is; believe it only from a known gateway.
     pub forwarded: Option<IpAddr>,
+    /// What the client says the name of the dialled service is; for telemetry only.
+    pub host: Option<String>,
     /// The trace this belongs to.
     pub traceparent: Option<TraceParent>,
     /// What the client says about its workload; for telemetry only.
@@ -228,7 +230,8 @@ where
             }) => {
                 let request = Request {
                     authority,
-                    forwarded,
+                    forwarded: forwarded.client,
+                    host: forwarded.host,
                     traceparent,
                     baggage,
                     respond,

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 
-use super::client::Slot;
+use super::client::{RevokedMark, Slot};
 use super::error::TunnelError;
 
 /// One tunnel. The two directions are independent; borrow them apart as `&mut tunnel.send` and
@@ -58,6 +58,17 @@ impl Tunnel {
     #[must_use]
     pub fn is_pooled(&self) -> bool {
         self.hold.is_some()
+    }
+
+    /// Says, once the tunnel has broken, whether its pooled connection was ended because the peer's
+    /// certificate was revoked. Never for a tunnel on a connection that we accepted: there whoever
+    /// serves it knows.
+    #[must_use]
+    pub fn revoked(&self) -> RevokedMark {
+        let hold = self.hold.as_ref();
+        hold.map_or_else(RevokedMark::default, |slot| {
+            slot.connection().revoked().clone()
+        })
     }
 }
 

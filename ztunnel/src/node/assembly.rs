@@ -164,6 +164,7 @@ pub(super) fn path(settings: &Settings) -> path::Config {
         domain: domain.clone(),
         workers: settings.threads.get(),
         socks5: settings.socks5,
+        localhost_app_tunnel: settings.localhost_app_tunnel,
         mark: settings.capture.mark,
         dial: pods::Dial {
             timeout: settings.hbone.connect_timeout,
@@ -309,6 +310,10 @@ pub(super) fn fixed_keys_that_differ(old: &Settings, new: &Settings) -> Vec<&'st
         ("admin", old.admin != new.admin),
         ("metrics", old.metrics != new.metrics),
         ("socks5", old.socks5 != new.socks5),
+        (
+            "applicationTunnel",
+            old.localhost_app_tunnel != new.localhost_app_tunnel,
+        ),
         ("readiness", old.readiness != new.readiness),
         ("capture.by", old.capture.by != new.capture.by),
         (

@@ -3,15 +3,18 @@
 //! accept → authorize → deliver with the client's address → relay → report. The verdict is the
 //! destination's: whatever the client's node thought of it, here every policy is asked.
 
+mod caller;
 mod error;
 mod missing;
 mod target;
+mod told;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures::FutureExt as _;
 use http::StatusCode;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -19,7 +22,7 @@ use tokio::net::TcpStream;
 use super::authorize::Arrival;
 use super::demand::{Learned, NotTold};
 use super::direct::verdict;
-use super::live::{Admitted, Live};
+use super::live::{Admitted, Live, Revoked};
 use super::permit::permit;
 use super::proxy_protocol;
 use super::relay::{self, Side};
@@ -28,15 +31,17 @@ use super::route::HBONE_PORT;
 use super::tunnel;
 use super::view::View;
 use super::worker::Here;
-use crate::hbone::{self, Authority};
+use crate::hbone::{self, Authority, RevokedMark};
 use crate::kernel::{self, NetnsCookie};
 use crate::mesh::{DemandKey, Identity, Workload};
 use crate::pods::{self, Source, abort_on_drop};
 use crate::telemetry::Reporter;
 use crate::tls;
 
+use caller::{Asking, Caller};
 use error::{ArriveError, PeerError};
-use target::{Asked, Target, delivered, speaks_for_others, target};
+pub(super) use target::client_of;
+use target::{Asked, Target, delivered, target};
 
 /// The door for the fuzz targets: where a tunnel leads, and the address that was asked for.
 #[cfg(fuzzing)]
@@ -55,49 +60,16 @@ pub(super) fn target_of(
     Some((found.destination, found.asked))
 }
 
-/// Who comes, and what for.
-struct Caller {
-    /// The peer of the TCP connection: the client itself, or whoever speaks for it.
-    peer: SocketAddr,
+/// The peer of a connection that carries tunnels.
+#[derive(Clone)]
+struct Peer {
+    address: SocketAddr,
     /// Where it came in.
     at: SocketAddr,
-    /// Its tunnel; none for plaintext.
-    tunnel: Option<Asking>,
-}
-
-/// What the peer of a tunnel says.
-struct Asking {
     /// Who it proved to be.
     identity: Identity,
-    /// What it asks for.
-    authority: Authority,
-    /// For whom it asks, if it says so.
-    forwarded: Option<std::net::IpAddr>,
-}
-
-impl Caller {
-    fn identity(&self) -> Option<&Identity> {
-        self.tunnel.as_ref().map(|tunnel| &tunnel.identity)
-    }
-
-    /// What is asked for, as it was said.
-    fn authority(&self) -> Authority {
-        let said = self.tunnel.as_ref().map(|tunnel| tunnel.authority.clone());
-        said.unwrap_or(Authority::Address(self.at))
-    }
-
-    /// Whose connection it is: the client that a waypoint or gateway names, if the pod's workload
-    /// names that waypoint or gateway; whatever anybody else says is not believed. The port of
-    /// such a client is not known.
-    fn client(&self, workload: Option<&Workload>, view: &View) -> SocketAddr {
-        let named = self.tunnel.as_ref().zip(workload).and_then(|(tunnel, to)| {
-            let client = tunnel.forwarded?;
-            speaks_for_others(&tunnel.identity, to, &view.mesh).then_some(client)
-        });
-        // A waypoint's proxy that speaks for nobody names itself.
-        let named = named.filter(|client| *client != self.peer.ip());
-        named.map_or(self.peer, |client| SocketAddr::new(client, 0))
-    }
+    /// Whether the connection was ended because that is revoked.
+    revoked: RevokedMark,
 }
 
 /// Carries one plaintext connection that the kernel programs steered to us, or that somebody's
@@ -126,6 +98,7 @@ pub(super) async fn carry_plain(here: Rc<Here>, stream: TcpStream, client: Socke
 
 /// Serves the tunnels of one peer.
 pub(super) async fn serve_tunnels(here: Rc<Here>, stream: TcpStream, peer: SocketAddr) {
+    let began = Instant::now();
     let Ok(at) = pods::local_of(&stream) else {
         return;
     };
@@ -134,14 +107,21 @@ pub(super) async fn serve_tunnels(here: Rc<Here>, stream: TcpStream, peer: Socke
         Ok(done) => done,
         Err(error) => {
             tracing::warn!(%peer, pod = %here.pod.uid.0, reason = error.reason(), "refused a tunnel peer: {error}");
+            report_refused(&here, (peer, at), began, &error);
             return;
         }
+    };
+    let mark = RevokedMark::default();
+    let from = Peer {
+        address: peer,
+        at,
+        identity,
+        revoked: mark.clone(),
     };
     let serve_one = {
         let here = here.clone();
         move |request: hbone::Request| {
-            let ends = (peer, at);
-            here.spawn(carry_tunnel(here.clone(), request, ends, identity.clone()));
+            here.spawn(carry_tunnel(here.clone(), request, from.clone()));
         }
     };
     let revocations = here.local.shared.certificates.revocations();
@@ -149,7 +129,8 @@ pub(super) async fn serve_tunnels(here: Rc<Here>, stream: TcpStream, peer: Socke
     let serving = hbone::serve(stream, &here.local.hbone, here.drain.clone(), serve_one);
     let served = tokio::select! {
         served = serving => served,
-        () = revoked => {
+        // Marked while the connection still stands: its tunnels see no more than that it is gone.
+        () = revoked.map(|()| mark.set()) => {
             tracing::warn!(%peer, pod = %here.pod.uid.0, reason = "cert_revoked", "the tunnels of a peer are ended: its certificate was revoked");
             return;
         }
@@ -157,6 +138,33 @@ pub(super) async fn serve_tunnels(here: Rc<Here>, stream: TcpStream, peer: Socke
     if let Err(error) = served {
         tracing::debug!(%peer, pod = %here.pod.uid.0, reason = error.reason(), "tunnel peer: {error}");
     }
+}
+
+/// The record of a connection on which no tunnel will ever be asked for.
+fn report_refused(
+    here: &Here,
+    (peer, at): (SocketAddr, SocketAddr),
+    began: Instant,
+    error: &PeerError,
+) {
+    let shared = &here.local.shared;
+    let view = shared.keeper.view_owned();
+    let source = view
+        .mesh
+        .workload_by_address(&shared.config.network, peer.ip());
+    let facts = Facts {
+        reporter: Reporter::Destination,
+        began,
+        client: peer,
+        source: source.cloned(),
+        source_identity: None,
+        destination: at,
+        hbone: None,
+        workload: here.pod.workload(&view.mesh).cloned(),
+        destination_identity: None,
+        service: None,
+    };
+    Record::open(&shared.telemetry, facts).fail(error);
 }
 
 async fn handshake(
@@ -196,35 +204,32 @@ async fn own_identity(here: &Here) -> Result<Identity, PeerError> {
 
 /// Carries one tunnel from its CONNECT to its end. The set-up is boxed and gets what it needs
 /// before the future begins, so that none of it stays in memory while the tunnel lives.
-fn carry_tunnel(
-    here: Rc<Here>,
-    request: hbone::Request,
-    ends: (SocketAddr, SocketAddr),
-    identity: Identity,
-) -> impl Future<Output = ()> {
-    let opening = Box::pin(open_tunnel(here, request, ends, identity));
+fn carry_tunnel(here: Rc<Here>, request: hbone::Request, peer: Peer) -> impl Future<Output = ()> {
+    let revoked = peer.revoked.clone();
+    let opening = Box::pin(open_tunnel(here, request, peer));
     async move {
         if let Some((app, tunnel, live, record)) = opening.await {
             let (side, cut) = (Side::Destination, live.revoked());
             let ended = relay::tunnelled(app, tunnel, side, record.series(), cut).await;
-            record.end(&ended);
+            record.end(&ended.explained(&revoked));
         }
     }
 }
 
 async fn open_tunnel(
     here: Rc<Here>,
-    request: hbone::Request,
-    (peer, at): (SocketAddr, SocketAddr),
-    identity: Identity,
+    mut request: hbone::Request,
+    peer: Peer,
 ) -> Option<(TcpStream, hbone::Tunnel, Live, Record)> {
     let caller = Caller {
-        peer,
-        at,
+        peer: peer.address,
+        at: peer.at,
         tunnel: Some(Asking {
-            identity,
+            identity: peer.identity,
             authority: request.authority.clone(),
             forwarded: request.forwarded,
+            host: request.host.take(),
+            baggage: std::mem::take(&mut request.baggage),
         }),
     };
     let (app, live, record) = match arrive(&here, caller).await {
@@ -238,7 +243,11 @@ async fn open_tunnel(
         Ok(tunnel) => Some((app, tunnel, live, record)),
         Err(error) => {
             abort_on_drop(&app);
-            record.fail(&ArriveError::Gone(error));
+            record.fail(&if peer.revoked.is_set() {
+                ArriveError::Revoked(Revoked::Certificate)
+            } else {
+                ArriveError::Gone(error)
+            });
             None
         }
     }
@@ -248,44 +257,14 @@ async fn open_tunnel(
 async fn arrive(here: &Here, caller: Caller) -> Result<(TcpStream, Live, Record), StatusCode> {
     // One view for the whole judgement: a change in between must not mix two meshes.
     let (view, told) = learn(here, &caller).await;
-    let mesh = &view.mesh;
-    let workload = here.pod.workload(mesh).cloned();
+    let workload = here.pod.workload(&view.mesh).cloned();
     let client = caller.client(workload.as_deref(), &view);
-    let source = mesh
-        .workload_by_address(&here.local.shared.config.network, client.ip())
-        .cloned();
-    let authority = caller.authority();
     let found = workload
         .as_deref()
         .map(|workload| find(here, &caller, workload, &view));
     let target = found.as_ref().and_then(|found| found.as_ref().ok());
-    let destination = match (target, &authority) {
-        (Some(target), _) => target.destination,
-        (None, Authority::Address(address)) => *address,
-        (None, Authority::Host(_, port)) => SocketAddr::new(caller.at.ip(), *port),
-    };
-    let record = Record::open(
-        &here.local.shared.telemetry,
-        Facts {
-            reporter: Reporter::Destination,
-            began: Instant::now(),
-            client,
-            source,
-            destination,
-            // As at the source: the tunnel ends at the pod's HBONE port.
-            hbone: caller.tunnel.is_some().then(|| Tunnelled {
-                at: SocketAddr::new(destination.ip(), HBONE_PORT),
-                authority,
-            }),
-            destination_identity: caller
-                .identity()
-                .and(workload.as_ref())
-                .map(|w| w.identity.clone()),
-            source_identity: caller.identity().cloned(),
-            service: target.and_then(|target| target.service.clone()),
-            workload: workload.clone(),
-        },
-    );
+    let facts = describe(here, &caller, (client, target, workload.as_ref()), &view);
+    let record = Record::open(&here.local.shared.telemetry, facts);
     let delivered = match (told, found, workload) {
         (Err(not_told), ..) => Err(not_told.into()),
         (_, Some(Ok(target)), Some(workload)) => {
@@ -304,6 +283,40 @@ async fn arrive(here: &Here, caller: Caller) -> Result<(TcpStream, Live, Record)
             record.fail(&error);
             Err(status)
         }
+    }
+}
+
+/// What is known about an arriving connection before it is judged.
+fn describe(
+    here: &Here,
+    caller: &Caller,
+    (client, target, workload): (SocketAddr, Option<&Target>, Option<&Arc<Workload>>),
+    view: &View,
+) -> Facts {
+    let authority = caller.authority();
+    let destination = match (target, &authority) {
+        (Some(target), _) => target.destination,
+        (None, Authority::Address(address)) => *address,
+        (None, Authority::Host(_, port)) => SocketAddr::new(caller.at.ip(), *port),
+    };
+    Facts {
+        reporter: Reporter::Destination,
+        began: Instant::now(),
+        client,
+        source: caller.source(client, &here.local.shared.config.network, view),
+        destination,
+        // As at the source: the tunnel ends at the pod's HBONE port.
+        hbone: caller.tunnel.is_some().then(|| Tunnelled {
+            at: SocketAddr::new(destination.ip(), HBONE_PORT),
+            authority,
+        }),
+        destination_identity: caller
+            .identity()
+            .and(workload)
+            .map(|workload| workload.identity.clone()),
+        source_identity: caller.identity().cloned(),
+        service: caller.service(target, workload.map(|workload| &**workload), view),
+        workload: workload.cloned(),
     }
 }
 
@@ -339,13 +352,6 @@ fn lacks(here: &Here, caller: &Caller, view: &View, learned: &Learned) -> Option
     let Some(workload) = here.pod.workload(&view.mesh) else {
         return missing::own(&here.pod.uid, &view.mesh, &learned.absent);
     };
-    let tunnel = caller.tunnel.as_ref();
-    let on_behalf = tunnel.is_some_and(|tunnel| {
-        // Nearly everybody names themselves.
-        tunnel
-            .forwarded
-            .is_some_and(|client| client != caller.peer.ip())
-    });
     let asked = Asked {
         workload,
         addresses: &here.pod.addresses,
@@ -353,7 +359,7 @@ fn lacks(here: &Here, caller: &Caller, view: &View, learned: &Learned) -> Option
     };
     missing::missing(
         &caller.authority(),
-        on_behalf,
+        caller.named().is_some(),
         asked,
         &view.mesh,
         &learned.absent,
@@ -396,31 +402,12 @@ async fn deliver(
     if identity.is_none() {
         remember(here, view, client, destination);
     }
-    let to = delivered(workload, destination);
-    let failed = |source| ArriveError::Application {
-        destination: to,
-        source,
-    };
-    // The application sees whoever sent the tunnel: a waypoint tells it of the client by itself.
-    let source = Source::Client {
-        address: caller.peer.ip(),
-    };
-    let dial = &here.local.shared.config.dial;
-    let mut app = dial
-        .connect(&here.pod.netns, to, source)
-        .await
-        .map_err(failed)?;
-    if workload
-        .application_tunnel
-        .is_some_and(|tunnel| tunnel.proxy_protocol)
-    {
-        let header = proxy_protocol::header(caller.peer, target.asked, identity);
-        app.write_all(&header).await.map_err(failed)?;
-    }
+    let app = connect(here, caller, workload, target).await?;
     let admitted = Admitted {
         pod: NetnsCookie(here.pod.netns.cookie()),
         source: identity.cloned(),
-        source_ip: client.ip(),
+        peer: caller.peer.ip(),
+        named: caller.named(),
         destination,
     };
     let now = here.local.shared.keeper.view();
@@ -431,6 +418,47 @@ async fn deliver(
             Err(revoked.into())
         }
     }
+}
+
+/// Connects to the application. Its own tunnel, if it has one, is for what came in one of ours;
+/// plaintext goes where it was sent, as it is.
+async fn connect(
+    here: &Here,
+    caller: &Caller,
+    workload: &Workload,
+    target: &Target,
+) -> Result<TcpStream, ArriveError> {
+    let config = &here.local.shared.config;
+    let to = match &caller.tunnel {
+        Some(_) => delivered(workload, target.destination, config.localhost_app_tunnel),
+        None => target.destination,
+    };
+    let failed = |source| ArriveError::Application {
+        destination: to,
+        source,
+    };
+    // The application sees whoever sent the tunnel: a waypoint tells it of the client by itself.
+    // From elsewhere than loopback nothing reaches a loopback address; there the header tells.
+    let address = if to.ip().is_loopback() {
+        to.ip()
+    } else {
+        caller.peer.ip()
+    };
+    let source = Source::Client { address };
+    let mut app = config
+        .dial
+        .connect(&here.pod.netns, to, source)
+        .await
+        .map_err(failed)?;
+    let told = workload
+        .application_tunnel
+        .filter(|tunnel| tunnel.proxy_protocol)
+        .zip(caller.identity());
+    if let Some((_, identity)) = told {
+        let header = proxy_protocol::header(caller.peer, target.asked, Some(identity));
+        app.write_all(&header).await.map_err(failed)?;
+    }
+    Ok(app)
 }
 
 /// Plaintext that was let in need not come by again.

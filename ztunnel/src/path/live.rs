@@ -16,6 +16,7 @@ use foldhash::{HashMap, HashMapExt as _};
 use slab::Slab;
 
 use super::authorize::{Arrival, Verdict, authorize};
+use super::inbound::client_of;
 use super::permit::Denied;
 use super::view::View;
 use crate::kernel::NetnsCookie;
@@ -26,10 +27,13 @@ use crate::mesh::Identity;
 pub(super) struct Admitted {
     /// The namespace of the pod it arrived at.
     pub(super) pod: NetnsCookie,
-    /// The identity that its client proved.
+    /// The identity that its peer proved.
     pub(super) source: Option<Identity>,
-    /// Its client's address.
-    pub(super) source_ip: IpAddr,
+    /// Its peer's address.
+    pub(super) peer: IpAddr,
+    /// The address for which the peer says it speaks, if it is another one. Whether it may is
+    /// judged each time: a waypoint can be withdrawn.
+    pub(super) named: Option<IpAddr>,
     /// What its client wants to reach.
     pub(super) destination: SocketAddr,
 }
@@ -43,10 +47,8 @@ pub(super) enum Revoked {
     /// Nobody knows whose policies to ask.
     #[error("no longer allowed: the pod's workload is not in the mesh any more")]
     UnknownWorkload,
-    /// Whoever is at the other end of a tunnel of its own may not prove who it is any more.
-    #[error(
-        "no longer allowed: the certificate of the peer behind the network gateway was revoked"
-    )]
+    /// Whoever is at the other end of a tunnel may not prove who it is any more.
+    #[error("no longer allowed: the certificate of the tunnel's peer was revoked")]
     Certificate,
 }
 
@@ -119,7 +121,8 @@ impl LiveSet {
             let concerned = concerned
                 .entry(pod)
                 .or_insert_with(|| !same_policies(pod, &before, view));
-            if !*concerned && !entry.apart {
+            // Who speaks for whom is no policy, and may have changed all the same.
+            if !*concerned && !entry.apart && entry.admitted.named.is_none() {
                 continue;
             }
             entry.apart = false;
@@ -187,7 +190,12 @@ fn judge(admitted: &Admitted, view: &View) -> Result<(), Revoked> {
     let arrival = Arrival {
         workload,
         source: admitted.source.as_ref(),
-        source_ip: admitted.source_ip,
+        source_ip: client_of(
+            admitted.peer,
+            (admitted.source.as_ref(), admitted.named),
+            workload,
+            &view.mesh,
+        ),
         destination: admitted.destination,
     };
     match authorize(&arrival, &view.mesh).verdict {

@@ -23,6 +23,7 @@
 
 mod accept;
 pub mod authorize;
+mod backed;
 mod connections;
 mod demand;
 pub mod direct;
@@ -79,6 +80,8 @@ pub struct Config {
     pub hbone: hbone::Config,
     /// The cluster's domain, in lower case and without a dot at its end.
     pub domain: Arc<str>,
+    /// Whether what is delivered with a PROXY header goes to the pod's loopback address.
+    pub localhost_app_tunnel: bool,
     /// How DNS is answered, where it is captured.
     pub dns: Option<dns::Config>,
 }

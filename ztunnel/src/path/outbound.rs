@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 use tokio::net::TcpStream;
 
 use super::authorize::Arrival;
+use super::backed::backed;
 use super::demand::Learned;
 use super::direct::verdict;
 use super::live::Revoked;
@@ -25,10 +26,10 @@ use super::report::{Facts, Record, Tunnelled};
 use super::resolve::ResolveError;
 use super::route::{Departure, Route, RouteError, choose_address, route};
 use super::socks5::{self, message::Destination};
-use super::tunnel;
+use super::tunnel::{self, Opened};
 use super::view::View;
 use super::worker::Here;
-use crate::hbone::{Authority, Tunnel};
+use crate::hbone::{Authority, Revoking};
 use crate::kernel::{Call, Choice, NetnsCookie, Origin, Verdict};
 use crate::mesh::{DemandKey, Workload};
 use crate::pods::{self, abort_on_drop};
@@ -42,7 +43,7 @@ const MOST_NAMES: usize = 3;
 
 /// What carries the connection from here on.
 enum Onward {
-    Tunnel(Tunnel, Option<tunnel::Revoking>),
+    Tunnel(Opened),
     /// To a pod of this node, if it is one.
     Plain(TcpStream, Option<NetnsCookie>),
 }
@@ -88,7 +89,7 @@ pub(super) async fn carry(here: Rc<Here>, app: TcpStream, client: SocketAddr) {
     }
 }
 
-async fn revoked(revoking: Option<tunnel::Revoking>) -> Revoked {
+async fn revoked(revoking: Option<Revoking>) -> Revoked {
     match revoking {
         Some(revoking) => revoking.await,
         None => pending().await,
@@ -131,9 +132,10 @@ async fn depart_asked(
 async fn relay(here: &Here, app: TcpStream, (onward, records): (Onward, Records)) {
     let series = records.source.series();
     let ended = match onward {
-        Onward::Tunnel(tunnel, revoking) => {
-            let cut = revoked(revoking);
-            relay::tunnelled(app, tunnel, Side::Source, series, cut).await
+        Onward::Tunnel(opened) => {
+            let (tunnel, cut) = (opened.tunnel, revoked(opened.revoking));
+            let ended = relay::tunnelled(app, tunnel, Side::Source, series, cut).await;
+            ended.explained(&opened.revoked)
         }
         Onward::Plain(server, pod) => {
             let ended = relay::plain(app, server, here.gait(), series, pending()).await;
@@ -182,7 +184,10 @@ async fn depart(
     };
     let arrival = matches!(judged.route, Route::Direct { .. }).then(|| Facts {
         reporter: Reporter::Destination,
-        service: None,
+        service: facts.workload.as_deref().and_then(|workload| {
+            let said = facts.service.as_ref().map(|service| &*service.hostname);
+            backed(workload, &view.mesh, said, facts.destination.port())
+        }),
         ..facts.clone()
     });
     let records = Records::open(here, facts, arrival);
@@ -421,8 +426,7 @@ async fn connect(
                 source_ip,
                 hop,
             };
-            let (tunnel, revoking) = tunnel::open(here, request).await?;
-            return Ok(Onward::Tunnel(tunnel, revoking));
+            return Ok(Onward::Tunnel(tunnel::open(here, request).await?));
         }
         Route::Resolve { hostname } => return Err(DepartError::TooManyNames { hostname }),
     };

@@ -26,7 +26,7 @@ pub(super) use splice::Carry;
 pub(super) use tcp::{Side, plain, tunnelled};
 
 use super::live::Revoked;
-use crate::hbone::TunnelError;
+use crate::hbone::{RevokedMark, TunnelError};
 use crate::telemetry::Series;
 
 /// Where bytes come from.
@@ -225,6 +225,19 @@ pub(super) struct Ended {
     pub(super) broken: Option<Broken>,
     /// How long it took, where the clock was read before its end is noticed.
     pub(super) after: Option<Duration>,
+}
+
+impl Ended {
+    /// The same, where a tunnel that broke has broken because its peer's certificate was revoked:
+    /// the relay sees no more than a connection that is gone.
+    pub(super) fn explained(mut self, revoked: &RevokedMark) -> Self {
+        if let Some(broken @ Broken::Tunnel { .. }) = &mut self.broken
+            && revoked.is_set()
+        {
+            *broken = Revoked::Certificate.into();
+        }
+        self
+    }
 }
 
 /// Polls both directions until both are done, one breaks, or somebody cuts the connection.

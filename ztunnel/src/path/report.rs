@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::live::Revoked;
 use super::relay::{Broken, Ended};
 use crate::hbone::Authority;
 use crate::mesh::{Identity, Service, Workload};
@@ -56,8 +57,17 @@ pub(super) trait Failure: std::error::Error {
 impl Failure for Broken {
     fn flag(&self) -> ResponseFlag {
         match self {
-            Self::Revoked(_) => ResponseFlag::Deny,
+            Self::Revoked(revoked) => revoked.flag(),
             Self::Tcp { .. } | Self::Tunnel { .. } => ResponseFlag::None,
+        }
+    }
+}
+
+impl Failure for Revoked {
+    fn flag(&self) -> ResponseFlag {
+        match self {
+            Self::Denied(_) | Self::UnknownWorkload => ResponseFlag::Deny,
+            Self::Certificate => ResponseFlag::CertRevoked,
         }
     }
 }
@@ -221,5 +231,39 @@ impl std::fmt::Display for Chain<'_> {
             cause = error.source();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hbone::{RevokedMark, TunnelError};
+
+    fn broken(broken: Broken) -> Ended {
+        Ended {
+            broken: Some(broken),
+            ..Ended::default()
+        }
+    }
+
+    #[test]
+    fn a_tunnel_that_broke_by_a_revocation_says_so_and_no_other_end_does() {
+        let mark = RevokedMark::default();
+        let tunnel = || broken(TunnelError::Finished.into());
+        let flag = |ended: Ended| ended.broken.map(|broken| broken.flag());
+        assert_eq!(flag(tunnel().explained(&mark)), Some(ResponseFlag::None));
+        mark.set();
+        let revoked = tunnel().explained(&mark);
+        let text = revoked.broken.as_ref().map(ToString::to_string);
+        assert!(text.unwrap().contains("revoked"));
+        assert_eq!(flag(revoked), Some(ResponseFlag::CertRevoked));
+        let tcp = Broken::Tcp {
+            end: "reading from the",
+            source: std::io::ErrorKind::ConnectionReset.into(),
+        };
+        assert_eq!(flag(broken(tcp).explained(&mark)), Some(ResponseFlag::None));
+        assert_eq!(flag(Ended::default().explained(&mark)), None);
+        let policy = Revoked::UnknownWorkload;
+        assert_eq!(flag(broken(policy.into())), Some(ResponseFlag::Deny));
     }
 }

@@ -1,7 +1,6 @@
 //! Step 4: open a tunnel to another node, or terminate one that was opened to us.
 
 use std::net::{IpAddr, SocketAddr};
-use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +11,10 @@ use tracing::Level;
 
 use super::route::{Hop, HopKind};
 use super::worker::Here;
-use crate::hbone::{self, Baggage, Connect, DialFailure, OpenError, PoolKey, TraceParent, Tunnel};
+use crate::hbone::{
+    self, Baggage, Connect, DialFailure, Dialled, OpenError, PoolKey, RevokedMark, Revoking,
+    TraceParent, Tunnel,
+};
 use crate::mesh::{Identity, Workload};
 use crate::pods::{self, Source};
 use crate::tls;
@@ -59,16 +61,22 @@ pub(super) struct Request<'a> {
     pub(super) hop: Hop,
 }
 
-/// Resolves when the certificate of a tunnel's peer is revoked, where nobody else ends the tunnel
-/// then: what is pooled ends with its connection.
-pub(super) type Revoking = Pin<Box<dyn Future<Output = ()>>>;
+/// A tunnel that was opened.
+pub(super) struct Opened {
+    pub(super) tunnel: Tunnel,
+    /// Resolves when the certificate of the tunnel's peer is revoked, where nobody else ends the
+    /// tunnel then: what is pooled ends with its connection.
+    pub(super) revoking: Option<Revoking>,
+    /// Whether its pooled connection has ended for that reason.
+    pub(super) revoked: RevokedMark,
+}
 
 /// Opens a tunnel, on a pooled connection where there is one; into another network, a second one
 /// inside it.
 pub(super) async fn open(
     here: &Rc<Here>,
     request: Request<'_>,
-) -> Result<(Tunnel, Option<Revoking>), OpenError<DialError>> {
+) -> Result<Opened, OpenError<DialError>> {
     let hop = request.hop;
     let key = PoolKey {
         source: request.source.identity.clone(),
@@ -80,13 +88,18 @@ pub(super) async fn open(
     let connect = Connect {
         authority: hop.authority,
         forwarded: Some(request.source_ip),
+        host: hop.service.map(|service| service.hostname.clone()),
         traceparent: Some(new_trace(here)),
         baggage: here.baggage(request.source),
     };
     let dial = || dial(here.clone(), key.clone());
     let tunnel = here.local.pool.open(&key, &connect, dial).await?;
     match hop.kind {
-        HopKind::Destination | HopKind::Waypoint => Ok((tunnel, None)),
+        HopKind::Destination | HopKind::Waypoint => Ok(Opened {
+            revoked: tunnel.revoked(),
+            revoking: None,
+            tunnel,
+        }),
         HopKind::NetworkGateway { then } => {
             Box::pin(open_inside(here, tunnel, (&key, &then), &connect)).await
         }
@@ -100,7 +113,7 @@ async fn open_inside(
     outer: Tunnel,
     (key, then): (&PoolKey, &[Identity]),
     connect: &Connect,
-) -> Result<(Tunnel, Option<Revoking>), OpenError<DialError>> {
+) -> Result<Opened, OpenError<DialError>> {
     let failed = |error| OpenError::Connection {
         failure: DialFailure::Dial {
             error: Arc::new(error),
@@ -119,6 +132,7 @@ async fn open_inside(
         .await
         .map_err(|error| failed(DialError::Tls(error)))?;
     let timeout = shared.config.handshake_timeout;
+    let revoked = outer.revoked();
     let stream = outer.into_stream(timeout);
     let stream = tokio::time::timeout(timeout, tls::connect(stream, &credentials, then))
         .await
@@ -135,7 +149,11 @@ async fn open_inside(
         Box::pin(revoked) as Revoking
     });
     let tunnel = hbone::open_alone(stream, connect, &here.local.hbone).await?;
-    Ok((tunnel, revoking))
+    Ok(Opened {
+        tunnel,
+        revoking,
+        revoked,
+    })
 }
 
 /// A trace of its own for every connection: what an application traces is inside its bytes.
@@ -167,7 +185,7 @@ pub(super) fn baggage(workload: &Workload) -> Option<HeaderValue> {
 
 /// Makes the connection that carries tunnels. Others may come to share it, so it does not end
 /// with the connection that asked for it first.
-async fn dial(here: Rc<Here>, key: PoolKey) -> Result<tls::Stream<TcpStream>, DialError> {
+async fn dial(here: Rc<Here>, key: PoolKey) -> Result<Dialled<tls::Stream<TcpStream>>, DialError> {
     let shared = &here.local.shared;
     let credentials = shared.certificates.get(&key.source).await?;
     let source = Source::Pod {
@@ -190,32 +208,16 @@ async fn dial(here: Rc<Here>, key: PoolKey) -> Result<tls::Stream<TcpStream>, Di
             timeout,
         })??;
     log_established(&stream, &key.source);
-    if !stream.peer_chain().is_empty() {
-        tokio::task::spawn_local(end_when_revoked(
-            here.clone(),
-            key,
-            stream.peer_chain().clone(),
-        ));
+    let chain = stream.peer_chain();
+    if chain.is_empty() {
+        return Ok(Dialled::new(stream));
     }
-    Ok(stream)
-}
-
-/// Ends a connection under its tunnels when its peer's certificate is revoked.
-async fn end_when_revoked(here: Rc<Here>, key: PoolKey, chain: tls::PeerChain) {
-    /// How often to look whether the connection is still there to be ended.
-    const LOOK: Duration = Duration::from_secs(30);
-    let local = &here.local;
-    let mut revoked = pin!(local.shared.certificates.revocations().revoked(&chain));
-    while tokio::time::timeout(LOOK, revoked.as_mut()).await.is_err() {
-        if !local.pool.has(&key) {
-            return;
-        }
-    }
-    tracing::warn!(peer = %key.hbone, pod = %here.pod.uid.0, reason = "cert_revoked", "the tunnels to a peer are ended: its certificate was revoked");
-    local.pool.abort(|other| *other == key);
-    // One that was just being made joins the pool only now.
-    tokio::time::sleep(local.shared.config.handshake_timeout).await;
-    local.pool.abort(|other| *other == key);
+    let revoked = shared.certificates.revocations().revoked(chain);
+    let revoking = async move {
+        revoked.await;
+        tracing::warn!(peer = %key.hbone, pod = %here.pod.uid.0, reason = "cert_revoked", "the tunnels to a peer are ended: its certificate was revoked");
+    };
+    Ok(Dialled::new(stream).until(Box::pin(revoking)))
 }
 
 /// One line at debug for each connection that carries tunnels: both ends write one, with what

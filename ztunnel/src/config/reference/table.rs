@@ -456,6 +456,13 @@ pub(super) static TABLE: &[Columns] = &[
         "Applications in pods may say by SOCKS 5, on port 15080 of their loopback, where they want to go, by address or by name. Only CONNECT, and without authentication.",
     ),
     (
+        "applicationTunnel.localhost",
+        "true, false",
+        "LOCALHOST_APP_TUNNEL",
+        Shown(|s| s.localhost_app_tunnel.to_string()),
+        "Whether a workload that wants to be told by a PROXY header who calls takes what arrives in tunnels on its loopback address, `127.0.0.1` or `::1`, where nobody else gets to write such a header, or on its own address.",
+    ),
+    (
         "keepalive.enabled",
         "true, false",
         "KEEPALIVE_ENABLED",
@@ -466,20 +473,14 @@ pub(super) static TABLE: &[Columns] = &[
         "keepalive.time",
         "duration",
         "KEEPALIVE_TIME",
-        Shown(|s| {
-            s.keepalive
-                .map_or_else(String::new, |keepalive| show(keepalive.time))
-        }),
+        Shown(|s| s.keepalive.map_or_else(String::new, |k| show(k.time))),
         "Silence before the first probe.",
     ),
     (
         "keepalive.interval",
         "duration",
         "KEEPALIVE_INTERVAL",
-        Shown(|s| {
-            s.keepalive
-                .map_or_else(String::new, |keepalive| show(keepalive.interval))
-        }),
+        Shown(|s| s.keepalive.map_or_else(String::new, |k| show(k.interval))),
         "Between two probes.",
     ),
     (
@@ -488,7 +489,7 @@ pub(super) static TABLE: &[Columns] = &[
         "KEEPALIVE_RETRIES",
         Shown(|s| {
             s.keepalive
-                .map_or_else(String::new, |keepalive| keepalive.retries.to_string())
+                .map_or_else(String::new, |k| k.retries.to_string())
         }),
         "Unanswered probes after which a connection is dead.",
     ),

@@ -10,7 +10,7 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "zebra: direct",
-        "zebra: unknown field, expected one of node, clusterId, network, trustDomain, mode, workload, meshFile, pods, nodeAgent, workloads, services, policies, ca, xds, crl, admin, metrics, readiness, capture, dns, sameNode, acceleration, overrides, hbone, keepalive, socks5, threads, log, termination (line 9)",
+        "zebra: unknown field, expected one of node, clusterId, network, trustDomain, mode, workload, meshFile, pods, nodeAgent, workloads, services, policies, ca, xds, crl, admin, metrics, readiness, capture, dns, sameNode, acceleration, overrides, hbone, keepalive, socks5, applicationTunnel, threads, log, termination (line 9)",
     ),
     (
         "clusterId: [x]",

@@ -70,6 +70,21 @@ fn flags_before_environment_before_file() {
 }
 
 #[test]
+fn a_proxy_header_goes_to_loopback_unless_somebody_says_no() {
+    let on_loopback = |file: &str, variables: &[(&str, &str)]| {
+        let file = format!("{GOOD}\n{file}");
+        load_with(&file, variables, &Overrides::default())
+            .unwrap()
+            .localhost_app_tunnel
+    };
+    let no = "applicationTunnel: { localhost: false }";
+    assert!(on_loopback("", &[]));
+    assert!(!on_loopback(no, &[]));
+    assert!(!on_loopback("", &[("LOCALHOST_APP_TUNNEL", "false")]));
+    assert!(on_loopback(no, &[("LOCALHOST_APP_TUNNEL", "true")]));
+}
+
+#[test]
 fn dns_is_captured_unless_somebody_says_no() {
     let dns = |file: &str, variables: &[(&str, &str)]| {
         let file = format!("{GOOD}\n{file}");

@@ -54,8 +54,8 @@ fn frames_of_many_tunnels_leave_in_one_flush() {
         let dial = || {
             let (io, flushes) = (peer.dial(), Rc::clone(&flushes));
             async move {
-                let io = io.await?;
-                Ok(Counting { io, flushes })
+                let io = io.await?.stream;
+                Ok(Dialled::new(Counting { io, flushes }))
             }
         };
         let (key, connect) = (key("a"), connect());

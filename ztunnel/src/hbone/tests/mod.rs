@@ -5,6 +5,7 @@ mod nesting;
 mod pooling;
 mod releasing;
 mod retrying;
+mod revoking;
 mod serving;
 mod tunnels;
 mod wire;
@@ -97,7 +98,9 @@ impl Peer {
     }
 
     /// What a dial does: a new connection to this peer.
-    fn dial(self: &Rc<Self>) -> impl Future<Output = Result<DuplexStream, Infallible>> + 'static {
+    fn dial(
+        self: &Rc<Self>,
+    ) -> impl Future<Output = Result<Dialled<DuplexStream>, Infallible>> + 'static {
         self.dials.set(self.dials.get() + 1);
         let peer = Rc::clone(self);
         async move {
@@ -113,7 +116,7 @@ impl Peer {
                 let ended = serve(far, &peer.config, peer.drain.subscribe(), keep).await;
                 peer.ended.borrow_mut().push(ended);
             });
-            Ok(near)
+            Ok(Dialled::new(near))
         }
     }
 

@@ -103,7 +103,7 @@ fn a_place_that_falls_free_goes_to_whoever_waits() {
         let waiting = tokio::task::spawn_local({
             let pool = Rc::clone(&pool);
             // Its own dial never ends.
-            let never = std::future::pending::<Result<DuplexStream, Infallible>>;
+            let never = std::future::pending::<Result<Dialled<DuplexStream>, Infallible>>;
             async move { pool.open(&key("a"), &connect(), never).await }
         });
         settle().await;
@@ -122,7 +122,7 @@ fn a_dial_error_reaches_all_who_wait_for_it() {
             dials.set(dials.get() + 1);
             async {
                 tokio::task::yield_now().await;
-                Err::<DuplexStream, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
+                Err::<Dialled<DuplexStream>, _>(std::io::ErrorKind::ConnectionRefused.into())
             }
         };
         let (key, connect) = (key("a"), connect());
@@ -148,7 +148,7 @@ fn a_dial_that_hangs_is_given_up() {
             ..config()
         };
         let pool = Pool::<Infallible>::new(Rc::new(near));
-        let never = std::future::pending::<Result<DuplexStream, Infallible>>;
+        let never = std::future::pending::<Result<Dialled<DuplexStream>, Infallible>>;
         let error = pool.open(&key("a"), &connect(), never).await.unwrap_err();
         assert_eq!(error.reason(), "dial_timeout");
     });
@@ -228,7 +228,7 @@ fn a_cancelled_opener_frees_its_place_and_its_stream() {
         });
         let pool = Pool::<Infallible>::new(Rc::new(config()));
         let (key, connect) = (key("a"), connect());
-        let opening = pool.open(&key, &connect, || async { Ok(near) });
+        let opening = pool.open(&key, &connect, || async { Ok(Dialled::new(near)) });
         assert!(
             tokio::time::timeout(Duration::from_millis(20), opening)
                 .await

@@ -63,7 +63,9 @@ fn a_peer_that_breaks_http2_leaves_nothing_behind() {
         far.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
         // An answer before the question.
         far.write_all(&ok_headers(1)).await.unwrap();
-        let opened = pool.open(&key("a"), &connect(), || async { Ok(io) }).await;
+        let opened = pool
+            .open(&key("a"), &connect(), || async { Ok(Dialled::new(io)) })
+            .await;
         assert_eq!(opened.unwrap_err().reason(), "connection_lost");
         until(|| pool.groups_are_forgotten()).await;
     });
@@ -91,7 +93,7 @@ fn tunnels_of_a_peer_that_falls_silent_are_broken() {
             while let Ok(1..) = far.read(&mut buffer).await {}
         });
         let mut tunnel = pool
-            .open(&key("a"), &connect(), || async { Ok(io) })
+            .open(&key("a"), &connect(), || async { Ok(Dialled::new(io)) })
             .await
             .unwrap();
         let lost = tunnel.recv.data().await.unwrap().unwrap_err();
@@ -131,7 +133,7 @@ fn a_peer_that_never_sends_settings_is_given_up() {
             async move { while let Ok(1..) = far.read(&mut [0; 4096]).await {} },
         );
         let error = pool
-            .open(&key("a"), &connect(), || async { Ok(io) })
+            .open(&key("a"), &connect(), || async { Ok(Dialled::new(io)) })
             .await
             .unwrap_err();
         assert_eq!(error.reason(), "connection_lost");
@@ -152,7 +154,7 @@ fn an_answer_that_does_not_come_in_time_is_an_error() {
             async move { while let Ok(1..) = far.read(&mut [0; 4096]).await {} },
         );
         let error = pool
-            .open(&key("a"), &connect(), || async { Ok(io) })
+            .open(&key("a"), &connect(), || async { Ok(Dialled::new(io)) })
             .await
             .unwrap_err();
         assert_eq!(error.reason(), "response_timeout");

@@ -42,7 +42,7 @@ async fn second_open_after(then: Vec<u8>) -> (Result<Tunnel, OpenError<Infallibl
     let (near, far) = tokio::io::duplex(64 * 1024);
     tokio::task::spawn_local(misbehave(far, then));
     let first = pool
-        .open(&key("a"), &connect(), || async { Ok(near) })
+        .open(&key("a"), &connect(), || async { Ok(Dialled::new(near)) })
         .await
         .unwrap();
     let second = pool.open(&key("a"), &connect(), || peer.dial()).await;
@@ -97,7 +97,7 @@ fn a_fresh_connection_that_closes_is_reported_not_retried() {
         let dial = || async {
             let (near, mut far) = tokio::io::duplex(64 * 1024);
             tokio::task::spawn_local(async move { far.read(&mut [0; 1024]).await });
-            Ok(near)
+            Ok(Dialled::new(near))
         };
         let error = pool.open(&key("a"), &connect(), dial).await.unwrap_err();
         assert_eq!(

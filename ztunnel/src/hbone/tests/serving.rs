@@ -172,7 +172,9 @@ fn an_answer_other_than_200_is_an_error_with_its_status() {
         ] {
             let (io, _drain, _serving) = server(config(), move |request| request.refuse(status));
             let pool = Pool::<Infallible>::new(Rc::new(config()));
-            let opened = pool.open(&key("a"), &connect(), || async { Ok(io) }).await;
+            let opened = pool
+                .open(&key("a"), &connect(), || async { Ok(Dialled::new(io)) })
+                .await;
             let error = opened.unwrap_err();
             assert!(error.to_string().contains(cause), "{error}");
             let found =
@@ -198,6 +200,7 @@ fn the_headers_arrive() {
         let connect = Connect {
             authority: "[2001:db8::2]:443".parse().unwrap(),
             forwarded: Some("2001:db8::1".parse().unwrap()),
+            host: Some("web.default.svc.cluster.local".into()),
             traceparent: Some(TraceParent {
                 trace_id: 7,
                 parent_id: 8,
@@ -208,12 +211,16 @@ fn the_headers_arrive() {
         let pool = Pool::<Infallible>::new(Rc::new(config()));
         tokio::task::spawn_local({
             let connect = connect.clone();
-            async move { pool.open(&key("a"), &connect, || async { Ok(io) }).await }
+            async move {
+                pool.open(&key("a"), &connect, || async { Ok(Dialled::new(io)) })
+                    .await
+            }
         });
         until(|| seen.borrow().is_some()).await;
         let request = seen.take().unwrap();
         assert_eq!(request.authority, connect.authority);
         assert_eq!(request.forwarded, connect.forwarded);
+        assert_eq!(request.host.as_deref(), connect.host.as_deref());
         assert_eq!(request.traceparent, connect.traceparent);
         assert_eq!(request.baggage, baggage);
     });

@@ -214,7 +214,10 @@ fn sixteen_mebibytes_each_way_over_tcp_arrive_whole() {
             }
         });
         let pool = Pool::<std::io::Error>::new(Rc::new(config()));
-        let dial = || tokio::net::TcpStream::connect(address);
+        let dial = || async move {
+            let stream = tokio::net::TcpStream::connect(address).await;
+            stream.map(Dialled::new)
+        };
         let mut tunnel = pool.open(&key("a"), &connect(), dial).await.unwrap();
         let Tunnel { send, recv, .. } = &mut tunnel;
         let sending = async {

@@ -85,8 +85,38 @@ fn forwarded_is_read_in_the_spellings_of_the_field() {
     ] {
         let value = HeaderValue::from_str(text).unwrap();
         assert_eq!(
-            forwarded::decode(&value),
+            forwarded::decode(&value).client,
             expected.map(|ip| ip.parse().unwrap()),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn the_service_is_told_where_its_name_needs_no_quotes() {
+    let written = |host: &str| {
+        let value = forwarded::encode("10.0.0.1".parse().unwrap(), Some(host)).unwrap();
+        value.to_str().unwrap().to_owned()
+    };
+    assert_eq!(
+        written("web.default.svc"),
+        "for=10.0.0.1;host=web.default.svc"
+    );
+    for odd in ["", "a b", "a;b", "a,b", "a\"b", "a\r\nb", "a:80"] {
+        assert_eq!(written(odd), "for=10.0.0.1", "{odd:?}");
+    }
+    for (text, expected) in [
+        ("for=10.0.0.1;host=web", Some("web")),
+        ("for=\"10.0.0.1:1234\";Host=\"web:80\"", Some("web:80")),
+        ("host=web", Some("web")),
+        ("for=10.0.0.1;host=", None),
+        ("for=10.0.0.1, host=web", None),
+        ("for=10.0.0.1", None),
+    ] {
+        let value = HeaderValue::from_str(text).unwrap();
+        assert_eq!(
+            forwarded::decode(&value).host.as_deref(),
+            expected,
             "{text}"
         );
     }
@@ -185,7 +215,7 @@ proptest! {
         prop_assert_eq!(authority.to_string().parse::<Authority>().unwrap(), authority.clone());
         let http = authority.to_http().unwrap();
         prop_assert_eq!(http.as_str(), authority.to_string());
-        prop_assert_eq!(forwarded::decode(&forwarded::encode(ip).unwrap()), Some(ip));
+        prop_assert_eq!(forwarded::decode(&forwarded::encode(ip, None).unwrap()).client, Some(ip));
     }
 
     #[test]

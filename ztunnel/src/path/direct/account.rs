@@ -11,6 +11,7 @@ use prometheus_client::metrics::counter::Counter;
 use smallvec::{SmallVec, smallvec};
 
 use super::super::Shared;
+use super::super::backed::backed;
 use super::super::relay::Ended;
 use super::super::report::{Facts, Failure, close, count, series};
 use super::super::view::View;
@@ -282,6 +283,9 @@ fn end(kind: &Kind, client: SocketAddr, ended: &Ended, failure: Option<&DirectEr
 fn facts(flow: &Flow, view: &View, network: &str) -> SmallVec<[Facts; 2]> {
     let at = |ip| view.mesh.workload_by_address(network, ip).cloned();
     let own = view.workload(flow.pod).cloned();
+    let reached = |workload: &Option<Arc<Workload>>, said: Option<&str>| {
+        backed(workload.as_deref()?, &view.mesh, said, flow.server.port())
+    };
     let mut facts = Facts {
         reporter: Reporter::Source,
         began: Instant::now(),
@@ -298,6 +302,7 @@ fn facts(flow: &Flow, view: &View, network: &str) -> SmallVec<[Facts; 2]> {
         facts.reporter = Reporter::Destination;
         facts.source = at(flow.client.ip());
         facts.workload = own.or_else(|| at(flow.server.ip()));
+        facts.service = reached(&facts.workload, None);
         return smallvec![facts];
     }
     facts.source = own.or_else(|| at(flow.client.ip()));
@@ -320,9 +325,10 @@ fn facts(flow: &Flow, view: &View, network: &str) -> SmallVec<[Facts; 2]> {
     };
     facts.source_identity = identity(&facts.source);
     facts.destination_identity = identity(&facts.workload);
+    let said = facts.service.as_ref().map(|service| &*service.hostname);
     let arrival = Facts {
         reporter: Reporter::Destination,
-        service: None,
+        service: reached(&facts.workload, said),
         ..facts.clone()
     };
     smallvec![facts, arrival]

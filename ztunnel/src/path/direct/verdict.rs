@@ -128,7 +128,7 @@ fn admits(arrival: &kernel::Arrival, view: &View) -> Option<Judgement> {
         source_ip: arrival.from,
         destination: arrival.to,
     };
-    // An application that is to be told who calls is told by the proxy.
+    // Where the application has a tunnel of its own, plaintext is rare and stays with the proxy.
     let past = workload.application_tunnel.is_none() && pod.addresses.contains(&arrival.to.ip());
     let judgement = authorize(&judged, &view.mesh);
     (past && judgement.verdict.is_allow()).then_some(judgement)

@@ -66,7 +66,8 @@ impl ArriveError {
 impl Failure for ArriveError {
     fn flag(&self) -> ResponseFlag {
         match self {
-            Self::Denied(_) | Self::Revoked(_) => ResponseFlag::Deny,
+            Self::Denied(_) => ResponseFlag::Deny,
+            Self::Revoked(revoked) => revoked.flag(),
             Self::UnknownWorkload { .. } => ResponseFlag::IdentityError,
             Self::NotTold(_) | Self::Target(_) | Self::Application { .. } | Self::Gone(_) => {
                 ResponseFlag::Connect
@@ -95,6 +96,19 @@ pub(super) enum PeerError {
     },
 }
 
+impl Failure for PeerError {
+    fn flag(&self) -> ResponseFlag {
+        match self {
+            Self::UnknownWorkload | Self::Tls(tls::Error::Issue { .. }) => {
+                ResponseFlag::IdentityError
+            }
+            Self::NotTold(_) => ResponseFlag::Connect,
+            Self::Tls(error) if error.is_revocation() => ResponseFlag::CertRevoked,
+            Self::Tls(_) | Self::Timeout { .. } => ResponseFlag::TlsFailure,
+        }
+    }
+}
+
 impl PeerError {
     pub(super) fn reason(&self) -> &'static str {
         match self {
@@ -103,5 +117,37 @@ impl PeerError {
             Self::Tls(error) => error.reason(),
             Self::Timeout { .. } => "handshake_timeout",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tls::{HandshakeError, Role};
+
+    #[test]
+    fn a_handshake_that_is_refused_is_counted_by_its_cause() {
+        let handshake = |cause| {
+            let cause = Box::new(cause);
+            let role = Role::Server;
+            PeerError::Tls(tls::Error::Handshake { role, cause }).flag()
+        };
+        assert_eq!(
+            handshake(HandshakeError::Revoked),
+            ResponseFlag::CertRevoked
+        );
+        assert_eq!(
+            handshake(HandshakeError::UnknownIssuer),
+            ResponseFlag::TlsFailure
+        );
+        let after = Duration::from_secs(1);
+        assert_eq!(
+            PeerError::Timeout { after }.flag(),
+            ResponseFlag::TlsFailure
+        );
+        assert_eq!(
+            PeerError::UnknownWorkload.flag(),
+            ResponseFlag::IdentityError
+        );
     }
 }

@@ -6,7 +6,7 @@
 //! address is for a waypoint that this proxy serves: it stands before that address, or is told by
 //! a PROXY header what was dialled and judges for itself.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::super::route;
@@ -109,7 +109,7 @@ pub(super) fn target(
         }
         Authority::Host(hostname, port) => by_name((hostname, *port), asked, mesh)?,
     };
-    let delivered = delivered(asked.workload, target.destination);
+    let delivered = delivered(asked.workload, target.destination, false);
     if [target.destination, delivered]
         .iter()
         .any(|to| PROXY_PORTS.contains(&to.port()))
@@ -121,10 +121,23 @@ pub(super) fn target(
     Ok(target)
 }
 
-/// Where the application is to be found: an application tunnel may have a port of its own.
-pub(super) fn delivered(workload: &Workload, destination: SocketAddr) -> SocketAddr {
-    let port = workload.application_tunnel.and_then(|tunnel| tunnel.port);
-    SocketAddr::new(destination.ip(), port.unwrap_or_else(|| destination.port()))
+/// Where the application takes what came in a tunnel: an application tunnel may have a port of its
+/// own. What bears a PROXY header goes `on_loopback`, if that is wanted, so that the application can
+/// listen where nobody but the proxy gets, and believe the header.
+pub(super) fn delivered(
+    workload: &Workload,
+    destination: SocketAddr,
+    on_loopback: bool,
+) -> SocketAddr {
+    let Some(tunnel) = workload.application_tunnel else {
+        return destination;
+    };
+    let address = match destination.ip() {
+        address if !(on_loopback && tunnel.proxy_protocol) => address,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    SocketAddr::new(address, tunnel.port.unwrap_or_else(|| destination.port()))
 }
 
 /// Whether a workload is a waypoint that may be asked for an address.
@@ -197,10 +210,24 @@ fn virtual_address(service: &Service, asked: Asked<'_>) -> Option<IpAddr> {
     alike.or_else(|| here().next()).map(|vip| vip.address)
 }
 
+/// Whose connection it is: the client that a waypoint or gateway names, if the workload names that
+/// waypoint or gateway; whatever anybody else says is not believed.
+pub(in crate::path) fn client_of(
+    peer: IpAddr,
+    (identity, named): (Option<&Identity>, Option<IpAddr>),
+    workload: &Workload,
+    mesh: &Snapshot,
+) -> IpAddr {
+    let believed = named
+        .zip(identity)
+        .and_then(|(named, identity)| speaks_for_others(identity, workload, mesh).then_some(named));
+    believed.unwrap_or(peer)
+}
+
 /// Whether a peer may say on whose behalf it calls: it is a waypoint of the workload or of a
 /// service that it backs, or the gateway of its network. Mutual TLS has proved the identity, and a
 /// waypoint's is nobody else's.
-pub(super) fn speaks_for_others(peer: &Identity, workload: &Workload, mesh: &Snapshot) -> bool {
+fn speaks_for_others(peer: &Identity, workload: &Workload, mesh: &Snapshot) -> bool {
     route::waypoints_of(workload, mesh)
         .chain(workload.network_gateway.as_deref())
         .any(|gateway| route::stands(gateway, mesh, |other| other.identity == *peer))

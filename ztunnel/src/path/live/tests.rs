@@ -47,7 +47,8 @@ fn admitted(client: Option<&str>, pod: u64) -> Admitted {
     Admitted {
         pod: NetnsCookie(pod),
         source: client.map(|client| Identity::new("cluster.local", client, "default").unwrap()),
-        source_ip: "10.0.9.9".parse().unwrap(),
+        peer: "10.0.9.9".parse().unwrap(),
+        named: None,
         destination: "10.0.0.1:80".parse().unwrap(),
     }
 }
@@ -171,4 +172,43 @@ fn what_has_ended_is_forgotten() {
     let set = LiveSet::new(before.clone());
     drop(set.admit(admitted(None, 1), &before, &before));
     assert!(set.entries.borrow().is_empty());
+}
+
+#[test]
+fn who_was_vouched_for_counts_no_more_when_the_waypoint_is_withdrawn() {
+    // The pod lets in one client's address; the client comes through a waypoint.
+    let mesh = |waypoint: &str| {
+        let text = format!(
+            r#"
+workloads:
+- {{ uid: a, name: a, namespace: a, workloadIps: ["10.0.0.1"], protocol: HBONE{waypoint} }}
+- {{ uid: wp, name: wp, serviceAccount: wp, workloadIps: ["10.0.9.9"], protocol: HBONE }}
+policies:
+- {{ name: p, namespace: a, scope: Namespace, action: Allow, rules: [[[{{ sourceIps: ["10.0.7.7/32"] }}]]] }}
+"#
+        );
+        local::parse(&text).unwrap().into_snapshot()
+    };
+    let behind = ", waypoint: { destination: /10.0.9.9 }";
+    let before = with(Arc::new(mesh(behind)));
+    let set = LiveSet::new(before.clone());
+    let through = |named: Option<&str>| Admitted {
+        source: Some(Identity::new("cluster.local", "default", "wp").unwrap()),
+        named: named.map(|named| named.parse().unwrap()),
+        ..admitted(None, 1)
+    };
+    let admit = |named| set.admit(through(named), &before, &with(before.mesh.clone()));
+    let live = set
+        .admit(through(Some("10.0.7.7")), &before, &before)
+        .unwrap();
+    assert!(admit(Some("10.0.7.7")).is_ok());
+    assert!(admit(Some("10.0.7.8")).is_err() && admit(None).is_err());
+    // The very same policies: all that changes is who may speak for others.
+    let mut without = (*before.mesh).clone();
+    let workload = without.workload_by_uid(&Uid("a".into())).unwrap();
+    let mut workload = (**workload).clone();
+    workload.waypoint = None;
+    without.apply(crate::mesh::Change::Workload(Box::new(workload)));
+    set.judge_again(&with(Arc::new(without)));
+    assert!(is_cut(&live).is_some());
 }

@@ -11,7 +11,7 @@ use super::super::resolve::ResolveError;
 use super::super::route::RouteError;
 use super::super::socks5::message::Reply;
 use super::super::tunnel::DialError;
-use crate::hbone::{DialFailure, OpenError};
+use crate::hbone::{DialFailure, LostConnection, OpenError};
 use crate::kernel;
 use crate::telemetry::ResponseFlag;
 use crate::tls;
@@ -155,6 +155,10 @@ fn tunnel_flag(error: &OpenError<DialError>) -> ResponseFlag {
         return match error {
             OpenError::Refused { status, .. } if status.as_u16() == 401 => ResponseFlag::Deny,
             OpenError::Refused { .. } => ResponseFlag::Connect,
+            OpenError::Lost {
+                lost: LostConnection::Revoked,
+                ..
+            } => ResponseFlag::CertRevoked,
             _ => ResponseFlag::H2HandshakeFailure,
         };
     };

@@ -40,7 +40,7 @@ fn asked(uid: &str, authority: &str) -> String {
     match target(&authority.parse().unwrap(), asked, &mesh) {
         Err(error) => error.to_string(),
         Ok(found) => {
-            let to = delivered(workload, found.destination);
+            let to = delivered(workload, found.destination, false);
             let service = found.service.map(|service| service.key().to_string());
             let service = service.map(|key| format!(" of {key}")).unwrap_or_default();
             format!(
@@ -196,4 +196,19 @@ fn who_may_speak_for_others() {
     let workload = mesh.workload_by_uid(&Uid("pod".into())).unwrap();
     let elsewhere = Identity::new("other.domain", "default", "wp").unwrap();
     assert!(!speaks_for_others(&elsewhere, workload, &mesh));
+}
+
+#[test]
+fn what_bears_a_proxy_header_is_delivered_on_loopback() {
+    let mesh = local::parse(MESH).unwrap().into_snapshot();
+    let to = |uid: &str, destination: &str, on_loopback| {
+        let workload = mesh.workload_by_uid(&Uid(uid.into())).unwrap();
+        delivered(workload, destination.parse().unwrap(), on_loopback).to_string()
+    };
+    assert_eq!(to("told", "10.0.0.4:80", true), "127.0.0.1:15088");
+    assert_eq!(to("told", "[fd00::4]:80", true), "[::1]:15088");
+    assert_eq!(to("told", "10.0.0.4:80", false), "10.0.0.4:15088");
+    // Nobody tells these who calls, so they are where they always were.
+    assert_eq!(to("moved", "10.0.0.5:80", true), "10.0.0.5:9000");
+    assert_eq!(to("pod", "10.0.0.2:80", true), "10.0.0.2:80");
 }
