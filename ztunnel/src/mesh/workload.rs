@@ -74,8 +74,7 @@ pub struct Locality {
 }
 
 /// The application wants to learn the client's address and identity in-band.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ApplicationTunnel {
     /// Whether a PROXY protocol v2 header precedes the bytes.
     pub proxy_protocol: bool,
@@ -84,7 +83,7 @@ pub struct ApplicationTunnel {
 }
 
 /// A service's key: Kubernetes namespace and host name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NamespacedHostname {
     /// The namespace.
     pub namespace: Arc<str>,
@@ -100,7 +99,7 @@ impl fmt::Display for NamespacedHostname {
 }
 
 /// An address inside a named network; the empty network is the local default.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetworkAddress {
     /// The network's name.
     pub network: Arc<str>,
@@ -116,7 +115,7 @@ impl fmt::Display for NetworkAddress {
 }
 
 /// What a waypoint or gateway is called.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum GatewayDestination {
     /// A service.
     Hostname(NamespacedHostname),
@@ -134,8 +133,7 @@ impl fmt::Display for GatewayDestination {
 }
 
 /// A waypoint or an east-west gateway.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct GatewayAddress {
     /// Where it is.
     pub destination: GatewayDestination,
@@ -148,8 +146,7 @@ pub struct GatewayAddress {
 pub type Ports = BTreeMap<u16, u16>;
 
 /// Something that runs: a pod, a VM, or an address that the mesh knows about.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(
     missing_docs,
     reason = "the fields bear the names of the workload API and mean the same"
@@ -177,7 +174,6 @@ pub struct Workload {
     pub application_tunnel: Option<ApplicationTunnel>,
     /// The services it backs, with service port to target port. Hardly any two of the thousands of
     /// workloads behind a service differ in their ports, so these are shared.
-    #[serde(serialize_with = "super::snapshot::services_by_key")]
     pub services: Vec<(NamespacedHostname, Arc<Ports>)>,
     /// Selector policies that apply to it, `namespace/name`.
     pub authorization_policies: Vec<Arc<str>>,

@@ -265,11 +265,12 @@ async fn arrive(here: &Here, caller: Caller) -> Result<(TcpStream, Live, Record)
         (None, Authority::Host(_, port)) => SocketAddr::new(caller.at.ip(), *port),
     };
     let record = Record::open(
-        &here.local.shared.telemetry,
+        &here.local,
         Facts {
             reporter: Reporter::Destination,
             began: Instant::now(),
             client,
+            dialled: caller.at,
             source,
             destination,
             // As at the source: the tunnel ends at the pod's HBONE port.
