@@ -27,6 +27,16 @@ fn the_config_dump_shows_the_mesh_and_no_secret() {
         certificates.contains("spiffe://cluster.local/ns/default/sa/a-0"),
         "{certificates}"
     );
+    let chain = dump["certificates"][0]["certChain"].as_array();
+    assert!(
+        chain.is_some_and(|chain| !chain.is_empty()),
+        "{certificates}"
+    );
+    let state = dump["workloadState"].as_object().unwrap();
+    assert!(
+        state.values().any(|pod| pod["info"]["name"] == "a-0"),
+        "{state:?}"
+    );
     assert!(!dump.to_string().contains("PRIVATE KEY"));
 }
 

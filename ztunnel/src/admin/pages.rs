@@ -37,6 +37,16 @@ const ADMIN: &[Page] = &[
          changes it; POST ?reset returns to that of the start",
     ),
     (
+        READ,
+        "/debug/pprof/profile",
+        "501: no profile of the CPU is taken here, and why",
+    ),
+    (
+        READ,
+        "/debug/pprof/heap",
+        "501: no profile of the heap is taken here, and why",
+    ),
+    (
         &[Method::POST],
         "/quitquitquit",
         "stops the proxy, letting connections finish",
@@ -52,6 +62,16 @@ const READINESS: &[Page] = &[(
     "200 when ready, otherwise 503 and what is missing",
 )];
 
+/// A profiler inside the process interrupts the threads that carry traffic by a signal and walks
+/// their stacks in its handler, which is not safe whatever they were doing. perf(1) does it from
+/// outside.
+const NO_PROFILE: &str = "This proxy does not profile itself: that would interrupt the threads \
+    that carry traffic. Profile it from the node instead:\n\n\
+    perf record -F 99 -g -p <pid of ztunnel> -- sleep 10\n";
+const NO_HEAP_PROFILE: &str = "This proxy has no profile of its heap: its allocator, mimalloc, does \
+    not record who allocates, and jemalloc is not built in. From the node:\n\n\
+    grep Rss /proc/<pid of ztunnel>/smaps_rollup\n";
+
 impl Pages {
     const fn list(self) -> &'static [Page] {
         match self {
@@ -66,7 +86,7 @@ impl Pages {
         for (methods, path, what) in self.list() {
             let methods: Vec<_> = methods.iter().map(Method::as_str).collect();
             // Writing to a String cannot fail.
-            if writeln!(text, "{:<13} {path:<18} {what}", methods.join("|")).is_err() {
+            if writeln!(text, "{:<13} {path:<20} {what}", methods.join("|")).is_err() {
                 break;
             }
         }
@@ -93,6 +113,8 @@ pub(super) fn answer(pages: Pages, ask: &Ask, sources: &Sources) -> Answer {
         "/" => Answer::text(StatusCode::OK, index(pages)),
         "/config_dump" => config_dump(sources),
         "/logging" => logging(ask, sources),
+        "/debug/pprof/profile" => Answer::text(StatusCode::NOT_IMPLEMENTED, NO_PROFILE.into()),
+        "/debug/pprof/heap" => Answer::text(StatusCode::NOT_IMPLEMENTED, NO_HEAP_PROFILE.into()),
         "/quitquitquit" => {
             tracing::info!("asked to stop over HTTP");
             (sources.quit)();

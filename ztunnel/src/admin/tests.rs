@@ -122,15 +122,35 @@ fn ask(address: SocketAddr, method: &str, path: &str) -> (u16, String, String) {
 #[test]
 fn the_index_and_a_wrong_path_list_what_exists() {
     let world = world(None);
-    for (path, status) in [("/", 200), ("/debug/pprof/heap", 404)] {
+    for (path, status) in [("/", 200), ("/debug/pprof", 404)] {
         let (got, _, body) = ask(world.admin, "GET", path);
         assert_eq!(got, status);
-        for page in ["/config_dump", "/logging", "/quitquitquit"] {
+        for page in [
+            "/config_dump",
+            "/logging",
+            "/debug/pprof/profile",
+            "/debug/pprof/heap",
+            "/quitquitquit",
+        ] {
             assert!(body.contains(page), "{path}: {body}");
         }
     }
     let (status, _, body) = ask(world.health, "GET", "/metrics");
     assert!(status == 404 && body.contains("/healthz/ready"), "{body}");
+}
+
+#[test]
+fn profiles_are_refused_with_a_reason_and_another_way() {
+    let world = world(None);
+    for (path, reason) in [
+        ("/debug/pprof/profile?seconds=30", "perf record"),
+        ("/debug/pprof/heap", "jemalloc is not built in"),
+    ] {
+        let (status, head, body) = ask(world.admin, "GET", path);
+        assert_eq!(status, 501, "{path}");
+        assert!(head.contains("content-type: text/plain"), "{head}");
+        assert!(body.contains(reason), "{path}: {body}");
+    }
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub enum PolicyScope {
 }
 
 /// How a text is compared.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "names of the security API")]
 pub enum StringMatch {
     Exact(Arc<str>),
@@ -49,8 +49,7 @@ pub struct ServiceAccountMatch {
 
 /// Values of a kind are ORed, kinds are ANDed, `not_` kinds negate. With no kind set it matches
 /// nothing.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "names of the security API")]
 pub struct Match {
     pub namespaces: Vec<StringMatch>,
@@ -73,8 +72,7 @@ pub type Clause = Vec<Match>;
 pub type Rule = Vec<Clause>;
 
 /// An authorization policy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     /// Its name.
     pub name: Arc<str>,

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{GatewayAddress, NamespacedHostname, NetworkAddress, Ports};
 
 /// Which address families a service answers with.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "names of the workload API")]
 pub enum IpFamilies {
     #[default]
@@ -55,8 +55,7 @@ pub enum HealthPolicy {
 }
 
 /// How a backend is chosen among the endpoints of a service.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoadBalancing {
     /// The order of preference.
     pub routing_preferences: Vec<RoutingScope>,
@@ -77,8 +76,7 @@ pub enum Visibility {
 }
 
 /// A range of addresses inside a named network, all of which lead to one service.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NetworkRange {
     /// The network's name.
     pub network: Arc<str>,
@@ -87,8 +85,7 @@ pub struct NetworkRange {
 }
 
 /// One of several waypoints that share the connections to a service.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WeightedWaypoint {
     /// Where it is.
     pub destination: GatewayAddress,
@@ -97,8 +94,7 @@ pub struct WeightedWaypoint {
 }
 
 /// A service of the mesh.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(
     missing_docs,
     reason = "the fields bear the names of the workload API and mean the same"

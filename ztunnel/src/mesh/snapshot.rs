@@ -31,7 +31,7 @@ use self::ranges::Ranges;
 use self::refused::Refused;
 pub use self::services::ServiceEntry;
 use self::services::Services;
-use super::{NamespacedHostname, Policy, Ports, Service, Uid, Workload};
+use super::{NamespacedHostname, Policy, Service, Uid, Workload};
 
 /// The whole mesh at one moment. A clone shares everything with its original.
 #[derive(Debug, Clone, Default)]
@@ -228,13 +228,6 @@ impl Keyed for Arc<Workload> {
     fn has(&self, key: &str) -> bool {
         *self.uid.0 == *key
     }
-}
-
-pub(super) fn services_by_key<S: serde::Serializer>(
-    services: &[(NamespacedHostname, Arc<Ports>)],
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(services.iter().map(|(key, ports)| (key.to_string(), ports)))
 }
 
 #[cfg(test)]

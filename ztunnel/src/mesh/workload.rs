@@ -83,8 +83,7 @@ pub struct Locality {
 }
 
 /// The application wants to learn the client's address and identity in-band.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ApplicationTunnel {
     /// Whether a PROXY protocol v2 header precedes the bytes.
     pub proxy_protocol: bool,
@@ -93,7 +92,7 @@ pub struct ApplicationTunnel {
 }
 
 /// A service's key: Kubernetes namespace and host name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NamespacedHostname {
     /// The namespace.
     pub namespace: Arc<str>,
@@ -109,7 +108,7 @@ impl fmt::Display for NamespacedHostname {
 }
 
 /// An address inside a named network; the empty network is the local default.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetworkAddress {
     /// The network's name.
     pub network: Arc<str>,
@@ -125,7 +124,7 @@ impl fmt::Display for NetworkAddress {
 }
 
 /// What a waypoint or gateway is called.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum GatewayDestination {
     /// A service.
     Hostname(NamespacedHostname),
@@ -143,8 +142,7 @@ impl fmt::Display for GatewayDestination {
 }
 
 /// A waypoint or an east-west gateway.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct GatewayAddress {
     /// Where it is.
     pub destination: GatewayDestination,
@@ -163,8 +161,7 @@ pub type Backed = [(NamespacedHostname, Arc<Ports>)];
 ///
 /// There are a hundred thousand of these. What the replicas of a deployment have in common is behind
 /// an `Arc` that they share ([`super::Interner`]), and no list has room that it does not use.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(
     missing_docs,
     reason = "the fields bear the names of the workload API and mean the same"
@@ -191,7 +188,6 @@ pub struct Workload {
     pub native_tunnel: bool,
     pub application_tunnel: Option<ApplicationTunnel>,
     /// The services it backs.
-    #[serde(serialize_with = "super::snapshot::services_by_key")]
     pub services: Arc<Backed>,
     /// Selector policies that apply to it, `namespace/name`, none of them twice: each is judged,
     /// and a policy on trial counted, once for each time it is here.

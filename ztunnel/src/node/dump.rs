@@ -1,4 +1,9 @@
-//! What `/config_dump` shows of this node.
+//! What `/config_dump` shows of this node. What Istio's own command reads of it has the shape that
+//! it expects (`mesh`, `certificates`, `connections`); other sections are ours.
+
+mod certificates;
+mod connections;
+mod mesh;
 
 use std::sync::Arc;
 
@@ -37,7 +42,7 @@ fn section(
     })
 }
 
-/// How many entries of the direct lane are shown; the counts are of all of them.
+/// How many entries of the direct lane are shown; its counts are of all of them.
 const SHOWN: usize = 1000;
 
 /// What the kernel carries by itself, and may.
@@ -92,48 +97,38 @@ fn direct_lane(shared: &Shared) -> Value {
     })
 }
 
-/// The sections: the mesh as it is now, the certificates without their keys, what the kernel
-/// carries by itself, and the settings the process was started with.
+/// The pods here, with what the proxy carries of them and the kernel.
+fn workload_state(shared: &Shared) -> Value {
+    let kernel = shared.kernel.as_ref();
+    let mut flows = kernel
+        .and_then(|kernel| kernel.flows().ok())
+        .unwrap_or_default();
+    flows.truncate(SHOWN);
+    connections::workload_state(&shared.keeper.view(), &shared.ledger.carried(), &flows)
+}
+
+/// The sections: the mesh as it is now, the certificates without their keys, the connections, what
+/// the kernel carries by itself, and the settings the process was started with.
 pub(super) fn all(shared: &Arc<Shared>, settings: &Settings) -> Vec<Arc<dyn Dump>> {
     let config = serde_json::to_value(settings).unwrap_or_default();
     vec![
         section("workloads", shared, |shared| {
-            json!(
-                shared
-                    .keeper
-                    .view()
-                    .mesh
-                    .workloads()
-                    .map(|object| &**object)
-                    .collect::<Vec<_>>()
-            )
+            mesh::workloads(&shared.keeper.view().mesh)
         }),
         section("services", shared, |shared| {
-            json!(
-                shared
-                    .keeper
-                    .view()
-                    .mesh
-                    .services()
-                    .map(|object| &**object)
-                    .collect::<Vec<_>>()
-            )
+            mesh::services(&shared.keeper.view().mesh)
         }),
         section("policies", shared, |shared| {
-            json!(
-                shared
-                    .keeper
-                    .view()
-                    .mesh
-                    .policies()
-                    .map(|object| &**object)
-                    .collect::<Vec<_>>()
-            )
+            mesh::policies(&shared.keeper.view().mesh)
         }),
         section("certificates", shared, |shared| {
-            json!(shared.certificates.inventory())
+            certificates::certificates(&shared.certificates.inventory())
         }),
+        section("workloadState", shared, workload_state),
         section("direct", shared, direct_lane),
         section("config", shared, move |_shared| config.clone()),
     ]
 }
+
+#[cfg(test)]
+mod tests;

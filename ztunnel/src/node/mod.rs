@@ -34,7 +34,7 @@ use crate::ca::istiod::IstiodError;
 use crate::ca::local::LocalCaError;
 use crate::config::{self, ConfigError, Overrides, Settings, Watcher};
 use crate::kernel::{self, Kernel, Succession};
-use crate::path::{Keeper, Lanes, Shared, Suspects, View, WorkerError, Workers};
+use crate::path::{Keeper, Lanes, Ledger, Shared, Suspects, View, WorkerError, Workers};
 use crate::telemetry::{FilterError, LogError, LogGuard, LogHandle, Telemetry, init_logging};
 use crate::{tls, xds};
 
@@ -467,6 +467,7 @@ fn share(
         resolver: assembly::resolver(runtime.clone()),
         certificates: tls::Store::new(issuer, certificates, runtime),
         telemetry,
+        ledger: Ledger::default(),
         suspects: Suspects::default(),
         config: assembly::path(settings),
         kernel,

@@ -156,6 +156,7 @@ fn report_refused(
         reporter: Reporter::Destination,
         began,
         client: peer,
+        dialled: at,
         source: source.cloned(),
         source_identity: None,
         destination: at,
@@ -164,7 +165,7 @@ fn report_refused(
         destination_identity: None,
         service: None,
     };
-    Record::open(&shared.telemetry, facts).fail(error);
+    Record::open(&here.local, facts).fail(error);
 }
 
 async fn handshake(
@@ -264,7 +265,7 @@ async fn arrive(here: &Here, caller: Caller) -> Result<(TcpStream, Live, Record)
         .map(|workload| find(here, &caller, workload, &view));
     let target = found.as_ref().and_then(|found| found.as_ref().ok());
     let facts = describe(here, &caller, (client, target, workload.as_ref()), &view);
-    let record = Record::open(&here.local.shared.telemetry, facts);
+    let record = Record::open(&here.local, facts);
     let delivered = match (told, found, workload) {
         (Err(not_told), ..) => Err(not_told.into()),
         (_, Some(Ok(target)), Some(workload)) => {
@@ -303,6 +304,7 @@ fn describe(
         reporter: Reporter::Destination,
         began: Instant::now(),
         client,
+        dialled: caller.at,
         source: caller.source(client, &here.local.shared.config.network, view),
         destination,
         // As at the source: the tunnel ends at the pod's HBONE port.

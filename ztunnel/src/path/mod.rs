@@ -30,6 +30,7 @@ pub mod direct;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod inbound;
+mod ledger;
 mod live;
 mod names;
 mod outbound;
@@ -48,6 +49,7 @@ mod worker;
 
 pub use demand::{Ask, Asking, LEASE, NotTold, Questions};
 pub use direct::{Accounts, Keeper};
+pub use ledger::{Carried, Ledger};
 pub use resolve::{Resolve, ResolveError, Resolving, SystemResolver};
 pub use suspects::Suspects;
 pub use view::{Allowed, Lanes, LocalPod, SameNode, View};
@@ -100,6 +102,8 @@ pub struct Shared {
     pub questions: Option<Arc<Questions>>,
     /// Metrics.
     pub telemetry: Arc<Telemetry>,
+    /// What the workers carry now.
+    pub ledger: Ledger,
     /// Pods that may have got rules which redirect what comes in, or another proxy's programs.
     pub suspects: Suspects,
     /// Settings.

@@ -57,10 +57,10 @@ struct Records {
 
 impl Records {
     fn open(here: &Here, facts: Facts, destination: Option<Facts>) -> Self {
-        let telemetry = &here.local.shared.telemetry;
+        let local = &here.local;
         Self {
-            source: Record::open(telemetry, facts),
-            destination: destination.map(|facts| Record::open(telemetry, facts)),
+            source: Record::open(local, facts),
+            destination: destination.map(|facts| Record::open(local, facts)),
         }
     }
 
@@ -167,6 +167,7 @@ async fn depart(
         reporter: Reporter::Source,
         began: Instant::now(),
         client: here.pod.known_as(client),
+        dialled: client,
         source: None,
         source_identity: None,
         destination: client,
@@ -246,6 +247,7 @@ async fn find(
             choice: Choice::Any,
         },
     };
+    facts.dialled = origin.destination;
     facts.destination = origin.destination;
     let dice = here.local.dice();
     let mut resolved = Resolved::new();

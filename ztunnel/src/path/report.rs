@@ -6,8 +6,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::ledger::Place;
 use super::live::Revoked;
 use super::relay::{Broken, Ended};
+use super::worker::Local;
 use crate::hbone::Authority;
 use crate::mesh::{Identity, Service, Workload};
 use crate::telemetry::{
@@ -32,6 +34,8 @@ pub(super) struct Facts {
     pub(super) began: Instant,
     /// The client's address.
     pub(super) client: SocketAddr,
+    /// What the client dialled, as far as it is known.
+    pub(super) dialled: SocketAddr,
     /// The client, if the mesh knows it.
     pub(super) source: Option<Arc<Workload>>,
     /// The client's identity, if mutual TLS proves it.
@@ -75,17 +79,21 @@ impl Failure for Revoked {
 /// The record of one connection.
 #[derive(Debug)]
 pub(super) struct Record {
-    facts: Facts,
+    facts: Arc<Facts>,
     series: Arc<Series>,
     ended: bool,
+    /// It is shown as open as long as the record is.
+    _place: Place,
 }
 
 impl Record {
     /// Opens the record: the connection counts as opened from here on.
-    pub(super) fn open(telemetry: &Telemetry, facts: Facts) -> Self {
-        let series = series(telemetry, &facts);
+    pub(super) fn open(local: &Local, facts: Facts) -> Self {
+        let series = series(&local.shared.telemetry, &facts);
         series.opened.inc();
+        let facts = Arc::new(facts);
         Self {
+            _place: local.page.enter(facts.clone()),
             facts,
             series,
             ended: false,

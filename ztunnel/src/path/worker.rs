@@ -17,6 +17,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::connections::Connections;
 use super::demand::Allowance;
+use super::ledger::Page;
 use super::live::LiveSet;
 use super::relay::Carry;
 use super::tunnel::{self, DialError};
@@ -172,6 +173,8 @@ pub(super) struct Local {
     pub(super) shared: Arc<Shared>,
     pub(super) pool: Rc<hbone::Pool<DialError>>,
     pub(super) hbone: Rc<hbone::Config>,
+    /// What is carried, to be shown.
+    pub(super) page: Page,
     /// What was let in and is open.
     pub(super) live: Rc<LiveSet>,
     /// What resolvers have answered to the pods.
@@ -319,6 +322,7 @@ async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Command>)
     let local = Rc::new(Local {
         pool: hbone::Pool::new(hbone.clone()),
         hbone,
+        page: shared.ledger.page(),
         live: LiveSet::new(shared.keeper.view_owned()),
         names: Rc::default(),
         shared,

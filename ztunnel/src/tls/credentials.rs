@@ -30,14 +30,15 @@ pub struct Credentials {
     trust: Trust,
     server: Arc<ServerConfig>,
     client: ClientConfig,
+    certified: Arc<CertifiedKey>,
+    roots: Vec<CertificateDer<'static>>,
     serial: String,
     not_before: SystemTime,
     not_after: SystemTime,
 }
 
 /// What the admin interface shows of a certificate.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateSummary {
     /// Whose certificate.
     pub identity: Identity,
@@ -49,10 +50,14 @@ pub struct CertificateSummary {
     pub not_before: u64,
     /// End of validity, seconds since 1970.
     pub not_after: u64,
+    /// What peers are shown, leaf first; empty while there is no certificate.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The root certificates that peers must lead up to.
+    pub roots: Vec<CertificateDer<'static>>,
 }
 
 /// What can be said about an identity's certificate.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CertificateState {
     /// The first one is being issued.
     Initializing,
@@ -120,12 +125,14 @@ impl Credentials {
         let (serial, not_before, not_after) = facts(leaf)?;
         let certified = Arc::new(CertifiedKey::new(issued.chain, signing));
         certified.keys_match().map_err(|error| unusable(&error))?;
-        let chosen = Arc::new(Always(certified));
+        let chosen = Arc::new(Always(certified.clone()));
         Ok(Self {
             identity: identity.clone(),
             server: Arc::new(server_config(identity, &trust, &chosen)?),
             client: client_config(&trust, &chosen)?,
             trust,
+            certified,
+            roots: issued.roots,
             serial,
             not_before,
             not_after,
@@ -167,6 +174,8 @@ impl Credentials {
             serial: self.serial.clone(),
             not_before: seconds(self.not_before),
             not_after: seconds(self.not_after),
+            chain: self.certified.cert.clone(),
+            roots: self.roots.clone(),
         }
     }
 

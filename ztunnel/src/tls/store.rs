@@ -298,6 +298,8 @@ impl Entry {
             serial: String::new(),
             not_before: 0,
             not_after: 0,
+            chain: Vec::new(),
+            roots: Vec::new(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::mesh::{
-    Action, Change, NetworkAddress, NetworkMode, NetworkRange, PolicyScope, Visibility,
+    Action, Change, NetworkAddress, NetworkMode, NetworkRange, PolicyScope, Ports, Visibility,
 };
 
 fn workload(uid: &str, ips: &[&str]) -> Workload {

@@ -290,6 +290,7 @@ fn facts(flow: &Flow, view: &View, network: &str) -> SmallVec<[Facts; 2]> {
         reporter: Reporter::Source,
         began: Instant::now(),
         client: flow.client,
+        dialled: flow.dialled,
         source: None,
         source_identity: None,
         destination: flow.server,
