@@ -111,9 +111,8 @@ impl Environment {
     ) -> Result<Self, ConfigError> {
         let set = variables.into_iter().filter(|(_, value)| !value.is_empty());
         let env = Lookup(set.collect());
-        let ignored = IGNORED.into_iter();
         Ok(Self {
-            ignored: ignored.filter(|name| env.text(name).is_some()).collect(),
+            ignored: env.ignored(),
             node: env.text("NODE_NAME"),
             // In the order of Istio's ztunnel: the names of workloads begin with it.
             cluster_id: env
@@ -181,6 +180,11 @@ struct Lookup(BTreeMap<String, String>);
 impl Lookup {
     fn text(&self, name: &'static str) -> Option<String> {
         self.0.get(name).cloned()
+    }
+
+    fn ignored(&self) -> Vec<&'static str> {
+        let is_set = |name: &&'static str| self.text(name).is_some();
+        IGNORED.into_iter().filter(is_set).collect()
     }
 
     /// The variables whose names begin so, by the rest of their names.

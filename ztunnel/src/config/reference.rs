@@ -52,7 +52,7 @@ pub fn rows() -> Vec<Row> {
         meaning,
         default,
     };
-    table::TABLE.iter().map(row).collect()
+    table::TABLES.into_iter().flatten().map(row).collect()
 }
 
 /// The document: SETTINGS.md.

@@ -1,5 +1,7 @@
 //! The table itself.
 
+mod running;
+
 use super::Default::{Shown, Words};
 use super::{Default, LogFormat, listed, show};
 
@@ -13,7 +15,10 @@ pub(super) type Columns = (
 );
 
 /// Every setting, in the order of the document.
-pub(super) static TABLE: &[Columns] = &[
+pub(super) static TABLES: [&[Columns]; 2] = [SERVED, running::RUNNING];
+
+/// Who is served, by what is known, and what is captured.
+static SERVED: &[Columns] = &[
     (
         "node",
         "name",
@@ -335,169 +340,5 @@ pub(super) static TABLE: &[Columns] = &[
         "",
         Words("none"),
         "Workloads, named by uid, for which `sameNode` or `acceleration` is otherwise. What an entry leaves out is as for the node; a workload that the mesh does not have (yet) may be named.",
-    ),
-    (
-        "hbone.streamWindow",
-        "size",
-        "HTTP2_STREAM_WINDOW_SIZE",
-        Shown(|s| s.hbone.stream_window.to_string()),
-        "What a peer may send on one stream before it was passed on: the bound on memory for one slow reader.",
-    ),
-    (
-        "hbone.connectionWindow",
-        "size",
-        "HTTP2_CONNECTION_WINDOW_SIZE",
-        Shown(|s| s.hbone.connection_window.to_string()),
-        "The same for all streams of one connection together.",
-    ),
-    (
-        "hbone.maxFrame",
-        "size",
-        "HTTP2_FRAME_SIZE",
-        Shown(|s| s.hbone.max_frame.to_string()),
-        "The largest frame that is accepted.",
-    ),
-    (
-        "hbone.sendBuffer",
-        "size",
-        "",
-        Shown(|s| s.hbone.send_buffer.to_string()),
-        "What one stream may have queued for sending.",
-    ),
-    (
-        "hbone.maxStreamsPerConnection",
-        "number, 1 to 65535",
-        "POOL_MAX_STREAMS_PER_CONNECTION",
-        Shown(|s| s.hbone.max_streams_per_connection.to_string()),
-        "Tunnels on one pooled connection before another one is dialled.",
-    ),
-    (
-        "hbone.maxConcurrentStreams",
-        "number, 1 to 65535",
-        "",
-        Shown(|s| s.hbone.max_concurrent_streams.to_string()),
-        "Streams that a client may have open on one accepted connection.",
-    ),
-    (
-        "hbone.headerListMax",
-        "size",
-        "",
-        Shown(|s| s.hbone.header_list_max.to_string()),
-        "The largest list of headers that is accepted.",
-    ),
-    (
-        "hbone.idleRelease",
-        "duration",
-        "POOL_UNUSED_RELEASE_TIMEOUT",
-        Shown(|s| show(s.hbone.idle_release)),
-        "A pooled connection without a tunnel is closed after this.",
-    ),
-    (
-        "hbone.serverIdle",
-        "duration",
-        "",
-        Shown(|s| show(s.hbone.server_idle)),
-        "An accepted connection without a tunnel is closed after this; at least twice `idleRelease` unless set.",
-    ),
-    (
-        "hbone.connectTimeout",
-        "duration",
-        "",
-        Shown(|s| show(s.hbone.connect_timeout)),
-        "For a dial, TCP and TLS together.",
-    ),
-    (
-        "hbone.handshakeTimeout",
-        "duration",
-        "",
-        Shown(|s| show(s.hbone.handshake_timeout)),
-        "For handshakes of accepted connections and the first HTTP/2 frames.",
-    ),
-    (
-        "hbone.responseTimeout",
-        "duration",
-        "",
-        Shown(|s| show(s.hbone.response_timeout)),
-        "From a CONNECT to its response.",
-    ),
-    (
-        "hbone.pingInterval",
-        "duration",
-        "",
-        Shown(|s| show(s.hbone.ping_interval)),
-        "Between two PINGs on a silent connection.",
-    ),
-    (
-        "hbone.pingTimeout",
-        "duration",
-        "",
-        Shown(|s| show(s.hbone.ping_timeout)),
-        "A connection is dead when a PING goes unanswered for this long.",
-    ),
-    (
-        "dns.enabled",
-        "true, false",
-        "ISTIO_META_DNS_CAPTURE",
-        Shown(|s| s.dns.is_some().to_string()),
-        "Whether the DNS queries of pods are captured: names of the mesh are answered here, others by the resolver that was asked.",
-    ),
-    (
-        "dns.timeout",
-        "duration",
-        "",
-        Shown(|s| s.dns.map_or_else(String::new, |dns| show(dns.timeout))),
-        "For the resolver that was asked.",
-    ),
-    (
-        "socks5.enabled",
-        "true, false",
-        "UNSTABLE_ENABLE_SOCKS5",
-        Shown(|s| s.socks5.to_string()),
-        "Applications in pods may say by SOCKS 5, on port 15080 of their loopback, where they want to go, by address or by name. Only CONNECT, and without authentication.",
-    ),
-    (
-        "applicationTunnel.localhost",
-        "true, false",
-        "LOCALHOST_APP_TUNNEL",
-        Shown(|s| s.localhost_app_tunnel.to_string()),
-        "Whether a workload that wants to be told by a PROXY header who calls takes what arrives in tunnels on its loopback address, `127.0.0.1` or `::1`, where nobody else gets to write such a header, or on its own address.",
-    ),
-    (
-        "keepalive.enabled",
-        "true, false",
-        "KEEPALIVE_ENABLED",
-        Shown(|s| s.keepalive.is_some().to_string()),
-        "TCP keepalive on the connections of pods.",
-    ),
-    (
-        "keepalive.time",
-        "duration",
-        "KEEPALIVE_TIME",
-        Shown(|s| s.keepalive.map_or_else(String::new, |k| show(k.time))),
-        "Silence before the first probe.",
-    ),
-    (
-        "keepalive.interval",
-        "duration",
-        "KEEPALIVE_INTERVAL",
-        Shown(|s| s.keepalive.map_or_else(String::new, |k| show(k.interval))),
-        "Between two probes.",
-    ),
-    (
-        "keepalive.retries",
-        "number, 1 to 127",
-        "KEEPALIVE_RETRIES",
-        Shown(|s| {
-            s.keepalive
-                .map_or_else(String::new, |k| k.retries.to_string())
-        }),
-        "Unanswered probes after which a connection is dead.",
-    ),
-    (
-        "termination.deadline",
-        "duration",
-        "CONNECTION_TERMINATION_DEADLINE",
-        Shown(|s| show(s.termination_deadline)),
-        "After the signal to end, live connections may go on for this long. Without its own variable, nine tenths of `TERMINATION_GRACE_PERIOD_SECONDS`; never longer than that less a second.",
     ),
 ];
