@@ -352,7 +352,12 @@ impl<'world> Proxy<'world> {
     pub fn wait_for_log(&self, text: &str, limit: Duration) -> Result<String> {
         let started = Instant::now();
         loop {
-            if let Some(line) = self.log().lines().find(|line| line.contains(text)) {
+            // A line without its end is just being written.
+            let log = self.log();
+            let mut whole = log
+                .split_inclusive('\n')
+                .filter_map(|line| line.strip_suffix('\n'));
+            if let Some(line) = whole.find(|line| line.contains(text)) {
                 return Ok(line.to_owned());
             }
             if started.elapsed() > limit {
