@@ -24,6 +24,13 @@ fn install(world: &World) {
     }
 }
 
+/// Proxies that rules lead to.
+fn by_rules(world: &World) -> Mesh<'_> {
+    install(world);
+    let builder = Mesh::builder(world).settings(|settings| by(settings, "rules"));
+    builder.start().unwrap()
+}
+
 /// A proxy with programs ends, and one that rules lead to comes after it. `sees`: whether its
 /// container has the directory of the pins.
 fn it_waits_until_the_programs_are_removed(sees: bool) {
@@ -107,11 +114,7 @@ fn a_proxy_by_rules_leaves_pods_to_a_proxy_with_programs() {
 #[test]
 fn a_proxy_by_rules_lets_pods_go_that_programs_capture_later() {
     let world = World::two_nodes().unwrap();
-    install(&world);
-    let mut mesh = Mesh::builder(&world)
-        .settings(|settings| by(settings, "rules"))
-        .start()
-        .unwrap();
+    let mut mesh = by_rules(&world);
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let _servers = [client, server].map(|pod| pod.serve(Kind::Http, HTTP).unwrap());
     answered(client, server.at(Family::V4, HTTP));
@@ -142,11 +145,7 @@ fn a_proxy_by_rules_lets_pods_go_that_programs_capture_later() {
 #[test]
 fn an_application_that_calls_the_proxys_port_does_not_make_the_node_unready() {
     let world = World::two_nodes().unwrap();
-    install(&world);
-    let mut mesh = Mesh::builder(&world)
-        .settings(|settings| by(settings, "rules"))
-        .start()
-        .unwrap();
+    let mut mesh = by_rules(&world);
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let _http = server.serve(Kind::Http, HTTP).unwrap();
     for at in ["127.0.0.1:15001", "[::1]:15001"] {

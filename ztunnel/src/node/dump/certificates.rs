@@ -5,6 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use pem::{EncodeConfig, LineEnding, Pem};
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -70,7 +71,9 @@ struct CertificateView {
 impl CertificateView {
     /// What cannot be read has no serial number and no times; `istioctl` takes it for expired.
     fn of(certificate: &CertificateDer<'_>) -> Self {
-        let pem = STANDARD.encode(pem(certificate));
+        let block = Pem::new("CERTIFICATE", certificate.as_ref());
+        let as_everywhere = EncodeConfig::new().set_line_ending(LineEnding::LF);
+        let pem = STANDARD.encode(pem::encode_config(&block, as_everywhere));
         let Ok((_rest, parsed)) = x509_parser::parse_x509_certificate(certificate) else {
             return Self {
                 pem,
@@ -85,18 +88,6 @@ impl CertificateView {
             expiration_time: rfc3339(validity.not_after.timestamp()),
         }
     }
-}
-
-/// RFC 7468: lines of 64 characters.
-fn pem(certificate: &CertificateDer<'_>) -> String {
-    let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
-    // 48 bytes are 64 characters.
-    for line in certificate.chunks(48) {
-        STANDARD.encode_string(line, &mut text);
-        text.push('\n');
-    }
-    text.push_str("-----END CERTIFICATE-----\n");
-    text
 }
 
 /// Seconds since 1970 as `2026-01-02T03:04:05Z`. Nobody's certificate is from before that year.
