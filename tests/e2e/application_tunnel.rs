@@ -1,7 +1,7 @@
 //! An application that asks for the PROXY protocol is told who called, before the first byte of
 //! the connection, on the port it asked for.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde_json::json;
@@ -10,7 +10,7 @@ use ztunnel_tests::net::Family;
 use ztunnel_tests::net::{Host, World};
 use ztunnel_tests::on_lanes;
 use ztunnel_tests::proxy::identity;
-use ztunnel_tests::proxy::{Mesh, Settings};
+use ztunnel_tests::proxy::{Mesh, Policy, Settings};
 use ztunnel_tests::traffic::End;
 
 use crate::ends::{canonical, connect, listen};
@@ -105,6 +105,41 @@ fn the_header_tells_address_and_identity_on_the_port_that_was_asked_for(lane: La
         let mut answer = [0; 6];
         near.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"answer");
+    }
+}
+
+on_lanes!(policies_judge_the_port_of_the_tunnel: tunnel, direct);
+fn policies_judge_the_port_of_the_tunnel(lane: Lane) {
+    let scene = Scene::set(lane).unwrap();
+    let (client, server) = (scene.client(), scene.server());
+    let port = |name, port: u16| {
+        let rules = json!([[[{ "destinationPorts": [port] }]]]);
+        Policy::namespace(name, "Allow", rules)
+    };
+    let mut mesh = scene
+        .mesh()
+        .settings(|settings| {
+            wants_to_be_told(settings, server);
+            settings.policies = vec![port("allow-tunnels", 7777)];
+        })
+        .start()
+        .unwrap();
+    let listener = listen(server, 7777);
+    let to = server.at(Family::V4, 8080);
+    let (mut near, mut far) = connect(client, to, &listener);
+    assert_eq!(read_header(&far).destination, to);
+    far.write_all(b"answer").unwrap();
+    near.read_exact(&mut [0; 6]).unwrap();
+    // The port that was called does not count, for what is open and for what comes.
+    mesh.change(|settings| settings.policies = vec![port("allow-called", 8080)])
+        .unwrap();
+    let refused = |mut end: End| {
+        let error = end.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    };
+    refused(near);
+    if let Ok(knocking) = scene.knock(client, to) {
+        refused(knocking);
     }
 }
 

@@ -99,7 +99,8 @@ pub struct PolicyContext<'a> {
     pub source: Option<&'a Identity>,
     /// The client's address, as it was when it opened the connection.
     pub source_ip: IpAddr,
-    /// The destination's address and port, before application tunnel rewriting.
+    /// The destination's address and port: for what came in a tunnel the application tunnel's port,
+    /// where the workload has one (as Istio judges it).
     pub destination: SocketAddr,
 }
 

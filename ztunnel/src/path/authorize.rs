@@ -22,8 +22,8 @@ pub struct Arrival<'a> {
     pub source: Option<&'a Identity>,
     /// The client's own address.
     pub source_ip: IpAddr,
-    /// What the client wants to reach: an address of the workload and a port, before an
-    /// application tunnel rewrites it.
+    /// What the client gets to: an address of the workload and a port, which is the application
+    /// tunnel's for what came in a tunnel, where the workload has one.
     pub destination: SocketAddr,
 }
 

@@ -390,7 +390,11 @@ async fn deliver(
     target: &Target,
     client: SocketAddr,
 ) -> Result<(TcpStream, Live), ArriveError> {
-    let (identity, destination) = (caller.identity(), target.destination);
+    let identity = caller.identity();
+    let destination = match &caller.tunnel {
+        Some(_) => delivered(workload, target.destination, false),
+        None => target.destination,
+    };
     permit(
         &view.mesh,
         &Arrival {

@@ -34,7 +34,7 @@ pub(super) struct Admitted {
     /// The address for which the peer says it speaks, if it is another one. Whether it may is
     /// judged each time: a waypoint can be withdrawn.
     pub(super) named: Option<IpAddr>,
-    /// What its client wants to reach.
+    /// What its client gets to, as policies see it.
     pub(super) destination: SocketAddr,
 }
 
