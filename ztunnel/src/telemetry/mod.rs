@@ -38,6 +38,7 @@ pub use logging::{
 };
 pub use pods::PodMetrics;
 pub use series::{Count, Reporter, ResponseFlag, SecurityPolicy, Series, SeriesKey};
+pub use table::TOLD;
 pub use trials::TrialMetrics;
 pub use xds::{XdsMetrics, XdsTermination};
 

@@ -14,11 +14,32 @@ use crate::mesh::Uid;
 /// bounds the table to tens of megabytes whatever clients and control plane do.
 const KEY_LIMIT: usize = 20_000;
 
+/// How many of them have a client that only its baggage tells of. It can tell anything, and shall not
+/// take the places of those whom the mesh knows.
+const TOLD_LIMIT: usize = KEY_LIMIT / 10;
+
+/// How the uid of such a client begins.
+pub const TOLD: &str = "baggage/";
+
 #[derive(Debug, Default)]
 struct Entries {
     by_key: HashMap<SeriesKey, Arc<Series>, RandomState>,
     by_labels: HashMap<Labels, Arc<Series>, RandomState>,
+    /// How many keys have a client that only its baggage tells of.
+    told: usize,
 }
+
+/// How many keys there may be.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    keys: usize,
+    told: usize,
+}
+
+const LIMITS: Limits = Limits {
+    keys: KEY_LIMIT,
+    told: TOLD_LIMIT,
+};
 
 /// All series. The lock is written only when a key is new or its workloads changed.
 #[derive(Debug, Default)]
@@ -37,7 +58,7 @@ impl Table {
         self.0
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .add(key, KEY_LIMIT)
+            .add(key, LIMITS)
     }
 
     pub(super) fn retain(&self, alive: impl Fn(&Uid) -> bool) {
@@ -48,6 +69,7 @@ impl Table {
                 .flatten()
                 .all(|workload| alive(&workload.uid))
         });
+        entries.told = entries.by_key.keys().filter(|key| is_told(key)).count();
         // What no key and no connection holds any more will not be counted on again.
         entries
             .by_labels
@@ -75,17 +97,36 @@ impl Table {
 }
 
 impl Entries {
-    fn add(&mut self, key: &SeriesKey, limit: usize) -> Arc<Series> {
+    fn add(&mut self, key: &SeriesKey, limits: Limits) -> Arc<Series> {
         // Removed first because an entry keeps the objects of its first key, which may be older.
         let known = self.by_key.remove(key).is_some();
-        if !known && self.by_key.len() >= limit {
+        if !known && self.by_key.len() >= limits.keys {
             let key = SeriesKey::unknown(key.reporter, key.security);
             return self.by_labels.entry(Labels::of(&key)).or_default().clone();
+        }
+        if !known && is_told(key) {
+            if self.told >= limits.told {
+                // What it proved still counts, what it tells does not.
+                let source = None;
+                return self.add(
+                    &SeriesKey {
+                        source,
+                        ..key.clone()
+                    },
+                    limits,
+                );
+            }
+            self.told += 1;
         }
         let series = self.by_labels.entry(Labels::of(key)).or_default().clone();
         self.by_key.insert(key.clone(), series.clone());
         series
     }
+}
+
+fn is_told(key: &SeriesKey) -> bool {
+    let source = key.source.as_ref();
+    source.is_some_and(|source| source.uid.0.starts_with(TOLD))
 }
 
 #[cfg(test)]
@@ -161,15 +202,29 @@ mod tests {
     #[test]
     fn beyond_the_limit_everything_counts_as_unknown() {
         let mut entries = Entries::default();
-        entries.add(&key("a", "a"), 2);
-        entries.add(&key("b", "b"), 2);
-        let c = entries.add(&key("c", "c"), 2);
-        let d = entries.add(&key("d", "d"), 2);
+        let mut add = |uid| entries.add(&key(uid, uid), Limits { keys: 2, told: 0 });
+        let known = add("a");
+        add("b");
+        let (c, d) = (add("c"), add("d"));
         assert!(Arc::ptr_eq(&c, &d));
+        assert!(Arc::ptr_eq(&add("a"), &known), "known keys stay known");
         assert_eq!((entries.by_key.len(), entries.by_labels.len()), (2, 3));
-        assert!(
-            !Arc::ptr_eq(&entries.add(&key("a", "a"), 2), &c),
-            "known keys stay known"
-        );
+    }
+
+    #[test]
+    fn clients_that_only_tell_of_themselves_take_nobodys_place() {
+        let mut entries = Entries::default();
+        let limits = Limits { keys: 4, told: 2 };
+        let mut add = |uid: &str| entries.add(&key(uid, uid), limits);
+        let [first, _, third, fourth] =
+            ["a", "b", "c", "d"].map(|name| add(&format!("{TOLD}{name}")));
+        assert!(Arc::ptr_eq(&third, &fourth), "as one that tells nothing");
+        assert!(!Arc::ptr_eq(&first, &third));
+        assert!(Arc::ptr_eq(&first, &add("baggage/a")));
+        let known = add("known");
+        assert!(!Arc::ptr_eq(&known, &third), "there is a place for it");
+        let table = Table(RwLock::new(entries));
+        table.retain(|uid| &*uid.0 == "known");
+        assert_eq!(table.0.into_inner().unwrap().told, 0);
     }
 }
