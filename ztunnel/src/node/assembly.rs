@@ -144,7 +144,7 @@ pub(super) fn xds(settings: &Settings) -> Option<xds::Config> {
 /// Backends that have names are resolved on the main runtime, by the system. `getaddrinfo(3)` gives
 /// up after five seconds for each server by default; an application waits no longer than that.
 pub(super) fn resolver(runtime: Handle) -> Arc<dyn path::Resolve> {
-    const AT_ONCE: usize = 32;
+    const AT_ONCE: usize = 128;
     const TIMEOUT: Duration = Duration::from_secs(5);
     Arc::new(path::SystemResolver::new(runtime, AT_ONCE, TIMEOUT))
 }
