@@ -167,6 +167,8 @@ fn build(chosen: &[String]) -> Result<()> {
     let fetch = ["fetch", "--locked", "--manifest-path", MANIFEST];
     shell::must(&mut shell::cargo(fetch))?;
     let mut command = cargo_fuzz(&tools, "build");
+    // The default is one, where only one core builds the proxy. The targets run a little slower.
+    command.arg("--codegen-units=8");
     if let [only] = chosen {
         command.arg(only);
     }
