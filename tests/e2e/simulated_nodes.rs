@@ -28,7 +28,7 @@ fn pods_of_two_nodes_talk_in_plain_and_the_sniffer_sees_it() {
         assert_eq!(answer.peer, answer.client_local);
         std::thread::sleep(ztunnel_tests::sniff::SETTLE);
         let seen = sniffer.finish().unwrap();
-        assert_eq!(seen.hits, 2, "the request and the answer: {seen:?}");
+        assert!(seen.hits >= 2, "the request and the answer: {seen:?}");
     }
     assert_eq!(running.accepted(), 2);
 }

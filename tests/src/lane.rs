@@ -194,6 +194,19 @@ impl Scene {
         Mesh::builder(&self.world).settings(move |settings| lane.choose(settings))
     }
 
+    /// On the lane that the proxy chooses by itself: waits until it has chosen. A verdict of that
+    /// moment does not count any more, and is given again.
+    ///
+    /// # Errors
+    /// When it has not chosen in time.
+    pub fn chosen(&self, mesh: &mut Mesh<'_>) -> Result<()> {
+        if self.lane == Lane::Auto {
+            let proxy = mesh.proxy(self.lane.server_node());
+            proxy.wait_for_log("acceleration auto", PATIENCE)?;
+        }
+        Ok(())
+    }
+
     /// A listener on both address families of a host.
     ///
     /// # Errors

@@ -121,7 +121,7 @@ fn without_a_mesh_the_link_shows_the_marker() {
             client.enter(|| ask_over(&TcpStream::connect(to)?, request().as_bytes()))
         });
         assert!(answer.unwrap().answer.contains(MARKER));
-        assert_eq!(seen.hits, 2, "{seen:?}");
+        assert!(seen.hits >= 2, "{seen:?}");
     }
 }
 

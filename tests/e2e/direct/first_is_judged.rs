@@ -13,6 +13,7 @@ on_lanes!(the_first_connection_is_judged_and_the_second_goes_by: direct, joined,
 fn the_first_connection_is_judged_and_the_second_goes_by(lane: Lane) {
     let scene = Scene::set(lane).unwrap();
     let mut mesh = scene.mesh().start().unwrap();
+    scene.chosen(&mut mesh).unwrap();
     let (client, server) = (scene.client(), scene.server());
     let _running = scene.serve(Kind::Http, PORT).unwrap();
     let service = Mesh::service(server);

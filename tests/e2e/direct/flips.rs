@@ -102,7 +102,12 @@ fn flip_all_the_time(scene: &Scene, mesh: &mut Mesh<'_>, made: &AtomicUsize) -> 
     let mut allowed = true;
     let mut in_force = Instant::now();
     while made.load(Ordering::Relaxed) < CONNECTIONS || phases.len() < 20 {
+        // Where connections are slow, so are the rules: enough of them have to fit in.
+        let before = made.load(Ordering::Relaxed);
         thread::sleep(FLIP);
+        while made.load(Ordering::Relaxed) < before + 3 * CLIENTS {
+            thread::sleep(FLIP / 20);
+        }
         phases.push(Phase {
             allowed,
             in_force,

@@ -22,6 +22,7 @@ fn a_policy_that_allows_one_identity_refuses_the_others(lane: Lane) {
         .policy(about(one, "only-one", "Allow"))
         .start()
         .unwrap();
+    scene.chosen(&mut mesh).unwrap();
     let running = scene.serve(Kind::Http, PORT).unwrap();
     let service = Mesh::service(scene.server());
     for family in Family::BOTH {
@@ -36,10 +37,9 @@ fn a_policy_that_allows_one_identity_refuses_the_others(lane: Lane) {
         }
     }
     assert_eq!(running.accepted(), scene.knocks());
-    assert!(
-        mesh.proxy("a").log().contains(&identity(one)),
-        "the identity is in the access log"
-    );
+    mesh.proxy("a")
+        .wait_for_log(&identity(one), PATIENCE)
+        .expect("the identity in the access log");
     unharmed(&mut mesh);
 }
 

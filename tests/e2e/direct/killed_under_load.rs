@@ -18,6 +18,11 @@ use crate::proof::{MARKER, PATIENCE, PORT, eventually, unharmed};
 
 /// Between two blows.
 const ROUNDS: usize = 5;
+/// Between two requests of a client.
+const HASTE: Duration = Duration::from_millis(1);
+/// The same where events wait for the next proxy: all must fit in their ring, however long it takes to
+/// start.
+const PACE: Duration = Duration::from_millis(8);
 
 on_lanes!(known_calls_never_fail: direct, joined);
 fn known_calls_never_fail(lane: Lane) {
@@ -43,7 +48,7 @@ fn known_calls_never_fail(lane: Lane) {
     let failures: Vec<_> = thread::scope(|scope| {
         let threads: Vec<_> = calls
             .iter()
-            .map(|(from, to)| scope.spawn(|| load(lane, from, *to, &stop, &answers)))
+            .map(|(from, to)| scope.spawn(|| load(lane, from, (*to, HASTE), &stop, &answers)))
             .collect();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             blows(&mut mesh, &answers);
@@ -81,7 +86,7 @@ fn blows(mesh: &mut Mesh<'_>, answers: &AtomicU64) {
 fn load(
     lane: Lane,
     from: &Host,
-    to: SocketAddr,
+    (to, pace): (SocketAddr, Duration),
     stop: &AtomicBool,
     answers: &AtomicU64,
 ) -> io::Result<()> {
@@ -91,7 +96,7 @@ fn load(
                 .map_err(|error| io::Error::new(error.kind(), format!("{to}: {error}")))?;
             assert_eq!(answer.client_peer, to);
             answers.fetch_add(1, Ordering::Relaxed);
-            thread::sleep(Duration::from_millis(1));
+            thread::sleep(pace);
         }
         Ok(())
     })
@@ -113,7 +118,7 @@ fn every_connection_has_its_line_whichever_proxy_was_there() {
         let client = scene.client();
         for to in calls {
             let (stop, answers) = (&stop, &answers);
-            scope.spawn(move || load(Lane::Direct, client, to, stop, answers).unwrap());
+            scope.spawn(move || load(Lane::Direct, client, (to, PACE), stop, answers).unwrap());
         }
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for _ in 0..3 {

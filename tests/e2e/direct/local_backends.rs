@@ -1,7 +1,7 @@
 //! A service with backends on this node and on another one: each gets its share, the ones here
 //! directly; one that is drained is called no more, and nobody is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -117,8 +117,10 @@ fn each_backend_gets_its_share_and_the_ones_here_directly() {
     unharmed(&mut mesh);
 }
 
-/// What clients heard, and when they asked.
-type Heard = Mutex<Vec<(Instant, Result<SocketAddr, String>)>>;
+const CLIENTS: usize = 8;
+
+/// What clients heard, which of them, and when they asked.
+type Heard = Mutex<Vec<(usize, Instant, Result<SocketAddr, String>)>>;
 
 fn load(world: &World, stop: &AtomicBool, heard: &Heard, client: usize) {
     let from = world.pod("a", client % 2);
@@ -129,7 +131,7 @@ fn load(world: &World, stop: &AtomicBool, heard: &Heard, client: usize) {
             let outcome = traffic::get(to, MARKER, PATIENCE)
                 .map(|answer| answer.local)
                 .map_err(|error| error.to_string());
-            heard.lock().unwrap().push((began, outcome));
+            heard.lock().unwrap().push((client, began, outcome));
         }
     });
 }
@@ -142,7 +144,7 @@ fn backends_come_and_go_under_load_and_nobody_is_refused() {
     let mut servers = all.map(|pod| Some(pod.serve(Kind::Http, PORT).unwrap()));
     let (stop, heard) = (AtomicBool::new(false), Heard::default());
     thread::scope(|scope| {
-        for client in 0..8 {
+        for client in 0..CLIENTS {
             let (world, stop, heard) = (&world, &stop, &heard);
             scope.spawn(move || load(world, stop, heard, client));
         }
@@ -159,7 +161,7 @@ fn backends_come_and_go_under_load_and_nobody_is_refused() {
     let heard = heard.into_inner().unwrap();
     let failures: Vec<_> = heard
         .iter()
-        .filter_map(|(_, outcome)| outcome.as_ref().err())
+        .filter_map(|(_, _, outcome)| outcome.as_ref().err())
         .collect();
     assert!(
         failures.is_empty(),
@@ -193,8 +195,13 @@ fn drain(
         Way::Removed => leave_or_join(settings, world, pod, false),
     });
     let drained = Instant::now();
-    // What was sent on its way before still arrives; a connection takes milliseconds.
-    thread::sleep(STEP);
+    // What was sent on its way before still arrives.
+    eventually("nobody waits for a call from before", || {
+        let heard = heard.lock().unwrap();
+        let since = heard.iter().filter(|(_, began, _)| *began >= drained);
+        let clients: BTreeSet<_> = since.map(|(client, ..)| client).collect();
+        (clients.len() == CLIENTS).then_some(())
+    });
     *server = None;
     thread::sleep(STEP);
     let late = calls_of(heard, pod, drained);
@@ -216,7 +223,7 @@ fn calls_of(heard: &Heard, pod: &Host, after: Instant) -> usize {
     let heard = heard.lock().unwrap();
     heard
         .iter()
-        .filter(|(began, outcome)| {
+        .filter(|(_, began, outcome)| {
             *began >= after && outcome.as_ref().is_ok_and(|from| own.contains(from))
         })
         .count()

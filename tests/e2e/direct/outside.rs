@@ -83,7 +83,7 @@ fn who_joins_the_mesh_is_no_longer_called_in_the_clear() {
         scene.get(newcomer.at(family, PORT), MARKER).unwrap();
     }
     thread::sleep(SETTLE);
-    assert_eq!(sniffer.finish().unwrap().hits, 4, "the test of the test");
+    assert!(sniffer.finish().unwrap().hits >= 4, "the test of the test");
 
     let mut complete = complete.into_iter();
     change(&mut mesh, |settings| *settings = complete.next().unwrap());

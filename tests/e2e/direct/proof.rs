@@ -15,6 +15,8 @@ use ztunnel_tests::traffic::{self, Answer, End};
 
 /// How soon a connection that is no longer allowed has ended, once the change is in force.
 pub(crate) const SOON: Duration = Duration::from_secs(1);
+/// How long an end may take to be told that its connection broke; without being told it waits for ever.
+const TOLD: Duration = Duration::from_secs(5);
 /// The port of the servers.
 pub(crate) const PORT: u16 = 8080;
 /// What every request here carries, so that a sniffer finds it.
@@ -131,7 +133,7 @@ pub(crate) fn speak((near, far): &(End, End)) {
 #[track_caller]
 pub(crate) fn cut((near, far): &mut (End, End), case: &str) {
     for (name, end) in [("client", near), ("server", far)] {
-        end.set_read_timeout(Some(SOON)).unwrap();
+        end.set_read_timeout(Some(TOLD)).unwrap();
         let outcome = end.read(&mut [0]);
         let kind = outcome.as_ref().map_err(io::Error::kind);
         // The end whose socket was destroyed learns ECONNABORTED, the other one gets its reset

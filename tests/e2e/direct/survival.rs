@@ -94,6 +94,9 @@ fn an_open_connection_goes_on(lane: Lane) {
     unharmed(&mut mesh);
 }
 
+/// How long there is no proxy.
+const AWAY: Duration = Duration::from_secs(3);
+
 on_lanes!(a_transfer_does_not_stop_while_the_proxy_is_replaced: direct, joined);
 /// Data flows all the time, not only before and after.
 fn a_transfer_does_not_stop_while_the_proxy_is_replaced(lane: Lane) {
@@ -108,17 +111,15 @@ fn a_transfer_does_not_stop_while_the_proxy_is_replaced(lane: Lane) {
         let talking = scope.spawn(move || longest_answer(end, &stopped));
         for leaving in Leaving::BOTH {
             leaving.happens(&mut mesh);
-            thread::sleep(Duration::from_millis(300));
+            thread::sleep(AWAY);
             mesh.proxy("a").start().unwrap();
             thread::sleep(Duration::from_millis(300));
         }
         drop(stop);
         talking.join().unwrap()
     });
-    assert!(
-        longest < Duration::from_secs(1),
-        "{longest:?} without a byte"
-    );
+    // Both threads may be late; without a proxy nothing would come before it is back.
+    assert!(longest < AWAY.mul_f64(0.8), "{longest:?} without a byte");
     unharmed(&mut mesh);
 }
 

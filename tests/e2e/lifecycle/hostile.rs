@@ -9,6 +9,7 @@ mod servers;
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::{Mesh, identity};
@@ -29,16 +30,25 @@ struct Stage<'world> {
     _http: Server,
 }
 
+/// How long a handshake may take where the stage is hasty.
+const HASTE: Duration = Duration::from_secs(2);
+
 impl<'world> Stage<'world> {
     fn set(world: &'world World) -> Self {
-        let mesh = Mesh::builder(world)
-            .settings(|settings| {
-                // So that what waits for it does not make the test slow.
-                let timeouts = serde_json::json!({ "handshakeTimeout": "700ms" });
-                settings.extra.insert("hbone".to_owned(), timeouts);
-            })
-            .start()
-            .unwrap();
+        Self::around(world, Mesh::start(world).unwrap())
+    }
+
+    /// For tests in which somebody waits until the proxy gives a handshake up, after [`HASTE`].
+    fn hasty(world: &'world World) -> Self {
+        let mesh = Mesh::builder(world).settings(|settings| {
+            let timeouts =
+                serde_json::json!({ "handshakeTimeout": format!("{}s", HASTE.as_secs()) });
+            settings.extra.insert("hbone".to_owned(), timeouts);
+        });
+        Self::around(world, mesh.start().unwrap())
+    }
+
+    fn around(world: &'world World, mesh: Mesh<'world>) -> Self {
         let victim = world.pod("b", 0);
         Self {
             mesh,

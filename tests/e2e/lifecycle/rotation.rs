@@ -96,12 +96,15 @@ fn a_long_transfer_outlives_its_certificates() {
 fn new_connections_are_shown_the_new_certificate() {
     let world = World::two_nodes().unwrap();
     let mut mesh = Mesh::builder(&world)
-        .settings(|settings| settings.ca.as_mut().unwrap().local.leaf_ttl = Some("6s".to_owned()))
+        .settings(|settings| settings.ca.as_mut().unwrap().local.leaf_ttl = Some("8s".to_owned()))
         .start()
         .unwrap();
     let server = world.pod("b", 0);
     let leaf = Authority::of_mesh(world.directory()).leaf(&[&identity(world.pod("a", 0))]);
     let config = client_config(Some(leaf), &[b"h2"]);
+    scene::eventually("a first certificate", || {
+        !serial(mesh.proxy("b"), server).is_empty()
+    });
     let mut shown = BTreeSet::new();
     while shown.len() < 3 {
         let last = shown.len();

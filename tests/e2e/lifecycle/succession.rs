@@ -139,7 +139,7 @@ fn a_second_signal_ends_a_drain() {
     thread::sleep(Duration::from_millis(300));
     assert!(ending.alive(), "it did not wait for an open connection");
     ending.signal(Signal::SIGINT).unwrap();
-    let status = ending.wait(Duration::from_secs(5)).unwrap();
+    let status = ending.wait(Duration::from_secs(20)).unwrap();
     assert!(status.success(), "{status}");
     drop(stream);
     scene::unharmed(&mut mesh);

@@ -35,7 +35,7 @@ const TABLE_LOCAL: u8 = 255;
 /// The largest answer to a request that asks for nothing but an acknowledgement.
 const ANSWER_BYTES: usize = 32 * 1024;
 /// How long the kernel may take to make a new address usable.
-const ADDRESS_PATIENCE: Duration = Duration::from_secs(2);
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a route leads to.
 #[derive(Debug, Clone, Copy)]

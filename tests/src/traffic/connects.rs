@@ -34,12 +34,15 @@ pub fn run(to: SocketAddr, at_a_time: usize, length: Duration) -> Result<Report>
         .map(|_| {
             thread::spawn(move || -> Result<Recorder> {
                 let mut recorder = Recorder::new();
-                while Instant::now() < end {
+                // At least one, also where the thread begins late.
+                loop {
                     let begun = Instant::now();
                     once(to)?;
                     recorder.record(begun.elapsed());
+                    if Instant::now() >= end {
+                        return Ok(recorder);
+                    }
                 }
-                Ok(recorder)
             })
         })
         .collect();

@@ -2,6 +2,7 @@
 //! here has called.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -141,6 +142,18 @@ fn without_an_answer_nothing_leaves_in_the_clear() {
     scene::unharmed(&mut cluster.mesh);
 }
 
+/// Dials one of a thousand addresses. Nothing when the proxy has refused the connection already: a
+/// reset may come before the dialling thread has seen that it is connected.
+fn dial(at: u32) -> Option<TcpStream> {
+    let [.., high, low] = at.to_be_bytes();
+    let to = SocketAddr::from(([198, 18, high, low], HTTP));
+    match TcpStream::connect(to) {
+        Ok(stream) => Some(stream),
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => None,
+        Err(error) => panic!("{to}: {error}"),
+    }
+}
+
 #[test]
 fn a_pod_that_dials_a_thousand_addresses_harms_nobody() {
     let world = World::two_nodes().unwrap();
@@ -151,16 +164,11 @@ fn a_pod_that_dials_a_thousand_addresses_harms_nobody() {
         workloads(&mut cluster, "a").len() == 2
     });
     let began = Instant::now();
-    let dialled: Vec<TcpStream> = (0..1000_u32)
-        .map(|at| {
-            let [.., high, low] = at.to_be_bytes();
-            let to = SocketAddr::from(([198, 18, high, low], HTTP));
-            client.enter(|| TcpStream::connect(to)).unwrap()
-        })
-        .collect();
+    let dialled: Vec<TcpStream> = client.enter(|| (0..1000).filter_map(dial).collect());
     // Somebody else is not made to wait.
+    let call = Instant::now();
     answered(neighbour, server.at(Family::V4, HTTP));
-    let took = began.elapsed();
+    let took = call.elapsed();
     assert!(took < Duration::from_secs(5), "{took:?}");
     let flood = |cluster: &Cluster<'_>| {
         let asked = cluster.control.state.asked();

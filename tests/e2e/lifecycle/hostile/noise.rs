@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ztunnel_tests::net::{Family, World};
 
-use super::Stage;
+use super::{HASTE, Stage};
 use crate::peer::{client, client_config, dial};
 use crate::scene::LIMIT;
 
@@ -92,7 +92,7 @@ fn what_is_no_tls_is_refused() {
             }
         }
         for cut in [1, 5, 40, hello.len() - 1] {
-            stage.attack(|| dial(to).unwrap().write_all(&hello[..cut]).unwrap());
+            stage.attack(|| drop(dial(to).unwrap().write_all(&hello[..cut])));
         }
     }
     stage.stands();
@@ -121,7 +121,7 @@ fn only_http_2_is_negotiated() {
 #[test]
 fn a_handshake_that_never_ends_is_given_up() {
     let world = World::two_nodes().unwrap();
-    let mut stage = Stage::set(&world);
+    let mut stage = Stage::hasty(&world);
     let hello = hello_of_tls_1_2();
     for family in Family::BOTH {
         let to = stage.hbone(family);
@@ -130,12 +130,13 @@ fn a_handshake_that_never_ends_is_given_up() {
             let after = stage.attack(|| {
                 let started = Instant::now();
                 let mut stream = dial(to).unwrap();
-                stream.write_all(&hello[..begun]).unwrap();
+                // Where this thread was late, the proxy may have given it up.
+                drop(stream.write_all(&hello[..begun]));
                 assert!(ends(&stream).is_empty());
                 started.elapsed()
             });
             assert!(
-                after >= Duration::from_millis(500),
+                after >= HASTE.mul_f64(0.75),
                 "given up after {after:?} already"
             );
         }
@@ -161,7 +162,7 @@ fn a_handshake_that_never_ends_is_given_up() {
 #[test]
 fn a_session_without_http_2_is_given_up() {
     let world = World::two_nodes().unwrap();
-    let mut stage = Stage::set(&world);
+    let mut stage = Stage::hasty(&world);
     for family in Family::BOTH {
         let (to, leaf) = (stage.hbone(family), stage.stolen());
         let outcome = stage.attack(|| {
