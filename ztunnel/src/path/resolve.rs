@@ -28,7 +28,7 @@ const KEPT: Duration = Duration::from_secs(5);
 const MOST_KEPT: usize = 1024;
 
 /// One pod has at most this part of the places.
-const PART: usize = 4;
+const PART: usize = 16;
 
 /// Why a name has no address.
 #[derive(Debug, thiserror::Error)]
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn one_pod_does_not_take_the_places_of_another() {
-        with_places(8, async |resolver| {
+        with_places(32, async |resolver| {
             let share = resolver.shares.share(POD);
             let held: Vec<_> = (0..2).map(|_| share.clone().try_acquire_owned()).collect();
             assert!(held.iter().all(Result::is_ok));
@@ -335,7 +335,7 @@ mod tests {
 
     #[test]
     fn shares_are_gone_when_nobody_asks() {
-        let shares = Shares::of(32);
+        let shares = Shares::of(128);
         for pod in 0..100 {
             assert_eq!(shares.share(NetnsCookie(pod)).available_permits(), 8);
         }
