@@ -70,11 +70,12 @@ impl Snapshot {
         self.refused.at(network, address)
     }
 
-    /// Whether a service or a workload has this address in this network.
+    /// Whether a service or a workload has this address in this network. A range does not tell who is
+    /// in it.
     #[must_use]
     pub fn knows_address(&self, network: &str, address: IpAddr) -> bool {
-        self.entries_by_vip(network, address).next().is_some()
-            || self.workload_by_address(network, address).is_some()
+        let mut services = self.entries_of(self.vips.all(network, address.to_canonical()));
+        services.next().is_some() || self.workload_by_address(network, address).is_some()
     }
 
     /// The workload with this uid.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use foldhash::{HashMap, HashMapExt as _};
 use smallvec::SmallVec;
 
-use crate::mesh::{DemandKey, Fetched};
+use crate::mesh::{DemandKey, Fetched, NetworkAddress, Snapshot};
 
 /// How long the answer holds that something is not in the mesh.
 pub const LEASE: Duration = Duration::from_secs(10);
@@ -206,6 +206,16 @@ pub(super) struct Learned {
 }
 
 impl Learned {
+    /// Whether an answer that something was found has told all there is: a range that holds the
+    /// address came of the question, and no workload, so that nobody of the mesh is there.
+    pub(super) fn knows(&mut self, key: &DemandKey, mesh: &Snapshot) -> bool {
+        let told = self.asked.contains(key) && is_in_a_range(key, mesh);
+        if told && !self.absent.contains(key) {
+            self.absent.push(key.clone());
+        }
+        told
+    }
+
     /// Asks for something.
     ///
     /// # Errors
@@ -233,9 +243,18 @@ impl Learned {
     }
 }
 
+/// Whether nothing but ranges of services holds what was asked for.
+fn is_in_a_range(key: &DemandKey, mesh: &Snapshot) -> bool {
+    let DemandKey::Address(NetworkAddress { network, address }) = key else {
+        return false;
+    };
+    let known = mesh.knows_address(network, *address);
+    !known && mesh.entries_by_vip(network, *address).next().is_some()
+}
+
 /// What to ask for to learn who has an address of a network.
 pub(super) fn address(network: &Arc<str>, address: IpAddr) -> DemandKey {
-    DemandKey::Address(crate::mesh::NetworkAddress {
+    DemandKey::Address(NetworkAddress {
         network: network.clone(),
         address: address.to_canonical(),
     })

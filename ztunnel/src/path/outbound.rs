@@ -257,8 +257,10 @@ async fn find(
         let known = (resolved.as_slice(), learned.absent.as_slice());
         let judged = match judge(here, &origin, (known, dice), facts, &view) {
             Err(DepartError::Route(RouteError::Unasked { key })) => {
-                let questions = shared.questions.as_deref();
-                learned.ask(questions, &here.leaving, key).await?;
+                if !learned.knows(&key, &view.mesh) {
+                    let questions = shared.questions.as_deref();
+                    learned.ask(questions, &here.leaving, key).await?;
+                }
                 continue;
             }
             judged => judged?,

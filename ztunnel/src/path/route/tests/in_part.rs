@@ -9,7 +9,9 @@ workloads:
 - { uid: b, name: b, serviceAccount: b, workloadIps: ["10.0.1.1"], protocol: HBONE, network: net }
 - { uid: g, name: g, serviceAccount: g, workloadIps: ["10.0.1.2"], protocol: HBONE, network: net, waypoint: { destination: "net/10.0.9.9" } }
 - { uid: named, name: named, hostname: named.example, network: net, services: { default/named.example: {} } }
+- { uid: r, name: r, serviceAccount: r, workloadIps: ["10.2.0.9"], protocol: HBONE, network: net }
 services:
+- { name: wide, hostname: wide, ranges: ["net/10.2.0.0/16"], loadBalancer: { mode: Passthrough } }
 - { name: guarded, hostname: guarded, vips: ["net/10.1.0.1"], ports: { 80: 80 }, waypoint: { destination: default/wp } }
 - { name: shared, hostname: shared, vips: ["net/10.1.0.3"], ports: { 80: 80 },
     weightedWaypoints: [{ destination: { destination: default/wp }, weight: 1 }, { destination: { destination: default/wp2 }, weight: 1 }] }
@@ -41,6 +43,19 @@ fn what_is_not_known_is_asked_for_before_it_is_outside() {
         # Known, and not for everybody.
         src -> 10.1.0.4:80 => passthrough unknown 10.1.0.4:80
         src here b -> 10.0.1.1:80 => direct b 10.0.1.1:80
+        ",
+    );
+}
+
+#[test]
+fn who_is_in_a_range_is_asked_for_too() {
+    check_in(
+        mesh(),
+        3,
+        "
+        src -> 10.2.0.9:80 => tunnel r@10.2.0.9:15008 for 10.2.0.9:80 as r
+        src -> 10.2.0.8:80 => refused unasked: net/10.2.0.8
+        src absent net/10.2.0.8 -> 10.2.0.8:80 => passthrough unknown 10.2.0.8:80 of wide
         ",
     );
 }
