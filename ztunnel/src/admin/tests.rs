@@ -273,7 +273,8 @@ fn servers_stop_soon_after_shutdown_even_with_idle_connections() {
     let start = Instant::now();
     world.stop.send(true).unwrap();
     world.thread.join().unwrap();
-    assert!(start.elapsed() < Duration::from_secs(3));
+    // Much less than an idle connection is given for its request.
+    assert!(start.elapsed() < Duration::from_secs(10));
     assert!(TcpStream::connect(world.admin).is_err());
     drop(idle);
 }

@@ -41,20 +41,26 @@ async fn watch(path: &Path, every: Duration, mut changed: impl FnMut()) {
     // None: not read yet. What the first certificates bring is what is there then.
     let mut seen = None;
     loop {
-        match read(path).await {
-            // Perhaps it is just being written.
-            Ok(bytes) if bytes.is_empty() => {}
-            Ok(bytes) => {
-                if seen.as_ref().is_some_and(|seen| *seen != bytes) {
-                    changed();
-                }
-                seen = Some(bytes);
-            }
-            Err(error) => {
-                tracing::debug!(%error, path = %path.display(), "the mesh's roots cannot be read now");
-            }
+        let now = read(path).await.inspect_err(|error| {
+            tracing::debug!(%error, path = %path.display(), "the mesh's roots cannot be read now");
+        });
+        if differs(&mut seen, now) {
+            changed();
         }
         tokio::time::sleep(every).await;
+    }
+}
+
+/// Whether the content has changed since a look that has seen one.
+fn differs(seen: &mut Option<Vec<u8>>, now: io::Result<Vec<u8>>) -> bool {
+    match now {
+        // An empty file is perhaps just being written.
+        Ok(bytes) if !bytes.is_empty() => {
+            let differs = seen.as_ref().is_some_and(|seen| *seen != bytes);
+            *seen = Some(bytes);
+            differs
+        }
+        _ => false,
     }
 }
 
@@ -71,36 +77,47 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn only_another_content_counts() {
+        let mut seen = None;
+        let gone = || Err(io::ErrorKind::NotFound.into());
+        for (now, expected) in [
+            (gone(), false),
+            (Ok("one"), false),
+            (Ok("one two"), true),
+            (Ok(""), false),
+            (Ok("one two"), false),
+            (Ok("two"), true),
+            (gone(), false),
+            (Ok("two"), false),
+        ] {
+            let case = format!("{now:?} after {seen:?}");
+            let now = now.map(|content| content.as_bytes().to_vec());
+            assert_eq!(differs(&mut seen, now), expected, "{case}");
+        }
+    }
+
     #[tokio::test]
-    async fn only_another_content_counts() {
+    async fn a_change_of_the_file_is_noticed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("root-cert.pem");
         let every = Duration::from_millis(2);
-        let changes = Cell::new(0);
-        let watching = watch(&path, every, || changes.set(changes.get() + 1));
+        let noticed = Cell::new(false);
+        let watching = watch(&path, every, || noticed.set(true));
+        // When it has had its first look is not known: the content changes until it has noticed.
         let story = async {
-            let pause = || tokio::time::sleep(every * 20);
-            pause().await;
-            for (content, expected) in [
-                ("one", 0),
-                ("one two", 1),
-                ("", 1),
-                ("one two", 1),
-                ("two", 2),
-            ] {
-                std::fs::write(&path, content).unwrap();
-                pause().await;
-                assert_eq!(changes.get(), expected, "after {content:?}");
+            for number in 0.. {
+                std::fs::write(&path, format!("root {number}")).unwrap();
+                tokio::time::sleep(every).await;
+                if noticed.get() {
+                    break;
+                }
             }
-            std::fs::remove_file(&path).unwrap();
-            pause().await;
-            std::fs::write(&path, "two").unwrap();
-            pause().await;
-            assert_eq!(changes.get(), 2);
         };
         tokio::select! {
             () = watching => unreachable!("it never ends"),
             () = story => {}
+            () = tokio::time::sleep(Duration::from_secs(5)) => panic!("not noticed"),
         }
     }
 }

@@ -253,9 +253,11 @@ mod tests {
     use super::*;
 
     const POD: NetnsCookie = NetnsCookie(1);
+    /// For a place that never becomes free.
+    const BRIEFLY: Duration = Duration::from_millis(100);
 
     /// Runs a test on a worker's thread, whose runtime has neither a timer nor threads to lend.
-    fn with_places<T>(places: usize, test: impl AsyncFnOnce(&SystemResolver) -> T) -> T {
+    fn with_places<T>(places: usize, test: impl AsyncFnOnce(&mut SystemResolver) -> T) -> T {
         let main = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -263,11 +265,11 @@ mod tests {
         let handle = main.handle().clone();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let node = std::thread::spawn(move || drop(main.block_on(stopped)));
-        let resolver = SystemResolver::new(handle, places, Duration::from_secs(1));
+        let mut resolver = SystemResolver::new(handle, places, Duration::from_secs(10));
         let worker = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
-        let outcome = worker.block_on(test(&resolver));
+        let outcome = worker.block_on(test(&mut resolver));
         drop(stop);
         node.join().unwrap();
         outcome
@@ -315,8 +317,11 @@ mod tests {
 
     #[test]
     fn waiting_is_bounded() {
-        let error = resolve("localhost", 0).unwrap_err();
-        assert_eq!(error.reason(), "name_busy");
+        with_places(0, async |resolver| {
+            resolver.timeout = BRIEFLY;
+            let error = resolver.resolve(&"localhost".into(), POD).await;
+            assert_eq!(error.unwrap_err().reason(), "name_busy");
+        });
     }
 
     #[test]
@@ -326,8 +331,11 @@ mod tests {
             let held: Vec<_> = (0..2).map(|_| share.clone().try_acquire_owned()).collect();
             assert!(held.iter().all(Result::is_ok));
             assert_eq!(share.available_permits(), 0);
+            // It has only this long to wait for a place; who has one asks the system in peace.
+            let patience = std::mem::replace(&mut resolver.timeout, BRIEFLY);
             let error = resolver.resolve(&"localhost".into(), POD).await;
             assert_eq!(error.unwrap_err().reason(), "name_busy");
+            resolver.timeout = patience;
             let other = resolver.resolve(&"localhost".into(), NetnsCookie(2)).await;
             assert!(other.is_ok(), "{other:?}");
         });

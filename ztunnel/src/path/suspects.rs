@@ -25,7 +25,10 @@ pub struct Suspects {
 impl Suspects {
     /// Names a pod. Cheap, from any thread.
     pub(super) fn name(&self, pod: NetnsCookie) {
-        let now = Instant::now();
+        self.name_at(pod, Instant::now());
+    }
+
+    fn name_at(&self, pod: NetnsCookie, now: Instant) {
         let Ok(mut named) = self.named.lock() else {
             return;
         };
@@ -54,25 +57,22 @@ impl Suspects {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+
     use super::*;
 
     #[tokio::test]
     async fn a_pod_is_named_once_for_a_while() {
-        let suspects = Suspects::default();
-        suspects.name(NetnsCookie(1));
-        suspects.name(NetnsCookie(1));
-        suspects.name(NetnsCookie(2));
+        let (suspects, now) = (Suspects::default(), Instant::now());
+        suspects.name_at(NetnsCookie(1), now);
+        suspects.name_at(NetnsCookie(1), now);
+        suspects.name_at(NetnsCookie(2), now);
         let mut named = suspects.named().await;
         named.sort_unstable_by_key(|pod| pod.0);
         assert_eq!(named, [NetnsCookie(1), NetnsCookie(2)]);
-        suspects.name(NetnsCookie(1));
-        assert!(
-            tokio::time::timeout(Duration::ZERO, suspects.named())
-                .await
-                .is_err()
-        );
-        tokio::time::sleep(PACE).await;
-        suspects.name(NetnsCookie(1));
+        suspects.name_at(NetnsCookie(1), now + PACE / 2);
+        assert!(suspects.named().now_or_never().is_none());
+        suspects.name_at(NetnsCookie(1), now + PACE);
         assert_eq!(suspects.named().await, [NetnsCookie(1)]);
     }
 }

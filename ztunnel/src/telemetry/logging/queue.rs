@@ -143,6 +143,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+    use std::time::Instant;
 
     use super::*;
 
@@ -162,13 +163,17 @@ mod tests {
         }
     }
 
+    /// What dropping the guard does not wait for any longer on a busy machine.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
     #[test]
     fn many_lines_are_written_with_few_writes() {
         let (sender, writes) = mpsc::sync_channel(1000);
         let (queue, guard) = Queue::start(Pipe(sender), Counter::default()).unwrap();
         (0..1000).for_each(|_| queue.push(b"a line\n"));
         drop(guard);
-        let writes: Vec<_> = writes.try_iter().collect();
+        // Until the writer is gone.
+        let writes: Vec<_> = std::iter::from_fn(|| writes.recv_timeout(PATIENCE).ok()).collect();
         assert_eq!(writes.concat(), b"a line\n".repeat(1000));
         assert!(writes.len() < 50, "{} writes", writes.len());
     }
@@ -195,6 +200,10 @@ mod tests {
         queue.push(b"one\n");
         queue.push(b"two\n");
         drop(guard);
+        let until = Instant::now() + PATIENCE;
+        while queue.state().writer != Writer::Gone && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         assert_eq!(dropped.get(), 2);
     }
 

@@ -1,4 +1,5 @@
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -20,6 +21,18 @@ impl Write for Sink {
     }
 }
 
+impl Sink {
+    /// What was written, once the writer is gone: the guard does not wait long for it.
+    fn written(self) -> String {
+        let until = Instant::now() + Duration::from_secs(30);
+        while Arc::strong_count(&self.0) > 1 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let bytes = self.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+}
+
 /// Runs `body` with a log of its own and returns what was written.
 fn logged(filter: &str, format: LogFormat, body: impl FnOnce(&LogHandle)) -> String {
     let sink = Sink::default();
@@ -30,8 +43,7 @@ fn logged(filter: &str, format: LogFormat, body: impl FnOnce(&LogHandle)) -> Str
     let (subscriber, handle, guard) = build(&config, sink.clone()).unwrap();
     tracing::subscriber::with_default(subscriber, || body(&handle));
     drop(guard);
-    let bytes = sink.0.lock().unwrap().clone();
-    String::from_utf8(bytes).unwrap()
+    sink.written()
 }
 
 /// A line of text without its time.
@@ -60,7 +72,7 @@ fn connection(finish: impl FnOnce(AccessLogEntry<'_>)) {
         destination_identity: Some(&destination.identity),
         bytes_sent: 12,
         bytes_received: 3456,
-        duration: std::time::Duration::from_micros(7_900),
+        duration: Duration::from_micros(7_900),
         error: None,
     });
 }
@@ -222,7 +234,7 @@ fn records_of_the_log_crate_keep_their_target_and_follow_the_filter() {
     log::debug!(target: "programs", "captured");
     log::debug!(target: "elsewhere", "not wanted");
     drop((inside, guard));
-    let log = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+    let log = sink.written();
     assert_eq!(without_time(&log), "debug\tprograms\tcaptured\n");
 }
 

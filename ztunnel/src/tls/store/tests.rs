@@ -75,6 +75,18 @@ fn store(fake: Fake) -> (Arc<Fake>, Arc<Store>) {
     (fake, store)
 }
 
+/// Waits until it holds. The tasks of the store may be late on a busy machine.
+async fn until(holds: impl AsyncFn() -> bool) {
+    let holds = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), holds)
+        .await
+        .expect("it does not come to hold");
+}
+
 #[tokio::test]
 async fn everybody_who_misses_waits_for_the_same_issue() {
     let (fake, store) = store(Fake::new());
@@ -133,9 +145,11 @@ async fn renews_at_half_of_the_lifetime_and_leaves_the_old_one_alone() {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // The end of validity is cut to whole seconds: half of 1.9 to 2.9 s, less a tenth.
+    // The end of validity is cut to whole seconds: half of 1.9 to 2.9 s, less a tenth. A busy machine
+    // may be late, but not by the other half.
     let after = begin.elapsed();
-    assert!((800..=1700).contains(&after.as_millis()), "{after:?}");
+    assert!(after >= Duration::from_millis(800), "{after:?}");
+    assert!(SystemTime::now() < first.not_after(), "{after:?}");
     assert_eq!(fake.calls(), 2);
     assert_eq!(first.identity(), &identity("a"));
 }
@@ -150,15 +164,9 @@ async fn the_old_one_serves_while_the_issuer_is_away() {
     });
     store.prefetch(&identity("a"));
     let first = store.get(&identity("a")).await.unwrap();
-    while fake.calls() < 5 {
-        store.get(&identity("a")).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    tokio::time::sleep(Duration::from_millis(30)).await;
-    assert_ne!(
-        store.get(&identity("a")).await.unwrap().serial(),
-        first.serial()
-    );
+    let is_new = async || store.get(&identity("a")).await.unwrap().serial() != first.serial();
+    until(is_new).await;
+    assert_eq!(fake.calls(), 5);
 }
 
 #[tokio::test]
@@ -171,10 +179,9 @@ async fn an_expired_one_is_never_given() {
     store.prefetch(&identity("a"));
     let first = store.get(&identity("a")).await.unwrap();
     let error = loop {
+        let asked = SystemTime::now();
         match store.get(&identity("a")).await {
-            Ok(credentials) => {
-                assert!(SystemTime::now() < credentials.not_after() + Duration::from_millis(50))
-            }
+            Ok(credentials) => assert!(asked < credentials.not_after()),
             Err(error) => break error,
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -249,8 +256,9 @@ async fn prefetch_issues_and_forget_stops() {
         ..Fake::new()
     });
     store.prefetch(&identity("a"));
-    assert_eq!(store.inventory()[0].state, CertificateState::Initializing);
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    let is_initializing = || store.inventory()[0].state == CertificateState::Initializing;
+    assert!(is_initializing());
+    until(async || !is_initializing()).await;
     let shown = store.inventory();
     assert_eq!(
         (shown.len(), &shown[0].state),
@@ -268,25 +276,24 @@ async fn prefetch_issues_and_forget_stops() {
 /// A connection of the pod that was in flight gets what it asks for.
 #[tokio::test]
 async fn what_is_asked_for_after_it_was_forgotten_is_not_renewed() {
-    // Half of it, cut to whole seconds and less a tenth, is 1.7 to 2.5 s.
+    // It is renewed after half of it, cut to whole seconds and less a tenth: 1.7 to 2.5 s.
     let (fake, store) = store(Fake {
         ttl: Duration::from_millis(4900),
         ..Fake::new()
     });
-    let half = Duration::from_millis(2700);
     let a = identity("a");
     store.prefetch(&a);
     store.get(&a).await.unwrap();
     store.forget(&a);
     let late = store.get(&a).await.unwrap();
     assert_eq!((fake.calls(), store.inventory().len()), (2, 1));
-    tokio::time::sleep(half).await;
-    assert_eq!((fake.calls(), store.inventory().len()), (2, 0));
+    until(async || store.inventory().is_empty()).await;
+    assert_eq!(fake.calls(), 2);
     // What it got serves as long as it is valid.
     assert_eq!(store.get(&a).await.unwrap().serial(), late.serial());
     // A pod with this service account is back.
     store.prefetch(&a);
-    tokio::time::sleep(half).await;
+    until(async || fake.calls() > 3).await;
     assert_eq!((fake.calls(), store.inventory().len()), (4, 1));
 }
 
@@ -298,13 +305,14 @@ async fn an_authority_that_is_away_is_not_asked_for_ever_for_a_pod_that_is_gone(
     });
     store.get(&identity("gone")).await.unwrap_err();
     store.prefetch(&identity("here"));
-    tokio::time::sleep(Duration::from_millis(400)).await;
-    let asked = fake.asked.lock().unwrap().clone();
-    let times = |name| asked.iter().filter(|it| **it == identity(name)).count();
+    let times = |name| {
+        let asked = fake.asked.lock().unwrap();
+        asked.iter().filter(|it| **it == identity(name)).count()
+    };
+    // The one that is gone was asked for first, and would be ahead.
+    until(async || times("here") > 3 && store.inventory().len() == 1).await;
     // Who waits may come just after the attempt has begun: then there is one more for it.
     assert!((1..=2).contains(&times("gone")), "{}", times("gone"));
-    assert!(times("here") > 2);
-    assert_eq!(store.inventory().len(), 1);
 }
 
 #[tokio::test]
@@ -344,12 +352,13 @@ async fn all_are_renewed_on_request_and_the_old_ones_serve_until_then() {
         old.push(store.get(identity).await.unwrap());
     }
     store.renew_all();
-    for (identity, old) in all.iter().zip(&old) {
-        assert_eq!(store.get(identity).await.unwrap().serial(), old.serial());
-        while store.get(identity).await.unwrap().serial() == old.serial() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
+    let is_old = async |at: usize| {
+        let now = store.get(&all[at]).await.unwrap();
+        now.serial() == old[at].serial()
+    };
+    // What is there is given without waiting, so nothing was renewed meanwhile.
+    assert!(is_old(0).await && is_old(1).await);
+    until(async || !is_old(0).await && !is_old(1).await).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(fake.calls(), 4);
 }

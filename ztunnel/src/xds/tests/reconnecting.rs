@@ -1,8 +1,10 @@
 //! What happens when the control plane goes away and comes back.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 use tonic::{Code, Status};
 
@@ -89,17 +91,28 @@ async fn a_refused_update_leaves_the_version_that_is_held() {
     assert_eq!(addresses.initial_resource_versions[&uid("a")], "1");
 }
 
+/// A socket at an address that only sockets made here can share.
+fn beside(address: SocketAddr) -> Socket {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket
+}
+
 #[tokio::test]
 async fn a_control_plane_that_is_down_at_the_start_is_waited_for() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    // It does not listen, and nobody else gets the port.
+    let place = beside(([127, 0, 0, 1], 0).into());
+    let address = place.local_addr().unwrap().as_socket().unwrap();
     let metrics = XdsMetrics::default();
     let (client, mut events) =
         Client::new(config(&format!("http://{address}")), metrics.clone()).unwrap();
     let client = tokio::spawn(client.run());
     counted(&metrics, XdsTermination::ConnectionError, 2).await;
-    let mut plane = Plane::on(TcpListener::bind(address).await.unwrap());
+    let listening = beside(address);
+    listening.listen(16).unwrap();
+    let mut plane = Plane::on(TcpListener::from_std(listening.into()).unwrap());
     let session = plane.session().await;
     session
         .addresses("n1", vec![pod("a", "1", [10, 0, 0, 1])])

@@ -177,11 +177,7 @@ async fn a_slow_answer_is_given_up_and_the_next_request_takes_another_connection
         (pause, Ok(vec![leaf, signing.root.clone()]))
     });
     let world = World::with(mesh, script);
-    let client = IstiodCa::new(Config {
-        request_timeout: Duration::from_millis(500),
-        ..world.config()
-    });
-    let client = client.unwrap();
+    let client = world.client();
     let error = client.issue(&identity("slow")).await.unwrap_err();
     assert_eq!(error.reason(), "ca_unavailable");
     client.issue(&identity("a")).await.unwrap();

@@ -1,7 +1,7 @@
 //! A control plane for tests: the generated server on loopback with TLS, an authority that signs
 //! whatever it is asked for, and a script that may answer anything else.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +10,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer as Signer, KeyPair, PKCS_ECDSA_P256_SHA256, SanType,
 };
+use socket2::{Domain, Socket, Type};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::metadata::MetadataMap;
@@ -121,6 +122,7 @@ pub(super) type Script = dyn Fn(&Asked) -> (Duration, Result<Vec<String>, Status
 
 pub(super) struct ControlPlane {
     address: SocketAddr,
+    place: Socket,
     pub(super) asked: Arc<Mutex<Vec<Asked>>>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
@@ -138,8 +140,15 @@ impl ControlPlane {
         identity: Option<ServerIdentity>,
         script: Box<Script>,
     ) -> Self {
-        let incoming = TcpIncoming::bind(address).unwrap();
-        let address = incoming.local_addr().unwrap();
+        Self::serve_in(beside(address), identity, script)
+    }
+
+    fn serve_in(place: Socket, identity: Option<ServerIdentity>, script: Box<Script>) -> Self {
+        let address = place.local_addr().unwrap().as_socket().unwrap();
+        let listening = beside(address);
+        listening.listen(128).unwrap();
+        let listener = TcpListener::from(listening);
+        let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener).unwrap());
         let asked = Arc::<Mutex<Vec<Asked>>>::default();
         let service = IstioCertificateServiceServer::new(Service {
             asked: asked.clone(),
@@ -163,6 +172,7 @@ impl ControlPlane {
         });
         Self {
             address,
+            place,
             asked,
             stop,
             task,
@@ -171,12 +181,12 @@ impl ControlPlane {
 
     /// Serves again, where another one was.
     pub(super) fn serve_again(
-        address: SocketAddr,
+        place: Socket,
         authority: &Authority,
         name: &str,
         script: Box<Script>,
     ) -> Self {
-        Self::serve_at(address, Some(authority.server(name)), script)
+        Self::serve_in(place, Some(authority.server(name)), script)
     }
 
     pub(super) fn url(&self) -> String {
@@ -187,12 +197,22 @@ impl ControlPlane {
         self.asked.lock().unwrap().clone()
     }
 
-    /// Closes the port and the connections.
-    pub(super) async fn stop(self) -> SocketAddr {
+    /// Closes the port and the connections. Nobody listens there, and nobody else can, as long as
+    /// what it returns is kept.
+    pub(super) async fn stop(self) -> Socket {
         drop(self.stop);
         self.task.await.unwrap();
-        self.address
+        self.place
     }
+}
+
+/// A socket at an address that only sockets made here can share.
+fn beside(address: SocketAddr) -> Socket {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket
 }
 
 struct Service {

@@ -14,10 +14,10 @@ async fn it_connects_again_by_itself() {
         control_plane,
         files: _files,
     } = world;
-    let address = control_plane.stop().await;
+    let place = control_plane.stop().await;
     let error = client.issue(&identity("a")).await.unwrap_err();
     assert_eq!(error.reason(), "ca_unavailable", "{error}");
-    let again = ControlPlane::serve_again(address, &authority, NAME, signs(&mesh));
+    let again = ControlPlane::serve_again(place, &authority, NAME, signs(&mesh));
     client.issue(&identity("a")).await.unwrap();
     assert_eq!(again.asked().len(), 1);
 }
@@ -37,8 +37,8 @@ async fn the_control_planes_root_may_change() {
         files,
         ..
     } = world;
-    let address = control_plane.stop().await;
-    let again = ControlPlane::serve_again(address, &next, NAME, signs(&mesh));
+    let place = control_plane.stop().await;
+    let again = ControlPlane::serve_again(place, &next, NAME, signs(&mesh));
     let error = client.issue(&identity("a")).await.unwrap_err();
     assert!(error.to_string().contains("UnknownIssuer"), "{error}");
     std::fs::write(root, &next.root).unwrap();

@@ -107,7 +107,8 @@ pub(super) struct World {
 }
 
 pub(super) fn run(test: impl AsyncFnOnce(World)) {
-    with_patience_of(Duration::from_secs(3), test);
+    // Longer than a test waits: what comes has not come because the server has given up.
+    with_patience_of(PATIENCE * 6, test);
 }
 
 /// As [`run`], where the server waits for its resolver for a short time only.

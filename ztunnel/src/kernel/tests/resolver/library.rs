@@ -32,7 +32,8 @@ fn look_up(
     for resolver in resolvers {
         writeln!(settings, "nameserver {resolver}").unwrap();
     }
-    writeln!(settings, "options timeout:1").unwrap();
+    // A busy machine may answer late: who is asked next must not be due to that.
+    writeln!(settings, "options timeout:5").unwrap();
     let path = settings.path().display();
     let script = format!("mount --bind {path} /etc/resolv.conf && exec {program}");
     let mut child = Command::new("unshare")

@@ -97,6 +97,38 @@ impl World {
         destroyed
     }
 
+    /// Destroys connections from one side, all of which are there. With packets that may take
+    /// longer than one call does on a busy machine: what goes on is ended by a later one. The node
+    /// sweeps twice after a change, and again after the next one.
+    pub(super) fn destroy_all(&self, way: Way, side: Side, connections: &[Connection]) {
+        let tries = match way {
+            Way::Kernel => 1,
+            Way::Packets => 3,
+        };
+        let mut left = connections.to_vec();
+        let mut failures = Vec::new();
+        for number in 0..tries {
+            let outcomes = self.destroy(way, side, &left).outcomes;
+            failures.clear();
+            for (connection, outcome) in std::mem::take(&mut left).into_iter().zip(outcomes) {
+                match outcome {
+                    Outcome::Destroyed => {}
+                    // A reset that was late.
+                    Outcome::Gone if number > 0 => {}
+                    Outcome::Gone => panic!("{way:?} {side:?}: {connection:?} was not there"),
+                    Outcome::Failed(failure) => {
+                        left.push(connection);
+                        failures.push(failure);
+                    }
+                }
+            }
+            if left.is_empty() {
+                return;
+            }
+        }
+        panic!("{way:?} {side:?}: {failures:?}");
+    }
+
     /// Destroys one connection from one side.
     pub(super) fn destroy_one(&self, way: Way, side: Side, connection: Connection) -> Outcome {
         let mut outcomes = self.destroy(way, side, &[connection]).outcomes;
@@ -145,18 +177,19 @@ pub(super) fn seen(stream: &TcpStream) -> Connection {
     }
 }
 
-/// A thread that reads until it cannot, and says why and when.
-pub(super) fn reader(stream: &TcpStream) -> JoinHandle<(io::Result<usize>, Instant)> {
+/// How long an end may take to be told on a busy machine.
+const SOON: Duration = Duration::from_secs(5);
+
+/// A thread that reads until it cannot, and says why.
+pub(super) fn reader(stream: &TcpStream) -> JoinHandle<io::Result<usize>> {
     let mut stream = stream.try_clone().unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(3)))
-        .unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
     let thread = std::thread::spawn(move || {
         let mut bytes = vec![0; 1 << 16];
         loop {
             match stream.read(&mut bytes) {
                 Ok(1..) => {}
-                end => return (end, Instant::now()),
+                end => return end,
             }
         }
     });
@@ -180,7 +213,7 @@ pub(super) fn error_of(stream: &TcpStream) -> Option<io::Error> {
     let started = Instant::now();
     loop {
         let error = SockRef::from(stream).take_error().unwrap();
-        if error.is_some() || started.elapsed() > Duration::from_millis(500) {
+        if error.is_some() || started.elapsed() > SOON {
             return error;
         }
         std::thread::sleep(Duration::from_millis(1));
