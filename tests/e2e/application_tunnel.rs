@@ -162,8 +162,11 @@ fn nobody_else_gets_a_header(lane: Lane) {
 fn plaintext_goes_where_it_was_sent_as_it_is() {
     let world = World::two_nodes().unwrap();
     let server = world.pod("b", 0);
+    // It is judged so, too.
+    let rules = json!([[[{ "destinationPorts": [8080] }]]]);
     let _mesh = Mesh::builder(&world)
         .settings(|settings| wants_to_be_told(settings, server))
+        .policy(Policy::namespace("allow-called", "Allow", rules))
         .start()
         .unwrap();
     let listener = listen(server, 8080);

@@ -1,6 +1,7 @@
 //! A connection that is under way when it stops being allowed is ended, soon, with a reset at
 //! both ends; the ones that are still allowed do not notice.
 
+use std::collections::VecDeque;
 use std::io::Read as _;
 use std::net::TcpListener;
 use std::sync::Mutex;
@@ -202,7 +203,7 @@ fn what_is_opened_while_the_rule_changes_does_not_outlive_it(lane: Lane) {
         for to in to {
             drop(scene.dial(scene.client(), to).unwrap());
         }
-        let (stop, open) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+        let (stop, open) = (AtomicBool::new(false), Mutex::new(VecDeque::new()));
         thread::scope(|scope| {
             for to in to {
                 let (scene, stop, open) = (&scene, &stop, &open);
@@ -211,9 +212,11 @@ fn what_is_opened_while_the_rule_changes_does_not_outlive_it(lane: Lane) {
                         // A refusal is what comes of the rule.
                         let knocked = scene.knock(scene.client(), to);
                         let mut open = open.lock().unwrap();
-                        // Each costs descriptors, which other tests of this process need too.
-                        if open.len() < 1000 {
-                            open.extend(knocked);
+                        open.extend(knocked);
+                        // Each costs descriptors, which other tests of this process need too. The
+                        // last ones are those that matter.
+                        if open.len() > 1000 {
+                            open.pop_front();
                         }
                     }
                 });

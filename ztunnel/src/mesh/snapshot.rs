@@ -70,12 +70,11 @@ impl Snapshot {
         self.refused.at(network, address)
     }
 
-    /// Whether a service or a workload has this address in this network. A range does not tell who is
-    /// in it.
+    /// Whether a service or a workload has this address in this network.
     #[must_use]
     pub fn knows_address(&self, network: &str, address: IpAddr) -> bool {
-        let mut services = self.entries_of(self.vips.all(network, address.to_canonical()));
-        services.next().is_some() || self.workload_by_address(network, address).is_some()
+        self.entries_by_vip(network, address).next().is_some()
+            || self.workload_by_address(network, address).is_some()
     }
 
     /// The workload with this uid.

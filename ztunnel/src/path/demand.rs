@@ -1,7 +1,8 @@
 //! Where the mesh is known in part only, the control plane is asked for what a connection is about
 //! before anything is judged, and the connection waits for the answer.
 //!
-//! Only "it is not in the mesh" lets anything pass in the clear; no answer is a refusal. What is not
+//! Only "it is not in the mesh" lets anything pass in the clear, or an answer that names a service and
+//! no workload; no answer is a refusal. What is not
 //! in the mesh now may be in it soon, and the control plane does not tell of it: so that answer holds
 //! for [`LEASE`] and no longer, in the kernel's verdicts half of it longer at most ([`super::Keeper::expire`]). Everything
 //! is bounded: the answers that are kept, and how often the connections of one pod may ask.
@@ -206,12 +207,21 @@ pub(super) struct Learned {
 }
 
 impl Learned {
-    /// Whether an answer that something was found has told all there is: a range that holds the
-    /// address came of the question, and no workload, so that nobody of the mesh is there.
-    pub(super) fn knows(&mut self, key: &DemandKey, mesh: &Snapshot) -> bool {
-        let told = self.asked.contains(key) && is_in_a_range(key, mesh);
+    /// Whether an answer that something was found has told all there is: a service came of the
+    /// question, by its address or a range that holds it, and no workload, so that nobody of the
+    /// mesh is there. That is kept as what is absent.
+    pub(super) fn knows(
+        &mut self,
+        questions: Option<&Questions>,
+        key: &DemandKey,
+        mesh: &Snapshot,
+    ) -> bool {
+        let told = self.asked.contains(key) && is_of_a_service_only(key, mesh);
         if told && !self.absent.contains(key) {
             self.absent.push(key.clone());
+            if let Some(questions) = questions {
+                questions.answers().note(key, Instant::now());
+            }
         }
         told
     }
@@ -243,13 +253,13 @@ impl Learned {
     }
 }
 
-/// Whether nothing but ranges of services holds what was asked for.
-fn is_in_a_range(key: &DemandKey, mesh: &Snapshot) -> bool {
+/// Whether an address is one of services, and of no workload.
+fn is_of_a_service_only(key: &DemandKey, mesh: &Snapshot) -> bool {
     let DemandKey::Address(NetworkAddress { network, address }) = key else {
         return false;
     };
-    let known = mesh.knows_address(network, *address);
-    !known && mesh.entries_by_vip(network, *address).next().is_some()
+    let workload = mesh.workload_by_address(network, *address);
+    workload.is_none() && mesh.knows_address(network, *address)
 }
 
 /// What to ask for to learn who has an address of a network.

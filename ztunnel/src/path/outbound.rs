@@ -257,8 +257,8 @@ async fn find(
         let known = (resolved.as_slice(), learned.absent.as_slice());
         let judged = match judge(here, &origin, (known, dice), facts, &view) {
             Err(DepartError::Route(RouteError::Unasked { key })) => {
-                if !learned.knows(&key, &view.mesh) {
-                    let questions = shared.questions.as_deref();
+                let questions = shared.questions.as_deref();
+                if !learned.knows(questions, &key, &view.mesh) {
                     learned.ask(questions, &here.leaving, key).await?;
                 }
                 continue;

@@ -274,9 +274,7 @@ fn known<'a>(
     if let Some(name) = view.mesh.refused_at(&source.network, at) {
         return Err(RouteError::Unreadable { name: name.clone() });
     }
-    if !view.mesh.knows_address(&source.network, at) {
-        departure.is_absent(key_of(source, at), &view.mesh)?;
-    }
+    departure.is_absent(key_of(source, at), &view.mesh)?;
     Ok(chosen)
 }
 

@@ -41,7 +41,8 @@ const LIMITS: Limits = Limits {
     told: TOLD_LIMIT,
 };
 
-/// All series. The lock is written only when a key is new or its workloads changed.
+/// All series. The lock is written when a key is new or its workloads changed, and for a key that has found
+/// no place.
 #[derive(Debug, Default)]
 pub(super) struct Table(RwLock<Entries>);
 

@@ -70,7 +70,12 @@ fn the_known_faults_of_joined_sockets_are_found() {
         eprintln!("{report} in {:?}", report.took);
         assert!(report.unavailable.is_none());
         assert!(report.took < Duration::from_secs(10), "{:?}", report.took);
-        assert_eq!(report.passed(), report.failed().next().is_none());
+        // One fault of nine is enough.
+        let is_known = release.starts_with("6.18.");
+        assert!(
+            !(is_known && report.passed()),
+            "joining would be switched on"
+        );
         found.extend(report.failed().map(|(case, _)| case));
     }
     if !release.starts_with("6.18.") {
@@ -80,7 +85,7 @@ fn the_known_faults_of_joined_sockets_are_found() {
         let times = found.iter().filter(|found| **found == case).count();
         let expected = match KNOWN.contains(&case) {
             true => times >= ROUNDS - 2,
-            false => times < ROUNDS,
+            false => times <= 2,
         };
         assert!(expected, "{case} was found wrong {times} times");
     }

@@ -67,33 +67,34 @@ async fn one_connection_does_not_ask_twice_for_the_same() {
 }
 
 #[tokio::test]
-async fn a_range_that_was_found_says_that_nobody_of_the_mesh_is_there() {
-    let mesh = |address: &str| {
-        let text = format!(
-            "services: [{{ name: wide, hostname: wide, {address}, loadBalancer: {{ mode: Passthrough }} }}]"
-        );
-        let mesh = crate::mesh::local::parse(&text).unwrap().into_snapshot();
+async fn a_service_that_was_found_says_that_nobody_of_the_mesh_is_there() {
+    let mesh = |text: &str| {
+        let mesh = crate::mesh::local::parse(text).unwrap().into_snapshot();
         mesh.known_in_part()
     };
-    let (range, single) = (
-        mesh(r#"ranges: ["/10.0.0.0/16"]"#),
-        mesh(r#"vips: ["/10.0.0.1"]"#),
-    );
-    let (_, questions) = table();
-    let (mut learned, allowance) = (Learned::default(), Allowance::new(1));
+    let range = r#"services: [{ name: wide, hostname: wide, ranges: ["/10.0.0.0/16"] }]"#;
+    let single = r#"services: [{ name: one, hostname: one, vips: ["/10.0.0.1"] }]"#;
+    let workload = r#"workloads: [{ uid: w, name: w, workloadIps: ["10.0.0.1"] }]"#;
     let found = key("10.0.0.1");
-    assert!(!learned.knows(&found, &range), "it was not asked for yet");
-    let asked = learned.ask(Some(&questions), &allowance, found.clone());
-    assert_eq!(asked.await, Ok(()));
-    assert!(
-        !learned.knows(&found, &single),
-        "that is who has the address"
-    );
-    assert!(learned.absent.is_empty());
-    for _ in 0..2 {
-        assert!(learned.knows(&found, &range));
+    for services in [range, single] {
+        let (_, questions) = table();
+        let (mut learned, allowance) = (Learned::default(), Allowance::new(1));
+        let services_only = mesh(services);
+        assert!(
+            !learned.knows(None, &found, &services_only),
+            "not asked for"
+        );
+        let asked = learned.ask(Some(&questions), &allowance, found.clone());
+        assert_eq!(asked.await, Ok(()));
+        let both = mesh(&format!("{range}\n{workload}"));
+        assert!(!learned.knows(Some(&questions), &found, &both));
+        assert!(learned.absent.is_empty() && !questions.is_absent(&found));
+        for _ in 0..2 {
+            assert!(learned.knows(Some(&questions), &found, &services_only));
+        }
+        assert_eq!(learned.absent.as_slice(), std::slice::from_ref(&found));
+        assert!(questions.is_absent(&found), "the next one need not ask");
     }
-    assert_eq!(learned.absent.as_slice(), [found]);
 }
 
 #[tokio::test]

@@ -64,13 +64,15 @@ fn beyond(
         return None;
     }
     let network = &workload.network;
-    let mut services = mesh.entries_by_vip(network, to.ip()).peekable();
-    if services.peek().is_some() {
-        let gateways = services.flat_map(|entry| gateways_of(&entry.service));
+    let services = mesh.entries_by_vip(network, to.ip());
+    let found = mesh.workload_by_address(network, to.ip());
+    let own = found.and_then(|found| found.waypoint.as_deref());
+    let mut gateways = services
+        .flat_map(|entry| gateways_of(&entry.service))
+        .chain(own)
+        .peekable();
+    if found.is_some() || gateways.peek().is_some() {
         return first(gateways, mesh, absent);
-    }
-    if let Some(found) = mesh.workload_by_address(network, to.ip()) {
-        return first(found.waypoint.as_deref().into_iter(), mesh, absent);
     }
     Some(address(network, to.ip())).filter(|key| !absent.contains(key))
 }

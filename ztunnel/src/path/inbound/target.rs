@@ -17,7 +17,7 @@ use crate::pods::PROXY_PORTS;
 /// What a tunnel leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
-    /// The pod's address and the port that policies judge.
+    /// The pod's address and the port that was called.
     pub(super) destination: SocketAddr,
     /// What was asked for: what a PROXY header tells.
     pub(super) asked: SocketAddr,
@@ -147,17 +147,19 @@ fn stands_before(workload: &Workload, address: IpAddr, mesh: &Snapshot) -> bool 
     }
     let is_it = |gateway| route::stands(gateway, mesh, |other| other.uid == workload.uid);
     // Whom of those the client meant is known to the client.
-    let mut services = mesh.entries_by_vip(&workload.network, address).peekable();
-    if services.peek().is_some() {
-        return services.any(|entry| {
-            let service = &entry.service;
-            let several = service.weighted_waypoints.iter();
-            let mut all = several
-                .map(|each| &each.destination)
-                .chain(&service.waypoint);
-            all.any(is_it)
-        });
+    let mut services = mesh.entries_by_vip(&workload.network, address);
+    let before_a_service = services.any(|entry| {
+        let service = &entry.service;
+        let several = service.weighted_waypoints.iter();
+        let mut all = several
+            .map(|each| &each.destination)
+            .chain(&service.waypoint);
+        all.any(is_it)
+    });
+    if before_a_service {
+        return true;
     }
+    // A service may leave the address to the workload that has it.
     let found = mesh.workload_by_address(&workload.network, address);
     found.is_some_and(|found| found.waypoint.as_deref().is_some_and(is_it))
 }

@@ -78,8 +78,8 @@ fn by_own_address<'a>(
         if let Some(name) = mesh.refused_at(&source.network, destination.ip()) {
             return Err(RouteError::Unreadable { name: name.clone() });
         }
-        let is_known = mesh.knows_address(&source.network, destination.ip());
-        if !is_known && !is_nobodys(destination.ip()) {
+        // That a service has it says nothing of who is there.
+        if !is_nobodys(destination.ip()) {
             departure.is_absent(key_of(source, destination.ip()), mesh)?;
         }
         return Ok(Target::Outside(destination, None));

@@ -36,7 +36,7 @@ const FAMILIES: [(&str, &str); 4] = [
 
 #[test]
 #[ignore = "needs root"]
-fn both_ends_are_told_at_once_and_the_neighbour_lives_on() {
+fn both_ends_are_told_and_the_neighbour_lives_on() {
     let world = World::new();
     for (way, side) in TABLE {
         for (listen, dial) in FAMILIES {

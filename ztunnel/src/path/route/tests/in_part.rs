@@ -11,6 +11,7 @@ workloads:
 - { uid: named, name: named, hostname: named.example, network: net, services: { default/named.example: {} } }
 - { uid: r, name: r, serviceAccount: r, workloadIps: ["10.2.0.9"], protocol: HBONE, network: net }
 services:
+- { name: kept, hostname: kept, vips: ["net/10.3.0.1"], loadBalancer: { mode: Passthrough } }
 - { name: wide, hostname: wide, ranges: ["net/10.2.0.0/16"], loadBalancer: { mode: Passthrough } }
 - { name: guarded, hostname: guarded, vips: ["net/10.1.0.1"], ports: { 80: 80 }, waypoint: { destination: default/wp } }
 - { name: shared, hostname: shared, vips: ["net/10.1.0.3"], ports: { 80: 80 },
@@ -28,7 +29,7 @@ fn mesh() -> Snapshot {
 fn what_is_not_known_is_asked_for_before_it_is_outside() {
     check_in(
         mesh(),
-        10,
+        11,
         "
         src -> 10.0.1.1:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as b
         src -> 10.0.7.7:80 => refused unasked: net/10.0.7.7
@@ -40,19 +41,22 @@ fn what_is_not_known_is_asked_for_before_it_is_outside() {
         # Nobody in any mesh.
         src -> 127.0.0.1:80 => passthrough unknown 127.0.0.1:80
         src -> 224.0.0.1:80 => passthrough unknown 224.0.0.1:80
-        # Known, and not for everybody.
-        src -> 10.1.0.4:80 => passthrough unknown 10.1.0.4:80
+        # Known as a service's, and not for everybody: that says nothing of who is there.
+        src -> 10.1.0.4:80 => refused unasked: net/10.1.0.4
+        src absent net/10.1.0.4 -> 10.1.0.4:80 => passthrough unknown 10.1.0.4:80
         src here b -> 10.0.1.1:80 => direct b 10.0.1.1:80
         ",
     );
 }
 
 #[test]
-fn who_is_in_a_range_is_asked_for_too() {
+fn who_is_at_an_address_that_a_service_keeps_is_asked_for_too() {
     check_in(
         mesh(),
-        3,
+        5,
         "
+        src -> 10.3.0.1:80 => refused unasked: net/10.3.0.1
+        src absent net/10.3.0.1 -> 10.3.0.1:80 => passthrough unknown 10.3.0.1:80 of kept
         src -> 10.2.0.9:80 => tunnel r@10.2.0.9:15008 for 10.2.0.9:80 as r
         src -> 10.2.0.8:80 => refused unasked: net/10.2.0.8
         src absent net/10.2.0.8 -> 10.2.0.8:80 => passthrough unknown 10.2.0.8:80 of wide
