@@ -2,9 +2,8 @@
 //! before anything is judged, and the connection waits for the answer.
 //!
 //! Only "it is not in the mesh" lets anything pass in the clear, or an answer that names a service and
-//! no workload; no answer is a refusal. What is not
-//! in the mesh now may be in it soon, and the control plane does not tell of it: so that answer holds
-//! for [`LEASE`] and no longer, in the kernel's verdicts half of it longer at most ([`super::Keeper::expire`]). Everything
+//! no workload; no answer is a refusal. What is not in the mesh now may be in it soon, and the control
+//! plane does not tell of it: so that answer holds for [`LEASE`] and no longer, in the kernel's verdicts half of it longer at most ([`super::Keeper::expire`]). Everything
 //! is bounded: the answers that are kept, and how often the connections of one pod may ask.
 
 use std::cell::Cell;

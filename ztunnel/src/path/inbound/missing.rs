@@ -77,7 +77,8 @@ fn beyond(
     Some(address(network, to.ip())).filter(|key| !absent.contains(key))
 }
 
-fn gateways_of(service: &Arc<Service>) -> impl Iterator<Item = &GatewayAddress> {
+/// All waypoints of a service.
+pub(super) fn gateways_of(service: &Arc<Service>) -> impl Iterator<Item = &GatewayAddress> {
     let several = service.weighted_waypoints.iter();
     several
         .map(|each| &each.destination)

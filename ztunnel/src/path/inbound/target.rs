@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::super::route;
+use super::missing::gateways_of;
 use crate::hbone::Authority;
 use crate::mesh::{Identity, Ports, Service, Snapshot, Workload};
 use crate::pods::PROXY_PORTS;
@@ -148,14 +149,7 @@ fn stands_before(workload: &Workload, address: IpAddr, mesh: &Snapshot) -> bool 
     let is_it = |gateway| route::stands(gateway, mesh, |other| other.uid == workload.uid);
     // Whom of those the client meant is known to the client.
     let mut services = mesh.entries_by_vip(&workload.network, address);
-    let before_a_service = services.any(|entry| {
-        let service = &entry.service;
-        let several = service.weighted_waypoints.iter();
-        let mut all = several
-            .map(|each| &each.destination)
-            .chain(&service.waypoint);
-        all.any(is_it)
-    });
+    let before_a_service = services.any(|entry| gateways_of(&entry.service).any(is_it));
     if before_a_service {
         return true;
     }

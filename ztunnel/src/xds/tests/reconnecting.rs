@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use socket2::{Domain, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tonic::{Code, Status};
 
 use super::plane::{pod, policy, resource, service, uid};
@@ -92,11 +91,10 @@ async fn a_refused_update_leaves_the_version_that_is_held() {
 }
 
 /// A socket at an address that only sockets made here can share.
-fn beside(address: SocketAddr) -> Socket {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
-    socket.set_reuse_port(true).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    socket.bind(&address.into()).unwrap();
+fn beside(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseport(true).unwrap();
+    socket.bind(address).unwrap();
     socket
 }
 
@@ -104,15 +102,13 @@ fn beside(address: SocketAddr) -> Socket {
 async fn a_control_plane_that_is_down_at_the_start_is_waited_for() {
     // It does not listen, and nobody else gets the port.
     let place = beside(([127, 0, 0, 1], 0).into());
-    let address = place.local_addr().unwrap().as_socket().unwrap();
+    let address = place.local_addr().unwrap();
     let metrics = XdsMetrics::default();
     let (client, mut events) =
         Client::new(config(&format!("http://{address}")), metrics.clone()).unwrap();
     let client = tokio::spawn(client.run());
     counted(&metrics, XdsTermination::ConnectionError, 2).await;
-    let listening = beside(address);
-    listening.listen(16).unwrap();
-    let mut plane = Plane::on(TcpListener::from_std(listening.into()).unwrap());
+    let mut plane = Plane::on(beside(address).listen(16).unwrap());
     let session = plane.session().await;
     session
         .addresses("n1", vec![pod("a", "1", [10, 0, 0, 1])])
