@@ -1,11 +1,12 @@
-//! The one binary. It only picks the allocator and hands the command line to [`ztunnel::cli`].
+//! The one binary. It only picks the allocator and hands the command line to `cli`.
 
-use std::path::Path;
+mod cli;
+
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use ztunnel::cli::{self, ProxyArgs, Roles};
-use ztunnel::kernel::Kernel;
-use ztunnel::{config, node};
+use cli::{ProxyArgs, RemoveArgs, Removed, Roles};
+use node::bpf::Kernel;
 
 /// Connections come and go on every worker thread; mimalloc frees across threads without a
 /// lock and returns memory after bursts.
@@ -34,10 +35,21 @@ fn proxy(args: ProxyArgs) -> anyhow::Result<()> {
 }
 
 fn check(file: Option<&Path>) -> anyhow::Result<serde_json::Value> {
-    let settings = config::load(file, &config::Overrides::default())?;
+    let settings = settings::load(file, &settings::Overrides::default())?;
     Ok(serde_json::to_value(settings)?)
 }
 
-fn remove(directory: &Path) -> anyhow::Result<()> {
-    Ok(Kernel::remove_pins(directory)?)
+fn remove(args: &RemoveArgs) -> anyhow::Result<Removed> {
+    let directory = match &args.directory {
+        Some(directory) => directory.clone(),
+        None => pin_directory(args.config.as_deref())?,
+    };
+    let pinned = Kernel::remove_pins(&directory)?;
+    Ok(Removed { directory, pinned })
+}
+
+/// The directory of the pins of a proxy that runs with these settings.
+fn pin_directory(file: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let settings = settings::load(file, &settings::Overrides::default())?;
+    Ok(settings.capture.bpf_directory)
 }

@@ -8,7 +8,7 @@ use clap::Parser;
 use serde_json::json;
 
 use super::output::Output;
-use crate::node::doctor::{Check, Verdict};
+use node::doctor::{Check, Verdict};
 
 /// Find out whether this machine has what a node needs
 ///

@@ -18,21 +18,23 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::node::doctor::Check;
+use node::doctor::Check;
 
-pub use proxy::{Overrides, ProxyArgs};
+pub(crate) use kernel::{RemoveArgs, Removed};
+pub(crate) use proxy::ProxyArgs;
 
 /// What the commands do.
 #[derive(Debug, Clone, Copy)]
-pub struct Roles {
+pub(crate) struct Roles {
     /// Runs the node proxy until it is asked to stop.
     pub proxy: fn(ProxyArgs) -> anyhow::Result<()>,
     /// Reads and validates settings without running them; answers with what would run.
     pub check: fn(Option<&Path>) -> anyhow::Result<serde_json::Value>,
     /// Looks whether this machine has what a node with these settings needs.
     pub doctor: fn(Option<&Path>) -> Vec<Check>,
-    /// Detaches the kernel programs pinned in a directory and removes their pins.
-    pub remove: fn(&Path) -> anyhow::Result<()>,
+    /// Detaches the kernel programs that are pinned where the command says and removes their pins;
+    /// answers with what it found.
+    pub remove: fn(&RemoveArgs) -> anyhow::Result<Removed>,
 }
 
 /// A node proxy for service meshes.
@@ -68,7 +70,7 @@ enum Command {
 }
 
 /// Runs the command line and returns the process's exit code.
-pub fn run(args: impl IntoIterator<Item = OsString>, roles: &Roles) -> ExitCode {
+pub(crate) fn run(args: impl IntoIterator<Item = OsString>, roles: &Roles) -> ExitCode {
     let (mut out, mut complaints) = (io::stdout(), io::stderr());
     let command = match Cli::try_parse_from(args) {
         Ok(cli) => cli.command,

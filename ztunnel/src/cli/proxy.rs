@@ -7,8 +7,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser};
 
-use crate::config;
-use crate::telemetry::{Filter, LogFormat};
+use telemetry::{Filter, LogFormat};
 
 /// Run this node's proxy
 ///
@@ -27,7 +26,7 @@ use crate::telemetry::{Filter, LogFormat};
     ends it at once.\n\n\
     To replace a running proxy without a refused connection, start the new one beside it, with \
     --take-over if both are in one network namespace, and end the old one when the new one is ready.")]
-pub struct ProxyArgs {
+pub(crate) struct ProxyArgs {
     /// The role to run; Istio's chart names it, there is only this one
     #[arg(value_name = "ROLE", value_parser = PossibleValuesParser::new(["ztunnel"]))]
     role: Option<String>,
@@ -52,7 +51,7 @@ pub struct ProxyArgs {
 
 /// Settings that flags override.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
-pub struct Overrides {
+pub(crate) struct Overrides {
     /// This node's name [settings: node]
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
@@ -82,15 +81,15 @@ pub struct Overrides {
     pub readiness: Option<SocketAddr>,
 }
 
-impl From<Overrides> for config::Overrides {
+impl From<Overrides> for settings::Overrides {
     fn from(flags: Overrides) -> Self {
         Self {
             node: flags.node,
             threads: flags.threads,
             log_filter: flags.log.map(|filter| filter.to_string()),
             log_format: flags.log_format.map(|format| match format {
-                LogFormat::Text => config::LogFormat::Text,
-                LogFormat::Json => config::LogFormat::Json,
+                LogFormat::Text => settings::LogFormat::Text,
+                LogFormat::Json => settings::LogFormat::Json,
             }),
             admin: flags.admin,
             metrics: flags.metrics,

@@ -27,7 +27,12 @@ const FINE: Roles = Roles {
     proxy: |_| Ok(()),
     check: |_| Ok(json!({ "node": "a" })),
     doctor: |_| Vec::new(),
-    remove: |_| Ok(()),
+    remove: |_| {
+        Ok(Removed {
+            directory: "/d".into(),
+            pinned: true,
+        })
+    },
 };
 
 #[test]
@@ -86,7 +91,7 @@ fn exit_codes_tell_a_failure_from_a_wrong_call() {
         doctor: |_| {
             vec![Check {
                 name: "a".to_owned(),
-                verdict: crate::node::doctor::Verdict::Fail,
+                verdict: node::doctor::Verdict::Fail,
                 detail: "not there".to_owned(),
                 remedy: None,
             }]

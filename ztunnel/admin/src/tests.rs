@@ -1,0 +1,358 @@
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use prometheus_client::metrics::counter::Counter;
+use serde_json::{Value, json};
+
+use super::*;
+use telemetry::{LogConfig, LogFormat, build_log};
+
+struct Section(&'static str, Value);
+
+impl Dump for Section {
+    fn section(&self) -> &'static str {
+        self.0
+    }
+
+    fn dump(&self) -> Value {
+        self.1.clone()
+    }
+}
+
+struct World {
+    admin: SocketAddr,
+    metrics: SocketAddr,
+    health: SocketAddr,
+    readiness: Readiness,
+    quits: Arc<AtomicUsize>,
+    stop: watch::Sender<bool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+fn config() -> Config {
+    let any = "127.0.0.1:0".parse().unwrap();
+    Config {
+        admin: any,
+        metrics: any,
+        readiness: any,
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+fn sources() -> Sources {
+    Sources {
+        telemetry: Telemetry::new(Counter::default()),
+        log: None,
+        readiness: Readiness::new(),
+        dumps: Vec::new(),
+        quit: Box::new(|| {}),
+    }
+}
+
+/// The three servers on a thread of their own, so that tests can use blocking sockets.
+fn world(log: Option<LogHandle>) -> World {
+    let (stop, shutdown) = watch::channel(false);
+    let (readiness, quits) = (Readiness::new(), Arc::new(AtomicUsize::new(0)));
+    let count = quits.clone();
+    let sources = Sources {
+        log,
+        readiness: readiness.clone(),
+        dumps: vec![
+            Arc::new(Section("workloads", json!([{ "name": "a" }]))),
+            Arc::new(Section("certificates", json!([]))),
+        ],
+        quit: Box::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        }),
+        ..sources()
+    };
+    let (started, addresses) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        runtime().block_on(async {
+            let servers = start(&config(), sources, &shutdown).unwrap();
+            started
+                .send((servers.admin, servers.metrics, servers.readiness))
+                .unwrap();
+            servers.finished().await;
+        });
+    });
+    let (admin, metrics, health) = addresses.recv().unwrap();
+    World {
+        admin,
+        metrics,
+        health,
+        readiness,
+        quits,
+        stop,
+        thread,
+    }
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    stream
+}
+
+/// Sends a request and returns the status, the head and the body of the answer.
+fn ask(address: SocketAddr, method: &str, path: &str) -> (u16, String, String) {
+    let mut stream = connect(address);
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, head.to_lowercase(), body.to_owned())
+}
+
+#[test]
+fn the_index_and_a_wrong_path_list_what_exists() {
+    let world = world(None);
+    for (path, status) in [("/", 200), ("/debug/pprof", 404)] {
+        let (got, _, body) = ask(world.admin, "GET", path);
+        assert_eq!(got, status);
+        for page in [
+            "/config_dump",
+            "/logging",
+            "/debug/pprof/profile",
+            "/debug/pprof/heap",
+            "/quitquitquit",
+        ] {
+            assert!(body.contains(page), "{path}: {body}");
+        }
+    }
+    let (status, _, body) = ask(world.health, "GET", "/metrics");
+    assert!(status == 404 && body.contains("/healthz/ready"), "{body}");
+}
+
+#[test]
+fn profiles_are_refused_with_a_reason_and_another_way() {
+    let world = world(None);
+    for (path, reason) in [
+        ("/debug/pprof/profile?seconds=30", "perf record"),
+        ("/debug/pprof/heap", "jemalloc is not built in"),
+    ] {
+        let (status, head, body) = ask(world.admin, "GET", path);
+        assert_eq!(status, 501, "{path}");
+        assert!(head.contains("content-type: text/plain"), "{head}");
+        assert!(body.contains(reason), "{path}: {body}");
+    }
+}
+
+#[test]
+fn the_dump_merges_what_the_rooms_offer() {
+    let world = world(None);
+    let (status, head, body) = ask(world.admin, "GET", "/config_dump");
+    assert!(
+        status == 200 && head.contains("content-type: application/json"),
+        "{head}"
+    );
+    let expected = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "workloads": [{ "name": "a" }],
+        "certificates": [],
+    });
+    assert_eq!(serde_json::from_str::<Value>(&body).unwrap(), expected);
+}
+
+#[test]
+fn metrics_have_both_paths_and_the_content_type_of_open_metrics() {
+    let world = world(None);
+    for path in ["/metrics", "/stats/prometheus"] {
+        let (status, head, body) = ask(world.metrics, "GET", path);
+        assert_eq!(status, 200);
+        assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"));
+        assert!(body.contains("istio_build{component=\"ztunnel\"") && body.ends_with("# EOF\n"));
+    }
+}
+
+#[test]
+fn readiness_names_what_is_missing() {
+    let world = world(None);
+    let task = world.readiness.wait_for("pods");
+    let (status, _, body) = ask(world.health, "GET", "/healthz/ready");
+    assert_eq!(
+        (status, body.as_str()),
+        (503, "not ready, waiting for: pods\n")
+    );
+    task.done();
+    let (status, _, body) = ask(world.health, "GET", "/healthz/ready");
+    assert_eq!((status, body.as_str()), (200, "ready\n"));
+}
+
+#[test]
+fn only_a_post_stops_the_proxy() {
+    let world = world(None);
+    let (status, head, _) = ask(world.admin, "GET", "/quitquitquit");
+    assert!(status == 405 && head.contains("allow: post"), "{head}");
+    assert_eq!(world.quits.load(Ordering::Relaxed), 0);
+    assert_eq!(ask(world.admin, "POST", "/quitquitquit").0, 200);
+    assert_eq!(world.quits.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_head_request_gets_no_body() {
+    let world = world(None);
+    let (status, head, body) = ask(world.metrics, "HEAD", "/metrics");
+    assert!(
+        status == 200 && body.is_empty() && head.contains("content-length"),
+        "{head}"
+    );
+}
+
+#[test]
+fn a_giant_head_is_refused() {
+    let world = world(None);
+    let mut stream = connect(world.admin);
+    let giant = format!(
+        "GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n",
+        "y".repeat(64 << 10)
+    );
+    // The server may close before everything was sent.
+    let _sent = stream.write_all(giant.as_bytes()).is_ok();
+    let mut answer = Vec::new();
+    let _reset = stream.read_to_end(&mut answer).is_err();
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
+        "{answer}"
+    );
+    assert_eq!(ask(world.admin, "GET", "/").0, 200);
+}
+
+#[test]
+fn garbage_does_not_hurt() {
+    let world = world(None);
+    let mut stream = connect(world.admin);
+    stream
+        .write_all(b"\x16\x03\x01\x00\xff\x00\r\n\r\n")
+        .unwrap();
+    let mut answer = Vec::new();
+    let _reset = stream.read_to_end(&mut answer).is_err();
+    assert_eq!(ask(world.admin, "GET", "/").0, 200);
+}
+
+#[test]
+fn a_port_in_use_is_named_with_its_setting() {
+    let world = world(None);
+    let taken = Config {
+        metrics: world.metrics,
+        ..config()
+    };
+    let runtime = runtime();
+    let _inside = runtime.enter();
+    let error = start(&taken, sources(), &world.stop.subscribe())
+        .unwrap_err()
+        .to_string();
+    let expected = format!(
+        "cannot listen on {} (metrics.address): another process",
+        taken.metrics
+    );
+    assert!(error.starts_with(&expected), "{error}");
+}
+
+#[test]
+fn servers_stop_soon_after_shutdown_even_with_idle_connections() {
+    let world = world(None);
+    let idle = connect(world.admin);
+    assert_eq!(ask(world.admin, "GET", "/").0, 200);
+    let start = Instant::now();
+    world.stop.send(true).unwrap();
+    world.thread.join().unwrap();
+    // Much less than an idle connection is given for its request.
+    assert!(start.elapsed() < Duration::from_secs(10));
+    assert!(TcpStream::connect(world.admin).is_err());
+    drop(idle);
+}
+
+#[test]
+fn a_connection_beyond_the_bound_ends_the_oldest() {
+    let world = world(None);
+    let mut held: Vec<_> = (0..64).map(|_| connect(world.admin)).collect();
+    assert_eq!(ask(world.admin, "GET", "/").0, 200);
+    let mut is_open = |at: usize| {
+        let connection: &mut TcpStream = &mut held[at];
+        let short = Some(Duration::from_millis(200));
+        connection.set_read_timeout(short).unwrap();
+        // Its end is nothing to read, or a reset.
+        let read = connection.read(&mut [0; 1]);
+        matches!(read, Err(error) if error.kind() == ErrorKind::WouldBlock)
+    };
+    assert!(!is_open(0), "the oldest was left");
+    assert!(is_open(1) && is_open(63), "more than one was ended");
+}
+
+#[test]
+fn the_log_filter_is_shown_and_changed() {
+    let config = LogConfig {
+        filter: "info".parse().unwrap(),
+        format: LogFormat::Text,
+    };
+    let (_subscriber, handle, _guard) = build_log(&config, std::io::sink()).unwrap();
+    let world = world(Some(handle));
+    for (method, path, status, expected) in [
+        ("GET", "/logging", 200, "current log level is info\n"),
+        (
+            "POST",
+            "/logging?level=debug",
+            200,
+            "current log level is debug\n",
+        ),
+        (
+            "POST",
+            "/logging?level=ztunnel::path=trace%2Caccess=off",
+            200,
+            "current log level is debug,access=off,ztunnel::path=trace\n",
+        ),
+        ("GET", "/logging?level=info", 405, "GET only shows"),
+        (
+            "POST",
+            "/logging?level=loud",
+            400,
+            "\"loud\" is not a level: expected off, error",
+        ),
+        (
+            "POST",
+            "/logging?level=%zz",
+            400,
+            "the level is not well-formed",
+        ),
+        (
+            "POST",
+            "/logging?what=1",
+            400,
+            "unknown parameter \"what\": expected level or reset",
+        ),
+        (
+            "DELETE",
+            "/logging",
+            405,
+            "/logging takes GET, POST, PUT, not DELETE",
+        ),
+        (
+            "POST",
+            "/logging",
+            200,
+            "current log level is debug,access=off,ztunnel::path=trace\n",
+        ),
+        ("POST", "/logging?reset", 200, "current log level is info\n"),
+    ] {
+        let (got, _, body) = ask(world.admin, method, path);
+        assert_eq!(got, status, "{method} {path}: {body}");
+        assert!(body.starts_with(expected), "{method} {path}: {body}");
+    }
+}

@@ -1,0 +1,334 @@
+//! What may go by itself, by example: a mesh as people write it, who calls whom, and the answer.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::{Allowed, Lanes, SameNode, Uid, local};
+
+const MESH: &str = r#"
+workloads:
+- { uid: a, name: a, serviceAccount: a, workloadIps: ["10.0.0.1", "fd00::1"], protocol: HBONE, node: n }
+- { uid: b, name: b, serviceAccount: b, workloadIps: ["10.0.0.2", "fd00::2"], protocol: HBONE, node: n,
+    services: { default/s: { 80: 8080 }, default/four: { 80: 8080 } }, authorizationPolicies: [default/only-a] }
+- { uid: c, name: c, serviceAccount: c, workloadIps: ["10.0.0.3"], protocol: HBONE, node: n, capacity: 3,
+    services: { default/s: { 80: 8080 } } }
+- { uid: far, name: far, workloadIps: ["10.0.1.1"], protocol: HBONE, node: m, services: { default/s: { 80: 8080 } } }
+- { uid: plain, name: plain, workloadIps: ["10.0.2.1"], services: { default/s: { 80: 8080 } } }
+- { uid: told, name: told, workloadIps: ["10.0.0.4"], protocol: HBONE, node: n, applicationTunnel: { protocol: PROXY } }
+- { uid: shut, name: shut, workloadIps: ["10.0.0.5"], protocol: HBONE, node: n, authorizationPolicies: [default/no-a],
+    services: { default/s: { 80: 8080 } } }
+- { uid: behind, name: behind, workloadIps: ["10.0.0.6"], protocol: HBONE, node: n, waypoint: { destination: default/s } }
+- { uid: wp, name: wp, serviceAccount: wp, workloadIps: ["10.0.0.7"], protocol: HBONE, node: n, nativeTunnel: true, services: { default/wp: {} } }
+- { uid: in, name: in, serviceAccount: in, workloadIps: ["10.0.0.8"], protocol: HBONE, node: n, nativeTunnel: true }
+- { uid: called, name: called, hostname: called.example, services: { default/named: {}, default/half: {} } }
+- { uid: abroad, name: abroad, network: other, protocol: HBONE, networkGateway: { destination: other/10.9.9.9 }, services: { default/half: {} } }
+- { uid: c2, name: c2, workloadIps: ["10.0.2.2"], services: { default/half: {} } }
+services:
+- { name: guarded, hostname: guarded, vips: ["/10.1.0.3"], ports: { 80: 80 }, waypoint: { destination: default/wp } }
+- { name: shared, hostname: shared, vips: ["/10.1.0.4"], ports: { 80: 80 }, loadBalancer: { mode: Passthrough },
+    weightedWaypoints: [{ destination: { destination: default/wp }, weight: 0 }] }
+- { name: lost, hostname: lost, vips: ["/10.1.0.5"], ports: { 80: 80 }, loadBalancer: { mode: Passthrough }, waypoint: { destination: default/nobody } }
+- { name: asked, hostname: asked, vips: ["/10.1.0.6"], ports: { 80: 80 }, loadBalancer: { mode: Passthrough }, waypoint: { destination: default/wp }, ingressUseWaypoint: true }
+- { name: wp, hostname: wp, ports: { 15008: 15008 } }
+- { name: named, hostname: named, vips: ["/10.1.0.7"], ports: { 80: 80 } }
+- { name: half, hostname: half, vips: ["/10.1.0.8"], ports: { 80: 80 } }
+- { name: private, namespace: elsewhere, hostname: private, vips: ["/10.1.0.9"], ports: { 80: 80 }, visibility: Namespace, waypoint: { destination: default/wp } }
+- { name: s, hostname: s, vips: ["/10.1.0.1"], ports: { 80: 80 } }
+- { name: four, hostname: four, vips: ["/10.1.0.2", "/fd01::2"], ports: { 80: 80 } }
+policies:
+- { name: only-a, namespace: default, scope: WorkloadSelector, action: Allow, rules: [[[{ principals: [{ exact: cluster.local/ns/default/sa/a }] }]]] }
+- { name: no-a, namespace: default, scope: WorkloadSelector, action: Deny, rules: [[[{ principals: [{ exact: cluster.local/ns/default/sa/a }] }]]] }
+"#;
+
+/// The pods of this node and their namespaces.
+const HERE: [(&str, u64, &[&str]); 8] = [
+    ("a", 1, &["10.0.0.1", "fd00::1"]),
+    ("b", 2, &["10.0.0.2", "fd00::2"]),
+    ("c", 3, &["10.0.0.3"]),
+    ("told", 4, &["10.0.0.4"]),
+    ("shut", 5, &["10.0.0.5"]),
+    ("behind", 6, &["10.0.0.6"]),
+    ("wp", 7, &["10.0.0.7"]),
+    ("in", 8, &["10.0.0.8"]),
+];
+
+fn view(lanes: &Lanes) -> View {
+    let pods = HERE.map(|(uid, cookie, addresses)| LocalPod {
+        uid: Uid(uid.into()),
+        account: None,
+        cookie: NetnsCookie(cookie),
+        addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+        redirected: false,
+    });
+    let mesh = Arc::new(local::parse(MESH).unwrap().into_snapshot());
+    View::new(mesh, pods, lanes)
+}
+
+fn joined() -> Allowed {
+    Allowed {
+        ends: Ends::Joined,
+        ..Allowed::default()
+    }
+}
+
+/// `address>pod weight`, and the total where others have a share.
+fn calls(pod: u64, to: &str, lanes: &Lanes) -> String {
+    let call = FastPathKey {
+        pod: NetnsCookie(pod),
+        destination: to.parse().unwrap(),
+    };
+    let Some(verdict) = super::call(&call, &[], &view(lanes)) else {
+        return "proxy".to_owned();
+    };
+    let shown = verdict.backends.iter().map(|backend| {
+        let server = backend.server.map_or(0, |cookie| cookie.0);
+        let ends = match backend.ends {
+            Ends::Apart => "",
+            Ends::Joined => " joined",
+        };
+        format!("{}>{server} {}{ends}", backend.to, backend.weight)
+    });
+    let listed: Vec<String> = shown.collect();
+    format!("{} of {}", listed.join(", "), verdict.total)
+}
+
+#[test]
+fn calls_that_go_by_themselves() {
+    for (pod, to, expected) in [
+        (1, "192.0.2.1:443", "192.0.2.1:443>0 1 of 1"),
+        (1, "10.0.0.2:80", "10.0.0.2:80>2 1 of 1"),
+        (1, "[fd00::2]:80", "[fd00::2]:80>2 1 of 1"),
+        (1, "10.0.2.1:80", "10.0.2.1:80>0 1 of 1"),
+        // On another node; wants a PROXY header; refused by policy; behind a waypoint.
+        (1, "10.0.1.1:80", "proxy"),
+        (1, "10.0.0.4:80", "proxy"),
+        (1, "10.0.0.5:80", "proxy"),
+        (1, "10.0.0.6:80", "proxy"),
+        // Only a may call b.
+        (3, "10.0.0.2:80", "proxy"),
+        // An unknown namespace.
+        (9, "192.0.2.1:443", "proxy"),
+        // The shares of the far one and of the one that refuses stay with the proxy.
+        (
+            1,
+            "10.1.0.1:80",
+            "10.0.0.2:8080>2 1, 10.0.0.3:8080>3 3, 10.0.2.1:8080>0 1 of 7",
+        ),
+        (
+            3,
+            "10.1.0.1:80",
+            "10.0.0.3:8080>3 3, 10.0.2.1:8080>0 1, 10.0.0.5:8080>5 1 of 7",
+        ),
+        (1, "10.1.0.1:81", "proxy"),
+        (1, "[fd01::2]:80", "[fd00::2]:8080>2 1 of 1"),
+    ] {
+        assert_eq!(calls(pod, to, &Lanes::default()), expected, "{pod} {to}");
+    }
+}
+
+#[test]
+fn nothing_goes_by_itself_that_must_go_through_somebody() {
+    for (pod, to, expected) in [
+        // A waypoint stands before it: here, at a weight of 0, run by nobody.
+        (1, "10.1.0.3:80", "proxy"),
+        (1, "10.1.0.4:80", "proxy"),
+        (1, "10.1.0.5:80", "proxy"),
+        (1, "10.1.0.6:80", "proxy"),
+        // From the waypoint itself it may go; a gateway may go, unless the service wants otherwise.
+        (7, "10.1.0.4:80", "10.1.0.4:80>0 1 of 1"),
+        (7, "10.1.0.6:80", "10.1.0.6:80>0 1 of 1"),
+        (8, "10.1.0.5:80", "10.1.0.5:80>0 1 of 1"),
+        (8, "10.1.0.6:80", "proxy"),
+        // The waypoint ends tunnels itself, on this node too.
+        (1, "10.0.0.7:80", "proxy"),
+        // A gateway's own tunnel.
+        (8, "10.0.1.1:15008", "10.0.1.1:15008>0 1 of 1"),
+        (1, "10.0.1.1:15008", "proxy"),
+        // A name has to be resolved, another network is behind a gateway: their shares.
+        (1, "10.1.0.7:80", "proxy"),
+        (1, "10.1.0.8:80", "10.0.2.2:80>0 1 of 3"),
+        // A private service does not exist here.
+        (1, "10.1.0.9:80", "10.1.0.9:80>0 1 of 1"),
+    ] {
+        assert_eq!(calls(pod, to, &Lanes::default()), expected, "{pod} {to}");
+    }
+}
+
+#[test]
+fn a_waypoint_that_comes_ends_what_goes_around_it() {
+    use Opener::{Pod, Proxy};
+    let view = view(&Lanes::default());
+    for (pod, dialled, server, expected) in [
+        // To the same address, as it was dialled: a service with a waypoint, and without one.
+        (1, "10.1.0.1:80", ("10.0.2.1:8080", 0), true),
+        (1, "10.1.0.3:80", ("10.0.2.1:8080", 0), false),
+        (1, "10.1.0.5:80", ("10.1.0.5:80", 0), false),
+        (1, "10.0.0.6:80", ("10.0.0.6:80", 6), false),
+        (7, "10.1.0.3:80", ("10.0.0.3:80", 3), true),
+        (8, "10.1.0.6:80", ("10.1.0.6:80", 0), false),
+        // A gateway's own tunnel stays; the same from anybody else would be a way into the mesh.
+        (8, "10.0.1.1:15008", ("10.0.1.1:15008", 0), true),
+        (1, "10.0.1.1:15008", ("10.0.1.1:15008", 0), false),
+        // What was direct to one that ends tunnels itself.
+        (1, "10.0.0.7:80", ("10.0.0.7:80", 7), false),
+    ] {
+        for opener in [Pod, Proxy] {
+            let flow = FastPathConnection {
+                dialled: dialled.parse().unwrap(),
+                ..open((pod, server.1), opener, "10.0.0.1:9", server.0)
+            };
+            assert_eq!(super::flow(&flow, &view), expected, "{flow:?}");
+        }
+    }
+}
+
+#[test]
+fn either_end_can_ask_for_a_tunnel_and_both_must_agree_to_be_joined() {
+    let tunnel = Allowed {
+        same_node: SameNode::Tunnel,
+        ..Allowed::default()
+    };
+    let with = |mesh, of: &[(&str, Allowed)]| Lanes {
+        mesh,
+        overrides: of
+            .iter()
+            .map(|(uid, own)| (Uid((*uid).into()), *own))
+            .collect(),
+    };
+    let direct = "10.0.0.2:80>2 1 of 1";
+    for (lanes, expected) in [
+        (with(tunnel, &[]), "proxy"),
+        (with(Allowed::default(), &[("a", tunnel)]), "proxy"),
+        (with(Allowed::default(), &[("b", tunnel)]), "proxy"),
+        (with(Allowed::default(), &[("c", tunnel)]), direct),
+        (with(joined(), &[]), "10.0.0.2:80>2 1 joined of 1"),
+        (with(joined(), &[("b", Allowed::default())]), direct),
+        (with(Allowed::default(), &[("a", joined())]), direct),
+    ] {
+        assert_eq!(calls(1, "10.0.0.2:80", &lanes), expected, "{lanes:?}");
+    }
+    // What leaves the mesh has no encryption to ask for, and nobody here to be joined with.
+    assert_eq!(
+        calls(1, "192.0.2.1:443", &with(tunnel, &[])),
+        "192.0.2.1:443>0 1 of 1"
+    );
+    assert_eq!(
+        calls(1, "192.0.2.1:443", &with(joined(), &[])),
+        "192.0.2.1:443>0 1 of 1"
+    );
+}
+
+#[test]
+fn plaintext_from_outside() {
+    let view = view(&Lanes::default());
+    for (pod, to, expected) in [
+        (3, "10.0.0.3:80", true),
+        // Only a principal may call b, and plaintext has none.
+        (2, "10.0.0.2:80", false),
+        // A denied principal is nobody who calls in plaintext.
+        (5, "10.0.0.5:80", true),
+        // Not its address; wants a PROXY header; not here.
+        (3, "10.0.0.2:80", false),
+        (4, "10.0.0.4:80", false),
+        (9, "10.0.0.3:80", false),
+    ] {
+        let arrival = InboundEntry {
+            pod: NetnsCookie(pod),
+            to: to.parse().unwrap(),
+            from: "192.0.2.9".parse().unwrap(),
+        };
+        assert_eq!(super::arrival(&arrival, &view), expected, "{pod} {to}");
+    }
+}
+
+/// An open connection: the pod that is watched, the pod that is called or 0, and both ends.
+fn open(
+    (pod, server_pod): (u64, u64),
+    opener: Opener,
+    client: &str,
+    server: &str,
+) -> FastPathConnection {
+    FastPathConnection {
+        pod: NetnsCookie(pod),
+        server_pod: Some(NetnsCookie(server_pod)).filter(|cookie| cookie.0 != 0),
+        opener,
+        client: client.parse().unwrap(),
+        server: server.parse().unwrap(),
+        dialled: "10.1.0.1:80".parse().unwrap(),
+        socket: 1,
+        opened: 0,
+    }
+}
+
+#[test]
+fn connections_that_may_stay() {
+    use Opener::{Outside, Pod, Proxy};
+    let view = view(&Lanes::default());
+    for (pods, opener, client, server, expected) in [
+        ((1, 2), Pod, "10.0.0.1:9", "10.0.0.2:8080", true),
+        ((1, 2), Proxy, "10.0.0.1:9", "10.0.0.2:8080", true),
+        ((3, 2), Pod, "10.0.0.3:9", "10.0.0.2:8080", false),
+        ((1, 5), Pod, "10.0.0.1:9", "10.0.0.5:8080", false),
+        // Outside, and what has become a member since.
+        ((1, 0), Pod, "10.0.0.1:9", "192.0.2.1:80", true),
+        ((1, 0), Pod, "10.0.0.1:9", "10.0.1.1:80", false),
+        ((1, 0), Pod, "10.0.0.1:9", "10.0.0.2:80", false),
+        ((3, 3), Outside, "192.0.2.1:9", "10.0.0.3:80", true),
+        ((2, 2), Outside, "192.0.2.1:9", "10.0.0.2:80", false),
+        // Pods that are no longer served here.
+        ((9, 2), Pod, "10.0.0.9:9", "10.0.0.2:80", true),
+        ((1, 9), Pod, "10.0.0.1:9", "10.0.0.9:80", true),
+    ] {
+        let flow = open(pods, opener, client, server);
+        assert_eq!(super::flow(&flow, &view), expected, "{flow:?}");
+    }
+}
+
+#[test]
+fn a_connection_that_was_direct_must_go_when_encryption_is_wanted() {
+    let tunnel = Lanes {
+        mesh: Allowed {
+            same_node: SameNode::Tunnel,
+            ..Allowed::default()
+        },
+        ..Lanes::default()
+    };
+    for opener in [Opener::Pod, Opener::Proxy] {
+        let flow = open((1, 2), opener, "10.0.0.1:9", "10.0.0.2:8080");
+        assert!(!super::flow(&flow, &view(&tunnel)));
+    }
+}
+
+#[test]
+fn more_backends_than_a_verdict_holds_leave_a_share_to_the_proxy() {
+    let mut workloads = String::from(
+        "{ uid: a, name: a, serviceAccount: a, workloadIps: [10.0.0.1], protocol: HBONE }",
+    );
+    let mut pods = vec![("a".to_owned(), 1, "10.0.0.1".to_owned())];
+    for number in 1..=12_u64 {
+        let address = format!("10.0.9.{number}");
+        workloads.push_str(&format!(
+            ", {{ uid: w{number}, name: w{number}, workloadIps: [{address}], protocol: HBONE, services: {{ default/s: {{ 80: 80 }} }} }}"
+        ));
+        pods.push((format!("w{number}"), 10 + number, address));
+    }
+    let text = format!(
+        "{{ workloads: [{workloads}], services: [{{ name: s, hostname: s, vips: [/10.1.0.1], ports: {{ 80: 80 }} }}] }}"
+    );
+    let mesh = Arc::new(local::parse(&text).unwrap().into_snapshot());
+    let pods = pods.into_iter().map(|(uid, cookie, address)| LocalPod {
+        uid: Uid(uid.as_str().into()),
+        account: None,
+        cookie: NetnsCookie(cookie),
+        addresses: vec![address.parse().unwrap()],
+        redirected: false,
+    });
+    let view = View::new(mesh, pods, &Lanes::default());
+    let call = FastPathKey {
+        pod: NetnsCookie(1),
+        destination: "10.1.0.1:80".parse().unwrap(),
+    };
+    let verdict = super::call(&call, &[], &view).unwrap();
+    assert_eq!(verdict.backends.len(), MOST_BACKENDS);
+    assert_eq!(verdict.total, 12);
+}

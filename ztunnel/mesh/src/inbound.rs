@@ -1,0 +1,11 @@
+//! What the peer of a tunnel, or a client in plaintext, may ask a pod for: where a tunnel leads,
+//! on whose behalf its peer speaks, which service it was meant for, and which resources on-demand
+//! discovery needs before that can be said.
+
+mod backed;
+mod missing;
+mod target;
+
+pub use backed::backed;
+pub use missing::{at, gateways_of, missing, own};
+pub use target::{Asked, Target, TargetError, client_of, delivered, target};

@@ -1,0 +1,57 @@
+//! What the mesh is, and every decision about a connection: plain data and pure functions. No
+//! tokio, no sockets, no clocks, no locks.
+//!
+//! - The model: [`Workload`], [`Service`], [`Policy`], [`Identity`], and the [`Snapshot`] that
+//!   holds and indexes them. A snapshot never changes; a [`Change`] is applied to a cheap copy,
+//!   which then replaces the original as a whole. [`local`] reads a mesh from a file.
+//! - The decisions: [`route`](route::route) says where a connection of a pod goes,
+//!   [`authorize`](authorize::authorize) whether a pod accepts a connection, [`inbound`] what the
+//!   peer of a tunnel may ask a pod for, [`fastpath`] which connections the kernel may carry by
+//!   itself, [`names`] what a DNS name means. Where the mesh is known in part only, they say which
+//!   [`DemandKey`] the control plane has to be asked for first.
+//!
+//! Every decision about a connection of this node is made against one [`View`]: a snapshot, the
+//! pods of this node, and the paths that the settings allow them.
+
+mod authority;
+pub mod authorize;
+mod change;
+mod demand;
+pub mod fastpath;
+mod fault;
+mod identity;
+pub mod inbound;
+mod interner;
+pub mod local;
+pub mod names;
+mod policy;
+mod ports;
+pub mod route;
+mod service;
+mod snapshot;
+mod view;
+mod workload;
+pub mod yaml;
+
+pub use authority::{Authority, ParseAuthorityError};
+pub use change::Change;
+pub use demand::{DemandKey, Fetched};
+pub use fault::Fault;
+pub use identity::{Identity, ParseIdentityError};
+pub use interner::Interner;
+pub use policy::{
+    Action, Clause, Match, Policy, PolicyContext, PolicyScope, Rule, ServiceAccountMatch,
+    StringMatch,
+};
+pub use ports::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, PROXY_PORTS};
+pub use service::{
+    HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, NetworkRange, RoutingScope,
+    Service, Visibility, WeightedWaypoint,
+};
+pub use snapshot::{Endpoint, ServiceEntry, Snapshot};
+pub use view::{Allowed, Lanes, LocalPod, NetnsCookie, SameNode, View};
+pub use workload::{
+    ApplicationTunnel, Backed, GatewayAddress, GatewayDestination, HealthStatus, Locality,
+    NamespacedHostname, NetworkAddress, NetworkMode, Ports, TunnelProtocol, Uid, Workload,
+    WorkloadType,
+};

@@ -1,0 +1,222 @@
+//! Whose an address is. Several may claim one: pods on their node's network share its address, and
+//! a new pod may get the address of one that is about to go, in whatever order the two are told.
+//! Who has lost an address is remembered, and gets it back when the winner goes.
+
+use std::hash::Hash;
+use std::iter;
+use std::sync::Arc;
+
+use super::index::{Index, Keyed};
+use crate::{NetworkMode, Service, Workload};
+
+/// Who can claim an address.
+pub(super) trait Claimant: Clone {
+    /// Whether the other one is the same object as it was or will be.
+    fn is(&self, other: &Self) -> bool;
+
+    /// Whose claim goes before another's; among equals the later claim does.
+    fn standing(&self) -> Standing;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Standing {
+    /// The address is the node's.
+    Shared,
+    /// The address is its own.
+    Own,
+}
+
+impl Claimant for Workload {
+    fn is(&self, other: &Self) -> bool {
+        self.uid == other.uid
+    }
+
+    fn standing(&self) -> Standing {
+        match self.network_mode {
+            NetworkMode::HostNetwork => Standing::Shared,
+            NetworkMode::Standard => Standing::Own,
+        }
+    }
+}
+
+impl Claimant for Service {
+    fn is(&self, other: &Self) -> bool {
+        self.hostname == other.hostname && self.namespace == other.namespace
+    }
+
+    fn standing(&self) -> Standing {
+        Standing::Own
+    }
+}
+
+/// Everybody's claims to addresses or ranges `K`, network by network.
+#[derive(Debug, Clone)]
+pub(super) struct Claims<K, T> {
+    networks: Index<Network<K, T>>,
+}
+
+#[derive(Debug, Clone)]
+struct Network<K, T> {
+    name: Arc<str>,
+    claims: Index<Claim<K, T>>,
+}
+
+#[derive(Debug, Clone)]
+struct Claim<K, T> {
+    at: K,
+    holder: Arc<T>,
+    /// The others, who comes next last.
+    rivals: Option<Box<Rivals<T>>>,
+}
+
+/// Behind one pointer, because hardly any address has rivals.
+#[derive(Debug, Clone)]
+struct Rivals<T>(Vec<Arc<T>>);
+
+impl<K, T> Default for Claims<K, T> {
+    fn default() -> Self {
+        Self {
+            networks: Index::default(),
+        }
+    }
+}
+
+impl<K: Hash + Eq + Copy + 'static, T: Claimant + 'static> Claims<K, T> {
+    /// Who has it.
+    pub(super) fn get(&self, network: &str, at: K) -> Option<&Arc<T>> {
+        let network = self.networks.get(network)?;
+        network.claims.get(at).map(|claim| &claim.holder)
+    }
+
+    /// Everybody who claims it: who has it, and then who would get it next.
+    pub(super) fn all(&self, network: &str, at: K) -> impl Iterator<Item = &Arc<T>> + Clone {
+        let network = self.networks.get(network);
+        let claim = network.and_then(|network| network.claims.get(at));
+        claim.into_iter().flat_map(|claim| {
+            let rivals = claim.rivals.as_deref().map_or(&[][..], |rivals| &rivals.0);
+            iter::once(&claim.holder).chain(rivals.iter().rev())
+        })
+    }
+
+    /// Claims it. Somebody who claims it already keeps the place in line. Returns whether nobody
+    /// had claimed it.
+    pub(super) fn claim(&mut self, network: &Arc<str>, at: K, claimant: &Arc<T>) -> bool {
+        if self.networks.get(network).is_none() {
+            self.networks.insert(Network {
+                name: network.clone(),
+                claims: Index::default(),
+            });
+        }
+        let Some(network) = self.networks.get_mut(network) else {
+            return false;
+        };
+        if let Some(claim) = network.claims.get_mut(at) {
+            claim.join(claimant);
+            return false;
+        }
+        let (holder, rivals) = (claimant.clone(), None);
+        network.claims.insert(Claim { at, holder, rivals });
+        true
+    }
+
+    /// Gives up the claim of this very object: where it has been claimed anew meanwhile, the new
+    /// claim stays. Returns whether nobody claims it any longer.
+    pub(super) fn release(&mut self, network: &str, at: K, claimant: &Arc<T>) -> bool {
+        let Some(found) = self.networks.get_mut(network) else {
+            return false;
+        };
+        let Some(claim) = found.claims.get_mut(at) else {
+            return false;
+        };
+        if claim.leave(claimant) {
+            return false;
+        }
+        found.claims.remove(at);
+        if found.claims.is_empty() {
+            self.networks.remove(network);
+        }
+        true
+    }
+}
+
+impl<K, T: Claimant> Claim<K, T> {
+    fn join(&mut self, claimant: &Arc<T>) {
+        let alone = self.rivals.is_none();
+        if let Some(place) = self.place_of(claimant) {
+            if alone || place.standing() == claimant.standing() {
+                *place = claimant.clone();
+                return;
+            }
+            let former = place.clone();
+            self.leave(&former);
+        }
+        let rivals = &mut self
+            .rivals
+            .get_or_insert_with(|| Box::new(Rivals(Vec::new())))
+            .0;
+        if claimant.standing() >= self.holder.standing() {
+            rivals.push(std::mem::replace(&mut self.holder, claimant.clone()));
+        } else {
+            let at = rivals.partition_point(|rival| rival.standing() <= claimant.standing());
+            rivals.insert(at, claimant.clone());
+        }
+    }
+
+    /// Where a claimant stands, as it was until now.
+    fn place_of(&mut self, claimant: &Arc<T>) -> Option<&mut Arc<T>> {
+        if self.holder.is(claimant) {
+            return Some(&mut self.holder);
+        }
+        let rivals = &mut self.rivals.as_mut()?.0;
+        rivals.iter_mut().find(|rival| rival.is(claimant))
+    }
+
+    /// Returns whether anybody is left.
+    fn leave(&mut self, claimant: &Arc<T>) -> bool {
+        let Some(Rivals(rivals)) = self.rivals.as_deref_mut() else {
+            return !Arc::ptr_eq(&self.holder, claimant);
+        };
+        if Arc::ptr_eq(&self.holder, claimant) {
+            let Some(next) = rivals.pop() else {
+                return false;
+            };
+            self.holder = next;
+        } else {
+            rivals.retain(|rival| !Arc::ptr_eq(rival, claimant));
+        }
+        if rivals.is_empty() {
+            self.rivals = None;
+        }
+        true
+    }
+}
+
+impl<K, T> Keyed for Network<K, T>
+where
+    Self: Clone,
+{
+    type Key<'k> = &'k str;
+
+    fn key(&self) -> &str {
+        &self.name
+    }
+
+    fn has(&self, key: &str) -> bool {
+        *self.name == *key
+    }
+}
+
+impl<K: Hash + Eq + Copy, T> Keyed for Claim<K, T>
+where
+    Self: Clone,
+{
+    type Key<'k> = K;
+
+    fn key(&self) -> K {
+        self.at
+    }
+
+    fn has(&self, key: K) -> bool {
+        self.at == key
+    }
+}

@@ -1,0 +1,112 @@
+//! From a packet to what it says.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use prost::Message as _;
+
+use super::packet::Packet;
+use super::{Error, PodInfo, PodUid, Refusal};
+use crate::pods::Handed;
+use api::istio::workload::zds::workload_request::Payload;
+use api::istio::workload::zds::{AddWorkload, WorkloadInfo, WorkloadRequest};
+
+/// The uids of Kubernetes have 36 bytes, those of static pods 32.
+const MOST_UID: usize = 256;
+
+/// The longest name that Kubernetes takes.
+const MOST_NAME: usize = 253;
+
+/// What the agent says.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// A pod is in the mesh, and what is to be known about it, or why it cannot be taken on.
+    Add(PodUid, Box<Result<(PodInfo, Handed), Refusal>>),
+    Keep(PodUid),
+    Delete(PodUid),
+    SnapshotSent,
+}
+
+impl Message {
+    /// # Errors
+    /// When the packet is no request.
+    pub(super) fn read(packet: Packet) -> Result<Self, Error> {
+        if packet.too_long {
+            return Err(Error::TooLong);
+        }
+        if packet.too_many {
+            return Err(Error::Descriptors);
+        }
+        let request = WorkloadRequest::decode(&*packet.bytes)
+            .map_err(|source| Error::Undecodable { source })?;
+        let payload = request.payload.ok_or(Error::Unknown)?;
+        let message = match payload {
+            Payload::Add(add) => return read_add(add, packet.descriptor),
+            Payload::Keep(keep) => Self::Keep(uid(&keep.uid)?),
+            Payload::Del(del) => Self::Delete(uid(&del.uid)?),
+            Payload::SnapshotSent(_) => Self::SnapshotSent,
+        };
+        match packet.descriptor {
+            Some(_closed) => Err(Error::Stray {
+                request: message.name(),
+            }),
+            None => Ok(message),
+        }
+    }
+
+    /// The name of its kind.
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Add(..) => "add",
+            Self::Keep(_) => "keep",
+            Self::Delete(_) => "del",
+            Self::SnapshotSent => "snapshot_sent",
+        }
+    }
+}
+
+fn uid(text: &str) -> Result<PodUid, Error> {
+    if text.is_empty() || text.len() > MOST_UID {
+        return Err(Error::Uid {
+            length: text.len(),
+            most: MOST_UID,
+        });
+    }
+    Ok(PodUid(text.into()))
+}
+
+fn read_add(add: AddWorkload, descriptor: Option<OwnedFd>) -> Result<Message, Error> {
+    let uid = uid(&add.uid)?;
+    let what = described(&uid, add.workload_info).and_then(|info| {
+        let descriptor = descriptor.ok_or_else(|| Refusal::NoDescriptor { uid: uid.clone() })?;
+        Ok((info, Handed::check(&uid.0, descriptor)?))
+    });
+    Ok(Message::Add(uid, Box::new(what)))
+}
+
+fn described(uid: &PodUid, info: Option<WorkloadInfo>) -> Result<PodInfo, Refusal> {
+    let info = info.ok_or_else(|| Refusal::NoInfo { uid: uid.clone() })?;
+    let name = |field, text: String| {
+        let fits = !text.is_empty() && text.len() <= MOST_NAME;
+        // A slash would lead into another identity or uid. Kubernetes allows much less than this.
+        if fits && text.chars().all(|c| c.is_ascii_graphic() && c != '/') {
+            return Ok(Arc::from(text));
+        }
+        Err(Refusal::Name {
+            uid: uid.clone(),
+            field,
+            found: text.chars().take(MOST_NAME).collect(),
+        })
+    };
+    // What Kubernetes calls a pod's account where nobody says another one.
+    let account = if info.service_account.is_empty() {
+        "default".to_owned()
+    } else {
+        info.service_account
+    };
+    Ok(PodInfo {
+        name: name("name", info.name)?,
+        namespace: name("namespace", info.namespace)?,
+        service_account: name("service_account", account)?,
+    })
+}

@@ -1,0 +1,343 @@
+//! Turns the settings into each room's own configuration. No room but `config` knows the
+//! settings, and `config` knows no room: this file is the only place where they meet.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::TcpKeepalive;
+use tokio::runtime::Handle;
+
+use super::enrollment::{Key, Wanted};
+use crate::agent::zds;
+use crate::dns;
+use crate::{bpf, pods, proxy};
+use mesh::{Identity, Uid};
+use settings::{self, Mode, Settings};
+use telemetry::{Filter, FilterError, LogConfig, LogFormat};
+use tunnel::hbone;
+use tunnel::tls::{self, Issuer};
+use upstream::ads;
+use upstream::ca::istiod::{self, IstiodCa};
+use upstream::ca::local::LocalCa;
+
+pub(super) fn log(settings: &Settings) -> Result<LogConfig, FilterError> {
+    Ok(LogConfig {
+        filter: Filter::default().with(&settings.log.filter)?,
+        format: match settings.log.format {
+            settings::LogFormat::Text => LogFormat::Text,
+            settings::LogFormat::Json => LogFormat::Json,
+        },
+    })
+}
+
+pub(super) fn kernel(settings: &Settings) -> bpf::Config {
+    let capture = &settings.capture;
+    bpf::Config {
+        directory: capture.bpf_directory.clone(),
+        cgroup: capture.cgroup.clone(),
+        mark: capture.mark,
+        delivery_mark: pods::delivery::DELIVERY_MARK,
+        exemptions: exemptions(settings),
+        ports: bpf::Ports::default(),
+        verdicts: capture.verdicts,
+    }
+}
+
+/// What capture leaves alone. In dedicated mode the proxy shares its namespace with the workload,
+/// so its own servers have to be reachable; other workloads' same ports are captured as ever.
+pub(super) fn exemptions(settings: &Settings) -> bpf::Exemptions {
+    let capture = &settings.capture;
+    bpf::Exemptions {
+        outbound_ports: capture.exempt_ports.clone(),
+        outbound_cidrs: capture.exempt_cidrs.clone(),
+        inbound_ports: match settings.mode {
+            Mode::Dedicated { .. } => vec![settings.metrics.port(), settings.readiness.port()],
+            Mode::Shared => Vec::new(),
+        },
+        inbound_cidrs: capture.exempt_sources.clone(),
+    }
+}
+
+/// Where certificates come from.
+pub(super) fn issuer(settings: &Settings) -> Result<Arc<dyn Issuer>, super::Error> {
+    Ok(match &settings.ca {
+        settings::Authority::Local(local) => Arc::new(LocalCa::open(
+            &local.directory,
+            &settings.trust_domain,
+            local.leaf_ttl,
+        )?),
+        settings::Authority::Remote(remote) => {
+            let upstream = &remote.upstream;
+            Arc::new(IstiodCa::new(istiod::Config {
+                root: match &upstream.root {
+                    Some(file) => istiod::Root::File(file.clone()),
+                    None => istiod::Root::System,
+                },
+                alt_hostname: upstream.hostname.clone(),
+                mesh_roots: remote.mesh_roots.clone(),
+                token: upstream.token.clone(),
+                cluster_id: settings.cluster_id.to_string(),
+                headers: upstream.headers.0.clone(),
+                asker: match settings.mode {
+                    Mode::Shared => istiod::Asker::Node,
+                    Mode::Dedicated { .. } => istiod::Asker::Workload,
+                },
+                validity: remote.leaf_ttl,
+                ..istiod::Config::new(upstream.address.clone())
+            })?)
+        }
+    })
+}
+
+/// The file with the mesh's roots, if certificates come from a control plane that has one.
+pub(super) fn mesh_roots(settings: &Settings) -> Option<PathBuf> {
+    match &settings.ca {
+        settings::Authority::Local(_) => None,
+        settings::Authority::Remote(remote) => remote.mesh_roots.clone(),
+    }
+}
+
+/// How certificates are kept, and which of the peers' are not taken.
+pub(super) fn tls(settings: &Settings) -> Result<tls::Config, tls::RevocationError> {
+    let revocations = settings.crl.as_deref().map(tls::Revocations::open);
+    Ok(tls::Config {
+        revocations: revocations.transpose()?.unwrap_or_default(),
+        ..tls::Config::default()
+    })
+}
+
+/// How the control plane is asked what the mesh is, if it is.
+pub(super) fn xds(settings: &Settings) -> Option<ads::Config> {
+    let settings::Xds {
+        upstream,
+        on_demand,
+    } = settings.xds.as_ref()?;
+    let root = match &upstream.root {
+        Some(file) => ads::Root::File(file.clone()),
+        None => ads::Root::System,
+    };
+    let instance = &settings.instance;
+    let metadata = instance.metadata.iter();
+    let node = ads::Node {
+        instance_ip: instance.ip.clone(),
+        pod: instance.pod.clone(),
+        namespace: instance.namespace.clone(),
+        node: settings.node.to_string(),
+        cluster_id: settings.cluster_id.to_string(),
+        cluster_domain: instance.cluster_domain.clone(),
+        metadata: metadata
+            .map(|(key, value)| (key.clone(), value.as_str().into()))
+            .collect(),
+    };
+    Some(ads::Config {
+        alt_hostname: upstream.hostname.clone(),
+        token: upstream.token.clone(),
+        headers: upstream.headers.0.clone(),
+        trust_domain: settings.trust_domain.to_string(),
+        subscription: if *on_demand {
+            ads::Subscription::OnDemand
+        } else {
+            ads::Subscription::Everything
+        },
+        ..ads::Config::new(&upstream.address, root, node)
+    })
+}
+
+/// Backends that have names are resolved on the main runtime, by the system. `getaddrinfo(3)` gives
+/// up after five seconds for each server by default; an application waits no longer than that.
+pub(super) fn resolver(runtime: Handle) -> Arc<dyn proxy::Resolve> {
+    const AT_ONCE: usize = 128;
+    const TIMEOUT: Duration = Duration::from_secs(5);
+    Arc::new(proxy::SystemResolver::new(runtime, AT_ONCE, TIMEOUT))
+}
+
+pub(super) fn admin(settings: &Settings) -> admin::Config {
+    admin::Config {
+        admin: settings.admin,
+        metrics: settings.metrics,
+        readiness: settings.readiness,
+    }
+}
+
+pub(super) fn path(settings: &Settings) -> proxy::Config {
+    let domain = domain(&settings.instance.cluster_domain);
+    proxy::Config {
+        network: settings.network.clone(),
+        domain: domain.clone(),
+        workers: settings.threads.get(),
+        socks5: settings.socks5,
+        localhost_app_tunnel: settings.localhost_app_tunnel,
+        mark: settings.capture.mark,
+        dial: pods::Dial {
+            timeout: settings.hbone.connect_timeout,
+            keepalive: settings.keepalive.map(|keepalive| {
+                TcpKeepalive::new()
+                    .with_time(keepalive.time)
+                    .with_interval(keepalive.interval)
+                    .with_retries(keepalive.retries)
+            }),
+        },
+        handshake_timeout: settings.hbone.handshake_timeout,
+        hbone: hbone(&settings.hbone),
+        dns: settings.dns.map(|settings_of_dns| dns::Config {
+            domain,
+            timeout: settings_of_dns.timeout,
+            resolver: dns::system_resolver(),
+        }),
+    }
+}
+
+/// A domain as names are compared with it.
+fn domain(text: &str) -> Arc<str> {
+    text.trim_end_matches('.').to_ascii_lowercase().into()
+}
+
+fn hbone(settings: &settings::Hbone) -> hbone::Config {
+    // Values beyond what HTTP/2 can express are refused when the settings are read.
+    let narrow = |bytes: settings::Bytes| u32::try_from(bytes.0).unwrap_or(u32::MAX);
+    let wide = |bytes: settings::Bytes| usize::try_from(bytes.0).unwrap_or(usize::MAX);
+    hbone::Config {
+        stream_window: narrow(settings.stream_window),
+        connection_window: narrow(settings.connection_window),
+        max_frame: narrow(settings.max_frame),
+        send_buffer: wide(settings.send_buffer),
+        max_streams_per_connection: settings.max_streams_per_connection as usize,
+        max_concurrent_streams: settings.max_concurrent_streams,
+        header_list_max: narrow(settings.header_list_max),
+        idle_release: settings.idle_release,
+        server_idle: settings.server_idle,
+        // Around the two limits of a dial, so that the one that was exceeded is the one reported.
+        connect_timeout: settings.connect_timeout + settings.handshake_timeout,
+        handshake_timeout: settings.handshake_timeout,
+        response_timeout: settings.response_timeout,
+        keepalive: Some(hbone::Keepalive {
+            interval: settings.ping_interval,
+            timeout: settings.ping_timeout,
+        }),
+        ..hbone::Config::default()
+    }
+}
+
+/// Which lanes the operator allows; `ends` says what a wish for acceleration comes to here.
+pub(super) fn lanes(
+    settings: &Settings,
+    ends: impl Fn(settings::Acceleration) -> mesh::fastpath::Ends,
+) -> mesh::Lanes {
+    let allowed = |same_node, acceleration| mesh::Allowed {
+        same_node: match same_node {
+            settings::SameNode::Direct => mesh::SameNode::Direct,
+            settings::SameNode::Tunnel => mesh::SameNode::Tunnel,
+        },
+        ends: ends(acceleration),
+    };
+    let (same_node, acceleration) = (settings.same_node, settings.acceleration);
+    let overrides = settings.overrides.iter().map(|own| {
+        let allowed = allowed(
+            own.same_node.unwrap_or(same_node),
+            own.acceleration.unwrap_or(acceleration),
+        );
+        (own.workload.clone(), allowed)
+    });
+    mesh::Lanes {
+        mesh: allowed(same_node, acceleration),
+        overrides: overrides.collect(),
+    }
+}
+
+/// The pods that the settings ask for: those that are listed, or in dedicated mode the process's
+/// own namespace.
+pub(super) fn pods(settings: &Settings) -> Vec<Wanted> {
+    let wanted = |workload: &Uid, netns: &Path| Wanted {
+        key: Key::Listed(workload.clone()),
+        uid: workload.clone(),
+        account: None,
+        identity: None,
+        netns: pods::Place::Path(netns.to_owned()),
+    };
+    match &settings.mode {
+        Mode::Shared => {
+            let listed = settings.pods.iter();
+            listed
+                .map(|pod| wanted(&pod.workload, &pod.netns))
+                .collect()
+        }
+        Mode::Dedicated { workload } => vec![wanted(workload, Path::new("/proc/self/ns/net"))],
+    }
+}
+
+/// A pod that the node agent has named. Its workload's uid is put together as Istio's control plane
+/// does it.
+pub(super) fn announced(
+    settings: &Settings,
+    uid: &zds::PodUid,
+    info: &zds::PodInfo,
+    netns: &pods::Handed,
+) -> Wanted {
+    let (uid_in_mesh, identity) = workload(settings, info);
+    Wanted {
+        key: Key::Announced(uid.clone()),
+        uid: uid_in_mesh,
+        account: Some(info.service_account.clone()),
+        identity,
+        netns: pods::Place::Handed(netns.clone()),
+    }
+}
+
+/// Under which uid the mesh will know a pod, and who it will be.
+pub(super) fn workload(settings: &Settings, info: &zds::PodInfo) -> (Uid, Option<Identity>) {
+    let (name, namespace, account) = (&info.name, &info.namespace, &info.service_account);
+    let identity = Identity::new(&settings.trust_domain, namespace, account);
+    (
+        Uid::of_pod(&settings.cluster_id, namespace, name),
+        identity.ok(),
+    )
+}
+
+/// Keys that make a node the node it is: with another value the rest of a file means something
+/// else, so none of it is taken over.
+pub(super) const IDENTIFYING: [&str; 5] = ["node", "clusterId", "network", "trustDomain", "mode"];
+
+/// Keys whose new value waits for a restart.
+pub(super) fn fixed_keys_that_differ(old: &Settings, new: &Settings) -> Vec<&'static str> {
+    let differences = [
+        ("node", old.node != new.node),
+        ("clusterId", old.cluster_id != new.cluster_id),
+        ("network", old.network != new.network),
+        ("trustDomain", old.trust_domain != new.trust_domain),
+        ("mode", old.mode != new.mode),
+        ("nodeAgent", old.node_agent != new.node_agent),
+        ("ca", old.ca != new.ca),
+        ("xds", old.xds != new.xds),
+        ("crl", old.crl != new.crl),
+        ("admin", old.admin != new.admin),
+        ("metrics", old.metrics != new.metrics),
+        ("socks5", old.socks5 != new.socks5),
+        (
+            "applicationTunnel",
+            old.localhost_app_tunnel != new.localhost_app_tunnel,
+        ),
+        ("readiness", old.readiness != new.readiness),
+        ("capture.by", old.capture.by != new.capture.by),
+        (
+            "capture.bpfDirectory",
+            old.capture.bpf_directory != new.capture.bpf_directory,
+        ),
+        ("capture.cgroup", old.capture.cgroup != new.capture.cgroup),
+        ("capture.mark", old.capture.mark != new.capture.mark),
+        (
+            "capture.verdicts",
+            old.capture.verdicts != new.capture.verdicts,
+        ),
+        ("dns", old.dns != new.dns),
+        ("hbone", old.hbone != new.hbone),
+        ("keepalive", old.keepalive != new.keepalive),
+        ("threads", old.threads != new.threads),
+        ("log", old.log != new.log),
+    ];
+    differences
+        .into_iter()
+        .filter(|(_, differs)| *differs)
+        .map(|(key, _)| key)
+        .collect()
+}

@@ -1,0 +1,222 @@
+//! The names that keep maps and attachments alive while no proxy runs.
+//!
+//! ```text
+//! <directory>/v2/PODS …           the maps, by their names
+//! <directory>/v2/links/capture4 … one link per cgroup program
+//! <directory>/v2/netns/<cookie>   one link per enrolled namespace
+//! <directory>/v2/lives/<process>  a lock per process that is or was in charge (`succession`)
+//! ```
+//! `v2` is the layout's version: a proxy with another layout makes pins of its own, and removes the
+//! others when its own programs are at work. Names in a BPF
+//! file system have no dots.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use ztunnel_ebpf_types::LAYOUT;
+
+use super::{Error, sys};
+use mesh::NetnsCookie;
+
+/// Where the pins of one proxy are.
+#[derive(Debug, Clone)]
+pub(super) struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// Makes sure that the directory is there and on a BPF file system, mounting one if need be.
+    pub(super) fn open(directory: &Path) -> Result<Self, Error> {
+        if !is_bpf_fs(nearest(directory)) {
+            mount_for(directory)?;
+        }
+        let root = directory.join(format!("v{LAYOUT}"));
+        for path in [root.join("links"), root.join("netns"), root.join("lives")] {
+            fs::create_dir_all(&path).map_err(|source| Error::Pin {
+                path,
+                action: "created",
+                source,
+            })?;
+        }
+        Ok(Self { root })
+    }
+
+    /// Detaches and forgets what proxies with other layouts have left.
+    pub(super) fn retire_others(&self) -> Result<(), Error> {
+        let Some(directory) = self.root.parent() else {
+            return Ok(());
+        };
+        for layout in children(directory)? {
+            let is_other = layout != self.root && layout.join("links").exists();
+            if is_other {
+                detach_layout(&layout)?;
+                fs::remove_dir_all(&layout).map_err(|source| Error::Pin {
+                    path: layout,
+                    action: "removed",
+                    source,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The pin of a map.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// The pin of a cgroup program's link.
+    pub(super) fn link(&self, program: &str) -> PathBuf {
+        self.root.join("links").join(program)
+    }
+
+    /// The pin of an enrolled namespace's link.
+    pub(super) fn netns(&self, cookie: NetnsCookie) -> PathBuf {
+        self.root.join("netns").join(cookie.0.to_string())
+    }
+
+    /// Where processes show that they live.
+    pub(super) fn lives(&self) -> PathBuf {
+        self.root.join("lives")
+    }
+
+    /// The namespaces that have a link.
+    pub(super) fn enrolled(&self) -> Result<Vec<NetnsCookie>, Error> {
+        let path = self.root.join("netns");
+        let unreadable = |source| Error::Pin {
+            path: path.clone(),
+            action: "read",
+            source,
+        };
+        let mut cookies = Vec::new();
+        for entry in fs::read_dir(&path).map_err(unreadable)? {
+            let name = entry.map_err(unreadable)?.file_name();
+            if let Some(cookie) = name.to_str().and_then(|name| name.parse().ok()) {
+                cookies.push(NetnsCookie(cookie));
+            }
+        }
+        Ok(cookies)
+    }
+}
+
+/// Removes a pin; one that is not there is no error.
+pub(super) fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Pin {
+            path: path.to_path_buf(),
+            action: "removed",
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Detaches a pinned link's program at once and removes the pin.
+pub(super) fn detach(path: &Path) -> Result<(), Error> {
+    if let Ok(link) = sys::open_pin(path) {
+        // A link whose namespace is gone has nothing left to detach from.
+        drop(sys::detach(link.as_fd()));
+    }
+    remove(path)
+}
+
+/// Detaches everything that is pinned below a directory, whichever layout, and unmounts the file
+/// system if it was mounted for this directory. Says whether anything was there; a
+/// directory that does not exist is no error.
+pub(super) fn remove_all(directory: &Path) -> Result<bool, Error> {
+    if !directory.exists() || !is_bpf_fs(directory) {
+        return Ok(false);
+    }
+    for layout in children(directory)? {
+        detach_layout(&layout)?;
+    }
+    remove_directory(directory).map(|()| true)
+}
+
+fn remove_directory(directory: &Path) -> Result<(), Error> {
+    if is_mount_point(directory) {
+        // Lazily: a proxy that still runs keeps its descriptors, which need no names.
+        return umount2(directory, MntFlags::MNT_DETACH).map_err(|errno| Error::Pin {
+            path: directory.to_path_buf(),
+            action: "unmounted",
+            source: errno.into(),
+        });
+    }
+    fs::remove_dir_all(directory).map_err(|source| Error::Pin {
+        path: directory.to_path_buf(),
+        action: "removed",
+        source,
+    })
+}
+
+fn detach_layout(layout: &Path) -> Result<(), Error> {
+    for group in ["links", "netns"] {
+        let group = layout.join(group);
+        if group.exists() {
+            for link in children(&group)? {
+                detach(&link)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn children(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    let unreadable = |source| Error::Pin {
+        path: directory.to_path_buf(),
+        action: "read",
+        source,
+    };
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(directory).map_err(unreadable)? {
+        paths.push(entry.map_err(unreadable)?.path());
+    }
+    Ok(paths)
+}
+
+/// The path itself or the first directory above it that exists.
+pub(super) fn nearest(path: &Path) -> &Path {
+    path.ancestors()
+        .find(|ancestor| ancestor.exists())
+        .unwrap_or_else(|| Path::new("/"))
+}
+
+/// How many namespaces have a link in this layout's pins, if there are any.
+pub(super) fn enrolled_below(directory: &Path) -> Option<usize> {
+    let netns = directory.join(format!("v{LAYOUT}")).join("netns");
+    Some(children(&netns).ok()?.len())
+}
+
+/// Whether pins can be made there at all.
+pub(super) fn is_bpf_fs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn is_mount_point(path: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev());
+    let Some(parent) = path.parent() else {
+        return true;
+    };
+    matches!((device(path), device(parent)), (Ok(own), Ok(above)) if own != above)
+}
+
+/// Mounts a BPF file system at the directory; or, where no directory can be made because its
+/// parent is the kernel's own mount point for one (/sys/fs/bpf), there.
+fn mount_for(directory: &Path) -> Result<(), Error> {
+    let place = match fs::create_dir_all(directory) {
+        Ok(()) => directory,
+        Err(_) => nearest(directory),
+    };
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("bpf"), place, Some("bpf"), flags, Some("mode=0700")).map_err(|errno| {
+        Error::NoBpfFs {
+            path: place.to_path_buf(),
+            source: errno.into(),
+        }
+    })
+}

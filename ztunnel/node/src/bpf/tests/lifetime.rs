@@ -1,0 +1,242 @@
+//! Restart, removal, and two proxies on one machine.
+
+use std::os::fd::AsFd as _;
+use std::time::Instant;
+
+use super::super::{Error, Kernel, captured_below, is_captured};
+use super::world::{World, at, config, dial, in_namespace, this_namespace};
+
+#[test]
+#[ignore = "needs root"]
+fn a_new_proxy_takes_over_without_a_gap() {
+    in_namespace(|| {
+        let mut world = World::new();
+        world.kernel = Kernel::open(&config(world.directory.clone())).unwrap();
+        assert_eq!(world.kernel.enrolled().unwrap(), [world.cookie]);
+        let _app = dial(at("192.0.2.1:80")).unwrap();
+        assert_eq!(world.captured(true).unwrap().1, at("192.0.2.1:80"));
+        world.enroll();
+        let _app = dial(at("[2001:db8::1]:80")).unwrap();
+        assert_eq!(world.captured(false).unwrap().1, at("[2001:db8::1]:80"));
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_withdrawn_pod_is_free_and_can_come_back() {
+    in_namespace(|| {
+        let world = World::new();
+        world.kernel.withdraw(world.cookie).unwrap();
+        world.kernel.withdraw(world.cookie).unwrap();
+        assert!(world.kernel.enrolled().unwrap().is_empty());
+        let server = super::world::listen(at("10.9.0.2:8080"));
+        let _app = dial(at("10.9.0.2:8080")).unwrap();
+        assert!(super::world::accept(&server).is_some());
+        world.enroll();
+        let _app = dial(at("10.9.0.2:8080")).unwrap();
+        assert!(world.captured(true).is_some());
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn who_has_no_programs_sees_where_those_of_others_capture() {
+    in_namespace(|| {
+        let here = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        let seen = || is_captured(here.as_fd()).unwrap();
+        assert!(!seen());
+        let world = World::new();
+        assert!(seen());
+        assert_eq!(captured_below(&world.directory), 1);
+        world.kernel.withdraw(world.cookie).unwrap();
+        assert!(!seen());
+        assert_eq!(captured_below(&world.directory), 0);
+        world.enroll();
+        assert!(seen());
+        Kernel::remove_pins(&world.directory).unwrap();
+        assert!(!seen());
+        assert_eq!(captured_below(&world.directory), 0);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_namespace_that_is_gone_is_forgotten() {
+    let world = in_namespace(World::new);
+    let mut pin = world.pins().join("netns");
+    pin.push(world.cookie.to_string());
+    assert!(pin.exists());
+    let directory = world.directory.clone();
+    let temporary = world.leave();
+    // The kernel tears namespaces down a little later.
+    for _ in 0..100 {
+        let kernel = Kernel::open(&config(directory.clone())).unwrap();
+        if kernel.enrolled().unwrap().is_empty() {
+            assert!(!pin.exists());
+            Kernel::remove_pins(&directory).unwrap();
+            drop(temporary);
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    Kernel::remove_pins(&directory).unwrap();
+    panic!("still enrolled");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn who_was_in_charge_last_and_lives_is_next_in_line() {
+    in_namespace(|| {
+        let world = World::new();
+        let maps = &world.kernel.maps;
+        let lives = &world.kernel.process_locks;
+        let takes_charge = |process: u32| {
+            maps.succeed(lives).unwrap();
+            maps.configure(|config| config.process = process).unwrap();
+            let life = lives.lock(process).unwrap();
+            maps.forget_formers(process, lives).unwrap();
+            life
+        };
+        let is_next = |process| maps.is_youngest(process, lives).unwrap();
+        let _oldest = takes_charge(1_000_001);
+        assert!(is_next(1_000_001), "it is in charge");
+        let older = takes_charge(1_000_002);
+        assert!(is_next(1_000_001));
+        drop(takes_charge(1_000_003));
+        assert!(is_next(1_000_002));
+        assert!(!is_next(1_000_001), "before a younger one");
+        // The dead one's turn is over.
+        let again = takes_charge(1_000_002);
+        drop(takes_charge(1_000_004));
+        assert!(!is_next(1_000_001));
+        drop((older, again));
+        assert!(is_next(1_000_001), "the others are dead");
+        maps.configure(|config| config.process = 0).unwrap();
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn removing_the_pins_ends_capture_and_leaves_nothing() {
+    in_namespace(|| {
+        let world = World::new();
+        Kernel::remove_pins(&world.directory).unwrap();
+        let server = super::world::listen(at("10.9.0.2:8080"));
+        let _app = dial(at("10.9.0.2:8080")).unwrap();
+        assert!(super::world::accept(&server).is_some());
+        assert_eq!(std::fs::read_dir(&world.directory).unwrap().count(), 0);
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        assert!(!mounts.contains(world.directory.to_str().unwrap()));
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn two_proxies_on_one_machine_do_not_meet() {
+    in_namespace(|| {
+        let world = World::new();
+        // On the same file system, which then is not unmounted with the second's pins.
+        let other = world.directory.join("other");
+        let second = Kernel::open(&config(other.clone())).unwrap();
+        assert!(second.enrolled().unwrap().is_empty());
+        let _app = dial(at("192.0.2.1:80")).unwrap();
+        assert!(world.captured(true).is_some());
+        Kernel::remove_pins(&other).unwrap();
+        assert!(!other.exists());
+        let _app = dial(at("192.0.2.1:80")).unwrap();
+        assert!(world.captured(true).is_some());
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_proxys_own_namespace_can_be_a_pod() {
+    in_namespace(|| {
+        let world = World::new();
+        assert_eq!(world.cookie, this_namespace());
+        let _again = Kernel::open(&config(world.directory.clone())).unwrap();
+        assert_eq!(world.kernel.enrolled().unwrap(), [world.cookie]);
+        let _app = dial(at("192.0.2.1:80")).unwrap();
+        assert!(world.captured(true).is_some(), "captured still");
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn decisions_are_in_the_log_while_somebody_reads_it() {
+    in_namespace(|| {
+        let world = World::new();
+        LINES.lock().unwrap().clear();
+        log::set_logger(&Recorder).unwrap();
+        log::set_max_level(log::LevelFilter::Debug);
+        let mut forwarder = world.kernel.log_forwarder().unwrap();
+        let _app = dial(at("192.0.2.1:80")).unwrap();
+        assert!(world.captured(true).is_some());
+        let _app = dial(at("[2001:db8::1]:80")).unwrap();
+        assert!(world.captured(false).is_some());
+        forwarder.flush();
+        let lines = std::mem::take(&mut *LINES.lock().unwrap());
+        for part in ["::ffff:192.0.2.1 port 80", "2001:db8::1 port 80"] {
+            assert!(lines.iter().any(|line| line.contains(part)), "{lines:?}");
+        }
+        drop(forwarder);
+        let _app = dial(at("192.0.2.1:80")).unwrap();
+        assert!(world.captured(true).is_some());
+    });
+}
+
+static LINES: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+
+struct Recorder;
+
+impl log::Log for Recorder {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        LINES.lock().unwrap().push(record.args().to_string());
+    }
+    fn flush(&self) {}
+}
+
+/// Not a bound but a measurement: `--nocapture` shows it.
+#[test]
+#[ignore = "needs root"]
+fn how_long_opening_takes() {
+    in_namespace(|| {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = temporary.path().join("pins");
+        let mut first = Vec::new();
+        let mut again = Vec::new();
+        for _ in 0..20 {
+            for times in [&mut first, &mut again] {
+                let begin = Instant::now();
+                let _kernel = Kernel::open(&config(directory.clone())).unwrap();
+                times.push(begin.elapsed());
+            }
+            Kernel::remove_pins(&directory).unwrap();
+        }
+        for (name, times) in [("first", &mut first), ("take-over", &mut again)] {
+            times.sort();
+            eprintln!("{name}: best {:?}, median {:?}", times[0], times[10]);
+        }
+    });
+}
+
+#[test]
+fn errors_name_the_thing_and_the_way_out() {
+    let error = Error::Attach {
+        program: "capture4",
+        target: "the cgroup /sys/fs/cgroup".into(),
+        source: std::io::Error::from_raw_os_error(libc::EPERM),
+    };
+    let text = error.to_string();
+    for part in ["capture4", "/sys/fs/cgroup", "CAP_BPF"] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_eq!(error.reason(), "attach");
+    let mut missing = config("/tmp/nowhere".into());
+    missing.cgroup = Some("/no/such/cgroup".into());
+    let text = Kernel::open(&missing).unwrap_err().to_string();
+    assert!(text.contains("/no/such/cgroup"), "{text}");
+}

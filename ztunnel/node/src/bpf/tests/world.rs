@@ -1,0 +1,284 @@
+//! The verbs of these tests: a namespace, a pod in it, the proxy's listeners, an application.
+
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use netlink_packet_route::link::LinkAttribute;
+use nix::sched::{CloneFlags, unshare};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::pods::netlab::{give, index, up, veth, way_out};
+
+use super::super::{Config, Exemptions, Kernel, PodCapture, Ports};
+use mesh::NetnsCookie;
+
+/// The pod's addresses.
+pub(super) const POD4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 1));
+pub(super) const POD6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 1));
+/// Addresses on the same device that are not the pod's: a client from outside.
+pub(super) const OTHER4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2));
+pub(super) const OTHER6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 2));
+/// The device that bears them.
+pub(super) const DEVICE: &str = "pod0";
+pub(super) const MARK: u32 = 1337;
+
+/// An address and port.
+pub(super) fn at(address: &str) -> SocketAddr {
+    address.parse().unwrap()
+}
+
+/// Runs in a thread in a network namespace of its own, with the pod's device.
+pub(super) fn in_namespace<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        set_up();
+        run()
+    });
+    match thread.join() {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// As the proxy marks what it delivers.
+const DELIVERED: u32 = 0x111;
+
+/// A pod in this thread's namespace, captured by programs that are pinned in a directory of
+/// their own.
+pub(super) struct World {
+    pub(super) kernel: Kernel,
+    pub(super) cookie: NetnsCookie,
+    pub(super) directory: PathBuf,
+    pub(super) inbound: TcpListener,
+    pub(super) outbound4: Option<TcpListener>,
+    pub(super) outbound6: Option<TcpListener>,
+    /// Whether DNS is captured from the next enrolment on.
+    pub(super) dns: bool,
+    netns: File,
+    temporary: Option<tempfile::TempDir>,
+}
+
+impl World {
+    /// A captured pod.
+    pub(super) fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// As [`Self::new`], with other settings.
+    pub(super) fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = temporary.path().join("pins");
+        let mut config = config(directory.clone());
+        change(&mut config);
+        let kernel = Kernel::open(&config).unwrap();
+        let world = Self {
+            kernel,
+            cookie: this_namespace(),
+            directory,
+            inbound: listen(at("[::]:15006")),
+            outbound4: Some(listen(at("127.0.0.1:15001"))),
+            outbound6: Some(listen(at("[::1]:15001"))),
+            dns: false,
+            netns: File::open("/proc/thread-self/ns/net").unwrap(),
+            temporary: Some(temporary),
+        };
+        world.enroll();
+        world
+    }
+
+    /// Enrols the pod with its own listener.
+    pub(super) fn enroll(&self) {
+        self.enroll_with(&[POD4, POD6], self.inbound.as_fd());
+    }
+
+    /// Enrols the pod.
+    pub(super) fn enroll_with(&self, addresses: &[IpAddr], inbound: BorrowedFd<'_>) {
+        let pod = PodCapture {
+            cookie: self.cookie,
+            netns: self.netns.as_fd(),
+            addresses,
+            inbound,
+            dns: self.dns,
+        };
+        self.kernel.enroll(&pod).unwrap();
+    }
+
+    /// What the proxy finds about the next captured connection: the client's address, and where
+    /// it was meant to go. None: nothing arrived within a moment.
+    pub(super) fn captured(&self, v4: bool) -> Option<(TcpStream, SocketAddr)> {
+        let listener = if v4 { &self.outbound4 } else { &self.outbound6 };
+        let (stream, client) = accept(listener.as_ref()?)?;
+        let found = self.kernel.original_destination(self.cookie, client);
+        let found = found
+            .unwrap()
+            .expect("the proxy knows where to")
+            .destination;
+        let again = self.kernel.original_destination(self.cookie, client);
+        assert_eq!(again.unwrap(), None, "taken out once");
+        Some((stream, found))
+    }
+
+    /// Where the pins are.
+    pub(super) fn pins(&self) -> PathBuf {
+        let layout = ztunnel_ebpf_types::LAYOUT;
+        self.directory.join(format!("v{layout}"))
+    }
+
+    /// Dies like a proxy: closes everything, leaves the pins. They are in the directory returned.
+    pub(super) fn leave(mut self) -> tempfile::TempDir {
+        self.temporary.take().unwrap()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if self.temporary.is_some() {
+            Kernel::remove_pins(&self.directory).unwrap();
+        }
+    }
+}
+
+/// Settings of a proxy with these pins.
+pub(super) fn config(directory: PathBuf) -> Config {
+    Config {
+        directory,
+        cgroup: None,
+        mark: MARK,
+        exemptions: Exemptions::default(),
+        ports: Ports::default(),
+        verdicts: 1024,
+        delivery_mark: DELIVERED,
+    }
+}
+
+/// This thread's namespace.
+pub(super) fn this_namespace() -> NetnsCookie {
+    NetnsCookie::of(tcp(true).as_fd()).unwrap()
+}
+
+/// A TCP socket of a family.
+pub(super) fn tcp(v4: bool) -> Socket {
+    let domain = if v4 { Domain::IPV4 } else { Domain::IPV6 };
+    Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).unwrap()
+}
+
+/// A listener that several sockets may share.
+pub(super) fn listen(address: SocketAddr) -> TcpListener {
+    let socket = tcp(address.is_ipv4());
+    socket.set_reuse_address(true).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    if address.is_ipv6() {
+        socket.set_only_v6(false).unwrap();
+    }
+    socket.bind(&address.into()).unwrap();
+    socket.listen(128).unwrap();
+    socket.into()
+}
+
+/// The next connection, if there is one within half a second.
+pub(super) fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
+    let mut poll = libc::pollfd {
+        fd: listener.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one valid entry.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 500) };
+    (ready == 1).then(|| listener.accept().unwrap())
+}
+
+/// An application's connection, with little patience.
+pub(super) fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+    TcpStream::connect_timeout(&address, Duration::from_secs(2))
+}
+
+/// Sets an int option.
+pub(super) fn set(socket: &impl std::os::fd::AsRawFd, level: i32, name: i32, value: i32) {
+    // SAFETY: the option is an int, and the size says so.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            std::ptr::from_ref(&value).cast(),
+            4,
+        )
+    };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}
+
+/// Loopback up, the pod's device with its addresses up, and a way to everywhere through it.
+fn set_up() {
+    for file in ["all", "default"] {
+        let file = format!("/proc/sys/net/ipv6/conf/{file}/accept_dad");
+        std::fs::write(file, "0").unwrap();
+    }
+    up(1);
+    veth(DEVICE, vec![LinkAttribute::IfName("far0".into())]);
+    let (pod, far) = (index(DEVICE), index("far0"));
+    up(pod);
+    up(far);
+    for address in [POD4, OTHER4, POD6, OTHER6] {
+        give(pod, address);
+    }
+    for gateway in ["10.9.0.99", "fd09::99"] {
+        way_out(pod, gateway.parse().unwrap());
+    }
+}
+
+/// Watches what leaves the pod.
+pub(super) struct Wire {
+    socket: Socket,
+}
+
+impl Wire {
+    /// From now on.
+    pub(super) fn tap() -> Self {
+        // Protocol 0 receives nothing until it is bound to one device and to all protocols.
+        let socket = Socket::new(Domain::PACKET, Type::from(libc::SOCK_DGRAM), None).unwrap();
+        let address = libc::sockaddr_ll {
+            sll_family: 17,
+            sll_protocol: 3_u16.to_be(),
+            sll_ifindex: index("far0").cast_signed(),
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        let size = u32::try_from(size_of_val(&address)).unwrap();
+        // SAFETY: a valid address of its own size.
+        let bound = unsafe {
+            libc::bind(
+                socket.as_raw_fd(),
+                std::ptr::from_ref(&address).cast(),
+                size,
+            )
+        };
+        assert_eq!(bound, 0, "{}", io::Error::last_os_error());
+        socket.set_nonblocking(true).unwrap();
+        Self { socket }
+    }
+
+    /// How many TCP packets have left so far.
+    pub(super) fn packets(&mut self) -> usize {
+        use std::io::Read as _;
+        let mut buffer = [0; 2048];
+        let mut count = 0;
+        while let Ok(size) = self.socket.read(&mut buffer) {
+            let packet = &buffer[..size];
+            let protocol = match packet.first().map(|first| first >> 4) {
+                Some(4) => packet.get(9),
+                Some(6) => packet.get(6),
+                _ => None,
+            };
+            if protocol == Some(&6) {
+                count += 1;
+            }
+        }
+        count
+    }
+}

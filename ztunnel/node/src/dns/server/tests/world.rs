@@ -1,0 +1,268 @@
+//! A pod with a server, a resolver that says what the test wants, and an application.
+
+use prometheus_client::metrics::counter::Counter;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, LocalOptions};
+
+use super::super::*;
+use mesh::{Uid, local};
+
+const MESH: &str = r#"
+workloads:
+- { uid: client, name: client, namespace: shop, canonicalName: till, canonicalRevision: v7 }
+services:
+- { name: web, namespace: shop, hostname: web.shop.svc.cluster.local, vips: ["/10.1.0.1"] }
+"#;
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// And for what must not.
+const A_WHILE: Duration = Duration::from_millis(150);
+
+/// What the server sees of the pod.
+pub(super) struct Pod {
+    mesh: Arc<Snapshot>,
+    pub(super) known: Cell<bool>,
+    pub(super) resolver: Cell<Option<SocketAddr>>,
+}
+
+impl Surroundings for Rc<Pod> {
+    fn mesh(&self) -> Arc<Snapshot> {
+        self.mesh.clone()
+    }
+
+    fn client(&self, mesh: &Snapshot) -> Option<Arc<Workload>> {
+        let known = mesh.workload_by_uid(&Uid("client".into()));
+        known.filter(|_| self.known.get()).cloned()
+    }
+
+    fn pod(&self) -> u64 {
+        1
+    }
+
+    fn asked_by_datagram(&self, _client: SocketAddr) -> Option<SocketAddr> {
+        self.resolver.get()
+    }
+
+    fn asked_by_stream(&self, _stream: &TcpStream, _client: SocketAddr) -> Option<SocketAddr> {
+        self.resolver.get()
+    }
+
+    fn spawn(&self, answering: impl Future<Output = ()> + 'static) {
+        tokio::task::spawn_local(answering);
+    }
+
+    fn step_aside(&self, socket: &UdpSocket) -> io::Result<()> {
+        let itself = socket.local_addr()?.into();
+        socket2::SockRef::from(socket).connect(&itself)
+    }
+
+    fn socket(&self, resolver: SocketAddr) -> io::Result<UdpSocket> {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+        socket.set_nonblocking(true)?;
+        socket.connect(resolver)?;
+        UdpSocket::from_std(socket)
+    }
+
+    async fn connect(&self, resolver: SocketAddr) -> io::Result<TcpStream> {
+        TcpStream::connect(resolver).await
+    }
+
+    async fn reply(&self, socket: &UdpSocket, reply: &[u8], client: SocketAddr) -> io::Result<()> {
+        socket.send_to(reply, client).await.map(drop)
+    }
+
+    fn dice(&self) -> u64 {
+        1
+    }
+}
+
+async fn is_true(mut told: tokio::sync::watch::Receiver<bool>) {
+    drop(told.wait_for(|told| *told).await);
+}
+
+/// A socket that others may have theirs beside.
+fn beside(address: SocketAddr) -> UdpSocket {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket.bind(&address.into()).unwrap();
+    UdpSocket::from_std(socket.into()).unwrap()
+}
+
+pub(super) struct World {
+    pub(super) pod: Rc<Pod>,
+    telemetry: Arc<Telemetry>,
+    pub(super) common: Rc<Common>,
+    /// Tells the server that it is not wanted any more.
+    unwanted: tokio::sync::watch::Sender<bool>,
+    /// Whether it still reads datagrams.
+    pub(super) serving: tokio::task::JoinHandle<()>,
+    /// The resolver that the application asks.
+    pub(super) resolver: UdpSocket,
+    /// The same one for connections.
+    pub(super) resolver_tcp: TcpListener,
+    server_tcp: SocketAddr,
+    app: UdpSocket,
+}
+
+pub(super) fn run(test: impl AsyncFnOnce(World)) {
+    // Longer than a test waits: what comes has not come because the server has given up.
+    with_patience_of(PATIENCE * 6, test);
+}
+
+/// As [`run`], where the server waits for its resolver for a short time only.
+pub(super) fn run_with_little_patience(test: impl AsyncFnOnce(World)) {
+    with_patience_of(Duration::from_millis(100), test);
+}
+
+fn with_patience_of(timeout: Duration, test: impl AsyncFnOnce(World)) {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+        .unwrap();
+    runtime.block_on(async {
+        let world = World::new(timeout).await;
+        test(world).await;
+    });
+}
+
+impl World {
+    async fn new(timeout: Duration) -> Self {
+        let (resolver_tcp, resolver) = loop {
+            let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            // The same port for both, which somebody else may have.
+            if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()).await {
+                break (tcp, udp);
+            }
+        };
+        let pod = Rc::new(Pod {
+            mesh: Arc::new(local::parse(MESH).unwrap().into_snapshot()),
+            known: Cell::new(true),
+            resolver: Cell::new(Some(resolver.local_addr().unwrap())),
+        });
+        let telemetry = Telemetry::new(Counter::default());
+        let config = Config {
+            domain: "cluster.local".into(),
+            resolver: None,
+            timeout,
+        };
+        let common = Rc::<Common>::default();
+        let server = Server::new(pod.clone(), config, telemetry.clone(), common.clone());
+        let (unwanted, told) = tokio::sync::watch::channel(false);
+        let socket = beside(([127, 0, 0, 1], 0).into());
+        let address = socket.local_addr().unwrap();
+        let until = is_true(told.clone());
+        let serving = server.clone().serve_datagrams(socket, until);
+        let serving = tokio::task::spawn_local(serving);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server_tcp = listener.local_addr().unwrap();
+        tokio::task::spawn_local(async move {
+            while let Ok((stream, client)) = listener.accept().await {
+                let until = is_true(told.clone());
+                tokio::task::spawn_local(server.clone().serve_stream(stream, client, until));
+            }
+        });
+        let app = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        app.connect(address).await.unwrap();
+        Self {
+            pod,
+            telemetry,
+            common,
+            unwanted,
+            serving,
+            resolver,
+            resolver_tcp,
+            server_tcp,
+            app,
+        }
+    }
+
+    pub(super) async fn ask(&self, message: &[u8]) {
+        self.app.send(message).await.unwrap();
+    }
+
+    /// A socket in the same place as the server's.
+    pub(super) fn successor(&self) -> UdpSocket {
+        beside(self.app.peer_addr().unwrap())
+    }
+
+    /// The server is not wanted any more.
+    pub(super) fn leave(&self) {
+        self.unwanted.send_replace(true);
+    }
+
+    /// What the application gets.
+    pub(super) async fn told(&self) -> Vec<u8> {
+        let mut room = vec![0; LONGEST_MESSAGE];
+        let received = tokio::time::timeout(PATIENCE, self.app.recv(&mut room));
+        let length = received.await.expect("the server answers").unwrap();
+        room.truncate(length);
+        room
+    }
+
+    /// That the application gets nothing.
+    pub(super) async fn silence(&self) {
+        let mut room = [0; 512];
+        let received = tokio::time::timeout(A_WHILE, self.app.recv(&mut room)).await;
+        assert!(received.is_err(), "{received:?}");
+    }
+
+    /// What the resolver is asked, and by whom.
+    pub(super) async fn passed_on(&self) -> (Vec<u8>, SocketAddr) {
+        let mut room = vec![0; LONGEST_MESSAGE];
+        let received = tokio::time::timeout(PATIENCE, self.resolver.recv_from(&mut room));
+        let (length, from) = received.await.expect("the query is passed on").unwrap();
+        room.truncate(length);
+        (room, from)
+    }
+
+    /// That the resolver is not asked.
+    pub(super) async fn not_passed_on(&self) {
+        let mut room = [0; 512];
+        let received = tokio::time::timeout(A_WHILE, self.resolver.recv_from(&mut room)).await;
+        assert!(received.is_err(), "{received:?}");
+    }
+
+    pub(super) async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.server_tcp).await.unwrap()
+    }
+
+    /// That a metric has this value for the pod's queries over a protocol.
+    pub(super) fn asked(&self, metric: &str, protocol: &str, value: u64) {
+        let labels = format!(
+            r#"{{request_query_type="a",request_protocol="{protocol}",source_canonical_service="till",source_canonical_revision="v7"}}"#
+        );
+        self.sample(&format!("{metric}{labels}"), value);
+    }
+
+    /// That so many queries were refused for a reason.
+    pub(super) fn refused(&self, reason: &str, value: u64) {
+        let sample = format!(r#"ztunnel_dns_refused_total{{reason="{reason}"}}"#);
+        self.sample(&sample, value);
+    }
+
+    fn sample(&self, sample: &str, value: u64) {
+        let metrics = self.telemetry.encode();
+        let found = metrics.lines().find_map(|line| line.strip_prefix(sample));
+        let value = value.to_string();
+        assert_eq!(
+            found.map(str::trim),
+            Some(&*value),
+            "{sample} in\n{metrics}"
+        );
+    }
+}
+
+/// The answer to a query: the address 192.0.2.77, for a minute.
+pub(super) fn reply(query: &[u8]) -> Vec<u8> {
+    let mut bytes = query.to_vec();
+    bytes[2..4].copy_from_slice(&[0x81, 0x80]);
+    bytes[7] = 1;
+    bytes.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 77]);
+    bytes
+}
+
+pub(super) fn header(message: &[u8]) -> Header {
+    Header::of(message).unwrap()
+}

@@ -1,0 +1,271 @@
+//! Keeps the kernel's verdicts in step with what this node knows.
+//!
+//! There is one lock, and nobody who carries bytes waits for it. A verdict is written under it, and
+//! only if the view it was judged by is still the one in force; who does not get the lock leaves the
+//! verdict to the next connection of the kind. A new view is put in force under it, after every
+//! verdict that does not hold by the new view has been removed. So there is no moment in which a
+//! change counts and a verdict from before it lets anything through.
+//!
+//! Of two processes on a node one is in charge. The other has a view, and judges by it what it
+//! carries, but leaves the kernel's verdicts alone; which of the two this process is changes under
+//! the same lock, so that nothing of one that has handed over comes after what its heir has judged.
+
+use std::collections::HashMap;
+use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use arc_swap::{ArcSwap, Guard};
+
+use crate::bpf::{self, Kernel};
+use crate::discovery::Questions;
+use crate::pods::{self, Connection, Outcome};
+use mesh::DemandKey;
+use mesh::NetnsCookie;
+use mesh::View;
+use mesh::fastpath;
+use mesh::fastpath::{FastPathConnection, FastPathEntry, FastPathKey, InboundEntry, Opener};
+use mesh::route::key_of;
+
+/// The view in force, and the verdicts that follow from it.
+#[derive(Debug)]
+pub struct Keeper {
+    view: ArcSwap<View>,
+    /// None where rules capture the pods: nothing goes past the proxy, and nothing is remembered.
+    kernel: Option<Arc<Kernel>>,
+    questions: Option<Arc<Questions>>,
+    changing: Mutex<Role>,
+}
+
+/// Whose the kernel's verdicts are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    InCharge,
+    /// Another process's.
+    Beside,
+}
+
+impl Keeper {
+    /// Begins with a view that knows no pods, and not in charge: verdicts of an earlier process hold
+    /// until the first change after [`Self::take_charge`]. `questions` tells what is not in the mesh,
+    /// where the mesh is known in part only.
+    #[must_use]
+    pub fn new(kernel: Option<Arc<Kernel>>, view: View, questions: Option<Arc<Questions>>) -> Self {
+        Self {
+            view: ArcSwap::from_pointee(view),
+            kernel,
+            questions,
+            changing: Mutex::new(Role::Beside),
+        }
+    }
+
+    /// The kernel's verdicts are this process's from now on.
+    pub fn take_charge(&self) {
+        *self.lock() = Role::InCharge;
+    }
+
+    /// The kernel's verdicts are another process's from now on: when this returns, nothing of this
+    /// one is written any more.
+    pub fn retire(&self) {
+        *self.lock() = Role::Beside;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Role> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The view in force.
+    pub fn view(&self) -> Guard<Arc<View>> {
+        self.view.load()
+    }
+
+    /// As [`Self::view`], to be held across an await.
+    #[must_use]
+    pub fn view_owned(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// The lock, if nobody has it, this process is in charge, and the view is the one in force.
+    fn in_force(&self, view: &Arc<View>) -> Option<MutexGuard<'_, Role>> {
+        let lock = match self.changing.try_lock() {
+            Ok(lock) => lock,
+            Err(TryLockError::Poisoned(lock)) => lock.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        (*lock == Role::InCharge && Arc::ptr_eq(&self.view.load(), view)).then_some(lock)
+    }
+
+    /// Lets a call go by itself from now on, as it was judged by `view`. Does nothing where
+    /// another view is in force by now.
+    pub fn remember_call(&self, call: &FastPathKey, verdict: &FastPathEntry, view: &Arc<View>) {
+        if let Some(kernel) = &self.kernel
+            && let Some(_lock) = self.in_force(view)
+        {
+            told(kernel.remember_call(call, verdict));
+        }
+    }
+
+    /// Lets plaintext go past the proxy from now on, as it was judged by `view`.
+    pub fn remember_arrival(&self, arrival: &InboundEntry, view: &Arc<View>) {
+        if let Some(kernel) = &self.kernel
+            && let Some(_lock) = self.in_force(view)
+        {
+            told(kernel.remember_arrival(arrival));
+        }
+    }
+
+    /// Puts a view in force. When this returns, no verdict that does not hold by it is left.
+    /// [`Self::sweep`] afterwards, and once more a moment later: what the proxy was just dialling, as
+    /// it was judged before, is written down only then. Where another process is in charge, the
+    /// verdicts are its to look through.
+    pub fn change(&self, view: View) {
+        let view = Arc::new(view);
+        let role = self.lock();
+        let Some(kernel) = self.kernel.as_ref().filter(|_| *role == Role::InCharge) else {
+            self.view.store(view);
+            return;
+        };
+        self.prune(kernel, &view);
+        self.view.store(view.clone());
+        for pod in view.pods() {
+            if let Err(error) = kernel.set_ends(pod.cookie, view.ends(pod.cookie)) {
+                tracing::warn!(%error, pod = %pod.uid.0, "its connections with the proxy stay as they are");
+            }
+        }
+    }
+
+    /// Puts a view in force that knows more of the pods than the one before, and leaves the kernel's
+    /// verdicts as they are: for as long as an earlier process's are to hold, because pods that they
+    /// are about are still to be named. [`Self::change`] makes up for it.
+    pub fn look_ahead(&self, view: View) {
+        let _role = self.lock();
+        self.view.store(Arc::new(view));
+    }
+
+    /// Removes the verdicts that rest on an answer of the control plane's that no longer holds: what
+    /// was not in the mesh may be in it by now, and nobody has told. What is open stays.
+    pub fn expire(&self) {
+        let role = self.lock();
+        let Some(kernel) = self.kernel.as_ref().filter(|_| *role == Role::InCharge) else {
+            return;
+        };
+        self.prune(kernel, &self.view.load());
+    }
+
+    /// What is known about a call beside the view.
+    fn absent(&self, call: &FastPathKey, view: &View) -> Option<DemandKey> {
+        let (questions, source) = (self.questions.as_ref()?, view.workload(call.pod)?);
+        let key = key_of(source, call.destination.ip());
+        questions.is_absent(&key).then_some(key)
+    }
+
+    /// Leaves no verdict that does not hold by the view; where they cannot be looked through, none.
+    fn prune(&self, kernel: &Kernel, view: &View) {
+        if let Err(error) = self.prune_each(kernel, view) {
+            tracing::error!(%error, "verdicts cannot be checked one by one: all are void now");
+            // Should not even this work, nothing about the maps does, and it is said above.
+            if let Err(error) = kernel.forget_everything() {
+                tracing::error!(%error, "verdicts cannot be made void");
+            }
+        }
+    }
+
+    /// A verdict that has a successor is replaced in place: a call that has been let go, and whose SYN
+    /// has not left, is stopped if it finds none.
+    fn prune_each(&self, kernel: &Kernel, view: &View) -> Result<(), bpf::Error> {
+        for (call, written) in kernel.calls()? {
+            match fastpath::outbound_entry(&call, self.absent(&call, view).as_slice(), view) {
+                Some(now) if now == written => {}
+                Some(now) => kernel.remember_call(&call, &now)?,
+                None => kernel.forget_call(&call)?,
+            }
+        }
+        for arrival in kernel.arrivals()? {
+            if !fastpath::inbound_holds(&arrival, view) {
+                kernel.forget_arrival(&arrival)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the connections of the direct lane that may no longer be open. Both ends see a reset.
+    /// `pod` finds the pods that are served here.
+    pub fn sweep(&self, pod: impl Fn(NetnsCookie) -> Option<Arc<pods::Pod>>) {
+        let Some(kernel) = &self.kernel else {
+            return;
+        };
+        if *self.lock() == Role::Beside {
+            return;
+        }
+        let view = self.view.load_full();
+        let flows = match kernel.flows() {
+            Ok(flows) => flows,
+            Err(error) => {
+                tracing::error!(%error, "the connections of the direct lane cannot be listed");
+                return;
+            }
+        };
+        let mut forbidden: HashMap<NetnsCookie, Vec<FastPathConnection>> = HashMap::new();
+        for flow in flows {
+            if !fastpath::may_stay(&flow, &view) {
+                forbidden.entry(flow.pod).or_default().push(flow);
+            }
+        }
+        for (cookie, flows) in forbidden {
+            if let Some(pod) = pod(cookie) {
+                for flow in end(&pod, &flows) {
+                    if let Err(error) = kernel.forget_flow(flow) {
+                        tracing::warn!(%error, "a connection that is gone stays written down");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A verdict that cannot be written costs speed and nothing else.
+fn told(written: Result<(), bpf::Error>) {
+    if let Err(error) = written {
+        tracing::warn!(%error, "a verdict was not written; the proxy goes on judging");
+    }
+}
+
+/// Ends connections of one pod; returns those that were gone before.
+fn end<'a>(pod: &pods::Pod, flows: &'a [FastPathConnection]) -> Vec<&'a FastPathConnection> {
+    let connections: Vec<Connection> = flows.iter().map(watched_end).collect();
+    let ended = pod.netns.visit(|| pods::destroy(&connections));
+    let failed = |error: &dyn std::error::Error| {
+        tracing::error!(%error, pod = %pod.uid.0, "connections that are no longer allowed go on");
+        Vec::new()
+    };
+    let mut gone = Vec::new();
+    let outcomes = match ended {
+        Ok(Ok(ended)) => ended.outcomes,
+        Ok(Err(error)) => return failed(&error),
+        Err(error) => return failed(&error),
+    };
+    for (flow, outcome) in flows.iter().zip(outcomes) {
+        match outcome {
+            Outcome::Destroyed => {
+                tracing::info!(pod = %pod.uid.0, client = %flow.client, server = %flow.server, "connection ended: it is no longer allowed");
+            }
+            Outcome::Gone => gone.push(flow),
+            Outcome::Failed(error) => {
+                tracing::error!(%error, pod = %pod.uid.0, client = %flow.client, server = %flow.server, "a connection that is no longer allowed goes on");
+            }
+        }
+    }
+    gone
+}
+
+/// The end of a connection whose socket the kernel programs watch.
+fn watched_end(flow: &FastPathConnection) -> Connection {
+    let (local, remote) = match flow.opener {
+        Opener::Outside => (flow.server, flow.client),
+        Opener::Pod | Opener::Proxy => (flow.client, flow.server),
+    };
+    Connection {
+        local,
+        remote,
+        cookie: NonZeroU64::new(flow.socket),
+    }
+}

@@ -1,0 +1,338 @@
+//! The records of connections that the proxy never touches: the kernel programs tell when one is
+//! opened and closed, and here it becomes the same metrics and the same line in the access log as
+//! a connection that was carried.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use foldhash::{HashMap, HashMapExt as _, HashSet};
+use prometheus_client::metrics::counter::Counter;
+use smallvec::{SmallVec, smallvec};
+
+use crate::bpf::{Event, Events, Happening, Kernel};
+use crate::proxy::Shared;
+use crate::proxy::relay::Ended;
+use crate::proxy::report::{Facts, Failure, close, count, series};
+use mesh::NetnsCookie;
+use mesh::View;
+use mesh::Workload;
+use mesh::fastpath::{FastPathConnection, Opener};
+use mesh::inbound::backed;
+use telemetry::{Reporter, ResponseFlag, Series};
+
+/// How long after a loss of events the records are given up whose connections are gone: their own
+/// events may still be under way.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a connection of the direct lane did not end well.
+#[derive(Debug, thiserror::Error)]
+enum DirectError {
+    #[error("the connection was reset")]
+    Reset,
+    #[error("the connection could not be opened: refused, unreachable or given up")]
+    Failed,
+    #[error("the kernel's event of its end was lost")]
+    Lost,
+}
+
+impl Failure for DirectError {
+    fn flag(&self) -> ResponseFlag {
+        match self {
+            Self::Reset | Self::Lost => ResponseFlag::None,
+            Self::Failed => ResponseFlag::Connect,
+        }
+    }
+}
+
+/// What connections of one kind have in common. A connection between two pods of this node is
+/// reported for both ends.
+type Kind = SmallVec<[(Facts, Arc<Series>); 2]>;
+
+/// Connections whose kind is the same have all of this in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct KindKey {
+    pod: NetnsCookie,
+    opener: Opener,
+    client: IpAddr,
+    server: SocketAddr,
+    dialled: SocketAddr,
+}
+
+/// How many kinds are remembered; beyond, all are forgotten and found again.
+const KINDS: usize = 8192;
+
+/// A connection that is open.
+#[derive(Debug)]
+struct Open {
+    kind: Arc<Kind>,
+    client: SocketAddr,
+    /// When it was heard of.
+    since: Instant,
+}
+
+/// The open connections of the direct lane, by socket.
+pub struct Accounts {
+    shared: Arc<Shared>,
+    kernel: Arc<Kernel>,
+    open: HashMap<u64, Open>,
+    /// The kinds seen lately, found by this view.
+    kinds: HashMap<KindKey, Arc<Kind>>,
+    view: Arc<View>,
+    /// When the events at hand were read.
+    now: Instant,
+    lost: Counter,
+    known_lost: u64,
+}
+
+impl std::fmt::Debug for Accounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Accounts")
+            .field("open", &self.open.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Accounts {
+    /// Nothing is known yet; [`Self::follow`] begins with what an earlier process has left.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, kernel: Arc<Kernel>) -> Self {
+        let lost = Counter::default();
+        shared.telemetry.register(
+            "ztunnel_direct_events_lost",
+            "Events of connections on the direct lane that were lost because the proxy was too slow",
+            lost.clone(),
+        );
+        Self {
+            open: HashMap::new(),
+            kinds: HashMap::new(),
+            view: shared.keeper.view_owned(),
+            now: Instant::now(),
+            lost,
+            known_lost: kernel.lost_events(),
+            shared,
+            kernel,
+        }
+    }
+
+    /// Keeps the accounts for ever.
+    ///
+    /// # Errors
+    /// When the events cannot be read any more.
+    pub async fn follow(mut self, mut events: Events) -> std::io::Result<()> {
+        // What is open, and what happened since an earlier process ended; in this order, because
+        // the end of an open connection may be among the events.
+        self.look_around();
+        self.adopt();
+        events.drain(|event| self.record(&event));
+        // After a loss, when to look for connections whose end was lost.
+        let mut doubt: Option<Instant> = None;
+        loop {
+            let patience = doubt.map_or(PATIENCE, |until| until.duration_since(Instant::now()));
+            tokio::select! {
+                gathered = events.gather() => {
+                    gathered?;
+                    self.look_around();
+                    events.drain(|event| self.record(&event));
+                }
+                () = tokio::time::sleep(patience), if doubt.is_some() => {
+                    doubt = None;
+                    self.reconcile();
+                }
+            }
+            if self.count_losses() {
+                doubt = Some(Instant::now() + PATIENCE);
+            }
+        }
+    }
+
+    /// The time and the view for the events at hand.
+    fn look_around(&mut self) {
+        self.now = Instant::now();
+        let view = self.shared.keeper.view();
+        if !Arc::ptr_eq(&view, &self.view) {
+            self.view = view.clone();
+            self.kinds.clear();
+        }
+    }
+
+    fn count_losses(&mut self) -> bool {
+        let lost = self.kernel.lost_events();
+        let more = lost.saturating_sub(self.known_lost);
+        if more > 0 {
+            self.lost.inc_by(more);
+            self.known_lost = lost;
+            tracing::warn!(more, "events of the direct lane were lost");
+        }
+        more > 0
+    }
+
+    /// Connections that an earlier process has counted as opened.
+    fn adopt(&mut self) {
+        let Ok(flows) = self.kernel.flows() else {
+            return;
+        };
+        for flow in flows {
+            if flow.opener != Opener::Proxy && !self.open.contains_key(&flow.socket) {
+                let kind = self.kind(&flow);
+                self.open.insert(flow.socket, self.open_now(kind, &flow));
+            }
+        }
+    }
+
+    fn record(&mut self, event: &Event) {
+        let flow = &event.flow;
+        if event.happening == Happening::Opened {
+            // One that was adopted as open may be told of as well.
+            let kind = self.begin(flow);
+            self.open.insert(flow.socket, self.open_now(kind, flow));
+            return;
+        }
+        let kind = match self.open.remove(&flow.socket) {
+            Some(open) => open.kind,
+            // One that was never established, or whose beginning was lost.
+            None => self.begin(flow),
+        };
+        let ended = Ended {
+            request: event.request,
+            response: event.response,
+            broken: None,
+            after: Some(event.after),
+        };
+        let failure = match event.happening {
+            Happening::Opened | Happening::Closed => None,
+            Happening::Reset => Some(DirectError::Reset),
+            Happening::Failed => Some(DirectError::Failed),
+        };
+        // It may have met rules inside the pod.
+        if let (Happening::Failed, Some(server)) = (event.happening, flow.server_pod) {
+            self.shared.suspects.name(server);
+        }
+        end(&kind, flow.client, &ended, failure.as_ref());
+    }
+
+    fn open_now(&self, kind: Arc<Kind>, flow: &FastPathConnection) -> Open {
+        Open {
+            kind,
+            client: flow.client,
+            since: self.now,
+        }
+    }
+
+    fn begin(&mut self, flow: &FastPathConnection) -> Arc<Kind> {
+        let kind = self.kind(flow);
+        for (_, series) in kind.iter() {
+            series.opened.inc();
+        }
+        kind
+    }
+
+    fn kind(&mut self, flow: &FastPathConnection) -> Arc<Kind> {
+        let key = KindKey {
+            pod: flow.pod,
+            opener: flow.opener,
+            client: flow.client.ip(),
+            server: flow.server,
+            dialled: flow.dialled,
+        };
+        if let Some(kind) = self.kinds.get(&key) {
+            return kind.clone();
+        }
+        if self.kinds.len() >= KINDS {
+            self.kinds.clear();
+        }
+        let shared = &self.shared;
+        let facts = facts(flow, &self.view, &shared.config.network);
+        let counted = facts.into_iter().map(|facts| {
+            let series = series(&shared.telemetry, &facts);
+            (facts, series)
+        });
+        let kind = Arc::new(counted.collect::<Kind>());
+        self.kinds.insert(key, kind.clone());
+        kind
+    }
+
+    /// Gives up the connections that are gone without a word.
+    fn reconcile(&mut self) {
+        let Ok(flows) = self.kernel.flows() else {
+            return;
+        };
+        let alive: HashSet<u64> = flows.iter().map(|flow| flow.socket).collect();
+        // Of a younger one the end may just be on its way.
+        let gone = |socket: &u64, open: &mut Open| {
+            !alive.contains(socket) && open.since.elapsed() > PATIENCE / 2
+        };
+        for (_, open) in self.open.extract_if(gone) {
+            let ended = Ended {
+                after: Some(open.since.elapsed()),
+                ..Ended::default()
+            };
+            end(&open.kind, open.client, &ended, Some(&DirectError::Lost));
+        }
+    }
+}
+
+/// Ends a connection of a kind.
+fn end(kind: &Kind, client: SocketAddr, ended: &Ended, failure: Option<&DirectError>) {
+    let failure = failure.map(|error| error as &dyn Failure);
+    for (facts, series) in kind {
+        count(series, ended);
+        close(facts, client, series, ended, failure);
+    }
+}
+
+/// What the mesh knows of a connection.
+fn facts(flow: &FastPathConnection, view: &View, network: &str) -> SmallVec<[Facts; 2]> {
+    let at = |ip| view.mesh.workload_by_address(network, ip).cloned();
+    let own = view.workload(flow.pod).cloned();
+    let reached = |workload: &Option<Arc<Workload>>, said: Option<&str>| {
+        backed(workload.as_deref()?, &view.mesh, said, flow.server.port())
+    };
+    let mut facts = Facts {
+        reporter: Reporter::Source,
+        began: Instant::now(),
+        client: flow.client,
+        dialled: flow.dialled,
+        source: None,
+        source_identity: None,
+        destination: flow.server,
+        hbone: None,
+        workload: None,
+        destination_identity: None,
+        service: None,
+    };
+    if flow.opener == Opener::Outside {
+        facts.reporter = Reporter::Destination;
+        facts.source = at(flow.client.ip());
+        facts.workload = own.or_else(|| at(flow.server.ip()));
+        facts.service = reached(&facts.workload, None);
+        return smallvec![facts];
+    }
+    facts.source = own.or_else(|| at(flow.client.ip()));
+    let namespace = facts.source.as_ref().map(|source| &*source.namespace);
+    let service = namespace.and_then(|namespace| {
+        let dialled = flow.dialled.ip();
+        view.mesh.entry_by_vip(network, dialled, namespace)
+    });
+    facts.service = service.map(|entry| entry.service.clone());
+    let Some(server) = flow.server_pod else {
+        facts.workload = at(flow.server.ip());
+        return smallvec![facts];
+    };
+    facts.workload = view
+        .workload(server)
+        .cloned()
+        .or_else(|| at(flow.server.ip()));
+    let identity = |workload: &Option<Arc<Workload>>| {
+        workload.as_ref().map(|workload| workload.identity.clone())
+    };
+    facts.source_identity = identity(&facts.source);
+    facts.destination_identity = identity(&facts.workload);
+    let said = facts.service.as_ref().map(|service| &*service.hostname);
+    let arrival = Facts {
+        reporter: Reporter::Destination,
+        service: reached(&facts.workload, said),
+        ..facts.clone()
+    };
+    smallvec![facts, arrival]
+}

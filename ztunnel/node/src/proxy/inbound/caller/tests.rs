@@ -1,0 +1,118 @@
+//! What the records of arriving connections say of their clients and services.
+
+use super::super::super::view::Lanes;
+use super::*;
+use mesh::{Uid, local};
+
+const MESH: &str = r#"
+workloads:
+- { uid: pod, name: pod, serviceAccount: pod, workloadIps: ["10.0.0.2"], protocol: HBONE,
+    waypoint: { destination: "/10.0.0.9" },
+    services: { default/one: { 80: 8080 }, default/two: {} } }
+- { uid: told, name: told, workloadIps: ["10.0.0.4"], protocol: HBONE,
+    applicationTunnel: { protocol: PROXY, port: 15088 }, services: { default/one: {} } }
+- { uid: near, name: near, serviceAccount: near, workloadIps: ["10.0.0.3"], protocol: HBONE }
+- { uid: wp, name: wp, serviceAccount: wp, workloadIps: ["10.0.0.9"], protocol: HBONE }
+services:
+- { name: one, hostname: one, vips: ["/10.1.0.1"], ports: { 80: 8080 } }
+- { name: two, hostname: two, vips: ["/10.1.0.2"], ports: { 80: 8080 } }
+"#;
+
+fn view() -> View {
+    let mesh = local::parse(MESH).unwrap().into_snapshot();
+    View::new(Arc::new(mesh), [], &Lanes::default())
+}
+
+fn identity(account: &str) -> Identity {
+    Identity::new("cluster.local", "default", account).unwrap()
+}
+
+/// A tunnel from an address, of somebody who tells of a workload `far`.
+fn tunnel(from: &str, account: &str, authority: &str) -> Caller {
+    Caller {
+        peer: SocketAddr::new(from.parse().unwrap(), 1000),
+        at: "10.0.0.2:15008".parse().unwrap(),
+        tunnel: Some(Asking {
+            identity: identity(account),
+            authority: authority.parse().unwrap(),
+            forwarded: Some(from.parse().unwrap()),
+            host: None,
+            baggage: Baggage {
+                workload: Some((mesh::WorkloadType::Deployment, "far".into())),
+                ..Baggage::default()
+            },
+        }),
+    }
+}
+
+fn asking(caller: &mut Caller) -> &mut Asking {
+    caller.tunnel.as_mut().unwrap()
+}
+
+#[test]
+fn baggage_is_believed_only_of_whom_the_mesh_does_not_know() {
+    let view = view();
+    let pod = view.mesh.workload_by_uid(&Uid("pod".into())).unwrap();
+    let source = |caller: &Caller| {
+        let client = caller.client(Some(pod), &view);
+        let found = caller.source(client, "", &view)?;
+        Some((found.workload_name.to_string(), found.uid.0.to_string()))
+    };
+    let known = |uid: &str| Some((String::new(), uid.to_owned()));
+    let far = Some(("far".to_owned(), "baggage///far//".to_owned()));
+    assert_eq!(
+        source(&tunnel("10.0.0.3", "near", "10.0.0.2:80")),
+        known("near")
+    );
+    assert_eq!(source(&tunnel("10.7.0.1", "far", "10.0.0.2:80")), far);
+    // Through the gateway of a network, whose own address is known.
+    assert_eq!(source(&tunnel("10.0.0.3", "far", "one:80")), far);
+    assert_eq!(source(&tunnel("10.0.0.3", "near", "one:80")), known("near"));
+    // A waypoint names its client.
+    let mut named = tunnel("10.0.0.9", "wp", "10.0.0.2:80");
+    asking(&mut named).forwarded = Some("10.0.0.3".parse().unwrap());
+    assert_eq!(source(&named), known("near"));
+    // Who tells nothing is nobody, and plaintext tells nothing.
+    let mut silent = tunnel("10.7.0.1", "far", "10.0.0.2:80");
+    asking(&mut silent).baggage = Baggage::default();
+    assert_eq!(source(&silent), None);
+    silent.tunnel = None;
+    assert_eq!(source(&silent), None);
+}
+
+#[test]
+fn the_service_is_what_was_said_or_what_leads_to_the_port() {
+    let view = view();
+    let service = |uid: &str, caller: &Caller, destination: &str| {
+        let workload = view.mesh.workload_by_uid(&Uid(uid.into())).unwrap();
+        let destination = destination.parse().unwrap();
+        let target = Target {
+            destination,
+            asked: destination,
+            service: None,
+        };
+        let found = caller.service(Some(&target), Some(workload), &view);
+        found.map(|service| service.name.to_string())
+    };
+    let mut caller = tunnel("10.0.0.3", "near", "10.0.0.2:8080");
+    assert!(service("pod", &caller, "10.0.0.2:8080").is_some());
+    assert_eq!(service("pod", &caller, "10.0.0.2:9090"), None);
+    asking(&mut caller).host = Some("two".to_owned());
+    let two = Some("two".to_owned());
+    assert_eq!(service("pod", &caller, "10.0.0.2:8080"), two);
+    assert_eq!(service("pod", &caller, "10.0.0.2:9090"), two);
+    // What ends in the application's own tunnel is for no service's port.
+    assert_eq!(service("told", &caller, "10.0.0.4:8080"), None);
+    asking(&mut caller).host = Some("one".to_owned());
+    assert_eq!(
+        service("told", &caller, "10.0.0.4:8080").as_deref(),
+        Some("one")
+    );
+    // Plaintext says nothing; its port does.
+    caller.tunnel = None;
+    assert_eq!(
+        service("told", &caller, "10.0.0.4:8080").as_deref(),
+        Some("one")
+    );
+    assert_eq!(service("told", &caller, "10.0.0.4:9090"), None);
+}

@@ -1,0 +1,153 @@
+//! Why a connection did not arrive, and what the peer and the metrics are told.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+
+use super::super::live::Revoked;
+use super::super::permit::Denied;
+use super::super::report::Failure;
+use crate::discovery::NotTold;
+use mesh::inbound::TargetError;
+use telemetry::ResponseFlag;
+use tunnel::hbone::TunnelError;
+use tunnel::tls;
+
+/// Why a connection did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ArriveError {
+    /// The pod is enrolled, but the mesh no longer knows it.
+    #[error("workload {uid} is not in the mesh")]
+    UnknownWorkload {
+        /// The pod's workload.
+        uid: Arc<str>,
+    },
+    /// The control plane has not said who or what this is about.
+    #[error(transparent)]
+    NotTold(#[from] NotTold),
+    /// The peer asks for something that is not here.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// A policy refused it.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// Policy changed while the application was being connected.
+    #[error(transparent)]
+    Revoked(#[from] Revoked),
+    /// The application could not be reached.
+    #[error("cannot connect to the application at {destination}: {source}")]
+    Application {
+        /// Where it should listen.
+        destination: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The tunnel ended before it could be accepted.
+    #[error("the tunnel ended while the application was being connected: {0}")]
+    Gone(#[from] TunnelError),
+}
+
+impl ArriveError {
+    /// The answer to a CONNECT (wire facts, "HBONE").
+    pub(super) fn status(&self) -> StatusCode {
+        match self {
+            Self::Target(_) => StatusCode::BAD_REQUEST,
+            Self::Denied(_) | Self::Revoked(_) => StatusCode::UNAUTHORIZED,
+            Self::UnknownWorkload { .. }
+            | Self::NotTold(_)
+            | Self::Application { .. }
+            | Self::Gone(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl Failure for ArriveError {
+    fn flag(&self) -> ResponseFlag {
+        match self {
+            Self::Denied(_) => ResponseFlag::Deny,
+            Self::Revoked(revoked) => revoked.flag(),
+            Self::UnknownWorkload { .. } => ResponseFlag::IdentityError,
+            Self::NotTold(_) | Self::Target(_) | Self::Application { .. } | Self::Gone(_) => {
+                ResponseFlag::Connect
+            }
+        }
+    }
+}
+
+/// Why a peer may not open tunnels to the pod.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PeerError {
+    /// The pod is enrolled, but the mesh no longer knows it, so it has no identity to show.
+    #[error("the pod's workload is not in the mesh")]
+    UnknownWorkload,
+    /// The control plane has not said what the pod is.
+    #[error(transparent)]
+    NotTold(#[from] NotTold),
+    /// Mutual TLS failed.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// The peer is too slow, or does not speak TLS at all.
+    #[error("no TLS handshake within {after:?}")]
+    Timeout {
+        /// The limit.
+        after: Duration,
+    },
+}
+
+impl Failure for PeerError {
+    fn flag(&self) -> ResponseFlag {
+        match self {
+            Self::UnknownWorkload | Self::Tls(tls::Error::Issue { .. }) => {
+                ResponseFlag::IdentityError
+            }
+            Self::NotTold(_) => ResponseFlag::Connect,
+            Self::Tls(error) if error.is_revocation() => ResponseFlag::CertRevoked,
+            Self::Tls(_) | Self::Timeout { .. } => ResponseFlag::TlsFailure,
+        }
+    }
+}
+
+impl PeerError {
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::UnknownWorkload => "unknown_workload",
+            Self::NotTold(_) => "not_told",
+            Self::Tls(error) => error.reason(),
+            Self::Timeout { .. } => "handshake_timeout",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tls::{HandshakeError, Role};
+
+    #[test]
+    fn a_handshake_that_is_refused_is_counted_by_its_cause() {
+        let handshake = |cause| {
+            let cause = Box::new(cause);
+            let role = Role::Server;
+            PeerError::Tls(tls::Error::Handshake { role, cause }).flag()
+        };
+        assert_eq!(
+            handshake(HandshakeError::Revoked),
+            ResponseFlag::CertRevoked
+        );
+        assert_eq!(
+            handshake(HandshakeError::UnknownIssuer),
+            ResponseFlag::TlsFailure
+        );
+        let after = Duration::from_secs(1);
+        assert_eq!(
+            PeerError::Timeout { after }.flag(),
+            ResponseFlag::TlsFailure
+        );
+        assert_eq!(
+            PeerError::UnknownWorkload.flag(),
+            ResponseFlag::IdentityError
+        );
+    }
+}

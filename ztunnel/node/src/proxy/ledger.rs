@@ -1,0 +1,175 @@
+//! The connections that the proxy carries now, for whoever asks a running process. Each worker has
+//! a page of its own, so that a connection's set-up and end wait for nobody but a reader.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use slab::Slab;
+
+use super::report::Facts;
+use mesh::Uid;
+use telemetry::Reporter;
+
+/// The connections that the proxy carries now, those included that it has just begun to set up.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    pages: Mutex<Vec<Page>>,
+}
+
+/// One end of a connection as it can be shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Carried {
+    /// Whose connection it is: the client's pod, or the server's where it comes in.
+    pub pod: Uid,
+    /// Whether it comes in at that pod.
+    pub inbound: bool,
+    /// The client's end; port 0 where somebody else speaks for the client.
+    pub client: SocketAddr,
+    /// What the client dialled; the authority of the tunnel where it comes in by one.
+    pub dialled: String,
+    /// Where the tunnel ends or, without one and where it comes in, who is reached.
+    pub to: SocketAddr,
+    /// Whether it goes or comes by a tunnel.
+    pub tunnelled: bool,
+}
+
+impl Ledger {
+    /// A page for one more worker.
+    pub(super) fn page(&self) -> Page {
+        let page = Page::default();
+        locked(&self.pages).push(page.clone());
+        page
+    }
+
+    /// Every connection, in no particular order. One whose pod the mesh did not know, and which is
+    /// about to be refused, is left out.
+    #[must_use]
+    pub fn carried(&self) -> Vec<Carried> {
+        let pages = locked(&self.pages).clone();
+        // The texts are made without the lock.
+        let copy = |page: Page| {
+            let entries = locked(&page.0);
+            entries
+                .iter()
+                .map(|(_, facts)| facts.clone())
+                .collect::<Vec<_>>()
+        };
+        let all = pages.into_iter().flat_map(copy);
+        all.filter_map(|facts| carried(&facts)).collect()
+    }
+}
+
+/// One worker's connections.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Page(Arc<Mutex<Slab<Arc<Facts>>>>);
+
+impl Page {
+    /// Writes a connection down until what is returned is dropped.
+    pub(super) fn enter(&self, facts: Arc<Facts>) -> Place {
+        let key = locked(&self.0).insert(facts);
+        Place {
+            page: self.clone(),
+            key,
+        }
+    }
+}
+
+/// A connection's place on its page.
+#[derive(Debug)]
+pub(super) struct Place {
+    page: Page,
+    key: usize,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        drop(locked(&self.page.0).try_remove(self.key));
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn carried(facts: &Facts) -> Option<Carried> {
+    let inbound = facts.reporter == Reporter::Destination;
+    let pod = if inbound {
+        &facts.workload
+    } else {
+        &facts.source
+    };
+    let tunnel = facts.hbone.as_ref();
+    let authority = tunnel.filter(|_| inbound);
+    Some(Carried {
+        pod: pod.as_ref()?.uid.clone(),
+        inbound,
+        client: facts.client,
+        dialled: authority.map_or_else(
+            || facts.dialled.to_string(),
+            |tunnel| tunnel.authority.to_string(),
+        ),
+        to: tunnel
+            .filter(|_| !inbound)
+            .map_or(facts.destination, |tunnel| tunnel.at),
+        tunnelled: tunnel.is_some(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::super::report::Tunnelled;
+    use super::*;
+    use mesh::Workload;
+
+    fn facts(reporter: Reporter) -> Facts {
+        let workload = |uid| Arc::new(Workload::new(uid, uid, "default", "default").unwrap());
+        Facts {
+            reporter,
+            began: Instant::now(),
+            client: "10.0.0.1:4000".parse().unwrap(),
+            dialled: "10.9.0.1:80".parse().unwrap(),
+            source: Some(workload("client")),
+            source_identity: None,
+            destination: "10.0.0.2:8080".parse().unwrap(),
+            hbone: Some(Tunnelled {
+                at: "10.0.0.2:15008".parse().unwrap(),
+                authority: "web.default:80".parse().unwrap(),
+            }),
+            workload: Some(workload("server")),
+            destination_identity: None,
+            service: None,
+        }
+    }
+
+    #[test]
+    fn what_is_open_is_shown_and_what_has_ended_is_not() {
+        let ledger = Ledger::default();
+        let (one, other) = (ledger.page(), ledger.page());
+        let leaves = one.enter(Arc::new(facts(Reporter::Source)));
+        let comes = other.enter(Arc::new(facts(Reporter::Destination)));
+        let shown = |carried: &Carried| {
+            let (dialled, to) = (carried.dialled.clone(), carried.to.to_string());
+            (carried.pod.to_string(), carried.inbound, dialled, to)
+        };
+        let texts = |pod: &str, inbound, dialled: &str, to: &str| {
+            (pod.to_owned(), inbound, dialled.to_owned(), to.to_owned())
+        };
+        let all: Vec<_> = ledger.carried().iter().map(shown).collect();
+        let expected = [
+            texts("client", false, "10.9.0.1:80", "10.0.0.2:15008"),
+            texts("server", true, "web.default:80", "10.0.0.2:8080"),
+        ];
+        assert_eq!(all, expected);
+        drop(leaves);
+        assert_eq!(ledger.carried().len(), 1);
+        drop(comes);
+        let nobody = one.enter(Arc::new(Facts {
+            source: None,
+            ..facts(Reporter::Source)
+        }));
+        assert!(ledger.carried().is_empty());
+        drop(nobody);
+    }
+}

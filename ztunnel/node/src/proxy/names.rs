@@ -1,0 +1,118 @@
+//! What the DNS proxy asks of a pod and its worker.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::net::{TcpStream, UdpSocket};
+
+use super::worker::Here;
+use crate::bpf::{self, Kernel};
+use crate::dns::{Server, Surroundings};
+use crate::pods::{self, Dial, Source};
+use mesh::NetnsCookie;
+use mesh::{Snapshot, Workload};
+
+/// A pod as its DNS server sees it.
+pub(super) struct Names(Rc<Here>);
+
+/// The pod's DNS server on this worker, where DNS is captured.
+pub(super) fn server(here: &Rc<Here>) -> Option<Rc<Server<Names>>> {
+    let local = &here.local;
+    let config = local.shared.config.dns.clone()?;
+    let telemetry = local.shared.telemetry.clone();
+    let names = Names(here.clone());
+    Some(Server::new(names, config, telemetry, local.names.clone()))
+}
+
+impl Names {
+    fn cookie(&self) -> NetnsCookie {
+        NetnsCookie(self.0.pod.netns.cookie())
+    }
+
+    /// Who was asked, as the kernel programs have written it down.
+    fn noted(
+        &self,
+        note: impl FnOnce(&Kernel) -> Result<Option<SocketAddr>, bpf::Error>,
+    ) -> Option<SocketAddr> {
+        let kernel = self.0.local.shared.kernel.as_ref()?;
+        note(kernel).unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot find out which resolver was asked");
+            None
+        })
+    }
+
+    /// Who is asked where a rule inside the pod has redirected the question past the programs, which
+    /// does not say whom it was meant for. What the programs alone capture they know.
+    fn fallback(&self) -> Option<SocketAddr> {
+        if !self.0.pod.redirected.load(Ordering::Relaxed) {
+            // Rules may have come since it was looked into.
+            self.0.local.shared.suspects.name(self.cookie());
+            return None;
+        }
+        self.0.local.shared.config.dns.as_ref()?.resolver
+    }
+}
+
+impl Surroundings for Names {
+    fn mesh(&self) -> Arc<Snapshot> {
+        self.0.local.shared.keeper.view().mesh.clone()
+    }
+
+    fn client(&self, mesh: &Snapshot) -> Option<Arc<Workload>> {
+        self.0.pod.workload(mesh).cloned()
+    }
+
+    fn pod(&self) -> u64 {
+        self.0.pod.netns.cookie()
+    }
+
+    fn asked_by_datagram(&self, client: SocketAddr) -> Option<SocketAddr> {
+        let noted = self.noted(|kernel| kernel.resolver_of(self.cookie(), client));
+        noted.or_else(|| self.fallback())
+    }
+
+    fn asked_by_stream(&self, stream: &TcpStream, client: SocketAddr) -> Option<SocketAddr> {
+        let noted = self.noted(|kernel| {
+            let origin = kernel.original_destination(self.cookie(), client)?;
+            Ok(origin.map(|origin| origin.destination))
+        });
+        // Of a connection that a rule has redirected the kernel knows where it was to go.
+        noted
+            .or_else(|| pods::redirected_from(stream).ok().flatten())
+            .or_else(|| self.fallback())
+    }
+
+    fn spawn(&self, answering: impl Future<Output = ()> + 'static) {
+        self.0.spawn(answering);
+    }
+
+    fn step_aside(&self, socket: &UdpSocket) -> io::Result<()> {
+        pods::step_aside(socket)
+    }
+
+    fn socket(&self, resolver: SocketAddr) -> io::Result<UdpSocket> {
+        let mark = self.0.local.shared.config.mark;
+        Dial::datagrams(&self.0.pod.netns, resolver, mark)
+    }
+
+    async fn connect(&self, resolver: SocketAddr) -> io::Result<TcpStream> {
+        let config = &self.0.local.shared.config;
+        let source = Source::Pod { mark: config.mark };
+        let netns = &self.0.pod.netns;
+        config.dial.connect(netns, resolver, source).await
+    }
+
+    async fn reply(&self, socket: &UdpSocket, reply: &[u8], client: SocketAddr) -> io::Result<()> {
+        match bpf::reply_source(client) {
+            Some(source) => pods::send_from(socket, source, client, reply).await,
+            None => socket.send_to(reply, client).await.map(drop),
+        }
+    }
+
+    fn dice(&self) -> u64 {
+        self.0.local.dice()
+    }
+}

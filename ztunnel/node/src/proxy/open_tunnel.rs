@@ -1,0 +1,248 @@
+//! Step 4: open a tunnel to another node, or terminate one that was opened to us.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use tokio::net::TcpStream;
+use tracing::Level;
+
+use super::worker::Here;
+use crate::pods::{self, Source};
+use mesh::route::{Hop, HopKind};
+use mesh::{Identity, Workload};
+use tunnel::hbone::{
+    self, Baggage, Connect, DialFailure, Dialled, OpenError, PoolKey, RevokedMark, Revoking,
+    TraceParent, Tunnel,
+};
+use tunnel::tls;
+
+/// Why the connection that carries tunnels could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DialError {
+    /// TCP to the other node's proxy failed.
+    #[error("cannot reach the proxy of the destination at {hbone}: {source}")]
+    Connect {
+        /// Where.
+        hbone: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// TLS failed.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// TLS with whoever serves the service in the other network failed.
+    #[error("behind the network gateway {gateway}: {source}")]
+    Beyond {
+        /// The gateway that led there.
+        gateway: SocketAddr,
+        /// Why.
+        source: tls::Error,
+    },
+    /// TLS took too long.
+    #[error("{hbone} did not finish the TLS handshake within {timeout:?}")]
+    HandshakeTimeout {
+        /// Where.
+        hbone: SocketAddr,
+        /// The limit.
+        timeout: Duration,
+    },
+}
+
+/// A tunnel to open.
+pub(super) struct Request<'a> {
+    /// The workload that calls.
+    pub(super) source: &'a Arc<Workload>,
+    /// The address it calls from.
+    pub(super) source_ip: IpAddr,
+    /// Where to.
+    pub(super) hop: Hop,
+}
+
+/// A tunnel that was opened.
+pub(super) struct Opened {
+    pub(super) tunnel: Tunnel,
+    /// Resolves when the certificate of the tunnel's peer is revoked, where nobody else ends the
+    /// tunnel then: what is pooled ends with its connection.
+    pub(super) revoking: Option<Revoking>,
+    /// Whether its pooled connection has ended for that reason.
+    pub(super) revoked: RevokedMark,
+}
+
+/// Opens a tunnel, on a pooled connection where there is one; into another network, a second one
+/// inside it.
+pub(super) async fn open(
+    here: &Rc<Here>,
+    request: Request<'_>,
+) -> Result<Opened, OpenError<DialError>> {
+    let hop = request.hop;
+    let key = PoolKey {
+        source: request.source.identity.clone(),
+        netns: here.pod.netns.cookie(),
+        source_ip: request.source_ip,
+        destinations: hop.expected,
+        hbone: hop.at,
+    };
+    let connect = Connect {
+        authority: hop.authority,
+        forwarded: Some(request.source_ip),
+        host: hop.service.map(|service| service.hostname.clone()),
+        traceparent: Some(new_trace(here)),
+        baggage: here.baggage(request.source),
+    };
+    let dial = || dial(here.clone(), key.clone());
+    let tunnel = here.local.pool.open(&key, &connect, dial).await?;
+    match hop.kind {
+        HopKind::Destination | HopKind::Waypoint => Ok(Opened {
+            revoked: tunnel.revoked(),
+            revoking: None,
+            tunnel,
+        }),
+        HopKind::NetworkGateway { then } => {
+            Box::pin(open_inside(here, tunnel, (&key, &then), &connect)).await
+        }
+    }
+}
+
+/// Opens a second tunnel inside one that a network gateway forwards, with TLS of its own: the
+/// gateway sees neither who serves nor what is said. Nobody shares it ([`hbone::open_alone`]).
+async fn open_inside(
+    here: &Rc<Here>,
+    outer: Tunnel,
+    (key, then): (&PoolKey, &[Identity]),
+    connect: &Connect,
+) -> Result<Opened, OpenError<DialError>> {
+    let failed = |error| OpenError::Connection {
+        failure: DialFailure::Dial {
+            error: Arc::new(error),
+        },
+    };
+    let beyond = |source| {
+        failed(DialError::Beyond {
+            gateway: key.hbone,
+            source,
+        })
+    };
+    let shared = &here.local.shared;
+    let credentials = shared
+        .certificates
+        .get(&key.source)
+        .await
+        .map_err(|error| failed(DialError::Tls(error)))?;
+    let timeout = shared.config.handshake_timeout;
+    let revoked = outer.revoked();
+    let stream = outer.into_stream(timeout);
+    let stream = tokio::time::timeout(timeout, tls::connect(stream, &credentials, then))
+        .await
+        .map_err(|_elapsed| {
+            failed(DialError::HandshakeTimeout {
+                hbone: key.hbone,
+                timeout,
+            })
+        })?
+        .map_err(beyond)?;
+    let chain = stream.peer_chain();
+    let revoking: Option<Revoking> = (!chain.is_empty()).then(|| {
+        let revoked = shared.certificates.revocations().revoked(chain);
+        Box::pin(revoked) as Revoking
+    });
+    let tunnel = hbone::open_alone(stream, connect, &here.local.hbone).await?;
+    Ok(Opened {
+        tunnel,
+        revoking,
+        revoked,
+    })
+}
+
+/// A trace of its own for every connection: what an application traces is inside its bytes.
+fn new_trace(here: &Here) -> TraceParent {
+    let (high, low, span) = (here.local.dice(), here.local.dice(), here.local.dice());
+    // Zero is no id (W3C Trace Context, section 3.2.2).
+    let trace_id = (u128::from(high) << 64 | u128::from(low)).max(1);
+    TraceParent {
+        trace_id,
+        parent_id: span.max(1),
+        flags: 0,
+    }
+}
+
+/// What the other end's telemetry is told about a workload.
+pub(super) fn baggage(workload: &Workload) -> Option<HeaderValue> {
+    let known = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Baggage {
+        cluster: known(&workload.cluster_id),
+        namespace: known(&workload.namespace),
+        workload: known(&workload.workload_name).map(|name| (workload.workload_type, name)),
+        service: known(&workload.canonical_name),
+        version: known(&workload.canonical_revision),
+        region: known(&workload.locality.region),
+        zone: known(&workload.locality.zone),
+    }
+    .encode()
+}
+
+/// Makes the connection that carries tunnels. Others may come to share it, so it does not end
+/// with the connection that asked for it first.
+async fn dial(here: Rc<Here>, key: PoolKey) -> Result<Dialled<tls::Stream<TcpStream>>, DialError> {
+    let shared = &here.local.shared;
+    let credentials = shared.certificates.get(&key.source).await?;
+    let source = Source::Pod {
+        mark: shared.config.mark,
+    };
+    let tcp = shared
+        .config
+        .dial
+        .connect(&here.pod.netns, key.hbone, source)
+        .await
+        .map_err(|source| DialError::Connect {
+            hbone: key.hbone,
+            source,
+        })?;
+    let timeout = shared.config.handshake_timeout;
+    let stream = tokio::time::timeout(timeout, tls::connect(tcp, &credentials, &key.destinations))
+        .await
+        .map_err(|_elapsed| DialError::HandshakeTimeout {
+            hbone: key.hbone,
+            timeout,
+        })??;
+    log_established(&stream, &key.source);
+    let chain = stream.peer_chain();
+    if chain.is_empty() {
+        return Ok(Dialled::new(stream));
+    }
+    let revoked = shared.certificates.revocations().revoked(chain);
+    let revoking = async move {
+        revoked.await;
+        tracing::warn!(peer = %key.hbone, pod = %here.pod.uid.0, reason = "cert_revoked", "the tunnels to a peer are ended: its certificate was revoked");
+    };
+    Ok(Dialled::new(stream).until(Box::pin(revoking)))
+}
+
+/// One line at debug for each connection that carries tunnels: both ends write one, with what
+/// the handshake agreed on. Its field names are those of the access log.
+pub(super) fn log_established(stream: &tls::Stream<TcpStream>, own: &Identity) {
+    if !tracing::enabled!(Level::DEBUG) {
+        return;
+    }
+    let tcp = stream.get_ref();
+    let (Ok(local), Ok(remote)) = (pods::local_of(tcp), pods::peer_of(tcp)) else {
+        return; // Already reset; whoever uses the stream next reports that.
+    };
+    let (direction, source, destination) = match stream.role() {
+        tls::Role::Client => ("outbound", (local, own), (remote, stream.peer())),
+        tls::Role::Server => ("inbound", (remote, stream.peer()), (local, own)),
+    };
+    tracing::debug!(
+        src.addr = %source.0,
+        src.identity = %source.1,
+        dst.addr = %destination.0,
+        dst.identity = %destination.1,
+        direction,
+        tls.version = stream.tls_version(),
+        tls.cipher_suite = stream.cipher_suite(),
+        tls.key_exchange = stream.key_exchange(),
+        "tunnel connection established"
+    );
+}

@@ -1,0 +1,169 @@
+//! Where an application wants to go that says so by SOCKS: an address, or a name. What a name means
+//! is what the pod is told when it asks for it by DNS: the mesh is asked first, by the same function,
+//! short names and search domains included, and then the resolver.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::super::socks5::message::Destination;
+use super::super::worker::Here;
+use super::ResolveError;
+use super::error::DepartError;
+use mesh::NetnsCookie;
+use mesh::names::{Answer, Family, Question, answer};
+use mesh::route::choose_address;
+use mesh::{Snapshot, Workload};
+
+/// The address that was asked for.
+///
+/// # Errors
+/// When it is none that may be asked for, or a name without an address.
+pub(super) async fn asked_for(here: &Here, asked: Destination) -> Result<SocketAddr, DepartError> {
+    let to = match asked {
+        Destination::Address(to) => to,
+        Destination::Name(name, port) => SocketAddr::new(meant_by(here, &name).await?, port),
+    };
+    let ip = to.ip();
+    // The pod's loopback is the application's own, and the proxy's listeners are on it.
+    if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || to.port() == 0 {
+        return Err(DepartError::NotToBeAsked { destination: to });
+    }
+    Ok(to)
+}
+
+async fn meant_by(here: &Here, name: &Arc<str>) -> Result<IpAddr, DepartError> {
+    let shared = &here.local.shared;
+    let dice = here.local.dice();
+    let empty = || ResolveError::Empty {
+        hostname: name.clone(),
+    };
+    let said = {
+        let view = shared.keeper.view();
+        let source = here.pod.workload(&view.mesh);
+        let source = source.ok_or_else(|| DepartError::UnknownWorkload {
+            uid: here.pod.uid.0.clone(),
+        })?;
+        let families = families(here.pod.addresses.iter().chain(&source.workload_ips));
+        in_mesh(
+            &view.mesh,
+            &shared.config.domain,
+            source,
+            &families,
+            (name, dice),
+        )
+    };
+    match said {
+        Said::Address(address) => return Ok(address),
+        Said::NoAddress => return Err(empty().into()),
+        Said::NotMine => {}
+    }
+    let pod = NetnsCookie(here.pod.netns.cookie());
+    let found = shared.resolver.resolve(name, pod).await?;
+    let like = here.pod.addresses.first().copied();
+    let chosen = like.and_then(|like| choose_address(&found, like, dice));
+    let chosen = chosen.or_else(|| found.first().copied());
+    Ok(chosen.ok_or_else(empty)?.to_canonical())
+}
+
+/// The families that a pod with these addresses can call, IPv4 before IPv6.
+fn families<'a>(own: impl Iterator<Item = &'a IpAddr> + Clone) -> Vec<Family> {
+    let v4 = own.clone().any(IpAddr::is_ipv4).then_some(Family::V4);
+    let v6 = own.clone().any(IpAddr::is_ipv6).then_some(Family::V6);
+    v4.into_iter().chain(v6).collect()
+}
+
+/// What the mesh says about a name.
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    /// It means this.
+    Address(IpAddr),
+    /// It is one of the mesh's, and has no address that the client can call.
+    NoAddress,
+    /// The mesh does not know it.
+    NotMine,
+}
+
+fn in_mesh(
+    mesh: &Snapshot,
+    domain: &str,
+    client: &Workload,
+    families: &[Family],
+    (name, dice): (&str, u64),
+) -> Said {
+    let mut said = Said::NotMine;
+    for &family in families {
+        match answer(mesh, domain, client, &Question { name, family }, dice) {
+            Answer::Records { addresses, .. } => match addresses.first() {
+                Some(address) => return Said::Address(*address),
+                None => said = Said::NoAddress,
+            },
+            Answer::NoData => said = Said::NoAddress,
+            Answer::NotMine => {}
+        }
+    }
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mesh::{Uid, local};
+
+    const MESH: &str = r#"
+workloads:
+- { uid: client, name: client, namespace: shop, workloadIps: ["10.0.0.1"] }
+- { uid: db-0, name: db-0, namespace: shop, workloadIps: ["10.0.0.2"], services: { shop/db.shop.svc.cluster.local: {} } }
+services:
+- { name: web, namespace: shop, hostname: web.shop.svc.cluster.local, vips: ["/10.1.0.1", "/fd01::1"] }
+- { name: web, namespace: bank, hostname: web.bank.svc.cluster.local, vips: ["/10.1.0.2"] }
+- { name: six, namespace: shop, hostname: six.shop.svc.cluster.local, vips: ["/fd01::6"] }
+- { name: db, namespace: shop, hostname: db.shop.svc.cluster.local }
+- { name: far, namespace: shop, hostname: far.example.com }
+"#;
+
+    fn said(families: &[Family], name: &str) -> Said {
+        let mesh = local::parse(MESH).unwrap().into_snapshot();
+        let client = mesh.workload_by_uid(&Uid("client".into())).unwrap();
+        in_mesh(&mesh, "cluster.local", client, families, (name, 7))
+    }
+
+    #[test]
+    fn a_name_means_what_the_pod_is_told_by_dns() {
+        for (name, address) in [
+            ("web.shop.svc.cluster.local", "10.1.0.1"),
+            ("web", "10.1.0.1"),
+            ("web.bank", "10.1.0.2"),
+            ("web.bank.svc", "10.1.0.2"),
+            ("web.bank.shop.svc.cluster.local", "10.1.0.2"),
+            ("db", "10.0.0.2"),
+            ("db-0.db", "10.0.0.2"),
+            ("six", "fd01::6"),
+        ] {
+            let found = said(&[Family::V4, Family::V6], name);
+            assert_eq!(found, Said::Address(address.parse().unwrap()), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_what_the_pod_can_call_counts() {
+        let v6 = "fd01::1".parse().unwrap();
+        assert_eq!(said(&[Family::V6], "web"), Said::Address(v6));
+        assert_eq!(said(&[Family::V4], "six"), Said::NoAddress);
+    }
+
+    #[test]
+    fn others_are_for_the_resolver() {
+        for name in [
+            "www.example.com",
+            "far.example.com",
+            "nobody",
+            "web.nowhere",
+        ] {
+            assert_eq!(
+                said(&[Family::V4, Family::V6], name),
+                Said::NotMine,
+                "{name}"
+            );
+        }
+    }
+}

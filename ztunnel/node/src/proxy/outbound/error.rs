@@ -1,0 +1,184 @@
+//! Why a connection did not leave, and what the metrics call it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::super::open_tunnel::DialError;
+use super::super::permit::Denied;
+use super::super::report::Failure;
+use super::super::resolve::ResolveError;
+use super::super::socks5::message::Reply;
+use crate::bpf;
+use crate::discovery::NotTold;
+use mesh::route::RouteError;
+use telemetry::ResponseFlag;
+use tunnel::hbone::{DialFailure, LostConnection, OpenError};
+use tunnel::tls;
+
+/// Why a connection did not leave.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DepartError {
+    /// The kernel programs know nothing about this connection.
+    #[error("nobody redirected this connection: {client} connected to the proxy's port itself")]
+    NotCaptured {
+        /// Who connected.
+        client: SocketAddr,
+    },
+    /// The map of original destinations could not be asked.
+    #[error("cannot learn the original destination: {0}")]
+    Kernel(#[from] bpf::Error),
+    /// The rule that redirected it could not be asked.
+    #[error("cannot learn the original destination: {0}")]
+    Original(#[source] io::Error),
+    /// An application asks for what is no destination.
+    #[error("{destination} is not to be asked for")]
+    NotToBeAsked {
+        /// What it asks for.
+        destination: SocketAddr,
+    },
+    /// The pod is enrolled, but the mesh no longer knows it.
+    #[error("workload {uid} is not in the mesh")]
+    UnknownWorkload {
+        /// The pod's workload.
+        uid: Arc<str>,
+    },
+    /// The control plane has not said what is there.
+    #[error(transparent)]
+    NotTold(#[from] NotTold),
+    /// No way leads to the destination.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// A backend has a name, and the name no address.
+    #[error(transparent)]
+    Name(#[from] ResolveError),
+    /// One name leads to another, and that to another.
+    #[error("too many names to resolve on one way, the last one is {hostname}")]
+    TooManyNames {
+        /// The last one.
+        hostname: Arc<str>,
+    },
+    /// The policies of a pod of this node refused it.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The tunnel could not be opened.
+    #[error(transparent)]
+    Tunnel(#[from] OpenError<DialError>),
+    /// The plain connection could not be opened.
+    #[error("cannot connect to {to}: {source}")]
+    Connect {
+        /// Where.
+        to: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Failure for DepartError {
+    fn flag(&self) -> ResponseFlag {
+        match self {
+            Self::NotCaptured { .. }
+            | Self::NotToBeAsked { .. }
+            | Self::Kernel(_)
+            | Self::Original(_)
+            | Self::UnknownWorkload { .. }
+            | Self::NotTold(_)
+            | Self::Route(_)
+            | Self::Name(_)
+            | Self::TooManyNames { .. }
+            | Self::Connect { .. } => ResponseFlag::Connect,
+            Self::Denied(_) => ResponseFlag::Deny,
+            Self::Tunnel(error) => tunnel_flag(error),
+        }
+    }
+}
+
+impl DepartError {
+    /// What a SOCKS client is told.
+    pub(super) fn reply(&self) -> Reply {
+        match self {
+            Self::NotCaptured { .. }
+            | Self::Kernel(_)
+            | Self::Original(_)
+            | Self::NotTold(_)
+            | Self::UnknownWorkload { .. }
+            // It may ask again: there may well be such a name.
+            | Self::Name(ResolveError::Busy { .. }) => Reply::Failed,
+            Self::NotToBeAsked { .. } | Self::Denied(_) => Reply::NotAllowed,
+            Self::Route(RouteError::NoSuchPort { .. }) => Reply::Refused,
+            Self::Route(_) | Self::Name(_) | Self::TooManyNames { .. } => Reply::HostUnreachable,
+            Self::Tunnel(error) => tunnel_reply(error),
+            Self::Connect { source, .. } => connect_reply(source),
+        }
+    }
+}
+
+fn connect_reply(error: &io::Error) -> Reply {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Reply::Refused,
+        io::ErrorKind::NetworkUnreachable => Reply::NetworkUnreachable,
+        io::ErrorKind::HostUnreachable | io::ErrorKind::TimedOut => Reply::HostUnreachable,
+        io::ErrorKind::PermissionDenied => Reply::NotAllowed,
+        _ => Reply::Failed,
+    }
+}
+
+/// The far end's policy answers 401, an application that cannot be reached 503 (wire facts,
+/// "HBONE").
+fn tunnel_reply(error: &OpenError<DialError>) -> Reply {
+    match error {
+        OpenError::Refused { status, .. } => match status.as_u16() {
+            401 => Reply::NotAllowed,
+            503 => Reply::Refused,
+            _ => Reply::Failed,
+        },
+        OpenError::Timeout { .. } => Reply::HostUnreachable,
+        OpenError::Connection {
+            failure: DialFailure::Dial { error },
+        } => match &**error {
+            DialError::Connect { source, .. } => match connect_reply(source) {
+                // Nobody but the application refuses a client.
+                Reply::Refused => Reply::HostUnreachable,
+                other => other,
+            },
+            _ => Reply::Failed,
+        },
+        OpenError::Connection {
+            failure: DialFailure::DialTimeout { .. },
+        } => Reply::HostUnreachable,
+        _ => Reply::Failed,
+    }
+}
+
+fn tunnel_flag(error: &OpenError<DialError>) -> ResponseFlag {
+    let OpenError::Connection { failure } = error else {
+        return match error {
+            OpenError::Refused { status, .. } if status.as_u16() == 401 => ResponseFlag::Deny,
+            OpenError::Refused { .. } => ResponseFlag::Connect,
+            OpenError::Lost {
+                lost: LostConnection::Revoked,
+                ..
+            } => ResponseFlag::CertRevoked,
+            _ => ResponseFlag::H2HandshakeFailure,
+        };
+    };
+    match failure {
+        DialFailure::Dial { error } => match &**error {
+            DialError::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
+                ResponseFlag::NetworkPolicy
+            }
+            DialError::Connect { .. } => ResponseFlag::Connect,
+            DialError::Tls(tls::Error::Issue { .. }) => ResponseFlag::IdentityError,
+            DialError::Tls(error) | DialError::Beyond { source: error, .. }
+                if error.is_revocation() =>
+            {
+                ResponseFlag::CertRevoked
+            }
+            DialError::Tls(_) | DialError::Beyond { .. } | DialError::HandshakeTimeout { .. } => {
+                ResponseFlag::TlsFailure
+            }
+        },
+        DialFailure::DialTimeout { .. } | DialFailure::Abandoned => ResponseFlag::Connect,
+        DialFailure::Handshake { .. } => ResponseFlag::H2HandshakeFailure,
+    }
+}

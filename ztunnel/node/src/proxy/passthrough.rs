@@ -1,0 +1,38 @@
+//! The lane without a tunnel, for the connections that the kernel does not yet let go by
+//! themselves: on as they came, from the pod's own namespace and with the pod's own address.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+
+use tokio::net::TcpStream;
+
+use super::worker::Here;
+use crate::pods::Source;
+use mesh::NetnsCookie;
+
+/// Connects to where the application wanted to go, outside the mesh or to a pod of this node that
+/// has been found to let it in.
+///
+/// # Errors
+/// As `connect(2)`.
+pub(super) async fn connect(
+    here: &Here,
+    dialled: SocketAddr,
+    to: SocketAddr,
+    server: Option<NetnsCookie>,
+) -> std::io::Result<TcpStream> {
+    let shared = &here.local.shared;
+    let source = Source::Pod {
+        mark: shared.config.mark,
+    };
+    let vouch = |socket: &socket2::Socket| match &shared.kernel {
+        Some(kernel) => kernel.vouch(socket.as_fd(), dialled, to, server),
+        None => Ok(()),
+    };
+    let dial = &shared.config.dial;
+    let connected = dial.connect_after(&here.pod.netns, to, source, vouch).await;
+    if let (Err(_), Some(server)) = (&connected, server) {
+        shared.suspects.name(server);
+    }
+    connected
+}

@@ -1,0 +1,89 @@
+//! Asks the destination's policies and tells what those on trial would have said.
+
+use mesh::authorize::{Arrival, Judgement, Trial, Verdict, authorize};
+use mesh::{Policy, Snapshot};
+use telemetry::TrialMetrics;
+
+/// A policy refused the connection.
+#[derive(Debug, thiserror::Error)]
+#[error("denied by {policy}")]
+pub(crate) struct Denied {
+    /// The policy, or that none allowed it.
+    policy: String,
+}
+
+impl Denied {
+    /// By this policy, or because none allows it.
+    pub(super) fn new(by: Option<&Policy>) -> Self {
+        Self {
+            policy: by.map_or_else(
+                || "default: ALLOW policies apply and none matches".to_owned(),
+                |policy| format!("policy {}", policy.key()),
+            ),
+        }
+    }
+}
+
+/// Whether policy lets a connection arrive.
+///
+/// # Errors
+/// Names the policy that refuses it.
+pub(super) fn permit(
+    mesh: &Snapshot,
+    arrival: &Arrival<'_>,
+    trials: &TrialMetrics,
+) -> Result<(), Denied> {
+    let Judgement { verdict, dry_runs } = authorize(arrival, mesh);
+    for trial in dry_runs {
+        let matched = matches!(trial.outcome, Trial::Matched);
+        trials.answered(trial.policy.key(), matched);
+        tracing::info!(policy = %trial.policy.key(), matched, client = %arrival.source_ip, destination = %arrival.destination, "policy on trial (dry run)");
+    }
+    match verdict {
+        Verdict::Allow { .. } => Ok(()),
+        Verdict::Deny { by } => Err(Denied::new(by.as_deref())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mesh::{Action, PolicyScope, Workload};
+    use telemetry::Telemetry;
+
+    #[test]
+    fn what_policies_on_trial_say_is_counted_and_not_enforced() {
+        let telemetry = Telemetry::new(prometheus_client::metrics::counter::Counter::default());
+        let everybody = |name: &str, dry_run| Policy {
+            name: name.into(),
+            namespace: "default".into(),
+            scope: PolicyScope::Namespace,
+            action: Action::Deny,
+            rules: vec![vec![vec![]]],
+            dry_run,
+            unseen: false,
+        };
+        let nobody = Policy {
+            rules: Vec::new(),
+            ..everybody("nobody", true)
+        };
+        let workload = Workload::new("w", "w", "default", "default").unwrap();
+        let arrival = Arrival {
+            workload: &workload,
+            source: None,
+            source_ip: "10.0.0.1".parse().unwrap(),
+            destination: "10.0.0.2:80".parse().unwrap(),
+        };
+        let judge = |policies| {
+            let mesh = Snapshot::build(Vec::new(), Vec::new(), policies);
+            permit(&mesh, &arrival, telemetry.trials())
+        };
+        assert!(judge(vec![everybody("all", true), nobody.clone()]).is_ok());
+        let denied = judge(vec![everybody("all", false), nobody]).unwrap_err();
+        assert_eq!(denied.to_string(), "denied by policy default/all");
+        let trials = telemetry.trials();
+        assert_eq!(trials.answers("default/all", true), 1);
+        assert_eq!(trials.answers("default/all", false), 0);
+        assert_eq!(trials.answers("default/nobody", false), 2);
+    }
+}

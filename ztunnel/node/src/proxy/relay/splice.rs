@@ -1,0 +1,212 @@
+//! One direction between two TCP connections, copied or spliced, whichever is cheaper.
+//!
+//! Small messages are copied: a read and a write cost less than two splices and a pipe. Where
+//! reads come back large, bytes go from socket to pipe to socket and no process sees them. The end
+//! of the stream and every refusal to splice are left to the copying flow, which is always right.
+
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use tokio::io::Interest;
+
+use super::blocks::LARGEST_READ;
+use super::pipes::Lease;
+use super::tcp::{TcpSink, TcpSource};
+use super::{Broken, Direction, Flow, FlowState, Way};
+use telemetry::Series;
+
+/// Whether bytes may be spliced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(in crate::proxy) enum Carry {
+    /// Never: `splice(2)` does not see what a socket that sockmap has joined receives.
+    Copy,
+    /// Where it is cheaper.
+    #[default]
+    Adaptive,
+}
+
+/// When a direction changes its gait.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Thresholds {
+    /// A read of so many bytes begins splicing.
+    pub(super) large: usize,
+    /// A splice of fewer is a small one.
+    pub(super) small: usize,
+    /// So many small splices in a row end splicing.
+    pub(super) patience: u8,
+}
+
+impl Thresholds {
+    /// Chosen by `tests/cost.rs`: exchanges of up to 32 KiB cost the relay as much or more when
+    /// they are spliced, from 64 KiB on less.
+    pub(super) const MEASURED: Self = Self {
+        large: 64 << 10,
+        small: 32 << 10,
+        patience: 4,
+    };
+}
+
+/// How a direction moves bytes at present.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gait {
+    /// Copying until a read is large.
+    Copying,
+    /// Splicing, after so many small ones in a row.
+    Splicing { small: u8 },
+    /// Copying for good.
+    CopyingOnly,
+}
+
+/// One direction of a relay between two TCP connections.
+pub(super) struct Adaptive<'a> {
+    flow: Flow<TcpSource<'a>, TcpSink<'a>>,
+    gait: Gait,
+    thresholds: Thresholds,
+    /// Held while bytes are on their way.
+    pipe: Option<Lease>,
+}
+
+impl<'a> Adaptive<'a> {
+    pub(super) fn new(
+        flow: Flow<TcpSource<'a>, TcpSink<'a>>,
+        carry: Carry,
+        thresholds: Thresholds,
+    ) -> Self {
+        Self {
+            flow,
+            gait: match carry {
+                Carry::Copy => Gait::CopyingOnly,
+                Carry::Adaptive => Gait::Copying,
+            },
+            thresholds,
+            pipe: None,
+        }
+    }
+
+    /// One step of the copying flow, which looks out for large reads.
+    fn poll_copy(&mut self, cx: &mut Context<'_>, series: &Series) -> Poll<Result<(), Broken>> {
+        let reading = self.flow.state == FlowState::Reading;
+        ready!(self.flow.poll_step(cx, series))?;
+        if reading && self.gait == Gait::Copying && self.flow.chunk.len() >= self.thresholds.large {
+            self.gait = Gait::Splicing { small: 0 };
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Fills a pipe, or goes back to copying.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, small: u8) -> Poll<Result<(), Broken>> {
+        let Some(source) = self.flow.from.stream() else {
+            return self.give_up(Gait::CopyingOnly);
+        };
+        loop {
+            let Poll::Ready(readable) = source.poll_read_ready(cx) else {
+                self.pipe = None;
+                return Poll::Pending;
+            };
+            readable.map_err(Broken::read)?;
+            let pipe = match &mut self.pipe {
+                Some(pipe) => pipe,
+                none => match Lease::take() {
+                    Ok(pipe) => none.insert(pipe),
+                    // Later there may be one again.
+                    Err(_none) => return self.give_up(Gait::Copying),
+                },
+            };
+            match source.try_io(Interest::READABLE, || pipe.fill(source)) {
+                // Whether this is the end, a read will tell.
+                Ok(0) => return self.give_up(Gait::CopyingOnly),
+                Ok(moved) => {
+                    self.gait = self.after(moved, small);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    return self.give_up(Gait::CopyingOnly);
+                }
+                Err(error) => return Poll::Ready(Err(Broken::read(error))),
+            }
+        }
+    }
+
+    /// The gait after a splice of `moved` bytes.
+    fn after(&self, moved: usize, small: u8) -> Gait {
+        if moved >= self.thresholds.small {
+            Gait::Splicing { small: 0 }
+        } else if small + 1 < self.thresholds.patience {
+            Gait::Splicing { small: small + 1 }
+        } else {
+            Gait::Copying
+        }
+    }
+
+    fn give_up(&mut self, gait: Gait) -> Poll<Result<(), Broken>> {
+        self.pipe = None;
+        self.gait = gait;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Moves what the pipe holds on to the sink.
+    fn poll_drain(&mut self, cx: &mut Context<'_>, series: &Series) -> Poll<Result<(), Broken>> {
+        let (sink, Some(pipe)) = (self.flow.to.stream(), &mut self.pipe) else {
+            return Poll::Ready(Ok(()));
+        };
+        loop {
+            ready!(sink.poll_write_ready(cx)).map_err(Broken::write)?;
+            match sink.try_io(Interest::WRITABLE, || pipe.drain(sink)) {
+                Ok(0) => return Poll::Ready(Err(Broken::write(io::ErrorKind::WriteZero.into()))),
+                Ok(moved) => {
+                    self.flow.account(moved, series)?;
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    return Poll::Ready(self.recover());
+                }
+                Err(error) => return Poll::Ready(Err(Broken::write(error))),
+            }
+        }
+    }
+
+    /// Takes bytes out of the pipe and hands them to the copying flow: the sink cannot be spliced.
+    fn recover(&mut self) -> Result<(), Broken> {
+        self.gait = Gait::CopyingOnly;
+        let Some(pipe) = &mut self.pipe else {
+            return Ok(());
+        };
+        let mut chunk = BytesMut::zeroed(pipe.inside().min(LARGEST_READ));
+        let count = pipe.read(&mut chunk).map_err(Broken::read)?;
+        chunk.truncate(count);
+        self.flow.chunk = chunk.freeze();
+        self.flow.state = FlowState::Writing;
+        Ok(())
+    }
+}
+
+impl Direction for Adaptive<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>, series: &Series) -> Poll<Result<(), Broken>> {
+        while self.flow.state != FlowState::Done {
+            let reading = self.flow.state == FlowState::Reading;
+            let held = self.pipe.as_ref().is_some_and(|pipe| pipe.inside() > 0);
+            match self.gait {
+                _ if !reading => ready!(self.poll_copy(cx, series))?,
+                Gait::CopyingOnly if held => self.recover()?,
+                _ if held => ready!(self.poll_drain(cx, series))?,
+                Gait::Splicing { small } => ready!(self.poll_fill(cx, small))?,
+                Gait::Copying | Gait::CopyingOnly => {
+                    self.pipe = None;
+                    ready!(self.poll_copy(cx, series))?;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
+        self.flow.poll_aborted(cx)
+    }
+
+    fn moved(&self) -> (Way, u64) {
+        self.flow.moved()
+    }
+}

@@ -1,0 +1,226 @@
+//! The TCP ends of a relay, and the two relays there are: TCP to TCP, and TCP to tunnel.
+
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::buf::BufMut;
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncReadExt, AsyncWrite, Interest};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+use super::blocks::{LARGEST_READ, SMALLEST_READ, with_room};
+use super::splice::{Adaptive, Carry, Thresholds};
+use super::{Broken, Ended, Flow, Revoked, Sink, Source, Way, run};
+use crate::pods::abort_on_drop;
+use telemetry::Series;
+use tunnel::hbone::Tunnel;
+
+/// The reading half of a TCP connection.
+pub(super) struct TcpSource<'a> {
+    /// Until the stream has ended and only an abort is awaited.
+    half: Option<ReadHalf<'a>>,
+    watch: Option<Watch<'a>>,
+    want: usize,
+}
+
+/// Resolves when the other end aborts.
+type Watch<'a> = Pin<Box<dyn Future<Output = Broken> + 'a>>;
+
+impl TcpSource<'_> {
+    /// The connection, until its stream has ended.
+    pub(super) fn stream(&self) -> Option<&TcpStream> {
+        self.half.as_ref().map(AsRef::as_ref)
+    }
+}
+
+impl Source for TcpSource<'_> {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Broken>> {
+        let want = self.want;
+        let Some(half) = &mut self.half else {
+            return Poll::Ready(Ok(Bytes::new()));
+        };
+        let chunk = ready!(with_room(want, |block| {
+            let polled = {
+                let mut room = (&mut *block).limit(want);
+                let reading = pin!(half.read_buf(&mut room));
+                reading.poll(cx)
+            };
+            polled.map_ok(|_bytes| block.split().freeze())
+        }))
+        .map_err(Broken::read)?;
+        // A read that comes back full doubles the next.
+        if chunk.len() == want {
+            self.want = (want * 2).min(LARGEST_READ);
+        } else if chunk.len() < want / 4 {
+            self.want = (want / 2).max(SMALLEST_READ);
+        }
+        Poll::Ready(Ok(chunk))
+    }
+
+    fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
+        if let Some(half) = self.half.take() {
+            self.watch = Some(Box::pin(watch(half)));
+        }
+        match &mut self.watch {
+            Some(watch) => watch.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+/// Waits for an error. After the end of its stream a socket is always ready to be read, and most
+/// of the time to be written: a reset shows only as an error.
+async fn watch(half: ReadHalf<'_>) -> Broken {
+    let stream = half.as_ref();
+    loop {
+        if let Err(gone) = stream.ready(Interest::ERROR).await {
+            return Broken::read(gone);
+        }
+        let told = stream.try_io(Interest::ERROR, || match stream.take_error()? {
+            Some(error) => Ok(error),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        });
+        match told {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(error) | Err(error) => return Broken::read(error),
+        }
+    }
+}
+
+/// The writing half of a TCP connection.
+pub(super) struct TcpSink<'a> {
+    half: WriteHalf<'a>,
+}
+
+impl TcpSink<'_> {
+    pub(super) fn stream(&self) -> &TcpStream {
+        self.half.as_ref()
+    }
+}
+
+impl Sink for TcpSink<'_> {
+    fn poll_take(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<Result<(), Broken>> {
+        let written =
+            ready!(Pin::new(&mut self.half).poll_write(cx, chunk)).map_err(Broken::write)?;
+        if written == 0 {
+            return Poll::Ready(Err(Broken::write(io::ErrorKind::WriteZero.into())));
+        }
+        chunk.advance(written);
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        match ready!(Pin::new(&mut self.half).poll_shutdown(cx)) {
+            // The other side has closed both directions already.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            done => Poll::Ready(done.map_err(Broken::write)),
+        }
+    }
+}
+
+fn halves(stream: &mut TcpStream) -> (TcpSource<'_>, TcpSink<'_>) {
+    let (read, write) = stream.split();
+    (
+        TcpSource {
+            half: Some(read),
+            watch: None,
+            want: SMALLEST_READ,
+        },
+        TcpSink { half: write },
+    )
+}
+
+/// A TCP connection that ends with a reset unless its relay has finished: where the relay is
+/// dropped with its task, nobody may take what was cut off for an orderly end.
+struct Relayed {
+    stream: TcpStream,
+    finished: bool,
+}
+
+impl Relayed {
+    fn new(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            finished: false,
+        }
+    }
+}
+
+impl Drop for Relayed {
+    fn drop(&mut self) {
+        if !self.finished {
+            abort_on_drop(&self.stream);
+        }
+    }
+}
+
+/// Relays between two TCP connections, until `cut` resolves. `client` is the one that was accepted.
+pub(in crate::proxy) async fn plain(
+    client: TcpStream,
+    server: TcpStream,
+    carry: Carry,
+    series: &Series,
+    cut: impl Future<Output = Revoked>,
+) -> Ended {
+    between(client, server, (carry, Thresholds::MEASURED), series, cut).await
+}
+
+/// As [`plain`], with thresholds of the caller's choice.
+pub(super) async fn between(
+    client: TcpStream,
+    server: TcpStream,
+    (carry, thresholds): (Carry, Thresholds),
+    series: &Series,
+    cut: impl Future<Output = Revoked>,
+) -> Ended {
+    let (mut client, mut server) = (Relayed::new(client), Relayed::new(server));
+    let ended = {
+        let (client_source, client_sink) = halves(&mut client.stream);
+        let (server_source, server_sink) = halves(&mut server.stream);
+        let out = Flow::new(client_source, server_sink, Way::Request);
+        let back = Flow::new(server_source, client_sink, Way::Response);
+        let [out, back] = [out, back].map(|flow| Adaptive::new(flow, carry, thresholds));
+        run(out, back, series, cut).await
+    };
+    client.finished = ended.broken.is_none();
+    server.finished = client.finished;
+    ended
+}
+
+/// Which end of a tunnel this node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::proxy) enum Side {
+    /// The client's: the application writes requests.
+    Source,
+    /// The server's: the application writes responses.
+    Destination,
+}
+
+/// Relays between an application's TCP connection and a tunnel, until `cut` resolves.
+pub(in crate::proxy) async fn tunnelled(
+    app: TcpStream,
+    mut tunnel: Tunnel,
+    side: Side,
+    series: &Series,
+    cut: impl Future<Output = Revoked>,
+) -> Ended {
+    let (into, from) = match side {
+        Side::Source => (Way::Request, Way::Response),
+        Side::Destination => (Way::Response, Way::Request),
+    };
+    let mut app = Relayed::new(app);
+    let ended = {
+        let (app_source, app_sink) = halves(&mut app.stream);
+        let out = Flow::new(app_source, &mut tunnel.send, into);
+        let back = Flow::new(&mut tunnel.recv, app_sink, from);
+        run(out, back, series, cut).await
+    };
+    app.finished = ended.broken.is_none();
+    if !app.finished {
+        tunnel.abort();
+    }
+    ended
+}

@@ -1,0 +1,100 @@
+//! What a relay between two TCP connections promises, seen from its two ends. Everything here
+//! holds for bytes that are copied, for bytes that are spliced, and for changes in between.
+
+mod aborts;
+mod bytes;
+mod cost;
+mod pipes;
+
+use std::future::pending;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use super::Ended;
+use super::splice::{Carry, Thresholds};
+use super::tcp::between;
+use telemetry::Series;
+
+/// No single wait in these tests takes longer unless something hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How a relay is told to carry.
+type How = (Carry, Thresholds);
+
+const COPYING: How = (Carry::Copy, Thresholds::MEASURED);
+const ADAPTIVE: How = (Carry::Adaptive, Thresholds::MEASURED);
+/// From the first read on, and never back.
+const SPLICING: How = (
+    Carry::Adaptive,
+    Thresholds {
+        large: 1,
+        small: 0,
+        patience: 1,
+    },
+);
+/// Changes its gait all the time.
+const RESTLESS: How = (
+    Carry::Adaptive,
+    Thresholds {
+        large: 1,
+        small: usize::MAX,
+        patience: 1,
+    },
+);
+const ALL: [How; 4] = [COPYING, ADAPTIVE, SPLICING, RESTLESS];
+
+/// Two ends of one TCP connection.
+async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dialled = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let (accepted, _) = listener.accept().await.unwrap();
+    (dialled, accepted)
+}
+
+/// What came of a relay.
+struct Outcome<T> {
+    played: T,
+    ended: Ended,
+    series: Series,
+}
+
+/// Relays while `play` has the client's and the server's end.
+async fn relayed<T>(how: How, play: impl AsyncFnOnce(TcpStream, TcpStream) -> T) -> Outcome<T> {
+    let ((client, accepted), (dialled, server)) = (pair().await, pair().await);
+    relayed_between(how, [client, accepted, dialled, server], play).await
+}
+
+/// Relays between connections that were prepared: client, accepted, dialled, server.
+async fn relayed_between<T>(
+    how: How,
+    [client, accepted, dialled, server]: [TcpStream; 4],
+    play: impl AsyncFnOnce(TcpStream, TcpStream) -> T,
+) -> Outcome<T> {
+    let series = Series::default();
+    let both = async {
+        tokio::join!(
+            play(client, server),
+            Box::pin(between(accepted, dialled, how, &series, pending()))
+        )
+    };
+    let (played, ended) = timeout(PATIENCE, both).await.expect("somebody hangs");
+    Outcome {
+        played,
+        ended,
+        series,
+    }
+}
+
+/// The byte at a place of a stream; 251 divides no buffer's size.
+fn pattern(at: usize) -> u8 {
+    u8::try_from(at % 251).unwrap()
+}
+
+/// A stream's bytes from one place to another.
+fn stretch(from: usize, to: usize) -> Vec<u8> {
+    (from..to).map(pattern).collect()
+}

@@ -1,0 +1,277 @@
+//! Step 6: one record a connection. It is opened when the connection has been judged, and its
+//! end feeds the metrics and the access log, whatever happened in between: a record that is
+//! dropped without an end counts as a failure.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::ledger::Place;
+use super::live::Revoked;
+use super::relay::{Broken, Ended};
+use super::worker::Local;
+use mesh::Authority;
+use mesh::{Identity, Service, Workload};
+use telemetry::{
+    AccessLogEntry, Reporter, ResponseFlag, SecurityPolicy, Series, SeriesKey, Telemetry,
+};
+
+/// The tunnel of a connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Tunnelled {
+    /// Where it ends: at the destination, its waypoint or a network gateway.
+    pub(crate) at: SocketAddr,
+    /// The authority of its CONNECT request.
+    pub(crate) authority: Authority,
+}
+
+/// What is known about a connection when its record is opened.
+#[derive(Debug, Clone)]
+pub(crate) struct Facts {
+    /// Which end this node is.
+    pub(crate) reporter: Reporter,
+    /// When it was accepted.
+    pub(crate) began: Instant,
+    /// The client's address.
+    pub(crate) client: SocketAddr,
+    /// What the client dialled, as far as it is known.
+    pub(crate) dialled: SocketAddr,
+    /// The client, if the mesh knows it.
+    pub(crate) source: Option<Arc<Workload>>,
+    /// The client's identity, if mutual TLS proves it.
+    pub(crate) source_identity: Option<Identity>,
+    /// Where it goes: the chosen backend, or what was dialled.
+    pub(crate) destination: SocketAddr,
+    /// Its tunnel, if it takes one.
+    pub(crate) hbone: Option<Tunnelled>,
+    /// The server, if the mesh knows it.
+    pub(crate) workload: Option<Arc<Workload>>,
+    /// The server's identity, if mutual TLS proves it.
+    pub(crate) destination_identity: Option<Identity>,
+    /// The service that was dialled, if one was.
+    pub(crate) service: Option<Arc<Service>>,
+}
+
+/// A failure that ends a connection before or while it is carried.
+pub(crate) trait Failure: std::error::Error {
+    /// The metric's label.
+    fn flag(&self) -> ResponseFlag;
+}
+
+impl Failure for Broken {
+    fn flag(&self) -> ResponseFlag {
+        match self {
+            Self::Revoked(revoked) => revoked.flag(),
+            Self::Tcp { .. } | Self::Tunnel { .. } => ResponseFlag::None,
+        }
+    }
+}
+
+impl Failure for Revoked {
+    fn flag(&self) -> ResponseFlag {
+        match self {
+            Self::Denied(_) | Self::UnknownWorkload => ResponseFlag::Deny,
+            Self::Certificate => ResponseFlag::CertRevoked,
+        }
+    }
+}
+
+/// The record of one connection.
+#[derive(Debug)]
+pub(crate) struct Record {
+    facts: Arc<Facts>,
+    series: Arc<Series>,
+    ended: bool,
+    /// It is shown as open as long as the record is.
+    _place: Place,
+}
+
+impl Record {
+    /// Opens the record: the connection counts as opened from here on.
+    pub(super) fn open(local: &Local, facts: Facts) -> Self {
+        let series = series(&local.shared.telemetry, &facts);
+        series.opened.inc();
+        let facts = Arc::new(facts);
+        Self {
+            _place: local.page.enter(facts.clone()),
+            facts,
+            series,
+            ended: false,
+        }
+    }
+
+    /// The counters the relay feeds.
+    pub(crate) fn series(&self) -> &Series {
+        &self.series
+    }
+
+    /// The client, if the mesh knows it.
+    pub(crate) fn source(&self) -> Option<&Arc<Workload>> {
+        self.facts.source.as_ref()
+    }
+
+    /// The client's address.
+    pub(crate) fn client(&self) -> SocketAddr {
+        self.facts.client
+    }
+
+    /// Ends the record of a connection whose bytes were counted on another one's series.
+    pub(crate) fn end_beside(self, ended: &Ended) {
+        count(&self.series, ended);
+        self.end(ended);
+    }
+
+    /// Ends the record after a relay.
+    pub(crate) fn end(mut self, ended: &Ended) {
+        match &ended.broken {
+            None => self.close(ended, None),
+            Some(broken) => self.close(ended, Some(broken)),
+        }
+    }
+
+    /// Ends the record of a connection that was never carried.
+    pub(crate) fn fail(mut self, failure: &dyn Failure) {
+        self.close(&Ended::default(), Some(failure));
+    }
+
+    fn close(&mut self, ended: &Ended, failure: Option<&dyn Failure>) {
+        self.ended = true;
+        close(&self.facts, self.facts.client, &self.series, ended, failure);
+    }
+}
+
+/// Counts the bytes of a connection that no relay has counted.
+pub(crate) fn count(series: &Series, ended: &Ended) {
+    series.received_bytes.add(ended.request);
+    series.sent_bytes.add(ended.response);
+}
+
+/// Ends a connection: in the metrics, and in the access log where somebody reads it. The facts may
+/// be those of another connection of the client's to the same server.
+pub(crate) fn close(
+    facts: &Facts,
+    client: SocketAddr,
+    series: &Series,
+    ended: &Ended,
+    failure: Option<&dyn Failure>,
+) {
+    match failure {
+        None => series.closed.inc(),
+        Some(failure) => series.failed(failure.flag()),
+    }
+    if !AccessLogEntry::enabled() {
+        return;
+    }
+    let (bytes_sent, bytes_received) = match facts.reporter {
+        Reporter::Source => (ended.request, ended.response),
+        Reporter::Destination => (ended.response, ended.request),
+    };
+    let chain = failure.map(Chain);
+    let tunnel = facts.hbone.as_ref();
+    AccessLogEntry {
+        reporter: facts.reporter,
+        source: client,
+        source_workload: facts.source.as_deref(),
+        source_identity: facts.source_identity.as_ref(),
+        destination: tunnel.map_or(facts.destination, |tunnel| tunnel.at),
+        hbone: tunnel.map(|tunnel| &tunnel.authority as &dyn std::fmt::Display),
+        service: facts.service.as_deref(),
+        destination_workload: facts.workload.as_deref(),
+        destination_identity: facts.destination_identity.as_ref(),
+        bytes_sent,
+        bytes_received,
+        duration: ended.after.unwrap_or_else(|| facts.began.elapsed()),
+        error: chain.as_ref().map(|chain| chain as &dyn std::fmt::Display),
+    }
+    .log();
+}
+
+/// The counters of the connections that count together with this one.
+pub(crate) fn series(telemetry: &Telemetry, facts: &Facts) -> Arc<Series> {
+    let security = match &facts.hbone {
+        Some(_) => SecurityPolicy::MutualTls,
+        None => SecurityPolicy::Unknown,
+    };
+    telemetry.series(&SeriesKey {
+        reporter: facts.reporter,
+        source: facts.source.clone(),
+        destination: facts.workload.clone(),
+        service: facts.service.clone(),
+        source_principal: facts.source_identity.clone(),
+        destination_principal: facts.destination_identity.clone(),
+        security,
+    })
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.close(&Ended::default(), Some(&Abandoned));
+        }
+    }
+}
+
+/// The worker ended before the connection did.
+#[derive(Debug, thiserror::Error)]
+#[error("the proxy stopped before the connection ended")]
+struct Abandoned;
+
+impl Failure for Abandoned {
+    fn flag(&self) -> ResponseFlag {
+        ResponseFlag::None
+    }
+}
+
+/// An error in one line, its causes behind it where its own text leaves them out.
+struct Chain<'a>(&'a dyn Failure);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut said = self.0.to_string();
+        f.write_str(&said)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !said.contains(&text) {
+                write!(f, ": {text}")?;
+                said = text;
+            }
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tunnel::hbone::{RevokedMark, TunnelError};
+
+    fn broken(broken: Broken) -> Ended {
+        Ended {
+            broken: Some(broken),
+            ..Ended::default()
+        }
+    }
+
+    #[test]
+    fn a_tunnel_that_broke_by_a_revocation_says_so_and_no_other_end_does() {
+        let mark = RevokedMark::default();
+        let tunnel = || broken(TunnelError::Finished.into());
+        let flag = |ended: Ended| ended.broken.map(|broken| broken.flag());
+        assert_eq!(flag(tunnel().explained(&mark)), Some(ResponseFlag::None));
+        mark.set();
+        let revoked = tunnel().explained(&mark);
+        let text = revoked.broken.as_ref().map(ToString::to_string);
+        assert!(text.unwrap().contains("revoked"));
+        assert_eq!(flag(revoked), Some(ResponseFlag::CertRevoked));
+        let tcp = Broken::Tcp {
+            end: "reading from the",
+            source: std::io::ErrorKind::ConnectionReset.into(),
+        };
+        assert_eq!(flag(broken(tcp).explained(&mark)), Some(ResponseFlag::None));
+        assert_eq!(flag(Ended::default().explained(&mark)), None);
+        let policy = Revoked::UnknownWorkload;
+        assert_eq!(flag(broken(policy.into())), Some(ResponseFlag::Deny));
+    }
+}

@@ -1,0 +1,380 @@
+//! What the values say about each other and about the mesh, checked when all layers are known.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use foldhash::HashMap;
+
+use super::file::ModeName;
+use super::layers::Chosen;
+use super::units::show;
+use super::{Bytes, CaptureBy, ConfigError, Mode, Settings, lanes};
+use mesh::{Identity, NetworkMode, Uid, Workload, yaml};
+use telemetry::Filter;
+
+pub(super) fn out_of_range<T: Display>(
+    key: &'static str,
+    found: T,
+    least: T,
+    most: T,
+) -> ConfigError {
+    let (found, least, most) = (found.to_string(), least.to_string(), most.to_string());
+    ConfigError::OutOfRange {
+        key,
+        found,
+        least,
+        most,
+    }
+}
+
+fn within<T: Display + PartialOrd>(
+    key: &'static str,
+    found: T,
+    least: T,
+    most: T,
+) -> Result<(), ConfigError> {
+    if found < least || found > most {
+        return Err(out_of_range(key, found, least, most));
+    }
+    Ok(())
+}
+
+/// A duration between `least` and a year.
+fn lasts(key: &'static str, found: Duration, least: Duration) -> Result<(), ConfigError> {
+    let most = Duration::from_secs(365 * 24 * 60 * 60);
+    if found < least || found > most {
+        return Err(out_of_range(
+            key,
+            show(found),
+            show(least),
+            "365days".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn contradiction(key: impl Into<String>, problem: impl Into<String>) -> ConfigError {
+    ConfigError::Contradiction {
+        key: key.into(),
+        problem: problem.into(),
+    }
+}
+
+/// Checked before the mesh is, whose workloads take it over.
+pub(super) fn trust_domain(trust_domain: &str) -> Result<(), ConfigError> {
+    match Identity::new(trust_domain, "n", "s") {
+        Ok(_) => Ok(()),
+        Err(_) => Err(contradiction(
+            "trustDomain",
+            format!("{trust_domain:?} is not a trust domain"),
+        )),
+    }
+}
+
+/// Finds out for whom the proxy works.
+pub(super) fn mode(settings: &mut Settings, chosen: &Chosen) -> Result<(), ConfigError> {
+    let named = chosen.flag.as_ref().or(chosen.file.as_ref());
+    // A flag that names the workload says the mode, too.
+    let dedicated = chosen.flag.is_some() || chosen.mode == Some(ModeName::Dedicated);
+    if !dedicated {
+        return match named {
+            Some(_) => Err(contradiction("workload", "only for the mode dedicated")),
+            None => Ok(()),
+        };
+    }
+    if !settings.pods.is_empty() {
+        let problem = "a proxy in the mode dedicated works for its own machine, not for pods";
+        return Err(contradiction("pods", problem));
+    }
+    if settings.node_agent.is_some() {
+        let problem = "a proxy in the mode dedicated works for its own machine, not for pods that a \
+                       node agent names";
+        return Err(contradiction("nodeAgent.socket", problem));
+    }
+    let (found, told) = match (named, &chosen.info) {
+        (Some(uid), _) => {
+            let uid = Uid(uid.as_str().into());
+            (find(settings, "workload".to_owned(), &uid), uid)
+        }
+        (None, Some(info)) => {
+            let uid = Uid::of_pod(&settings.cluster_id, &info.namespace, &info.name);
+            (described(settings, info), uid)
+        }
+        (None, None) => {
+            return Err(ConfigError::Missing {
+                key: "workload",
+                remedy: "in the mode dedicated it or PROXY_WORKLOAD_INFO says for which workload \
+                         this proxy works",
+            });
+        }
+    };
+    let (uid, node) = match found {
+        Ok(workload) => (workload.uid.clone(), workload.node.clone()),
+        // The control plane may know it.
+        Err(_unknown) if settings.xds.is_some() => (told, settings.node.clone()),
+        Err(unknown) => return Err(unknown),
+    };
+    if settings.node.is_empty() {
+        settings.node = node;
+    }
+    settings.mode = Mode::Dedicated { workload: uid };
+    Ok(())
+}
+
+fn described<'a>(
+    settings: &'a Settings,
+    info: &super::environment::WorkloadInfo,
+) -> Result<&'a Workload, ConfigError> {
+    let mut fitting = settings.local_mesh.workloads.iter().filter(|workload| {
+        *workload.namespace == *info.namespace
+            && *workload.name == *info.name
+            && *workload.service_account == *info.service_account
+    });
+    let refuse = |problem| ConfigError::Environment {
+        name: "PROXY_WORKLOAD_INFO",
+        problem,
+    };
+    let what = format!(
+        "workload {} of namespace {} with service account {}",
+        info.name, info.namespace, info.service_account
+    );
+    match (fitting.next(), fitting.next()) {
+        (Some(workload), None) => Ok(workload),
+        (None, _) => Err(refuse(format!("the mesh has no {what}"))),
+        (Some(one), Some(other)) => Err(refuse(format!(
+            "the mesh has more than one {what}: {} and {}; name one with the key workload",
+            one.uid, other.uid
+        ))),
+    }
+}
+
+fn find<'a>(settings: &'a Settings, key: String, uid: &Uid) -> Result<&'a Workload, ConfigError> {
+    let workloads = &settings.local_mesh.workloads;
+    workloads
+        .iter()
+        .find(|workload| workload.uid == *uid)
+        .ok_or_else(|| {
+            let known: Vec<&str> = workloads.iter().map(|workload| &*workload.uid.0).collect();
+            let nearest = yaml::nearest(&uid.0, &known).map(|uid| Uid(uid.into()));
+            ConfigError::UnknownWorkload {
+                key,
+                uid: uid.clone(),
+                nearest,
+            }
+        })
+}
+
+/// Checks everything else.
+pub(super) fn all(settings: &mut Settings) -> Result<(), ConfigError> {
+    if settings.node.is_empty() {
+        let remedy = "it or NODE_NAME says on which node this proxy runs";
+        return Err(ConfigError::Missing {
+            key: "node",
+            remedy,
+        });
+    }
+    if !settings.admin.ip().to_canonical().is_loopback() {
+        let problem = format!(
+            "{} is not a loopback address, and whoever reaches the admin interface can stop the \
+             proxy",
+            settings.admin
+        );
+        return Err(contradiction("admin.address", problem));
+    }
+    if let Err(error) = settings.log.filter.parse::<Filter>() {
+        let problem = format!("{:?} is not a log filter: {error}", settings.log.filter);
+        return Err(contradiction("log.filter", problem));
+    }
+    within("threads", settings.threads.get(), 1, 256)?;
+    listeners(settings)?;
+    node_agent(settings)?;
+    numbers(settings)?;
+    durations(settings)?;
+    lanes::check(settings)?;
+    if settings.capture.by == CaptureBy::Rules {
+        let ignored = settings.capture.ignored_by_rules();
+        settings.warnings.extend(ignored);
+    }
+    pods(settings)
+}
+
+fn listeners(settings: &Settings) -> Result<(), ConfigError> {
+    let taken = [
+        ("admin.address", settings.admin),
+        ("metrics.address", settings.metrics),
+        ("readiness.address", settings.readiness),
+    ];
+    for (at, (key, address)) in taken.iter().enumerate() {
+        // Port 0 lets the system choose; it chooses a different one each time.
+        let earlier = taken.iter().take(at).find(|(_, other)| other == address);
+        if let Some((first, _)) = earlier.filter(|_| address.port() != 0) {
+            return Err(ConfigError::Duplicate {
+                key: (*key).to_owned(),
+                found: address.to_string(),
+                first: (*first).to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn node_agent(settings: &Settings) -> Result<(), ConfigError> {
+    let agent = settings.node_agent.as_ref();
+    if agent.is_some_and(|agent| agent.socket.as_os_str().is_empty()) {
+        return Err(contradiction("nodeAgent.socket", "must not be empty"));
+    }
+    Ok(())
+}
+
+fn numbers(settings: &Settings) -> Result<(), ConfigError> {
+    let hbone = &settings.hbone;
+    // RFC 9113, sections 6.5.2 and 6.9.1: the smallest and largest windows and frames there are.
+    let (least, most) = (Bytes(65_535), Bytes((1 << 31) - 1));
+    within("hbone.streamWindow", hbone.stream_window, least, most)?;
+    within(
+        "hbone.connectionWindow",
+        hbone.connection_window,
+        least,
+        most,
+    )?;
+    within(
+        "hbone.maxFrame",
+        hbone.max_frame,
+        Bytes(16_384),
+        Bytes((1 << 24) - 1),
+    )?;
+    within(
+        "hbone.sendBuffer",
+        hbone.send_buffer,
+        Bytes(16_384),
+        Bytes(1 << 30),
+    )?;
+    within(
+        "hbone.headerListMax",
+        hbone.header_list_max,
+        Bytes(1 << 10),
+        Bytes(1 << 20),
+    )?;
+    within(
+        "hbone.maxStreamsPerConnection",
+        hbone.max_streams_per_connection,
+        1,
+        65_535,
+    )?;
+    within(
+        "hbone.maxConcurrentStreams",
+        hbone.max_concurrent_streams,
+        1,
+        65_535,
+    )?;
+    if hbone.connection_window < hbone.stream_window {
+        let problem = format!(
+            "{} is less than hbone.streamWindow, {}",
+            hbone.connection_window, hbone.stream_window
+        );
+        return Err(contradiction("hbone.connectionWindow", problem));
+    }
+    let verdicts = settings.capture.verdicts;
+    within("capture.verdicts", verdicts, 16, 1_048_576)?;
+    // A packet without a mark has the mark 0.
+    within("capture.mark", settings.capture.mark, 1, u32::MAX)
+}
+
+fn durations(settings: &Settings) -> Result<(), ConfigError> {
+    let hbone = &settings.hbone;
+    let instant = Duration::from_millis(10);
+    lasts("hbone.idleRelease", hbone.idle_release, instant)?;
+    lasts("hbone.serverIdle", hbone.server_idle, instant)?;
+    lasts("hbone.connectTimeout", hbone.connect_timeout, instant)?;
+    lasts("hbone.handshakeTimeout", hbone.handshake_timeout, instant)?;
+    lasts("hbone.responseTimeout", hbone.response_timeout, instant)?;
+    lasts("hbone.pingInterval", hbone.ping_interval, instant)?;
+    lasts("hbone.pingTimeout", hbone.ping_timeout, instant)?;
+    if let Some(dns) = &settings.dns {
+        lasts("dns.timeout", dns.timeout, instant)?;
+    }
+    let (key, leaf_ttl) = (settings.ca.leaf_ttl_key(), settings.ca.leaf_ttl());
+    lasts(key, leaf_ttl, Duration::from_secs(2))?;
+    lasts(
+        "termination.deadline",
+        settings.termination_deadline,
+        Duration::ZERO,
+    )?;
+    if let Some(keepalive) = &settings.keepalive {
+        lasts("keepalive.time", keepalive.time, Duration::from_secs(1))?;
+        lasts(
+            "keepalive.interval",
+            keepalive.interval,
+            Duration::from_secs(1),
+        )?;
+        within("keepalive.retries", keepalive.retries, 1, 127)?;
+    }
+    Ok(())
+}
+
+fn pods(settings: &mut Settings) -> Result<(), ConfigError> {
+    let mut workloads: HashMap<_, usize> = HashMap::default();
+    let mut places: HashMap<_, usize> = HashMap::default();
+    let mut doubts = Vec::new();
+    for (at, pod) in settings.pods.iter().enumerate() {
+        let key = format!("pods[{at}].workload");
+        let workload = match find(settings, key.clone(), &pod.workload) {
+            Ok(workload) => Some(workload),
+            // The control plane may know it.
+            Err(_unknown) if settings.xds.is_some() => None,
+            Err(unknown) => return Err(unknown),
+        };
+        if let Some(workload) = workload {
+            doubts.extend(enrollable(settings, &key, workload)?);
+        }
+        if let Some(first) = workloads.insert(&pod.workload, at) {
+            let (found, first) = (pod.workload.to_string(), format!("pods[{first}].workload"));
+            return Err(ConfigError::Duplicate { key, found, first });
+        }
+        if pod.netns.as_os_str().is_empty() {
+            return Err(contradiction(
+                format!("pods[{at}].netns"),
+                "must not be empty",
+            ));
+        }
+        if let Some(first) = places.insert(&pod.netns, at) {
+            let (found, first) = (
+                pod.netns.display().to_string(),
+                format!("pods[{first}].netns"),
+            );
+            return Err(ConfigError::Duplicate {
+                key: format!("pods[{at}].netns"),
+                found,
+                first,
+            });
+        }
+    }
+    settings.warnings.extend(doubts);
+    Ok(())
+}
+
+/// Whether a workload can be enrolled here, and what is doubtful about it.
+fn enrollable(
+    settings: &Settings,
+    key: &str,
+    workload: &Workload,
+) -> Result<Option<String>, ConfigError> {
+    let uid = &workload.uid;
+    let impossible = if workload.network_mode == NetworkMode::HostNetwork {
+        Some("uses its node's network")
+    } else if workload.workload_ips.is_empty() {
+        Some("has no workloadIps")
+    } else {
+        None
+    };
+    if let Some(why) = impossible {
+        let problem = format!("{uid} {why} and cannot be enrolled");
+        return Err(contradiction(key, problem));
+    }
+    Ok((workload.node != settings.node).then(|| {
+        format!(
+            "{key}: {uid} says that it runs on node {:?}, and this is {:?}",
+            workload.node, settings.node
+        )
+    }))
+}

@@ -1,0 +1,322 @@
+//! Defaults, file, environment and flags, laid over each other.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::file::{
+    CaptureSection, DnsSection, File, HboneSection, KeepaliveSection, ListenSection, ModeName,
+    Range,
+};
+use super::units::Span;
+use super::{
+    Capture, ConfigError, Dns, Environment, Hbone, Keepalive, LogFormat, NodeAgent, Pod, Settings,
+    check, lanes, upstream,
+};
+use mesh::Uid;
+use mesh::local::{Document, LocalMesh};
+
+/// What the flags of the command line say; they go before everything else.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// The node's name.
+    pub node: Option<String>,
+    /// The cluster's id.
+    pub cluster_id: Option<String>,
+    /// The network.
+    pub network: Option<String>,
+    /// The trust domain.
+    pub trust_domain: Option<String>,
+    /// Work for this workload alone: dedicated mode.
+    pub workload: Option<String>,
+    /// The file with the description of the mesh.
+    pub mesh_file: Option<PathBuf>,
+    /// The directory of the local certificate authority.
+    pub ca_directory: Option<PathBuf>,
+    /// Where programs and maps are pinned.
+    pub bpf_directory: Option<PathBuf>,
+    /// Where the admin interface listens.
+    pub admin: Option<SocketAddr>,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
+    /// Where readiness is served.
+    pub readiness: Option<SocketAddr>,
+    /// Worker threads.
+    pub threads: Option<NonZeroUsize>,
+    /// Levels of the log.
+    pub log_filter: Option<String>,
+    /// How lines of the log look.
+    pub log_format: Option<LogFormat>,
+}
+
+/// Lays the layers over each other and checks the whole.
+pub(super) fn assemble(
+    file: File,
+    env: &Environment,
+    flags: &Overrides,
+    read: impl Fn(&Path) -> Result<String, ConfigError>,
+) -> Result<Settings, ConfigError> {
+    let mut settings = Settings::initial();
+    names(&mut settings, &file, env, flags);
+    listeners(&mut settings, &file, flags);
+    settings.threads = threads(&file, env, flags)?;
+    upstream::lay(&mut settings, &file, env, flags)?;
+    capture(&mut settings.capture, &file.capture, env, flags);
+    settings.dns = dns(&file.dns, env);
+    lanes::lay(&mut settings, &file, env);
+    hbone(&mut settings.hbone, &file.hbone, env);
+    set(&mut settings.socks5, env.socks5.or(file.socks5.enabled));
+    let localhost = env
+        .localhost_app_tunnel
+        .or(file.application_tunnel.localhost);
+    set(&mut settings.localhost_app_tunnel, localhost);
+    settings.keepalive = keepalive(&file.keepalive, env);
+    logging(&mut settings, &file, env, flags);
+    settings.termination_deadline = termination(&settings, &file, env);
+    let mesh_file = flags
+        .mesh_file
+        .as_ref()
+        .or(env.mesh_file.as_ref())
+        .or(file.mesh_file.as_ref());
+    settings.mesh_file = mesh_file.cloned();
+
+    let pod = |pod: &super::file::PodEntry| Pod {
+        workload: Uid(pod.workload.as_str().into()),
+        netns: pod.netns.clone(),
+    };
+    settings.pods = file.pods.iter().map(pod).collect();
+    settings.node_agent = node_agent(&file, env);
+    let chosen = Chosen {
+        mode: env.mode.or(file.mode),
+        flag: flags.workload.clone(),
+        file: file.workload.clone(),
+        info: env.workload.clone(),
+    };
+    check::trust_domain(&settings.trust_domain)?;
+    settings.local_mesh = mesh(file, env, &settings, read)?;
+    settings.warnings = settings.local_mesh.warnings.clone();
+    let ignored = env.ignored.iter();
+    settings.warnings.extend(
+        ignored.map(|name| format!("environment variable {name}: counts for nothing here")),
+    );
+    check::mode(&mut settings, &chosen)?;
+    check::all(&mut settings)?;
+    Ok(settings)
+}
+
+/// What says for whom a dedicated proxy works.
+pub(super) struct Chosen {
+    pub(super) mode: Option<ModeName>,
+    pub(super) flag: Option<String>,
+    pub(super) file: Option<String>,
+    pub(super) info: Option<super::environment::WorkloadInfo>,
+}
+
+/// Sets a value if there is one.
+fn set<T>(target: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *target = value;
+    }
+}
+
+fn first(values: [Option<&String>; 3]) -> Option<&str> {
+    values.into_iter().flatten().next().map(String::as_str)
+}
+
+fn names(settings: &mut Settings, file: &File, env: &Environment, flags: &Overrides) {
+    let node = first([flags.node.as_ref(), env.node.as_ref(), file.node.as_ref()]);
+    set(&mut settings.node, node.map(Into::into));
+    let cluster = first([
+        flags.cluster_id.as_ref(),
+        env.cluster_id.as_ref(),
+        file.cluster_id.as_ref(),
+    ]);
+    set(&mut settings.cluster_id, cluster.map(Into::into));
+    let network = first([
+        flags.network.as_ref(),
+        env.network.as_ref(),
+        file.network.as_ref(),
+    ]);
+    set(&mut settings.network, network.map(Into::into));
+    let trust_domain = first([
+        flags.trust_domain.as_ref(),
+        None,
+        file.trust_domain.as_ref(),
+    ]);
+    set(&mut settings.trust_domain, trust_domain.map(Into::into));
+}
+
+/// A socket that is named is used; the variable that asks for it or refuses it has the last word.
+fn node_agent(file: &File, env: &Environment) -> Option<NodeAgent> {
+    let named = env
+        .node_agent_socket
+        .as_ref()
+        .or(file.node_agent.socket.as_ref());
+    env.node_agent
+        .unwrap_or_else(|| named.is_some())
+        .then(|| NodeAgent {
+            socket: named.cloned().unwrap_or_else(|| NodeAgent::SOCKET.into()),
+        })
+}
+
+fn listeners(settings: &mut Settings, file: &File, flags: &Overrides) {
+    let of_file = |section: &ListenSection| section.address.map(|listen| listen.0);
+    set(
+        &mut settings.admin,
+        flags.admin.or_else(|| of_file(&file.admin)),
+    );
+    set(
+        &mut settings.metrics,
+        flags.metrics.or_else(|| of_file(&file.metrics)),
+    );
+    set(
+        &mut settings.readiness,
+        flags.readiness.or_else(|| of_file(&file.readiness)),
+    );
+}
+
+fn threads(file: &File, env: &Environment, flags: &Overrides) -> Result<NonZeroUsize, ConfigError> {
+    let of_file = file
+        .threads
+        .map(|threads| {
+            NonZeroUsize::new(threads).ok_or_else(|| check::out_of_range("threads", 0, 1, 256))
+        })
+        .transpose()?;
+    let processors = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let two = NonZeroUsize::MIN.saturating_add(1);
+    Ok(flags
+        .threads
+        .or(env.threads)
+        .or(of_file)
+        .unwrap_or_else(|| processors().min(two)))
+}
+
+fn capture(capture: &mut Capture, file: &CaptureSection, env: &Environment, flags: &Overrides) {
+    set(&mut capture.by, env.capture_by.or(file.by));
+    let directory = flags.bpf_directory.as_ref().or(file.bpf_directory.as_ref());
+    set(&mut capture.bpf_directory, directory.cloned());
+    capture.cgroup.clone_from(&file.cgroup);
+    set(&mut capture.mark, env.mark.or(file.mark));
+    set(&mut capture.exempt_ports, file.exempt_ports.clone());
+    let cidrs = |ranges: &Vec<Range>| ranges.iter().map(|range| range.0).collect();
+    set(
+        &mut capture.exempt_cidrs,
+        file.exempt_cidrs.as_ref().map(cidrs),
+    );
+    set(
+        &mut capture.exempt_sources,
+        file.exempt_sources.as_ref().map(cidrs),
+    );
+}
+
+fn dns(file: &DnsSection, env: &Environment) -> Option<Dns> {
+    let mut dns = Dns::default();
+    set(&mut dns.timeout, file.timeout.map(|span| span.0));
+    env.dns.or(file.enabled).unwrap_or(true).then_some(dns)
+}
+
+fn hbone(hbone: &mut Hbone, file: &HboneSection, env: &Environment) {
+    let span = |span: Option<Span>| span.map(|span| span.0);
+    set(
+        &mut hbone.stream_window,
+        env.stream_window.or(file.stream_window),
+    );
+    set(
+        &mut hbone.connection_window,
+        env.connection_window.or(file.connection_window),
+    );
+    set(&mut hbone.max_frame, env.max_frame.or(file.max_frame));
+    set(&mut hbone.send_buffer, file.send_buffer);
+    let max_streams = env.max_streams.or(file.max_streams_per_connection);
+    set(&mut hbone.max_streams_per_connection, max_streams);
+    set(
+        &mut hbone.max_concurrent_streams,
+        file.max_concurrent_streams,
+    );
+    set(&mut hbone.header_list_max, file.header_list_max);
+    let idle_release = env.idle_release.or_else(|| span(file.idle_release));
+    set(&mut hbone.idle_release, idle_release);
+    // Whoever only asks for a longer client side means the server to wait at least as long.
+    hbone.server_idle = hbone.server_idle.max(hbone.idle_release.saturating_mul(2));
+    set(&mut hbone.server_idle, span(file.server_idle));
+    set(&mut hbone.connect_timeout, span(file.connect_timeout));
+    set(&mut hbone.handshake_timeout, span(file.handshake_timeout));
+    set(&mut hbone.response_timeout, span(file.response_timeout));
+    set(&mut hbone.ping_interval, span(file.ping_interval));
+    set(&mut hbone.ping_timeout, span(file.ping_timeout));
+}
+
+fn keepalive(file: &KeepaliveSection, env: &Environment) -> Option<Keepalive> {
+    let mut keepalive = Keepalive::default();
+    let span = |span: Option<Span>| span.map(|span| span.0);
+    set(
+        &mut keepalive.time,
+        env.keepalive_time.or_else(|| span(file.time)),
+    );
+    set(
+        &mut keepalive.interval,
+        env.keepalive_interval.or_else(|| span(file.interval)),
+    );
+    set(
+        &mut keepalive.retries,
+        env.keepalive_retries.or(file.retries),
+    );
+    env.keepalive
+        .or(file.enabled)
+        .unwrap_or(true)
+        .then_some(keepalive)
+}
+
+fn logging(settings: &mut Settings, file: &File, env: &Environment, flags: &Overrides) {
+    let filter = first([
+        flags.log_filter.as_ref(),
+        env.log_filter.as_ref(),
+        file.log.filter.as_ref(),
+    ]);
+    set(&mut settings.log.filter, filter.map(Into::into));
+    set(
+        &mut settings.log.format,
+        flags.log_format.or(env.log_format).or(file.log.format),
+    );
+}
+
+/// What Kubernetes grants before it kills is not all ours: a tenth, and a second at least, stays for
+/// the rest of the way out, where what is still open is reset.
+fn termination(settings: &Settings, file: &File, env: &Environment) -> Duration {
+    const REST: Duration = Duration::from_secs(1);
+    let wanted = env
+        .termination_deadline
+        .or_else(|| env.grace_period.map(|grace| grace.saturating_mul(9) / 10))
+        .or_else(|| file.termination.deadline.map(|span| span.0))
+        .unwrap_or(settings.termination_deadline);
+    let most = env.grace_period.map(|grace| grace.saturating_sub(REST));
+    most.map_or(wanted, |most| wanted.min(most))
+}
+
+/// The mesh: the keys of the settings file, the file that it or the environment names, and the
+/// text of the environment, together.
+fn mesh(
+    file: File,
+    env: &Environment,
+    settings: &Settings,
+    read: impl Fn(&Path) -> Result<String, ConfigError>,
+) -> Result<LocalMesh, ConfigError> {
+    let inline = Document {
+        workloads: file.workloads,
+        services: file.services,
+        policies: file.policies,
+        ..Document::default()
+    };
+    let mut documents = vec![inline];
+    if let Some(path) = &settings.mesh_file {
+        documents.push(Document::read_as(
+            &path.display().to_string(),
+            &read(path)?,
+        )?);
+    }
+    if let Some(text) = &env.mesh_text {
+        documents.push(Document::read_as("LOCAL_XDS", text)?);
+    }
+    Ok(LocalMesh::assemble(documents, &settings.trust_domain)?)
+}

@@ -1,0 +1,190 @@
+//! What operators see: metrics, the access log and the proxy's own log.
+//!
+//! Names and labels are those of Istio's ztunnel, so dashboards and alerts keep working. The
+//! cost is paid where it does not hurt: labels are put together once for each pair of workloads
+//! ([`Telemetry::series`] is a hash lookup afterwards), bytes are counted with relaxed atomics,
+//! and log lines go to a background thread that writes many of them with one system call.
+//! [`Telemetry`] is shared by all threads; `path` counts and logs connections with it, `admin`
+//! shows the result.
+
+mod acceleration;
+mod access;
+mod dns;
+mod exposition;
+mod labels;
+mod logging;
+mod pods;
+mod series;
+mod table;
+mod trials;
+mod xds;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Metric, Registry};
+
+pub use acceleration::{AccelerationMetrics, CaseResult};
+pub use access::AccessLogEntry;
+pub use dns::{DnsMetrics, DnsQuery, DnsRefusal};
+#[cfg(test)]
+pub use logging::build as build_log;
+pub use logging::{
+    Filter, FilterError, LogConfig, LogError, LogFormat, LogGuard, LogHandle, ParseLogFormatError,
+    init_logging,
+};
+pub use pods::PodMetrics;
+pub use series::{Count, Reporter, ResponseFlag, SecurityPolicy, Series, SeriesKey};
+pub use table::TOLD;
+pub use trials::TrialMetrics;
+pub use xds::{XdsMetrics, XdsTermination};
+
+use exposition::Exposition;
+use table::Table;
+
+use mesh::Uid;
+
+/// Every metric of the process. One instance, shared by all threads.
+#[derive(Debug)]
+pub struct Telemetry {
+    table: Arc<Table>,
+    pods: PodMetrics,
+    acceleration: AccelerationMetrics,
+    dns: DnsMetrics,
+    xds: XdsMetrics,
+    trials: TrialMetrics,
+    registry: Mutex<Registry>,
+}
+
+impl Telemetry {
+    /// Creates the metrics of wire.md that exist from the start. `dropped_log_lines` is the
+    /// log's counter ([`LogHandle::dropped_lines`]); without a log, give it a fresh one.
+    #[must_use]
+    pub fn new(dropped_log_lines: Counter) -> Arc<Self> {
+        let table = Arc::new(Table::default());
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Exposition(table.clone())));
+        let pods = PodMetrics::register(&mut registry);
+        let acceleration = AccelerationMetrics::register(&mut registry);
+        let dns = DnsMetrics::register(&mut registry);
+        let xds = XdsMetrics::register(&mut registry);
+        let trials = TrialMetrics::register(&mut registry);
+        let build = Family::<Vec<(&'static str, &'static str)>, Gauge>::default();
+        build
+            .get_or_create(&vec![
+                ("component", "ztunnel"),
+                ("tag", env!("CARGO_PKG_VERSION")),
+            ])
+            .set(1);
+        registry.register(
+            "istio_build",
+            "The component and version that runs here",
+            build,
+        );
+        registry.register(
+            "ztunnel_log_lines_dropped",
+            "Log lines that were thrown away because the log's reader was too slow",
+            dropped_log_lines,
+        );
+        Arc::new(Self {
+            table,
+            pods,
+            acceleration,
+            dns,
+            xds,
+            trials,
+            registry: Mutex::new(registry),
+        })
+    }
+
+    /// The counters of the connections that `key` describes. After the first call with a key
+    /// this is one hash lookup under a read lock; keep the result for the connection's life.
+    ///
+    /// When there are more different series than memory should hold, the answer is a shared
+    /// series in which both ends are `unknown`.
+    #[must_use]
+    pub fn series(&self, key: &SeriesKey) -> Arc<Series> {
+        self.table.series(key)
+    }
+
+    /// Drops the series of workloads that left the mesh, so that they do not pile up for ever.
+    /// Call it after a snapshot was replaced, with whether a uid is (still) in it. Series that
+    /// a live connection holds stay until the next call.
+    pub fn retain(&self, alive: impl Fn(&Uid) -> bool) {
+        self.table.retain(alive);
+    }
+
+    /// The metrics of the pods that this node serves.
+    #[must_use]
+    pub const fn pods(&self) -> &PodMetrics {
+        &self.pods
+    }
+
+    /// Whether connections are joined.
+    #[must_use]
+    pub const fn acceleration(&self) -> &AccelerationMetrics {
+        &self.acceleration
+    }
+
+    /// The metrics of the DNS proxy.
+    #[must_use]
+    pub const fn dns(&self) -> &DnsMetrics {
+        &self.dns
+    }
+
+    /// The metrics of the connection to the control plane.
+    #[must_use]
+    pub const fn xds(&self) -> &XdsMetrics {
+        &self.xds
+    }
+
+    /// What policies on trial would have said.
+    #[must_use]
+    pub const fn trials(&self) -> &TrialMetrics {
+        &self.trials
+    }
+
+    /// A pod's listeners are up.
+    pub fn pod_added(&self) {
+        self.pods.started.inc();
+        self.pods.active.inc();
+    }
+
+    /// The listeners of a pod that was added were closed.
+    pub fn pod_removed(&self) {
+        self.pods.stopped.inc();
+        self.pods.active.dec();
+    }
+
+    /// Adds a metric of another room. `name` is without `_total` for counters (the exposition
+    /// appends it) and `help` without a full stop.
+    pub fn register(&self, name: &'static str, help: &'static str, metric: impl Metric) {
+        self.registry
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .register(name, help, metric);
+    }
+
+    /// The metrics as OpenMetrics text ([`Self::CONTENT_TYPE`]), `# EOF` included.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut out = String::new();
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        // Writing to a String cannot fail; a metric that refuses to be encoded cuts the text
+        // short, which a scraper notices by the missing `# EOF`.
+        if text::encode(&mut out, &registry).is_err() {
+            tracing::error!("a metric could not be encoded");
+        }
+        out
+    }
+
+    /// What [`Self::encode`] writes, as scrapers negotiate it.
+    pub const CONTENT_TYPE: &'static str =
+        "application/openmetrics-text; version=1.0.0; charset=utf-8";
+}
+
+#[cfg(test)]
+mod tests;

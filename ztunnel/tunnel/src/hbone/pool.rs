@@ -1,0 +1,209 @@
+//! The pool: which connection a tunnel rides on, and when another is dialled.
+//!
+//! A pool belongs to one worker thread. Connections are shared only by tunnels with the same
+//! [`PoolKey`], whose first member is the source identity: bytes of two identities never meet on
+//! one connection. An open takes the first connection with a free place; if all are full it
+//! waits, and `group` decides who dials another.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+use smallvec::SmallVec;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::client::{Connection, Dialled};
+use super::config::Config;
+use super::error::{DialFailure, OpenError};
+use super::group::Group;
+use super::opening::{self, Retry};
+use super::request::Connect;
+use super::tunnel::Tunnel;
+use mesh::Identity;
+
+/// What tunnels must have in common to share a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PoolKey {
+    /// Whose certificate we present.
+    pub source: Identity,
+    /// The cookie of the source pod's network namespace, which connections leave from: a pod that
+    /// came back under the same address is another one.
+    pub netns: u64,
+    /// The source pod's address.
+    pub source_ip: IpAddr,
+    /// The identities of which the peer must show one.
+    pub destinations: SmallVec<[Identity; 1]>,
+    /// Where the peer listens for HBONE.
+    pub hbone: SocketAddr,
+}
+
+type Groups<E> = HashMap<PoolKey, Rc<Group<E>>, foldhash::fast::RandomState>;
+
+/// The HBONE connections of one worker thread. `E` is the error of its callers' dials.
+pub struct Pool<E: 'static> {
+    config: Rc<Config>,
+    groups: RefCell<Groups<E>>,
+}
+
+impl<E: 'static> Pool<E> {
+    /// An empty pool.
+    #[must_use]
+    pub fn new(config: Rc<Config>) -> Rc<Self> {
+        Rc::new(Self {
+            config,
+            groups: RefCell::default(),
+        })
+    }
+
+    /// Opens a tunnel on a pooled connection, or on a new one for which `dial` makes the byte
+    /// stream (TCP and TLS). `dial` is called at most once, and its future runs in a task of its
+    /// own. A CONNECT that is lost with a connection that was just going away is sent once more
+    /// on another.
+    ///
+    /// Must run inside a `LocalSet`. Dropping the future resets the stream.
+    ///
+    /// # Errors
+    /// When there is no connection, or the peer does not answer with 200.
+    pub async fn open<IO, F>(
+        self: &Rc<Self>,
+        key: &PoolKey,
+        connect: &Connect,
+        dial: impl FnOnce() -> F,
+    ) -> Result<Tunnel, OpenError<E>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + 'static,
+        F: Future<Output = Result<Dialled<IO>, E>> + 'static,
+    {
+        let group = self.group(key);
+        let mut dial = Some(dial);
+        let slot = match group.take(None) {
+            Some(slot) => slot,
+            None => group.wait(&mut dial, None).await.map_err(connection)?,
+        };
+        let failure = match opening::open(slot, connect, &self.config).await {
+            Ok(tunnel) => return Ok(tunnel),
+            Err(failure) if failure.retry == Retry::No => return Err(failure.error),
+            Err(failure) => failure,
+        };
+        tracing::debug!(
+            reason = failure.error.reason(),
+            "asking again on another connection"
+        );
+        // The group may have been forgotten with its last connection.
+        let group = self.group(key);
+        let slot = match group.take(Some(&failure.connection)) {
+            Some(slot) => slot,
+            None if dial.is_some() => group
+                .wait(&mut dial, Some(failure.connection))
+                .await
+                .map_err(connection)?,
+            None => {
+                group.forget_if_unused();
+                return Err(failure.error);
+            }
+        };
+        opening::open(slot, connect, &self.config)
+            .await
+            .map_err(|failure| failure.error)
+    }
+
+    /// Lets go of the connections whose key matches: no new tunnels, open ones may finish.
+    pub fn evict(&self, matches: impl Fn(&PoolKey) -> bool) {
+        self.each(matches, Connection::retire);
+    }
+
+    /// Ends the connections whose key matches under their tunnels, which see a lost connection.
+    pub fn abort(&self, matches: impl Fn(&PoolKey) -> bool) {
+        self.each(matches, Connection::abort);
+    }
+
+    /// Connections that may carry another tunnel, now or when one of theirs ends.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.sum(|connections| {
+            connections
+                .iter()
+                .filter(|connection| connection.is_open())
+                .count()
+        })
+    }
+
+    /// Whether there is no such connection.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tunnels open or being opened.
+    #[must_use]
+    pub fn tunnels(&self) -> usize {
+        self.sum(|connections| {
+            connections
+                .iter()
+                .map(|connection| connection.active())
+                .sum()
+        })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn groups_are_forgotten(&self) -> bool {
+        self.groups.borrow().is_empty()
+    }
+
+    fn sum(&self, count: impl Fn(&[Rc<Connection>]) -> usize) -> usize {
+        self.groups
+            .borrow()
+            .values()
+            .map(|group| count(&group.connections()))
+            .sum()
+    }
+
+    fn each(&self, matches: impl Fn(&PoolKey) -> bool, what: impl Fn(&Connection)) {
+        let found: Vec<_> = (self.groups.borrow().values())
+            .filter(|group| matches(group.key()))
+            .flat_map(|group| group.connections())
+            .collect();
+        for connection in found {
+            what(&connection);
+        }
+    }
+
+    /// Drops a group nobody uses any more, unless another took its place.
+    pub(crate) fn forget(&self, group: &Group<E>) {
+        let mut groups = self.groups.borrow_mut();
+        let is_this = |found: &Rc<Group<E>>| std::ptr::eq(&raw const **found, group);
+        let found = groups.get(group.key()).is_some_and(is_this);
+        let forgotten = if found {
+            groups.remove(group.key())
+        } else {
+            None
+        };
+        drop(groups);
+        // After the borrow has ended: what it holds may come back here when dropped.
+        drop(forgotten);
+    }
+
+    fn group(self: &Rc<Self>, key: &PoolKey) -> Rc<Group<E>> {
+        if let Some(group) = self.groups.borrow().get(key) {
+            return Rc::clone(group);
+        }
+        let group = Group::new(key.clone(), self, Rc::clone(&self.config));
+        self.groups
+            .borrow_mut()
+            .insert(key.clone(), Rc::clone(&group));
+        group
+    }
+}
+
+impl<E: 'static> std::fmt::Debug for Pool<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool")
+            .field("groups", &self.groups.borrow().len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn connection<E>(failure: DialFailure<E>) -> OpenError<E> {
+    OpenError::Connection { failure }
+}

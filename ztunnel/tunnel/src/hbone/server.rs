@@ -1,0 +1,257 @@
+//! The accepting end: an HTTP/2 connection whose every stream must be a CONNECT.
+//!
+//! `path` calls [`serve`] with the byte stream of an accepted connection, after TLS, and gets a
+//! [`Request`] for each well-formed CONNECT. What is malformed is answered here with 400. The
+//! future that `serve` returns is the connection: it must be polled until it is done, and to
+//! drop it is to cut the connection. Answers and bytes of tunnels go through it from other
+//! tasks of the same thread.
+
+use std::future::{pending, poll_fn};
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::StatusCode;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::baggage::Baggage;
+use super::config::Config;
+use super::error::{ServeError, TunnelError};
+use super::keepalive::{Alarm, Watchdog, Watched};
+use super::line::Line;
+use super::request;
+use super::trace::TraceParent;
+use super::tunnel::Tunnel;
+use mesh::Authority;
+
+/// A CONNECT that waits for an answer. Dropped without one, its stream is reset.
+#[derive(Debug)]
+pub struct Request {
+    /// The destination asked for.
+    pub authority: Authority,
+    /// What the client says the original source is; believe it only from a known gateway.
+    pub forwarded: Option<IpAddr>,
+    /// What the client says the name of the dialled service is; for telemetry only.
+    pub host: Option<String>,
+    /// The trace this belongs to.
+    pub traceparent: Option<TraceParent>,
+    /// What the client says about its workload; for telemetry only.
+    pub baggage: Baggage,
+    respond: SendResponse<Bytes>,
+    recv: RecvStream,
+}
+
+impl Request {
+    /// Answers 200; bytes may flow.
+    ///
+    /// # Errors
+    /// When the client has given up on it, or the connection is gone.
+    pub fn accept(mut self) -> Result<Tunnel, TunnelError> {
+        let send = self.respond.send_response(http::Response::new(()), false)?;
+        Ok(Tunnel::new(send, self.recv, None))
+    }
+
+    /// Answers with another status, which ends the stream: 400 for a destination that is not
+    /// this pod, 401 when policy denies it, 503 when the application cannot be reached.
+    pub fn refuse(mut self, status: StatusCode) {
+        answer(&mut self.respond, status);
+    }
+
+    /// Waits until the client gives up on the request, so that work for it can stop. For ever if
+    /// it does not.
+    pub async fn cancelled(&mut self) {
+        // Whatever it says, nobody waits for the answer any more.
+        drop(poll_fn(|cx| self.respond.poll_reset(cx)).await);
+    }
+}
+
+fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode) {
+    let mut response = http::Response::new(());
+    *response.status_mut() = status;
+    if let Err(error) = respond.send_response(response, true) {
+        tracing::debug!(%error, %status, "the client did not wait for its answer");
+    }
+}
+
+/// Serves one accepted connection until the client or a drain ends it. `on_request` is called
+/// for each CONNECT, on this task: it must hand the request to a task of its own and return.
+/// When `drain` turns true the client is told to go elsewhere (GOAWAY) and open tunnels may
+/// finish; how long that may take is for the caller to bound.
+///
+/// # Errors
+/// When the client does not speak HTTP/2, breaks it, or vanishes.
+pub async fn serve<IO>(
+    io: IO,
+    config: &Config,
+    drain: watch::Receiver<bool>,
+    on_request: impl Fn(Request),
+) -> Result<(), ServeError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let line = Line::new(io);
+    let after = config.handshake_timeout;
+    let handshake = line.flushing(config.server().handshake(line.clone()));
+    let mut h2 = match tokio::time::timeout(after, handshake).await {
+        Ok(Ok(Ok(h2))) => h2,
+        Ok(Ok(Err(error))) => return Err(ServeError::Handshake { error }),
+        Ok(Err(error)) => return Err(ServeError::Unwritable { error }),
+        Err(_elapsed) => return Err(ServeError::HandshakeTimeout { after }),
+    };
+    let keepalive = config
+        .keepalive
+        .and_then(|keepalive| Some((keepalive, h2.ping_pong()?)));
+    let mut server = Server {
+        watch: Watch {
+            h2,
+            line,
+            idle_since: Instant::now(),
+        },
+        watchdog: Watchdog::new(keepalive, config.server_idle, config.handshake_timeout),
+        closing: Closing::No,
+        config,
+        on_request,
+    };
+    let mut drained = pin!(drained(drain));
+    poll_fn(|cx| server.poll(cx, drained.as_mut())).await
+}
+
+/// Waits for the drain to begin. A sender that is gone will never begin it.
+async fn drained(mut drain: watch::Receiver<bool>) {
+    if drain.wait_for(|&draining| draining).await.is_err() {
+        pending::<()>().await;
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    No,
+    /// GOAWAY was sent.
+    Gracefully,
+}
+
+struct Watch<IO> {
+    h2: h2::server::Connection<Line<IO>, Bytes>,
+    line: Line<IO>,
+    idle_since: Instant,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Watched for Watch<IO> {
+    fn take_heard(&mut self) -> bool {
+        self.line.take_heard()
+    }
+
+    fn idle_since(&mut self) -> Option<Instant> {
+        if self.h2.has_streams() {
+            self.idle_since = Instant::now();
+            return None;
+        }
+        Some(self.idle_since)
+    }
+
+    fn is_settled(&self) -> bool {
+        true
+    }
+}
+
+struct Server<'a, IO, F> {
+    watch: Watch<IO>,
+    watchdog: Watchdog,
+    closing: Closing,
+    config: &'a Config,
+    on_request: F,
+}
+
+impl<IO, F> Server<'_, IO, F>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+    F: Fn(Request),
+{
+    fn poll<D>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut drained: Pin<&mut D>,
+    ) -> Poll<Result<(), ServeError>>
+    where
+        D: Future<Output = ()>,
+    {
+        loop {
+            while let Poll::Ready(accepted) = self.watch.h2.poll_accept(cx) {
+                match accepted {
+                    Some(Ok((request, respond))) => self.take(request, respond),
+                    Some(Err(error)) => return Poll::Ready(self.ended(error)),
+                    None => return Poll::Ready(Ok(())),
+                }
+            }
+            if let Poll::Ready(Err(error)) = self.watch.line.poll_flush_now(cx) {
+                return Poll::Ready(match self.closing {
+                    Closing::No => Err(ServeError::Unwritable { error }),
+                    Closing::Gracefully => Ok(()),
+                });
+            }
+            let alarm = self.watchdog.poll(cx, &mut self.watch);
+            match (alarm, self.closing) {
+                (Poll::Ready(Alarm::Dead(after)), _) => {
+                    return Poll::Ready(Err(ServeError::Unresponsive { after }));
+                }
+                // The client does not let go of a connection nobody uses: cut it.
+                (Poll::Ready(Alarm::Idle), Closing::Gracefully) => return Poll::Ready(Ok(())),
+                (Poll::Ready(Alarm::Idle), Closing::No) => self.close(),
+                (Poll::Pending, Closing::No) if drained.as_mut().poll(cx).is_ready() => {
+                    self.close()
+                }
+                (Poll::Pending, _) => return Poll::Pending,
+            }
+        }
+    }
+
+    /// GOAWAY; once no stream is open any more, the connection has only a little while.
+    fn close(&mut self) {
+        self.closing = Closing::Gracefully;
+        self.watch.idle_since = Instant::now();
+        self.watch.h2.graceful_shutdown();
+        self.watchdog.hurry(self.config.handshake_timeout);
+    }
+
+    fn take(&mut self, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        self.watch.idle_since = Instant::now();
+        let (head, recv) = request.into_parts();
+        match request::parse(&head) {
+            Ok(request::Parsed {
+                authority,
+                forwarded,
+                traceparent,
+                baggage,
+            }) => {
+                let request = Request {
+                    authority,
+                    forwarded: forwarded.client,
+                    host: forwarded.host,
+                    traceparent,
+                    baggage,
+                    respond,
+                    recv,
+                };
+                (self.on_request)(request);
+            }
+            Err(error) => {
+                tracing::debug!(%error, reason = error.reason(), "request answered with 400");
+                answer(&mut respond, StatusCode::BAD_REQUEST);
+            }
+        }
+    }
+
+    fn ended(&self, error: h2::Error) -> Result<(), ServeError> {
+        match self.closing {
+            // A client that was told to go may close before it has read our last word.
+            Closing::Gracefully if error.is_io() => Ok(()),
+            _ if error.is_io() => Err(ServeError::Broken { error }),
+            _ => Err(ServeError::Protocol { error }),
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! One identity's certificate, ready for handshakes: parsed, checked against its key, and turned
+//! into rustls configurations once, so that a connection only clones a few references.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls::client::ResolvesClientCert;
+use rustls::client::Resumption;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::version::TLS13;
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
+use rustls_pki_types::CertificateDer;
+use zeroize::Zeroize;
+
+use super::error::IssueError;
+use super::issuer::Issued;
+use super::revocation::Revocations;
+use super::verify::{ExpectedServer, MeshClient, Trust, identity_of, provider};
+use mesh::Identity;
+
+/// The only protocol that is spoken inside the mesh's TLS.
+pub(super) const ALPN: &[u8] = b"h2";
+
+/// A certificate in use. Connections that were made with it live on after it was replaced.
+pub struct Credentials {
+    identity: Identity,
+    trust: Trust,
+    server: Arc<ServerConfig>,
+    client: ClientConfig,
+    certified: Arc<CertifiedKey>,
+    roots: Vec<CertificateDer<'static>>,
+    serial: String,
+    not_before: SystemTime,
+    not_after: SystemTime,
+}
+
+/// What the admin interface shows of a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateSummary {
+    /// Whose certificate.
+    pub identity: Identity,
+    /// What can be said about it.
+    pub state: CertificateState,
+    /// Serial number, hexadecimal; empty while there is no certificate.
+    pub serial: String,
+    /// Start of validity, seconds since 1970.
+    pub not_before: u64,
+    /// End of validity, seconds since 1970.
+    pub not_after: u64,
+    /// What peers are shown, leaf first; empty while there is no certificate.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The root certificates that peers must lead up to.
+    pub roots: Vec<CertificateDer<'static>>,
+}
+
+/// What can be said about an identity's certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CertificateState {
+    /// The first one is being issued.
+    Initializing,
+    /// Valid.
+    Available,
+    /// It ran out and could not be renewed.
+    Expired,
+    /// None yet, the last attempt failed.
+    Unavailable {
+        /// What the issuer said.
+        reason: String,
+    },
+}
+
+impl Credentials {
+    /// Makes an issued certificate usable and wipes the key's bytes. Peers whose certificate
+    /// `revocations` names are refused.
+    ///
+    /// # Errors
+    /// [`IssueError::Unusable`] when it is not a valid certificate of `identity` with its key.
+    pub fn new(
+        identity: &Identity,
+        issued: Issued,
+        revocations: &Revocations,
+    ) -> Result<Self, IssueError> {
+        let leaf = issued
+            .chain
+            .first()
+            .ok_or_else(|| unusable(&"the chain is empty"))?;
+        let found = identity_of(leaf).map_err(|error| unusable(&error))?;
+        if found != *identity {
+            return Err(unusable(&format!(
+                "it is for {found} instead of {identity}"
+            )));
+        }
+        let credentials = Self::build(identity, issued, revocations)?;
+        if !credentials.is_valid_at(SystemTime::now()) {
+            return Err(unusable(&"it has expired already: is a clock wrong?"));
+        }
+        Ok(credentials)
+    }
+
+    /// Credentials with a certificate that [`Self::new`] would refuse.
+    #[cfg(test)]
+    pub(super) fn unchecked(identity: &Identity, issued: Issued) -> Self {
+        Self::build(identity, issued, &Revocations::default()).unwrap()
+    }
+
+    fn build(
+        identity: &Identity,
+        mut issued: Issued,
+        revocations: &Revocations,
+    ) -> Result<Self, IssueError> {
+        let signing = any_supported_type(&issued.key);
+        issued.key.zeroize();
+        let signing = signing.map_err(|error| unusable(&error))?;
+        let leaf = issued
+            .chain
+            .first()
+            .ok_or_else(|| unusable(&"the chain is empty"))?;
+        let trust = Trust {
+            roots: Arc::new(root_store(&issued.roots)?),
+            revocations: revocations.clone(),
+        };
+        let (serial, not_before, not_after) = facts(leaf)?;
+        let certified = Arc::new(CertifiedKey::new(issued.chain, signing));
+        certified.keys_match().map_err(|error| unusable(&error))?;
+        let chosen = Arc::new(Always(certified.clone()));
+        Ok(Self {
+            identity: identity.clone(),
+            server: Arc::new(server_config(identity, &trust, &chosen)?),
+            client: client_config(&trust, &chosen)?,
+            trust,
+            certified,
+            roots: issued.roots,
+            serial,
+            not_before,
+            not_after,
+        })
+    }
+
+    /// Whose certificate this is.
+    #[must_use]
+    pub const fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The end of its validity.
+    #[must_use]
+    pub const fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// Serial number, hexadecimal.
+    #[must_use]
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// Whether it may still be used at that time.
+    pub(super) fn is_valid_at(&self, now: SystemTime) -> bool {
+        now < self.not_after
+    }
+
+    pub(super) fn summary(&self, now: SystemTime) -> CertificateSummary {
+        let valid = self.is_valid_at(now);
+        CertificateSummary {
+            identity: self.identity.clone(),
+            state: if valid {
+                CertificateState::Available
+            } else {
+                CertificateState::Expired
+            },
+            serial: self.serial.clone(),
+            not_before: seconds(self.not_before),
+            not_after: seconds(self.not_after),
+            chain: self.certified.cert.clone(),
+            roots: self.roots.clone(),
+        }
+    }
+
+    /// Whom peers must be vouched for by.
+    pub(super) const fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// The configuration of the accepting side.
+    pub(super) const fn server(&self) -> &Arc<ServerConfig> {
+        &self.server
+    }
+
+    /// The configuration for connecting to one of `expected`.
+    pub(super) fn client(&self, expected: &[Identity]) -> Arc<ClientConfig> {
+        let verifier = ExpectedServer {
+            trust: self.trust.clone(),
+            expected: expected.to_vec(),
+        };
+        let mut config = self.client.clone();
+        config
+            .dangerous()
+            .set_certificate_verifier(Arc::new(verifier));
+        Arc::new(config)
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("identity", &self.identity)
+            .field("serial", &self.serial)
+            .finish_non_exhaustive()
+    }
+}
+
+fn unusable(why: &dyn fmt::Display) -> IssueError {
+    IssueError::Unusable {
+        why: why.to_string(),
+    }
+}
+
+pub(super) fn root_store(roots: &[CertificateDer<'static>]) -> Result<RootCertStore, IssueError> {
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store
+            .add(root.clone())
+            .map_err(|error| unusable(&format!("a root is broken: {error}")))?;
+    }
+    if store.is_empty() {
+        return Err(unusable(&"it came without a root certificate"));
+    }
+    Ok(store)
+}
+
+fn facts(leaf: &CertificateDer<'_>) -> Result<(String, SystemTime, SystemTime), IssueError> {
+    let (_rest, parsed) =
+        x509_parser::parse_x509_certificate(leaf).map_err(|error| unusable(&error))?;
+    let time = |at: x509_parser::time::ASN1Time| {
+        UNIX_EPOCH + Duration::from_secs(u64::try_from(at.timestamp()).unwrap_or(0))
+    };
+    let validity = parsed.validity();
+    let (not_before, not_after) = (time(validity.not_before), time(validity.not_after));
+    Ok((
+        parsed.raw_serial_as_string().replace(':', ""),
+        not_before,
+        not_after,
+    ))
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+fn server_config(
+    identity: &Identity,
+    trust: &Trust,
+    chosen: &Arc<Always>,
+) -> Result<ServerConfig, IssueError> {
+    let verifier = MeshClient {
+        trust: trust.clone(),
+        ours: identity.clone(),
+    };
+    let mut config = ServerConfig::builder_with_provider(provider().clone())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|error| unusable(&error))?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(chosen.clone());
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.ignore_client_order = true;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.enable_secret_extraction = true;
+    Ok(config)
+}
+
+fn client_config(trust: &Trust, chosen: &Arc<Always>) -> Result<ClientConfig, IssueError> {
+    // Accepts nobody until a connection says whom it expects.
+    let verifier = ExpectedServer {
+        trust: trust.clone(),
+        expected: Vec::new(),
+    };
+    let mut config = ClientConfig::builder_with_provider(provider().clone())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|error| unusable(&error))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(chosen.clone());
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.enable_sni = false;
+    config.resumption = Resumption::disabled();
+    config.enable_secret_extraction = true;
+    Ok(config)
+}
+
+/// The one certificate, whatever the peer's hints.
+#[derive(Debug)]
+struct Always(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for Always {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+}
+
+impl ResolvesClientCert for Always {
+    fn resolve(
+        &self,
+        _root_hints: &[&[u8]],
+        _schemes: &[SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,179 @@
+//! What goes wrong with certificates, handshakes and records, one enum a stage. Each error has a
+//! `reason()` from a closed set (metric label, log field) and a `fault()`; its text names the
+//! likely cause, because it is all an operator will see.
+
+mod handshake;
+mod record;
+
+use std::sync::Arc;
+
+use rustls::AlertDescription;
+
+pub use self::handshake::{HandshakeError, IdentityRefusal};
+pub use self::record::RecordError;
+use mesh::Identity;
+
+/// Who has to act to make an error go away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The side that connected to us.
+    Downstream,
+    /// The side that we connected to.
+    Upstream,
+    /// The mesh's configuration or certificate authority.
+    Mesh,
+    /// This proxy.
+    Us,
+}
+
+/// Which end of a handshake this proxy is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It connected.
+    Client,
+    /// It accepted.
+    Server,
+}
+
+impl Role {
+    /// The peer's name in texts.
+    const fn peer(self) -> &'static str {
+        match self {
+            Self::Client => "server",
+            Self::Server => "client",
+        }
+    }
+
+    /// The fault of an error that the peer caused.
+    const fn fault(self) -> Fault {
+        match self {
+            Self::Client => Fault::Upstream,
+            Self::Server => Fault::Downstream,
+        }
+    }
+}
+
+/// Why there is no TLS session.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No valid certificate for the identity that was to be used.
+    #[error("no certificate for {identity}: {cause}")]
+    Issue {
+        /// The identity that was asked for.
+        identity: Identity,
+        /// What the issuer said.
+        cause: Arc<IssueError>,
+    },
+    /// The handshake failed.
+    #[error("TLS handshake with the {} failed: {cause}", role.peer())]
+    Handshake {
+        /// Which end we were.
+        role: Role,
+        /// What went wrong.
+        cause: Box<HandshakeError>,
+    },
+}
+
+impl Error {
+    /// A short name from a closed set, for metrics and logs.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Issue { cause, .. } => cause.reason(),
+            Self::Handshake { cause, .. } => cause.reason(),
+        }
+    }
+
+    /// Whether a certificate of the peer's was taken back.
+    #[must_use]
+    pub fn is_revocation(&self) -> bool {
+        matches!(self, Self::Handshake { cause, .. } if matches!(**cause, HandshakeError::Revoked))
+    }
+
+    /// Who has to act.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Issue { cause, .. } => cause.fault(),
+            Self::Handshake { role, cause } => cause.fault(*role),
+        }
+    }
+}
+
+/// Why an issuer did not give a certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// The issuer could not be asked; asking again may help.
+    #[error("the certificate authority {issuer} cannot be reached: {why}")]
+    Unavailable {
+        /// Which issuer, for example its directory or address.
+        issuer: String,
+        /// What happened.
+        why: String,
+    },
+    /// The issuer said no.
+    #[error("the certificate authority {issuer} refused: {why}")]
+    Refused {
+        /// Which issuer.
+        issuer: String,
+        /// What it said.
+        why: String,
+    },
+    /// The issuer answered with something that cannot be used for the identity.
+    #[error("the issued certificate cannot be used: {why}")]
+    Unusable {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The issuing task ended without an answer: the store was asked to forget the identity, or
+    /// the process is shutting down.
+    #[error(
+        "issuing was given up: the identity is no longer served here, or the proxy is stopping"
+    )]
+    GivenUp,
+}
+
+impl IssueError {
+    /// A short name from a closed set, for metrics and logs.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Unavailable { .. } => "ca_unavailable",
+            Self::Refused { .. } => "ca_refused",
+            Self::Unusable { .. } => "ca_unusable",
+            Self::GivenUp => "ca_given_up",
+        }
+    }
+
+    /// Who has to act.
+    #[must_use]
+    pub const fn fault(&self) -> Fault {
+        match self {
+            Self::Unavailable { .. } | Self::Refused { .. } | Self::Unusable { .. } => Fault::Mesh,
+            Self::GivenUp => Fault::Us,
+        }
+    }
+}
+
+/// The likely cause of an alert that refuses us.
+fn explain(alert: AlertDescription) -> &'static str {
+    match alert {
+        AlertDescription::UnknownCA => "it does not know our root certificate (another mesh?)",
+        AlertDescription::CertificateExpired => "our certificate ran out, or its clock is wrong",
+        AlertDescription::CertificateRequired => "it wants a certificate and got none",
+        AlertDescription::AccessDenied | AlertDescription::CertificateUnknown => {
+            "it does not accept our identity (another trust domain, or not whom it expects)"
+        }
+        AlertDescription::BadCertificate
+        | AlertDescription::UnsupportedCertificate
+        | AlertDescription::DecryptError => "it does not accept our certificate",
+        AlertDescription::CertificateRevoked => {
+            "our certificate, or one of those above it, is on its revocation list"
+        }
+        AlertDescription::NoApplicationProtocol => "it does not speak HTTP/2 on this port",
+        AlertDescription::ProtocolVersion
+        | AlertDescription::HandshakeFailure
+        | AlertDescription::InsufficientSecurity => "no version or cipher in common (TLS 1.3 only)",
+        _ => "see the peer's log",
+    }
+}

@@ -1,0 +1,289 @@
+//! An established session as a byte stream. The two halves do the protocol, this file moves their
+//! bytes to and from the socket: one large read when no complete record is left, one large write
+//! when the caller flushes or the buffer is full.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+
+use rustls::AlertDescription;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::error::{RecordError, Role};
+use super::incoming::{Incoming, Stop};
+use super::keys::Keys;
+use super::outgoing::{Outgoing, Urgency};
+use super::revocation::PeerChain;
+use mesh::Identity;
+
+/// What the handshake agreed on.
+#[derive(Debug, Clone)]
+pub(super) struct Agreement {
+    pub(super) peer: Identity,
+    pub(super) chain: PeerChain,
+    pub(super) cipher_suite: &'static str,
+    pub(super) key_exchange: &'static str,
+}
+
+/// A mutually authenticated TLS 1.3 session over `IO`.
+///
+/// Written bytes stay here until 256 KiB are pending or the stream is flushed. Shutting down
+/// sends close_notify and closes the write side of `IO`; reading goes on. An end of `IO` without
+/// close_notify is an error ([`RecordError::Truncated`]).
+pub struct Stream<IO> {
+    io: IO,
+    keys: Keys,
+    incoming: Incoming,
+    outgoing: Outgoing,
+    agreement: Agreement,
+    state: State,
+    writer: Writer,
+}
+
+/// Whether a writing task waits for the socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Writer {
+    Idle,
+    Waiting,
+}
+
+/// What may still be done with a stream.
+enum State {
+    Open,
+    /// close_notify is queued or sent.
+    Closing,
+    /// Over; every call says why.
+    Failed(RecordError),
+}
+
+impl<IO> Stream<IO> {
+    pub(super) const fn new(
+        io: IO,
+        keys: Keys,
+        incoming: Incoming,
+        outgoing: Outgoing,
+        agreement: Agreement,
+    ) -> Self {
+        Self {
+            io,
+            keys,
+            incoming,
+            outgoing,
+            agreement,
+            state: State::Open,
+            writer: Writer::Idle,
+        }
+    }
+
+    /// The key schedule, for the fuzz targets.
+    #[cfg(fuzzing)]
+    pub(super) fn into_keys(self) -> Keys {
+        self.keys
+    }
+
+    /// Who the peer proved to be.
+    pub const fn peer(&self) -> &Identity {
+        &self.agreement.peer
+    }
+
+    /// What to ask [`Revocations`](super::Revocations) about while the session lasts.
+    pub const fn peer_chain(&self) -> &PeerChain {
+        &self.agreement.chain
+    }
+
+    /// The cipher suite, by its IANA name.
+    pub const fn cipher_suite(&self) -> &'static str {
+        self.agreement.cipher_suite
+    }
+
+    /// The key exchange group, by its IANA name.
+    pub const fn key_exchange(&self) -> &'static str {
+        self.agreement.key_exchange
+    }
+
+    /// The protocol version; there is one.
+    pub const fn tls_version(&self) -> &'static str {
+        "TLSv1.3"
+    }
+
+    /// Which end of the session this is.
+    pub const fn role(&self) -> Role {
+        self.keys.role()
+    }
+
+    /// The transport below, for example to read socket options.
+    pub const fn get_ref(&self) -> &IO {
+        &self.io
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Stream<IO> {
+    /// Writes what is pending until all is gone or the socket takes no more.
+    fn drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.outgoing.is_empty() {
+            let pending = self.outgoing.pending()?;
+            match Pin::new(&mut self.io).poll_write(cx, pending) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(count)) => self.outgoing.sent(count),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    self.outgoing.park();
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ends the session, telling the peer why if the socket takes it at once.
+    fn fail(&mut self, error: RecordError) -> io::Error {
+        if let Some(alert) = error.alert()
+            && self.outgoing.alert(alert).is_ok()
+        {
+            // Best effort: whoever waits to write wakes up to the error anyway.
+            let mut nobody = Context::from_waker(Waker::noop());
+            let _sent = self.drain(&mut nobody);
+        }
+        self.state = State::Failed(error.clone());
+        error.into()
+    }
+
+    /// Sends what the protocol owes the peer, from the reading side: nobody else might.
+    fn pay(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        // A writer that waits for the socket sends it anyway, and its waker must stay in place.
+        if self.outgoing.urgency() != Urgency::None
+            && self.writer == Writer::Idle
+            && let Poll::Ready(sent) = self.drain(cx)
+        {
+            sent?;
+            if let Poll::Ready(flushed) = Pin::new(&mut self.io).poll_flush(cx) {
+                flushed?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match &self.state {
+            State::Open => {}
+            State::Closing => return Poll::Ready(Err(RecordError::Closed.into())),
+            State::Failed(error) => return Poll::Ready(Err(error.clone().into())),
+        }
+        loop {
+            if self.outgoing.is_full() {
+                ready!(self.drain_for_writer(cx))?;
+            }
+            match self.outgoing.write(&mut self.keys, slices) {
+                // A key update took the last of the room.
+                Ok(0) if self.outgoing.is_full() => {}
+                Ok(count) => return Poll::Ready(Ok(count)),
+                Err(error) => return Poll::Ready(Err(self.fail(error))),
+            }
+        }
+    }
+
+    fn drain_for_writer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let drained = self.drain(cx);
+        self.writer = if drained.is_pending() {
+            Writer::Waiting
+        } else {
+            Writer::Idle
+        };
+        drained
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<IO> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let State::Failed(error) = &this.state {
+            return Poll::Ready(Err(error.clone().into()));
+        }
+        let filled = out.filled().len();
+        loop {
+            let stop = match this.incoming.take(&mut this.keys, &mut this.outgoing, out) {
+                Ok(stop) => stop,
+                Err(error) => {
+                    let error = this.fail(error);
+                    // What was read before it is good; the next call says what happened.
+                    let good = out.filled().len() > filled;
+                    return Poll::Ready(if good { Ok(()) } else { Err(error) });
+                }
+            };
+            this.pay(cx)?;
+            if out.filled().len() > filled || stop != Stop::Hungry {
+                return Poll::Ready(Ok(()));
+            }
+            let mut space = ReadBuf::new(this.incoming.space());
+            match Pin::new(&mut this.io).poll_read(cx, &mut space) {
+                Poll::Ready(Ok(())) => match space.filled().len() {
+                    0 => return Poll::Ready(Err(this.fail(RecordError::Truncated))),
+                    count => this.incoming.received(count),
+                },
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    this.incoming.park();
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<IO> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().fill(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().fill(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let State::Failed(error) = &this.state {
+            return Poll::Ready(Err(error.clone().into()));
+        }
+        ready!(this.drain_for_writer(cx))?;
+        Pin::new(&mut this.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if matches!(this.state, State::Open) {
+            this.outgoing.alert(AlertDescription::CloseNotify)?;
+            this.state = State::Closing;
+        }
+        if matches!(this.state, State::Closing) {
+            ready!(this.drain_for_writer(cx))?;
+        }
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod control;
+#[cfg(test)]
+mod interop;
+#[cfg(test)]
+mod refusals;
+#[cfg(test)]
+mod speed;
+#[cfg(test)]
+mod tests;

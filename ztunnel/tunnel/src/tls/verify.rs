@@ -1,0 +1,278 @@
+//! Who the peer is: the chain is checked by webpki (signatures, validity, extended key usage), the
+//! name here. A workload's certificate has exactly one URI name, its SPIFFE identity; DNS names
+//! and subjects mean nothing (SPIFFE X.509-SVID, sections 2 and 5.2).
+
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, PeerIncompatible,
+    RootCertStore, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use webpki::KeyUsage;
+use x509_parser::extensions::GeneralName;
+
+use super::error::IdentityRefusal;
+use super::revocation::{PeerChain, Revocations};
+use mesh::Identity;
+
+/// The ciphers and groups of every handshake: TLS 1.3 only, AES-128-GCM first (the cheapest per
+/// byte), the post-quantum hybrid X25519MLKEM768 first among the groups.
+pub(super) fn provider() -> &'static Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        Arc::new(CryptoProvider {
+            cipher_suites: vec![
+                aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
+                aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
+                aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+            ],
+            ..aws_lc_rs::default_provider()
+        })
+    });
+    &PROVIDER
+}
+
+/// The identity in a certificate.
+///
+/// # Errors
+/// When it does not have exactly one URI name, a workload's SPIFFE identity.
+pub fn identity_of(certificate: &CertificateDer<'_>) -> Result<Identity, IdentityRefusal> {
+    let (_rest, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|_malformed| IdentityRefusal::Unreadable)?;
+    let names = parsed
+        .subject_alternative_name()
+        .map_err(|_malformed| IdentityRefusal::Unreadable)?
+        .ok_or(IdentityRefusal::Missing)?;
+    let mut found = None;
+    let mut count = 0;
+    for name in &names.value.general_names {
+        if let GeneralName::URI(uri) = name {
+            found = Some(*uri);
+            count += 1;
+        }
+    }
+    match found {
+        None => Err(IdentityRefusal::Missing),
+        Some(_) if count > 1 => Err(IdentityRefusal::Several { count }),
+        Some(uri) => uri.parse().map_err(|_foreign| IdentityRefusal::Foreign {
+            found: uri.chars().take(256).collect(),
+        }),
+    }
+}
+
+/// Whom to believe: the mesh's roots, but not what was revoked.
+#[derive(Clone)]
+pub(super) struct Trust {
+    pub(super) roots: Arc<RootCertStore>,
+    pub(super) revocations: Revocations,
+}
+
+impl Trust {
+    /// Checks a peer's chain, the names apart.
+    pub(super) fn check(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: KeyUsage,
+    ) -> Result<PeerChain, rustls::Error> {
+        let leaf = webpki::EndEntityCert::try_from(end_entity).map_err(certificate_error)?;
+        let algorithms = provider().signature_verification_algorithms.all;
+        let path = leaf
+            .verify_for_usage(
+                algorithms,
+                &self.roots.roots,
+                intermediates,
+                now,
+                usage,
+                None,
+                None,
+            )
+            .map_err(certificate_error)?;
+        let chain = self.revocations.note(&path);
+        if self.revocations.is_revoked(&chain) {
+            return Err(CertificateError::Revoked.into());
+        }
+        Ok(chain)
+    }
+}
+
+/// Checks a server's certificate for one connection.
+pub(super) struct ExpectedServer {
+    pub(super) trust: Trust,
+    pub(super) expected: Vec<Identity>,
+}
+
+impl ExpectedServer {
+    fn check(&self, certificate: &CertificateDer<'_>) -> Result<(), IdentityRefusal> {
+        let found = identity_of(certificate)?;
+        if self.expected.contains(&found) {
+            return Ok(());
+        }
+        let names: Vec<_> = self.expected.iter().take(4).map(Identity::as_str).collect();
+        let expected = if names.is_empty() {
+            "nobody".to_owned()
+        } else {
+            names.join(" or ")
+        };
+        Err(IdentityRefusal::Unexpected { found, expected })
+    }
+}
+
+impl ServerCertVerifier for ExpectedServer {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let usage = KeyUsage::server_auth();
+        self.trust.check(end_entity, intermediates, now, usage)?;
+        self.check(end_entity).map_err(refusal)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(PeerIncompatible::Tls12NotOfferedOrEnabled.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        signed(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+impl fmt::Debug for ExpectedServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExpectedServer")
+            .field("expected", &self.expected)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Checks the certificates of all clients of one identity's server side.
+pub(super) struct MeshClient {
+    pub(super) trust: Trust,
+    pub(super) ours: Identity,
+}
+
+impl MeshClient {
+    fn check(&self, certificate: &CertificateDer<'_>) -> Result<(), IdentityRefusal> {
+        let found = identity_of(certificate)?;
+        if found.trust_domain() == self.ours.trust_domain() {
+            return Ok(());
+        }
+        let trust_domain = self.ours.trust_domain().to_owned();
+        Err(IdentityRefusal::TrustDomain {
+            found,
+            trust_domain,
+        })
+    }
+}
+
+impl ClientCertVerifier for MeshClient {
+    /// No hints: every client of the mesh has one certificate, and they would cost bytes.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let usage = KeyUsage::client_auth();
+        self.trust.check(end_entity, intermediates, now, usage)?;
+        self.check(end_entity).map_err(refusal)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(PeerIncompatible::Tls12NotOfferedOrEnabled.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        signed(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+impl fmt::Debug for MeshClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MeshClient")
+            .field("ours", &self.ours)
+            .finish_non_exhaustive()
+    }
+}
+
+fn signed(
+    message: &[u8],
+    certificate: &CertificateDer<'_>,
+    signature: &DigitallySignedStruct,
+) -> Result<HandshakeSignatureValid, rustls::Error> {
+    let algorithms = &provider().signature_verification_algorithms;
+    verify_tls13_signature(message, certificate, signature, algorithms)
+}
+
+/// Keeps the refusal inside rustls's error; the handshake takes it out again. The peer sees
+/// certificate_unknown.
+fn refusal(refusal: IdentityRefusal) -> rustls::Error {
+    CertificateError::Other(OtherError(Arc::new(refusal))).into()
+}
+
+/// Chooses the variant by which alert tells the peer what is wrong with its certificate.
+fn certificate_error(error: webpki::Error) -> rustls::Error {
+    match error {
+        webpki::Error::CertExpired { time, not_after } => {
+            CertificateError::ExpiredContext { time, not_after }
+        }
+        webpki::Error::CertNotValidYet { time, not_before } => {
+            CertificateError::NotValidYetContext { time, not_before }
+        }
+        // The roots of two meshes may bear the same name; then only the signature tells.
+        webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
+            CertificateError::UnknownIssuer
+        }
+        webpki::Error::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
+        webpki::Error::BadDer | webpki::Error::BadDerTime => CertificateError::BadEncoding,
+        other => CertificateError::Other(OtherError(Arc::new(other))),
+    }
+    .into()
+}

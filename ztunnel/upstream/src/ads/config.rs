@@ -1,0 +1,316 @@
+//! What the client is told: where the control plane is, how it proves itself, and who asks.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::Uri;
+use prost_types::value::Kind;
+use prost_types::{ListValue, Struct, Value};
+use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
+
+use api::envoy::config::core::v3 as core;
+use mesh::Fault;
+
+/// Everything the client is told.
+#[derive(Clone)]
+pub struct Config {
+    /// `https://host:port`; `http://` is for tests and carries no token.
+    pub address: String,
+    /// What the control plane's certificate has to be signed by.
+    pub root: Root,
+    /// The name to expect in its certificate and to ask for, where that is not the address's
+    /// host.
+    pub alt_hostname: Option<String>,
+    /// A file with the bearer token, read anew for every connection. `None` sends none.
+    pub token: Option<PathBuf>,
+    /// Headers to add, name and value.
+    pub headers: Vec<(String, String)>,
+    /// Who asks.
+    pub node: Node,
+    /// The trust domain of workloads that name none.
+    pub trust_domain: String,
+    /// How much of the mesh is wanted.
+    pub subscription: Subscription,
+    /// Silence after which the connection is pinged; istiod refuses less than 15 s. Default 30 s.
+    pub keepalive_interval: Duration,
+    /// Silence after the ping that ends the connection. Default 10 s.
+    pub keepalive_timeout: Duration,
+    /// For a connection attempt, TLS included. Default 10 s.
+    pub connect_timeout: Duration,
+    /// The largest response, bytes. Default 200 MiB.
+    pub max_message: usize,
+    /// The longest that [`super::Demand::fetch`] waits. Default 5 s.
+    pub demand_timeout: Duration,
+}
+
+/// Whose signature the control plane's certificate has to bear.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Root {
+    /// The certificates in a PEM file, read anew for every connection.
+    File(PathBuf),
+    /// Those that the system trusts.
+    System,
+}
+
+/// How much of the mesh is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subscription {
+    /// All of it.
+    Everything,
+    /// All policies; workloads and services only where [`super::Demand`] asks for them.
+    OnDemand,
+}
+
+/// Who asks: the control plane chooses by this what to send.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Node {
+    /// The address of the proxy's pod.
+    pub instance_ip: String,
+    /// The name of the proxy's pod.
+    pub pod: String,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The Kubernetes node.
+    pub node: String,
+    /// The cluster.
+    pub cluster_id: String,
+    /// The DNS suffix of the cluster, for example `cluster.local`.
+    pub cluster_domain: String,
+    /// More metadata: every `ISTIO_META_<key>` without its prefix. These go before the others.
+    pub metadata: BTreeMap<String, serde_json::Value>,
+}
+
+/// Why the client cannot work as it is told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The address is none.
+    #[error("the control plane's address {address:?} cannot be used: {why}")]
+    Address {
+        /// As it was given.
+        address: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The name is none.
+    #[error("the control plane's alternative host name {name:?} cannot be used")]
+    AltHostname {
+        /// As it was given.
+        name: String,
+    },
+    /// A header cannot be sent. Its value may be a secret and is not shown.
+    #[error("the header {name:?} for the control plane cannot be sent: {why}")]
+    Header {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        why: &'static str,
+    },
+}
+
+impl ConfigError {
+    /// A short name from a closed set, for metrics and logs.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Address { .. } => "address",
+            Self::AltHostname { .. } => "alt_hostname",
+            Self::Header { .. } => "header",
+        }
+    }
+
+    /// Who has to act: whoever set this proxy up.
+    #[must_use]
+    pub const fn fault(&self) -> Fault {
+        Fault::Us
+    }
+}
+
+impl Config {
+    /// The defaults: everything is wanted, from a control plane with this address, whose
+    /// certificate is signed by this root.
+    #[must_use]
+    pub fn new(address: &str, root: Root, node: Node) -> Self {
+        Self {
+            address: address.to_owned(),
+            root,
+            alt_hostname: None,
+            token: None,
+            headers: Vec::new(),
+            node,
+            trust_domain: "cluster.local".to_owned(),
+            subscription: Subscription::Everything,
+            keepalive_interval: Duration::from_secs(30),
+            keepalive_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(10),
+            max_message: 200 << 20,
+            demand_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+impl fmt::Debug for Config {
+    /// Without the values of headers, which may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("address", &self.address)
+            .field("root", &self.root)
+            .field("alt_hostname", &self.alt_hostname)
+            .field("token", &self.token)
+            .field("node", &self.node)
+            .field("trust_domain", &self.trust_domain)
+            .field("subscription", &self.subscription)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What was checked once, at the beginning.
+#[derive(Clone)]
+pub(super) struct Checked {
+    pub(super) config: Config,
+    pub(super) address: Uri,
+    /// What requests name as their authority, where that is not the address's.
+    pub(super) origin: Option<Uri>,
+    pub(super) headers: Vec<(AsciiMetadataKey, AsciiMetadataValue)>,
+}
+
+impl Checked {
+    pub(super) fn new(config: Config) -> Result<Self, ConfigError> {
+        let address = address(&config.address)?;
+        let origin = match &config.alt_hostname {
+            Some(name) => Some(origin(&address, name)?),
+            None => None,
+        };
+        let mut headers = Vec::with_capacity(config.headers.len());
+        for (name, value) in &config.headers {
+            headers.push(header(name, value)?);
+        }
+        Ok(Self {
+            config,
+            address,
+            origin,
+            headers,
+        })
+    }
+
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.address.scheme_str() == Some("https")
+    }
+}
+
+fn address(text: &str) -> Result<Uri, ConfigError> {
+    let refuse = |why: String| ConfigError::Address {
+        address: text.to_owned(),
+        why,
+    };
+    let uri: Uri = text
+        .parse()
+        .map_err(|error: http::uri::InvalidUri| refuse(error.to_string()))?;
+    let Some(host) = uri.host().filter(|host| !host.is_empty()) else {
+        return Err(refuse("expected https://host:port".to_owned()));
+    };
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let here = bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    match uri.scheme_str() {
+        Some("https") => {}
+        Some("http") if here => {}
+        Some("http") => {
+            let why = "it is not on this machine, so it must begin with https://";
+            return Err(refuse(why.to_owned()));
+        }
+        _ => return Err(refuse("expected https://host:port".to_owned())),
+    }
+    Ok(uri)
+}
+
+fn origin(address: &Uri, name: &str) -> Result<Uri, ConfigError> {
+    let refuse = || ConfigError::AltHostname {
+        name: name.to_owned(),
+    };
+    let authority = match address.port_u16() {
+        Some(port) => format!("{name}:{port}"),
+        None => name.to_owned(),
+    };
+    let server = rustls_pki_types::ServerName::try_from(name);
+    server.map_err(|_not_a_name| refuse())?;
+    Uri::builder()
+        .scheme(address.scheme_str().unwrap_or("https"))
+        .authority(authority)
+        .path_and_query("/")
+        .build()
+        .map_err(|_not_a_name| refuse())
+}
+
+fn header(name: &str, value: &str) -> Result<(AsciiMetadataKey, AsciiMetadataValue), ConfigError> {
+    let refuse = |why| ConfigError::Header {
+        name: name.to_owned(),
+        why,
+    };
+    let key = AsciiMetadataKey::from_bytes(name.as_bytes())
+        .map_err(|_not_a_name| refuse("the name is no name of an ASCII header"))?;
+    let mut value = AsciiMetadataValue::try_from(value)
+        .map_err(|_not_ascii| refuse("the value is not visible ASCII"))?;
+    value.set_sensitive(true);
+    Ok((key, value))
+}
+
+impl Node {
+    /// `ztunnel~<instance ip>~<pod>.<ns>~<ns>.svc.<cluster domain>`, which istiod takes apart.
+    pub(super) fn id(&self) -> String {
+        let Self {
+            instance_ip,
+            pod,
+            namespace,
+            cluster_domain,
+            ..
+        } = self;
+        format!("ztunnel~{instance_ip}~{pod}.{namespace}~{namespace}.svc.{cluster_domain}")
+    }
+
+    pub(super) fn message(&self) -> core::Node {
+        let texts = [
+            ("NAME", &self.pod),
+            ("NAMESPACE", &self.namespace),
+            ("INSTANCE_IPS", &self.instance_ip),
+            ("NODE_NAME", &self.node),
+            ("CLUSTER_ID", &self.cluster_id),
+        ];
+        let mut fields: BTreeMap<String, Value> = texts
+            .into_iter()
+            .map(|(key, text)| (key.to_owned(), wrapped(Kind::StringValue(text.clone()))))
+            .collect();
+        for (key, json) in &self.metadata {
+            fields.insert(key.clone(), value(json));
+        }
+        core::Node {
+            id: self.id(),
+            cluster: String::new(),
+            metadata: Some(Struct { fields }),
+        }
+    }
+}
+
+const fn wrapped(kind: Kind) -> Value {
+    Value { kind: Some(kind) }
+}
+
+fn value(json: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    wrapped(match json {
+        Json::Null => Kind::NullValue(0),
+        Json::Bool(yes) => Kind::BoolValue(*yes),
+        Json::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or(f64::NAN)),
+        Json::String(text) => Kind::StringValue(text.clone()),
+        Json::Array(items) => Kind::ListValue(ListValue {
+            values: items.iter().map(value).collect(),
+        }),
+        Json::Object(entries) => Kind::StructValue(Struct {
+            fields: entries
+                .iter()
+                .map(|(key, json)| (key.clone(), value(json)))
+                .collect(),
+        }),
+    })
+}

@@ -1,0 +1,115 @@
+//! The two types of resources, and what is asked of one before its bytes are read.
+
+use mesh::{Change, Fault, Interner};
+
+use super::decode::{DecodeError, decode_address, decode_authorization};
+use api::envoy::service::discovery::v3::Resource;
+
+/// Workloads and services.
+pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
+/// Authorization policies.
+pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+
+/// A type that is subscribed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Type {
+    Address,
+    Authorization,
+}
+
+impl Type {
+    pub(super) fn of(url: &str) -> Option<Self> {
+        match url {
+            ADDRESS_TYPE => Some(Self::Address),
+            AUTHORIZATION_TYPE => Some(Self::Authorization),
+            _ => None,
+        }
+    }
+
+    pub(super) const fn url(self) -> &'static str {
+        match self {
+            Self::Address => ADDRESS_TYPE,
+            Self::Authorization => AUTHORIZATION_TYPE,
+        }
+    }
+}
+
+/// Why a resource is refused.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ResourceError {
+    #[error("it holds nothing")]
+    NoContent,
+    #[error("it holds a {found:?}")]
+    WrongType { found: String },
+    /// Removal goes by the name of the resource alone, so it has to be the name of what is in it.
+    #[error("it holds {holds:?}, which could not be removed by this name")]
+    Misnamed { holds: String },
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+}
+
+impl ResourceError {
+    pub(super) const fn reason(&self) -> &'static str {
+        match self {
+            Self::NoContent => "no_content",
+            Self::WrongType { .. } => "wrong_type",
+            Self::Misnamed { .. } => "misnamed",
+            Self::Decode(error) => error.reason(),
+        }
+    }
+
+    pub(super) const fn fault(&self) -> Fault {
+        Fault::Mesh
+    }
+}
+
+/// The encoded content of a resource.
+pub(super) fn content(kind: Type, resource: &Resource) -> Result<&[u8], ResourceError> {
+    let any = resource.resource.as_ref().ok_or(ResourceError::NoContent)?;
+    // Some control planes leave the inner type out; the outer one says it already.
+    if any.type_url.is_empty() || any.type_url == kind.url() {
+        return Ok(&any.value);
+    }
+    Err(ResourceError::WrongType {
+        found: any.type_url.chars().take(256).collect(),
+    })
+}
+
+/// Reads a resource. `doubts` hears what will be stricter than it was meant.
+pub(super) fn read(
+    kind: Type,
+    name: &str,
+    content: &[u8],
+    trust_domain: &str,
+    texts: &mut Interner,
+    mut doubts: impl FnMut(&str),
+) -> Result<Change, ResourceError> {
+    let change = match kind {
+        Type::Address => decode_address(content, trust_domain, texts)?,
+        Type::Authorization => {
+            let decoded = decode_authorization(content, texts)?;
+            decoded.doubts.iter().for_each(|doubt| doubts(doubt));
+            Change::Policy(Box::new(decoded.policy))
+        }
+    };
+    let holds = match &change {
+        Change::Workload(workload) => workload.uid.to_string(),
+        Change::Service(service) => service.key().to_string(),
+        Change::Policy(policy) => policy.key(),
+        Change::RemoveWorkload(_)
+        | Change::RemoveService(_)
+        | Change::RemovePolicy(_)
+        | Change::Refused { .. }
+        | Change::Readable(_) => String::new(),
+    };
+    // An empty namespace is `default`; the name may spell it either way.
+    let by_default = !matches!(change, Change::Workload(_))
+        && name
+            .strip_prefix('/')
+            .is_some_and(|bare| holds.strip_prefix("default/") == Some(bare));
+    if name == holds || by_default {
+        return Ok(change);
+    }
+    let holds = holds.chars().take(256).collect();
+    Err(ResourceError::Misnamed { holds })
+}

@@ -1,0 +1,124 @@
+//! What the control plane answers, read and checked as a peer will check it.
+//!
+//! The chain comes as PEM texts, the leaf first and the root last; each text may hold several
+//! certificates. The last one is a bundle while a root is replaced, and some authorities put their
+//! intermediates there, too: a certificate in it that is not self-issued is no root, unless there
+//! is nothing else.
+
+use rcgen::{KeyPair, PublicKeyData as _};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use x509_parser::certificate::X509Certificate;
+
+use mesh::Identity;
+use tunnel::tls::{IssueError, Issued};
+
+/// The largest answer, in bytes.
+pub(super) const LIMIT: usize = 512 * 1024;
+/// The most certificates in an answer.
+const CERTIFICATES: usize = 128;
+
+/// Reads the chain that was answered to a request for `key`.
+pub(super) fn read(
+    texts: &[String],
+    key: &KeyPair,
+    identity: &Identity,
+) -> Result<Issued, IssueError> {
+    let mut chain = parse(texts)?;
+    let mut last = chain.pop().unwrap_or_default();
+    // A single text with everything in it: its last certificate is the root.
+    if chain.is_empty() && last.len() > 1 {
+        let root = last.split_off(last.len() - 1);
+        chain.push(std::mem::replace(&mut last, root));
+    }
+    if chain.is_empty() {
+        return Err(unusable(format!(
+            "the answer holds {} and no root",
+            match last.len() {
+                0 => "no certificate".to_owned(),
+                count => format!("{count} certificate"),
+            }
+        )));
+    }
+    let mut chain = chain.concat();
+    let (roots, between) = split(last)?;
+    chain.extend(between);
+    if let Some(leaf) = chain.first() {
+        check_key(leaf, key)?;
+    }
+    let issued = Issued {
+        chain,
+        key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+        roots,
+    };
+    issued.check(identity)?;
+    Ok(issued)
+}
+
+/// The certificates of each text that has any.
+fn parse(texts: &[String]) -> Result<Vec<Vec<CertificateDer<'static>>>, IssueError> {
+    let mut total = 0;
+    let mut parsed = Vec::new();
+    for (at, text) in texts.iter().enumerate() {
+        let number = format!("part {} of {} of the answer", at + 1, texts.len());
+        let mut certificates = Vec::new();
+        for block in CertificateDer::pem_slice_iter(text.as_bytes()) {
+            let block = block.map_err(|error| unusable(format!("{number} is broken: {error}")))?;
+            total += 1;
+            if total > CERTIFICATES {
+                return Err(unusable(format!(
+                    "the answer holds more than {CERTIFICATES} certificates"
+                )));
+            }
+            certificates.push(block);
+        }
+        if certificates.is_empty() && !text.trim().is_empty() {
+            return Err(unusable(format!("{number} holds no certificate")));
+        }
+        if !certificates.is_empty() {
+            parsed.push(certificates);
+        }
+    }
+    Ok(parsed)
+}
+
+type Certificates = Vec<CertificateDer<'static>>;
+
+/// The roots of the last text, and what else is in it.
+fn split(last: Certificates) -> Result<(Certificates, Certificates), IssueError> {
+    let (mut roots, mut between) = (Vec::new(), Vec::new());
+    for certificate in last {
+        let parsed = x509(&certificate)?;
+        if parsed.subject().as_raw() == parsed.issuer().as_raw() {
+            roots.push(certificate);
+        } else {
+            between.push(certificate);
+        }
+    }
+    if roots.is_empty() {
+        roots.extend(between.pop());
+    }
+    Ok((roots, between))
+}
+
+fn check_key(leaf: &CertificateDer<'_>, key: &KeyPair) -> Result<(), IssueError> {
+    if x509(leaf)?.public_key().raw == key.subject_public_key_info() {
+        return Ok(());
+    }
+    Err(unusable(
+        "it is for another key than the one that was sent".to_owned(),
+    ))
+}
+
+fn x509<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IssueError> {
+    match x509_parser::parse_x509_certificate(certificate) {
+        Ok((_rest, parsed)) => Ok(parsed),
+        Err(error) => Err(unusable(format!(
+            "a certificate of the answer cannot be parsed: {error}"
+        ))),
+    }
+}
+
+const fn unusable(why: String) -> IssueError {
+    IssueError::Unusable { why }
+}
