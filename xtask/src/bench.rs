@@ -62,7 +62,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// The mesh's store by itself, in a process of its own.
 fn store() -> Result<ExitCode> {
     requirements::for_building()?;
-    let mut bench = shell::cargo(["bench", "--package", "ztunnel", "--bench", "store"]);
+    let mut bench = shell::cargo(["bench", "--package", "node", "--bench", "store"]);
     shell::must(&mut bench)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -119,9 +119,9 @@ fn e2e(steps: &mut Vec<Step>) -> Result<()> {
     // Tests of the proxy's own code that need root; they are ignored without it.
     // One at a time: each attaches programs to the machine's one root cgroup.
     const ALONE: &str = "--test-threads=1";
-    let rooms = ["kernel::", "pods::"];
-    let mut rooted = shell::cargo(["test", "--lib", "--"]);
-    rooted.args(rooms).args(["--ignored", ALONE]);
+    let parts = ["bpf::", "pods::", "handover::", "agent::"];
+    let mut rooted = shell::cargo(["test", "--package", "node", "--lib", "--"]);
+    rooted.args(parts).args(["--ignored", ALONE]);
     steps.push(tests("kernel and pods", &mut rooted)?);
     let mut end_to_end = shell::cargo(["test", "--no-fail-fast", "--test", "*", "--", E2E_THREADS]);
     steps.push(tests("e2e", &mut end_to_end)?);

@@ -5,8 +5,8 @@ use std::io::{Read as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use api::istio::{security, workload};
 use serde_json::json;
-use ztunnel_tests::control::proto::istio::{security, workload};
 use ztunnel_tests::control::{ControlPlane, NodeAgent, Resource};
 use ztunnel_tests::net::{Family, Host, Node, World};
 use ztunnel_tests::proxy::{Mesh, Settings};
@@ -38,7 +38,10 @@ fn workload(node: &Node, pod: &Host) -> workload::Workload {
         name: pod.name.clone(),
         namespace: "default".to_owned(),
         service_account: pod.name.clone(),
-        addresses: vec![pod.v4.octets().to_vec(), pod.v6.octets().to_vec()],
+        addresses: vec![
+            pod.v4.octets().to_vec().into(),
+            pod.v6.octets().to_vec().into(),
+        ],
         tunnel_protocol: workload::TunnelProtocol::Hbone.into(),
         node: node.name().to_owned(),
         cluster_id: CLUSTER.to_owned(),
@@ -55,7 +58,7 @@ fn service(pod: &Host) -> workload::Service {
     let address = Mesh::service(pod);
     let vip = |address: Vec<u8>| workload::NetworkAddress {
         network: String::new(),
-        address,
+        address: address.into(),
         length: None,
     };
     workload::Service {
@@ -388,7 +391,7 @@ const PROXY_PORT: u16 = 15088;
 fn behind(pod: &Host, waypoint: &Host) -> workload::Service {
     let at = workload::NetworkAddress {
         network: String::new(),
-        address: waypoint.v4.octets().to_vec(),
+        address: waypoint.v4.octets().to_vec().into(),
         length: None,
     };
     workload::Service {

@@ -11,13 +11,13 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use prost::Message as _;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::proto::istio::workload::zds::workload_request::Payload;
-use super::proto::istio::workload::zds::workload_response::Payload as Answer;
-use super::proto::istio::workload::zds::{
+use crate::net::Host;
+use api::istio::workload::zds::workload_request::Payload;
+use api::istio::workload::zds::workload_response::Payload as Answer;
+use api::istio::workload::zds::{
     AddWorkload, DelWorkload, KeepWorkload, SnapshotSent, WorkloadInfo, WorkloadRequest,
     WorkloadResponse, ZdsHello,
 };
-use crate::net::Host;
 
 /// How long a proxy may take to connect or to answer.
 const PATIENCE: Duration = Duration::from_secs(15);

@@ -10,9 +10,9 @@ use rcgen::{
 };
 use tonic::{Request, Response, Status};
 
-use super::proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateService;
-use super::proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
 use super::server::check_token;
+use api::istio::v1::auth::istio_certificate_service_server::IstioCertificateService;
+use api::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
 
 /// The name in the control plane's own certificate.
 pub(super) const NAME: &str = "istiod.istio-system.svc";

@@ -10,22 +10,6 @@ mod authority;
 mod server;
 mod state;
 
-/// The messages, generated from the proxy's own `.proto` files.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    unused_qualifications,
-    clippy::all,
-    clippy::too_many_lines,
-    clippy::use_self,
-    clippy::or_fun_call,
-    clippy::allow_attributes_without_reason,
-    reason = "generated"
-)]
-pub mod proto {
-    include!(concat!(env!("OUT_DIR"), "/control/mod.rs"));
-}
-
 pub use agent::NodeAgent;
 pub use authority::Authority;
 pub use server::{ControlPlane, PORT};

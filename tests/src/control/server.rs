@@ -19,18 +19,18 @@ use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::authority::Authority;
-use super::proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-};
-use super::proto::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as Wire,
-};
-use super::proto::istio::v1::auth::istio_certificate_service_server::{
-    IstioCertificateServiceServer, SERVICE_NAME as AUTHORITY,
-};
 use super::state::{ADDRESS, Manner, State, Told};
 use crate::cleanup;
 use crate::net::{Node, World};
+use api::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use api::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as Wire,
+};
+use api::istio::v1::auth::istio_certificate_service_server::{
+    IstioCertificateServiceServer, SERVICE_NAME as AUTHORITY,
+};
 
 /// Where a node's proxy finds it: this port of the node's loopback address.
 pub const PORT: u16 = 15012;

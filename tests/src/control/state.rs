@@ -8,7 +8,7 @@ use std::time::Duration;
 use prost::Message as _;
 use tokio::sync::watch;
 
-use super::proto::istio::{security, workload};
+use api::istio::{security, workload};
 
 /// The type of workloads and services.
 pub(super) const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";

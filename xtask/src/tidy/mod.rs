@@ -4,7 +4,6 @@
 //! no state and reads no file itself, so its tests are text in, findings out.
 
 mod documents;
-mod imports;
 mod layout;
 mod rules;
 mod source;
@@ -60,7 +59,6 @@ pub(crate) fn check() -> Result<bool> {
     for (path, text) in &sources {
         let source = Source::new(path, text, &tests);
         rules::check(&source, &mut findings);
-        imports::check(&source, &mut findings);
     }
     let mut files = sources.len();
     for path in markdown(root)? {

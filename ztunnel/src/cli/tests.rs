@@ -43,7 +43,10 @@ fn the_definition_holds_together() {
 #[test]
 fn istios_chart_can_start_it() {
     let args = proxy("ztunnel proxy ztunnel");
-    assert_eq!((args.config, args.overrides), (None, Overrides::default()));
+    assert_eq!(
+        (args.config, args.overrides),
+        (None, proxy::Overrides::default())
+    );
     assert!(!args.take_over);
     assert!(proxy("ztunnel proxy --take-over").take_over);
 }

@@ -30,11 +30,9 @@ use prometheus_client::registry::{Metric, Registry};
 pub use acceleration::{AccelerationMetrics, CaseResult};
 pub use access::AccessLogEntry;
 pub use dns::{DnsMetrics, DnsQuery, DnsRefusal};
-#[cfg(test)]
-pub use logging::build as build_log;
 pub use logging::{
     Filter, FilterError, LogConfig, LogError, LogFormat, LogGuard, LogHandle, ParseLogFormatError,
-    init_logging,
+    build_log, init_logging,
 };
 pub use pods::PodMetrics;
 pub use series::{Count, Reporter, ResponseFlag, SecurityPolicy, Series, SeriesKey};

@@ -30,11 +30,11 @@ fn table() -> (Arc<Table>, Questions) {
 }
 
 fn key(text: &str) -> DemandKey {
-    address(&"".into(), text.parse().unwrap())
+    DemandKey::at(&"".into(), text.parse().unwrap())
 }
 
 fn number(at: u32) -> DemandKey {
-    address(&"".into(), std::net::Ipv4Addr::from_bits(at).into())
+    DemandKey::at(&"".into(), std::net::Ipv4Addr::from_bits(at).into())
 }
 
 #[tokio::test]

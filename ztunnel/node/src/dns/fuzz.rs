@@ -6,7 +6,7 @@ use super::cache::{Cache, Key};
 use super::example;
 use super::query::Query;
 use super::wire::{self, Header};
-use super::{Answer, Question, answer};
+use mesh::names::{Answer, Question, answer};
 use mesh::{Snapshot, Workload};
 
 /// A mesh with one of everything that has a name.

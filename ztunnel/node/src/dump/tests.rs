@@ -121,9 +121,9 @@ fn state() -> Value {
 fn dump() -> Value {
     let mesh = snapshot();
     json!({
-        "workloads": mesh::workloads(&mesh),
-        "services": mesh::services(&mesh),
-        "policies": mesh::policies(&mesh),
+        "workloads": resources::workloads(&mesh),
+        "services": resources::services(&mesh),
+        "policies": resources::policies(&mesh),
         "certificates": certificates::certificates(&certificates()),
         "workloadState": state(),
     })

@@ -171,15 +171,18 @@ impl LogHandle {
 /// # Errors
 /// When there is one already, or no thread for it.
 pub fn init_logging(config: &LogConfig) -> Result<(LogHandle, LogGuard), LogError> {
-    let (subscriber, handle, guard) = build(config, std::io::stdout())?;
+    let (subscriber, handle, guard) = build_log(config, std::io::stdout())?;
     subscriber
         .try_init()
         .map_err(|_taken| LogError::StartedTwice)?;
     Ok((handle, guard))
 }
 
-/// The parts of [`init_logging`], with another place for the lines.
-pub(crate) fn build(
+/// Builds the log without installing it, and writes its lines to `out`.
+///
+/// # Errors
+/// When there is no thread for it.
+pub fn build_log(
     config: &LogConfig,
     out: impl Write + Send + 'static,
 ) -> Result<(impl Subscriber + Send + Sync + 'static, LogHandle, LogGuard), LogError> {

@@ -40,7 +40,7 @@ fn logged(filter: &str, format: LogFormat, body: impl FnOnce(&LogHandle)) -> Str
         filter: filter.parse().unwrap(),
         format,
     };
-    let (subscriber, handle, guard) = build(&config, sink.clone()).unwrap();
+    let (subscriber, handle, guard) = build_log(&config, sink.clone()).unwrap();
     tracing::subscriber::with_default(subscriber, || body(&handle));
     drop(guard);
     sink.written()
@@ -228,7 +228,7 @@ fn records_of_the_log_crate_keep_their_target_and_follow_the_filter() {
         filter: "info,programs=debug".parse().unwrap(),
         ..Default::default()
     };
-    let (subscriber, _handle, guard) = build(&config, sink.clone()).unwrap();
+    let (subscriber, _handle, guard) = build_log(&config, sink.clone()).unwrap();
     // Installs the bridge as well, which try_init does in a real process.
     let inside = subscriber.set_default();
     log::debug!(target: "programs", "captured");

@@ -41,9 +41,9 @@ impl Batch {
         }
     }
 
-    /// One that nobody waits for.
-    #[cfg(test)]
-    pub(crate) const fn of(changes: Vec<Change>, ends_push: bool) -> Self {
+    /// A batch whose changes no caller waits for, as a push without questions makes it.
+    #[must_use]
+    pub const fn of(changes: Vec<Change>, ends_push: bool) -> Self {
         Self::new(changes, ends_push, Vec::new())
     }
 

@@ -77,7 +77,7 @@ fn calls(pod: u64, to: &str, lanes: &Lanes) -> String {
         pod: NetnsCookie(pod),
         destination: to.parse().unwrap(),
     };
-    let Some(verdict) = super::call(&call, &[], &view(lanes)) else {
+    let Some(verdict) = outbound_entry(&call, &[], &view(lanes)) else {
         return "proxy".to_owned();
     };
     let shown = verdict.backends.iter().map(|backend| {
@@ -177,7 +177,7 @@ fn a_waypoint_that_comes_ends_what_goes_around_it() {
                 dialled: dialled.parse().unwrap(),
                 ..open((pod, server.1), opener, "10.0.0.1:9", server.0)
             };
-            assert_eq!(super::flow(&flow, &view), expected, "{flow:?}");
+            assert_eq!(may_stay(&flow, &view), expected, "{flow:?}");
         }
     }
 }
@@ -237,7 +237,7 @@ fn plaintext_from_outside() {
             to: to.parse().unwrap(),
             from: "192.0.2.9".parse().unwrap(),
         };
-        assert_eq!(super::arrival(&arrival, &view), expected, "{pod} {to}");
+        assert_eq!(inbound_holds(&arrival, &view), expected, "{pod} {to}");
     }
 }
 
@@ -280,7 +280,7 @@ fn connections_that_may_stay() {
         ((1, 9), Pod, "10.0.0.1:9", "10.0.0.9:80", true),
     ] {
         let flow = open(pods, opener, client, server);
-        assert_eq!(super::flow(&flow, &view), expected, "{flow:?}");
+        assert_eq!(may_stay(&flow, &view), expected, "{flow:?}");
     }
 }
 
@@ -295,7 +295,7 @@ fn a_connection_that_was_direct_must_go_when_encryption_is_wanted() {
     };
     for opener in [Opener::Pod, Opener::Proxy] {
         let flow = open((1, 2), opener, "10.0.0.1:9", "10.0.0.2:8080");
-        assert!(!super::flow(&flow, &view(&tunnel)));
+        assert!(!may_stay(&flow, &view(&tunnel)));
     }
 }
 
@@ -328,7 +328,7 @@ fn more_backends_than_a_verdict_holds_leave_a_share_to_the_proxy() {
         pod: NetnsCookie(1),
         destination: "10.1.0.1:80".parse().unwrap(),
     };
-    let verdict = super::call(&call, &[], &view).unwrap();
-    assert_eq!(verdict.backends.len(), MOST_BACKENDS);
+    let verdict = outbound_entry(&call, &[], &view).unwrap();
+    assert_eq!(verdict.backends.len(), MAX_BACKENDS);
     assert_eq!(verdict.total, 12);
 }

@@ -13,13 +13,14 @@ use nix::sched::{CloneFlags, setns, unshare};
 use smallvec::smallvec;
 use ztunnel_ebpf_types::{FlowState, JOIN_PAST, JOIN_TCP, Join};
 
+use super::super::PodCapture;
 use super::super::sys::{Map, open_pin};
-use super::super::{Backend, Call, Ends, PodCapture, Verdict};
 use super::world::{
     OTHER4, OTHER6, POD4, POD6, World, at, in_namespace, listen, set, tcp, this_namespace,
 };
 use crate::pods::netlab::{give, index, request, up};
 use mesh::NetnsCookie;
+use mesh::fastpath::{Backend, Ends, FastPathEntry, FastPathKey};
 
 const SERVER4: &str = "10.9.0.3";
 const SERVER6: &str = "fd09::3";
@@ -102,11 +103,11 @@ impl Pods {
 
 /// Lets the client pod call the server pod directly, joined.
 fn allow(world: &World, server: NetnsCookie, to: SocketAddr) {
-    let call = Call {
+    let call = FastPathKey {
         pod: world.cookie,
         destination: to,
     };
-    let verdict = Verdict {
+    let verdict = FastPathEntry {
         backends: smallvec![Backend {
             to,
             server: Some(server),

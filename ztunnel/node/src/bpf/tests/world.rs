@@ -157,7 +157,7 @@ pub(super) fn config(directory: PathBuf) -> Config {
 
 /// This thread's namespace.
 pub(super) fn this_namespace() -> NetnsCookie {
-    NetnsCookie::of(tcp(true).as_fd()).unwrap()
+    super::super::netns_cookie(tcp(true).as_fd()).unwrap()
 }
 
 /// A TCP socket of a family.

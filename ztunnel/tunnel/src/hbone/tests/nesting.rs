@@ -4,6 +4,8 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType}
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::AsyncRead;
 
+use mesh::Authority;
+
 use super::*;
 use crate::tls::{self, Credentials, Issued, Revocations};
 

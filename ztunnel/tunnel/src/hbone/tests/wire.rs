@@ -3,6 +3,8 @@
 use http::HeaderValue;
 use proptest::prelude::*;
 
+use mesh::Authority;
+
 use super::super::forwarded;
 use super::*;
 use mesh::WorkloadType;
@@ -213,7 +215,7 @@ proptest! {
     fn addresses_print_and_parse_back(ip: std::net::IpAddr, port in 1_u16..) {
         let authority = Authority::Address(SocketAddr::new(ip, port));
         prop_assert_eq!(authority.to_string().parse::<Authority>().unwrap(), authority.clone());
-        let http = authority.to_http().unwrap();
+        let http = to_http(&authority).unwrap();
         prop_assert_eq!(http.as_str(), authority.to_string());
         prop_assert_eq!(forwarded::decode(&forwarded::encode(ip, None).unwrap()).client, Some(ip));
     }
@@ -225,7 +227,7 @@ proptest! {
         let parsed = text.parse::<Authority>();
         if let Ok(authority) = parsed {
             prop_assert_eq!(authority.to_string(), text.as_str());
-            let http = authority.to_http().unwrap();
+            let http = to_http(&authority).unwrap();
             prop_assert_eq!(http.as_str(), text);
         } else {
             // A last label of digits looks like a mistyped address.

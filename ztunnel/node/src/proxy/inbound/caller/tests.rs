@@ -1,7 +1,7 @@
 //! What the records of arriving connections say of their clients and services.
 
-use super::super::super::view::Lanes;
 use super::*;
+use mesh::Lanes;
 use mesh::{Uid, local};
 
 const MESH: &str = r#"

@@ -18,10 +18,10 @@ use api::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use api::istio::workload::Address;
 use arc_swap::ArcSwap;
 use mesh::Snapshot;
+use node::pause_after;
 use prost::Message as _;
 use tokio::runtime::Runtime;
 use upstream::ads::Intake;
-use ztunnel::node::pause_after;
 
 #[path = "store/world.rs"]
 mod world;
