@@ -4,7 +4,7 @@
 //! [`follow`] keeps a connection to the agent, for ever. Every packet of the agent's becomes a
 //! [`Request`] for `node`, which answers it; the answer is sent to the agent before the next packet
 //! is read, because an answer has no other sign of what it answers. Who is there, and who is not
-//! any more when the agent has named everybody, is kept in a [`Roster`]. While there is no agent,
+//! any more when the agent has named everybody, is kept in a [`AnnouncedPods`]. While there is no agent,
 //! the pods stay as they are.
 //!
 //! What the agent sends is checked here: lengths, the number of descriptors, that one that comes is
@@ -15,7 +15,7 @@
 mod error;
 mod message;
 mod packet;
-mod roster;
+mod announced_pods;
 mod session;
 
 use std::fmt;
@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use self::error::{Error, Refusal};
 pub use self::packet::MOST_BYTES;
-pub use self::roster::{Added, Full, Roster};
+pub use self::announced_pods::{Added, Full, AnnouncedPods};
 use self::session::{Ended, Session};
 use crate::pods::Handed;
 

@@ -20,7 +20,7 @@ mod forwarded;
 pub mod fuzzing;
 mod group;
 mod keepalive;
-mod line;
+mod deferred_flush;
 mod nested;
 mod opening;
 mod pool;

@@ -41,7 +41,7 @@ mod intake;
 mod known;
 mod push;
 mod resource;
-mod standin;
+mod placeholder;
 mod stream;
 mod waiting;
 

@@ -1,6 +1,6 @@
 //! Asks the destination's policies and tells what those on trial would have said.
 
-use mesh::authorize::{Arrival, Judgement, Trial, Verdict, authorize};
+use mesh::authorize::{InboundRequest, Judgement, Trial, Verdict, authorize};
 use mesh::{Policy, Snapshot};
 use telemetry::TrialMetrics;
 
@@ -28,9 +28,9 @@ impl Denied {
 ///
 /// # Errors
 /// Names the policy that refuses it.
-pub(super) fn permit(
+pub(super) fn check(
     mesh: &Snapshot,
-    arrival: &Arrival<'_>,
+    arrival: &InboundRequest<'_>,
     trials: &TrialMetrics,
 ) -> Result<(), Denied> {
     let Judgement { verdict, dry_runs } = authorize(arrival, mesh);
@@ -68,7 +68,7 @@ mod tests {
             ..everybody("nobody", true)
         };
         let workload = Workload::new("w", "w", "default", "default").unwrap();
-        let arrival = Arrival {
+        let arrival = InboundRequest {
             workload: &workload,
             source: None,
             source_ip: "10.0.0.1".parse().unwrap(),
