@@ -26,12 +26,12 @@ fn main() -> ExitCode {
 }
 
 fn proxy(args: ProxyArgs) -> anyhow::Result<()> {
-    let taken = if args.take_over {
-        node::Taken::Wait
+    let on_conflict = if args.take_over {
+        node::OnPortConflict::Wait
     } else {
-        node::Taken::Fail
+        node::OnPortConflict::Fail
     };
-    Ok(node::run(args.config, args.overrides.into(), taken)?)
+    Ok(node::run(args.config, args.overrides.into(), on_conflict)?)
 }
 
 fn check(file: Option<&Path>) -> anyhow::Result<serde_json::Value> {

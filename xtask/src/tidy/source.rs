@@ -52,16 +52,6 @@ impl<'a> Source<'a> {
     pub(super) fn production_count(&self) -> usize {
         self.production
     }
-
-    /// The line of a byte of the code.
-    pub(super) fn line_of(&self, byte: usize) -> usize {
-        1 + self
-            .code
-            .bytes()
-            .take(byte)
-            .filter(|byte| *byte == b'\n')
-            .count()
-    }
 }
 
 /// A module of tests in a file of its own, or a part of one.

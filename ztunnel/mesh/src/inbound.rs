@@ -2,10 +2,10 @@
 //! on whose behalf its peer speaks, which service it was meant for, and which resources on-demand
 //! discovery needs before that can be said.
 
-mod service;
 mod discovery;
+mod service;
 mod target;
 
-pub use service::backed;
 pub use discovery::{at, gateways_of, missing, own};
-pub use target::{LocalEndpoint, TunnelTarget, TargetError, client_of, delivered, target};
+pub use service::backed;
+pub use target::{LocalEndpoint, TargetError, TunnelTarget, client_of, delivered, target};

@@ -164,7 +164,9 @@ pub enum HopKind {
 pub fn route(request: &OutboundRequest<'_>, view: &View, random: u64) -> Result<Route, RouteError> {
     match target(request, &view.mesh)? {
         DialledTarget::Outside(to, service) => Ok(outside(to, service)),
-        DialledTarget::Workload(to, workload) => Ok(carry(request.source, workload, to, None, view)),
+        DialledTarget::Workload(to, workload) => {
+            Ok(carry(request.source, workload, to, None, view))
+        }
         DialledTarget::Behind(behind) => through(request, &behind, view, random),
         DialledTarget::Service(choice, entry) => {
             let chosen = choice.pick(random, request.except)?;
@@ -201,7 +203,9 @@ pub fn options(
     let source = request.source;
     match target(request, &view.mesh)? {
         DialledTarget::Outside(to, service) => each(Some(outside(to, service)), 1),
-        DialledTarget::Workload(to, workload) => each(in_the_clear(source, workload, to, None, view), 1),
+        DialledTarget::Workload(to, workload) => {
+            each(in_the_clear(source, workload, to, None, view), 1)
+        }
         DialledTarget::Behind(_) => each(None, 1),
         DialledTarget::Service(choice, entry) => {
             for candidate in choice.best() {

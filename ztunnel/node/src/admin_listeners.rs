@@ -24,7 +24,10 @@ pub enum OnPortConflict {
 }
 
 /// Takes the ports; none where they are to be waited for.
-pub(super) fn bind(config: &admin::Config, taken: OnPortConflict) -> Result<Option<Bound>, admin::Error> {
+pub(super) fn bind(
+    config: &admin::Config,
+    taken: OnPortConflict,
+) -> Result<Option<Bound>, admin::Error> {
     match admin::bind(config) {
         Ok(bound) => Ok(Some(bound)),
         Err(error) if taken == OnPortConflict::Wait && error.is_in_use() => {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use socket2::TcpKeepalive;
 use tokio::runtime::Handle;
 
-use super::enrollment::{PodKey, DesiredPod};
+use super::enrollment::{DesiredPod, PodKey};
 use crate::agent::zds;
 use crate::dns;
 use crate::{bpf, pods, proxy};
@@ -53,7 +53,7 @@ pub(super) fn exemptions(settings: &Settings) -> bpf::Exemptions {
         outbound_cidrs: capture.exempt_cidrs.clone(),
         inbound_ports: match settings.mode {
             Mode::Dedicated { .. } => vec![settings.metrics.port(), settings.readiness.port()],
-            Mode::ProxyState => Vec::new(),
+            Mode::Shared => Vec::new(),
         },
         inbound_cidrs: capture.exempt_sources.clone(),
     }
@@ -62,7 +62,7 @@ pub(super) fn exemptions(settings: &Settings) -> bpf::Exemptions {
 /// Where certificates come from.
 pub(super) fn issuer(settings: &Settings) -> Result<Arc<dyn Issuer>, super::Error> {
     Ok(match &settings.ca {
-        settings::Authority::WorkerState(local) => Arc::new(LocalCa::open(
+        settings::Authority::Local(local) => Arc::new(LocalCa::open(
             &local.directory,
             &settings.trust_domain,
             local.leaf_ttl,
@@ -80,7 +80,7 @@ pub(super) fn issuer(settings: &Settings) -> Result<Arc<dyn Issuer>, super::Erro
                 cluster_id: settings.cluster_id.to_string(),
                 headers: upstream.headers.0.clone(),
                 asker: match settings.mode {
-                    Mode::ProxyState => istiod::Asker::Node,
+                    Mode::Shared => istiod::Asker::Node,
                     Mode::Dedicated { .. } => istiod::Asker::Workload,
                 },
                 validity: remote.leaf_ttl,
@@ -93,7 +93,7 @@ pub(super) fn issuer(settings: &Settings) -> Result<Arc<dyn Issuer>, super::Erro
 /// The file with the mesh's roots, if certificates come from a control plane that has one.
 pub(super) fn mesh_roots(settings: &Settings) -> Option<PathBuf> {
     match &settings.ca {
-        settings::Authority::WorkerState(_) => None,
+        settings::Authority::Local(_) => None,
         settings::Authority::Remote(remote) => remote.mesh_roots.clone(),
     }
 }
@@ -256,7 +256,7 @@ pub(super) fn pods(settings: &Settings) -> Vec<DesiredPod> {
         netns: pods::NetnsSource::Path(netns.to_owned()),
     };
     match &settings.mode {
-        Mode::ProxyState => {
+        Mode::Shared => {
             let listed = settings.pods.iter();
             listed
                 .map(|pod| wanted(&pod.workload, &pod.netns))

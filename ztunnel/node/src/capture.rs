@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{Error, assembly};
 use crate::bpf::{self, Kernel};
-use crate::handover::{ActiveLock, StandbyLock, Handover};
+use crate::handover::{ActiveLock, Handover, StandbyLock};
 use admin::Pending;
 use settings::{CaptureBy, Settings};
 

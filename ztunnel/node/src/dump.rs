@@ -105,7 +105,11 @@ fn workload_state(shared: &ProxyState) -> Value {
         .and_then(|kernel| kernel.fast_path_connections().ok())
         .unwrap_or_default();
     fast_path_connections.truncate(SHOWN);
-    connections::workload_state(&shared.fast_path.view(), &shared.connection_table.carried(), &fast_path_connections)
+    connections::workload_state(
+        &shared.fast_path.view(),
+        &shared.connection_table.carried(),
+        &fast_path_connections,
+    )
 }
 
 /// The sections: the mesh as it is now, the certificates without their keys, the connections, what

@@ -14,7 +14,7 @@ use std::time::Duration;
 use self::prepare::{capture, captured_addresses, is_another, prepare, warn_of};
 use crate::agent::zds::PodUid;
 use crate::bpf::{self, Kernel};
-use crate::pods::{self, Extra, Opened, NetnsSource, Pod};
+use crate::pods::{self, Extra, NetnsSource, Opened, Pod};
 use crate::proxy::{ProxyState, Workers};
 use mesh::LocalPod;
 use mesh::NetnsCookie;
@@ -249,12 +249,15 @@ impl Enrollment {
         wanted: &[DesiredPod],
         orphan_policy: OrphanPolicy,
     ) -> Vec<(DesiredPod, EnrollError)> {
-        let asked: HashMap<&PodKey, &DesiredPod> = wanted.iter().map(|pod| (&pod.key, pod)).collect();
+        let asked: HashMap<&PodKey, &DesiredPod> =
+            wanted.iter().map(|pod| (&pod.key, pod)).collect();
         let left = |(key, enrolled): (&PodKey, &Enrolled)| {
             let leaves = match asked.get(key) {
                 Some(pod) => !is_as_wanted(enrolled, pod),
                 // The agent has not said yet who is there: whom it does not name may still come.
-                None => !matches!(key, PodKey::Announced(_)) || orphan_policy == OrphanPolicy::Detach,
+                None => {
+                    !matches!(key, PodKey::Announced(_)) || orphan_policy == OrphanPolicy::Detach
+                }
             };
             leaves.then(|| key.clone())
         };
@@ -369,7 +372,9 @@ impl Enrollment {
         }
         let cookie = pod.netns.cookie();
         let mut foreign_programs = self.pods.iter();
-        if let Some((other, _)) = foreign_programs.find(|(_, other)| other.pod.netns.cookie() == cookie) {
+        if let Some((other, _)) =
+            foreign_programs.find(|(_, other)| other.pod.netns.cookie() == cookie)
+        {
             let other = other.clone();
             return Err(EnrollError::OnPortConflict { other });
         }

@@ -106,9 +106,13 @@ pub enum Error {
 /// ports of administration, metrics and readiness.
 ///
 /// # Errors
-/// When a room cannot be built, or this process cannot be in charge of the pods when it is its turn;
+/// When a room cannot be built, or this process cannot be in charge of the pods when it is its event;
 /// what was pinned in the kernel stays as it was.
-pub fn run(file: Option<PathBuf>, overrides: Overrides, taken: OnPortConflict) -> Result<(), Error> {
+pub fn run(
+    file: Option<PathBuf>,
+    overrides: Overrides,
+    taken: OnPortConflict,
+) -> Result<(), Error> {
     let began = Instant::now();
     raise_file_limit();
     let settings = settings::load(file.as_deref(), &overrides)?;
@@ -222,7 +226,9 @@ impl Node {
             quit,
             stop,
             pending: Some(readiness.wait_for("enrolling pods")),
-            handover_state: HandoverState::beside(readiness.wait_for("the process in charge, which is to hand over")),
+            handover_state: HandoverState::beside(
+                readiness.wait_for("the process in charge, which is to hand over"),
+            ),
             admin_listeners: AdminListeners::new(ports, bound, sources, stopping),
             readiness,
             foreign_programs: ForeignPrograms::default(),
@@ -259,8 +265,8 @@ impl Node {
                         tracing::error!(%error, "changes of the mesh file may go unnoticed");
                     }
                 }
-                turn = self.handover_state.turn(self.handover.as_ref()) => {
-                    if let Err(error) = self.handle_handover(turn).await {
+                event = self.handover_state.next_event(self.handover.as_ref()) => {
+                    if let Err(error) = self.handle_handover(event).await {
                         break Err(error.into());
                     }
                 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::agent::{self, Agent, Task};
 use super::capture::ForeignPrograms;
-use super::enrollment::{EnrollError, Enrollment, OrphanPolicy, Terms, DesiredPod};
+use super::enrollment::{DesiredPod, EnrollError, Enrollment, OrphanPolicy, Terms};
 use super::{ENROLL_RETRY, Node, assembly};
 use crate::agent::zds;
 use crate::bpf;

@@ -10,7 +10,7 @@ use super::{
     Backend, Ends, FastPathConnection, FastPathEntry, FastPathKey, InboundEntry, MAX_BACKENDS,
     Opener,
 };
-use crate::authorize::{InboundRequest, Authorization, authorize};
+use crate::authorize::{Authorization, InboundRequest, authorize};
 use crate::route::{OutboundRequest, Route, is_behind_waypoint, is_outside, options};
 use crate::{DemandKey, LocalPod, NetnsCookie, View, Workload};
 

@@ -18,7 +18,7 @@ pub struct TunnelTarget {
     /// The pod's address and the port that was called.
     pub destination: SocketAddr,
     /// What was asked for: what a PROXY header tells.
-    pub endpoint: SocketAddr,
+    pub dialled: SocketAddr,
     /// The service, if it was asked for by name.
     pub service: Option<Arc<Service>>,
 }
@@ -91,13 +91,13 @@ pub fn target(
     let target = match authority {
         Authority::Address(address) if endpoint.owns(address.ip()) => TunnelTarget {
             destination: *address,
-            endpoint: *address,
+            dialled: *address,
             service: None,
         },
         Authority::Address(address) if stands_before(endpoint.workload, address.ip(), mesh) => {
             TunnelTarget {
                 destination: SocketAddr::new(endpoint.at, address.port()),
-                endpoint: *address,
+                dialled: *address,
                 service: None,
             }
         }
@@ -182,7 +182,7 @@ fn by_name(
             })?;
     Ok(TunnelTarget {
         destination: SocketAddr::new(endpoint.at, target),
-        endpoint: virtual_address(service, endpoint).map_or_else(
+        dialled: virtual_address(service, endpoint).map_or_else(
             || SocketAddr::new(endpoint.at, port),
             |address| SocketAddr::new(address, port),
         ),

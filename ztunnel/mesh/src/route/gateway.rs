@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use smallvec::smallvec;
 
-use super::choice::{Candidate, BackendChoice, Purpose};
+use super::choice::{BackendChoice, Candidate, Purpose};
 use super::place::{Reachable, Wanted};
-use super::{OutboundRequest, Identities, Role, RouteError};
+use super::{Identities, OutboundRequest, Role, RouteError};
 use crate::{
     DemandKey, GatewayAddress, GatewayDestination, NetworkAddress, Service, ServiceEntry, Snapshot,
     WeightedWaypoint, Workload,
@@ -95,7 +95,9 @@ impl<'a> Waypoints<'a> {
             }
             for other in others.filter(|other| other.weight > 0) {
                 match find(&other.destination, random / weights) {
-                    Err(RouteError::NotDiscovered { key }) => return Err(RouteError::NotDiscovered { key }),
+                    Err(RouteError::NotDiscovered { key }) => {
+                        return Err(RouteError::NotDiscovered { key });
+                    }
                     Ok(found) => return Ok(found),
                     Err(_) => {}
                 }

@@ -47,7 +47,9 @@ impl Wanted<'_> {
         let name = Some(&workload.hostname)
             .filter(|name| !name.is_empty() && workload.workload_ips.is_empty())?;
         let known = self.resolved.iter().find(|(known, _)| known == name);
-        Some(known.map_or(Reachable::Named(name), |(_, address)| Reachable::At(*address)))
+        Some(known.map_or(Reachable::Named(name), |(_, address)| {
+            Reachable::At(*address)
+        }))
     }
 }
 

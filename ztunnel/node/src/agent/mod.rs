@@ -13,11 +13,11 @@ use tokio::task::AbortHandle;
 pub mod zds;
 
 use crate::assembly;
-use crate::enrollment::{OrphanPolicy, DesiredPod};
+use crate::enrollment::{DesiredPod, OrphanPolicy};
 use crate::pods::Handed;
 use admin::Pending;
 use settings::{NodeAgent, Settings};
-use zds::{Added, Full, PodInfo, PodUid, Reply, Request, AnnouncedPods};
+use zds::{Added, AnnouncedPods, Full, PodInfo, PodUid, Reply, Request};
 
 /// How long judgement waits for the agent's first snapshot.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -254,7 +254,10 @@ mod tests {
         let readiness = Readiness::new();
         let (mut agent, settings) = agent(&readiness);
         let handle_request = |agent: &mut Agent, request| agent.handle_request(request, &settings);
-        assert!(matches!(handle_request(&mut agent, Request::Connected), Task::None));
+        assert!(matches!(
+            handle_request(&mut agent, Request::Connected),
+            Task::None
+        ));
         assert!(agent.hold().is_some_and(|until| until > Instant::now()));
         assert_eq!(readiness.pending(), [WAITING]);
         let sent = Request::SnapshotSent { reply: reply() };
@@ -286,7 +289,8 @@ mod tests {
     async fn strangers_are_let_go_when_it_is_known_that_nobody_asks_for_them() {
         let readiness = Readiness::new();
         let (mut agent, settings) = agent(&readiness);
-        let handle_request = |agent: &mut Agent, request| drop(agent.handle_request(request, &settings));
+        let handle_request =
+            |agent: &mut Agent, request| drop(agent.handle_request(request, &settings));
         assert_eq!(agent.orphan_policy(), OrphanPolicy::Retain);
         handle_request(&mut agent, Request::Connected);
         let (reply, mut answer) = oneshot::channel();
@@ -331,7 +335,10 @@ mod tests {
             uid: uid("pod-1"),
             reply: reply(),
         };
-        assert!(matches!(agent.handle_request(delete, &settings), Task::Apply(_)));
+        assert!(matches!(
+            agent.handle_request(delete, &settings),
+            Task::Apply(_)
+        ));
         agent.handle_request(Request::Connected, &settings);
         let ended = tokio::time::timeout(Duration::from_secs(5), agent.requests.recv());
         assert!(ended.await.unwrap().is_none(), "the agent is called again");

@@ -12,10 +12,10 @@
 //! an error and nothing else happens; after a packet that is no request at all the connection is
 //! made anew, as nothing is known about what follows it.
 
+mod announced_pods;
 mod error;
 mod message;
 mod packet;
-mod announced_pods;
 mod session;
 
 use std::fmt;
@@ -25,9 +25,9 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+pub use self::announced_pods::{Added, AnnouncedPods, Full};
 pub use self::error::{Error, Refusal};
 pub use self::packet::MOST_BYTES;
-pub use self::announced_pods::{Added, Full, AnnouncedPods};
 use self::session::{Ended, Session};
 use crate::pods::Handed;
 

@@ -219,10 +219,17 @@ impl Kernel {
     pub fn remove_connection(&self, flow: &FastPathConnection) -> Result<(), Error> {
         let fast_path_connections = &self.maps.fast_path_connections;
         let key = flow_key(flow);
-        let known = fast_path_connections.get(&key).map_err(failed(fast_path_connections, "read"))?;
+        let known = fast_path_connections
+            .get(&key)
+            .map_err(failed(fast_path_connections, "read"))?;
         if known.is_some_and(|state| state.socket == flow.socket) {
-            fast_path_connections.remove(&key).map_err(failed(fast_path_connections, "written"))?;
-            let left = fast_path_connections.entries().map_err(failed(fast_path_connections, "read"))?.len();
+            fast_path_connections
+                .remove(&key)
+                .map_err(failed(fast_path_connections, "written"))?;
+            let left = fast_path_connections
+                .entries()
+                .map_err(failed(fast_path_connections, "read"))?
+                .len();
             self.maps.set_count(COUNT_OPEN, left as u64)?;
         }
         Ok(())

@@ -75,7 +75,8 @@ impl Maps {
         self.epoch.store(config.epoch, Ordering::Relaxed);
         if config.process != 0 && lives.is_alive(config.process) {
             let previous_proxies = self.previous_proxies.entries();
-            let previous_proxies = previous_proxies.map_err(failed(&self.previous_proxies, "read"))?;
+            let previous_proxies =
+                previous_proxies.map_err(failed(&self.previous_proxies, "read"))?;
             let youngest = previous_proxies.iter().map(|(_, turn)| *turn).max();
             let turn = youngest.unwrap_or_default().saturating_add(1);
             self.previous_proxies
@@ -89,7 +90,10 @@ impl Maps {
     pub(super) fn is_youngest(&self, own: u32, lives: &ProcessLocks) -> Result<bool, Error> {
         let previous_proxies = self.previous_proxies.entries();
         let previous_proxies = previous_proxies.map_err(failed(&self.previous_proxies, "read"))?;
-        let Some((_, turn)) = previous_proxies.iter().find(|(previous_proxy, _)| *previous_proxy == own) else {
+        let Some((_, turn)) = previous_proxies
+            .iter()
+            .find(|(previous_proxy, _)| *previous_proxy == own)
+        else {
             return Ok(true);
         };
         let mut younger = previous_proxies.iter().filter(|(_, other)| other > turn);
@@ -103,10 +107,17 @@ impl Maps {
 
     /// Takes from those that are dead, and from `own`, what they have as former proxies. Says
     /// whether there are others.
-    pub(super) fn forget_ended_proxies(&self, own: u32, lives: &ProcessLocks) -> Result<bool, Error> {
+    pub(super) fn forget_ended_proxies(
+        &self,
+        own: u32,
+        lives: &ProcessLocks,
+    ) -> Result<bool, Error> {
         let previous_proxies = &self.previous_proxies;
         let mut left = false;
-        for previous_proxy in previous_proxies.keys().map_err(failed(previous_proxies, "read"))? {
+        for previous_proxy in previous_proxies
+            .keys()
+            .map_err(failed(previous_proxies, "read"))?
+        {
             if previous_proxy != own && lives.is_alive(previous_proxy) {
                 left = true;
             } else {

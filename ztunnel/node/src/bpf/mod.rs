@@ -9,13 +9,14 @@
 //! [`crate::pods`] enrols, [`crate::proxy`] asks for original destinations, `node` opens it.
 
 mod config;
+mod entries;
 mod error;
 mod events;
+mod foreign_programs;
 mod join;
 mod log;
 mod maps;
 mod object;
-mod foreign_programs;
 mod pins;
 mod process_locks;
 mod programs;
@@ -25,7 +26,6 @@ mod sys;
 #[cfg(test)]
 mod tests;
 mod trial;
-mod entries;
 
 use std::fs::File;
 use std::io;
@@ -40,12 +40,12 @@ use ztunnel_ebpf_types::{Address, Client, POD_DNS, POD_ENROLLED, POD_JOIN, Pod};
 pub use config::{Config, Exemptions, Ports};
 pub use error::Error;
 pub use events::{Event, Events, Happening};
+pub use foreign_programs::{captured_below, is_captured};
 pub use log::LogForwarder;
 use maps::{Maps, failed};
 use mesh::NetnsCookie;
 use object::{Object, Owner, Settled, Speech, kernel_knows_process};
 pub use object::{is_at_least, release};
-pub use foreign_programs::{captured_below, is_captured};
 use pins::Pins;
 use process_locks::ProcessLocks;
 pub(crate) use process_locks::{failed as pin_failed, try_lock};
@@ -307,7 +307,7 @@ impl Kernel {
         }
         let maps = &self.maps;
         let listener = pod.inbound.as_raw_fd().cast_unsigned();
-        self.claim(pod.inbound)
+        self.mark_listener(pod.inbound)
             .map_err(failed(&maps.sockets, "written"))?;
         for address in &addresses {
             maps.addresses

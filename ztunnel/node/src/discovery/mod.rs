@@ -262,7 +262,5 @@ fn is_of_a_service_only(key: &DemandKey, mesh: &Snapshot) -> bool {
     workload.is_none() && mesh.knows_address(network, *address)
 }
 
-/// What to ask for to learn who has an address of a network.
-
 #[cfg(test)]
 mod tests;

@@ -44,7 +44,9 @@ async fn only_an_answer_that_it_is_not_there_counts_as_absent() {
     let mut discovered = Discovered::default();
     let asked = |discovered: &'static str| key(discovered);
     for (at, answer) in [("10.0.0.1", true), ("192.0.2.1", true), ("10.0.0.9", false)] {
-        let told = discovered.ask(Some(&on_demand), &allowance, asked(at)).await;
+        let told = discovered
+            .ask(Some(&on_demand), &allowance, asked(at))
+            .await;
         assert_eq!(told.is_ok(), answer, "{at}");
     }
     assert_eq!(discovered.absent.as_slice(), [key("192.0.2.1")]);

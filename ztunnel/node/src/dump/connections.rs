@@ -37,7 +37,10 @@ pub(super) fn workload_state(
         of(&each.pod, each.inbound, ConnectionView::carried(each));
     }
     // What the proxy opened on the direct lane is among what it carries.
-    for flow in fast_path_connections.iter().filter(|flow| flow.opener != Opener::Proxy) {
+    for flow in fast_path_connections
+        .iter()
+        .filter(|flow| flow.opener != Opener::Proxy)
+    {
         let outside = flow.opener == Opener::Outside;
         let client = (!outside).then_some(flow.pod);
         let server = if outside {

@@ -4,10 +4,11 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{EnrollError, PodKey, DesiredPod};
+use super::{DesiredPod, EnrollError, PodKey};
 use crate::bpf::{self, Kernel, PodCapture};
 use crate::pods::{
-    self, Extra, Listeners, Netns, Opened, NetnsSource, Pod, addresses_here, delivery, is_redirected,
+    self, Extra, Listeners, Netns, NetnsSource, Opened, Pod, addresses_here, delivery,
+    is_redirected,
 };
 use crate::proxy::ProxyState;
 use mesh::NetnsCookie;
@@ -137,7 +138,9 @@ pub(super) fn captured_addresses(pod: &Pod, mesh: &Snapshot) -> Vec<IpAddr> {
 /// anywhere else.
 pub(super) fn is_another(netns: &Netns) -> bool {
     match netns.place() {
-        NetnsSource::Path(path) => Netns::open(path).is_ok_and(|now| now.cookie() != netns.cookie()),
+        NetnsSource::Path(path) => {
+            Netns::open(path).is_ok_and(|now| now.cookie() != netns.cookie())
+        }
         NetnsSource::Handed(_) => false,
     }
 }

@@ -49,7 +49,11 @@ impl FastPath {
     /// until the first change after [`Self::become_active`]. `on_demand` tells what is not in the mesh,
     /// where the mesh is known in part only.
     #[must_use]
-    pub fn new(kernel: Option<Arc<Kernel>>, view: View, on_demand: Option<Arc<OnDemandClient>>) -> Self {
+    pub fn new(
+        kernel: Option<Arc<Kernel>>,
+        view: View,
+        on_demand: Option<Arc<OnDemandClient>>,
+    ) -> Self {
         Self {
             view: ArcSwap::from_pointee(view),
             kernel,
@@ -230,7 +234,10 @@ fn told(written: Result<(), bpf::Error>) {
 }
 
 /// Ends connections of one pod; returns those that were gone before.
-fn end<'a>(pod: &pods::Pod, fast_path_connections: &'a [FastPathConnection]) -> Vec<&'a FastPathConnection> {
+fn end<'a>(
+    pod: &pods::Pod,
+    fast_path_connections: &'a [FastPathConnection],
+) -> Vec<&'a FastPathConnection> {
     let connections: Vec<Connection> = fast_path_connections.iter().map(watched_end).collect();
     let ended = pod.netns.visit(|| pods::destroy(&connections));
     let failed = |error: &dyn std::error::Error| {

@@ -169,7 +169,7 @@ impl FastPathEvents {
 
     /// Connections that an earlier process has counted as opened.
     fn adopt(&mut self) {
-        let Ok(flows) = self.kernel.flows() else {
+        let Ok(flows) = self.kernel.fast_path_connections() else {
             return;
         };
         for flow in flows {
@@ -254,7 +254,7 @@ impl FastPathEvents {
 
     /// Gives up the connections that are gone without a word.
     fn reconcile(&mut self) {
-        let Ok(flows) = self.kernel.flows() else {
+        let Ok(flows) = self.kernel.fast_path_connections() else {
             return;
         };
         let alive: HashSet<u64> = flows.iter().map(|flow| flow.socket).collect();

@@ -112,7 +112,8 @@ impl Handover {
         let now = SystemTime::now();
         // Both: the kernel takes one alone for a read or a write of the contents.
         let now = FileTimes::new().set_accessed(now).set_modified(now);
-        standby.lock
+        standby
+            .lock
             .set_times(now)
             .map_err(failed(&self.standby, "touched"))
     }
@@ -147,7 +148,8 @@ impl Handover {
     /// # Errors
     /// When the system refuses.
     pub(crate) fn watch(&self) -> Result<HandoverRequests, Error> {
-        let refused = |error: notify::Error| failed(&self.standby, "watched")(io::Error::other(error));
+        let refused =
+            |error: notify::Error| failed(&self.standby, "watched")(io::Error::other(error));
         let touched = Arc::new(Notify::new());
         // It may have been touched already.
         touched.notify_one();

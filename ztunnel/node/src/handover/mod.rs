@@ -20,7 +20,7 @@ use crate::bpf::{self, Kernel};
 use crate::fastpath::FastPathEvents;
 use crate::{Node, assembly, program_log, until};
 use admin::Pending;
-pub(crate) use locks::{HandoverRequests, ActiveLock, StandbyLock, StandbyPorts as StandbyPorts, Handover};
+pub(crate) use locks::{ActiveLock, Handover, HandoverRequests, StandbyLock, StandbyPorts};
 use settings::{NodeAgent, Settings};
 
 /// How often the process in charge is asked: it may not have been watching before.
@@ -116,7 +116,7 @@ impl HandoverState {
     }
 
     /// Waits until something changes. Safe to cancel.
-    pub(crate) async fn event(&mut self, handover: Option<&Handover>) -> HandoverEvent {
+    pub(crate) async fn next_event(&mut self, handover: Option<&Handover>) -> HandoverEvent {
         let Some(handover) = handover else {
             return std::future::pending().await;
         };
@@ -134,7 +134,9 @@ impl HandoverState {
                     () = until(look_after) => HandoverEvent::LookAfter,
                 }
             }
-            Self::Standby { asking: None, .. } => HandoverEvent::Take(wait_until_none_is_active(handover).await),
+            Self::Standby { asking: None, .. } => {
+                HandoverEvent::Take(wait_until_none_is_active(handover).await)
+            }
             Self::Retired | Self::Free => std::future::pending().await,
         }
     }
@@ -151,7 +153,9 @@ async fn asked(watch: Option<&mut HandoverRequests>, handover: &Handover) {
 }
 
 /// Waits until whoever was in charge has ended, whatever is known here. Safe to cancel.
-async fn wait_until_none_is_active(handover: &Handover) -> Result<(ActiveLock, StandbyLock), bpf::Error> {
+async fn wait_until_none_is_active(
+    handover: &Handover,
+) -> Result<(ActiveLock, StandbyLock), bpf::Error> {
     loop {
         tokio::time::sleep(ASK_AGAIN).await;
         if let Some(own) = handover.take()? {
@@ -211,7 +215,9 @@ impl Node {
                     *asking = Some(tokio::spawn(wait_for_active_lock));
                 }
             }
-            HandoverState::Active(own) if own.standby.is_some() && self.readiness.pending().is_empty() => {
+            HandoverState::Active(own)
+                if own.standby.is_some() && self.readiness.pending().is_empty() =>
+            {
                 own.standby = None;
                 tracing::info!("in charge of this node's pods, and serving them");
             }
@@ -232,8 +238,7 @@ impl Node {
             HandoverEvent::HandoverRequests => {
                 tracing::info!("another process takes over this node's pods");
                 if self.step_down().await
-                    && let (Some(kernel), Some(handover)) =
-                        (&self.shared.kernel, &self.handover)
+                    && let (Some(kernel), Some(handover)) = (&self.shared.kernel, &self.handover)
                 {
                     let served = served(kernel.clone(), handover.clone());
                     self.handover_state = HandoverState::HandingOver(tokio::spawn(served));
@@ -269,8 +274,7 @@ impl Node {
         charge: ActiveLock,
         standby: Option<StandbyLock>,
     ) -> Result<(), bpf::Error> {
-        let (Some(kernel), Some(handover)) = (self.shared.kernel.clone(), &self.handover)
-        else {
+        let (Some(kernel), Some(handover)) = (self.shared.kernel.clone(), &self.handover) else {
             return Ok(());
         };
         kernel.become_active(&bpf::Config {
@@ -312,7 +316,9 @@ impl Node {
         if let Some(agent) = &mut self.agent {
             agent.retire();
         }
-        let HandoverState::Active(own) = std::mem::replace(&mut self.handover_state, HandoverState::Retired) else {
+        let HandoverState::Active(own) =
+            std::mem::replace(&mut self.handover_state, HandoverState::Retired)
+        else {
             return false;
         };
         for task in own.tasks {
@@ -395,7 +401,10 @@ async fn served(
 }
 
 /// Waits for its turn, then asks until the process in charge hands over, or ends.
-async fn wait_for_active_lock(handover: Handover, ports: StandbyPorts) -> Result<(ActiveLock, StandbyLock), bpf::Error> {
+async fn wait_for_active_lock(
+    handover: Handover,
+    ports: StandbyPorts,
+) -> Result<(ActiveLock, StandbyLock), bpf::Error> {
     let began = Instant::now();
     let mut said = began;
     let mut complain = |what: &str| {

@@ -84,7 +84,7 @@ pub fn prepare() -> Result<(), Error> {
 fn route(family: AddressFamily, loopback: u32) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family;
-    message.header.kind = RouteType::WorkerState;
+    message.header.kind = RouteType::Local;
     message.header.scope = RouteScope::Host;
     message.header.protocol = RouteProtocol::Static;
     message.attributes = vec![RouteAttribute::Oif(loopback), RouteAttribute::Table(TABLE)];

@@ -128,7 +128,10 @@ fn destroy_by(method: DestroyMethod, connections: &[Connection]) -> Result<Destr
 }
 
 /// Falls back to packets where the kernel cannot.
-fn by_the_kernel(diag: &mut Diag, targets: &[ListedSocket]) -> Result<(DestroyMethod, Vec<Outcome>), Error> {
+fn by_the_kernel(
+    diag: &mut Diag,
+    targets: &[ListedSocket],
+) -> Result<(DestroyMethod, Vec<Outcome>), Error> {
     let mut outcomes = Vec::with_capacity(targets.len());
     for answer in diag.destroy(targets)? {
         outcomes.push(match answer {

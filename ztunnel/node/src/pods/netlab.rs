@@ -44,7 +44,7 @@ pub(crate) fn give(device: u32, address: IpAddr) {
     };
     message.header.flags = AddressHeaderFlags::Nodad;
     message.attributes = vec![
-        AddressAttribute::WorkerState(address),
+        AddressAttribute::Local(address),
         AddressAttribute::Address(address),
     ];
     request(RouteNetlinkMessage::NewAddress(message));

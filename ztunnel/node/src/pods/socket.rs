@@ -15,15 +15,10 @@ use super::delivery::DELIVERY_MARK;
 use super::{Error, Netns};
 
 /// Where redirected outbound TCP arrives, on loopback (wire facts, "Ports").
-/// Where redirected inbound plaintext arrives.
-/// Where HBONE arrives.
 /// Where redirected DNS arrives, on loopback.
 const DNS: u16 = 15053;
 /// Where applications say by SOCKS where they want to go, on loopback.
 const SOCKS5: u16 = 15080;
-
-/// The ports that are the proxy's own in every pod; no tunnel may lead to them. A pod in which
-/// somebody else has one of them cannot be served.
 
 /// Connections that may wait for `accept`, per listener and worker.
 const BACKLOG: i32 = 4096;

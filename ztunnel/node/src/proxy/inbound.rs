@@ -4,8 +4,8 @@
 //! destination's: whatever the client's node thought of it, here every policy is asked.
 
 mod caller;
-mod error;
 mod claimed_client;
+mod error;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -37,7 +37,7 @@ use telemetry::Reporter;
 use tunnel::hbone::{self, RevokedMark};
 use tunnel::tls;
 
-use caller::{TunnelPeer, InboundCaller};
+use caller::{InboundCaller, TunnelPeer};
 use error::{InboundError, PeerError};
 use mesh::inbound::{self, LocalEndpoint, TunnelTarget, delivered, target};
 
@@ -124,7 +124,12 @@ pub(super) async fn serve_tunnels(context: Rc<PodContext>, stream: TcpStream, pe
     };
     let revocations = context.worker.proxy.certificates.revocations();
     let revoked = revocations.revoked(stream.peer_chain());
-    let serving = hbone::serve(stream, &context.worker.hbone, context.drain.clone(), serve_one);
+    let serving = hbone::serve(
+        stream,
+        &context.worker.hbone,
+        context.drain.clone(),
+        serve_one,
+    );
     let served = tokio::select! {
         served = serving => served,
         // Marked while the connection still stands: its tunnels see no more than that it is gone.
@@ -197,13 +202,19 @@ async fn own_identity(context: &PodContext) -> Result<Identity, PeerError> {
         let key = inbound::own(&context.pod.uid, &view.mesh, &discovered.absent);
         let key = key.ok_or(PeerError::UnknownWorkload)?;
         let on_demand = shared.on_demand.as_deref();
-        discovered.ask(on_demand, &context.inbound_limit, key).await?;
+        discovered
+            .ask(on_demand, &context.inbound_limit, key)
+            .await?;
     }
 }
 
 /// Carries one tunnel from its CONNECT to its end. The set-up is boxed and gets what it needs
 /// before the future begins, so that none of it stays in memory while the tunnel lives.
-fn carry_tunnel(context: Rc<PodContext>, request: hbone::Request, peer: Peer) -> impl Future<Output = ()> {
+fn carry_tunnel(
+    context: Rc<PodContext>,
+    request: hbone::Request,
+    peer: Peer,
+) -> impl Future<Output = ()> {
     let revoked = peer.revoked.clone();
     let opening = Box::pin(open_tunnel(context, request, peer));
     async move {
@@ -253,7 +264,10 @@ async fn open_tunnel(
 }
 
 /// Judges an arriving connection and connects it to the application.
-async fn arrive(context: &PodContext, caller: InboundCaller) -> Result<(TcpStream, ConnectionGuard, ConnectionReport), StatusCode> {
+async fn arrive(
+    context: &PodContext,
+    caller: InboundCaller,
+) -> Result<(TcpStream, ConnectionGuard, ConnectionReport), StatusCode> {
     // One view for the whole judgement: a change in between must not mix two meshes.
     let (view, told) = learn(context, &caller).await;
     let workload = context.pod.workload(&view.mesh).cloned();
@@ -322,7 +336,10 @@ fn describe(
 
 /// Asks the control plane for what the judgement needs and the mesh does not know; returns the view
 /// that is in force then.
-async fn learn(context: &PodContext, caller: &InboundCaller) -> (Arc<View>, Result<(), DiscoveryFailed>) {
+async fn learn(
+    context: &PodContext,
+    caller: &InboundCaller,
+) -> (Arc<View>, Result<(), DiscoveryFailed>) {
     let shared = &context.worker.proxy;
     let mut discovered = Discovered::default();
     let mut named = false;
@@ -332,7 +349,10 @@ async fn learn(context: &PodContext, caller: &InboundCaller) -> (Arc<View>, Resu
             return (view, Ok(()));
         };
         if let Some(key) = lacks(context, caller, &view, &discovered) {
-            if let Err(error) = discovered.ask(Some(on_demand), &context.inbound_limit, key).await {
+            if let Err(error) = discovered
+                .ask(Some(on_demand), &context.inbound_limit, key)
+                .await
+            {
                 return (view, Err(error));
             }
             continue;
@@ -348,7 +368,12 @@ async fn learn(context: &PodContext, caller: &InboundCaller) -> (Arc<View>, Resu
     }
 }
 
-fn lacks(context: &PodContext, caller: &InboundCaller, view: &View, discovered: &Discovered) -> Option<DemandKey> {
+fn lacks(
+    context: &PodContext,
+    caller: &InboundCaller,
+    view: &View,
+    discovered: &Discovered,
+) -> Option<DemandKey> {
     let Some(workload) = context.pod.workload(&view.mesh) else {
         return inbound::own(&context.pod.uid, &view.mesh, &discovered.absent);
     };
@@ -459,7 +484,7 @@ async fn connect(
         .filter(|tunnel| tunnel.proxy_protocol)
         .zip(caller.identity());
     if let Some((_, identity)) = told {
-        let header = proxy_protocol::header(caller.peer, target.asked, Some(identity));
+        let header = proxy_protocol::header(caller.peer, target.dialled, Some(identity));
         app.write_all(&header).await.map_err(failed)?;
     }
     Ok(app)
@@ -473,6 +498,10 @@ fn remember(context: &PodContext, view: &Arc<View>, client: SocketAddr, destinat
         from: client.ip(),
     };
     if fastpath::inbound_holds(&arrival, view) {
-        context.worker.proxy.fast_path.insert_inbound_entry(&arrival, view);
+        context
+            .worker
+            .proxy
+            .fast_path
+            .insert_inbound_entry(&arrival, view);
     }
 }

@@ -22,26 +22,26 @@
 //! thread. The room sees snapshots and a certificate source, never where they come from.
 
 mod accept;
+mod authorized;
+mod connection_table;
 mod connections;
 mod inbound;
-mod connection_table;
-mod authorized;
 mod names;
 mod open_tunnel;
 mod outbound;
 mod passthrough;
 mod policy;
 mod proxy_protocol;
+mod recheck;
 pub(crate) mod relay;
 pub(crate) mod report;
 mod resolve;
 pub mod socks5;
-mod recheck;
 mod worker;
 
 pub use connection_table::{Carried, ConnectionTable};
-pub use resolve::{Resolve, ResolveError, Resolving, SystemResolver};
 pub use recheck::RecheckQueue;
+pub use resolve::{Resolve, ResolveError, Resolving, SystemResolver};
 pub use worker::{WorkerError, Workers};
 
 use std::fmt;

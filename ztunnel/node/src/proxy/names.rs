@@ -21,8 +21,8 @@ pub(super) struct Names(Rc<PodContext>);
 /// The pod's DNS server on this worker, where DNS is captured.
 pub(super) fn server(context: &Rc<PodContext>) -> Option<Rc<Server<Names>>> {
     let local = &context.worker;
-    let config = local.shared.config.dns.clone()?;
-    let telemetry = local.shared.telemetry.clone();
+    let config = local.proxy.config.dns.clone()?;
+    let telemetry = local.proxy.telemetry.clone();
     let names = Names(context.clone());
     Some(Server::new(names, config, telemetry, local.names.clone()))
 }
@@ -113,6 +113,6 @@ impl ServerContext for Names {
     }
 
     fn random(&self) -> u64 {
-        self.0.local.random()
+        self.0.worker.random()
     }
 }

@@ -158,7 +158,11 @@ async fn open_inside(
 
 /// A trace of its own for every connection: what an application traces is inside its bytes.
 fn new_trace(context: &PodContext) -> TraceParent {
-    let (high, low, span) = (context.worker.random(), context.worker.random(), context.worker.random());
+    let (high, low, span) = (
+        context.worker.random(),
+        context.worker.random(),
+        context.worker.random(),
+    );
     // Zero is no id (W3C Trace Context, section 3.2.2).
     let trace_id = (u128::from(high) << 64 | u128::from(low)).max(1);
     TraceParent {
@@ -185,7 +189,10 @@ pub(super) fn baggage(workload: &Workload) -> Option<HeaderValue> {
 
 /// Makes the connection that carries tunnels. Others may come to share it, so it does not end
 /// with the connection that asked for it first.
-async fn dial(context: Rc<PodContext>, key: PoolKey) -> Result<Dialled<tls::Stream<TcpStream>>, DialError> {
+async fn dial(
+    context: Rc<PodContext>,
+    key: PoolKey,
+) -> Result<Dialled<tls::Stream<TcpStream>>, DialError> {
     let shared = &context.worker.proxy;
     let credentials = shared.certificates.get(&key.source).await?;
     let source = Source::Pod {

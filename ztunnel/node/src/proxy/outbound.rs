@@ -2,8 +2,8 @@
 //! relay → report. What needs no tunnel is carried here only once: the verdict goes into the
 //! kernel, and later connections of its kind never come by.
 
-mod socks_destination;
 mod error;
+mod socks_destination;
 
 use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
@@ -38,8 +38,8 @@ use mesh::{DemandKey, Workload};
 use telemetry::Reporter;
 use tunnel::hbone::Revoking;
 
-use socks_destination::socks_destination;
 use error::OutboundError;
+use socks_destination::socks_destination;
 
 /// How many names are resolved for one connection: a waypoint's or a backend's, and a gateway's.
 const MOST_NAMES: usize = 3;
@@ -59,7 +59,11 @@ struct ConnectionReports {
 }
 
 impl ConnectionReports {
-    fn open(context: &PodContext, info: ConnectionInfo, destination: Option<ConnectionInfo>) -> Self {
+    fn open(
+        context: &PodContext,
+        info: ConnectionInfo,
+        destination: Option<ConnectionInfo>,
+    ) -> Self {
         let local = &context.worker;
         Self {
             source: ConnectionReport::open(local, info),
@@ -132,7 +136,11 @@ async fn depart_asked(
     }
 }
 
-async fn relay(context: &PodContext, app: TcpStream, (onward, records): (Onward, ConnectionReports)) {
+async fn relay(
+    context: &PodContext,
+    app: TcpStream,
+    (onward, records): (Onward, ConnectionReports),
+) {
     let series = records.source.series();
     let ended = match onward {
         Onward::Tunnel(opened) => {
@@ -204,8 +212,9 @@ async fn depart(
         Ok(onward) => {
             // Only now: what the proxy cannot reach, the kernel shall not try for ever.
             if let Some(verdict) = verdict {
-                context.worker
-                    .shared
+                context
+                    .worker
+                    .proxy
                     .fast_path
                     .insert_entry(&call, &verdict, &view);
             }
@@ -262,7 +271,9 @@ async fn find(
             Err(OutboundError::Route(RouteError::NotDiscovered { key })) => {
                 let on_demand = shared.on_demand.as_deref();
                 if !discovered.knows(on_demand, &key, &view.mesh) {
-                    discovered.ask(on_demand, &context.outbound_limit, key).await?;
+                    discovered
+                        .ask(on_demand, &context.outbound_limit, key)
+                        .await?;
                 }
                 continue;
             }
@@ -289,7 +300,11 @@ async fn find(
 
 /// What the application called, as the kernel programs have written it down, or the rule that
 /// redirected the connection.
-fn origin(context: &PodContext, app: &TcpStream, client: SocketAddr) -> Result<Option<Origin>, OutboundError> {
+fn origin(
+    context: &PodContext,
+    app: &TcpStream,
+    client: SocketAddr,
+) -> Result<Option<Origin>, OutboundError> {
     let pod = NetnsCookie(context.pod.netns.cookie());
     if let Some(kernel) = &context.worker.proxy.kernel {
         return Ok(kernel.original_destination(pod, client)?);

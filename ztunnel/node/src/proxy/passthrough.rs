@@ -30,7 +30,9 @@ pub(super) async fn connect(
         None => Ok(()),
     };
     let dial = &shared.config.dial;
-    let connected = dial.connect_after(&context.pod.netns, to, source, mark_fast_path_socket).await;
+    let connected = dial
+        .connect_after(&context.pod.netns, to, source, mark_fast_path_socket)
+        .await;
     if let (Err(_), Some(server)) = (&connected, server) {
         shared.recheck.name(server);
     }

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::connection_table::Place;
 use super::authorized::Revoked;
+use super::connection_table::Entry;
 use super::relay::{Broken, Ended};
 use super::worker::WorkerState;
 use mesh::Authority;
@@ -83,13 +83,13 @@ pub(crate) struct ConnectionReport {
     series: Arc<Series>,
     ended: bool,
     /// It is shown as open as long as the record is.
-    _place: Place,
+    _place: Entry,
 }
 
 impl ConnectionReport {
     /// Opens the record: the connection counts as opened from here on.
     pub(super) fn open(local: &WorkerState, info: ConnectionInfo) -> Self {
-        let series = series(&local.shared.telemetry, &info);
+        let series = series(&local.proxy.telemetry, &info);
         series.opened.inc();
         let info = Arc::new(info);
         Self {

@@ -15,9 +15,9 @@ use http::HeaderValue;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::connections::Connections;
-use super::connection_table::Shard;
 use super::authorized::AuthorizedConnections;
+use super::connection_table::Shard;
+use super::connections::Connections;
 use super::open_tunnel::{self, DialError};
 use super::relay::CopyMode;
 use super::{ProxyState, accept};

@@ -17,8 +17,8 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::config::{Config, UNSETTLED_STREAMS};
-use super::keepalive::{Alarm, Watchdog, Watched};
 use super::deferred_flush::DeferredFlush;
+use super::keepalive::{Alarm, Watchdog, Watched};
 
 /// Resolves when the certificate that the peer of a connection has proved itself with is revoked.
 pub type Revoking = Pin<Box<dyn Future<Output = ()>>>;

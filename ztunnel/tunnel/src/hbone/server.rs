@@ -21,9 +21,9 @@ use tokio::time::Instant;
 
 use super::baggage::Baggage;
 use super::config::Config;
+use super::deferred_flush::DeferredFlush;
 use super::error::{ServeError, TunnelError};
 use super::keepalive::{Alarm, Watchdog, Watched};
-use super::deferred_flush::DeferredFlush;
 use super::request;
 use super::trace::TraceParent;
 use super::tunnel::Tunnel;

@@ -39,9 +39,9 @@ mod error;
 mod event;
 mod intake;
 mod known;
+mod placeholder;
 mod push;
 mod resource;
-mod placeholder;
 mod stream;
 mod waiting;
 

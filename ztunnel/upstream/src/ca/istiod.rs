@@ -13,10 +13,10 @@
 //! [`tls::Store`]: tunnel::tls::Store
 
 mod answer;
+mod channel;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-mod channel;
 mod order;
 mod roots;
 mod status;
@@ -30,8 +30,8 @@ use std::time::Duration;
 use tonic::Code;
 use tonic::metadata::MetadataMap;
 
-pub use self::error::IstiodError;
 use self::channel::CaChannel;
+pub use self::error::IstiodError;
 use self::order::Order;
 use self::roots::RootFile;
 use api::istio::v1::auth::IstioCertificateRequest;

@@ -45,7 +45,7 @@ fn endpoint(uid: &str, authority: &str) -> String {
             let service = service.map(|key| format!(" of {key}")).unwrap_or_default();
             format!(
                 "{} at {to} told {}{service}",
-                found.destination, found.endpoint
+                found.destination, found.dialled
             )
         }
     }

@@ -95,8 +95,14 @@ impl Pods {
 
     /// The one open connection.
     fn flow(&self) -> FlowState {
-        let fast_path_connections = self.world.kernel.maps.fast_path_connections.entries().unwrap();
-        assert_eq!(fast_path_connections.len(), 1, "{flows:?}");
+        let fast_path_connections = self
+            .world
+            .kernel
+            .maps
+            .fast_path_connections
+            .entries()
+            .unwrap();
+        assert_eq!(fast_path_connections.len(), 1, "{fast_path_connections:?}");
         fast_path_connections[0].1
     }
 }
@@ -197,7 +203,13 @@ fn exchange(pods: &Pods, to: SocketAddr) -> [u32; 2] {
 /// Waits until the connection is not open any more.
 fn gone(pods: &Pods) {
     for _ in 0..200 {
-        if pods.world.kernel.fast_path_connections().unwrap().is_empty() {
+        if pods
+            .world
+            .kernel
+            .fast_path_connections()
+            .unwrap()
+            .is_empty()
+        {
             return;
         }
         std::thread::sleep(Duration::from_millis(5));

@@ -225,7 +225,10 @@ impl Diag {
     }
 
     /// Destroys sockets; the kernel's word on each.
-    pub(super) fn destroy(&mut self, targets: &[ListedSocket]) -> Result<Vec<io::Result<()>>, Error> {
+    pub(super) fn destroy(
+        &mut self,
+        targets: &[ListedSocket],
+    ) -> Result<Vec<io::Result<()>>, Error> {
         let mut results = Vec::with_capacity(targets.len());
         for targets in targets.chunks(BATCH) {
             let requests = targets.iter().map(|target| Request {

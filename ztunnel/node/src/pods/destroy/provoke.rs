@@ -32,7 +32,7 @@ use foldhash::HashMap;
 use super::diag::Diag;
 use super::segment::{Flags, Heard, Segment, Voice};
 use super::sniffer::{MOST, Sniffer};
-use super::{Connection, Error, Failure, Outcome, PATIENCE, ListedSocket};
+use super::{Connection, Error, Failure, ListedSocket, Outcome, PATIENCE};
 
 /// How long the answers to one round of probes are waited for. Over loopback they are there at
 /// once, unless the application is just using the socket.
@@ -124,7 +124,11 @@ impl Attempt {
             }
         }
         self.notify_peers(until).map_err(failed)?;
-        Ok(self.targets.into_iter().map(TargetSocket::outcome).collect())
+        Ok(self
+            .targets
+            .into_iter()
+            .map(TargetSocket::outcome)
+            .collect())
     }
 
     /// Asks every socket that is alive for its numbers.

@@ -15,7 +15,7 @@ use self::world::{Ends, Side, World, at, error_of, is_broken, reader, seen};
 use super::diag::Diag;
 use super::segment::{Flags, Segment};
 use super::sniffer::Sniffer;
-use super::{Connection, Failure, Outcome, ListedSocket, DestroyMethod};
+use super::{Connection, DestroyMethod, Failure, ListedSocket, Outcome};
 
 /// Each way, from each side.
 const TABLE: [(DestroyMethod, Side); 4] = [
@@ -43,7 +43,7 @@ fn both_ends_are_told_and_the_neighbour_lives_on() {
             let listener = world.listen(listen);
             let ends = world.connect(&listener, dial);
             let neighbour = world.connect(&listener, dial);
-            let case = format!("{way:?} {side:?} {listen} {dial}");
+            let case = format!("{method:?} {side:?} {listen} {dial}");
             let readers = [reader(&ends.client), reader(&ends.server)];
             let connection = ends.seen_by(side);
             let outcome = world.destroy_one(method, side, connection);
@@ -81,7 +81,7 @@ fn addresses_may_be_given_v4_mapped_or_not() {
             let outcome = world.destroy_one(method, Side::Client, connection);
             assert!(
                 matches!(outcome, Outcome::Destroyed),
-                "{way:?} {dial}: {outcome:?}"
+                "{method:?} {dial}: {outcome:?}"
             );
         }
     }
@@ -104,10 +104,10 @@ fn a_connection_that_waits_for_an_answer() {
             let outcome = world.destroy_one(method, Side::Client, connection);
             assert!(
                 matches!(outcome, Outcome::Destroyed),
-                "{way:?} {nobody}: {outcome:?}"
+                "{method:?} {nobody}: {outcome:?}"
             );
             let error = socket.take_error().unwrap().unwrap();
-            assert!(is_broken(&error), "{way:?} {nobody}: {error}");
+            assert!(is_broken(&error), "{method:?} {nobody}: {error}");
         }
     }
 }
@@ -151,10 +151,10 @@ fn a_connection_that_a_listener_has_begun_to_answer() {
             let outcome = world.destroy_one(method, Side::Server, connection);
             assert!(
                 matches!(outcome, Outcome::Destroyed),
-                "{way:?} {server}: {outcome:?}"
+                "{method:?} {server}: {outcome:?}"
             );
             let dial = || world.connect(&listener, server).is_alive();
-            assert!(dial(), "{way:?} {server}");
+            assert!(dial(), "{method:?} {server}");
         }
     }
 }
@@ -168,7 +168,7 @@ fn half_closed_connections() {
             for closes in [Side::Client, Side::Server] {
                 let listener = world.listen(listen);
                 let ends = world.connect(&listener, dial);
-                let case = format!("{way:?} {side:?} {dial} closed by {closes:?}");
+                let case = format!("{method:?} {side:?} {dial} closed by {closes:?}");
                 let closer = match closes {
                     Side::Client => &ends.client,
                     Side::Server => &ends.server,
@@ -204,7 +204,7 @@ fn one_end_has_closed_and_the_other_one_goes_on() {
         let outcome = world.destroy_one(method, side, connection);
         assert!(
             matches!(outcome, Outcome::Destroyed),
-            "{way:?} {side:?}: {outcome:?}"
+            "{method:?} {side:?}: {outcome:?}"
         );
         let other = match side {
             Side::Client => Side::Server,
@@ -219,7 +219,7 @@ fn one_end_has_closed_and_the_other_one_goes_on() {
         let outcome = world.destroy_one(method, other, reversed);
         assert!(!matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
         let error = error_of(&open).unwrap();
-        assert!(is_broken(&error), "{way:?} {side:?}: {error}");
+        assert!(is_broken(&error), "{method:?} {side:?}: {error}");
     }
 }
 
@@ -236,7 +236,7 @@ fn a_thousand_at_once() {
             let started = Instant::now();
             world.destroy_all(method, side, &connections);
             let took = started.elapsed();
-            println!("1000 connections, {way:?} from {side:?}, {listen} {dial}: {took:?}");
+            println!("1000 connections, {method:?} from {side:?}, {listen} {dial}: {took:?}");
             // A busy machine has its time; where there is nothing else to do packets take 0.2 s.
             assert!(took < Duration::from_secs(5), "{took:?}");
             for end in all.iter().flat_map(|ends| [&ends.client, &ends.server]) {
@@ -265,7 +265,7 @@ fn connections_full_of_traffic() {
                 for ((from, to), _) in pairs.into_iter().zip([up, down]).filter(|(_, on)| *on) {
                     threads.push(pour(from, carried.clone(), enough.clone()));
                     let reader = reader(to);
-                    let case = format!("{way:?} {side:?} up {up} down {down}");
+                    let case = format!("{method:?} {side:?} up {up} down {down}");
                     threads.push(std::thread::spawn(move || {
                         let read = reader.join().unwrap();
                         // A socket tells its error once, perhaps to the thread that writes.
@@ -283,7 +283,7 @@ fn connections_full_of_traffic() {
             let started = Instant::now();
             world.destroy_all(method, side, &connections);
             let took = started.elapsed();
-            println!("{way:?} {side:?} up {up} down {down}: {took:?} after {before} bytes");
+            println!("{method:?} {side:?} up {up} down {down}: {took:?} after {before} bytes");
             enough.store(true, Ordering::Relaxed);
             for thread in threads {
                 thread.join().unwrap();
@@ -323,11 +323,11 @@ fn a_reader_that_does_not_read_and_bytes_that_were_not_read() {
         let outcome = world.destroy_one(method, side, ends.seen_by(side));
         assert!(
             matches!(outcome, Outcome::Destroyed),
-            "{way:?} {side:?}: {outcome:?}"
+            "{method:?} {side:?}: {outcome:?}"
         );
         for end in [&ends.client, &ends.server] {
             let error = error_of(end).unwrap();
-            assert!(is_broken(&error), "{way:?} {side:?}: {error}");
+            assert!(is_broken(&error), "{method:?} {side:?}: {error}");
         }
     }
 }
@@ -344,7 +344,7 @@ fn the_listener_of_a_connection_that_is_gone_is_left_alone() {
             cookie: None,
         };
         let outcome = world.destroy_one(method, Side::Server, connection);
-        assert!(matches!(outcome, Outcome::Gone), "{way:?}: {outcome:?}");
+        assert!(matches!(outcome, Outcome::Gone), "{method:?}: {outcome:?}");
         assert!(world.connect(&listener, "10.11.0.2:80").is_alive());
     }
 }
@@ -362,12 +362,12 @@ fn a_later_connection_between_the_same_addresses_is_left_alone() {
             ..ends.seen_by(Side::Client)
         };
         let outcome = world.destroy_one(method, Side::Client, with(cookie + 1));
-        assert!(matches!(outcome, Outcome::Gone), "{way:?}: {outcome:?}");
+        assert!(matches!(outcome, Outcome::Gone), "{method:?}: {outcome:?}");
         assert!(ends.is_alive());
         let outcome = world.destroy_one(method, Side::Client, with(cookie));
         assert!(
             matches!(outcome, Outcome::Destroyed),
-            "{way:?}: {outcome:?}"
+            "{method:?}: {outcome:?}"
         );
     }
 }
@@ -425,16 +425,16 @@ fn both_ends_in_one_pod() {
             for outcome in &destroyed.outcomes {
                 assert!(
                     !matches!(outcome, Outcome::Failed(_)),
-                    "{way:?} {outcome:?}"
+                    "{method:?} {outcome:?}"
                 );
             }
             assert!(
                 is_broken(&error_of(&ends.client).unwrap()),
-                "{way:?} {address}"
+                "{method:?} {address}"
             );
             assert!(
                 is_broken(&error_of(&ends.server).unwrap()),
-                "{way:?} {address}"
+                "{method:?} {address}"
             );
         }
     }

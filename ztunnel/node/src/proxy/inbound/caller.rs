@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::told;
+use super::claimed_client;
 use mesh::Authority;
 use mesh::View;
 use mesh::inbound::backed;

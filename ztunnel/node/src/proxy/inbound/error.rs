@@ -69,9 +69,10 @@ impl Failure for InboundError {
             Self::Denied(_) => ResponseFlag::Deny,
             Self::Revoked(revoked) => revoked.flag(),
             Self::UnknownWorkload { .. } => ResponseFlag::IdentityError,
-            Self::DiscoveryFailed(_) | Self::TunnelTarget(_) | Self::Application { .. } | Self::Gone(_) => {
-                ResponseFlag::Connect
-            }
+            Self::DiscoveryFailed(_)
+            | Self::TunnelTarget(_)
+            | Self::Application { .. }
+            | Self::Gone(_) => ResponseFlag::Connect,
         }
     }
 }

@@ -18,7 +18,10 @@ use mesh::{Snapshot, Workload};
 ///
 /// # Errors
 /// When it is none that may be asked for, or a name without an address.
-pub(super) async fn socks_destination(context: &PodContext, asked: Destination) -> Result<SocketAddr, OutboundError> {
+pub(super) async fn socks_destination(
+    context: &PodContext,
+    asked: Destination,
+) -> Result<SocketAddr, OutboundError> {
     let to = match asked {
         Destination::Address(to) => to,
         Destination::Name(name, port) => SocketAddr::new(meant_by(context, &name).await?, port),
@@ -93,7 +96,7 @@ fn in_mesh(
     let mut said = Said::NotMine;
     for &family in families {
         match answer(mesh, domain, client, &Question { name, family }, random) {
-            Answer::ConnectionReports { addresses, .. } => match addresses.first() {
+            Answer::Records { addresses, .. } => match addresses.first() {
                 Some(address) => return Said::Address(*address),
                 None => said = Said::NoAddress,
             },

@@ -13,7 +13,7 @@ use tokio::io::Interest;
 use super::blocks::LARGEST_READ;
 use super::pipes::Lease;
 use super::tcp::{TcpSink, TcpSource};
-use super::{Broken, Transfer, Flow, FlowState, Direction};
+use super::{Broken, Direction, Flow, FlowState, Transfer};
 use telemetry::Series;
 
 /// Whether bytes may be spliced.
@@ -88,7 +88,10 @@ impl<'a> Adaptive<'a> {
     fn poll_copy(&mut self, cx: &mut Context<'_>, series: &Series) -> Poll<Result<(), Broken>> {
         let reading = self.flow.state == FlowState::Reading;
         ready!(self.flow.poll_step(cx, series))?;
-        if reading && self.copy_mode == CopyState::Copying && self.flow.chunk.len() >= self.thresholds.large {
+        if reading
+            && self.copy_mode == CopyState::Copying
+            && self.flow.chunk.len() >= self.thresholds.large
+        {
             self.copy_mode = CopyState::Splicing { small: 0 };
         }
         Poll::Ready(Ok(()))

@@ -13,7 +13,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::blocks::{LARGEST_READ, SMALLEST_READ, with_room};
 use super::splice::{Adaptive, CopyMode, Thresholds};
-use super::{Broken, Ended, Flow, Revoked, Sink, Source, Direction, run};
+use super::{Broken, Direction, Ended, Flow, Revoked, Sink, Source, run};
 use crate::pods::abort_on_drop;
 use telemetry::Series;
 use tunnel::hbone::Tunnel;

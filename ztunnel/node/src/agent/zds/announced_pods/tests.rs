@@ -9,7 +9,10 @@ fn uid(name: &str) -> PodUid {
 }
 
 fn there(announced_pods: &AnnouncedPods<u8>) -> Vec<(&str, u8)> {
-    announced_pods.pods().map(|(uid, pod)| (&*uid.0, *pod)).collect()
+    announced_pods
+        .pods()
+        .map(|(uid, pod)| (&*uid.0, *pod))
+        .collect()
 }
 
 #[test]

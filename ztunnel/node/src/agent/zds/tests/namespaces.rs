@@ -4,10 +4,10 @@ use std::fs::File;
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::super::{Added, Full, AnnouncedPods};
+use super::super::{Added, AnnouncedPods, Full};
 use super::agent::{Connection, add, del, keep, snapshot_sent};
 use super::*;
-use crate::pods::{Handed, Netns, Place};
+use crate::pods::{Handed, Netns, NetnsSource};
 
 /// A network namespace that nobody lives in.
 fn netns() -> File {
@@ -64,7 +64,10 @@ impl Book {
     }
 
     fn there(&self) -> Vec<String> {
-        self.announced_pods.pods().map(|(uid, _)| uid.to_string()).collect()
+        self.announced_pods
+            .pods()
+            .map(|(uid, _)| uid.to_string())
+            .collect()
     }
 }
 
@@ -72,7 +75,10 @@ impl Book {
 fn three_pods(agent: &Agent, node: Node, namespaces: &[File; 3]) -> (Connection, Book) {
     let connection = agent.greeted();
     let announced_pods = AnnouncedPods::default();
-    let mut book = Book { node, announced_pods };
+    let mut book = Book {
+        node,
+        announced_pods,
+    };
     book.node.obeys("connected");
     for (uid, netns) in ["a", "b", "c"].into_iter().zip(namespaces) {
         assert_eq!(book.adds(&connection, uid, netns), "new");
@@ -104,7 +110,7 @@ fn a_namespace_comes_through_whole() {
     assert_eq!(uid, super::uid("pod-1"));
     // Nobody has said which account, which Kubernetes reads as this one.
     assert_eq!(&*info.service_account, "default");
-    let place = Place::Handed(netns);
+    let place = NetnsSource::Handed(netns);
     assert_eq!(place.to_string(), "of pod pod-1");
     let opened = Netns::of(&place).unwrap();
     assert_eq!(opened.cookie(), expected.cookie());

@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use crate::pods::netlab::{give, index, up, veth, way_out};
 
 use super::super::super::Netns;
-use super::super::{Connection, Destroyed, Outcome, DestroyMethod, destroy_by};
+use super::super::{Connection, DestroyMethod, Destroyed, Outcome, destroy_by};
 
 /// An address and port.
 pub(super) fn at(address: &str) -> SocketAddr {
@@ -85,7 +85,12 @@ impl World {
     }
 
     /// Destroys connections from one side.
-    pub(super) fn destroy(&self, method: DestroyMethod, side: Side, connections: &[Connection]) -> Destroyed {
+    pub(super) fn destroy(
+        &self,
+        method: DestroyMethod,
+        side: Side,
+        connections: &[Connection],
+    ) -> Destroyed {
         let netns = match side {
             Side::Client => &self.client,
             Side::Server => &self.server,
@@ -100,7 +105,12 @@ impl World {
     /// Destroys connections from one side, all of which are there. With packets that may take
     /// longer than one call does on a busy machine: what goes on is ended by a later one. The node
     /// sweeps twice after a change, and again after the next one.
-    pub(super) fn destroy_all(&self, method: DestroyMethod, side: Side, connections: &[Connection]) {
+    pub(super) fn destroy_all(
+        &self,
+        method: DestroyMethod,
+        side: Side,
+        connections: &[Connection],
+    ) {
         let tries = match method {
             DestroyMethod::Kernel => 1,
             DestroyMethod::Packets => 3,
@@ -115,7 +125,7 @@ impl World {
                     Outcome::Destroyed => {}
                     // A reset that was late.
                     Outcome::Gone if number > 0 => {}
-                    Outcome::Gone => panic!("{way:?} {side:?}: {connection:?} was not there"),
+                    Outcome::Gone => panic!("{method:?} {side:?}: {connection:?} was not there"),
                     Outcome::Failed(failure) => {
                         left.push(connection);
                         failures.push(failure);
@@ -126,11 +136,16 @@ impl World {
                 return;
             }
         }
-        panic!("{way:?} {side:?}: {failures:?}");
+        panic!("{method:?} {side:?}: {failures:?}");
     }
 
     /// Destroys one connection from one side.
-    pub(super) fn destroy_one(&self, method: DestroyMethod, side: Side, connection: Connection) -> Outcome {
+    pub(super) fn destroy_one(
+        &self,
+        method: DestroyMethod,
+        side: Side,
+        connection: Connection,
+    ) -> Outcome {
         let mut outcomes = self.destroy(method, side, &[connection]).outcomes;
         outcomes.pop().unwrap()
     }

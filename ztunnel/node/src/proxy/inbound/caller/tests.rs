@@ -88,7 +88,7 @@ fn the_service_is_what_was_said_or_what_leads_to_the_port() {
         let destination = destination.parse().unwrap();
         let target = TunnelTarget {
             destination,
-            asked: destination,
+            dialled: destination,
             service: None,
         };
         let found = caller.service(Some(&target), Some(workload), &view);
