@@ -12,8 +12,6 @@ mod check;
 mod environment;
 mod error;
 mod file;
-#[cfg(fuzzing)]
-pub mod fuzzing;
 mod lanes;
 mod layers;
 pub mod reference;
@@ -22,7 +20,7 @@ mod units;
 mod upstream;
 mod watch;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub use self::capture::CaptureBy;
 pub use self::environment::Environment;
@@ -57,11 +55,38 @@ pub fn load_from(
     overrides: &Overrides,
 ) -> Result<Settings, ConfigError> {
     let text = path.map(read).transpose()?.unwrap_or_default();
-    let file = mesh::yaml::read(&text).map_err(|source| ConfigError::Yaml {
-        path: path.map(PathBuf::from).unwrap_or_default(),
+    let file = SettingsFile {
+        path: path.unwrap_or(Path::new("")),
+        text: &text,
+    };
+    from_text(file, environment, overrides, read)
+}
+
+/// A settings file that was read before.
+#[derive(Debug, Clone, Copy)]
+pub struct SettingsFile<'a> {
+    /// Its path, for error messages.
+    pub path: &'a Path,
+    /// Its content.
+    pub text: &'a str,
+}
+
+/// As [`load_from`], without a file system: `read_file` returns the content of a file that the
+/// settings name.
+///
+/// # Errors
+/// As [`load`], and those of `read_file`.
+pub fn from_text(
+    file: SettingsFile<'_>,
+    environment: &Environment,
+    overrides: &Overrides,
+    read_file: impl Fn(&Path) -> Result<String, ConfigError>,
+) -> Result<Settings, ConfigError> {
+    let sections = mesh::yaml::read(file.text).map_err(|source| ConfigError::Yaml {
+        path: file.path.to_owned(),
         source,
     })?;
-    layers::assemble(file, environment, overrides, read)
+    layers::assemble(sections, environment, overrides, read_file)
 }
 
 /// A file this long is no settings file; it would only fill the memory.

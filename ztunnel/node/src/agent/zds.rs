@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use self::announced_pods::{Added, AnnouncedPods, Full};
 pub use self::error::{Error, Refusal};
+pub use self::message::Message;
 pub use self::packet::MOST_BYTES;
 use self::session::{Ended, Session};
 use crate::pods::Handed;

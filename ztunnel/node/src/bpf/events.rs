@@ -50,6 +50,35 @@ pub struct Event {
     pub response: u64,
 }
 
+impl Event {
+    /// The length of a record in the ring, in bytes.
+    pub const LENGTH: usize = size_of::<shared::Event>();
+
+    /// Decodes a record of the ring. `None` if its length or its kind is unknown.
+    #[must_use]
+    pub fn parse(record: &[u8]) -> Option<Self> {
+        if record.len() != Self::LENGTH {
+            return None;
+        }
+        // SAFETY: the length is right, and any bit pattern is a valid event.
+        let event: shared::Event = unsafe { std::ptr::read_unaligned(record.as_ptr().cast()) };
+        let happening = match event.kind {
+            EVENT_OPENED => Happening::Opened,
+            EVENT_CLOSED => Happening::Closed,
+            EVENT_RESET => Happening::Reset,
+            EVENT_FAILED => Happening::Failed,
+            _ => return None,
+        };
+        Some(Self {
+            happening,
+            flow: entries::connection(&event.flow, &event.state),
+            after: Duration::from_nanos(event.at.saturating_sub(event.state.opened)),
+            request: event.request,
+            response: event.response,
+        })
+    }
+}
+
 /// The events of the direct lane, those since an earlier proxy died included. One reader.
 pub struct Events {
     ring: RingBuf<MapData>,
@@ -91,34 +120,11 @@ impl Events {
     /// Hands out what there is.
     pub fn drain(&mut self, mut each: impl FnMut(Event)) {
         while let Some(record) = self.ring.next() {
-            if let Some(event) = parse(&record) {
+            if let Some(event) = Event::parse(&record) {
                 each(event);
             }
         }
     }
-}
-
-/// A record of another size or kind is not ours and left out.
-pub(super) fn parse(record: &[u8]) -> Option<Event> {
-    if record.len() != size_of::<shared::Event>() {
-        return None;
-    }
-    // SAFETY: the size fits, and any bit pattern is a valid event.
-    let event: shared::Event = unsafe { std::ptr::read_unaligned(record.as_ptr().cast()) };
-    let happening = match event.kind {
-        EVENT_OPENED => Happening::Opened,
-        EVENT_CLOSED => Happening::Closed,
-        EVENT_RESET => Happening::Reset,
-        EVENT_FAILED => Happening::Failed,
-        _ => return None,
-    };
-    Some(Event {
-        happening,
-        flow: entries::connection(&event.flow, &event.state),
-        after: Duration::from_nanos(event.at.saturating_sub(event.state.opened)),
-        request: event.request,
-        response: event.response,
-    })
 }
 
 impl std::fmt::Debug for Events {

@@ -31,7 +31,7 @@ mod open_tunnel;
 mod outbound;
 mod passthrough;
 mod policy;
-mod proxy_protocol;
+pub mod proxy_protocol;
 mod recheck;
 pub(crate) mod relay;
 pub(crate) mod report;

@@ -17,7 +17,8 @@ const IDENTITY_TLV: u8 = 0xd0;
 
 /// Builds the header. Where the families differ both addresses are written as IPv6, the IPv4
 /// one mapped.
-pub(super) fn header(
+#[must_use]
+pub fn header(
     client: SocketAddr,
     server: SocketAddr,
     identity: Option<&Identity>,

@@ -14,16 +14,19 @@ const HEADER_MAX: usize = 1024;
 
 /// What a header says. `None`: it does not.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Forwarded {
+pub struct Forwarded {
     /// The address behind `for`.
-    pub(crate) client: Option<IpAddr>,
+    pub client: Option<IpAddr>,
     /// The name behind `host`.
-    pub(crate) host: Option<String>,
+    pub host: Option<String>,
 }
 
 /// `for=10.0.0.1`, or `for="[2001:db8::1]"` (RFC 7239, section 6: IPv6 is bracketed and quoted), and
 /// `;host=` with a name that needs no quotes; another one is left out.
-pub(crate) fn encode(
+///
+/// # Errors
+/// None in practice: an address and a token are valid in a header.
+pub fn encode(
     source: IpAddr,
     host: Option<&str>,
 ) -> Result<HeaderValue, http::header::InvalidHeaderValue> {
@@ -46,7 +49,8 @@ fn is_token(text: &str) -> bool {
 
 /// Reads a header. Proxies in the field write the address bare or quoted, with or without a port,
 /// and IPv6 also without brackets; all of these are read.
-pub(crate) fn decode(value: &HeaderValue) -> Forwarded {
+#[must_use]
+pub fn decode(value: &HeaderValue) -> Forwarded {
     let text = value.to_str().ok();
     let Some(text) = text.filter(|text| text.len() <= HEADER_MAX) else {
         return Forwarded::default();

@@ -16,9 +16,7 @@ mod client;
 mod config;
 mod deferred_flush;
 mod error;
-mod forwarded;
-#[cfg(fuzzing)]
-pub mod fuzzing;
+pub mod forwarded;
 mod group;
 mod keepalive;
 mod nested;

@@ -26,12 +26,13 @@ impl TraceParent {
     ///
     /// # Errors
     /// None in practice: the text is hexadecimal digits and dashes.
-    pub(crate) fn encode(self) -> Result<HeaderValue, http::header::InvalidHeaderValue> {
+    pub fn encode(self) -> Result<HeaderValue, http::header::InvalidHeaderValue> {
         HeaderValue::from_maybe_shared(bytes::Bytes::from(self.to_string()))
     }
 
     /// Reads a header; what is malformed starts a new trace, as the specification asks.
-    pub(crate) fn decode(value: &HeaderValue) -> Option<Self> {
+    #[must_use]
+    pub fn decode(value: &HeaderValue) -> Option<Self> {
         value.to_str().ok()?.parse().ok()
     }
 }

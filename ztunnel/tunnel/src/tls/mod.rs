@@ -14,8 +14,6 @@
 mod buffer;
 mod credentials;
 mod error;
-#[cfg(fuzzing)]
-pub mod fuzzing;
 mod handshake;
 mod incoming;
 mod issuer;
@@ -30,15 +28,12 @@ mod verify;
 
 #[cfg(test)]
 mod testing;
-#[cfg(all(fuzzing, not(test)))]
-#[allow(dead_code, reason = "the fuzz targets need one of its streams")]
-mod testing;
 
 pub use credentials::{CertificateState, CertificateSummary, Credentials};
 pub use error::{Error, Fault, HandshakeError, IdentityRefusal, IssueError, RecordError, Role};
 pub use handshake::{accept, connect};
 pub use issuer::{Issued, Issuer};
-pub use revocation::{PeerChain, Reload, RevocationError, Revocations};
+pub use revocation::{PeerChain, Reload, RevocationError, RevocationList, Revocations};
 pub use store::{Config, Store};
 pub use stream::Stream;
 pub use verify::identity_of;

@@ -34,7 +34,7 @@ use tokio::sync::watch;
 pub use self::chain::PeerChain;
 use self::chain::{Authorities, Link};
 pub use self::error::RevocationError;
-use self::list::List;
+pub use self::list::RevocationList;
 
 /// The largest file that is read; a list of a hundred thousand certificates has 4 MB.
 const FILE_LIMIT: u64 = 32 * 1024 * 1024;
@@ -49,7 +49,7 @@ pub struct Revocations {
 struct Shared {
     /// None: nothing is configured.
     path: Option<PathBuf>,
-    lists: ArcSwap<Vec<List>>,
+    lists: ArcSwap<Vec<RevocationList>>,
     authorities: Authorities,
     version: watch::Sender<u64>,
 }
@@ -104,11 +104,11 @@ impl Revocations {
             path: path.clone(),
             source,
         })?;
-        let lists = list::parse(path, &bytes)?;
+        let lists = RevocationList::parse_all(path, &bytes)?;
         if self.shared.lists.load().iter().eq(lists.iter()) {
             return Ok(Reload::Unchanged);
         }
-        let revoked: usize = lists.iter().map(List::len).sum();
+        let revoked: usize = lists.iter().map(RevocationList::revoked).sum();
         tracing::info!(path = %path.display(), lists = lists.len(), revoked, "revocation lists read");
         self.shared.lists.store(Arc::new(lists));
         self.shared.version.send_modify(|version| *version += 1);
@@ -158,7 +158,7 @@ impl Revocations {
     pub fn is_revoked(&self, chain: &PeerChain) -> bool {
         let lists = self.shared.lists.load();
         let revoked = |link: &Link| {
-            let named = |list: &&List| list.names(&link.serial, &link.issuer.name);
+            let named = |list: &&RevocationList| list.names(&link.serial, &link.issuer.name);
             lists
                 .iter()
                 .filter(named)
@@ -225,14 +225,6 @@ impl fmt::Debug for Revocations {
             .field("lists", &self.shared.lists.load().len())
             .finish_non_exhaustive()
     }
-}
-
-/// The door for the fuzz targets: the issuer's name and the number of serials of each list.
-#[cfg(fuzzing)]
-pub(super) fn parsed(bytes: &[u8]) -> Result<Vec<(String, usize)>, RevocationError> {
-    let lists = list::parse(Path::new("lists"), bytes)?;
-    let told = |list: &List| (list.issuer().to_owned(), list.len());
-    Ok(lists.iter().map(told).collect())
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {

@@ -75,12 +75,6 @@ impl<IO> Stream<IO> {
         }
     }
 
-    /// The key schedule, for the fuzz targets.
-    #[cfg(fuzzing)]
-    pub(super) fn into_keys(self) -> Keys {
-        self.keys
-    }
-
     /// Who the peer proved to be.
     pub const fn peer(&self) -> &Identity {
         &self.agreement.peer

@@ -12,11 +12,9 @@
 //!
 //! [`tls::Store`]: tunnel::tls::Store
 
-mod answer;
+pub mod answer;
 mod channel;
 mod error;
-#[cfg(fuzzing)]
-pub mod fuzzing;
 mod order;
 mod roots;
 mod status;

@@ -17,19 +17,21 @@ const MOST_UID: usize = 256;
 /// The longest name that Kubernetes takes.
 const MOST_NAME: usize = 253;
 
-/// What the agent says.
+/// A request of the node agent.
 #[derive(Debug)]
-pub(super) enum Message {
-    /// A pod is in the mesh, and what is to be known about it, or why it cannot be taken on.
+pub enum Message {
+    /// A pod is in the mesh: its workload and network namespace, or why it cannot be enrolled.
     Add(PodUid, Box<Result<(PodInfo, Handed), Refusal>>),
+    /// A pod is still in the mesh, unchanged.
     Keep(PodUid),
+    /// A pod has left.
     Delete(PodUid),
+    /// The agent has named every pod of the node.
     SnapshotSent,
 }
 
 impl Message {
-    /// # Errors
-    /// When the packet is no request.
+    /// Decodes a received packet.
     pub(super) fn read(packet: Packet) -> Result<Self, Error> {
         if packet.too_long {
             return Err(Error::TooLong);
@@ -37,16 +39,24 @@ impl Message {
         if packet.too_many {
             return Err(Error::Descriptors);
         }
-        let request = WorkloadRequest::decode(&*packet.bytes)
-            .map_err(|source| Error::Undecodable { source })?;
+        Self::decode(&packet.bytes, packet.descriptor)
+    }
+
+    /// Decodes the bytes of a whole packet, with the descriptor that was sent along.
+    ///
+    /// # Errors
+    /// The bytes are not a request, or the descriptor does not belong to this kind of request.
+    pub fn decode(bytes: &[u8], descriptor: Option<OwnedFd>) -> Result<Self, Error> {
+        let request =
+            WorkloadRequest::decode(bytes).map_err(|source| Error::Undecodable { source })?;
         let payload = request.payload.ok_or(Error::Unknown)?;
         let message = match payload {
-            Payload::Add(add) => return read_add(add, packet.descriptor),
+            Payload::Add(add) => return read_add(add, descriptor),
             Payload::Keep(keep) => Self::Keep(uid(&keep.uid)?),
             Payload::Del(del) => Self::Delete(uid(&del.uid)?),
             Payload::SnapshotSent(_) => Self::SnapshotSent,
         };
-        match packet.descriptor {
+        match descriptor {
             Some(_closed) => Err(Error::Stray {
                 request: message.name(),
             }),

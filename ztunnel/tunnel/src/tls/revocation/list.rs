@@ -17,7 +17,8 @@ use super::chain::{Authority, Serial};
 /// More lists than any mesh has authorities.
 const LIMIT: usize = 256;
 
-pub(super) struct List {
+/// A certificate revocation list.
+pub struct RevocationList {
     /// The issuer's name: DER without its outer tag, and for people.
     name: Box<[u8]>,
     readable: String,
@@ -30,39 +31,43 @@ pub(super) struct List {
     signers: Mutex<Vec<(Arc<Authority>, bool)>>,
 }
 
-/// Reads a file's lists; there is at least one.
-pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<List>, RevocationError> {
-    let unusable = |number: usize, why: String| RevocationError::Unusable {
-        path: path.to_owned(),
-        number,
-        why,
-    };
-    let mut lists = Vec::new();
-    // A sequence: the file is one list in DER.
-    if bytes.first() == Some(&0x30) {
-        lists.push(List::new(bytes).map_err(|why| unusable(1, why))?);
-        return Ok(lists);
-    }
-    for block in CertificateRevocationListDer::pem_slice_iter(bytes) {
-        let number = lists.len() + 1;
-        if number > LIMIT {
-            return Err(RevocationError::TooMany {
+impl RevocationList {
+    /// Parses the content of a file: one list in DER, or one or more in PEM. `path` is for error
+    /// messages.
+    ///
+    /// # Errors
+    /// The file holds no list, too many, or one that is not valid.
+    pub fn parse_all(path: &Path, bytes: &[u8]) -> Result<Vec<Self>, RevocationError> {
+        let unusable = |number: usize, why: String| RevocationError::Unusable {
+            path: path.to_owned(),
+            number,
+            why,
+        };
+        let mut lists = Vec::new();
+        // A sequence: the file is one list in DER.
+        if bytes.first() == Some(&0x30) {
+            lists.push(Self::new(bytes).map_err(|why| unusable(1, why))?);
+            return Ok(lists);
+        }
+        for block in CertificateRevocationListDer::pem_slice_iter(bytes) {
+            let number = lists.len() + 1;
+            if number > LIMIT {
+                return Err(RevocationError::TooMany {
+                    path: path.to_owned(),
+                    limit: LIMIT,
+                });
+            }
+            let der = block.map_err(|error| unusable(number, error.to_string()))?;
+            lists.push(Self::new(&der).map_err(|why| unusable(number, why))?);
+        }
+        if lists.is_empty() {
+            return Err(RevocationError::Empty {
                 path: path.to_owned(),
-                limit: LIMIT,
             });
         }
-        let der = block.map_err(|error| unusable(number, error.to_string()))?;
-        lists.push(List::new(&der).map_err(|why| unusable(number, why))?);
+        Ok(lists)
     }
-    if lists.is_empty() {
-        return Err(RevocationError::Empty {
-            path: path.to_owned(),
-        });
-    }
-    Ok(lists)
-}
 
-impl List {
     fn new(der: &[u8]) -> Result<Self, String> {
         let borrowed = BorrowedCertRevocationList::from_der(der).map_err(|e| e.to_string())?;
         let mut revoked = HashSet::default();
@@ -89,12 +94,14 @@ impl List {
     }
 
     /// How many certificates it revokes.
-    pub(super) fn len(&self) -> usize {
+    #[must_use]
+    pub fn revoked(&self) -> usize {
         self.revoked.len()
     }
 
-    /// The issuer, for people.
-    pub(super) fn issuer(&self) -> &str {
+    /// The issuer's name as text, at most 256 characters.
+    #[must_use]
+    pub fn issuer(&self) -> &str {
         &self.readable
     }
 
@@ -138,7 +145,7 @@ impl List {
     }
 }
 
-impl PartialEq for List {
+impl PartialEq for RevocationList {
     fn eq(&self, other: &Self) -> bool {
         self.signed == other.signed && self.signature == other.signature
     }

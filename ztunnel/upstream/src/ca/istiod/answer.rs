@@ -18,8 +18,11 @@ pub(super) const LIMIT: usize = 512 * 1024;
 /// The most certificates in an answer.
 const CERTIFICATES: usize = 128;
 
-/// Reads the chain that was answered to a request for `key`.
-pub(super) fn read(
+/// Reads the certificate chain that the authority returned for `key`, one PEM text an element.
+///
+/// # Errors
+/// The chain is not valid PEM, is incomplete, or does not fit the key or the identity.
+pub fn read(
     texts: &[String],
     key: &KeyPair,
     identity: &Identity,
