@@ -16,17 +16,17 @@ pub(crate) struct Arguments {
     /// Rounds; every round measures every row with and without the mesh.
     #[arg(long)]
     rounds: Option<usize>,
-    /// Measure only rows whose name holds this text, for example `http` or `direct/`. `store`
-    /// measures something else: what a mesh of 100,000 workloads costs. It needs no root.
+    /// Measure only rows whose name contains this text, for example `http` or `direct/`. `store`
+    /// measures the cost of a mesh of 100,000 workloads instead, and needs no root.
     #[arg(long)]
     only: Option<String>,
-    /// The congestion control of every route; `cubic` unless told otherwise.
+    /// The congestion control of every route; the default is `cubic`.
     #[arg(long)]
     congestion: Option<String>,
     /// Write the rows to this file as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Where the chart goes; `bench.svg` in the target directory unless told otherwise.
+    /// The file of the chart; the default is `bench.svg` in the target directory.
     #[arg(long)]
     chart: Option<PathBuf>,
 }
@@ -59,7 +59,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     shell::run_release("bench", &forwarded)
 }
 
-/// The mesh's store by itself, in a process of its own.
+/// Runs the benchmark of the mesh's store, in a process of its own.
 fn store() -> Result<ExitCode> {
     requirements::for_building()?;
     let mut bench = shell::cargo(["bench", "--package", "node", "--bench", "store"]);

@@ -8,10 +8,10 @@ use crate::{requirements, shell};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Leave nodes and proxies running at the end, and print what to try.
+    /// Leave nodes and proxies running at the end, and print commands to try.
     #[arg(long)]
     keep: bool,
-    /// Only remove what an earlier run with --keep left.
+    /// Only remove the nodes that an earlier run with --keep left.
     #[arg(long, conflicts_with = "keep")]
     clean: bool,
 }

@@ -1,9 +1,8 @@
 //! Builds the kernel programs. `cargo xtask build-ebpf` calls it, and so does the build script of
 //! the proxy, so a plain `cargo build` embeds the same object.
 //!
-//! The tools it needs are installed where they are missing: the standard library's sources
-//! through rustup, the BPF linker into `target/tools` of the workspace. Nothing is installed
-//! system-wide.
+//! Missing tools are installed: the standard library's sources through rustup, the BPF linker into
+//! `target/tools` of the workspace. Nothing is installed system-wide.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,24 +20,24 @@ const RUSTFLAGS: [&str; 6] = [
     "-C",
     "link-arg=--btf",
 ];
-/// Says that the inner cargo may use the unstable flags of the pinned stable compiler.
+/// Allows the inner cargo to use the unstable flags of the pinned stable compiler.
 const BOOTSTRAP: &str = "RUSTC_BOOTSTRAP";
 
-/// What to build and where to.
+/// A build: its sources and its target directory.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The root of the workspace: where the root `Cargo.toml` and `rust-toolchain.toml` are.
     pub workspace: PathBuf,
-    /// The target directory of the kernel programs. It must not be the one of a cargo that waits
-    /// for this build: the two would wait for each other's lock.
+    /// The target directory of the kernel programs. It must differ from that of a cargo that waits
+    /// for this build: each would wait for the other's lock.
     pub target: PathBuf,
 }
 
 impl Request {
-    /// The build of this workspace as a person asks for it: `<target>/ebpf`, where `<target>` is
+    /// The build of `cargo xtask build-ebpf`, in `<target>/ebpf`, where `<target>` is
     /// `CARGO_TARGET_DIR` or the workspace's own `target`.
     #[must_use]
-    pub fn here() -> Self {
+    pub fn from_command_line() -> Self {
         let workspace = workspace();
         let target = std::env::var_os("CARGO_TARGET_DIR")
             .map_or_else(|| workspace.join("target"), PathBuf::from);
@@ -65,14 +64,14 @@ impl Request {
 }
 
 fn workspace() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_path_buf()
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask).to_path_buf()
 }
 
-/// Builds the kernel programs, installing what is missing first, and returns the object's path.
+/// Builds the kernel programs after installing missing tools, and returns the object's path.
 ///
 /// # Errors
-/// When a tool is missing and cannot be installed, or the programs do not compile.
+/// If a missing tool cannot be installed, or the programs do not compile.
 pub fn build(request: &Request) -> Result<PathBuf> {
     let channel = channel(&request.workspace)?;
     ensure_sources(&request.workspace, &channel)?;
@@ -94,7 +93,7 @@ pub fn build(request: &Request) -> Result<PathBuf> {
         .join("bpfel-unknown-none/release/ztunnel-ebpf");
     ensure!(
         object.exists(),
-        "cargo built the kernel programs but {} is not there",
+        "cargo built the kernel programs, but {} does not exist",
         object.display()
     );
     Ok(object)
@@ -116,8 +115,8 @@ fn channel(workspace: &Path) -> Result<String> {
         .with_context(|| format!("{} names no toolchain.channel", path.display()))
 }
 
-/// A cargo of the pinned toolchain that knows nothing of an outer cargo: a build script inherits
-/// flags, wrappers and directories that are meant for the host.
+/// A call of the pinned toolchain's cargo without the variables of an outer cargo: a build script
+/// inherits flags, wrappers and directories that are meant for the host.
 fn cargo(workspace: &Path, channel: &str) -> Command {
     let mut cargo = Command::new("cargo");
     for (name, _) in std::env::vars_os() {
@@ -132,8 +131,8 @@ fn cargo(workspace: &Path, channel: &str) -> Command {
     cargo
 }
 
-/// Whether an environment variable was set by, or for, the cargo around a build script.
-/// Where crates are kept and how they are fetched stays: `CARGO_HOME`, network and registries.
+/// Whether an environment variable belongs to the cargo that runs a build script. The variables
+/// for storing and fetching crates stay: `CARGO_HOME`, network and registries.
 fn is_outer_cargo(name: &str) -> bool {
     const KEPT: [&str; 4] = ["CARGO_HOME", "CARGO_NET", "CARGO_HTTP", "CARGO_REGISTR"];
     const DROPPED: [&str; 10] = [
@@ -152,7 +151,7 @@ fn is_outer_cargo(name: &str) -> bool {
     !starts(&KEPT) && starts(&DROPPED)
 }
 
-/// The sources of `core`, which is compiled for the kernel's target.
+/// Installs the sources of `core`, which is compiled for the kernel's target.
 fn ensure_sources(workspace: &Path, channel: &str) -> Result<()> {
     let mut rustc = Command::new("rustc");
     rustc
@@ -162,7 +161,7 @@ fn ensure_sources(workspace: &Path, channel: &str) -> Result<()> {
     let output = rustc.output().context("rustc cannot be run")?;
     ensure!(
         output.status.success(),
-        "rustc {channel} cannot say where it is installed: {}",
+        "rustc {channel} does not print its installation directory: {}",
         String::from_utf8_lossy(&output.stderr)
     );
     let sysroot = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
@@ -178,7 +177,7 @@ fn ensure_sources(workspace: &Path, channel: &str) -> Result<()> {
     )
 }
 
-/// The linker: the one in `target/tools`, else one of the right version in PATH, else it is
+/// The linker in `target/tools`, else one of the right version in PATH, else a new one that is
 /// compiled into `target/tools`.
 fn ensure_linker(workspace: &Path, channel: &str) -> Result<PathBuf> {
     let root = workspace.join("target/tools");
@@ -238,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_outer_cargo_sets_is_dropped_and_where_crates_live_is_kept() {
+    fn variables_of_an_outer_cargo_are_dropped_and_cargo_home_is_kept() {
         for name in [
             "CARGO_ENCODED_RUSTFLAGS",
             "RUSTC_WORKSPACE_WRAPPER",

@@ -1,2 +1,3 @@
-//! placeholder
+//! The build of the kernel programs, which the build script of `node` calls too.
+
 pub mod ebpf;

@@ -1,5 +1,5 @@
-//! Every chore of this repository. `cargo xtask --help` lists them, each one's `--help` says
-//! what it needs and what it leaves.
+//! Every chore of this repository. `cargo xtask --help` lists them; the `--help` of each says what
+//! it needs and what it leaves behind.
 
 mod bench;
 mod demo;
@@ -26,11 +26,11 @@ struct Arguments {
 enum Chore {
     /// Build the kernel programs and print where the object is.
     ///
-    /// A plain `cargo build` does the same, through the same code. What is missing is installed
+    /// A plain `cargo build` does the same, through the same code. Missing tools are installed
     /// first: the sources of `core` through rustup, the BPF linker into target/tools. Needs
     /// rustup and a C compiler; not root.
     BuildEbpf,
-    /// Show the mesh at work: two simulated nodes, real traffic, and its story in a table.
+    /// Show the mesh at work: two simulated nodes, real traffic, and a table of what happened.
     ///
     /// Builds the proxy (release), makes two nodes with two pods each in network namespaces,
     /// starts a proxy on each, sends HTTP from pod to pod, and proves on the link between the
@@ -44,9 +44,9 @@ enum Chore {
     Test(test::Arguments),
     /// Feed the decoders with generated input.
     ///
-    /// Runs the fuzz targets of tests/fuzz with libFuzzer and AddressSanitizer, and prints what
-    /// each has tried and reached. A fault is printed with its input and the command that shows it
-    /// again. Inputs that were found stay in target/fuzz/corpus for the next run; Ctrl-C ends the
+    /// Runs the fuzz targets of tests/fuzz with libFuzzer and AddressSanitizer, and prints how many
+    /// inputs each has tried and how much code they reached. A fault is printed with its input and
+    /// the command that reproduces it. Interesting inputs stay in target/fuzz/corpus for the next run; Ctrl-C ends the
     /// targets too. Needs a C++ compiler; cargo-fuzz is compiled into target/tools when it is
     /// missing. Not root.
     Fuzz(fuzz::Arguments),
@@ -55,13 +55,14 @@ enum Chore {
     /// Builds the release binaries and runs both variants in the same simulated nodes, round by
     /// round, on two cores or more. Rates on a small machine are CPU totals: clients, servers
     /// and proxies share the cores. Needs root and an otherwise idle machine; samples that
-    /// something else disturbed are dropped and counted.
+    /// other processes disturbed are dropped and counted.
     Bench(bench::Arguments),
     /// Check the house rules that no compiler knows.
     ///
-    /// Who may import whom in the proxy, file sizes, where `unsafe` and the environment may be
-    /// used, names, reasons of allowed lints, links in the documents, the top-level directory.
-    /// Each finding names the file, the line, the rule and the way out. Needs nothing.
+    /// Import cycles between files, crates that only some folders may use, file sizes, where
+    /// `unsafe` and the environment may be used, names, words, reasons of allowed lints, links and
+    /// file names in the documents, the top-level directory. Each finding names the file, the line,
+    /// the rule and a way to correct it. Needs nothing.
     Tidy,
 }
 
@@ -78,7 +79,7 @@ fn main() -> ExitCode {
 fn run(chore: Chore) -> Result<ExitCode> {
     match chore {
         Chore::BuildEbpf => {
-            let object = xtask::ebpf::build(&xtask::ebpf::Request::here())?;
+            let object = xtask::ebpf::build(&xtask::ebpf::Request::from_command_line())?;
             println!("{}", object.display());
             Ok(ExitCode::SUCCESS)
         }

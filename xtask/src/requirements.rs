@@ -1,4 +1,4 @@
-//! What the chores need of the machine, and one message that names everything missing.
+//! The requirements of the chores on the machine, and one message that lists all that are unmet.
 
 use std::env;
 use std::fs;
@@ -6,28 +6,28 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-/// The first kernel with everything that capture uses (`bpf_sk_lookup` came with 5.9, cgroup
+/// The first kernel with all features that capture uses (`bpf_sk_lookup` came with 5.9, cgroup
 /// `getpeername` hooks with 5.8, the netns cookie in all hooks with 5.15).
 const KERNEL: (u32, u32) = (5, 15);
 
 struct Requirement {
-    there: fn() -> bool,
+    met: fn() -> bool,
     missing: &'static str,
 }
 
 const BUILD: [Requirement; 2] = [
     Requirement {
-        there: || program("rustup"),
+        met: || program("rustup"),
         missing: "rustup, which installs the pinned compiler: https://rustup.rs",
     },
     Requirement {
-        there: || ["cc", "gcc", "clang"].into_iter().any(program),
+        met: || ["cc", "gcc", "clang"].into_iter().any(program),
         missing: "a C compiler (Debian: apt-get install gcc libc6-dev)",
     },
 ];
 
 const FUZZ: [Requirement; 1] = [Requirement {
-    there: || ["c++", "g++", "clang++"].into_iter().any(program),
+    met: || ["c++", "g++", "clang++"].into_iter().any(program),
     missing: "a C++ compiler, which libFuzzer needs (Debian: apt-get install g++)",
 }];
 
@@ -37,11 +37,11 @@ const RUN: [Requirement; 8] = [
         missing: "root: namespaces, links and kernel programs need it (sudo -E cargo xtask …)",
     },
     Requirement {
-        there: || kernel_version().is_none_or(|version| version >= KERNEL),
+        met: || kernel_version().is_none_or(|version| version >= KERNEL),
         missing: "Linux 5.15 or later",
     },
     Requirement {
-        there: || {
+        met: || {
             line_in("/proc/mounts", |line| {
                 line.split(' ').nth(2) == Some("cgroup2")
             })
@@ -49,11 +49,11 @@ const RUN: [Requirement; 8] = [
         missing: "a mounted cgroup v2 hierarchy (mount -t cgroup2 none /sys/fs/cgroup/unified)",
     },
     Requirement {
-        there: || Path::new("/sys/kernel/btf/vmlinux").exists(),
+        met: || Path::new("/sys/kernel/btf/vmlinux").exists(),
         missing: "kernel type information, /sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF)",
     },
     Requirement {
-        there: || {
+        met: || {
             line_in("/proc/filesystems", |line| {
                 line.split_whitespace().last() == Some("bpf")
             })
@@ -61,26 +61,26 @@ const RUN: [Requirement; 8] = [
         missing: "the BPF file system (CONFIG_BPF_SYSCALL)",
     },
     Requirement {
-        there: || Path::new("/proc/self/ns/net").exists(),
+        met: || Path::new("/proc/self/ns/net").exists(),
         missing: "network namespaces (CONFIG_NET_NS)",
     },
     Requirement {
-        there: || Path::new("/proc/net/if_inet6").exists(),
+        met: || Path::new("/proc/net/if_inet6").exists(),
         missing: "IPv6 (CONFIG_IPV6, and not ipv6.disable=1)",
     },
     Requirement {
-        there: || Path::new("/proc/sys/net/ipv4/tcp_fwmark_accept").exists(),
+        met: || Path::new("/proc/sys/net/ipv4/tcp_fwmark_accept").exists(),
         missing: "net.ipv4.tcp_fwmark_accept, which delivery with the client's address needs",
     },
 ];
 
-/// What the end-to-end tests need besides.
+/// Further requirements of the end-to-end tests.
 const E2E: [Requirement; 1] = [Requirement {
-    there: || RULES.into_iter().all(program),
-    missing: "iptables, nft or ip, for the tests beside Istio's rules (Debian: apt-get install iptables nftables iproute2)",
+    met: || RULES.into_iter().all(program),
+    missing: "iptables, nft or ip, for the tests together with Istio's rules (Debian: apt-get install iptables nftables iproute2)",
 }];
 
-/// What makes the rules that Istio's node agent puts into pods.
+/// Programs that make the rules that Istio's node agent puts into pods.
 const RULES: [&str; 6] = [
     "iptables-legacy-restore",
     "ip6tables-legacy-restore",
@@ -90,29 +90,29 @@ const RULES: [&str; 6] = [
     "ip",
 ];
 
-/// What building needs.
+/// Checks the requirements of building.
 pub(crate) fn for_building() -> Result<()> {
     check(BUILD.iter())
 }
 
-/// What building the fuzz targets needs.
+/// Checks the requirements of building the fuzz targets.
 pub(crate) fn for_fuzzing() -> Result<()> {
     check(BUILD.iter().chain(&FUZZ))
 }
 
-/// What building and running simulated nodes needs.
+/// Checks the requirements of building and running simulated nodes.
 pub(crate) fn for_running() -> Result<()> {
     check(BUILD.iter().chain(&RUN))
 }
 
-/// What the end-to-end tests need.
+/// Checks the requirements of the end-to-end tests.
 pub(crate) fn for_e2e() -> Result<()> {
     check(BUILD.iter().chain(&RUN).chain(&E2E))
 }
 
 fn check<'a>(requirements: impl Iterator<Item = &'a Requirement>) -> Result<()> {
     let missing: Vec<_> = requirements
-        .filter(|requirement| !(requirement.there)())
+        .filter(|requirement| !(requirement.met)())
         .map(|requirement| format!("\n  - {}", requirement.missing))
         .collect();
     if missing.is_empty() {
@@ -161,18 +161,18 @@ mod tests {
     }
 
     #[test]
-    fn everything_missing_is_named_at_once() {
+    fn all_unmet_requirements_are_in_one_message() {
         let requirements = [
             Requirement {
-                there: || false,
+                met: || false,
                 missing: "the first",
             },
             Requirement {
-                there: || true,
+                met: || true,
                 missing: "the second",
             },
             Requirement {
-                there: || false,
+                met: || false,
                 missing: "the third",
             },
         ];

@@ -1,4 +1,4 @@
-//! Running other programs: always from the workspace's root, and saying what is run.
+//! Runs other programs, always from the workspace's root, and prints each command.
 
 use std::env;
 use std::ffi::OsStr;
@@ -11,11 +11,11 @@ use anyhow::{Context as _, Result, bail};
 
 /// The workspace's root.
 pub(crate) fn root() -> &'static Path {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here)
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask)
 }
 
-/// Where cargo puts what it builds.
+/// Cargo's target directory.
 pub(crate) fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
@@ -41,7 +41,7 @@ pub(crate) fn cargo<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(arguments: I) ->
 
 /// Runs a command; whether it succeeded.
 pub(crate) fn succeeds(command: &mut Command) -> Result<bool> {
-    say(command);
+    print(command);
     let status = command
         .status()
         .with_context(|| format!("running {command:?}"))?;
@@ -56,9 +56,9 @@ pub(crate) fn must(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command, gives each line of its standard output to `see`, and prints it.
+/// Runs a command, passes each line of its standard output to `see`, and prints it.
 pub(crate) fn watched(command: &mut Command, mut see: impl FnMut(&str)) -> Result<bool> {
-    say(command);
+    print(command);
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
@@ -75,8 +75,8 @@ pub(crate) fn watched(command: &mut Command, mut see: impl FnMut(&str)) -> Resul
     Ok(child.wait().context("waiting for a child")?.success())
 }
 
-/// Builds the release binaries of proxy and tests, and becomes one of the tests' programs;
-/// returns only when that fails.
+/// Builds the release binaries of proxy and tests, and replaces this process by one of the tests'
+/// programs; returns only if that fails.
 pub(crate) fn run_release(program: &str, arguments: &[String]) -> Result<ExitCode> {
     must(&mut cargo([
         "build",
@@ -89,12 +89,12 @@ pub(crate) fn run_release(program: &str, arguments: &[String]) -> Result<ExitCod
     ]))?;
     let mut command = Command::new(target().join("release").join(program));
     command.args(arguments);
-    // In place of this process, so that signals reach the program that has to clean up, and
-    // nobody's shell prompts before it has.
+    // The program replaces this process, so that signals reach it and the shell prompts only
+    // after it has cleaned up.
     Err(command.exec()).with_context(|| format!("running {command:?}"))
 }
 
-fn say(command: &Command) {
+fn print(command: &Command) {
     eprintln!("$ {}", line(command));
 }
 

@@ -11,13 +11,13 @@ use crate::{fuzz, requirements, shell, tidy};
 /// tests with time limits wait for the CPU.
 const E2E_THREADS: &str = "--test-threads=2";
 
-/// How long each fuzz target runs. Longer runs are for `cargo xtask fuzz --seconds`.
-const FUZZ_SECONDS: u64 = 60;
-
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Only a part; everything when it is left out.
+    /// Only this part; all parts if it is left out.
     part: Option<Part>,
+    /// How long each fuzz target runs.
+    #[arg(long, default_value_t = 15, value_name = "N")]
+    fuzz_seconds: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -26,7 +26,7 @@ enum Part {
     Lint,
     /// Unit tests. Needs no root.
     Unit,
-    /// Every fuzz target for a minute. Needs a C++ compiler, but no root.
+    /// Every fuzz target, some seconds each. Needs a C++ compiler, but no root.
     Fuzz,
     /// End-to-end tests in network namespaces. Needs root.
     E2e,
@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if wanted(Part::E2e) {
         requirements::for_e2e()?;
     }
-    // Now rather than after the parts before it.
+    // Checked before the other parts run, not after them.
     if wanted(Part::Fuzz) {
         requirements::for_fuzzing()?;
     } else {
@@ -61,7 +61,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         )?);
     }
     if wanted(Part::Fuzz) {
-        let (passed, targets) = fuzz::check(FUZZ_SECONDS)?;
+        let (passed, targets) = fuzz::check(arguments.fuzz_seconds)?;
         steps.push(Step {
             name: "fuzz",
             passed,
@@ -104,8 +104,7 @@ fn lint(steps: &mut Vec<Step>) -> Result<()> {
 }
 
 fn e2e(steps: &mut Vec<Step>) -> Result<()> {
-    // The tests start these as programs.
-    // All commands select the same packages: another selection would unify other features, and
+    // The tests start these binaries. All commands select the same packages: another selection would unify other features, and
     // build every dependency again.
     let mut build = shell::cargo(["build", "--bins"]);
     if !shell::succeeds(&mut build)? {
@@ -138,7 +137,7 @@ fn tests(name: &'static str, command: &mut Command) -> Result<Step> {
     })
 }
 
-/// How many tests a line of libtest's output says have passed.
+/// The number of passed tests in a line of libtest's output.
 fn passed_tests(line: &str) -> usize {
     line.strip_prefix("test result:")
         .and_then(|rest| rest.split_once(" passed"))

@@ -1,10 +1,10 @@
 //! `cargo xtask fuzz`: builds the fuzz targets of `tests/fuzz` and runs them.
 //!
 //! They are targets of cargo-fuzz and libFuzzer, built with AddressSanitizer by the pinned stable
-//! compiler, whose sanitizer runtime comes with it; no other toolchain is needed. What they find
-//! interesting stays in `target/fuzz/corpus` and is where the next run begins. A run as a check
-//! (`cargo xtask test`) begins with nothing and with always the same dice: it should tell about the
-//! change that is checked rather than about luck.
+//! compiler, whose sanitizer runtime comes with it; no other toolchain is needed. Inputs that reach
+//! new code stay in `target/fuzz/corpus`, where the next run begins. A run as a check
+//! (`cargo xtask test`) begins with the committed seeds and a fixed random seed, so that its result
+//! depends on the change that is checked and not on chance.
 
 mod outcome;
 
@@ -31,12 +31,12 @@ const RSS_LIMIT_MB: u32 = 1024;
 const MALLOC_LIMIT_MB: u32 = 128;
 /// The longest that one input may take, seconds.
 const UNIT_LIMIT: u32 = 20;
-/// How often it is looked whether a target has ended.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often the running targets are polled for their end.
+const POLL: Duration = Duration::from_millis(200);
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Only these targets; all when they are left out.
+    /// Only these targets; all targets if none is given.
     targets: Vec<String>,
     /// How long each target runs.
     #[arg(long, default_value_t = 60, value_name = "N")]
@@ -58,12 +58,12 @@ enum Output {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let how = How {
+    let options = Options {
         seconds: arguments.seconds,
         jobs: arguments.jobs,
-        afresh: false,
+        reproducible: false,
     };
-    let outcomes = fuzz(&arguments.targets, &how)?;
+    let outcomes = fuzz(&arguments.targets, &options)?;
     match arguments.output {
         Output::Table => print!("{}", outcome::table(&outcomes)),
         Output::Json => println!("{}", outcome::json(&outcomes)),
@@ -76,56 +76,56 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     })
 }
 
-struct How {
+struct Options {
     /// How long each target runs.
     seconds: u64,
     /// How many run at once.
     jobs: usize,
-    /// Whether to begin with nothing but the seeds, and with always the same dice.
-    afresh: bool,
+    /// Whether to begin with nothing but the committed seeds, and with a fixed random seed.
+    reproducible: bool,
 }
 
-/// Runs every target so long, two at once and afresh; whether all passed, and how many there are.
+/// Runs every target for some seconds, reproducibly; whether all passed, and how many there are.
 pub(crate) fn check(seconds: u64) -> Result<(bool, usize)> {
-    let how = How {
+    let options = Options {
         seconds,
         jobs: 2,
-        afresh: true,
+        reproducible: true,
     };
-    let outcomes = fuzz(&[], &how)?;
+    let outcomes = fuzz(&[], &options)?;
     print!("{}", outcome::table(&outcomes));
     Ok((outcomes.iter().all(Outcome::passed), outcomes.len()))
 }
 
-fn fuzz(wanted: &[String], how: &How) -> Result<Vec<Outcome>> {
+fn fuzz(wanted: &[String], options: &Options) -> Result<Vec<Outcome>> {
     requirements::for_fuzzing()?;
     ensure!(
-        how.seconds > 0 && how.jobs > 0,
+        options.seconds > 0 && options.jobs > 0,
         "--seconds and --jobs are 1 or more"
     );
     let all = targets()?;
     if let Some(unknown) = wanted.iter().find(|name| !all.contains(name)) {
         bail!(
-            "there is no fuzz target `{unknown}`; there are {}",
+            "no fuzz target is named `{unknown}`; expected one of {}",
             all.join(", ")
         );
     }
     let chosen = if wanted.is_empty() { &all } else { wanted };
     build(chosen)?;
-    let place = Place::new()?;
+    let directories = Directories::new()?;
     let mut waiting = chosen.iter();
     let mut running: Vec<Running> = Vec::new();
     let mut outcomes = Vec::new();
     loop {
-        while running.len() < how.jobs
+        while running.len() < options.jobs
             && let Some(name) = waiting.next()
         {
-            running.push(place.start(name, how)?);
+            running.push(directories.start(name, options)?);
         }
         if running.is_empty() {
             break;
         }
-        thread::sleep(LOOK);
+        thread::sleep(POLL);
         let mut still = Vec::new();
         for mut target in running {
             match target.child.try_wait().context("waiting for a target")? {
@@ -160,14 +160,15 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Builds the targets, all in one go unless there is only one.
+/// Builds the targets, with one call unless only one is wanted.
 fn build(chosen: &[String]) -> Result<()> {
     let tools = tools()?;
-    // cargo-fuzz cannot be told to leave the versions alone, so that is seen to before.
+    // cargo-fuzz has no --locked: this call fails if the lock file is out of date.
     let fetch = ["fetch", "--locked", "--manifest-path", MANIFEST];
     shell::must(&mut shell::cargo(fetch))?;
     let mut command = cargo_fuzz(&tools, "build");
-    // The default is one, where only one core builds the proxy. The targets run a little slower.
+    // With the default, one unit, a single core would build the proxy. The targets run a little
+    // slower.
     command.arg("--codegen-units=8");
     if let [only] = chosen {
         command.arg(only);
@@ -175,29 +176,29 @@ fn build(chosen: &[String]) -> Result<()> {
     shell::must(&mut command)
 }
 
-/// A call of cargo-fuzz with the pinned compiler, which is told that it may take the flags of a
-/// sanitizer.
-fn cargo_fuzz(tools: &Path, what: &str) -> Command {
+/// A call of cargo-fuzz with the pinned compiler, which accepts a sanitizer's unstable flags only
+/// with RUSTC_BOOTSTRAP.
+fn cargo_fuzz(tools: &Path, subcommand: &str) -> Command {
     let mut command = Command::new(tools.join("bin/cargo-fuzz"));
     command
-        .args(["fuzz", what, "--fuzz-dir", WORKSPACE, "--target-dir"])
+        .args(["fuzz", subcommand, "--fuzz-dir", WORKSPACE, "--target-dir"])
         .arg(shell::target().join("fuzz"))
         .env("RUSTC_BOOTSTRAP", "1")
         .current_dir(shell::root());
     command
 }
 
-/// Where cargo-fuzz is; it is compiled when it is missing, or is another version.
+/// The directory of cargo-fuzz, which is compiled if it is missing or has another version.
 fn tools() -> Result<PathBuf> {
     let tools = shell::root().join("target/tools");
     let version = Command::new(tools.join("bin/cargo-fuzz"))
         .arg("--version")
         .output();
-    let is_there = version.is_ok_and(|output| {
+    let installed = version.is_ok_and(|output| {
         let version = String::from_utf8_lossy(&output.stdout);
         version.trim().ends_with(&format!(" {CARGO_FUZZ}"))
     });
-    if !is_there {
+    if !installed {
         let mut install = shell::cargo(["install", "cargo-fuzz", "--version", CARGO_FUZZ]);
         install.args(["--locked", "--force", "--root"]).arg(&tools);
         shell::must(&mut install)?;
@@ -205,10 +206,11 @@ fn tools() -> Result<PathBuf> {
     Ok(tools)
 }
 
-/// Where a run finds and leaves things.
-struct Place {
+/// The directories of a run.
+struct Directories {
     binaries: PathBuf,
-    left: PathBuf,
+    /// Of corpora, artifacts and logs.
+    output: PathBuf,
 }
 
 struct Running {
@@ -218,22 +220,26 @@ struct Running {
     started: Instant,
 }
 
-impl Place {
+impl Directories {
     fn new() -> Result<Self> {
-        let left = shell::target().join("fuzz");
+        let output = shell::target().join("fuzz");
         Ok(Self {
-            binaries: left.join(shell::host()?).join("release"),
-            left,
+            binaries: output.join(shell::host()?).join("release"),
+            output,
         })
     }
 
     /// Starts a target. It stays in our process group, so that Ctrl-C ends it as well.
-    fn start(&self, name: &str, how: &How) -> Result<Running> {
-        let corpora = if how.afresh { "afresh" } else { "corpus" };
+    fn start(&self, name: &str, options: &Options) -> Result<Running> {
+        let corpora = if options.reproducible {
+            "reproducible"
+        } else {
+            "corpus"
+        };
         let [corpus, artifacts, logs] =
-            [corpora, "artifacts", "logs"].map(|kind| self.left.join(kind));
+            [corpora, "artifacts", "logs"].map(|kind| self.output.join(kind));
         let (corpus, artifacts) = (corpus.join(name), artifacts.join(name));
-        if how.afresh && corpus.exists() {
+        if options.reproducible && corpus.exists() {
             fs::remove_dir_all(&corpus).with_context(|| corpus.display().to_string())?;
         }
         for directory in [&corpus, &artifacts, &logs] {
@@ -242,23 +248,23 @@ impl Place {
         let log = logs.join(format!("{name}.log"));
         let mut output = File::create(&log).with_context(|| log.display().to_string())?;
         let mut command = Command::new(self.binaries.join(name));
-        if how.afresh {
+        if options.reproducible {
             command.arg("-seed=1");
         }
         command
-            .arg(format!("-max_total_time={}", how.seconds))
+            .arg(format!("-max_total_time={}", options.seconds))
             .arg(format!("-rss_limit_mb={RSS_LIMIT_MB}"))
             .arg(format!("-malloc_limit_mb={MALLOC_LIMIT_MB}"))
             .arg(format!("-timeout={UNIT_LIMIT}"))
             .arg("-print_final_stats=1")
             .arg(format!("-artifact_prefix={}/", artifacts.display()));
-        let given = shell::root().join(WORKSPACE);
-        let words = given.join(format!("dictionaries/{name}.txt"));
-        if words.exists() {
-            command.arg(format!("-dict={}", words.display()));
+        let committed = shell::root().join(WORKSPACE);
+        let dictionary = committed.join(format!("dictionaries/{name}.txt"));
+        if dictionary.exists() {
+            command.arg(format!("-dict={}", dictionary.display()));
         }
         command.arg(corpus);
-        let seeds = given.join("seeds").join(name);
+        let seeds = committed.join("seeds").join(name);
         if seeds.exists() {
             command.arg(seeds);
         }
@@ -269,7 +275,7 @@ impl Place {
             .stderr(errors)
             .spawn()
             .with_context(|| format!("running {command:?}"))?;
-        eprintln!("{name}: {} s", how.seconds);
+        eprintln!("{name}: {} s", options.seconds);
         Ok(Running {
             name: name.to_owned(),
             child,

@@ -1,4 +1,4 @@
-//! What a target's run came to, read from what libFuzzer prints.
+//! The outcome of a target's run, read from libFuzzer's output.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -8,30 +8,30 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-/// What a target's run came to.
+/// The outcome of a target's run.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Outcome {
     pub(super) target: String,
-    /// How many inputs were tried.
+    /// Inputs that were tried.
     executions: u64,
-    /// How many in a second.
+    /// Inputs a second.
     rate: u64,
     /// Edges of the program that were reached.
     coverage: u64,
-    /// Inputs that each reach something of their own.
+    /// Inputs that each reach code that no other one reaches.
     corpus: u64,
-    /// What went wrong; empty for nothing.
+    /// The failure; empty if there was none.
     fault: String,
-    /// The input that it went wrong with.
+    /// The input that caused it.
     artifact: Option<String>,
-    /// The same in Base64, for whoever has only what was printed.
+    /// The same in Base64, for a reader who has only the printed output.
     base64: Option<String>,
     log: String,
 }
 
-/// Lines of a panic's message that are repeated.
+/// Lines of a panic's message that are shown.
 const MESSAGE_LINES: usize = 3;
-/// The most of a fault that is repeated, characters.
+/// The most characters of a failure that are shown.
 const FAULT_MAX: usize = 400;
 
 impl Outcome {
@@ -81,7 +81,7 @@ impl Outcome {
         if !succeeded && outcome.fault.is_empty() {
             "it ended with an error".clone_into(&mut outcome.fault);
         }
-        // A target that tried nothing has shown nothing.
+        // Without inputs, success means nothing.
         if succeeded && outcome.executions == 0 {
             "no input was tried".clone_into(&mut outcome.fault);
         }
@@ -92,7 +92,7 @@ impl Outcome {
         self.fault.is_empty()
     }
 
-    /// One line about a run that has ended just now.
+    /// One line about a run that has ended.
     pub(super) fn line(&self, took: Duration) -> String {
         let (name, executions, seconds) = (&self.target, self.executions, took.as_secs());
         if self.passed() {
@@ -102,12 +102,12 @@ impl Outcome {
     }
 }
 
-/// The results for people, and for each fault how it is seen again.
+/// The results for people, with a command that reproduces each failure.
 pub(super) fn table(outcomes: &[Outcome]) -> String {
     let mut text = String::new();
     let mut row = |cells: [&str; 6]| {
         let [target, executions, rate, coverage, corpus, result] = cells;
-        // Writing to a text does not fail.
+        // Writing to a String does not fail.
         let _written = writeln!(
             text,
             "{target:<24}{executions:>12}{rate:>9}{coverage:>10}{corpus:>8}  {result}"
@@ -133,8 +133,8 @@ pub(super) fn table(outcomes: &[Outcome]) -> String {
         if let Some(artifact) = &each.artifact {
             let _written = writeln!(
                 text,
-                "  input: {artifact}\n  again: {}",
-                again(target, artifact)
+                "  input: {artifact}\n  reproduce: {}",
+                reproduce(target, artifact)
             );
         }
         if let Some(base64) = &each.base64 {
@@ -144,8 +144,8 @@ pub(super) fn table(outcomes: &[Outcome]) -> String {
     text
 }
 
-/// The command that tries one input again, with a readable trace.
-fn again(target: &str, artifact: &str) -> String {
+/// The command that runs one input, with a readable trace.
+fn reproduce(target: &str, artifact: &str) -> String {
     format!(
         "RUSTC_BOOTSTRAP=1 target/tools/bin/cargo-fuzz fuzz run --fuzz-dir tests/fuzz --target-dir \
          target/fuzz {target} {artifact}"
@@ -200,7 +200,7 @@ mod tests {
         stat::average_exec_per_sec:     450\n";
 
     #[test]
-    fn the_numbers_are_those_of_the_end() {
+    fn the_last_numbers_of_the_log_are_shown() {
         let outcome = Outcome::of("a", true, GOOD);
         assert!(outcome.passed());
         assert_eq!((outcome.executions, outcome.rate), (900, 450));
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_names_its_input_and_how_to_see_it_again() {
+    fn a_failure_names_its_input_and_the_command_that_reproduces_it() {
         let text = "thread '<unnamed>' panicked at src/a.rs:1:2:\n\
             assertion failed\n\
             stack backtrace:\n\

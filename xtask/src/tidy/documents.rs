@@ -1,23 +1,21 @@
-//! Links in the documents lead somewhere.
+//! Links in the documents, and the files that they name, exist.
+
+use std::collections::BTreeSet;
 
 use super::Finding;
 
+/// Endings that make a word in backticks the name of a file of ours.
+const ENDINGS: [&str; 4] = [".rs", ".md", ".toml", ".proto"];
+
 /// Checks the relative links of a Markdown file; `exists` knows paths from the root.
-pub(super) fn check(
+pub(super) fn check_links(
     path: &str,
     text: &str,
     exists: impl Fn(&str) -> bool,
     findings: &mut Vec<Finding>,
 ) {
-    let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
-    let mut fenced = false;
-    for (line, content) in (1..).zip(text.lines()) {
-        if content.trim_start().starts_with("```") {
-            fenced = !fenced;
-        }
-        if fenced {
-            continue;
-        }
+    let directory = directory(path);
+    for (line, content) in prose(text) {
         for target in links(content) {
             let file = target.split('#').next().unwrap_or_default();
             if file.is_empty() || file.contains("://") || file.starts_with("mailto:") {
@@ -28,12 +26,97 @@ pub(super) fn check(
                     path: path.to_owned(),
                     line,
                     rule: "links",
-                    found: format!("a link to {target}, which is not there"),
-                    way_out: "correct the path, or take the link out",
+                    found: format!("a link to {target}, which does not exist"),
+                    way_out: "correct the path, or remove the link",
                 });
             }
         }
     }
+}
+
+/// Whether the names of files in this document are checked.
+pub(super) fn names_files(path: &str) -> bool {
+    matches!(path, "README.md" | "ARCHITECTURE.md") || path.starts_with("docs/")
+}
+
+/// Checks the files and folders that a document names in backticks; `tree` has the paths of all
+/// files and folders from the root.
+pub(super) fn check_names(
+    path: &str,
+    text: &str,
+    tree: &BTreeSet<String>,
+    findings: &mut Vec<Finding>,
+) {
+    for (line, content) in prose(text) {
+        // Every second part of a line that is split at its backticks is inside of them.
+        for name in content.split('`').skip(1).step_by(2) {
+            if !is_file_name(name, tree) {
+                continue;
+            }
+            let matches = matching(directory(path), name.trim_end_matches('/'), tree);
+            let found = match matches {
+                1 => continue,
+                0 => format!("`{name}`, which does not exist"),
+                many => format!("`{name}`, which {many} paths end with"),
+            };
+            findings.push(Finding {
+                path: path.to_owned(),
+                line,
+                rule: "file names",
+                found,
+                way_out: "name the file from the repository's root, from ztunnel/, or by an ending that only it has",
+            });
+        }
+    }
+}
+
+/// Whether a word in backticks names a file or folder of this repository: it ends like a source
+/// file or with a slash, or it begins with one of our folders.
+fn is_file_name(name: &str, tree: &BTreeSet<String>) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
+    if !name.chars().all(plain) || name.starts_with(['/', '-']) || name.contains("//") {
+        return false;
+    }
+    let Some((first, rest)) = name.split_once('/') else {
+        // `.rs` alone is an ending, not a file.
+        return ENDINGS
+            .iter()
+            .any(|ending| name.ends_with(ending) && name.len() > ending.len());
+    };
+    if first == "target" {
+        return false;
+    }
+    let ours = tree.contains(first) || tree.contains(&format!("ztunnel/{first}"));
+    let ending = ENDINGS.iter().any(|ending| name.ends_with(ending));
+    rest.is_empty() || ending || ours
+}
+
+/// How many paths a name can stand for: one if it is exact, else those that end with it.
+fn matching(directory: &str, name: &str, tree: &BTreeSet<String>) -> usize {
+    let exact = [
+        name.to_owned(),
+        format!("ztunnel/{name}"),
+        resolve(directory, name),
+    ];
+    if exact.iter().any(|path| tree.contains(path)) {
+        return 1;
+    }
+    let ending = format!("/{name}");
+    tree.iter().filter(|path| path.ends_with(&ending)).count()
+}
+
+/// The lines outside of fenced blocks, with their numbers.
+fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut fenced = false;
+    (1..).zip(text.lines()).filter(move |(_, content)| {
+        let fence = content.trim_start().starts_with("```");
+        fenced ^= fence;
+        !fence && !fenced
+    })
+}
+
+fn directory(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(directory, _)| directory)
 }
 
 /// The targets of `[text](target)`.
@@ -64,17 +147,61 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_are_followed_from_the_documents_directory() {
+    fn links_are_resolved_from_the_document() {
         let text = "[a](../README.md) [b](x.rs#L3) [c](https://example.org/x)\n```\n[d](gone)\n```\n[e](gone.md)";
         let mut findings = Vec::new();
-        let there = ["README.md", "ztunnel/x.rs"];
-        check(
+        let existing = ["README.md", "ztunnel/x.rs"];
+        check_links(
             "ztunnel/NOTES.md",
             text,
-            |path| there.contains(&path),
+            |path| existing.contains(&path),
             &mut findings,
         );
         assert_eq!(findings.len(), 1, "{findings:?}");
         assert_eq!(findings[0].line, 5);
+    }
+
+    fn found(text: &str) -> Vec<String> {
+        let tree = [
+            "docs",
+            "docs/guide.md",
+            "tests",
+            "tests/e2e/one.rs",
+            "ztunnel",
+            "ztunnel/mesh",
+            "ztunnel/mesh/src",
+            "ztunnel/mesh/src/route.rs",
+            "ztunnel/mesh/src/lib.rs",
+            "ztunnel/node/src/lib.rs",
+        ];
+        let tree = tree.map(str::to_owned).into_iter().collect();
+        let mut findings = Vec::new();
+        check_names("docs/guide.md", text, &tree, &mut findings);
+        findings.into_iter().map(|finding| finding.found).collect()
+    }
+
+    #[test]
+    fn a_file_is_named_from_the_root_from_ztunnel_from_the_document_or_by_a_unique_ending() {
+        let text = "`tests/e2e/one.rs` `mesh/src/route.rs` `mesh/` `guide.md` `../tests` `route.rs` `e2e/one.rs`";
+        assert_eq!(found(text), [""; 0]);
+    }
+
+    #[test]
+    fn a_file_that_does_not_exist_or_is_ambiguous_is_found() {
+        assert_eq!(
+            found("`mesh/src/judge.rs` and `tests/e2e/two`\n`lib.rs` `gone/`"),
+            [
+                "`mesh/src/judge.rs`, which does not exist",
+                "`tests/e2e/two`, which does not exist",
+                "`lib.rs`, which 2 paths end with",
+                "`gone/`, which does not exist",
+            ]
+        );
+    }
+
+    #[test]
+    fn other_words_in_backticks_are_no_files() {
+        let text = "`/sys/fs/bpf` `heir/ports` `hbone.idle` `ztunnel version` `a//b` `node-a.yaml` `.rs`\n```\n`gone.rs`\n```";
+        assert_eq!(found(text), [""; 0]);
     }
 }

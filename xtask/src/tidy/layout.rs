@@ -2,8 +2,8 @@
 
 use super::Finding;
 
-/// What may stand there.
-const ALLOWED: [&str; 12] = [
+/// The names that may stand there.
+const ALLOWED: [&str; 13] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "Cargo.lock",
@@ -12,6 +12,7 @@ const ALLOWED: [&str; 12] = [
     "README.md",
     "SECURITY.md",
     "deploy",
+    "docs",
     "ebpf",
     "tests",
     "xtask",
@@ -24,8 +25,8 @@ const TOOLS: [&str; 4] = [
     "rust-toolchain.toml",
     "rustfmt.toml",
 ];
-/// What builds and runs leave; none of it is committed.
-const LEFT: [&str; 2] = ["target", "state"];
+/// Directories that builds and runs create; none of them is committed.
+const GENERATED: [&str; 2] = ["target", "state"];
 
 pub(super) fn top_level(names: &[String]) -> Vec<Finding> {
     names
@@ -35,14 +36,14 @@ pub(super) fn top_level(names: &[String]) -> Vec<Finding> {
             !name.starts_with('.')
                 && !ALLOWED.contains(&name)
                 && !TOOLS.contains(&name)
-                && !LEFT.contains(&name)
+                && !GENERATED.contains(&name)
         })
         .map(|name| Finding {
             path: name.clone(),
             line: 1,
             rule: "layout",
             found: format!("`{name}` in the top-level directory"),
-            way_out: "move it into the room it belongs to; the top level is fixed (ARCHITECTURE.md)",
+            way_out: "move it into the folder it belongs to; the top level is fixed (ARCHITECTURE.md)",
         })
         .collect()
 }
@@ -53,7 +54,15 @@ mod tests {
 
     #[test]
     fn only_known_names_stand_at_the_top() {
-        let names = [".ci", "Cargo.toml", "deny.toml", "target", "scripts"].map(str::to_owned);
+        let names = [
+            ".ci",
+            "Cargo.toml",
+            "deny.toml",
+            "docs",
+            "target",
+            "scripts",
+        ]
+        .map(str::to_owned);
         let findings = top_level(&names);
         assert_eq!(findings.len(), 1);
         assert_eq!(findings[0].path, "scripts");

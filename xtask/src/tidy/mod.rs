@@ -3,11 +3,15 @@
 //! A rule looks at one [`Source`] (or at the directory tree) and returns [`Finding`]s; it has
 //! no state and reads no file itself, so its tests are text in, findings out.
 
+mod cycles;
 mod documents;
+mod imports;
 mod layout;
 mod rules;
 mod source;
+mod words;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,7 +22,10 @@ use crate::shell;
 use source::Source;
 
 /// Where Rust sources are.
-const ROOMS: [&str; 4] = ["ebpf", "tests", "xtask", "ztunnel"];
+const SOURCES: [&str; 4] = ["ebpf", "tests", "xtask", "ztunnel"];
+
+/// The top-level folders.
+const FOLDERS: [&str; 6] = ["deploy", "docs", "ebpf", "tests", "xtask", "ztunnel"];
 
 /// A broken rule.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,9 +36,9 @@ struct Finding {
     line: usize,
     /// The rule's name.
     rule: &'static str,
-    /// What was found.
+    /// What the rule found.
     found: String,
-    /// What to do about it.
+    /// How to correct it.
     way_out: &'static str,
 }
 
@@ -43,33 +50,12 @@ pub(crate) fn run() -> Result<ExitCode> {
     })
 }
 
-/// Checks everything and prints what is wrong; whether nothing is.
+/// Checks everything and prints the findings; whether there is none.
 pub(crate) fn check() -> Result<bool> {
     let root = shell::root();
     let mut findings = layout::top_level(&names(root)?);
-    let mut sources = Vec::new();
-    for path in files_below(root, &ROOMS, "rs")? {
-        let text = read(root, &path)?;
-        sources.push((path, text));
-    }
-    let tests: Vec<_> = sources
-        .iter()
-        .flat_map(|(path, text)| source::test_modules(path, text))
-        .collect();
-    for (path, text) in &sources {
-        let source = Source::new(path, text, &tests);
-        rules::check(&source, &mut findings);
-    }
-    let mut files = sources.len();
-    for path in markdown(root)? {
-        documents::check(
-            &path,
-            &read(root, &path)?,
-            |target| root.join(target).exists(),
-            &mut findings,
-        );
-        files += 1;
-    }
+    let tree = tree(root)?;
+    let files = sources(root, &mut findings)? + documents(root, &tree, &mut findings)?;
     for finding in &findings {
         eprintln!(
             "{}:{}: {} [{}]\n    {}",
@@ -80,8 +66,45 @@ pub(crate) fn check() -> Result<bool> {
     Ok(findings.is_empty())
 }
 
+/// Checks all Rust sources; how many there are.
+fn sources(root: &Path, findings: &mut Vec<Finding>) -> Result<usize> {
+    let mut texts = Vec::new();
+    for path in files_below(root, &SOURCES, "rs")? {
+        let text = read(root, &path)?;
+        texts.push((path, text));
+    }
+    let tests: Vec<_> = texts
+        .iter()
+        .flat_map(|(path, text)| source::test_modules(path, text))
+        .collect();
+    let sources: Vec<_> = texts
+        .iter()
+        .map(|(path, text)| Source::new(path, text, &tests))
+        .collect();
+    for source in &sources {
+        rules::check(source, findings);
+        words::check_source(source, findings);
+    }
+    cycles::check(&sources, findings);
+    Ok(sources.len())
+}
+
+/// Checks all documents; how many there are.
+fn documents(root: &Path, tree: &BTreeSet<String>, findings: &mut Vec<Finding>) -> Result<usize> {
+    let paths = markdown(root)?;
+    for path in &paths {
+        let text = read(root, path)?;
+        documents::check_links(path, &text, |target| root.join(target).exists(), findings);
+        if documents::names_files(path) {
+            documents::check_names(path, &text, tree, findings);
+        }
+        words::check_document(path, &text, findings);
+    }
+    Ok(paths.len())
+}
+
 fn markdown(root: &Path) -> Result<Vec<String>> {
-    let mut all = files_below(root, &["ebpf", "tests", "xtask", "ztunnel", "deploy"], "md")?;
+    let mut all = files_below(root, &FOLDERS, "md")?;
     all.extend(
         names(root)?
             .into_iter()
@@ -112,10 +135,29 @@ fn has_extension(path: &str, extension: &str) -> bool {
         .is_some_and(|found| found == extension)
 }
 
-/// Files with an extension below some directories, as paths from the root, without what
-/// builds leave.
+/// Files with an extension below some directories, as paths from the root.
 fn files_below(root: &Path, directories: &[&str], extension: &str) -> Result<Vec<String>> {
     let mut found = Vec::new();
+    walk(root, directories, |path, is_directory| {
+        if !is_directory && has_extension(path, extension) {
+            found.push(path.to_owned());
+        }
+    })?;
+    found.sort();
+    Ok(found)
+}
+
+/// All files and folders that documents may name, as paths from the root.
+fn tree(root: &Path) -> Result<BTreeSet<String>> {
+    let mut found: BTreeSet<String> = names(root)?.into_iter().collect();
+    walk(root, &FOLDERS, |path, _| {
+        found.insert(path.to_owned());
+    })?;
+    Ok(found)
+}
+
+/// Shows `see` every file and folder below some directories, without what builds leave.
+fn walk(root: &Path, directories: &[&str], mut see: impl FnMut(&str, bool)) -> Result<()> {
     let mut waiting: Vec<PathBuf> = directories
         .iter()
         .map(PathBuf::from)
@@ -123,16 +165,16 @@ fn files_below(root: &Path, directories: &[&str], extension: &str) -> Result<Vec
         .collect();
     while let Some(directory) = waiting.pop() {
         for name in names(&root.join(&directory))? {
+            if name == "target" {
+                continue;
+            }
             let path = directory.join(&name);
-            if root.join(&path).is_dir() {
-                if name != "target" {
-                    waiting.push(path);
-                }
-            } else if has_extension(&name, extension) {
-                found.push(path.to_string_lossy().into_owned());
+            let is_directory = root.join(&path).is_dir();
+            see(&path.to_string_lossy(), is_directory);
+            if is_directory {
+                waiting.push(path);
             }
         }
     }
-    found.sort();
-    Ok(found)
+    Ok(())
 }

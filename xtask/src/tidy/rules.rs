@@ -1,4 +1,5 @@
-//! Rules about single source files: size, `unsafe`, the environment, names, reasons.
+//! Rules about single source files: size, `unsafe`, the environment, names, reasons, and the
+//! crates that only one folder may use.
 
 use super::Finding;
 use super::source::Source;
@@ -8,11 +9,31 @@ const LINES: usize = 500;
 /// Files that may be longer, and why.
 const LONG: [(&str, &str); 0] = [];
 /// Where `unsafe` may stand.
-const UNSAFE: [&str; 4] = [
+const UNSAFE: [&str; 5] = [
     "ebpf/",
     "ztunnel/node/src/bpf/",
     "ztunnel/node/src/pods/",
+    // Packets with file descriptors: recvmsg(2) has no safe call that bounds them.
+    "ztunnel/node/src/agent/zds/packet.rs",
     "tests/",
+];
+/// Crates that only some folders may use: names in code, folders, why.
+const CONFINED: [(&[&str], &[&str], &str); 2] = [
+    (
+        &["aya", "aya_log", "aya_obj", "ztunnel_ebpf_types"],
+        &["ztunnel/node/src/bpf/"],
+        "use what `node::bpf` offers; only it knows maps and programs",
+    ),
+    (
+        &["api"],
+        &[
+            "ztunnel/api/",
+            "ztunnel/upstream/",
+            "ztunnel/node/src/agent/",
+            "ztunnel/node/benches/",
+        ],
+        "decode it at the edge: generated types stay in `upstream` and `node::agent`",
+    ),
 ];
 /// Where the environment may be read.
 const ENVIRONMENT: [&str; 5] = [
@@ -30,7 +51,7 @@ const ENVIRONMENT_CALLS: [&str; 5] = [
     "env::vars_os(",
     "env::set_var(",
 ];
-/// Where an error may be anything, because a person reads it at once.
+/// Where errors need no type of their own, because a person reads them at once.
 const ANYHOW: [&str; 3] = ["ztunnel/src/", "xtask/", "tests/"];
 /// Names that say nothing about the job.
 const NAMES: [&str; 7] = [
@@ -94,7 +115,7 @@ fn production_line(
     code: &str,
     mut report: impl FnMut(&'static str, String, &'static str),
 ) {
-    let room = path.starts_with("ztunnel/");
+    let product = path.starts_with("ztunnel/");
     if !within(path, &ENVIRONMENT)
         && let Some(call) = ENVIRONMENT_CALLS.iter().find(|call| code.contains(*call))
     {
@@ -104,14 +125,22 @@ fn production_line(
             "make it a setting: only ztunnel/settings reads the environment",
         );
     }
-    if room && has_word(code, "anyhow") && !within(path, &ANYHOW) {
+    if product && has_word(code, "anyhow") && !within(path, &ANYHOW) {
         report(
             "errors",
             "`anyhow` in a library crate".to_owned(),
             "give the crate's error enum a variant that names the object and what was found",
         );
     }
-    if room && code.contains(".expect(") {
+    for (crates, folders, way_out) in CONFINED {
+        if product
+            && !within(path, folders)
+            && let Some(name) = crates.iter().find(|name| uses_crate(code, name))
+        {
+            report("crates", format!("the crate `{name}`"), way_out);
+        }
+    }
+    if product && code.contains(".expect(") {
         report(
             "errors",
             "`.expect()` in production code".to_owned(),
@@ -122,6 +151,18 @@ fn production_line(
 
 fn within(path: &str, places: &[&str]) -> bool {
     places.iter().any(|place| path.starts_with(place))
+}
+
+/// Whether a line has a path that begins with a crate's name.
+fn uses_crate(code: &str, name: &str) -> bool {
+    code.match_indices(name).any(|(at, _)| {
+        let before = code[..at].trim_end();
+        let inside = |c: char| c.is_alphanumeric() || c == '_';
+        let begins = !code[..at].ends_with(inside) && !before.ends_with("::");
+        let after = code[at + name.len()..].trim_start();
+        let imported = before.ends_with("use") && after.starts_with([';', ' ']);
+        begins && (after.starts_with("::") || imported)
+    })
 }
 
 fn bad_name(path: &str) -> Option<&'static str> {
@@ -174,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rule_finds_what_it_is_for() {
+    fn each_rule_finds_its_violation() {
         for (path, text, expected) in [
             (
                 "ztunnel/tunnel/src/x.rs",
@@ -208,13 +249,28 @@ mod tests {
                 "x.expect(\"there\");",
                 (1, "errors"),
             ),
+            (
+                "ztunnel/node/src/proxy/x.rs",
+                "a();\nuse aya::maps::HashMap;",
+                (2, "crates"),
+            ),
+            (
+                "ztunnel/node/src/proxy/x.rs",
+                "fn f(key: &ztunnel_ebpf_types::Key) {}",
+                (1, "crates"),
+            ),
+            (
+                "ztunnel/mesh/src/x.rs",
+                "use api::istio::workload;",
+                (1, "crates"),
+            ),
         ] {
             assert_eq!(rules(path, text), [expected], "{path}: {text}");
         }
     }
 
     #[test]
-    fn what_is_allowed_is_not_found() {
+    fn allowed_code_is_no_finding() {
         for (path, text) in [
             ("ztunnel/node/src/bpf/x.rs", "unsafe { b() }"),
             (
@@ -232,13 +288,20 @@ mod tests {
                 "#[cfg(test)]\nmod tests {\n    x.expect(\"there\");\n}",
             ),
             ("ztunnel/src/tls/commonplace.rs", ""),
+            ("ztunnel/node/src/bpf/x.rs", "use aya::maps::HashMap;"),
+            ("ztunnel/upstream/src/ads/x.rs", "use api::istio::workload;"),
+            (
+                "ztunnel/mesh/src/x.rs",
+                "use super::api::x; my_api::y(); // api::x",
+            ),
+            ("tests/src/x.rs", "use api::istio::workload;"),
         ] {
             assert_eq!(rules(path, text), [], "{path}: {text}");
         }
     }
 
     #[test]
-    fn long_files_are_found_by_their_production_part() {
+    fn only_production_lines_count_for_the_size() {
         let code = "a();\n".repeat(LINES);
         let tests = format!("#[cfg(test)]\nmod tests {{\n{code}}}\n");
         assert_eq!(

@@ -1,11 +1,13 @@
-//! A Rust source, prepared for rules: comments and the insides of texts are blanked out, and
-//! the part that only tests compile is known.
+//! A Rust source, prepared for rules: comments and the contents of string literals are blanked
+//! out, and the part that only tests compile is known.
 
 /// A source file.
 pub(super) struct Source<'a> {
     /// Its path from the workspace's root.
     pub(super) path: &'a str,
-    /// The text of the same length and lines, with comments and texts blanked out.
+    /// The file as it is.
+    text: &'a str,
+    /// The same lines, with comments and string literals blanked out.
     code: String,
     /// How many lines come before the file's test module.
     production: usize,
@@ -13,7 +15,7 @@ pub(super) struct Source<'a> {
 
 impl<'a> Source<'a> {
     /// `tests` are the modules that are compiled for tests only, see [`test_modules`].
-    pub(super) fn new(path: &'a str, text: &str, tests: &[String]) -> Self {
+    pub(super) fn new(path: &'a str, text: &'a str, tests: &[String]) -> Self {
         let code = blank(text);
         let production = if is_test_file(path, tests) {
             0
@@ -22,6 +24,7 @@ impl<'a> Source<'a> {
         };
         Self {
             path,
+            text,
             code,
             production,
         }
@@ -30,6 +33,11 @@ impl<'a> Source<'a> {
     /// Lines of code that end up in a program, with their numbers from 1.
     pub(super) fn production(&self) -> impl Iterator<Item = (usize, &str)> {
         self.lines().take(self.production)
+    }
+
+    /// The same lines with their comments and string literals.
+    pub(super) fn production_text(&self) -> impl Iterator<Item = (usize, &'a str)> {
+        (1..).zip(self.text.lines()).take(self.production)
     }
 
     /// All lines of code, with their numbers from 1.
@@ -92,7 +100,7 @@ pub(super) fn test_modules(path: &str, text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Replaces comments and the insides of texts by spaces; line ends stay.
+/// Replaces comments and string literals by spaces; line ends stay.
 fn blank(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     let mut rest = text;
@@ -110,11 +118,9 @@ fn blank(text: &str) -> String {
             code.push(character);
             rest = &rest[character.len_utf8()..];
         } else {
-            let (gone, after) = rest.split_at(length);
-            code.extend(
-                gone.chars()
-                    .map(|lost| if lost == '\n' { '\n' } else { ' ' }),
-            );
+            let (blanked, after) = rest.split_at(length);
+            let spaces = blanked.chars();
+            code.extend(spaces.map(|c| if c == '\n' { '\n' } else { ' ' }));
             rest = after;
         }
         previous = character;
@@ -196,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comments_and_texts_are_blanked_and_code_stays() {
+    fn comments_and_string_literals_are_blanked_and_code_stays() {
         for (text, code) in [
             ("let a = 1; // unsafe", "let a = 1;          "),
             ("a /* b /* c */ d */ e", "a                   e"),
