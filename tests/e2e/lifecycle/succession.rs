@@ -16,7 +16,7 @@ use crate::scene::{self, HTTP, LIMIT, answered, answered_soon};
 const ASKS: &str = "asking it to hand over";
 const HANGS: &str = "does not hand over";
 const GIVES: &str = "another process takes over this node's pods";
-const AGAIN: &str = "the process that was to take over has ended: in charge again";
+const AGAIN: &str = "the process that was to take over has ended: this process is active again";
 
 /// How often something stands in a proxy's log.
 fn said(proxy: &Proxy<'_>, text: &str) -> usize {
@@ -36,7 +36,7 @@ fn a_second_proxy_by_mistake_fails_and_harms_nobody() {
         .wait(LIMIT)
         .unwrap();
     assert!(!status.success(), "{status}");
-    assert_eq!(said(mesh.proxy("a"), "perhaps another ztunnel"), 1);
+    assert_eq!(said(mesh.proxy("a"), "possibly another ztunnel"), 1);
     answered(client, server.at(Family::V4, HTTP));
     assert_eq!(said(mesh.proxy("a"), GIVES), 0);
     scene::unharmed(&mut mesh);
