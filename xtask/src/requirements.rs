@@ -33,7 +33,7 @@ const FUZZ: [Requirement; 1] = [Requirement {
 
 const RUN: [Requirement; 8] = [
     Requirement {
-        there: is_root,
+        met: is_root,
         missing: "root: namespaces, links and kernel programs need it (sudo -E cargo xtask …)",
     },
     Requirement {

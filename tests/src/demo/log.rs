@@ -1,5 +1,5 @@
 //! What the proxies' logs (JSON lines) say: a line for each connection that has ended (target
-//! `access`), and a line for each connection between proxies (target `ztunnel::path::tunnel`).
+//! `access`), and a line for each connection between proxies (target `ztunnel::node::proxy::open_tunnel`).
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,11 +9,11 @@ use serde_json::Value;
 use crate::proxy::Proxy;
 
 /// What the demonstration's proxies log.
-pub(super) const FILTER: &str = "info,ztunnel::path::tunnel=debug";
+pub(super) const FILTER: &str = "info,ztunnel::node::proxy::open_tunnel=debug";
 /// A line is written when its connection has ended, and in batches.
 const PATIENCE: Duration = Duration::from_secs(5);
 const ACCESS: &str = "access";
-const TUNNEL: &str = "ztunnel::path::tunnel";
+const TUNNEL: &str = "ztunnel::node::proxy::open_tunnel";
 /// The message of a tunnel's line.
 const ESTABLISHED: &str = "tunnel connection established";
 

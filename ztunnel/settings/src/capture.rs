@@ -1,4 +1,4 @@
-//! Who takes the pods' connections to the proxy.
+//! How the pods' connections are captured: by kernel programs or by redirection rules.
 
 use std::fmt;
 
@@ -7,18 +7,18 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::Capture;
 use mesh::yaml;
 
-/// What takes a pod's connections to the proxy.
+/// The mechanism that redirects a pod's connections to the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CaptureBy {
-    /// The kernel programs. Where the container sees neither the host's cgroups nor may load
-    /// programs, and there is a node agent, the rules that it puts into its pods.
+    /// The kernel programs. If the container does not see the host's cgroups or may not load
+    /// programs, and a node agent is configured: the rules that the agent puts into the pods.
     #[default]
     Auto,
     /// The kernel programs, or the proxy does not start.
     Programs,
-    /// The redirection rules that somebody else, as a rule istio-cni, puts into the pods. No
-    /// connection is carried by the kernel alone then.
+    /// The redirection rules that another component, usually istio-cni, puts into the pods. No
+    /// connection takes the fast path then.
     Rules,
 }
 
@@ -34,22 +34,24 @@ impl CaptureBy {
 }
 
 impl Capture {
-    /// A warning for each exemption that somebody has asked for and that counts for nothing where rules
-    /// capture.
+    /// A warning for each exemption that is configured and has no effect, because rules capture.
     #[must_use]
     pub fn ignored_by_rules(&self) -> Vec<String> {
         let initial = Self::default();
         [
             ("exemptPorts", self.exempt_ports != initial.exempt_ports),
             ("exemptCidrs", self.exempt_cidrs != initial.exempt_cidrs),
-            ("exemptSources", self.exempt_sources != initial.exempt_sources),
+            (
+                "exemptSources",
+                self.exempt_sources != initial.exempt_sources,
+            ),
         ]
         .into_iter()
         .filter(|(_, differs)| *differs)
         .map(|(key, _)| {
             format!(
-                "capture.{key}: counts for nothing where rules capture (capture.by): what is exempt \
-                 then, the rules say"
+                "capture.{key}: has no effect where rules capture (capture.by): the rules decide \
+                 what is exempt"
             )
         })
         .collect()

@@ -1,4 +1,4 @@
-//! What the values say about each other and about the mesh, checked when all layers are known.
+//! Checks of the values against each other and against the mesh, after all layers are merged.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -60,7 +60,7 @@ fn contradiction(key: impl Into<String>, problem: impl Into<String>) -> ConfigEr
     }
 }
 
-/// Checked before the mesh is, whose workloads take it over.
+/// Checked before the mesh is assembled, because its workloads inherit the trust domain.
 pub(super) fn trust_domain(trust_domain: &str) -> Result<(), ConfigError> {
     match Identity::new(trust_domain, "n", "s") {
         Ok(_) => Ok(()),
@@ -71,27 +71,28 @@ pub(super) fn trust_domain(trust_domain: &str) -> Result<(), ConfigError> {
     }
 }
 
-/// Finds out for whom the proxy works.
+/// Determines the mode: the pods of a node, or one workload.
 pub(super) fn mode(settings: &mut Settings, chosen: &Chosen) -> Result<(), ConfigError> {
     let named = chosen.flag.as_ref().or(chosen.file.as_ref());
-    // A flag that names the workload says the mode, too.
+    // A flag that names the workload implies the mode.
     let dedicated = chosen.flag.is_some() || chosen.mode == Some(ModeName::Dedicated);
     if !dedicated {
         return match named {
-            Some(_) => Err(contradiction("workload", "only for the mode dedicated")),
+            Some(_) => Err(contradiction("workload", "only possible in mode dedicated")),
             None => Ok(()),
         };
     }
     if !settings.pods.is_empty() {
-        let problem = "a proxy in the mode dedicated works for its own machine, not for pods";
+        let problem =
+            "not possible in mode dedicated, which serves one workload on a machine of its own";
         return Err(contradiction("pods", problem));
     }
     if settings.node_agent.is_some() {
-        let problem = "a proxy in the mode dedicated works for its own machine, not for pods that a \
-                       node agent names";
+        let problem = "not possible in mode dedicated, which serves one workload on a machine of its \
+                       own";
         return Err(contradiction("nodeAgent.socket", problem));
     }
-    let (found, told) = match (named, &chosen.info) {
+    let (found, named) = match (named, &chosen.info) {
         (Some(uid), _) => {
             let uid = Uid(uid.as_str().into());
             (find(settings, "workload".to_owned(), &uid), uid)
@@ -103,15 +104,15 @@ pub(super) fn mode(settings: &mut Settings, chosen: &Chosen) -> Result<(), Confi
         (None, None) => {
             return Err(ConfigError::Missing {
                 key: "workload",
-                remedy: "in the mode dedicated it or PROXY_WORKLOAD_INFO says for which workload \
-                         this proxy works",
+                remedy: "mode dedicated needs the workload that this proxy serves: set this key or \
+                         PROXY_WORKLOAD_INFO",
             });
         }
     };
     let (uid, node) = match found {
         Ok(workload) => (workload.uid.clone(), workload.node.clone()),
         // The control plane may know it.
-        Err(_unknown) if settings.xds.is_some() => (told, settings.node.clone()),
+        Err(_unknown) if settings.xds.is_some() => (named, settings.node.clone()),
         Err(unknown) => return Err(unknown),
     };
     if settings.node.is_empty() {
@@ -164,10 +165,11 @@ fn find<'a>(settings: &'a Settings, key: String, uid: &Uid) -> Result<&'a Worklo
         })
 }
 
-/// Checks everything else.
+/// Checks all other values.
 pub(super) fn all(settings: &mut Settings) -> Result<(), ConfigError> {
     if settings.node.is_empty() {
-        let remedy = "it or NODE_NAME says on which node this proxy runs";
+        let remedy =
+            "set this key, NODE_NAME or --node to the name of the node that this proxy runs on";
         return Err(ConfigError::Missing {
             key: "node",
             remedy,
@@ -175,8 +177,7 @@ pub(super) fn all(settings: &mut Settings) -> Result<(), ConfigError> {
     }
     if !settings.admin.ip().to_canonical().is_loopback() {
         let problem = format!(
-            "{} is not a loopback address, and whoever reaches the admin interface can stop the \
-             proxy",
+            "{} is not a loopback address; every client of the admin interface can stop the proxy",
             settings.admin
         );
         return Err(contradiction("admin.address", problem));
@@ -228,7 +229,7 @@ fn node_agent(settings: &Settings) -> Result<(), ConfigError> {
 
 fn numbers(settings: &Settings) -> Result<(), ConfigError> {
     let hbone = &settings.hbone;
-    // RFC 9113, sections 6.5.2 and 6.9.1: the smallest and largest windows and frames there are.
+    // RFC 9113, sections 6.5.2 and 6.9.1: the smallest and largest windows and frames.
     let (least, most) = (Bytes(65_535), Bytes((1 << 31) - 1));
     within("hbone.streamWindow", hbone.stream_window, least, most)?;
     within(
@@ -276,7 +277,7 @@ fn numbers(settings: &Settings) -> Result<(), ConfigError> {
     }
     let verdicts = settings.capture.verdicts;
     within("capture.verdicts", verdicts, 16, 1_048_576)?;
-    // A packet without a mark has the mark 0.
+    // 0 is the mark of a packet without one.
     within("capture.mark", settings.capture.mark, 1, u32::MAX)
 }
 
@@ -315,7 +316,7 @@ fn durations(settings: &Settings) -> Result<(), ConfigError> {
 fn pods(settings: &mut Settings) -> Result<(), ConfigError> {
     let mut workloads: HashMap<_, usize> = HashMap::default();
     let mut places: HashMap<_, usize> = HashMap::default();
-    let mut doubts = Vec::new();
+    let mut warnings = Vec::new();
     for (at, pod) in settings.pods.iter().enumerate() {
         let key = format!("pods[{at}].workload");
         let workload = match find(settings, key.clone(), &pod.workload) {
@@ -325,7 +326,7 @@ fn pods(settings: &mut Settings) -> Result<(), ConfigError> {
             Err(unknown) => return Err(unknown),
         };
         if let Some(workload) = workload {
-            doubts.extend(enrollable(settings, &key, workload)?);
+            warnings.extend(enrollable(settings, &key, workload)?);
         }
         if let Some(first) = workloads.insert(&pod.workload, at) {
             let (found, first) = (pod.workload.to_string(), format!("pods[{first}].workload"));
@@ -349,11 +350,11 @@ fn pods(settings: &mut Settings) -> Result<(), ConfigError> {
             });
         }
     }
-    settings.warnings.extend(doubts);
+    settings.warnings.extend(warnings);
     Ok(())
 }
 
-/// Whether a workload can be enrolled here, and what is doubtful about it.
+/// Checks that a workload can be enrolled here; returns a warning if it runs on another node.
 fn enrollable(
     settings: &Settings,
     key: &str,
@@ -368,12 +369,12 @@ fn enrollable(
         None
     };
     if let Some(why) = impossible {
-        let problem = format!("{uid} {why} and cannot be enrolled");
+        let problem = format!("{uid} cannot be enrolled: it {why}");
         return Err(contradiction(key, problem));
     }
     Ok((workload.node != settings.node).then(|| {
         format!(
-            "{key}: {uid} says that it runs on node {:?}, and this is {:?}",
+            "{key}: {uid} runs on node {:?} according to the mesh, but this proxy runs on {:?}",
             workload.node, settings.node
         )
     }))

@@ -1,8 +1,9 @@
 //! The only file that reads the process's environment.
 //!
 //! The names are those of the Istio chart's DaemonSet, so that its manifests start this proxy
-//! unchanged; what that chart has no name for is called `ZTUNNEL_...`. Names of that chart that mean
-//! nothing here are ignored: they are the chart's, not a mistake. A value that is not what its name expects is an error that names the variable.
+//! unchanged; variables that the chart does not have are called `ZTUNNEL_...`. Variables of the
+//! chart that have no effect here are ignored with a warning. An invalid value is an error that
+//! names the variable.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -14,7 +15,7 @@ use super::file::ModeName;
 use super::units::duration_or_seconds;
 use super::{Acceleration, Bytes, CaptureBy, ConfigError, Instance, LogFormat, SameNode};
 
-/// What the environment says. An empty variable counts as unset.
+/// The values of the environment. An empty variable is treated as unset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Environment {
     pub(super) node: Option<String>,
@@ -58,11 +59,11 @@ pub struct Environment {
     pub(super) threads: Option<NonZeroUsize>,
     pub(super) log_filter: Option<String>,
     pub(super) log_format: Option<LogFormat>,
-    /// Variables that are set and that nothing here heeds.
+    /// Variables that are set and have no effect.
     pub(super) ignored: Vec<&'static str>,
 }
 
-/// Variables of Istio's ztunnel that change nothing here: what they are for is always or never so.
+/// Variables of Istio's ztunnel that have no effect: this proxy has no such choice.
 const IGNORED: [&str; 6] = [
     "ENABLE_ORIG_SRC",
     "INPOD_PORT_REUSE",
@@ -72,7 +73,7 @@ const IGNORED: [&str; 6] = [
     "TRANSPARENT_NETWORK_POLICIES",
 ];
 
-/// What the environment says about a service of the control plane.
+/// The environment's values for a service of the control plane.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct UpstreamVariables {
     pub(super) address: Option<String>,
@@ -81,7 +82,7 @@ pub(super) struct UpstreamVariables {
     pub(super) headers: BTreeMap<String, String>,
 }
 
-/// `PROXY_WORKLOAD_INFO`: which workload a dedicated proxy works for.
+/// `PROXY_WORKLOAD_INFO`: the workload that a dedicated proxy serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct WorkloadInfo {
     pub(super) namespace: String,
@@ -93,9 +94,9 @@ impl Environment {
     /// Reads the environment of this process.
     ///
     /// # Errors
-    /// When a variable is not what its name expects.
+    /// If a variable has an invalid value.
     pub fn of_process() -> Result<Self, ConfigError> {
-        // What is no text is none of the names that count here.
+        // Names and values that are not UTF-8 belong to no setting.
         let text = |(name, value): (OsString, OsString)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         };
@@ -105,7 +106,7 @@ impl Environment {
     /// Reads an environment that is given as names and values.
     ///
     /// # Errors
-    /// When a variable is not what its name expects.
+    /// If a variable has an invalid value.
     pub fn read(
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
@@ -114,7 +115,7 @@ impl Environment {
         Ok(Self {
             ignored: env.ignored(),
             node: env.text("NODE_NAME"),
-            // In the order of Istio's ztunnel: the names of workloads begin with it.
+            // In the order of Istio's ztunnel: uids of workloads begin with the cluster's id.
             cluster_id: env
                 .text("ISTIO_META_CLUSTER_ID")
                 .or_else(|| env.text("CLUSTER_ID")),
@@ -152,7 +153,7 @@ impl Environment {
             socks5: env.parsed("UNSTABLE_ENABLE_SOCKS5", switch)?,
             localhost_app_tunnel: env.parsed("LOCALHOST_APP_TUNNEL", switch)?,
             verdicts: env.number("ZTUNNEL_CAPTURE_VERDICTS")?,
-            // As Istio's ztunnel reads it: what is not true is false.
+            // As Istio's ztunnel reads it: every value other than true is false.
             dns: env
                 .text("ISTIO_META_DNS_CAPTURE")
                 .map(|text| text.trim().eq_ignore_ascii_case("true")),
@@ -187,14 +188,14 @@ impl Lookup {
         IGNORED.into_iter().filter(is_set).collect()
     }
 
-    /// The variables whose names begin so, by the rest of their names.
+    /// The variables whose names begin with a prefix, by the rest of their names.
     fn with_prefix(&self, prefix: &str) -> BTreeMap<String, String> {
         let all = self.0.iter();
         all.filter_map(|(name, value)| Some((name.strip_prefix(prefix)?.to_owned(), value.clone())))
             .collect()
     }
 
-    /// Who this proxy is, by what Istio's chart tells its pod.
+    /// The identity of this proxy, from the variables that Istio's chart sets.
     fn instance(&self) -> Instance {
         let text = |name| self.text(name).unwrap_or_default();
         Instance {
@@ -238,7 +239,7 @@ impl Lookup {
     }
 
     /// `ZTUNNEL_WORKER_THREADS` is a number, or a share of the processors such as `50%` or `33.3%`;
-    /// `ZTUNNEL_CPU_LIMIT` says how many processors there are for us.
+    /// `ZTUNNEL_CPU_LIMIT` is the number of processors that the container may use.
     fn threads(&self) -> Result<Option<NonZeroUsize>, ConfigError> {
         let limit = self.parsed("ZTUNNEL_CPU_LIMIT", processors)?;
         let processors = limit
@@ -273,21 +274,21 @@ fn hundredths(text: &str) -> Option<usize> {
 /// The path of a file of certificates. Istio's ztunnel also takes the certificates themselves.
 fn certificates(text: &str) -> Result<PathBuf, String> {
     if text.starts_with("-----BEGIN") {
-        return Err("it holds certificates; put them into a file and name that here".to_owned());
+        return Err("the value is a certificate; write it to a file and set the variable to the file's path".to_owned());
     }
     Ok(PathBuf::from(text))
 }
 
-/// The path of a file with a token. Istio's ztunnel takes what is no file for the token itself; here
-/// that would make a secret out of a path, which is shown.
+/// The path of a file with a token. Istio's ztunnel takes a value that is no file for the token
+/// itself; here the path is shown in dumps, so it must not be a secret.
 fn token(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     if text.starts_with(['/', '.']) || path.exists() {
         return Ok(path);
     }
     Err(
-        "it names no file; put the token into a file and name that here (what it holds is not \
-         shown, for it may be a token)"
+        "the value is not the path of a file; write the token to a file and set the variable to its \
+         path (the value is not shown, because it may be a token)"
             .to_owned(),
     )
 }
@@ -300,7 +301,7 @@ fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// A number of processors; Kubernetes rounds a limit in millis up before it hands it over.
+/// A number of processors; Kubernetes rounds a limit in millis up.
 fn processors(text: &str) -> Result<NonZeroUsize, String> {
     text.parse()
         .map_err(|_no_number| format!("{text:?} is not a number of processors"))

@@ -1,5 +1,5 @@
-//! Why settings cannot be used. Every message names the key, the variable or the file, what was
-//! found there and what was expected.
+//! Errors of settings. Every message names the key, the variable or the file, the value that was
+//! found and what was expected.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use mesh::local::LocalError;
 use mesh::yaml::YamlError;
 use mesh::{Fault, Uid};
 
-/// Why settings cannot be used.
+/// Settings that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file cannot be read.
@@ -15,11 +15,11 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file is longer than any settings file.
-    #[error("{}: {length} bytes are too many, at most {most} are read", path.display())]
+    /// A file is too long for a settings file.
+    #[error("{}: the file has {length} bytes, at most {most} are allowed", path.display())]
     TooLong {
         /// The file.
         path: PathBuf,
@@ -28,26 +28,26 @@ pub enum ConfigError {
         /// The longest that is read, bytes.
         most: u64,
     },
-    /// The settings file is no YAML, or a value is not what its key expects.
+    /// The settings file is not YAML, or a value has the wrong type.
     #[error("{}{source}", prefix(path))]
     Yaml {
         /// The file.
         path: PathBuf,
-        /// Where and what.
+        /// The position and the problem.
         source: YamlError,
     },
-    /// A variable of the environment is not what its name expects.
+    /// A variable of the environment has an invalid value.
     #[error("environment variable {name}: {problem}")]
     Environment {
         /// Its name.
         name: &'static str,
-        /// What is wrong.
+        /// The problem.
         problem: String,
     },
-    /// The description of the mesh is wrong.
+    /// The description of the mesh is invalid.
     #[error(transparent)]
     Mesh(#[from] LocalError),
-    /// A value is needed that nothing sets.
+    /// A required value is not set.
     #[error("{key}: not set; {remedy}")]
     Missing {
         /// The key.
@@ -67,15 +67,15 @@ pub enum ConfigError {
         /// The most possible.
         most: String,
     },
-    /// A value is not possible here.
+    /// A value contradicts another one.
     #[error("{key}: {problem}")]
     Contradiction {
         /// The key.
         key: String,
-        /// What it contradicts.
+        /// The contradiction.
         problem: String,
     },
-    /// A workload is named that the mesh does not have.
+    /// The mesh has no workload with this uid.
     #[error(
         "{key}: {:?} is not the uid of a workload{}",
         uid.0,
@@ -86,10 +86,10 @@ pub enum ConfigError {
         key: String,
         /// The uid.
         uid: Uid,
-        /// One that looks like it.
+        /// The most similar known uid.
         nearest: Option<Uid>,
     },
-    /// Something is listed twice.
+    /// A value is listed twice.
     #[error("{key}: {found:?} is already listed at {first}")]
     Duplicate {
         /// The key of the second one.
@@ -102,7 +102,7 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// A short name out of a closed set, for metrics and logs.
+    /// A stable name for metrics and logs.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {

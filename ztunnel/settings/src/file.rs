@@ -1,4 +1,4 @@
-//! The settings file as it is written: every key optional, unknown keys refused.
+//! The structure of the settings file: every key is optional, unknown keys are errors.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -97,7 +97,7 @@ pub(super) struct DnsSection {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Listen(pub(super) SocketAddr);
 
-/// An address range; an address is the range of itself.
+/// An address range; a bare address is a range of one address.
 #[derive(Debug)]
 pub(super) struct Range(pub(super) IpNet);
 
@@ -155,7 +155,7 @@ pub(super) struct TerminationSection {
 }
 
 impl File {
-    /// Whether it says anything about what the mesh is.
+    /// Whether the file describes the mesh.
     pub(super) fn describes_the_mesh(&self) -> bool {
         self.mesh_file.is_some()
             || !self.workloads.is_empty()

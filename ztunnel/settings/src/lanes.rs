@@ -1,5 +1,5 @@
-//! The settings of the direct lane: which lane pods of one node take to each other, whether the
-//! ends of a direct connection are joined, and the workloads for which it is otherwise.
+//! The settings of the fast path: whether pods of one node use it or tunnels, whether the two
+//! sockets of a fast-path connection are joined, and exceptions for single workloads.
 
 use std::fmt;
 
@@ -11,40 +11,40 @@ use super::file::File;
 use super::{ConfigError, Settings};
 use mesh::{Uid, yaml};
 
-/// Which lane the pods of one node take to each other.
+/// The path between pods of one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SameNode {
-    /// Plain TCP through the kernel, where policy allows the connection.
+    /// The fast path: plain TCP through the kernel, if policy allows the connection.
     #[default]
     Direct,
-    /// A tunnel, as between nodes.
+    /// The tunnel path, as between nodes.
     Tunnel,
 }
 
-/// Whether the two ends of a direct connection are joined, socket to socket.
+/// Whether the two sockets of a fast-path connection are joined by a sockmap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Acceleration {
-    /// Where the kernel passes the self-test at the start.
+    /// If the kernel passes the self-test at the start.
     #[default]
     Auto,
-    /// Even where the self-test fails.
+    /// Even if the self-test fails.
     On,
     /// Never.
     Off,
 }
 
-/// What is otherwise for one workload.
+/// The exception for one workload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LaneOverride {
-    /// The workload; the mesh need not have it.
+    /// The workload; it may be unknown to the mesh.
     pub workload: Uid,
-    /// Its lane to pods of its node; none is that of the node.
+    /// Its path to pods of its node; `None` means that of the node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub same_node: Option<SameNode>,
-    /// Whether its connections are joined; none is what counts for the node.
+    /// Whether its connections are joined; `None` means the value of the node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acceleration: Option<Acceleration>,
 }
@@ -57,7 +57,7 @@ pub(super) struct OverrideEntry {
     acceleration: Option<Acceleration>,
 }
 
-/// Lays the file and the environment over the defaults.
+/// Applies the file and the environment to the defaults.
 pub(super) fn lay(settings: &mut Settings, file: &File, env: &Environment) {
     let same_node = env.same_node.or(file.same_node);
     settings.same_node = same_node.unwrap_or(settings.same_node);
@@ -73,7 +73,7 @@ pub(super) fn lay(settings: &mut Settings, file: &File, env: &Environment) {
     settings.overrides = overrides.collect();
 }
 
-/// A workload is overridden once, and for something.
+/// Checks that each workload has one entry; warns about an entry that changes nothing.
 pub(super) fn check(settings: &mut Settings) -> Result<(), ConfigError> {
     let mut seen: HashMap<&Uid, usize> = HashMap::default();
     for (at, entry) in settings.overrides.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Defaults, file, environment and flags, laid over each other.
+//! Merges defaults, file, environment and flags.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -17,7 +17,7 @@ use super::{
 use mesh::Uid;
 use mesh::local::{Document, LocalMesh};
 
-/// What the flags of the command line say; they go before everything else.
+/// The flags of the command line; they take precedence over all other layers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// The node's name.
@@ -28,7 +28,7 @@ pub struct Overrides {
     pub network: Option<String>,
     /// The trust domain.
     pub trust_domain: Option<String>,
-    /// Work for this workload alone: dedicated mode.
+    /// Serve only this workload (mode dedicated).
     pub workload: Option<String>,
     /// The file with the description of the mesh.
     pub mesh_file: Option<PathBuf>,
@@ -50,7 +50,7 @@ pub struct Overrides {
     pub log_format: Option<LogFormat>,
 }
 
-/// Lays the layers over each other and checks the whole.
+/// Merges the layers and checks the result.
 pub(super) fn assemble(
     file: File,
     env: &Environment,
@@ -98,14 +98,14 @@ pub(super) fn assemble(
     settings.warnings = settings.local_mesh.warnings.clone();
     let ignored = env.ignored.iter();
     settings.warnings.extend(
-        ignored.map(|name| format!("environment variable {name}: counts for nothing here")),
+        ignored.map(|name| format!("environment variable {name}: has no effect in this proxy")),
     );
     check::mode(&mut settings, &chosen)?;
     check::all(&mut settings)?;
     Ok(settings)
 }
 
-/// What says for whom a dedicated proxy works.
+/// The layers' values for the mode and its workload.
 pub(super) struct Chosen {
     pub(super) mode: Option<ModeName>,
     pub(super) flag: Option<String>,
@@ -147,7 +147,7 @@ fn names(settings: &mut Settings, file: &File, env: &Environment, flags: &Overri
     set(&mut settings.trust_domain, trust_domain.map(Into::into));
 }
 
-/// A socket that is named is used; the variable that asks for it or refuses it has the last word.
+/// A configured socket is used, unless the variable `INPOD_ENABLED` decides otherwise.
 fn node_agent(file: &File, env: &Environment) -> Option<NodeAgent> {
     let named = env
         .node_agent_socket
@@ -237,7 +237,7 @@ fn hbone(hbone: &mut Hbone, file: &HboneSection, env: &Environment) {
     set(&mut hbone.header_list_max, file.header_list_max);
     let idle_release = env.idle_release.or_else(|| span(file.idle_release));
     set(&mut hbone.idle_release, idle_release);
-    // Whoever only asks for a longer client side means the server to wait at least as long.
+    // A server must keep a connection at least as long as the clients that pool it.
     hbone.server_idle = hbone.server_idle.max(hbone.idle_release.saturating_mul(2));
     set(&mut hbone.server_idle, span(file.server_idle));
     set(&mut hbone.connect_timeout, span(file.connect_timeout));
@@ -281,8 +281,8 @@ fn logging(settings: &mut Settings, file: &File, env: &Environment, flags: &Over
     );
 }
 
-/// What Kubernetes grants before it kills is not all ours: a tenth, and a second at least, stays for
-/// the rest of the way out, where what is still open is reset.
+/// The deadline leaves a tenth of Kubernetes's grace period, and at least a second, for resetting
+/// open connections and for the rest of the shutdown.
 fn termination(settings: &Settings, file: &File, env: &Environment) -> Duration {
     const REST: Duration = Duration::from_secs(1);
     let wanted = env

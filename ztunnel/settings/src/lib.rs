@@ -1,11 +1,11 @@
-//! Settings: flags go before the environment, the environment before the file, the file before
-//! the defaults.
+//! Settings: flags take precedence over the environment, the environment over the file, the file
+//! over the defaults.
 //!
-//! [`load`] turns all of it into one [`Settings`], checked as a whole: a value that cannot be is
-//! refused with its key, and nothing is half applied. Only `environment` reads the process's
-//! environment. `node` calls [`load`] at the start and again whenever [`Watcher`] says that a
-//! file changed, and turns the sections into the rooms' own configurations. Every key is listed
-//! in SETTINGS.md, which [`reference`] generates.
+//! [`load`] merges all layers into one [`Settings`] and checks it as a whole: an invalid value is
+//! an error that names its key, and nothing is applied in part. Only `environment` reads the
+//! process's environment. `node` calls [`load`] at the start and whenever [`Watcher`] reports a
+//! changed file, and passes the sections on to the other crates. Every key is listed in
+//! docs/settings.md, which [`reference`] generates.
 
 mod capture;
 mod check;
@@ -20,7 +20,7 @@ mod units;
 mod upstream;
 mod watch;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use self::capture::CaptureBy;
 pub use self::environment::Environment;
@@ -36,11 +36,10 @@ pub use self::upstream::{
 };
 pub use self::watch::{WatchError, Watcher};
 
-/// Reads the settings: `path` is the settings file, if there is one.
+/// Reads the settings; `path` is the settings file, if one is used.
 ///
 /// # Errors
-/// When a file cannot be read, a value is not what its key expects, or the values contradict each
-/// other.
+/// If a file cannot be read, a value is invalid, or values contradict each other.
 pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Settings, ConfigError> {
     load_from(path, &Environment::of_process()?, overrides)
 }
@@ -89,7 +88,7 @@ pub fn from_text(
     layers::assemble(sections, environment, overrides, read_file)
 }
 
-/// A file this long is no settings file; it would only fill the memory.
+/// Larger files are refused, so that a wrong path does not exhaust the memory.
 const MAX_FILE: u64 = 64 << 20;
 
 fn read(path: &Path) -> Result<String, ConfigError> {
@@ -106,6 +105,21 @@ fn read(path: &Path) -> Result<String, ConfigError> {
         });
     }
     std::fs::read_to_string(path).map_err(failed)
+}
+
+/// The directory of the pinned kernel objects that a settings file names, or its default. It needs
+/// no other setting, so that `kernel remove` works where a proxy could not start.
+///
+/// # Errors
+/// If the file cannot be read or is not a settings file.
+pub fn bpf_directory(path: Option<&Path>) -> Result<PathBuf, ConfigError> {
+    let text = path.map(read).transpose()?.unwrap_or_default();
+    let file: file::File = mesh::yaml::read(&text).map_err(|source| ConfigError::Yaml {
+        path: path.unwrap_or(Path::new("")).to_owned(),
+        source,
+    })?;
+    let named = file.capture.bpf_directory;
+    Ok(named.unwrap_or_else(|| Capture::default().bpf_directory))
 }
 
 #[cfg(test)]

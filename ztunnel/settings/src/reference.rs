@@ -1,8 +1,7 @@
-//! The reference of all settings: one table that the documentation is made of.
+//! The reference of all settings: the table from which docs/settings.md is generated.
 //!
-//! Defaults are not written here but read from the defaults in force, and a test holds the keys
-//! against those that the settings file knows, so the table cannot say anything else than the
-//! program does.
+//! Defaults are read from the program's own defaults, and a test compares the keys with those that
+//! the settings file accepts, so that table and program agree.
 
 mod table;
 
@@ -13,11 +12,11 @@ use super::{LogFormat, Settings};
 pub struct Row {
     /// Its key in the settings file, sections separated by dots.
     pub key: &'static str,
-    /// What its value is and in which unit.
+    /// The type and unit of its value.
     pub unit: &'static str,
-    /// Its variable in the environment; empty where there is none.
+    /// Its environment variable; empty if it has none.
     pub variable: &'static str,
-    /// What it does.
+    /// Its effect.
     pub meaning: &'static str,
     /// Its default.
     default: Default,
@@ -25,14 +24,14 @@ pub struct Row {
 
 #[derive(Clone, Copy)]
 enum Default {
-    /// What the defaults in force hold.
+    /// A value of the program's defaults.
     Shown(fn(&Settings) -> String),
-    /// Said in words.
+    /// A description.
     Words(&'static str),
 }
 
 impl Row {
-    /// Its default, as it would be written.
+    /// Its default, as text.
     #[must_use]
     pub fn default_text(&self) -> String {
         match self.default {
@@ -55,23 +54,23 @@ pub fn rows() -> Vec<Row> {
     table::TABLES.into_iter().flatten().map(row).collect()
 }
 
-/// The document: SETTINGS.md.
+/// The document docs/settings.md.
 #[must_use]
 pub fn markdown() -> String {
     let mut text = String::from(
         "# Settings\n\n\
-         Flags of the command line go before the environment, the environment before the file, \
-         the file before the defaults. Unknown keys are refused. Durations are written with their \
-         unit (`10s`, `5m`, `24h`), sizes as `2MiB`, `64KiB` or a number of bytes. Paths are relative \
-         to the directory the proxy was started in.\n\n\
-         Of the environment, `FAKE_CA=true` is refused unless `ca.local` is set. `INSTANCE_IP`, \
-         `POD_NAME`, `POD_NAMESPACE`, `CLUSTER_DOMAIN` and each `ISTIO_META_<key>` tell the control \
-         plane who asks. Other names of the Istio chart that are not in this table mean nothing \
-         here.\n\n\
-         `node`, `clusterId`, `network`, `trustDomain`, `mode`, `nodeAgent`, `ca`, `xds`, `crl`, the \
-         listeners, `hbone`, `keepalive`, `threads`, `log` and most of `capture` change only with a \
-         restart; the log says so when they differ.\n\n\
-         This table is generated: `UPDATE=1 cargo test -p ztunnel --lib config::`.\n\n\
+         Command-line flags take precedence over the environment, the environment over the file, \
+         the file over the defaults. Unknown keys are errors. Durations have a unit (`10s`, `5m`, \
+         `24h`); sizes are `2MiB`, `64KiB` or a number of bytes. Paths are relative to the working \
+         directory of the proxy.\n\n\
+         `FAKE_CA=true` in the environment is an error unless `ca.local` is set. `INSTANCE_IP`, \
+         `POD_NAME`, `POD_NAMESPACE`, `CLUSTER_DOMAIN` and each `ISTIO_META_<key>` are sent to the \
+         control plane as the identity of the proxy. Other variables of the Istio chart that are \
+         not in this table have no effect.\n\n\
+         Changes of `node`, `clusterId`, `network`, `trustDomain`, `mode`, `nodeAgent`, `ca`, `xds`, \
+         `crl`, the listeners, `hbone`, `keepalive`, `threads`, `log` and most of `capture` take \
+         effect after a restart; the log names them when they differ.\n\n\
+         This page is generated: `UPDATE=1 cargo test -p settings --lib reference`.\n\n\
          | key | value | default | variable | meaning |\n| --- | --- | --- | --- | --- |\n",
     );
     for row in rows() {
@@ -91,7 +90,7 @@ pub fn markdown() -> String {
     text
 }
 
-/// Address ranges as a default shows them.
+/// Address ranges as text.
 fn listed(ranges: &[ipnet::IpNet]) -> String {
     let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
     ranges.join(", ")

@@ -1,4 +1,4 @@
-//! The settings as the rest of the program sees them: complete, typed, checked.
+//! The settings as the other crates see them: complete, typed, checked.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -16,7 +16,7 @@ use super::{
 use mesh::local::LocalMesh;
 use mesh::{Snapshot, Uid};
 
-/// Everything that can be set.
+/// All settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Settings {
@@ -24,25 +24,25 @@ pub struct Settings {
     pub node: Arc<str>,
     /// The cluster's id.
     pub cluster_id: Arc<str>,
-    /// The network that this node is in; empty is the default one.
+    /// The network of this node; empty means the default network.
     pub network: Arc<str>,
     /// The trust domain of the certificates that are issued, and of workloads that name none.
     pub trust_domain: Arc<str>,
-    /// For whom this proxy works.
+    /// Which workloads this proxy serves.
     pub mode: Mode,
-    /// The file with the description of the mesh, if it is in one of its own; to be watched.
+    /// The separate file with the description of the mesh, if there is one; it is watched.
     pub mesh_file: Option<PathBuf>,
     /// The pods to enrol.
     pub pods: Vec<Pod>,
-    /// Who else says which pods to enrol, if anybody does.
+    /// The node agent that names further pods, if one is configured.
     pub node_agent: Option<NodeAgent>,
-    /// Where certificates come from.
+    /// The certificate authority.
     pub ca: Authority,
-    /// Where the control plane tells what the mesh is, besides what the settings say of it.
+    /// The control plane that sends the mesh configuration, if one is used.
     pub xds: Option<Xds>,
-    /// The file with the revocation lists, if there is one; watched.
+    /// The file with the revocation lists, if there is one; it is watched.
     pub crl: Option<PathBuf>,
-    /// Who this proxy is when it asks the control plane.
+    /// The identity that this proxy presents to the control plane.
     pub instance: Instance,
     /// Where the admin interface listens; a loopback address.
     pub admin: SocketAddr,
@@ -52,46 +52,45 @@ pub struct Settings {
     pub readiness: SocketAddr,
     /// How connections are captured.
     pub capture: Capture,
-    /// How DNS is answered where it is captured; none leaves it alone.
+    /// How captured DNS queries are answered; `None` does not capture them.
     pub dns: Option<Dns>,
-    /// Which lane the pods of this node take to each other; direct only if both ends say so.
+    /// The path between pods of this node; the fast path only if both ends have it set.
     pub same_node: SameNode,
-    /// Whether direct connections are joined; only if both ends say so.
+    /// Whether fast-path connections are joined; only if both ends have it set.
     pub acceleration: Acceleration,
-    /// The workloads for which one of these two is otherwise.
+    /// Exceptions from these two for single workloads.
     pub overrides: Vec<LaneOverride>,
     /// Tunnels.
     pub hbone: Hbone,
-    /// Whether pods may say by SOCKS where they want to go.
+    /// Whether pods may name their destinations by SOCKS 5.
     pub socks5: bool,
-    /// Whether what is delivered with a PROXY header goes to the pod's loopback address.
+    /// Whether connections with a PROXY header are delivered to the pod's loopback address.
     pub localhost_app_tunnel: bool,
-    /// TCP keepalive on the connections of pods; none switches it off.
+    /// TCP keepalive on the connections of pods; `None` turns it off.
     pub keepalive: Option<Keepalive>,
     /// Worker threads.
     pub threads: NonZeroUsize,
-    /// What is logged, and how.
+    /// The filter and the format of the log.
     pub log: Log,
-    /// After the signal to end, live connections may go on for this long.
+    /// How long open connections may go on after the signal to stop.
     #[serde(serialize_with = "super::units::as_text")]
     pub termination_deadline: Duration,
-    /// The mesh as the file, the file it names and the environment describe it together.
+    /// The mesh that the settings file, the mesh file and the environment describe together.
     #[serde(skip)]
     pub local_mesh: LocalMesh,
-    /// What is allowed but probably not meant; to be logged.
+    /// Values that are allowed but probably mistakes; they are logged.
     pub warnings: Vec<String>,
 }
 
-/// For whom a proxy works.
+/// Which workloads a proxy serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// For the enrolled pods of a node.
+    /// The enrolled pods of a node.
     Shared,
-    /// For one workload on a machine of its own, with everything in the process's own network
-    /// namespace.
+    /// One workload on a machine of its own, in the network namespace of the process.
     Dedicated {
-        /// Which one.
+        /// The workload.
         workload: Uid,
     },
 }
@@ -99,13 +98,13 @@ pub enum Mode {
 /// A pod to enrol.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Pod {
-    /// The workload that it is. It is in the mesh and has addresses.
+    /// Its workload, which is in the mesh and has addresses.
     pub workload: Uid,
     /// The path of its network namespace.
     pub netns: PathBuf,
 }
 
-/// The node agent (istio-cni), which says which pods of the node are in the mesh.
+/// The node agent (istio-cni), which names the pods of the node that are in the mesh.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NodeAgent {
     /// The path of its socket.
@@ -113,7 +112,7 @@ pub struct NodeAgent {
 }
 
 impl NodeAgent {
-    /// Where its socket is where nobody says otherwise.
+    /// The default path of its socket.
     pub const SOCKET: &str = "/var/run/ztunnel/ztunnel.sock";
 }
 
@@ -121,11 +120,11 @@ impl NodeAgent {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Capture {
-    /// What takes the connections to the proxy.
+    /// The mechanism.
     pub by: CaptureBy,
     /// Where programs, links and maps are pinned, in a BPF file system.
     pub bpf_directory: PathBuf,
-    /// The cgroup whose processes' connections are looked at; none is the root of cgroup v2.
+    /// The cgroup whose processes are subject to capture; `None` means the root of cgroup v2.
     pub cgroup: Option<PathBuf>,
     /// The mark of the proxy's own sockets.
     pub mark: u32,
@@ -135,7 +134,7 @@ pub struct Capture {
     pub exempt_cidrs: Vec<IpNet>,
     /// Sources of inbound connections that are never captured.
     pub exempt_sources: Vec<IpNet>,
-    /// How many verdicts of each kind the kernel remembers.
+    /// How many fast-path entries of each kind the kernel holds.
     pub verdicts: u32,
 }
 
@@ -143,7 +142,7 @@ pub struct Capture {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Dns {
-    /// For the resolver that the application asked, where the mesh does not know the name.
+    /// The time limit of the pod's resolver, for names outside of the mesh.
     #[serde(serialize_with = "super::units::as_text")]
     pub timeout: Duration,
 }
@@ -152,13 +151,13 @@ pub struct Dns {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Hbone {
-    /// What a peer may send on one stream before it was passed on.
+    /// The bytes that a peer may send on one stream before they are delivered.
     pub stream_window: Bytes,
     /// The same for all streams of one connection together.
     pub connection_window: Bytes,
     /// The largest frame that is accepted.
     pub max_frame: Bytes,
-    /// What one stream may have queued for sending.
+    /// The bytes that one stream may queue for sending.
     pub send_buffer: Bytes,
     /// Tunnels on one pooled connection before another one is dialled.
     pub max_streams_per_connection: u32,
@@ -172,10 +171,10 @@ pub struct Hbone {
     /// An accepted connection without a tunnel is closed after this.
     #[serde(serialize_with = "super::units::as_text")]
     pub server_idle: Duration,
-    /// For a dial, TCP and TLS together.
+    /// The time limit of a dial, TCP and TLS together.
     #[serde(serialize_with = "super::units::as_text")]
     pub connect_timeout: Duration,
-    /// For the first HTTP/2 frames.
+    /// The time limit of the first HTTP/2 frames.
     #[serde(serialize_with = "super::units::as_text")]
     pub handshake_timeout: Duration,
     /// From a CONNECT to its response.
@@ -184,7 +183,7 @@ pub struct Hbone {
     /// Between two PINGs on a silent connection.
     #[serde(serialize_with = "super::units::as_text")]
     pub ping_interval: Duration,
-    /// Without an answer to a PING for this long, the connection is dead.
+    /// A connection without an answer to a PING for this long is closed.
     #[serde(serialize_with = "super::units::as_text")]
     pub ping_timeout: Duration,
 }
@@ -199,7 +198,7 @@ pub struct Keepalive {
     /// Between two probes.
     #[serde(serialize_with = "super::units::as_text")]
     pub interval: Duration,
-    /// Unanswered probes after which the connection is dead.
+    /// Unanswered probes after which the connection is closed.
     pub retries: u32,
 }
 
@@ -207,13 +206,13 @@ pub struct Keepalive {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Log {
-    /// Levels by target, for example `info,ztunnel::hbone=debug`.
+    /// Levels by target, for example `info,ztunnel::tunnel=debug`.
     pub filter: String,
-    /// How lines look.
+    /// The format of its lines.
     pub format: LogFormat,
 }
 
-/// How lines of the log look.
+/// The format of the log's lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {

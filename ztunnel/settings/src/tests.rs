@@ -1,4 +1,4 @@
-//! Settings as users write them, and what is said about the wrong ones.
+//! Settings as users write them, and the messages for invalid ones.
 
 mod agent;
 mod bad;

@@ -1,4 +1,4 @@
-//! Sizes and durations as people write them: `2MiB`, `10s`, `1h 30m`.
+//! Sizes and durations in the notation of the settings file: `2MiB`, `10s`, `1h 30m`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,7 +15,7 @@ pub struct Bytes(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span(pub(super) Duration);
 
-/// Writes a duration as people write it.
+/// Serializes a duration in the notation of the settings file.
 pub(super) fn as_text<S: serde::Serializer>(
     duration: &Duration,
     serializer: S,
@@ -23,9 +23,9 @@ pub(super) fn as_text<S: serde::Serializer>(
     serializer.collect_str(&humantime::format_duration(*duration))
 }
 
-/// Why a text is no size or no duration.
+/// A text that is no size or no duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
+#[allow(missing_docs, reason = "the messages describe the variants")]
 pub enum ParseUnitError {
     #[error("{text:?} is not a size such as 2MiB, 64KiB or a number of bytes")]
     Size { text: String },

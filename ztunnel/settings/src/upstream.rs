@@ -1,8 +1,8 @@
-//! The settings of the control plane: where it tells what the mesh is, where it signs
-//! certificates, and who this proxy is when it asks.
+//! The settings of the control plane: the addresses of its discovery service and its certificate
+//! authority, and the identity that this proxy presents.
 //!
-//! In a pod of a cluster (`KUBERNETES_SERVICE_HOST` is set) that is told nothing else, both are
-//! Istio's, under their usual names and with the files that its chart mounts.
+//! In a pod of a cluster (`KUBERNETES_SERVICE_HOST` is set) the defaults are Istio's services, with
+//! the files that Istio's chart mounts.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,22 +29,22 @@ const TOKEN: &str = "./var/run/secrets/tokens/istio-token";
 pub struct Upstream {
     /// `https://host:port`; without a scheme, https.
     pub address: String,
-    /// A file with the certificates that vouch for it; none for those of the system.
+    /// A file with the root certificates of the service; `None` means those of the system.
     pub root: Option<PathBuf>,
-    /// The name in its certificate, where it is not the address's.
+    /// The name in its certificate, if it differs from the address.
     pub hostname: Option<String>,
-    /// A file with the bearer token to send; none sends none.
+    /// A file with the bearer token to send, if one is sent.
     pub token: Option<PathBuf>,
     /// Headers to send with every request.
     pub headers: Headers,
 }
 
-/// Headers, whose values may be secrets: only their names are ever shown.
+/// Headers. Their values may be secrets, so only the names are shown.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Headers(pub Vec<(String, String)>);
 
 impl Authority {
-    /// For how long a workload's certificate is to be valid.
+    /// The lifetime of a workload's certificate.
     #[must_use]
     pub const fn leaf_ttl(&self) -> Duration {
         match self {
@@ -53,7 +53,7 @@ impl Authority {
         }
     }
 
-    /// The key that says so.
+    /// The key that sets the lifetime.
     pub(super) const fn leaf_ttl_key(&self) -> &'static str {
         match self {
             Self::Local(_) => "ca.local.leafTtl",
@@ -80,25 +80,25 @@ impl Serialize for Headers {
     }
 }
 
-/// Where the control plane tells what the mesh is.
+/// The control plane's discovery service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Xds {
     /// The service.
     #[serde(flatten)]
     pub upstream: Upstream,
-    /// Whether workloads and services are asked for when somebody calls them, instead of all of
+    /// Whether a workload or service is requested when a pod first calls it, instead of all of
     /// them at the start.
     pub on_demand: bool,
 }
 
-/// Where certificates come from.
+/// The certificate authority.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Authority {
     /// The certificate authority inside this process.
     Local(LocalAuthority),
-    /// The control plane's.
+    /// The certificate authority of the control plane.
     Remote(RemoteAuthority),
 }
 
@@ -106,10 +106,10 @@ pub enum Authority {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LocalAuthority {
-    /// Where the root's key and certificate are; made when they are missing. Proxies that share
-    /// it share the mesh.
+    /// The directory of the root's key and certificate, which are created if they are missing.
+    /// Proxies that share the directory share the mesh.
     pub directory: PathBuf,
-    /// For how long a workload's certificate is valid; rotated at half of it.
+    /// The lifetime of a workload's certificate, which is rotated after half of it.
     #[serde(serialize_with = "super::units::as_text")]
     pub leaf_ttl: Duration,
 }
@@ -121,16 +121,16 @@ pub struct RemoteAuthority {
     /// The service.
     #[serde(flatten)]
     pub upstream: Upstream,
-    /// A file with roots of the mesh beside those that the authority answers with, as while a root
-    /// is replaced. What vouches for the authority's own address is another matter: whoever signs
-    /// under it must not be able to name workloads.
+    /// A file with roots of the mesh in addition to those that the authority returns, as during a
+    /// root rotation. The root of the authority's own address is not one of them: a CA that
+    /// signs the address's certificate must not be able to issue workload identities.
     pub mesh_roots: Option<PathBuf>,
-    /// For how long a workload's certificate shall be valid; rotated at half of it.
+    /// The requested lifetime of a workload's certificate, which is rotated after half of it.
     #[serde(serialize_with = "super::units::as_text")]
     pub leaf_ttl: Duration,
 }
 
-/// Who this proxy is when it asks the control plane.
+/// The identity that this proxy presents to the control plane.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Instance {
@@ -146,7 +146,7 @@ pub struct Instance {
     pub metadata: BTreeMap<String, String>,
 }
 
-/// What the settings file says about a service of the control plane.
+/// The settings file's section for the discovery service.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct XdsSection {
@@ -158,7 +158,7 @@ pub(super) struct XdsSection {
     on_demand: Option<bool>,
 }
 
-/// What the settings file says about the certificate authority.
+/// The settings file's section for the certificate authority.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct CaSection {
@@ -179,8 +179,8 @@ struct LocalSection {
     leaf_ttl: Option<Span>,
 }
 
-/// One service, as the file says it.
-struct Said<'a> {
+/// The settings file's values for one service.
+struct ServiceSection<'a> {
     address: Option<&'a String>,
     root: Option<&'a PathBuf>,
     hostname: Option<&'a String>,
@@ -188,14 +188,14 @@ struct Said<'a> {
     headers: &'a BTreeMap<String, String>,
 }
 
-impl Said<'_> {
-    /// The service, if anybody names it.
-    fn laid(&self, env: &Environment, variables: &UpstreamVariables) -> Option<Upstream> {
+impl ServiceSection<'_> {
+    /// The service, if the environment, the file or the cluster defines its address.
+    fn merged(&self, env: &Environment, variables: &UpstreamVariables) -> Option<Upstream> {
         let named = variables.address.as_ref().or(self.address).cloned();
         let in_cluster = env.in_cluster.then(|| ISTIOD.to_owned());
         let address = with_scheme(named.or(in_cluster)?);
         let root = match variables.root.as_ref().or(self.root) {
-            // Istio's name for the roots of the system.
+            // Istio's name for the root certificates of the system.
             Some(root) if root.as_os_str() == "SYSTEM" => None,
             Some(root) => Some(root.clone()),
             None => mounted(ROOT),
@@ -213,7 +213,7 @@ impl Said<'_> {
     }
 }
 
-/// A file that Istio's chart mounts, where it is there.
+/// A file that Istio's chart mounts, if it exists.
 fn mounted(path: &str) -> Option<PathBuf> {
     Path::new(path).exists().then(|| PathBuf::from(path))
 }
@@ -226,7 +226,7 @@ fn with_scheme(address: String) -> String {
     }
 }
 
-/// Lays the file, the environment and the flags over the defaults.
+/// Applies the file, the environment and the flags to the defaults.
 pub(super) fn lay(
     settings: &mut Settings,
     file: &File,
@@ -237,21 +237,21 @@ pub(super) fn lay(
     settings.crl = env.crl.as_ref().or(file.crl.as_ref()).cloned();
     settings.ca = authority(file, env, flags)?;
     let section = &file.xds;
-    let said = Said {
+    let service = ServiceSection {
         address: section.address.as_ref(),
         root: section.root_certificate.as_ref(),
         hostname: section.hostname.as_ref(),
         token: section.token.as_ref(),
         headers: &section.headers,
     };
-    // A description of the mesh that is at hand is meant to be all of it, unless both are asked for.
+    // A local description of the mesh replaces the control plane, unless its address is set too.
     let local = flags.mesh_file.is_some()
         || env.mesh_file.is_some()
         || env.mesh_text.is_some()
         || file.describes_the_mesh();
     let asked = env.xds.address.is_some() || section.address.is_some();
-    settings.xds = said
-        .laid(env, &env.xds)
+    settings.xds = service
+        .merged(env, &env.xds)
         .filter(|_| asked || !local)
         .map(|upstream| Xds {
             upstream,
@@ -267,7 +267,7 @@ fn authority(file: &File, env: &Environment, flags: &Overrides) -> Result<Author
     if section.local.is_some() && section.address.is_some() {
         return Err(ConfigError::Contradiction {
             key: "ca.address".to_owned(),
-            problem: "ca.local is set too, and certificates come from one authority".to_owned(),
+            problem: "ca.local is set too; set only one of them".to_owned(),
         });
     }
     let ttl = |own: Option<Span>| {
@@ -285,22 +285,22 @@ fn authority(file: &File, env: &Environment, flags: &Overrides) -> Result<Author
     if env.fake_ca {
         return Err(ConfigError::Environment {
             name: "FAKE_CA",
-            problem: "certificates that nobody checks are not made here; set ca.local.directory \
+            problem: "this proxy does not issue unverified certificates; set ca.local.directory \
                       for a certificate authority inside the proxy"
                 .to_owned(),
         });
     }
-    let said = Said {
+    let service = ServiceSection {
         address: section.address.as_ref(),
         root: section.root_certificate.as_ref(),
         hostname: section.hostname.as_ref(),
         token: section.token.as_ref(),
         headers: &section.headers,
     };
-    let upstream = said.laid(env, &env.ca).ok_or(ConfigError::Missing {
+    let upstream = service.merged(env, &env.ca).ok_or(ConfigError::Missing {
         key: "ca.local.directory",
-        remedy: "it says where the keys of the mesh's certificate authority are kept; or set \
-                 ca.address for the control plane's",
+        remedy: "set it to the directory for the keys of the mesh's certificate authority, or set \
+                 ca.address to use that of the control plane",
     })?;
     let mesh_roots = env.mesh_roots.as_ref().or(section.mesh_roots.as_ref());
     Ok(Authority::Remote(RemoteAuthority {

@@ -1,11 +1,11 @@
-//! Notices that a file changed, however it was changed: written in place, renamed over, or swapped
-//! by a symbolic link, which is how Kubernetes updates a mounted ConfigMap.
+//! Reports changed files, whether they were written in place, replaced by a rename, or swapped by a
+//! symbolic link, which is how Kubernetes updates a mounted ConfigMap.
 //!
-//! What is watched are the directories of the files, because a watch on a file ends when the file
-//! is replaced. What happens there only wakes the watcher, unless other files are written, as a log
-//! beside the settings is all the time; what decides is whether the contents differ from those seen
-//! last. Changes that follow each other quickly count as one. Make the
-//! watcher before reading the files for the first time, then no change is missed. Used by `node`.
+//! The watches are on the files' directories, because a watch on a file ends when the file is
+//! replaced. An event in a directory only wakes the watcher, and writes to other files do not even
+//! wake it; a change is reported if the contents differ from the last ones. Changes in quick
+//! succession are reported as one. Create the watcher before the files are read for the first time,
+//! then no change is missed. Used by `node`.
 
 use std::hash::{Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
@@ -20,18 +20,18 @@ use tokio::time::{Instant, timeout};
 
 use mesh::Fault;
 
-/// How long it has to be quiet before a change counts as finished.
+/// A change is complete when no event has arrived for this long.
 const QUIET: Duration = Duration::from_millis(100);
-/// After this long it counts as finished in any case.
+/// A change is treated as complete after this long in any case.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Why files cannot be watched.
+/// Files that cannot be watched.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
-    /// The system refuses to watch anything.
+    /// The system provides no watcher.
     #[error("cannot watch files: {source}")]
     Start {
-        /// What the system says; often that a limit of inotify is reached.
+        /// The system's error; often a limit of inotify.
         source: notify::Error,
     },
     /// The system refuses to watch one directory.
@@ -39,13 +39,13 @@ pub enum WatchError {
     Directory {
         /// The directory.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: notify::Error,
     },
 }
 
 impl WatchError {
-    /// A short name out of a closed set, for metrics and logs.
+    /// A stable name for metrics and logs.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -66,11 +66,11 @@ pub struct Watcher {
     files: Vec<PathBuf>,
     seen: Vec<Option<u64>>,
     watched: HashSet<PathBuf>,
-    /// The files and what they are links to.
+    /// The files and the targets of those that are links.
     names: Arc<RwLock<HashSet<PathBuf>>>,
     watcher: RecommendedWatcher,
     events: Arc<Notify>,
-    /// Something happened and was not looked at yet.
+    /// An event has arrived and the contents were not compared yet.
     pending: bool,
 }
 
@@ -86,7 +86,7 @@ impl Watcher {
         let known = names.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             let known = known.read().unwrap_or_else(PoisonError::into_inner);
-            // An error (an overflow of the queue) may stand for a change that was lost.
+            // After an error (an overflow of the queue) an event may have been lost.
             if event.map_or(true, |event| may_change(&event, &known)) {
                 wake.notify_one();
             }
@@ -106,8 +106,8 @@ impl Watcher {
         Ok(this)
     }
 
-    /// Watches other files from now on. Those that were watched before keep what was seen of
-    /// them.
+    /// Watches other files from now on. Files that were watched before keep their last contents
+    /// for comparison.
     ///
     /// # Errors
     /// When the system refuses.
@@ -128,8 +128,8 @@ impl Watcher {
         Ok(())
     }
 
-    /// Waits until the contents of a file differ from those seen last. Safe to cancel: a change
-    /// that was not reported is reported next time.
+    /// Waits until the contents of a file differ from the last ones. Safe to cancel: a change
+    /// that was not reported is reported by the next call.
     pub async fn changed(&mut self) {
         loop {
             if !self.pending {
@@ -150,7 +150,7 @@ impl Watcher {
         }
     }
 
-    /// A file behind a link may also be written in place, in a directory elsewhere.
+    /// Watches the targets of links too, which may be written in place in another directory.
     fn follow_links(&mut self) {
         let mut names: HashSet<PathBuf> = self.files.iter().cloned().collect();
         for path in self.files.clone() {
@@ -159,7 +159,7 @@ impl Watcher {
             };
             names.insert(target.clone());
             if let Err(error) = self.watch(directory(&target)) {
-                tracing::warn!(%error, "changes behind a link may go unnoticed");
+                tracing::warn!(%error, "the target of a link cannot be watched: its changes are not noticed");
             }
         }
         *self.names.write().unwrap_or_else(PoisonError::into_inner) = names;
@@ -188,9 +188,9 @@ impl std::fmt::Debug for Watcher {
     }
 }
 
-/// Whether the contents of a file may have changed. Names that come, go and change may stand for
-/// a link that was swapped; opening and reading are events, too, and counting them the watcher
-/// would wake itself for ever.
+/// Whether the contents of a file may have changed. Created, removed and renamed entries may be a
+/// swapped link. Events of opening and reading are ignored, because the watcher's own reads cause
+/// them.
 fn may_change(event: &Event, names: &HashSet<PathBuf>) -> bool {
     let ours = || event.paths.is_empty() || event.paths.iter().any(|path| is_one_of(path, names));
     match event.kind {
@@ -201,7 +201,7 @@ fn may_change(event: &Event, names: &HashSet<PathBuf>) -> bool {
     }
 }
 
-/// A relative name comes back with the directory as it was given, or as `./name`.
+/// Events name a relative file with its directory as it was given, or as `./name`.
 fn is_one_of(path: &Path, names: &HashSet<PathBuf>) -> bool {
     names.contains(path)
         || path
@@ -216,7 +216,7 @@ fn directory(path: &Path) -> &Path {
     }
 }
 
-/// Stands for the contents; none for a file that cannot be read.
+/// A hash of the contents; `None` for a file that cannot be read.
 fn fingerprint(path: &Path) -> Option<u64> {
     let contents = std::fs::read(path).ok()?;
     let mut hasher = std::hash::DefaultHasher::new();

@@ -1,5 +1,5 @@
-//! Whether connections of this node are joined past TCP, and what the self-test of the kernel
-//! has shown.
+//! Metrics of acceleration: whether fast-path connections are joined by a sockmap, and the results
+//! of the kernel's self-test.
 
 use std::fmt::{self, Write as _};
 
@@ -11,17 +11,17 @@ use prometheus_client::registry::Registry;
 /// Gauges that are set once, at the start.
 #[derive(Debug, Default)]
 pub struct AccelerationMetrics {
-    /// 1 where connections are joined, 0 where they are not.
+    /// 1 if connections are joined, else 0.
     pub effective: Gauge,
     cases: Family<Labels, Gauge>,
 }
 
-/// What a case of the self-test has shown.
+/// The result of a case of the self-test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CaseResult {
     /// A joined socket behaves like any other.
     Passed,
-    /// It does not.
+    /// A joined socket behaves differently.
     Failed,
 }
 
@@ -45,18 +45,18 @@ impl AccelerationMetrics {
         let metrics = Self::default();
         registry.register(
             "ztunnel_acceleration",
-            "Whether connections between pods of this node are joined past TCP: 1 is yes",
+            "Whether fast-path connections between pods of this node are joined by a sockmap (1) or not (0)",
             metrics.effective.clone(),
         );
         registry.register(
             "ztunnel_acceleration_self_test",
-            "What the self-test of this kernel's sockmap has shown, by case: always 1",
+            "Results of the self-test of this kernel's sockmap, by case and result; the value is always 1",
             metrics.cases.clone(),
         );
         metrics
     }
 
-    /// Shows the cases of a self-test, in place of those of an earlier one.
+    /// Sets the results of a self-test; they replace those of an earlier one.
     pub fn show(&self, cases: impl IntoIterator<Item = (&'static str, CaseResult)>) {
         self.cases.clear();
         for (case, result) in cases {

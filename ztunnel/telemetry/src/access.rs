@@ -15,7 +15,7 @@ const TARGET: &str = "access";
 /// One finished connection. Fields that are `None` are left out of the line.
 #[derive(Clone, Copy)]
 pub struct AccessLogEntry<'a> {
-    /// Where this proxy stands.
+    /// The end of the connection at which this proxy is.
     pub reporter: Reporter,
     /// The client's address.
     pub source: SocketAddr,
@@ -23,10 +23,10 @@ pub struct AccessLogEntry<'a> {
     pub source_workload: Option<&'a Workload>,
     /// The client's identity, if mutual TLS proved it.
     pub source_identity: Option<&'a Identity>,
-    /// Where the connection was carried to on the network: the peer's HBONE port, or the
-    /// destination itself.
+    /// The address that the proxy connected to: the peer's HBONE port, or the destination
+    /// itself.
     pub destination: SocketAddr,
-    /// The CONNECT authority, if it was tunnelled.
+    /// The CONNECT authority, if the connection was tunnelled.
     pub hbone: Option<&'a dyn fmt::Display>,
     /// The service that was dialled.
     pub service: Option<&'a Service>,
@@ -34,29 +34,29 @@ pub struct AccessLogEntry<'a> {
     pub destination_workload: Option<&'a Workload>,
     /// The server's identity, if mutual TLS proved it.
     pub destination_identity: Option<&'a Identity>,
-    /// Bytes that this end's workload sent.
+    /// Bytes that the workload of this node sent.
     pub bytes_sent: u64,
-    /// Bytes that this end's workload received.
+    /// Bytes that the workload of this node received.
     pub bytes_received: u64,
-    /// From accepting the connection to its end.
+    /// The time from accept to the end.
     pub duration: Duration,
-    /// Why it failed, if it did.
+    /// The error, if the connection failed.
     pub error: Option<&'a dyn fmt::Display>,
 }
 
 impl AccessLogEntry<'_> {
-    /// Whether a line would be written; false means that putting an entry together is in vain.
+    /// Whether a line would be written; if not, an entry need not be built.
     #[must_use]
     pub fn enabled() -> bool {
         tracing::enabled!(target: TARGET, Level::INFO)
             || tracing::enabled!(target: TARGET, Level::ERROR)
     }
 
-    /// Writes the line: at `info`, or at `error` if the connection failed. Where that level is
-    /// off nothing is formatted.
+    /// Writes the line: at `info`, or at `error` if the connection failed. If that level is off,
+    /// nothing is formatted.
     pub fn log(&self) {
-        // The fields stand in a macro because the level of an event is part of its static
-        // description: there are two events here.
+        // A macro, because the level is part of an event's static description: these are two
+        // events with the same fields.
         macro_rules! event {
             ($level:expr) => {
                 tracing::event!(

@@ -14,33 +14,33 @@ use prometheus_client::registry::Registry;
 use super::labels::UNKNOWN;
 use mesh::Workload;
 
-/// How many sets of labels one metric may have; what comes later counts as unknown.
-const MOST_SERIES: usize = 2000;
+/// The most sets of labels of one metric; further ones are counted as unknown.
+const SERIES_LIMIT: usize = 2000;
 
-/// The upper ends of the histogram's buckets, in seconds.
+/// The upper bounds of the histogram's buckets, in seconds.
 const BUCKETS: [f64; 6] = [0.001, 0.005, 0.01, 0.1, 1.0, 5.0];
 
-/// What the DNS proxy counts.
+/// The metrics of the DNS proxy.
 #[derive(Debug)]
 pub struct DnsMetrics {
-    requests: Bounded<Asked, Counter>,
-    upstream_requests: Bounded<Asked, Counter>,
-    upstream_failures: Bounded<Asked, Counter>,
-    upstream_duration: Bounded<Asked, Histogram, fn() -> Histogram>,
+    requests: Bounded<QueryLabels, Counter>,
+    upstream_requests: Bounded<QueryLabels, Counter>,
+    upstream_failures: Bounded<QueryLabels, Counter>,
+    upstream_duration: Bounded<QueryLabels, Histogram, fn() -> Histogram>,
     on_demand: Bounded<OnDemand, Counter>,
     refused: Family<Refusals, Counter>,
 }
 
-/// Who asked what, and how.
+/// The labels of a query: its type, its protocol and its source.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Asked {
+struct QueryLabels {
     request_query_type: &'static str,
     request_protocol: &'static str,
     source_canonical_service: Arc<str>,
     source_canonical_revision: Arc<str>,
 }
 
-/// Whose connection made the proxy resolve a name.
+/// The labels of an on-demand resolution: its source and the name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OnDemand {
     source_workload: Arc<str>,
@@ -59,15 +59,15 @@ struct Refusals {
     reason: &'static str,
 }
 
-/// The labels of one query. Made once a query, then counted on.
+/// The labels of one query, built once for all of its metrics.
 #[derive(Debug, Clone)]
-pub struct DnsQuery(Asked);
+pub struct DnsQuery(QueryLabels);
 
 impl DnsQuery {
-    /// A query for records of a type, over a protocol (`udp`, `tcp`), of a workload if it is known.
+    /// A query for records of a type, over a protocol (`udp`, `tcp`), from a workload if it is known.
     #[must_use]
     pub fn new(kind: Option<u16>, protocol: &'static str, source: Option<&Workload>) -> Self {
-        Self(Asked {
+        Self(QueryLabels {
             request_query_type: kind.map_or(UNKNOWN, mnemonic),
             request_protocol: protocol,
             source_canonical_service: value(source.map(|source| &source.canonical_name)),
@@ -76,16 +76,16 @@ impl DnsQuery {
     }
 }
 
-/// Why the proxy did not even ask a resolver.
+/// Why a query was neither answered nor forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DnsRefusal {
-    /// It is no query.
+    /// The message is not a query.
     Malformed,
-    /// It is not known which resolver the application meant.
+    /// The resolver that the application addressed is unknown.
     UnknownResolver,
-    /// The mesh does not know the pod.
+    /// The mesh has no workload for the pod.
     UnknownWorkload,
-    /// The pod has too much under way.
+    /// The pod has too many queries in progress.
     TooMany,
 }
 
@@ -118,59 +118,59 @@ impl DnsMetrics {
         );
         registry.register(
             "istio_dns_upstream_requests",
-            "DNS queries that were passed on to the resolver that was asked",
+            "DNS queries that were forwarded to the pod's resolver",
             metrics.upstream_requests.family.clone(),
         );
         registry.register(
             "istio_dns_upstream_failures",
-            "DNS queries that were passed on and not answered",
+            "DNS queries that were forwarded and not answered",
             metrics.upstream_failures.family.clone(),
         );
         registry.register(
             "istio_dns_upstream_request_duration_seconds",
-            "How long resolvers took",
+            "Response time of resolvers",
             metrics.upstream_duration.family.clone(),
         );
         registry.register(
             "istio_on_demand_dns",
-            "Names of backends that were resolved because somebody called them",
+            "Host names of backends that were resolved when a pod called them",
             metrics.on_demand.family.clone(),
         );
         registry.register(
             "ztunnel_dns_refused",
-            "DNS queries that were neither answered nor passed on, by why",
+            "DNS queries that were neither answered nor forwarded, by reason",
             metrics.refused.clone(),
         );
         metrics
     }
 
-    /// A query came.
+    /// Counts a query.
     pub fn asked(&self, query: &DnsQuery) {
         self.requests.with(&query.0, Counter::inc);
     }
 
-    /// A query is passed on.
+    /// Counts a forwarded query.
     pub fn forwarded(&self, query: &DnsQuery) {
         self.upstream_requests.with(&query.0, Counter::inc);
     }
 
-    /// What was passed on has come to an end, well or not.
-    pub fn answered(&self, query: &DnsQuery, after: Duration, well: bool) {
+    /// Counts the end of a forwarded query, with its duration and whether it was answered.
+    pub fn answered(&self, query: &DnsQuery, after: Duration, success: bool) {
         let seconds = after.as_secs_f64();
         self.upstream_duration
             .with(&query.0, |histogram| histogram.observe(seconds));
-        if !well {
+        if !success {
             self.upstream_failures.with(&query.0, Counter::inc);
         }
     }
 
-    /// A query was neither answered nor passed on.
+    /// Counts a query that was neither answered nor forwarded.
     pub fn refused(&self, reason: DnsRefusal) {
         let reason = reason.label();
         self.refused.get_or_create(&Refusals { reason }).inc();
     }
 
-    /// A connection needs the address of a backend that has a name.
+    /// Counts the resolution of a backend's host name for a connection.
     pub fn on_demand(&self, source: &Workload, hostname: &Arc<str>) {
         let app = value(Some(&source.canonical_name));
         let version = value(Some(&source.canonical_revision));
@@ -196,8 +196,8 @@ fn value(text: Option<&Arc<str>>) -> Arc<str> {
     }
 }
 
-/// The name of a type in small letters. Whoever asks must not make labels as he likes: what is
-/// hardly ever asked for is one.
+/// The lower-case name of a record type. Rare types share one name, so that clients cannot create
+/// labels at will.
 const fn mnemonic(kind: u16) -> &'static str {
     match kind {
         1 => "a",
@@ -220,12 +220,12 @@ const fn mnemonic(kind: u16) -> &'static str {
     }
 }
 
-/// Labels that can say that nothing is known.
+/// Labels that have a value for unknown sources.
 trait Unknown {
     fn unknown() -> Self;
 }
 
-impl Unknown for Asked {
+impl Unknown for QueryLabels {
     fn unknown() -> Self {
         Self {
             request_query_type: UNKNOWN,
@@ -253,7 +253,7 @@ impl Unknown for OnDemand {
     }
 }
 
-/// A family that stops to grow.
+/// A family of metrics with a bounded number of series.
 #[derive(Debug)]
 struct Bounded<L, M, C = fn() -> M> {
     family: Family<L, M, C>,
@@ -279,14 +279,14 @@ impl<L: Clone + Hash + Eq, M, C> Bounded<L, M, C> {
 }
 
 impl<L: Clone + Hash + Eq + Unknown, M: Clone, C: MetricConstructor<M>> Bounded<L, M, C> {
-    /// Counts on the metric of these labels. What is known takes no lock but the family's.
+    /// Updates the metric of these labels. Known labels take only the family's lock.
     fn with<T>(&self, labels: &L, count: impl FnOnce(&M) -> T) {
         if let Some(metric) = self.family.get(labels) {
             count(&metric);
             return;
         }
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() < MOST_SERIES {
+        if known.len() < SERIES_LIMIT {
             known.insert(labels.clone());
             count(&self.family.get_or_create(labels));
         } else {
@@ -300,16 +300,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn series_do_not_grow_for_ever() {
-        let counted = Bounded::<Asked, Counter>::default();
-        for number in 0..MOST_SERIES + 5 {
+    fn the_number_of_series_is_bounded() {
+        let counted = Bounded::<QueryLabels, Counter>::default();
+        for number in 0..SERIES_LIMIT + 5 {
             let mut workload = Workload::new("uid", "web", "shop", "web").unwrap();
             workload.canonical_name = format!("app-{number}").into();
             let DnsQuery(labels) = DnsQuery::new(Some(1), "udp", Some(&workload));
             counted.with(&labels, Counter::inc);
         }
-        assert_eq!(counted.known.lock().unwrap().len(), MOST_SERIES);
-        let rest = counted.family.get_or_create(&Asked::unknown()).get();
+        assert_eq!(counted.known.lock().unwrap().len(), SERIES_LIMIT);
+        let rest = counted.family.get_or_create(&QueryLabels::unknown()).get();
         assert_eq!(rest, 5);
     }
 }

@@ -1,4 +1,4 @@
-//! Writes the series as the `istio_tcp_*` counters when a scraper asks.
+//! Encodes the series as the `istio_tcp_*` counters.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use super::table::Table;
 #[derive(Debug)]
 pub(super) struct Exposition(pub(super) Arc<Table>);
 
-/// A metric's name (the encoder appends `_total`), its help text, and how its samples are read
-/// from a series: value by flag, `None` where there is no such sample.
+/// A metric's name (the encoder appends `_total`), its help text, and a function that reads its
+/// sample for a flag from a series, if it has one.
 type Family = (
     &'static str,
     &'static str,
@@ -27,16 +27,16 @@ type Family = (
 const FAMILIES: [Family; 5] = [
     (
         "istio_tcp_connections_opened",
-        "TCP connections that were judged and began.",
-        |series, flag| fine(flag).then(|| series.opened.get()),
+        "TCP connections that were opened.",
+        |series, flag| is_success(flag).then(|| series.opened.get()),
     ),
     (
         "istio_tcp_connections_closed",
-        "TCP connections that ended, well or badly.",
+        "TCP connections that ended, with or without an error.",
         |series, flag| {
             let failed = series.failures(flag);
-            (fine(flag) || failed > 0).then(|| {
-                if fine(flag) {
+            (is_success(flag) || failed > 0).then(|| {
+                if is_success(flag) {
                     series.closed.get() + failed
                 } else {
                     failed
@@ -46,22 +46,22 @@ const FAMILIES: [Family; 5] = [
     ),
     (
         "istio_tcp_connections_failed",
-        "TCP connections that were refused or broke.",
+        "TCP connections that were refused or ended with an error.",
         |series, flag| Some(series.failures(flag)).filter(|&failed| failed > 0),
     ),
     (
         "istio_tcp_received_bytes",
         "Bytes from the client to the server.",
-        |series, flag| fine(flag).then(|| series.received_bytes.get()),
+        |series, flag| is_success(flag).then(|| series.received_bytes.get()),
     ),
     (
         "istio_tcp_sent_bytes",
         "Bytes from the server to the client.",
-        |series, flag| fine(flag).then(|| series.sent_bytes.get()),
+        |series, flag| is_success(flag).then(|| series.sent_bytes.get()),
     ),
 ];
 
-const fn fine(flag: ResponseFlag) -> bool {
+const fn is_success(flag: ResponseFlag) -> bool {
     matches!(flag, ResponseFlag::None)
 }
 

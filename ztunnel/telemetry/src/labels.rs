@@ -8,11 +8,11 @@ use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 use super::series::{Reporter, ResponseFlag, SecurityPolicy, SeriesKey};
 use mesh::{Identity, Workload};
 
-/// What Istio writes for a value that is not known.
+/// Istio's value for an unknown label.
 pub(super) const UNKNOWN: &str = "unknown";
 
-/// Longest label value in bytes. A SPIFFE identity may have 2048 bytes; what names people give
-/// their things ends far below this.
+/// The longest label value in bytes. A SPIFFE identity may have 2048 bytes; usual names are much
+/// shorter.
 const VALUE_LIMIT: usize = 512;
 
 const SOURCE: [&str; 8] = [

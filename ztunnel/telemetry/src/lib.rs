@@ -1,11 +1,10 @@
-//! What operators see: metrics, the access log and the proxy's own log.
+//! Metrics, the access log and the proxy's own log.
 //!
-//! Names and labels are those of Istio's ztunnel, so dashboards and alerts keep working. The
-//! cost is paid where it does not hurt: labels are put together once for each pair of workloads
+//! Names and labels are those of Istio's ztunnel, so that dashboards and alerts keep working. The
+//! cost for a connection is small: labels are built once for each pair of workloads
 //! ([`Telemetry::series`] is a hash lookup afterwards), bytes are counted with relaxed atomics,
-//! and log lines go to a background thread that writes many of them with one system call.
-//! [`Telemetry`] is shared by all threads; `path` counts and logs connections with it, `admin`
-//! shows the result.
+//! and a background thread writes many log lines with one system call. [`Telemetry`] is shared by
+//! all threads; `node` counts and logs connections with it, `admin` serves the metrics.
 
 mod acceleration;
 mod access;
@@ -36,7 +35,7 @@ pub use logging::{
 };
 pub use pods::PodMetrics;
 pub use series::{Count, Reporter, ResponseFlag, SecurityPolicy, Series, SeriesKey};
-pub use table::TOLD;
+pub use table::BAGGAGE_UID;
 pub use trials::TrialMetrics;
 pub use xds::{XdsMetrics, XdsTermination};
 
@@ -79,12 +78,12 @@ impl Telemetry {
             .set(1);
         registry.register(
             "istio_build",
-            "The component and version that runs here",
+            "Component and version of this process",
             build,
         );
         registry.register(
             "ztunnel_log_lines_dropped",
-            "Log lines that were thrown away because the log's reader was too slow",
+            "Log lines that were dropped because the log's reader was too slow",
             dropped_log_lines,
         );
         Arc::new(Self {
@@ -99,18 +98,18 @@ impl Telemetry {
     }
 
     /// The counters of the connections that `key` describes. After the first call with a key
-    /// this is one hash lookup under a read lock; keep the result for the connection's life.
+    /// this is one hash lookup under a read lock; keep the result while the connection is open.
     ///
-    /// When there are more different series than memory should hold, the answer is a shared
-    /// series in which both ends are `unknown`.
+    /// If the number of series has reached its limit, the result is a shared series in which both
+    /// ends are `unknown`.
     #[must_use]
     pub fn series(&self, key: &SeriesKey) -> Arc<Series> {
         self.table.series(key)
     }
 
-    /// Drops the series of workloads that left the mesh, so that they do not pile up for ever.
-    /// Call it after a snapshot was replaced, with whether a uid is (still) in it. Series that
-    /// a live connection holds stay until the next call.
+    /// Removes the series of workloads that are no longer in the mesh. Call it after a snapshot was
+    /// replaced; `alive` returns whether a uid is in the new one. Series of open connections stay
+    /// until the next call.
     pub fn retain(&self, alive: impl Fn(&Uid) -> bool) {
         self.table.retain(alive);
     }
@@ -121,7 +120,7 @@ impl Telemetry {
         &self.pods
     }
 
-    /// Whether connections are joined.
+    /// The metrics of acceleration.
     #[must_use]
     pub const fn acceleration(&self) -> &AccelerationMetrics {
         &self.acceleration
@@ -139,26 +138,26 @@ impl Telemetry {
         &self.xds
     }
 
-    /// What policies on trial would have said.
+    /// The metrics of dry-run policies.
     #[must_use]
     pub const fn trials(&self) -> &TrialMetrics {
         &self.trials
     }
 
-    /// A pod's listeners are up.
+    /// Counts a pod whose listeners were opened.
     pub fn pod_added(&self) {
         self.pods.started.inc();
         self.pods.active.inc();
     }
 
-    /// The listeners of a pod that was added were closed.
+    /// Counts a pod whose listeners were closed.
     pub fn pod_removed(&self) {
         self.pods.stopped.inc();
         self.pods.active.dec();
     }
 
-    /// Adds a metric of another room. `name` is without `_total` for counters (the exposition
-    /// appends it) and `help` without a full stop.
+    /// Registers a metric of another crate. The `name` of a counter has no `_total` (the encoder
+    /// appends it), and `help` has no full stop.
     pub fn register(&self, name: &'static str, help: &'static str, metric: impl Metric) {
         self.registry
             .lock()
@@ -171,15 +170,15 @@ impl Telemetry {
     pub fn encode(&self) -> String {
         let mut out = String::new();
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        // Writing to a String cannot fail; a metric that refuses to be encoded cuts the text
-        // short, which a scraper notices by the missing `# EOF`.
+        // Writing to a String cannot fail. If a metric cannot be encoded, the text ends early, and
+        // a scraper notices the missing `# EOF`.
         if text::encode(&mut out, &registry).is_err() {
             tracing::error!("a metric could not be encoded");
         }
         out
     }
 
-    /// What [`Self::encode`] writes, as scrapers negotiate it.
+    /// The content type of [`Self::encode`].
     pub const CONTENT_TYPE: &'static str =
         "application/openmetrics-text; version=1.0.0; charset=utf-8";
 }

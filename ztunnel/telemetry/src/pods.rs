@@ -1,26 +1,26 @@
-//! Metrics of the pods that this node's proxy serves, with the names of Istio's ztunnel.
+//! Metrics of the enrolled pods, with the names of Istio's ztunnel.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-/// How many pods are served, and how many came and went.
+/// The numbers of enrolled, pending, added and removed pods.
 #[derive(Debug, Default)]
 pub struct PodMetrics {
-    /// Pods whose listeners are up.
+    /// Pods with open listeners.
     pub active: Gauge,
-    /// Pods that were announced but could not be served yet.
+    /// Pods that were announced and are not enrolled yet.
     pub pending: Gauge,
-    /// Pods whose listeners came up, since the start.
+    /// Pods whose listeners were opened since the start.
     pub started: Counter,
-    /// Pods whose listeners were closed, since the start.
+    /// Pods whose listeners were closed since the start.
     pub stopped: Counter,
 }
 
 impl PodMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        // The peer's gauges do end in `_total`, unusual as that is.
+        // The names of Istio's gauges end in `_total`, although that is unusual.
         registry.register(
             "istio_active_proxy_count_total",
             "Pods that are enrolled on this node",
@@ -28,7 +28,7 @@ impl PodMetrics {
         );
         registry.register(
             "istio_pending_proxy_count_total",
-            "Pods that could not be enrolled yet and are tried again",
+            "Pods that could not be enrolled yet; enrollment is retried",
             metrics.pending.clone(),
         );
         registry.register(
@@ -38,7 +38,7 @@ impl PodMetrics {
         );
         registry.register(
             "istio_proxies_stopped",
-            "Pods withdrawn since the start of the process",
+            "Pods removed since the start of the process",
             metrics.stopped.clone(),
         );
         metrics

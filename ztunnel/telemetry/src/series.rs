@@ -1,5 +1,4 @@
-//! One series: the counters of all connections between the same two workloads, and the key it
-//! is found by.
+//! One series: the counters of all connections between the same two workloads, and its key.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -7,12 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use mesh::{Identity, Service, Workload};
 
-/// Which end of the connection this proxy stands at.
+/// The end of the connection at which this proxy is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reporter {
-    /// At the client's: the connection is outbound.
+    /// The client's end: the connection is outbound.
     Source,
-    /// At the server's: the connection is inbound.
+    /// The server's end: the connection is inbound.
     Destination,
 }
 
@@ -36,12 +35,12 @@ impl Reporter {
     }
 }
 
-/// How the connection travels between the nodes.
+/// The protection of the connection between the nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SecurityPolicy {
     /// In an HBONE tunnel.
     MutualTls,
-    /// As it is.
+    /// None that the proxy knows of.
     Unknown,
 }
 
@@ -56,10 +55,10 @@ impl SecurityPolicy {
     }
 }
 
-/// Why a connection failed, as a label: a closed set.
+/// The reason why a connection failed, as a label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ResponseFlag {
-    /// Nothing of the below: all went well, or it broke while bytes were flowing.
+    /// None of the others: the connection succeeded, or failed while it carried data.
     None,
     /// A policy refused it.
     Deny,
@@ -67,11 +66,11 @@ pub enum ResponseFlag {
     Connect,
     /// The TLS handshake failed.
     TlsFailure,
-    /// TLS stood, but the HTTP/2 handshake or the CONNECT request failed.
+    /// The HTTP/2 handshake or the CONNECT request failed after the TLS handshake.
     H2HandshakeFailure,
-    /// Timed out in a way that a Kubernetes NetworkPolicy on port 15008 explains.
+    /// A timeout that a Kubernetes NetworkPolicy on port 15008 can cause.
     NetworkPolicy,
-    /// No certificate for the workload, or not the identity that was expected.
+    /// The workload has no certificate, or the peer's identity was not the expected one.
     IdentityError,
     /// The peer's certificate was revoked.
     CertRevoked,
@@ -105,25 +104,25 @@ impl ResponseFlag {
     }
 }
 
-/// What makes two connections count together. Compared by the ids of what it names, not by
-/// their contents: when a workload's contents change, [`super::Telemetry::series`] notices by
-/// the pointer and puts the labels together anew.
+/// The key by which connections share a series. Keys are compared by the ids of their objects, not
+/// by their contents: [`super::Telemetry::series`] compares the pointers and builds the labels anew
+/// when a workload has changed.
 #[derive(Debug, Clone)]
 pub struct SeriesKey {
-    /// Where this proxy stands.
+    /// The end of the connection at which this proxy is.
     pub reporter: Reporter,
     /// The client, if it is known.
     pub source: Option<Arc<Workload>>,
     /// The server, if it is known.
     pub destination: Option<Arc<Workload>>,
-    /// The service that was dialled, if one was.
+    /// The service that was dialled, if any.
     pub service: Option<Arc<Service>>,
-    /// The client's identity as mutual TLS proved it. Istio's ztunnel writes `unknown` where
-    /// nothing was proved, so leave it out then.
+    /// The client's identity that mutual TLS proved. Istio's ztunnel writes `unknown` without a
+    /// proof, so it is `None` then.
     pub source_principal: Option<Identity>,
-    /// The server's identity; the destination workload's own one when left out.
+    /// The server's identity; `None` means that of the destination workload.
     pub destination_principal: Option<Identity>,
-    /// How it travels.
+    /// The protection of the connection.
     pub security: SecurityPolicy,
 }
 
@@ -138,7 +137,7 @@ type Ids<'a> = (
 );
 
 impl SeriesKey {
-    /// Both ends unknown: nothing but the direction and the security policy.
+    /// A key with unknown ends: only the reporter and the security policy.
     #[must_use]
     pub const fn unknown(reporter: Reporter, security: SecurityPolicy) -> Self {
         Self {
@@ -164,7 +163,7 @@ impl SeriesKey {
         )
     }
 
-    /// Whether `other`, which has the same ids, also names the same objects.
+    /// Whether `other`, which has the same ids, also has the same objects.
     pub(super) fn same_objects(&self, other: &Self) -> bool {
         fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
             a.map(Arc::as_ptr) == b.map(Arc::as_ptr)
@@ -189,7 +188,7 @@ impl Hash for SeriesKey {
     }
 }
 
-/// A number that only grows. Relaxed: nobody orders anything by it.
+/// A counter. Its memory order is relaxed, because no other memory access depends on it.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);
 
@@ -204,7 +203,7 @@ impl Count {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// The sum so far.
+    /// The current value.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -214,25 +213,25 @@ impl Count {
 /// The counters of one set of labels.
 #[derive(Debug, Default)]
 pub struct Series {
-    /// Connections that began.
+    /// Connections that were opened.
     pub opened: Count,
-    /// Connections that ended well. Those that failed are counted by [`Self::failed`].
+    /// Connections that ended without an error. [`Self::failed`] counts the others.
     pub closed: Count,
-    /// Bytes of the response direction (destination to source), whichever end reports: Istio
-    /// defines the TCP metrics so (istio/istio issue 32399).
+    /// Bytes from destination to source, whichever end reports: Istio defines the TCP metrics so
+    /// (istio/istio issue 32399).
     pub sent_bytes: Count,
-    /// Bytes of the request direction (source to destination), whichever end reports.
+    /// Bytes from source to destination, whichever end reports.
     pub received_bytes: Count,
     failures: [Count; ResponseFlag::ALL.len()],
 }
 
 impl Series {
-    /// Counts a connection that ended badly: as closed and as failed, both with `flag`.
+    /// Counts a connection that ended with an error: as closed and as failed, both with `flag`.
     pub fn failed(&self, flag: ResponseFlag) {
         self.failures[flag as usize].inc();
     }
 
-    /// How many connections ended badly with `flag`.
+    /// The number of connections that ended with an error and `flag`.
     #[must_use]
     pub fn failures(&self, flag: ResponseFlag) -> u64 {
         self.failures[flag as usize].get()

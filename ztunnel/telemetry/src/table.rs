@@ -1,5 +1,5 @@
-//! All series, found in two steps: by the ids in a [`SeriesKey`] (every connection), and, when
-//! that is new, by the labels it amounts to (replicas of a deployment share a series).
+//! The table of all series, with two indexes: by [`SeriesKey`], which every connection uses, and by
+//! labels, for a new key (replicas of a deployment share a series).
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -10,39 +10,39 @@ use super::labels::Labels;
 use super::series::{Series, SeriesKey};
 use mesh::Uid;
 
-/// How many keys are told apart. A key costs about 300 bytes and a series about 700, so this
-/// bounds the table to tens of megabytes whatever clients and control plane do.
+/// The most keys. A key takes about 300 bytes and a series about 700, so the table is bounded to
+/// tens of megabytes.
 const KEY_LIMIT: usize = 20_000;
 
-/// How many of them have a client that only its baggage tells of. It can tell anything, and shall not
-/// take the places of those whom the mesh knows.
-const TOLD_LIMIT: usize = KEY_LIMIT / 10;
+/// The most keys whose client is known only from its baggage. Such a client can claim any
+/// name, and must not use up the keys of workloads of the mesh.
+const BAGGAGE_LIMIT: usize = KEY_LIMIT / 10;
 
-/// How the uid of such a client begins.
-pub const TOLD: &str = "baggage/";
+/// The prefix of the uid of a client that is known only from its baggage.
+pub const BAGGAGE_UID: &str = "baggage/";
 
 #[derive(Debug, Default)]
 struct Entries {
     by_key: HashMap<SeriesKey, Arc<Series>, RandomState>,
     by_labels: HashMap<Labels, Arc<Series>, RandomState>,
-    /// How many keys have a client that only its baggage tells of.
-    told: usize,
+    /// The number of keys whose client is known only from its baggage.
+    from_baggage: usize,
 }
 
-/// How many keys there may be.
+/// The limits of the table.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     keys: usize,
-    told: usize,
+    from_baggage: usize,
 }
 
 const LIMITS: Limits = Limits {
     keys: KEY_LIMIT,
-    told: TOLD_LIMIT,
+    from_baggage: BAGGAGE_LIMIT,
 };
 
-/// All series. The lock is written when a key is new or its workloads changed, and for a key that has found
-/// no place.
+/// All series. The lock is taken for writing if a key is new or its workloads have changed, and
+/// for a key beyond the limit.
 #[derive(Debug, Default)]
 pub(super) struct Table(RwLock<Entries>);
 
@@ -70,8 +70,12 @@ impl Table {
                 .flatten()
                 .all(|workload| alive(&workload.uid))
         });
-        entries.told = entries.by_key.keys().filter(|key| is_told(key)).count();
-        // What no key and no connection holds any more will not be counted on again.
+        entries.from_baggage = entries
+            .by_key
+            .keys()
+            .filter(|key| is_from_baggage(key))
+            .count();
+        // A series that no key and no connection holds is not used again.
         entries
             .by_labels
             .retain(|_labels, series| Arc::strong_count(series) > 1);
@@ -99,15 +103,15 @@ impl Table {
 
 impl Entries {
     fn add(&mut self, key: &SeriesKey, limits: Limits) -> Arc<Series> {
-        // Removed first because an entry keeps the objects of its first key, which may be older.
+        // Removed first, because an entry keeps the objects of its first key, which may be older.
         let known = self.by_key.remove(key).is_some();
         if !known && self.by_key.len() >= limits.keys {
             let key = SeriesKey::unknown(key.reporter, key.security);
             return self.by_labels.entry(Labels::of(&key)).or_default().clone();
         }
-        if !known && is_told(key) {
-            if self.told >= limits.told {
-                // What it proved still counts, what it tells does not.
+        if !known && is_from_baggage(key) {
+            if self.from_baggage >= limits.from_baggage {
+                // The proven identity is kept, the claimed workload is not.
                 let source = None;
                 return self.add(
                     &SeriesKey {
@@ -117,7 +121,7 @@ impl Entries {
                     limits,
                 );
             }
-            self.told += 1;
+            self.from_baggage += 1;
         }
         let series = self.by_labels.entry(Labels::of(key)).or_default().clone();
         self.by_key.insert(key.clone(), series.clone());
@@ -125,9 +129,9 @@ impl Entries {
     }
 }
 
-fn is_told(key: &SeriesKey) -> bool {
+fn is_from_baggage(key: &SeriesKey) -> bool {
     let source = key.source.as_ref();
-    source.is_some_and(|source| source.uid.0.starts_with(TOLD))
+    source.is_some_and(|source| source.uid.0.starts_with(BAGGAGE_UID))
 }
 
 #[cfg(test)]
@@ -178,16 +182,16 @@ mod tests {
     }
 
     #[test]
-    fn series_of_workloads_that_left_are_dropped_unless_a_connection_holds_them() {
+    fn series_of_removed_workloads_are_dropped_after_their_connections() {
         let table = Table::default();
         drop(table.series(&key("gone", "gone")));
         let held = table.series(&key("busy", "busy"));
-        drop(table.series(&key("here", "here")));
+        drop(table.series(&key("left", "left")));
         let labels = || table.0.read().unwrap().by_labels.len();
-        table.retain(|uid| &*uid.0 == "here");
+        table.retain(|uid| &*uid.0 == "left");
         assert_eq!(labels(), 2);
         drop(held);
-        table.retain(|uid| &*uid.0 == "here");
+        table.retain(|uid| &*uid.0 == "left");
         assert_eq!(labels(), 1);
     }
 
@@ -201,9 +205,17 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_limit_everything_counts_as_unknown() {
+    fn keys_beyond_the_limit_share_the_unknown_series() {
         let mut entries = Entries::default();
-        let mut add = |uid| entries.add(&key(uid, uid), Limits { keys: 2, told: 0 });
+        let mut add = |uid| {
+            entries.add(
+                &key(uid, uid),
+                Limits {
+                    keys: 2,
+                    from_baggage: 0,
+                },
+            )
+        };
         let known = add("a");
         add("b");
         let (c, d) = (add("c"), add("d"));
@@ -213,19 +225,28 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_only_tell_of_themselves_take_nobodys_place() {
+    fn clients_known_only_from_baggage_do_not_use_up_the_keys_of_workloads() {
         let mut entries = Entries::default();
-        let limits = Limits { keys: 4, told: 2 };
+        let limits = Limits {
+            keys: 4,
+            from_baggage: 2,
+        };
         let mut add = |uid: &str| entries.add(&key(uid, uid), limits);
         let [first, _, third, fourth] =
-            ["a", "b", "c", "d"].map(|name| add(&format!("{TOLD}{name}")));
-        assert!(Arc::ptr_eq(&third, &fourth), "as one that tells nothing");
+            ["a", "b", "c", "d"].map(|name| add(&format!("{BAGGAGE_UID}{name}")));
+        assert!(
+            Arc::ptr_eq(&third, &fourth),
+            "beyond the limit the claimed workload is ignored"
+        );
         assert!(!Arc::ptr_eq(&first, &third));
         assert!(Arc::ptr_eq(&first, &add("baggage/a")));
         let known = add("known");
-        assert!(!Arc::ptr_eq(&known, &third), "there is a place for it");
+        assert!(
+            !Arc::ptr_eq(&known, &third),
+            "a workload of the mesh has a series of its own"
+        );
         let table = Table(RwLock::new(entries));
         table.retain(|uid| &*uid.0 == "known");
-        assert_eq!(table.0.into_inner().unwrap().told, 0);
+        assert_eq!(table.0.into_inner().unwrap().from_baggage, 0);
     }
 }

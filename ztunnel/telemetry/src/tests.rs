@@ -63,14 +63,14 @@ fn traffic_metrics_have_the_names_and_labels_that_dashboards_expect() {
     series.received_bytes.add(20);
     let (fine, denied) = (LABELS.replace("FLAG", "-"), LABELS.replace("FLAG", "DENY"));
     let expected = format!(
-        "# HELP istio_tcp_connections_opened TCP connections that were judged and began.\n\
+        "# HELP istio_tcp_connections_opened TCP connections that were opened.\n\
          # TYPE istio_tcp_connections_opened counter\n\
          istio_tcp_connections_opened_total{{{fine}}} 3\n\
-         # HELP istio_tcp_connections_closed TCP connections that ended, well or badly.\n\
+         # HELP istio_tcp_connections_closed TCP connections that ended, with or without an error.\n\
          # TYPE istio_tcp_connections_closed counter\n\
          istio_tcp_connections_closed_total{{{fine}}} 2\n\
          istio_tcp_connections_closed_total{{{denied}}} 1\n\
-         # HELP istio_tcp_connections_failed TCP connections that were refused or broke.\n\
+         # HELP istio_tcp_connections_failed TCP connections that were refused or ended with an error.\n\
          # TYPE istio_tcp_connections_failed counter\n\
          istio_tcp_connections_failed_total{{{fine}}} 1\n\
          istio_tcp_connections_failed_total{{{denied}}} 1\n\
@@ -89,7 +89,7 @@ fn traffic_metrics_have_the_names_and_labels_that_dashboards_expect() {
 }
 
 #[test]
-fn what_exists_without_traffic() {
+fn metrics_without_traffic() {
     let telemetry = Telemetry::new(Counter::default());
     telemetry.pod_added();
     telemetry.pod_added();
@@ -98,22 +98,22 @@ fn what_exists_without_traffic() {
         "# HELP istio_active_proxy_count_total Pods that are enrolled on this node.\n\
          # TYPE istio_active_proxy_count_total gauge\n\
          istio_active_proxy_count_total 1\n\
-         # HELP istio_pending_proxy_count_total Pods that could not be enrolled yet and are tried again.\n\
+         # HELP istio_pending_proxy_count_total Pods that could not be enrolled yet; enrollment is retried.\n\
          # TYPE istio_pending_proxy_count_total gauge\n\
          istio_pending_proxy_count_total 0\n\
          # HELP istio_proxies_started Pods enrolled since the start of the process.\n\
          # TYPE istio_proxies_started counter\n\
          istio_proxies_started_total 2\n\
-         # HELP istio_proxies_stopped Pods withdrawn since the start of the process.\n\
+         # HELP istio_proxies_stopped Pods removed since the start of the process.\n\
          # TYPE istio_proxies_stopped counter\n\
          istio_proxies_stopped_total 1\n\
-         # HELP ztunnel_acceleration Whether connections between pods of this node are joined past TCP: 1 is yes.\n\
+         # HELP ztunnel_acceleration Whether fast-path connections between pods of this node are joined by a sockmap (1) or not (0).\n\
          # TYPE ztunnel_acceleration gauge\n\
          ztunnel_acceleration 0\n\
-         # HELP istio_build The component and version that runs here.\n\
+         # HELP istio_build Component and version of this process.\n\
          # TYPE istio_build gauge\n\
          istio_build{{component=\"ztunnel\",tag=\"{}\"}} 1\n\
-         # HELP ztunnel_log_lines_dropped Log lines that were thrown away because the log's reader was too slow.\n\
+         # HELP ztunnel_log_lines_dropped Log lines that were dropped because the log's reader was too slow.\n\
          # TYPE ztunnel_log_lines_dropped counter\n\
          ztunnel_log_lines_dropped_total 0\n\
          # EOF\n",
@@ -123,7 +123,7 @@ fn what_exists_without_traffic() {
 }
 
 #[test]
-fn what_is_not_known_is_written_as_unknown() {
+fn missing_values_are_written_as_unknown() {
     let telemetry = Telemetry::new(Counter::default());
     let key = SeriesKey::unknown(Reporter::Destination, SecurityPolicy::Unknown);
     telemetry.series(&key).opened.inc();
@@ -183,12 +183,12 @@ fn threads_count_into_the_same_series() {
 }
 
 #[test]
-fn another_room_adds_its_own_metrics() {
+fn other_crates_register_metrics() {
     let telemetry = Telemetry::new(Counter::default());
     let counter: Counter = Counter::default();
-    telemetry.register("ztunnel_guests", "Guests", counter.clone());
+    telemetry.register("ztunnel_example", "Example", counter.clone());
     counter.inc();
-    assert!(telemetry.encode().contains("\nztunnel_guests_total 1\n"));
+    assert!(telemetry.encode().contains("\nztunnel_example_total 1\n"));
 }
 
 #[test]

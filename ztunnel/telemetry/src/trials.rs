@@ -1,11 +1,11 @@
-//! What policies on trial (`dry_run`) would have said.
+//! Metrics of dry-run policies: the verdicts that they would have given.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
-/// Counts the answers of policies on trial, which decide nothing.
+/// Counts the evaluations of dry-run policies, which decide nothing.
 #[derive(Debug, Default)]
 pub struct TrialMetrics {
     answers: Family<Labels, Counter>,
@@ -22,13 +22,13 @@ impl TrialMetrics {
         let metrics = Self::default();
         registry.register(
             "ztunnel_dry_run_policy_evaluations",
-            "Connections about which a policy on trial (dry run) was asked, by whether it matched",
+            "Evaluations of dry-run policies, by whether the policy matched",
             metrics.answers.clone(),
         );
         metrics
     }
 
-    /// Counts one answer of the policy with this key, `namespace/name`.
+    /// Counts one evaluation of the policy with this key, `namespace/name`.
     pub fn answered(&self, policy: String, matched: bool) {
         let matched = if matched { "true" } else { "false" };
         self.answers
@@ -36,7 +36,7 @@ impl TrialMetrics {
             .inc();
     }
 
-    /// How often a policy gave an answer.
+    /// The number of evaluations of a policy with this result.
     #[must_use]
     pub fn answers(&self, policy: &str, matched: bool) -> u64 {
         let matched = if matched { "true" } else { "false" };

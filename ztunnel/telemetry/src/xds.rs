@@ -1,4 +1,4 @@
-//! How connections to the control plane end, with the name and the label of Istio's ztunnel.
+//! Metrics of the connection to the control plane, with the names of Istio's ztunnel.
 
 use std::fmt::{self, Write as _};
 
@@ -7,7 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
-/// Counts the ends of connections to the control plane. Clones count together.
+/// Counts the ends of connections to the control plane. Clones share the counters.
 #[derive(Debug, Clone, Default)]
 pub struct XdsMetrics {
     terminations: Family<Labels, Counter>,
@@ -16,13 +16,13 @@ pub struct XdsMetrics {
 /// How a connection to the control plane ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum XdsTermination {
-    /// There was none: it could not be reached, or it refused.
+    /// No connection: the control plane was unreachable, or refused it.
     ConnectionError,
     /// The control plane ended the stream with an error.
     Error,
-    /// The connection broke, or the control plane went away: nothing unusual.
+    /// The connection was lost, or the control plane shut down.
     Reconnect,
-    /// The control plane ended the stream in order.
+    /// The control plane ended the stream without an error.
     Complete,
 }
 
@@ -47,18 +47,18 @@ impl XdsMetrics {
         let metrics = Self::default();
         registry.register(
             "istio_xds_connection_terminations",
-            "Connections to the control plane that ended, by how",
+            "Connections to the control plane that ended, by reason",
             metrics.terminations.clone(),
         );
         metrics
     }
 
-    /// Counts one.
+    /// Counts the end of a connection.
     pub fn terminated(&self, reason: XdsTermination) {
         self.terminations.get_or_create(&Labels { reason }).inc();
     }
 
-    /// How many ended so.
+    /// The number of connections that ended for this reason.
     #[must_use]
     pub fn terminations(&self, reason: XdsTermination) -> u64 {
         self.terminations.get_or_create(&Labels { reason }).get()

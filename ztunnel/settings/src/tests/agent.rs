@@ -1,10 +1,10 @@
-//! Whether there is a node agent, and where.
+//! Whether a node agent is used, and its socket.
 
 use super::super::NodeAgent;
 use super::{GOOD, complaint, load};
 
 #[test]
-fn there_is_an_agent_where_a_socket_is_named_or_one_is_asked_for() {
+fn an_agent_is_used_if_its_socket_is_set_or_inpod_is_enabled() {
     let file = "\nnodeAgent: { socket: /of/file.sock }\n";
     let uds = ("INPOD_UDS", "/of/environment.sock");
     let (on, off) = (("INPOD_ENABLED", "true"), ("INPOD_ENABLED", "false"));
@@ -30,7 +30,7 @@ fn there_is_an_agent_where_a_socket_is_named_or_one_is_asked_for() {
 }
 
 #[test]
-fn a_dedicated_proxy_has_none() {
+fn a_dedicated_proxy_has_no_agent() {
     let text = GOOD.replace("pods:\n- {", "#");
     let variables = [
         ("PROXY_MODE", "dedicated"),
@@ -39,7 +39,7 @@ fn a_dedicated_proxy_has_none() {
     ];
     assert_eq!(
         complaint(&text, &variables),
-        "nodeAgent.socket: a proxy in the mode dedicated works for its own machine, not for pods \
-         that a node agent names"
+        "nodeAgent.socket: not possible in mode dedicated, which serves one workload on a machine \
+         of its own"
     );
 }

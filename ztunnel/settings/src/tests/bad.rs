@@ -1,4 +1,4 @@
-//! Bad settings, each with its message.
+//! Invalid settings, each with its message.
 
 use super::{GOOD, complaint};
 
@@ -22,11 +22,11 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "workload: cluster1//v1/Pod/default/a",
-        "workload: only for the mode dedicated",
+        "workload: only possible in mode dedicated",
     ),
     (
         "mode: dedicated",
-        "pods: a proxy in the mode dedicated works for its own machine, not for pods",
+        "pods: not possible in mode dedicated, which serves one workload on a machine of its own",
     ),
     (
         "nodeAgent: { sockt: x }",
@@ -98,7 +98,7 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "admin: { address: 0.0.0.0:15000 }",
-        "admin.address: 0.0.0.0:15000 is not a loopback address, and whoever reaches the admin interface can stop the proxy",
+        "admin.address: 0.0.0.0:15000 is not a loopback address; every client of the admin interface can stop the proxy",
     ),
     (
         "admin: { address: localhost }",
@@ -159,7 +159,7 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "ca: { local: { directory: state/ca } } => ca: {}",
-        "ca.local.directory: not set; it says where the keys of the mesh's certificate authority are kept; or set ca.address for the control plane's",
+        "ca.local.directory: not set; set it to the directory for the keys of the mesh's certificate authority, or set ca.address to use that of the control plane",
     ),
     (
         "ca: { local: { directory: state/ca } } => ca: { local: {} }",
@@ -167,7 +167,7 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "\nnode: node-a => \n",
-        "node: not set; it or NODE_NAME says on which node this proxy runs",
+        "node: not set; set this key, NODE_NAME or --node to the name of the node that this proxy runs on",
     ),
     (
         "{ workload: cluster1//v1/Pod/default/a, => { workload: cluster1//v1/Pod/default/aa,",
@@ -195,11 +195,11 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "workloadIps: [\"10.0.0.1\", \"fd00::1\"], => ",
-        "pods[0].workload: cluster1//v1/Pod/default/a has no workloadIps and cannot be enrolled",
+        "pods[0].workload: cluster1//v1/Pod/default/a cannot be enrolled: it has no workloadIps",
     ),
     (
         "node: node-a } => node: node-a, networkMode: HostNetwork }",
-        "pods[0].workload: cluster1//v1/Pod/default/a uses its node's network and cannot be enrolled",
+        "pods[0].workload: cluster1//v1/Pod/default/a cannot be enrolled: it uses its node's network",
     ),
     (
         "protocol: HBONE, node: node-b => protcol: HBONE",
@@ -276,7 +276,7 @@ const VARIABLES: &[(&[(&str, &str)], &str)] = &[
 ];
 
 #[test]
-fn bad_settings_and_their_messages() {
+fn invalid_settings_and_their_messages() {
     let mut failures = String::new();
     for (change, message) in CASES {
         let text = match change.split_once(" => ") {
@@ -297,18 +297,15 @@ fn bad_settings_and_their_messages() {
             failures.push_str(&format!("    (&{variables:?}, {found:?}),\n"));
         }
     }
-    assert!(
-        failures.is_empty(),
-        "these messages are others:\n{failures}"
-    );
+    assert!(failures.is_empty(), "these messages differ:\n{failures}");
 }
 
 #[test]
-fn a_fake_authority_is_refused_and_a_real_one_goes_before_it() {
+fn a_fake_authority_is_refused_unless_a_local_one_is_configured() {
     let without = GOOD.replace("ca: { local: { directory: state/ca } }", "");
     assert_eq!(
         complaint(&without, &[("FAKE_CA", "true")]),
-        "environment variable FAKE_CA: certificates that nobody checks are not made here; set \
+        "environment variable FAKE_CA: this proxy does not issue unverified certificates; set \
          ca.local.directory for a certificate authority inside the proxy"
     );
     assert!(super::load(GOOD, &[("FAKE_CA", "true")]).is_ok());
@@ -341,8 +338,8 @@ fn a_dedicated_proxy_needs_exactly_one_workload() {
     );
     assert_eq!(
         complaint(&format!("{text}\nmode: dedicated\n"), &[]),
-        "workload: not set; in the mode dedicated it or PROXY_WORKLOAD_INFO says for which workload \
-         this proxy works"
+        "workload: not set; mode dedicated needs the workload that this proxy serves: set this key \
+         or PROXY_WORKLOAD_INFO"
     );
     assert_eq!(
         complaint(

@@ -1,5 +1,5 @@
-//! The manifests under deploy/ are settings too: what they say is known, and comes out as it is
-//! meant.
+//! The manifests in deploy/ contain settings: the variables are known and have the intended
+//! effect.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,7 +11,7 @@ use super::super::{CaptureBy, Environment, Mode, Overrides, load_from, reference
 
 fn documents(name: &str) -> Vec<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../deploy")
+        .join("../../deploy")
         .join(name);
     let text = std::fs::read_to_string(path).unwrap();
     serde_yaml_ng::Deserializer::from_str(&text)
@@ -34,16 +34,16 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap()
 }
 
-/// The variables as kubelet would set them; what it takes from the pod is made up.
+/// The variables as kubelet would set them, with invented values for the fields of the pod.
 fn variables(container: &Value) -> Vec<(String, String)> {
-    let made_up = |name: &str| match name {
+    let field = |name: &str| match name {
         "INSTANCE_IP" => "10.0.0.9",
         "ZTUNNEL_CPU_LIMIT" => "2",
         _ => "made-up",
     };
     let pair = |variable: &Value| {
         let name = text(variable, "name");
-        let value = variable["value"].as_str().unwrap_or_else(|| made_up(name));
+        let value = variable["value"].as_str().unwrap_or_else(|| field(name));
         (name.to_owned(), value.to_owned())
     };
     list(container, "env").iter().map(pair).collect()
@@ -78,10 +78,10 @@ fn every_variable_of_the_daemonset_is_known() {
     let pod = pod("daemonset.yaml");
     let document = reference::markdown();
     for (name, _) in variables(&list(&pod, "containers")[0]) {
-        // Whom the chart names to everybody, and nobody asks here.
-        let is_of_no_use = name == "SERVICE_ACCOUNT";
+        // The chart sets it for Istio's ztunnel; this proxy does not use it.
+        let is_unused = name == "SERVICE_ACCOUNT";
         let is_known = document.contains(&name) || name.starts_with("ISTIO_META_");
-        assert!(is_known || is_of_no_use, "{name}");
+        assert!(is_known || is_unused, "{name}");
     }
 }
 

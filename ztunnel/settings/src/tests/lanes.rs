@@ -1,11 +1,11 @@
-//! The direct lane's settings.
+//! The settings of the fast path.
 
 use super::super::{Acceleration, LaneOverride, SameNode};
 use super::{GOOD, complaint, load};
 use mesh::Uid;
 
 #[test]
-fn pods_of_a_node_are_direct_and_joined_where_it_works_unless_told_otherwise() {
+fn the_default_is_the_fast_path_with_automatic_acceleration() {
     let settings = load(GOOD, &[]).unwrap();
     assert_eq!(settings.same_node, SameNode::Direct);
     assert_eq!(settings.acceleration, Acceleration::Auto);
@@ -42,7 +42,7 @@ fn pods_of_a_node_are_direct_and_joined_where_it_works_unless_told_otherwise() {
 }
 
 #[test]
-fn the_environment_goes_before_the_file() {
+fn the_environment_takes_precedence_over_the_file() {
     let text = format!("{GOOD}\nsameNode: direct\nacceleration: on\n");
     let variables = [
         ("ZTUNNEL_SAME_NODE", "tunnel"),
@@ -56,7 +56,7 @@ fn the_environment_goes_before_the_file() {
 }
 
 #[test]
-fn exemptions_are_doubted_where_rules_capture() {
+fn exemptions_without_effect_are_warned_about() {
     let text = |by: &str| {
         format!(
             "{GOOD}\ncapture: {{ by: {by}, exemptPorts: [25], exemptSources: [192.0.2.0/24] }}\n"
@@ -73,7 +73,7 @@ fn exemptions_are_doubted_where_rules_capture() {
 }
 
 #[test]
-fn an_override_that_changes_nothing_is_doubted() {
+fn an_override_that_changes_nothing_is_warned_about() {
     let settings = load(&format!("{GOOD}\noverrides: [{{ workload: a }}]\n"), &[]).unwrap();
     assert_eq!(
         settings.warnings,
@@ -82,7 +82,7 @@ fn an_override_that_changes_nothing_is_doubted() {
 }
 
 #[test]
-fn they_are_shown_as_they_are_written() {
+fn they_serialize_in_the_notation_of_the_file() {
     let text =
         format!("{GOOD}\nacceleration: off\noverrides: [{{ workload: a, sameNode: tunnel }}]\n");
     let shown = serde_json::to_value(load(&text, &[]).unwrap()).unwrap();
@@ -96,7 +96,7 @@ fn they_are_shown_as_they_are_written() {
 }
 
 #[test]
-fn bad_ones_and_their_messages() {
+fn invalid_values_and_their_messages() {
     for (line, message) in [
         (
             "sameNode: fast",

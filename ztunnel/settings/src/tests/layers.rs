@@ -1,4 +1,4 @@
-//! Which layer wins, and what comes of a whole file.
+//! The precedence of the layers, and the result of a whole file.
 
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
@@ -27,7 +27,7 @@ fn a_small_file_and_the_defaults() {
 }
 
 #[test]
-fn flags_before_environment_before_file() {
+fn flags_take_precedence_over_the_environment_and_that_over_the_file() {
     let text = format!(
         "{GOOD}\nclusterId: of-file\nnetwork: of-file\ntrustDomain: of.file\nlog: {{ filter: warn }}\n\
          hbone: {{ maxStreamsPerConnection: 7, idleRelease: 1m }}\nthreads: 3\n"
@@ -70,7 +70,7 @@ fn flags_before_environment_before_file() {
 }
 
 #[test]
-fn a_proxy_header_goes_to_loopback_unless_somebody_says_no() {
+fn proxy_headers_are_delivered_on_loopback_by_default() {
     let on_loopback = |file: &str, variables: &[(&str, &str)]| {
         let file = format!("{GOOD}\n{file}");
         load_with(&file, variables, &Overrides::default())
@@ -85,7 +85,7 @@ fn a_proxy_header_goes_to_loopback_unless_somebody_says_no() {
 }
 
 #[test]
-fn dns_is_captured_unless_somebody_says_no() {
+fn dns_is_captured_by_default() {
     let dns = |file: &str, variables: &[(&str, &str)]| {
         let file = format!("{GOOD}\n{file}");
         load(&file, variables).unwrap().dns.map(|dns| dns.timeout)
@@ -104,7 +104,7 @@ fn dns_is_captured_unless_somebody_says_no() {
 }
 
 #[test]
-fn workloads_without_a_trust_domain_are_of_the_meshs() {
+fn workloads_inherit_the_trust_domain_of_the_mesh() {
     let settings = load(&format!("{GOOD}\ntrustDomain: example.org\n"), &[]).unwrap();
     let workload = settings.local_mesh.workloads.first().unwrap();
     assert_eq!(
@@ -126,7 +126,7 @@ fn the_deadline_leaves_a_tenth_of_the_grace_period() {
         ("CONNECTION_TERMINATION_DEADLINE", "3s"),
     ];
     assert_eq!(deadline(&both), Duration::from_secs(3));
-    // Whatever is asked for, and however short the grace, a second is left to reset what is open.
+    // A second is always left for resetting open connections.
     let long = [
         ("TERMINATION_GRACE_PERIOD_SECONDS", "30"),
         ("CONNECTION_TERMINATION_DEADLINE", "5m"),
@@ -197,7 +197,7 @@ fn dedicated_for_a_uid_or_for_a_described_workload() {
             },
         )
         .unwrap(),
-        // The node is that of the workload where nothing else names one.
+        // Without any other node name, the node is that of the workload.
         load(&text.replace("\nnode: node-a", "\n"), &info).unwrap(),
     ] {
         assert_eq!(&*settings.node, "node-a");
@@ -215,7 +215,7 @@ fn dedicated_for_a_workload_that_only_the_control_plane_knows() {
         ("PROXY_MODE", "dedicated"),
         ("PROXY_WORKLOAD_INFO", "elsewhere/x/y"),
     ];
-    assert!(load(&text, &info).is_err(), "nobody knows it");
+    assert!(load(&text, &info).is_err(), "an unknown workload");
     let asked = [&info[..], &[("XDS_ADDRESS", "istiod:15012")]].concat();
     let Mode::Dedicated { workload } = load(&text, &asked).unwrap().mode else {
         panic!("not dedicated")
@@ -224,16 +224,16 @@ fn dedicated_for_a_workload_that_only_the_control_plane_knows() {
 }
 
 #[test]
-fn what_istios_ztunnel_heeds_and_this_one_does_not_is_said() {
+fn variables_of_istios_ztunnel_without_effect_are_warned_about() {
     let settings = load(GOOD, &[("PROXY_CONFIG", "{}"), ("IPV6_ENABLED", "")]).unwrap();
     assert_eq!(
         settings.warnings,
-        ["environment variable PROXY_CONFIG: counts for nothing here"]
+        ["environment variable PROXY_CONFIG: has no effect in this proxy"]
     );
 }
 
 #[test]
-fn the_environment_alone_is_enough_but_for_the_authority() {
+fn only_node_and_authority_are_required() {
     let variables = [("NODE_NAME".to_owned(), "n".to_owned())];
     let environment = super::Environment::read(variables).unwrap();
     let flags = Overrides {
@@ -246,15 +246,28 @@ fn the_environment_alone_is_enough_but_for_the_authority() {
 }
 
 #[test]
-fn a_pod_that_says_it_runs_elsewhere_is_doubted() {
+fn a_pod_of_another_node_is_warned_about() {
     let text = GOOD.replace("\nnode: node-a", "\nnode: node-z");
     assert_eq!(
         load(&text, &[]).unwrap().warnings,
         [
-            "pods[0].workload: cluster1//v1/Pod/default/a says that it runs on node \"node-a\", and \
-          this is \"node-z\""
+            "pods[0].workload: cluster1//v1/Pod/default/a runs on node \"node-a\" according to the \
+             mesh, but this proxy runs on \"node-z\""
         ]
     );
+}
+
+#[test]
+fn the_directory_of_the_pins_needs_no_other_setting() {
+    let default = super::super::bpf_directory(None).unwrap();
+    assert_eq!(default, std::path::Path::new("/sys/fs/bpf/ztunnel"));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("settings.yaml");
+    std::fs::write(&path, "capture: { bpfDirectory: /sys/fs/bpf/other }\n").unwrap();
+    let named = super::super::bpf_directory(Some(&path)).unwrap();
+    assert_eq!(named, std::path::Path::new("/sys/fs/bpf/other"));
+    std::fs::write(&path, "captur: {}\n").unwrap();
+    assert!(super::super::bpf_directory(Some(&path)).is_err());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The reference says what the program does.
+//! The reference agrees with the program.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use super::super::{file::File, reference};
 use mesh::yaml;
 
 #[test]
-fn lists_exactly_the_keys_that_the_file_knows() {
+fn the_reference_lists_exactly_the_keys_of_the_file() {
     let mut known = BTreeSet::new();
     keys("", &mut known);
     let listed: BTreeSet<String> = reference::rows()
@@ -16,7 +16,7 @@ fn lists_exactly_the_keys_that_the_file_knows() {
     assert_eq!(listed, known);
 }
 
-/// Asks the file's types for their keys by offering one that none of them has.
+/// Collects the keys of the file's types from the error about an unknown key.
 fn keys(section: &str, known: &mut BTreeSet<String>) {
     let path: Vec<&str> = section.split('.').filter(|part| !part.is_empty()).collect();
     let mut text = String::new();
@@ -29,7 +29,7 @@ fn keys(section: &str, known: &mut BTreeSet<String>) {
         .problem
         .strip_prefix("unknown field, expected one of ")
     else {
-        // No section: a value.
+        // A value, not a section.
         known.insert(section.to_owned());
         return;
     };
@@ -44,8 +44,8 @@ fn keys(section: &str, known: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn is_the_document() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/SETTINGS.md");
+fn the_document_is_up_to_date() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/settings.md");
     let text = reference::markdown();
     if std::env::var_os("UPDATE").is_some() {
         std::fs::write(path, &text).unwrap();
@@ -53,7 +53,7 @@ fn is_the_document() {
     let written = std::fs::read_to_string(path).unwrap_or_default();
     assert!(
         written == text,
-        "SETTINGS.md does not say what the program does; write it again with \
-         UPDATE=1 cargo test -p ztunnel --lib config::"
+        "docs/settings.md is out of date; generate it with \
+         UPDATE=1 cargo test -p settings --lib reference"
     );
 }

@@ -1,4 +1,4 @@
-//! Where the control plane is, by what the file, the environment and the cluster say.
+//! The control plane's services, from the file, the environment and the cluster.
 
 use super::super::{Authority, Upstream, Xds};
 use super::{GOOD, complaint, load};
@@ -33,7 +33,7 @@ fn everything_about_the_authority_can_be_set_in_the_file() {
 }
 
 #[test]
-fn the_environment_goes_before_the_file() {
+fn the_environment_takes_precedence_over_the_file() {
     let text = GOOD.replace(LOCAL_CA, "ca: { address: \"https://ca:1\", hostname: a }")
         + "xds: { address: \"https://xds:1\", onDemand: true }\n";
     let variables = [
@@ -67,7 +67,7 @@ fn the_environment_goes_before_the_file() {
 }
 
 #[test]
-fn a_pod_of_a_cluster_that_is_told_nothing_asks_istiod() {
+fn istiod_is_the_default_in_a_pod_of_a_cluster() {
     let variables = [IN_A_POD, ("NODE_NAME", "n")];
     assert_eq!(
         remote("", &variables).address,
@@ -77,13 +77,13 @@ fn a_pod_of_a_cluster_that_is_told_nothing_asks_istiod() {
         xds("", &variables).unwrap().upstream.address,
         "https://istiod.istio-system.svc:15012"
     );
-    // A mesh of its own and an authority of its own: nobody is asked.
+    // With a local mesh and a local authority, istiod is not used.
     assert_eq!(xds(GOOD, &[IN_A_POD]), None);
     assert!(matches!(
         load(GOOD, &[IN_A_POD]).unwrap().ca,
         Authority::Local(_)
     ));
-    // Both count where both are asked for.
+    // With an explicit address, both the local mesh and the control plane are used.
     assert!(xds(GOOD, &[("XDS_ADDRESS", "istiod:15012")]).is_some());
 }
 
@@ -109,7 +109,7 @@ fn one_authority_is_enough() {
 }
 
 #[test]
-fn the_environments_authority_goes_before_the_files() {
+fn the_environments_authority_takes_precedence_over_the_files() {
     assert_eq!(
         remote(GOOD, &[("CA_ADDRESS", "istiod:15012")]).address,
         "https://istiod:15012"
@@ -117,7 +117,7 @@ fn the_environments_authority_goes_before_the_files() {
 }
 
 #[test]
-fn the_mesh_is_asked_for_on_demand_where_the_environment_says_so() {
+fn the_environment_turns_on_demand_discovery_on() {
     let variables = [("XDS_ADDRESS", "istiod:15012"), ("XDS_ON_DEMAND", "true")];
     let settings = load(GOOD, &variables).unwrap();
     assert!(settings.xds.unwrap().on_demand);
@@ -128,23 +128,23 @@ fn the_mesh_is_asked_for_on_demand_where_the_environment_says_so() {
 fn a_token_in_place_of_its_file_is_refused_and_not_shown() {
     let variables = [("XDS_ADDRESS", "istiod:15012"), ("AUTH_TOKEN", "eyJhbGci")];
     let complaint = complaint(GOOD, &variables);
-    assert!(complaint.starts_with("environment variable AUTH_TOKEN: it names no file"));
+    assert!(complaint.starts_with("environment variable AUTH_TOKEN: the value is not the path"));
     assert!(!complaint.contains("eyJ"), "{complaint}");
     let variables = [("XDS_ROOT_CA", "-----BEGIN CERTIFICATE-----\nMII")];
     assert_eq!(
         super::complaint(GOOD, &variables),
-        "environment variable XDS_ROOT_CA: it holds certificates; put them into a file and name \
-         that here"
+        "environment variable XDS_ROOT_CA: the value is a certificate; write it to a file and set \
+         the variable to the file's path"
     );
 }
 
 #[test]
-fn who_vouches_for_the_authority_does_not_name_workloads() {
+fn the_roots_of_the_authoritys_address_are_no_roots_of_the_mesh() {
     let roots = |variables: &[(&str, &str)]| {
         let variables = [variables, &[("CA_ADDRESS", "istiod:15012")]].concat();
         match load(GOOD, &variables).unwrap().ca {
             Authority::Remote(remote) => remote.mesh_roots,
-            Authority::Local(_) => panic!("it is the control plane's"),
+            Authority::Local(_) => panic!("expected a remote authority"),
         }
     };
     assert_eq!(roots(&[("CA_ROOT_CA", "/corporate.pem")]), None);
@@ -153,7 +153,7 @@ fn who_vouches_for_the_authority_does_not_name_workloads() {
 }
 
 #[test]
-fn what_headers_hold_is_never_shown() {
+fn values_of_headers_are_not_shown() {
     let variables = [
         ("XDS_ADDRESS", "istiod:15012"),
         ("XDS_HEADER_authorization", "secret"),
@@ -165,7 +165,7 @@ fn what_headers_hold_is_never_shown() {
 }
 
 #[test]
-fn who_asks_is_told_by_the_chart() {
+fn the_instance_comes_from_the_charts_variables() {
     let variables = [
         ("INSTANCE_IP", "10.0.0.9"),
         ("POD_NAME", "ztunnel-x"),

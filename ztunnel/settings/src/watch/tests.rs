@@ -1,4 +1,4 @@
-//! Every way to change a file is noticed, once.
+//! Every kind of change of a file is reported once.
 
 use std::os::unix::fs::symlink;
 
@@ -105,7 +105,7 @@ async fn a_config_map_is_updated() {
 }
 
 #[tokio::test]
-async fn a_link_is_swapped_and_what_it_points_to_is_written() {
+async fn a_swapped_link_and_a_written_target_are_reported() {
     let (directory, one) = world();
     let elsewhere = tempfile::tempdir().unwrap();
     let two = elsewhere.path().join("two.yaml");
@@ -140,7 +140,7 @@ async fn a_change_whose_report_was_cancelled_is_reported_later() {
     let (_directory, file) = world();
     let mut watcher = Watcher::new(std::slice::from_ref(&file)).unwrap();
     std::fs::write(&file, "two").unwrap();
-    // It takes longer than a moment, and is cancelled when it has begun.
+    // The wait is cancelled after the event has arrived and before it is reported.
     let until = Instant::now() + SOON;
     while !watcher.pending && Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(5)).await;

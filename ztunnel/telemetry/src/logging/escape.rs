@@ -1,12 +1,12 @@
-//! Puts texts from anywhere into a log line so that they cannot end the line, forge a field or
+//! Escapes and bounds the texts of a log line, so that they cannot end the line, forge a field or
 //! fill the disk.
 
 use std::fmt::{self, Write};
 
-/// Bytes of one value that are written; the rest is replaced by an ellipsis.
+/// The most bytes of one value; an ellipsis replaces the rest.
 const VALUE_LIMIT: usize = 4096;
 
-/// Which characters are escaped besides control characters.
+/// The characters that are escaped in addition to control characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
     /// None: a bare word or a message.
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quoted_value_reads_back_as_json() {
+    fn a_quoted_value_is_a_json_string() {
         let text = "say \"hi\"\\\n\t\u{1}é";
         let quoted = format!("\"{}\"", escaped(Style::Quoted, text));
         assert_eq!(serde_json::from_str::<String>(&quoted).unwrap(), text);

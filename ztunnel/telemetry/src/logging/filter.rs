@@ -1,7 +1,7 @@
-//! Which events are logged: a level for everything, and levels for single targets.
+//! The log's filter: a default level, and levels for single targets.
 //!
-//! Stricter than tracing-subscriber's own parser, which takes a misspelt level for the name of
-//! a target and then logs nothing else.
+//! The parser is stricter than tracing-subscriber's own, which takes a misspelt level for the name
+//! of a target and then logs only that target.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,45 +10,47 @@ use std::str::FromStr;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
+use super::targets::resolve;
 use mesh::Fault;
 
-/// Longest filter text and most targets that are taken: it can come over HTTP.
+/// The longest text and the most targets of a filter, which may arrive over HTTP.
 const TEXT_LIMIT: usize = 4096;
 const TARGET_LIMIT: usize = 64;
 
 /// Levels by target. Its text form is what `RUST_LOG` and `/logging?level=` take:
-/// `info,ztunnel::path=debug,access=off`. A target stands for everything below it.
+/// `info,ztunnel::node::proxy=debug,access=off`. A target includes all targets below it, and
+/// `ztunnel` all crates of the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
     default: LevelFilter,
     targets: BTreeMap<String, LevelFilter>,
 }
 
-/// Why a text is not a filter.
+/// A text that is not a filter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FilterError {
     /// A level has an unknown name.
     #[error("{level:?} is not a level: expected off, error, warn, info, debug or trace")]
     UnknownLevel {
-        /// The name as it was found.
+        /// The name.
         level: String,
     },
-    /// A target is empty or holds characters that no Rust module path has.
-    #[error("{target:?} is not a target: expected a module path such as ztunnel::path")]
+    /// A target is empty or contains characters that no Rust module path has.
+    #[error("{target:?} is not a target: expected a module path such as ztunnel::node::proxy")]
     BadTarget {
-        /// The target as it was found.
+        /// The target.
         target: String,
     },
-    /// There is nothing in it.
-    #[error("the filter is empty: expected for example info,ztunnel::path=debug")]
+    /// The text is empty.
+    #[error("the filter is empty: expected for example info,ztunnel::node::proxy=debug")]
     Empty,
-    /// It is longer than anybody writes it.
+    /// The text is longer than any useful filter.
     #[error("the filter is too long: at most {TEXT_LIMIT} bytes and {TARGET_LIMIT} targets")]
     TooLong,
 }
 
 impl FilterError {
-    /// A closed set, for labels and fields.
+    /// A stable name, for labels and fields.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -67,12 +69,12 @@ impl FilterError {
 }
 
 impl Filter {
-    /// This filter with `text` applied: a bare level (`debug`) replaces everything, levels of
-    /// targets (`ztunnel::path=debug`) are added to what is there. `target:level` is taken for
-    /// `target=level`, because `istioctl` writes it so.
+    /// This filter with `text` applied: a bare level (`debug`) replaces the whole filter, levels of
+    /// targets (`ztunnel::node=debug`) are added to it. `target:level` means `target=level`, because
+    /// `istioctl` writes it so.
     ///
     /// # Errors
-    /// When the text is not a filter; says which part.
+    /// If the text is not a filter; the error names the wrong part.
     pub fn with(&self, text: &str) -> Result<Self, FilterError> {
         if text.len() > TEXT_LIMIT {
             return Err(FilterError::TooLong);
@@ -117,11 +119,9 @@ impl Filter {
     }
 
     pub(super) fn targets(&self) -> Targets {
-        Targets::new().with_default(self.default).with_targets(
-            self.targets
-                .iter()
-                .map(|(target, level)| (target.as_str(), *level)),
-        )
+        Targets::new()
+            .with_default(self.default)
+            .with_targets(resolve(&self.targets))
     }
 }
 
@@ -168,7 +168,7 @@ impl Default for Filter {
 impl FromStr for Filter {
     type Err = FilterError;
 
-    /// What is not said is logged at `info`.
+    /// The default level is `info`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Self::default().with(text)
     }
@@ -188,10 +188,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_levels_and_targets() {
+    fn levels_and_targets_are_parsed() {
         for (text, expected) in [
             ("debug", "debug"),
-            (" INFO , ztunnel::path = debug ", "info,ztunnel::path=debug"),
+            (
+                " INFO , ztunnel::node::proxy = debug ",
+                "info,ztunnel::node::proxy=debug",
+            ),
             (
                 "ztunnel::path=debug,access=off",
                 "info,access=off,ztunnel::path=debug",
@@ -208,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_level_replaces_and_a_target_adds() {
+    fn a_bare_level_replaces_the_filter_and_a_target_extends_it() {
         let filter: Filter = "info,h2=off".parse().unwrap();
         assert_eq!(
             filter.with("access=off").unwrap().to_string(),
@@ -218,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn says_which_part_is_wrong() {
+    fn errors_name_the_wrong_part() {
         for (text, expected) in [
             ("bogus", "\"bogus\" is not a level"),
             ("info,ztunnel=loud", "\"loud\" is not a level"),

@@ -1,4 +1,4 @@
-//! Turns an event into a line.
+//! Formats an event as a line.
 
 use std::cell::RefCell;
 use std::fmt::{self, Write};
@@ -13,9 +13,10 @@ use tracing_subscriber::layer::Context;
 use super::LogFormat;
 use super::escape::{Escaped, Style};
 use super::queue::Queue;
+use super::targets::is_ours;
 
 thread_local! {
-    /// A line is put together in buffers that its thread keeps.
+    /// The buffers in which a thread formats its lines.
     static DRAFT: RefCell<Draft> = const { RefCell::new(Draft::new()) };
 }
 
@@ -32,7 +33,7 @@ impl Lines {
     }
 
     fn write(&self, draft: &mut Draft, event: &Event<'_>) {
-        // Writing to a String fails only if a value's own Display does; then its part is short.
+        // Writing to a String fails only if a value's Display does; the line is lost then.
         if draft.fill(self.format, event, SystemTime::now()).is_ok() {
             self.queue.push(draft.line.as_bytes());
         }
@@ -47,8 +48,8 @@ impl<S: Subscriber> Layer<S> for Lines {
                 .map(|mut draft| self.write(&mut draft, event))
                 .is_ok()
         });
-        // The thread's buffers are taken while a value that logs is being formatted, and gone
-        // while the thread ends.
+        // The thread's buffers are in use while a value is formatted that logs itself, and are
+        // destroyed while the thread ends.
         if !matches!(written, Ok(true)) {
             self.write(&mut Draft::new(), event);
         }
@@ -99,18 +100,22 @@ impl Draft {
         } else {
             target.as_str()
         };
+        let prefix = if is_ours(target) { "ztunnel::" } else { "" };
         let level = level(*event.metadata().level());
         let time = humantime::format_rfc3339_micros(now);
         match format {
             LogFormat::Text => {
-                write!(line, "{time}\t{level}\t{target}\t{message}")?;
+                write!(line, "{time}\t{level}\t{prefix}{target}\t{message}")?;
                 if !fields.is_empty() {
                     write!(line, "\t{}", fields.trim_start())?;
                 }
                 line.push('\n');
             }
             LogFormat::Json => {
-                write!(line, r#"{{"level":"{level}","time":"{time}","scope":""#)?;
+                write!(
+                    line,
+                    r#"{{"level":"{level}","time":"{time}","scope":"{prefix}"#
+                )?;
                 Escaped::new(line, Style::Quoted).write_str(target)?;
                 writeln!(line, r#"","message":"{message}"{fields}}}"#)?;
             }
@@ -136,7 +141,7 @@ struct Fields<'a> {
 }
 
 impl Fields<'_> {
-    /// A number or a truth value.
+    /// Writes a number or a boolean, without quotes.
     fn bare(&mut self, field: &Field, value: impl fmt::Display) {
         let Some(out) = self.named(field) else { return };
         let result = write!(out, "{value}");
@@ -153,7 +158,7 @@ impl Fields<'_> {
         let result = match field.name() {
             "message" if json => Escaped::new(&mut self.draft.message, style).write_fmt(value),
             "message" => Escaped::new(&mut self.draft.message, Style::Plain).write_fmt(value),
-            // Records of the `log` crate carry what tracing keeps in an event's metadata.
+            // Records of the `log` crate have their target in a field, not in the metadata.
             "log.target" => Escaped::new(&mut self.draft.target, Style::Plain).write_fmt(value),
             _ => {
                 let Some(out) = self.named(field) else { return };
@@ -170,7 +175,8 @@ impl Fields<'_> {
         self.result = self.result.and(result);
     }
 
-    /// The buffer of fields after the name was written; `None` for what is not shown.
+    /// Writes the name of a field and returns the buffer for its value; `None` for the fields of
+    /// the `log` bridge, which are not shown.
     fn named(&mut self, field: &Field) -> Option<&mut String> {
         let name = field.name();
         if name.starts_with("log.") {
@@ -222,7 +228,7 @@ impl Visit for Fields<'_> {
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        // JSON has no word for what is not finite.
+        // JSON has no notation for NaN and infinity.
         if value.is_finite() {
             self.bare(field, value);
         } else {

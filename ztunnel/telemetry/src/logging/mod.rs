@@ -2,14 +2,15 @@
 //! tracing-subscriber) become lines on standard output.
 //!
 //! A thread that logs formats its line into a buffer of its own and appends it to a queue; a
-//! background thread writes what has piled up. Nothing that carries traffic waits for the
-//! log's reader: when the queue is full, lines are dropped and counted. Which events are
-//! wanted can be changed while running, through [`LogHandle`].
+//! background thread writes the queue. No thread that carries traffic waits for the log's reader:
+//! when the queue is full, lines are dropped and counted. [`LogHandle`] changes the filter while
+//! the process runs.
 
 mod escape;
 mod filter;
 mod line;
 mod queue;
+mod targets;
 
 use std::io::Write;
 use std::str::FromStr;
@@ -31,21 +32,21 @@ use queue::Queue;
 
 use mesh::Fault;
 
-/// How lines look.
+/// The format of the log's lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum LogFormat {
     /// Tab-separated: time, level, target, message, `key=value` pairs.
     #[default]
     Text,
-    /// One JSON object a line: `level`, `time`, `scope`, `message`, and the fields.
+    /// One JSON object a line: `level`, `time`, `scope` (the target), `message`, and the fields.
     Json,
 }
 
-/// A name that is no log format.
+/// A text that is no log format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a log format: expected text or json")]
 pub struct ParseLogFormatError {
-    /// The name as it was found.
+    /// The text.
     pub text: String,
 }
 
@@ -61,34 +62,34 @@ impl FromStr for LogFormat {
     }
 }
 
-/// What the log is started with.
+/// The initial configuration of the log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LogConfig {
-    /// Which events are wanted.
+    /// The events that are logged.
     pub filter: Filter,
-    /// How lines look.
+    /// The format of the lines.
     pub format: LogFormat,
 }
 
-/// Why the log could not be started or changed.
+/// A failure to start or change the log.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The operating system refused the background thread.
+    /// The background thread cannot be created.
     #[error("cannot start the thread that writes the log")]
     Thread {
-        /// What it said.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// Somebody else is the process's log already.
-    #[error("the log was started twice in this process")]
+    /// The process already has a log.
+    #[error("the log cannot be started: this process has one already")]
     StartedTwice,
-    /// The log has been taken down.
-    #[error("the log is not running any more")]
+    /// The log was stopped.
+    #[error("the filter cannot be changed: the log was stopped")]
     Stopped,
 }
 
 impl LogError {
-    /// A closed set, for labels and fields.
+    /// A stable name, for labels and fields.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -105,7 +106,7 @@ impl LogError {
     }
 }
 
-/// Changes and shows which events are logged, from any thread.
+/// Shows and changes the filter, from any thread.
 #[derive(Debug, Clone)]
 pub struct LogHandle {
     shared: Arc<Shared>,
@@ -120,7 +121,7 @@ struct Shared {
 }
 
 impl LogHandle {
-    /// The filter in force.
+    /// The current filter.
     #[must_use]
     pub fn filter(&self) -> Filter {
         self.shared
@@ -130,17 +131,17 @@ impl LogHandle {
             .clone()
     }
 
-    /// Puts another filter in force.
+    /// Sets the filter.
     ///
     /// # Errors
-    /// When the log is gone.
+    /// If the log was stopped.
     pub fn set(&self, filter: Filter) -> Result<(), LogError> {
         let mut current = self
             .shared
             .current
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        // Reloading fails only when the subscriber is gone (or a thread panicked inside it).
+        // Reloading fails only if the subscriber was dropped (or a thread panicked inside it).
         self.shared
             .reload
             .reload(filter.targets())
@@ -150,26 +151,26 @@ impl LogHandle {
         Ok(())
     }
 
-    /// Puts the filter of the start in force again.
+    /// Sets the filter of the start again.
     ///
     /// # Errors
-    /// When the log is gone.
+    /// If the log was stopped.
     pub fn reset(&self) -> Result<(), LogError> {
         self.set(self.shared.initial.clone())
     }
 
-    /// Lines that were dropped because the queue was full or could not be written.
+    /// The number of lines that were dropped because the queue was full or a write failed.
     #[must_use]
     pub fn dropped_lines(&self) -> Counter {
         self.dropped.clone()
     }
 }
 
-/// Starts the process's log on standard output. Keep the guard until the very end of `main`:
-/// dropping it writes what is still queued.
+/// Starts the process's log on standard output. Keep the guard until the end of `main`: dropping
+/// it writes the lines that are still queued.
 ///
 /// # Errors
-/// When there is one already, or no thread for it.
+/// If the process already has a log, or the background thread cannot be created.
 pub fn init_logging(config: &LogConfig) -> Result<(LogHandle, LogGuard), LogError> {
     let (subscriber, handle, guard) = build_log(config, std::io::stdout())?;
     subscriber
@@ -178,10 +179,10 @@ pub fn init_logging(config: &LogConfig) -> Result<(LogHandle, LogGuard), LogErro
     Ok((handle, guard))
 }
 
-/// Builds the log without installing it, and writes its lines to `out`.
+/// Builds the log without installing it; it writes its lines to `out`.
 ///
 /// # Errors
-/// When there is no thread for it.
+/// If the background thread cannot be created.
 pub fn build_log(
     config: &LogConfig,
     out: impl Write + Send + 'static,
@@ -208,7 +209,7 @@ pub fn build_log(
     ))
 }
 
-/// The bridge asks the `log` crate's own level first, so it has to follow.
+/// The maximum level of the `log` crate, which its macros check before the bridge does.
 fn bridge_level(level: LevelFilter) -> log::LevelFilter {
     level
         .into_level()

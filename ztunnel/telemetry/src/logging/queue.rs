@@ -1,5 +1,6 @@
-//! Lines on their way to the writer thread: appended by any thread under a lock that is held
-//! for a copy, written in batches. Memory is bounded; what does not fit is dropped and counted.
+//! The queue of lines between the threads that log and the writer thread. A line is appended under
+//! a lock that is held for one copy; the writer writes batches. Memory is bounded: lines that do
+//! not fit are dropped and counted.
 
 use std::io::Write;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -7,14 +8,14 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 
-/// Bytes that may wait; a reader that is this far behind loses lines.
+/// The most bytes in the queue; further lines are dropped.
 const LIMIT: usize = 1 << 20;
-/// Bytes that are worth a system call of their own.
+/// The size of a batch that is written at once.
 const BATCH: usize = 32 << 10;
-/// How long the first line of a batch waits for company.
+/// How long the writer waits for further lines of a batch.
 const LINGER: Duration = Duration::from_millis(10);
-/// How long the process waits at its end for a reader that does not read.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long the process waits at its end for the queue to be written.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct State {
@@ -31,7 +32,7 @@ enum Writer {
     Gone,
 }
 
-/// The queue. Shared by everybody who logs and the thread that writes.
+/// The queue, shared by all threads that log and the writer thread.
 #[derive(Debug)]
 pub(super) struct Queue {
     state: Mutex<State>,
@@ -39,8 +40,7 @@ pub(super) struct Queue {
     dropped: Counter,
 }
 
-/// Keeps the log running; when dropped, what is queued is written (for at most a second, if
-/// its reader does not read).
+/// Keeps the log running. Dropping it waits until the queue is written, for at most a second.
 #[derive(Debug)]
 #[must_use = "dropping it ends the log"]
 pub struct LogGuard(Arc<Queue>);
@@ -50,11 +50,11 @@ impl Drop for LogGuard {
         let mut state = self.0.state();
         state.closing = true;
         self.0.changed.notify_all();
-        // Whether it is done or late, the process ends now.
-        let _done_or_late = self
+        // After the time limit the process ends, whether the queue is written or not.
+        let _written_or_late = self
             .0
             .changed
-            .wait_timeout_while(state, LAST_WORDS, |state| state.writer != Writer::Gone);
+            .wait_timeout_while(state, CLOSE_TIMEOUT, |state| state.writer != Writer::Gone);
     }
 }
 
@@ -79,7 +79,7 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends a line (with its line feed), or drops it.
+    /// Appends a line (with its line feed), or drops it if the queue is full.
     pub(super) fn push(&self, line: &[u8]) {
         let mut state = self.state();
         let before = state.pending.len();
@@ -89,7 +89,7 @@ impl Queue {
             return;
         }
         state.pending.extend_from_slice(line);
-        // The writer is woken for the first line and for a full batch, not for each line.
+        // Only the first line and a full batch wake the writer.
         let full = before < BATCH && before + line.len() >= BATCH;
         let wake = full || state.writer == Writer::Asleep;
         if state.writer == Writer::Asleep {
@@ -110,14 +110,14 @@ impl Queue {
                 self.dropped.inc_by(lines as u64);
             }
             batch.clear();
-            // A burst must not keep its memory for ever.
+            // The memory of a burst is freed.
             batch.shrink_to(BATCH);
         }
         self.state().writer = Writer::Gone;
         self.changed.notify_all();
     }
 
-    /// Waits for lines and swaps them into `batch`; false when there will be no more.
+    /// Waits for lines and swaps them into `batch`; false after the last one.
     fn next(&self, batch: &mut Vec<u8>) -> bool {
         let mut state = self.state();
         while state.pending.is_empty() {
@@ -147,7 +147,7 @@ mod tests {
 
     use super::*;
 
-    /// Hands every write to a test, which sees how lines were batched.
+    /// Passes every write to a test, which checks how lines were batched.
     struct Pipe(mpsc::SyncSender<Vec<u8>>);
 
     impl Write for Pipe {
@@ -163,7 +163,7 @@ mod tests {
         }
     }
 
-    /// What dropping the guard does not wait for any longer on a busy machine.
+    /// How long a test waits for the writer on a busy machine.
     const PATIENCE: Duration = Duration::from_secs(30);
 
     #[test]
@@ -172,14 +172,14 @@ mod tests {
         let (queue, guard) = Queue::start(Pipe(sender), Counter::default()).unwrap();
         (0..1000).for_each(|_| queue.push(b"a line\n"));
         drop(guard);
-        // Until the writer is gone.
+        // Until the writer has ended.
         let writes: Vec<_> = std::iter::from_fn(|| writes.recv_timeout(PATIENCE).ok()).collect();
         assert_eq!(writes.concat(), b"a line\n".repeat(1000));
         assert!(writes.len() < 50, "{} writes", writes.len());
     }
 
     #[test]
-    fn a_reader_that_does_not_read_costs_lines_not_memory_or_time() {
+    fn a_reader_that_does_not_read_loses_lines_and_blocks_no_thread() {
         let (sender, writes) = mpsc::sync_channel(0);
         let dropped = Counter::default();
         let (queue, guard) = Queue::start(Pipe(sender), dropped.clone()).unwrap();
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_alone_arrives_soon() {
+    fn a_single_line_is_written_without_a_full_batch() {
         let (sender, writes) = mpsc::sync_channel(1);
         let (queue, _guard) = Queue::start(Pipe(sender), Counter::default()).unwrap();
         queue.push(b"hello\n");

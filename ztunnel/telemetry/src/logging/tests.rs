@@ -22,7 +22,7 @@ impl Write for Sink {
 }
 
 impl Sink {
-    /// What was written, once the writer is gone: the guard does not wait long for it.
+    /// The written text, after the writer has ended: the guard waits for a limited time.
     fn written(self) -> String {
         let until = Instant::now() + Duration::from_secs(30);
         while Arc::strong_count(&self.0) > 1 && Instant::now() < until {
@@ -33,7 +33,7 @@ impl Sink {
     }
 }
 
-/// Runs `body` with a log of its own and returns what was written.
+/// Runs `body` with a log of its own and returns the written text.
 fn logged(filter: &str, format: LogFormat, body: impl FnOnce(&LogHandle)) -> String {
     let sink = Sink::default();
     let config = LogConfig {
@@ -172,7 +172,7 @@ fn an_access_log_that_is_off_formats_nothing() {
 }
 
 #[test]
-fn the_filter_changes_while_running() {
+fn the_filter_can_be_changed_at_runtime() {
     let log = logged("info", LogFormat::Text, |handle| {
         tracing::debug!("one");
         handle
@@ -236,6 +236,33 @@ fn records_of_the_log_crate_keep_their_target_and_follow_the_filter() {
     drop((inside, guard));
     let log = sink.written();
     assert_eq!(without_time(&log), "debug\tprograms\tcaptured\n");
+}
+
+#[test]
+fn targets_of_our_crates_are_printed_below_ztunnel_and_work_as_filters() {
+    let write = || {
+        tracing::info!(target: "node::proxy::outbound", "one");
+        tracing::debug!(target: "node::proxy::outbound", "two");
+        tracing::info!(target: "h2::proto", "three");
+    };
+    let text = logged("info", LogFormat::Text, |_| write());
+    let lines: Vec<_> = text.lines().map(without_time).collect();
+    let printed = "ztunnel::node::proxy::outbound";
+    assert_eq!(
+        lines,
+        [
+            format!("info\t{printed}\tone"),
+            "info\th2::proto\tthree".to_owned()
+        ]
+    );
+    let json = logged(&format!("off,{printed}=debug"), LogFormat::Json, |_| {
+        write()
+    });
+    let scopes: Vec<Value> = json
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["scope"].clone())
+        .collect();
+    assert_eq!(scopes, [printed, printed]);
 }
 
 #[test]

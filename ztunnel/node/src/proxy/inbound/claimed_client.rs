@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use mesh::{Identity, Uid, Workload};
-use telemetry::TOLD;
+use telemetry::BAGGAGE_UID;
 use tunnel::hbone::Baggage;
 
 /// A workload that bears what is told, and the identity that was proved. None if nothing is told
@@ -26,7 +26,7 @@ pub(super) fn client(told: &Baggage, identity: &Identity) -> Option<Arc<Workload
         return None;
     }
     let [cluster, namespace, name, service, version] = fields.map(Option::unwrap_or_default);
-    let uid = format!("{TOLD}{cluster}/{namespace}/{name}/{service}/{version}");
+    let uid = format!("{BAGGAGE_UID}{cluster}/{namespace}/{name}/{service}/{version}");
     // The placeholders only have to be valid; both are replaced.
     let mut client = Workload::new(&uid, name, "default", "default").ok()?;
     client.uid = Uid(uid.into());

@@ -1,4 +1,4 @@
-//! What tunnels and connections may take, and how the process runs.
+//! The settings of tunnels, connections and the process.
 
 use super::super::Default::Shown;
 use super::super::show;
@@ -10,7 +10,7 @@ pub(super) static RUNNING: &[Columns] = &[
         "size",
         "HTTP2_STREAM_WINDOW_SIZE",
         Shown(|s| s.hbone.stream_window.to_string()),
-        "What a peer may send on one stream before it was passed on: the bound on memory for one slow reader.",
+        "The bytes that a peer may send on one stream before they are delivered. It bounds the memory that one slow reader takes.",
     ),
     (
         "hbone.connectionWindow",
@@ -31,7 +31,7 @@ pub(super) static RUNNING: &[Columns] = &[
         "size",
         "",
         Shown(|s| s.hbone.send_buffer.to_string()),
-        "What one stream may have queued for sending.",
+        "The bytes that one stream may queue for sending.",
     ),
     (
         "hbone.maxStreamsPerConnection",
@@ -73,63 +73,63 @@ pub(super) static RUNNING: &[Columns] = &[
         "duration",
         "",
         Shown(|s| show(s.hbone.connect_timeout)),
-        "For a dial, TCP and TLS together.",
+        "The time limit of a dial, TCP and TLS together.",
     ),
     (
         "hbone.handshakeTimeout",
         "duration",
         "",
         Shown(|s| show(s.hbone.handshake_timeout)),
-        "For handshakes of accepted connections and the first HTTP/2 frames.",
+        "The time limit of handshakes of accepted connections and of the first HTTP/2 frames.",
     ),
     (
         "hbone.responseTimeout",
         "duration",
         "",
         Shown(|s| show(s.hbone.response_timeout)),
-        "From a CONNECT to its response.",
+        "The time limit from a CONNECT to its response.",
     ),
     (
         "hbone.pingInterval",
         "duration",
         "",
         Shown(|s| show(s.hbone.ping_interval)),
-        "Between two PINGs on a silent connection.",
+        "The time between two PINGs on a silent connection.",
     ),
     (
         "hbone.pingTimeout",
         "duration",
         "",
         Shown(|s| show(s.hbone.ping_timeout)),
-        "A connection is dead when a PING goes unanswered for this long.",
+        "A connection is closed if a PING is not answered for this long.",
     ),
     (
         "dns.enabled",
         "true, false",
         "ISTIO_META_DNS_CAPTURE",
         Shown(|s| s.dns.is_some().to_string()),
-        "Whether the DNS queries of pods are captured: names of the mesh are answered here, others by the resolver that was asked.",
+        "Whether the DNS queries of pods are captured. The proxy answers names of the mesh; other queries are forwarded to the pod's resolver.",
     ),
     (
         "dns.timeout",
         "duration",
         "",
         Shown(|s| s.dns.map_or_else(String::new, |dns| show(dns.timeout))),
-        "For the resolver that was asked.",
+        "The time limit of the pod's resolver.",
     ),
     (
         "socks5.enabled",
         "true, false",
         "UNSTABLE_ENABLE_SOCKS5",
         Shown(|s| s.socks5.to_string()),
-        "Applications in pods may say by SOCKS 5, on port 15080 of their loopback, where they want to go, by address or by name. Only CONNECT, and without authentication.",
+        "Applications in pods may open connections by SOCKS 5, on port 15080 of their loopback address, to an address or a name. Only CONNECT is supported, without authentication.",
     ),
     (
         "applicationTunnel.localhost",
         "true, false",
         "LOCALHOST_APP_TUNNEL",
         Shown(|s| s.localhost_app_tunnel.to_string()),
-        "Whether a workload that wants to be told by a PROXY header who calls takes what arrives in tunnels on its loopback address, `127.0.0.1` or `::1`, where nobody else gets to write such a header, or on its own address.",
+        "Where tunnelled connections are delivered to a workload that expects a PROXY header: on its loopback address, `127.0.0.1` or `::1`, where only the proxy can send such a header, or (`false`) on its own address.",
     ),
     (
         "keepalive.enabled",
@@ -150,7 +150,7 @@ pub(super) static RUNNING: &[Columns] = &[
         "duration",
         "KEEPALIVE_INTERVAL",
         Shown(|s| s.keepalive.map_or_else(String::new, |k| show(k.interval))),
-        "Between two probes.",
+        "The time between two probes.",
     ),
     (
         "keepalive.retries",
@@ -160,13 +160,13 @@ pub(super) static RUNNING: &[Columns] = &[
             s.keepalive
                 .map_or_else(String::new, |k| k.retries.to_string())
         }),
-        "Unanswered probes after which a connection is dead.",
+        "Unanswered probes after which a connection is closed.",
     ),
     (
         "termination.deadline",
         "duration",
         "CONNECTION_TERMINATION_DEADLINE",
         Shown(|s| show(s.termination_deadline)),
-        "After the signal to end, live connections may go on for this long. Without its own variable, nine tenths of `TERMINATION_GRACE_PERIOD_SECONDS`; never longer than that less a second.",
+        "How long open connections may go on after the signal to stop. Without its own variable it is nine tenths of `TERMINATION_GRACE_PERIOD_SECONDS`, and never more than that less one second.",
     ),
 ];
