@@ -1,7 +1,7 @@
-//! Where a tunnel leads: the `:authority` of its CONNECT.
+//! The destination of a tunnel: the `:authority` of its CONNECT request.
 //!
-//! `ip:port` between node proxies, `hostname:port` towards a waypoint or gateway. What parses
-//! here prints back to the same bytes, except that addresses take their canonical spelling.
+//! It is `ip:port` between node proxies and `hostname:port` towards a waypoint or gateway. Parsing
+//! and printing returns the same bytes, except that addresses take their canonical spelling.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,11 +20,11 @@ pub enum Authority {
     Host(Box<str>, u16),
 }
 
-/// Why a text is not the destination of a tunnel.
+/// A text is not the destination of a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a destination: expected ip:port, [ipv6]:port or hostname:port")]
 pub struct ParseAuthorityError {
-    /// The text as it was found, at most 256 characters of it.
+    /// The first 256 characters of the text.
     pub text: String,
 }
 
@@ -70,7 +70,7 @@ impl FromStr for Authority {
 
 fn parse(text: &str) -> Option<Authority> {
     let (host, port) = text.rsplit_once(':')?;
-    // `u16::from_str` would take a leading plus.
+    // `u16::from_str` would accept a leading plus.
     if port.len() > 5 || !port.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
@@ -85,8 +85,8 @@ fn parse(text: &str) -> Option<Authority> {
     is_host(host).then(|| Authority::Host(host.into(), port))
 }
 
-/// Host names as DNS and Kubernetes write them. A last label of digits only is refused: such a
-/// text is a mistyped address (WHATWG URL, "ends in a number").
+/// Whether a text is a host name of DNS or Kubernetes. A last label of digits only is refused: such
+/// a text is a mistyped address (WHATWG URL, "ends in a number").
 fn is_host(host: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())

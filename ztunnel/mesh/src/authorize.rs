@@ -1,10 +1,12 @@
-//! May this connection arrive? Step three of a connection's way, asked at the destination,
-//! or at the source where both ends are on this node.
+//! Whether a connection is allowed: a pure function of the connection and a snapshot. The node of
+//! the destination calls it, or the node of the source if both pods are on one node.
 //!
-//! A pure function of the connection and a snapshot: it never awaits, locks or reads a clock. The
-//! order is that of Istio's ambient mode: any DENY that matches refuses; where no ALLOW applies
-//! everybody may; otherwise one of the ALLOWs has to match. A policy on trial (`dry_run`) decides
-//! nothing, its answer is only reported. A refusal is a verdict, not an error.
+//! The order is that of Istio's ambient mode: a DENY policy that matches denies; without any ALLOW
+//! policy the connection is allowed; otherwise one of the ALLOW policies has to match. A dry-run
+//! policy does not change the verdict, its result is only reported. A denial is a verdict, not an
+//! error.
+//!
+//! [`explain`] returns every step of the same decision.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,34 +18,34 @@ use crate::{Action, Identity, Policy, PolicyContext, Snapshot, Workload};
 /// A connection that reached its destination's node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InboundRequest<'a> {
-    /// The workload it is for; its policies are asked.
+    /// The destination workload, whose policies apply.
     pub workload: &'a Workload,
-    /// The identity that the client proved with mutual TLS; none for plaintext.
+    /// The identity that the client proved with mutual TLS; `None` for plaintext.
     pub source: Option<&'a Identity>,
     /// The client's own address.
     pub source_ip: IpAddr,
-    /// What the client gets to: an address of the workload and a port, which is the application
-    /// tunnel's for what came in a tunnel, where the workload has one.
+    /// The address and port of the workload. For a tunnelled connection the port is that of the
+    /// application tunnel, if the workload has one.
     pub destination: SocketAddr,
 }
 
-/// Whether a connection may arrive, and the policy that said so.
+/// Whether a connection is allowed, and the policy that decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may.
+    /// The connection is allowed.
     Allow {
-        /// The ALLOW policy that matched; none where no ALLOW policy applies.
+        /// The ALLOW policy that matched; `None` if no ALLOW policy applies.
         by: Option<Arc<Policy>>,
     },
-    /// It may not.
+    /// The connection is denied.
     Deny {
-        /// The DENY policy that matched; none where ALLOW policies apply and none matched.
+        /// The DENY policy that matched; `None` if ALLOW policies apply and none matched.
         by: Option<Arc<Policy>>,
     },
 }
 
 impl Verdict {
-    /// Whether the connection may arrive.
+    /// Whether the connection is allowed.
     #[must_use]
     pub const fn is_allow(&self) -> bool {
         matches!(self, Self::Allow { .. })
@@ -58,36 +60,47 @@ impl Verdict {
     }
 }
 
-/// What a policy on trial says about a connection.
+/// Whether a dry-run policy matches a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trial {
-    /// One of its rules matches: enforced, it would do what its action says.
+pub enum DryRunOutcome {
+    /// One of its rules matches: if enforced, the policy would apply its action.
     Matched,
-    /// None matches.
+    /// No rule matches.
     Unmatched,
 }
 
-/// A policy on trial and its answer.
+/// A dry-run policy and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DryRun {
     /// The policy.
     pub policy: Arc<Policy>,
-    /// Its answer.
-    pub outcome: Trial,
+    /// Whether it matches.
+    pub outcome: DryRunOutcome,
 }
 
-/// A verdict and what the policies on trial said.
+/// The verdict and the outcomes of dry-run policies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Authorization {
-    /// What counts.
+    /// The verdict, which only enforced policies decide.
     pub verdict: Verdict,
-    /// To be logged and counted. Empty, and not allocated, where nothing is on trial.
+    /// The outcomes to log and to count. Empty, without an allocation, if no dry-run policy
+    /// applies.
     pub dry_runs: SmallVec<[DryRun; 1]>,
 }
 
-/// Asks every policy that applies to the destination workload.
+/// Evaluates every policy that applies to the destination workload.
 #[must_use]
 pub fn authorize(request: &InboundRequest<'_>, snapshot: &Snapshot) -> Authorization {
+    evaluate(request, snapshot, |_, _| {})
+}
+
+/// Evaluates the policies. `visit` gets each evaluated policy with the index of the rule that
+/// matched; a policy that cannot change the result any more is not evaluated.
+fn evaluate<'s>(
+    request: &InboundRequest<'s>,
+    snapshot: &'s Snapshot,
+    mut visit: impl FnMut(&'s Arc<Policy>, Evaluation),
+) -> Authorization {
     let context = PolicyContext {
         source: request.source,
         source_ip: request.source_ip,
@@ -99,11 +112,11 @@ pub fn authorize(request: &InboundRequest<'_>, snapshot: &Snapshot) -> Authoriza
     let mut allow_applies = false;
     for policy in snapshot.policies_for(request.workload) {
         if policy.dry_run {
-            let matched = policy.matches(&context);
-            let outcome = if matched {
-                Trial::Matched
-            } else {
-                Trial::Unmatched
+            let rule = policy.matching_rule(&context);
+            visit(policy, Evaluation::of(rule));
+            let outcome = match rule {
+                Some(_) => DryRunOutcome::Matched,
+                None => DryRunOutcome::Unmatched,
             };
             dry_runs.push(DryRun {
                 policy: policy.clone(),
@@ -111,7 +124,6 @@ pub fn authorize(request: &InboundRequest<'_>, snapshot: &Snapshot) -> Authoriza
             });
             continue;
         }
-        // The first one that matches is the one reported; the others need not be asked.
         let found = match policy.action {
             Action::Deny => &mut denied,
             Action::Allow => {
@@ -119,7 +131,14 @@ pub fn authorize(request: &InboundRequest<'_>, snapshot: &Snapshot) -> Authoriza
                 &mut allowed
             }
         };
-        if found.is_none() && policy.matches(&context) {
+        // The first policy that matches is reported; later ones of the same action change nothing.
+        if found.is_some() {
+            visit(policy, Evaluation::Skipped);
+            continue;
+        }
+        let rule = policy.matching_rule(&context);
+        visit(policy, Evaluation::of(rule));
+        if rule.is_some() {
             *found = Some(policy);
         }
     }
@@ -135,6 +154,9 @@ pub fn authorize(request: &InboundRequest<'_>, snapshot: &Snapshot) -> Authoriza
     };
     Authorization { verdict, dry_runs }
 }
+
+mod explain;
+pub use explain::{Evaluation, Explanation, PolicyStep, explain};
 
 #[cfg(test)]
 mod tests;

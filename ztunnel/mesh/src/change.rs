@@ -1,33 +1,33 @@
-//! One change of what the mesh is, as a control plane tells it.
+//! One change of the mesh configuration.
 
 use std::sync::Arc;
 
 use super::{NamespacedHostname, NetworkAddress, Policy, Service, Uid, Workload};
 
-/// One change of what the mesh is. Applied to a [`Snapshot`](super::Snapshot) before that is
-/// published; a published one never changes.
+/// One change of the mesh configuration. It is applied to a copy of a
+/// [`Snapshot`](super::Snapshot) before that copy is published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// A workload is there, or is another one now.
+    /// A workload was added or replaced.
     Workload(Box<Workload>),
-    /// A workload is gone.
+    /// A workload was removed.
     RemoveWorkload(Uid),
-    /// A service is there, or is another one now.
+    /// A service was added or replaced.
     Service(Box<Service>),
-    /// A service is gone.
+    /// A service was removed.
     RemoveService(NamespacedHostname),
-    /// A policy is there, or is another one now.
+    /// A policy was added or replaced.
     Policy(Box<Policy>),
-    /// The policy with this key (`namespace/name`) is gone.
+    /// The policy with this key (`namespace/name`) was removed.
     RemovePolicy(Arc<str>),
-    /// A workload or service is there that could not be read, and nothing is known of it but where
-    /// it is: nobody must take it for outside of the mesh.
-    Refused {
-        /// The name under which it was told.
+    /// Stands for a workload or service that could not be decoded, so that its addresses are not
+    /// treated as outside the mesh.
+    Placeholder {
+        /// The resource name that the control plane gave.
         name: Arc<str>,
-        /// Its addresses, as far as they could be read.
+        /// The addresses that could be decoded.
         addresses: Vec<NetworkAddress>,
     },
-    /// What could not be read is gone, or comes as something that can be.
-    Readable(Arc<str>),
+    /// The placeholder with this resource name was removed, or its resource can be decoded now.
+    RemovePlaceholder(Arc<str>),
 }

@@ -1,4 +1,4 @@
-//! What can be asked for where the mesh is known in part only, and what the answer may be.
+//! On-demand discovery: the keys of resources and the outcome of fetching one.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use super::{NamespacedHostname, NetworkAddress, Uid};
 
-/// What is asked for.
+/// The key of a resource that the control plane can be asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum DemandKey {
-    /// Whatever has this address: a workload, or a service by its virtual address.
+    /// The workload with this address, or the service with this virtual address.
     Address(NetworkAddress),
     /// A service.
     Service(NamespacedHostname),
@@ -18,7 +18,7 @@ pub enum DemandKey {
 }
 
 impl DemandKey {
-    /// Asks who has an address in a network.
+    /// The key of an address in a network.
     #[must_use]
     pub fn at(network: &Arc<str>, address: IpAddr) -> Self {
         Self::Address(NetworkAddress {
@@ -29,7 +29,7 @@ impl DemandKey {
 }
 
 impl fmt::Display for DemandKey {
-    /// The name under which the control plane knows it.
+    /// The resource name that the control plane uses.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(address) => NetworkAddress {
@@ -43,14 +43,14 @@ impl fmt::Display for DemandKey {
     }
 }
 
-/// What became of a question.
+/// The outcome of fetching one resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fetched {
-    /// It is there, and the mesh that is in force knows it.
+    /// The resource exists and the published snapshot holds it.
     Found,
-    /// The control plane does not know it: it is outside of the mesh.
+    /// The control plane does not have the resource: it is outside the mesh.
     Absent,
-    /// Nothing can be said: no answer in time, or one that could not be used. Whoever asks must
-    /// not take it for outside of the mesh.
+    /// No answer arrived in time, or the answer could not be decoded. The caller must not treat
+    /// the resource as outside the mesh.
     Unknown,
 }

@@ -2,9 +2,9 @@
 //! the first one of their kind.
 //!
 //! The types are plain values; `node` writes them into the maps of the kernel programs. The
-//! functions decide which entries hold and which open connections may stay. They ask the same
-//! questions as [`route`](crate::route::route) and [`authorize`](crate::authorize::authorize), of
-//! which they are made: what the fast path carries is what the proxy would let through.
+//! functions decide which entries are valid and which open connections may stay. They are built
+//! from [`route`](crate::route::route) and [`authorize`](crate::authorize::authorize), so the fast
+//! path carries only what the proxy would allow.
 
 mod decide;
 
@@ -14,90 +14,93 @@ use smallvec::SmallVec;
 
 use crate::NetnsCookie;
 
-pub use decide::{inbound_holds, may_stay, outbound_entry};
+pub use decide::{inbound_allowed, may_stay, outbound_entry};
 
-/// How many backends one entry can name; the proxy carries the share of the others.
+/// The most backends of one entry. The proxy carries the share of the backends beyond.
 pub const MAX_BACKENDS: usize = 8;
 
-/// What a pod dials.
+/// A pod and the destination that it dials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FastPathKey {
     /// The pod.
     pub pod: NetnsCookie,
-    /// What it dials.
+    /// The address and port that the pod dials.
     pub destination: SocketAddr,
 }
 
-/// Whether the two ends of a connection are joined by a sockmap, past TCP.
+/// Whether a sockmap joins the two sockets of a connection, so that its bytes bypass TCP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Ends {
-    /// They speak TCP.
+    /// The sockets speak TCP.
     Apart,
-    /// They are joined by the sockmap.
+    /// The sockmap joins the sockets.
     Joined,
 }
 
-/// Where the kernel may connect to by itself.
+/// A backend that the kernel may connect to without the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backend {
-    /// The address to connect to; of the family that is dialled.
+    /// The address to connect to, of the same family as the dialled address.
     pub to: SocketAddr,
-    /// The pod of this node that has this address; none outside the mesh.
+    /// The pod of this node that has this address; `None` outside the mesh.
     pub server: Option<NetnsCookie>,
-    /// Its share among all backends.
+    /// The share of this backend among all backends.
     pub weight: u32,
-    /// Whether such a connection is joined.
+    /// Whether the sockets of such a connection are joined.
     pub ends: Ends,
 }
 
-/// What lets the kernel carry later connections of a pod to a destination.
+/// The value of a fast-path entry: it lets the kernel carry later connections of a pod to a
+/// destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FastPathEntry {
     /// The backends that the kernel may choose, at most [`MAX_BACKENDS`].
     pub backends: SmallVec<[Backend; 1]>,
-    /// The weights of all backends, including those that only the proxy reaches.
+    /// The sum of the weights of all backends, including those that only the proxy can reach.
     pub total: u32,
 }
 
-/// What lets the kernel deliver plaintext from outside the mesh to a pod.
+/// A fast-path entry for plaintext from outside the mesh: it lets the kernel deliver connections
+/// of a client to a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct InboundEntry {
-    /// The pod that is called.
+    /// The destination pod.
     pub pod: NetnsCookie,
-    /// The address and port that is called.
+    /// The destination address and port.
     pub to: SocketAddr,
     /// The client's address.
     pub from: IpAddr,
 }
 
-/// Who opened a connection of the fast path.
+/// The party that opened a connection of the fast path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Opener {
     /// A pod of this node.
     Pod,
-    /// A client outside; the pod of this node is the server.
+    /// A client outside the node; the pod of this node is the server.
     Outside,
-    /// The proxy for a pod of this node; it keeps the record itself.
+    /// The proxy on behalf of a pod of this node. The proxy reports the connection itself.
     Proxy,
 }
 
 /// An open connection of the fast path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FastPathConnection {
-    /// The pod of this node whose socket is watched: the client's unless [`Opener::Outside`].
+    /// The pod of this node whose socket is watched: the client, or the server for
+    /// [`Opener::Outside`].
     pub pod: NetnsCookie,
-    /// The pod that is called, if it is on this node.
+    /// The destination pod, if it is on this node.
     pub server_pod: Option<NetnsCookie>,
-    /// Who opened it.
+    /// The party that opened the connection.
     pub opener: Opener,
-    /// The client's end.
+    /// The client's address and port.
     pub client: SocketAddr,
-    /// The server's end.
+    /// The server's address and port.
     pub server: SocketAddr,
-    /// What the client dialled: a service, or the server.
+    /// The address that the client dialled: the virtual address of a service, or the server's.
     pub dialled: SocketAddr,
-    /// The watched socket's cookie, which is never used twice while the machine is up.
+    /// The cookie of the watched socket, which is unique until the machine restarts.
     pub socket: u64,
-    /// When it was opened: nanoseconds of `CLOCK_MONOTONIC`.
+    /// The time of opening, in nanoseconds of `CLOCK_MONOTONIC`.
     pub opened: u64,
 }

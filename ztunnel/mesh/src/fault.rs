@@ -1,5 +1,5 @@
-//! Whose fault a failure is. Every error of the proxy answers this question, so that a failed
-//! connection is counted against the right party and a log line says where to look.
+//! Which party caused a failure. Every error of the proxy names it, so that a failed connection is
+//! counted against the right party and the log line shows where to look.
 
 use serde::Serialize;
 
@@ -7,11 +7,11 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Fault {
-    /// Whoever opened the connection.
+    /// The client that opened the connection.
     Downstream,
-    /// Whoever was called.
+    /// The destination.
     Upstream,
-    /// The description of the mesh: a local file, a control plane.
+    /// The mesh configuration: a local file or a control plane.
     Mesh,
     /// This proxy, its settings or its machine.
     Us,

@@ -14,13 +14,13 @@ pub struct Identity {
     namespace_end: u16,
 }
 
-/// Why a text is not a workload's SPIFFE identity.
+/// A text is not a workload's SPIFFE identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{text:?} is not a workload identity: expected spiffe://<trust domain>/ns/<namespace>/sa/<service account>"
 )]
 pub struct ParseIdentityError {
-    /// The text as it was found, at most 256 bytes of it.
+    /// The first 256 characters of the text.
     pub text: String,
 }
 
@@ -35,7 +35,7 @@ impl Identity {
         namespace: &str,
         service_account: &str,
     ) -> Result<Self, ParseIdentityError> {
-        Self::spell(trust_domain, namespace, service_account)
+        Self::format(trust_domain, namespace, service_account)
             .to_string()
             .parse()
     }
@@ -46,7 +46,7 @@ impl Identity {
         &self.text
     }
 
-    /// The identity without `spiffe://`, which is how policies write principals.
+    /// The identity without `spiffe://`, as policies write principals.
     #[must_use]
     pub fn principal(&self) -> &str {
         &self.text[SCHEME.len()..]
@@ -71,8 +71,8 @@ impl Identity {
         &self.text[usize::from(self.namespace_end) + "/sa/".len()..]
     }
 
-    /// How the parts are put together; whether they fit is not asked.
-    pub(super) fn spell(
+    /// Formats the parts as an identity, without checking them.
+    pub(super) fn format(
         trust_domain: &str,
         namespace: &str,
         service_account: &str,
@@ -85,8 +85,8 @@ impl Identity {
         })
     }
 
-    /// Reads an identity whose text `share` makes, or already has.
-    pub(super) fn read(
+    /// Parses an identity. `share` returns the text that the identity keeps.
+    pub(super) fn parse_shared(
         text: &str,
         share: impl FnOnce(&str) -> Arc<str>,
     ) -> Result<Self, ParseIdentityError> {
@@ -137,7 +137,7 @@ impl FromStr for Identity {
     type Err = ParseIdentityError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::read(text, |text| text.into())
+        Self::parse_shared(text, |text| text.into())
     }
 }
 
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_apart_what_it_puts_together() {
+    fn an_identity_is_built_and_parsed_back() {
         let id = Identity::new("cluster.local", "default", "web").unwrap();
         assert_eq!(id.as_str(), "spiffe://cluster.local/ns/default/sa/web");
         assert_eq!(id.principal(), "cluster.local/ns/default/sa/web");
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_anything_else() {
+    fn malformed_identities_are_refused() {
         for text in [
             "",
             "spiffe://",

@@ -1,11 +1,13 @@
-//! What the peer of a tunnel, or a client in plaintext, may ask a pod for: where a tunnel leads,
-//! on whose behalf its peer speaks, which service it was meant for, and which resources on-demand
-//! discovery needs before that can be said.
+//! Decisions about an inbound connection before it is authorized: where a tunnel leads, which
+//! client its peer speaks for, which service was dialled, and which resources on-demand discovery
+//! has to fetch first.
 
 mod discovery;
 mod service;
 mod target;
 
-pub use discovery::{at, gateways_of, missing, own};
-pub use service::backed;
-pub use target::{LocalEndpoint, TargetError, TunnelTarget, client_of, delivered, target};
+pub use discovery::{gateways_of, next_key, own_workload_key, unknown_address_key};
+pub use service::backed_service;
+pub use target::{
+    LocalEndpoint, TargetError, TunnelTarget, client_address, delivery_address, target,
+};

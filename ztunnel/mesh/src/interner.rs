@@ -1,10 +1,10 @@
-//! One copy of everything that many objects have in common. Names, namespaces, nodes, identities,
-//! gateways, and the lists of ports, services and policies repeat in thousands of workloads; whoever
-//! learns of the mesh takes them from one interner, so that a snapshot holds each once.
+//! Shares equal values. Names, namespaces, nodes, identities, gateways, and the lists of ports,
+//! services and policies repeat in thousands of workloads. All decoders take them from one
+//! interner, so that a snapshot holds each value once.
 //!
-//! What nobody else holds any longer is forgotten whenever the interner has grown to twice of what
-//! was left the last time, so a mesh that changes for months costs no more than one that was just
-//! learnt. A text that only one object has, a uid or the name of a pod, is better made without it.
+//! The interner drops values that no object uses when it has grown to twice its size after the last
+//! clean-up. So a mesh that changes for months uses no more memory than a fresh one. A text of a
+//! single object (a uid, the name of a pod) is better allocated without the interner.
 
 use std::borrow::Borrow;
 use std::fmt::Write as _;
@@ -17,7 +17,7 @@ use super::{
     Backed, GatewayAddress, Identity, Locality, NamespacedHostname, ParseIdentityError, Ports,
 };
 
-/// What has been seen and is still in use.
+/// The values that objects share.
 #[derive(Debug)]
 pub struct Interner {
     texts: Shared<str>,
@@ -26,12 +26,12 @@ pub struct Interner {
     policies: Shared<[Arc<str>]>,
     gateways: Shared<GatewayAddress>,
     localities: Shared<Locality>,
-    /// Where identities are written before they are looked up.
+    /// The buffer in which an identity is formatted before it is looked up.
     scratch: String,
 }
 
 impl Interner {
-    /// One that has seen nothing.
+    /// An empty interner.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -48,10 +48,10 @@ impl Interner {
     /// The shared copy of a text.
     pub fn get(&mut self, text: &str) -> Arc<str> {
         if text.is_empty() {
-            // The one of the whole process.
+            // The standard library shares one empty text.
             return Arc::default();
         }
-        self.texts.one(text)
+        self.texts.share(text)
     }
 
     /// The identity of a service account, its text shared.
@@ -66,41 +66,40 @@ impl Interner {
     ) -> Result<Identity, ParseIdentityError> {
         let mut text = std::mem::take(&mut self.scratch);
         text.clear();
-        let spelling = Identity::spell(trust_domain, namespace, service_account);
-        let written = write!(text, "{spelling}");
-        debug_assert!(written.is_ok(), "a text takes whatever is written to it");
-        let identity = Identity::read(&text, |text| self.get(text));
+        let formatted = Identity::format(trust_domain, namespace, service_account);
+        let written = write!(text, "{formatted}");
+        debug_assert!(written.is_ok(), "writing to a String cannot fail");
+        let identity = Identity::parse_shared(&text, |text| self.get(text));
         self.scratch = text;
         identity
     }
 
     /// The shared copy of a list of ports.
     pub fn ports(&mut self, ports: Ports) -> Arc<Ports> {
-        self.ports.one(ports)
+        self.ports.share(ports)
     }
 
     /// The shared copy of a list of services that a workload backs.
     pub fn services(&mut self, services: Vec<(NamespacedHostname, Arc<Ports>)>) -> Arc<Backed> {
-        self.services.one(services)
+        self.services.share(services)
     }
 
-    /// The shared copy of a list of keys of policies. A key that is named twice is left out the
-    /// second time; the order stays.
+    /// The shared copy of a list of policy keys. Repeated keys are dropped; the order is kept.
     pub fn policies<'k>(&mut self, keys: impl IntoIterator<Item = &'k str>) -> Arc<[Arc<str>]> {
         let mut seen = HashSet::new();
         let keys = keys.into_iter().filter(|key| seen.insert(*key));
         let keys: Vec<Arc<str>> = keys.map(|key| self.get(key)).collect();
-        self.policies.one(keys)
+        self.policies.share(keys)
     }
 
     /// The shared copy of a waypoint or gateway.
     pub fn gateway(&mut self, gateway: GatewayAddress) -> Arc<GatewayAddress> {
-        self.gateways.one(gateway)
+        self.gateways.share(gateway)
     }
 
     /// The shared copy of a locality.
     pub fn locality(&mut self, locality: Locality) -> Arc<Locality> {
-        self.localities.one(locality)
+        self.localities.share(locality)
     }
 }
 
@@ -113,23 +112,23 @@ impl Default for Interner {
 #[derive(Debug)]
 struct Shared<T: ?Sized> {
     items: HashSet<Arc<T>>,
-    /// With so many it is time to forget.
-    many: usize,
+    /// The number of items at which unused ones are dropped.
+    limit: usize,
 }
 
 impl<T: ?Sized + Hash + Eq> Shared<T> {
-    /// Fewer are not worth looking through.
-    const FEW: usize = 1024;
+    /// A clean-up of fewer items is not worth its time.
+    const MIN_LIMIT: usize = 1024;
 
     fn new() -> Self {
         Self {
             items: HashSet::new(),
-            many: Self::FEW,
+            limit: Self::MIN_LIMIT,
         }
     }
 
-    /// The shared copy of what is equal to this.
-    fn one<V: Borrow<T> + Into<Arc<T>>>(&mut self, value: V) -> Arc<T> {
+    /// The shared copy of a value.
+    fn share<V: Borrow<T> + Into<Arc<T>>>(&mut self, value: V) -> Arc<T> {
         match self.items.get(value.borrow()) {
             Some(shared) => shared.clone(),
             None => self.add(value.into()),
@@ -137,10 +136,10 @@ impl<T: ?Sized + Hash + Eq> Shared<T> {
     }
 
     fn add(&mut self, item: Arc<T>) -> Arc<T> {
-        if self.items.len() >= self.many {
+        if self.items.len() >= self.limit {
             self.items.retain(|item| Arc::strong_count(item) > 1);
-            self.many = Self::FEW.max(self.items.len() * 2);
-            self.items.shrink_to(self.many);
+            self.limit = Self::MIN_LIMIT.max(self.items.len() * 2);
+            self.items.shrink_to(self.limit);
         }
         self.items.insert(item.clone());
         item
@@ -152,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_equal_is_one() {
+    fn equal_values_are_shared() {
         let mut interner = Interner::new();
         assert!(Arc::ptr_eq(&interner.get("a"), &interner.get("a")));
         assert!(Arc::ptr_eq(&interner.get(""), &interner.get("")));
@@ -172,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_named_twice_is_left_out_the_second_time() {
+    fn repeated_policy_keys_are_dropped() {
         let mut interner = Interner::new();
         let keys = |keys: &[Arc<str>]| keys.iter().map(ToString::to_string).collect::<Vec<_>>();
         let listed = interner.policies(["n/b", "n/a", "n/b", "n/c", "n/a"]);
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_holds_is_forgotten() {
+    fn unused_values_are_dropped() {
         let mut interner = Interner::new();
         let held: Vec<_> = (0..500)
             .map(|n| interner.get(&format!("held {n}")))

@@ -1,17 +1,17 @@
-//! What the mesh is, and every decision about a connection: plain data and pure functions. No
+//! The model of the mesh and every decision about a connection: plain data and pure functions. No
 //! tokio, no sockets, no clocks, no locks.
 //!
 //! - The model: [`Workload`], [`Service`], [`Policy`], [`Identity`], and the [`Snapshot`] that
-//!   holds and indexes them. A snapshot never changes; a [`Change`] is applied to a cheap copy,
-//!   which then replaces the original as a whole. [`local`] reads a mesh from a file.
-//! - The decisions: [`route`](route::route) says where a connection of a pod goes,
-//!   [`authorize`](authorize::authorize) whether a pod accepts a connection, [`inbound`] what the
-//!   peer of a tunnel may ask a pod for, [`fastpath`] which connections the kernel may carry by
-//!   itself, [`names`] what a DNS name means. Where the mesh is known in part only, they say which
-//!   [`DemandKey`] the control plane has to be asked for first.
+//!   holds and indexes them. A published snapshot never changes: a [`Change`] is applied to a cheap
+//!   copy, which then replaces the original as a whole. [`local`] reads a mesh from a file.
+//! - The decisions: [`route`](route::route) finds where a connection of a pod goes,
+//!   [`authorize`](authorize::authorize) whether a pod accepts a connection, [`inbound`] where a
+//!   tunnel to a pod leads, [`fastpath`] which connections the kernel may carry, [`names`] what a
+//!   DNS name resolves to. With a partial snapshot (on-demand discovery) a decision may instead
+//!   return the [`DemandKey`] of a resource that has to be fetched first.
 //!
-//! Every decision about a connection of this node is made against one [`View`]: a snapshot, the
-//! pods of this node, and the paths that the settings allow them.
+//! Every decision about a connection of this node uses one [`View`]: a snapshot, the pods of this
+//! node, and the paths that the settings allow them.
 
 mod authority;
 pub mod authorize;
@@ -49,7 +49,7 @@ pub use service::{
     Service, Visibility, WeightedWaypoint,
 };
 pub use snapshot::{Endpoint, ServiceEntry, Snapshot};
-pub use view::{Allowed, Lanes, LocalPod, NetnsCookie, SameNode, View};
+pub use view::{AllowedPaths, LocalPod, NetnsCookie, PathSettings, SameNode, View};
 pub use workload::{
     ApplicationTunnel, Backed, GatewayAddress, GatewayDestination, HealthStatus, Locality,
     NamespacedHostname, NetworkAddress, NetworkMode, Ports, TunnelProtocol, Uid, Workload,

@@ -128,7 +128,7 @@ impl LocalMesh {
             claims.key(&path, "name", "key of the policy", policy.key())?;
             mesh.policies.push(policy);
         }
-        mesh.warnings = mesh.doubts();
+        mesh.warnings = mesh.warnings();
         Ok(mesh)
     }
 
@@ -138,7 +138,7 @@ impl LocalMesh {
         Snapshot::build(self.workloads, self.services, self.policies)
     }
 
-    fn doubts(&self) -> Vec<String> {
+    fn warnings(&self) -> Vec<String> {
         let selectable: HashSet<String> = self
             .policies
             .iter()
@@ -146,11 +146,11 @@ impl LocalMesh {
             .map(Policy::key)
             .collect();
         let services: HashSet<_> = self.services.iter().map(Service::key).collect();
-        let mut doubts = Vec::new();
+        let mut warnings = Vec::new();
         for workload in &self.workloads {
             for key in workload.authorization_policies.iter() {
                 if !selectable.contains(&**key) {
-                    doubts.push(format!(
+                    warnings.push(format!(
                         "workload {}: authorizationPolicies lists {key:?}, and there is no such \
                          policy with the scope WorkloadSelector: it is not enforced",
                         workload.uid
@@ -159,7 +159,7 @@ impl LocalMesh {
             }
             for (key, _) in workload.services.iter() {
                 if !services.contains(key) {
-                    doubts.push(format!(
+                    warnings.push(format!(
                         "workload {}: services names {:?}, and there is no such service",
                         workload.uid,
                         key.to_string()
@@ -170,14 +170,14 @@ impl LocalMesh {
         for service in &self.services {
             let names = service.subject_alt_names.iter();
             for name in names.filter(|name| name.parse::<Identity>().is_err()) {
-                doubts.push(format!(
+                warnings.push(format!(
                     "service {}: subjectAltNames holds {name:?}, which is no workload identity: no \
                      backend can present it",
                     service.key()
                 ));
             }
         }
-        doubts
+        warnings
     }
 }
 

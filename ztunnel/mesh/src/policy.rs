@@ -1,5 +1,5 @@
 //! Authorization policies (`istio.security.Authorization`) and how one policy is matched.
-//! The order in which policies are asked is in `path::authorize`.
+//! [`authorize`](crate::authorize) combines several policies to a verdict.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::Identity;
 
 /// What a matching policy does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[allow(missing_docs, reason = "the names say it")]
+#[allow(missing_docs, reason = "names of the security API")]
 pub enum Action {
     Allow,
     Deny,
@@ -24,7 +24,7 @@ pub enum PolicyScope {
     Global,
     /// Every workload of the policy's namespace.
     Namespace,
-    /// Workloads that list it in `authorization_policies`.
+    /// Workloads that list the policy in `authorization_policies`.
     WorkloadSelector,
 }
 
@@ -41,14 +41,14 @@ pub enum StringMatch {
 /// A namespace with a service account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(missing_docs, reason = "the names say it")]
+#[allow(missing_docs, reason = "names of the security API")]
 pub struct ServiceAccountMatch {
     pub namespace: Arc<str>,
     pub service_account: Arc<str>,
 }
 
-/// Values of a kind are ORed, kinds are ANDed, `not_` kinds negate. With no kind set it matches
-/// nothing.
+/// Values of a kind are ORed, kinds are ANDed, `not_` kinds negate. A match without any kind
+/// matches nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "names of the security API")]
 pub struct Match {
@@ -78,44 +78,50 @@ pub struct Policy {
     pub name: Arc<str>,
     /// Its namespace.
     pub namespace: Arc<str>,
-    /// Whom it applies to.
+    /// The workloads that it applies to.
     pub scope: PolicyScope,
-    /// What it does.
+    /// The effect of a match.
     pub action: Action,
-    /// Rules are ORed; without rules it matches nothing.
+    /// Rules are ORed; a policy without rules matches nothing.
     pub rules: Vec<Rule>,
     /// Evaluated, logged and counted, never enforced.
     pub dry_run: bool,
-    /// It has conditions that this proxy cannot see, and is enforced more strictly than it was meant:
-    /// an ALLOW does not match by them, a DENY matches without them. One that could not be read at
-    /// all refuses everybody whom it concerns.
-    pub unseen: bool,
+    /// The policy has conditions that this proxy does not know, so it is enforced more strictly
+    /// than intended: a rule of an ALLOW policy with such a condition never matches, a DENY policy
+    /// matches as if the condition held. A placeholder policy denies every connection to the
+    /// workloads that it applies to.
+    pub has_unknown_conditions: bool,
 }
 
-/// What policies are asked about.
+/// The attributes of a connection that policies match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyContext<'a> {
     /// The client's identity, if mutual TLS proved one.
     pub source: Option<&'a Identity>,
-    /// The client's address, as it was when it opened the connection.
+    /// The client's address at the time when it opened the connection.
     pub source_ip: IpAddr,
-    /// The destination's address and port: for what came in a tunnel the application tunnel's port,
-    /// where the workload has one (as Istio judges it).
+    /// The destination's address and port. For a tunnelled connection the port is that of the
+    /// application tunnel, if the workload has one (as in Istio).
     pub destination: SocketAddr,
 }
 
 impl Policy {
-    /// `namespace/name`, by which workloads list it.
+    /// `namespace/name`, the key under which workloads list the policy.
     #[must_use]
     pub fn key(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
 
-    /// Whether any rule matches. Whom the policy applies to and what follows from the answer is
-    /// not asked here.
+    /// Whether any rule matches, regardless of scope and action.
     #[must_use]
     pub fn matches(&self, context: &PolicyContext<'_>) -> bool {
-        self.rules.iter().any(|rule| {
+        self.matching_rule(context).is_some()
+    }
+
+    /// The index of the first rule that matches.
+    #[must_use]
+    pub fn matching_rule(&self, context: &PolicyContext<'_>) -> Option<usize> {
+        self.rules.iter().position(|rule| {
             rule.iter()
                 .all(|clause| clause.is_empty() || clause.iter().any(|each| each.matches(context)))
         })
@@ -123,7 +129,7 @@ impl Policy {
 }
 
 impl StringMatch {
-    /// Compares a text. An empty one is not present.
+    /// Compares a text. An empty text is not present.
     #[must_use]
     pub fn matches(&self, text: &str) -> bool {
         match self {
@@ -143,10 +149,9 @@ impl ServiceAccountMatch {
 }
 
 impl Match {
-    /// Whether every kind that is set agrees. Without an identity, what asks for a property of
-    /// the source's identity is false, and so what negates it is true: "not any principal"
-    /// matches exactly the clients that proved no identity, which is how a demand for mutual TLS
-    /// is written.
+    /// Whether every kind that is set holds. For a client without an identity, each condition on
+    /// the identity is false and its negation true: "not any principal" matches exactly the clients
+    /// without an identity, so a DENY policy with it demands mutual TLS.
     #[must_use]
     pub fn matches(&self, context: &PolicyContext<'_>) -> bool {
         let source = context.source;
@@ -175,8 +180,8 @@ impl Match {
     }
 }
 
-/// One kind and its negation: true where nothing is asked, or any wanted value agrees, and no
-/// unwanted one does.
-fn kind<T>(wanted: &[T], unwanted: &[T], agrees: impl Fn(&T) -> bool) -> bool {
-    (wanted.is_empty() || wanted.iter().any(&agrees)) && !unwanted.iter().any(&agrees)
+/// One kind and its negation: no value is required or one of the required values holds, and none of
+/// the excluded values holds.
+fn kind<T>(required: &[T], excluded: &[T], holds: impl Fn(&T) -> bool) -> bool {
+    (required.is_empty() || required.iter().any(&holds)) && !excluded.iter().any(&holds)
 }

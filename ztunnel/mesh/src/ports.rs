@@ -9,5 +9,5 @@ pub const INBOUND_PORT: u16 = 15006;
 /// Receives HBONE tunnels; the same port at every workload of the mesh.
 pub const HBONE_PORT: u16 = 15008;
 
-/// The ports that belong to the proxy: no application is reached there.
+/// The ports that belong to the proxy. No application is reachable there.
 pub const PROXY_PORTS: [u16; 3] = [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT];

@@ -18,7 +18,7 @@ pub enum IpFamilies {
     Dual,
 }
 
-/// A property in which an endpoint can be near to the client.
+/// A property by which an endpoint can be near the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[allow(missing_docs, reason = "names of the workload API")]
 pub enum RoutingScope {
@@ -30,48 +30,48 @@ pub enum RoutingScope {
     Network,
 }
 
-/// What the list of preferences means.
+/// The meaning of the list of routing preferences.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub enum LoadBalancingMode {
-    /// Every endpoint is as good as any other.
+    /// The list is ignored: all endpoints are equal.
     #[default]
     Standard,
-    /// Endpoints that do not match every preference are left out.
+    /// Endpoints that do not match every preference are never chosen.
     Strict,
-    /// Endpoints with the longest matching prefix of the list come first.
+    /// Endpoints that match the longest prefix of the list are chosen first.
     Failover,
-    /// The original address is kept.
+    /// No endpoint is chosen: the dialled address is kept.
     Passthrough,
 }
 
 /// Which endpoints may be chosen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub enum HealthPolicy {
-    /// Healthy ones.
+    /// Healthy endpoints.
     #[default]
     OnlyHealthy,
-    /// All.
+    /// All endpoints.
     AllowAll,
 }
 
 /// How a backend is chosen among the endpoints of a service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoadBalancing {
-    /// The order of preference.
+    /// The preferences, the most important first.
     pub routing_preferences: Vec<RoutingScope>,
-    /// What that order means.
+    /// The meaning of the preferences.
     pub mode: LoadBalancingMode,
-    /// Which endpoints count.
+    /// Which endpoints may be chosen.
     pub health_policy: HealthPolicy,
 }
 
-/// Who may reach a service by its name or its virtual address.
+/// Which workloads may reach a service by its name or its virtual address.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub enum Visibility {
-    /// Everybody.
+    /// All workloads.
     #[default]
     Public,
-    /// Workloads of its own namespace; for the others it does not exist.
+    /// Workloads of its own namespace; for other workloads the service does not exist.
     Namespace,
 }
 
@@ -87,43 +87,40 @@ pub struct NetworkRange {
 /// One of several waypoints that share the connections to a service.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WeightedWaypoint {
-    /// Where it is.
+    /// The waypoint.
     pub destination: GatewayAddress,
-    /// Its share, relative to the others' weights; 0 is never chosen.
+    /// Its share relative to the other waypoints; a waypoint with weight 0 is never chosen.
     pub weight: u32,
 }
 
 /// A service of the mesh.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[allow(
-    missing_docs,
-    reason = "the fields bear the names of the workload API and mean the same"
-)]
+#[allow(missing_docs, reason = "names and meanings of the workload API")]
 pub struct Service {
     pub name: Arc<str>,
     pub namespace: Arc<str>,
     pub hostname: Arc<str>,
     pub vips: Vec<NetworkAddress>,
-    /// Addresses given as a range (`NetworkAddress.length`). An exact address of another service
-    /// goes before them, a longer prefix before a shorter one.
+    /// Virtual addresses given as ranges (`NetworkAddress.length`). An exact address of another
+    /// service takes precedence, and a longer prefix takes precedence over a shorter one.
     pub ranges: Vec<NetworkRange>,
     pub ports: Ports,
     pub subject_alt_names: Vec<Arc<str>>,
     pub waypoint: Option<GatewayAddress>,
-    /// Several waypoints by weight; where there are any they go before [`Self::waypoint`].
+    /// Waypoints that share the connections; if not empty, they replace [`Self::waypoint`].
     pub weighted_waypoints: Vec<WeightedWaypoint>,
-    /// Ingress gateways go through the waypoint too, instead of straight to a backend.
+    /// Connections of ingress gateways go through the waypoint too, not directly to a backend.
     pub ingress_use_waypoint: bool,
     pub load_balancing: Option<LoadBalancing>,
     pub ip_families: IpFamilies,
-    /// Of several services with one host name in several namespaces, the one that is meant where
-    /// the client's own namespace has none.
+    /// Among services of several namespaces with one host name, this one is chosen for clients
+    /// whose namespace has no such service.
     pub canonical: bool,
     pub visibility: Visibility,
 }
 
 impl Service {
-    /// The key under which workloads name this service.
+    /// The key under which workloads list this service.
     #[must_use]
     pub fn key(&self) -> NamespacedHostname {
         NamespacedHostname {

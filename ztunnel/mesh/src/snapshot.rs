@@ -13,9 +13,9 @@ mod apply;
 mod backends;
 mod claims;
 mod index;
+mod placeholders;
 mod policies;
 mod ranges;
-mod refused;
 mod services;
 
 use std::iter;
@@ -23,12 +23,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use self::backends::Endpoint;
-use self::backends::Unclaimed;
+use self::backends::PendingBackends;
 use self::claims::Claims;
 use self::index::{Index, Keyed};
+use self::placeholders::Placeholders;
 use self::policies::Policies;
 use self::ranges::Ranges;
-use self::refused::Refused;
 pub use self::services::ServiceEntry;
 use self::services::Services;
 use super::{NamespacedHostname, Policy, Service, Uid, Workload};
@@ -41,33 +41,33 @@ pub struct Snapshot {
     services: Services,
     vips: Claims<IpAddr, Service>,
     ranges: Ranges,
-    unclaimed: Unclaimed,
+    pending_backends: PendingBackends,
     policies: Policies,
-    refused: Refused,
-    in_part: bool,
+    placeholders: Placeholders,
+    partial: bool,
 }
 
 impl Snapshot {
     /// The same, but said to hold no more than what was asked for: what it does not know may be in
     /// the mesh all the same. Copies of it say so too.
     #[must_use]
-    pub fn known_in_part(self) -> Self {
+    pub fn partial(self) -> Self {
         Self {
-            in_part: true,
+            partial: true,
             ..self
         }
     }
 
     /// Whether what is not in it is not in the mesh.
     #[must_use]
-    pub const fn is_whole(&self) -> bool {
-        !self.in_part
+    pub const fn is_complete(&self) -> bool {
+        !self.partial
     }
 
     /// The name of what has this address in this network, where it was told and could not be read.
     #[must_use]
-    pub fn refused_at(&self, network: &str, address: IpAddr) -> Option<&Arc<str>> {
-        self.refused.at(network, address)
+    pub fn placeholder_at(&self, network: &str, address: IpAddr) -> Option<&Arc<str>> {
+        self.placeholders.at(network, address)
     }
 
     /// Whether a service or a workload has this address in this network.
@@ -102,9 +102,9 @@ impl Snapshot {
     ) -> Option<&Arc<ServiceEntry>> {
         let address = address.to_canonical();
         let exact = self.vips.all(network, address);
-        services::meant(self.entries_of(exact), client_namespace).or_else(|| {
+        services::preferred(self.entries_of(exact), client_namespace).or_else(|| {
             let mut ranges = self.ranges.around(network, address);
-            ranges.find_map(|range| services::meant(self.entries_of(range), client_namespace))
+            ranges.find_map(|range| services::preferred(self.entries_of(range), client_namespace))
         })
     }
 

@@ -1,6 +1,6 @@
-//! What one judgement looks at: the mesh, which of its pods are served here, and which lanes the
-//! operator allows them. Immutable; whoever learns something new builds another one and has the
-//! [`super::direct::Keeper`] put it in force.
+//! The input of every decision on this node: the mesh, the pods of this node, and the paths that
+//! the settings allow them. A view is immutable; a change builds a new one, which the fast path's
+//! controller puts in force.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,7 +10,8 @@ use std::sync::Arc;
 use crate::fastpath::Ends;
 use crate::{Snapshot, Uid, Workload};
 
-/// A network namespace's number, `SO_NETNS_COOKIE`: never used twice while the machine is up.
+/// The number of a network namespace (`SO_NETNS_COOKIE`), which is unique until the machine
+/// restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetnsCookie(pub u64);
 
@@ -23,23 +24,23 @@ impl fmt::Display for NetnsCookie {
 /// How two pods of this node talk to each other.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum SameNode {
-    /// In the kernel, without encryption: the bytes do not leave the machine.
+    /// Over the fast path, without encryption: the bytes do not leave the machine.
     #[default]
     Direct,
-    /// Through a tunnel, as if they were on two nodes.
+    /// Over the tunnel path, as between two nodes.
     Tunnel,
 }
 
-/// What the operator allows a workload.
+/// The paths that the settings allow a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Allowed {
-    /// How it talks to pods of its node.
+pub struct AllowedPaths {
+    /// How the workload talks to pods of its own node.
     pub same_node: SameNode,
-    /// Whether its connections may be joined.
+    /// Whether a sockmap may join the sockets of its connections.
     pub ends: Ends,
 }
 
-impl Default for Allowed {
+impl Default for AllowedPaths {
     fn default() -> Self {
         Self {
             same_node: SameNode::default(),
@@ -48,126 +49,133 @@ impl Default for Allowed {
     }
 }
 
-/// What the operator allows, workload by workload.
+/// The paths that the settings allow each workload.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Lanes {
-    /// For those that have no entry of their own.
-    pub mesh: Allowed,
-    /// By workload.
-    pub overrides: HashMap<Uid, Allowed>,
+pub struct PathSettings {
+    /// For workloads without an override.
+    pub mesh: AllowedPaths,
+    /// The overrides of single workloads.
+    pub overrides: HashMap<Uid, AllowedPaths>,
 }
 
-impl Lanes {
-    /// Takes the direct lane between pods of this node away.
+impl PathSettings {
+    /// Disables the fast path between pods of this node.
     pub fn tunnel_everything(&mut self) {
         for allowed in self.overrides.values_mut().chain([&mut self.mesh]) {
             allowed.same_node = SameNode::Tunnel;
         }
     }
 
-    fn of(&self, uid: &Uid) -> Allowed {
+    fn of(&self, uid: &Uid) -> AllowedPaths {
         self.overrides.get(uid).copied().unwrap_or(self.mesh)
     }
 }
 
-/// A pod that is served here.
+/// A pod of this node that the proxy serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalPod {
-    /// Which workload it is.
+    /// The uid of its workload.
     pub uid: Uid,
-    /// Its service account, where somebody else than the mesh has said it: a workload with another
-    /// one is somebody else.
+    /// The service account that the node agent reported, if it did. A workload of the mesh with
+    /// another service account is a different workload.
     pub account: Option<Arc<str>>,
     /// Its network namespace.
     pub cookie: NetnsCookie,
-    /// The addresses under which it is captured.
+    /// The addresses for which its connections are captured.
     pub addresses: Vec<IpAddr>,
-    /// Whether somebody's rules inside the pod redirect what comes in. What arrives there is not
-    /// what was written down when it left, so the direct lane does not lead to it.
+    /// Whether rules inside the pod redirect inbound connections. The fast path does not lead to
+    /// such a pod, because the connection would arrive at an address that no entry names.
     pub redirected: bool,
 }
 
 impl LocalPod {
-    /// Whether it is what the mesh knows under its uid; it may be, where the mesh knows nothing.
-    fn is(&self, workload: Option<&Arc<Workload>>) -> bool {
+    /// Whether the pod can be this workload of the mesh. With no workload in the mesh yet, it can.
+    fn matches(&self, workload: Option<&Arc<Workload>>) -> bool {
         workload
             .zip(self.account.as_ref())
             .is_none_or(|(workload, account)| workload.service_account == *account)
     }
 }
 
-/// What one judgement looks at.
+#[derive(Debug)]
+struct ServedPod {
+    pod: LocalPod,
+    paths: AllowedPaths,
+}
+
+/// The mesh, the pods of this node, and the paths that the settings allow them.
 #[derive(Debug, Default)]
 pub struct View {
     /// The mesh.
     pub mesh: Arc<Snapshot>,
-    pods: HashMap<NetnsCookie, (LocalPod, Allowed)>,
+    pods: HashMap<NetnsCookie, ServedPod>,
     cookies: HashMap<Uid, NetnsCookie>,
 }
 
 impl View {
-    /// Of a mesh, with the pods that are served here and what they may.
+    /// Builds the view of a mesh with the pods of this node.
     #[must_use]
     pub fn new(
         mesh: Arc<Snapshot>,
         pods: impl IntoIterator<Item = LocalPod>,
-        lanes: &Lanes,
+        paths: &PathSettings,
     ) -> Self {
         let mut view = Self {
             mesh,
             ..Self::default()
         };
         for pod in pods {
-            let allowed = lanes.of(&pod.uid);
-            if pod.is(view.mesh.workload_by_uid(&pod.uid)) {
+            let paths = paths.of(&pod.uid);
+            if pod.matches(view.mesh.workload_by_uid(&pod.uid)) {
                 view.cookies.insert(pod.uid.clone(), pod.cookie);
             }
-            view.pods.insert(pod.cookie, (pod, allowed));
+            view.pods.insert(pod.cookie, ServedPod { pod, paths });
         }
         view
     }
 
-    /// The pod of a namespace, if it is served here.
+    /// The pod with this network namespace, if this node serves it.
     #[must_use]
     pub fn pod(&self, cookie: NetnsCookie) -> Option<&LocalPod> {
-        self.pods.get(&cookie).map(|(pod, _)| pod)
+        self.pods.get(&cookie).map(|served| &served.pod)
     }
 
-    /// What the mesh says about the pod of a namespace.
+    /// The workload of the pod with this network namespace.
     #[must_use]
     pub fn workload(&self, cookie: NetnsCookie) -> Option<&Arc<Workload>> {
         let pod = self.pod(cookie)?;
         let workload = self.mesh.workload_by_uid(&pod.uid);
-        workload.filter(|_| pod.is(workload))
+        workload.filter(|_| pod.matches(workload))
     }
 
-    /// Whether the connections of a pod with the proxy are joined.
+    /// Whether a sockmap joins the connections between a pod and the proxy.
     #[must_use]
     pub fn ends(&self, cookie: NetnsCookie) -> Ends {
         self.pods
             .get(&cookie)
-            .map_or(Ends::Apart, |(_, allowed)| allowed.ends)
+            .map_or(Ends::Apart, |served| served.paths.ends)
     }
 
-    /// The pods that are served here.
+    /// The pods that this node serves.
     pub fn pods(&self) -> impl Iterator<Item = &LocalPod> {
-        self.pods.values().map(|(pod, _)| pod)
+        self.pods.values().map(|served| &served.pod)
     }
 
-    /// Whether a workload is a pod that is served here.
+    /// Whether this node serves the pod of a workload.
     #[must_use]
     pub fn serves(&self, workload: &Workload) -> bool {
         self.find(workload).is_some()
     }
 
-    fn find(&self, workload: &Workload) -> Option<&(LocalPod, Allowed)> {
+    fn find(&self, workload: &Workload) -> Option<&ServedPod> {
         self.pods.get(self.cookies.get(&workload.uid)?)
     }
 
-    /// How a workload may reach another one at one of its addresses without a tunnel: the pod that
-    /// is there, and whether the ends may be joined. None: it takes the tunnel, because one of
-    /// them is elsewhere, or wants encryption, or redirects what comes in, or the application behind it wants to be told who
-    /// calls or ends tunnels itself.
+    /// How a workload reaches another one of this node without a tunnel: the pod with the address,
+    /// and whether a sockmap may join the sockets. `None` if the connection needs a tunnel: one of
+    /// the two is on another node, the settings demand encryption, the destination redirects
+    /// inbound connections, or the destination has an application tunnel or terminates HBONE
+    /// itself.
     #[must_use]
     pub fn direct(
         &self,
@@ -175,19 +183,19 @@ impl View {
         workload: &Workload,
         to: IpAddr,
     ) -> Option<(NetnsCookie, Ends)> {
-        let (server, servers) = self.find(workload)?;
-        let (client, clients) = self.find(source)?;
-        let both = [clients, servers];
-        // What a pod says to itself leaves it on no lane, and does not come in.
-        let itself = server.cookie == client.cookie;
-        let tunnel = !itself && both.iter().any(|end| end.same_node == SameNode::Tunnel);
-        let wants_tunnels = workload.native_tunnel || workload.application_tunnel.is_some();
-        let redirected = server.redirected && !itself;
-        if tunnel || wants_tunnels || redirected || !server.addresses.contains(&to) {
+        let server = self.find(workload)?;
+        let client = self.find(source)?;
+        let both = [client.paths, server.paths];
+        // A connection of a pod to itself does not leave the pod, so neither setting applies.
+        let is_loop = server.pod.cookie == client.pod.cookie;
+        let encrypt = !is_loop && both.iter().any(|end| end.same_node == SameNode::Tunnel);
+        let needs_tunnel = workload.native_tunnel || workload.application_tunnel.is_some();
+        let redirected = server.pod.redirected && !is_loop;
+        if encrypt || needs_tunnel || redirected || !server.pod.addresses.contains(&to) {
             return None;
         }
         let joined = both.iter().all(|end| end.ends == Ends::Joined);
         let ends = if joined { Ends::Joined } else { Ends::Apart };
-        Some((server.cookie, ends))
+        Some((server.pod.cookie, ends))
     }
 }

@@ -1,5 +1,5 @@
-//! Workloads: what runs somewhere and can be called or call. Field meanings follow Istio's
-//! workload API (`istio.workload.Workload`).
+//! Workloads: pods, VMs and other endpoints. The fields follow Istio's workload API
+//! (`istio.workload.Workload`).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use super::{Identity, ParseIdentityError};
 pub struct Uid(pub Arc<str>);
 
 impl Uid {
-    /// The uid of a pod, put together as Istio's control plane does it:
+    /// The uid of a pod, in the form of Istio's control plane:
     /// `<cluster>//Pod/<namespace>/<name>`.
     #[must_use]
     pub fn of_pod(cluster: &str, namespace: &str, name: &str) -> Self {
@@ -28,18 +28,18 @@ impl Uid {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum TunnelProtocol {
-    /// Plain TCP: it is outside the mesh.
+    /// Plain TCP: the workload is outside the mesh.
     #[default]
     Tcp,
     /// HTTP/2 CONNECT over mutual TLS, port 15008.
     Hbone,
 }
 
-/// The kind of controller that made a workload; names the baggage key.
+/// The kind of controller that created a workload; it names the baggage key.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkloadType {
-    /// A Deployment (or anything like it).
+    /// A Deployment or a similar controller.
     #[default]
     Deployment,
     /// A CronJob.
@@ -53,20 +53,20 @@ pub enum WorkloadType {
 /// Whether a workload may be chosen as a backend.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
 pub enum HealthStatus {
-    /// It may be chosen.
+    /// The workload may be chosen.
     #[default]
     Healthy,
-    /// It is chosen only where the service allows all endpoints.
+    /// The workload is chosen only if the service allows all endpoints.
     Unhealthy,
 }
 
-/// Whose network a workload uses.
+/// Which network namespace a workload uses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
 pub enum NetworkMode {
-    /// A network namespace of its own.
+    /// Its own network namespace.
     #[default]
     Standard,
-    /// The node's.
+    /// The network namespace of its node.
     HostNetwork,
 }
 
@@ -82,12 +82,12 @@ pub struct Locality {
     pub subzone: Arc<str>,
 }
 
-/// The application wants to learn the client's address and identity in-band.
+/// How a workload wants tunnelled connections delivered to its application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ApplicationTunnel {
     /// Whether a PROXY protocol v2 header precedes the bytes.
     pub proxy_protocol: bool,
-    /// Deliver to this port instead of the one that was dialled.
+    /// The port of delivery, if it is not the dialled one.
     pub port: Option<u16>,
 }
 
@@ -107,7 +107,7 @@ impl fmt::Display for NamespacedHostname {
     }
 }
 
-/// An address inside a named network; the empty network is the local default.
+/// An address inside a named network; the empty name is the default network.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetworkAddress {
     /// The network's name.
@@ -123,7 +123,7 @@ impl fmt::Display for NetworkAddress {
     }
 }
 
-/// What a waypoint or gateway is called.
+/// The destination that names a waypoint or gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum GatewayDestination {
     /// A service.
@@ -144,35 +144,32 @@ impl fmt::Display for GatewayDestination {
 /// A waypoint or an east-west gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct GatewayAddress {
-    /// Where it is.
+    /// The service or address of the gateway.
     pub destination: GatewayDestination,
     /// Its HBONE port.
     pub hbone_mtls_port: u16,
 }
 
-/// Service port to target port. In a service, a target of 0 says that every backend names its own
-/// (a named target port in Kubernetes); a backend that names none is not reachable on that port.
+/// Target ports by service port. In a service, a target of 0 leaves the target port to each backend
+/// (a named target port in Kubernetes); a backend without one is not reachable on that port.
 pub type Ports = BTreeMap<u16, u16>;
 
 /// Services that a workload backs, each with its target ports by service port.
 pub type Backed = [(NamespacedHostname, Arc<Ports>)];
 
-/// Something that runs: a pod, a VM, or an address that the mesh knows about.
+/// A pod, a VM, or another address that the control plane knows.
 ///
-/// There are a hundred thousand of these. What the replicas of a deployment have in common is behind
-/// an `Arc` that they share ([`super::Interner`]), and no list has room that it does not use.
+/// A mesh may have a hundred thousand workloads. The replicas of a deployment share equal values
+/// behind an `Arc` ([`super::Interner`]), and no list has unused capacity.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(
-    missing_docs,
-    reason = "the fields bear the names of the workload API and mean the same"
-)]
+#[allow(missing_docs, reason = "names and meanings of the workload API")]
 pub struct Workload {
     pub uid: Uid,
     pub name: Arc<str>,
     pub namespace: Arc<str>,
     pub trust_domain: Arc<str>,
     pub service_account: Arc<str>,
-    /// Its SPIFFE identity, put together from trust domain, namespace and service account.
+    /// Its SPIFFE identity: trust domain, namespace and service account.
     pub identity: Identity,
     pub workload_ips: Box<[IpAddr]>,
     pub hostname: Arc<str>,
@@ -187,16 +184,17 @@ pub struct Workload {
     pub workload_name: Arc<str>,
     pub native_tunnel: bool,
     pub application_tunnel: Option<ApplicationTunnel>,
-    /// The services it backs.
+    /// The services that it backs.
     pub services: Arc<Backed>,
-    /// Selector policies that apply to it, `namespace/name`, none of them twice: each is judged,
-    /// and a policy on trial counted, once for each time it is here.
+    /// The keys (`namespace/name`) of selector policies that apply to it. A key must not repeat:
+    /// each entry is evaluated, and a dry-run policy counted, once per entry.
     pub authorization_policies: Arc<[Arc<str>]>,
     pub status: HealthStatus,
     pub cluster_id: Arc<str>,
     pub locality: Arc<Locality>,
     pub network_mode: NetworkMode,
-    /// Weight among the endpoints of a service; 1 unless told otherwise, 0 is never chosen.
+    /// The weight among the endpoints of a service, 1 by default; a workload with weight 0 is never
+    /// chosen.
     pub capacity: u32,
 }
 

@@ -1,4 +1,4 @@
-//! The order of the policies by example; `model` compares with a naive model.
+//! Verdicts by example; `model` compares with a naive model.
 
 mod model;
 
@@ -13,7 +13,7 @@ fn policy(name: &str, action: Action, rules: Vec<Vec<Vec<Match>>>) -> Policy {
         action,
         rules,
         dry_run: false,
-        unseen: false,
+        has_unknown_conditions: false,
     }
 }
 
@@ -24,15 +24,16 @@ fn port(port: u16) -> Match {
     }
 }
 
-fn on_trial(policy: Policy) -> Policy {
+fn dry_run(policy: Policy) -> Policy {
     Policy {
         dry_run: true,
         ..policy
     }
 }
 
-/// Judges a connection of `sa` to port 80 of a workload to which these policies apply.
-fn judge(policies: Vec<Policy>, source: Option<&Identity>) -> Authorization {
+/// Authorizes a connection to port 80 of a workload to which these policies apply. Also checks that
+/// the explanation has the same result.
+fn authorized(policies: Vec<Policy>, source: Option<&Identity>) -> Authorization {
     let workload = Workload::new("w", "w", "default", "default").unwrap();
     let snapshot = Snapshot::build(Vec::new(), Vec::new(), policies);
     let request = InboundRequest {
@@ -41,11 +42,13 @@ fn judge(policies: Vec<Policy>, source: Option<&Identity>) -> Authorization {
         source_ip: "10.0.0.1".parse().unwrap(),
         destination: "10.0.0.2:80".parse().unwrap(),
     };
-    authorize(&request, &snapshot)
+    let result = authorize(&request, &snapshot);
+    assert_eq!(explain(&request, &snapshot).result, result);
+    result
 }
 
 fn verdict(policies: Vec<Policy>) -> (bool, Option<String>) {
-    let verdict = judge(policies, None).verdict;
+    let verdict = authorized(policies, None).verdict;
     (
         verdict.is_allow(),
         verdict.by().map(|policy| policy.name.to_string()),
@@ -53,7 +56,7 @@ fn verdict(policies: Vec<Policy>) -> (bool, Option<String>) {
 }
 
 #[test]
-fn the_order_of_the_policies() {
+fn deny_takes_precedence_and_without_allow_policies_all_is_allowed() {
     use Action::{Allow, Deny};
     let matching = || vec![vec![vec![port(80)]]];
     let other = || vec![vec![vec![port(81)]]];
@@ -91,7 +94,7 @@ fn the_order_of_the_policies() {
             (true, None),
         ),
         (
-            "a DENY goes before an ALLOW",
+            "a DENY takes precedence over an ALLOW",
             vec![
                 policy("a", Allow, matching()),
                 policy("d", Deny, matching()),
@@ -109,25 +112,25 @@ fn the_order_of_the_policies() {
 }
 
 #[test]
-fn policies_on_trial_decide_nothing() {
+fn dry_run_policies_do_not_change_the_verdict() {
     use Action::{Allow, Deny};
     let matching = || vec![vec![vec![port(80)]]];
     let other = || vec![vec![vec![port(81)]]];
     for (what, policies, expected) in [
         (
-            "a DENY on trial",
-            vec![on_trial(policy("d", Deny, matching()))],
+            "a dry-run DENY",
+            vec![dry_run(policy("d", Deny, matching()))],
             (true, None),
         ),
         (
-            "an ALLOW on trial does not apply",
-            vec![on_trial(policy("a", Allow, other()))],
+            "a dry-run ALLOW does not apply",
+            vec![dry_run(policy("a", Allow, other()))],
             (true, None),
         ),
         (
-            "an ALLOW on trial does not help",
+            "a dry-run ALLOW does not allow",
             vec![
-                on_trial(policy("a", Allow, matching())),
+                dry_run(policy("a", Allow, matching())),
                 policy("b", Allow, other()),
             ],
             (false, None),
@@ -138,7 +141,7 @@ fn policies_on_trial_decide_nothing() {
 }
 
 #[test]
-fn what_empty_rules_clauses_and_matches_say() {
+fn empty_rules_clauses_and_matches() {
     use Action::Allow;
     let by = |name: &str| Some(name.to_owned());
     for (what, policies, expected) in [
@@ -186,7 +189,7 @@ fn what_empty_rules_clauses_and_matches_say() {
 }
 
 #[test]
-fn mutual_tls_is_demanded_by_denying_who_has_no_principal() {
+fn a_deny_of_clients_without_a_principal_demands_mutual_tls() {
     let no_principal = Match {
         not_principals: vec![StringMatch::Presence],
         ..Match::default()
@@ -199,8 +202,8 @@ fn mutual_tls_is_demanded_by_denying_who_has_no_principal() {
         )]
     };
     let identity = Identity::new("cluster.local", "default", "sa").unwrap();
-    assert!(!judge(strict(), None).verdict.is_allow());
-    assert!(judge(strict(), Some(&identity)).verdict.is_allow());
+    assert!(!authorized(strict(), None).verdict.is_allow());
+    assert!(authorized(strict(), Some(&identity)).verdict.is_allow());
 }
 
 #[test]
@@ -212,7 +215,7 @@ fn principals_are_compared_without_the_scheme() {
             principals,
             ..Match::default()
         }]]];
-        judge(vec![policy("a", Action::Allow, rules)], Some(&identity))
+        authorized(vec![policy("a", Action::Allow, rules)], Some(&identity))
             .verdict
             .is_allow()
     };
@@ -221,18 +224,18 @@ fn principals_are_compared_without_the_scheme() {
 }
 
 #[test]
-fn policies_on_trial_are_reported() {
+fn dry_run_policies_are_reported() {
     let matching = vec![vec![vec![port(80)]]];
     let other = vec![vec![vec![port(81)]]];
-    let judgement = judge(
+    let result = authorized(
         vec![
-            on_trial(policy("a", Action::Deny, matching.clone())),
-            on_trial(policy("b", Action::Allow, other)),
+            dry_run(policy("a", Action::Deny, matching.clone())),
+            dry_run(policy("b", Action::Allow, other)),
             policy("c", Action::Deny, matching),
         ],
         None,
     );
-    let found: Vec<(String, Trial)> = judgement
+    let found: Vec<(String, DryRunOutcome)> = result
         .dry_runs
         .iter()
         .map(|run| (run.policy.name.to_string(), run.outcome))
@@ -240,14 +243,46 @@ fn policies_on_trial_are_reported() {
     assert_eq!(
         found,
         [
-            ("a".to_owned(), Trial::Matched),
-            ("b".to_owned(), Trial::Unmatched)
+            ("a".to_owned(), DryRunOutcome::Matched),
+            ("b".to_owned(), DryRunOutcome::Unmatched)
         ]
     );
+    assert_eq!(result.verdict.by().map(|policy| &*policy.name), Some("c"));
+}
+
+#[test]
+fn an_explanation_names_each_policy_and_the_rule_that_matches() {
+    use Evaluation::{Matched, Skipped, Unmatched};
+    let rules = |ports: &[u16]| ports.iter().map(|p| vec![vec![port(*p)]]).collect();
+    let workload = Workload::new("w", "w", "default", "default").unwrap();
+    let policies = vec![
+        dry_run(policy("a", Action::Deny, rules(&[80]))),
+        policy("b", Action::Deny, rules(&[81])),
+        policy("c", Action::Allow, rules(&[81, 80])),
+        policy("d", Action::Allow, rules(&[80])),
+    ];
+    let snapshot = Snapshot::build(Vec::new(), Vec::new(), policies);
+    let request = InboundRequest {
+        workload: &workload,
+        source: None,
+        source_ip: "10.0.0.1".parse().unwrap(),
+        destination: "10.0.0.2:80".parse().unwrap(),
+    };
+    let explained = explain(&request, &snapshot);
+    let steps = explained.policies.iter();
+    let steps: Vec<_> = steps
+        .map(|step| (&*step.policy.name, step.evaluation))
+        .collect();
     assert_eq!(
-        judgement.verdict.by().map(|policy| &*policy.name),
-        Some("c")
+        steps,
+        [
+            ("a", Matched { rule: 0 }),
+            ("b", Unmatched),
+            ("c", Matched { rule: 1 }),
+            ("d", Skipped)
+        ]
     );
+    assert_eq!(explained.result, authorize(&request, &snapshot));
 }
 
 #[test]

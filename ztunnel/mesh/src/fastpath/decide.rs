@@ -1,6 +1,5 @@
-//! Which connections may go by themselves? Pure functions of the connection and a view: they never
-//! await, lock or read a clock. They ask the same questions as `route` and `authorize`, of which
-//! they are made: what may go directly is what would be let through on the slow path.
+//! Which connections the kernel may carry: pure functions of the connection and a view. They are
+//! built from `route` and `authorize`, so the fast path carries only what the proxy would allow.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,60 +11,58 @@ use super::{
 };
 use crate::authorize::{Authorization, InboundRequest, authorize};
 use crate::route::{OutboundRequest, Route, is_behind_waypoint, is_outside, options};
-use crate::{DemandKey, LocalPod, NetnsCookie, View, Workload};
+use crate::{DemandKey, LocalPod, View, Workload};
 
-/// What holds for a call: none where all of it is the proxy's. `absent` is what the control plane
-/// has said is not in the mesh, where the mesh is known in part only.
+/// The fast-path entry of a pod and a destination; `None` if the proxy has to carry all of its
+/// connections. `absent` lists keys that the control plane does not have (on-demand discovery).
 #[must_use]
 pub fn outbound_entry(
-    call: &FastPathKey,
+    key: &FastPathKey,
     absent: &[DemandKey],
     view: &View,
 ) -> Option<FastPathEntry> {
-    let client = view.pod(call.pod)?;
-    let source = view.workload(call.pod)?;
+    let client = view.pod(key.pod)?;
+    let source = view.workload(key.pod)?;
     let request = OutboundRequest {
         absent,
-        ..OutboundRequest::new(source, call.destination)
+        ..OutboundRequest::new(source, key.destination)
     };
-    let mut verdict = FastPathEntry {
-        backends: SmallVec::new(),
-        total: 0,
-    };
+    let mut backends = SmallVec::new();
     let mut total = 0_u64;
-    let told = options(&request, view, |route, weight| {
+    let visited = options(&request, view, |route, weight| {
         total += u64::from(weight);
-        let room = verdict.backends.len() < MAX_BACKENDS;
-        let direct = route.and_then(|route| by_itself(client, source, &route, view));
-        if let Some((to, server, ends)) = direct
-            && room
-            && to.is_ipv4() == call.destination.is_ipv4()
+        let has_room = backends.len() < MAX_BACKENDS;
+        let backend = route.and_then(|route| direct_backend(client, source, &route, weight, view));
+        if let Some(backend) = backend
+            && has_room
+            && backend.to.is_ipv4() == key.destination.is_ipv4()
         {
-            verdict.backends.push(Backend {
-                to,
-                server,
-                weight,
-                ends,
-            });
+            backends.push(backend);
         }
     });
-    told.ok()?;
-    verdict.total = u32::try_from(total).ok()?;
-    (!verdict.backends.is_empty()).then_some(verdict)
+    visited.ok()?;
+    let total = u32::try_from(total).ok()?;
+    (!backends.is_empty()).then_some(FastPathEntry { backends, total })
 }
 
-/// Where a route leads that needs no proxy.
-fn by_itself(
+/// The backend that a route leads to, if the route needs no proxy.
+fn direct_backend(
     client: &LocalPod,
     source: &Workload,
     route: &Route,
+    weight: u32,
     view: &View,
-) -> Option<(SocketAddr, Option<NetnsCookie>, Ends)> {
+) -> Option<Backend> {
     match route {
         Route::Passthrough { to, workload, .. } => {
-            // A pod that is served here judges what arrives in the clear by itself.
+            // A pod of this node authorizes inbound plaintext itself.
             let served = workload.as_ref().is_some_and(|w| view.serves(w));
-            (!served).then_some((*to, None, Ends::Apart))
+            (!served).then_some(Backend {
+                to: *to,
+                server: None,
+                weight,
+                ends: Ends::Apart,
+            })
         }
         Route::Direct {
             to,
@@ -73,14 +70,19 @@ fn by_itself(
             workload,
             ends,
             ..
-        } => allows(client, source, workload, *to, view).then_some((*to, Some(*server), *ends)),
+        } => policy_allows(client, source, workload, *to, view).then_some(Backend {
+            to: *to,
+            server: Some(*server),
+            weight,
+            ends: *ends,
+        }),
         Route::Tunnel(_) | Route::Resolve { .. } => None,
     }
 }
 
-/// Whether policy lets a pod of this node reach another one, from whichever of its addresses the
-/// kernel chooses. Where a policy is on trial the proxy has to see every connection.
-fn allows(
+/// Whether policy lets a pod of this node reach another one from each address that the kernel may
+/// choose. If a dry-run policy applies, the proxy has to see every connection.
+fn policy_allows(
     client: &LocalPod,
     source: &Workload,
     workload: &Workload,
@@ -94,84 +96,85 @@ fn allows(
         .peekable();
     addresses.peek().is_some()
         && addresses.all(|address| {
-            let judged = judge(source, *address, workload, to, view);
-            judged.verdict.is_allow() && judged.dry_runs.is_empty()
+            let result = authorize_direct(source, *address, workload, to, view);
+            result.verdict.is_allow() && result.dry_runs.is_empty()
         })
 }
 
-fn judge(
+fn authorize_direct(
     source: &Workload,
     source_ip: IpAddr,
     workload: &Workload,
     to: SocketAddr,
     view: &View,
 ) -> Authorization {
-    let arrival = InboundRequest {
+    let request = InboundRequest {
         workload,
         source: Some(&source.identity),
         source_ip,
         destination: to,
     };
-    authorize(&arrival, &view.mesh)
+    authorize(&request, &view.mesh)
 }
 
-/// Whether plaintext from outside may go past the proxy into a pod. Where rules inside the pod
-/// redirect it, it never does.
+/// Whether the kernel may deliver plaintext from outside the mesh to a pod without the proxy. If
+/// iptables rules inside the pod redirect inbound connections, it may not.
 #[must_use]
-pub fn inbound_holds(arrival: &InboundEntry, view: &View) -> bool {
-    if view.pod(arrival.pod).is_none_or(|pod| pod.redirected) {
+pub fn inbound_allowed(entry: &InboundEntry, view: &View) -> bool {
+    if view.pod(entry.pod).is_none_or(|pod| pod.redirected) {
         return false;
     }
-    admits(arrival, view).is_some_and(|judged| judged.dry_runs.is_empty())
+    authorize_plaintext(entry, view).is_some_and(|result| result.dry_runs.is_empty())
 }
 
-/// The judgement about plaintext from outside, if it is let in.
-fn admits(arrival: &InboundEntry, view: &View) -> Option<Authorization> {
-    let (pod, workload) = (view.pod(arrival.pod)?, view.workload(arrival.pod)?);
-    let judged = InboundRequest {
+/// The authorization of plaintext from outside the mesh; `None` if the proxy has to handle the
+/// connection or policy denies it.
+fn authorize_plaintext(entry: &InboundEntry, view: &View) -> Option<Authorization> {
+    let (pod, workload) = (view.pod(entry.pod)?, view.workload(entry.pod)?);
+    let request = InboundRequest {
         workload,
         source: None,
-        source_ip: arrival.from,
-        destination: arrival.to,
+        source_ip: entry.from,
+        destination: entry.to,
     };
-    // Where the application has a tunnel of its own, plaintext is rare and stays with the proxy.
-    let past = workload.application_tunnel.is_none() && pod.addresses.contains(&arrival.to.ip());
-    let judgement = authorize(&judged, &view.mesh);
-    (past && judgement.verdict.is_allow()).then_some(judgement)
+    // A workload with an application tunnel rarely gets plaintext, so the proxy carries it.
+    let eligible = workload.application_tunnel.is_none() && pod.addresses.contains(&entry.to.ip());
+    let result = authorize(&request, &view.mesh);
+    (eligible && result.verdict.is_allow()).then_some(result)
 }
 
-/// Whether a connection that is open may stay. What a pod that is no longer served here has open
-/// is none of our business.
+/// Whether an open connection may stay open. Connections of a pod that this node no longer serves
+/// are left alone.
 #[must_use]
-pub fn may_stay(flow: &FastPathConnection, view: &View) -> bool {
-    if view.pod(flow.pod).is_none() {
+pub fn may_stay(connection: &FastPathConnection, view: &View) -> bool {
+    if view.pod(connection.pod).is_none() {
         return true;
     }
-    let Some(own) = view.workload(flow.pod) else {
+    let Some(workload) = view.workload(connection.pod) else {
         return false;
     };
-    if flow.opener == Opener::Outside {
-        let arrived = InboundEntry {
-            pod: flow.pod,
-            to: flow.server,
-            from: flow.client.ip(),
+    if connection.opener == Opener::Outside {
+        let entry = InboundEntry {
+            pod: connection.pod,
+            to: connection.server,
+            from: connection.client.ip(),
         };
-        return admits(&arrived, view).is_some();
+        return authorize_plaintext(&entry, view).is_some();
     }
-    let request = OutboundRequest::new(own, flow.dialled);
-    // What was dialled may have got a waypoint, which this connection would go around.
+    let request = OutboundRequest::new(workload, connection.dialled);
+    // The destination may have a waypoint now, which this connection would bypass.
     if is_behind_waypoint(&request, view) {
         return false;
     }
-    match flow.server_pod {
-        Some(server) if view.pod(server).is_none() => true,
-        Some(server) => view.workload(server).is_some_and(|workload| {
-            view.direct(own, workload, flow.server.ip()).is_some()
-                && judge(own, flow.client.ip(), workload, flow.server, view)
-                    .verdict
-                    .is_allow()
+    let (client, server) = (connection.client, connection.server);
+    match connection.server_pod {
+        Some(pod) if view.pod(pod).is_none() => true,
+        Some(pod) => view.workload(pod).is_some_and(|destination| {
+            let is_direct = view.direct(workload, destination, server.ip()).is_some();
+            let authorize = || authorize_direct(workload, client.ip(), destination, server, view);
+            is_direct && authorize().verdict.is_allow()
         }),
-        None => is_outside(own, flow.server, view),
+        None => is_outside(workload, server, view),
     }
 }
 

@@ -8,14 +8,14 @@ use crate::{Authority, DemandKey, GatewayAddress, Service, Snapshot, route};
 
 /// The next thing to ask for, if there is one. `absent` was asked for and is not in the mesh;
 /// `on_behalf` says that the peer names somebody for whom it speaks.
-pub fn missing(
+pub fn next_key(
     authority: &Authority,
     on_behalf: bool,
     endpoint: LocalEndpoint<'_>,
     mesh: &Snapshot,
     absent: &[DemandKey],
 ) -> Option<DemandKey> {
-    if mesh.is_whole() {
+    if mesh.is_complete() {
         return None;
     }
     let open = |key: &DemandKey| !absent.contains(key);
@@ -43,11 +43,11 @@ pub fn missing(
             return gateway;
         }
     }
-    beyond(authority, endpoint, mesh, absent)
+    waypoint_key(authority, endpoint, mesh, absent)
 }
 
 /// What a waypoint is asked for: somebody else's address, and who stands before it.
-fn beyond(
+fn waypoint_key(
     authority: &Authority,
     endpoint: LocalEndpoint<'_>,
     mesh: &Snapshot,
@@ -87,19 +87,29 @@ fn first<'a>(
     mesh: &Snapshot,
     absent: &[DemandKey],
 ) -> Option<DemandKey> {
-    gateways.find_map(|gateway| route::missing(gateway, mesh).filter(|key| !absent.contains(key)))
+    gateways.find_map(|gateway| {
+        route::undiscovered_key(gateway, mesh).filter(|key| !absent.contains(key))
+    })
 }
 
 /// The pod's own workload, if the mesh does not know it and was not asked.
-pub fn own(uid: &crate::Uid, mesh: &Snapshot, absent: &[DemandKey]) -> Option<DemandKey> {
-    let unknown = !mesh.is_whole() && mesh.workload_by_uid(uid).is_none();
+pub fn own_workload_key(
+    uid: &crate::Uid,
+    mesh: &Snapshot,
+    absent: &[DemandKey],
+) -> Option<DemandKey> {
+    let unknown = !mesh.is_complete() && mesh.workload_by_uid(uid).is_none();
     let key = unknown.then(|| DemandKey::Workload(uid.clone()));
     key.filter(|key| !absent.contains(key))
 }
 
 /// Who is at an address, if the mesh does not know.
-pub fn at(network: &Arc<str>, client: std::net::IpAddr, mesh: &Snapshot) -> Option<DemandKey> {
-    let unknown = !mesh.is_whole() && !mesh.knows_address(network, client);
+pub fn unknown_address_key(
+    network: &Arc<str>,
+    client: std::net::IpAddr,
+    mesh: &Snapshot,
+) -> Option<DemandKey> {
+    let unknown = !mesh.is_complete() && !mesh.knows_address(network, client);
     unknown.then(|| DemandKey::at(network, client))
 }
 

@@ -7,7 +7,7 @@ use crate::{Ports, Service, Snapshot, Workload};
 
 /// The service that the client says it has dialled, if the workload backs one of that name; else
 /// the first of its services that leads to the port.
-pub fn backed(
+pub fn backed_service(
     workload: &Workload,
     mesh: &Snapshot,
     said: Option<&str>,
@@ -50,7 +50,7 @@ services:
         let mesh = local::parse(MESH).unwrap().into_snapshot();
         let pod = mesh.workload_by_uid(&Uid("pod".into())).unwrap();
         let named = |said, port| {
-            let service = backed(pod, &mesh, said, port);
+            let service = backed_service(pod, &mesh, said, port);
             service.map(|service| service.name.to_string())
         };
         for (said, port, expected) in [

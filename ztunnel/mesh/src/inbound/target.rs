@@ -109,8 +109,8 @@ pub fn target(
         }
         Authority::Host(hostname, port) => by_name((hostname, *port), endpoint, mesh)?,
     };
-    let delivered = delivered(endpoint.workload, target.destination, false);
-    if [target.destination, delivered]
+    let delivery = delivery_address(endpoint.workload, target.destination, false);
+    if [target.destination, delivery]
         .iter()
         .any(|to| PROXY_PORTS.contains(&to.port()))
     {
@@ -124,7 +124,11 @@ pub fn target(
 /// Where the application takes what came in a tunnel: an application tunnel may have a port of its
 /// own. What bears a PROXY header goes `on_loopback`, if that is wanted, so that the application can
 /// listen where nobody but the proxy gets, and believe the header.
-pub fn delivered(workload: &Workload, destination: SocketAddr, on_loopback: bool) -> SocketAddr {
+pub fn delivery_address(
+    workload: &Workload,
+    destination: SocketAddr,
+    on_loopback: bool,
+) -> SocketAddr {
     let Some(tunnel) = workload.application_tunnel else {
         return destination;
     };
@@ -141,7 +145,7 @@ fn stands_before(workload: &Workload, address: IpAddr, mesh: &Snapshot) -> bool 
     if let Some(tunnel) = workload.application_tunnel {
         return tunnel.proxy_protocol;
     }
-    let is_it = |gateway| route::stands(gateway, mesh, |other| other.uid == workload.uid);
+    let is_it = |gateway| route::resolves_to(gateway, mesh, |other| other.uid == workload.uid);
     // Whom of those the client meant is known to the client.
     let mut services = mesh.entries_by_vip(&workload.network, address);
     let before_a_service = services.any(|entry| gateways_of(&entry.service).any(is_it));
@@ -203,7 +207,7 @@ fn virtual_address(service: &Service, endpoint: LocalEndpoint<'_>) -> Option<IpA
 
 /// Whose connection it is: the client that a waypoint or gateway names, if the workload names that
 /// waypoint or gateway; whatever anybody else says is not believed.
-pub fn client_of(
+pub fn client_address(
     peer: IpAddr,
     (identity, named): (Option<&Identity>, Option<IpAddr>),
     workload: &Workload,
@@ -221,7 +225,7 @@ pub fn client_of(
 fn speaks_for_others(peer: &Identity, workload: &Workload, mesh: &Snapshot) -> bool {
     route::waypoints_of(workload, mesh)
         .chain(workload.network_gateway.as_deref())
-        .any(|gateway| route::stands(gateway, mesh, |other| other.identity == *peer))
+        .any(|gateway| route::resolves_to(gateway, mesh, |other| other.identity == *peer))
 }
 
 #[cfg(test)]

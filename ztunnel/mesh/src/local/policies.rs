@@ -74,7 +74,7 @@ impl PolicyEntry {
             action: self.action,
             rules: self.rules.iter().map(rule).collect(),
             dry_run: self.dry_run,
-            unseen: false,
+            has_unknown_conditions: false,
         })
     }
 }

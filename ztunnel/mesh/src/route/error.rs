@@ -1,17 +1,17 @@
-//! Why a connection goes nowhere. Each text names what was dialled, what was found instead of a
-//! way there, and what would help; none of these ends in a bypass.
+//! Why a connection has no route. Each message names the dialled object, what was found and how to
+//! fix it. None of these errors leads to a bypass.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::{DemandKey, Fault, GatewayDestination, NamespacedHostname};
 
-/// What somebody in the middle is there for.
+/// The role of a workload between source and destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// It applies a destination's policies.
+    /// It applies the policies of a destination.
     Waypoint,
-    /// It lets connections into another network.
+    /// It forwards connections into another network.
     NetworkGateway,
 }
 
@@ -24,23 +24,24 @@ impl fmt::Display for Role {
     }
 }
 
-/// Why a connection goes nowhere.
+/// Why a connection has no route.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
-    /// The mesh is known in part only, and the control plane was not asked yet whether it knows
-    /// this. Whoever asks for the route asks, and then for the route once more.
-    #[error("{key} is not known here, and the control plane was not asked for it")]
+    /// On-demand discovery has not asked the control plane for a resource yet. The caller asks for
+    /// it and then for the route again.
+    #[error("on-demand discovery has not asked the control plane for {key} yet")]
     NotDiscovered {
-        /// What to ask for.
+        /// The key of the resource.
         key: DemandKey,
     },
-    /// The control plane has told of whoever is there, and it could not be read.
+    /// The destination is a resource that could not be decoded.
     #[error(
-        "the control plane has told of {name}, which this proxy could not read: refused, because it may \
-         have to be reached by a tunnel or a waypoint (the log says why, at \"refused\")"
+        "the destination is {name}, a resource of the control plane that this proxy could not \
+         decode: refused, because it may require a tunnel or a waypoint (the log line \"refused\" \
+         of this resource gives the reason)"
     )]
-    Unreadable {
-        /// The name under which it was told.
+    Undecoded {
+        /// The name of the resource.
         name: Arc<str>,
     },
     /// A service was dialled on a port that it does not have.
@@ -53,99 +54,100 @@ pub enum RouteError {
     },
     /// A service has no backend that may be chosen.
     #[error(
-        "service {service} has no healthy backend for port {port}: {endpoints} endpoints are known, \
-         none of them healthy, with a capacity, a target port and the locality that the service demands"
+        "service {service} has no healthy backend for port {port}: none of its {endpoints} \
+         endpoints is healthy and has a capacity, a target port and the locality that the service \
+         demands"
     )]
     NoHealthyBackend {
         /// The service.
         service: NamespacedHostname,
         /// The port that was dialled.
         port: u16,
-        /// How many backends there are, good or bad.
+        /// The number of all endpoints.
         endpoints: usize,
     },
     /// The backends of a service have no addresses.
     #[error(
-        "none of the backends of service {service} has an address of a family that the service \
-         allows, or a host name"
+        "no backend of service {service} has a host name or an address of a family that the \
+         service allows"
     )]
     NoAddress {
         /// The service.
         service: NamespacedHostname,
     },
-    /// Every backend that could be chosen is in another network, and no gateway leads there.
+    /// Every backend that may be chosen is in another network, and no gateway leads there.
     #[error(
         "the backends of service {service} are in network {network:?}, the source is in {own:?}, and \
-         none of them names a network gateway that leads there"
+         no backend names a network gateway that leads there"
     )]
     NoNetworkGateway {
         /// The service that was dialled.
         service: NamespacedHostname,
-        /// Where the first of them is.
+        /// The network of the first backend.
         network: Arc<str>,
-        /// Where the source is.
+        /// The network of the source.
         own: Arc<str>,
     },
-    /// The mesh knows nobody under the name of the waypoint or gateway.
+    /// The mesh has no service or workload with the host name or address of the gateway.
     #[error(
-        "{destination} is behind the {role} {gateway}, and the mesh knows no service or workload of \
-         that name or address: refused until it is deployed, or no longer named"
+        "{destination} is behind the {role} {gateway}, and the mesh has no service or workload with \
+         that name or address: refused until it is deployed or the reference to it is removed"
     )]
     GatewayUnknown {
         /// The service or workload that was dialled.
         destination: String,
-        /// Which of the two.
+        /// The role of the gateway.
         role: Role,
-        /// What it is called.
+        /// The host name or address of the gateway.
         gateway: GatewayDestination,
     },
-    /// The waypoint or gateway is known, and none of its instances can be used.
+    /// The gateway is known, and none of its instances is usable.
     #[error(
-        "{destination} is behind the {role} {gateway}, and it cannot be used: {source}; refused, \
-         because going around it would go around its policies"
+        "{destination} is behind the {role} {gateway}, which cannot be used: {source}; refused, \
+         because a bypass of the {role} would bypass its policies"
     )]
     GatewayUnavailable {
         /// The service or workload that was dialled.
         destination: String,
-        /// Which of the two.
+        /// The role of the gateway.
         role: Role,
-        /// What it is called.
+        /// The host name or address of the gateway.
         gateway: GatewayDestination,
-        /// Why not.
+        /// Why no instance is usable.
         source: Box<Self>,
     },
-    /// None of a service's waypoints may be chosen.
+    /// All waypoints of a service have weight 0.
     #[error(
-        "{destination} is behind {waypoints} waypoints, and all of them have the weight 0: refused \
-         until one of them may be chosen"
+        "{destination} is behind {waypoints} waypoints, all with weight 0: refused until one of \
+         them has a weight"
     )]
     NoWaypointWeight {
         /// The service that was dialled.
         destination: String,
-        /// How many waypoints it names.
+        /// The number of waypoints.
         waypoints: usize,
     },
-    /// A workload that was dialled by its own address has its waypoint in another network, where
-    /// only services are known by name.
+    /// A workload that was dialled by its own address has its waypoint in another network. There a
+    /// destination is named by a host name, which only services have.
     #[error(
-        "{destination} is behind the waypoint {gateway}, which is in another network: only a service \
-         can be reached there, dial one"
+        "{destination} is behind the waypoint {gateway}, which is in another network: only services \
+         are reachable there, so dial a service instead"
     )]
     WaypointElsewhere {
         /// The workload that was dialled.
         destination: String,
-        /// What its waypoint is called.
+        /// The host name or address of its waypoint.
         gateway: GatewayDestination,
     },
 }
 
 impl RouteError {
-    /// A short name out of a closed set, for metrics and logs.
+    /// A short name from a closed set, for metrics and logs.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::NotDiscovered { .. } => "unasked",
-            Self::Unreadable { .. } => "unreadable",
+            Self::Undecoded { .. } => "unreadable",
             Self::NoSuchPort { .. } => "no_such_port",
             Self::NoHealthyBackend { .. } => "no_healthy_backend",
             Self::NoAddress { .. } => "no_address",
@@ -163,14 +165,14 @@ impl RouteError {
         }
     }
 
-    /// Whose fault it is.
+    /// The party that has to act.
     #[must_use]
     pub const fn fault(&self) -> Fault {
         match self {
             Self::NoSuchPort { .. } => Fault::Downstream,
             Self::NoHealthyBackend { .. } | Self::GatewayUnavailable { .. } => Fault::Upstream,
             Self::NotDiscovered { .. }
-            | Self::Unreadable { .. }
+            | Self::Undecoded { .. }
             | Self::NoAddress { .. }
             | Self::NoNetworkGateway { .. }
             | Self::GatewayUnknown { .. }

@@ -1,95 +1,100 @@
-//! Those in the middle: waypoints and network gateways, by the name or address that a destination
-//! gives them. A name is a service's; an address is a service's or a workload's. Nobody found is an
-//! error, never a way around.
+//! Finds waypoints and network gateways by the host name or address that a destination gives. A
+//! host name belongs to a service; an address to a service or a workload. If none is found, the
+//! route is an error, never a bypass.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use smallvec::smallvec;
 
-use super::choice::{BackendChoice, Candidate, Purpose};
-use super::place::{Reachable, Wanted};
-use super::{Identities, OutboundRequest, Role, RouteError};
+use super::backend::{BackendChoice, Candidate, Purpose};
+use super::explain::{Step, Trace};
+use super::reachable::{AddressPreference, Reachable};
+use super::{Identities, Inputs, OutboundRequest, Role, RouteError};
 use crate::{
     DemandKey, GatewayAddress, GatewayDestination, NetworkAddress, Service, ServiceEntry, Snapshot,
     WeightedWaypoint, Workload,
 };
 
-/// One in the middle, chosen.
-pub(super) struct Middle<'a> {
+/// The chosen instance of a waypoint or network gateway.
+pub(super) struct Gateway<'a> {
     pub(super) workload: &'a Arc<Workload>,
-    pub(super) place: Reachable<'a>,
-    /// Its HBONE port at that place.
+    pub(super) reachable: Reachable<'a>,
+    /// Its HBONE port.
     pub(super) port: u16,
-    /// What it must prove to be.
+    /// The identities of which it must prove one.
     pub(super) expected: Identities,
 }
 
 /// The waypoints of a destination.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Waypoints<'a> {
-    One(&'a GatewayAddress),
-    Shared(&'a [WeightedWaypoint]),
+    Single(&'a GatewayAddress),
+    Weighted(&'a [WeightedWaypoint]),
 }
 
 impl<'a> Waypoints<'a> {
-    /// Those of a service: where it shares connections among several, these go before the one.
+    /// The waypoints of a service: weighted waypoints replace the single one.
     pub(super) fn of_service(service: &'a Service) -> Option<Self> {
         match service.weighted_waypoints.as_slice() {
-            [] => service.waypoint.as_ref().map(Self::One),
-            several => Some(Self::Shared(several)),
+            [] => service.waypoint.as_ref().map(Self::Single),
+            weighted => Some(Self::Weighted(weighted)),
         }
     }
 
-    /// Whether a workload is one of them, whatever its share.
+    /// Whether a workload is an instance of one of the waypoints, regardless of weights.
     pub(super) fn include(self, workload: &Workload, mesh: &Snapshot) -> bool {
-        let is_it = |gateway| stands(gateway, mesh, |other| other.uid == workload.uid);
+        let is_instance = |gateway| resolves_to(gateway, mesh, |other| other.uid == workload.uid);
         match self {
-            Self::One(gateway) => is_it(gateway),
-            Self::Shared(several) => several.iter().any(|each| is_it(&each.destination)),
+            Self::Single(gateway) => is_instance(gateway),
+            Self::Weighted(weighted) => weighted.iter().any(|each| is_instance(&each.destination)),
         }
     }
 
-    /// Rolls the dice: first among the waypoints, then among the instances of that one. Where it
-    /// has none, the next one takes its share: all of them apply the destination's policies.
-    pub(super) fn choose(
+    pub(super) fn destinations(self) -> Vec<GatewayDestination> {
+        match self {
+            Self::Single(gateway) => vec![gateway.destination.clone()],
+            Self::Weighted(weighted) => {
+                let all = weighted.iter().map(|each| &each.destination.destination);
+                all.cloned().collect()
+            }
+        }
+    }
+
+    /// Chooses a waypoint by the random number, then an instance of it. If that waypoint has no
+    /// usable instance, the next one takes its share: all waypoints apply the same policies.
+    pub(super) fn choose<T: Trace>(
         self,
-        (request, mesh): (&OutboundRequest<'a>, &'a Snapshot),
+        inputs: Inputs<'_, 'a, T>,
         destination: &impl Fn() -> String,
         random: u64,
-    ) -> Result<(Middle<'a>, &'a GatewayAddress), RouteError> {
+    ) -> Result<(Gateway<'a>, &'a GatewayAddress), RouteError> {
         let find = |gateway, random| {
-            let found = find(
-                gateway,
-                Role::Waypoint,
-                (request, mesh),
-                destination,
-                random,
-            )?;
+            let found = find(gateway, Role::Waypoint, inputs, destination, random)?;
             Ok((found, gateway))
         };
-        let several = match self {
-            Self::One(gateway) => return find(gateway, random),
-            Self::Shared(several) => several,
+        let weighted = match self {
+            Self::Single(gateway) => return find(gateway, random),
+            Self::Weighted(weighted) => weighted,
         };
-        let weights: u64 = several.iter().map(|each| u64::from(each.weight)).sum();
+        let weights: u64 = weighted.iter().map(|each| u64::from(each.weight)).sum();
         let Some(mut left) = random.checked_rem(weights) else {
             return Err(RouteError::NoWaypointWeight {
                 destination: destination(),
-                waypoints: several.len(),
+                waypoints: weighted.len(),
             });
         };
-        let hit = several.iter().position(|each| {
+        let chosen = weighted.iter().position(|each| {
             let weight = u64::from(each.weight);
-            let hit = left < weight;
+            let is_chosen = left < weight;
             left = left.saturating_sub(weight);
-            hit
+            is_chosen
         });
-        let hit = hit.unwrap_or_default();
-        let found = find(&several[hit].destination, random / weights);
-        let others = several[hit + 1..].iter().chain(&several[..hit]);
+        let chosen = chosen.unwrap_or_default();
+        let found = find(&weighted[chosen].destination, random / weights);
+        let others = weighted[chosen + 1..].iter().chain(&weighted[..chosen]);
         found.or_else(|error| {
-            // Whether it can be used is not known yet.
+            // Discovery has to tell first whether the chosen waypoint is usable.
             if matches!(error, RouteError::NotDiscovered { .. }) {
                 return Err(error);
             }
@@ -107,44 +112,55 @@ impl<'a> Waypoints<'a> {
     }
 }
 
-/// Finds an instance of a waypoint or gateway.
+/// Finds an instance of a waypoint or network gateway. `destination` names the dialled object in
+/// errors.
 ///
 /// # Errors
-/// When the mesh knows none, or none that can be used, or when the control plane has to be asked
-/// first.
-pub(super) fn find<'a>(
+/// When the mesh has no instance or none that is usable, or a resource has to be discovered first.
+pub(super) fn find<'a, T: Trace>(
     gateway: &'a GatewayAddress,
     role: Role,
-    (request, mesh): (&OutboundRequest<'a>, &'a Snapshot),
+    inputs: Inputs<'_, 'a, T>,
     destination: &impl Fn() -> String,
     random: u64,
-) -> Result<Middle<'a>, RouteError> {
-    match lookup(gateway, mesh) {
+) -> Result<Gateway<'a>, RouteError> {
+    let Inputs {
+        request,
+        mesh,
+        trace,
+    } = inputs;
+    let found = lookup(gateway, mesh);
+    trace.step(|| Step::Gateway {
+        role,
+        destination: gateway.destination.clone(),
+        found: found.is_some(),
+    });
+    match found {
         None => {
-            request.is_absent(key_of(gateway), mesh)?;
+            request.require_absent(gateway_key(gateway), mesh)?;
             Err(RouteError::GatewayUnknown {
                 destination: destination(),
                 role,
                 gateway: gateway.destination.clone(),
             })
         }
-        Some(Named::Workload(workload, at)) => Ok(Middle {
+        Some(GatewayTarget::Workload(workload, at)) => Ok(Gateway {
             workload,
-            place: reached(workload, at, role, request),
+            reachable: reach(workload, at, role, request),
             port: gateway.hbone_mtls_port,
             expected: smallvec![workload.identity.clone()],
         }),
-        Some(Named::Service(entry)) => {
-            let chosen = choose(gateway, role, request, entry, random);
+        Some(GatewayTarget::Service(entry)) => {
+            let chosen = choose(gateway, role, inputs, entry, random);
             let chosen = chosen.map_err(|source| RouteError::GatewayUnavailable {
                 destination: destination(),
                 role,
                 gateway: gateway.destination.clone(),
                 source: Box::new(source),
             })?;
-            Ok(Middle {
+            Ok(Gateway {
                 workload: chosen.workload,
-                place: chosen.place,
+                reachable: chosen.reachable,
                 port: chosen.port,
                 expected: expected(chosen.workload, entry),
             })
@@ -152,14 +168,15 @@ pub(super) fn find<'a>(
     }
 }
 
-fn choose<'a>(
+fn choose<'a, T: Trace>(
     gateway: &GatewayAddress,
     role: Role,
-    request: &OutboundRequest<'a>,
+    inputs: Inputs<'_, 'a, T>,
     entry: &'a ServiceEntry,
     random: u64,
 ) -> Result<Candidate<'a>, RouteError> {
-    // A name can be had in either family, an address only in its own.
+    let request = inputs.request;
+    // A host name has addresses of both families, an address is of one family.
     let like = match &gateway.destination {
         GatewayDestination::Hostname(_) => request.destination.ip().to_canonical(),
         GatewayDestination::Address(at) => at.address,
@@ -173,57 +190,59 @@ fn choose<'a>(
             Role::Waypoint => Purpose::Waypoint,
             Role::NetworkGateway => Purpose::NetworkGateway,
         },
-        wanted: Wanted {
+        preference: AddressPreference {
             like,
             families: entry.service.ip_families,
             resolved: request.resolved,
         },
     };
-    choice.pick(random, &[])
+    choice.pick(random, &[], inputs.trace)
 }
 
-/// Where a workload that was named by its address is reached.
-fn reached<'a>(
+/// How a workload is reached that was named by its address.
+fn reach<'a>(
     workload: &'a Workload,
     at: SocketAddr,
     role: Role,
     request: &OutboundRequest<'a>,
 ) -> Reachable<'a> {
     if role == Role::Waypoint && workload.network != request.source.network {
-        return Reachable::Beyond;
+        return Reachable::RemoteNetwork;
     }
-    Reachable::At(at.ip())
+    Reachable::Address(at.ip())
 }
 
-/// Its own identity, and those that may speak for its service.
+/// The identity of an instance, and the identities that its service allows.
 fn expected(workload: &Workload, entry: &ServiceEntry) -> Identities {
     let mut expected: Identities = smallvec![workload.identity.clone()];
     expected.extend(entry.identities.iter().cloned());
     expected
 }
 
-/// What a waypoint's or gateway's name stands for.
-enum Named<'a> {
+/// The service or workload that the destination of a gateway names.
+enum GatewayTarget<'a> {
     Service(&'a ServiceEntry),
     Workload(&'a Arc<Workload>, SocketAddr),
 }
 
-fn lookup<'a>(gateway: &GatewayAddress, mesh: &'a Snapshot) -> Option<Named<'a>> {
+fn lookup<'a>(gateway: &GatewayAddress, mesh: &'a Snapshot) -> Option<GatewayTarget<'a>> {
     match &gateway.destination {
-        GatewayDestination::Hostname(key) => mesh.entry(key).map(|entry| Named::Service(entry)),
+        GatewayDestination::Hostname(key) => {
+            mesh.entry(key).map(|entry| GatewayTarget::Service(entry))
+        }
         GatewayDestination::Address(at) => {
             let mut services = mesh.entries_by_vip(&at.network, at.address);
             if let Some(entry) = services.next() {
-                return Some(Named::Service(entry));
+                return Some(GatewayTarget::Service(entry));
             }
             let workload = mesh.workload_by_address(&at.network, at.address)?;
             let at = SocketAddr::new(at.address, gateway.hbone_mtls_port);
-            Some(Named::Workload(workload, at))
+            Some(GatewayTarget::Workload(workload, at))
         }
     }
 }
 
-fn key_of(gateway: &GatewayAddress) -> DemandKey {
+fn gateway_key(gateway: &GatewayAddress) -> DemandKey {
     match &gateway.destination {
         GatewayDestination::Hostname(key) => DemandKey::Service(key.clone()),
         GatewayDestination::Address(at) => DemandKey::Address(NetworkAddress {
@@ -233,23 +252,23 @@ fn key_of(gateway: &GatewayAddress) -> DemandKey {
     }
 }
 
-/// What has to be asked for before anything can be said about a waypoint or gateway.
-pub(crate) fn missing(gateway: &GatewayAddress, mesh: &Snapshot) -> Option<DemandKey> {
-    (!mesh.is_whole() && lookup(gateway, mesh).is_none()).then(|| key_of(gateway))
+/// The key to discover before a decision can use a waypoint or network gateway.
+pub(crate) fn undiscovered_key(gateway: &GatewayAddress, mesh: &Snapshot) -> Option<DemandKey> {
+    (!mesh.is_complete() && lookup(gateway, mesh).is_none()).then(|| gateway_key(gateway))
 }
 
-/// Whether one of those that a waypoint's or gateway's name stands for is the one that is meant.
-pub(crate) fn stands(
+/// Whether an instance of a waypoint or network gateway matches.
+pub(crate) fn resolves_to(
     gateway: &GatewayAddress,
     mesh: &Snapshot,
-    is_meant: impl Fn(&Workload) -> bool,
+    matches: impl Fn(&Workload) -> bool,
 ) -> bool {
     match lookup(gateway, mesh) {
-        Some(Named::Service(entry)) => entry
+        Some(GatewayTarget::Service(entry)) => entry
             .endpoints
             .iter()
-            .any(|endpoint| is_meant(&endpoint.workload)),
-        Some(Named::Workload(workload, _)) => is_meant(workload),
+            .any(|endpoint| matches(&endpoint.workload)),
+        Some(GatewayTarget::Workload(workload, _)) => matches(workload),
         None => false,
     }
 }
@@ -264,9 +283,9 @@ pub(crate) fn waypoints_of<'a>(
         .iter()
         .filter_map(|(key, _)| mesh.service(key))
         .flat_map(|service| {
-            let several = service.weighted_waypoints.iter();
-            let several = several.map(|each| &each.destination);
-            service.waypoint.iter().chain(several)
+            let weighted = service.weighted_waypoints.iter();
+            let weighted = weighted.map(|each| &each.destination);
+            service.waypoint.iter().chain(weighted)
         });
     workload.waypoint.as_deref().into_iter().chain(of_services)
 }

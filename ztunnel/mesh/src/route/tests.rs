@@ -1,38 +1,47 @@
-//! Where connections go, by example. Each theme is a mesh as people write it and a table of who
-//! dials what, and the answer; here is how a table is read.
+//! Route decisions by example. Each file is a mesh in the local format and a table of connections
+//! with their routes; this file reads the tables.
 //!
-//! A line is `who -> what => answer`. Before the arrow may stand `roll 3` (the dice; 0 otherwise),
-//! `with name=address` (what a name was resolved to), `here b,c` (pods of the source's node that
-//! are served by the same proxy, the source is then one of them too), `but address:port` (what the
-//! kernel could have chosen), `absent key` (what the control plane says is not in the mesh). With `rolls` the answer is who is chosen for each throw in turn.
+//! A line is `source -> address => route`. Before the arrow may stand `roll 3` (the random number;
+//! 0 otherwise), `with name=address` (a resolved host name), `here b,c` (pods that the node of the
+//! source serves, besides the source), `but address:port` (a backend that the kernel could have
+//! chosen), `absent key` (a key that the control plane does not have). With `rolls` the route is
+//! the chosen workload for each random number from 0.
 //!
-//! An answer is
-//! - `passthrough workload address:port`, in the clear,
+//! A route is
+//! - `passthrough workload address:port`, plain TCP,
 //! - `direct workload address:port`, to a pod of this node,
 //! - `tunnel workload@end for authority as identities`,
-//! - `waypoint` the same, `gateway` the same and `then` who is behind it,
+//! - `waypoint` the same, `gateway` the same and `then` the identities behind it,
 //! - `resolve name`,
-//! - `refused reason`, and after a colon what the text holds.
+//! - `refused reason`, and after a colon a part of the message.
 //!
-//! The service that was dialled stands at the end, after `of`. Identities are service accounts of
+//! The dialled service stands at the end, after `of`. Identities are service accounts of
 //! the namespace `default`, or `namespace/account`.
 
 mod balancing;
 mod direct;
+mod explain;
 mod families;
-mod in_part;
 mod ingress;
 mod names;
 mod networks;
+mod partial;
 mod plain;
 mod visibility;
 mod waypoints;
 mod weighted;
 
-use super::*;
-use crate::{Lanes, LocalPod, NamespacedHostname, Uid, local};
+use std::net::IpAddr;
+use std::sync::Arc;
 
-/// Checks a table, and that it has so many lines that a part of it cannot be lost.
+use super::*;
+use crate::{
+    DemandKey, Identity, LocalPod, NamespacedHostname, NetnsCookie, NetworkAddress, PathSettings,
+    Service, Uid, local,
+};
+
+/// Checks a table and its number of lines, so that no part of it is lost. Also checks that the
+/// explanation of each decision has the same result.
 fn check(mesh: &str, lines: usize, table: &str) {
     check_in(local::parse(mesh).unwrap().into_snapshot(), lines, table);
 }
@@ -56,14 +65,14 @@ fn check_in(mesh: Snapshot, lines: usize, table: &str) {
     assert_eq!(count, lines, "lines in the table");
 }
 
-/// One question of a table, taken apart.
+/// The left side of a line.
 #[derive(Default)]
 struct Question<'a> {
-    who: &'a str,
+    source: &'a str,
     random: u64,
     rolls: bool,
     resolved: Vec<(Arc<str>, IpAddr)>,
-    here: Vec<&'a str>,
+    local_pods: Vec<&'a str>,
     except: Vec<SocketAddr>,
     absent: Vec<DemandKey>,
 }
@@ -72,7 +81,7 @@ impl<'a> Question<'a> {
     fn read(text: &'a str) -> Self {
         let mut words = text.split_whitespace();
         let mut question = Self {
-            who: words.next().unwrap(),
+            source: words.next().unwrap(),
             ..Self::default()
         };
         while let Some(word) = words.next() {
@@ -84,7 +93,7 @@ impl<'a> Question<'a> {
                     let address = address.parse().unwrap();
                     question.resolved.push((name.into(), address));
                 }
-                "here" => question.here = words.next().unwrap().split(',').collect(),
+                "here" => question.local_pods = words.next().unwrap().split(',').collect(),
                 "absent" => question.absent.push(key(words.next().unwrap())),
                 "but" => question.except.push(words.next().unwrap().parse().unwrap()),
                 other => panic!("{other}"),
@@ -94,11 +103,11 @@ impl<'a> Question<'a> {
     }
 
     fn view(&self, mesh: &Arc<Snapshot>) -> View {
-        let mut here = self.here.clone();
-        if !here.is_empty() {
-            here.push(self.who);
+        let mut names = self.local_pods.clone();
+        if !names.is_empty() {
+            names.push(self.source);
         }
-        let pods = here.iter().zip(1..).map(|(name, cookie)| LocalPod {
+        let pods = names.iter().zip(1..).map(|(name, cookie)| LocalPod {
             uid: Uid((*name).into()),
             account: None,
             cookie: NetnsCookie(cookie),
@@ -108,11 +117,11 @@ impl<'a> Question<'a> {
             },
             redirected: false,
         });
-        View::new(mesh.clone(), pods, &Lanes::default())
+        View::new(mesh.clone(), pods, &PathSettings::default())
     }
 }
 
-/// What was asked for: `network/address` or `namespace/hostname`.
+/// A discovery key: `network/address` or `namespace/hostname`.
 fn key(text: &str) -> DemandKey {
     let (before, after) = text.split_once('/').unwrap();
     match after.parse() {
@@ -127,11 +136,19 @@ fn key(text: &str) -> DemandKey {
     }
 }
 
+/// Decides, and checks that the explanation has the same result.
+fn decided(request: &OutboundRequest<'_>, view: &View, random: u64) -> Result<Route, RouteError> {
+    let result = route(request, view, random);
+    let explained = explain(request, view, random);
+    assert_eq!(explained.result, result);
+    result
+}
+
 fn answer(mesh: &Arc<Snapshot>, question: &str, expected: &str) -> String {
     let (before, what) = question.split_once("->").unwrap();
     let question = Question::read(before);
     let view = question.view(mesh);
-    let uid = Uid(question.who.into());
+    let uid = Uid(question.source.into());
     let source = mesh.workload_by_uid(&uid).unwrap();
     let request = OutboundRequest {
         except: &question.except,
@@ -141,10 +158,10 @@ fn answer(mesh: &Arc<Snapshot>, question: &str, expected: &str) -> String {
     };
     if question.rolls {
         let throws = u64::try_from(expected.split(' ').count()).unwrap();
-        let chosen = (0..throws).map(|random| chosen(route(&request, &view, random)));
+        let chosen = (0..throws).map(|random| chosen(decided(&request, &view, random)));
         return chosen.collect::<Vec<_>>().join(" ");
     }
-    match route(&request, &view, question.random) {
+    match decided(&request, &view, question.random) {
         Ok(route) => show(&route),
         Err(error) => {
             let short = format!("refused {}", error.reason());
@@ -160,7 +177,7 @@ fn answer(mesh: &Arc<Snapshot>, question: &str, expected: &str) -> String {
     }
 }
 
-/// Only who it is.
+/// Only the name of the chosen workload.
 fn chosen(route: Result<Route, RouteError>) -> String {
     match route {
         Ok(Route::Passthrough { workload, to, .. }) => {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::backends::Moves;
+use super::backends::BackendChanges;
 use super::{ServiceEntry, Snapshot};
 use crate::{Change, NamespacedHostname, Policy, Service, Uid, Workload};
 
@@ -19,24 +19,25 @@ impl Snapshot {
     /// once.
     pub fn apply_all(&mut self, changes: impl IntoIterator<Item = Change>) -> bool {
         let mut changed = false;
-        let mut moves = Moves::new();
+        let mut changes_by_service = BackendChanges::new();
         for change in changes {
             changed |= match change {
-                Change::Workload(workload) => self.put_workload(*workload, &mut moves),
-                Change::Refused { name, addresses } => self.refused.put(name, addresses),
-                Change::Readable(name) => self.refused.remove(&name),
-                Change::RemoveWorkload(uid) => self.remove_workload(&uid, &mut moves),
+                Change::Workload(workload) => self.put_workload(*workload, &mut changes_by_service),
+                Change::Placeholder { name, addresses } => self.placeholders.put(name, addresses),
+                Change::RemovePlaceholder(name) => self.placeholders.remove(&name),
+                Change::RemoveWorkload(uid) => self.remove_workload(&uid, &mut changes_by_service),
                 Change::Service(service) => self.put_service(*service),
                 Change::RemoveService(key) => self.remove_service(&key),
                 Change::Policy(policy) => self.policies.insert(*policy),
                 Change::RemovePolicy(key) => self.policies.remove(&key),
             };
-            if moves.are_many() {
-                let moves = std::mem::replace(&mut moves, Moves::new());
-                moves.settle(&mut self.services, &mut self.unclaimed);
+            if changes_by_service.is_full() {
+                let changes_by_service =
+                    std::mem::replace(&mut changes_by_service, BackendChanges::new());
+                changes_by_service.apply(&mut self.services, &mut self.pending_backends);
             }
         }
-        moves.settle(&mut self.services, &mut self.unclaimed);
+        changes_by_service.apply(&mut self.services, &mut self.pending_backends);
         changed
     }
 
@@ -54,7 +55,11 @@ impl Snapshot {
         snapshot
     }
 
-    fn put_workload(&mut self, workload: Workload, moves: &mut Moves) -> bool {
+    fn put_workload(
+        &mut self,
+        workload: Workload,
+        changes_by_service: &mut BackendChanges,
+    ) -> bool {
         let before = self.workloads.get(&workload.uid.0).cloned();
         if before.as_deref() == Some(&workload) {
             return false;
@@ -67,19 +72,19 @@ impl Snapshot {
         if let Some(before) = &before {
             // Only now, so that an address that stays keeps its place among those who claim it.
             self.release_addresses(before);
-            moves.go(before);
+            changes_by_service.go(before);
         }
-        moves.come(&workload);
+        changes_by_service.come(&workload);
         self.workloads.insert(workload);
         true
     }
 
-    fn remove_workload(&mut self, uid: &Uid, moves: &mut Moves) -> bool {
+    fn remove_workload(&mut self, uid: &Uid, changes_by_service: &mut BackendChanges) -> bool {
         let Some(workload) = self.workloads.remove(&uid.0) else {
             return false;
         };
         self.release_addresses(&workload);
-        moves.go(&workload);
+        changes_by_service.go(&workload);
         true
     }
 
@@ -112,7 +117,7 @@ impl Snapshot {
                 self.release_vips(&before.service);
                 before.endpoints.clone()
             }
-            None => self.unclaimed.take(&key),
+            None => self.pending_backends.take(&key),
         };
         self.services.insert(ServiceEntry::new(service, endpoints));
         true
@@ -124,7 +129,8 @@ impl Snapshot {
         };
         self.release_vips(&entry.service);
         // Those that stand behind it go on saying so.
-        self.unclaimed.keep(key.clone(), entry.endpoints.clone());
+        self.pending_backends
+            .keep(key.clone(), entry.endpoints.clone());
         true
     }
 

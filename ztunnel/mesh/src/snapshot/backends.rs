@@ -24,7 +24,7 @@ pub struct Endpoint {
 
 /// What a batch does to the backends of services.
 #[derive(Debug)]
-pub(super) struct Moves {
+pub(super) struct BackendChanges {
     by_service: HashMap<NamespacedHostname, Vec<Move>>,
     len: usize,
 }
@@ -36,7 +36,7 @@ struct Move {
     ports: Option<Arc<Ports>>,
 }
 
-impl Moves {
+impl BackendChanges {
     /// So many that no list is copied too often, so few that they take no memory to speak of.
     const MANY: usize = 8192;
 
@@ -47,7 +47,7 @@ impl Moves {
         }
     }
 
-    pub(super) fn are_many(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.len >= Self::MANY
     }
 
@@ -75,38 +75,40 @@ impl Moves {
         let moved = Move { workload, ports };
         self.len += 1;
         match self.by_service.get_mut(key) {
-            Some(moves) => moves.push(moved),
+            Some(changes_by_service) => changes_by_service.push(moved),
             None => drop(self.by_service.insert(key.clone(), vec![moved])),
         }
     }
 
-    /// Makes the moves.
-    pub(super) fn settle(self, services: &mut Services, unclaimed: &mut Unclaimed) {
-        for (key, moves) in self.by_service {
+    /// Makes the changes_by_service.
+    pub(super) fn apply(self, services: &mut Services, pending_backends: &mut PendingBackends) {
+        for (key, changes_by_service) in self.by_service {
             if let Some(entry) = services.get_mut(&key) {
-                let endpoints = merged(&entry.endpoints, moves);
+                let endpoints = merged(&entry.endpoints, changes_by_service);
                 *entry = Arc::new(super::ServiceEntry {
                     service: entry.service.clone(),
                     endpoints,
                     identities: entry.identities.clone(),
                 });
             } else {
-                let before = unclaimed.take(&key);
-                unclaimed.keep(key, merged(&before, moves));
+                let before = pending_backends.take(&key);
+                pending_backends.keep(key, merged(&before, changes_by_service));
             }
         }
     }
 }
 
-/// The list as it is after some moves; of several moves of one workload the last counts.
-fn merged(before: &[Endpoint], mut moves: Vec<Move>) -> Vec<Endpoint> {
-    moves.sort_by(|a, b| a.workload.uid.cmp(&b.workload.uid));
-    let mut after = Vec::with_capacity(before.len() + moves.len());
+/// The list as it is after some changes_by_service; of several changes_by_service of one workload the last counts.
+fn merged(before: &[Endpoint], mut changes_by_service: Vec<Move>) -> Vec<Endpoint> {
+    changes_by_service.sort_by(|a, b| a.workload.uid.cmp(&b.workload.uid));
+    let mut after = Vec::with_capacity(before.len() + changes_by_service.len());
     let mut rest = before;
-    let mut moves = moves.into_iter().peekable();
-    while let Some(moved) = moves.next() {
+    let mut changes_by_service = changes_by_service.into_iter().peekable();
+    while let Some(moved) = changes_by_service.next() {
         let uid = &moved.workload.uid;
-        let superseded = moves.peek().is_some_and(|next| next.workload.uid == *uid);
+        let superseded = changes_by_service
+            .peek()
+            .is_some_and(|next| next.workload.uid == *uid);
         if superseded {
             continue;
         }
@@ -129,7 +131,7 @@ fn merged(before: &[Endpoint], mut moves: Vec<Move>) -> Vec<Endpoint> {
 
 /// The backends of services that nobody has told of.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Unclaimed(Index<Backends>);
+pub(super) struct PendingBackends(Index<Backends>);
 
 #[derive(Debug, Clone)]
 struct Backends {
@@ -137,7 +139,7 @@ struct Backends {
     endpoints: Arc<[Endpoint]>,
 }
 
-impl Unclaimed {
+impl PendingBackends {
     pub(super) fn take(&mut self, key: &NamespacedHostname) -> Vec<Endpoint> {
         let found = self.0.remove((&key.namespace, &key.hostname));
         found.map_or_else(Vec::new, |backends| backends.endpoints.to_vec())

@@ -15,11 +15,11 @@ pub(super) trait Claimant: Clone {
     fn is(&self, other: &Self) -> bool;
 
     /// Whose claim goes before another's; among equals the later claim does.
-    fn standing(&self) -> Standing;
+    fn precedence(&self) -> Precedence;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Standing {
+pub(super) enum Precedence {
     /// The address is the node's.
     Shared,
     /// The address is its own.
@@ -31,10 +31,10 @@ impl Claimant for Workload {
         self.uid == other.uid
     }
 
-    fn standing(&self) -> Standing {
+    fn precedence(&self) -> Precedence {
         match self.network_mode {
-            NetworkMode::HostNetwork => Standing::Shared,
-            NetworkMode::Standard => Standing::Own,
+            NetworkMode::HostNetwork => Precedence::Shared,
+            NetworkMode::Standard => Precedence::Own,
         }
     }
 }
@@ -44,8 +44,8 @@ impl Claimant for Service {
         self.hostname == other.hostname && self.namespace == other.namespace
     }
 
-    fn standing(&self) -> Standing {
-        Standing::Own
+    fn precedence(&self) -> Precedence {
+        Precedence::Own
     }
 }
 
@@ -142,8 +142,8 @@ impl<K: Hash + Eq + Copy + 'static, T: Claimant + 'static> Claims<K, T> {
 impl<K, T: Claimant> Claim<K, T> {
     fn join(&mut self, claimant: &Arc<T>) {
         let alone = self.rivals.is_none();
-        if let Some(place) = self.place_of(claimant) {
-            if alone || place.standing() == claimant.standing() {
+        if let Some(place) = self.find_mut(claimant) {
+            if alone || place.precedence() == claimant.precedence() {
                 *place = claimant.clone();
                 return;
             }
@@ -154,16 +154,16 @@ impl<K, T: Claimant> Claim<K, T> {
             .rivals
             .get_or_insert_with(|| Box::new(Rivals(Vec::new())))
             .0;
-        if claimant.standing() >= self.holder.standing() {
+        if claimant.precedence() >= self.holder.precedence() {
             rivals.push(std::mem::replace(&mut self.holder, claimant.clone()));
         } else {
-            let at = rivals.partition_point(|rival| rival.standing() <= claimant.standing());
+            let at = rivals.partition_point(|rival| rival.precedence() <= claimant.precedence());
             rivals.insert(at, claimant.clone());
         }
     }
 
-    /// Where a claimant stands, as it was until now.
-    fn place_of(&mut self, claimant: &Arc<T>) -> Option<&mut Arc<T>> {
+    /// Where a claimant resolves_to, as it was until now.
+    fn find_mut(&mut self, claimant: &Arc<T>) -> Option<&mut Arc<T>> {
         if self.holder.is(claimant) {
             return Some(&mut self.holder);
         }

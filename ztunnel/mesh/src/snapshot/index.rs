@@ -74,7 +74,7 @@ impl<T: Keyed> Index<T> {
                     let at = find(slots, hash, key)?;
                     return slots.get(at).map(|slot| &slot.item);
                 }
-                Node::Branch(children) => node = &children[turn(hash, depth)],
+                Node::Branch(children) => node = &children[child_index(hash, depth)],
             }
             depth += 1;
         }
@@ -94,7 +94,7 @@ impl<T: Keyed> Index<T> {
                     return Arc::make_mut(slots).get_mut(at).map(|slot| &mut slot.item);
                 }
                 Node::Branch(children) => {
-                    node = &mut Arc::make_mut(children)[turn(hash, depth)];
+                    node = &mut Arc::make_mut(children)[child_index(hash, depth)];
                 }
             }
             depth += 1;
@@ -130,7 +130,7 @@ impl<T: Keyed> Index<T> {
 }
 
 /// Which child leads to a hash.
-fn turn(hash: u64, depth: u32) -> usize {
+fn child_index(hash: u64, depth: u32) -> usize {
     let [low, ..] = (hash >> (BITS * depth)).to_le_bytes();
     usize::from(low) % WIDTH
 }
@@ -160,7 +160,7 @@ impl<T: Keyed> Node<T> {
                 slots.push(slot);
             }
             Self::Branch(children) => {
-                let child = turn(slot.hash, depth);
+                let child = child_index(slot.hash, depth);
                 return Arc::make_mut(children)[child].insert(slot, depth + 1);
             }
         }
@@ -174,7 +174,7 @@ impl<T: Keyed> Node<T> {
         };
         let mut parts: [Vec<Slot<T>>; WIDTH] = Default::default();
         for slot in Arc::unwrap_or_clone(slots) {
-            parts[turn(slot.hash, depth)].push(slot);
+            parts[child_index(slot.hash, depth)].push(slot);
         }
         *self = Self::Branch(Arc::new(parts.map(Self::leaf)));
     }
@@ -202,8 +202,8 @@ impl<T: Keyed> Node<T> {
             }
             Self::Branch(children) => {
                 let children = Arc::make_mut(children);
-                let removed = children[turn(hash, depth)].remove(hash, key, depth + 1)?;
-                if let Some(few) = few(children) {
+                let removed = children[child_index(hash, depth)].remove(hash, key, depth + 1)?;
+                if let Some(few) = mergeable(children) {
                     let slots = children.iter_mut().flat_map(Self::take);
                     let mut together = Vec::with_capacity(few);
                     together.extend(slots);
@@ -225,7 +225,7 @@ impl<T: Keyed> Node<T> {
 
 /// How many items a branch has that is not worth being one. Well below [`FULL`], so that one item
 /// that comes and goes does not split and join each time.
-fn few<T>(children: &[Node<T>; WIDTH]) -> Option<usize> {
+fn mergeable<T>(children: &[Node<T>; WIDTH]) -> Option<usize> {
     let mut total = 0;
     for child in children {
         total += match child {

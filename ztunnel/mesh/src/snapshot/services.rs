@@ -81,7 +81,7 @@ impl Services {
         counts: impl Fn(&ServiceEntry) -> bool,
     ) -> Option<&Arc<ServiceEntry>> {
         let entries = self.named(hostname).iter();
-        meant(entries.filter(|entry| counts(entry)), namespace)
+        preferred(entries.filter(|entry| counts(entry)), namespace)
     }
 
     /// Puts a service in the place of the one with its key.
@@ -125,7 +125,7 @@ impl Services {
 
 /// Who of several is meant inside a namespace: the service of that namespace, or the canonical one,
 /// or else the first. What is visible in its own namespace only is nobody's in another one.
-pub(super) fn meant<'a>(
+pub(super) fn preferred<'a>(
     entries: impl Iterator<Item = &'a Arc<ServiceEntry>> + Clone,
     namespace: &str,
 ) -> Option<&'a Arc<ServiceEntry>> {

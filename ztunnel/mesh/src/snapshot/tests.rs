@@ -20,7 +20,7 @@ fn policy(name: &str, namespace: &str, scope: PolicyScope) -> Policy {
         action: Action::Deny,
         rules: Vec::new(),
         dry_run: false,
-        unseen: false,
+        has_unknown_conditions: false,
     }
 }
 

@@ -1,11 +1,11 @@
-//! Verdicts against a naive model of what the documentation of the policies says.
+//! Verdicts against a naive model of the documented meaning of policies.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::ServiceAccountMatch;
 
-/// What a match says, written down without any shortcut: the list of what each kind says.
+/// A match without any shortcut: the result of each kind that is set.
 fn naive_match(each: &Match, context: &PolicyContext<'_>) -> bool {
     let id = context.source;
     let text = |want: &StringMatch, found: Option<&str>| match (want, found) {
@@ -23,36 +23,36 @@ fn naive_match(each: &Match, context: &PolicyContext<'_>) -> bool {
         })
     };
     let mut kinds: Vec<bool> = Vec::new();
-    says(
+    add(
         &mut kinds,
         [&each.namespaces, &each.not_namespaces],
         |want| text(want, namespace),
     );
-    says(
+    add(
         &mut kinds,
         [&each.principals, &each.not_principals],
         |want| text(want, principal),
     );
-    says(
+    add(
         &mut kinds,
         [&each.service_accounts, &each.not_service_accounts],
         account,
     );
     let source = context.source_ip;
-    says(
+    add(
         &mut kinds,
         [&each.source_ips, &each.not_source_ips],
         |net| net.contains(&source),
     );
     let to = context.destination;
     let at = |net: &ipnet::IpNet| net.contains(&to.ip());
-    says(
+    add(
         &mut kinds,
         [&each.destination_ips, &each.not_destination_ips],
         at,
     );
     let port = |want: &u16| *want == to.port();
-    says(
+    add(
         &mut kinds,
         [&each.destination_ports, &each.not_destination_ports],
         port,
@@ -60,14 +60,14 @@ fn naive_match(each: &Match, context: &PolicyContext<'_>) -> bool {
     !kinds.is_empty() && !kinds.contains(&false)
 }
 
-/// Writes down what one kind and its negation say, each only if it is set.
-fn says<T>(kinds: &mut Vec<bool>, [wanted, unwanted]: [&Vec<T>; 2], agrees: impl Fn(&T) -> bool) {
-    let agreeing = |values: &Vec<T>| values.iter().filter(|value| agrees(value)).count();
-    if !wanted.is_empty() {
-        kinds.push(agreeing(wanted) > 0);
+/// Adds the results of one kind and of its negation, each only if it is set.
+fn add<T>(kinds: &mut Vec<bool>, [required, excluded]: [&Vec<T>; 2], holds: impl Fn(&T) -> bool) {
+    let holding = |values: &Vec<T>| values.iter().filter(|value| holds(value)).count();
+    if !required.is_empty() {
+        kinds.push(holding(required) > 0);
     }
-    if !unwanted.is_empty() {
-        kinds.push(agreeing(unwanted) == 0);
+    if !excluded.is_empty() {
+        kinds.push(holding(excluded) == 0);
     }
 }
 
@@ -112,7 +112,7 @@ fn string_match() -> impl Strategy<Value = StringMatch> {
     ]
 }
 
-/// Mostly empty, so that the kinds that are set have a chance to agree.
+/// Mostly empty, so that the kinds that are set can match together.
 fn few<T: Clone + std::fmt::Debug>(
     each: impl Strategy<Value = T> + Clone,
 ) -> impl Strategy<Value = Vec<T>> {
@@ -171,7 +171,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
 
 proptest! {
     #[test]
-    fn agrees_with_the_naive_model(
+    fn verdicts_agree_with_the_naive_model(
         policies in prop::collection::vec(any_policy(), 0..4),
         source in prop::option::of(prop::sample::select(vec![("a", "a"), ("a", "b"), ("b", "b")])),
         source_ip in prop::sample::select(vec!["10.0.0.1", "10.0.0.2", "192.0.2.1", "fd00::1"]),
@@ -197,12 +197,13 @@ proptest! {
             source_ip: context.source_ip,
             destination: context.destination,
         };
-        let judgement = authorize(&request, &snapshot);
-        prop_assert_eq!(judgement.verdict.is_allow(), expected);
-        let on_trial = policies.iter().filter(|policy| policy.dry_run).count();
-        prop_assert_eq!(judgement.dry_runs.len(), on_trial);
-        // Whoever is named as the reason does match and does that.
-        if let Some(by) = judgement.verdict.by() {
+        let result = authorize(&request, &snapshot);
+        assert_eq!(explain(&request, &snapshot).result, result);
+        prop_assert_eq!(result.verdict.is_allow(), expected);
+        let dry_runs = policies.iter().filter(|policy| policy.dry_run).count();
+        prop_assert_eq!(result.dry_runs.len(), dry_runs);
+        // The policy that is named as the reason matches and has that action.
+        if let Some(by) = result.verdict.by() {
             prop_assert!(naive_policy(by, &context) && !by.dry_run);
             prop_assert_eq!(by.action == Action::Allow, expected);
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::{Allowed, Lanes, SameNode, Uid, local};
+use crate::{AllowedPaths, NetnsCookie, PathSettings, SameNode, Uid, local};
 
 const MESH: &str = r#"
 workloads:
@@ -52,7 +52,7 @@ const HERE: [(&str, u64, &[&str]); 8] = [
     ("in", 8, &["10.0.0.8"]),
 ];
 
-fn view(lanes: &Lanes) -> View {
+fn view(paths: &PathSettings) -> View {
     let pods = HERE.map(|(uid, cookie, addresses)| LocalPod {
         uid: Uid(uid.into()),
         account: None,
@@ -61,23 +61,23 @@ fn view(lanes: &Lanes) -> View {
         redirected: false,
     });
     let mesh = Arc::new(local::parse(MESH).unwrap().into_snapshot());
-    View::new(mesh, pods, lanes)
+    View::new(mesh, pods, paths)
 }
 
-fn joined() -> Allowed {
-    Allowed {
+fn joined() -> AllowedPaths {
+    AllowedPaths {
         ends: Ends::Joined,
-        ..Allowed::default()
+        ..AllowedPaths::default()
     }
 }
 
 /// `address>pod weight`, and the total where others have a share.
-fn calls(pod: u64, to: &str, lanes: &Lanes) -> String {
+fn calls(pod: u64, to: &str, paths: &PathSettings) -> String {
     let call = FastPathKey {
         pod: NetnsCookie(pod),
         destination: to.parse().unwrap(),
     };
-    let Some(verdict) = outbound_entry(&call, &[], &view(lanes)) else {
+    let Some(verdict) = outbound_entry(&call, &[], &view(paths)) else {
         return "proxy".to_owned();
     };
     let shown = verdict.backends.iter().map(|backend| {
@@ -122,7 +122,11 @@ fn calls_that_go_by_themselves() {
         (1, "10.1.0.1:81", "proxy"),
         (1, "[fd01::2]:80", "[fd00::2]:8080>2 1 of 1"),
     ] {
-        assert_eq!(calls(pod, to, &Lanes::default()), expected, "{pod} {to}");
+        assert_eq!(
+            calls(pod, to, &PathSettings::default()),
+            expected,
+            "{pod} {to}"
+        );
     }
 }
 
@@ -150,14 +154,18 @@ fn nothing_goes_by_itself_that_must_go_through_somebody() {
         // A private service does not exist here.
         (1, "10.1.0.9:80", "10.1.0.9:80>0 1 of 1"),
     ] {
-        assert_eq!(calls(pod, to, &Lanes::default()), expected, "{pod} {to}");
+        assert_eq!(
+            calls(pod, to, &PathSettings::default()),
+            expected,
+            "{pod} {to}"
+        );
     }
 }
 
 #[test]
 fn a_waypoint_that_comes_ends_what_goes_around_it() {
     use Opener::{Pod, Proxy};
-    let view = view(&Lanes::default());
+    let view = view(&PathSettings::default());
     for (pod, dialled, server, expected) in [
         // To the same address, as it was dialled: a service with a waypoint, and without one.
         (1, "10.1.0.1:80", ("10.0.2.1:8080", 0), true),
@@ -184,11 +192,11 @@ fn a_waypoint_that_comes_ends_what_goes_around_it() {
 
 #[test]
 fn either_end_can_ask_for_a_tunnel_and_both_must_agree_to_be_joined() {
-    let tunnel = Allowed {
+    let tunnel = AllowedPaths {
         same_node: SameNode::Tunnel,
-        ..Allowed::default()
+        ..AllowedPaths::default()
     };
-    let with = |mesh, of: &[(&str, Allowed)]| Lanes {
+    let with = |mesh, of: &[(&str, AllowedPaths)]| PathSettings {
         mesh,
         overrides: of
             .iter()
@@ -196,16 +204,16 @@ fn either_end_can_ask_for_a_tunnel_and_both_must_agree_to_be_joined() {
             .collect(),
     };
     let direct = "10.0.0.2:80>2 1 of 1";
-    for (lanes, expected) in [
+    for (paths, expected) in [
         (with(tunnel, &[]), "proxy"),
-        (with(Allowed::default(), &[("a", tunnel)]), "proxy"),
-        (with(Allowed::default(), &[("b", tunnel)]), "proxy"),
-        (with(Allowed::default(), &[("c", tunnel)]), direct),
+        (with(AllowedPaths::default(), &[("a", tunnel)]), "proxy"),
+        (with(AllowedPaths::default(), &[("b", tunnel)]), "proxy"),
+        (with(AllowedPaths::default(), &[("c", tunnel)]), direct),
         (with(joined(), &[]), "10.0.0.2:80>2 1 joined of 1"),
-        (with(joined(), &[("b", Allowed::default())]), direct),
-        (with(Allowed::default(), &[("a", joined())]), direct),
+        (with(joined(), &[("b", AllowedPaths::default())]), direct),
+        (with(AllowedPaths::default(), &[("a", joined())]), direct),
     ] {
-        assert_eq!(calls(1, "10.0.0.2:80", &lanes), expected, "{lanes:?}");
+        assert_eq!(calls(1, "10.0.0.2:80", &paths), expected, "{paths:?}");
     }
     // What leaves the mesh has no encryption to ask for, and nobody here to be joined with.
     assert_eq!(
@@ -220,7 +228,7 @@ fn either_end_can_ask_for_a_tunnel_and_both_must_agree_to_be_joined() {
 
 #[test]
 fn plaintext_from_outside() {
-    let view = view(&Lanes::default());
+    let view = view(&PathSettings::default());
     for (pod, to, expected) in [
         (3, "10.0.0.3:80", true),
         // Only a principal may call b, and plaintext has none.
@@ -237,7 +245,7 @@ fn plaintext_from_outside() {
             to: to.parse().unwrap(),
             from: "192.0.2.9".parse().unwrap(),
         };
-        assert_eq!(inbound_holds(&arrival, &view), expected, "{pod} {to}");
+        assert_eq!(inbound_allowed(&arrival, &view), expected, "{pod} {to}");
     }
 }
 
@@ -263,7 +271,7 @@ fn open(
 #[test]
 fn connections_that_may_stay() {
     use Opener::{Outside, Pod, Proxy};
-    let view = view(&Lanes::default());
+    let view = view(&PathSettings::default());
     for (pods, opener, client, server, expected) in [
         ((1, 2), Pod, "10.0.0.1:9", "10.0.0.2:8080", true),
         ((1, 2), Proxy, "10.0.0.1:9", "10.0.0.2:8080", true),
@@ -286,12 +294,12 @@ fn connections_that_may_stay() {
 
 #[test]
 fn a_connection_that_was_direct_must_go_when_encryption_is_wanted() {
-    let tunnel = Lanes {
-        mesh: Allowed {
+    let tunnel = PathSettings {
+        mesh: AllowedPaths {
             same_node: SameNode::Tunnel,
-            ..Allowed::default()
+            ..AllowedPaths::default()
         },
-        ..Lanes::default()
+        ..PathSettings::default()
     };
     for opener in [Opener::Pod, Opener::Proxy] {
         let flow = open((1, 2), opener, "10.0.0.1:9", "10.0.0.2:8080");
@@ -323,7 +331,7 @@ fn more_backends_than_a_verdict_holds_leave_a_share_to_the_proxy() {
         addresses: vec![address.parse().unwrap()],
         redirected: false,
     });
-    let view = View::new(mesh, pods, &Lanes::default());
+    let view = View::new(mesh, pods, &PathSettings::default());
     let call = FastPathKey {
         pod: NetnsCookie(1),
         destination: "10.1.0.1:80".parse().unwrap(),

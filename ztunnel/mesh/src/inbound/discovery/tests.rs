@@ -24,7 +24,7 @@ fn endpoint(uid: &str, authority: &str, on_behalf: bool, mesh: &Snapshot) -> Vec
     };
     let authority = authority.parse().unwrap();
     let mut absent = Vec::new();
-    while let Some(key) = missing(&authority, on_behalf, endpoint, mesh, &absent) {
+    while let Some(key) = next_key(&authority, on_behalf, endpoint, mesh, &absent) {
         assert!(absent.len() < 20, "it never ends");
         absent.push(key);
     }
@@ -58,7 +58,7 @@ const TABLE: &[(&str, &str, bool, &[&str])] = &[
 
 #[test]
 fn what_the_judgement_needs_is_asked_for_and_nothing_else() {
-    let mesh = local::parse(MESH).unwrap().into_snapshot().known_in_part();
+    let mesh = local::parse(MESH).unwrap().into_snapshot().partial();
     for (uid, authority, on_behalf, expected) in TABLE {
         let found = endpoint(uid, authority, *on_behalf, &mesh);
         assert_eq!(found, *expected, "{uid} asked for {authority}");

@@ -40,7 +40,7 @@ fn endpoint(uid: &str, authority: &str) -> String {
     match target(&authority.parse().unwrap(), endpoint, &mesh) {
         Err(error) => error.to_string(),
         Ok(found) => {
-            let to = delivered(workload, found.destination, false);
+            let to = delivery_address(workload, found.destination, false);
             let service = found.service.map(|service| service.key().to_string());
             let service = service.map(|key| format!(" of {key}")).unwrap_or_default();
             format!(
@@ -203,7 +203,7 @@ fn what_bears_a_proxy_header_is_delivered_on_loopback() {
     let mesh = local::parse(MESH).unwrap().into_snapshot();
     let to = |uid: &str, destination: &str, on_loopback| {
         let workload = mesh.workload_by_uid(&Uid(uid.into())).unwrap();
-        delivered(workload, destination.parse().unwrap(), on_loopback).to_string()
+        delivery_address(workload, destination.parse().unwrap(), on_loopback).to_string()
     };
     assert_eq!(to("told", "10.0.0.4:80", true), "127.0.0.1:15088");
     assert_eq!(to("told", "[fd00::4]:80", true), "[::1]:15088");

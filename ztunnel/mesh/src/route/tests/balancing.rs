@@ -1,4 +1,4 @@
-//! Which backend of a service: capacity, health, and who is near.
+//! Which backend of a service is chosen: capacity, health and locality.
 
 use super::check;
 
@@ -43,16 +43,16 @@ services:
 "#;
 
 #[test]
-fn who_is_chosen() {
+fn backends_are_chosen_by_capacity_health_and_locality() {
     check(
         MESH,
         25,
         "
-        # By capacity; the unhealthy one and the one without a capacity never.
+        # By capacity; the unhealthy backend and the one without a capacity are never chosen.
         src rolls -> 10.1.0.1:80 => n1 s1 s1 s1 n1 s1 s1 s1
         lost rolls -> 10.1.0.1:80 => n1 s1 s1 s1
         src roll 18446744073709551615 -> 10.1.0.1:80 => tunnel s1@10.0.1.2:15008 for 10.0.1.2:80 as default of even
-        # What the kernel could have chosen is not chosen again, unless there is nobody else.
+        # A backend that the kernel could have chosen is chosen only if there is no other.
         src but 10.0.1.2:80 rolls -> 10.1.0.1:80 => n1 n1 n1
         src but 10.0.1.1:80 rolls -> 10.1.0.1:80 => s1 s1 s1
         src but 10.0.1.1:80 but 10.0.1.2:80 rolls -> 10.1.0.1:80 => n1 s1 s1 s1
@@ -64,22 +64,22 @@ fn who_is_chosen() {
         src rolls -> 10.1.0.7:80 => s1 s1 s1 z1
         src rolls -> 10.1.0.8:80 => r1 r1
         lost rolls -> 10.1.0.8:80 => r1 x
-        # The order of the preferences counts, not how many match.
+        # The longest matching prefix decides, not the number of matches.
         src rolls -> 10.1.0.15:80 => n1 n1
-        # The kernel could have chosen the nearest; one farther away is not as good.
+        # The kernel could have chosen the nearest backend; it is still better than a farther one.
         src but 10.0.1.1:80 rolls -> 10.1.0.2:80 => n1 n1
-        # Strict: all of them, or nobody.
+        # Strict: only backends that match all preferences.
         src rolls -> 10.1.0.4:80 => n1 n1
         lost -> 10.1.0.4:80 => refused no_healthy_backend: the locality that the service demands
         src rolls -> 10.1.0.5:80 => n1 s1 s1 s1
         src rolls -> 10.1.0.6:80 => n1 s1 s1 s1
         lost -> 10.1.0.6:80 => refused no_healthy_backend
         src -> 10.1.0.14:80 => refused no_healthy_backend
-        # Where health does not count everybody does, but for a capacity of nothing.
+        # With AllowAll unhealthy backends are chosen too, but none without a capacity.
         src rolls -> 10.1.0.9:80 => bad good bad good
         src rolls -> 10.1.0.10:80 => bad bad
         src -> 10.1.0.11:80 => refused no_healthy_backend
-        # Inside and outside of the mesh, with and without a target port.
+        # Inside and outside the mesh, with and without a target port.
         src rolls -> 10.1.0.12:80 => inside outside
         src rolls -> 10.1.0.13:80 => inside inside
         ",

@@ -1,4 +1,4 @@
-//! Pods of one node: without a tunnel, unless somebody has to stand between them.
+//! Pods of one node: no tunnel, unless the connection needs a waypoint.
 
 use super::check;
 
@@ -20,7 +20,7 @@ services:
 "#;
 
 #[test]
-fn pods_of_one_node() {
+fn pods_of_one_node_need_no_tunnel() {
     check(
         MESH,
         16,
@@ -31,9 +31,9 @@ fn pods_of_one_node() {
         src here b roll 1 -> 10.1.0.1:80 => tunnel c@10.0.1.2:15008 for 10.0.1.2:80 as c of b
         src here b but 10.0.1.1:8080 -> 10.1.0.1:80 => tunnel c@10.0.1.2:15008 for 10.0.1.2:80 as c of b
         src here b,c but 10.0.1.1:8080 but 10.0.1.2:80 -> 10.1.0.1:80 => direct b 10.0.1.1:8080 of b
-        # The proxy's own ports are refused at the destination, with a word in its log.
+        # The proxy at the destination refuses its own ports and logs the attempt.
         src here b -> 10.0.1.1:15008 => tunnel b@10.0.1.1:15008 for 10.0.1.1:15008 as b
-        # Through the waypoint, wherever everybody is: it ends the tunnel itself.
+        # A waypoint on the same node still gets a tunnel: it terminates HBONE itself.
         src here b,wp -> 10.1.0.2:80 => waypoint wp@10.0.2.1:15008 for 10.1.0.2:80 as wp of guarded
         src here behind,wp -> 10.0.1.3:80 => waypoint wp@10.0.2.1:15008 for 10.0.1.3:80 as wp
         src here behind -> 10.0.1.3:80 => waypoint wp@10.0.2.1:15008 for 10.0.1.3:80 as wp
@@ -42,9 +42,9 @@ fn pods_of_one_node() {
         wp here b -> 10.1.0.2:80 => direct b 10.0.1.1:80 of guarded
         wp here behind -> 10.0.1.3:80 => direct behind 10.0.1.3:80
         src here behind -> 10.1.0.3:80 => direct behind 10.0.1.3:80 of open
-        # An application that wants to be told who calls.
+        # An application that expects a PROXY header.
         src here told -> 10.0.1.4:80 => tunnel told@10.0.1.4:15008 for 10.0.1.4:80 as told
-        # A name that stands for a pod of this node.
+        # A host name that resolves to a pod of this node.
         src here b with name.example=10.0.1.1 -> 10.1.0.5:80 => direct b 10.0.1.1:80 of named
         ",
     );

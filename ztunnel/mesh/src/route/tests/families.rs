@@ -21,7 +21,7 @@ services:
 "#;
 
 #[test]
-fn the_family_that_was_dialled_goes_first() {
+fn the_dialled_family_is_preferred() {
     check(
         MESH,
         17,
@@ -32,17 +32,17 @@ fn the_family_that_was_dialled_goes_first() {
         src -> [fd01::8]:80 => tunnel dual@[fd00::11]:15008 for [fd00::11]:80 as d of declared
         src -> 10.1.0.6:80 => tunnel turned@10.0.1.4:15008 for 10.0.1.4:80 as t of turned
         src -> [fd01::6]:80 => tunnel turned@[fd00::14]:15008 for [fd00::14]:80 as t of turned
-        # What the service allows counts more.
+        # The families that the service allows take precedence.
         src -> 10.1.0.2:80 => tunnel dual@10.0.1.1:15008 for 10.0.1.1:80 as d of four
         src -> [fd01::2]:80 => tunnel dual@10.0.1.1:15008 for 10.0.1.1:80 as d of four
         src roll 1 -> [fd01::2]:80 => tunnel dual@10.0.1.1:15008 for 10.0.1.1:80 as d of four
         src -> 10.1.0.3:80 => tunnel dual@[fd00::11]:15008 for [fd00::11]:80 as d of six
         src -> [fd01::3]:80 => tunnel dual@[fd00::11]:15008 for [fd00::11]:80 as d of six
-        src -> 10.1.0.7:80 => refused no_address: none of the backends of service default/onlywrong has an address of a family that the service allows
-        # One family is better than none.
+        src -> 10.1.0.7:80 => refused no_address: no backend of service default/onlywrong has a host name or an address of a family that the service allows
+        # If no address is of the dialled family, another family is used.
         src -> 10.1.0.4:80 => tunnel six@[fd00::12]:15008 for [fd00::12]:80 as s of only6
         src -> [fd01::5]:80 => tunnel four@10.0.1.3:15008 for 10.0.1.3:80 as f of only4
-        # A workload that was dialled by its address is reached there.
+        # A workload that was dialled by its address is reached at that address.
         src -> [fd00::11]:80 => tunnel dual@[fd00::11]:15008 for [fd00::11]:80 as d
         src -> 10.0.1.1:80 => tunnel dual@10.0.1.1:15008 for 10.0.1.1:80 as d
         src -> [::ffff:10.1.0.2]:80 => tunnel dual@10.0.1.1:15008 for 10.0.1.1:80 as d of four

@@ -1,4 +1,4 @@
-//! Gateways that speak HBONE themselves, where they are captured as well.
+//! Captured gateways that speak HBONE themselves.
 
 use super::check;
 
@@ -17,7 +17,7 @@ services:
 "#;
 
 #[test]
-fn gateways_go_straight_unless_the_service_wants_otherwise() {
+fn gateways_skip_the_waypoint_unless_the_service_demands_it() {
     check(
         MESH,
         13,
@@ -26,17 +26,17 @@ fn gateways_go_straight_unless_the_service_wants_otherwise() {
         ingress -> 10.1.0.2:80 => waypoint wp@10.0.2.1:15008 for 10.1.0.2:80 as wp of asked
         ingress -> 10.1.0.3:80 => waypoint wp@10.0.2.1:15008 for 10.1.0.3:80 as wp of shared
         ingress -> 10.0.1.1:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as b
-        # Everybody else goes through, whatever the service says about ingress.
+        # Other sources go through the waypoint, regardless of ingressUseWaypoint.
         src -> 10.1.0.1:80 => waypoint wp@10.0.2.1:15008 for 10.1.0.1:80 as wp of b
         src -> 10.1.0.2:80 => waypoint wp@10.0.2.1:15008 for 10.1.0.2:80 as wp of asked
-        # The waypoint itself never again.
+        # The waypoint itself never goes through it again.
         wp -> 10.1.0.2:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as b of asked
-        # A tunnel of its own is not put into another one, whomever it leads to.
+        # A tunnel of the gateway itself is passed through, regardless of its destination.
         ingress -> 10.0.1.1:15008 => passthrough unknown 10.0.1.1:15008
         ingress -> 10.1.9.1:15008 => passthrough unknown 10.1.9.1:15008
         wp -> 10.0.1.1:15008 => passthrough unknown 10.0.1.1:15008
         wp -> 192.0.2.1:15008 => passthrough unknown 192.0.2.1:15008
-        # From anybody else that port is refused at the destination.
+        # From other sources the destination refuses that port.
         src -> 10.0.1.1:15008 => waypoint wp@10.0.2.1:15008 for 10.0.1.1:15008 as wp
         src -> 10.1.9.1:15008 => tunnel wp@10.0.2.1:15008 for 10.0.2.1:15008 as wp of wp
         ",

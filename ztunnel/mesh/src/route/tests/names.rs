@@ -1,4 +1,4 @@
-//! Backends that have a name instead of an address.
+//! Backends with a host name instead of an address.
 
 use super::{check, choose_address};
 
@@ -23,7 +23,7 @@ services:
 "#;
 
 #[test]
-fn names_are_resolved_on_demand() {
+fn host_names_of_backends_are_resolved_on_demand() {
     check(
         MESH,
         15,
@@ -31,22 +31,22 @@ fn names_are_resolved_on_demand() {
         src -> 240.240.0.1:443 => resolve web.example
         src with web.example=192.0.2.7 -> 240.240.0.1:443 => passthrough web 192.0.2.7:443 of web
         src with web.example=2001:db8::7 -> 240.240.0.1:443 => passthrough web [2001:db8::7]:443 of web
-        # The answer to another question is none to this.
+        # The address of another host name is not used.
         src with other.example=192.0.2.7 -> 240.240.0.1:443 => resolve web.example
-        # Who has an address is not looked up.
+        # A backend with an address is not resolved.
         src -> 240.240.0.3:443 => passthrough fixed 192.0.2.8:8443 of fixed
         src rolls -> 240.240.0.2:443 => fixed web.example fixed web.example
         src but 192.0.2.8:443 rolls -> 240.240.0.2:443 => web.example web.example
-        # Neither is who has addresses of a family that the service does not allow.
+        # Neither is a backend whose addresses are of a family that the service does not allow.
         src -> 240.240.0.6:443 => refused no_address
         src -> 240.240.0.4:443 => resolve mesh.example
         src with mesh.example=192.0.2.9 -> 240.240.0.4:443 => tunnel mesh@192.0.2.9:15008 for 192.0.2.9:443 as m of mesh
-        # What turns out to be a workload of the mesh is not reached in the clear.
+        # If the resolved address is that of a workload of the mesh, it is not reached in plaintext.
         src with web.example=10.0.1.1 -> 240.240.0.1:443 => tunnel b@10.0.1.1:15008 for 10.0.1.1:443 as b of web
-        # A waypoint may have a name, too.
+        # A waypoint may have a host name, too.
         src -> 240.240.0.5:443 => resolve wp.example
         src with wp.example=192.0.2.10 -> 240.240.0.5:443 => waypoint wp@192.0.2.10:15008 for 240.240.0.5:443 as wp of guarded
-        # A wildcard has no backends to resolve: its addresses are kept.
+        # A wildcard service has no backends to resolve: the dialled address is kept.
         src -> 240.240.0.7:443 => passthrough unknown 240.240.0.7:443 of wild
         src -> 240.240.0.1:80 => refused no_such_port
         ",
@@ -54,7 +54,7 @@ fn names_are_resolved_on_demand() {
 }
 
 #[test]
-fn one_of_many_addresses() {
+fn one_of_several_addresses_is_chosen_by_family_and_random_number() {
     let addresses = ["192.0.2.1", "2001:db8::1", "192.0.2.2"].map(|ip| ip.parse().unwrap());
     let like = |text: &str| text.parse().unwrap();
     let chosen = |random, to| {
@@ -66,7 +66,7 @@ fn one_of_many_addresses() {
     assert_eq!(chosen(1, "10.0.0.1"), "192.0.2.2");
     assert_eq!(chosen(2, "10.0.0.1"), "192.0.2.1");
     assert_eq!(chosen(u64::MAX, "fd00::1"), "2001:db8::1");
-    // Another family is better than none.
+    // If no address is of the dialled family, another family is used.
     let found = choose_address(&addresses[..1], like("fd00::1"), 7);
     assert_eq!(found, Some(addresses[0]));
     assert_eq!(choose_address(&[], like("fd00::1"), 7), None);

@@ -54,56 +54,56 @@ services:
 "#;
 
 #[test]
-fn through_the_gateway() {
+fn remote_backends_are_reached_through_their_network_gateway() {
     check(
         MESH,
         33,
         "
-        # A name and the dialled port for both tunnels; who serves is said by the service.
+        # Both tunnels name the host name and the dialled port; the service lists the identities.
         src -> 10.1.0.2:80 => gateway gw2@10.9.0.1:15008 for far.example:80 as gw2 then f of far
         src -> 10.1.0.2:443 => gateway gw2@10.9.0.1:15008 for far.example:443 as gw2 then f of far
         src -> [fd01::2]:80 => gateway gw2@10.9.0.1:15008 for far.example:80 as gw2 then f of far
-        # Where it does not say, whom the mesh knows there.
+        # Without such a list: the identity of the workload in the other network.
         src -> 10.1.0.4:80 => gateway gw2@10.9.0.1:15008 for unspoken.example:80 as gw2 then default of unspoken
-        # A gateway by name: one of its instances, in the dialled family, on its own port.
+        # A gateway named by its service: one of its instances, in the dialled family, on its own port.
         src -> 10.1.0.5:80 => gateway e1@10.9.1.1:15008 for pods.example:80 as gw/east,gw/spare then p of pods
         src roll 1 -> 10.1.0.5:80 => gateway e2@10.9.1.2:31008 for pods.example:80 as gw/east,gw/spare then p of pods
         src -> [fd01::6]:80 => gateway e1@[fd00::91]:15008 for pods6.example:80 as gw/east,gw/spare then p of pods6
-        # In the other network everybody is behind a tunnel.
+        # A plaintext workload in the other network is reached through a tunnel, too.
         src -> 10.1.0.6:80 => gateway e1@10.9.1.1:15008 for plainfar.example:80 as gw/east,gw/spare then default of plainfar
-        # Near and far together: by capacity; one that is far counts for all that it stands for.
+        # Backends of both networks: by capacity; a remote one counts for all that it represents.
         src rolls -> 10.1.0.1:80 => near gw2 gw2 gw2 gw2 near
         src -> 10.1.0.1:80 => tunnel near@10.0.1.1:15008 for 10.0.1.1:8080 as b,b2 of both
         src roll 1 -> 10.1.0.1:80 => gateway gw2@10.9.0.1:15008 for both.example:80 as gw2 then b,b2 of both
         src but 10.0.1.1:8080 rolls -> 10.1.0.1:80 => gw2 gw2 gw2
-        # A preference for the own network keeps connections there, as long as somebody is.
+        # A preference for the own network keeps connections there while it has a backend.
         src rolls -> 10.1.0.3:80 => near near near
         src rolls -> 10.1.0.9:80 => near near
-        # A near one's gateway is for others.
+        # The network gateway of a backend in the own network is not used.
         src -> 10.0.1.1:80 => tunnel near@10.0.1.1:15008 for 10.0.1.1:80 as b
-        # From the other side near is far, and the same addresses are others.
+        # From the other network the roles swap, and the same addresses belong to other workloads.
         abroad -> 10.2.0.1:80 => refused network_gateway_unknown: service default/both.example is behind the network gateway n1/10.8.0.1
-        # What stands for a network has no address, and is nobody for that network's own.
+        # A workload that represents a network has no address, so that network itself cannot reach it.
         abroad roll 1 -> 10.2.0.1:80 => refused network_gateway_unknown: n1/10.8.0.1
         abroad -> 10.1.0.1:80 => passthrough unknown 10.1.0.1:80
-        # Nothing leads there.
-        src -> 10.1.0.7:80 => refused no_network_gateway: the backends of service default/cut.example are in network \"n3\", the source is in \"n1\", and none of them names a network gateway that leads there
+        # No gateway leads to the network.
+        src -> 10.1.0.7:80 => refused no_network_gateway: the backends of service default/cut.example are in network \"n3\", the source is in \"n1\", and no backend names a network gateway that leads there
         src -> 10.0.5.3:80 => passthrough unknown 10.0.5.3:80
         src -> 10.1.0.10:80 => refused network_gateway_unknown: n4/10.99.0.1
         src -> 10.1.0.11:80 => refused network_gateway_unknown: gw/none
         src -> 10.1.0.12:80 => refused network_gateway_unavailable: service default/dead.example is behind the network gateway gw/dead
         src -> 10.1.0.13:80 => refused no_healthy_backend
         src -> 10.1.0.8:80 => refused no_network_gateway
-        # A gateway of a cloud has a name.
+        # A gateway may have a host name (cloud load balancer).
         src -> 10.1.0.15:80 => resolve gw.example
         src with gw.example=203.0.113.5 -> 10.1.0.15:80 => gateway named@203.0.113.5:15008 for cloud.example:80 as named then pc of cloud
-        # A waypoint there: the gateway leads to it, under the name of what was dialled.
+        # A waypoint in another network: the gateway leads to it, with the host name of the dialled service.
         src -> 10.1.0.16:80 => gateway gw2@10.9.0.1:15008 for guarded.example:80 as gw2 then default,wpfar of guarded
         src roll 1 -> 10.1.0.17:80 => waypoint wploc@10.0.2.1:15008 for 10.1.0.17:80 as wp of mixed
         src -> 10.1.0.17:80 => gateway gw2@10.9.0.1:15008 for mixed.example:80 as gw2 then wp2 of mixed
         src -> 10.1.0.18:80 => gateway gw2@10.9.0.1:15008 for byaddress.example:80 as gw2 then wp2 of byaddress
-        # A workload's address means nothing there.
-        src -> 10.0.1.2:80 => refused waypoint_elsewhere: workload behind is behind the waypoint default/wpfar, which is in another network: only a service can be reached there, dial one
+        # The address of a workload has no meaning in another network.
+        src -> 10.0.1.2:80 => refused waypoint_elsewhere: workload behind is behind the waypoint default/wpfar, which is in another network: only services are reachable there, so dial a service instead
         src -> 10.0.1.3:80 => refused waypoint_elsewhere: n2/10.0.6.1
         ",
     );

@@ -1,4 +1,4 @@
-//! Without anybody in the middle: what is dialled, and who answers for it.
+//! Routes without waypoints and network gateways.
 
 use super::check;
 
@@ -36,15 +36,15 @@ services:
 "#;
 
 #[test]
-fn by_what_is_dialled() {
+fn the_dialled_address_decides() {
     check(
         MESH,
         39,
         "
-        # Nobody of the mesh.
+        # Outside the mesh.
         src -> 192.0.2.1:443 => passthrough unknown 192.0.2.1:443
         src -> [2001:db8::1]:443 => passthrough unknown [2001:db8::1]:443
-        # In another network the same address would be somebody.
+        # In another network a workload has this address.
         src -> 10.0.9.2:80 => passthrough unknown 10.0.9.2:80
         src -> 10.1.0.14:80 => passthrough unknown 10.1.0.14:80
         # A workload by its own address: any port, and healthy or not.
@@ -55,19 +55,19 @@ fn by_what_is_dialled() {
         src -> 10.0.0.5:80 => tunnel zero@10.0.0.5:15008 for 10.0.0.5:80 as default
         src -> 10.0.0.10:80 => tunnel foreign@10.0.0.10:15008 for 10.0.0.10:80 as other.org/ns/default/sa/f
         src -> 10.0.0.1:80 => tunnel src@10.0.0.1:15008 for 10.0.0.1:80 as src
-        # Without a proxy of its own, or on its node's network: in the clear.
+        # Without HBONE, or on its node's network: plaintext.
         src -> 10.0.0.6:80 => passthrough plain 10.0.0.6:80
         src -> 10.0.0.7:80 => passthrough host 10.0.0.7:80
         src -> 10.1.0.11:80 => passthrough host 10.0.0.7:80 of hosts
-        # It ends tunnels itself, or is told who calls: a tunnel as ever.
+        # A workload that terminates HBONE itself or has an application tunnel: a tunnel as well.
         src -> 10.0.0.8:80 => tunnel native@10.0.0.8:15008 for 10.0.0.8:80 as native
         src -> 10.1.0.12:80 => tunnel native@10.0.0.8:15008 for 10.0.0.8:80 as native of native
         src -> 10.1.0.13:80 => tunnel told@10.0.0.9:15008 for 10.0.0.9:80 as default of told
-        # The proxy's own ports: the destination refuses them.
+        # The proxy at the destination refuses its own ports.
         src -> 10.0.0.2:15001 => tunnel b1@10.0.0.2:15008 for 10.0.0.2:15001 as b
         src -> 10.0.0.2:15006 => tunnel b1@10.0.0.2:15008 for 10.0.0.2:15006 as b
         src -> 10.0.0.2:15008 => tunnel b1@10.0.0.2:15008 for 10.0.0.2:15008 as b
-        # A service: the endpoint's own port goes before the service's.
+        # A service: the endpoint's own target port takes precedence over the service's.
         src -> 10.1.0.1:80 => tunnel b1@10.0.0.2:15008 for 10.0.0.2:8080 as b of b
         src -> 10.1.0.1:81 => tunnel b1@10.0.0.2:15008 for 10.0.0.2:8181 as b of b
         src -> [fd01::1]:80 => tunnel b1@[fd00::2]:15008 for [fd00::2]:8080 as b of b
@@ -75,21 +75,21 @@ fn by_what_is_dialled() {
         src -> 10.1.0.3:80 => tunnel b1@10.0.0.2:15008 for 10.0.0.2:9090 as b of named
         src -> 10.1.0.4:80 => tunnel b1@10.0.0.2:15008 for 10.0.0.2:9000 as b of partly
         src -> 10.1.0.7:80 => passthrough plain 10.0.0.6:8081 of plain
-        # Besides its own identity, those that may speak for the service.
+        # The endpoint's identity, and those in the service's subjectAltNames.
         src -> 10.1.0.2:80 => tunnel b1@10.0.0.2:15008 for 10.0.0.2:80 as b,x/other of spoken
-        # A service that keeps its address, on any port.
+        # A service that keeps the dialled address, on any port.
         src -> 10.1.0.8:80 => passthrough unknown 10.1.0.8:80 of through
         src -> 10.1.0.8:1234 => passthrough unknown 10.1.0.8:1234 of through
-        # A workload outside of the mesh that dials is known by the same rules.
+        # The same rules hold for a source outside the mesh.
         plain -> 10.0.0.2:80 => tunnel b1@10.0.0.2:15008 for 10.0.0.2:80 as b
-        # What cannot be.
+        # Errors.
         src -> 10.1.0.1:82 => refused no_such_port: service default/b has no port 82
-        src -> 10.1.0.3:81 => refused no_healthy_backend: 1 endpoints are known
-        src -> 10.1.0.5:80 => refused no_healthy_backend: service default/sick has no healthy backend for port 80: 1 endpoints are known, none of them healthy, with a capacity, a target port and the locality that the service demands
+        src -> 10.1.0.3:81 => refused no_healthy_backend: none of its 1 endpoints
+        src -> 10.1.0.5:80 => refused no_healthy_backend: service default/sick has no healthy backend for port 80: none of its 1 endpoints is healthy and has a capacity, a target port and the locality that the service demands
         src -> 10.1.0.6:80 => refused no_healthy_backend: service default/zero
-        src -> 10.1.0.9:80 => refused no_healthy_backend: 0 endpoints are known
-        src -> 10.1.0.10:80 => refused no_address: none of the backends of service default/nowhere has an address
-        # From another network the same names mean others.
+        src -> 10.1.0.9:80 => refused no_healthy_backend: none of its 0 endpoints
+        src -> 10.1.0.10:80 => refused no_address: no backend of service default/nowhere has a host name or an address
+        # From another network the same virtual addresses belong to other services.
         far -> 10.1.0.1:80 => passthrough unknown 10.1.0.1:80
         far -> 10.1.0.14:80 => refused no_healthy_backend: service default/elsewhere
         ",

@@ -1,4 +1,4 @@
-//! Services that exist only for their own namespace.
+//! Services that are visible in their own namespace only.
 
 use super::*;
 use crate::{Change, NetworkRange};
@@ -17,7 +17,7 @@ services:
 "#;
 
 #[test]
-fn a_private_service_is_unknown_elsewhere() {
+fn a_private_service_is_not_visible_in_other_namespaces() {
     check(
         MESH,
         10,
@@ -29,9 +29,9 @@ fn a_private_service_is_unknown_elsewhere() {
         src -> 10.1.0.1:81 => passthrough unknown 10.1.0.1:81
         own -> 10.1.0.2:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as other/b of public
         src -> 10.1.0.2:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as other/b of public
-        # Its backend is nobody's secret.
+        # Its backend is visible.
         src -> 10.0.1.1:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as other/b
-        # A waypoint is named by the destination, not dialled by the source.
+        # A private waypoint works: the destination names it, the source does not dial it.
         own -> 10.1.0.3:80 => waypoint wp@10.0.2.1:15008 for 10.1.0.3:80 as wp of guarded
         src -> 10.1.0.3:80 => passthrough unknown 10.1.0.3:80
         wp -> 10.1.0.3:80 => passthrough unknown 10.1.0.3:80
@@ -54,7 +54,7 @@ services:
 - { name: kept, namespace: third, hostname: kept, ports: { 80: 80 }, loadBalancer: { mode: Passthrough } }
 "#;
 
-/// Services have these addresses: `namespace/hostname`, and an address or a range.
+/// A mesh of services (`namespace/hostname`) with these addresses or ranges.
 fn sharing(addresses: &[(&str, &str)]) -> Snapshot {
     let mut mesh = local::parse(SHARED).unwrap().into_snapshot();
     for (name, at) in addresses {
@@ -76,13 +76,13 @@ fn sharing(addresses: &[(&str, &str)]) -> Snapshot {
 }
 
 #[test]
-fn of_several_services_with_one_address_the_clients_own_is_meant_or_the_canonical_one() {
+fn of_several_services_with_one_address_the_clients_own_or_the_canonical_one_is_chosen() {
     let mesh = sharing(&[
         ("default/mine", "10.1.0.1"),
         ("third/shown", "10.1.0.1"),
         ("fourth/plain", "10.1.0.1"),
         ("other/hidden", "10.1.0.1"),
-        // The one that was told last is hidden, and hides nobody.
+        // The service that was added last is private, and hides no other.
         ("fourth/plain", "10.1.0.2"),
         ("other/hidden", "10.1.0.2"),
         ("third/wide", "10.1.1.0/24"),
@@ -97,7 +97,7 @@ fn of_several_services_with_one_address_the_clients_own_is_meant_or_the_canonica
         far -> 10.1.0.1:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as b of shown
         src -> 10.1.0.2:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as b of plain
         own -> 10.1.0.2:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as b of hidden
-        # Behind an address that it cannot see there is the range around it.
+        # If the service with the exact address is not visible, the range around it applies.
         src -> 10.1.1.1:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as b of wide
         own -> 10.1.1.1:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as b of hidden
         ",
@@ -105,7 +105,7 @@ fn of_several_services_with_one_address_the_clients_own_is_meant_or_the_canonica
 }
 
 #[test]
-fn a_workload_is_not_called_in_the_clear_because_a_services_range_holds_it() {
+fn a_workload_inside_a_services_range_is_not_reached_in_plaintext() {
     check_in(
         sharing(&[("third/kept", "10.0.1.0/24")]),
         2,

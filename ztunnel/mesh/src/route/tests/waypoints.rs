@@ -1,4 +1,4 @@
-//! Who goes through which waypoint.
+//! Which connections go through which waypoint.
 
 use super::check;
 
@@ -47,33 +47,33 @@ services:
 "#;
 
 #[test]
-fn who_goes_through_which() {
+fn connections_go_through_the_waypoint_of_the_dialled_object() {
     check(
         MESH,
         23,
         "
-        # A service through its own: what is asked for is what was dialled.
+        # A service through its own waypoint: the authority is the dialled address.
         src -> 10.1.0.1:80 => waypoint wp1@10.0.2.1:15008 for 10.1.0.1:80 as wp,x/wp of b
         src roll 1 -> 10.1.0.1:80 => waypoint wp2@10.0.2.2:15008 for 10.1.0.1:80 as wp,x/wp of b
         src rolls -> 10.1.0.1:80 => wp1 wp2 wp2 wp1
-        # Also on a port that the service does not have: the waypoint knows.
+        # Also on a port that the service does not have: the waypoint decides.
         src -> 10.1.0.1:9999 => waypoint wp1@10.0.2.1:15008 for 10.1.0.1:9999 as wp,x/wp of b
-        # A name can be had in the family that was dialled, an address only in its own.
+        # A waypoint named by its service is reached in the dialled family, one named by an address in its own.
         src -> [fd01::1]:80 => waypoint wp1@[fd00::21]:15008 for [fd01::1]:80 as wp,x/wp of b
         src -> [fd01::3]:80 => waypoint wp1@10.0.2.1:15008 for [fd01::3]:80 as wp,x/wp of byvip
         src -> 10.1.0.3:80 => waypoint wp1@10.0.2.1:15008 for 10.1.0.3:80 as wp,x/wp of byvip
         src -> 10.1.0.11:80 => waypoint alone@10.0.2.4:15008 for 10.1.0.11:80 as alone of bypod
-        # Ports of the waypoint's service are translated as anybody's.
+        # Ports of the waypoint's service are translated as those of any service.
         src -> 10.1.0.4:80 => waypoint wp1@10.0.2.1:16000 for 10.1.0.4:80 as wp of named
-        # It speaks HBONE whatever its workload says about itself.
+        # A waypoint gets HBONE regardless of the protocol of its workload.
         src -> 10.1.0.8:80 => waypoint plainwp@10.0.2.5:15008 for 10.1.0.8:80 as plainwp of plain
-        # The proxy before it needs no port of the service.
+        # A waypoint with an application tunnel needs no target port.
         src -> 10.1.0.9:80 => waypoint told@10.0.2.6:15008 for 10.1.0.9:80 as told of told
-        # A service that keeps its address still has a waypoint.
+        # The waypoint applies to a service that keeps the dialled address, too.
         src -> 10.1.0.10:80 => waypoint wp1@10.0.2.1:15008 for 10.1.0.10:80 as wp,x/wp of through
-        # Whoever dials a service is not asked for the waypoint of its backend.
+        # The waypoint of a backend does not apply to a connection that dials the service.
         src -> 10.1.0.2:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:8080 as b of open
-        # A workload through its own, on any port; the service that it backs does not matter.
+        # A workload through its own waypoint, on any port; the waypoint of its service does not apply.
         src -> 10.0.1.1:80 => waypoint pod@10.0.2.7:15008 for 10.0.1.1:80 as pod
         src -> 10.0.1.2:80 => waypoint wp1@10.0.2.1:15008 for 10.0.1.2:80 as wp,x/wp
         src -> [fd00::12]:80 => waypoint wp1@[fd00::21]:15008 for [fd00::12]:80 as wp,x/wp
@@ -81,9 +81,9 @@ fn who_goes_through_which() {
         src -> 10.0.1.3:9 => waypoint alone@10.0.2.4:15008 for 10.0.1.3:9 as alone
         src -> 10.0.1.4:80 => waypoint wp1@10.0.2.1:15008 for 10.0.1.4:80 as wp,x/wp
         src -> 10.0.1.9:80 => waypoint alone@10.0.2.4:16008 for 10.0.1.9:80 as alone
-        # A workload outside of the mesh may have one.
+        # A workload outside the mesh may have a waypoint.
         src -> 10.0.1.5:80 => waypoint wp1@10.0.2.1:15008 for 10.0.1.5:80 as wp,x/wp
-        # From outside of the mesh, from oneself: the same way.
+        # The same from a source outside the mesh, and from the workload itself.
         out -> 10.1.0.1:80 => waypoint wp1@10.0.2.1:15008 for 10.1.0.1:80 as wp,x/wp of b
         c -> 10.0.1.2:80 => waypoint wp1@10.0.2.1:15008 for 10.0.1.2:80 as wp,x/wp
         ",
@@ -91,12 +91,12 @@ fn who_goes_through_which() {
 }
 
 #[test]
-fn what_comes_from_it_goes_on_and_where_nobody_is_there_nobody_passes() {
+fn connections_from_the_waypoint_skip_it_and_a_missing_waypoint_is_an_error() {
     check(
         MESH,
         20,
         "
-        # What comes from it goes on: any instance, sick or not, named by its service or address.
+        # Connections of any instance of the waypoint skip it, healthy or not, named by service or address.
         wp1 -> 10.1.0.1:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:8080 as b of b
         wp2 -> 10.1.0.1:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:8080 as b of b
         wpsick -> 10.1.0.3:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:8080 as b of byvip
@@ -105,23 +105,23 @@ fn what_comes_from_it_goes_on_and_where_nobody_is_there_nobody_passes() {
         wp1 -> 10.0.1.5:80 => passthrough f 10.0.1.5:80
         wp1 -> 10.1.0.10:80 => passthrough unknown 10.1.0.10:80 of through
         wp1 -> 10.1.0.1:81 => refused no_such_port: service default/b has no port 81
-        # The waypoint of a service calls its backend, which has one of its own: it has been through.
+        # The waypoint of a service dials a backend with a waypoint of its own: that one is skipped, too.
         wp1 -> 10.0.1.1:8080 => tunnel b@10.0.1.1:15008 for 10.0.1.1:8080 as b
-        # The waypoint of something else is a client like others.
+        # The waypoint of another destination is an ordinary client.
         alone -> 10.1.0.1:80 => waypoint wp1@10.0.2.1:15008 for 10.1.0.1:80 as wp,x/wp of b
         wp1 -> 10.0.1.3:80 => waypoint alone@10.0.2.4:15008 for 10.0.1.3:80 as alone
-        # Nobody there: refused, and never around it.
-        src -> 10.1.0.5:80 => refused waypoint_unavailable: service default/down is behind the waypoint default/wpdown, and it cannot be used: service default/wpdown has no healthy backend for port 15008: 1 endpoints are known
-        src -> 10.1.0.7:80 => refused waypoint_unavailable: 0 endpoints are known
-        src -> 10.1.0.6:80 => refused waypoint_unknown: service default/gone is behind the waypoint default/gone-wp, and the mesh knows no service or workload of that name or address: refused until it is deployed, or no longer named
+        # A missing waypoint: refused, never bypassed.
+        src -> 10.1.0.5:80 => refused waypoint_unavailable: service default/down is behind the waypoint default/wpdown, which cannot be used: service default/wpdown has no healthy backend for port 15008: none of its 1 endpoints
+        src -> 10.1.0.7:80 => refused waypoint_unavailable: none of its 0 endpoints
+        src -> 10.1.0.6:80 => refused waypoint_unknown: service default/gone is behind the waypoint default/gone-wp, and the mesh has no service or workload with that name or address: refused until it is deployed or the reference to it is removed
         src -> 10.0.1.6:80 => refused waypoint_unknown: workload g is behind the waypoint default/nobody
         src -> 10.0.1.7:80 => refused waypoint_unknown: workload h is behind the waypoint /10.0.2.99
         # The same name in another namespace, the same address in another network.
         src -> 10.1.0.12:80 => refused waypoint_unknown: other/wp
         src -> 10.1.0.13:80 => refused waypoint_unknown: net/10.1.9.1
         # A port that the waypoint does not have.
-        src -> 10.0.1.8:80 => refused waypoint_unavailable: refused, because going around it would go around its policies
-        # On the waypoint's own port it is a workload like others.
+        src -> 10.0.1.8:80 => refused waypoint_unavailable: refused, because a bypass of the waypoint would bypass its policies
+        # A waypoint that is dialled itself is an ordinary workload.
         src -> 10.0.2.1:15008 => tunnel wp1@10.0.2.1:15008 for 10.0.2.1:15008 as wp
         ",
     );

@@ -29,33 +29,33 @@ services:
 "#;
 
 #[test]
-fn shares_of_waypoints() {
+fn weighted_waypoints_share_the_connections() {
     check(
         MESH,
         18,
         "
-        # First among the waypoints, then among the instances of that one.
+        # First a waypoint is chosen, then one of its instances.
         src rolls -> 10.1.0.1:80 => old1 old1 old1 new old2 old2 old2 new old1
         src -> 10.1.0.1:80 => waypoint old1@10.0.2.1:15008 for 10.1.0.1:80 as old of shared
         src roll 3 -> 10.1.0.1:80 => waypoint new@10.0.2.3:15008 for 10.1.0.1:80 as new of shared
-        # A weight of 0 is never chosen; where all have it nobody passes, the one waypoint or not.
+        # A waypoint with weight 0 is never chosen; with only such waypoints the connection is refused.
         src rolls -> 10.1.0.2:80 => new new new
-        src -> 10.1.0.3:80 => refused no_waypoint_weight: service default/nobody is behind 2 waypoints, and all of them have the weight 0
-        # One that has no instance leaves its share to the next, but never to one of weight 0.
+        src -> 10.1.0.3:80 => refused no_waypoint_weight: service default/nobody is behind 2 waypoints, all with weight 0
+        # A waypoint without instances leaves its share to the next one, but never to one with weight 0.
         src rolls -> 10.1.0.4:80 => new new new
         src -> 10.1.0.5:80 => refused waypoint_unavailable: default/down
         src roll 1 -> 10.1.0.5:80 => refused waypoint_unknown: default/gone
         src -> 10.1.0.6:80 => waypoint one@10.0.2.4:15008 for 10.1.0.6:80 as one of single
         src roll 18446744073709551615 -> 10.1.0.6:80 => waypoint one@10.0.2.4:15008 for 10.1.0.6:80 as one of single
-        # What comes from any of them goes on, also from one that is being drained.
+        # Connections of each of the waypoints skip it, also of one with weight 0.
         old1 -> 10.1.0.1:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as b of shared
         new -> 10.1.0.1:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as b of shared
         old2 -> 10.1.0.2:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as b of drained
         new -> 10.1.0.3:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as b of nobody
-        # The one that the others have replaced is a client like others.
+        # The single waypoint, which the weighted ones replace, is an ordinary client.
         one -> 10.1.0.1:80 => waypoint old1@10.0.2.1:15008 for 10.1.0.1:80 as old of shared
         one -> 10.1.0.2:80 => waypoint new@10.0.2.3:15008 for 10.1.0.2:80 as new of drained
-        # Shares are a service's: a workload has none.
+        # A workload has no weighted waypoints.
         src -> 10.0.1.1:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as b
         old1 -> 10.0.1.1:80 => tunnel b@10.0.1.1:15008 for 10.0.1.1:80 as b
         ",

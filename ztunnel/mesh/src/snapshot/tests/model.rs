@@ -93,7 +93,7 @@ impl Model {
     fn apply(&mut self, change: Change) -> bool {
         match change {
             Change::Workload(workload) => self.workload(&workload.uid.clone(), Some(*workload)),
-            Change::Refused { .. } | Change::Readable(_) => false,
+            Change::Placeholder { .. } | Change::RemovePlaceholder(_) => false,
             Change::RemoveWorkload(uid) => self.workload(&uid, None),
             Change::Service(service) => self.service(&service.key(), Some(*service)),
             Change::RemoveService(key) => self.service(&key, None),

@@ -1,5 +1,5 @@
-//! A mesh that is known in part: what it does not know has to be asked for before it is taken for
-//! outside.
+//! A partial snapshot (on-demand discovery): an unknown address is fetched before it is treated as
+//! outside the mesh.
 
 use super::{Snapshot, check_in, local};
 
@@ -22,11 +22,11 @@ services:
 
 fn mesh() -> Snapshot {
     let mesh = local::parse(MESH).unwrap().into_snapshot();
-    mesh.known_in_part()
+    mesh.partial()
 }
 
 #[test]
-fn what_is_not_known_is_asked_for_before_it_is_outside() {
+fn unknown_addresses_are_discovered_before_they_are_treated_as_outside() {
     check_in(
         mesh(),
         11,
@@ -35,13 +35,13 @@ fn what_is_not_known_is_asked_for_before_it_is_outside() {
         src -> 10.0.7.7:80 => refused unasked: net/10.0.7.7
         src absent net/10.0.7.7 -> 10.0.7.7:80 => passthrough unknown 10.0.7.7:80
         src absent net/10.0.7.7 -> [::ffff:10.0.7.7]:80 => passthrough unknown 10.0.7.7:80
-        # Another one, or the same address of another network, says nothing.
+        # The absence of another address, or of this address in another network, does not count.
         src absent net/10.0.7.8 -> 10.0.7.7:80 => refused unasked: net/10.0.7.7
         src absent /10.0.7.7 -> 10.0.7.7:80 => refused unasked: net/10.0.7.7
-        # Nobody in any mesh.
+        # Addresses that no workload or service can have.
         src -> 127.0.0.1:80 => passthrough unknown 127.0.0.1:80
         src -> 224.0.0.1:80 => passthrough unknown 224.0.0.1:80
-        # Known as a service's, and not for everybody: that says nothing of who is there.
+        # A service that the source cannot see has the address: a workload may still have it.
         src -> 10.1.0.4:80 => refused unasked: net/10.1.0.4
         src absent net/10.1.0.4 -> 10.1.0.4:80 => passthrough unknown 10.1.0.4:80
         src here b -> 10.0.1.1:80 => direct b 10.0.1.1:80
@@ -50,7 +50,7 @@ fn what_is_not_known_is_asked_for_before_it_is_outside() {
 }
 
 #[test]
-fn who_is_at_an_address_that_a_service_keeps_is_asked_for_too() {
+fn the_workload_at_an_address_that_a_service_keeps_is_discovered_too() {
     check_in(
         mesh(),
         5,
@@ -65,7 +65,7 @@ fn who_is_at_an_address_that_a_service_keeps_is_asked_for_too() {
 }
 
 #[test]
-fn who_stands_in_between_and_who_has_a_name_is_asked_for_too() {
+fn waypoints_and_resolved_host_names_are_discovered_too() {
     check_in(
         mesh(),
         8,
@@ -74,7 +74,7 @@ fn who_stands_in_between_and_who_has_a_name_is_asked_for_too() {
         src absent default/wp -> 10.1.0.1:80 => refused waypoint_unknown
         src -> 10.0.1.2:80 => refused unasked: net/10.0.9.9
         src absent net/10.0.9.9 -> 10.0.1.2:80 => refused waypoint_unknown
-        # The next one takes the share of one that is not there.
+        # The next waypoint takes the share of an absent one.
         src absent default/wp -> 10.1.0.3:80 => refused unasked: default/wp2
         src -> 10.1.0.3:80 => refused unasked: default/wp
         src with named.example=10.0.7.7 -> 10.1.0.2:80 => refused unasked: net/10.0.7.7

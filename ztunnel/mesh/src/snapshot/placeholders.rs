@@ -4,24 +4,24 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::claims::{Claimant, Claims, Standing};
+use super::claims::{Claimant, Claims, Precedence};
 use super::index::{Index, Keyed};
 use crate::NetworkAddress;
 
 #[derive(Debug, Clone, Default)]
-pub(super) struct Refused {
-    named: Index<Arc<Stranger>>,
-    addresses: Claims<IpAddr, Stranger>,
+pub(super) struct Placeholders {
+    named: Index<Arc<Placeholder>>,
+    addresses: Claims<IpAddr, Placeholder>,
 }
 
 /// Of what could not be read, all that is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Stranger {
+struct Placeholder {
     name: Arc<str>,
     addresses: Vec<NetworkAddress>,
 }
 
-impl Refused {
+impl Placeholders {
     /// The name of what has an address in a network.
     pub(super) fn at(&self, network: &str, address: IpAddr) -> Option<&Arc<str>> {
         let found = self.addresses.get(network, address.to_canonical())?;
@@ -30,15 +30,15 @@ impl Refused {
 
     /// Takes one in; returns whether that is new.
     pub(super) fn put(&mut self, name: Arc<str>, addresses: Vec<NetworkAddress>) -> bool {
-        let stranger = Arc::new(Stranger { name, addresses });
-        if self.named.get(&stranger.name) == Some(&stranger) {
+        let placeholder = Arc::new(Placeholder { name, addresses });
+        if self.named.get(&placeholder.name) == Some(&placeholder) {
             return false;
         }
-        for NetworkAddress { network, address } in &stranger.addresses {
+        for NetworkAddress { network, address } in &placeholder.addresses {
             let address = address.to_canonical();
-            self.addresses.claim(network, address, &stranger);
+            self.addresses.claim(network, address, &placeholder);
         }
-        if let Some(before) = self.named.insert(stranger) {
+        if let Some(before) = self.named.insert(placeholder) {
             self.release(&before);
         }
         true
@@ -47,31 +47,31 @@ impl Refused {
     /// Whether there was one of this name; it is gone now.
     pub(super) fn remove(&mut self, name: &str) -> bool {
         let removed = self.named.remove(name);
-        if let Some(stranger) = &removed {
-            self.release(stranger);
+        if let Some(placeholder) = &removed {
+            self.release(placeholder);
         }
         removed.is_some()
     }
 
-    fn release(&mut self, stranger: &Arc<Stranger>) {
-        for NetworkAddress { network, address } in &stranger.addresses {
+    fn release(&mut self, placeholder: &Arc<Placeholder>) {
+        for NetworkAddress { network, address } in &placeholder.addresses {
             let address = address.to_canonical();
-            self.addresses.release(network, address, stranger);
+            self.addresses.release(network, address, placeholder);
         }
     }
 }
 
-impl Claimant for Stranger {
+impl Claimant for Placeholder {
     fn is(&self, other: &Self) -> bool {
         self.name == other.name
     }
 
-    fn standing(&self) -> Standing {
-        Standing::Own
+    fn precedence(&self) -> Precedence {
+        Precedence::Own
     }
 }
 
-impl Keyed for Arc<Stranger> {
+impl Keyed for Arc<Placeholder> {
     type Key<'k> = &'k str;
 
     fn key(&self) -> &str {
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn what_was_refused_is_known_by_its_addresses_until_it_can_be_read_or_is_gone() {
         let mut mesh = Snapshot::default();
-        let refused = |name: &str, addresses: &[NetworkAddress]| Change::Refused {
+        let refused = |name: &str, addresses: &[NetworkAddress]| Change::Placeholder {
             name: name.into(),
             addresses: addresses.to_vec(),
         };
@@ -108,19 +108,19 @@ mod tests {
         let before = mesh.clone();
         assert!(mesh.apply(refused("b", &[one])));
         let name = |mesh: &Snapshot, network: &str, address: &str| {
-            let found = mesh.refused_at(network, address.parse().unwrap());
+            let found = mesh.placeholder_at(network, address.parse().unwrap());
             found.map(ToString::to_string)
         };
         assert_eq!(name(&mesh, "net", "10.0.0.1").as_deref(), Some("b"));
         assert_eq!(name(&mesh, "net", "10.0.0.2").as_deref(), Some("a"));
         assert_eq!(name(&mesh, "", "10.0.0.1"), None);
-        assert!(mesh.apply(Change::Readable("b".into())));
+        assert!(mesh.apply(Change::RemovePlaceholder("b".into())));
         assert_eq!(name(&mesh, "net", "10.0.0.1").as_deref(), Some("a"));
-        assert!(!mesh.apply(Change::Readable("b".into())));
+        assert!(!mesh.apply(Change::RemovePlaceholder("b".into())));
         assert!(mesh.apply(refused("a", &[at("net", "10.0.0.1")])));
         assert_eq!(name(&mesh, "net", "10.0.0.1").as_deref(), Some("a"));
         assert_eq!(name(&mesh, "net", "10.0.0.2"), None);
-        assert!(mesh.apply(Change::Readable("a".into())));
+        assert!(mesh.apply(Change::RemovePlaceholder("a".into())));
         assert_eq!(name(&mesh, "net", "10.0.0.1"), None);
         assert_eq!(name(&before, "net", "10.0.0.1").as_deref(), Some("a"));
     }
