@@ -368,7 +368,7 @@ fn who_is_in_charge_again_keeps_the_pods_of_the_agent() {
     // It has taken charge, and is told of no pod.
     agent.meet_heir().unwrap();
     heir.kill().unwrap();
-    proxy.wait_for_log("in charge again", LIMIT).unwrap();
+    proxy.wait_for_log("active again", LIMIT).unwrap();
     agent.meet_heir().unwrap();
     for _ in 0..20 {
         answered(here, there.at(Family::V4, HTTP));

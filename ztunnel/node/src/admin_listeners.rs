@@ -1,5 +1,5 @@
-//! The ports of administration, metrics and readiness: whose they are while one process takes over
-//! from another in the same network namespace.
+//! The admin, metrics and readiness ports. While one process takes over from another in the same
+//! network namespace, only one of them can hold the ports.
 
 use std::time::{Duration, Instant};
 
@@ -9,28 +9,28 @@ use super::until;
 use crate::handover::StandbyPorts;
 use admin::{self, Bound, Servers, Sources};
 
-/// How often ports that another process has are tried.
-const KNOCK: Duration = Duration::from_millis(20);
-/// How often somebody who waits says so.
-const COMPLAIN: Duration = Duration::from_secs(10);
+/// How often the ports are tried while another process holds them.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+/// How often the wait is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What to do where another process has the ports.
+/// What to do when another process holds the admin, metrics and readiness ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnPortConflict {
-    /// Two proxies would be a mistake: do not start.
+    /// Do not start: a second proxy would be a mistake.
     Fail,
-    /// Wait until it has handed over: it is to be replaced.
+    /// Wait until that process has handed over: this one replaces it.
     Wait,
 }
 
-/// Takes the ports; none where they are to be waited for.
+/// Binds the ports; none if they are in use and the process may wait for them.
 pub(super) fn bind(
     config: &admin::Config,
-    taken: OnPortConflict,
+    on_port_conflict: OnPortConflict,
 ) -> Result<Option<Bound>, admin::Error> {
     match admin::bind(config) {
         Ok(bound) => Ok(Some(bound)),
-        Err(error) if taken == OnPortConflict::Wait && error.is_in_use() => {
+        Err(error) if on_port_conflict == OnPortConflict::Wait && error.is_in_use() => {
             tracing::info!("{error}: waiting for it to hand over");
             Ok(None)
         }
@@ -38,7 +38,7 @@ pub(super) fn bind(
     }
 }
 
-/// The servers behind the ports, or what they would need.
+/// The servers behind the ports, or what is needed to start them.
 #[derive(Debug)]
 pub(super) struct AdminListeners {
     config: admin::Config,
@@ -52,12 +52,12 @@ enum State {
     Closed {
         sources: Option<Box<Sources>>,
         next: Instant,
-        said: Instant,
+        last_logged: Instant,
     },
 }
 
 impl AdminListeners {
-    /// Serves on ports that were bound; otherwise tries to have them from now on.
+    /// Serves on the bound ports; without them it tries to bind from now on.
     pub(super) fn new(
         config: admin::Config,
         bound: Option<Bound>,
@@ -70,7 +70,7 @@ impl AdminListeners {
             None => State::Closed {
                 sources: Some(Box::new(sources)),
                 next: now,
-                said: now,
+                last_logged: now,
             },
         };
         Self {
@@ -80,7 +80,7 @@ impl AdminListeners {
         }
     }
 
-    /// Whether the process in charge has to give up its ports for this one.
+    /// Whether the active process has to give up its ports for this one.
     pub(super) const fn standby_ports(&self) -> StandbyPorts {
         match self.state {
             State::Open(_) => StandbyPorts::Own,
@@ -88,7 +88,7 @@ impl AdminListeners {
         }
     }
 
-    /// Waits until the ports are to be tried again. Safe to cancel.
+    /// Waits until it is time to try the ports again. Safe to cancel.
     pub(super) async fn due(&self) {
         until(match &self.state {
             State::Open(_) => None,
@@ -97,12 +97,12 @@ impl AdminListeners {
         .await;
     }
 
-    /// Tries to have the ports.
+    /// Tries to bind the ports, and serves on them.
     pub(super) fn try_bind(&mut self) {
         let State::Closed {
             sources,
             next,
-            said,
+            last_logged,
         } = &mut self.state
         else {
             return;
@@ -114,16 +114,16 @@ impl AdminListeners {
                 }
             }
             Err(error) => {
-                *next = Instant::now() + KNOCK;
-                if said.elapsed() >= COMPLAIN {
-                    *said = Instant::now();
-                    tracing::warn!(%error, "still waiting for the ports of the process before");
+                *next = Instant::now() + RETRY_INTERVAL;
+                if last_logged.elapsed() >= LOG_INTERVAL {
+                    *last_logged = Instant::now();
+                    tracing::warn!(%error, "still waiting for the previous process to release the admin, metrics and readiness ports");
                 }
             }
         }
     }
 
-    /// Waits until the servers have ended.
+    /// Waits until the servers have stopped.
     pub(super) async fn finished(self) {
         if let State::Open(servers) = self.state {
             servers.finished().await;

@@ -1,5 +1,5 @@
-//! Turns the settings into each room's own configuration. No room but `config` knows the
-//! settings, and `config` knows no room: this file is the only place where they meet.
+//! Turns the settings into the configuration of each module. The crate `settings` knows none of
+//! them, and they do not know the settings: only this file knows both.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,12 +40,12 @@ pub(super) fn kernel(settings: &Settings) -> bpf::Config {
         delivery_mark: pods::delivery::DELIVERY_MARK,
         exemptions: exemptions(settings),
         ports: bpf::Ports::default(),
-        verdicts: capture.verdicts,
+        max_entries: capture.verdicts,
     }
 }
 
-/// What capture leaves alone. In dedicated mode the proxy shares its namespace with the workload,
-/// so its own servers have to be reachable; other workloads' same ports are captured as ever.
+/// What capture leaves alone. In dedicated mode the proxy shares its namespace with the workload, so
+/// its own servers must stay reachable. The same ports of other workloads are captured.
 pub(super) fn exemptions(settings: &Settings) -> bpf::Exemptions {
     let capture = &settings.capture;
     bpf::Exemptions {
@@ -59,7 +59,7 @@ pub(super) fn exemptions(settings: &Settings) -> bpf::Exemptions {
     }
 }
 
-/// Where certificates come from.
+/// The issuer of certificates.
 pub(super) fn issuer(settings: &Settings) -> Result<Arc<dyn Issuer>, super::Error> {
     Ok(match &settings.ca {
         settings::Authority::Local(local) => Arc::new(LocalCa::open(
@@ -90,7 +90,7 @@ pub(super) fn issuer(settings: &Settings) -> Result<Arc<dyn Issuer>, super::Erro
     })
 }
 
-/// The file with the mesh's roots, if certificates come from a control plane that has one.
+/// The file with the mesh's roots; only a remote certificate authority can have one.
 pub(super) fn mesh_roots(settings: &Settings) -> Option<PathBuf> {
     match &settings.ca {
         settings::Authority::Local(_) => None,
@@ -98,7 +98,7 @@ pub(super) fn mesh_roots(settings: &Settings) -> Option<PathBuf> {
     }
 }
 
-/// How certificates are kept, and which of the peers' are not taken.
+/// How certificates are kept, and which certificates of peers are revoked.
 pub(super) fn tls(settings: &Settings) -> Result<tls::Config, tls::RevocationError> {
     let revocations = settings.crl.as_deref().map(tls::Revocations::open);
     Ok(tls::Config {
@@ -107,7 +107,7 @@ pub(super) fn tls(settings: &Settings) -> Result<tls::Config, tls::RevocationErr
     })
 }
 
-/// How the control plane is asked what the mesh is, if it is.
+/// How to reach the control plane's discovery service; none if the settings name no control plane.
 pub(super) fn xds(settings: &Settings) -> Option<ads::Config> {
     let settings::Xds {
         upstream,
@@ -144,12 +144,12 @@ pub(super) fn xds(settings: &Settings) -> Option<ads::Config> {
     })
 }
 
-/// Backends that have names are resolved on the main runtime, by the system. `getaddrinfo(3)` gives
-/// up after five seconds for each server by default; an application waits no longer than that.
+/// The system resolves backends that have names, on the main runtime. The timeout is that of one
+/// server in `getaddrinfo(3)`: an application waits no longer.
 pub(super) fn resolver(runtime: Handle) -> Arc<dyn proxy::Resolve> {
-    const AT_ONCE: usize = 128;
+    const MAX_CONCURRENT: usize = 128;
     const TIMEOUT: Duration = Duration::from_secs(5);
-    Arc::new(proxy::SystemResolver::new(runtime, AT_ONCE, TIMEOUT))
+    Arc::new(proxy::SystemResolver::new(runtime, MAX_CONCURRENT, TIMEOUT))
 }
 
 pub(super) fn admin(settings: &Settings) -> admin::Config {
@@ -180,15 +180,15 @@ pub(super) fn path(settings: &Settings) -> proxy::Config {
         },
         handshake_timeout: settings.hbone.handshake_timeout,
         hbone: hbone(&settings.hbone),
-        dns: settings.dns.map(|settings_of_dns| dns::Config {
+        dns: settings.dns.map(|own| dns::Config {
             domain,
-            timeout: settings_of_dns.timeout,
+            timeout: own.timeout,
             resolver: dns::system_resolver(),
         }),
     }
 }
 
-/// A domain as names are compared with it.
+/// A domain in the form in which names are compared with it.
 fn domain(text: &str) -> Arc<str> {
     text.trim_end_matches('.').to_ascii_lowercase().into()
 }
@@ -207,7 +207,7 @@ fn hbone(settings: &settings::Hbone) -> hbone::Config {
         header_list_max: narrow(settings.header_list_max),
         idle_release: settings.idle_release,
         server_idle: settings.server_idle,
-        // Around the two limits of a dial, so that the one that was exceeded is the one reported.
+        // The sum of both limits of a dial, so that the limit that was exceeded is reported.
         connect_timeout: settings.connect_timeout + settings.handshake_timeout,
         handshake_timeout: settings.handshake_timeout,
         response_timeout: settings.response_timeout,
@@ -219,12 +219,13 @@ fn hbone(settings: &settings::Hbone) -> hbone::Config {
     }
 }
 
-/// Which lanes the operator allows; `ends` says what a wish for acceleration comes to here.
+/// Which paths the operator allows; `ends` turns the acceleration setting into what this kernel
+/// can do.
 pub(super) fn lanes(
     settings: &Settings,
     ends: impl Fn(settings::Acceleration) -> mesh::fastpath::Ends,
-) -> mesh::Lanes {
-    let allowed = |same_node, acceleration| mesh::Allowed {
+) -> mesh::PathSettings {
+    let allowed = |same_node, acceleration| mesh::AllowedPaths {
         same_node: match same_node {
             settings::SameNode::Direct => mesh::SameNode::Direct,
             settings::SameNode::Tunnel => mesh::SameNode::Tunnel,
@@ -239,16 +240,15 @@ pub(super) fn lanes(
         );
         (own.workload.clone(), allowed)
     });
-    mesh::Lanes {
+    mesh::PathSettings {
         mesh: allowed(same_node, acceleration),
         overrides: overrides.collect(),
     }
 }
 
-/// The pods that the settings ask for: those that are listed, or in dedicated mode the process's
-/// own namespace.
+/// The pods of the settings: the listed ones, or in dedicated mode the process's own namespace.
 pub(super) fn pods(settings: &Settings) -> Vec<DesiredPod> {
-    let wanted = |workload: &Uid, netns: &Path| DesiredPod {
+    let desired = |workload: &Uid, netns: &Path| DesiredPod {
         key: PodKey::Listed(workload.clone()),
         uid: workload.clone(),
         account: None,
@@ -259,15 +259,15 @@ pub(super) fn pods(settings: &Settings) -> Vec<DesiredPod> {
         Mode::Shared => {
             let listed = settings.pods.iter();
             listed
-                .map(|pod| wanted(&pod.workload, &pod.netns))
+                .map(|pod| desired(&pod.workload, &pod.netns))
                 .collect()
         }
-        Mode::Dedicated { workload } => vec![wanted(workload, Path::new("/proc/self/ns/net"))],
+        Mode::Dedicated { workload } => vec![desired(workload, Path::new("/proc/self/ns/net"))],
     }
 }
 
-/// A pod that the node agent has named. Its workload's uid is put together as Istio's control plane
-/// does it.
+/// A pod that the node agent has announced. The uid of its workload has the form that Istio's
+/// control plane gives it.
 pub(super) fn announced(
     settings: &Settings,
     uid: &zds::PodUid,
@@ -284,7 +284,7 @@ pub(super) fn announced(
     }
 }
 
-/// Under which uid the mesh will know a pod, and who it will be.
+/// The uid that the mesh will know a pod by, and its identity.
 pub(super) fn workload(settings: &Settings, info: &zds::PodInfo) -> (Uid, Option<Identity>) {
     let (name, namespace, account) = (&info.name, &info.namespace, &info.service_account);
     let identity = Identity::new(&settings.trust_domain, namespace, account);
@@ -294,11 +294,11 @@ pub(super) fn workload(settings: &Settings, info: &zds::PodInfo) -> (Uid, Option
     )
 }
 
-/// Keys that make a node the node it is: with another value the rest of a file means something
-/// else, so none of it is taken over.
+/// Keys that identify the node. If one of them changes, the file is another node's, and none of it
+/// is applied.
 pub(super) const IDENTIFYING: [&str; 5] = ["node", "clusterId", "network", "trustDomain", "mode"];
 
-/// Keys whose new value waits for a restart.
+/// The changed keys whose new value takes effect only with a restart.
 pub(super) fn fixed_keys_that_differ(old: &Settings, new: &Settings) -> Vec<&'static str> {
     let differences = [
         ("node", old.node != new.node),

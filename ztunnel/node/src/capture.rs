@@ -1,8 +1,8 @@
-//! What takes the pods' connections to the proxy on this node: the kernel programs, or the redirection
-//! rules that istio-cni puts into its pods.
+//! How the pods' connections are captured on this node: by the kernel programs, or by the
+//! redirection rules that istio-cni puts into its pods.
 //!
-//! The DaemonSet of Istio's chart shows its container neither the host's cgroups nor its BPF file
-//! system, so with nothing but another image there the rules are all there is.
+//! The DaemonSet of Istio's chart gives its container neither the host's cgroups nor the host's BPF
+//! file system. Where only the image of that DaemonSet was replaced, the rules capture.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,70 +13,74 @@ use crate::handover::{ActiveLock, Handover, StandbyLock};
 use admin::Pending;
 use settings::{CaptureBy, Settings};
 
-/// The programs, and the locks that say whose they are.
+/// The programs, and the locks that say which process owns them.
 #[derive(Debug)]
 pub(super) struct Programs {
     pub(super) kernel: Arc<Kernel>,
     pub(super) handover: Handover,
-    /// Being in charge from the start, where nobody was before.
-    pub(super) own: Option<(ActiveLock, StandbyLock)>,
+    /// Both locks from the start, where no other proxy held one.
+    pub(super) locks: Option<(ActiveLock, StandbyLock)>,
 }
 
-/// How often what stands in the way is said again.
-const SAY_AGAIN: Duration = Duration::from_secs(10);
+/// How often a lasting problem is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Programs of another proxy, as a rule of this one's predecessor, that capture pods where rules are
-/// to. They are not ended from here: a pod without rules would be without a mesh then, and only the
-/// operator knows that no such pod is left and nobody needs the programs any more.
+/// Programs of another proxy, usually of the previous one, that capture pods although redirection
+/// rules should. This process does not detach them: a pod without rules would bypass the mesh. Only
+/// the operator knows that no such pod is left.
 #[derive(Debug, Default)]
 pub(super) struct ForeignPrograms {
-    /// The node is not ready as long as they are at work.
+    /// Keeps the node unready while they capture.
     pending: Option<Pending>,
-    said: Option<Instant>,
+    last_logged: Option<Instant>,
 }
 
 impl ForeignPrograms {
-    /// What readiness waits for then.
+    /// The readiness task while they capture.
     pub(super) const TASK: &str = "the end of another proxy's eBPF programs, which capture pods \
         (`ztunnel kernel remove` on the node)";
 
-    /// Writes down whether they are at work.
-    pub(super) fn note(&mut self, at_work: bool, wait: impl FnOnce() -> Pending) {
-        if at_work {
+    /// Updates readiness, and logs the problem from time to time. `capturing` says whether such
+    /// programs capture a pod now.
+    pub(super) fn update(&mut self, capturing: bool, wait: impl FnOnce() -> Pending) {
+        if capturing {
             self.pending.get_or_insert_with(wait);
-            self.complain(
-                "the eBPF programs of another proxy capture pods of this node, and this proxy is to \
-                 be reached by rules (capture.by): those pods are not served by it and the node is \
-                 not ready until that proxy has ended, if it runs, and `ztunnel kernel remove` was \
-                 run on the node",
+            self.log(
+                "the eBPF programs of another proxy capture pods of this node, but this proxy \
+                 expects redirection rules to capture (capture.by): it cannot serve those pods, and \
+                 the node is not ready; stop that proxy if it runs, then run `ztunnel kernel remove` \
+                 on the node",
             );
         } else if let Some(pending) = self.pending.take() {
-            tracing::info!("no programs of another proxy capture pods any more");
+            tracing::info!("the eBPF programs of another proxy no longer capture pods");
             pending.done();
         }
     }
 
-    /// A connection has come without its destination, and the kernel does not say whether programs
-    /// capture the pod. An application may as well have called the proxy's port itself, so the node
-    /// stays ready.
+    /// A connection arrived without its original destination, and the kernel cannot say whether
+    /// programs capture the pod. The node stays ready, because an application may also have
+    /// connected to the proxy's port itself.
     pub(super) fn suspect(&mut self, error: &std::io::Error) {
         let text = format!(
-            "connections come to port 15001 of a pod without their destination, and are refused: if \
-             a proxy with eBPF programs has run on this node, run `ztunnel kernel remove` there; \
-             whether programs are at work cannot be seen from here: {error}"
+            "connections to port 15001 of a pod arrive without their original destination and are \
+             refused; this process cannot check whether eBPF programs capture the pod: {error}; if \
+             a proxy with eBPF programs has run on this node, run `ztunnel kernel remove` there"
         );
-        self.complain(&text);
+        self.log(&text);
     }
 
-    fn complain(&mut self, text: &str) {
-        if self.said.is_none_or(|said| said.elapsed() >= SAY_AGAIN) {
-            self.said = Some(Instant::now());
+    fn log(&mut self, text: &str) {
+        if self
+            .last_logged
+            .is_none_or(|last| last.elapsed() >= LOG_INTERVAL)
+        {
+            self.last_logged = Some(Instant::now());
             tracing::error!("{text}");
         }
     }
 }
 
-/// Says which wishes the rules do not know, where the settings alone could not tell that rules
+/// Warns of capture settings that rules ignore. With `auto` it is known only now that rules
 /// capture.
 pub(super) fn warn_of_exemptions(settings: &Settings) {
     if settings.capture.by == CaptureBy::Auto {
@@ -86,14 +90,14 @@ pub(super) fn warn_of_exemptions(settings: &Settings) {
     }
 }
 
-/// Loads the programs. None where rules capture: nothing in the kernel is ours then, and processes
-/// beside each other need no order.
+/// Loads the programs. None where rules capture: then this process owns nothing in the kernel, and
+/// no handover is needed.
 ///
 /// # Errors
-/// When the programs are needed and cannot be had.
+/// When the programs are needed and cannot be loaded.
 pub(super) fn programs(settings: &Settings) -> Result<Option<Programs>, Error> {
     if settings.capture.by == CaptureBy::Rules {
-        tracing::info!("the pods' connections come by the redirection rules in the pods");
+        tracing::info!("redirection rules inside the pods capture their connections");
         return Ok(None);
     }
     match load(settings) {
@@ -101,8 +105,8 @@ pub(super) fn programs(settings: &Settings) -> Result<Option<Programs>, Error> {
         Err(error) if can_do_without(settings, &error) => {
             tracing::warn!(
                 %error,
-                "no kernel programs here: the pods' connections come by the node agent's \
-                 redirection rules, and everything goes through the proxy"
+                "cannot use kernel programs here: the node agent's redirection rules capture, and \
+                 the proxy carries every connection"
             );
             warn_of_exemptions(settings);
             Ok(None)
@@ -113,20 +117,20 @@ pub(super) fn programs(settings: &Settings) -> Result<Option<Programs>, Error> {
 
 fn load(settings: &Settings) -> Result<Programs, bpf::Error> {
     let config = assembly::kernel(settings);
-    // First: where only part of the cgroups is seen nothing is to be mounted either.
-    bpf::find_cgroup(&config)?;
+    // First: where only a part of the cgroups is visible, nothing may be mounted either.
+    bpf::check_cgroup(&config)?;
     let handover = Handover::open(&config.directory)?;
-    let own = handover.take()?;
+    let locks = handover.try_acquire()?;
     let kernel = Arc::new(Kernel::load(&config)?);
     Ok(Programs {
         kernel,
         handover,
-        own,
+        locks,
     })
 }
 
-/// Whether a node that cannot have the programs, for this reason, has somebody else to capture for it.
+/// Whether redirection rules can capture on a node where the programs failed with this error.
 pub(super) fn can_do_without(settings: &Settings, error: &bpf::Error) -> bool {
     let auto = settings.capture.by == CaptureBy::Auto;
-    auto && settings.node_agent.is_some() && error.is_of_the_place()
+    auto && settings.node_agent.is_some() && error.is_restricted_environment()
 }

@@ -1,5 +1,5 @@
-//! What `/config_dump` shows of this node. What Istio's own command reads of it has the shape that
-//! it expects (`mesh`, `certificates`, `connections`); other sections are ours.
+//! The sections of `/config_dump`. The sections of the mesh, the certificates and the connections have
+//! the shape that `istioctl ztunnel-config` reads; the others are specific to this proxy.
 
 mod certificates;
 mod connections;
@@ -15,7 +15,7 @@ use mesh::NetnsCookie;
 use mesh::fastpath::{FastPathConnection, FastPathEntry, FastPathKey, InboundEntry};
 use settings::Settings;
 
-/// A section that is read when somebody asks.
+/// A section whose content is read on each request.
 struct Section<F> {
     name: &'static str,
     read: F,
@@ -43,10 +43,10 @@ fn section(
     })
 }
 
-/// How many entries of the direct lane are shown; its counts are of all of them.
-const SHOWN: usize = 1000;
+/// The most fast-path entries and connections that are listed; the counts include all.
+const LISTED_MAX: usize = 1000;
 
-/// What the kernel carries by itself, and may.
+/// The fast path: its entries and the connections that the kernel carries.
 fn fast_path_section(shared: &ProxyState) -> Value {
     let Some(kernel) = &shared.kernel else {
         return Value::Null;
@@ -58,53 +58,53 @@ fn fast_path_section(shared: &ProxyState) -> Value {
     };
     let entries = kernel.entries().unwrap_or_default();
     let inbound_entries = kernel.inbound_entries().unwrap_or_default();
-    let fast_path_connections = kernel.fast_path_connections().unwrap_or_default();
-    let call = |(call, verdict): &(FastPathKey, FastPathEntry)| {
-        let backends = verdict
+    let connections = kernel.fast_path_connections().unwrap_or_default();
+    let entry_json = |(key, entry): &(FastPathKey, FastPathEntry)| {
+        let backends = entry
             .backends
             .iter()
             .map(|backend| backend.to.to_string());
         json!({
-            "pod": name(call.pod),
-            "dials": call.destination.to_string(),
+            "pod": name(key.pod),
+            "dials": key.destination.to_string(),
             "backends": backends.collect::<Vec<_>>(),
         })
     };
-    let arrival = |arrival: &InboundEntry| {
+    let inbound_entry_json = |entry: &InboundEntry| {
         json!({
-            "pod": name(arrival.pod),
-            "at": arrival.to.to_string(),
-            "from": arrival.from.to_string(),
+            "pod": name(entry.pod),
+            "at": entry.to.to_string(),
+            "from": entry.from.to_string(),
         })
     };
-    let flow = |flow: &FastPathConnection| {
+    let connection_json = |connection: &FastPathConnection| {
         json!({
-            "pod": name(flow.pod),
-            "client": flow.client.to_string(),
-            "server": flow.server.to_string(),
-            "dialled": flow.dialled.to_string(),
+            "pod": name(connection.pod),
+            "client": connection.client.to_string(),
+            "server": connection.server.to_string(),
+            "dialled": connection.dialled.to_string(),
         })
     };
     json!({
         "counts": {
             "calls": entries.len(),
             "arrivals": inbound_entries.len(),
-            "connections": fast_path_connections.len(),
+            "connections": connections.len(),
             "lostEvents": kernel.lost_events(),
         },
-        "calls": entries.iter().take(SHOWN).map(call).collect::<Vec<_>>(),
-        "arrivals": inbound_entries.iter().take(SHOWN).map(arrival).collect::<Vec<_>>(),
-        "connections": fast_path_connections.iter().take(SHOWN).map(flow).collect::<Vec<_>>(),
+        "calls": entries.iter().take(LISTED_MAX).map(entry_json).collect::<Vec<_>>(),
+        "arrivals": inbound_entries.iter().take(LISTED_MAX).map(inbound_entry_json).collect::<Vec<_>>(),
+        "connections": connections.iter().take(LISTED_MAX).map(connection_json).collect::<Vec<_>>(),
     })
 }
 
-/// The pods here, with what the proxy carries of them and the kernel.
+/// The node's pods with their connections, on the tunnel path and on the fast path.
 fn workload_state(shared: &ProxyState) -> Value {
     let kernel = shared.kernel.as_ref();
     let mut fast_path_connections = kernel
         .and_then(|kernel| kernel.fast_path_connections().ok())
         .unwrap_or_default();
-    fast_path_connections.truncate(SHOWN);
+    fast_path_connections.truncate(LISTED_MAX);
     connections::workload_state(
         &shared.fast_path.view(),
         &shared.connection_table.carried(),
@@ -112,8 +112,8 @@ fn workload_state(shared: &ProxyState) -> Value {
     )
 }
 
-/// The sections: the mesh as it is now, the certificates without their keys, the connections, what
-/// the kernel carries by itself, and the settings the process was started with.
+/// All sections: the current mesh, the certificates without their keys, the connections, the fast
+/// path, and the settings that the process was started with.
 pub(super) fn all(shared: &Arc<ProxyState>, settings: &Settings) -> Vec<Arc<dyn Dump>> {
     let config = serde_json::to_value(settings).unwrap_or_default();
     vec![

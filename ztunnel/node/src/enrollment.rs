@@ -1,5 +1,5 @@
-//! Which pods this node serves: brings what is enrolled in line with what the settings ask for,
-//! pod by pod, so that a pod that cannot be enrolled does not keep the others waiting.
+//! Reconciles the enrolled pods with the desired pods, one by one: a pod that cannot be enrolled
+//! does not delay the others.
 
 mod prepare;
 
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use self::prepare::{capture, captured_addresses, is_another, prepare, warn_of};
+use self::prepare::{capture, captured_addresses, prepare, warn_of_missing, was_replaced};
 use crate::agent::zds::PodUid;
 use crate::bpf::{self, Kernel};
 use crate::pods::{self, Extra, NetnsSource, Opened, Pod};
@@ -20,13 +20,13 @@ use mesh::LocalPod;
 use mesh::NetnsCookie;
 use mesh::{Identity, Snapshot, Uid};
 
-/// Who asks for a pod, and by which name. Two pods in the agent's list may be one workload of the
-/// mesh for a moment: one that leaves, and the one that takes its place.
+/// Which source lists a pod, and under which name. For a short time two announced pods can be the
+/// same workload of the mesh: the one that leaves and its replacement.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum PodKey {
-    /// The settings.
+    /// The settings list the pod.
     Listed(Uid),
-    /// The node agent.
+    /// The node agent has announced the pod.
     Announced(PodUid),
 }
 
@@ -39,17 +39,17 @@ impl fmt::Display for PodKey {
     }
 }
 
-/// A pod that is to be enrolled.
+/// A pod that should be enrolled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct DesiredPod {
-    /// Who asks for it.
+    /// Its source and its name there.
     pub(super) key: PodKey,
-    /// Its workload. The mesh may not know it yet: the pod is captured all the same, and its
-    /// connections are refused until the mesh does.
+    /// Its workload. If the mesh does not know the workload yet, the pod is captured anyway, and its
+    /// connections are refused until the workload arrives.
     pub(super) uid: Uid,
-    /// Its service account, where somebody else than the mesh says it.
+    /// Its service account, if the node agent names it.
     pub(super) account: Option<Arc<str>>,
-    /// Who it will be, where that is known without the mesh: its certificate is got ahead.
+    /// Its identity, if known without the mesh: the certificate is requested early.
     pub(super) identity: Option<Identity>,
     /// Its network namespace.
     pub(super) netns: NetnsSource,
@@ -57,22 +57,32 @@ pub(super) struct DesiredPod {
 
 /// What enrolling depends on besides the pods.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Terms<'a> {
-    /// Who serves the pods.
+pub(super) struct EnrollContext<'a> {
+    /// The workers that serve the pods.
     pub(super) workers: &'a Workers,
-    /// What is known about their workloads.
+    /// The mesh with the pods' workloads.
     pub(super) mesh: &'a Snapshot,
-    /// How long what a pod has open may last after it has left.
+    /// How long the connections of a removed pod may stay open.
     pub(super) deadline: Duration,
 }
 
-/// What to do with pods that an earlier process has captured and nobody asks for.
+/// What to do with orphans: pods that are enrolled or captured, but not desired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OrphanPolicy {
-    /// They have left, or left the mesh: they are let go.
+    /// They are gone or have left the mesh: stop capturing them.
     Detach,
-    /// They may still be asked for: they stay captured, and so refused.
+    /// The node agent may still announce them: they stay captured, and those that no process serves
+    /// are refused.
     Retain,
+}
+
+/// A pod that could not be enrolled.
+#[derive(Debug)]
+pub(super) struct EnrollFailure {
+    /// The pod.
+    pub(super) pod: DesiredPod,
+    /// Why.
+    pub(super) error: EnrollError,
 }
 
 /// Why a pod is not enrolled.
@@ -81,28 +91,36 @@ pub(super) enum EnrollError {
     /// Its namespace could not be prepared.
     #[error(transparent)]
     Pod(#[from] pods::Error),
-    /// Another pod has its namespace.
-    #[error("its network namespace is that of pod {other}")]
-    OnPortConflict {
+    /// Another enrolled pod has the same namespace.
+    #[error(
+        "its network namespace is that of pod {other}, which is enrolled already; a pod needs a \
+         network namespace of its own"
+    )]
+    NetnsInUse {
         /// The other pod.
         other: PodKey,
     },
     /// Its addresses could not be listed.
-    #[error("cannot list the addresses of the pod: {0}")]
+    #[error("cannot list the addresses on the pod's interfaces: {0}")]
     Addresses(#[source] std::io::Error),
-    /// Its inbound listeners could not be made known to the kernel programs.
-    #[error("cannot make the inbound listeners known to the kernel programs: {0}")]
-    Claim(#[source] std::io::Error),
-    /// Nothing would take its connections to the proxy.
+    /// An inbound listener could not be duplicated.
+    #[error("cannot duplicate the inbound listener: {0}")]
+    Duplicate(#[source] std::io::Error),
+    /// The inbound listeners could not be marked for the kernel programs.
+    #[error("cannot mark the inbound listeners for the kernel programs: {0}")]
+    MarkListener(#[source] std::io::Error),
+    /// Neither rules nor programs would capture it.
     #[error(
-        "no rules inside the pod redirect its connections, and there are no kernel programs here: it \
-         would be without a mesh (istio-cni puts the rules there; see capture.by)"
+        "no rules inside the pod redirect its connections, and this node captures without kernel \
+         programs: the pod would bypass the mesh (istio-cni installs the rules; see capture.by)"
     )]
     NoRules,
-    /// What it opens would arrive without its destination, and what comes in not at all.
+    /// Foreign programs capture it: outbound connections would arrive without their destination, and
+    /// inbound ones not at all.
     #[error(
-        "the eBPF programs of another proxy capture it, and this proxy is to be reached by rules \
-         (capture.by): end that proxy, if it runs, and run `ztunnel kernel remove` on the node"
+        "the eBPF programs of another proxy capture it, but this proxy expects redirection rules to \
+         capture (capture.by): stop that proxy if it runs, then run `ztunnel kernel remove` on the \
+         node"
     )]
     Captured,
     /// Capture could not be turned on.
@@ -114,13 +132,13 @@ pub(super) enum EnrollError {
 struct Enrolled {
     pod: Arc<Pod>,
     identity: Option<Identity>,
-    /// Keeps one inbound listener at hand for enrolling again when addresses change; none once
-    /// another process accepts in its place.
+    /// An inbound listener, needed to enroll again when addresses change; none once another process
+    /// accepts instead.
     inbound: Option<OwnedFd>,
     captured: Vec<IpAddr>,
-    /// Whether its questions to resolvers are captured.
+    /// Whether its DNS queries are captured.
     dns: bool,
-    /// Counts upwards: of two pods that are the same workload the later one is meant.
+    /// Increases with each enrollment: of two pods that are the same workload the later one wins.
     number: u64,
 }
 
@@ -129,48 +147,47 @@ struct Enrolled {
 pub(super) struct Enrollment {
     shared: Arc<ProxyState>,
     pods: HashMap<PodKey, Enrolled>,
-    numbers: u64,
+    last_number: u64,
     changed: bool,
-    /// Whether what is in the kernel is this process's: if not, no pod comes, and capture is left
-    /// alone.
-    in_charge: bool,
+    /// Whether this process is active. If not, it enrolls no pod and does not touch capture.
+    active: bool,
 }
 
 impl Enrollment {
-    /// Nothing is enrolled yet. What an earlier process left enrolled stays captured, and
-    /// refused, until [`Self::apply`] has taken it over or withdrawn it.
+    /// No pod is enrolled yet. Pods of a previous process stay captured, and so refused, until
+    /// [`Self::reconcile`] enrolls or withdraws them.
     pub(super) fn new(shared: Arc<ProxyState>) -> Self {
         Self {
             shared,
             pods: HashMap::new(),
-            numbers: 0,
+            last_number: 0,
             changed: true,
-            in_charge: false,
+            active: false,
         }
     }
 
-    /// What is in the kernel is this process's from now on. Pods that it has served all the time are
-    /// enrolled anew: somebody else may have had them meanwhile.
+    /// This process owns capture from now on. Pods that it already serves are enrolled again, because
+    /// another process may have enrolled them meanwhile.
     pub(super) fn become_active(&mut self) {
-        self.in_charge = true;
+        self.active = true;
         for enrolled in self.pods.values_mut() {
             enrolled.captured.clear();
         }
     }
 
-    /// What is in the kernel is another process's from now on.
-    pub(super) fn retire(&mut self) {
-        self.in_charge = false;
+    /// Another process owns capture from now on.
+    pub(super) fn deactivate(&mut self) {
+        self.active = false;
     }
 
-    /// Lets go of the listeners; those that accept on them let go of theirs.
-    pub(super) fn resign(&mut self) {
+    /// Closes this module's copies of the listeners; the workers close theirs.
+    pub(super) fn close_listeners(&mut self) {
         for enrolled in self.pods.values_mut() {
             enrolled.inbound = None;
         }
     }
 
-    /// The pods that are served, and under which addresses, the earliest first.
+    /// The enrolled pods with their addresses, the earliest first.
     pub(super) fn pods(&self) -> Vec<LocalPod> {
         let mut pods: Vec<&Enrolled> = self.pods.values().collect();
         pods.sort_unstable_by_key(|enrolled| enrolled.number);
@@ -184,7 +201,7 @@ impl Enrollment {
         pods.iter().map(local).collect()
     }
 
-    /// How many pods are served.
+    /// The number of enrolled pods.
     pub(super) fn count(&self) -> usize {
         self.pods.len()
     }
@@ -195,130 +212,139 @@ impl Enrollment {
         pods.find(|pod| pod.netns.cookie() == cookie.0).cloned()
     }
 
-    /// Looks for rules in these pods that redirect what comes in, and says whether any of them has
-    /// some.
-    pub(super) fn find_rules(&self, recheck: &[NetnsCookie]) -> bool {
-        let mut found = false;
+    /// Looks for rules in these pods that redirect inbound connections. Returns whether one of the
+    /// pods has such rules.
+    pub(super) fn find_redirection(&self, recheck: &[NetnsCookie]) -> bool {
+        let mut any_redirected = false;
         for pod in recheck.iter().filter_map(|cookie| self.pod(*cookie)) {
-            let redirected = &pod.redirected;
-            let seen = redirected.load(Ordering::Relaxed);
-            let has = seen || pod.netns.visit(pods::is_redirected).unwrap_or(false);
-            if has && !seen {
-                tracing::info!(pod = %pod.uid.0, "rules inside the pod redirect what comes in: no direct lane leads to it");
+            let flag = &pod.redirected;
+            let known = flag.load(Ordering::Relaxed);
+            let redirected = known || pod.netns.visit(pods::is_redirected).unwrap_or(false);
+            if redirected && !known {
+                tracing::info!(
+                    pod = %pod.uid.0,
+                    "rules inside the pod redirect inbound connections: the fast path does not lead \
+                     to it"
+                );
             }
-            redirected.fetch_or(has, Ordering::Relaxed);
-            found |= has;
+            flag.fetch_or(redirected, Ordering::Relaxed);
+            any_redirected |= redirected;
         }
-        found
+        any_redirected
     }
 
-    /// Lets those of these pods go that the programs of another proxy have captured since they were
-    /// enrolled by rules, and says whether there were any.
+    /// Withdraws those of these pods that the programs of another proxy have captured since their
+    /// enrollment. Returns whether there were any.
     ///
     /// # Errors
-    /// When the kernel does not say.
-    pub(super) fn yield_captured(
+    /// When the kernel cannot say which programs capture a pod.
+    pub(super) fn release_captured(
         &mut self,
-        terms: Terms<'_>,
+        context: EnrollContext<'_>,
         recheck: &[NetnsCookie],
     ) -> std::io::Result<bool> {
         let mut captured = Vec::new();
         for (key, enrolled) in &self.pods {
             let netns = &enrolled.pod.netns;
-            let suspected = recheck.contains(&NetnsCookie(netns.cookie()));
-            if suspected && bpf::is_captured(netns.as_fd())? {
+            let rechecked = recheck.contains(&NetnsCookie(netns.cookie()));
+            if rechecked && bpf::is_captured(netns.as_fd())? {
                 captured.push(key.clone());
             }
         }
         for key in &captured {
-            self.withdraw(terms, key, &[]);
+            self.withdraw(context, key, &[]);
         }
         Ok(!captured.is_empty())
     }
 
-    /// Whether the pods or their addresses have changed since this was asked last.
+    /// Whether the pods or their addresses have changed since the last call.
     pub(super) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
 
-    /// Brings the enrolled pods in line with `wanted`, and returns those that could not be
+    /// Brings the enrolled pods in line with the desired ones. Returns the pods that could not be
     /// enrolled.
-    pub(super) fn apply(
+    pub(super) fn reconcile(
         &mut self,
-        terms: Terms<'_>,
-        wanted: &[DesiredPod],
+        context: EnrollContext<'_>,
+        desired: &[DesiredPod],
         orphan_policy: OrphanPolicy,
-    ) -> Vec<(DesiredPod, EnrollError)> {
-        let asked: HashMap<&PodKey, &DesiredPod> =
-            wanted.iter().map(|pod| (&pod.key, pod)).collect();
-        let left = |(key, enrolled): (&PodKey, &Enrolled)| {
-            let leaves = match asked.get(key) {
-                Some(pod) => !is_as_wanted(enrolled, pod),
-                // The agent has not said yet who is there: whom it does not name may still come.
+    ) -> Vec<EnrollFailure> {
+        let by_key: HashMap<&PodKey, &DesiredPod> =
+            desired.iter().map(|pod| (&pod.key, pod)).collect();
+        let stale = |(key, enrolled): (&PodKey, &Enrolled)| {
+            let stale = match by_key.get(key) {
+                Some(pod) => !matches_desired(enrolled, pod),
+                // Before its snapshot is complete the agent may still announce the pod.
                 None => {
                     !matches!(key, PodKey::Announced(_)) || orphan_policy == OrphanPolicy::Detach
                 }
             };
-            leaves.then(|| key.clone())
+            stale.then(|| key.clone())
         };
-        let leaving: Vec<PodKey> = self.pods.iter().filter_map(left).collect();
-        for key in leaving {
-            self.withdraw(terms, &key, wanted);
+        let stale: Vec<PodKey> = self.pods.iter().filter_map(stale).collect();
+        for key in stale {
+            self.withdraw(context, &key, desired);
         }
-        let mut failed = Vec::new();
-        if !self.in_charge {
-            return failed;
+        let mut failures = Vec::new();
+        if !self.active {
+            return failures;
         }
-        for pod in wanted {
-            if let Err(error) = self.keep_or_enroll(terms, pod) {
-                failed.push((pod.clone(), error));
+        for pod in desired {
+            if let Err(error) = self.update_or_enroll(context, pod) {
+                let pod = pod.clone();
+                failures.push(EnrollFailure { pod, error });
             }
         }
-        // A pod that could not be taken over stays captured, and so refused, rather than free.
-        if failed.is_empty()
+        // A pod that failed stays captured, and so refused: it must not bypass the mesh.
+        if failures.is_empty()
             && orphan_policy == OrphanPolicy::Detach
             && let Some(kernel) = &self.shared.kernel
         {
             self.detach_orphans(kernel);
-            if let Err(error) = kernel.retire_others() {
-                tracing::error!(%error, "the programs of an earlier version stay attached");
+            if let Err(error) = kernel.remove_other_layouts() {
+                tracing::error!(%error, "cannot detach the programs of an earlier version");
             }
         }
-        failed
+        failures
     }
 
-    /// Enrols one pod, without a look at the others.
-    pub(super) fn add(&mut self, terms: Terms<'_>, wanted: &DesiredPod) -> Result<(), EnrollError> {
-        let enrolled = self.pods.get(&wanted.key);
-        if enrolled.is_some_and(|enrolled| !is_as_wanted(enrolled, wanted)) {
-            self.withdraw(terms, &wanted.key, std::slice::from_ref(wanted));
+    /// Enrolls or updates one pod and leaves the others alone.
+    pub(super) fn add(
+        &mut self,
+        context: EnrollContext<'_>,
+        desired: &DesiredPod,
+    ) -> Result<(), EnrollError> {
+        let enrolled = self.pods.get(&desired.key);
+        if enrolled.is_some_and(|enrolled| !matches_desired(enrolled, desired)) {
+            self.withdraw(context, &desired.key, std::slice::from_ref(desired));
         }
-        self.keep_or_enroll(terms, wanted)
+        self.update_or_enroll(context, desired)
     }
 
-    /// Serves a pod no longer. Where its namespace is to be served again at once, as another
-    /// workload or under another name, it stays captured, and refused, meanwhile.
-    fn withdraw(&mut self, terms: Terms<'_>, key: &PodKey, wanted: &[DesiredPod]) {
+    /// Removes a pod. If a desired pod has the same namespace, as another workload or under another
+    /// name, the namespace stays captured, and so refused, until that pod is enrolled.
+    fn withdraw(&mut self, context: EnrollContext<'_>, key: &PodKey, desired: &[DesiredPod]) {
         let Some(enrolled) = self.pods.remove(key) else {
             return;
         };
         self.changed = true;
         let cookie = enrolled.pod.netns.cookie();
-        let comes_back = wanted.iter().any(|pod| is_the_place(&enrolled, pod));
-        if self.in_charge
-            && !comes_back
+        let replaced = desired.iter().any(|pod| has_same_netns(&enrolled, pod));
+        if self.active
+            && !replaced
             && let Some(kernel) = &self.shared.kernel
             && let Err(error) = kernel.withdraw(NetnsCookie(cookie))
         {
-            tracing::error!(%error, pod = %key, "cannot withdraw the pod from capture");
+            tracing::error!(%error, pod = %key, "cannot stop capturing the pod");
         }
-        terms.workers.remove(cookie, terms.deadline);
+        context.workers.remove(cookie, context.deadline);
         self.forget_certificate(enrolled.identity);
         self.shared.telemetry.pod_removed();
         tracing::info!(pod = %key, "pod left");
     }
 
-    /// Stops renewing a certificate that no pod here needs any more.
+    /// Stops renewing a certificate unless another pod of this node has the same identity.
     fn forget_certificate(&self, identity: Option<Identity>) {
         let still_needed = self.pods.values().any(|pod| pod.identity == identity);
         if let Some(identity) = identity.filter(|_| !still_needed) {
@@ -326,31 +352,39 @@ impl Enrollment {
         }
     }
 
-    fn keep_or_enroll(&mut self, terms: Terms<'_>, wanted: &DesiredPod) -> Result<(), EnrollError> {
-        if self.pods.contains_key(&wanted.key) {
-            self.keep(terms, wanted)
+    fn update_or_enroll(
+        &mut self,
+        context: EnrollContext<'_>,
+        desired: &DesiredPod,
+    ) -> Result<(), EnrollError> {
+        if self.pods.contains_key(&desired.key) {
+            self.update(context, desired)
         } else {
-            self.enroll(terms, wanted)
+            self.enroll(context, desired)
         }
     }
 
-    /// Follows what the mesh says about a pod that is enrolled.
-    fn keep(&mut self, terms: Terms<'_>, wanted: &DesiredPod) -> Result<(), EnrollError> {
-        let Some(enrolled) = self.pods.get_mut(&wanted.key) else {
+    /// Applies changes of the mesh to an enrolled pod: its identity and its addresses.
+    fn update(
+        &mut self,
+        context: EnrollContext<'_>,
+        desired: &DesiredPod,
+    ) -> Result<(), EnrollError> {
+        let Some(enrolled) = self.pods.get_mut(&desired.key) else {
             return Ok(());
         };
-        // Who has left the mesh, perhaps for a moment, keeps what it has.
-        if let Some(now) = identity(&enrolled.pod, wanted, terms.mesh)
-            && enrolled.identity.as_ref() != Some(&now)
+        // A pod whose workload is missing from the mesh, perhaps briefly, keeps its identity.
+        if let Some(identity) = identity(&enrolled.pod, desired, context.mesh)
+            && enrolled.identity.as_ref() != Some(&identity)
         {
-            self.shared.certificates.prefetch(&now);
-            let previous_proxy = enrolled.identity.replace(now);
-            self.forget_certificate(previous_proxy);
+            self.shared.certificates.prefetch(&identity);
+            let previous_identity = enrolled.identity.replace(identity);
+            self.forget_certificate(previous_identity);
         }
-        let Some(enrolled) = self.pods.get_mut(&wanted.key) else {
+        let Some(enrolled) = self.pods.get_mut(&desired.key) else {
             return Ok(());
         };
-        let captured = captured_addresses(&enrolled.pod, terms.mesh);
+        let captured = captured_addresses(&enrolled.pod, context.mesh);
         if captured != enrolled.captured
             && let Some(inbound) = &enrolled.inbound
         {
@@ -364,73 +398,75 @@ impl Enrollment {
         Ok(())
     }
 
-    fn enroll(&mut self, terms: Terms<'_>, wanted: &DesiredPod) -> Result<(), EnrollError> {
+    fn enroll(
+        &mut self,
+        context: EnrollContext<'_>,
+        desired: &DesiredPod,
+    ) -> Result<(), EnrollError> {
         let kernel = self.shared.kernel.clone();
-        let (pod, opened) = prepare(wanted, &self.shared, terms.mesh)?;
+        let (pod, opened) = prepare(desired, &self.shared, context.mesh)?;
         if kernel.is_none() && !pod.redirected.load(Ordering::Relaxed) {
             return Err(EnrollError::NoRules);
         }
         let cookie = pod.netns.cookie();
-        let mut foreign_programs = self.pods.iter();
-        if let Some((other, _)) =
-            foreign_programs.find(|(_, other)| other.pod.netns.cookie() == cookie)
-        {
+        let mut others = self.pods.iter();
+        if let Some((other, _)) = others.find(|(_, other)| other.pod.netns.cookie() == cookie) {
             let other = other.clone();
-            return Err(EnrollError::OnPortConflict { other });
+            return Err(EnrollError::NetnsInUse { other });
         }
-        let captured = captured_addresses(&pod, terms.mesh);
-        // Captured without a listener they would be lost.
+        let captured = captured_addresses(&pod, context.mesh);
+        // Queries that are captured without a listener would be lost.
         let dns = self.shared.config.dns.is_some() && !opened.lacks(Extra::Dns);
         let Opened {
             sets: listeners,
-            without,
+            missing,
         } = opened;
         let inbound = listeners
             .first()
             .map(|first| first.inbound.as_fd().try_clone_to_owned());
-        let inbound = inbound.transpose().map_err(EnrollError::Addresses)?;
+        let inbound = inbound.transpose().map_err(EnrollError::Duplicate)?;
         for listeners in &listeners {
-            let claimed = kernel
+            let marked = kernel
                 .iter()
                 .try_for_each(|kernel| kernel.mark_listener(listeners.inbound.as_fd()));
-            claimed.map_err(EnrollError::Claim)?;
+            marked.map_err(EnrollError::MarkListener)?;
         }
-        terms.workers.add(&pod, listeners);
+        context.workers.add(&pod, listeners);
         let Some(inbound) = inbound else {
             return Ok(());
         };
         if let Some(kernel) = &kernel
             && let Err(error) = capture(kernel, &pod.netns, &captured, &inbound, dns)
         {
-            // What is captured stays captured and refused; only our part is taken back.
-            terms.workers.remove(cookie, terms.deadline);
+            // What the kernel captures by now stays captured and is refused.
+            context.workers.remove(cookie, context.deadline);
             return Err(error);
         }
-        let identity = identity(&pod, wanted, terms.mesh);
+        let identity = identity(&pod, desired, context.mesh);
         if let Some(identity) = &identity {
             self.shared.certificates.prefetch(identity);
         }
-        tracing::info!(pod = %wanted.key, workload = %wanted.uid, netns = %wanted.netns, addresses = ?captured, "pod enrolled");
-        warn_of(&without, &wanted.key, kernel.is_some());
+        tracing::info!(pod = %desired.key, workload = %desired.uid, netns = %desired.netns, addresses = ?captured, "pod enrolled");
+        warn_of_missing(&missing, &desired.key, kernel.is_some());
         self.shared.telemetry.pod_added();
         self.changed = true;
-        self.numbers += 1;
+        self.last_number += 1;
         let enrolled = Enrolled {
             pod,
             identity,
             inbound: Some(inbound),
             captured,
             dns,
-            number: self.numbers,
+            number: self.last_number,
         };
-        self.pods.insert(wanted.key.clone(), enrolled);
+        self.pods.insert(desired.key.clone(), enrolled);
         Ok(())
     }
 
-    /// Withdraws what the maps still hold and nobody asks for: pods of an earlier process that
-    /// have left meanwhile.
+    /// Withdraws orphans of previous processes: pods that the maps still hold and that are not
+    /// desired.
     fn detach_orphans(&self, kernel: &Kernel) {
-        let known = |cookie: &NetnsCookie| {
+        let is_enrolled = |cookie: &NetnsCookie| {
             self.pods
                 .values()
                 .any(|enrolled| enrolled.pod.netns.cookie() == cookie.0)
@@ -442,30 +478,33 @@ impl Enrollment {
                 return;
             }
         };
-        for stranger in captured.into_iter().filter(|cookie| !known(cookie)) {
-            match kernel.withdraw(stranger) {
-                Ok(()) => tracing::info!(cookie = stranger.0, "withdrew a pod that has left"),
-                Err(error) => tracing::error!(%error, cookie = stranger.0, "cannot withdraw a pod"),
+        for orphan in captured.into_iter().filter(|cookie| !is_enrolled(cookie)) {
+            match kernel.withdraw(orphan) {
+                Ok(()) => tracing::info!(cookie = orphan.0, "stopped capturing a pod that has left"),
+                Err(error) => {
+                    tracing::error!(%error, cookie = orphan.0, "cannot stop capturing a pod");
+                }
             }
         }
     }
 }
 
-/// Whether a pod is enrolled as it is asked for. One that came back under the same name has another
-/// namespace behind its path.
-fn is_as_wanted(enrolled: &Enrolled, wanted: &DesiredPod) -> bool {
+/// Whether a pod is enrolled as desired. A pod that was replaced under the same name has another
+/// namespace at the same path.
+fn matches_desired(enrolled: &Enrolled, desired: &DesiredPod) -> bool {
     let pod = &enrolled.pod;
-    pod.uid == wanted.uid && pod.account == wanted.account && is_the_place(enrolled, wanted)
+    pod.uid == desired.uid && pod.account == desired.account && has_same_netns(enrolled, desired)
 }
 
-/// Whether a pod's namespace is the one that is asked for.
-fn is_the_place(enrolled: &Enrolled, wanted: &DesiredPod) -> bool {
+/// Whether an enrolled pod has the namespace of a desired one.
+fn has_same_netns(enrolled: &Enrolled, desired: &DesiredPod) -> bool {
     let netns = &enrolled.pod.netns;
-    *netns.place() == wanted.netns && !is_another(netns)
+    *netns.source() == desired.netns && !was_replaced(netns)
 }
 
-/// Who a pod is: what the mesh says goes before what was said with the pod.
-fn identity(pod: &Pod, wanted: &DesiredPod, mesh: &Snapshot) -> Option<Identity> {
+/// A pod's identity: the mesh's if it knows the workload, otherwise the one that the node agent's
+/// announcement implies.
+fn identity(pod: &Pod, desired: &DesiredPod, mesh: &Snapshot) -> Option<Identity> {
     let known = pod.workload(mesh).map(|workload| workload.identity.clone());
-    known.or_else(|| wanted.identity.clone())
+    known.or_else(|| desired.identity.clone())
 }

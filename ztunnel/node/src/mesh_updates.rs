@@ -1,10 +1,10 @@
-//! What this node knows of the mesh: what the settings say of it and what the control plane tells,
-//! put together in one snapshot.
+//! The mesh as this node knows it: one snapshot of the settings and of the control plane's
+//! resources.
 //!
-//! Changes of the control plane are gathered and put in force together: looking through the
-//! kernel's verdicts takes its time, and in a large cluster something changes all the time. Until
-//! the control plane has told everything once, nothing of what it told is in force: half a mesh
-//! would take the other half for somebody outside of it, and send to it in the clear.
+//! Changes of the control plane are collected and put in force together, because a change
+//! re-examines every fast-path entry, and in a large cluster changes are constant. No resource is
+//! in force before the control plane has sent all of them once: with half a mesh the proxy would
+//! treat the other half as outside the mesh and send to it in plaintext.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,65 +21,66 @@ use upstream::ads::{self, Batch, Client, Demand, Event};
 
 use super::assembly;
 
-/// The least and the most time between two changes of the view.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
-/// The share of its time that the main loop spends with putting changes in force, at most: one
-/// part in so many.
-const SHARE: u32 = 4;
+/// The shortest time between two changes of the view.
+const MIN_PAUSE: Duration = Duration::from_millis(10);
+/// The longest time that a change waits because the previous one was slow.
+const MAX_PAUSE: Duration = Duration::from_millis(500);
+/// The main loop spends at most one part in this many of its time on putting changes in force.
+const LOAD_DIVISOR: u32 = 4;
 
-/// What this node knows of the mesh.
+/// The mesh as this node knows it.
 #[derive(Debug)]
 pub(super) struct Mesh {
-    /// What the control plane has told, also what is not in force yet.
-    told: Snapshot,
-    /// All that is in force, or is to be; empty before enough is known.
+    /// The control plane's resources, including those that are not in force yet.
+    received: Snapshot,
+    /// The snapshot that is in force or about to be; empty before enough is known.
     current: Arc<Snapshot>,
-    /// What the settings say.
+    /// The mesh of the settings.
     local: LocalMesh,
     control_plane: Option<ControlPlane>,
-    /// Asks for single things, where the control plane does not tell everything.
+    /// Requests single resources; only with on-demand discovery.
     demand: Option<Demand>,
 }
 
-/// What the control plane has told.
+/// Changes of the control plane that are ready to be put in force.
 #[derive(Debug)]
 pub(super) struct MeshUpdate {
-    /// Those who asked for it; to be dropped when it is in force.
+    /// Requests wait for these batches; drop a batch when it is in force.
     pub(super) waiting: Vec<Batch>,
-    /// Whether anything is different now. If not, there is nothing to put in force.
+    /// Whether the snapshot has changed. If not, there is nothing to put in force.
     pub(super) changed: bool,
 }
 
-/// The connection to the control plane, and what it has told that is not in force.
+/// The connection to the control plane, and its changes that are not in force.
 #[derive(Debug)]
 struct ControlPlane {
     events: mpsc::Receiver<Event>,
     client: JoinHandle<()>,
-    /// Whether it has told everything once.
+    /// Whether every resource has arrived once.
     synced: bool,
     pending: Option<Pending>,
-    /// Those who wait for these changes are answered when they are dropped.
+    /// Dropping a batch answers the requests that wait for it.
     waiting: Vec<Batch>,
     changed: bool,
     /// Whether the last batch ended a push.
-    whole: bool,
-    /// Not before then.
+    push_complete: bool,
+    /// The earliest time of the next change.
     next: Instant,
 }
 
 impl Mesh {
-    /// What the settings say; the control plane, if they name one, is asked from now on. `wait_for`
-    /// keeps the node unready until it has told everything.
+    /// Starts with the mesh of the settings, and subscribes to the control plane if they name one.
+    /// `wait_for` keeps the node unready until every resource has arrived.
     ///
     /// # Errors
-    /// When the control plane's settings cannot work.
+    /// When the settings of the control plane are invalid.
     pub(super) fn new(
         settings: &Settings,
         telemetry: &Telemetry,
         wait_for: impl FnOnce() -> Pending,
     ) -> Result<Self, ads::ConfigError> {
         let mut mesh = Self {
-            told: Snapshot::default(),
+            received: Snapshot::default(),
             current: Arc::default(),
             local: LocalMesh::default(),
             control_plane: None,
@@ -88,37 +89,38 @@ impl Mesh {
         if let Some(config) = assembly::xds(settings) {
             let (client, events) = Client::new(config, telemetry.xds().clone())?;
             if let Some(demand) = client.demand() {
-                mesh.told = Snapshot::default().known_in_part();
-                // Before anything is told, too: to know nothing is no reason to take it for outside.
-                mesh.current = Arc::new(mesh.told.clone());
+                mesh.received = Snapshot::default().partial();
+                // Also before the first resource: an unknown address must not be treated as outside
+                // the mesh.
+                mesh.current = Arc::new(mesh.received.clone());
                 mesh.demand = Some(demand);
             }
             let client = tokio::spawn(client.run());
             mesh.control_plane = Some(ControlPlane::new(events, client, wait_for()));
         }
-        mesh.adopt(&settings.local_mesh);
+        mesh.apply_local(&settings.local_mesh);
         Ok(mesh)
     }
 
-    /// Asks for single things, where the control plane does not tell everything.
+    /// Requests single resources; none without on-demand discovery.
     pub(super) const fn demand(&self) -> Option<&Demand> {
         self.demand.as_ref()
     }
 
-    /// The snapshot that is in force, or is to be.
+    /// The snapshot that is in force or about to be.
     pub(super) fn current(&self) -> &Arc<Snapshot> {
         &self.current
     }
 
-    /// Whether enough is known to judge connections by it.
+    /// Whether enough is known to authorize connections.
     pub(super) fn is_known(&self) -> bool {
         self.control_plane
             .as_ref()
             .is_none_or(|control_plane| control_plane.synced)
     }
 
-    /// Takes over what the settings say now. In the middle of a push it counts at the push's end.
-    pub(super) fn adopt(&mut self, local: &LocalMesh) {
+    /// Applies the mesh of the settings. In the middle of a push it takes effect at the push's end.
+    pub(super) fn apply_local(&mut self, local: &LocalMesh) {
         if *local == self.local {
             return;
         }
@@ -127,23 +129,22 @@ impl Mesh {
             Some(control_plane) if !control_plane.is_at_rest() => {
                 control_plane.changed = true;
                 tracing::info!(
-                    "what the settings say of the mesh counts when the control plane has told its part"
+                    "the mesh of the settings takes effect at the end of the control plane's push"
                 );
             }
-            _ => self.put_together(),
+            _ => self.merge(),
         }
     }
 
-    /// What the control plane tells goes before what the settings say of the same thing.
-    fn put_together(&mut self) {
-        let mut mesh = self.told.clone();
-        mesh.apply_all(besides(&self.local, &self.told));
+    /// Merges both sources; the control plane's resource wins over one of the settings.
+    fn merge(&mut self) {
+        let mut mesh = self.received.clone();
+        mesh.apply_all(local_only(&self.local, &self.received));
         self.current = Arc::new(mesh);
     }
 
-    /// Waits until something that was told is to be put in force: [`Self::current`] is another one
-    /// then.
-    /// None: the client of the control plane has ended, which it never does by itself.
+    /// Waits until changes are ready to be put in force; [`Self::current`] has them then. None: the
+    /// control plane's client has stopped, which it never does by itself. Safe to cancel.
     pub(super) async fn changed(&mut self) -> Option<MeshUpdate> {
         let Some(control_plane) = &mut self.control_plane else {
             return std::future::pending().await;
@@ -158,16 +159,16 @@ impl Mesh {
             match event {
                 Some(Event::Changes(mut batch)) => {
                     let changes = std::mem::take(&mut batch.changes);
-                    control_plane.changed |= self.told.apply_all(changes);
-                    control_plane.whole = batch.ends_push;
+                    control_plane.changed |= self.received.apply_all(changes);
+                    control_plane.push_complete = batch.ends_push;
                     control_plane.waiting.push(batch);
                 }
                 Some(Event::Synced) => {
                     tracing::info!(
-                        workloads = self.told.workloads().len(),
-                        services = self.told.services().len(),
-                        policies = self.told.policies().len(),
-                        "the control plane has told what the mesh is"
+                        workloads = self.received.workloads().len(),
+                        services = self.received.services().len(),
+                        policies = self.received.policies().len(),
+                        "the control plane has sent the whole mesh"
                     );
                     control_plane.synced = true;
                     control_plane.changed = true;
@@ -178,12 +179,12 @@ impl Mesh {
         let changed = std::mem::take(&mut control_plane.changed);
         let waiting = std::mem::take(&mut control_plane.waiting);
         if changed {
-            self.put_together();
+            self.merge();
         }
         Some(MeshUpdate { waiting, changed })
     }
 
-    /// Says how long it took to put a change in force; the next one waits accordingly.
+    /// A change is in force, and it took this long: the next change waits accordingly.
     pub(super) fn in_force(&mut self, took: Duration) {
         let Some(control_plane) = &mut self.control_plane else {
             return;
@@ -197,11 +198,11 @@ impl Mesh {
     }
 }
 
-/// How long nothing new is put in force after something was, which took so long: what comes
-/// meanwhile is put in force together.
+/// How long the next change waits after one that took this long to put in force. Changes that
+/// arrive meanwhile are put in force together.
 #[must_use]
 pub fn pause_after(took: Duration) -> Duration {
-    (took * (SHARE - 1)).clamp(PAUSE.0, PAUSE.1)
+    (took * (LOAD_DIVISOR - 1)).clamp(MIN_PAUSE, MAX_PAUSE)
 }
 
 impl ControlPlane {
@@ -213,20 +214,20 @@ impl ControlPlane {
             pending: Some(pending),
             waiting: Vec::new(),
             changed: false,
-            whole: true,
+            push_complete: true,
             next: Instant::now(),
         }
     }
 
-    /// Whether what was told is a whole, so that it may be put in force.
+    /// Whether no push is under way, so that the received resources are consistent.
     const fn is_at_rest(&self) -> bool {
-        self.synced && self.whole
+        self.synced && self.push_complete
     }
 
-    /// When something is to be put in force: at the end of a push, and not too often.
+    /// When to put changes in force: at the end of a push, and not too often.
     fn due(&self) -> Option<Instant> {
-        let something = self.changed || !self.waiting.is_empty();
-        (self.is_at_rest() && something).then_some(self.next)
+        let has_changes = self.changed || !self.waiting.is_empty();
+        (self.is_at_rest() && has_changes).then_some(self.next)
     }
 }
 
@@ -236,15 +237,15 @@ impl Drop for ControlPlane {
     }
 }
 
-/// What the settings describe and the control plane does not. Services first: backends that come
-/// before their service are put aside for it.
-fn besides(local: &LocalMesh, told: &Snapshot) -> impl Iterator<Item = Change> {
+/// The resources of the settings that the control plane does not have. Services come first: a
+/// backend that comes before its service has to wait for it.
+fn local_only(local: &LocalMesh, received: &Snapshot) -> impl Iterator<Item = Change> {
     let services = local.services.iter();
-    let services = services.filter(|one| told.service(&one.key()).is_none());
+    let services = services.filter(|one| received.service(&one.key()).is_none());
     let workloads = local.workloads.iter();
-    let workloads = workloads.filter(|one| told.workload_by_uid(&one.uid).is_none());
+    let workloads = workloads.filter(|one| received.workload_by_uid(&one.uid).is_none());
     let policies = local.policies.iter();
-    let policies = policies.filter(|one| told.policy(&one.key()).is_none());
+    let policies = policies.filter(|one| received.policy(&one.key()).is_none());
     let services = services.cloned().map(Box::new).map(Change::Service);
     let workloads = workloads.cloned().map(Box::new).map(Change::Workload);
     services

@@ -1,7 +1,9 @@
-//! Follows the files that the certificates depend on: the revocation lists, and the mesh's roots. While a root is replaced there are two in it for a while:
-//! a certificate that is issued anew brings what the file holds then, and with that the proxy trusts
-//! peers of both. Waiting for the renewal at half of a certificate's life would refuse those of the
-//! new root until then.
+//! Follows the files that the certificates depend on: the revocation lists and the mesh's roots.
+//!
+//! During a root rotation the roots file holds both roots. A newly issued certificate comes with
+//! the current content of the file, and then the proxy trusts peers of both roots. So a change of
+//! the file renews all certificates: without that, peers of the new root would be refused until the
+//! regular renewal at half of a certificate's life.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,51 +16,51 @@ use super::assembly;
 use settings::Settings;
 use tunnel::tls::Store;
 
-/// The largest file of root certificates.
+/// The most bytes that are read of the roots file.
 const ROOTS_MAX: u64 = 4 << 20;
 
-/// How often the files are looked at.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often the files are read.
+const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Follows the files that the settings name.
 pub(super) fn follow_files(settings: &Settings, store: &Arc<Store>) {
-    tokio::spawn(store.revocations().clone().follow(LOOK));
+    tokio::spawn(store.revocations().clone().follow(INTERVAL));
     if let Some(file) = assembly::mesh_roots(settings) {
-        tokio::spawn(follow(file, LOOK, store.clone()));
+        tokio::spawn(follow(file, INTERVAL, store.clone()));
     }
 }
 
-/// Has all certificates issued anew whenever the file has changed. Never ends.
-async fn follow(path: PathBuf, every: Duration, store: Arc<Store>) {
+/// Renews all certificates whenever the file has changed. Never ends.
+async fn follow(path: PathBuf, interval: Duration, store: Arc<Store>) {
     let renew = || {
-        tracing::info!(path = %path.display(), "the mesh's roots have changed: certificates are renewed");
+        tracing::info!(path = %path.display(), "the mesh's roots have changed: renewing all certificates");
         store.renew_all();
     };
-    watch(&path, every, renew).await;
+    watch(&path, interval, renew).await;
 }
 
-async fn watch(path: &Path, every: Duration, mut changed: impl FnMut()) {
-    // None: not read yet. What the first certificates bring is what is there then.
-    let mut seen = None;
+async fn watch(path: &Path, interval: Duration, mut changed: impl FnMut()) {
+    // None: not read yet. The first certificates come with the file's content at that time.
+    let mut last = None;
     loop {
-        let now = read(path).await.inspect_err(|error| {
-            tracing::debug!(%error, path = %path.display(), "the mesh's roots cannot be read now");
+        let read = read(path).await.inspect_err(|error| {
+            tracing::debug!(%error, path = %path.display(), "cannot read the mesh's roots");
         });
-        if differs(&mut seen, now) {
+        if has_changed(&mut last, read) {
             changed();
         }
-        tokio::time::sleep(every).await;
+        tokio::time::sleep(interval).await;
     }
 }
 
-/// Whether the content has changed since a look that has seen one.
-fn differs(seen: &mut Option<Vec<u8>>, now: io::Result<Vec<u8>>) -> bool {
-    match now {
-        // An empty file is perhaps just being written.
+/// Whether the content differs from the last one that could be read, which it replaces.
+fn has_changed(last: &mut Option<Vec<u8>>, read: io::Result<Vec<u8>>) -> bool {
+    match read {
+        // An empty file may be in the middle of a write.
         Ok(bytes) if !bytes.is_empty() => {
-            let differs = seen.as_ref().is_some_and(|seen| *seen != bytes);
-            *seen = Some(bytes);
-            differs
+            let changed = last.as_ref().is_some_and(|last| *last != bytes);
+            *last = Some(bytes);
+            changed
         }
         _ => false,
     }
@@ -78,10 +80,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_another_content_counts() {
-        let mut seen = None;
+    fn only_new_content_is_a_change() {
+        let mut last = None;
         let gone = || Err(io::ErrorKind::NotFound.into());
-        for (now, expected) in [
+        for (read, expected) in [
             (gone(), false),
             (Ok("one"), false),
             (Ok("one two"), true),
@@ -91,9 +93,9 @@ mod tests {
             (gone(), false),
             (Ok("two"), false),
         ] {
-            let case = format!("{now:?} after {seen:?}");
-            let now = now.map(|content| content.as_bytes().to_vec());
-            assert_eq!(differs(&mut seen, now), expected, "{case}");
+            let case = format!("{read:?} after {last:?}");
+            let read = read.map(|content| content.as_bytes().to_vec());
+            assert_eq!(has_changed(&mut last, read), expected, "{case}");
         }
     }
 
@@ -101,14 +103,14 @@ mod tests {
     async fn a_change_of_the_file_is_noticed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("root-cert.pem");
-        let every = Duration::from_millis(2);
+        let interval = Duration::from_millis(2);
         let noticed = Cell::new(false);
-        let watching = watch(&path, every, || noticed.set(true));
-        // When it has had its first look is not known: the content changes until it has noticed.
-        let story = async {
+        let watching = watch(&path, interval, || noticed.set(true));
+        // The time of the first read is unknown: the content changes until a change is noticed.
+        let writing = async {
             for number in 0.. {
                 std::fs::write(&path, format!("root {number}")).unwrap();
-                tokio::time::sleep(every).await;
+                tokio::time::sleep(interval).await;
                 if noticed.get() {
                     break;
                 }
@@ -116,8 +118,8 @@ mod tests {
         };
         tokio::select! {
             () = watching => unreachable!("it never ends"),
-            () = story => {}
-            () = tokio::time::sleep(Duration::from_secs(5)) => panic!("not noticed"),
+            () = writing => {}
+            () = tokio::time::sleep(Duration::from_secs(5)) => panic!("no change was noticed"),
         }
     }
 }

@@ -1,73 +1,80 @@
-//! Which pods the node serves at this moment: those of the settings and those of the node agent,
-//! enrolled as they come, tried again where that fails.
+//! The pods that the node serves: those of the settings and those of the node agent. They are
+//! enrolled as they come, and retried after a failure.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::agent::{self, Agent, Task};
 use super::capture::ForeignPrograms;
-use super::enrollment::{DesiredPod, EnrollError, Enrollment, OrphanPolicy, Terms};
-use super::{ENROLL_RETRY, Node, assembly};
+use super::enrollment::{
+    DesiredPod, EnrollContext, EnrollError, EnrollFailure, Enrollment, OrphanPolicy,
+};
+use super::assembly;
+use super::node::Node;
 use crate::agent::zds;
 use crate::bpf;
 use mesh::NetnsCookie;
 
+/// How often pods that could not be enrolled are retried.
+const ENROLL_RETRY: Duration = Duration::from_secs(1);
+
 impl Node {
-    /// Brings all pods in line with what is asked for and with what the mesh says about them; to be
-    /// called whenever one of the two has changed.
+    /// Reconciles the enrolled pods with the desired pods and with the mesh. Called whenever one of
+    /// the two has changed.
     pub(super) fn enroll(&mut self) {
-        let wanted = self.wanted();
+        let desired = self.desired_pods();
         let agent = self.agent.as_ref();
         let orphan_policy = agent.map_or(OrphanPolicy::Detach, Agent::orphan_policy);
-        let (enrollment, terms) = self.enrolling();
-        let failed = enrollment.apply(terms, &wanted, orphan_policy);
-        let foreign_programs = self.foreign_programs_capture(&failed);
+        let (enrollment, context) = self.enrollment_with_context();
+        let failures = enrollment.reconcile(context, &desired, orphan_policy);
+        let foreign_programs = self.foreign_programs_capture(&failures);
         let wait = || self.readiness.wait_for(ForeignPrograms::TASK);
-        self.foreign_programs.note(foreign_programs, wait);
-        let again = foreign_programs || !failed.is_empty();
-        self.retry = again.then(|| Instant::now() + ENROLL_RETRY);
-        self.enrolled();
-        for (pod, error) in &failed {
+        self.foreign_programs.update(foreign_programs, wait);
+        let retry = foreign_programs || !failures.is_empty();
+        self.enroll_retry = retry.then(|| Instant::now() + ENROLL_RETRY);
+        self.apply_enrollment_changes();
+        for EnrollFailure { pod, error } in &failures {
             tracing::error!(%error, pod = %pod.key, netns = %pod.netns, "cannot enroll the pod; trying again");
         }
-        // A pod that is gone must not keep the node from serving the others.
+        // Failed pods do not keep the node unready: one that is gone must not stop the others.
         if self.handover_state.is_active()
-            && let Some(pending) = self.pending.take()
+            && let Some(pending) = self.first_enrollment.take()
         {
             pending.done();
         }
     }
 
-    /// Whether programs of another proxy capture pods here where rules are to: pods of this node, or
-    /// any by the pins, where those can be seen.
-    fn foreign_programs_capture(&self, failed: &[(DesiredPod, EnrollError)]) -> bool {
-        let captured = |(_, error): &(_, EnrollError)| matches!(error, EnrollError::Captured);
+    /// Whether programs of another proxy capture pods although rules should: desired pods that
+    /// failed for this reason, or any pod whose pins are visible here.
+    fn foreign_programs_capture(&self, failures: &[EnrollFailure]) -> bool {
+        let captured = |failure: &EnrollFailure| matches!(failure.error, EnrollError::Captured);
         let pins = &self.settings.capture.bpf_directory;
         self.shared.kernel.is_none()
-            && (failed.iter().any(captured) || bpf::captured_below(pins) > 0)
+            && (failures.iter().any(captured) || bpf::captured_pods_below(pins) > 0)
     }
 
-    /// The pods that the settings and the node agent ask for.
-    fn wanted(&self) -> Vec<DesiredPod> {
-        let mut wanted = assembly::pods(&self.settings);
+    /// The pods that the settings and the node agent list.
+    fn desired_pods(&self) -> Vec<DesiredPod> {
+        let mut desired = assembly::pods(&self.settings);
         let agent = self.agent.iter();
-        wanted.extend(agent.flat_map(|agent| agent.wanted(&self.settings)));
-        wanted
+        desired.extend(agent.flat_map(|agent| agent.desired_pods(&self.settings)));
+        desired
     }
 
-    fn enrolling(&mut self) -> (&mut Enrollment, Terms<'_>) {
-        let terms = Terms {
+    fn enrollment_with_context(&mut self) -> (&mut Enrollment, EnrollContext<'_>) {
+        let context = EnrollContext {
             workers: &self.workers,
             mesh: self.mesh.current(),
             deadline: self.settings.termination_deadline,
         };
-        (&mut self.enrollment, terms)
+        (&mut self.enrollment, context)
     }
 
-    /// After pods came or went: counts them, and lets them count.
-    fn enrolled(&mut self) {
-        let named = self.agent.as_ref().map_or(0, Agent::count);
-        let wanted = assembly::pods(&self.settings).len() + named;
-        let missing = wanted.saturating_sub(self.enrollment.count());
+    /// After pods were enrolled or removed: updates the metric, and reauthorizes if the set of pods
+    /// or their addresses have changed.
+    fn apply_enrollment_changes(&mut self) {
+        let announced = self.agent.as_ref().map_or(0, Agent::count);
+        let desired = assembly::pods(&self.settings).len() + announced;
+        let missing = desired.saturating_sub(self.enrollment.count());
         let missing = i64::try_from(missing).unwrap_or(i64::MAX);
         self.shared.telemetry.pods().pending.set(missing);
         if self.enrollment.take_changed() {
@@ -75,71 +82,75 @@ impl Node {
         }
     }
 
-    /// Looks whether pods have got rules that redirect what comes in; no direct lane leads to those.
-    /// Where rules capture: whether programs do so since.
+    /// Checks whether these pods have rules that redirect inbound connections: the fast path cannot
+    /// lead to such a pod. Where rules capture, it checks whether foreign programs capture now.
     pub(super) fn recheck_pods(&mut self, pods: &[NetnsCookie]) {
         if self.shared.kernel.is_none() {
-            let (enrollment, terms) = self.enrolling();
-            return match enrollment.yield_captured(terms, pods) {
+            let (enrollment, context) = self.enrollment_with_context();
+            return match enrollment.release_captured(context, pods) {
                 Ok(true) => self.enroll(),
-                // An application has called the proxy's port itself.
+                // An application has connected to the proxy's port itself.
                 Ok(false) => {}
                 Err(error) => self.foreign_programs.suspect(&error),
             };
         }
-        if self.enrollment.find_rules(pods) {
+        if self.enrollment.find_redirection(pods) {
             self.reauthorize();
         }
     }
 
-    /// Does what the node agent asks for, and answers.
+    /// Handles a request of the node agent, and answers it.
     pub(super) fn handle_request(&mut self, request: zds::Request) {
         let Some(agent) = &mut self.agent else {
             return;
         };
         match agent.handle_request(request, &self.settings) {
             Task::None => {}
-            Task::Enroll(wanted, reply) => {
-                let (enrollment, terms) = self.enrolling();
-                let added = enrollment.add(terms, &wanted);
+            Task::Enroll(desired, reply) => {
+                let (enrollment, context) = self.enrollment_with_context();
+                let added = enrollment.add(context, &desired);
                 if let Err(error) = &added {
-                    self.retry
+                    self.enroll_retry
                         .get_or_insert_with(|| Instant::now() + ENROLL_RETRY);
-                    tracing::error!(%error, pod = %wanted.key, "cannot enroll the pod; trying again");
+                    tracing::error!(%error, pod = %desired.key, "cannot enroll the pod; trying again");
                 }
-                self.enrolled();
+                self.apply_enrollment_changes();
                 agent::answer(reply, added.map_err(|error| error.to_string()));
             }
-            Task::Apply(reply) => {
+            Task::Reconcile(reply) => {
                 self.enroll();
                 if self.agent.as_ref().is_some_and(Agent::is_complete) {
-                    self.stop_waiting();
+                    self.stop_waiting_for_agent();
                 }
                 agent::answer(reply, Ok(()));
             }
         }
     }
 
-    /// Puts in force what was held back until the pods were known.
-    pub(super) fn stop_waiting(&mut self) {
+    /// Ends the wait for the node agent's first snapshot, and catches up on the reauthorization that
+    /// was deferred for it.
+    pub(super) fn stop_waiting_for_agent(&mut self) {
         let Some(agent) = &mut self.agent else {
             return;
         };
-        let held = agent.hold().is_some();
+        let waited = agent.snapshot_due().is_some();
         if agent.is_complete() {
-            agent.settled();
+            agent.snapshot_applied();
         } else {
-            tracing::warn!("the node agent has not named its pods yet: going on without them");
-            agent.release();
+            tracing::warn!(
+                "the node agent has not sent its first snapshot of pods in time: connections are \
+                 authorized without it"
+            );
+            agent.stop_waiting();
         }
-        if held {
+        if waited {
             self.reauthorize();
         }
     }
 }
 
-/// The node agent's next request; none ever comes where there is no agent.
-pub(super) async fn requested(agent: Option<&mut Agent>) -> Option<zds::Request> {
+/// Waits for the node agent's next request; forever where there is no agent.
+pub(super) async fn next_request(agent: Option<&mut Agent>) -> Option<zds::Request> {
     match agent {
         Some(agent) => agent.request().await,
         None => std::future::pending().await,

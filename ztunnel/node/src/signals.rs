@@ -1,8 +1,8 @@
-//! What ends the process from outside.
+//! The signals that stop the process.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that end the process.
+/// SIGTERM and SIGINT; a signal that cannot be listened for is none.
 pub(super) struct Signals {
     terminate: Option<Signal>,
     interrupt: Option<Signal>,
@@ -16,22 +16,22 @@ impl Signals {
         }
     }
 
-    /// Waits for one of them. Safe to cancel.
+    /// Waits for the next signal. Safe to cancel.
     pub(super) async fn end(&mut self) {
         tokio::select! {
-            () = told(self.terminate.as_mut()) => {}
-            () = told(self.interrupt.as_mut()) => {}
+            () = receive(self.terminate.as_mut()) => {}
+            () = receive(self.interrupt.as_mut()) => {}
         }
     }
 }
 
 fn listen_for(kind: SignalKind) -> Option<Signal> {
     signal(kind)
-        .inspect_err(|error| tracing::error!(%error, "cannot listen for a signal"))
+        .inspect_err(|error| tracing::error!(%error, "cannot listen for a signal that stops the process"))
         .ok()
 }
 
-async fn told(signal: Option<&mut Signal>) {
+async fn receive(signal: Option<&mut Signal>) {
     match signal {
         Some(signal) => drop(signal.recv().await),
         None => std::future::pending().await,

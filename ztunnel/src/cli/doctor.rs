@@ -1,4 +1,4 @@
-//! `ztunnel doctor`: is this machine fit to be a node?
+//! `ztunnel doctor`: checks whether this machine meets the requirements of a node.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -8,29 +8,29 @@ use clap::Parser;
 use serde_json::json;
 
 use super::output::Output;
-use node::doctor::{Check, Verdict};
+use node::doctor::{Check, Status};
 
-/// Find out whether this machine has what a node needs
+/// Check whether this machine meets the requirements of a node
 ///
-/// Tries things out rather than looking at version numbers: loads the kernel programs over maps of
-/// their own, attaches and detaches them where they do nothing, delivers and destroys a connection
-/// in a network namespace made for it, and joins private sockets to see whether applications would
-/// notice. It changes nothing and may run beside a proxy. Every line that is not fine says what to
-/// do.
+/// It tries the features instead of comparing version numbers: it loads the kernel programs with
+/// maps of their own, attaches and detaches them where they have no effect, delivers and terminates
+/// a connection in a new network namespace, and joins private sockets to check that applications
+/// notice no difference. It changes nothing, and can run next to a proxy. Every failure and warning
+/// comes with a remedy.
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:\n  \
-    ztunnel doctor                        is this machine fit?\n  \
-    ztunnel doctor --config node-a.yaml   and are its pods there, their ports free?\n  \
+    ztunnel doctor                        check this machine\n  \
+    ztunnel doctor --config node-a.yaml   also check the pods and ports of these settings\n  \
     ztunnel doctor -o json | jq '.checks[] | select(.verdict == \"fail\")'\n\n\
-    FAIL keeps a proxy from starting or from serving its pods; warn is about what works less well \
-    than it could. Run it as the user, and in the container, that the proxy runs in.\n\n\
-    Exit codes: 0 fine or warnings, 1 something failed, 2 called wrongly.")]
+    FAIL: a proxy cannot start, or cannot serve its pods. warn: a feature works less well than it \
+    could. Run it as the user and in the container of the proxy.\n\n\
+    Exit codes: 0 success or warnings, 1 a check failed, 2 usage error.")]
 pub(super) struct DoctorArgs {
-    /// The settings file (YAML); without it, environment and defaults alone
+    /// The settings file (YAML); without it, only environment and defaults
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// How to print it
+    /// The format of the result
     #[arg(long, short, value_enum, default_value_t)]
     output: Output,
 }
@@ -41,13 +41,8 @@ pub(super) fn run(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let checks = examine(args.config.as_deref());
-    let count = |verdict| {
-        checks
-            .iter()
-            .filter(|check| check.verdict == verdict)
-            .count()
-    };
-    let (failed, warned) = (count(Verdict::Fail), count(Verdict::Warn));
+    let count = |status| checks.iter().filter(|check| check.status == status).count();
+    let (failed, warned) = (count(Status::Fail), count(Status::Warn));
     match args.output {
         Output::Json => {
             let value = json!({ "failed": failed, "warnings": warned, "checks": checks });
@@ -65,22 +60,22 @@ pub(super) fn run(
     Ok(())
 }
 
-/// A line each, and under those that are not fine what to do.
+/// One line for each check, and the remedy below those that are not ok.
 fn table(checks: &[Check], out: &mut impl Write) -> io::Result<()> {
     let width = checks.iter().map(|check| check.name.len()).max();
     let width = width.unwrap_or(0).min(40);
     for check in checks {
         let Check {
             name,
-            verdict,
+            status,
             detail,
             remedy,
         } = check;
-        // The kernel's verifier says much, each line of it under the first.
+        // The output of the kernel's verifier has many lines; they are indented below the first.
         let detail = detail
             .trim_end()
             .replace('\n', &format!("\n{:indent$}", "", indent = width + 8));
-        writeln!(out, "{verdict:4}  {name:width$}  {detail}")?;
+        writeln!(out, "{status:4}  {name:width$}  {detail}")?;
         if let Some(remedy) = remedy {
             writeln!(out, "{:indent$}=> {remedy}", "", indent = width + 8)?;
         }
@@ -92,25 +87,25 @@ fn table(checks: &[Check], out: &mut impl Write) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn check(name: &str, verdict: Verdict, remedy: Option<&str>) -> Check {
+    fn check(name: &str, status: Status, remedy: Option<&str>) -> Check {
         Check {
             name: name.to_owned(),
-            verdict,
+            status,
             detail: "found\nmore".to_owned(),
             remedy: remedy.map(str::to_owned),
         }
     }
 
-    fn well(_: Option<&Path>) -> Vec<Check> {
+    fn with_a_warning(_: Option<&Path>) -> Vec<Check> {
         vec![
-            check("a.long_name", Verdict::Ok, None),
-            check("b", Verdict::Warn, Some("do it")),
+            check("a.long_name", Status::Ok, None),
+            check("b", Status::Warn, Some("do it")),
         ]
     }
 
-    fn ill(file: Option<&Path>) -> Vec<Check> {
+    fn with_a_failure(file: Option<&Path>) -> Vec<Check> {
         assert_eq!(file, Some(Path::new("x.yaml")));
-        vec![check("c", Verdict::Fail, Some("mend it"))]
+        vec![check("c", Status::Fail, Some("mend it"))]
     }
 
     fn args(output: Output, config: Option<&str>) -> DoctorArgs {
@@ -121,9 +116,9 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_what_to_do_under_what_is_wrong() {
+    fn the_remedy_is_below_its_check() {
         let mut out = Vec::new();
-        run(&args(Output::Text, None), well, &mut out).unwrap();
+        run(&args(Output::Text, None), with_a_warning, &mut out).unwrap();
         let expected = "ok    a.long_name  found\n                   more\n\
                         warn  b            found\n                   more\n                   => do it\n\
                         \n2 checks, 1 with a warning, none failed\n";
@@ -131,9 +126,14 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_an_error_after_everything_was_printed() {
+    fn a_failed_check_is_an_error_after_all_checks_were_printed() {
         let mut out = Vec::new();
-        let error = run(&args(Output::Json, Some("x.yaml")), ill, &mut out).unwrap_err();
+        let error = run(
+            &args(Output::Json, Some("x.yaml")),
+            with_a_failure,
+            &mut out,
+        )
+        .unwrap_err();
         assert_eq!(error.to_string(), "1 of 1 checks failed");
         let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(value["failed"], 1);

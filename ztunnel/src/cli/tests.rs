@@ -23,7 +23,7 @@ fn code(line: &str, roles: &Roles) -> ExitCode {
     run(line.split_whitespace().map(OsString::from), roles)
 }
 
-const FINE: Roles = Roles {
+const SUCCEEDING: Roles = Roles {
     proxy: |_| Ok(()),
     check: |_| Ok(json!({ "node": "a" })),
     doctor: |_| Vec::new(),
@@ -36,12 +36,12 @@ const FINE: Roles = Roles {
 };
 
 #[test]
-fn the_definition_holds_together() {
+fn the_definition_is_consistent() {
     Cli::command().debug_assert();
 }
 
 #[test]
-fn istios_chart_can_start_it() {
+fn the_arguments_of_istios_chart_are_accepted() {
     let args = proxy("ztunnel proxy ztunnel");
     assert_eq!(
         (args.config, args.overrides),
@@ -52,9 +52,9 @@ fn istios_chart_can_start_it() {
 }
 
 #[test]
-fn flags_are_typed_before_anything_runs() {
+fn flags_are_parsed_into_their_types() {
     let args = proxy(
-        "ztunnel proxy --config a.yaml --node a --threads 2 --log info,ztunnel::path=debug \
+        "ztunnel proxy --config a.yaml --node a --threads 2 --log info,ztunnel::node::proxy=debug \
          --log-format json --admin 127.0.0.1:1 --metrics [::]:2 --readiness 0.0.0.0:3",
     );
     assert_eq!(args.config.as_deref(), Some(Path::new("a.yaml")));
@@ -62,13 +62,13 @@ fn flags_are_typed_before_anything_runs() {
     assert_eq!(args.overrides.threads.map(Into::into), Some(2_usize));
     assert_eq!(
         args.overrides.log.unwrap().to_string(),
-        "info,ztunnel::path=debug"
+        "info,ztunnel::node::proxy=debug"
     );
     assert_eq!(args.overrides.metrics, Some("[::]:2".parse().unwrap()));
 }
 
 #[test]
-fn a_wrong_call_says_what_was_expected() {
+fn a_usage_error_names_the_expected_values() {
     for (line, expected) in [
         ("ztunnel proxy waypoint", "[possible values: ztunnel]"),
         ("ztunnel proxy --log loud", "\"loud\" is not a level"),
@@ -87,14 +87,14 @@ fn a_wrong_call_says_what_was_expected() {
 }
 
 #[test]
-fn exit_codes_tell_a_failure_from_a_wrong_call() {
+fn exit_codes_distinguish_failures_from_usage_errors() {
     let failing = Roles {
         proxy: |_| bail!("no"),
         check: |_| bail!("bad settings"),
         doctor: |_| {
             vec![Check {
                 name: "a".to_owned(),
-                verdict: node::doctor::Verdict::Fail,
+                status: node::doctor::Status::Fail,
                 detail: "not there".to_owned(),
                 remedy: None,
             }]
@@ -102,32 +102,32 @@ fn exit_codes_tell_a_failure_from_a_wrong_call() {
         remove: |_| bail!("not permitted"),
     };
     for (line, roles, expected) in [
-        ("ztunnel proxy", &FINE, 0),
+        ("ztunnel proxy", &SUCCEEDING, 0),
         ("ztunnel proxy", &failing, 1),
-        ("ztunnel config check --config a.yaml", &FINE, 0),
+        ("ztunnel config check --config a.yaml", &SUCCEEDING, 0),
         ("ztunnel config check --config a.yaml", &failing, 1),
-        ("ztunnel doctor", &FINE, 0),
+        ("ztunnel doctor", &SUCCEEDING, 0),
         ("ztunnel doctor --config a.yaml -o json", &failing, 1),
-        ("ztunnel kernel remove", &FINE, 0),
+        ("ztunnel kernel remove", &SUCCEEDING, 0),
         ("ztunnel kernel remove --directory /x", &failing, 1),
         ("ztunnel version -o json", &failing, 0),
         ("ztunnel --version", &failing, 0),
         ("ztunnel proxy --help", &failing, 0),
-        ("ztunnel", &FINE, 2),
-        ("ztunnel nonsense", &FINE, 2),
+        ("ztunnel", &SUCCEEDING, 2),
+        ("ztunnel nonsense", &SUCCEEDING, 2),
     ] {
         assert_eq!(code(line, roles), ExitCode::from(expected), "{line}");
     }
 }
 
 #[test]
-fn commands_print_for_people_and_for_programs() {
+fn results_are_printed_as_text_and_as_json() {
     fn check(command: &str) -> String {
         let Command::Config(command) = parse(command).unwrap() else {
             panic!("{command}")
         };
         let mut out = Vec::new();
-        config::run(&command, FINE.check, &mut out).unwrap();
+        config::run(&command, SUCCEEDING.check, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
     assert_eq!(
@@ -135,7 +135,10 @@ fn commands_print_for_people_and_for_programs() {
         "{\n  \"node\": \"a\"\n}\n"
     );
     let text = check("ztunnel config check");
-    assert_eq!(text, "# The settings are fine. This would run:\nnode: a\n");
+    assert_eq!(
+        text,
+        "# The settings are valid. With all defaults they are:\nnode: a\n"
+    );
 
     let Command::Version(args) = parse("ztunnel version -o json").unwrap() else {
         panic!()
@@ -151,9 +154,10 @@ fn every_help_text_teaches_with_examples() {
     fn walk(command: &mut clap::Command, path: &str, bare: &mut Vec<String>) {
         let path = format!("{path} {}", command.get_name());
         let help = command.render_long_help().to_string();
-        let leaf = command.get_subcommands().next().is_none();
-        if leaf && !help.contains("Examples:") && command.get_name() != "version" {
-            bare.push(path.clone());
+        for part in ["Examples:", "Exit codes:"] {
+            if !help.contains(part) {
+                bare.push(format!("{path}: {part}"));
+            }
         }
         command
             .get_subcommands_mut()

@@ -124,7 +124,7 @@ fn without_an_answer_nothing_leaves_in_the_clear() {
             "it waits too long"
         );
     }
-    let refusal = format!("whether /{} is in the mesh is not known", outside.v4);
+    let refusal = format!("cannot find out whether /{} is in the mesh", outside.v4);
     cluster
         .mesh
         .proxy("a")

@@ -1,9 +1,9 @@
-//! What the node agent has said, and what it is told.
+//! The node agent: the pods that it has announced, and the answers to its requests.
 //!
-//! Its pods come one by one. Until it has named all of them, nothing is judged anew: the kernel
-//! still holds the verdicts and connections that an earlier process left for pods that are about to
-//! be named, and judged without them they would all be lost. That wait has an end, as policies may
-//! have changed meanwhile.
+//! The agent announces pods one by one. Before its first snapshot is complete, nothing is
+//! reauthorized: the kernel still holds fast-path entries and connections of a previous process for
+//! pods that are about to be announced, and a reauthorization without these pods would drop them.
+//! The wait is bounded, because policies may have changed meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -19,16 +19,17 @@ use admin::Pending;
 use settings::{NodeAgent, Settings};
 use zds::{Added, AnnouncedPods, Full, PodInfo, PodUid, Reply, Request};
 
-/// How long judgement waits for the agent's first snapshot.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long reauthorization waits for the agent's first snapshot.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Requests come one at a time: each is answered before the next one.
+/// The agent sends a request only after the previous one was answered.
 const QUEUE: usize = 1;
 
-/// What the agent is told about a pod that is somebody else's to serve.
-const HANDED_OVER: &str = "another process of this node has taken over: tell it";
+/// The answer to a pod that is announced after the handover.
+const HANDED_OVER: &str = "this process has handed over to another process of this node; announce \
+                           the pod to that one";
 
-/// What is known about a pod.
+/// An announced pod.
 #[derive(Debug, PartialEq, Eq)]
 struct Announced {
     info: PodInfo,
@@ -41,28 +42,32 @@ pub(super) struct Agent {
     announced_pods: AnnouncedPods<Announced>,
     requests: mpsc::Receiver<Request>,
     task: AbortHandle,
-    /// Until when judgement waits for the first snapshot.
-    hold: Option<Instant>,
-    /// The node is not ready before the first snapshot.
-    ready: Option<Pending>,
+    /// Until when reauthorization waits for the first snapshot; none once the wait is over.
+    snapshot_due: Option<Instant>,
+    /// Keeps the node unready until the first snapshot is applied.
+    pending: Option<Pending>,
     /// Another process serves the pods.
     retired: bool,
 }
 
-/// What is to be done about a request.
+/// What the node has to do about a request.
 #[derive(Debug)]
 pub(super) enum Task {
     /// Nothing.
     None,
-    /// Enrol this pod, and answer.
+    /// Enroll this pod, and answer.
     Enroll(Box<DesiredPod>, Reply),
-    /// Bring all pods in line, and answer.
-    Apply(Reply),
+    /// Reconcile all pods, and answer.
+    Reconcile(Reply),
 }
 
 impl Agent {
-    /// Begins to follow the node agent, if there is one.
-    pub(super) fn of(agent: Option<&NodeAgent>, ready: impl FnOnce() -> Pending) -> Option<Self> {
+    /// Connects to the node agent; none if the settings name none. `wait_for` keeps the node unready
+    /// until the first snapshot is applied.
+    pub(super) fn of(
+        agent: Option<&NodeAgent>,
+        wait_for: impl FnOnce() -> Pending,
+    ) -> Option<Self> {
         let agent = agent?;
         let (sender, requests) = mpsc::channel(QUEUE);
         let config = zds::Config::new(agent.socket.clone());
@@ -70,23 +75,23 @@ impl Agent {
             announced_pods: AnnouncedPods::default(),
             requests,
             task: tokio::spawn(zds::follow(config, sender)).abort_handle(),
-            hold: Some(Instant::now() + PATIENCE),
-            ready: Some(ready()),
+            snapshot_due: Some(Instant::now() + SNAPSHOT_TIMEOUT),
+            pending: Some(wait_for()),
             retired: false,
         })
     }
 
-    /// Another process serves the pods from now on. The agent goes on telling this one which pods
-    /// leave, as long as their connection lasts; it is not called again, because it tells of new
-    /// pods to whoever came last.
+    /// Another process serves the pods from now on. While the connection lasts, the agent still
+    /// reports to this process the pods that leave. This process does not reconnect, because the
+    /// agent announces new pods to the process that connected last.
     pub(super) fn retire(&mut self) {
         self.retired = true;
-        self.hold = None;
+        self.snapshot_due = None;
     }
 
-    /// The agent's next request. None: the task that follows it has ended, which it never does by
-    /// itself; once another process serves the pods there is simply no request any more. Safe to
-    /// cancel.
+    /// Waits for the agent's next request; forever if another process serves the pods and the
+    /// connection has ended. None: the client's task has stopped, which it never does by itself.
+    /// Safe to cancel.
     pub(super) async fn request(&mut self) -> Option<Request> {
         match self.requests.recv().await {
             None if self.retired => std::future::pending().await,
@@ -94,7 +99,7 @@ impl Agent {
         }
     }
 
-    /// Writes down what the agent says, and finds out what is to be done about it.
+    /// Records a request, and returns what the node has to do about it.
     pub(super) fn handle_request(&mut self, request: Request, settings: &Settings) -> Task {
         match request {
             Request::Connected if self.retired => {
@@ -102,13 +107,13 @@ impl Agent {
                 Task::None
             }
             Request::Add { uid, reply, .. } if self.retired => {
-                tracing::info!(pod = %uid, "named to a process that has handed over: refused");
+                tracing::info!(pod = %uid, "refused a pod: this process has handed over");
                 answer(reply, Err(HANDED_OVER.to_owned()));
                 Task::None
             }
             Request::Connected => {
                 tracing::info!("connected to the node agent");
-                self.announced_pods.begin();
+                self.announced_pods.begin_snapshot();
                 Task::None
             }
             Request::Add {
@@ -125,50 +130,59 @@ impl Agent {
                 Task::None
             }
             Request::Delete { uid, reply } => {
-                tracing::info!(pod = %uid, "the node agent says that the pod has left");
+                tracing::info!(pod = %uid, "the node agent reports that the pod has left");
                 self.announced_pods.delete(&uid);
-                Task::Apply(reply)
+                Task::Reconcile(reply)
             }
             Request::SnapshotSent { reply } => {
                 let left = self.announced_pods.complete().len();
                 let pods = self.announced_pods.pods().len();
-                tracing::info!(pods, left, "the node agent has named all pods");
+                tracing::info!(pods, left, "the node agent's snapshot is complete");
                 for uid in self.announced_pods.unknown() {
-                    tracing::warn!(pod = %uid, "the node agent keeps a pod that it has not handed over: its connections are refused");
+                    tracing::warn!(
+                        pod = %uid,
+                        "the node agent keeps a pod without having sent its network namespace: its \
+                         connections are refused; restart the pod"
+                    );
                 }
-                Task::Apply(reply)
+                Task::Reconcile(reply)
             }
         }
     }
 
     fn add(&mut self, uid: PodUid, pod: Announced, reply: Reply, settings: &Settings) -> Task {
-        let wanted = assembly::announced(settings, &uid, &pod.info, &pod.netns);
+        let desired = assembly::announced(settings, &uid, &pod.info, &pod.netns);
         match self.announced_pods.add(uid.clone(), pod) {
-            Ok(Added::Same) => tracing::debug!(pod = %wanted.key, "named once more"),
-            Ok(Added::New) => tracing::debug!(pod = %wanted.key, workload = %wanted.uid, "named"),
+            Ok(Added::Same) => tracing::debug!(pod = %desired.key, "pod announced again"),
+            Ok(Added::New) => {
+                tracing::debug!(pod = %desired.key, workload = %desired.uid, "pod announced");
+            }
             Ok(Added::Replaced(_)) => {
-                tracing::info!(pod = %wanted.key, workload = %wanted.uid, "the pod is another one now");
+                tracing::info!(
+                    pod = %desired.key, workload = %desired.uid,
+                    "pod announced again with another workload or network namespace"
+                );
             }
             Err(full) => {
                 refuse(&uid, &full, reply);
                 return Task::None;
             }
         }
-        Task::Enroll(Box::new(wanted), reply)
+        Task::Enroll(Box::new(desired), reply)
     }
 
-    /// The pods that the agent has named.
-    pub(super) fn wanted(&self, settings: &Settings) -> impl Iterator<Item = DesiredPod> {
+    /// The announced pods.
+    pub(super) fn desired_pods(&self, settings: &Settings) -> impl Iterator<Item = DesiredPod> {
         let pods = self.announced_pods.pods();
         pods.map(|(uid, pod)| assembly::announced(settings, uid, &pod.info, &pod.netns))
     }
 
-    /// How many these are.
+    /// The number of announced pods.
     pub(super) fn count(&self) -> usize {
         self.announced_pods.pods().len()
     }
 
-    /// What to do with captured pods that nobody asks for: the agent may be about to.
+    /// What to do with pods that are not announced: the agent may be about to announce them.
     pub(super) fn orphan_policy(&self) -> OrphanPolicy {
         if self.announced_pods.is_whole() {
             OrphanPolicy::Detach
@@ -177,25 +191,25 @@ impl Agent {
         }
     }
 
-    /// Until when judgement is to wait, if it is.
-    pub(super) const fn hold(&self) -> Option<Instant> {
-        self.hold
+    /// Until when reauthorization waits for the first snapshot; none once the wait is over.
+    pub(super) const fn snapshot_due(&self) -> Option<Instant> {
+        self.snapshot_due
     }
 
-    /// Judgement waits no longer.
-    pub(super) fn release(&mut self) {
-        self.hold = None;
+    /// Reauthorization no longer waits for the first snapshot.
+    pub(super) fn stop_waiting(&mut self) {
+        self.snapshot_due = None;
     }
 
-    /// Every pod is known, and served if it can be.
-    pub(super) fn settled(&mut self) {
-        self.hold = None;
-        if let Some(ready) = self.ready.take() {
-            ready.done();
+    /// The node has reconciled its pods with a complete snapshot.
+    pub(super) fn snapshot_applied(&mut self) {
+        self.snapshot_due = None;
+        if let Some(pending) = self.pending.take() {
+            pending.done();
         }
     }
 
-    /// Whether the pods that this connection has named are all of them.
+    /// Whether the snapshot of this connection is complete.
     pub(super) fn is_complete(&self) -> bool {
         self.announced_pods.is_complete()
     }
@@ -207,17 +221,18 @@ impl Drop for Agent {
     }
 }
 
-/// A pod too many is not served: nobody accepts what its rules redirect to the proxy. The agent hears
-/// it, and lets a pod that is about to start not start.
+/// Refuses a pod beyond the limit: its redirected connections find no listener. After this answer
+/// the agent does not let a new pod start.
 fn refuse(uid: &PodUid, full: &Full, reply: Reply) {
-    tracing::error!(pod = %uid, "the pod is not served: {full}");
+    tracing::error!(pod = %uid, "cannot serve the pod: {full}");
     answer(reply, Err(full.to_string()));
 }
 
-/// The agent may have gone meanwhile, and hears it all again on its next connection.
+/// Answers a request. If the connection has ended meanwhile, the agent repeats its requests on the
+/// next one.
 pub(super) fn answer(reply: Reply, answer: Result<(), String>) {
     if reply.send(answer).is_err() {
-        tracing::debug!("the node agent has gone before it was answered");
+        tracing::debug!("the node agent has disconnected before it was answered");
     }
 }
 
@@ -230,11 +245,11 @@ mod tests {
 
     const WAITING: &str = "the node agent's pods";
 
-    /// An agent that nobody connects to: what it says, the tests say.
+    /// An agent without a connection: the tests make its requests.
     fn agent(readiness: &Readiness) -> (Agent, Settings) {
         let mut settings = Settings::initial();
         settings.node_agent = Some(NodeAgent {
-            socket: "/nowhere/ztunnel.sock".into(),
+            socket: "/nonexistent/ztunnel.sock".into(),
         });
         let agent =
             Agent::of(settings.node_agent.as_ref(), || readiness.wait_for(WAITING)).unwrap();
@@ -250,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn judgement_and_readiness_wait_for_the_first_snapshot_and_not_for_later_ones() {
+    async fn reauthorization_and_readiness_wait_for_the_first_snapshot_only() {
         let readiness = Readiness::new();
         let (mut agent, settings) = agent(&readiness);
         let handle_request = |agent: &mut Agent, request| agent.handle_request(request, &settings);
@@ -258,35 +273,35 @@ mod tests {
             handle_request(&mut agent, Request::Connected),
             Task::None
         ));
-        assert!(agent.hold().is_some_and(|until| until > Instant::now()));
+        assert!(agent.snapshot_due().is_some_and(|until| until > Instant::now()));
         assert_eq!(readiness.pending(), [WAITING]);
         let sent = Request::SnapshotSent { reply: reply() };
-        assert!(matches!(handle_request(&mut agent, sent), Task::Apply(_)));
+        assert!(matches!(handle_request(&mut agent, sent), Task::Reconcile(_)));
         assert!(agent.is_complete());
-        agent.settled();
-        assert_eq!((agent.hold(), readiness.pending().len()), (None, 0));
+        agent.snapshot_applied();
+        assert_eq!((agent.snapshot_due(), readiness.pending().len()), (None, 0));
         handle_request(&mut agent, Request::Connected);
         assert!(!agent.is_complete());
-        assert_eq!((agent.hold(), readiness.pending().len()), (None, 0));
+        assert_eq!((agent.snapshot_due(), readiness.pending().len()), (None, 0));
     }
 
     #[tokio::test]
-    async fn an_agent_that_is_not_heard_of_holds_judgement_back_but_not_for_ever() {
+    async fn an_agent_that_does_not_connect_delays_reauthorization_for_a_bounded_time() {
         let readiness = Readiness::new();
         let (mut agent, _settings) = agent(&readiness);
-        let until = agent.hold().unwrap();
-        assert!(until <= Instant::now() + PATIENCE);
-        agent.release();
-        assert_eq!(agent.hold(), None);
+        let until = agent.snapshot_due().unwrap();
+        assert!(until <= Instant::now() + SNAPSHOT_TIMEOUT);
+        agent.stop_waiting();
+        assert_eq!(agent.snapshot_due(), None);
         assert_eq!(
             readiness.pending(),
             [WAITING],
-            "the node is not ready all the same"
+            "the node stays unready"
         );
     }
 
     #[tokio::test]
-    async fn strangers_are_let_go_when_it_is_known_that_nobody_asks_for_them() {
+    async fn orphans_are_detached_only_when_every_announced_pod_is_known() {
         let readiness = Readiness::new();
         let (mut agent, settings) = agent(&readiness);
         let handle_request =
@@ -307,7 +322,7 @@ mod tests {
                 reply: self::reply(),
             },
         );
-        // A pod of an earlier process is still there, and nobody knows which it is.
+        // A captured pod of a previous process may be this one.
         assert_eq!(agent.orphan_policy(), OrphanPolicy::Retain);
         handle_request(
             &mut agent,
@@ -322,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_has_handed_over_hears_of_pods_that_leave_and_of_no_new_connection() {
+    async fn after_the_handover_pods_that_leave_are_handled_and_the_client_does_not_reconnect() {
         let readiness = Readiness::new();
         let (mut agent, settings) = agent(&readiness);
         assert!(matches!(
@@ -330,28 +345,28 @@ mod tests {
             Task::None
         ));
         agent.retire();
-        assert_eq!(agent.hold(), None);
+        assert_eq!(agent.snapshot_due(), None);
         let delete = Request::Delete {
             uid: uid("pod-1"),
             reply: reply(),
         };
         assert!(matches!(
             agent.handle_request(delete, &settings),
-            Task::Apply(_)
+            Task::Reconcile(_)
         ));
         agent.handle_request(Request::Connected, &settings);
         let ended = tokio::time::timeout(Duration::from_secs(5), agent.requests.recv());
-        assert!(ended.await.unwrap().is_none(), "the agent is called again");
+        assert!(ended.await.unwrap().is_none(), "the client reconnects");
     }
 
     #[tokio::test]
-    async fn no_agent_where_the_settings_name_none() {
-        let none = || unreachable!("nobody waits");
+    async fn without_a_socket_in_the_settings_there_is_no_agent() {
+        let none = || unreachable!("there is nothing to wait for");
         assert!(Agent::of(None, none).is_none());
     }
 
     #[test]
-    fn a_pods_workload_is_named_as_the_control_plane_names_it() {
+    fn the_uid_of_a_pods_workload_has_the_form_of_the_control_plane() {
         let mut settings = Settings::initial();
         settings.cluster_id = "cluster1".into();
         settings.trust_domain = "example.org".into();

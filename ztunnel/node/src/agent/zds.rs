@@ -1,16 +1,14 @@
-//! The node agent (istio-cni) and its socket: which pods of this node are in the mesh, and their
-//! network namespaces.
+//! The client of the node agent (istio-cni): the agent announces the pods of this node that are in
+//! the mesh, with their network namespaces.
 //!
-//! [`follow`] keeps a connection to the agent, for ever. Every packet of the agent's becomes a
-//! [`Request`] for `node`, which answers it; the answer is sent to the agent before the next packet
-//! is read, because an answer has no other sign of what it answers. Who is there, and who is not
-//! any more when the agent has named everybody, is kept in a [`AnnouncedPods`]. While there is no agent,
-//! the pods stay as they are.
+//! [`follow`] keeps a connection to the agent's socket. Every packet becomes a [`Request`], which
+//! the node answers. The answer is sent before the next packet is read: answers carry no reference
+//! to their request. [`AnnouncedPods`] keeps the announced pods; a pod that a new snapshot does not
+//! contain is removed. While there is no connection, the pods stay as they are.
 //!
-//! What the agent sends is checked here: lengths, the number of descriptors, that one that comes is
-//! a network namespace, that names make an identity. A request that cannot be met is answered with
-//! an error and nothing else happens; after a packet that is no request at all the connection is
-//! made anew, as nothing is known about what follows it.
+//! This module validates the packets: lengths, the number of descriptors, that a descriptor is a
+//! network namespace, that names are valid parts of an identity. An invalid request is answered with
+//! an error. After a packet that cannot be decoded the client reconnects.
 
 mod announced_pods;
 mod error;
@@ -32,7 +30,7 @@ pub use self::packet::MOST_BYTES;
 use self::session::{Ended, Session};
 use crate::pods::Handed;
 
-/// The uid that Kubernetes gave a pod. It is not the uid of the pod's workload in the mesh.
+/// The uid of a pod in Kubernetes. It is not the uid of the pod's workload in the mesh.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodUid(pub Arc<str>);
 
@@ -42,7 +40,7 @@ impl fmt::Display for PodUid {
     }
 }
 
-/// Which workload of the mesh a pod is.
+/// The names that identify a pod's workload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodInfo {
     /// The pod's name.
@@ -53,40 +51,40 @@ pub struct PodInfo {
     pub service_account: Arc<str>,
 }
 
-/// Takes the answer to a request: an error is told to the agent, which does not repeat the request.
+/// Takes the answer to a request. An error is sent to the agent, which does not repeat the request.
 pub type Reply = oneshot::Sender<Result<(), String>>;
 
-/// What the node agent says.
+/// A request of the node agent.
 #[derive(Debug)]
 pub enum Request {
-    /// A connection began: only those pods count as named that it names.
+    /// A new connection: the agent announces its pods again.
     Connected,
     /// A pod is in the mesh.
     Add {
-        /// Which one.
+        /// The pod.
         uid: PodUid,
-        /// Which workload it is.
+        /// Its workload.
         info: PodInfo,
         /// Its network namespace.
         netns: Handed,
         /// Takes the answer.
         reply: Reply,
     },
-    /// A pod is still there, as it was.
+    /// A pod is still in the mesh, unchanged.
     Keep {
-        /// Which one.
+        /// The pod.
         uid: PodUid,
         /// Takes the answer.
         reply: Reply,
     },
     /// A pod has left.
     Delete {
-        /// Which one.
+        /// The pod.
         uid: PodUid,
         /// Takes the answer.
         reply: Reply,
     },
-    /// Every pod that there is has been named. Comes once on a connection.
+    /// Every pod of the node has been announced. Arrives once on a connection.
     SnapshotSent {
         /// Takes the answer.
         reply: Reply,
@@ -98,15 +96,15 @@ pub enum Request {
 pub struct Config {
     /// Its socket.
     pub socket: PathBuf,
-    /// First pause between two connections; doubles up to [`Self::retry_max`]. The agent takes on
-    /// five a second.
+    /// The first pause between two connections; doubles up to [`Self::retry_max`]. The agent accepts
+    /// five connections a second.
     pub retry_min: Duration,
-    /// Longest pause.
+    /// The longest pause.
     pub retry_max: Duration,
 }
 
 impl Config {
-    /// With the pauses that suit a node.
+    /// The default pauses.
     #[must_use]
     pub const fn new(socket: PathBuf) -> Self {
         Self {
@@ -117,20 +115,20 @@ impl Config {
     }
 }
 
-/// Follows the node agent until nobody takes its requests any more.
+/// Keeps a connection to the node agent until the receiver of its requests is dropped.
 pub async fn follow(config: Config, requests: mpsc::Sender<Request>) {
     let mut pause = config.retry_min;
     loop {
         let ended = tokio::select! {
-            ended = converse(&config, &requests) => ended,
+            ended = run_session(&config, &requests) => ended,
             () = requests.closed() => return,
         };
         if ended.complete {
             pause = config.retry_min;
         }
         let error = &ended.error;
-        tracing::warn!(reason = error.reason(), ?pause, "{error}; trying again");
-        // The proxies of a whole cluster must not come back in step.
+        tracing::warn!(reason = error.reason(), ?pause, "{error}; reconnecting");
+        // Jitter: the proxies of a cluster must not reconnect at the same time.
         let wait = pause.mul_f64(rand::random_range(0.5..1.0));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -140,7 +138,7 @@ pub async fn follow(config: Config, requests: mpsc::Sender<Request>) {
     }
 }
 
-async fn converse(config: &Config, requests: &mpsc::Sender<Request>) -> Ended {
+async fn run_session(config: &Config, requests: &mpsc::Sender<Request>) -> Ended {
     match Session::connect(&config.socket) {
         Ok(session) => session.run(requests).await,
         Err(error) => error.into(),

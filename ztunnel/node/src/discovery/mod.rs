@@ -1,10 +1,12 @@
-//! Where the mesh is known in part only, the control plane is asked for what a connection is about
-//! before anything is judged, and the connection waits for the answer.
+//! On-demand discovery: where this node knows only a part of the mesh, the control plane is asked
+//! for the resources of a connection before the connection is authorized.
 //!
-//! Only "it is not in the mesh" lets anything pass in the clear, or an answer that names a service and
-//! no workload; no answer is a refusal. What is not in the mesh now may be in it soon, and the control
-//! plane does not tell of it: so that answer holds for [`LEASE`] and no longer, in the kernel's verdicts half of it longer at most ([`super::FastPath::expire`]). Everything
-//! is bounded: the answers that are kept, and how often the connections of one pod may ask.
+//! A connection goes to a destination in plaintext only after the answer that it is not in the mesh,
+//! or that its address belongs to services and to no workload. If no answer arrives, the connection
+//! is refused. An absent resource may be added later without a push, so the answer is valid for
+//! [`LEASE`]; fast-path entries that rest on it live at most half of that longer
+//! ([`FastPath::expire`](crate::fastpath::FastPath::expire)). Both the stored answers and the
+//! requests of one pod are bounded.
 
 pub(crate) mod own_pods;
 
@@ -21,133 +23,132 @@ use smallvec::SmallVec;
 
 use mesh::{DemandKey, Fetched, NetworkAddress, Snapshot};
 
-/// How long the answer holds that something is not in the mesh.
+/// How long the answer is valid that a resource is not in the mesh.
 pub const LEASE: Duration = Duration::from_secs(10);
-/// How many such answers are kept.
+/// The most answers that are stored.
 const ANSWERS_MAX: usize = 16384;
-/// Questions that the connections of one pod may ask in a second, in each direction.
+/// The requests that the connections of one pod may make in a second, in each direction.
 const PER_SECOND: u32 = 64;
-/// Those that it may ask at once after a rest.
+/// The requests that an idle pod may make at once.
 const BURST: u32 = 256;
-/// How long a question may have to wait for its turn.
-const TURN_MAX: Duration = Duration::from_secs(5);
-/// How long a connection waits for the name of its client, on which no judgement depends.
-const NAME_PATIENCE: Duration = Duration::from_millis(500);
-/// How long nobody waits for such a name after there was no answer.
-const QUIET: Duration = Duration::from_secs(5);
-/// What one connection may ask for, as its waypoint, a gateway, the services behind which it is.
-const MOST_QUESTIONS: usize = 64;
+/// The longest time that the rate limit may delay a request.
+const DELAY_MAX: Duration = Duration::from_secs(5);
+/// How long a connection waits for the name of its client, which authorization does not need.
+const NAME_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long no connection waits for a client's name after one has waited in vain.
+const NAME_BACKOFF: Duration = Duration::from_secs(5);
+/// The most requests of one connection: for its waypoint, a gateway, the services of its
+/// destination.
+const MAX_REQUESTS: usize = 64;
 
-/// What a question has for an answer.
+/// The answer to a request.
 pub type DiscoveryFuture = Pin<Box<dyn Future<Output = Fetched> + Send>>;
 
-/// Asks the control plane for single things. Bounded in time.
-pub trait Ask: fmt::Debug + Send + Sync {
-    /// Asks, and returns when what was found is in force. It may be awaited on any thread.
-    fn ask(&self, key: &DemandKey) -> DiscoveryFuture;
+/// Requests single resources from the control plane. Bounded in time.
+pub trait ResourceFetcher: fmt::Debug + Send + Sync {
+    /// Requests a resource, and returns when the answer is in force. May be awaited on any thread.
+    fn fetch(&self, key: &DemandKey) -> DiscoveryFuture;
 }
 
-/// The control plane has not said whether something is in the mesh.
+/// The control plane has not said whether a resource is in the mesh.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "whether {key} is in the mesh is not known: the control plane gave no answer that could be used; \
-     refused, because what is in the mesh must not be reached around it"
+    "cannot find out whether {key} is in the mesh: the control plane gave no usable answer; the \
+     connection is refused, because a destination in the mesh must not be reached in plaintext"
 )]
 pub struct DiscoveryFailed {
-    /// What was asked for.
+    /// The requested resource.
     pub key: DemandKey,
 }
 
-/// What all workers have asked.
+/// Requests resources for all workers, and stores which ones are absent.
 #[derive(Debug)]
 pub struct OnDemandClient {
-    ask: Arc<dyn Ask>,
-    answers: Mutex<Answers>,
+    fetcher: Arc<dyn ResourceFetcher>,
+    answers: Mutex<AbsentResources>,
 }
 
 impl OnDemandClient {
-    /// Nothing was asked yet.
+    /// A client without stored answers.
     #[must_use]
-    pub fn new(ask: Arc<dyn Ask>) -> Self {
+    pub fn new(fetcher: Arc<dyn ResourceFetcher>) -> Self {
         Self {
-            ask,
-            answers: Mutex::new(Answers::new()),
+            fetcher,
+            answers: Mutex::new(AbsentResources::new()),
         }
     }
 
-    /// Whether the control plane has said a moment ago that something is not in the mesh.
+    /// Whether the control plane has answered within [`LEASE`] that a resource is not in the mesh.
     #[must_use]
     pub fn is_absent(&self, key: &DemandKey) -> bool {
-        self.answers().is_absent(key, Instant::now())
+        self.answers().contains(key, Instant::now())
     }
 
-    /// Asks, if that is not known, as soon as the pod may.
-    async fn ask(&self, key: &DemandKey, allowance: &RateLimiter) -> Fetched {
+    /// Requests a resource as soon as the pod's rate limit allows, unless a stored answer is valid.
+    async fn fetch(&self, key: &DemandKey, limiter: &RateLimiter) -> Fetched {
         if self.is_absent(key) {
             return Fetched::Absent;
         }
-        match allowance.take(Instant::now()) {
+        match limiter.reserve(Instant::now()) {
             None => return Fetched::Unknown,
             Some(Duration::ZERO) => {}
-            Some(turn) => {
-                tokio::time::sleep(turn).await;
+            Some(delay) => {
+                tokio::time::sleep(delay).await;
                 if self.is_absent(key) {
                     return Fetched::Absent;
                 }
             }
         }
-        let fetched = self.ask.ask(key).await;
-        // A pod is often here before the control plane knows it: that is asked each time.
+        let fetched = self.fetcher.fetch(key).await;
+        // A pod often starts before the control plane knows its workload: that answer is not stored.
         if fetched == Fetched::Absent && !matches!(key, DemandKey::Workload(_)) {
-            self.answers().note(key, Instant::now());
+            self.answers().insert(key, Instant::now());
         }
         fetched
     }
 
-    /// Asks who a client is, so that records can name it. No judgement depends on that: where there
-    /// is no answer soon, the connection goes on without.
-    pub(super) async fn ask_for_name(&self, key: &DemandKey, allowance: &RateLimiter) {
-        if self
-            .answers()
-            .quiet
-            .is_some_and(|until| Instant::now() < until)
-        {
+    /// Requests the workload of a client, so that records can name it. Authorization does not need
+    /// it: without a timely answer the connection continues.
+    pub(super) async fn fetch_client_name(&self, key: &DemandKey, limiter: &RateLimiter) {
+        let backoff = self.answers().name_backoff;
+        if backoff.is_some_and(|until| Instant::now() < until) {
             return;
         }
-        let asked = tokio::time::timeout(NAME_PATIENCE, self.ask(key, allowance)).await;
-        if !matches!(asked, Ok(Fetched::Found | Fetched::Absent)) {
-            self.answers().quiet = Some(Instant::now() + QUIET);
+        let fetched = tokio::time::timeout(NAME_TIMEOUT, self.fetch(key, limiter)).await;
+        if !matches!(fetched, Ok(Fetched::Found | Fetched::Absent)) {
+            self.answers().name_backoff = Some(Instant::now() + NAME_BACKOFF);
         }
     }
 
-    fn answers(&self) -> MutexGuard<'_, Answers> {
+    fn answers(&self) -> MutexGuard<'_, AbsentResources> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What is not in the mesh, the oldest answer first.
+/// Resources that are not in the mesh, and until when each answer is valid.
 #[derive(Debug)]
-struct Answers {
+struct AbsentResources {
     until: HashMap<DemandKey, Instant>,
+    /// The oldest answer first.
     order: VecDeque<(Instant, DemandKey)>,
-    /// Until when nobody waits for names.
-    quiet: Option<Instant>,
+    /// Until when no connection waits for a client's name.
+    name_backoff: Option<Instant>,
 }
 
-impl Answers {
+impl AbsentResources {
     fn new() -> Self {
         Self {
             until: HashMap::new(),
             order: VecDeque::new(),
-            quiet: None,
+            name_backoff: None,
         }
     }
 
-    fn is_absent(&self, key: &DemandKey, now: Instant) -> bool {
+    fn contains(&self, key: &DemandKey, now: Instant) -> bool {
         self.until.get(key).is_some_and(|until| now < *until)
     }
 
-    fn note(&mut self, key: &DemandKey, now: Instant) {
+    fn insert(&mut self, key: &DemandKey, now: Instant) {
         let until = now + LEASE;
         self.until.insert(key.clone(), until);
         self.order.push_back((until, key.clone()));
@@ -155,7 +156,7 @@ impl Answers {
             && (*until <= now || self.order.len() > ANSWERS_MAX)
             && let Some((until, key)) = self.order.pop_front()
         {
-            // Unless it was given anew since.
+            // A newer answer for the same key stays.
             if self.until.get(&key) == Some(&until) {
                 self.until.remove(&key);
             }
@@ -163,19 +164,19 @@ impl Answers {
     }
 }
 
-/// How often the connections of one pod may ask, on one worker: a pod that dials every address there
-/// is must neither keep the control plane busy nor the other pods waiting.
+/// Limits the requests of one pod's connections on one worker: a pod that scans addresses must not
+/// overload the control plane or delay other pods.
 #[derive(Debug)]
 pub(super) struct RateLimiter {
-    /// The time between two questions of one who asks all the time.
+    /// The time between two requests at the sustained rate.
     interval: Duration,
     burst: Duration,
-    /// When the next one would be due.
+    /// When the next request is due at the sustained rate.
     due: Cell<Option<Instant>>,
 }
 
 impl RateLimiter {
-    /// The share of one of so many workers.
+    /// The share of one worker of this many.
     pub(super) fn new(workers: usize) -> Self {
         let workers = u32::try_from(workers).unwrap_or(u32::MAX).max(1);
         let interval = Duration::from_secs(1) * workers / PER_SECOND;
@@ -186,65 +187,65 @@ impl RateLimiter {
         }
     }
 
-    /// The time to wait before asking; none if that would be too long.
-    fn take(&self, now: Instant) -> Option<Duration> {
+    /// Reserves a request. Returns the delay before it; none if that would be too long.
+    fn reserve(&self, now: Instant) -> Option<Duration> {
         let due = self.due.get().map_or(now, |due| due.max(now));
-        let wait = due.duration_since(now).saturating_sub(self.burst);
-        if wait > TURN_MAX {
+        let delay = due.duration_since(now).saturating_sub(self.burst);
+        if delay > DELAY_MAX {
             return None;
         }
         self.due.set(Some(due + self.interval));
-        Some(wait)
+        Some(delay)
     }
 }
 
-/// What one connection has learned.
+/// The answers that one connection has received.
 #[derive(Debug, Default)]
 pub(super) struct Discovered {
-    /// What is not in the mesh.
+    /// Resources that are not in the mesh.
     pub(super) absent: SmallVec<[DemandKey; 1]>,
-    asked: SmallVec<[DemandKey; 1]>,
+    requested: SmallVec<[DemandKey; 1]>,
 }
 
 impl Discovered {
-    /// Whether an answer that something was found has told all there is: a service came of the
-    /// question, by its address or a range that holds it, and no workload, so that nobody of the
-    /// mesh is there. That is kept as what is absent.
-    pub(super) fn knows(
+    /// Whether this connection has requested an address and the answer was a service, by its address
+    /// or by a range that contains it, and no workload. Then no workload of the mesh has the address,
+    /// and the address is stored as absent.
+    pub(super) fn found_only_service(
         &mut self,
         on_demand: Option<&OnDemandClient>,
         key: &DemandKey,
         mesh: &Snapshot,
     ) -> bool {
-        let told = self.asked.contains(key) && is_of_a_service_only(key, mesh);
-        if told && !self.absent.contains(key) {
+        let only_service = self.requested.contains(key) && belongs_only_to_services(key, mesh);
+        if only_service && !self.absent.contains(key) {
             self.absent.push(key.clone());
             if let Some(on_demand) = on_demand {
-                on_demand.answers().note(key, Instant::now());
+                on_demand.answers().insert(key, Instant::now());
             }
         }
-        told
+        only_service
     }
 
-    /// Asks for something.
+    /// Requests a resource.
     ///
     /// # Errors
-    /// When there is no answer, or it does not help: a second question for the same would have no
-    /// other one.
-    pub(super) async fn ask(
+    /// When there is no answer, or when this connection has requested the resource before: a second
+    /// answer would be the same.
+    pub(super) async fn fetch(
         &mut self,
         on_demand: Option<&OnDemandClient>,
-        allowance: &RateLimiter,
+        limiter: &RateLimiter,
         key: DemandKey,
     ) -> Result<(), DiscoveryFailed> {
         let Some(on_demand) = on_demand else {
             return Err(DiscoveryFailed { key });
         };
-        if self.asked.contains(&key) || self.asked.len() >= MOST_QUESTIONS {
+        if self.requested.contains(&key) || self.requested.len() >= MAX_REQUESTS {
             return Err(DiscoveryFailed { key });
         }
-        self.asked.push(key.clone());
-        match on_demand.ask(&key, allowance).await {
+        self.requested.push(key.clone());
+        match on_demand.fetch(&key, limiter).await {
             Fetched::Found => {}
             Fetched::Absent => self.absent.push(key),
             Fetched::Unknown => return Err(DiscoveryFailed { key }),
@@ -253,8 +254,8 @@ impl Discovered {
     }
 }
 
-/// Whether an address is one of services, and of no workload.
-fn is_of_a_service_only(key: &DemandKey, mesh: &Snapshot) -> bool {
+/// Whether an address belongs to services and to no workload.
+fn belongs_only_to_services(key: &DemandKey, mesh: &Snapshot) -> bool {
     let DemandKey::Address(NetworkAddress { network, address }) = key else {
         return false;
     };

@@ -1,8 +1,9 @@
-//! Where the control plane tells only what it is asked for: the questions of the path, and those
-//! about the node's own pods, which are asked as soon as they are enrolled.
+//! On-demand discovery of the node's own pods: their workloads are requested as soon as the pods are
+//! enrolled.
 //!
-//! After a start the kernel holds verdicts and connections of an earlier process, which cannot be
-//! judged before the own workloads are known. So judgement waits for these, but not for ever.
+//! After a start the kernel holds fast-path entries and connections of a previous process. They
+//! cannot be authorized before the workloads of the node's pods are known. So reauthorization waits
+//! for these, for a bounded time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,48 +11,46 @@ use std::time::{Duration, Instant};
 use foldhash::HashSet;
 use tokio::task::JoinSet;
 
-use crate::Node;
-use crate::discovery::Ask;
-use crate::discovery::DiscoveryFuture;
-use crate::discovery::LEASE;
-use crate::discovery::OnDemandClient;
+use super::{DiscoveryFuture, LEASE, OnDemandClient, ResourceFetcher};
+use crate::node::Node;
 use mesh::{DemandKey, Fetched, Snapshot, Uid};
 use upstream::ads::Demand;
 
-/// How long the first judgement waits for the workloads of the own pods.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the first reauthorization waits for the workloads of the node's pods.
+const WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// How often verdicts are looked through for answers that no longer hold.
-const EXPIRE_EVERY: Duration = LEASE.checked_div(2).unwrap();
+/// How often fast-path entries are checked for answers that are no longer valid.
+const EXPIRY_INTERVAL: Duration = LEASE.checked_div(2).unwrap();
 
-/// The control plane as the path asks it.
+/// Requests over the connection to the control plane.
 #[derive(Debug)]
-struct Asker(Demand);
+struct DemandFetcher(Demand);
 
-impl Ask for Asker {
-    fn ask(&self, key: &DemandKey) -> DiscoveryFuture {
+impl ResourceFetcher for DemandFetcher {
+    fn fetch(&self, key: &DemandKey) -> DiscoveryFuture {
         let (demand, key) = (self.0.clone(), key.clone());
         Box::pin(async move { demand.fetch(&key).await })
     }
 }
 
-/// What all workers ask, if the control plane does not tell everything.
+/// The client that all workers use; none without on-demand discovery.
 pub(crate) fn on_demand(demand: Option<&Demand>) -> Option<Arc<OnDemandClient>> {
-    let asker = Asker(demand?.clone());
-    Some(Arc::new(OnDemandClient::new(Arc::new(asker))))
+    let fetcher = DemandFetcher(demand?.clone());
+    Some(Arc::new(OnDemandClient::new(Arc::new(fetcher))))
 }
 
-/// What is asked about the node's own pods.
+/// The requests for the workloads of the node's own pods.
 #[derive(Debug)]
 pub(crate) struct OwnPods {
     demand: Option<Demand>,
-    asked: HashSet<Uid>,
-    asking: JoinSet<Fetched>,
-    /// Whether judgement waits for them, and until when, as soon as it is known who they are.
+    requested: HashSet<Uid>,
+    requests: JoinSet<Fetched>,
+    /// Whether reauthorization waits for the workloads.
     holds: bool,
-    until: Option<Instant>,
-    /// When verdicts are looked through next.
-    expire: Option<Instant>,
+    /// Until when it waits, once all pods are known.
+    hold_until: Option<Instant>,
+    /// When to check fast-path entries for expired answers next.
+    next_expiry: Option<Instant>,
 }
 
 impl OwnPods {
@@ -59,97 +58,98 @@ impl OwnPods {
         let now = demand.map(|_| Instant::now());
         Self {
             demand: demand.cloned(),
-            asked: HashSet::default(),
-            asking: JoinSet::new(),
+            requested: HashSet::default(),
+            requests: JoinSet::new(),
             holds: demand.is_some(),
-            until: None,
-            expire: now.map(|now| now + EXPIRE_EVERY),
+            hold_until: None,
+            next_expiry: now.map(|now| now + EXPIRY_INTERVAL),
         }
     }
 
-    /// Asks for those that the mesh does not know. The answer changes the mesh, and so is heard of.
-    pub(crate) fn ask(&mut self, pods: impl Iterator<Item = Uid>, mesh: &Snapshot) {
+    /// Requests the workloads that the mesh does not know. The answer arrives as a change of the mesh.
+    pub(crate) fn request(&mut self, pods: impl Iterator<Item = Uid>, mesh: &Snapshot) {
         let Some(demand) = &self.demand else {
             return;
         };
         for uid in pods.filter(|uid| mesh.workload_by_uid(uid).is_none()) {
-            if self.asked.insert(uid.clone()) {
+            if self.requested.insert(uid.clone()) {
                 let (demand, key) = (demand.clone(), DemandKey::Workload(uid));
-                self.asking.spawn(async move { demand.fetch(&key).await });
+                self.requests.spawn(async move { demand.fetch(&key).await });
             }
         }
-        while self.asking.try_join_next().is_some() {}
+        while self.requests.try_join_next().is_some() {}
     }
 
-    /// Whether judgement is to wait.
+    /// Whether reauthorization has to wait.
     pub(crate) const fn holds(&self) -> bool {
         self.holds
     }
 
-    /// All pods have been named, and all of them are `known` or not.
-    fn named(&mut self, known: bool) {
+    /// All pods have been announced; `known` says whether the mesh knows all their workloads.
+    fn update_hold(&mut self, known: bool) {
         if known {
-            self.release();
+            self.stop_holding();
         } else if self.holds {
-            self.until.get_or_insert_with(|| Instant::now() + PATIENCE);
+            self.hold_until.get_or_insert_with(|| Instant::now() + WAIT_MAX);
         }
     }
 
-    /// Judgement waits no longer.
-    fn release(&mut self) {
+    /// Reauthorization no longer waits.
+    fn stop_holding(&mut self) {
         self.holds = false;
-        self.until = None;
+        self.hold_until = None;
     }
 
-    /// When there is something to be done: the wait is over, or verdicts are to be looked through.
+    /// When the wait is over, or the next check of fast-path entries is due.
     pub(crate) fn due(&self) -> Option<Instant> {
-        self.until.into_iter().chain(self.expire).min()
+        self.hold_until.into_iter().chain(self.next_expiry).min()
     }
 
-    /// Verdicts were looked through. What was asked for and is not known yet is asked for again.
-    fn expired(&mut self) {
-        self.asked.clear();
-        self.expire = self.expire.map(|_| Instant::now() + EXPIRE_EVERY);
+    /// Schedules the next check, and lets workloads that are still unknown be requested again.
+    fn restart_interval(&mut self) {
+        self.requested.clear();
+        self.next_expiry = self.next_expiry.map(|_| Instant::now() + EXPIRY_INTERVAL);
     }
 }
 
 impl Node {
-    /// Asks for the workloads of pods that the mesh does not know. Judgement waits no longer when
-    /// all that are enrolled are known.
-    pub(crate) fn ask_for_own(&mut self) {
+    /// Requests the workloads of enrolled pods that the mesh does not know. When it knows all of them,
+    /// reauthorization no longer waits.
+    pub(crate) fn discover_own_pods(&mut self) {
         let pods = self.enrollment.pods();
         let mesh = self.mesh.current();
         let uids = pods.iter().map(|pod| pod.uid.clone());
-        self.own.ask(uids, mesh);
+        self.own_pods.request(uids, mesh);
         let known = pods
             .iter()
             .all(|pod| mesh.workload_by_uid(&pod.uid).is_some());
-        let named = self
+        let announced = self
             .agent
             .as_ref()
-            .is_none_or(|agent| agent.hold().is_none());
-        if named && self.pending.is_none() && self.mesh.is_known() {
-            self.own.named(known);
+            .is_none_or(|agent| agent.snapshot_due().is_none());
+        if announced && self.first_enrollment.is_none() && self.mesh.is_known() {
+            self.own_pods.update_hold(known);
         }
     }
 
-    /// Does what is due: judges without what the control plane has not told of the own pods, takes
-    /// back what rests on answers that no longer hold.
-    pub(crate) fn attend_to_own(&mut self) {
+    /// Ends the wait for unknown workloads when it is over, and removes fast-path entries that rest on
+    /// expired answers.
+    pub(crate) fn handle_own_pods_due(&mut self) {
         let now = Instant::now();
-        if self.own.until.is_some_and(|until| until <= now) {
-            self.own.release();
+        let own_pods = &mut self.own_pods;
+        if own_pods.hold_until.is_some_and(|until| until <= now) {
+            own_pods.stop_holding();
             self.reauthorize();
         }
-        if self.own.expire.is_some_and(|expire| expire <= now) {
-            // Before the first judgement what an earlier process has let go holds.
+        if self.own_pods.next_expiry.is_some_and(|expiry| expiry <= now) {
+            // Before the first reauthorization the entries of the previous process stay.
             if !self.reauthorization_waits() {
                 self.shared.fast_path.expire();
             }
-            self.own.expired();
-            let waited = self.own.holds();
-            self.ask_for_own();
-            if waited && !self.own.holds() {
+            self.own_pods.restart_interval();
+            let waited = self.own_pods.holds();
+            self.discover_own_pods();
+            if waited && !self.own_pods.holds() {
                 self.reauthorize();
             }
         }

@@ -1,4 +1,4 @@
-//! Whether the ends of connections can be joined here without any application noticing.
+//! Whether this kernel can join the two sockets of a connection correctly (acceleration).
 
 use super::Check;
 use crate::bpf::selftest::{self, Finding, Report};
@@ -24,25 +24,25 @@ fn summary(setting: Acceleration, report: &Report) -> Check {
         Acceleration::On if report.unavailable.is_some() => Check::warn(
             name,
             text,
-            "set acceleration to auto: nothing is joined here",
+            "set acceleration to auto: this kernel cannot join connections",
         ),
         Acceleration::On => Check::warn(
             name,
             format!("on by the settings; {text}"),
-            "leave it on only where every application of this node can live with the cases below; \
-             otherwise set acceleration to auto",
+            "set acceleration to auto, unless every application of this node tolerates the failed \
+             cases below",
         ),
     }
 }
 
-/// One that fails costs nothing but speed: joining is what the proxy does without.
+/// A failed case is only a warning: without acceleration the proxy is slower, but correct.
 fn case(finding: &Finding) -> Check {
     let name = format!("acceleration.{}", finding.case);
     match &finding.fault {
         None => Check::ok(name, finding.case.proves()),
         Some(fault) => Check::warn(
             name,
-            format!("{fault}; wanted: {}", finding.case.proves()),
+            format!("{fault}; expected: {}", finding.case.proves()),
             "none needed while acceleration is auto or off",
         ),
     }
@@ -54,7 +54,7 @@ mod tests {
 
     use super::*;
     use crate::bpf::selftest::{Case, Fault};
-    use crate::doctor::Verdict;
+    use crate::doctor::Status;
 
     fn report(fault: Option<&str>) -> Report {
         Report {
@@ -71,19 +71,19 @@ mod tests {
     }
 
     #[test]
-    fn a_faulty_kernel_is_no_failure() {
+    fn a_faulty_kernel_is_not_a_failed_check() {
         use Acceleration::{Auto, Off, On};
-        use Verdict::{Ok, Warn};
-        for (setting, fault, expected, says) in [
+        use Status::{Ok, Warn};
+        for (setting, fault, expected, start) in [
             (Auto, None, [Ok, Ok], "on; "),
             (Auto, Some("gone"), [Ok, Warn], "off; "),
             (On, Some("gone"), [Warn, Warn], "on by the settings"),
             (Off, None, [Ok, Ok], "off by the settings"),
         ] {
             let checks = checks(setting, &report(fault));
-            let verdicts: Vec<_> = checks.iter().map(|check| check.verdict).collect();
-            assert_eq!(verdicts, expected);
-            assert!(checks[0].detail.starts_with(says), "{}", checks[0].detail);
+            let statuses: Vec<_> = checks.iter().map(|check| check.status).collect();
+            assert_eq!(statuses, expected);
+            assert!(checks[0].detail.starts_with(start), "{}", checks[0].detail);
             assert_eq!(checks[1].name, "acceleration.peek");
         }
     }

@@ -1,24 +1,26 @@
-//! What capture and delivery need of the kernel, tried out on maps and a namespace of its own.
+//! The kernel features that capture and delivery need, tried on maps and a network namespace made for
+//! the test.
 
-use crate::bpf::{self, PinPlace, Trial};
+use crate::bpf::{self, PinDirectory, ProgramCheck};
 use crate::pods::{self, DestroyError, DestroyMethod, Destroyed, Outcome, Rehearsal};
 use settings::{CaptureBy, Settings};
 
 use super::super::capture::can_do_without;
 use super::Check;
 
-/// For errors that say themselves what is missing.
-const AS_IT_SAYS: &str = "give what the message names, then run the doctor again";
+/// The remedy for errors whose text names the missing permission or feature.
+const PROVIDE_IT: &str =
+    "provide what the message names, then run `ztunnel doctor` again";
 
 pub(super) fn examine(settings: &Settings) -> Vec<Check> {
     if settings.capture.by == CaptureBy::Rules {
         return vec![rules(settings)];
     }
     let mut checks = vec![pins(settings)];
-    let trial = Trial::load();
+    let trial = ProgramCheck::load();
     checks.push(match &trial {
         Ok(trial) => {
-            let detail = format!("the verifier takes all {} of them", trial.programs());
+            let detail = format!("the kernel's verifier accepts all {} programs", trial.programs());
             Check::ok("capture.programs", detail)
         }
         Err(error) => failed("capture.programs", error),
@@ -26,13 +28,13 @@ pub(super) fn examine(settings: &Settings) -> Vec<Check> {
     if let Ok(trial) = &trial {
         let cgroup = trial.attach_cgroup(settings.capture.cgroup.as_deref());
         checks.push(match cgroup {
-            Ok(path) => Check::ok("capture.cgroup", format!("{} takes them", path.display())),
+            Ok(path) => Check::ok("capture.cgroup", format!("the programs can be attached to {}", path.display())),
             Err(error) if can_do_without(settings, &error) => Check::warn(
                 "capture.cgroup",
                 error.to_string(),
-                "without the programs the node agent's rules capture, nothing goes past the proxy, \
-                 and capture.exempt* count for nothing; mount the host's cgroup root for the direct \
-                 lane",
+                "without the programs the node agent's rules capture, the proxy carries every \
+                 connection, and capture.exempt* have no effect; mount the host's cgroup root into \
+                 the container for the fast path",
             ),
             Err(error) => failed("capture.cgroup", &error),
         });
@@ -45,24 +47,24 @@ pub(super) fn examine(settings: &Settings) -> Vec<Check> {
 }
 
 fn failed(name: &str, error: &dyn std::error::Error) -> Check {
-    Check::fail(name, error.to_string(), AS_IT_SAYS)
+    Check::fail(name, error.to_string(), PROVIDE_IT)
 }
 
-/// No programs are needed, and none may be at work.
+/// Rules capture: no programs are needed, and none may capture.
 fn rules(settings: &Settings) -> Check {
     let name = "capture.by";
-    match bpf::captured_below(&settings.capture.bpf_directory) {
+    match bpf::captured_pods_below(&settings.capture.bpf_directory) {
         0 => Check::ok(
             name,
-            "the rules that the node agent puts into the pods capture, no programs are needed",
+            "the node agent's rules in the pods capture; no kernel programs are needed",
         ),
         pods => Check::fail(
             name,
             format!(
-                "rules are to capture, and the programs of a proxy that runs or has run capture \
-                 {pods} pods"
+                "the settings expect rules to capture, but the eBPF programs of a running or stopped \
+                 proxy capture {pods} pods"
             ),
-            "end that proxy, if it runs, and run `ztunnel kernel remove`",
+            "stop that proxy if it runs, then run `ztunnel kernel remove`",
         ),
     }
 }
@@ -70,35 +72,35 @@ fn rules(settings: &Settings) -> Check {
 fn pins(settings: &Settings) -> Check {
     let name = "capture.pins";
     let directory = settings.capture.bpf_directory.as_path();
-    match PinPlace::of(directory) {
-        Ok(PinPlace::Ready(place)) => {
+    match PinDirectory::inspect(directory) {
+        Ok(PinDirectory::Ready(place)) => {
             let detail = format!("{} is a BPF file system", place.display());
             Check::ok(name, detail)
         }
-        Ok(PinPlace::InUse(pods)) => {
+        Ok(PinDirectory::InUse(pods)) => {
             let detail = format!(
-                "{} has the pins of a proxy that runs or has run: {pods} pods are captured",
+                "{} has the pins of a running or stopped proxy: {pods} pods are captured",
                 directory.display()
             );
             Check::ok(name, detail)
         }
-        Ok(PinPlace::Missing(place)) => Check::warn(
+        Ok(PinDirectory::Missing(place)) => Check::warn(
             name,
             format!("no BPF file system at {}", place.display()),
-            "the proxy mounts one at its start; a container must mount the host's /sys/fs/bpf, or \
-             capture ends with the container",
+            "none needed on a host: the proxy mounts one when it starts; a container must mount the \
+             host's /sys/fs/bpf, or capture ends with the container",
         ),
         Err(error) => failed(name, &error),
     }
 }
 
-/// What was tried in a namespace like a pod's.
-fn namespace(trial: Option<&Trial>, rehearsal: &Rehearsal) -> Vec<Check> {
+/// The results of the rehearsal in a network namespace like a pod's.
+fn namespace(trial: Option<&ProgramCheck>, rehearsal: &Rehearsal) -> Vec<Check> {
     use std::os::fd::AsFd as _;
     let mut checks = Vec::new();
     if let Some(trial) = trial {
         checks.push(match trial.attach_netns(rehearsal.as_fd()) {
-            Ok(()) => Check::ok("capture.inbound", "a network namespace takes the program"),
+            Ok(()) => Check::ok("capture.inbound", "the program can be attached to a network namespace"),
             Err(error) => failed("capture.inbound", &error),
         });
     }
@@ -109,8 +111,8 @@ fn namespace(trial: Option<&Trial>, rehearsal: &Rehearsal) -> Vec<Check> {
     checks.push(match &rehearsal.delivery {
         Ok(()) => Check::ok(
             "capture.delivery",
-            "tcp_fwmark_accept, fwmark_reflect, rule and route: a connection arrives with its \
-             client's address",
+            "a connection is delivered with its client's address (tcp_fwmark_accept, \
+             fwmark_reflect, routing rule and route)",
         ),
         Err(error) => failed("capture.delivery", error),
     });
@@ -118,7 +120,7 @@ fn namespace(trial: Option<&Trial>, rehearsal: &Rehearsal) -> Vec<Check> {
     checks
 }
 
-/// Connections that a new policy forbids.
+/// The termination of a connection that a new policy forbids.
 fn destroying(destroyed: &Result<Destroyed, DestroyError>) -> Check {
     let name = "capture.destroy";
     match destroyed {
@@ -127,13 +129,13 @@ fn destroying(destroyed: &Result<Destroyed, DestroyError>) -> Check {
             method: DestroyMethod::Kernel,
         }) if matches!(outcomes[..], [Outcome::Destroyed]) => Check::ok(
             name,
-            "the kernel ends connections that policy forbids (SOCK_DESTROY)",
+            "the kernel terminates connections that a policy forbids (SOCK_DESTROY)",
         ),
         Ok(Destroyed { outcomes, .. }) if matches!(outcomes[..], [Outcome::Destroyed]) => {
             Check::warn(
                 name,
-                "this kernel has no SOCK_DESTROY; resets end connections that policy forbids, \
-                 which takes longer",
+                "this kernel has no SOCK_DESTROY; the proxy resets connections that a policy forbids \
+                 with packets of its own, which takes longer",
                 "run a kernel with CONFIG_INET_DIAG_DESTROY",
             )
         }
@@ -141,7 +143,7 @@ fn destroying(destroyed: &Result<Destroyed, DestroyError>) -> Check {
             name,
             match &outcomes[..] {
                 [Outcome::Failed(failure)] => failure.to_string(),
-                _ => "a connection that is there is not found".to_owned(),
+                _ => "the kernel does not list an open connection".to_owned(),
             },
             "run a kernel with CONFIG_INET_DIAG and CONFIG_INET_DIAG_DESTROY",
         ),

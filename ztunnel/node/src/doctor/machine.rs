@@ -1,4 +1,4 @@
-//! The machine and this process's rights on it.
+//! The machine, and the permissions of this process on it.
 
 use std::fs;
 use std::time::SystemTime;
@@ -8,9 +8,9 @@ use nix::sys::resource::{Resource, getrlimit};
 use super::Check;
 use crate::bpf;
 
-/// The oldest kernel that has every call.
+/// The oldest kernel with every required system call.
 const OLDEST: (u32, u32) = (5, 15);
-/// Below this many open files a node is full with a few thousand connections.
+/// With a lower limit of open files a node is full at a few thousand connections.
 const FILES: u64 = 65_536;
 
 pub(super) fn examine() -> Vec<Check> {
@@ -31,14 +31,14 @@ fn version(release: &str) -> Check {
         return Check::ok(name, format!("Linux {release}"));
     }
     let detail = match release {
-        "" => "this kernel does not say its version".to_owned(),
+        "" => "the version of this kernel cannot be read".to_owned(),
         _ => format!("Linux {release} is older than {major}.{minor}"),
     };
     let remedy = format!("run the node on Linux {major}.{minor} or later");
     Check::fail(name, detail, remedy)
 }
 
-/// A capability by its bit in linux/capability.h, and what for.
+/// A capability: its bit in linux/capability.h, and what the proxy needs it for.
 struct Capability {
     bit: u32,
     name: &'static str,
@@ -63,7 +63,7 @@ const NEEDED: [Capability; 3] = [
     },
 ];
 
-/// The set of capabilities in effect, as /proc/self/status has it.
+/// The effective capabilities in the text of /proc/self/status.
 fn effective(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
@@ -73,7 +73,7 @@ fn effective(status: &str) -> u64 {
 fn capabilities(set: u64) -> Check {
     let name = "machine.capabilities";
     let has = |capability: &Capability| set & (1 << capability.bit) != 0;
-    // CAP_BPF is a part of CAP_SYS_ADMIN that can be given alone.
+    // CAP_SYS_ADMIN includes CAP_BPF.
     let granted = |needed: &Capability| has(needed) || (needed.bit == 39 && has(&NEEDED[1]));
     let missing: Vec<&Capability> = NEEDED.iter().filter(|needed| !granted(needed)).collect();
     if missing.is_empty() {
@@ -99,7 +99,7 @@ fn capabilities(set: u64) -> Check {
 
 fn files(hard: u64) -> Check {
     let name = "machine.open_files";
-    let detail = format!("this process may have {hard} files open; a connection takes two");
+    let detail = format!("this process may open {hard} files; a connection uses two");
     if hard >= FILES {
         Check::ok(name, detail)
     } else {
@@ -108,24 +108,24 @@ fn files(hard: u64) -> Check {
     }
 }
 
-/// When this program was written to its file.
+/// When the file of this program was written.
 fn built() -> Option<SystemTime> {
     let program = fs::metadata("/proc/self/exe").ok()?;
     program.modified().ok()
 }
 
-/// Certificates are valid for a day: a clock that is wrong breaks every tunnel. That one is slow
-/// shows where it is behind this program's own file.
+/// Certificates are valid for a day, so a wrong clock breaks every tunnel. A clock that is earlier than
+/// this program's file is certainly wrong.
 fn clock(now: SystemTime, built: Option<SystemTime>) -> Check {
     let name = "machine.clock";
     let shown = humantime::format_rfc3339_seconds(now);
     if built.is_some_and(|built| now < built) {
-        let detail = format!("it is {shown} by the clock, before this program was installed");
-        return Check::fail(name, detail, "set the clock, and keep it with NTP");
+        let detail = format!("the clock shows {shown}, which is before this program was installed");
+        return Check::fail(name, detail, "set the clock, and synchronize it with NTP");
     }
     Check::ok(
         name,
-        format!("{shown}, which is not before this program was installed"),
+        format!("the clock shows {shown}, which is after this program was installed"),
     )
 }
 
@@ -134,18 +134,18 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::doctor::Verdict;
+    use crate::doctor::Status;
 
     #[test]
     fn an_old_kernel_fails() {
-        for (release, verdict) in [
-            ("5.15.0-91-generic", Verdict::Ok),
-            ("6.18.44", Verdict::Ok),
-            ("5.14.21", Verdict::Fail),
-            ("4.19", Verdict::Fail),
-            ("", Verdict::Fail),
+        for (release, expected) in [
+            ("5.15.0-91-generic", Status::Ok),
+            ("6.18.44", Status::Ok),
+            ("5.14.21", Status::Fail),
+            ("4.19", Status::Fail),
+            ("", Status::Fail),
         ] {
-            assert_eq!(version(release).verdict, verdict, "{release}");
+            assert_eq!(version(release).status, expected, "{release}");
         }
     }
 
@@ -156,11 +156,11 @@ mod tests {
             (1 << 41) - 1
         );
         assert_eq!(effective("CapPrm:\t01\n"), 0);
-        assert_eq!(capabilities((1 << 41) - 1).verdict, Verdict::Ok);
+        assert_eq!(capabilities((1 << 41) - 1).status, Status::Ok);
         let without_bpf = capabilities(1 << 12 | 1 << 21);
-        assert_eq!(without_bpf.verdict, Verdict::Ok, "part of CAP_SYS_ADMIN");
+        assert_eq!(without_bpf.status, Status::Ok, "CAP_SYS_ADMIN includes it");
         let check = capabilities(1 << 12 | 1 << 39);
-        assert_eq!(check.verdict, Verdict::Fail);
+        assert_eq!(check.status, Status::Fail);
         assert_eq!(check.remedy.unwrap(), "run as root, or grant CAP_SYS_ADMIN");
         let check = capabilities(0);
         assert!(
@@ -172,16 +172,16 @@ mod tests {
 
     #[test]
     fn few_files_are_a_warning() {
-        assert_eq!(files(1 << 20).verdict, Verdict::Ok);
-        assert_eq!(files(1024).verdict, Verdict::Warn);
+        assert_eq!(files(1 << 20).status, Status::Ok);
+        assert_eq!(files(1024).status, Status::Warn);
     }
 
     #[test]
     fn a_clock_behind_the_program_fails() {
         let built = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         let later = built + Duration::from_secs(1);
-        assert_eq!(clock(later, Some(built)).verdict, Verdict::Ok);
-        assert_eq!(clock(built, Some(later)).verdict, Verdict::Fail);
-        assert_eq!(clock(built, None).verdict, Verdict::Ok);
+        assert_eq!(clock(later, Some(built)).status, Status::Ok);
+        assert_eq!(clock(built, Some(later)).status, Status::Fail);
+        assert_eq!(clock(built, None).status, Status::Ok);
     }
 }

@@ -1,9 +1,10 @@
-//! `ztunnel doctor`: whether this machine has what a node needs, found out by trying rather than
-//! by version numbers where trying does no harm. It changes nothing, and may run beside a proxy.
+//! `ztunnel doctor`: checks whether this machine meets the requirements of a node. Where a trial does
+//! no harm, it tries a feature instead of comparing version numbers. It changes nothing, and can run
+//! next to a proxy.
 //!
-//! A check is one line: a verdict, what was found, and what to do about it. What fails keeps a
-//! proxy from starting or from serving its pods; a warning is about something that works less
-//! well than it could.
+//! A check is one line: a status, a finding, and a remedy. A failed check keeps a proxy from
+//! starting or from serving its pods; a warning is about something that works less well than it
+//! could.
 
 mod acceleration;
 mod capture;
@@ -21,16 +22,16 @@ use serde::Serialize;
 /// How a check turned out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// As it should be.
+pub enum Status {
+    /// The requirement is met.
     Ok,
-    /// It works, but could work better.
+    /// The proxy works, but could work better.
     Warn,
-    /// It does not work.
+    /// The proxy cannot start, or cannot serve its pods.
     Fail,
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Ok => "ok",
@@ -40,16 +41,17 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What it is about: lower case, with dots between general and special.
+    /// The subject, in lower case: general and specific parts with dots between them.
     pub name: String,
     /// How it turned out.
-    pub verdict: Verdict,
-    /// What was found.
+    #[serde(rename = "verdict")]
+    pub status: Status,
+    /// The finding.
     pub detail: String,
-    /// What to do about it; nothing where all is well.
+    /// What to do; none if the status is ok.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
 }
@@ -58,7 +60,7 @@ impl Check {
     fn ok(name: impl Into<String>, detail: impl Into<String>) -> Self {
         Self {
             name: name.into(),
-            verdict: Verdict::Ok,
+            status: Status::Ok,
             detail: detail.into(),
             remedy: None,
         }
@@ -66,7 +68,7 @@ impl Check {
 
     fn warn(name: impl Into<String>, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
-            verdict: Verdict::Warn,
+            status: Status::Warn,
             remedy: Some(remedy.into()),
             ..Self::ok(name, detail)
         }
@@ -74,13 +76,13 @@ impl Check {
 
     fn fail(name: impl Into<String>, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
-            verdict: Verdict::Fail,
+            status: Status::Fail,
             ..Self::warn(name, detail, remedy)
         }
     }
 }
 
-/// Looks at everything, with the settings of this file where there is one.
+/// Runs all checks with the settings of this file, or with the defaults.
 #[must_use]
 pub fn examine(file: Option<&Path>) -> Vec<Check> {
     let (settings, mut checks) = read_settings::read(file);

@@ -1,4 +1,4 @@
-//! Ports that must be the proxy's: free, or held by a ztunnel.
+//! Ports that the proxy needs: each must be free or held by a ztunnel.
 
 use std::fs;
 use std::io;
@@ -8,11 +8,11 @@ use std::path::Path;
 use super::Check;
 use settings::Settings;
 
-/// What a proxy's process is called.
+/// The name of a proxy's process.
 const PROXY: &str = "ztunnel";
-/// State LISTEN in /proc/net/tcp.
+/// The state LISTEN in /proc/net/tcp.
 const LISTEN: &str = "0A";
-/// The state in /proc/net/udp of a socket that is bound and not connected.
+/// The state of a bound, unconnected socket in /proc/net/udp.
 const BOUND: &str = "07";
 
 pub(super) fn examine(settings: &Settings) -> Vec<Check> {
@@ -39,7 +39,7 @@ fn server(purpose: &str, address: SocketAddr) -> Check {
                 None => Check::fail(
                     name,
                     format!("{address} is in use"),
-                    format!("end what holds it, or set {purpose}.address"),
+                    format!("stop the process that holds it, or set {purpose}.address"),
                 ),
             }
         }
@@ -51,11 +51,11 @@ fn server(purpose: &str, address: SocketAddr) -> Check {
     }
 }
 
-/// Who listens on a port.
+/// A port in use, and the process that holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Holder {
     port: u16,
-    /// The process, where it can be seen.
+    /// The process; none if this process may not see it.
     process: Option<Process>,
 }
 
@@ -66,16 +66,16 @@ struct Process {
 }
 
 impl Holder {
-    /// Which port it is.
+    /// The port.
     pub(super) fn port(&self) -> u16 {
         self.port
     }
 
-    /// Only a proxy may hold it.
+    /// Passes only if a proxy holds the port.
     pub(super) fn check(&self, place: &str) -> Check {
         let port = self.port;
         let name = format!("{place}.port_{port}");
-        let remedy = "end it, or move it to another port: the proxy needs this one";
+        let remedy = "stop that process or move it to another port: the proxy needs this one";
         match &self.process {
             Some(process) if process.name == PROXY => {
                 let detail = format!("port {port} is held by a ztunnel, process {}", process.id);
@@ -86,15 +86,15 @@ impl Holder {
                 Check::fail(name, detail, remedy)
             }
             None => {
-                let detail = format!("port {port} is held by a process that cannot be seen");
+                let detail = format!("port {port} is held by a process that this one cannot see");
                 Check::fail(name, detail, remedy)
             }
         }
     }
 }
 
-/// Who listens on these ports in the calling thread's namespace, or takes datagrams on those;
-/// ports that are free are left out.
+/// The holders of these TCP and UDP ports in the calling thread's network namespace. Free ports are
+/// left out.
 pub(super) fn holders(tcp: &[u16], udp: &[u16]) -> Vec<Holder> {
     let tables = [
         ("tcp", LISTEN, tcp),
@@ -124,7 +124,7 @@ pub(super) fn holders(tcp: &[u16], udp: &[u16]) -> Vec<Holder> {
     listening.into_iter().map(holder).collect()
 }
 
-/// Ports and inodes of the sockets of a state in a table of the form of /proc/net/tcp.
+/// The ports and inodes of the sockets in this state, in a table of the format of /proc/net/tcp.
 fn listeners(table: &str, state: &str) -> Vec<(u16, u64)> {
     let listener = |line| listener(line, state);
     table.lines().skip(1).filter_map(listener).collect()
@@ -164,7 +164,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::doctor::Verdict;
+    use crate::doctor::Status;
 
     const TABLE: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
         \x20  0: 0100007F:3A98 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12345 1 0 100 0 0 10 0\n\
@@ -186,8 +186,8 @@ mod tests {
         assert_eq!(own.id, std::process::id());
         let check = server("admin", listener.local_addr().unwrap());
         assert_eq!(
-            (check.name.as_str(), check.verdict),
-            ("ports.admin", Verdict::Fail)
+            (check.name.as_str(), check.status),
+            ("ports.admin", Status::Fail)
         );
         assert!(
             check.detail.contains(&own.id.to_string()),
@@ -195,7 +195,7 @@ mod tests {
             check.detail
         );
         drop(listener);
-        // A process that another test is just starting may have it, too, for a moment.
+        // A process that another test starts may briefly inherit the socket.
         let until = Instant::now() + Duration::from_secs(5);
         while !holders(&[port], &[]).is_empty() {
             assert!(Instant::now() < until, "{:?}", holders(&[port], &[]));
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_datagrams_is_found_where_they_are_asked_for() {
+    fn the_holder_of_a_udp_port_is_found() {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
         assert_eq!(holders(&[], &[port])[0].port(), port);
@@ -220,8 +220,8 @@ mod tests {
                 name: name.to_owned(),
             }),
         };
-        assert_eq!(held("ztunnel").check("pod.a").verdict, Verdict::Ok);
-        assert_eq!(held("envoy").check("pod.a").verdict, Verdict::Fail);
+        assert_eq!(held("ztunnel").check("pod.a").status, Status::Ok);
+        assert_eq!(held("envoy").check("pod.a").status, Status::Fail);
         let unseen = Holder {
             port: 1,
             process: None,

@@ -1,15 +1,15 @@
-//! The settings, and the pods that they name.
+//! The settings, and the pods that they list.
 
 use std::path::Path;
 
 use super::ports::{self, Holder};
-use super::{Check, Verdict};
+use super::{Check, Status};
 use crate::pods::{Extra, Netns, addresses_here};
 use mesh::PROXY_PORTS;
 use settings::{self, Mode, Overrides, Settings};
 
-/// The settings of the file and the environment; without a file that is not complete, the
-/// defaults.
+/// The settings of the file and the environment. Without a file the environment may be incomplete;
+/// then the defaults are used.
 pub(super) fn read(file: Option<&Path>) -> (Settings, Vec<Check>) {
     let name = "settings";
     match (settings::load(file, &Overrides::default()), file) {
@@ -18,26 +18,26 @@ pub(super) fn read(file: Option<&Path>) -> (Settings, Vec<Check>) {
                 || "the environment".into(),
                 |file| file.display().to_string(),
             );
-            let mut checks = vec![Check::ok(name, format!("{source}: nothing is wrong"))];
+            let mut checks = vec![Check::ok(name, format!("{source}: no errors"))];
             let warnings = settings.warnings.iter();
             checks.extend(warnings.map(|text| {
-                Check::warn(name, text.as_str(), "change it, or leave it if it is meant")
+                Check::warn(name, text.as_str(), "change the setting, or keep it if it is intended")
             }));
             (settings, checks)
         }
         (Err(error), Some(file)) => {
             let detail = format!("{}: {error}", file.display());
-            let remedy = "correct the file; the checks below are for the defaults";
+            let remedy = "correct the file; the checks below use the defaults";
             (Settings::initial(), vec![Check::fail(name, detail, remedy)])
         }
         (Err(_incomplete), None) => {
-            let detail = "no file given: the checks below are for the defaults";
+            let detail = "no file given: the checks below use the defaults";
             (Settings::initial(), vec![Check::ok(name, detail)])
         }
     }
 }
 
-/// A line for each pod, and one for each of its ports that somebody else has.
+/// A check for each pod, and one for each of its ports that another process holds.
 pub(super) fn pods(settings: &Settings) -> Vec<Check> {
     let extras = extras(settings);
     let pods = settings.pods.iter();
@@ -51,39 +51,39 @@ pub(super) fn pods(settings: &Settings) -> Vec<Check> {
     checks
 }
 
-/// What pods are to be served besides their connections.
+/// The optional listeners that the settings enable.
 fn extras(settings: &Settings) -> Vec<Extra> {
     let dns = settings.dns.as_ref().map(|_| Extra::Dns);
     let socks5 = settings.socks5.then_some(Extra::Socks5);
     dns.into_iter().chain(socks5).collect()
 }
 
-/// Who has ports in the calling thread's namespace that are to be the proxy's.
+/// The holders of the proxy's ports in the calling thread's network namespace.
 fn holders(extras: &[Extra]) -> Vec<Holder> {
     let mut tcp = PROXY_PORTS.to_vec();
     tcp.extend(extras.iter().map(|extra| extra.port()));
-    // Names are asked by datagrams as well.
+    // DNS queries come over UDP as well.
     let dns = extras.iter().filter(|extra| **extra == Extra::Dns);
     let udp: Vec<u16> = dns.map(|extra| extra.port()).collect();
     ports::holders(&tcp, &udp)
 }
 
-/// A pod whose port for one of the extras is taken is served all the same.
+/// A port of an optional listener is only a warning: the pod is served without that listener.
 fn port(holder: &Holder, name: &str, extras: &[Extra]) -> Check {
     let check = holder.check(name);
     let extra = extras.iter().find(|extra| extra.port() == holder.port());
-    let without = match extra {
-        Some(Extra::Dns) => "its names are not answered on the node",
-        Some(Extra::Socks5) => "it has no SOCKS",
+    let consequence = match extra {
+        Some(Extra::Dns) => "the proxy does not answer the pod's DNS queries",
+        Some(Extra::Socks5) => "the pod cannot use the proxy's SOCKS server",
         Some(Extra::Tunnels) | None => return check,
     };
-    match check.verdict {
-        Verdict::Fail => Check {
-            verdict: Verdict::Warn,
-            detail: format!("{}: {without}", check.detail),
+    match check.status {
+        Status::Fail => Check {
+            status: Status::Warn,
+            detail: format!("{}: {consequence}", check.detail),
             ..check
         },
-        Verdict::Ok | Verdict::Warn => check,
+        Status::Ok | Status::Warn => check,
     }
 }
 
@@ -94,7 +94,7 @@ fn pod(workload: &str, path: &Path, extras: &[Extra]) -> Vec<Check> {
     let (addresses, holders) = match found {
         Ok(found) => found,
         Err(error) => {
-            let remedy = "correct pods[].netns, or take the pod out until it is there";
+            let remedy = "correct pods[].netns, or remove the pod from the settings until it exists";
             return vec![Check::fail(name, error.to_string(), remedy)];
         }
     };
@@ -107,9 +107,9 @@ fn pod(workload: &str, path: &Path, extras: &[Extra]) -> Vec<Check> {
         Ok(_none) => Check::fail(
             &name,
             format!("{} has no address but loopback", path.display()),
-            "give the pod an address: it cannot be enrolled without",
+            "add an address to the pod: a pod without one cannot be enrolled",
         ),
-        Err(error) => Check::fail(&name, error.to_string(), "look at the pod's interfaces"),
+        Err(error) => Check::fail(&name, error.to_string(), "check the pod's interfaces"),
     }];
     checks.extend(holders.iter().map(|holder| port(holder, &name, extras)));
     checks

@@ -1,5 +1,5 @@
-//! The certificates in use, in the shape that `istioctl ztunnel-config certificates` reads. What is
-//! shown is what every peer gets to see in a handshake: keys are not here to be shown.
+//! The certificates in use, in the shape that `istioctl ztunnel-config certificates` reads. They contain
+//! what every peer sees in a handshake, and no private keys.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -29,7 +29,7 @@ struct SummaryView<'a> {
     /// Leaf first.
     cert_chain: Vec<CertificateView>,
     root_certs: Vec<CertificateView>,
-    // Ours: the leaf's serial number, hexadecimal, and its validity in seconds since 1970.
+    // Keys of this proxy: the leaf's serial number, hexadecimal, and its validity in seconds since 1970.
     serial: &'a str,
     not_before: u64,
     not_after: u64,
@@ -69,11 +69,12 @@ struct CertificateView {
 }
 
 impl CertificateView {
-    /// What cannot be read has no serial number and no times; `istioctl` takes it for expired.
+    /// A certificate that cannot be parsed has no serial number and no times; `istioctl` shows it as
+    /// expired.
     fn of(certificate: &CertificateDer<'_>) -> Self {
         let block = Pem::new("CERTIFICATE", certificate.as_ref());
-        let as_everywhere = EncodeConfig::new().set_line_ending(LineEnding::LF);
-        let pem = STANDARD.encode(pem::encode_config(&block, as_everywhere));
+        let unix_lines = EncodeConfig::new().set_line_ending(LineEnding::LF);
+        let pem = STANDARD.encode(pem::encode_config(&block, unix_lines));
         let Ok((_rest, parsed)) = x509_parser::parse_x509_certificate(certificate) else {
             return Self {
                 pem,
@@ -90,7 +91,7 @@ impl CertificateView {
     }
 }
 
-/// Seconds since 1970 as `2026-01-02T03:04:05Z`. Nobody's certificate is from before that year.
+/// Seconds since 1970 as `2026-01-02T03:04:05Z`. Earlier times are shown as 1970.
 fn rfc3339(seconds: i64) -> String {
     let seconds = u64::try_from(seconds.clamp(0, LAST_SECOND)).unwrap_or_default();
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()

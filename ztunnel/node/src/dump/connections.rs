@@ -1,6 +1,5 @@
-//! The pods that are served here and what they have open, in the shape that
-//! `istioctl ztunnel-config connections` reads: what the proxy carries, and what the kernel carries
-//! by itself.
+//! The node's pods and their open connections, in the shape that `istioctl ztunnel-config connections`
+//! reads: connections that the proxy carries, and connections of the fast path.
 
 use std::collections::BTreeMap;
 
@@ -22,8 +21,8 @@ pub(super) fn workload_state(
     for pod in view.pods() {
         pods.insert(pod.uid.clone(), PodView::new("Up", &pod.uid, &view.mesh));
     }
-    // A pod that has left while connections of it are still open.
-    let mut of = |uid: &Uid, inbound: bool, connection: ConnectionView| {
+    let mut add = |uid: &Uid, inbound: bool, connection: ConnectionView| {
+        // A pod that has left may still have open connections.
         let pod = pods
             .entry(uid.clone())
             .or_insert_with(|| PodView::new("Draining", uid, &view.mesh));
@@ -34,23 +33,23 @@ pub(super) fn workload_state(
         }
     };
     for each in carried {
-        of(&each.pod, each.inbound, ConnectionView::carried(each));
+        add(&each.pod, each.inbound, ConnectionView::carried(each));
     }
-    // What the proxy opened on the direct lane is among what it carries.
-    for flow in fast_path_connections
+    // Fast-path connections that the proxy opened are part of the carried ones.
+    for connection in fast_path_connections
         .iter()
-        .filter(|flow| flow.opener != Opener::Proxy)
+        .filter(|connection| connection.opener != Opener::Proxy)
     {
-        let outside = flow.opener == Opener::Outside;
-        let client = (!outside).then_some(flow.pod);
+        let outside = connection.opener == Opener::Outside;
+        let client = (!outside).then_some(connection.pod);
         let server = if outside {
-            Some(flow.pod)
+            Some(connection.pod)
         } else {
-            flow.server_pod
+            connection.server_pod
         };
         for (end, inbound) in [(client, false), (server, true)] {
             if let Some(pod) = end.and_then(|cookie| view.pod(cookie)) {
-                of(&pod.uid, inbound, ConnectionView::direct(flow));
+                add(&pod.uid, inbound, ConnectionView::direct(connection));
             }
         }
     }
@@ -70,7 +69,7 @@ struct ConnectionsView {
     outbound: Vec<ConnectionView>,
 }
 
-/// Who it is. Of a pod that the mesh does not know, its uid is all that is known.
+/// The names of a pod's workload. If the mesh does not know the workload, only its uid is known.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct InfoView {
@@ -102,12 +101,12 @@ impl PodView {
 #[serde(rename_all = "camelCase")]
 struct ConnectionView {
     src: String,
-    /// What the client dialled, or asked for by the tunnel's authority.
+    /// The destination that the client dialled, or the authority of the tunnel's request.
     original_dst: String,
-    /// Where it was sent, or delivered.
+    /// The address that the connection was sent or delivered to.
     actual_dst: String,
     protocol: &'static str,
-    // Ours: whether the kernel carries it without the proxy.
+    // A key of this proxy: whether the kernel carries the connection (fast path).
     direct: bool,
 }
 
@@ -122,11 +121,11 @@ impl ConnectionView {
         }
     }
 
-    fn direct(flow: &FastPathConnection) -> Self {
+    fn direct(connection: &FastPathConnection) -> Self {
         Self {
-            src: flow.client.to_string(),
-            original_dst: flow.dialled.to_string(),
-            actual_dst: flow.server.to_string(),
+            src: connection.client.to_string(),
+            original_dst: connection.dialled.to_string(),
+            actual_dst: connection.server.to_string(),
             protocol: "TCP",
             direct: true,
         }

@@ -1,7 +1,7 @@
-//! Workloads, services and policies, in the shape that `istioctl ztunnel-config` reads: its names
-//! and its types of JSON (`istioctl/pkg/writer/ztunnel/configdump/api.go` in istio/istio). One value
-//! of another type and the command shows nothing at all. Keys that it does not know it leaves
-//! alone; ours stand at the end of each object.
+//! Workloads, services and policies, with the names and the JSON types that `istioctl ztunnel-config`
+//! reads (`istioctl/pkg/writer/ztunnel/configdump/api.go` in istio/istio). A single value of another
+//! type makes the command show nothing. It ignores unknown keys; the keys of this proxy are at the end
+//! of each object.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -60,11 +60,11 @@ struct WorkloadView<'a> {
     capacity: u32,
     application_tunnel: Option<ApplicationTunnelView>,
     authorization_policies: Vec<&'a str>,
-    // Ours.
+    // Keys of this proxy.
     identity: &'a Identity,
     native_tunnel: bool,
     network_mode: NetworkMode,
-    /// By `namespace/hostname`, with service port to target port.
+    /// By `namespace/hostname`: service port to target port.
     services: BTreeMap<String, &'a Ports>,
 }
 
@@ -105,12 +105,12 @@ impl<'a> WorkloadView<'a> {
     }
 }
 
-/// A waypoint or gateway; where it is in one text, `namespace/hostname` or `network/address`.
+/// A waypoint or gateway; its destination is `namespace/hostname` or `network/address`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct GatewayView {
     destination: String,
-    // Ours.
+    // Keys of this proxy.
     hbone_mtls_port: u16,
 }
 
@@ -157,7 +157,7 @@ struct ServiceView<'a> {
     endpoints: BTreeMap<&'a str, EndpointView<'a>>,
     subject_alt_names: Vec<&'a str>,
     ip_families: &'static str,
-    // Ours.
+    // Keys of this proxy.
     /// `network/address/length`.
     ranges: Vec<String>,
     weighted_waypoints: Vec<WeightedWaypointView>,
@@ -246,10 +246,10 @@ struct EndpointView<'a> {
     workload_uid: &'a str,
     /// `namespace/hostname`.
     service: String,
-    /// `network/address` of its first address; empty where it has a name only.
+    /// `network/address` of its first address; empty if it has only a hostname.
     address: String,
     port: &'a Ports,
-    // Ours.
+    // Keys of this proxy.
     status: HealthStatus,
 }
 
@@ -281,7 +281,7 @@ struct PolicyView<'a> {
     scope: PolicyScope,
     action: Action,
     rules: Vec<Vec<Vec<MatchView<'a>>>>,
-    // Ours.
+    // Keys of this proxy.
     dry_run: bool,
     unseen: bool,
 }
@@ -299,12 +299,12 @@ impl<'a> PolicyView<'a> {
                 .map(|rule| rule.iter().map(clause).collect())
                 .collect(),
             dry_run: policy.dry_run,
-            unseen: policy.unseen,
+            unseen: policy.has_unknown_conditions,
         }
     }
 }
 
-/// Networks are texts, `address/length`.
+/// Networks have the form `address/length`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct MatchView<'a> {
@@ -342,7 +342,7 @@ impl<'a> MatchView<'a> {
     }
 }
 
-/// An object with one of these keys, spelled with a capital.
+/// An object with one of these capitalized keys.
 #[derive(Serialize)]
 enum StringMatchView<'a> {
     Exact(&'a str),

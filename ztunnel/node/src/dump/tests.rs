@@ -1,5 +1,5 @@
-//! `istioctl ztunnel-config` reads the dump into Go structs and gives up at the first value of
-//! another type. The tables say what those structs hold; every value is held against them.
+//! `istioctl ztunnel-config` reads the dump into Go structs and fails at the first value of another
+//! type. The tables in `shapes` list the fields of those structs; every value is checked against them.
 
 mod shapes;
 
@@ -14,11 +14,11 @@ use super::*;
 use crate::proxy::Carried;
 use mesh::fastpath::{FastPathConnection, Opener};
 use mesh::{Identity, Snapshot, Uid, local};
-use mesh::{Lanes, LocalPod, View};
+use mesh::{PathSettings, LocalPod, View};
 use tunnel::tls::{CertificateState, CertificateSummary, Issuer as _};
 use upstream::ca::local::LocalCa;
 
-/// Whatever a mesh can have, there is at least once.
+/// A mesh with every kind of resource and field at least once.
 const MESH: &str = include_str!("tests/mesh.yaml");
 
 fn snapshot() -> Snapshot {
@@ -30,11 +30,11 @@ fn at(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-/// A certificate as it is shown: identity, chain and roots of an authority made for this.
+/// Certificates in every state, issued by a temporary authority.
 fn certificates() -> Vec<CertificateSummary> {
-    let place = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let authority =
-        LocalCa::open(place.path(), "cluster.local", Duration::from_secs(3600)).unwrap();
+        LocalCa::open(directory.path(), "cluster.local", Duration::from_secs(3600)).unwrap();
     let identity = Identity::new("cluster.local", "default", "web").unwrap();
     let issuing = authority.issue(&identity);
     let runtime = tokio::runtime::Builder::new_current_thread().build();
@@ -70,7 +70,7 @@ fn certificates() -> Vec<CertificateSummary> {
     ]
 }
 
-/// The state of a pod that is here, of one that has left, and of one that nobody knows.
+/// The state of an enrolled pod, of one that has left, and of one that the mesh does not know.
 fn state() -> Value {
     let pod = |uid: &str, cookie| LocalPod {
         uid: Uid(uid.into()),
@@ -79,9 +79,9 @@ fn state() -> Value {
         addresses: Vec::new(),
         redirected: false,
     };
-    let pods = [pod("c//Pod/default/web", 1), pod("nobody", 2)];
-    let view = View::new(Arc::new(snapshot()), pods, &Lanes::default());
-    let leaving = Carried {
+    let pods = [pod("c//Pod/default/web", 1), pod("unknown", 2)];
+    let view = View::new(Arc::new(snapshot()), pods, &PathSettings::default());
+    let outbound = Carried {
         pod: Uid("c//Pod/default/web".into()),
         inbound: false,
         client: at("10.0.0.1:4000"),
@@ -89,13 +89,13 @@ fn state() -> Value {
         to: at("10.0.0.2:15008"),
         tunnelled: true,
     };
-    let coming = Carried {
+    let inbound = Carried {
         pod: Uid("c//Pod/default/gone".into()),
         inbound: true,
         dialled: "web.default.svc.cluster.local:80".to_owned(),
-        ..leaving.clone()
+        ..outbound.clone()
     };
-    let flow = FastPathConnection {
+    let connection = FastPathConnection {
         pod: NetnsCookie(1),
         server_pod: Some(NetnsCookie(2)),
         opener: Opener::Pod,
@@ -108,14 +108,14 @@ fn state() -> Value {
     let outside = FastPathConnection {
         opener: Opener::Outside,
         server_pod: None,
-        ..flow
+        ..connection
     };
-    // The proxy's own end of what it carries: shown once, as that.
+    // The proxy's own socket of a carried connection: the connection is shown only once.
     let own = FastPathConnection {
         opener: Opener::Proxy,
-        ..flow
+        ..connection
     };
-    connections::workload_state(&view, &[leaving, coming], &[flow, outside, own])
+    connections::workload_state(&view, &[outbound, inbound], &[connection, outside, own])
 }
 
 fn dump() -> Value {
@@ -136,9 +136,9 @@ fn every_value_is_of_the_type_that_istioctl_reads() {
     seen.has_everything();
 }
 
-/// The check itself: it finds what was wrong once.
+/// Tests the check: it finds the mistakes of the past.
 #[test]
-fn another_type_or_a_missing_key_is_noticed() {
+fn a_wrong_type_or_a_missing_key_fails_the_check() {
     let refused = |path: &str, value: Option<Value>| {
         let mut dump = dump();
         let (parent, key) = path.rsplit_once('/').unwrap();
@@ -150,7 +150,7 @@ fn another_type_or_a_missing_key_is_noticed() {
         let checked = std::panic::catch_unwind(|| {
             shapes::check("ZtunnelDump", "dump", &dump, &mut shapes::Seen::default());
         });
-        assert!(checked.is_err(), "{path} is taken");
+        assert!(checked.is_err(), "{path} is accepted");
     };
     refused(
         "/services/0/vips",
@@ -170,7 +170,7 @@ fn another_type_or_a_missing_key_is_noticed() {
 }
 
 #[test]
-fn what_istioctl_looks_up_by_name_has_the_right_spelling() {
+fn keys_that_istioctl_looks_up_are_spelled_correctly() {
     let dump = dump();
     let named = |section: &str, name: &str| {
         let all = dump[section].as_array().unwrap();
@@ -201,10 +201,10 @@ fn what_istioctl_looks_up_by_name_has_the_right_spelling() {
 }
 
 #[test]
-fn a_pod_shows_what_it_has_open_and_who_it_is() {
+fn a_pod_is_shown_with_its_connections_and_its_names() {
     let state = state();
-    let of = |uid: &str, way: &str| {
-        let all = state[uid]["connections"][way].as_array().unwrap();
+    let connections_of = |uid: &str, direction: &str| {
+        let all = state[uid]["connections"][direction].as_array().unwrap();
         let texts = all.iter().map(|one| {
             let text = |key: &str| one[key].as_str().unwrap().to_owned();
             [
@@ -218,20 +218,20 @@ fn a_pod_shows_what_it_has_open_and_who_it_is() {
         texts.collect::<Vec<_>>()
     };
     assert_eq!(
-        of("c//Pod/default/web", "outbound"),
+        connections_of("c//Pod/default/web", "outbound"),
         [
             "10.0.0.1:4000 10.9.0.1:80 10.0.0.2:15008 HBONE",
             "10.0.0.1:4001 10.9.0.1:80 10.0.0.3:80 TCP"
         ]
     );
-    let arrived = ["10.0.0.1:4001 10.9.0.1:80 10.0.0.3:80 TCP"];
-    assert_eq!(of("c//Pod/default/web", "inbound"), arrived);
-    assert_eq!(of("nobody", "inbound"), arrived);
-    assert_eq!(state["nobody"]["info"]["name"], "nobody");
+    let inbound = ["10.0.0.1:4001 10.9.0.1:80 10.0.0.3:80 TCP"];
+    assert_eq!(connections_of("c//Pod/default/web", "inbound"), inbound);
+    assert_eq!(connections_of("unknown", "inbound"), inbound);
+    assert_eq!(state["unknown"]["info"]["name"], "unknown");
     assert_eq!(state["c//Pod/default/web"]["state"], "Up");
     assert_eq!(state["c//Pod/default/gone"]["state"], "Draining");
     assert_eq!(
-        of("c//Pod/default/gone", "inbound"),
+        connections_of("c//Pod/default/gone", "inbound"),
         ["10.0.0.1:4000 web.default.svc.cluster.local:80 10.0.0.2:15008 HBONE"]
     );
 }
@@ -248,7 +248,7 @@ fn certificates_are_shown_whole_and_without_their_keys() {
         let text = STANDARD.decode(shown["pem"].as_str().unwrap()).unwrap();
         let text = String::from_utf8(text).unwrap();
         assert!(!text.contains("PRIVATE KEY"), "{text}");
-        // What anybody's reader of PEM makes of it is the certificate and nothing else.
+        // A PEM parser finds the certificate and nothing else.
         let (rest, pem) = x509_parser::pem::parse_x509_pem(text.as_bytes()).unwrap();
         assert_eq!((pem.label.as_str(), rest), ("CERTIFICATE", &b""[..]));
         assert_eq!(pem.contents, certificate.as_ref());

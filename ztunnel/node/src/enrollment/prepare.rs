@@ -7,34 +7,34 @@ use std::sync::Arc;
 use super::{DesiredPod, EnrollError, PodKey};
 use crate::bpf::{self, Kernel, PodCapture};
 use crate::pods::{
-    self, Extra, Listeners, Netns, NetnsSource, Opened, Pod, addresses_here, delivery,
+    Extra, Listeners, Missing, Netns, NetnsSource, Opened, Pod, addresses_here, delivery,
     is_redirected,
 };
 use crate::proxy::ProxyState;
 use mesh::NetnsCookie;
 use mesh::Snapshot;
 
-/// Opens the pod's namespace and the listeners in there, one set for each worker; those for DNS
-/// and SOCKS where they are wanted and their ports are free.
+/// Opens the pod's namespace and a set of listeners inside it for each worker. Listeners for DNS and
+/// SOCKS are included if the settings enable them and their ports are free.
 pub(super) fn prepare(
-    wanted: &DesiredPod,
+    desired: &DesiredPod,
     shared: &ProxyState,
     mesh: &Snapshot,
 ) -> Result<(Arc<Pod>, Opened), EnrollError> {
     let config = &shared.config;
-    let netns = Netns::of(&wanted.netns)?;
-    // Before the listeners: they would take every second connection from whoever serves the pod.
+    let netns = Netns::of(&desired.netns)?;
+    // Before opening listeners: they would take connections away from the proxy that serves the pod.
     if shared.kernel.is_none() && is_captured(&netns) {
         return Err(EnrollError::Captured);
     }
     let extras = [
         (Extra::Dns, config.dns.is_some()),
         (Extra::Socks5, config.socks5),
-        (Extra::Tunnels, speaks_hbone(wanted, mesh)),
+        (Extra::Tunnels, speaks_hbone(desired, mesh)),
     ];
     let extras = extras
         .into_iter()
-        .filter_map(|(extra, on)| on.then_some(extra));
+        .filter_map(|(extra, enabled)| enabled.then_some(extra));
     let extras: Vec<Extra> = extras.collect();
     let (addresses, opened, redirected) = netns.visit(|| {
         delivery::prepare()?;
@@ -43,8 +43,8 @@ pub(super) fn prepare(
         Ok::<_, EnrollError>((addresses, opened?, is_redirected()))
     })??;
     let pod = Pod {
-        uid: wanted.uid.clone(),
-        account: wanted.account.clone(),
+        uid: desired.uid.clone(),
+        account: desired.account.clone(),
         netns: Arc::new(netns),
         addresses,
         redirected: redirected.into(),
@@ -52,48 +52,48 @@ pub(super) fn prepare(
     Ok((Arc::new(pod), opened))
 }
 
-/// Whether the mesh says that a pod speaks HBONE itself. Istio's own proxy listens on the port there
-/// too, so it is the proxy's as long as the pod does not take it.
-fn speaks_hbone(wanted: &DesiredPod, mesh: &Snapshot) -> bool {
-    let workload = mesh.workload_by_uid(&wanted.uid).filter(|workload| {
-        let account = wanted.account.as_ref();
+/// Whether the mesh says that a pod speaks HBONE itself. Like Istio's ztunnel, the proxy listens on
+/// the HBONE port anyway, unless the pod has taken it.
+fn speaks_hbone(desired: &DesiredPod, mesh: &Snapshot) -> bool {
+    let workload = mesh.workload_by_uid(&desired.uid).filter(|workload| {
+        let account = desired.account.as_ref();
         account.is_none_or(|account| *account == workload.service_account)
     });
     workload.is_some_and(|workload| workload.native_tunnel)
 }
 
-/// Whether the kernel programs of another proxy capture the pod. Where the kernel does not say, the
-/// pod's first connection shows it (`Node::recheck_pods`).
+/// Whether the kernel programs of another proxy capture the pod. If the kernel cannot say, the pod's
+/// first connection shows it (`Node::recheck_pods`).
 fn is_captured(netns: &Netns) -> bool {
     bpf::is_captured(netns.as_fd()).unwrap_or_else(|error| {
-        tracing::debug!(%error, "cannot find out whether programs of another proxy capture the pod");
+        tracing::debug!(%error, "cannot check whether the programs of another proxy capture the pod");
         false
     })
 }
 
-/// Says what a pod is served without, and what becomes of it. `programs`: whether kernel programs
-/// capture it.
-pub(super) fn warn_of(without: &[(Extra, pods::Error)], pod: &PodKey, programs: bool) {
-    for (extra, error) in without {
+/// Warns of listeners that could not be opened because their ports are in use, and of the
+/// consequence. `programs`: whether kernel programs capture the pod.
+pub(super) fn warn_of_missing(missing: &[Missing], pod: &PodKey, programs: bool) {
+    for Missing { extra, error } in missing {
         let port = extra.port();
         let consequence = match extra {
             Extra::Dns if programs => {
-                "its names are not answered on the node: what it asks goes to its own resolvers"
+                "the proxy does not answer the pod's DNS queries; they go to the pod's own resolvers"
             }
             Extra::Dns => {
-                "its names are not answered on the node: what rules redirect goes to whoever has \
-                 the port"
+                "the proxy does not answer the pod's DNS queries; redirected queries go to the \
+                 process that has the port"
             }
             Extra::Tunnels => {
-                tracing::info!(%pod, port, "the pod speaks HBONE itself: tunnels to it are its own");
+                tracing::info!(%pod, port, "the pod speaks HBONE itself: it terminates its own tunnels");
                 continue;
             }
-            Extra::Socks5 => "it cannot say by SOCKS where it wants to go",
+            Extra::Socks5 => "applications in the pod cannot use the proxy's SOCKS server",
         };
         tracing::warn!(
             %pod, port, %error,
-            "somebody else in the pod has a port of the proxy's, and the pod is served without it \
-             until it is enrolled anew: {consequence}"
+            "another process in the pod has a port of the proxy, and the pod is served without that \
+             port until it is enrolled again: {consequence}"
         );
     }
 }
@@ -117,9 +117,9 @@ pub(super) fn capture(
     Ok(kernel.enroll(&pod)?)
 }
 
-/// The addresses under which the pod is called: what its interfaces bear and what the mesh says.
+/// The pod's addresses to capture: those of the mesh and of its interfaces.
 pub(super) fn captured_addresses(pod: &Pod, mesh: &Snapshot) -> Vec<IpAddr> {
-    // The mesh's come first: the first of each family is what captured sockets are bound to.
+    // The mesh's come first: captured sockets are bound to the first address of each family.
     let mut addresses: Vec<IpAddr> = pod
         .workload(mesh)
         .map(|workload| workload.workload_ips.to_vec())
@@ -133,11 +133,10 @@ pub(super) fn captured_addresses(pod: &Pod, mesh: &Snapshot) -> Vec<IpAddr> {
     addresses
 }
 
-/// Whether the file now leads to another namespace than the one that is held open. A file that
-/// is gone leads nowhere, which is no reason to stop serving the pod; and a descriptor never leads
-/// anywhere else.
-pub(super) fn is_another(netns: &Netns) -> bool {
-    match netns.place() {
+/// Whether the file now refers to another namespace than the open one. If the file is gone, the pod
+/// is still served. A descriptor always refers to the same namespace.
+pub(super) fn was_replaced(netns: &Netns) -> bool {
+    match netns.source() {
         NetnsSource::Path(path) => {
             Netns::open(path).is_ok_and(|now| now.cookie() != netns.cookie())
         }

@@ -1,14 +1,14 @@
-//! Which process of this node is in charge of what is pinned, and who comes next.
+//! The locks that say which process of this node owns the pins, and which one takes over next.
 //!
 //! ```text
-//! <directory>/charge      locked by the process in charge
-//! <directory>/heir        locked by the process that is to be next, until it serves all pods
-//! <directory>/heir/ports  is there if the heir waits for the other's ports, too
+//! <directory>/charge      locked by the active process
+//! <directory>/heir        locked by the standby process, until it serves all pods as the active one
+//! <directory>/heir/ports  exists if the standby process waits for the active one's ports, too
 //! ```
-//! The locks are `flock(2)` on directories of the BPF file system, which is the one thing that all
-//! proxies of a node share whatever containers they are in. A lock ends with its process, however
-//! that ends, so nobody waits for the dead. The heir makes itself noticed by touching its directory,
-//! which wakes whoever watches it (inotify).
+//! The locks are `flock(2)` on directories of the BPF file system: all proxies of a node share it,
+//! whatever containers they run in. The kernel releases a lock when its process ends, however it
+//! ends, so no process waits for a dead one. The standby process requests the handover by touching
+//! its directory, which the active process watches (inotify).
 
 use std::fs::{self, File, FileTimes};
 use std::io;
@@ -25,92 +25,96 @@ use crate::bpf::{self, Error, pin_failed as failed, try_lock};
 /// The locks of one node.
 #[derive(Debug, Clone)]
 pub(crate) struct Handover {
-    charge: PathBuf,
+    active: PathBuf,
     standby: PathBuf,
     ports: PathBuf,
 }
 
-/// Being in charge, until it is dropped.
+/// While this lives, the process is the active one.
 #[derive(Debug)]
 pub(crate) struct ActiveLock {
     _lock: File,
 }
 
-/// Being the next, until it is dropped: the process before stays at its listeners as long as this
-/// lives, and takes charge again should it end with its process before anybody is in charge.
+/// While this lives, the process is the standby one, and the previous active process keeps its
+/// listeners. If the standby process dies before it is active, the previous one becomes active
+/// again.
 #[derive(Debug)]
 pub(crate) struct StandbyLock {
     lock: File,
 }
 
 impl Handover {
-    /// The locks beside the pins of a directory.
+    /// The locks in a directory of pins.
     ///
     /// # Errors
-    /// When there is no BPF file system, or a directory cannot be made in it.
+    /// When there is no BPF file system, or a directory cannot be created in it.
     pub(crate) fn open(directory: &Path) -> Result<Self, Error> {
         bpf::prepare_directory(directory)?;
         let standby = directory.join("heir");
         let this = Self {
-            charge: directory.join("charge"),
+            active: directory.join("charge"),
             ports: standby.join("ports"),
             standby,
         };
-        for path in [&this.charge, &this.standby] {
+        for path in [&this.active, &this.standby] {
             fs::create_dir_all(path).map_err(failed(path, "created"))?;
         }
         Ok(this)
     }
 
-    /// Takes charge where nobody has it and nobody waits for it.
+    /// Acquires both locks if no process holds one of them.
     ///
     /// # Errors
-    /// When a lock cannot be asked for.
-    pub(crate) fn take(&self) -> Result<Option<(ActiveLock, StandbyLock)>, Error> {
+    /// When `flock(2)` fails for another reason.
+    pub(crate) fn try_acquire(&self) -> Result<Option<(ActiveLock, StandbyLock)>, Error> {
         let Some(lock) = try_lock(&self.standby, File::try_lock)? else {
             return Ok(None);
         };
         let standby = StandbyLock { lock };
-        Ok(self.take_over()?.map(|charge| (charge, standby)))
+        let active = self.try_acquire_active()?;
+        Ok(active.map(|active| (active, standby)))
     }
 
-    /// Whether somebody is the heir.
+    /// Whether a process holds the standby lock.
     #[must_use]
     pub(crate) fn has_standby(&self) -> bool {
         matches!(try_lock(&self.standby, File::try_lock), Ok(None))
     }
 
-    /// Takes charge where nobody has it; for the heir, and for who has just had it.
+    /// Acquires the active lock if no process holds it. Only the standby process and the previous
+    /// active process may do so.
     ///
     /// # Errors
-    /// When the lock cannot be asked for.
-    pub(crate) fn take_over(&self) -> Result<Option<ActiveLock>, Error> {
-        let lock = try_lock(&self.charge, File::try_lock)?;
+    /// When `flock(2)` fails for another reason.
+    pub(crate) fn try_acquire_active(&self) -> Result<Option<ActiveLock>, Error> {
+        let lock = try_lock(&self.active, File::try_lock)?;
         Ok(lock.map(|lock| ActiveLock { _lock: lock }))
     }
 
-    /// Waits until this process is the heir: one at a time. Safe to cancel.
+    /// Waits until this process is the standby one; there is one at a time. Safe to cancel.
     ///
     /// # Errors
-    /// When the lock cannot be asked for.
+    /// When the lock cannot be acquired, or the wish for the ports cannot be recorded.
     pub(crate) async fn become_standby(&self, ports: StandbyPorts) -> Result<StandbyLock, Error> {
         let lock = wait_for(&self.standby, File::lock).await?;
         let standby = StandbyLock { lock };
         let marked = match ports {
             StandbyPorts::Wanted => fs::create_dir_all(&self.ports),
-            StandbyPorts::Own => remove_if_there(&self.ports),
+            StandbyPorts::Own => remove_if_present(&self.ports),
         };
         marked.map_err(failed(&self.ports, "written"))?;
         Ok(standby)
     }
 
-    /// Asks whoever is in charge to hand over. To be repeated: it may not be watching yet.
+    /// Requests the handover from the active process. The caller repeats this: that process may not
+    /// watch yet.
     ///
     /// # Errors
     /// When the directory cannot be touched.
-    pub(crate) fn ask(&self, standby: &StandbyLock) -> Result<(), Error> {
+    pub(crate) fn request_handover(&self, standby: &StandbyLock) -> Result<(), Error> {
         let now = SystemTime::now();
-        // Both: the kernel takes one alone for a read or a write of the contents.
+        // Both times: one alone looks to inotify like a read or a write of the contents.
         let now = FileTimes::new().set_accessed(now).set_modified(now);
         standby
             .lock
@@ -118,45 +122,45 @@ impl Handover {
             .map_err(failed(&self.standby, "touched"))
     }
 
-    /// Waits until nobody else is in charge, as the heir. Safe to cancel.
+    /// Waits until no other process is active; for the standby process. Safe to cancel.
     ///
     /// # Errors
-    /// When the lock cannot be asked for.
-    pub(crate) async fn wait_for_active_lock(&self) -> Result<ActiveLock, Error> {
-        let lock = wait_for(&self.charge, File::lock).await?;
+    /// When the lock cannot be acquired.
+    pub(crate) async fn acquire_active(&self) -> Result<ActiveLock, Error> {
+        let lock = wait_for(&self.active, File::lock).await?;
         Ok(ActiveLock { _lock: lock })
     }
 
-    /// Waits until the heir serves all pods, or is dead. While what is returned lives, nobody
-    /// becomes heir.
+    /// Waits until the standby process serves all pods or is dead. While the returned lock lives, no
+    /// process becomes standby.
     ///
     /// # Errors
-    /// When the lock cannot be asked for.
-    pub(crate) async fn served(&self) -> Result<StandbyLock, Error> {
+    /// When the lock cannot be acquired.
+    pub(crate) async fn standby_released(&self) -> Result<StandbyLock, Error> {
         let lock = wait_for(&self.standby, File::lock_shared).await?;
         Ok(StandbyLock { lock })
     }
 
-    /// Whether the heir waits for the ports of the process before it.
+    /// Whether the standby process waits for the ports of the active one.
     #[must_use]
-    pub(crate) fn wants_ports(&self) -> bool {
+    pub(crate) fn standby_wants_ports(&self) -> bool {
         self.ports.exists()
     }
 
-    /// Begins to watch whether somebody wants to take over.
+    /// Watches for requests to hand over.
     ///
     /// # Errors
-    /// When the system refuses.
-    pub(crate) fn watch(&self) -> Result<HandoverRequests, Error> {
+    /// When the system refuses, for example because all inotify watches are in use.
+    pub(crate) fn watch_requests(&self) -> Result<HandoverRequests, Error> {
         let refused =
             |error: notify::Error| failed(&self.standby, "watched")(io::Error::other(error));
         let touched = Arc::new(Notify::new());
-        // It may have been touched already.
+        // A standby process may have touched the directory already.
         touched.notify_one();
         let wake = touched.clone();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            // An error (an overflow of the queue) may stand for an event that was lost. What this
-            // process does itself, opening the directory, must not count.
+            // An error, such as an overflow of the queue, may stand for a lost event. Other events
+            // come from this process itself, which opens the directory.
             if event.map_or(true, |event| is_touch(event.kind)) {
                 wake.notify_one();
             }
@@ -173,16 +177,17 @@ impl Handover {
     }
 }
 
-/// Whether an heir has ports of its own: in another network namespace it has.
+/// Whether the standby process has the admin, metrics and readiness ports: in another network
+/// namespace it has ports of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StandbyPorts {
-    /// It has.
+    /// It has ports.
     Own,
-    /// It waits for those of the process before it.
+    /// It waits for the ports of the active process.
     Wanted,
 }
 
-/// Notices that somebody wants to take over.
+/// Requests of standby processes to hand over.
 pub(crate) struct HandoverRequests {
     standby: PathBuf,
     touched: Arc<Notify>,
@@ -190,15 +195,17 @@ pub(crate) struct HandoverRequests {
 }
 
 impl HandoverRequests {
-    /// Waits until there is an heir that asks. Safe to cancel.
-    pub(crate) async fn asked(&self) {
+    /// Waits until a living standby process requests the handover. Safe to cancel.
+    pub(crate) async fn next(&self) {
         loop {
             self.touched.notified().await;
-            // One that touched it and died meanwhile does not ask any more.
+            // The process that touched the directory may be dead by now.
             match try_lock(&self.standby, File::try_lock_shared) {
                 Ok(None) => return,
-                Ok(Some(_nobody)) => {}
-                Err(error) => tracing::error!(%error, "cannot see who wants to take over"),
+                Ok(Some(_unlocked)) => {}
+                Err(error) => {
+                    tracing::error!(%error, "cannot check for a standby process");
+                }
             }
         }
     }
@@ -206,7 +213,7 @@ impl HandoverRequests {
 
 impl std::fmt::Debug for HandoverRequests {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Asked").finish_non_exhaustive()
+        f.debug_struct("HandoverRequests").finish_non_exhaustive()
     }
 }
 
@@ -214,8 +221,8 @@ fn is_touch(kind: EventKind) -> bool {
     matches!(kind, EventKind::Modify(ModifyKind::Metadata(_)))
 }
 
-/// Waits for a lock on a thread of its own, which the end of the process does not wait for. A lock
-/// that comes when nobody waits for it any more is given back at once.
+/// Waits for a lock on a thread of its own; the end of the process does not wait for that thread. A
+/// lock that is acquired after the caller was cancelled is released at once.
 async fn wait_for(path: &Path, lock: fn(&File) -> io::Result<()>) -> Result<File, Error> {
     let file = File::open(path).map_err(failed(path, "opened"))?;
     let (locked, waiting) = oneshot::channel();
@@ -224,7 +231,7 @@ async fn wait_for(path: &Path, lock: fn(&File) -> io::Result<()>) -> Result<File
         drop(locked.send(outcome));
     };
     std::thread::Builder::new()
-        .name("succession".to_owned())
+        .name("handover".to_owned())
         .spawn(run)
         .map_err(failed(path, "locked"))?;
     let outcome = waiting.await;
@@ -232,7 +239,7 @@ async fn wait_for(path: &Path, lock: fn(&File) -> io::Result<()>) -> Result<File
     outcome.map_err(failed(path, "locked"))
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
+fn remove_if_present(path: &Path) -> io::Result<()> {
     match fs::remove_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -1,12 +1,12 @@
-//! Who is in charge of the node's pods: this process, one before it, or one that comes after.
+//! The handover of the node's pods from one proxy process to the next.
 //!
-//! A process that finds another one in charge waits beside it. It learns what the mesh is first, so
-//! that little is left to do, then asks the other to hand over, and goes on as after a restart: it
-//! adopts what is in the kernel, opens listeners of its own beside the other's in every pod, judges
-//! everything again. The other one writes nothing from the moment at which it hands over, but
-//! accepts and carries on until its heir serves all pods; only then it closes its listeners. Should
-//! the heir die before that, it takes charge again. Later on a dead heir is a dead proxy: pods are
-//! refused until the next one.
+//! A process that finds an active one becomes standby. First it loads the mesh, so that little is
+//! left to do; then it requests the handover. From there it continues as after a restart: it adopts
+//! the kernel's state, opens listeners of its own next to the other's in every pod, and reauthorizes
+//! everything. The previous process writes nothing to the kernel once it hands over, but accepts and
+//! carries connections until the new one serves all pods; only then it closes its listeners. If the
+//! new process dies before that, the previous one becomes active again. If it dies later, pods are
+//! refused until the next proxy starts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,67 +18,71 @@ mod locks;
 use crate::agent::Agent;
 use crate::bpf::{self, Kernel};
 use crate::fastpath::FastPathEvents;
-use crate::{Node, assembly, program_log, until};
+use crate::node::Node;
+use crate::{assembly, program_log, until};
 use admin::Pending;
 pub(crate) use locks::{ActiveLock, Handover, HandoverRequests, StandbyLock, StandbyPorts};
 use settings::{NodeAgent, Settings};
 
-/// How often the process in charge is asked: it may not have been watching before.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// How often somebody who waits says so.
-const COMPLAIN: Duration = Duration::from_secs(10);
-/// How often to look whether the processes before this one have ended.
-const LOOK_AFTER: Duration = Duration::from_secs(1);
-/// A process that is killed lets go of its locks one after the other: for so long it may look as if
-/// it had done with one of them and kept the other on purpose.
-const ALL_LOCKS: Duration = Duration::from_millis(500);
-/// How often it is looked meanwhile.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// How often the handover is requested: the active process may not have been watching before.
+const REQUEST_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a long wait is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// How often to check whether the previous processes have ended.
+const PREVIOUS_PROXIES_INTERVAL: Duration = Duration::from_secs(1);
+/// The kernel releases the locks of a killed process one after the other. For this long a released
+/// standby lock and a held active lock may belong to a process that is just being killed.
+const RELEASE_TIME: Duration = Duration::from_millis(500);
+/// How often the active lock is tried meanwhile.
+const RELEASE_POLL: Duration = Duration::from_millis(10);
 
-type Inheriting = JoinHandle<Result<(ActiveLock, StandbyLock), bpf::Error>>;
+/// Acquires both locks.
+type AcquireTask = JoinHandle<Result<(ActiveLock, StandbyLock), bpf::Error>>;
+/// Waits for the end of a handover; see [`HandoverEvent::Finished`].
+type FinishTask = JoinHandle<Result<(StandbyLock, Option<ActiveLock>), bpf::Error>>;
 
-/// What this process is on its node.
+/// The role of this process on its node.
 #[derive(Debug)]
 pub(crate) enum HandoverState {
-    /// Another process is in charge.
+    /// Another process is active.
     Standby {
-        /// The node is not ready before this process is.
+        /// Keeps the node unready until this process is active.
         pending: Pending,
-        /// The other one was asked to hand over.
-        asking: Option<Inheriting>,
+        /// Requests the handover, once the mesh is known.
+        acquiring: Option<AcquireTask>,
     },
-    /// This one is.
+    /// This process is active.
     Active(Active),
-    /// It was, and its heir does not serve all pods yet.
-    HandingOver(JoinHandle<Result<(StandbyLock, Option<ActiveLock>), bpf::Error>>),
-    /// It was: what is open may end.
+    /// This process was active, and the new one does not serve all pods yet.
+    HandingOver(FinishTask),
+    /// This process was active; it only drains open connections.
     Retired,
-    /// Rules capture the pods: nothing in the kernel is anybody's.
-    Free,
+    /// Redirection rules capture the pods: no process owns anything in the kernel.
+    Unmanaged,
 }
 
-/// What a process in charge has.
+/// What the active process owns.
 #[derive(Debug)]
 pub(crate) struct Active {
-    charge: ActiveLock,
-    /// Until all pods are served: the process before stays that long.
-    standby: Option<StandbyLock>,
-    /// None where the system has no watch left.
-    asked: Option<HandoverRequests>,
-    /// When to look whether the processes before this one have ended.
-    look_after: Option<Instant>,
+    active_lock: ActiveLock,
+    /// Held until this process serves all pods: that keeps the previous process at its listeners.
+    standby_lock: Option<StandbyLock>,
+    /// None where the system has no inotify watch left.
+    requests: Option<HandoverRequests>,
+    /// When to check whether the previous processes have ended.
+    check_previous_at: Option<Instant>,
     tasks: [JoinHandle<()>; 2],
 }
 
-/// What taking charge depends on and a change of the settings does not change: sockets that are
-/// open, and a process that takes charge again, stay as they were.
+/// Settings that [`Node::become_active`] needs and that change only with a restart: a process that
+/// becomes active again keeps its sockets and pins.
 #[derive(Debug)]
-pub(crate) struct Fixed {
+pub(crate) struct FixedSettings {
     kernel: bpf::Config,
     agent: Option<NodeAgent>,
 }
 
-impl Fixed {
+impl FixedSettings {
     pub(crate) fn of(settings: &Settings) -> Self {
         Self {
             kernel: assembly::kernel(settings),
@@ -87,84 +91,87 @@ impl Fixed {
     }
 }
 
-/// What has come to pass.
+/// A step of a handover.
 #[derive(Debug)]
 pub(crate) enum HandoverEvent {
-    /// This process is to take charge.
-    Take(Result<(ActiveLock, StandbyLock), bpf::Error>),
-    /// Another one wants to.
-    HandoverRequests,
-    /// The heir serves all pods; or it is dead, and the charge is this process's again. Nobody else
-    /// becomes heir meanwhile.
-    Served(Result<(StandbyLock, Option<ActiveLock>), bpf::Error>),
-    /// Processes before this one may have ended.
-    LookAfter,
+    /// This process has both locks and becomes active.
+    Acquired(Result<(ActiveLock, StandbyLock), bpf::Error>),
+    /// A standby process requests the handover.
+    Requested,
+    /// The new process serves all pods. Or it is dead, and this process has the active lock again.
+    /// The standby lock keeps every other process from becoming standby meanwhile.
+    Finished(Result<(StandbyLock, Option<ActiveLock>), bpf::Error>),
+    /// It is time to check whether the previous processes have ended.
+    CheckPreviousProxies,
 }
 
 impl HandoverState {
-    /// Another process is in charge until [`Node::become_active`].
-    pub(crate) const fn beside(pending: Pending) -> Self {
+    /// The state of every process until [`Node::become_active`].
+    pub(crate) const fn standby(pending: Pending) -> Self {
         Self::Standby {
             pending,
-            asking: None,
+            acquiring: None,
         }
     }
 
-    /// Whether no other process has a say about the pods, and what is pinned is this one's.
+    /// Whether this process, and no other one, manages the pods and the pins.
     pub(crate) const fn is_active(&self) -> bool {
-        matches!(self, Self::Active(_) | Self::Free)
+        matches!(self, Self::Active(_) | Self::Unmanaged)
     }
 
-    /// Waits until something changes. Safe to cancel.
+    /// Waits for the next step. Safe to cancel.
     pub(crate) async fn next_event(&mut self, handover: Option<&Handover>) -> HandoverEvent {
         let Some(handover) = handover else {
             return std::future::pending().await;
         };
         match self {
             Self::Standby {
-                asking: Some(asking),
+                acquiring: Some(acquiring),
                 ..
-            } => HandoverEvent::Take(ended(asking.await)),
-            Self::HandingOver(served) => HandoverEvent::Served(ended(served.await)),
-            Self::Active(own) => {
-                let look_after = own.look_after;
+            } => HandoverEvent::Acquired(joined(acquiring.await)),
+            Self::HandingOver(finishing) => HandoverEvent::Finished(joined(finishing.await)),
+            Self::Active(active) => {
+                let check_previous_at = active.check_previous_at;
+                // The standby lock may still be this process's own.
+                let may_hand_over = active.standby_lock.is_none();
                 tokio::select! {
-                    // Its own lock is not somebody else's.
-                    () = asked(own.asked.as_mut(), handover), if own.standby.is_none() => HandoverEvent::HandoverRequests,
-                    () = until(look_after) => HandoverEvent::LookAfter,
+                    () = requested(active.requests.as_mut(), handover), if may_hand_over => {
+                        HandoverEvent::Requested
+                    }
+                    () = until(check_previous_at) => HandoverEvent::CheckPreviousProxies,
                 }
             }
-            Self::Standby { asking: None, .. } => {
-                HandoverEvent::Take(wait_until_none_is_active(handover).await)
-            }
-            Self::Retired | Self::Free => std::future::pending().await,
+            Self::Standby {
+                acquiring: None, ..
+            } => HandoverEvent::Acquired(wait_until_none_is_active(handover).await),
+            Self::Retired | Self::Unmanaged => std::future::pending().await,
         }
     }
 }
 
-/// Waits until another process wants to take over. Safe to cancel.
-async fn asked(watch: Option<&mut HandoverRequests>, handover: &Handover) {
-    if let Some(watch) = watch {
-        return watch.asked().await;
+/// Waits until a standby process requests the handover. Safe to cancel.
+async fn requested(requests: Option<&mut HandoverRequests>, handover: &Handover) {
+    if let Some(requests) = requests {
+        return requests.next().await;
     }
     while !handover.has_standby() {
-        tokio::time::sleep(ASK_AGAIN).await;
+        tokio::time::sleep(REQUEST_INTERVAL).await;
     }
 }
 
-/// Waits until whoever was in charge has ended, whatever is known here. Safe to cancel.
+/// Waits until the active process has ended, even if the mesh is not known yet. Safe to cancel.
 async fn wait_until_none_is_active(
     handover: &Handover,
 ) -> Result<(ActiveLock, StandbyLock), bpf::Error> {
     loop {
-        tokio::time::sleep(ASK_AGAIN).await;
-        if let Some(own) = handover.take()? {
-            return Ok(own);
+        tokio::time::sleep(REQUEST_INTERVAL).await;
+        if let Some(locks) = handover.try_acquire()? {
+            return Ok(locks);
         }
     }
 }
 
-fn ended<T>(
+fn joined<T>(
     outcome: Result<Result<T, bpf::Error>, tokio::task::JoinError>,
 ) -> Result<T, bpf::Error> {
     outcome.unwrap_or_else(|error| {
@@ -175,104 +182,104 @@ fn ended<T>(
 }
 
 impl Node {
-    /// Has the node agent name its pods to this process, and enrolls.
-    fn serve_pods(&mut self) {
+    /// Enables enrollment, and connects to the node agent, which announces its pods again.
+    fn start_serving(&mut self) {
         self.enrollment.become_active();
-        let named = || self.readiness.wait_for("the node agent's pods");
-        self.agent = Agent::of(self.fixed.agent.as_ref(), named);
+        let wait_for_pods = || self.readiness.wait_for("the node agent's pods");
+        self.agent = Agent::of(self.fixed.agent.as_ref(), wait_for_pods);
     }
 
-    /// Enrolls and judges in the new post.
-    fn settle(&mut self, before: HandoverState) {
+    /// Enrolls and reauthorizes after the role has changed.
+    fn finish_transition(&mut self, previous: HandoverState) {
         self.enroll();
-        // Pods that an earlier life of this process has served are judged anew as well.
+        // Also when no pod was enrolled: this process may have served its pods before.
         self.reauthorize();
-        if let HandoverState::Standby { pending, .. } = before {
+        if let HandoverState::Standby { pending, .. } = previous {
             pending.done();
         }
     }
 
-    /// Moves on where something was waited for that is there by now.
-    pub(crate) fn move_on(&mut self) {
+    /// Takes the next step of a handover if its precondition holds by now.
+    pub(crate) fn advance_handover(&mut self) {
         match &mut self.handover_state {
-            // Rules send connections to whoever listens: not before they can be judged.
+            // Rules send connections to every listener: open none before they can be authorized.
             HandoverState::Standby { .. } if self.handover.is_none() && self.mesh.is_known() => {
-                self.serve_pods();
-                let before = std::mem::replace(&mut self.handover_state, HandoverState::Free);
-                self.settle(before);
+                self.start_serving();
+                let previous =
+                    std::mem::replace(&mut self.handover_state, HandoverState::Unmanaged);
+                self.finish_transition(previous);
             }
-            // What has to be known is known.
             HandoverState::Standby {
-                asking: asking @ None,
+                acquiring: acquiring @ None,
                 ..
             } if self.mesh.is_known() => {
-                tracing::info!(
-                    "another process is in charge of this node's pods: asking it to hand over"
-                );
+                tracing::info!("another process serves this node's pods: asking it to hand over");
                 let ports = self.admin_listeners.standby_ports();
                 if let Some(handover) = &self.handover {
-                    let wait_for_active_lock = wait_for_active_lock(handover.clone(), ports);
-                    *asking = Some(tokio::spawn(wait_for_active_lock));
+                    let locks = acquire_locks(handover.clone(), ports);
+                    *acquiring = Some(tokio::spawn(locks));
                 }
             }
-            HandoverState::Active(own)
-                if own.standby.is_some() && self.readiness.pending().is_empty() =>
+            HandoverState::Active(active)
+                if active.standby_lock.is_some() && self.readiness.pending().is_empty() =>
             {
-                own.standby = None;
-                tracing::info!("in charge of this node's pods, and serving them");
+                active.standby_lock = None;
+                tracing::info!("this process is active and serves this node's pods");
             }
             _ => {}
         }
     }
 
-    /// Does what the succession asks for.
+    /// Handles one step of a handover.
     ///
     /// # Errors
-    /// When this process cannot be in charge although it is its turn.
+    /// When this process cannot become active although it has the locks.
     pub(crate) async fn handle_handover(&mut self, event: HandoverEvent) -> Result<(), bpf::Error> {
         match event {
-            HandoverEvent::Take(taken) => {
-                let (charge, standby) = taken?;
-                self.become_active(charge, Some(standby))
+            HandoverEvent::Acquired(locks) => {
+                let (active_lock, standby_lock) = locks?;
+                self.become_active(active_lock, Some(standby_lock))
             }
-            HandoverEvent::HandoverRequests => {
+            HandoverEvent::Requested => {
                 tracing::info!("another process takes over this node's pods");
-                if self.step_down().await
+                if self.deactivate().await
                     && let (Some(kernel), Some(handover)) = (&self.shared.kernel, &self.handover)
                 {
-                    let served = served(kernel.clone(), handover.clone());
-                    self.handover_state = HandoverState::HandingOver(tokio::spawn(served));
+                    let finish = finish_handover(kernel.clone(), handover.clone());
+                    self.handover_state = HandoverState::HandingOver(tokio::spawn(finish));
                 }
                 Ok(())
             }
-            HandoverEvent::Served(served) => match served? {
-                (standby, Some(charge)) => {
-                    tracing::warn!("the process that was to take over has ended: in charge again");
-                    self.become_active(charge, None)?;
-                    drop(standby);
+            HandoverEvent::Finished(locks) => match locks? {
+                (standby_lock, Some(active_lock)) => {
+                    tracing::warn!(
+                        "the process that was to take over has ended: this process is active again"
+                    );
+                    self.become_active(active_lock, None)?;
+                    drop(standby_lock);
                     Ok(())
                 }
-                (standby, None) => {
-                    self.leave(standby);
+                (standby_lock, None) => {
+                    self.stop_accepting(standby_lock);
                     Ok(())
                 }
             },
-            HandoverEvent::LookAfter => {
+            HandoverEvent::CheckPreviousProxies => {
                 self.forget_ended_proxies();
                 Ok(())
             }
         }
     }
 
-    /// From now on what is pinned is this process's, as it was left. `standby` is there where a process
-    /// before this one is to stay until all pods are served.
+    /// This process owns the pins from now on, as the previous one left them. The standby lock keeps
+    /// a previous process at its listeners until this one serves all pods.
     ///
     /// # Errors
     /// When the kernel refuses; nothing is detached.
     pub(crate) fn become_active(
         &mut self,
-        charge: ActiveLock,
-        standby: Option<StandbyLock>,
+        active_lock: ActiveLock,
+        standby_lock: Option<StandbyLock>,
     ) -> Result<(), bpf::Error> {
         let (Some(kernel), Some(handover)) = (self.shared.kernel.clone(), &self.handover) else {
             return Ok(());
@@ -281,158 +288,163 @@ impl Node {
             exemptions: assembly::exemptions(&self.settings),
             ..self.fixed.kernel.clone()
         })?;
-        let asked = handover
-            .watch()
-            .inspect_err(
-                |error| tracing::warn!(%error, "an heir is looked for every second instead"),
-            )
+        let requests = handover
+            .watch_requests()
+            .inspect_err(|error| {
+                tracing::warn!(%error, "looking for a standby process every second instead");
+            })
             .ok();
         self.shared.fast_path.become_active();
-        self.serve_pods();
+        self.start_serving();
         let program_log = tokio::spawn(program_log::follow(kernel.clone()));
         let tasks = [program_log, self.follow_fast_path_events(kernel)];
-        let before = std::mem::replace(
+        let previous = std::mem::replace(
             &mut self.handover_state,
             HandoverState::Active(Active {
-                charge,
-                standby,
-                asked,
-                look_after: Some(Instant::now() + LOOK_AFTER),
+                active_lock,
+                standby_lock,
+                requests,
+                check_previous_at: Some(Instant::now() + PREVIOUS_PROXIES_INTERVAL),
                 tasks,
             }),
         );
-        self.settle(before);
+        self.finish_transition(previous);
         Ok(())
     }
 
-    /// Writes nothing any more, and reads nothing that is another's to read. Says whether this
-    /// process was in charge. What happens from now on waits in the kernel for the next one.
-    pub(crate) async fn step_down(&mut self) -> bool {
+    /// Stops writing to the kernel and reading its events, and releases the active lock. Events from
+    /// now on wait in the kernel for the next process. Returns whether this process was active.
+    pub(crate) async fn deactivate(&mut self) -> bool {
         if !matches!(self.handover_state, HandoverState::Active(_)) {
             return false;
         }
         self.shared.fast_path.retire();
-        self.enrollment.retire();
+        self.enrollment.deactivate();
         if let Some(agent) = &mut self.agent {
             agent.retire();
         }
-        let HandoverState::Active(own) =
+        let HandoverState::Active(active) =
             std::mem::replace(&mut self.handover_state, HandoverState::Retired)
         else {
             return false;
         };
-        for task in own.tasks {
+        for task in active.tasks {
             task.abort();
-            // Aborted is what it is to be.
+            // The task ends with the error that it was aborted.
             drop(task.await);
         }
-        drop(own.charge);
+        drop(active.active_lock);
         true
     }
 
-    /// Whoever came after serves all pods.
-    fn leave(&mut self, standby: StandbyLock) {
+    /// Closes the listeners: the new process serves all pods.
+    fn stop_accepting(&mut self, standby_lock: StandbyLock) {
         self.handover_state = HandoverState::Retired;
-        self.enrollment.resign();
+        self.enrollment.close_listeners();
         self.workers.resign();
         let handover = self.handover.as_ref();
-        if handover.is_some_and(Handover::wants_ports) {
-            // In this namespace one process can have the ports.
+        if handover.is_some_and(Handover::standby_wants_ports) {
+            // Only one process of a network namespace can have the ports.
             self.stop.send_replace(true);
         }
-        drop(standby);
+        drop(standby_lock);
         tracing::info!(
-            "another process serves this node's pods: nothing more is accepted, what is open may end"
+            "another process serves this node's pods: this process accepts no connections and drains \
+             the open ones"
         );
     }
 
     fn forget_ended_proxies(&mut self) {
-        let HandoverState::Active(own) = &mut self.handover_state else {
+        let HandoverState::Active(active) = &mut self.handover_state else {
             return;
         };
         let Some(kernel) = &self.shared.kernel else {
             return;
         };
         let left = kernel.forget_ended_proxies().unwrap_or_else(|error| {
-            tracing::error!(%error, "cannot see whether the processes before this one have ended");
+            tracing::error!(%error, "cannot check whether the previous proxies have ended");
             true
         });
-        own.look_after = left.then(|| Instant::now() + LOOK_AFTER);
+        active.check_previous_at = left.then(|| Instant::now() + PREVIOUS_PROXIES_INTERVAL);
     }
 
-    /// Has the kernel's events about the direct lane written down.
+    /// Starts the task that reports the fast path's connections from the kernel's events.
     fn follow_fast_path_events(&self, kernel: Arc<Kernel>) -> JoinHandle<()> {
-        let accounts = FastPathEvents::new(self.shared.clone(), kernel.clone());
+        let reporter = FastPathEvents::new(self.shared.clone(), kernel.clone());
         tokio::spawn(async move {
             let ended = match kernel.events() {
-                Ok(events) => accounts.follow(events).await,
+                Ok(events) => reporter.follow(events).await,
                 Err(error) => {
-                    tracing::error!(%error, "connections of the direct lane are not reported");
+                    tracing::error!(%error, "cannot read the kernel's events: fast-path connections are not reported");
                     return;
                 }
             };
             tracing::error!(
                 ?ended,
-                "connections of the direct lane are no longer reported"
+                "the kernel's events have ended: fast-path connections are no longer reported"
             );
         })
     }
 }
 
-/// After handing over: waits until whoever came after serves all pods, or is dead, and then takes the
-/// charge back unless a younger process is there to do so.
-async fn served(
+/// Waits until the new process serves all pods or is dead. In the latter case it takes the active
+/// lock back, unless a newer process is there to take it.
+async fn finish_handover(
     kernel: Arc<Kernel>,
     handover: Handover,
 ) -> Result<(StandbyLock, Option<ActiveLock>), bpf::Error> {
-    let standby = handover.served().await?;
+    let standby_lock = handover.standby_released().await?;
     let began = Instant::now();
     loop {
         if kernel.is_next_active()?
-            && let Some(charge) = handover.take_over()?
+            && let Some(active_lock) = handover.try_acquire_active()?
         {
-            return Ok((standby, Some(charge)));
+            return Ok((standby_lock, Some(active_lock)));
         }
-        if began.elapsed() >= ALL_LOCKS {
-            return Ok((standby, None));
+        if began.elapsed() >= RELEASE_TIME {
+            return Ok((standby_lock, None));
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(RELEASE_POLL).await;
     }
 }
 
-/// Waits for its turn, then asks until the process in charge hands over, or ends.
-async fn wait_for_active_lock(
+/// Becomes the standby process, then requests the handover until the active process hands over or
+/// ends.
+async fn acquire_locks(
     handover: Handover,
     ports: StandbyPorts,
 ) -> Result<(ActiveLock, StandbyLock), bpf::Error> {
     let began = Instant::now();
-    let mut said = began;
-    let mut complain = |what: &str| {
-        if said.elapsed() >= COMPLAIN {
-            said = Instant::now();
-            tracing::warn!(waited = ?began.elapsed(), "{what}");
+    let mut last_logged = began;
+    let mut log_wait = |problem: &str| {
+        if last_logged.elapsed() >= LOG_INTERVAL {
+            last_logged = Instant::now();
+            tracing::warn!(waited = ?began.elapsed(), "{problem}");
         }
     };
     let become_standby = handover.become_standby(ports);
     tokio::pin!(become_standby);
-    let standby = loop {
+    let standby_lock = loop {
         tokio::select! {
-            standby = &mut become_standby => break standby?,
-            () = tokio::time::sleep(ASK_AGAIN) => {
-                complain("waiting for a third process, which is about to take over");
+            lock = &mut become_standby => break lock?,
+            () = tokio::time::sleep(REQUEST_INTERVAL) => {
+                log_wait("waiting for a third process, which is taking over this node's pods");
             }
         }
     };
-    let wait_for_active_lock = handover.wait_for_active_lock();
-    tokio::pin!(wait_for_active_lock);
-    let charge = loop {
-        handover.ask(&standby)?;
+    let acquire_active = handover.acquire_active();
+    tokio::pin!(acquire_active);
+    let active_lock = loop {
+        handover.request_handover(&standby_lock)?;
         tokio::select! {
-            charge = &mut wait_for_active_lock => break charge?,
-            () = tokio::time::sleep(ASK_AGAIN) => {
-                complain("the process in charge of this node's pods does not hand over: does it run? Waiting until it does so or ends");
+            lock = &mut acquire_active => break lock?,
+            () = tokio::time::sleep(REQUEST_INTERVAL) => {
+                log_wait(
+                    "the active process of this node does not hand over; check whether it is stuck \
+                     (waiting until it hands over or ends)",
+                );
             }
         }
     };
-    Ok((charge, standby))
+    Ok((active_lock, standby_lock))
 }

@@ -1,19 +1,20 @@
-//! Ends TCP connections that are no longer allowed, from inside the network namespace of one of
+//! Destroys TCP connections that are no longer allowed, from inside the network namespace of one of
 //! their ends.
 //!
-//! The first way is the kernel's own, `SOCK_DESTROY` (`diag`). A kernel built without it
-//! (`CONFIG_INET_DIAG_DESTROY`) is helped out with packets: `provoke` makes the socket say at
-//! which sequence numbers it is, and sends both ends the reset that fits. Either way both ends
-//! see the connection break at once, and nobody else's connection is touched: a connection is
-//! looked up first, and what is destroyed is that very socket, told by its cookie. Without that a
-//! connection that has just gone would be taken for the listener of its port.
+//! The preferred way is the kernel's `SOCK_DESTROY` (`diag`). For kernels without it
+//! (`CONFIG_INET_DIAG_DESTROY`), `by_packets` makes the socket reveal its sequence numbers and sends
+//! both ends a fitting reset. Either way both ends see a reset at once, and no other connection is
+//! affected: a connection is looked up first, and exactly that socket is destroyed, identified by its
+//! cookie. Without the cookie the kernel would take the listener of the port for a connection that
+//! has just ended.
 //!
-//! Called by `node` after the mesh changed, by way of [`Netns::visit`](super::Netns::visit). It
-//! blocks for milliseconds, at worst for [`PATIENCE`].
+//! The fast path calls this after a change of the mesh, through
+//! [`Netns::visit`](super::Netns::visit). It blocks for milliseconds, at worst for
+//! [`PACKETS_TIMEOUT`].
 
+mod by_packets;
 mod diag;
 mod error;
-mod provoke;
 mod segment;
 mod sniffer;
 
@@ -24,56 +25,55 @@ use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use self::diag::{Diag, Found};
+use self::diag::{Diag, FoundSocket};
 
-/// How long destroying with packets takes at most, for up to 5,000 connections; without them the
-/// kernel does it while the call lasts.
-const PATIENCE: Duration = Duration::from_millis(400);
+/// The longest time to destroy up to 5,000 connections with packets.
+const PACKETS_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// A TCP connection, seen from one of its ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Connection {
-    /// The end in the calling thread's namespace.
+    /// The end in the calling thread's network namespace.
     pub local: SocketAddr,
-    /// The other one.
+    /// The other end.
     pub remote: SocketAddr,
-    /// The kernel's number for the socket (`SO_COOKIE`), where it is known. A later connection
-    /// between the same addresses is then left alone.
+    /// The kernel's number for the socket (`SO_COOKIE`), if known. It protects a later connection
+    /// between the same addresses.
     pub cookie: Option<NonZeroU64>,
 }
 
 impl Connection {
-    /// Without v4-mapped addresses: the kernel's table has such sockets among those of IPv4.
+    /// Without v4-mapped addresses: the kernel lists such sockets as IPv4.
     fn canonical(self) -> Self {
-        let plain = |address: SocketAddr| match address {
+        let canonical = |address: SocketAddr| match address {
             SocketAddr::V4(_) => address,
             SocketAddr::V6(v6) => SocketAddr::new(v6.ip().to_canonical(), v6.port()),
         };
         Self {
-            local: plain(self.local),
-            remote: plain(self.remote),
+            local: canonical(self.local),
+            remote: canonical(self.remote),
             cookie: self.cookie,
         }
     }
 }
 
-/// What became of one connection.
+/// The result for one connection.
 #[derive(Debug)]
 pub enum Outcome {
-    /// It was there, and is not any more.
+    /// It existed and was destroyed.
     Destroyed,
-    /// It was not there.
+    /// It did not exist.
     Gone,
-    /// It is still there.
+    /// It still exists.
     Failed(Failure),
 }
 
-/// What became of all of them, in the order in which they were given.
+/// The results for all connections, in the order of the request.
 #[derive(Debug)]
 pub struct Destroyed {
     /// One for each connection.
     pub outcomes: Vec<Outcome>,
-    /// How it was done.
+    /// How they were destroyed.
     pub method: DestroyMethod,
 }
 
@@ -82,22 +82,22 @@ pub struct Destroyed {
 pub enum DestroyMethod {
     /// By the kernel: `SOCK_DESTROY`.
     Kernel,
-    /// By resets that fit, because the kernel cannot.
+    /// By resets with the right sequence numbers, on kernels without `SOCK_DESTROY`.
     Packets,
 }
 
-/// A connection that is to be destroyed, and its socket.
+/// A connection to destroy, and its socket in the kernel's table.
 #[derive(Debug, Clone, Copy)]
 struct ListedSocket {
     connection: Connection,
-    found: Found,
+    found: FoundSocket,
 }
 
-/// Destroys the connections of the calling thread's namespace. One that is gone already is no
-/// error.
+/// Destroys connections of the calling thread's network namespace. A connection that does not exist
+/// is no error.
 ///
 /// # Errors
-/// When the kernel refuses to be asked at all; what happened to each connection is not known.
+/// When the exchange with the kernel fails; the result for each connection is unknown then.
 pub fn destroy(connections: &[Connection]) -> Result<Destroyed, Error> {
     destroy_by(DestroyMethod::Kernel, connections)
 }
@@ -107,7 +107,7 @@ fn destroy_by(method: DestroyMethod, connections: &[Connection]) -> Result<Destr
     let mut diag = Diag::open()?;
     let mut outcomes: Vec<Outcome> = connections.iter().map(|_| Outcome::Gone).collect();
     let found = diag.find(&connections)?;
-    let (places, targets): (Vec<usize>, Vec<ListedSocket>) = found
+    let (positions, sockets): (Vec<usize>, Vec<ListedSocket>) = found
         .into_iter()
         .zip(connections)
         .enumerate()
@@ -115,30 +115,31 @@ fn destroy_by(method: DestroyMethod, connections: &[Connection]) -> Result<Destr
             found.map(|found| (at, ListedSocket { connection, found }))
         })
         .unzip();
-    let (method, ended) = match method {
-        DestroyMethod::Kernel => by_the_kernel(&mut diag, &targets)?,
-        DestroyMethod::Packets => (method, provoke::reset(&mut diag, &targets)?),
+    let (method, results) = match method {
+        DestroyMethod::Kernel => by_kernel(&mut diag, &sockets)?,
+        DestroyMethod::Packets => (method, by_packets::destroy(&mut diag, &sockets)?),
     };
-    for (at, outcome) in places.into_iter().zip(ended) {
-        if let Some(place) = outcomes.get_mut(at) {
-            *place = outcome;
+    for (at, result) in positions.into_iter().zip(results) {
+        if let Some(outcome) = outcomes.get_mut(at) {
+            *outcome = result;
         }
     }
     Ok(Destroyed { outcomes, method })
 }
 
-/// Falls back to packets where the kernel cannot.
-fn by_the_kernel(
+/// Destroys sockets by the kernel; falls back to packets on a kernel without `SOCK_DESTROY`.
+fn by_kernel(
     diag: &mut Diag,
-    targets: &[ListedSocket],
+    sockets: &[ListedSocket],
 ) -> Result<(DestroyMethod, Vec<Outcome>), Error> {
-    let mut outcomes = Vec::with_capacity(targets.len());
-    for answer in diag.destroy(targets)? {
+    let mut outcomes = Vec::with_capacity(sockets.len());
+    for answer in diag.destroy(sockets)? {
         outcomes.push(match answer {
             Ok(()) => Outcome::Destroyed,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Outcome::Gone,
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                return Ok((DestroyMethod::Packets, provoke::reset(diag, targets)?));
+                let outcomes = by_packets::destroy(diag, sockets)?;
+                return Ok((DestroyMethod::Packets, outcomes));
             }
             Err(source) => Outcome::Failed(Failure::Refused { source }),
         });

@@ -1,40 +1,40 @@
-//! Who is there, by what the node agent has said on this connection and on those before. Plain
-//! data: no descriptor is looked at here and nothing waits.
+//! The pods that the node agent has announced, on this connection and on previous ones. Plain data:
+//! this module reads no descriptor and waits for nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::PodUid;
 
-/// More pods than any node has. What the agent names beyond them is refused.
+/// More pods than any node has. Pods beyond this number are refused.
 const MOST_PODS: usize = 10_000;
 
-/// The pods that the node agent has named; `P` is what it said about each.
+/// The announced pods; `P` is the data of one pod.
 #[derive(Debug)]
 pub struct AnnouncedPods<P> {
     pods: BTreeMap<PodUid, P>,
-    /// Those that this connection has named, whether anything is known about them or not.
-    named: BTreeSet<PodUid>,
-    /// This connection has named everybody.
+    /// The pods that this connection has announced, with data or without.
+    announced: BTreeSet<PodUid>,
+    /// The snapshot of this connection is complete.
     complete: bool,
     most: usize,
 }
 
-/// What naming a pod has come to.
+/// The effect of announcing a pod.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Added<P> {
-    /// It was not there before.
+    /// The pod is new.
     New,
-    /// It was there, and just so.
+    /// The pod was announced before with the same data.
     Same,
-    /// It was there, but other than it is now.
+    /// The pod was announced before with this other data.
     Replaced(P),
 }
 
-/// There are more pods than any node has.
+/// The limit of pods is reached.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there are {most} pods already, and no node has more")]
+#[error("the node agent has announced {most} pods already, and a node may have no more")]
 pub struct Full {
-    /// How many there may be.
+    /// The limit.
     pub most: usize,
 }
 
@@ -42,7 +42,7 @@ impl<P> Default for AnnouncedPods<P> {
     fn default() -> Self {
         Self {
             pods: BTreeMap::new(),
-            named: BTreeSet::new(),
+            announced: BTreeSet::new(),
             complete: false,
             most: MOST_PODS,
         }
@@ -50,77 +50,77 @@ impl<P> Default for AnnouncedPods<P> {
 }
 
 impl<P: PartialEq> AnnouncedPods<P> {
-    /// A connection begins. Everybody stays until it has named those who are there.
-    pub fn begin(&mut self) {
-        self.named.clear();
+    /// A new connection begins its snapshot. All pods stay until the snapshot is complete.
+    pub fn begin_snapshot(&mut self) {
+        self.announced.clear();
         self.complete = false;
     }
 
-    /// A pod is there.
+    /// Announces a pod with its data.
     ///
     /// # Errors
-    /// When there are too many.
+    /// When the limit of pods is reached.
     pub fn add(&mut self, uid: PodUid, pod: P) -> Result<Added<P>, Full> {
-        self.name(&uid)?;
+        self.announce(&uid)?;
         if self.pods.get(&uid) == Some(&pod) {
             return Ok(Added::Same);
         }
-        let before = self.pods.insert(uid, pod);
-        Ok(before.map_or(Added::New, Added::Replaced))
+        let previous = self.pods.insert(uid, pod);
+        Ok(previous.map_or(Added::New, Added::Replaced))
     }
 
-    /// A pod is there, as it was. It may be one about which nothing is known: it was named to an
-    /// earlier process, and its namespace cannot be had any more.
+    /// Announces a pod as unchanged. Its data may be unknown here: the agent sent it to a previous
+    /// process and does not send it again.
     ///
     /// # Errors
-    /// When there are too many.
+    /// When the limit of pods is reached.
     pub fn keep(&mut self, uid: &PodUid) -> Result<(), Full> {
-        self.name(uid)
+        self.announce(uid)
     }
 
-    /// A pod is not there any more.
+    /// Removes a pod that has left.
     pub fn delete(&mut self, uid: &PodUid) -> Option<P> {
-        self.named.remove(uid);
+        self.announced.remove(uid);
         self.pods.remove(uid)
     }
 
-    /// This connection has named everybody. Returns those that it has not.
+    /// The snapshot is complete. Removes and returns the pods that it does not contain.
     pub fn complete(&mut self) -> Vec<(PodUid, P)> {
         self.complete = true;
-        let named = &self.named;
+        let announced = &self.announced;
         self.pods
-            .extract_if(.., |uid, _| !named.contains(uid))
+            .extract_if(.., |uid, _| !announced.contains(uid))
             .collect()
     }
 
-    /// The pods that are there.
+    /// The announced pods with known data.
     pub fn pods(&self) -> impl ExactSizeIterator<Item = (&PodUid, &P)> {
         self.pods.iter()
     }
 
-    /// Those that are there by what the agent says, and about which nothing is known.
+    /// The announced pods whose data is unknown.
     pub fn unknown(&self) -> impl Iterator<Item = &PodUid> {
-        self.named.iter().filter(|uid| !self.pods.contains_key(uid))
+        self.announced.iter().filter(|uid| !self.pods.contains_key(uid))
     }
 
-    /// Whether this connection has named everybody.
+    /// Whether the snapshot of this connection is complete.
     #[must_use]
     pub const fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// Whether there can be no pod of this node that is not in [`Self::pods`].
+    /// Whether [`Self::pods`] contains every pod of this node.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.complete && self.unknown().next().is_none()
     }
 
-    fn name(&mut self, uid: &PodUid) -> Result<(), Full> {
-        let full = self.named.len() >= self.most || self.pods.len() >= self.most;
-        if full && !self.named.contains(uid) && !self.pods.contains_key(uid) {
+    fn announce(&mut self, uid: &PodUid) -> Result<(), Full> {
+        let full = self.announced.len() >= self.most || self.pods.len() >= self.most;
+        if full && !self.announced.contains(uid) && !self.pods.contains_key(uid) {
             return Err(Full { most: self.most });
         }
-        self.named.insert(uid.clone());
+        self.announced.insert(uid.clone());
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with the node agent.
+//! Errors of the connection to the node agent, and reasons to refuse a pod.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,11 +7,11 @@ use super::packet::MOST_BYTES;
 use crate::pods;
 use mesh::Fault;
 
-/// Why there is no connection to the node agent any more.
+/// Why the connection to the node agent failed or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody answers.
-    #[error("no connection to the node agent at {socket}: {source}; does istio-cni run on this node?", socket = .socket.display())]
+    /// The socket does not accept connections.
+    #[error("cannot connect to the node agent at {socket}: {source}; check that istio-cni runs on this node", socket = .socket.display())]
     Connect {
         /// The agent's socket.
         socket: PathBuf,
@@ -33,50 +33,51 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// A packet was longer than any request is.
-    #[error("the node agent has sent a packet of more than {MOST_BYTES} bytes")]
+    /// A packet was longer than any request.
+    #[error("the node agent has sent a packet of more than {MOST_BYTES} bytes, the limit of a request")]
     TooLong,
-    /// A packet came with more than one descriptor, or this process can open no more files.
+    /// A packet came with more than one descriptor, or this process cannot open more files.
     #[error(
-        "the node agent has sent more than one descriptor, or no more files can be opened here"
+        "the node agent has sent more than one descriptor with a packet, or this process has reached \
+         its limit of open files"
     )]
     Descriptors,
-    /// A packet was no request.
-    #[error("the node agent has sent what is no request: {source}")]
+    /// A packet could not be decoded.
+    #[error("cannot decode a packet of the node agent as a request: {source}")]
     Undecodable {
-        /// What is wrong with it.
+        /// The decoder's error.
         source: prost::DecodeError,
     },
-    /// A request of a kind that is not known here, or of none.
-    #[error("the node agent has sent a request of no known kind")]
+    /// The kind of a request is missing or unknown.
+    #[error("the node agent has sent a request of an unknown kind; is istio-cni newer than this proxy?")]
     Unknown,
-    /// A request named no pod, or an impossible one.
-    #[error("the node agent has sent the uid of a pod with {length} bytes, expected 1 to {most}")]
+    /// The uid of a pod is empty or too long.
+    #[error("the node agent has sent a pod uid of {length} bytes, expected 1 to {most}")]
     Uid {
-        /// How long it was.
+        /// Its length.
         length: usize,
-        /// How long it may be.
+        /// The longest allowed.
         most: usize,
     },
-    /// A descriptor came with a request that has none.
-    #[error("the node agent has sent a descriptor with a request that takes none ({request})")]
-    Stray {
+    /// A descriptor came with a request that takes none.
+    #[error("the node agent has sent a descriptor with the request {request}, which takes none")]
+    UnexpectedDescriptor {
         /// The kind of the request.
         request: &'static str,
     },
-    /// A request came when it means nothing.
+    /// A request came out of order.
     #[error("the node agent has sent {request} after the end of the snapshot")]
     Order {
         /// The kind of the request.
         request: &'static str,
     },
-    /// The proxy stops.
+    /// The proxy is stopping.
     #[error("the proxy is stopping")]
     Stopping,
 }
 
 impl Error {
-    /// Why, as one of a few words.
+    /// A short name out of a closed set, for logs and metrics.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -88,13 +89,13 @@ impl Error {
             | Self::Undecodable { .. }
             | Self::Unknown
             | Self::Uid { .. }
-            | Self::Stray { .. }
+            | Self::UnexpectedDescriptor { .. }
             | Self::Order { .. } => "agent_protocol",
             Self::Stopping => "stopping",
         }
     }
 
-    /// Whose fault it is. The agent is who describes the pods of this node.
+    /// Whose fault it is. The agent, which describes this node's pods, is a part of the mesh.
     #[must_use]
     pub const fn fault(&self) -> Fault {
         match self {
@@ -104,34 +105,35 @@ impl Error {
     }
 }
 
-/// Why a pod is not taken on, though the agent has named it.
+/// Why an announced pod is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// It came without its namespace.
-    #[error("pod {uid} came without the descriptor of its network namespace")]
+    /// The descriptor of its network namespace is missing.
+    #[error("pod {uid} was announced without the descriptor of its network namespace")]
     NoDescriptor {
         /// The pod.
         uid: super::PodUid,
     },
-    /// It came without what says which workload it is.
-    #[error("pod {uid} came without its workload_info")]
+    /// Its workload_info is missing.
+    #[error("pod {uid} was announced without workload_info")]
     NoInfo {
         /// The pod.
         uid: super::PodUid,
     },
-    /// What says which workload it is cannot be.
+    /// A field of its workload_info is invalid.
     #[error(
-        "pod {uid} came with a workload_info whose {field} {found:?} cannot be a name in Kubernetes"
+        "pod {uid} was announced with a workload_info whose {field} {found:?} is not a valid name in \
+         Kubernetes"
     )]
     Name {
         /// The pod.
         uid: super::PodUid,
-        /// Which part.
+        /// The field.
         field: &'static str,
-        /// What it says.
+        /// Its value.
         found: String,
     },
-    /// Its namespace is none.
+    /// Its descriptor is not the network namespace of a pod.
     #[error(transparent)]
     Netns(#[from] pods::Error),
 }

@@ -1,4 +1,4 @@
-//! From a packet to what it says.
+//! Decodes and validates the requests of the node agent.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use crate::pods::Handed;
 use api::istio::workload::zds::workload_request::Payload;
 use api::istio::workload::zds::{AddWorkload, WorkloadInfo, WorkloadRequest};
 
-/// The uids of Kubernetes have 36 bytes, those of static pods 32.
+/// The longest uid of a pod. Kubernetes uses 36 bytes, and 32 for static pods.
 const MOST_UID: usize = 256;
 
-/// The longest name that Kubernetes takes.
+/// The longest name in Kubernetes.
 const MOST_NAME: usize = 253;
 
 /// A request of the node agent.
@@ -57,14 +57,14 @@ impl Message {
             Payload::SnapshotSent(_) => Self::SnapshotSent,
         };
         match descriptor {
-            Some(_closed) => Err(Error::Stray {
+            Some(_closed) => Err(Error::UnexpectedDescriptor {
                 request: message.name(),
             }),
             None => Ok(message),
         }
     }
 
-    /// The name of its kind.
+    /// The name of this kind of request.
     pub(super) const fn name(&self) -> &'static str {
         match self {
             Self::Add(..) => "add",
@@ -87,19 +87,19 @@ fn uid(text: &str) -> Result<PodUid, Error> {
 
 fn read_add(add: AddWorkload, descriptor: Option<OwnedFd>) -> Result<Message, Error> {
     let uid = uid(&add.uid)?;
-    let what = described(&uid, add.workload_info).and_then(|info| {
+    let pod = pod_info(&uid, add.workload_info).and_then(|info| {
         let descriptor = descriptor.ok_or_else(|| Refusal::NoDescriptor { uid: uid.clone() })?;
         Ok((info, Handed::check(&uid.0, descriptor)?))
     });
-    Ok(Message::Add(uid, Box::new(what)))
+    Ok(Message::Add(uid, Box::new(pod)))
 }
 
-fn described(uid: &PodUid, info: Option<WorkloadInfo>) -> Result<PodInfo, Refusal> {
+fn pod_info(uid: &PodUid, info: Option<WorkloadInfo>) -> Result<PodInfo, Refusal> {
     let info = info.ok_or_else(|| Refusal::NoInfo { uid: uid.clone() })?;
     let name = |field, text: String| {
-        let fits = !text.is_empty() && text.len() <= MOST_NAME;
-        // A slash would lead into another identity or uid. Kubernetes allows much less than this.
-        if fits && text.chars().all(|c| c.is_ascii_graphic() && c != '/') {
+        let valid_length = !text.is_empty() && text.len() <= MOST_NAME;
+        // A slash would make the name a part of another identity or uid. Kubernetes allows even less.
+        if valid_length && text.chars().all(|c| c.is_ascii_graphic() && c != '/') {
             return Ok(Arc::from(text));
         }
         Err(Refusal::Name {
@@ -108,7 +108,7 @@ fn described(uid: &PodUid, info: Option<WorkloadInfo>) -> Result<PodInfo, Refusa
             found: text.chars().take(MOST_NAME).collect(),
         })
     };
-    // What Kubernetes calls a pod's account where nobody says another one.
+    // The default of Kubernetes for a pod without a service account.
     let account = if info.service_account.is_empty() {
         "default".to_owned()
     } else {

@@ -1,4 +1,4 @@
-//! Packets on the agent's socket, with the descriptors that ride on them.
+//! Packets on the agent's socket, and the descriptors that come with them.
 
 #![allow(
     unsafe_code,
@@ -14,50 +14,51 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// No request is longer: names in Kubernetes have at most 253 bytes, and a request has four.
+/// The longest request: names in Kubernetes have at most 253 bytes, and a request has four names.
 pub const MOST_BYTES: usize = 4096;
 
-/// A connection of packets.
+/// A connection that keeps the boundaries of packets (`SOCK_SEQPACKET`).
 #[derive(Debug)]
 pub(super) struct Packets(AsyncFd<Socket>);
 
-/// One packet as it came.
+/// One received packet.
 #[derive(Debug)]
 pub(super) struct Packet {
     pub(super) bytes: Vec<u8>,
     pub(super) descriptor: Option<OwnedFd>,
-    /// Bytes that had no room are gone.
+    /// The kernel has dropped bytes beyond the buffer.
     pub(super) too_long: bool,
-    /// So are descriptors; the kernel has closed them.
+    /// The kernel has closed descriptors beyond the first.
     pub(super) too_many: bool,
 }
 
 impl Packets {
-    /// Connects to the socket of this path. Never waits: a listener that is too busy refuses.
+    /// Connects to the socket at this path. Never waits: a listener with a full queue refuses.
     pub(super) fn connect(path: &Path) -> io::Result<Self> {
         let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
         socket.set_nonblocking(true)?;
         socket.connect(&SockAddr::unix(path)?)?;
-        // SAFETY: the socket owns its descriptor, which nobody closes or replaces while it is here.
+        // SAFETY: the socket owns its descriptor, which stays open and the same while the socket
+        // lives.
         let registered = unsafe { AsyncFd::register(socket) };
         Ok(Self(registered?))
     }
 
-    /// Sends one packet, as soon as there is room.
+    /// Sends one packet; waits while the send buffer is full.
     pub(super) async fn send(&self, bytes: &[u8]) -> io::Result<()> {
         let send = |socket: &Socket| socket.send_with_flags(bytes, libc::MSG_NOSIGNAL);
         self.0.async_io(Interest::WRITABLE, send).await.map(drop)
     }
 
-    /// Waits for the next packet; none when the other end has closed.
+    /// Waits for the next packet; none when the agent has closed the connection.
     pub(super) async fn receive(&self) -> io::Result<Option<Packet>> {
         let packet = self.0.async_io(Interest::READABLE, receive).await?;
-        // No request is empty; the end of the connection looks the same.
+        // An empty packet looks like the end of the connection, and no request is empty.
         Ok((!packet.bytes.is_empty()).then_some(packet))
     }
 }
 
-/// Room for one descriptor and no more, so that the kernel closes all others.
+/// Space for exactly one descriptor, so that the kernel closes all others.
 #[repr(C)]
 struct Control {
     header: libc::cmsghdr,
@@ -72,7 +73,7 @@ fn receive(socket: &Socket) -> io::Result<Packet> {
         iov_base: bytes.as_mut_ptr().cast(),
         iov_len: bytes.len(),
     };
-    // SAFETY: both are made of integers and pointers, for which zero is a value.
+    // SAFETY: both consist of integers and pointers, for which zero is a valid value.
     let (mut control, mut message) = unsafe { zeroed::<(Control, libc::msghdr)>() };
     control.descriptor = -1;
     message.msg_iov = &raw mut part;
@@ -85,9 +86,9 @@ fn receive(socket: &Socket) -> io::Result<Packet> {
         unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
     let length = usize::try_from(length).map_err(|_negative| io::Error::last_os_error())?;
     let rights = (libc::SOL_SOCKET, libc::SCM_RIGHTS);
-    let came = (control.header.cmsg_level, control.header.cmsg_type) == rights;
-    let descriptor = (came && control.descriptor >= 0).then(|| {
-        // SAFETY: the kernel has opened it for us with this packet, and nobody else knows it.
+    let has_descriptor = (control.header.cmsg_level, control.header.cmsg_type) == rights;
+    let descriptor = (has_descriptor && control.descriptor >= 0).then(|| {
+        // SAFETY: the kernel has opened it in this process with this packet; no other value owns it.
         unsafe { OwnedFd::from_raw_fd(control.descriptor) }
     });
     bytes.truncate(length);

@@ -1,4 +1,4 @@
-//! One connection to the node agent, from the hello to its end.
+//! One connection to the node agent, from the hello message to its end.
 
 use std::path::Path;
 
@@ -10,14 +10,14 @@ use super::packet::Packets;
 use super::{Error, Reply, Request};
 use api::istio::workload::zds::{Ack, Version, WorkloadResponse, ZdsHello, workload_response};
 
-/// The agent reads answers into a buffer of 1024 bytes.
+/// The longest error text: the agent reads answers into a buffer of 1024 bytes.
 const MOST_ERROR: usize = 900;
 
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Session {
     packets: Packets,
-    /// Everybody has been named.
+    /// The agent's snapshot is complete.
     complete: bool,
 }
 
@@ -25,12 +25,12 @@ pub(super) struct Session {
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) error: Error,
-    /// Everybody had been named: the two understand each other.
+    /// The agent's snapshot was complete: both sides speak the same protocol.
     pub(super) complete: bool,
 }
 
 impl From<Error> for Ended {
-    /// Before it began.
+    /// The end of a connection attempt.
     fn from(error: Error) -> Self {
         Self {
             error,
@@ -51,20 +51,20 @@ impl Session {
         })
     }
 
-    /// Passes on what the agent says, until something ends the connection.
+    /// Forwards the agent's requests until the connection ends.
     pub(super) async fn run(mut self, requests: &mpsc::Sender<Request>) -> Ended {
-        let Err(error) = self.converse(requests).await;
+        let Err(error) = self.forward_requests(requests).await;
         Ended {
             error,
             complete: self.complete,
         }
     }
 
-    async fn converse(
+    async fn forward_requests(
         &mut self,
         requests: &mpsc::Sender<Request>,
     ) -> Result<std::convert::Infallible, Error> {
-        pass_on(requests, Request::Connected).await?;
+        forward(requests, Request::Connected).await?;
         let hello = ZdsHello {
             version: Version::V1.into(),
         };
@@ -73,13 +73,13 @@ impl Session {
             let packet = self.packets.receive().await;
             let packet = packet.map_err(|source| Error::Receive { source })?;
             let message = Message::read(packet.ok_or(Error::Closed)?);
-            match message.and_then(|message| self.in_order(message)) {
+            match message.and_then(|message| self.check_order(message)) {
                 Ok(message) => {
-                    let answer = obey(message, requests).await?;
+                    let answer = handle(message, requests).await?;
                     self.acknowledge(answer.err().unwrap_or_default()).await?;
                 }
                 Err(error) => {
-                    // The agent's log should say why. What it answers, it will not be told.
+                    // The agent logs the error. The connection ends all the same.
                     self.acknowledge(error.to_string()).await?;
                     return Err(error);
                 }
@@ -87,8 +87,8 @@ impl Session {
         }
     }
 
-    /// The snapshot ends once, and what it names comes before.
-    fn in_order(&mut self, message: Message) -> Result<Message, Error> {
+    /// The snapshot ends once, and pods are kept only before its end.
+    fn check_order(&mut self, message: Message) -> Result<Message, Error> {
         match message {
             Message::Keep(_) | Message::SnapshotSent if self.complete => Err(Error::Order {
                 request: message.name(),
@@ -115,13 +115,13 @@ impl Session {
     }
 }
 
-/// Has a message obeyed; returns what the agent is to be told.
-async fn obey(
+/// Has the node handle a message; returns the answer for the agent.
+async fn handle(
     message: Message,
     requests: &mpsc::Sender<Request>,
 ) -> Result<Result<(), String>, Error> {
     match message {
-        Message::Add(uid, what) => match *what {
+        Message::Add(uid, pod) => match *pod {
             Ok((info, netns)) => {
                 let request = |reply| Request::Add {
                     uid,
@@ -129,31 +129,31 @@ async fn obey(
                     netns,
                     reply,
                 };
-                ask(requests, request).await
+                request_answer(requests, request).await
             }
             Err(refusal) => {
-                // It is there all the same: what is known about it must not be forgotten when the
-                // snapshot ends, for then the pod would be let out of capture.
-                let kept = ask(requests, |reply| Request::Keep { uid, reply }).await?;
+                // The pod exists: if it were dropped at the end of the snapshot, it would no longer be
+                // captured and would bypass the mesh.
+                let kept = request_answer(requests, |reply| Request::Keep { uid, reply }).await?;
                 Ok(kept.and_then(|()| Err(refusal.to_string())))
             }
         },
-        Message::Keep(uid) => ask(requests, |reply| Request::Keep { uid, reply }).await,
-        Message::Delete(uid) => ask(requests, |reply| Request::Delete { uid, reply }).await,
-        Message::SnapshotSent => ask(requests, |reply| Request::SnapshotSent { reply }).await,
+        Message::Keep(uid) => request_answer(requests, |reply| Request::Keep { uid, reply }).await,
+        Message::Delete(uid) => request_answer(requests, |reply| Request::Delete { uid, reply }).await,
+        Message::SnapshotSent => request_answer(requests, |reply| Request::SnapshotSent { reply }).await,
     }
 }
 
-async fn ask(
+async fn request_answer(
     requests: &mpsc::Sender<Request>,
     request: impl FnOnce(Reply) -> Request,
 ) -> Result<Result<(), String>, Error> {
     let (reply, answer) = oneshot::channel();
-    pass_on(requests, request(reply)).await?;
+    forward(requests, request(reply)).await?;
     answer.await.map_err(|_dropped| Error::Stopping)
 }
 
-async fn pass_on(requests: &mpsc::Sender<Request>, request: Request) -> Result<(), Error> {
+async fn forward(requests: &mpsc::Sender<Request>, request: Request) -> Result<(), Error> {
     let sent = requests.send(request).await;
-    sent.map_err(|_nobody| Error::Stopping)
+    sent.map_err(|_closed| Error::Stopping)
 }

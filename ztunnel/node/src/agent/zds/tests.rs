@@ -1,5 +1,5 @@
-//! The client against a node agent that these tests play, packet by packet: what it passes on, what
-//! it answers, and what it does not put up with.
+//! The client against a simulated node agent, packet by packet: the requests that it forwards, its
+//! answers, and the packets that end the connection.
 
 mod agent;
 mod namespaces;
@@ -13,17 +13,17 @@ use tokio::sync::mpsc;
 use self::agent::{Agent, add, del, keep, snapshot_sent};
 use super::{Config, PodUid, Reply, Request, follow};
 
-/// Longer than anything here takes.
+/// Longer than any step of these tests takes.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A client, and the node that hears from it.
+/// A client, and the node that receives its requests.
 struct Node {
     requests: mpsc::Receiver<Request>,
     client: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Node {
-    /// Follows the agent that these tests play.
+    /// Starts a client of the simulated agent.
     fn following(config: Config) -> Self {
         let (sender, requests) = mpsc::channel(1);
         let run = move || {
@@ -37,20 +37,20 @@ impl Node {
         }
     }
 
-    /// What the client passes on next.
+    /// The next request that the client forwards.
     fn next(&mut self) -> Request {
         let until = Instant::now() + PATIENCE;
         loop {
             if let Ok(request) = self.requests.try_recv() {
                 return request;
             }
-            assert!(Instant::now() < until, "the client passes nothing on");
+            assert!(Instant::now() < until, "the client forwards nothing");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// As [`Self::next`], in short, with what takes the answer.
-    fn hears(&mut self) -> (String, Option<Reply>) {
+    /// The next request in short, and the sender of its answer.
+    fn next_brief(&mut self) -> (String, Option<Reply>) {
         match self.next() {
             Request::Connected => ("connected".to_owned(), None),
             Request::Add {
@@ -66,25 +66,25 @@ impl Node {
         }
     }
 
-    /// Hears this next, and answers that all is well.
-    fn obeys(&mut self, expected: &str) {
-        let (heard, reply) = self.hears();
-        assert_eq!(heard, expected);
+    /// Expects this request next, and answers it without an error.
+    fn accept(&mut self, expected: &str) {
+        let (request, reply) = self.next_brief();
+        assert_eq!(request, expected);
         if let Some(reply) = reply {
             reply.send(Ok(())).unwrap();
         }
     }
 
-    /// The client passes nothing on for a moment.
-    fn hears_nothing(&mut self) {
+    /// Expects that the client forwards nothing for a short time.
+    fn expect_silence(&mut self) {
         std::thread::sleep(Duration::from_millis(50));
-        let heard = self.requests.try_recv();
-        assert!(heard.is_err(), "{heard:?}");
+        let request = self.requests.try_recv();
+        assert!(request.is_err(), "{request:?}");
     }
 }
 
 impl Drop for Node {
-    /// The client ends when nobody hears it.
+    /// The client stops when the receiver of its requests closes.
     fn drop(&mut self) {
         self.requests.close();
         let ended = self.client.take().map(std::thread::JoinHandle::join);
@@ -94,8 +94,8 @@ impl Drop for Node {
     }
 }
 
-/// An agent, and a node that follows it.
-fn world() -> (Agent, Node) {
+/// A simulated agent, and a node with a client of it.
+fn agent_and_node() -> (Agent, Node) {
     let agent = Agent::new();
     let node = Node::following(agent.config());
     (agent, node)
@@ -106,34 +106,34 @@ fn uid(text: &str) -> PodUid {
 }
 
 #[test]
-fn says_hello_and_passes_on_what_the_agent_says() {
-    let (agent, mut node) = world();
-    let connection = agent.greeted();
-    node.obeys("connected");
-    for (request, heard) in [
+fn says_hello_and_forwards_the_requests() {
+    let (agent, mut node) = agent_and_node();
+    let connection = agent.accept();
+    node.accept("connected");
+    for (request, expected) in [
         (keep("pod-1"), "keep pod-1"),
         (del("pod-2"), "delete pod-2"),
         (snapshot_sent(), "snapshot sent"),
         (del("pod-1"), "delete pod-1"),
     ] {
         connection.send(&request);
-        node.obeys(heard);
+        node.accept(expected);
         assert_eq!(connection.answer().as_deref(), Some(""));
     }
 }
 
 #[test]
-fn answers_each_request_before_it_hears_the_next() {
-    let (agent, mut node) = world();
-    let connection = agent.greeted();
-    node.obeys("connected");
+fn answers_each_request_before_it_reads_the_next() {
+    let (agent, mut node) = agent_and_node();
+    let connection = agent.accept();
+    node.accept("connected");
     for at in 0..3 {
         connection.send(&keep(&at.to_string()));
     }
     for at in 0..3 {
-        let (heard, reply) = node.hears();
-        assert_eq!(heard, format!("keep {at}"));
-        node.hears_nothing();
+        let (request, reply) = node.next_brief();
+        assert_eq!(request, format!("keep {at}"));
+        node.expect_silence();
         assert!(connection.is_silent());
         let answer = if at == 1 {
             Err("no".to_owned())
@@ -148,11 +148,11 @@ fn answers_each_request_before_it_hears_the_next() {
 
 #[test]
 fn an_agent_that_reads_its_answers_late_loses_none() {
-    let (agent, mut node) = world();
-    let connection = agent.greeted();
-    node.obeys("connected");
-    // Longer answers, so that they do not all fit into the socket.
-    let complaint = "x".repeat(800);
+    let (agent, mut node) = agent_and_node();
+    let connection = agent.accept();
+    node.accept("connected");
+    // Long answers, so that they do not all fit into the socket.
+    let error = "x".repeat(800);
     let count = 600;
     let sender = connection.clone();
     let sending = std::thread::spawn(move || {
@@ -162,9 +162,9 @@ fn an_agent_that_reads_its_answers_late_loses_none() {
     });
     let answering = std::thread::spawn(move || {
         for at in 0..count {
-            let (heard, reply) = node.hears();
-            assert_eq!(heard, format!("keep {at}"));
-            reply.unwrap().send(Err(complaint.clone())).unwrap();
+            let (request, reply) = node.next_brief();
+            assert_eq!(request, format!("keep {at}"));
+            reply.unwrap().send(Err(error.clone())).unwrap();
         }
         node
     });
@@ -177,24 +177,24 @@ fn an_agent_that_reads_its_answers_late_loses_none() {
 }
 
 #[test]
-fn a_long_complaint_fits_into_the_agents_buffer() {
-    let (agent, mut node) = world();
-    let connection = agent.greeted();
-    node.obeys("connected");
+fn a_long_error_is_truncated_to_the_agents_buffer() {
+    let (agent, mut node) = agent_and_node();
+    let connection = agent.accept();
+    node.accept("connected");
     connection.send(&keep("pod-1"));
-    let (_, reply) = node.hears();
+    let (_, reply) = node.next_brief();
     reply.unwrap().send(Err("é".repeat(2000))).unwrap();
     assert_eq!(connection.answer(), Some("é".repeat(450)));
 }
 
 #[test]
-fn comes_back_when_the_agent_does() {
-    let (agent, mut node) = world();
+fn reconnects_when_the_agent_is_back() {
+    let (agent, mut node) = agent_and_node();
     for _ in 0..3 {
-        let connection = agent.greeted();
-        node.obeys("connected");
+        let connection = agent.accept();
+        node.accept("connected");
         connection.send(&snapshot_sent());
-        node.obeys("snapshot sent");
+        node.accept("snapshot sent");
         assert_eq!(connection.answer().as_deref(), Some(""));
         drop(connection);
     }
@@ -203,34 +203,34 @@ fn comes_back_when_the_agent_does() {
     drop(agent);
     std::thread::sleep(Duration::from_millis(100));
     let agent = Agent::at(config);
-    let connection = agent.greeted();
-    // It may have been let in once more by the agent that went.
-    while node.hears().0 != "connected" || connection.is_closed() {}
+    let connection = agent.accept();
+    // The previous agent may have accepted one more connection.
+    while node.next_brief().0 != "connected" || connection.is_closed() {}
     connection.send(&keep("pod-1"));
-    let (mut heard, mut reply) = node.hears();
-    while heard == "connected" {
-        (heard, reply) = node.hears();
+    let (mut request, mut reply) = node.next_brief();
+    while request == "connected" {
+        (request, reply) = node.next_brief();
     }
-    assert_eq!(heard, "keep pod-1");
+    assert_eq!(request, "keep pod-1");
     reply.unwrap().send(Ok(())).unwrap();
 }
 
 #[test]
-fn an_answer_that_is_not_given_ends_the_connection_and_not_the_client() {
-    let (agent, mut node) = world();
-    let connection = agent.greeted();
-    node.obeys("connected");
+fn a_missing_answer_ends_the_connection_and_not_the_client() {
+    let (agent, mut node) = agent_and_node();
+    let connection = agent.accept();
+    node.accept("connected");
     connection.send(&keep("pod-1"));
-    drop(node.hears());
+    drop(node.next_brief());
     assert_eq!(connection.answer(), None);
-    let connection = agent.greeted();
-    node.obeys("connected");
+    let connection = agent.accept();
+    node.accept("connected");
     connection.send(&add("pod-1", "default", "a", "a"));
-    // Without a namespace it is there all the same.
-    node.obeys("keep pod-1");
+    // A pod without a namespace is kept.
+    node.accept("keep pod-1");
     let answer = connection.answer().unwrap();
     assert!(
-        answer.contains("pod-1 came without the descriptor"),
+        answer.contains("pod-1 was announced without the descriptor"),
         "{answer}"
     );
     assert_eq!(uid("pod-1").to_string(), "pod-1");

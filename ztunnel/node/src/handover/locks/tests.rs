@@ -2,16 +2,16 @@ use std::time::Duration;
 
 use super::*;
 
-const MOMENT: Duration = Duration::from_millis(300);
+const BRIEF: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Locks on a BPF file system of their own, as two processes would have them.
-struct Place {
+/// A BPF file system with the locks of two processes.
+struct Pins {
     directory: PathBuf,
     _temporary: tempfile::TempDir,
 }
 
-impl Place {
+impl Pins {
     fn new() -> Self {
         let temporary = tempfile::tempdir().unwrap();
         Self {
@@ -25,7 +25,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Pins {
     fn drop(&mut self) {
         bpf::Kernel::remove_pins(&self.directory).unwrap();
     }
@@ -33,53 +33,53 @@ impl Drop for Place {
 
 #[tokio::test]
 #[ignore = "needs root"]
-async fn one_is_in_charge_and_one_is_next() {
-    let place = Place::new();
-    let (one, other) = (place.process(), place.process());
-    let (charge, standby) = one.take().unwrap().unwrap();
-    assert!(other.take().unwrap().is_none());
-    assert!(other.take_over().unwrap().is_none());
-    // As long as the first one is not ready, nobody asks it.
-    let early = tokio::time::timeout(MOMENT, other.become_standby(StandbyPorts::Own)).await;
+async fn one_process_is_active_and_one_is_standby() {
+    let pins = Pins::new();
+    let (one, other) = (pins.process(), pins.process());
+    let (active, standby) = one.try_acquire().unwrap().unwrap();
+    assert!(other.try_acquire().unwrap().is_none());
+    assert!(other.try_acquire_active().unwrap().is_none());
+    // While the first process is not ready, no process can request a handover.
+    let early = tokio::time::timeout(BRIEF, other.become_standby(StandbyPorts::Own)).await;
     assert!(early.is_err());
     drop(standby);
     let standby = other.become_standby(StandbyPorts::Wanted).await.unwrap();
-    assert!(one.wants_ports());
-    let inherited = tokio::time::timeout(MOMENT, other.wait_for_active_lock()).await;
-    assert!(inherited.is_err());
-    drop(charge);
-    let inherited = tokio::time::timeout(PATIENCE, other.wait_for_active_lock()).await;
-    let charge = inherited.unwrap().unwrap();
-    let served = tokio::time::timeout(MOMENT, one.served()).await;
-    assert!(served.is_err(), "the heir is not ready");
+    assert!(one.standby_wants_ports());
+    let acquired = tokio::time::timeout(BRIEF, other.acquire_active()).await;
+    assert!(acquired.is_err());
+    drop(active);
+    let acquired = tokio::time::timeout(PATIENCE, other.acquire_active()).await;
+    let active = acquired.unwrap().unwrap();
+    let released = tokio::time::timeout(BRIEF, one.standby_released()).await;
+    assert!(released.is_err(), "the standby process is not ready");
     drop(standby);
-    let served = tokio::time::timeout(PATIENCE, one.served()).await;
-    let served = served.unwrap().unwrap();
-    assert!(one.take_over().unwrap().is_none());
-    // The heir has died after all.
-    drop(charge);
-    assert!(one.take_over().unwrap().is_some());
-    drop(served);
+    let released = tokio::time::timeout(PATIENCE, one.standby_released()).await;
+    let released = released.unwrap().unwrap();
+    assert!(one.try_acquire_active().unwrap().is_none());
+    // The standby process has died after all.
+    drop(active);
+    assert!(one.try_acquire_active().unwrap().is_some());
+    drop(released);
     let standby = other.become_standby(StandbyPorts::Own).await.unwrap();
-    assert!(!one.wants_ports());
+    assert!(!one.standby_wants_ports());
     drop(standby);
 }
 
 #[tokio::test]
 #[ignore = "needs root"]
-async fn who_is_in_charge_is_asked_by_the_living_only() {
-    let place = Place::new();
-    let (one, other) = (place.process(), place.process());
-    let (_charge, standby) = one.take().unwrap().unwrap();
+async fn only_a_living_standby_process_can_request_a_handover() {
+    let pins = Pins::new();
+    let (one, other) = (pins.process(), pins.process());
+    let (_active, standby) = one.try_acquire().unwrap().unwrap();
     drop(standby);
-    let asked = one.watch().unwrap();
+    let requests = one.watch_requests().unwrap();
     let standby = other.become_standby(StandbyPorts::Own).await.unwrap();
-    other.ask(&standby).unwrap();
+    other.request_handover(&standby).unwrap();
     drop(standby);
-    let dead = tokio::time::timeout(MOMENT, asked.asked()).await;
-    assert!(dead.is_err(), "asked by nobody");
+    let dead = tokio::time::timeout(BRIEF, requests.next()).await;
+    assert!(dead.is_err(), "a dead process has requested the handover");
     let standby = other.become_standby(StandbyPorts::Own).await.unwrap();
-    other.ask(&standby).unwrap();
-    let living = tokio::time::timeout(PATIENCE, asked.asked()).await;
-    assert!(living.is_ok(), "nobody was heard");
+    other.request_handover(&standby).unwrap();
+    let living = tokio::time::timeout(PATIENCE, requests.next()).await;
+    assert!(living.is_ok(), "the request was lost");
 }

@@ -1,38 +1,37 @@
-//! What can go wrong while connections are destroyed.
+//! Errors while connections are destroyed.
 
 use std::io;
 
 use mesh::Fault;
 
-/// Why no connection could be destroyed.
+/// Why the whole call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel could not be asked about sockets.
+    /// An exchange with the kernel failed.
     #[error("cannot {what} over netlink: {source}; CAP_NET_ADMIN is needed")]
     Netlink {
-        /// What was tried.
+        /// The attempted operation.
         what: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The kernel's answer is none.
-    #[error("the kernel's answer about a socket cannot be read: {problem}")]
+    /// The kernel's answer could not be decoded.
+    #[error("cannot decode the kernel's answer about a socket: {problem}")]
     Answer {
-        /// What is wrong with it.
+        /// The defect.
         problem: &'static str,
     },
-    /// The kernel does not tell about TCP sockets.
-    #[error("this kernel does not tell about TCP sockets; CONFIG_INET_DIAG is needed")]
+    /// The kernel does not support requests about TCP sockets.
+    #[error("this kernel cannot list TCP sockets; it needs CONFIG_INET_DIAG")]
     NoDiag,
-    /// The kernel cannot destroy, and packets cannot be sent instead.
+    /// The kernel has no `SOCK_DESTROY`, and packets cannot be used instead.
     #[error(
-        "cannot {what}: {source}; without CONFIG_INET_DIAG_DESTROY in the kernel, CAP_NET_RAW is \
-         needed"
+        "cannot {what}: {source}; CAP_NET_RAW is needed on a kernel without CONFIG_INET_DIAG_DESTROY"
     )]
     Packets {
-        /// What was tried.
+        /// The attempted operation.
         what: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -56,31 +55,37 @@ impl Error {
     }
 }
 
-/// Why one connection is still there.
+/// Why one connection still exists.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The kernel refused.
-    #[error("the kernel refuses to destroy it: {source}")]
+    /// The kernel refused to destroy it.
+    #[error("the kernel refuses to destroy the socket: {source}")]
     Refused {
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The socket did not say at which sequence numbers it is.
-    #[error("its socket answered none of {probes} probes")]
+    /// The socket did not reveal its sequence numbers.
+    #[error("the socket answered none of {probes} probes for its sequence numbers")]
     Unanswered {
-        /// How often it was asked.
+        /// The number of probes.
         probes: u32,
     },
-    /// It did, but was past them each time before the reset came.
-    #[error("it outran {resets} resets")]
+    /// The socket's sequence numbers had advanced each time before a reset arrived.
+    #[error(
+        "{resets} resets came too late: the socket's sequence numbers had advanced; the next sweep \
+         tries again"
+    )]
     Outran {
-        /// How many were sent to it.
+        /// The number of resets.
         resets: u32,
     },
-    /// The socket is bound to a device, and packets from loopback do not reach it.
-    #[error("it is bound to the device with the index {device}, where no packet of ours arrives")]
+    /// The socket is bound to a device, and packets over loopback do not reach it.
+    #[error(
+        "the socket is bound to the device with index {device}, so packets over loopback cannot reach \
+         it; a kernel with CONFIG_INET_DIAG_DESTROY can destroy it"
+    )]
     Bound {
-        /// The device.
+        /// The index of the device.
         device: u32,
     },
 }

@@ -1,300 +1,283 @@
-//! TCP segments as bytes: with their IP header to send them, and as the kernel shows those that
-//! pass. Plain functions of bytes; every length is checked.
+//! TCP segments as bytes: built with their IP header to be sent, and read as the kernel shows those
+//! that pass.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
-const TCP: u8 = 6;
-const TCP_HEADER: usize = 20;
-/// How many hops a segment lives.
+use etherparse::{
+    IpNumber, Ipv4Header, Ipv4HeaderSlice, Ipv6Header, Ipv6HeaderSlice, TcpHeader, TcpHeaderSlice,
+};
+
+/// The hop limit of a sent segment.
 const HOPS: u8 = 64;
 
-/// TCP's flags, from RFC 9293, section 3.1.
+/// The kinds of segments that are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Flags(pub(super) u8);
-
-impl Flags {
-    pub(super) const FIN: Self = Self(0x01);
-    pub(super) const SYN: Self = Self(0x02);
-    pub(super) const RST: Self = Self(0x04);
-    pub(super) const ACK: Self = Self(0x10);
-
-    pub(super) const fn and(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    pub(super) const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
+pub(super) enum Kind {
+    /// The first segment of a handshake.
+    Syn,
+    /// A segment with an acknowledgement.
+    Ack,
+    /// A reset with an acknowledgement.
+    Reset,
 }
 
-/// A segment with few bytes of data or none, and no options.
+/// A segment with few bytes of data or none, and without options.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Segment {
+    pub(super) kind: Kind,
     pub(super) from: SocketAddr,
     pub(super) to: SocketAddr,
     pub(super) sequence: u32,
-    pub(super) acknowledges: u32,
-    pub(super) flags: Flags,
+    /// Ignored in a [`Kind::Syn`], which acknowledges nothing.
+    pub(super) acknowledgement: u32,
     pub(super) data: &'static [u8],
 }
 
 impl Segment {
-    /// The packet, its IP header included. None if its ends are of two families.
+    /// The packet with its IP header. None if the ends belong to two address families.
     pub(super) fn packet(&self) -> Option<Vec<u8>> {
-        let mut tcp = Vec::with_capacity(TCP_HEADER + self.data.len());
-        tcp.extend(self.from.port().to_be_bytes());
-        tcp.extend(self.to.port().to_be_bytes());
-        tcp.extend(self.sequence.to_be_bytes());
-        tcp.extend(self.acknowledges.to_be_bytes());
-        // Five words of header, the flags, a window of 0, no checksum yet, nothing urgent.
-        tcp.extend([5 << 4, self.flags.0, 0, 0, 0, 0, 0, 0]);
-        tcp.extend(self.data);
-        let length = u16::try_from(tcp.len()).ok()?;
-        let (mut packet, pseudo) = match (self.from.ip(), self.to.ip()) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => (
-                header_v4(from, to, length)?,
-                pseudo(&from.octets(), &to.octets(), length),
-            ),
-            (IpAddr::V6(from), IpAddr::V6(to)) => (
-                header_v6(from, to, length),
-                pseudo(&from.octets(), &to.octets(), length),
-            ),
-            _ => return None,
-        };
-        let checksum = checksum([pseudo.as_slice(), &tcp]);
-        if let Some(place) = tcp.get_mut(16..18) {
-            place.copy_from_slice(&checksum.to_be_bytes());
+        packet(self.tcp(), self.from.ip(), self.to.ip(), self.data)
+    }
+
+    fn tcp(&self) -> TcpHeader {
+        let (from, to) = (self.from.port(), self.to.port());
+        let mut tcp = TcpHeader::new(from, to, self.sequence, 0);
+        tcp.syn = self.kind == Kind::Syn;
+        tcp.ack = self.kind != Kind::Syn;
+        tcp.rst = self.kind == Kind::Reset;
+        if tcp.ack {
+            tcp.acknowledgment_number = self.acknowledgement;
         }
-        packet.append(&mut tcp);
-        Some(packet)
+        tcp
     }
 }
 
-/// The kernel fills in the identification and the checksum (raw(7)).
-fn header_v4(from: Ipv4Addr, to: Ipv4Addr, payload: u16) -> Option<Vec<u8>> {
-    let mut header = Vec::with_capacity(64);
-    header.extend([4 << 4 | 5, 0]);
-    header.extend(payload.checked_add(20)?.to_be_bytes());
-    header.extend([0, 0, 0, 0, HOPS, TCP, 0, 0]);
-    header.extend(from.octets());
-    header.extend(to.octets());
-    Some(header)
-}
-
-fn header_v6(from: Ipv6Addr, to: Ipv6Addr, payload: u16) -> Vec<u8> {
-    let mut header = Vec::with_capacity(64);
-    header.extend([6 << 4, 0, 0, 0]);
-    header.extend(payload.to_be_bytes());
-    header.extend([TCP, HOPS]);
-    header.extend(from.octets());
-    header.extend(to.octets());
-    header
-}
-
-/// What TCP's checksum covers besides the segment. One form does for both families: the order
-/// and zeros in between do not change the sum.
-fn pseudo(from: &[u8], to: &[u8], length: u16) -> Vec<u8> {
-    let mut pseudo = Vec::with_capacity(36);
-    pseudo.extend(from);
-    pseudo.extend(to);
-    pseudo.extend([0, TCP]);
-    pseudo.extend(length.to_be_bytes());
-    pseudo
-}
-
-/// RFC 1071. Every part but the last has an even length.
-fn checksum(parts: [&[u8]; 2]) -> u16 {
-    let words = parts.into_iter().flat_map(|part| part.chunks(2));
-    let mut sum: u32 = words
-        .map(|word| match *word {
-            [high, low] => u32::from(u16::from_be_bytes([high, low])),
-            [high] => u32::from(u16::from_be_bytes([high, 0])),
-            _ => 0,
-        })
-        .sum();
-    while sum > u32::from(u16::MAX) {
-        sum = (sum & u32::from(u16::MAX)) + (sum >> 16);
+fn packet(mut tcp: TcpHeader, from: IpAddr, to: IpAddr, data: &[u8]) -> Option<Vec<u8>> {
+    let length = u16::try_from(tcp.header_len() + data.len()).ok()?;
+    let mut packet = Vec::with_capacity(Ipv6Header::LEN + usize::from(length));
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let (source, destination) = (from.octets(), to.octets());
+            let checksum = tcp.calc_checksum_ipv4_raw(source, destination, data);
+            tcp.checksum = checksum.ok()?;
+            // The kernel fills in the identification and the checksum (raw(7)).
+            let ip = Ipv4Header {
+                dont_fragment: false,
+                ..Ipv4Header::new(length, HOPS, IpNumber::TCP, source, destination).ok()?
+            };
+            packet.extend(ip.to_bytes());
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let (source, destination) = (from.octets(), to.octets());
+            let checksum = tcp.calc_checksum_ipv6_raw(source, destination, data);
+            tcp.checksum = checksum.ok()?;
+            let ip = Ipv6Header {
+                payload_length: length,
+                next_header: IpNumber::TCP,
+                hop_limit: HOPS,
+                source,
+                destination,
+                ..Ipv6Header::default()
+            };
+            packet.extend(ip.to_bytes());
+        }
+        _ => return None,
     }
-    !u16::try_from(sum).unwrap_or(u16::MAX)
+    packet.extend(tcp.to_bytes());
+    packet.extend(data);
+    Some(packet)
 }
 
-/// Who says something in a segment.
+/// The sender of an observed segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Voice {
+pub(super) enum Sender {
     /// A socket: the segment acknowledges.
     Socket,
-    /// The kernel, in place of a socket that is not there: a reset that answers an acknowledgement
-    /// and bears none itself (RFC 9293, section 3.10.7.1).
-    Nobody,
+    /// The kernel, because there is no socket: a reset without an acknowledgement, in answer to an
+    /// acknowledgement (RFC 9293, section 3.10.7.1).
+    NoSocket,
 }
 
-/// What an end of a connection said about itself in a segment.
+/// What a segment says about the end that sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Heard {
-    pub(super) voice: Voice,
+pub(super) struct Observed {
+    pub(super) sender: Sender,
     pub(super) from: SocketAddr,
     pub(super) to: SocketAddr,
-    /// The sequence number of what it says next.
+    /// The sequence number that this end sends next.
     pub(super) next: u32,
-    /// The sequence number of what it expects next; nothing if nobody is there to expect it.
-    pub(super) expects: u32,
+    /// The sequence number that this end expects next; without meaning if there is no socket.
+    pub(super) expected: u32,
 }
 
-/// Reads a packet that begins with its IP header; its data need not be there. None for a reset
-/// that a socket sends, or that is sent in a socket's name.
-pub(super) fn hear(packet: &[u8]) -> Option<Heard> {
-    let (from, to, tcp, length) = match packet.first()? >> 4 {
-        4 => parts_v4(packet)?,
-        6 => parts_v6(packet)?,
+/// Reads a packet that begins with its IP header and has its whole TCP header; the data may be cut
+/// off. None for other packets, and for a reset that a socket sent or that was sent in its name.
+pub(super) fn observe(packet: &[u8]) -> Option<Observed> {
+    let IpPacket {
+        from,
+        to,
+        payload,
+        length,
+    } = match packet.first()? >> 4 {
+        4 => ipv4(packet)?,
+        6 => ipv6(packet)?,
         _ => return None,
     };
-    let port = |at: usize| Some(u16::from_be_bytes(*tcp.get(at..)?.first_chunk()?));
-    let word = |at: usize| Some(u32::from_be_bytes(*tcp.get(at..)?.first_chunk()?));
-    let header = usize::from(tcp.get(12)? >> 4) * 4;
-    let flags = Flags(*tcp.get(13)?);
-    let voice = match (flags.has(Flags::ACK), flags.has(Flags::RST)) {
-        (true, false) => Voice::Socket,
-        (false, true) => Voice::Nobody,
+    let tcp = TcpHeaderSlice::from_slice(payload).ok()?;
+    let sender = match (tcp.ack(), tcp.rst()) {
+        (true, false) => Sender::Socket,
+        (false, true) => Sender::NoSocket,
         (true, true) | (false, false) => return None,
     };
-    if header < TCP_HEADER {
-        return None;
-    }
-    let data = u32::try_from(length.checked_sub(header)?).ok()?;
-    let taken = data + u32::from(flags.has(Flags::SYN)) + u32::from(flags.has(Flags::FIN));
-    Some(Heard {
-        voice,
-        from: SocketAddr::new(from, port(0)?),
-        to: SocketAddr::new(to, port(2)?),
-        next: word(4)?.wrapping_add(taken),
-        expects: word(8)?,
+    let data = length.checked_sub(tcp.slice().len())?;
+    let taken = u32::try_from(data).ok()? + u32::from(tcp.syn()) + u32::from(tcp.fin());
+    Some(Observed {
+        sender,
+        from: SocketAddr::new(from, tcp.source_port()),
+        to: SocketAddr::new(to, tcp.destination_port()),
+        next: tcp.sequence_number().wrapping_add(taken),
+        expected: tcp.acknowledgment_number(),
     })
 }
 
-type Parts<'a> = (IpAddr, IpAddr, &'a [u8], usize);
-
-/// The ends, the segment as far as it is there, and its length as the header has it.
-fn parts_v4(packet: &[u8]) -> Option<Parts<'_>> {
-    let header: &[u8; 20] = packet.first_chunk()?;
-    let length = usize::from(header[0] & 0xf) * 4;
-    let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
-    let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff;
-    if header[9] != TCP || fragment != 0 || length < header.len() {
-        return None;
-    }
-    let address = |at: usize| Some(Ipv4Addr::from(*header.get(at..)?.first_chunk::<4>()?));
-    let tcp = packet.get(length..)?;
-    Some((
-        address(12)?.into(),
-        address(16)?.into(),
-        tcp,
-        total.checked_sub(length)?,
-    ))
+/// A packet of which at least the IP header is there.
+struct IpPacket<'a> {
+    from: IpAddr,
+    to: IpAddr,
+    /// The TCP segment, as far as it was captured.
+    payload: &'a [u8],
+    /// The length of the whole segment, from the IP header.
+    length: usize,
 }
 
-fn parts_v6(packet: &[u8]) -> Option<Parts<'_>> {
-    let (header, tcp) = packet.split_first_chunk::<40>()?;
-    let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
-    if header[6] != TCP {
+fn ipv4(packet: &[u8]) -> Option<IpPacket<'_>> {
+    let ip = Ipv4HeaderSlice::from_slice(packet).ok()?;
+    if ip.protocol() != IpNumber::TCP || ip.is_fragmenting_payload() {
         return None;
     }
-    let address = |at: usize| Some(Ipv6Addr::from(*header.get(at..)?.first_chunk::<16>()?));
-    Some((address(8)?.into(), address(24)?.into(), tcp, length))
+    Some(IpPacket {
+        from: ip.source_addr().into(),
+        to: ip.destination_addr().into(),
+        payload: packet.get(ip.slice().len()..)?,
+        length: ip.payload_len().ok()?.into(),
+    })
+}
+
+fn ipv6(packet: &[u8]) -> Option<IpPacket<'_>> {
+    let ip = Ipv6HeaderSlice::from_slice(packet).ok()?;
+    if ip.next_header() != IpNumber::TCP {
+        return None;
+    }
+    Some(IpPacket {
+        from: ip.source_addr().into(),
+        to: ip.destination_addr().into(),
+        payload: packet.get(ip.slice().len()..)?,
+        length: ip.payload_length().into(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Both ends in each address family, and the length of the IP header.
+    const FAMILIES: [(&str, &str, usize); 2] = [
+        ("10.0.0.1:80", "10.0.0.2:90", 20),
+        ("[fd00::1]:80", "[fd00::2]:90", 40),
+    ];
+
     fn segment(from: &str, to: &str) -> Segment {
         Segment {
+            kind: Kind::Ack,
             from: from.parse().unwrap(),
             to: to.parse().unwrap(),
             sequence: 0xffff_ffff,
-            acknowledges: 77,
-            flags: Flags::ACK,
+            acknowledgement: 77,
             data: &[],
         }
     }
 
     #[test]
-    fn what_is_said_is_heard() {
-        for (from, to) in [
-            ("10.0.0.1:80", "10.0.0.2:90"),
-            ("[fd00::1]:80", "[fd00::2]:90"),
-        ] {
-            let said = segment(from, to);
-            let heard = Heard {
-                voice: Voice::Socket,
-                from: said.from,
-                to: said.to,
+    fn a_sent_segment_is_observed_with_its_numbers() {
+        for (from, to, _) in FAMILIES {
+            let sent = segment(from, to);
+            let expected = Observed {
+                sender: Sender::Socket,
+                from: sent.from,
+                to: sent.to,
                 next: 0xffff_ffff,
-                expects: 77,
+                expected: 77,
             };
-            assert_eq!(hear(&said.packet().unwrap()), Some(heard));
-            let ends = |flags: Flags| {
-                let packet = Segment { flags, ..said }.packet().unwrap();
-                hear(&packet).map(|heard| heard.next)
-            };
-            assert_eq!(ends(Flags::ACK.and(Flags::SYN)), Some(0));
-            assert_eq!(ends(Flags::ACK.and(Flags::FIN)), Some(0));
-            assert_eq!(ends(Flags::SYN), None);
-            assert_eq!(ends(Flags::ACK.and(Flags::RST)), None);
-            let flags = Flags::RST;
-            let heard = hear(&Segment { flags, ..said }.packet().unwrap());
-            assert_eq!(heard.map(|heard| heard.voice), Some(Voice::Nobody));
-            let with_data = Segment {
-                data: &[1, 2],
-                ..said
-            };
-            let heard = hear(&with_data.packet().unwrap());
-            assert_eq!(heard.map(|heard| heard.next), Some(1));
+            assert_eq!(observe(&sent.packet().unwrap()), Some(expected));
+            let of_kind = |kind| observe(&Segment { kind, ..sent }.packet().unwrap());
+            assert_eq!(of_kind(Kind::Syn), None);
+            assert_eq!(of_kind(Kind::Reset), None);
+            let data = &[1, 2];
+            let with_data = Segment { data, ..sent };
+            let observed = observe(&with_data.packet().unwrap()).unwrap();
+            assert_eq!(observed.next, 1);
         }
         assert_eq!(segment("10.0.0.1:80", "[fd00::2]:90").packet(), None);
     }
 
     #[test]
-    fn checksums_are_those_of_the_protocol() {
-        // With its own checksum in place, the sum of everything is "none missing".
-        for (from, to, header) in [
-            ("10.0.0.1:80", "10.0.0.2:90", 20),
-            ("[fd00::1]:80", "[fd00::2]:90", 40),
-        ] {
-            let said = Segment {
-                data: &[7],
-                ..segment(from, to)
+    fn flags_tell_the_sender_and_take_a_sequence_number() {
+        for (from, to, _) in FAMILIES {
+            let sent = segment(from, to);
+            let with = |change: fn(&mut TcpHeader)| {
+                let mut tcp = sent.tcp();
+                change(&mut tcp);
+                observe(&packet(tcp, sent.from.ip(), sent.to.ip(), &[]).unwrap())
             };
-            let packet = said.packet().unwrap();
-            let tcp = &packet[header..];
-            let pseudo = match (said.from.ip(), said.to.ip()) {
-                (IpAddr::V4(a), IpAddr::V4(b)) => pseudo(&a.octets(), &b.octets(), 21),
-                (IpAddr::V6(a), IpAddr::V6(b)) => pseudo(&a.octets(), &b.octets(), 21),
-                _ => unreachable!(),
-            };
-            assert_eq!(checksum([&pseudo, tcp]), 0);
+            assert_eq!(with(|tcp| tcp.syn = true).unwrap().next, 0);
+            assert_eq!(with(|tcp| tcp.fin = true).unwrap().next, 0);
+            let refused = with(|tcp| (tcp.ack, tcp.rst) = (false, true)).unwrap();
+            assert_eq!(refused.sender, Sender::NoSocket);
         }
     }
 
     #[test]
-    fn no_length_of_a_packet_is_believed() {
-        // Up to the flags, the last thing that is read.
-        for (from, to, least) in [
-            ("10.0.0.1:80", "10.0.0.2:90", 34),
-            ("[fd00::1]:80", "[fd00::2]:90", 54),
-        ] {
+    fn checksums_are_those_of_the_protocol() {
+        for (from, to, header) in FAMILIES {
+            let sent = Segment {
+                data: &[7],
+                ..segment(from, to)
+            };
+            let packet = sent.packet().unwrap();
+            let tcp = TcpHeaderSlice::from_slice(&packet[header..]).unwrap();
+            // RFC 9293, section 3.1: the sum over pseudo header and segment is all ones.
+            let mut covered = Vec::new();
+            for end in [sent.from.ip(), sent.to.ip()] {
+                match end {
+                    IpAddr::V4(v4) => covered.extend(v4.octets()),
+                    IpAddr::V6(v6) => covered.extend(v6.octets()),
+                }
+            }
+            covered.extend([0, 6, 0, 21]);
+            covered.extend(&packet[header..]);
+            covered.push(0);
+            let words = covered.chunks(2).map(|word| u16::from_be_bytes([word[0], word[1]]));
+            let mut sum: u32 = words.map(u32::from).sum();
+            while sum > 0xffff {
+                sum = (sum & 0xffff) + (sum >> 16);
+            }
+            assert_eq!(sum, 0xffff, "{:#x}", tcp.checksum());
+        }
+    }
+
+    #[test]
+    fn truncated_and_corrupt_packets_are_harmless() {
+        for (from, to, header) in FAMILIES {
             let packet = segment(from, to).packet().unwrap();
             for length in 0..packet.len() {
-                assert_eq!(
-                    hear(&packet[..length]).is_some(),
-                    length >= least,
-                    "{length}"
-                );
+                let observed = observe(&packet[..length]);
+                assert_eq!(observed.is_some(), length >= header + 20, "{length}");
             }
             for at in 0..packet.len() {
                 for value in 0..=255 {
                     let mut packet = packet.clone();
                     packet[at] = value;
-                    hear(&packet);
+                    observe(&packet);
                 }
             }
         }

@@ -1,5 +1,4 @@
-//! Hears what the sockets of this namespace answer, and sends segments in the name of their
-//! peers.
+//! Observes the segments of sockets in this namespace, and sends segments in the name of their peers.
 
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
@@ -9,19 +8,19 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{MsgFlags, recv};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use super::segment::{Heard, Segment, hear};
+use super::segment::{Observed, Segment, observe};
 use super::{Error, ListedSocket};
 
-/// Connections that one sniffer listens to. The kernel compares each packet of the pod with all
-/// of them, and the filter takes about half of what a socket may have for one by default
-/// (`net.core.optmem_max`, 20 KiB on older kernels).
-pub(super) const MOST: usize = 256;
-/// What of a packet is looked at: the longest headers, 60 bytes of IPv4 and 60 of TCP.
+/// The most connections of one sniffer. The kernel compares each packet of the pod with all of them.
+/// The filter uses about half of the default limit for a socket's filter (`net.core.optmem_max`,
+/// 20 KiB on older kernels).
+pub(super) const MAX_TARGETS: usize = 256;
+/// The bytes of a packet that are read: the longest headers, 60 bytes of IPv4 and 60 of TCP.
 const HEADERS: usize = 128;
-/// Room for the answers of all connections, several times over.
+/// Space for the answers of all connections, several times over.
 const BUFFER_BYTES: usize = 4 << 20;
 
-/// An open packet socket, and two to send with.
+/// A packet socket that receives, and raw sockets that send.
 pub(super) struct Sniffer {
     packets: Socket,
     v4: Option<Socket>,
@@ -29,7 +28,7 @@ pub(super) struct Sniffer {
 }
 
 impl Sniffer {
-    /// Listens to these connections, [`MOST`] at most.
+    /// Observes these connections, at most [`MAX_TARGETS`].
     pub(super) fn open(targets: &[ListedSocket]) -> Result<Self, Error> {
         let packets = listen(targets).map_err(|source| Error::Packets {
             what: "listen to packets",
@@ -40,7 +39,7 @@ impl Sniffer {
             ends.any(|end| end.is_ipv4() == v4)
         };
         let raw = |domain: Domain, needed: bool| {
-            // IPPROTO_RAW: whoever sends brings the IP header (raw(7)).
+            // IPPROTO_RAW: a sent packet includes its IP header (raw(7)).
             let open = || Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)));
             let socket = needed.then(open).transpose();
             socket.map_err(|source| Error::Packets {
@@ -55,8 +54,8 @@ impl Sniffer {
         })
     }
 
-    /// Sends a segment. To an address of this namespace it goes over loopback, where it is
-    /// delivered at once, whatever the reverse path filter thinks of its source.
+    /// Sends a segment. A segment to an address of this namespace goes over loopback: it is delivered
+    /// at once, and the reverse path filter does not apply to its source.
     pub(super) fn send(&self, segment: &Segment) -> io::Result<()> {
         let socket = match segment.to {
             SocketAddr::V4(_) => self.v4.as_ref(),
@@ -65,49 +64,49 @@ impl Sniffer {
         let (Some(socket), Some(packet)) = (socket, segment.packet()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        // The port of a raw socket's address is the protocol, which the header names already.
+        // The port of a raw socket's address is the protocol, which is in the header already.
         let to = SocketAddr::new(segment.to.ip(), 0);
         socket.send_to(&packet, &to.into()).map(drop)
     }
 
-    /// Waits for something to be heard and takes everything there is. Empty when `until` came
-    /// first.
-    pub(super) fn listen(&self, until: Instant, heard: &mut Vec<Heard>) -> io::Result<()> {
-        heard.clear();
+    /// Waits for a segment, and collects all that have arrived. None have by `until`: the list is
+    /// empty.
+    pub(super) fn listen(&self, until: Instant, observed: &mut Vec<Observed>) -> io::Result<()> {
+        observed.clear();
         let mut bytes = [0; HEADERS];
-        while heard.is_empty() {
+        while observed.is_empty() {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(());
             }
-            // A timeout of less than a microsecond would be none.
+            // A timeout below a microsecond would mean no timeout.
             let left = left.max(Duration::from_micros(1));
             self.packets.set_read_timeout(Some(left))?;
             match (&self.packets).read(&mut bytes) {
-                Ok(length) => heard.extend(bytes.get(..length).and_then(hear)),
+                Ok(length) => observed.extend(bytes.get(..length).and_then(observe)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
-        self.drain(heard);
+        self.drain(observed);
         Ok(())
     }
 
-    /// Takes what there is, as much as the buffer holds.
-    pub(super) fn drain(&self, heard: &mut Vec<Heard>) {
+    /// Collects the segments that have arrived, at most as many as the buffer holds.
+    pub(super) fn drain(&self, observed: &mut Vec<Observed>) {
         let mut bytes = [0; HEADERS];
-        // The smallest packet takes more than 256 bytes of it.
+        // The smallest packet uses more than 256 bytes of the buffer.
         for _ in 0..BUFFER_BYTES / 256 {
             match recv(self.packets.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
-                Ok(length) => heard.extend(bytes.get(..length).and_then(hear)),
+                Ok(length) => observed.extend(bytes.get(..length).and_then(observe)),
                 Err(_empty) => break,
             }
         }
     }
 }
 
-/// A packet socket that hears the connections' own ends on every device.
+/// A packet socket that receives the segments of the local ends on every device.
 fn listen(targets: &[ListedSocket]) -> io::Result<Socket> {
     // In network byte order.
     let everything = u16::try_from(libc::ETH_P_ALL).unwrap_or_default().to_be();
@@ -122,8 +121,8 @@ fn listen(targets: &[ListedSocket]) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A filter of the classic kind (Documentation/networking/filter.rst) that lets TCP headers with
-/// these pairs of ports pass. The addresses are compared later.
+/// A classic BPF filter (Documentation/networking/filter.rst) that passes TCP headers with these
+/// pairs of ports. The addresses are compared later.
 fn filter(targets: &[ListedSocket]) -> Vec<SockFilter> {
     const LOAD_BYTE: u16 = 0x30;
     const LOAD_HALF: u16 = 0x28;
@@ -136,7 +135,7 @@ fn filter(targets: &[ListedSocket]) -> Vec<SockFilter> {
     const JUMP: u16 = 0x05;
     const RETURN: u16 = 0x06;
     const TCP: u32 = 6;
-    // A jump's numbers say how many instructions are left out if it holds and if not.
+    // A jump's numbers are the instructions to skip if the condition holds and if not.
     let mut program = vec![
         SockFilter::new(LOAD_BYTE, 0, 0, 0),
         SockFilter::new(SHIFT_RIGHT, 0, 0, 4),

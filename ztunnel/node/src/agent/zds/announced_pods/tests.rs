@@ -1,4 +1,4 @@
-//! The roster by example, and against a model that looks through the whole history each time.
+//! The announced pods by example, and against a model that searches the whole history each time.
 
 use proptest::prelude::*;
 
@@ -8,7 +8,7 @@ fn uid(name: &str) -> PodUid {
     PodUid(name.into())
 }
 
-fn there(announced_pods: &AnnouncedPods<u8>) -> Vec<(&str, u8)> {
+fn present(announced_pods: &AnnouncedPods<u8>) -> Vec<(&str, u8)> {
     announced_pods
         .pods()
         .map(|(uid, pod)| (&*uid.0, *pod))
@@ -16,45 +16,45 @@ fn there(announced_pods: &AnnouncedPods<u8>) -> Vec<(&str, u8)> {
 }
 
 #[test]
-fn who_was_not_named_leaves_when_the_snapshot_ends() {
+fn a_pod_that_is_missing_from_the_new_snapshot_is_removed() {
     let mut announced_pods = AnnouncedPods::default();
     for name in ["a", "b", "c"] {
         assert_eq!(announced_pods.add(uid(name), 1), Ok(Added::New));
     }
     assert_eq!(announced_pods.complete(), []);
     assert!(announced_pods.is_whole());
-    announced_pods.begin();
+    announced_pods.begin_snapshot();
     assert!(!announced_pods.is_whole());
-    assert_eq!(there(&announced_pods), [("a", 1), ("b", 1), ("c", 1)]);
+    assert_eq!(present(&announced_pods), [("a", 1), ("b", 1), ("c", 1)]);
     assert_eq!(announced_pods.add(uid("a"), 1), Ok(Added::Same));
     assert_eq!(announced_pods.keep(&uid("b")), Ok(()));
     assert_eq!(announced_pods.complete(), [(uid("c"), 1)]);
-    assert_eq!(there(&announced_pods), [("a", 1), ("b", 1)]);
+    assert_eq!(present(&announced_pods), [("a", 1), ("b", 1)]);
 }
 
 #[test]
-fn who_is_named_with_something_else_is_replaced() {
+fn a_pod_announced_with_other_data_is_replaced() {
     let mut announced_pods = AnnouncedPods::default();
     assert_eq!(announced_pods.add(uid("a"), 1), Ok(Added::New));
     assert_eq!(announced_pods.add(uid("a"), 2), Ok(Added::Replaced(1)));
     assert_eq!(announced_pods.complete(), []);
-    assert_eq!(there(&announced_pods), [("a", 2)]);
+    assert_eq!(present(&announced_pods), [("a", 2)]);
 }
 
 #[test]
-fn who_left_after_having_been_named_is_not_kept() {
+fn a_pod_that_leaves_during_the_snapshot_is_removed() {
     let mut announced_pods = AnnouncedPods::default();
     assert_eq!(announced_pods.add(uid("a"), 1), Ok(Added::New));
-    announced_pods.begin();
+    announced_pods.begin_snapshot();
     assert_eq!(announced_pods.keep(&uid("a")), Ok(()));
     assert_eq!(announced_pods.delete(&uid("a")), Some(1));
     assert_eq!(announced_pods.delete(&uid("a")), None);
     assert_eq!(announced_pods.complete(), []);
-    assert_eq!(there(&announced_pods), []);
+    assert_eq!(present(&announced_pods), []);
 }
 
 #[test]
-fn who_is_kept_and_not_known_leaves_the_roster_in_doubt() {
+fn with_a_kept_pod_without_data_the_snapshot_is_not_whole() {
     let mut announced_pods = AnnouncedPods::<u8>::default();
     assert_eq!(announced_pods.keep(&uid("a")), Ok(()));
     assert_eq!(announced_pods.complete(), []);
@@ -65,7 +65,7 @@ fn who_is_kept_and_not_known_leaves_the_roster_in_doubt() {
 }
 
 #[test]
-fn no_more_than_there_may_be() {
+fn pods_beyond_the_limit_are_refused() {
     let mut announced_pods = AnnouncedPods {
         most: 2,
         ..AnnouncedPods::default()
@@ -74,10 +74,10 @@ fn no_more_than_there_may_be() {
     assert_eq!(announced_pods.keep(&uid("b")), Ok(()));
     assert_eq!(announced_pods.add(uid("c"), 1), Err(Full { most: 2 }));
     assert_eq!(announced_pods.keep(&uid("c")), Err(Full { most: 2 }));
-    // Those that are there may be named again, and one that leaves makes room.
+    // Announced pods may be announced again, and one that leaves makes room.
     assert_eq!(announced_pods.add(uid("a"), 2), Ok(Added::Replaced(1)));
     assert_eq!(announced_pods.add(uid("b"), 1), Ok(Added::New));
-    announced_pods.begin();
+    announced_pods.begin_snapshot();
     assert_eq!(announced_pods.keep(&uid("c")), Err(Full { most: 2 }));
     assert_eq!(announced_pods.delete(&uid("a")), Some(2));
     assert_eq!(announced_pods.add(uid("c"), 1), Ok(Added::New));
@@ -103,8 +103,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Whether the connection that a history ends in has named a pod that did not leave afterwards.
-fn naively_named(history: &[Step], pod: u8) -> bool {
+/// Whether the last connection of a history has announced a pod that did not leave afterwards.
+fn model_is_announced(history: &[Step], pod: u8) -> bool {
     for step in history.iter().rev() {
         match step {
             Step::Add(uid, _) | Step::Keep(uid) if *uid == pod => return true,
@@ -116,27 +116,27 @@ fn naively_named(history: &[Step], pod: u8) -> bool {
     false
 }
 
-/// What is known about a pod at the end of a history.
-fn naively_there(history: &[Step], pod: u8) -> Option<u8> {
+/// The data of a pod at the end of a history.
+fn model_data(history: &[Step], pod: u8) -> Option<u8> {
     let (last, before) = history.split_last()?;
     match last {
         Step::Add(uid, with) if *uid == pod => Some(*with),
         Step::Delete(uid) if *uid == pod => None,
-        Step::Complete if !naively_named(before, pod) => None,
-        _ => naively_there(before, pod),
+        Step::Complete if !model_is_announced(before, pod) => None,
+        _ => model_data(before, pod),
     }
 }
 
 proptest! {
     #[test]
-    fn does_what_its_whole_history_says(history in proptest::collection::vec(step(), 0..40)) {
+    fn agrees_with_the_model_after_every_step(history in proptest::collection::vec(step(), 0..40)) {
         let mut announced_pods = AnnouncedPods::default();
         for (at, step) in history.iter().enumerate() {
             let (before, after) = (&history[..at], &history[..=at]);
             match step {
-                Step::Begin => announced_pods.begin(),
+                Step::Begin => announced_pods.begin_snapshot(),
                 Step::Add(pod, with) => {
-                    let expected = match naively_there(before, *pod) {
+                    let expected = match model_data(before, *pod) {
                         None => Added::New,
                         Some(same) if same == *with => Added::Same,
                         Some(other) => Added::Replaced(other),
@@ -146,13 +146,13 @@ proptest! {
                 Step::Keep(pod) => prop_assert_eq!(announced_pods.keep(&uid(&pod.to_string())), Ok(())),
                 Step::Delete(pod) => {
                     let left = announced_pods.delete(&uid(&pod.to_string()));
-                    prop_assert_eq!(left, naively_there(before, *pod));
+                    prop_assert_eq!(left, model_data(before, *pod));
                 }
                 Step::Complete => {
                     let left = announced_pods.complete();
                     let expected: Vec<_> = (0..5)
-                        .filter(|pod| naively_there(after, *pod).is_none())
-                        .filter_map(|pod| Some((uid(&pod.to_string()), naively_there(before, pod)?)))
+                        .filter(|pod| model_data(after, *pod).is_none())
+                        .filter_map(|pod| Some((uid(&pod.to_string()), model_data(before, pod)?)))
                         .collect();
                     prop_assert_eq!(left, expected);
                 }
@@ -160,9 +160,9 @@ proptest! {
             for pod in 0..5 {
                 let key = uid(&pod.to_string());
                 let found = announced_pods.pods().find(|(uid, _)| **uid == key).map(|(_, pod)| *pod);
-                prop_assert_eq!(found, naively_there(after, pod));
+                prop_assert_eq!(found, model_data(after, pod));
                 let unknown = announced_pods.unknown().any(|uid| *uid == key);
-                prop_assert_eq!(unknown, naively_named(after, pod) && found.is_none());
+                prop_assert_eq!(unknown, model_is_announced(after, pod) && found.is_none());
             }
         }
     }

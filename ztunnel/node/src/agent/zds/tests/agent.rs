@@ -1,5 +1,4 @@
-//! A node agent for these tests. It stands in for istio-cni: the same socket, the same messages,
-//! and nothing behind them.
+//! A simulated istio-cni: the same socket and the same messages.
 
 use std::io::{IoSlice, Read as _};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -39,14 +38,14 @@ impl Agent {
         }
     }
 
-    /// At the path where another one was before.
+    /// An agent at the path of a previous one.
     pub(super) fn at(config: Config) -> Self {
         let path = &config.socket;
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         let listener = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
         listener.bind(&SockAddr::unix(path).unwrap()).unwrap();
         listener.listen(1).unwrap();
-        // `accept` heeds it.
+        // `accept` uses this timeout.
         listener.set_read_timeout(Some(PATIENCE)).unwrap();
         Self {
             listener,
@@ -59,8 +58,8 @@ impl Agent {
         self.config.clone()
     }
 
-    /// The next connection, whose hello has been read.
-    pub(super) fn greeted(&self) -> Connection {
+    /// Accepts the next connection and reads its hello message.
+    pub(super) fn accept(&self) -> Connection {
         let (socket, _) = self.listener.accept().unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let connection = Connection(Arc::new(socket));
@@ -112,7 +111,7 @@ impl Connection {
         (length > 0).then(|| buffer[..length].to_vec())
     }
 
-    /// Whether nothing has come, and the connection is open.
+    /// Whether the connection is open and nothing has arrived.
     pub(super) fn is_silent(&self) -> bool {
         let mut buffer = [std::mem::MaybeUninit::uninit(); 1];
         let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;

@@ -1,4 +1,4 @@
-//! Pods with real network namespaces, and who is there after each thing that the agent says.
+//! Pods with real network namespaces, and the announced pods after each request.
 
 use std::fs::File;
 
@@ -9,7 +9,7 @@ use super::agent::{Connection, add, del, keep, snapshot_sent};
 use super::*;
 use crate::pods::{Handed, Netns, NetnsSource};
 
-/// A network namespace that nobody lives in.
+/// A new, empty network namespace.
 fn netns() -> File {
     let make = || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
@@ -18,22 +18,22 @@ fn netns() -> File {
     std::thread::spawn(make).join().unwrap()
 }
 
-/// A node that does no more than write down who is there.
-struct Book {
+/// A node that only records the announced pods.
+struct Recorder {
     node: Node,
     announced_pods: AnnouncedPods<Handed>,
 }
 
-impl Book {
-    /// Has a request obeyed, and returns what has come of it.
-    fn does(&mut self, connection: &Connection, packet: impl FnOnce(&Connection)) -> String {
+impl Recorder {
+    /// Handles a request without an error, and returns its effect.
+    fn handle(&mut self, connection: &Connection, packet: impl FnOnce(&Connection)) -> String {
         packet(connection);
-        let told = |full: Full| full.to_string();
+        let text = |full: Full| full.to_string();
         let (reply, done) = match self.node.next() {
-            Request::Connected => panic!("connected anew"),
+            Request::Connected => panic!("the client has reconnected"),
             Request::Add {
                 uid, netns, reply, ..
-            } => match self.announced_pods.add(uid, netns).map_err(told) {
+            } => match self.announced_pods.add(uid, netns).map_err(text) {
                 Ok(Added::New) => (reply, "new"),
                 Ok(Added::Same) => (reply, "same"),
                 Ok(Added::Replaced(_)) => (reply, "replaced"),
@@ -45,7 +45,7 @@ impl Book {
             }
             Request::Delete { uid, reply } => {
                 let left = self.announced_pods.delete(&uid);
-                (reply, left.map_or("nobody", |_| "left"))
+                (reply, left.map_or("unknown", |_| "left"))
             }
             Request::SnapshotSent { reply } => {
                 self.announced_pods.complete();
@@ -57,13 +57,13 @@ impl Book {
         done.to_owned()
     }
 
-    fn adds(&mut self, connection: &Connection, uid: &str, netns: &File) -> String {
-        self.does(connection, |connection| {
+    fn add(&mut self, connection: &Connection, uid: &str, netns: &File) -> String {
+        self.handle(connection, |connection| {
             connection.send_with(&add(uid, "default", uid, "a"), &[netns]);
         })
     }
 
-    fn there(&self) -> Vec<String> {
+    fn present(&self) -> Vec<String> {
         self.announced_pods
             .pods()
             .map(|(uid, _)| uid.to_string())
@@ -71,29 +71,29 @@ impl Book {
     }
 }
 
-/// A connection over which the pods a, b and c were named.
-fn three_pods(agent: &Agent, node: Node, namespaces: &[File; 3]) -> (Connection, Book) {
-    let connection = agent.greeted();
+/// A connection that has announced the pods a, b and c.
+fn three_pods(agent: &Agent, node: Node, namespaces: &[File; 3]) -> (Connection, Recorder) {
+    let connection = agent.accept();
     let announced_pods = AnnouncedPods::default();
-    let mut book = Book {
+    let mut recorder = Recorder {
         node,
         announced_pods,
     };
-    book.node.obeys("connected");
+    recorder.node.accept("connected");
     for (uid, netns) in ["a", "b", "c"].into_iter().zip(namespaces) {
-        assert_eq!(book.adds(&connection, uid, netns), "new");
+        assert_eq!(recorder.add(&connection, uid, netns), "new");
     }
     let send = |connection: &Connection| connection.send(&snapshot_sent());
-    assert_eq!(book.does(&connection, send), "complete");
-    (connection, book)
+    assert_eq!(recorder.handle(&connection, send), "complete");
+    (connection, recorder)
 }
 
 #[test]
 #[ignore = "needs root"]
-fn a_namespace_comes_through_whole() {
-    let (agent, mut node) = world();
-    let connection = agent.greeted();
-    node.obeys("connected");
+fn a_namespace_descriptor_arrives() {
+    let (agent, mut node) = agent_and_node();
+    let connection = agent.accept();
+    node.accept("connected");
     let sent = netns();
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&sent));
     let expected = Netns::open(std::path::Path::new(&path)).unwrap();
@@ -108,59 +108,59 @@ fn a_namespace_comes_through_whole() {
         panic!("no add");
     };
     assert_eq!(uid, super::uid("pod-1"));
-    // Nobody has said which account, which Kubernetes reads as this one.
+    // The default of Kubernetes for a pod without a service account.
     assert_eq!(&*info.service_account, "default");
-    let place = NetnsSource::Handed(netns);
-    assert_eq!(place.to_string(), "of pod pod-1");
-    let opened = Netns::of(&place).unwrap();
+    let source = NetnsSource::Handed(netns);
+    assert_eq!(source.to_string(), "of pod pod-1");
+    let opened = Netns::of(&source).unwrap();
     assert_eq!(opened.cookie(), expected.cookie());
-    assert_eq!(*opened.place(), place);
+    assert_eq!(*opened.source(), source);
     reply.send(Ok(())).unwrap();
     assert_eq!(connection.answer().as_deref(), Some(""));
 }
 
 #[test]
 #[ignore = "needs root"]
-fn a_pod_that_is_added_again_is_the_same_in_the_same_namespace_and_another_in_another() {
-    let (agent, node) = world();
+fn a_pod_that_is_announced_again_with_another_namespace_is_replaced() {
+    let (agent, node) = agent_and_node();
     let namespaces = [netns(), netns(), netns()];
-    let (connection, mut book) = three_pods(&agent, node, &namespaces);
+    let (connection, mut recorder) = three_pods(&agent, node, &namespaces);
     let [a, _, _] = &namespaces;
-    assert_eq!(book.adds(&connection, "a", a), "same");
-    assert_eq!(book.adds(&connection, "a", &netns()), "replaced");
-    assert_eq!(book.adds(&connection, "a", a), "replaced");
-    assert_eq!(book.there(), ["a", "b", "c"]);
+    assert_eq!(recorder.add(&connection, "a", a), "same");
+    assert_eq!(recorder.add(&connection, "a", &netns()), "replaced");
+    assert_eq!(recorder.add(&connection, "a", a), "replaced");
+    assert_eq!(recorder.present(), ["a", "b", "c"]);
 }
 
 #[test]
 #[ignore = "needs root"]
-fn pods_stay_while_the_agent_is_away_and_leave_when_it_names_them_no_more() {
-    let (agent, node) = world();
+fn pods_stay_while_the_agent_is_away_and_leave_when_its_new_snapshot_misses_them() {
+    let (agent, node) = agent_and_node();
     let namespaces = [netns(), netns(), netns()];
-    let (connection, mut book) = three_pods(&agent, node, &namespaces);
+    let (connection, mut recorder) = three_pods(&agent, node, &namespaces);
     let delete = |connection: &Connection| connection.send(&del("a"));
-    assert_eq!(book.does(&connection, delete), "left");
-    assert_eq!(book.does(&connection, delete), "nobody");
+    assert_eq!(recorder.handle(&connection, delete), "left");
+    assert_eq!(recorder.handle(&connection, delete), "unknown");
     drop(connection);
-    let connection = agent.greeted();
-    book.node.obeys("connected");
-    book.announced_pods.begin();
-    assert_eq!(book.there(), ["b", "c"]);
+    let connection = agent.accept();
+    recorder.node.accept("connected");
+    recorder.announced_pods.begin_snapshot();
+    assert_eq!(recorder.present(), ["b", "c"]);
     let [a, _, c] = &namespaces;
-    assert_eq!(book.adds(&connection, "c", c), "same");
-    assert_eq!(book.adds(&connection, "a", a), "new");
-    assert_eq!(book.there(), ["a", "b", "c"]);
+    assert_eq!(recorder.add(&connection, "c", c), "same");
+    assert_eq!(recorder.add(&connection, "a", a), "new");
+    assert_eq!(recorder.present(), ["a", "b", "c"]);
     let send = |connection: &Connection| connection.send(&snapshot_sent());
-    assert_eq!(book.does(&connection, send), "complete");
-    assert_eq!(book.there(), ["a", "c"]);
-    // Garbage costs the connection and nobody else.
+    assert_eq!(recorder.handle(&connection, send), "complete");
+    assert_eq!(recorder.present(), ["a", "c"]);
+    // An invalid packet ends the connection and leaves the pods.
     connection.send_raw(&[0xff; 9], &[]);
-    assert!(connection.answer().unwrap().contains("is no request"));
-    let connection = agent.greeted();
-    book.node.obeys("connected");
-    book.announced_pods.begin();
+    assert!(connection.answer().unwrap().contains("cannot decode a packet"));
+    let connection = agent.accept();
+    recorder.node.accept("connected");
+    recorder.announced_pods.begin_snapshot();
     let keep = |connection: &Connection| connection.send(&keep("a"));
-    assert_eq!(book.does(&connection, keep), "kept");
-    assert_eq!(book.does(&connection, send), "complete");
-    assert_eq!(book.there(), ["a"]);
+    assert_eq!(recorder.handle(&connection, keep), "kept");
+    assert_eq!(recorder.handle(&connection, send), "complete");
+    assert_eq!(recorder.present(), ["a"]);
 }
