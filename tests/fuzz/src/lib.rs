@@ -1,19 +1,19 @@
-//! What several fuzz targets share: a small world with names that meet, and a policy evaluator
-//! that follows the documentation word by word.
+//! Shared by several fuzz targets: names and addresses from small sets, and a policy evaluator that
+//! follows the documentation word by word.
 
 pub mod naive;
 pub mod world;
 
-/// Waits for what needs no clock and no I/O.
+/// Runs a future that needs neither a clock nor I/O.
 ///
 /// # Panics
-/// When there is no runtime to be had.
+/// If tokio cannot build a runtime.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     runtime.unwrap().block_on(future)
 }
 
-/// A block of PEM.
+/// A PEM block.
 #[must_use]
 pub fn pem(label: &str, der: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -23,9 +23,9 @@ pub fn pem(label: &str, der: &[u8]) -> String {
             .iter()
             .fold(0, |bits, byte| bits << 8 | u32::from(*byte));
         let bits = bits << (8 * (3 - group.len()));
-        for place in 0..4 {
-            let digit = DIGITS[(bits >> (18 - 6 * place)) as usize & 63];
-            text.push(if place > group.len() {
+        for digit_index in 0..4 {
+            let digit = DIGITS[(bits >> (18 - 6 * digit_index)) as usize & 63];
+            text.push(if digit_index > group.len() {
                 '='
             } else {
                 char::from(digit)

@@ -1,28 +1,28 @@
-//! Policies as Istio's API describes them, evaluated straight from the messages and without any
-//! shortcut: rules ORed, clauses of a rule ANDed, matches of a clause ORed, kinds inside a match
-//! ANDed, the values of a kind ORed, the `not_` kind negates. A policy without rules matches
-//! nothing, an empty clause everything, a match with no kind set nothing.
+//! A policy evaluator that follows Istio's API documentation, straight from the messages and without
+//! shortcuts: rules are ORed, clauses of a rule ANDed, matches of a clause ORed, kinds inside a match
+//! ANDed, values of a kind ORed; a `not_` kind negates. A policy without rules matches nothing, an
+//! empty clause matches everything, a match without kinds matches nothing.
 
 use std::net::{IpAddr, SocketAddr};
 
-use ztunnel::mesh::Identity;
-use ztunnel::xds::proto::istio::security::string_match::MatchType;
-use ztunnel::xds::proto::istio::security::{
+use api::istio::security::string_match::MatchType;
+use api::istio::security::{
     Action, Address, Authorization, Match, ServiceAccountMatch, StringMatch,
 };
+use mesh::Identity;
 
-/// A connection.
+/// A connection to authorize.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// Who the client proved to be.
+    /// The identity that the client proved.
     pub identity: Option<Identity>,
-    /// Its address.
+    /// The client's address.
     pub source: IpAddr,
-    /// What it wants.
+    /// The destination.
     pub destination: SocketAddr,
 }
 
-/// Whether policies, all of which apply, let a connection in.
+/// Whether policies, all of which apply to the destination, allow a connection.
 #[must_use]
 pub fn allowed(policies: &[Authorization], caller: &Caller) -> bool {
     let enforced: Vec<_> = policies.iter().filter(|policy| !policy.dry_run).collect();
@@ -41,66 +41,52 @@ pub fn allowed(policies: &[Authorization], caller: &Caller) -> bool {
 pub fn matches(policy: &Authorization, caller: &Caller) -> bool {
     policy.rules.iter().any(|rule| {
         rule.clauses.iter().all(|clause| {
-            clause.matches.is_empty() || clause.matches.iter().any(|kinds| one(kinds, caller))
+            clause.matches.is_empty() || clause.matches.iter().any(|kinds| all_kinds(kinds, caller))
         })
     })
 }
 
-fn one(kinds: &Match, caller: &Caller) -> bool {
+fn all_kinds(kinds: &Match, caller: &Caller) -> bool {
     let identity = caller.identity.as_ref();
     let namespace = identity.map(Identity::namespace);
     let principal = identity.map(|identity| identity.as_str().trim_start_matches("spiffe://"));
-    let in_namespace = |want: &StringMatch| text(want, namespace, "");
-    let by_name = |want: &StringMatch| text(want, principal, "spiffe://");
+    let in_namespace = |want: &StringMatch| text_matches(want, namespace, "");
+    let by_name = |want: &StringMatch| text_matches(want, principal, "spiffe://");
     let account = |want: &ServiceAccountMatch| {
         identity.is_some_and(|identity| {
             identity.namespace() == want.namespace
                 && identity.service_account() == want.service_account
         })
     };
-    let from = |range: &Address| holds(range, caller.source);
-    let to = |range: &Address| holds(range, caller.destination.ip());
+    let from = |range: &Address| contains(range, caller.source);
+    let to = |range: &Address| contains(range, caller.destination.ip());
     let port = |port: &u32| *port == u32::from(caller.destination.port());
-    let mut said = Vec::new();
-    say(
-        &mut said,
-        &kinds.namespaces,
-        &kinds.not_namespaces,
-        in_namespace,
-    );
-    say(&mut said, &kinds.principals, &kinds.not_principals, by_name);
-    say(
-        &mut said,
-        &kinds.service_accounts,
-        &kinds.not_service_accounts,
-        account,
-    );
-    say(&mut said, &kinds.source_ips, &kinds.not_source_ips, from);
-    say(
-        &mut said,
-        &kinds.destination_ips,
-        &kinds.not_destination_ips,
-        to,
-    );
-    say(
-        &mut said,
-        &kinds.destination_ports,
-        &kinds.not_destination_ports,
-        port,
-    );
-    !said.is_empty() && !said.contains(&false)
+    let results = [
+        one_kind(&kinds.namespaces, &kinds.not_namespaces, in_namespace),
+        one_kind(&kinds.principals, &kinds.not_principals, by_name),
+        one_kind(
+            &kinds.service_accounts,
+            &kinds.not_service_accounts,
+            account,
+        ),
+        one_kind(&kinds.source_ips, &kinds.not_source_ips, from),
+        one_kind(&kinds.destination_ips, &kinds.not_destination_ips, to),
+        one_kind(&kinds.destination_ports, &kinds.not_destination_ports, port),
+    ];
+    let mut present = results.into_iter().flatten().peekable();
+    present.peek().is_some() && present.all(|matched| matched)
 }
 
-fn say<T>(said: &mut Vec<bool>, wanted: &[T], unwanted: &[T], agrees: impl Fn(&T) -> bool) {
-    if !wanted.is_empty() {
-        said.push(wanted.iter().any(&agrees));
+/// Whether a kind and its negation match; `None` if the match has neither.
+fn one_kind<T>(wanted: &[T], unwanted: &[T], agrees: impl Fn(&T) -> bool) -> Option<bool> {
+    if wanted.is_empty() && unwanted.is_empty() {
+        return None;
     }
-    if !unwanted.is_empty() {
-        said.push(!unwanted.iter().any(&agrees));
-    }
+    let positive = wanted.is_empty() || wanted.iter().any(&agrees);
+    Some(positive && !unwanted.iter().any(&agrees))
 }
 
-fn text(want: &StringMatch, found: Option<&str>, scheme: &str) -> bool {
+fn text_matches(want: &StringMatch, found: Option<&str>, scheme: &str) -> bool {
     let Some(found) = found else { return false };
     let bare = |text: &'_ str| text.strip_prefix(scheme).unwrap_or(text).to_owned();
     match &want.match_type {
@@ -112,19 +98,19 @@ fn text(want: &StringMatch, found: Option<&str>, scheme: &str) -> bool {
     }
 }
 
-/// Bit by bit. An address of IPv4 counts as the IPv6 address it is mapped to.
-fn holds(range: &Address, address: IpAddr) -> bool {
-    let Some((net, shift)) = wide(&range.address) else {
+/// Compares bit by bit. An IPv4 address is compared as the IPv6 address to which it is mapped.
+fn contains(range: &Address, address: IpAddr) -> bool {
+    let Some((net, shift)) = as_v6(&range.address) else {
         return false;
     };
     let address = match address {
-        IpAddr::V4(four) => four.to_ipv6_mapped().octets(),
-        IpAddr::V6(six) => six.octets(),
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
     };
     let length = range.length + shift;
-    // A range of IPv6 that is wider than all of IPv4 holds no address of IPv4.
-    let four = address.starts_with(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]);
-    if four && length < 96 {
+    // An IPv6 range that is wider than all of IPv4 contains no IPv4 address.
+    let is_v4 = address.starts_with(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]);
+    if is_v4 && length < 96 {
         return false;
     }
     (0..length).all(|bit| {
@@ -133,9 +119,10 @@ fn holds(range: &Address, address: IpAddr) -> bool {
     })
 }
 
-fn wide(address: &[u8]) -> Option<([u8; 16], u32)> {
-    if let Ok(four) = <[u8; 4]>::try_from(address) {
-        return Some((std::net::Ipv4Addr::from(four).to_ipv6_mapped().octets(), 96));
+/// An address as IPv6, and how many bits that adds to a prefix length.
+fn as_v6(address: &[u8]) -> Option<([u8; 16], u32)> {
+    if let Ok(v4) = <[u8; 4]>::try_from(address) {
+        return Some((std::net::Ipv4Addr::from(v4).to_ipv6_mapped().octets(), 96));
     }
     Some((address.try_into().ok()?, 0))
 }

@@ -1,16 +1,16 @@
-//! Names and addresses of a few, so that what one part of an input says meets what another does.
+//! Names and addresses from small sets, so that the parts of an input refer to each other.
 
 use std::net::{IpAddr, SocketAddr};
 
 use arbitrary::{Arbitrary, Result, Unstructured};
-use ztunnel::mesh::Identity;
+use mesh::Identity;
 
 use crate::naive::Caller;
 
 /// Namespaces, service accounts and the like.
 pub const NAMES: [&str; 4] = ["a", "b", "default", "aa"];
 
-/// One of a few.
+/// An element of a slice.
 ///
 /// # Errors
 /// When the input has ended.
@@ -18,13 +18,13 @@ pub fn one_of<T: Copy>(input: &mut Unstructured<'_>, of: &[T]) -> Result<T> {
     input.choose(of).copied()
 }
 
-/// One of a few addresses.
+/// One of seven addresses.
 ///
 /// # Errors
 /// When the input has ended.
 ///
 /// # Panics
-/// Never: the addresses are addresses.
+/// Never: each of them parses.
 pub fn address(input: &mut Unstructured<'_>) -> Result<IpAddr> {
     let all = [
         "10.0.0.1",

@@ -1,24 +1,24 @@
-//! What a certificate authority answers: pieces of a good answer and of others, in any order and
-//! damaged. What is accepted has the certificate that was issued for our key at its head.
+//! The answer of a certificate authority: pieces of a good answer and of others, in any order and
+//! damaged. An accepted chain starts with a certificate that was issued for our key.
 #![no_main]
 
 use std::sync::LazyLock;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
+use mesh::Identity;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     PKCS_ECDSA_P256_SHA256, SanType,
 };
-use ztunnel::fuzzing::ca::answered;
-use ztunnel::mesh::Identity;
+use upstream::ca::istiod::answer;
 use ztunnel_fuzz::pem;
 
 struct Answers {
     key: KeyPair,
     identity: Identity,
-    /// Good leaf, its intermediate, its root; another leaf of our key and name from an authority
-    /// that the root does not vouch for; a leaf of another key; a leaf of another name.
+    /// A good leaf, its intermediate, its root; a leaf for our key and name that another authority of
+    /// the same name signed; a leaf for another key; a leaf for another name.
     certificates: Vec<Vec<u8>>,
 }
 
@@ -43,31 +43,31 @@ static ANSWERS: LazyLock<Answers> = LazyLock::new(|| {
     let (root_key, root) = (key(), authority("root"));
     let root_certificate = root.self_signed(&root_key).unwrap();
     let root = Issuer::new(root, root_key);
-    let (between_key, between) = (key(), authority("between"));
-    let between_certificate = between.signed_by(&between_key, &root).unwrap();
-    let between = Issuer::new(between, between_key);
-    let (stranger_key, stranger) = (key(), authority("root"));
-    let stranger = Issuer::new(stranger, stranger_key);
+    let (intermediate_key, intermediate) = (key(), authority("intermediate"));
+    let intermediate_certificate = intermediate.signed_by(&intermediate_key, &root).unwrap();
+    let intermediate = Issuer::new(intermediate, intermediate_key);
+    let (impostor_key, impostor) = (key(), authority("root"));
+    let impostor = Issuer::new(impostor, impostor_key);
     let certificates = vec![
         leaf(name)
-            .signed_by(&ours, &between)
+            .signed_by(&ours, &intermediate)
             .unwrap()
             .der()
             .to_vec(),
-        between_certificate.der().to_vec(),
+        intermediate_certificate.der().to_vec(),
         root_certificate.der().to_vec(),
         leaf(name)
-            .signed_by(&ours, &stranger)
+            .signed_by(&ours, &impostor)
             .unwrap()
             .der()
             .to_vec(),
         leaf(name)
-            .signed_by(&key(), &between)
+            .signed_by(&key(), &intermediate)
             .unwrap()
             .der()
             .to_vec(),
         leaf("spiffe://td/ns/a/sa/c")
-            .signed_by(&ours, &between)
+            .signed_by(&ours, &intermediate)
             .unwrap()
             .der()
             .to_vec(),
@@ -89,11 +89,11 @@ enum Piece<'a> {
 
 fuzz_target!(|parts: Vec<Vec<Piece<'_>>>| {
     let all = &*ANSWERS;
-    let of = |which: u8| &all.certificates[usize::from(which) % all.certificates.len()];
+    let certificate = |which: u8| &all.certificates[usize::from(which) % all.certificates.len()];
     let text = |piece: &Piece<'_>| match piece {
-        Piece::Certificate(which) => pem("CERTIFICATE", of(*which)),
+        Piece::Certificate(which) => pem("CERTIFICATE", certificate(*which)),
         Piece::Damaged { which, at, with } => {
-            let mut der = of(*which).clone();
+            let mut der = certificate(*which).clone();
             let at = usize::from(*at) % der.len();
             der[at] ^= with;
             pem("CERTIFICATE", &der)
@@ -105,7 +105,7 @@ fuzz_target!(|parts: Vec<Vec<Piece<'_>>>| {
         .iter()
         .map(|part| part.iter().map(text).collect())
         .collect();
-    let read = answered(&texts, &all.key, &all.identity);
+    let read = answer::read(&texts, &all.key, &all.identity);
     let plain: Vec<Vec<u8>> = parts
         .iter()
         .map(|part| {
@@ -123,7 +123,7 @@ fuzz_target!(|parts: Vec<Vec<Piece<'_>>>| {
     if let Ok(issued) = read {
         let leaf = &*issued.chain[0];
         assert!(!issued.roots.is_empty());
-        // Somebody else's root may come with the answer: the authority is whom we trust.
+        // The root of another authority may be in the answer: the answer's sender is trusted.
         let known = [&all.certificates[0], &all.certificates[3]];
         assert!(known.iter().any(|known| leaf == known.as_slice()));
     }

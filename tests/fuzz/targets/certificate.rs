@@ -1,9 +1,9 @@
-//! A peer's certificate: who it is. An identity that is found stands in the certificate.
+//! A peer's certificate. An identity that is read from it is part of its bytes.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use rustls_pki_types::CertificateDer;
-use ztunnel::tls::identity_of;
+use tunnel::tls::identity_of;
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(identity) = identity_of(&CertificateDer::from(bytes)) {

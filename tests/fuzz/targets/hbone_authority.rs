@@ -1,14 +1,13 @@
-//! The authority of a CONNECT, and where it leads in a pod: never anywhere but to the pod, and
-//! never into the proxy.
+//! The authority of a CONNECT, and the address in a pod to which it leads: always the pod's own, and
+//! never a port of the proxy.
 #![no_main]
 
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use ztunnel::fuzzing::hbone::in_a_request;
-use ztunnel::fuzzing::path::target;
-use ztunnel::hbone::Authority;
-use ztunnel::mesh::{Snapshot, local};
+use mesh::inbound::{LocalEndpoint, target};
+use mesh::{Authority, PROXY_PORTS, Snapshot, Uid, local};
+use tunnel::hbone::to_http;
 
 const MESH: &str = r#"
 workloads:
@@ -23,8 +22,7 @@ services:
 - {name: two, namespace: b, hostname: two.example, vips: [/10.1.0.2], ports: {80: 8081}}
 "#;
 
-static MESH_OF_ONE: LazyLock<Snapshot> =
-    LazyLock::new(|| local::parse(MESH).unwrap().into_snapshot());
+static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(|| local::parse(MESH).unwrap().into_snapshot());
 
 fuzz_target!(|text: &str| {
     let Ok(authority) = text.parse::<Authority>() else {
@@ -32,26 +30,29 @@ fuzz_target!(|text: &str| {
     };
     let printed = authority.to_string();
     assert_eq!(printed.parse().as_ref(), Ok(&authority));
-    assert_eq!(in_a_request(&authority).unwrap().as_str(), printed);
+    assert_eq!(to_http(&authority).unwrap().as_str(), printed);
     assert_ne!(authority.port(), 0);
 
-    let mesh = &*MESH_OF_ONE;
-    for (uid, at) in [("pod", "10.0.0.1"), ("waypoint", "10.0.0.9")] {
-        let at = at.parse().unwrap();
-        let uid = ztunnel::mesh::Uid(format!("c//v1/Pod/a/{uid}").as_str().into());
+    let mesh = &*SNAPSHOT;
+    for (name, address) in [("pod", "10.0.0.1"), ("waypoint", "10.0.0.9")] {
+        let address = address.parse().unwrap();
+        let uid = Uid(format!("c//v1/Pod/a/{name}").as_str().into());
         let workload = mesh.workload_by_uid(&uid).unwrap();
-        let Some((to, asked)) = target(&authority, workload, (&[at], at), mesh) else {
+        let pod = LocalEndpoint {
+            workload,
+            addresses: &[address],
+            at: address,
+        };
+        let Ok(found) = target(&authority, pod, mesh) else {
             continue;
         };
-        assert!(
-            to.ip() == at || workload.workload_ips.contains(&to.ip()),
-            "{to}"
-        );
-        assert!(!ztunnel::pods::PROXY_PORTS.contains(&to.port()), "{to}");
-        assert_ne!(to.port(), 0);
+        let destination = found.destination;
+        assert!(pod.owns(destination.ip()), "{destination}");
+        assert!(!PROXY_PORTS.contains(&destination.port()), "{destination}");
+        assert_ne!(destination.port(), 0);
         match &authority {
-            Authority::Address(address) => assert_eq!(asked, *address),
-            Authority::Host(_, port) => assert_eq!(asked.port(), *port),
+            Authority::Address(address) => assert_eq!(found.dialled, *address),
+            Authority::Host(_, port) => assert_eq!(found.dialled.port(), *port),
         }
     }
 });

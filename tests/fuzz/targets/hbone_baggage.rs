@@ -1,10 +1,10 @@
-//! `baggage` headers of a peer, one a line. Whatever they say is bounded and printable, and what we would
-//! write of it reads the same.
+//! `baggage` headers of a peer, one a line. Every value that is read is bounded and printable, and
+//! reads the same after it was encoded.
 #![no_main]
 
 use http::HeaderValue;
 use libfuzzer_sys::fuzz_target;
-use ztunnel::hbone::Baggage;
+use tunnel::hbone::Baggage;
 
 fuzz_target!(|lines: &[u8]| {
     let headers: Vec<_> = lines
@@ -25,7 +25,7 @@ fuzz_target!(|lines: &[u8]| {
     for value in values.into_iter().flatten() {
         assert!(value.len() <= 253 && !value.chars().any(char::is_control));
     }
-    let written = read.encode();
-    assert_eq!(written.is_none(), read == Baggage::default());
-    assert_eq!(Baggage::decode(&written), read);
+    let encoded = read.encode();
+    assert_eq!(encoded.is_none(), read == Baggage::default());
+    assert_eq!(Baggage::decode(&encoded), read);
 });

@@ -1,18 +1,18 @@
-//! The local file. What is accepted makes a mesh in which everything of it is found.
+//! The local mesh file. Everything in an accepted file is found in the snapshot that it makes.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ztunnel::mesh::local;
+use mesh::local;
 
 fuzz_target!(|text: &str| {
-    let Ok(mesh) = local::parse(text) else {
+    let Ok(described) = local::parse(text) else {
         return;
     };
-    let snapshot = mesh.clone().into_snapshot();
-    assert_eq!(snapshot.workloads().len(), mesh.workloads.len());
-    assert_eq!(snapshot.services().len(), mesh.services.len());
-    assert_eq!(snapshot.policies().len(), mesh.policies.len());
-    for workload in &mesh.workloads {
+    let snapshot = described.clone().into_snapshot();
+    assert_eq!(snapshot.workloads().len(), described.workloads.len());
+    assert_eq!(snapshot.services().len(), described.services.len());
+    assert_eq!(snapshot.policies().len(), described.policies.len());
+    for workload in &described.workloads {
         assert_eq!(
             snapshot
                 .workload_by_uid(&workload.uid)
@@ -24,13 +24,13 @@ fuzz_target!(|text: &str| {
             assert_eq!(found.map(|found| &found.uid), Some(&workload.uid));
         }
     }
-    for service in &mesh.services {
+    for service in &described.services {
         assert_eq!(
             snapshot.service(&service.key()).map(|found| &**found),
             Some(service)
         );
     }
-    for policy in &mesh.policies {
+    for policy in &described.policies {
         assert_eq!(
             snapshot.policy(&policy.key()).map(|found| &**found),
             Some(policy)

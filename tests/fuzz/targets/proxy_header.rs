@@ -1,18 +1,18 @@
-//! The PROXY header that an application reads. The proxy only writes it; here it is read back by
-//! the specification (version 2, section 2.2) and has to say what was put in.
+//! The PROXY protocol header for an application. The proxy only writes it; this target reads it back as
+//! the specification says (version 2, section 2.2) and compares.
 #![no_main]
 
 use std::net::{IpAddr, SocketAddr};
 
 use libfuzzer_sys::fuzz_target;
-use ztunnel::fuzzing::path::proxy_header;
-use ztunnel::mesh::Identity;
+use mesh::Identity;
+use node::proxy::proxy_protocol;
 
-fuzz_target!(|said: ((IpAddr, u16), (IpAddr, u16), String)| {
-    let (client, server, identity) = said;
+fuzz_target!(|input: ((IpAddr, u16), (IpAddr, u16), String)| {
+    let (client, server, identity) = input;
     let (client, server) = (SocketAddr::from(client), SocketAddr::from(server));
     let identity: Option<Identity> = identity.parse().ok();
-    let header = proxy_header(client, server, identity.as_ref());
+    let header = proxy_protocol::header(client, server, identity.as_ref());
 
     let (signature, rest) = header.split_at(12);
     assert_eq!(signature, b"\r\n\r\n\0\r\nQUIT\n");
@@ -28,7 +28,7 @@ fuzz_target!(|said: ((IpAddr, u16), (IpAddr, u16), String)| {
         family => panic!("family {family:#x}"),
     };
     let address = |bytes: &[u8]| match <[u8; 4]>::try_from(bytes) {
-        Ok(four) => IpAddr::from(four),
+        Ok(v4) => IpAddr::from(v4),
         Err(_) => IpAddr::from(<[u8; 16]>::try_from(bytes).unwrap()),
     };
     let port = |bytes: &[u8]| u16::from_be_bytes([bytes[0], bytes[1]]);
@@ -39,19 +39,19 @@ fuzz_target!(|said: ((IpAddr, u16), (IpAddr, u16), String)| {
             port(&body[2 * width + 2..]),
         ),
     ];
-    for ((ip, port), said) in found.into_iter().zip([client, server]) {
+    for ((ip, port), expected) in found.into_iter().zip([client, server]) {
         assert_eq!(
             (ip.to_canonical(), port),
-            (said.ip().to_canonical(), said.port())
+            (expected.ip().to_canonical(), expected.port())
         );
     }
-    let told = &body[2 * width + 4..];
+    let extension = &body[2 * width + 4..];
     match identity {
-        None => assert!(told.is_empty()),
+        None => assert!(extension.is_empty()),
         Some(identity) => {
-            assert_eq!(told[0], 0xd0);
-            assert_eq!(usize::from(port(&told[1..])), told.len() - 3);
-            assert_eq!(&told[3..], identity.as_str().as_bytes());
+            assert_eq!(extension[0], 0xd0);
+            assert_eq!(usize::from(port(&extension[1..])), extension.len() - 3);
+            assert_eq!(&extension[3..], identity.as_str().as_bytes());
         }
     }
 });

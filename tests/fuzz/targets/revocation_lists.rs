@@ -1,20 +1,33 @@
-//! A file of revocation lists. A list in DER is the same list when it is wrapped in PEM.
+//! A file of certificate revocation lists. A list in DER is the same list when it is wrapped in PEM.
 #![no_main]
 
+use std::path::Path;
+
 use libfuzzer_sys::fuzz_target;
-use ztunnel::fuzzing::tls::revocation_lists;
+use tunnel::tls::RevocationList;
+
+fn parse(bytes: &[u8]) -> Option<Vec<RevocationList>> {
+    RevocationList::parse_all(Path::new("crl.pem"), bytes).ok()
+}
 
 fuzz_target!(|bytes: &[u8]| {
-    let Some(lists) = revocation_lists(bytes) else {
+    let Some(lists) = parse(bytes) else {
         return;
     };
     assert!((1..=256).contains(&lists.len()));
-    for (issuer, revoked) in &lists {
-        // A serial number takes three bytes of DER and its date fifteen at least.
-        assert!(issuer.chars().count() <= 256 && *revoked <= bytes.len() / 18);
+    for list in &lists {
+        // An entry takes at least three bytes of DER for the serial number and fifteen for the date.
+        assert!(list.issuer().chars().count() <= 256 && list.revoked() <= bytes.len() / 18);
     }
     if bytes.first() == Some(&0x30) {
         let pem = ztunnel_fuzz::pem("X509 CRL", bytes);
-        assert_eq!(revocation_lists(pem.as_bytes()), Some(lists));
+        let again = parse(pem.as_bytes()).unwrap();
+        assert!(again == lists);
+        let numbers = |lists: &[RevocationList]| -> Vec<_> {
+            let all = lists.iter();
+            all.map(|list| (list.issuer().to_owned(), list.revoked()))
+                .collect()
+        };
+        assert_eq!(numbers(&again), numbers(&lists));
     }
 });

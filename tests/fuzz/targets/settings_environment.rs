@@ -1,10 +1,11 @@
-//! The environment: names that mean something with any values, and any other name.
+//! The environment: known variables with any value, and unknown ones.
 #![no_main]
+
+use std::path::Path;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use ztunnel::config::Environment;
-use ztunnel::fuzzing::config::settings;
+use settings::{Environment, Overrides, SettingsFile, from_text};
 
 const NAMES: &[&str] = &[
     "NODE_NAME",
@@ -68,8 +69,8 @@ struct Variable<'a> {
     value: &'a str,
 }
 
-fuzz_target!(|said: (Vec<Variable<'_>>, &str)| {
-    let (variables, named) = said;
+fuzz_target!(|input: (Vec<Variable<'_>>, &str)| {
+    let (variables, named) = input;
     let pairs = variables.iter().map(|variable| {
         let known = NAMES.get(usize::from(variable.name));
         let name = known.copied().unwrap_or(variable.other);
@@ -78,7 +79,12 @@ fuzz_target!(|said: (Vec<Variable<'_>>, &str)| {
     let Ok(environment) = Environment::read(pairs) else {
         return;
     };
-    if let Ok(read) = settings("", &environment, named) {
-        assert!(read.threads.get() > 0);
+    let file = SettingsFile {
+        path: Path::new(""),
+        text: "",
+    };
+    let read_file = |_: &Path| Ok(named.to_owned());
+    if let Ok(settings) = from_text(file, &environment, &Overrides::default(), read_file) {
+        assert!(settings.threads.get() > 0);
     }
 });

@@ -1,17 +1,29 @@
-//! The settings file and, behind a line `---`, the local file that it may name. Bad settings are an error; what is
-//! accepted is the same when it is read again.
+//! A settings file and, after a line `---`, the content of each file that it names. Settings that are
+//! accepted are the same when they are read again.
 #![no_main]
 
+use std::path::Path;
+
 use libfuzzer_sys::fuzz_target;
-use ztunnel::config::Environment;
-use ztunnel::fuzzing::config::settings;
+use settings::{ConfigError, Environment, Overrides, Settings, SettingsFile, from_text};
+
+fn read(text: &str, named: &str) -> Result<Settings, ConfigError> {
+    let path = Path::new("settings.yaml");
+    let file = SettingsFile { path, text };
+    let read_file = |_: &Path| Ok(named.to_owned());
+    from_text(
+        file,
+        &Environment::default(),
+        &Overrides::default(),
+        read_file,
+    )
+}
 
 fuzz_target!(|text: &str| {
     let (file, named) = text.split_once("\n---\n").unwrap_or((text, ""));
-    let environment = Environment::default();
-    if let Ok(read) = settings(file, &environment, named) {
-        let again = settings(file, &environment, named).unwrap();
-        assert_eq!(format!("{read:?}"), format!("{again:?}"));
-        assert!(read.threads.get() > 0 && !read.trust_domain.is_empty());
+    if let Ok(settings) = read(file, named) {
+        let again = read(file, named).unwrap();
+        assert_eq!(format!("{settings:?}"), format!("{again:?}"));
+        assert!(settings.threads.get() > 0 && !settings.trust_domain.is_empty());
     }
 });

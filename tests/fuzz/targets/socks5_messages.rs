@@ -1,30 +1,33 @@
-//! The messages of a SOCKS client: one that comes in pieces is read as one that comes whole, and
-//! reading never wants more than a message can be long.
+//! The messages of a SOCKS client. A message that arrives in pieces is decoded as one that arrives
+//! whole, and the decoder never asks for more than the longest message.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ztunnel::path::socks5::message::{Progress, greeting, request};
+use node::proxy::socks5::message::{Progress, greeting, request};
 
-/// The longest message: a request with a name of 255 bytes.
+/// The longest message: a request for a name of 255 bytes.
 const LONGEST: usize = 4 + 1 + 255 + 2;
 
-fn read<T: PartialEq + std::fmt::Debug, E>(
+fn decode<T: PartialEq + std::fmt::Debug, E>(
     bytes: &[u8],
-    one: impl Fn(&[u8]) -> Result<Progress<T>, E>,
+    decoder: impl Fn(&[u8]) -> Result<Progress<T>, E>,
 ) {
-    let mut have = 0;
+    let mut received = 0;
     loop {
-        match one(&bytes[..have]) {
+        match decoder(&bytes[..received]) {
             Ok(Progress::Needs(length)) => {
-                assert!(length > have && length <= LONGEST, "{length} after {have}");
+                assert!(
+                    length > received && length <= LONGEST,
+                    "{length} after {received}"
+                );
                 if length > bytes.len() {
                     return;
                 }
-                have = length;
+                received = length;
             }
-            // What comes behind a message is not looked at.
-            Ok(Progress::Done(read)) => {
-                assert!(matches!(one(bytes), Ok(Progress::Done(whole)) if whole == read));
+            // The decoder ignores bytes that follow the message.
+            Ok(Progress::Done(message)) => {
+                assert!(matches!(decoder(bytes), Ok(Progress::Done(whole)) if whole == message));
                 return;
             }
             Err(_refused) => return,
@@ -33,6 +36,6 @@ fn read<T: PartialEq + std::fmt::Debug, E>(
 }
 
 fuzz_target!(|bytes: &[u8]| {
-    read(bytes, greeting);
-    read(bytes, request);
+    decode(bytes, greeting);
+    decode(bytes, request);
 });

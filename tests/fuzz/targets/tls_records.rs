@@ -1,46 +1,171 @@
-//! The record layer of an established session against a naive peer: what the peer sent as data is
-//! what is read, in any pieces; what breaks the protocol ends the session and gives out nothing
+//! The record layer of an accepted session against a naive peer. What the peer sent as data is what is
+//! read, however the bytes arrive. A peer that breaks the protocol ends the session, and nothing is read
 //! that was not sent.
+//!
+//! Each run starts with a handshake: stock rustls plays the client and then gives its keys away.
 #![no_main]
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll, Waker};
 
 use arbitrary::Arbitrary;
-use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use libfuzzer_sys::fuzz_target;
-use ztunnel::fuzzing::tls::{Looked, Receiver, Schedules};
+use mesh::Identity;
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    PKCS_ECDSA_P256_SHA256, SanType,
+};
+use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
+use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
+use rustls::kernel::KernelConnection;
+use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
+use rustls::{ClientConfig, ConnectionTrafficSecrets, RootCertStore};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tunnel::tls::{Credentials, Issued, Revocations, Stream, accept};
 
 const DATA: u8 = 23;
 const HANDSHAKE: u8 = 22;
 const ALERT: u8 = 21;
+const SERVER_NAME: &str = "server";
+const SERVER_IDENTITY: &str = "spiffe://td/ns/a/sa/b";
+/// The longest content of a record, and what padding may bring it to (RFC 8446, section 5.2).
+const MAX_CONTENT: usize = 16384;
+const MAX_PADDED: usize = 16640 - 17;
+/// The records without data that the receiver accepts in a row.
+const MAX_FRUITLESS: u8 = 32;
 
 #[derive(Debug, Arbitrary)]
 enum Step<'a> {
-    /// Good data with padding.
-    Data {
-        length: u16,
-        padding: u8,
-    },
-    KeyUpdate {
-        answer: bool,
-    },
+    /// A valid data record with padding.
+    Data { length: u16, padding: u8 },
+    /// A key update that may request another one.
+    KeyUpdate { request: bool },
+    /// The end of the peer's data.
     CloseNotify,
-    /// A sealed record with anything inside.
+    /// A sealed record of any type with any content.
     Sealed(u8, &'a [u8]),
-    /// Bytes that nobody sealed.
+    /// Bytes that are not a sealed record.
     Raw(&'a [u8]),
-    /// A good record, damaged.
-    Damaged {
-        at: u8,
-        with: u8,
-    },
-    /// The reader looks.
+    /// A valid record with one changed byte.
+    Damaged { at: u8, with: u8 },
+    /// So many bytes of those sent arrive, and are read.
+    Arrive(u16),
+    /// All bytes arrive, and are read into a buffer of this size.
     Read(u16),
-    Park,
 }
 
-/// Seals as RFC 8446, section 5.2 says.
+/// The server's end of a connection.
+#[derive(Clone, Default)]
+struct Socket(Rc<RefCell<Pipes>>);
+
+#[derive(Default)]
+struct Pipes {
+    to_server: VecDeque<u8>,
+    to_client: Vec<u8>,
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let arrived = &mut self.0.borrow_mut().to_server;
+        if arrived.is_empty() {
+            return Poll::Pending;
+        }
+        let (front, _) = arrived.as_slices();
+        let count = front.len().min(out.remaining());
+        out.put_slice(&front[..count]);
+        arrived.drain(..count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.0.borrow_mut().to_client.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What both ends need for a handshake.
+struct Ends {
+    server: Credentials,
+    client: Arc<ClientConfig>,
+}
+
+static ENDS: LazyLock<Ends> = LazyLock::new(|| {
+    let key = || KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root_key = key();
+    let root = params.self_signed(&root_key).unwrap().der().clone();
+    let authority = Issuer::new(params, root_key);
+    let issue = |uri: &str| {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![
+            SanType::URI(uri.try_into().unwrap()),
+            SanType::DnsName(SERVER_NAME.try_into().unwrap()),
+        ];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let key = key();
+        let certificate = params.signed_by(&key, &authority).unwrap();
+        Issued {
+            chain: vec![certificate.der().clone()],
+            key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+            roots: vec![root.clone()],
+        }
+    };
+    let identity: Identity = SERVER_IDENTITY.parse().unwrap();
+    let server =
+        Credentials::new(&identity, issue(SERVER_IDENTITY), &Revocations::default()).unwrap();
+    let mut provider = default_provider();
+    provider.cipher_suites = vec![cipher_suite::TLS13_AES_128_GCM_SHA256];
+    provider.kx_groups = vec![kx_group::X25519];
+    let mut roots = RootCertStore::empty();
+    roots.add(root.clone()).unwrap();
+    let own = issue("spiffe://td/ns/a/sa/a");
+    let mut client = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(own.chain, own.key)
+        .unwrap();
+    client.alpn_protocols = vec![b"h2".to_vec()];
+    client.enable_secret_extraction = true;
+    client.resumption = rustls::client::Resumption::disabled();
+    Ends {
+        server,
+        client: Arc::new(client),
+    }
+});
+
+/// The client, after the handshake. It seals as RFC 8446, section 5.2 says.
 struct Peer {
+    schedule: KernelConnection<ClientConnectionData>,
     key: LessSafeKey,
     iv: [u8; 12],
     sequence: u64,
@@ -64,134 +189,183 @@ impl Peer {
             .unwrap();
         [&header[..], &inner].concat()
     }
+
+    /// Changes to the next key.
+    fn update_key(&mut self) {
+        let (sequence, secrets) = self.schedule.update_tx_secret().unwrap();
+        (self.key, self.iv) = cipher(&secrets);
+        self.sequence = sequence;
+    }
 }
 
-thread_local! {
-    static SCHEDULES: RefCell<Option<Schedules>> = const { RefCell::new(None) };
+fn cipher(secrets: &ConnectionTrafficSecrets) -> (LessSafeKey, [u8; 12]) {
+    let ConnectionTrafficSecrets::Aes128Gcm { key, iv } = secrets else {
+        panic!("the client offers AES-128-GCM only");
+    };
+    let key = UnboundKey::new(&AES_128_GCM, key.as_ref()).unwrap();
+    (LessSafeKey::new(key), iv.as_ref().try_into().unwrap())
+}
+
+/// Runs a handshake; returns the session and its peer.
+fn connect(socket: &Socket) -> (Stream<Socket>, Peer) {
+    let name = SERVER_NAME.try_into().unwrap();
+    let mut client = UnbufferedClientConnection::new(ENDS.client.clone(), name).unwrap();
+    let mut accepting = pin!(accept(socket.clone(), &ENDS.server));
+    let mut context = Context::from_waker(Waker::noop());
+    let mut received = Vec::new();
+    let stream = loop {
+        let UnbufferedStatus { discard, state, .. } = client.process_tls_records(&mut received);
+        match state.unwrap() {
+            ConnectionState::EncodeTlsData(mut data) => {
+                let mut record = vec![0; MAX_CONTENT];
+                let length = data.encode(&mut record).unwrap();
+                let to_server = &mut socket.0.borrow_mut().to_server;
+                to_server.extend(&record[..length]);
+            }
+            ConnectionState::TransmitTlsData(data) => data.done(),
+            ConnectionState::BlockedHandshake => {
+                assert!(accepting.as_mut().poll(&mut context).is_pending());
+                received.append(&mut socket.0.borrow_mut().to_client);
+            }
+            ConnectionState::WriteTraffic(_) => match accepting.as_mut().poll(&mut context) {
+                Poll::Ready(stream) => break stream.unwrap(),
+                Poll::Pending => panic!("the handshake is not complete"),
+            },
+            state => panic!("unexpected state of the client: {state:?}"),
+        }
+        received.drain(..discard);
+    };
+    let (secrets, schedule) = client.dangerous_into_kernel_connection().unwrap();
+    let (sequence, secrets) = secrets.tx;
+    let (key, iv) = cipher(&secrets);
+    let peer = Peer {
+        schedule,
+        key,
+        iv,
+        sequence,
+    };
+    (stream, peer)
 }
 
 struct Session {
-    receiver: Receiver,
-    schedules: Schedules,
-    /// On the way to the receiver.
-    wire: Vec<u8>,
+    stream: Stream<Socket>,
+    socket: Socket,
+    /// Sent and not arrived.
+    sent: VecDeque<u8>,
     read: Vec<u8>,
     over: bool,
 }
 
 impl Session {
-    /// Lets the receiver have what is on the wire, and reads until there is no more.
-    fn look(&mut self, room: usize) {
-        // A byte at a time would take all day where much is waiting.
-        let room = room.max(1 + self.wire.len() / 1024);
+    /// Lets bytes arrive and reads, into a buffer of `size`, until the session wants more bytes.
+    fn read(&mut self, arriving: usize, size: usize) {
+        let count = arriving.min(self.sent.len());
+        let arrived = self.sent.drain(..count);
+        self.socket.0.borrow_mut().to_server.extend(arrived);
+        // A small buffer takes too many reads where many bytes wait.
+        let mut memory = vec![0; size.max(1 + count / 1024)];
+        let mut context = Context::from_waker(Waker::noop());
         while !self.over {
-            let count = self.receiver.arrive(&self.wire);
-            self.wire.drain(..count);
-            match self
-                .receiver
-                .read(&mut self.schedules, room, &mut self.read)
-            {
-                Err(_) | Ok(Looked::Closed) => self.over = true,
-                Ok(Looked::Full) => {}
-                Ok(Looked::Hungry) if self.wire.is_empty() => break,
-                Ok(Looked::Hungry) => {}
-            }
-            if self.receiver.answer().is_err() {
-                self.over = true;
+            let mut out = ReadBuf::new(&mut memory);
+            match Pin::new(&mut self.stream).poll_read(&mut context, &mut out) {
+                Poll::Pending => break,
+                Poll::Ready(Err(_)) => self.over = true,
+                Poll::Ready(Ok(())) if out.filled().is_empty() => self.over = true,
+                Poll::Ready(Ok(())) => self.read.extend_from_slice(out.filled()),
             }
         }
     }
 }
 
+/// What the receiver may read, and what it has to.
+#[derive(Default)]
+struct Model {
+    /// The content of all data records.
+    data: Vec<u8>,
+    /// Records without data in a row.
+    fruitless: u8,
+    /// The peer has broken the protocol or closed, so that not all of the data has to be read.
+    ended: bool,
+}
+
+impl Model {
+    /// A record without data is empty.
+    fn record(&mut self, data: &[u8]) {
+        self.data.extend_from_slice(data);
+        self.fruitless = match data {
+            [] => self.fruitless.saturating_add(1),
+            _ => 0,
+        };
+        self.ended |= self.fruitless > MAX_FRUITLESS;
+    }
+}
+
 fuzz_target!(|steps: Vec<Step<'_>>| {
-    let kept = SCHEDULES.with_borrow_mut(Option::take);
-    let schedules = kept.unwrap_or_else(|| ztunnel_fuzz::block_on(Schedules::new()));
-    let mut peer = Peer {
-        key: LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[5; 32]).unwrap()),
-        iv: [6; 12],
-        sequence: 0,
-    };
+    let socket = Socket::default();
+    let (stream, mut peer) = connect(&socket);
     let mut session = Session {
-        receiver: Receiver::new([5; 32], [6; 12]).unwrap(),
-        schedules,
-        wire: Vec::new(),
+        stream,
+        socket,
+        sent: VecDeque::new(),
         read: Vec::new(),
         over: false,
     };
-    let mut sent = Vec::new();
-    // The naive peer can say what is read as long as it keeps to the protocol.
-    let (mut sure, mut updated, mut fruitless) = (true, false, 0_u8);
+    let mut model = Model::default();
     for step in steps {
-        match step {
-            Step::Data { length, padding } => {
-                let content: Vec<u8> = (0..length % 16385)
-                    .map(|at| (at % 251) as u8 ^ length as u8)
-                    .collect();
-                if sure {
-                    fruitless = if content.is_empty() { fruitless + 1 } else { 0 };
-                    sure = fruitless <= 32;
-                }
-                if sure {
-                    sent.extend_from_slice(&content);
-                }
-                let padding = usize::from(padding).min(16640 - 17 - content.len());
-                let record = peer.seal(DATA, &content, padding);
-                session.wire.extend(record);
-            }
-            Step::KeyUpdate { answer } => {
-                let record = peer.seal(HANDSHAKE, &[24, 0, 0, 1, u8::from(answer)], 0);
-                session.wire.extend(record);
-                fruitless = fruitless.saturating_add(1);
-                sure = sure && fruitless <= 32;
-                updated = true;
-                if let Some((key, iv)) = session.schedules.next_of_peer() {
-                    let key = UnboundKey::new(&AES_128_GCM, &key).unwrap();
-                    peer = Peer {
-                        key: LessSafeKey::new(key),
-                        iv,
-                        sequence: 0,
-                    };
-                } else {
-                    sure = false;
-                }
-            }
-            Step::CloseNotify => {
-                let record = peer.seal(ALERT, &[1, 0], 0);
-                session.wire.extend(record);
-                session.look(1 << 16);
-                sure = false;
-            }
-            Step::Sealed(kind, content) if content.len() <= 16384 => {
-                let record = peer.seal(kind, content, 0);
-                session.wire.extend(record);
-                sure = false;
-                updated = true;
-            }
-            Step::Sealed(..) => {}
-            Step::Raw(bytes) => {
-                sure = sure && bytes.is_empty();
-                session.wire.extend_from_slice(bytes);
-            }
-            Step::Damaged { at, with } => {
-                let mut record = peer.seal(DATA, b"never to be read", 0);
-                let at = usize::from(at) % record.len();
-                record[at] ^= with | 1;
-                session.wire.extend(record);
-                sure = false;
-            }
-            Step::Read(room) => session.look(usize::from(room)),
-            Step::Park => session.receiver.park(),
-        }
-        let count = session.read.len().min(sent.len());
-        assert_eq!(session.read[..count], sent[..count]);
+        run(step, &mut peer, &mut session, &mut model);
+        assert!(model.data.starts_with(&session.read));
     }
-    session.look(1 << 14);
-    if sure {
-        assert!(!session.over, "a peer that keeps to the protocol is heard");
-        assert_eq!(session.read, sent);
-    }
-    // After a key update the two schedules may have gone apart.
-    if !updated {
-        SCHEDULES.set(Some(session.schedules));
+    session.read(usize::MAX, 1 << 14);
+    assert!(model.data.starts_with(&session.read));
+    if !model.ended {
+        assert!(!session.over, "the session of a correct peer has ended");
+        assert!(session.read == model.data);
     }
 });
+
+fn run(step: Step<'_>, peer: &mut Peer, session: &mut Session, model: &mut Model) {
+    match step {
+        Step::Data { length, padding } => {
+            let content: Vec<u8> = (0..usize::from(length) % (MAX_CONTENT + 1))
+                .map(|at| (at % 251) as u8 ^ length as u8)
+                .collect();
+            model.record(&content);
+            let padding = usize::from(padding).min(MAX_PADDED - content.len());
+            session.sent.extend(peer.seal(DATA, &content, padding));
+        }
+        Step::KeyUpdate { request } => {
+            let message = [24, 0, 0, 1, u8::from(request)];
+            model.record(&[]);
+            session.sent.extend(peer.seal(HANDSHAKE, &message, 0));
+            peer.update_key();
+        }
+        Step::CloseNotify => {
+            session.sent.extend(peer.seal(ALERT, &[1, 0], 0));
+            model.ended = true;
+        }
+        Step::Sealed(kind, content) => {
+            let content = &content[..content.len().min(MAX_CONTENT)];
+            session.sent.extend(peer.seal(kind, content, 0));
+            // The type of a record is its last byte that is not zero.
+            let inner = [content, &[kind]].concat();
+            let end = inner.iter().rposition(|byte| *byte != 0);
+            if let Some(end) = end.filter(|end| inner[*end] == DATA) {
+                model.record(&inner[..end]);
+            }
+            model.ended = true;
+        }
+        Step::Raw(bytes) => {
+            model.ended |= !bytes.is_empty();
+            session.sent.extend(bytes);
+        }
+        Step::Damaged { at, with } => {
+            let mut record = peer.seal(DATA, b"never read", 0);
+            let at = usize::from(at) % record.len();
+            record[at] ^= with | 1;
+            session.sent.extend(record);
+            model.ended = true;
+        }
+        Step::Arrive(count) => session.read(usize::from(count), 1 << 12),
+        Step::Read(size) => session.read(usize::MAX, usize::from(size)),
+    }
+}

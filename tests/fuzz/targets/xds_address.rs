@@ -1,12 +1,13 @@
-//! Any bytes as an `istio.workload.Address`. What is accepted says the same after it was encoded
-//! anew, is found in a mesh by everything that it claims, and leaves nothing behind when it goes.
+//! Any bytes as an `istio.workload.Address`. An accepted resource decodes the same after it was encoded
+//! again, is found in a snapshot by each of its names and addresses, and leaves nothing behind when it is
+//! removed.
 #![no_main]
 
+use api::istio::workload::Address;
 use libfuzzer_sys::fuzz_target;
+use mesh::{Change, Interner, Snapshot};
 use prost::Message as _;
-use ztunnel::mesh::{Change, Interner, Snapshot};
-use ztunnel::xds::decode::decode_address;
-use ztunnel::xds::proto::istio::workload::Address;
+use upstream::ads::decode::decode_address;
 
 fuzz_target!(|bytes: &[u8]| {
     let mut texts = Interner::new();
@@ -19,39 +20,44 @@ fuzz_target!(|bytes: &[u8]| {
         Ok(&change)
     );
 
-    let mut mesh = Snapshot::default();
-    assert!(mesh.apply(change.clone()));
+    let mut snapshot = Snapshot::default();
+    assert!(snapshot.apply(change.clone()));
     assert!(
-        !mesh.apply(change.clone()),
-        "told once more, it changes nothing"
+        !snapshot.apply(change.clone()),
+        "the same change again changes nothing"
     );
     let removal = match change {
         Change::Workload(workload) => {
             assert_eq!(
-                mesh.workload_by_uid(&workload.uid).map(|found| &**found),
+                snapshot
+                    .workload_by_uid(&workload.uid)
+                    .map(|found| &**found),
                 Some(&*workload)
             );
             for address in &workload.workload_ips {
-                let found = mesh.workload_by_address(&workload.network, *address);
+                let found = snapshot.workload_by_address(&workload.network, *address);
                 assert_eq!(found.map(|found| &found.uid), Some(&workload.uid));
             }
-            assert_eq!(workload.identity.trust_domain().is_empty(), false);
+            assert!(!workload.identity.trust_domain().is_empty());
             Change::RemoveWorkload(workload.uid.clone())
         }
         Change::Service(service) => {
             assert_eq!(
-                mesh.service(&service.key()).map(|found| &**found),
+                snapshot.service(&service.key()).map(|found| &**found),
                 Some(&*service)
             );
             for vip in &service.vips {
-                let found = mesh.service_by_vip(&vip.network, vip.address);
+                let found = snapshot.service_by_vip(&vip.network, vip.address);
                 assert_eq!(found.map(|found| found.key()), Some(service.key()));
             }
             Change::RemoveService(service.key())
         }
-        other => panic!("an address is {other:?}"),
+        other => panic!("an address decoded to {other:?}"),
     };
-    assert!(mesh.apply(removal.clone()));
-    assert!(!mesh.apply(removal));
-    assert_eq!((mesh.workloads().len(), mesh.services().len()), (0, 0));
+    assert!(snapshot.apply(removal.clone()));
+    assert!(!snapshot.apply(removal));
+    assert_eq!(
+        (snapshot.workloads().len(), snapshot.services().len()),
+        (0, 0)
+    );
 });

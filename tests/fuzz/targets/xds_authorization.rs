@@ -1,13 +1,13 @@
-//! Any bytes as an `istio.security.Authorization`. What is accepted without a doubt decides as
-//! the documentation says; with doubts it is never looser: it allows no more, and denies no less.
+//! Any bytes as an `istio.security.Authorization`. A policy that is decoded without doubts decides as the
+//! documentation says. One with doubts allows no more and denies no less.
 #![no_main]
 
+use api::istio::security::Authorization;
 use arbitrary::Unstructured;
 use libfuzzer_sys::fuzz_target;
+use mesh::{Action, Interner, PolicyContext};
 use prost::Message as _;
-use ztunnel::mesh::{Action, Interner, PolicyContext};
-use ztunnel::xds::decode::decode_authorization;
-use ztunnel::xds::proto::istio::security::Authorization;
+use upstream::ads::decode::decode_authorization;
 use ztunnel_fuzz::naive::{self, Caller};
 
 fuzz_target!(|bytes: &[u8]| {

@@ -1,23 +1,22 @@
-//! Policies of a mesh, and a connection: the verdict is that of the documentation's words.
+//! Policies and a connection. The verdict is that of an evaluator that follows the documentation.
 #![no_main]
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use arbitrary::{Arbitrary, Result, Unstructured};
-use libfuzzer_sys::fuzz_target;
-use prost::Message as _;
-use prost_types::Any;
-use ztunnel::mesh::Workload;
-use ztunnel::path::authorize::{Arrival, authorize};
-use ztunnel::xds::AUTHORIZATION_TYPE;
-use ztunnel::xds::Intake;
-use ztunnel::xds::proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
-use ztunnel::xds::proto::istio::security::{
+use api::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
+use api::istio::security::{
     Address, Authorization, Clause, Match, Rule, Scope, ServiceAccountMatch, StringMatch,
     string_match::MatchType,
 };
+use arbitrary::{Arbitrary, Result, Unstructured};
+use libfuzzer_sys::fuzz_target;
+use mesh::Workload;
+use mesh::authorize::{InboundRequest, authorize};
+use prost::Message as _;
+use prost_types::Any;
+use upstream::ads::{AUTHORIZATION_TYPE, Intake};
 use ztunnel_fuzz::naive::{self, Caller};
 use ztunnel_fuzz::world::{NAMES, address, one_of};
 
@@ -32,7 +31,7 @@ impl<'a> Arbitrary<'a> for Policies {
     }
 }
 
-fn few<'a, T>(
+fn up_to<'a, T>(
     input: &mut Unstructured<'a>,
     most: usize,
     each: impl Fn(&mut Unstructured<'a>) -> Result<T>,
@@ -41,15 +40,15 @@ fn few<'a, T>(
     (0..count).map(|_| each(input)).collect()
 }
 
-/// Mostly nothing, so that the kinds that are set have a chance to agree.
-fn seldom<'a, T>(
+/// Mostly empty, so that the kinds that are set match together often enough.
+fn rarely<'a, T>(
     input: &mut Unstructured<'a>,
     each: impl Fn(&mut Unstructured<'a>) -> Result<T>,
 ) -> Result<Vec<T>> {
     if input.ratio(3, 4)? {
         return Ok(Vec::new());
     }
-    few(input, 2, each)
+    up_to(input, 2, each)
 }
 
 fn policy(input: &mut Unstructured<'_>, at: usize) -> Result<Authorization> {
@@ -61,11 +60,11 @@ fn policy(input: &mut Unstructured<'_>, at: usize) -> Result<Authorization> {
             &[Scope::Global, Scope::Namespace, Scope::WorkloadSelector],
         )? as i32,
         action: input.int_in_range(0..=1)?,
-        rules: few(input, 2, |input| {
+        rules: up_to(input, 2, |input| {
             Ok(Rule {
-                clauses: few(input, 2, |input| {
+                clauses: up_to(input, 2, |input| {
                     Ok(Clause {
-                        matches: few(input, 2, kinds)?,
+                        matches: up_to(input, 2, kinds)?,
                     })
                 })?,
             })
@@ -77,18 +76,18 @@ fn policy(input: &mut Unstructured<'_>, at: usize) -> Result<Authorization> {
 
 fn kinds(input: &mut Unstructured<'_>) -> Result<Match> {
     Ok(Match {
-        namespaces: seldom(input, text)?,
-        not_namespaces: seldom(input, text)?,
-        principals: seldom(input, text)?,
-        not_principals: seldom(input, text)?,
-        source_ips: seldom(input, range)?,
-        not_source_ips: seldom(input, range)?,
-        destination_ips: seldom(input, range)?,
-        not_destination_ips: seldom(input, range)?,
-        destination_ports: seldom(input, |input| one_of(input, &[0, 80, 81]))?,
-        not_destination_ports: seldom(input, |input| one_of(input, &[0, 80, 81]))?,
-        service_accounts: seldom(input, account)?,
-        not_service_accounts: seldom(input, account)?,
+        namespaces: rarely(input, text)?,
+        not_namespaces: rarely(input, text)?,
+        principals: rarely(input, text)?,
+        not_principals: rarely(input, text)?,
+        source_ips: rarely(input, range)?,
+        not_source_ips: rarely(input, range)?,
+        destination_ips: rarely(input, range)?,
+        not_destination_ips: rarely(input, range)?,
+        destination_ports: rarely(input, |input| one_of(input, &[0, 80, 81]))?,
+        not_destination_ports: rarely(input, |input| one_of(input, &[0, 80, 81]))?,
+        service_accounts: rarely(input, account)?,
+        not_service_accounts: rarely(input, account)?,
         extensions: Vec::new(),
     })
 }
@@ -119,9 +118,9 @@ fn text(input: &mut Unstructured<'_>) -> Result<StringMatch> {
 
 fn range(input: &mut Unstructured<'_>) -> Result<Address> {
     let (bytes, longest) = match address(input)? {
-        IpAddr::V4(four) if input.ratio(1, 4)? => (four.to_ipv6_mapped().octets().to_vec(), 128),
-        IpAddr::V4(four) => (four.octets().to_vec(), 32),
-        IpAddr::V6(six) => (six.octets().to_vec(), 128),
+        IpAddr::V4(v4) if input.ratio(1, 4)? => (v4.to_ipv6_mapped().octets().to_vec(), 128),
+        IpAddr::V4(v4) => (v4.octets().to_vec(), 32),
+        IpAddr::V6(v6) => (v6.octets().to_vec(), 128),
     };
     Ok(Address {
         address: bytes.into(),
@@ -136,43 +135,43 @@ fn account(input: &mut Unstructured<'_>) -> Result<ServiceAccountMatch> {
     })
 }
 
-fuzz_target!(|said: (Policies, Caller, Vec<u8>)| {
-    let (Policies(policies), caller, listed) = said;
+fuzz_target!(|input: (Policies, Caller, Vec<u8>)| {
+    let (Policies(policies), caller, listed) = input;
     let mut workload = Workload::new("w", "w", "a", "default").unwrap();
     let keys = listed
         .iter()
         .filter_map(|at| policies.get(usize::from(*at)))
         .map(|policy| Arc::from(format!("{}/{}", policy.namespace, policy.name)));
-    // A workload that was read names none twice.
+    // A decoded workload names no policy twice.
     let keys: BTreeSet<Arc<str>> = keys.collect();
     workload.authorization_policies = keys.into_iter().collect();
 
-    let mut taken = Intake::new("td");
+    let mut intake = Intake::new("td");
     let response = DeltaDiscoveryResponse {
         type_url: AUTHORIZATION_TYPE.to_owned(),
         resources: policies.iter().map(resource).collect(),
         ..DeltaDiscoveryResponse::default()
     };
-    let refused = ztunnel_fuzz::block_on(taken.take(response));
+    let refused = ztunnel_fuzz::block_on(intake.take(response));
     assert_eq!(refused, Some(0), "{policies:?}");
 
-    let apply = policies.iter().filter(|policy| applies(policy, &workload));
-    let arrival = Arrival {
+    let applying = policies.iter().filter(|policy| applies(policy, &workload));
+    let request = InboundRequest {
         workload: &workload,
         source: caller.identity.as_ref(),
         source_ip: caller.source,
         destination: caller.destination,
     };
-    let judgement = authorize(&arrival, &taken.mesh);
-    let apply: Vec<_> = apply.cloned().collect();
-    let expected = naive::allowed(&apply, &caller);
+    let decision = authorize(&request, &intake.mesh);
+    let applying: Vec<_> = applying.cloned().collect();
+    let expected = naive::allowed(&applying, &caller);
     assert_eq!(
-        judgement.verdict.is_allow(),
+        decision.verdict.is_allow(),
         expected,
-        "{apply:#?} {caller:?}"
+        "{applying:#?} {caller:?}"
     );
-    let trials = apply.iter().filter(|policy| policy.dry_run).count();
-    assert_eq!(judgement.dry_runs.len(), trials);
+    let dry_runs = applying.iter().filter(|policy| policy.dry_run).count();
+    assert_eq!(decision.dry_runs.len(), dry_runs);
 });
 
 fn applies(policy: &Authorization, workload: &Workload) -> bool {

@@ -1,19 +1,21 @@
-//! A series of responses with good resources between bad ones. After each the mesh holds what a
-//! naive record of "the last good one of each name" holds, whatever else came.
+//! A series of responses with good and bad resources. After each response the snapshot holds what a naive
+//! model holds: the last good resource of each name.
 #![no_main]
 
 use std::collections::BTreeMap;
 
+use api::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
+use api::istio::workload as wire;
 use arbitrary::{Arbitrary, Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
+use mesh::{Change, Interner};
 use prost::Message as _;
 use prost_types::Any;
-use ztunnel::xds::Intake;
-use ztunnel::xds::proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
-use ztunnel::xds::proto::istio::workload as wire;
-use ztunnel::xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use upstream::ads::decode::decode_address;
+use upstream::ads::{ADDRESS_TYPE, AUTHORIZATION_TYPE, Intake};
 use ztunnel_fuzz::world::{NAMES, one_of};
 
+/// A resource of a response, or the name of a removed one.
 #[derive(Debug, Arbitrary)]
 enum Piece<'a> {
     Workload(Workload),
@@ -24,6 +26,7 @@ enum Piece<'a> {
     Removed(Named),
 }
 
+/// A resource name, `a/b`.
 #[derive(Debug, Clone)]
 struct Named(String);
 
@@ -31,7 +34,7 @@ struct Named(String);
 struct Workload {
     name: Named,
     address: u8,
-    backs: Option<Named>,
+    service: Option<Named>,
 }
 
 #[derive(Debug)]
@@ -52,7 +55,7 @@ impl<'a> Arbitrary<'a> for Workload {
         Ok(Self {
             name: input.arbitrary()?,
             address: input.int_in_range(0..=7)?,
-            backs: input.arbitrary()?,
+            service: input.arbitrary()?,
         })
     }
 }
@@ -66,7 +69,7 @@ impl<'a> Arbitrary<'a> for Service {
     }
 }
 
-/// What a name stands for.
+/// The kind of resource that a name stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Workload,
@@ -77,28 +80,28 @@ type Model = BTreeMap<String, Kind>;
 
 fuzz_target!(|pushes: Vec<Vec<Piece<'_>>>| {
     ztunnel_fuzz::block_on(async {
-        let mut taken = Intake::new("td");
+        let mut intake = Intake::new("td");
         let mut model = Model::new();
         for push in &pushes {
             let response = response(push);
-            let bad = remember(&response, push, &mut model);
-            let refused = taken.take(response).await;
+            let bad = update_model(&response, push, &mut model);
+            let refused = intake.take(response).await;
             assert_eq!(refused, Some(bad), "{push:?}");
-            compare(&taken, &model, push);
+            compare(&intake, &model, push);
         }
-        // What policies are called is nobody's business here.
+        // A response of the other type changes no workload and no service.
         let other = DeltaDiscoveryResponse {
             type_url: AUTHORIZATION_TYPE.to_owned(),
             ..DeltaDiscoveryResponse::default()
         };
-        assert_eq!(taken.take(other).await, Some(0));
+        assert_eq!(intake.take(other).await, Some(0));
         let everything = DeltaDiscoveryResponse {
             type_url: ADDRESS_TYPE.to_owned(),
             removed_resources: model.keys().cloned().collect(),
             ..DeltaDiscoveryResponse::default()
         };
-        assert_eq!(taken.take(everything).await, Some(0));
-        compare(&taken, &Model::new(), &[]);
+        assert_eq!(intake.take(everything).await, Some(0));
+        compare(&intake, &Model::new(), &[]);
     });
 });
 
@@ -145,13 +148,13 @@ fn of_workload(workload: &Workload) -> Vec<u8> {
         target_port: 8080,
         ..wire::Port::default()
     };
-    let backs = workload.backs.iter();
+    let services = workload.service.iter();
     let wire = wire::Workload {
         uid: workload.name.0.clone(),
         name: "w".to_owned(),
         namespace: "a".to_owned(),
         addresses: vec![vec![10, 0, 0, workload.address].into()],
-        services: backs
+        services: services
             .map(|name| {
                 (
                     name.0.clone(),
@@ -188,8 +191,8 @@ fn encoded(content: wire::address::Type) -> Vec<u8> {
     .encode_to_vec()
 }
 
-/// Removals come first, then the resources in their order. Returns how many must be refused.
-fn remember(response: &DeltaDiscoveryResponse, push: &[Piece<'_>], model: &mut Model) -> usize {
+/// Applies the removals and then the resources in their order. Returns how many must be refused.
+fn update_model(response: &DeltaDiscoveryResponse, push: &[Piece<'_>], model: &mut Model) -> usize {
     for name in &response.removed_resources {
         model.remove(name);
     }
@@ -202,7 +205,7 @@ fn remember(response: &DeltaDiscoveryResponse, push: &[Piece<'_>], model: &mut M
             Piece::Service(service) => {
                 model.insert(service.name.0.clone(), Kind::Service);
             }
-            Piece::Garbage(name, bytes) => match good(&name.0, bytes) {
+            Piece::Garbage(name, bytes) => match kind_of(&name.0, bytes) {
                 Some(kind) => {
                     model.insert(name.0.clone(), kind);
                 }
@@ -215,10 +218,9 @@ fn remember(response: &DeltaDiscoveryResponse, push: &[Piece<'_>], model: &mut M
     bad
 }
 
-/// Whether bytes that nobody made are a resource of this name all the same.
-fn good(name: &str, bytes: &[u8]) -> Option<Kind> {
-    use ztunnel::mesh::{Change, Interner};
-    let change = ztunnel::xds::decode::decode_address(bytes, "td", &mut Interner::new()).ok()?;
+/// The kind of resource if random bytes happen to be one of this name.
+fn kind_of(name: &str, bytes: &[u8]) -> Option<Kind> {
+    let change = decode_address(bytes, "td", &mut Interner::new()).ok()?;
     match change {
         Change::Workload(workload) => (*workload.uid.0 == *name).then_some(Kind::Workload),
         Change::Service(service) => (service.key().to_string() == name).then_some(Kind::Service),
@@ -226,9 +228,9 @@ fn good(name: &str, bytes: &[u8]) -> Option<Kind> {
     }
 }
 
-fn compare(taken: &Intake, model: &Model, push: &[Piece<'_>]) {
-    let workloads = taken.mesh.workloads();
-    let services = taken.mesh.services();
+fn compare(intake: &Intake, model: &Model, push: &[Piece<'_>]) {
+    let workloads = intake.mesh.workloads();
+    let services = intake.mesh.services();
     let mut found: Vec<_> = workloads
         .map(|workload| (workload.uid.to_string(), Kind::Workload))
         .chain(services.map(|service| (service.key().to_string(), Kind::Service)))
@@ -239,12 +241,17 @@ fn compare(taken: &Intake, model: &Model, push: &[Piece<'_>]) {
         .map(|(name, kind)| (name.clone(), *kind))
         .collect();
     assert_eq!(found, expected, "after {push:?}");
-    // Every backend of a service is there and names the service.
-    for entry in taken.mesh.entries() {
+    // Every backend of a service is in the snapshot and names the service.
+    for entry in intake.mesh.entries() {
         for endpoint in &entry.endpoints {
-            let backs = endpoint.workload.services.iter();
-            assert!(backs.clone().any(|(key, _)| *key == entry.service.key()));
-            assert!(taken.mesh.workload_by_uid(&endpoint.workload.uid).is_some());
+            let services = endpoint.workload.services.iter();
+            assert!(services.clone().any(|(key, _)| *key == entry.service.key()));
+            assert!(
+                intake
+                    .mesh
+                    .workload_by_uid(&endpoint.workload.uid)
+                    .is_some()
+            );
         }
     }
 }

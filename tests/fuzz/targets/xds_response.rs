@@ -1,12 +1,11 @@
-//! Any bytes as a `DeltaDiscoveryResponse`, applied to a mesh, twice: the second time nothing is
-//! new, and what was refused is refused again.
+//! Any bytes as a `DeltaDiscoveryResponse`, applied to a mesh twice. The second time changes nothing and
+//! refuses the same number of resources.
 #![no_main]
 
+use api::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use libfuzzer_sys::fuzz_target;
 use prost::Message as _;
-use ztunnel::xds::Intake;
-use ztunnel::xds::proto::envoy::service::discovery::v3::DeltaDiscoveryResponse;
-use ztunnel::xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use upstream::ads::{ADDRESS_TYPE, AUTHORIZATION_TYPE, Intake};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((first, rest)) = bytes.split_first() else {
@@ -21,19 +20,19 @@ fuzz_target!(|bytes: &[u8]| {
         _ => {}
     }
     ztunnel_fuzz::block_on(async {
-        let mut taken = Intake::new("td");
-        let Some(refused) = taken.take(response.clone()).await else {
+        let mut intake = Intake::new("td");
+        let Some(refused) = intake.take(response.clone()).await else {
             return;
         };
         assert!(refused <= response.resources.len());
-        let before = sizes(&taken);
-        assert_eq!(taken.take(response).await, Some(refused));
-        assert_eq!(sizes(&taken), before);
+        let before = sizes(&intake);
+        assert_eq!(intake.take(response).await, Some(refused));
+        assert_eq!(sizes(&intake), before);
     });
 });
 
-fn sizes(taken: &Intake) -> [usize; 3] {
-    let mesh = &taken.mesh;
+fn sizes(intake: &Intake) -> [usize; 3] {
+    let mesh = &intake.mesh;
     [
         mesh.workloads().len(),
         mesh.services().len(),

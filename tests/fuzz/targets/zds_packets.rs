@@ -1,5 +1,5 @@
-//! Packets of the node agent, in a row, with and without a descriptor. Who is there afterwards is
-//! what a naive record says.
+//! Packets of the node agent in a row, with and without a descriptor. The announced pods are those of a
+//! naive model.
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,33 +8,35 @@ use std::os::fd::OwnedFd;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use ztunnel::fuzzing::zds::{Said, read};
-use ztunnel::pods::zds::Roster;
+use node::agent::zds::{AnnouncedPods, Message};
 
+/// What a packet carries beside its bytes.
 #[derive(Debug, Arbitrary)]
-enum Rides {
-    Nothing,
-    /// No namespace.
+enum Descriptor {
+    None,
+    /// A descriptor that is not a network namespace.
     Other,
-    /// A network namespace.
     Namespace,
 }
 
-fuzz_target!(|packets: Vec<(Rides, Vec<u8>)>| {
-    let mut roster = Roster::default();
-    let mut there = BTreeMap::new();
+fuzz_target!(|packets: Vec<(Descriptor, Vec<u8>)>| {
+    let mut announced = AnnouncedPods::default();
+    let mut pods = BTreeMap::new();
     let mut named = BTreeSet::new();
-    roster.begin();
-    for (rides, bytes) in packets {
-        let descriptor: Option<OwnedFd> = match rides {
-            Rides::Nothing => None,
-            Rides::Other => File::open("/dev/null").ok().map(Into::into),
-            Rides::Namespace => File::open("/proc/self/ns/net").ok().map(Into::into),
+    announced.begin_snapshot();
+    for (kind, bytes) in packets {
+        let descriptor: Option<OwnedFd> = match kind {
+            Descriptor::None => None,
+            Descriptor::Other => File::open("/dev/null").ok().map(Into::into),
+            Descriptor::Namespace => File::open("/proc/self/ns/net").ok().map(Into::into),
         };
-        let with = descriptor.is_some();
-        match read(bytes, descriptor) {
-            Ok(Said::Add(uid, Ok(info))) => {
-                assert!(matches!(rides, Rides::Namespace));
+        let has_descriptor = descriptor.is_some();
+        match Message::decode(&bytes, descriptor) {
+            Ok(Message::Add(uid, added)) => {
+                let Ok((info, _namespace)) = *added else {
+                    continue;
+                };
+                assert!(matches!(kind, Descriptor::Namespace));
                 for name in [&info.name, &info.namespace, &info.service_account] {
                     assert!((1..=253).contains(&name.len()), "{info:?}");
                     assert!(
@@ -43,29 +45,29 @@ fuzz_target!(|packets: Vec<(Rides, Vec<u8>)>| {
                     );
                 }
                 named.insert(uid.clone());
-                there.insert(uid.clone(), info.clone());
-                roster.add(uid, info).unwrap();
+                pods.insert(uid.clone(), info.clone());
+                announced.add(uid, info).unwrap();
             }
-            Ok(Said::Add(..)) | Err(_) => {}
-            Ok(_) if with => panic!("a descriptor rode on what has none"),
-            Ok(Said::Keep(uid)) => {
-                roster.keep(&uid).unwrap();
+            Err(_) => {}
+            Ok(_) if has_descriptor => panic!("only an Add may carry a descriptor"),
+            Ok(Message::Keep(uid)) => {
+                announced.keep(&uid).unwrap();
                 named.insert(uid);
             }
-            Ok(Said::Delete(uid)) => {
-                assert_eq!(roster.delete(&uid), there.remove(&uid));
+            Ok(Message::Delete(uid)) => {
+                assert_eq!(announced.delete(&uid), pods.remove(&uid));
                 named.remove(&uid);
             }
-            Ok(Said::SnapshotSent) => {
-                roster.complete();
-                there.retain(|uid, _| named.contains(uid));
+            Ok(Message::SnapshotSent) => {
+                announced.complete();
+                pods.retain(|uid, _| named.contains(uid));
             }
         }
-        assert!(roster.pods().eq(there.iter()));
+        assert!(announced.pods().eq(pods.iter()));
         assert!(
-            roster
+            announced
                 .unknown()
-                .eq(named.iter().filter(|uid| !there.contains_key(uid)))
+                .eq(named.iter().filter(|uid| !pods.contains_key(uid)))
         );
     }
 });

@@ -21,7 +21,7 @@ const ANSWERS: [u16; 2] = [0, 3];
 
 /// What makes two queries have the same answer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Key {
+pub struct Key {
     /// The cookie of the pod's network namespace.
     pod: u64,
     resolver: SocketAddr,
@@ -31,8 +31,10 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// Of a query; none where its answer may not be kept.
-    pub(super) fn of(pod: u64, resolver: SocketAddr, query: &Query) -> Option<Self> {
+    /// The key of a query that a pod sent to a resolver; `pod` is the cookie of its network
+    /// namespace. `None` if the answer may not be kept.
+    #[must_use]
+    pub fn of(pod: u64, resolver: SocketAddr, query: &Query) -> Option<Self> {
         Some(Self {
             pod,
             resolver,
@@ -60,7 +62,7 @@ impl Entry {
 
 /// The answers that one worker keeps.
 #[derive(Debug, Default)]
-pub(super) struct Cache {
+pub struct Cache {
     entries: HashMap<Key, Entry, foldhash::quality::RandomState>,
     /// In the order in which they came; what has been replaced stands here with an old number.
     order: VecDeque<(Key, u64)>,
@@ -69,26 +71,21 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// The answer to a query, with the id and in the letters of this one, if one is kept that is
-    /// not longer than `most`.
-    pub(super) fn get(
-        &self,
-        key: &Key,
-        (id, question): (u16, &[u8]),
-        most: usize,
-        now: Instant,
-    ) -> Option<Vec<u8>> {
+    /// The kept answer to a query, with the query's id and the letter case of its name, if there
+    /// is one of at most `most` bytes.
+    #[must_use]
+    pub fn get(&self, key: &Key, query: &Query, most: usize, now: Instant) -> Option<Vec<u8>> {
         let entry = self.entries.get(key)?;
         let age = entry.age(now).filter(|_| entry.answer.len() <= most)?;
         let mut answer = entry.answer.clone();
         entry.lifetimes.count_down(&mut answer, age);
-        wire::set_id(&mut answer, id);
-        wire::set_question(&mut answer, question);
+        wire::set_id(&mut answer, query.id());
+        wire::set_question(&mut answer, query.raw());
         Some(answer)
     }
 
     /// Keeps an answer if it may be kept.
-    pub(super) fn put(&mut self, key: Key, answer: &[u8], now: Instant) {
+    pub fn put(&mut self, key: Key, answer: &[u8], now: Instant) {
         let Some(header) = Header::of(answer) else {
             return;
         };

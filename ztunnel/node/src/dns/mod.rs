@@ -15,10 +15,14 @@
 mod cache;
 mod forward;
 mod query;
+mod reply;
 mod server;
 mod system;
 mod wire;
 
+pub use cache::{Cache, Key as CacheKey};
+pub use query::Query;
+pub use reply::ReplyContext;
 pub use server::{Common, Server};
 pub use system::system_resolver;
 
@@ -97,22 +101,5 @@ pub trait ServerContext {
     fn random(&self) -> u64;
 }
 
-/// Everything that a byte string of an application, or of a resolver, runs through, without a
-/// socket: what a client of the namespace `default` would be answered by a small mesh. For fuzzing.
-#[cfg(any(test, fuzzing))]
-#[must_use]
-pub fn fuzz_parse(message: &[u8]) -> Option<Vec<u8>> {
-    use std::sync::LazyLock;
-    static WORLD: LazyLock<Option<(Snapshot, Workload)>> = LazyLock::new(|| {
-        let mesh = mesh::local::parse(fuzz::MESH).ok()?.into_snapshot();
-        let client = Workload::new("client", "client", "default", "default").ok()?;
-        Some((mesh, client))
-    });
-    let (mesh, client) = WORLD.as_ref()?;
-    fuzz::parse(message, mesh, client)
-}
-
-#[cfg(any(test, fuzzing))]
+#[cfg(test)]
 mod example;
-#[cfg(any(test, fuzzing))]
-mod fuzz;

@@ -21,7 +21,7 @@ const SMALLEST_PAYLOAD: u16 = 512;
 
 /// A plain query.
 #[derive(Debug)]
-pub(super) struct Query {
+pub struct Query {
     header: Header,
     message: Message,
     /// The question as it was sent.
@@ -40,8 +40,9 @@ pub(super) struct Flavour {
 }
 
 impl Query {
-    /// Takes a message apart if it is a plain query.
-    pub(super) fn of(bytes: &[u8]) -> Option<Self> {
+    /// Decodes a message if it is a plain query.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Option<Self> {
         // Looked at first because what is decoded is only bounded by these numbers.
         let header = Header::of(bytes)?;
         if !matches!(header.counts, [1, 0, 0, 0 | 1]) {
@@ -72,6 +73,11 @@ impl Query {
     /// host's.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The id that the client gave it.
+    pub(super) const fn id(&self) -> u16 {
+        self.header.id
     }
 
     /// The question as it was sent.

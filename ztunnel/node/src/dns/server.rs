@@ -13,9 +13,9 @@ use tokio::net::{TcpStream, UdpSocket};
 use super::cache::{Cache, Key};
 use super::forward::{self, LONGEST_MESSAGE};
 use super::query::Query;
+use super::reply::{ReplyContext, SERVER_FAILURE};
 use super::wire::{self, Header};
 use super::{Config, ServerContext};
-use mesh::names::{Answer, Question, answer};
 use mesh::{Snapshot, Workload};
 use telemetry::{DnsQuery, DnsRefusal, Telemetry};
 
@@ -38,8 +38,6 @@ const PAUSE: Duration = Duration::from_millis(50);
 const QUIET: Duration = Duration::from_millis(10);
 /// For how long such a socket is read at most.
 const LONGEST_REST: Duration = Duration::from_secs(1);
-/// The response code for what cannot be answered now.
-const SERVER_FAILURE: u8 = 2;
 
 /// How a query came, and how it is passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -336,15 +334,13 @@ impl<S: ServerContext + 'static> Server<S> {
         query: &Query,
         most: usize,
     ) -> Option<Vec<u8>> {
-        let question = Question {
-            name: query.name(),
-            family: query.family()?,
+        let context = ReplyContext {
+            mesh,
+            client,
+            domain: &self.config.domain,
+            random: self.surroundings.random(),
         };
-        let random = self.surroundings.random();
-        match answer(mesh, &self.config.domain, client, &question, random) {
-            Answer::NotMine => None,
-            answer => Some(query.respond(&answer, most)),
-        }
+        context.from_mesh(query, most)
     }
 
     /// The answer of the resolver that the application asked, kept or new.
@@ -390,13 +386,12 @@ impl<S: ServerContext + 'static> Server<S> {
 
     fn kept(&self, key: &Key, foreign: &Foreign) -> Option<Vec<u8>> {
         let query = foreign.query.as_ref()?;
-        let id = Header::of(&foreign.bytes)?.id;
         let most = match foreign.transport {
             Transport::Datagram => query.payload(),
             Transport::Stream => LONGEST_MESSAGE,
         };
         let cache = self.common.cache.borrow();
-        cache.get(key, (id, query.raw()), most, Instant::now())
+        cache.get(key, query, most, Instant::now())
     }
 
     async fn exchange(&self, foreign: &Foreign, resolver: SocketAddr) -> io::Result<Vec<u8>> {

@@ -1,12 +1,14 @@
 //! What is kept, for whom and for how long.
 
+use proptest::prelude::*;
+
 use super::super::example;
 use super::*;
 
 const RESOLVER: ([u8; 4], u16) = ([192, 0, 2, 1], 53);
 
 fn query(name: &str, kind: u16) -> Query {
-    Query::of(&example::asking(7, &example::question(name, kind))).unwrap()
+    Query::of(&example::query_for(0x4321, &example::question(name, kind))).unwrap()
 }
 
 fn key(pod: u64, name: &str) -> Key {
@@ -27,7 +29,7 @@ fn response(name: &str, flags: [u8; 2], lifetime: u32, data: &[u8]) -> Vec<u8> {
 const GOOD: [u8; 2] = [0x81, 0x80];
 
 fn kept(cache: &Cache, pod: u64, name: &str, now: Instant) -> Option<Vec<u8>> {
-    cache.get(&key(pod, name), (0x4321, query(name, 1).raw()), 512, now)
+    cache.get(&key(pod, name), &query(name, 1), 512, now)
 }
 
 #[test]
@@ -59,7 +61,7 @@ fn an_answer_is_for_one_pod_one_resolver_and_one_question() {
     assert_eq!(kept(&cache, 2, "a.b", now), None);
     assert_eq!(kept(&cache, 1, "a.c", now), None);
     let asked = query("a.b", 1);
-    let get = |key: Key, most| cache.get(&key, (1, asked.raw()), most, now);
+    let get = |key: Key, most| cache.get(&key, &asked, most, now);
     let elsewhere = ([192, 0, 2, 2], 53).into();
     assert_eq!(get(Key::of(1, elsewhere, &asked).unwrap(), 512), None);
     let other_type = Key::of(1, RESOLVER.into(), &query("a.b", 28)).unwrap();
@@ -166,4 +168,24 @@ fn a_pod_that_leaves_takes_its_answers_along() {
     assert_eq!(kept_bytes(&cache), cache.bytes);
     cache.forget(2);
     assert!(cache.bytes == 0 && cache.order.is_empty());
+}
+
+proptest! {
+    #[test]
+    fn an_answer_of_any_bytes_is_returned_whole_or_not_at_all(
+        records in prop::collection::vec(any::<u8>(), 0..200),
+        counts in any::<[u8; 3]>(),
+    ) {
+        let mut answer = vec![0, 9, 0x81, 0x80, 0, 1, 0, counts[0], 0, counts[1], 0, counts[2]];
+        answer.extend(query("a.b", 1).raw());
+        answer.extend(records);
+        let (mut cache, now) = (Cache::default(), Instant::now());
+        cache.put(key(1, "a.b"), &answer, now);
+        for seconds in [0, 1, 3600] {
+            if let Some(kept) = kept(&cache, 1, "a.b", now + Duration::from_secs(seconds)) {
+                prop_assert_eq!(kept.len(), answer.len());
+                prop_assert_eq!(&kept[..2], &[0x43, 0x21]);
+            }
+        }
+    }
 }

@@ -1,0 +1,47 @@
+//! The proxy's own reply to a DNS query: a pure function of the query and a snapshot.
+
+use super::query::Query;
+use super::wire;
+use mesh::names::{Answer, Question, answer};
+use mesh::{Snapshot, Workload};
+
+/// The response code for a query that cannot be answered now.
+pub(super) const SERVER_FAILURE: u8 = 2;
+
+/// What a reply depends on, besides the query.
+#[derive(Debug, Clone, Copy)]
+pub struct ReplyContext<'a> {
+    /// The mesh.
+    pub mesh: &'a Snapshot,
+    /// The workload that sent the query.
+    pub client: &'a Workload,
+    /// The cluster's domain, in lower case and without a dot at its end.
+    pub domain: &'a str,
+    /// Decides the order of the addresses.
+    pub random: u64,
+}
+
+impl ReplyContext<'_> {
+    /// The reply to a datagram whose query is not forwarded: the mesh's answer, or a server failure
+    /// if the mesh does not know the name. `None` if the message is shorter than a DNS header.
+    #[must_use]
+    pub fn reply(&self, message: &[u8]) -> Option<Vec<u8>> {
+        let Some(query) = Query::of(message) else {
+            return wire::refusal(message, SERVER_FAILURE);
+        };
+        let from_mesh = self.from_mesh(&query, query.payload());
+        Some(from_mesh.unwrap_or_else(|| query.fail()))
+    }
+
+    /// The mesh's answer of at most `most` bytes, if the mesh knows the name.
+    pub(super) fn from_mesh(&self, query: &Query, most: usize) -> Option<Vec<u8>> {
+        let question = Question {
+            name: query.name(),
+            family: query.family()?,
+        };
+        match answer(self.mesh, self.domain, self.client, &question, self.random) {
+            Answer::NotMine => None,
+            answer => Some(query.respond(&answer, most)),
+        }
+    }
+}
