@@ -15,7 +15,7 @@ use crate::{Action, Identity, Policy, PolicyContext, Snapshot, Workload};
 
 /// A connection that reached its destination's node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Arrival<'a> {
+pub struct InboundRequest<'a> {
     /// The workload it is for; its policies are asked.
     pub workload: &'a Workload,
     /// The identity that the client proved with mutual TLS; none for plaintext.
@@ -78,7 +78,7 @@ pub struct DryRun {
 
 /// A verdict and what the policies on trial said.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Judgement {
+pub struct Authorization {
     /// What counts.
     pub verdict: Verdict,
     /// To be logged and counted. Empty, and not allocated, where nothing is on trial.
@@ -87,17 +87,17 @@ pub struct Judgement {
 
 /// Asks every policy that applies to the destination workload.
 #[must_use]
-pub fn authorize(arrival: &Arrival<'_>, snapshot: &Snapshot) -> Judgement {
+pub fn authorize(request: &InboundRequest<'_>, snapshot: &Snapshot) -> Authorization {
     let context = PolicyContext {
-        source: arrival.source,
-        source_ip: arrival.source_ip,
-        destination: arrival.destination,
+        source: request.source,
+        source_ip: request.source_ip,
+        destination: request.destination,
     };
     let mut dry_runs = SmallVec::new();
     let mut denied = None;
     let mut allowed = None;
     let mut allow_applies = false;
-    for policy in snapshot.policies_for(arrival.workload) {
+    for policy in snapshot.policies_for(request.workload) {
         if policy.dry_run {
             let matched = policy.matches(&context);
             let outcome = if matched {
@@ -133,7 +133,7 @@ pub fn authorize(arrival: &Arrival<'_>, snapshot: &Snapshot) -> Judgement {
         (None, None) if allow_applies => Verdict::Deny { by: None },
         (None, None) => Verdict::Allow { by: None },
     };
-    Judgement { verdict, dry_runs }
+    Authorization { verdict, dry_runs }
 }
 
 #[cfg(test)]

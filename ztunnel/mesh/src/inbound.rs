@@ -2,10 +2,10 @@
 //! on whose behalf its peer speaks, which service it was meant for, and which resources on-demand
 //! discovery needs before that can be said.
 
-mod backed;
-mod missing;
+mod discovery;
+mod service;
 mod target;
 
-pub use backed::backed;
-pub use missing::{at, gateways_of, missing, own};
-pub use target::{Asked, Target, TargetError, client_of, delivered, target};
+pub use discovery::{at, gateways_of, missing, own};
+pub use service::backed;
+pub use target::{LocalEndpoint, TargetError, TunnelTarget, client_of, delivered, target};

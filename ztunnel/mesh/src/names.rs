@@ -72,14 +72,14 @@ pub enum Answer {
     NotMine,
 }
 
-/// Answers a question of a workload. `domain` is the cluster's; `dice` orders the addresses.
+/// Answers a question of a workload. `domain` is the cluster's; `random` orders the addresses.
 #[must_use]
 pub fn answer(
     mesh: &Snapshot,
     domain: &str,
     client: &Workload,
     question: &Question<'_>,
-    dice: u64,
+    random: u64,
 ) -> Answer {
     if question.name.is_empty() {
         return Answer::NotMine;
@@ -97,7 +97,7 @@ pub fn answer(
         if addresses.is_empty() {
             return Answer::NoData;
         }
-        addresses.shuffle(&mut rand::rngs::SmallRng::seed_from_u64(dice));
+        addresses.shuffle(&mut rand::rngs::SmallRng::seed_from_u64(random));
         addresses.truncate(MOST_ADDRESSES);
         return Answer::Records {
             addresses,

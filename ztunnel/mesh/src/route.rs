@@ -35,16 +35,16 @@ mod target;
 pub use error::{Role, RouteError};
 use gateway::find;
 pub(crate) use gateway::{missing, stands, waypoints_of};
-use place::Place;
+use place::Reachable;
 pub use place::choose_address;
-use target::{Behind, Target, What, canonical, is_own_tunnel, target};
+use target::{Behind, DialledTarget, What, canonical, is_own_tunnel, target};
 
 /// The identities of which the other end must prove one.
 pub type Identities = SmallVec<[Identity; 1]>;
 
 /// A connection that a pod of this node opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Departure<'a> {
+pub struct OutboundRequest<'a> {
     /// The workload that dialled.
     pub source: &'a Workload,
     /// What it dialled.
@@ -55,11 +55,11 @@ pub struct Departure<'a> {
     /// What names stand for, as far as [`Route::Resolve`] has asked.
     pub resolved: &'a [(Arc<str>, IpAddr)],
     /// What the control plane has just said is not in the mesh, where the mesh is known in part
-    /// only ([`RouteError::Unasked`] has asked for it).
+    /// only ([`RouteError::NotDiscovered`] has asked for it).
     pub absent: &'a [DemandKey],
 }
 
-impl<'a> Departure<'a> {
+impl<'a> OutboundRequest<'a> {
     /// A connection of which nothing else is known.
     #[must_use]
     pub const fn new(source: &'a Workload, destination: SocketAddr) -> Self {
@@ -77,7 +77,7 @@ impl<'a> Departure<'a> {
         if mesh.is_whole() || self.absent.contains(&key) {
             return Ok(());
         }
-        Err(RouteError::Unasked { key })
+        Err(RouteError::NotDiscovered { key })
     }
 }
 
@@ -156,32 +156,34 @@ pub enum HopKind {
     },
 }
 
-/// Finds where a connection goes. `dice` is a random number of the caller's: the same number gives
+/// Finds where a connection goes. `random` is a random number of the caller's: the same number gives
 /// the same backend.
 ///
 /// # Errors
 /// When the mesh knows the destination but the connection must not or cannot go there.
-pub fn route(departure: &Departure<'_>, view: &View, dice: u64) -> Result<Route, RouteError> {
-    match target(departure, &view.mesh)? {
-        Target::Outside(to, service) => Ok(outside(to, service)),
-        Target::Workload(to, workload) => Ok(carry(departure.source, workload, to, None, view)),
-        Target::Behind(behind) => through(departure, &behind, view, dice),
-        Target::Service(choice, entry) => {
-            let chosen = choice.pick(dice, departure.except)?;
+pub fn route(request: &OutboundRequest<'_>, view: &View, random: u64) -> Result<Route, RouteError> {
+    match target(request, &view.mesh)? {
+        DialledTarget::Outside(to, service) => Ok(outside(to, service)),
+        DialledTarget::Workload(to, workload) => {
+            Ok(carry(request.source, workload, to, None, view))
+        }
+        DialledTarget::Behind(behind) => through(request, &behind, view, random),
+        DialledTarget::Service(choice, entry) => {
+            let chosen = choice.pick(random, request.except)?;
             let then = || among(chosen.workload, entry);
             match chosen.place {
-                Place::Named(name) => Ok(resolve(name)),
-                Place::Beyond => across(
-                    departure,
+                Reachable::Named(name) => Ok(resolve(name)),
+                Reachable::Beyond => across(
+                    request,
                     (chosen.workload, then()),
                     &entry.service,
                     view,
-                    dice,
+                    random,
                 ),
-                Place::At(ip) => {
+                Reachable::At(ip) => {
                     let to = SocketAddr::new(ip, chosen.port);
-                    let workload = known(departure, chosen.workload, ip, view)?;
-                    Ok(carry(departure.source, workload, to, Some(entry), view))
+                    let workload = known(request, chosen.workload, ip, view)?;
+                    Ok(carry(request.source, workload, to, Some(entry), view))
                 }
             }
         }
@@ -194,16 +196,18 @@ pub fn route(departure: &Departure<'_>, view: &View, dice: u64) -> Result<Route,
 /// # Errors
 /// As [`route`].
 pub fn options(
-    departure: &Departure<'_>,
+    request: &OutboundRequest<'_>,
     view: &View,
     mut each: impl FnMut(Option<Route>, u32),
 ) -> Result<(), RouteError> {
-    let source = departure.source;
-    match target(departure, &view.mesh)? {
-        Target::Outside(to, service) => each(Some(outside(to, service)), 1),
-        Target::Workload(to, workload) => each(in_the_clear(source, workload, to, None, view), 1),
-        Target::Behind(_) => each(None, 1),
-        Target::Service(choice, entry) => {
+    let source = request.source;
+    match target(request, &view.mesh)? {
+        DialledTarget::Outside(to, service) => each(Some(outside(to, service)), 1),
+        DialledTarget::Workload(to, workload) => {
+            each(in_the_clear(source, workload, to, None, view), 1)
+        }
+        DialledTarget::Behind(_) => each(None, 1),
+        DialledTarget::Service(choice, entry) => {
             for candidate in choice.best() {
                 // What has to be resolved, or is in another network, is the proxy's share.
                 let route = candidate
@@ -232,8 +236,8 @@ fn resolve(name: &Arc<str>) -> Route {
 
 /// Whether a waypoint stands before what was dialled.
 #[must_use]
-pub fn is_behind_waypoint(departure: &Departure<'_>, view: &View) -> bool {
-    matches!(target(departure, &view.mesh), Ok(Target::Behind(_)))
+pub fn is_behind_waypoint(request: &OutboundRequest<'_>, view: &View) -> bool {
+    matches!(target(request, &view.mesh), Ok(DialledTarget::Behind(_)))
 }
 
 /// Whether what goes to an address from here takes no part in the mesh, or is a tunnel already.
@@ -253,7 +257,7 @@ fn speaks_plainly(workload: &Workload) -> bool {
 /// Who is at an address that a backend's name was resolved to: what is in the mesh is not reached
 /// in the clear because somebody gave it another name.
 fn known<'a>(
-    departure: &Departure<'_>,
+    request: &OutboundRequest<'_>,
     chosen: &'a Arc<Workload>,
     at: IpAddr,
     view: &'a View,
@@ -261,46 +265,46 @@ fn known<'a>(
     if !chosen.workload_ips.is_empty() {
         return Ok(chosen);
     }
-    let source = departure.source;
+    let source = request.source;
     if let Some(found) = view.mesh.workload_by_address(&source.network, at) {
         return Ok(found);
     }
     if let Some(name) = view.mesh.refused_at(&source.network, at) {
         return Err(RouteError::Unreadable { name: name.clone() });
     }
-    departure.is_absent(key_of(source, at), &view.mesh)?;
+    request.is_absent(key_of(source, at), &view.mesh)?;
     Ok(chosen)
 }
 
 /// Through the waypoint of what was dialled.
 fn through(
-    departure: &Departure<'_>,
+    request: &OutboundRequest<'_>,
     behind: &Behind<'_>,
     view: &View,
-    dice: u64,
+    random: u64,
 ) -> Result<Route, RouteError> {
     let name = || behind.what.name();
     let (waypoint, gateway) = behind
         .waypoints
-        .choose((departure, &view.mesh), &name, dice)?;
+        .choose((request, &view.mesh), &name, random)?;
     let service = match behind.what {
         What::Service(service) => Some(service),
         What::Workload(_) => None,
     };
     match (waypoint.place, service) {
-        (Place::Named(name), _) => Ok(resolve(name)),
-        (Place::Beyond, Some(service)) => across(
-            departure,
+        (Reachable::Named(name), _) => Ok(resolve(name)),
+        (Reachable::Beyond, Some(service)) => across(
+            request,
             (waypoint.workload, waypoint.expected),
             service,
             view,
-            dice,
+            random,
         ),
-        (Place::Beyond, None) => Err(RouteError::WaypointElsewhere {
+        (Reachable::Beyond, None) => Err(RouteError::WaypointElsewhere {
             destination: name(),
             gateway: gateway.destination.clone(),
         }),
-        (Place::At(ip), service) => Ok(Route::Tunnel(Hop {
+        (Reachable::At(ip), service) => Ok(Route::Tunnel(Hop {
             kind: HopKind::Waypoint,
             at: SocketAddr::new(ip, waypoint.port),
             authority: behind.destination.into(),
@@ -313,38 +317,38 @@ fn through(
 
 /// Into another network, through the gateway that a workload there names.
 fn across(
-    departure: &Departure<'_>,
+    request: &OutboundRequest<'_>,
     (far, then): (&Arc<Workload>, Identities),
     service: &Arc<Service>,
     view: &View,
-    dice: u64,
+    random: u64,
 ) -> Result<Route, RouteError> {
     let Some(gateway) = &far.network_gateway else {
         return Err(RouteError::NoNetworkGateway {
             service: service.key(),
             network: far.network.clone(),
-            own: departure.source.network.clone(),
+            own: request.source.network.clone(),
         });
     };
     let name = || What::Service(service).name();
     let found = find(
         gateway,
         Role::NetworkGateway,
-        (departure, &view.mesh),
+        (request, &view.mesh),
         &name,
-        dice,
+        random,
     )?;
     match found.place {
-        Place::Named(name) => Ok(resolve(name)),
-        Place::Beyond => Err(RouteError::NoNetworkGateway {
+        Reachable::Named(name) => Ok(resolve(name)),
+        Reachable::Beyond => Err(RouteError::NoNetworkGateway {
             service: service.key(),
             network: far.network.clone(),
-            own: departure.source.network.clone(),
+            own: request.source.network.clone(),
         }),
-        Place::At(ip) => Ok(Route::Tunnel(Hop {
+        Reachable::At(ip) => Ok(Route::Tunnel(Hop {
             kind: HopKind::NetworkGateway { then },
             at: SocketAddr::new(ip, found.port),
-            authority: Authority::Host((&*service.hostname).into(), departure.destination.port()),
+            authority: Authority::Host((&*service.hostname).into(), request.destination.port()),
             expected: found.expected,
             workload: found.workload.clone(),
             service: Some(service.clone()),

@@ -169,13 +169,13 @@ fn churn(runtime: &Runtime, intake: &mut Intake) {
             waiting.push(arrives(next));
             next += 1;
         } else if !waiting.is_empty() && due <= now {
-            let former = published.swap(Arc::new(intake.mesh.clone()));
+            let previous_proxy = published.swap(Arc::new(intake.mesh.clone()));
             let newest = IpAddr::from(LARGE.address_after(index(next - 1)));
             let seen: Arc<Snapshot> = published.load_full();
             assert!(seen.workload_by_address("network-1", newest).is_some());
             let visible = Instant::now();
             waits.extend(waiting.drain(..).map(|arrived| visible - arrived));
-            drop(former);
+            drop(previous_proxy);
             busy += now.elapsed();
             due = Instant::now() + pause_after(now.elapsed());
         } else {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::until;
-use crate::handover::HeirPorts;
+use crate::handover::StandbyPorts;
 use admin::{self, Bound, Servers, Sources};
 
 /// How often ports that another process has are tried.
@@ -16,7 +16,7 @@ const COMPLAIN: Duration = Duration::from_secs(10);
 
 /// What to do where another process has the ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
+pub enum OnPortConflict {
     /// Two proxies would be a mistake: do not start.
     Fail,
     /// Wait until it has handed over: it is to be replaced.
@@ -24,10 +24,13 @@ pub enum Taken {
 }
 
 /// Takes the ports; none where they are to be waited for.
-pub(super) fn bind(config: &admin::Config, taken: Taken) -> Result<Option<Bound>, admin::Error> {
+pub(super) fn bind(
+    config: &admin::Config,
+    taken: OnPortConflict,
+) -> Result<Option<Bound>, admin::Error> {
     match admin::bind(config) {
         Ok(bound) => Ok(Some(bound)),
-        Err(error) if taken == Taken::Wait && error.is_in_use() => {
+        Err(error) if taken == OnPortConflict::Wait && error.is_in_use() => {
             tracing::info!("{error}: waiting for it to hand over");
             Ok(None)
         }
@@ -37,7 +40,7 @@ pub(super) fn bind(config: &admin::Config, taken: Taken) -> Result<Option<Bound>
 
 /// The servers behind the ports, or what they would need.
 #[derive(Debug)]
-pub(super) struct Doors {
+pub(super) struct AdminListeners {
     config: admin::Config,
     stopping: watch::Receiver<bool>,
     state: State,
@@ -53,7 +56,7 @@ enum State {
     },
 }
 
-impl Doors {
+impl AdminListeners {
     /// Serves on ports that were bound; otherwise tries to have them from now on.
     pub(super) fn new(
         config: admin::Config,
@@ -78,10 +81,10 @@ impl Doors {
     }
 
     /// Whether the process in charge has to give up its ports for this one.
-    pub(super) const fn heir_ports(&self) -> HeirPorts {
+    pub(super) const fn standby_ports(&self) -> StandbyPorts {
         match self.state {
-            State::Open(_) => HeirPorts::Own,
-            State::Closed { .. } => HeirPorts::Wanted,
+            State::Open(_) => StandbyPorts::Own,
+            State::Closed { .. } => StandbyPorts::Wanted,
         }
     }
 
@@ -95,7 +98,7 @@ impl Doors {
     }
 
     /// Tries to have the ports.
-    pub(super) fn knock(&mut self) {
+    pub(super) fn try_bind(&mut self) {
         let State::Closed {
             sources,
             next,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use socket2::TcpKeepalive;
 use tokio::runtime::Handle;
 
-use super::enrollment::{Key, Wanted};
+use super::enrollment::{DesiredPod, PodKey};
 use crate::agent::zds;
 use crate::dns;
 use crate::{bpf, pods, proxy};
@@ -247,13 +247,13 @@ pub(super) fn lanes(
 
 /// The pods that the settings ask for: those that are listed, or in dedicated mode the process's
 /// own namespace.
-pub(super) fn pods(settings: &Settings) -> Vec<Wanted> {
-    let wanted = |workload: &Uid, netns: &Path| Wanted {
-        key: Key::Listed(workload.clone()),
+pub(super) fn pods(settings: &Settings) -> Vec<DesiredPod> {
+    let wanted = |workload: &Uid, netns: &Path| DesiredPod {
+        key: PodKey::Listed(workload.clone()),
         uid: workload.clone(),
         account: None,
         identity: None,
-        netns: pods::Place::Path(netns.to_owned()),
+        netns: pods::NetnsSource::Path(netns.to_owned()),
     };
     match &settings.mode {
         Mode::Shared => {
@@ -273,14 +273,14 @@ pub(super) fn announced(
     uid: &zds::PodUid,
     info: &zds::PodInfo,
     netns: &pods::Handed,
-) -> Wanted {
+) -> DesiredPod {
     let (uid_in_mesh, identity) = workload(settings, info);
-    Wanted {
-        key: Key::Announced(uid.clone()),
+    DesiredPod {
+        key: PodKey::Announced(uid.clone()),
         uid: uid_in_mesh,
         account: Some(info.service_account.clone()),
         identity,
-        netns: pods::Place::Handed(netns.clone()),
+        netns: pods::NetnsSource::Handed(netns.clone()),
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{Error, assembly};
 use crate::bpf::{self, Kernel};
-use crate::handover::{Charge, Heir, Succession};
+use crate::handover::{ActiveLock, Handover, StandbyLock};
 use admin::Pending;
 use settings::{CaptureBy, Settings};
 
@@ -17,9 +17,9 @@ use settings::{CaptureBy, Settings};
 #[derive(Debug)]
 pub(super) struct Programs {
     pub(super) kernel: Arc<Kernel>,
-    pub(super) succession: Succession,
+    pub(super) handover: Handover,
     /// Being in charge from the start, where nobody was before.
-    pub(super) own: Option<(Charge, Heir)>,
+    pub(super) own: Option<(ActiveLock, StandbyLock)>,
 }
 
 /// How often what stands in the way is said again.
@@ -29,13 +29,13 @@ const SAY_AGAIN: Duration = Duration::from_secs(10);
 /// to. They are not ended from here: a pod without rules would be without a mesh then, and only the
 /// operator knows that no such pod is left and nobody needs the programs any more.
 #[derive(Debug, Default)]
-pub(super) struct Others {
+pub(super) struct ForeignPrograms {
     /// The node is not ready as long as they are at work.
     pending: Option<Pending>,
     said: Option<Instant>,
 }
 
-impl Others {
+impl ForeignPrograms {
     /// What readiness waits for then.
     pub(super) const TASK: &str = "the end of another proxy's eBPF programs, which capture pods \
         (`ztunnel kernel remove` on the node)";
@@ -115,12 +115,12 @@ fn load(settings: &Settings) -> Result<Programs, bpf::Error> {
     let config = assembly::kernel(settings);
     // First: where only part of the cgroups is seen nothing is to be mounted either.
     bpf::find_cgroup(&config)?;
-    let succession = Succession::open(&config.directory)?;
-    let own = succession.take()?;
+    let handover = Handover::open(&config.directory)?;
+    let own = handover.take()?;
     let kernel = Arc::new(Kernel::load(&config)?);
     Ok(Programs {
         kernel,
-        succession,
+        handover,
         own,
     })
 }

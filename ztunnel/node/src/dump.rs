@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::proxy::Shared;
+use crate::proxy::ProxyState;
 use admin::Dump;
 use mesh::NetnsCookie;
 use mesh::fastpath::{FastPathConnection, FastPathEntry, FastPathKey, InboundEntry};
@@ -33,8 +33,8 @@ impl<F: Fn() -> Value + Send + Sync> Dump for Section<F> {
 
 fn section(
     name: &'static str,
-    shared: &Arc<Shared>,
-    read: impl Fn(&Shared) -> Value + Send + Sync + 'static,
+    shared: &Arc<ProxyState>,
+    read: impl Fn(&ProxyState) -> Value + Send + Sync + 'static,
 ) -> Arc<dyn Dump> {
     let shared = shared.clone();
     Arc::new(Section {
@@ -47,18 +47,18 @@ fn section(
 const SHOWN: usize = 1000;
 
 /// What the kernel carries by itself, and may.
-fn direct_lane(shared: &Shared) -> Value {
+fn fast_path_section(shared: &ProxyState) -> Value {
     let Some(kernel) = &shared.kernel else {
         return Value::Null;
     };
-    let view = shared.keeper.view();
+    let view = shared.fast_path.view();
     let name = |cookie: NetnsCookie| {
         let uid = view.pod(cookie).map(|pod| &*pod.uid.0);
         uid.map_or_else(|| json!(cookie.0), |uid| json!(uid))
     };
-    let calls = kernel.calls().unwrap_or_default();
-    let arrivals = kernel.arrivals().unwrap_or_default();
-    let flows = kernel.flows().unwrap_or_default();
+    let entries = kernel.entries().unwrap_or_default();
+    let inbound_entries = kernel.inbound_entries().unwrap_or_default();
+    let fast_path_connections = kernel.fast_path_connections().unwrap_or_default();
     let call = |(call, verdict): &(FastPathKey, FastPathEntry)| {
         let backends = verdict
             .backends
@@ -87,46 +87,50 @@ fn direct_lane(shared: &Shared) -> Value {
     };
     json!({
         "counts": {
-            "calls": calls.len(),
-            "arrivals": arrivals.len(),
-            "connections": flows.len(),
+            "calls": entries.len(),
+            "arrivals": inbound_entries.len(),
+            "connections": fast_path_connections.len(),
             "lostEvents": kernel.lost_events(),
         },
-        "calls": calls.iter().take(SHOWN).map(call).collect::<Vec<_>>(),
-        "arrivals": arrivals.iter().take(SHOWN).map(arrival).collect::<Vec<_>>(),
-        "connections": flows.iter().take(SHOWN).map(flow).collect::<Vec<_>>(),
+        "calls": entries.iter().take(SHOWN).map(call).collect::<Vec<_>>(),
+        "arrivals": inbound_entries.iter().take(SHOWN).map(arrival).collect::<Vec<_>>(),
+        "connections": fast_path_connections.iter().take(SHOWN).map(flow).collect::<Vec<_>>(),
     })
 }
 
 /// The pods here, with what the proxy carries of them and the kernel.
-fn workload_state(shared: &Shared) -> Value {
+fn workload_state(shared: &ProxyState) -> Value {
     let kernel = shared.kernel.as_ref();
-    let mut flows = kernel
-        .and_then(|kernel| kernel.flows().ok())
+    let mut fast_path_connections = kernel
+        .and_then(|kernel| kernel.fast_path_connections().ok())
         .unwrap_or_default();
-    flows.truncate(SHOWN);
-    connections::workload_state(&shared.keeper.view(), &shared.ledger.carried(), &flows)
+    fast_path_connections.truncate(SHOWN);
+    connections::workload_state(
+        &shared.fast_path.view(),
+        &shared.connection_table.carried(),
+        &fast_path_connections,
+    )
 }
 
 /// The sections: the mesh as it is now, the certificates without their keys, the connections, what
 /// the kernel carries by itself, and the settings the process was started with.
-pub(super) fn all(shared: &Arc<Shared>, settings: &Settings) -> Vec<Arc<dyn Dump>> {
+pub(super) fn all(shared: &Arc<ProxyState>, settings: &Settings) -> Vec<Arc<dyn Dump>> {
     let config = serde_json::to_value(settings).unwrap_or_default();
     vec![
         section("workloads", shared, |shared| {
-            resources::workloads(&shared.keeper.view().mesh)
+            resources::workloads(&shared.fast_path.view().mesh)
         }),
         section("services", shared, |shared| {
-            resources::services(&shared.keeper.view().mesh)
+            resources::services(&shared.fast_path.view().mesh)
         }),
         section("policies", shared, |shared| {
-            resources::policies(&shared.keeper.view().mesh)
+            resources::policies(&shared.fast_path.view().mesh)
         }),
         section("certificates", shared, |shared| {
             certificates::certificates(&shared.certificates.inventory())
         }),
         section("workloadState", shared, workload_state),
-        section("direct", shared, direct_lane),
+        section("direct", shared, fast_path_section),
         section("config", shared, move |_shared| config.clone()),
     ]
 }

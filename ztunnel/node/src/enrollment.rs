@@ -14,8 +14,8 @@ use std::time::Duration;
 use self::prepare::{capture, captured_addresses, is_another, prepare, warn_of};
 use crate::agent::zds::PodUid;
 use crate::bpf::{self, Kernel};
-use crate::pods::{self, Extra, Opened, Place, Pod};
-use crate::proxy::{Shared, Workers};
+use crate::pods::{self, Extra, NetnsSource, Opened, Pod};
+use crate::proxy::{ProxyState, Workers};
 use mesh::LocalPod;
 use mesh::NetnsCookie;
 use mesh::{Identity, Snapshot, Uid};
@@ -23,14 +23,14 @@ use mesh::{Identity, Snapshot, Uid};
 /// Who asks for a pod, and by which name. Two pods in the agent's list may be one workload of the
 /// mesh for a moment: one that leaves, and the one that takes its place.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Key {
+pub(super) enum PodKey {
     /// The settings.
     Listed(Uid),
     /// The node agent.
     Announced(PodUid),
 }
 
-impl fmt::Display for Key {
+impl fmt::Display for PodKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Listed(uid) => uid.fmt(f),
@@ -41,9 +41,9 @@ impl fmt::Display for Key {
 
 /// A pod that is to be enrolled.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct DesiredPod {
     /// Who asks for it.
-    pub(super) key: Key,
+    pub(super) key: PodKey,
     /// Its workload. The mesh may not know it yet: the pod is captured all the same, and its
     /// connections are refused until the mesh does.
     pub(super) uid: Uid,
@@ -52,7 +52,7 @@ pub(super) struct Wanted {
     /// Who it will be, where that is known without the mesh: its certificate is got ahead.
     pub(super) identity: Option<Identity>,
     /// Its network namespace.
-    pub(super) netns: Place,
+    pub(super) netns: NetnsSource,
 }
 
 /// What enrolling depends on besides the pods.
@@ -68,11 +68,11 @@ pub(super) struct Terms<'a> {
 
 /// What to do with pods that an earlier process has captured and nobody asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Strangers {
+pub(super) enum OrphanPolicy {
     /// They have left, or left the mesh: they are let go.
-    LetGo,
+    Detach,
     /// They may still be asked for: they stay captured, and so refused.
-    Hold,
+    Retain,
 }
 
 /// Why a pod is not enrolled.
@@ -83,9 +83,9 @@ pub(super) enum EnrollError {
     Pod(#[from] pods::Error),
     /// Another pod has its namespace.
     #[error("its network namespace is that of pod {other}")]
-    Taken {
+    OnPortConflict {
         /// The other pod.
-        other: Key,
+        other: PodKey,
     },
     /// Its addresses could not be listed.
     #[error("cannot list the addresses of the pod: {0}")]
@@ -127,8 +127,8 @@ struct Enrolled {
 /// The pods that are enrolled.
 #[derive(Debug)]
 pub(super) struct Enrollment {
-    shared: Arc<Shared>,
-    pods: HashMap<Key, Enrolled>,
+    shared: Arc<ProxyState>,
+    pods: HashMap<PodKey, Enrolled>,
     numbers: u64,
     changed: bool,
     /// Whether what is in the kernel is this process's: if not, no pod comes, and capture is left
@@ -139,7 +139,7 @@ pub(super) struct Enrollment {
 impl Enrollment {
     /// Nothing is enrolled yet. What an earlier process left enrolled stays captured, and
     /// refused, until [`Self::apply`] has taken it over or withdrawn it.
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<ProxyState>) -> Self {
         Self {
             shared,
             pods: HashMap::new(),
@@ -151,7 +151,7 @@ impl Enrollment {
 
     /// What is in the kernel is this process's from now on. Pods that it has served all the time are
     /// enrolled anew: somebody else may have had them meanwhile.
-    pub(super) fn take_charge(&mut self) {
+    pub(super) fn become_active(&mut self) {
         self.in_charge = true;
         for enrolled in self.pods.values_mut() {
             enrolled.captured.clear();
@@ -197,9 +197,9 @@ impl Enrollment {
 
     /// Looks for rules in these pods that redirect what comes in, and says whether any of them has
     /// some.
-    pub(super) fn find_rules(&self, suspects: &[NetnsCookie]) -> bool {
+    pub(super) fn find_rules(&self, recheck: &[NetnsCookie]) -> bool {
         let mut found = false;
-        for pod in suspects.iter().filter_map(|cookie| self.pod(*cookie)) {
+        for pod in recheck.iter().filter_map(|cookie| self.pod(*cookie)) {
             let redirected = &pod.redirected;
             let seen = redirected.load(Ordering::Relaxed);
             let has = seen || pod.netns.visit(pods::is_redirected).unwrap_or(false);
@@ -220,12 +220,12 @@ impl Enrollment {
     pub(super) fn yield_captured(
         &mut self,
         terms: Terms<'_>,
-        suspects: &[NetnsCookie],
+        recheck: &[NetnsCookie],
     ) -> std::io::Result<bool> {
         let mut captured = Vec::new();
         for (key, enrolled) in &self.pods {
             let netns = &enrolled.pod.netns;
-            let suspected = suspects.contains(&NetnsCookie(netns.cookie()));
+            let suspected = recheck.contains(&NetnsCookie(netns.cookie()));
             if suspected && bpf::is_captured(netns.as_fd())? {
                 captured.push(key.clone());
             }
@@ -246,19 +246,22 @@ impl Enrollment {
     pub(super) fn apply(
         &mut self,
         terms: Terms<'_>,
-        wanted: &[Wanted],
-        strangers: Strangers,
-    ) -> Vec<(Wanted, EnrollError)> {
-        let asked: HashMap<&Key, &Wanted> = wanted.iter().map(|pod| (&pod.key, pod)).collect();
-        let left = |(key, enrolled): (&Key, &Enrolled)| {
+        wanted: &[DesiredPod],
+        orphan_policy: OrphanPolicy,
+    ) -> Vec<(DesiredPod, EnrollError)> {
+        let asked: HashMap<&PodKey, &DesiredPod> =
+            wanted.iter().map(|pod| (&pod.key, pod)).collect();
+        let left = |(key, enrolled): (&PodKey, &Enrolled)| {
             let leaves = match asked.get(key) {
                 Some(pod) => !is_as_wanted(enrolled, pod),
                 // The agent has not said yet who is there: whom it does not name may still come.
-                None => !matches!(key, Key::Announced(_)) || strangers == Strangers::LetGo,
+                None => {
+                    !matches!(key, PodKey::Announced(_)) || orphan_policy == OrphanPolicy::Detach
+                }
             };
             leaves.then(|| key.clone())
         };
-        let leaving: Vec<Key> = self.pods.iter().filter_map(left).collect();
+        let leaving: Vec<PodKey> = self.pods.iter().filter_map(left).collect();
         for key in leaving {
             self.withdraw(terms, &key, wanted);
         }
@@ -273,10 +276,10 @@ impl Enrollment {
         }
         // A pod that could not be taken over stays captured, and so refused, rather than free.
         if failed.is_empty()
-            && strangers == Strangers::LetGo
+            && orphan_policy == OrphanPolicy::Detach
             && let Some(kernel) = &self.shared.kernel
         {
-            self.forget_strangers(kernel);
+            self.detach_orphans(kernel);
             if let Err(error) = kernel.retire_others() {
                 tracing::error!(%error, "the programs of an earlier version stay attached");
             }
@@ -285,7 +288,7 @@ impl Enrollment {
     }
 
     /// Enrols one pod, without a look at the others.
-    pub(super) fn add(&mut self, terms: Terms<'_>, wanted: &Wanted) -> Result<(), EnrollError> {
+    pub(super) fn add(&mut self, terms: Terms<'_>, wanted: &DesiredPod) -> Result<(), EnrollError> {
         let enrolled = self.pods.get(&wanted.key);
         if enrolled.is_some_and(|enrolled| !is_as_wanted(enrolled, wanted)) {
             self.withdraw(terms, &wanted.key, std::slice::from_ref(wanted));
@@ -295,7 +298,7 @@ impl Enrollment {
 
     /// Serves a pod no longer. Where its namespace is to be served again at once, as another
     /// workload or under another name, it stays captured, and refused, meanwhile.
-    fn withdraw(&mut self, terms: Terms<'_>, key: &Key, wanted: &[Wanted]) {
+    fn withdraw(&mut self, terms: Terms<'_>, key: &PodKey, wanted: &[DesiredPod]) {
         let Some(enrolled) = self.pods.remove(key) else {
             return;
         };
@@ -323,7 +326,7 @@ impl Enrollment {
         }
     }
 
-    fn keep_or_enroll(&mut self, terms: Terms<'_>, wanted: &Wanted) -> Result<(), EnrollError> {
+    fn keep_or_enroll(&mut self, terms: Terms<'_>, wanted: &DesiredPod) -> Result<(), EnrollError> {
         if self.pods.contains_key(&wanted.key) {
             self.keep(terms, wanted)
         } else {
@@ -332,7 +335,7 @@ impl Enrollment {
     }
 
     /// Follows what the mesh says about a pod that is enrolled.
-    fn keep(&mut self, terms: Terms<'_>, wanted: &Wanted) -> Result<(), EnrollError> {
+    fn keep(&mut self, terms: Terms<'_>, wanted: &DesiredPod) -> Result<(), EnrollError> {
         let Some(enrolled) = self.pods.get_mut(&wanted.key) else {
             return Ok(());
         };
@@ -341,8 +344,8 @@ impl Enrollment {
             && enrolled.identity.as_ref() != Some(&now)
         {
             self.shared.certificates.prefetch(&now);
-            let former = enrolled.identity.replace(now);
-            self.forget_certificate(former);
+            let previous_proxy = enrolled.identity.replace(now);
+            self.forget_certificate(previous_proxy);
         }
         let Some(enrolled) = self.pods.get_mut(&wanted.key) else {
             return Ok(());
@@ -361,17 +364,19 @@ impl Enrollment {
         Ok(())
     }
 
-    fn enroll(&mut self, terms: Terms<'_>, wanted: &Wanted) -> Result<(), EnrollError> {
+    fn enroll(&mut self, terms: Terms<'_>, wanted: &DesiredPod) -> Result<(), EnrollError> {
         let kernel = self.shared.kernel.clone();
         let (pod, opened) = prepare(wanted, &self.shared, terms.mesh)?;
         if kernel.is_none() && !pod.redirected.load(Ordering::Relaxed) {
             return Err(EnrollError::NoRules);
         }
         let cookie = pod.netns.cookie();
-        let mut others = self.pods.iter();
-        if let Some((other, _)) = others.find(|(_, other)| other.pod.netns.cookie() == cookie) {
+        let mut foreign_programs = self.pods.iter();
+        if let Some((other, _)) =
+            foreign_programs.find(|(_, other)| other.pod.netns.cookie() == cookie)
+        {
             let other = other.clone();
-            return Err(EnrollError::Taken { other });
+            return Err(EnrollError::OnPortConflict { other });
         }
         let captured = captured_addresses(&pod, terms.mesh);
         // Captured without a listener they would be lost.
@@ -387,7 +392,7 @@ impl Enrollment {
         for listeners in &listeners {
             let claimed = kernel
                 .iter()
-                .try_for_each(|kernel| kernel.claim(listeners.inbound.as_fd()));
+                .try_for_each(|kernel| kernel.mark_listener(listeners.inbound.as_fd()));
             claimed.map_err(EnrollError::Claim)?;
         }
         terms.workers.add(&pod, listeners);
@@ -424,7 +429,7 @@ impl Enrollment {
 
     /// Withdraws what the maps still hold and nobody asks for: pods of an earlier process that
     /// have left meanwhile.
-    fn forget_strangers(&self, kernel: &Kernel) {
+    fn detach_orphans(&self, kernel: &Kernel) {
         let known = |cookie: &NetnsCookie| {
             self.pods
                 .values()
@@ -448,19 +453,19 @@ impl Enrollment {
 
 /// Whether a pod is enrolled as it is asked for. One that came back under the same name has another
 /// namespace behind its path.
-fn is_as_wanted(enrolled: &Enrolled, wanted: &Wanted) -> bool {
+fn is_as_wanted(enrolled: &Enrolled, wanted: &DesiredPod) -> bool {
     let pod = &enrolled.pod;
     pod.uid == wanted.uid && pod.account == wanted.account && is_the_place(enrolled, wanted)
 }
 
 /// Whether a pod's namespace is the one that is asked for.
-fn is_the_place(enrolled: &Enrolled, wanted: &Wanted) -> bool {
+fn is_the_place(enrolled: &Enrolled, wanted: &DesiredPod) -> bool {
     let netns = &enrolled.pod.netns;
     *netns.place() == wanted.netns && !is_another(netns)
 }
 
 /// Who a pod is: what the mesh says goes before what was said with the pod.
-fn identity(pod: &Pod, wanted: &Wanted, mesh: &Snapshot) -> Option<Identity> {
+fn identity(pod: &Pod, wanted: &DesiredPod, mesh: &Snapshot) -> Option<Identity> {
     let known = pod.workload(mesh).map(|workload| workload.identity.clone());
     known.or_else(|| wanted.identity.clone())
 }

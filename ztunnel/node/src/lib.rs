@@ -34,9 +34,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::{Notify, watch};
 
 use crate::bpf::Kernel;
-use crate::fastpath::Keeper;
-use crate::handover::Succession;
-use crate::proxy::{Ledger, Shared, Suspects, WorkerError, Workers};
+use crate::fastpath::FastPath;
+use crate::handover::Handover;
+use crate::proxy::{ConnectionTable, ProxyState, RecheckQueue, WorkerError, Workers};
 use admin::{self, Readiness};
 use mesh::{Lanes, View};
 use settings::{self, ConfigError, Overrides, Settings, Watcher};
@@ -46,16 +46,16 @@ use upstream::ads;
 use upstream::ca::istiod::IstiodError;
 use upstream::ca::local::LocalCaError;
 
-use admin_listeners::Doors;
-pub use admin_listeners::Taken;
+use admin_listeners::AdminListeners;
+pub use admin_listeners::OnPortConflict;
 use agent::Agent;
-use capture::Others;
+use capture::ForeignPrograms;
 use discovery::own_pods::OwnPods;
 use enrollment::Enrollment;
 use fastpath::acceleration::Acceleration;
-use handover::{Fixed, Post};
+use handover::{Fixed, HandoverState};
 pub use mesh_updates::pause_after;
-use mesh_updates::{Mesh, Told};
+use mesh_updates::{Mesh, MeshUpdate};
 use signals::Signals;
 
 /// How often pods that could not be enrolled are tried again.
@@ -106,9 +106,13 @@ pub enum Error {
 /// ports of administration, metrics and readiness.
 ///
 /// # Errors
-/// When a room cannot be built, or this process cannot be in charge of the pods when it is its turn;
+/// When a room cannot be built, or this process cannot be in charge of the pods when it is its event;
 /// what was pinned in the kernel stays as it was.
-pub fn run(file: Option<PathBuf>, overrides: Overrides, taken: Taken) -> Result<(), Error> {
+pub fn run(
+    file: Option<PathBuf>,
+    overrides: Overrides,
+    taken: OnPortConflict,
+) -> Result<(), Error> {
     let began = Instant::now();
     raise_file_limit();
     let settings = settings::load(file.as_deref(), &overrides)?;
@@ -147,7 +151,7 @@ struct Node {
     settings: Settings,
     fixed: Fixed,
     mesh: Mesh,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     workers: Workers,
     enrollment: Enrollment,
     agent: Option<Agent>,
@@ -163,14 +167,14 @@ struct Node {
     second_sweep: Option<Instant>,
     quit: Arc<Notify>,
     stop: watch::Sender<bool>,
-    doors: Doors,
+    admin_listeners: AdminListeners,
     readiness: Readiness,
     /// Programs that capture where rules are to.
-    others: Others,
+    foreign_programs: ForeignPrograms,
     pending: Option<admin::Pending>,
     /// Who is in charge; none where rules capture.
-    succession: Option<Succession>,
-    post: Post,
+    handover: Option<Handover>,
+    handover_state: HandoverState,
 }
 
 impl Node {
@@ -178,15 +182,15 @@ impl Node {
         source: Source,
         settings: Settings,
         log: LogHandle,
-        taken: Taken,
+        taken: OnPortConflict,
     ) -> Result<Self, Error> {
         // First of all: a second proxy by mistake must fail before it touches the first one's maps.
         let ports = assembly::admin(&settings);
         let bound = admin_listeners::bind(&ports, taken)?;
         let programs = capture::programs(&settings)?;
         let kernel = programs.as_ref().map(|programs| programs.kernel.clone());
-        let (succession, own) = programs
-            .map(|programs| (programs.succession, programs.own))
+        let (handover, own) = programs
+            .map(|programs| (programs.handover, programs.own))
             .unzip();
         let telemetry = Telemetry::new(log.dropped_lines());
         let readiness = Readiness::new();
@@ -222,15 +226,17 @@ impl Node {
             quit,
             stop,
             pending: Some(readiness.wait_for("enrolling pods")),
-            post: Post::beside(readiness.wait_for("the process in charge, which is to hand over")),
-            doors: Doors::new(ports, bound, sources, stopping),
+            handover_state: HandoverState::beside(
+                readiness.wait_for("the process in charge, which is to hand over"),
+            ),
+            admin_listeners: AdminListeners::new(ports, bound, sources, stopping),
             readiness,
-            others: Others::default(),
-            succession,
+            foreign_programs: ForeignPrograms::default(),
+            handover,
             shared,
         };
         if let Some((charge, heir)) = own.flatten() {
-            node.take_charge(charge, Some(heir))?;
+            node.become_active(charge, Some(heir))?;
         }
         Ok(node)
     }
@@ -248,7 +254,7 @@ impl Node {
         // Read once more: what was written since the start would go unnoticed otherwise.
         self.reload();
         let mut signals = Signals::listen();
-        let suspects = self.shared.clone();
+        let recheck = self.shared.clone();
         let ended = loop {
             self.move_on();
             let hold = self.agent.as_ref().and_then(Agent::hold);
@@ -259,12 +265,12 @@ impl Node {
                         tracing::error!(%error, "changes of the mesh file may go unnoticed");
                     }
                 }
-                turn = self.post.turn(self.succession.as_ref()) => {
-                    if let Err(error) = self.take_turn(turn).await {
+                event = self.handover_state.next_event(self.handover.as_ref()) => {
+                    if let Err(error) = self.handle_handover(event).await {
                         break Err(error.into());
                     }
                 }
-                () = self.doors.due() => self.doors.knock(),
+                () = self.admin_listeners.due() => self.admin_listeners.try_bind(),
                 () = until(self.retry) => self.enroll(),
                 told = self.mesh.changed() => {
                     let Some(told) = told else { break Err(Error::Ended("control plane")) };
@@ -272,12 +278,12 @@ impl Node {
                 }
                 request = serving::requested(self.agent.as_mut()) => {
                     let Some(request) = request else { break Err(Error::Ended("node agent")) };
-                    self.heed(request);
+                    self.handle_request(request);
                 }
-                pods = suspects.suspects.named() => self.look_into(&pods),
+                pods = recheck.recheck.named() => self.recheck_pods(&pods),
                 () = until(hold) => self.stop_waiting(),
                 () = until(self.own.due()) => self.attend_to_own(),
-                () = self.acceleration.tested() => self.judge_anew(),
+                () = self.acceleration.tested() => self.reauthorize(),
                 () = until(self.second_sweep) => {
                     self.second_sweep = None;
                     self.sweep();
@@ -301,7 +307,7 @@ impl Node {
         drop(self.enrollment);
         let deadline = self.settings.termination_deadline;
         self.workers.drain(deadline, signals.end()).await;
-        self.doors.finished().await;
+        self.admin_listeners.finished().await;
     }
 
     fn watch(&self) -> Option<Watcher> {
@@ -362,9 +368,9 @@ impl Node {
         }
         self.mesh.adopt(&settings.local_mesh);
         self.settings = settings;
-        self.judge_anew();
+        self.reauthorize();
         self.forget_series();
-        if self.post.is_in_charge()
+        if self.handover_state.is_active()
             && let Some(kernel) = &self.shared.kernel
             && let Err(error) = kernel.set_exemptions(&assembly::exemptions(&self.settings))
         {
@@ -374,16 +380,16 @@ impl Node {
 
     /// Puts in force what the control plane has told; those who wait for it are answered then, which
     /// may be later.
-    fn adopt_told(&mut self, told: Told) {
+    fn adopt_told(&mut self, told: MeshUpdate) {
         let began = Instant::now();
         self.held.extend(told.waiting);
-        if !told.changed && !self.judgement_waits() {
+        if !told.changed && !self.reauthorization_waits() {
             // All of it is in force: nobody has to wait, and nothing to be judged.
             self.held.clear();
             self.mesh.in_force(began.elapsed());
             return;
         }
-        self.judge_anew();
+        self.reauthorize();
         // Pods that failed have their own time, however often something changes.
         if self.retry.is_none() {
             self.enroll();
@@ -392,7 +398,7 @@ impl Node {
             self.forget = began + FORGET_EVERY;
             self.forget_series();
         }
-        if !self.judgement_waits() {
+        if !self.reauthorization_waits() {
             self.mesh.in_force(began.elapsed());
         }
     }
@@ -407,12 +413,12 @@ impl Node {
     /// Puts what is known now in force: no verdict of the kernel that contradicts it is left when
     /// this returns, and what is open against it is ended. Before it is known which pods there are,
     /// only those that are known are served by it; the rest is made up for then.
-    fn judge_anew(&mut self) {
+    fn reauthorize(&mut self) {
         self.ask_for_own();
         if !self.mesh.is_known() {
             return;
         }
-        let in_charge = self.post.is_in_charge();
+        let in_charge = self.handover_state.is_active();
         let mut lanes = self.acceleration.lanes(&self.settings, in_charge);
         if self.shared.kernel.is_none() {
             // Only the programs know which pod a plaintext connection comes from.
@@ -420,27 +426,27 @@ impl Node {
         }
         let mesh = self.mesh.current();
         let view = View::new(mesh.clone(), self.enrollment.pods(), &lanes);
-        if self.judgement_waits() {
-            self.shared.keeper.look_ahead(view);
+        if self.reauthorization_waits() {
+            self.shared.fast_path.look_ahead(view);
             self.held.clear();
             return;
         }
-        self.shared.keeper.change(view);
-        self.workers.judge_again();
+        self.shared.fast_path.change(view);
+        self.workers.reauthorize();
         self.sweep();
         self.second_sweep = Some(Instant::now() + SECOND_SWEEP);
         self.held.clear();
         self.mesh.in_force(Duration::ZERO);
     }
 
-    pub(crate) fn judgement_waits(&self) -> bool {
+    pub(crate) fn reauthorization_waits(&self) -> bool {
         let hold = self.agent.as_ref().and_then(Agent::hold);
         !self.mesh.is_known() || hold.is_some() || self.own.holds()
     }
 
     fn sweep(&self) {
         let enrollment = &self.enrollment;
-        self.shared.keeper.sweep(|cookie| enrollment.pod(cookie));
+        self.shared.fast_path.sweep(|cookie| enrollment.pod(cookie));
     }
 }
 
@@ -464,19 +470,19 @@ fn share(
     kernel: Option<Arc<Kernel>>,
     telemetry: Arc<Telemetry>,
     mesh: &Mesh,
-) -> Result<Arc<Shared>, Error> {
+) -> Result<Arc<ProxyState>, Error> {
     let (issuer, certificates) = (assembly::issuer(settings)?, assembly::tls(settings)?);
     let runtime = tokio::runtime::Handle::current();
     let view = View::new(mesh.current().clone(), [], &Lanes::default());
-    let questions = discovery::own_pods::questions(mesh.demand());
-    let shared = Arc::new(Shared {
-        keeper: Arc::new(Keeper::new(kernel.clone(), view, questions.clone())),
-        questions,
+    let on_demand = discovery::own_pods::on_demand(mesh.demand());
+    let shared = Arc::new(ProxyState {
+        fast_path: Arc::new(FastPath::new(kernel.clone(), view, on_demand.clone())),
+        on_demand,
         resolver: assembly::resolver(runtime.clone()),
         certificates: tls::Store::new(issuer, certificates, runtime),
         telemetry,
-        ledger: Ledger::default(),
-        suspects: Suspects::default(),
+        connection_table: ConnectionTable::default(),
+        recheck: RecheckQueue::default(),
         config: assembly::path(settings),
         kernel,
     });

@@ -43,7 +43,7 @@ pub(super) struct Mesh {
 
 /// What the control plane has told.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct MeshUpdate {
     /// Those who asked for it; to be dropped when it is in force.
     pub(super) waiting: Vec<Batch>,
     /// Whether anything is different now. If not, there is nothing to put in force.
@@ -144,7 +144,7 @@ impl Mesh {
     /// Waits until something that was told is to be put in force: [`Self::current`] is another one
     /// then.
     /// None: the client of the control plane has ended, which it never does by itself.
-    pub(super) async fn changed(&mut self) -> Option<Told> {
+    pub(super) async fn changed(&mut self) -> Option<MeshUpdate> {
         let Some(control_plane) = &mut self.control_plane else {
             return std::future::pending().await;
         };
@@ -180,7 +180,7 @@ impl Mesh {
         if changed {
             self.put_together();
         }
-        Some(Told { waiting, changed })
+        Some(MeshUpdate { waiting, changed })
     }
 
     /// Says how long it took to put a change in force; the next one waits accordingly.

@@ -4,8 +4,8 @@
 use std::time::Instant;
 
 use super::agent::{self, Agent, Task};
-use super::capture::Others;
-use super::enrollment::{EnrollError, Enrollment, Strangers, Terms, Wanted};
+use super::capture::ForeignPrograms;
+use super::enrollment::{DesiredPod, EnrollError, Enrollment, OrphanPolicy, Terms};
 use super::{ENROLL_RETRY, Node, assembly};
 use crate::agent::zds;
 use crate::bpf;
@@ -17,20 +17,20 @@ impl Node {
     pub(super) fn enroll(&mut self) {
         let wanted = self.wanted();
         let agent = self.agent.as_ref();
-        let strangers = agent.map_or(Strangers::LetGo, Agent::strangers);
+        let orphan_policy = agent.map_or(OrphanPolicy::Detach, Agent::orphan_policy);
         let (enrollment, terms) = self.enrolling();
-        let failed = enrollment.apply(terms, &wanted, strangers);
-        let others = self.others_capture(&failed);
-        let wait = || self.readiness.wait_for(Others::TASK);
-        self.others.note(others, wait);
-        let again = others || !failed.is_empty();
+        let failed = enrollment.apply(terms, &wanted, orphan_policy);
+        let foreign_programs = self.foreign_programs_capture(&failed);
+        let wait = || self.readiness.wait_for(ForeignPrograms::TASK);
+        self.foreign_programs.note(foreign_programs, wait);
+        let again = foreign_programs || !failed.is_empty();
         self.retry = again.then(|| Instant::now() + ENROLL_RETRY);
         self.enrolled();
         for (pod, error) in &failed {
             tracing::error!(%error, pod = %pod.key, netns = %pod.netns, "cannot enroll the pod; trying again");
         }
         // A pod that is gone must not keep the node from serving the others.
-        if self.post.is_in_charge()
+        if self.handover_state.is_active()
             && let Some(pending) = self.pending.take()
         {
             pending.done();
@@ -39,7 +39,7 @@ impl Node {
 
     /// Whether programs of another proxy capture pods here where rules are to: pods of this node, or
     /// any by the pins, where those can be seen.
-    fn others_capture(&self, failed: &[(Wanted, EnrollError)]) -> bool {
+    fn foreign_programs_capture(&self, failed: &[(DesiredPod, EnrollError)]) -> bool {
         let captured = |(_, error): &(_, EnrollError)| matches!(error, EnrollError::Captured);
         let pins = &self.settings.capture.bpf_directory;
         self.shared.kernel.is_none()
@@ -47,7 +47,7 @@ impl Node {
     }
 
     /// The pods that the settings and the node agent ask for.
-    fn wanted(&self) -> Vec<Wanted> {
+    fn wanted(&self) -> Vec<DesiredPod> {
         let mut wanted = assembly::pods(&self.settings);
         let agent = self.agent.iter();
         wanted.extend(agent.flat_map(|agent| agent.wanted(&self.settings)));
@@ -71,33 +71,33 @@ impl Node {
         let missing = i64::try_from(missing).unwrap_or(i64::MAX);
         self.shared.telemetry.pods().pending.set(missing);
         if self.enrollment.take_changed() {
-            self.judge_anew();
+            self.reauthorize();
         }
     }
 
     /// Looks whether pods have got rules that redirect what comes in; no direct lane leads to those.
     /// Where rules capture: whether programs do so since.
-    pub(super) fn look_into(&mut self, pods: &[NetnsCookie]) {
+    pub(super) fn recheck_pods(&mut self, pods: &[NetnsCookie]) {
         if self.shared.kernel.is_none() {
             let (enrollment, terms) = self.enrolling();
             return match enrollment.yield_captured(terms, pods) {
                 Ok(true) => self.enroll(),
                 // An application has called the proxy's port itself.
                 Ok(false) => {}
-                Err(error) => self.others.suspect(&error),
+                Err(error) => self.foreign_programs.suspect(&error),
             };
         }
         if self.enrollment.find_rules(pods) {
-            self.judge_anew();
+            self.reauthorize();
         }
     }
 
     /// Does what the node agent asks for, and answers.
-    pub(super) fn heed(&mut self, request: zds::Request) {
+    pub(super) fn handle_request(&mut self, request: zds::Request) {
         let Some(agent) = &mut self.agent else {
             return;
         };
-        match agent.heed(request, &self.settings) {
+        match agent.handle_request(request, &self.settings) {
             Task::None => {}
             Task::Enroll(wanted, reply) => {
                 let (enrollment, terms) = self.enrolling();
@@ -133,7 +133,7 @@ impl Node {
             agent.release();
         }
         if held {
-            self.judge_anew();
+            self.reauthorize();
         }
     }
 }

@@ -32,16 +32,16 @@ fn on_trial(policy: Policy) -> Policy {
 }
 
 /// Judges a connection of `sa` to port 80 of a workload to which these policies apply.
-fn judge(policies: Vec<Policy>, source: Option<&Identity>) -> Judgement {
+fn judge(policies: Vec<Policy>, source: Option<&Identity>) -> Authorization {
     let workload = Workload::new("w", "w", "default", "default").unwrap();
     let snapshot = Snapshot::build(Vec::new(), Vec::new(), policies);
-    let arrival = Arrival {
+    let request = InboundRequest {
         workload: &workload,
         source,
         source_ip: "10.0.0.1".parse().unwrap(),
         destination: "10.0.0.2:80".parse().unwrap(),
     };
-    authorize(&arrival, &snapshot)
+    authorize(&request, &snapshot)
 }
 
 fn verdict(policies: Vec<Policy>) -> (bool, Option<String>) {
@@ -263,11 +263,11 @@ fn a_mapped_source_is_its_ipv4_address() {
         Vec::new(),
         vec![policy("d", Action::Deny, rules)],
     );
-    let arrival = Arrival {
+    let request = InboundRequest {
         workload: &workload,
         source: None,
         source_ip: "::ffff:10.0.0.1".parse().unwrap(),
         destination: "[::ffff:10.0.0.2]:80".parse().unwrap(),
     };
-    assert!(!authorize(&arrival, &snapshot).verdict.is_allow());
+    assert!(!authorize(&request, &snapshot).verdict.is_allow());
 }

@@ -10,8 +10,8 @@ use super::{
     Backend, Ends, FastPathConnection, FastPathEntry, FastPathKey, InboundEntry, MAX_BACKENDS,
     Opener,
 };
-use crate::authorize::{Arrival, Judgement, authorize};
-use crate::route::{Departure, Route, is_behind_waypoint, is_outside, options};
+use crate::authorize::{Authorization, InboundRequest, authorize};
+use crate::route::{OutboundRequest, Route, is_behind_waypoint, is_outside, options};
 use crate::{DemandKey, LocalPod, NetnsCookie, View, Workload};
 
 /// What holds for a call: none where all of it is the proxy's. `absent` is what the control plane
@@ -24,16 +24,16 @@ pub fn outbound_entry(
 ) -> Option<FastPathEntry> {
     let client = view.pod(call.pod)?;
     let source = view.workload(call.pod)?;
-    let departure = Departure {
+    let request = OutboundRequest {
         absent,
-        ..Departure::new(source, call.destination)
+        ..OutboundRequest::new(source, call.destination)
     };
     let mut verdict = FastPathEntry {
         backends: SmallVec::new(),
         total: 0,
     };
     let mut total = 0_u64;
-    let told = options(&departure, view, |route, weight| {
+    let told = options(&request, view, |route, weight| {
         total += u64::from(weight);
         let room = verdict.backends.len() < MAX_BACKENDS;
         let direct = route.and_then(|route| by_itself(client, source, &route, view));
@@ -105,8 +105,8 @@ fn judge(
     workload: &Workload,
     to: SocketAddr,
     view: &View,
-) -> Judgement {
-    let arrival = Arrival {
+) -> Authorization {
+    let arrival = InboundRequest {
         workload,
         source: Some(&source.identity),
         source_ip,
@@ -126,9 +126,9 @@ pub fn inbound_holds(arrival: &InboundEntry, view: &View) -> bool {
 }
 
 /// The judgement about plaintext from outside, if it is let in.
-fn admits(arrival: &InboundEntry, view: &View) -> Option<Judgement> {
+fn admits(arrival: &InboundEntry, view: &View) -> Option<Authorization> {
     let (pod, workload) = (view.pod(arrival.pod)?, view.workload(arrival.pod)?);
-    let judged = Arrival {
+    let judged = InboundRequest {
         workload,
         source: None,
         source_ip: arrival.from,
@@ -158,9 +158,9 @@ pub fn may_stay(flow: &FastPathConnection, view: &View) -> bool {
         };
         return admits(&arrived, view).is_some();
     }
-    let departure = Departure::new(own, flow.dialled);
+    let request = OutboundRequest::new(own, flow.dialled);
     // What was dialled may have got a waypoint, which this connection would go around.
-    if is_behind_waypoint(&departure, view) {
+    if is_behind_waypoint(&request, view) {
         return false;
     }
     match flow.server_pod {

@@ -9,16 +9,16 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use super::missing::gateways_of;
+use super::discovery::gateways_of;
 use crate::{Authority, Identity, PROXY_PORTS, Ports, Service, Snapshot, Workload, route};
 
 /// What a tunnel leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
+pub struct TunnelTarget {
     /// The pod's address and the port that was called.
     pub destination: SocketAddr,
     /// What was asked for: what a PROXY header tells.
-    pub asked: SocketAddr,
+    pub dialled: SocketAddr,
     /// The service, if it was asked for by name.
     pub service: Option<Arc<Service>>,
 }
@@ -62,7 +62,7 @@ pub enum TargetError {
 
 /// A pod that is asked for something.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
+pub struct LocalEndpoint<'a> {
     /// What it is.
     pub workload: &'a Workload,
     /// The addresses under which it is captured.
@@ -71,7 +71,7 @@ pub struct Asked<'a> {
     pub at: IpAddr,
 }
 
-impl Asked<'_> {
+impl LocalEndpoint<'_> {
     /// Whether an address is one of the pod's.
     #[must_use]
     pub fn owns(&self, address: IpAddr) -> bool {
@@ -85,31 +85,31 @@ impl Asked<'_> {
 /// When it is not for this pod.
 pub fn target(
     authority: &Authority,
-    asked: Asked<'_>,
+    endpoint: LocalEndpoint<'_>,
     mesh: &Snapshot,
-) -> Result<Target, TargetError> {
+) -> Result<TunnelTarget, TargetError> {
     let target = match authority {
-        Authority::Address(address) if asked.owns(address.ip()) => Target {
+        Authority::Address(address) if endpoint.owns(address.ip()) => TunnelTarget {
             destination: *address,
-            asked: *address,
+            dialled: *address,
             service: None,
         },
-        Authority::Address(address) if stands_before(asked.workload, address.ip(), mesh) => {
-            Target {
-                destination: SocketAddr::new(asked.at, address.port()),
-                asked: *address,
+        Authority::Address(address) if stands_before(endpoint.workload, address.ip(), mesh) => {
+            TunnelTarget {
+                destination: SocketAddr::new(endpoint.at, address.port()),
+                dialled: *address,
                 service: None,
             }
         }
         Authority::Address(_) => {
             return Err(TargetError::NotThisPod {
                 authority: authority.to_string(),
-                addresses: asked.addresses.to_vec(),
+                addresses: endpoint.addresses.to_vec(),
             });
         }
-        Authority::Host(hostname, port) => by_name((hostname, *port), asked, mesh)?,
+        Authority::Host(hostname, port) => by_name((hostname, *port), endpoint, mesh)?,
     };
-    let delivered = delivered(asked.workload, target.destination, false);
+    let delivered = delivered(endpoint.workload, target.destination, false);
     if [target.destination, delivered]
         .iter()
         .any(|to| PROXY_PORTS.contains(&to.port()))
@@ -156,16 +156,16 @@ fn stands_before(workload: &Workload, address: IpAddr, mesh: &Snapshot) -> bool 
 /// A service that the pod backs. Of several of that name, that of its own namespace.
 fn by_name(
     (hostname, port): (&str, u16),
-    asked: Asked<'_>,
+    endpoint: LocalEndpoint<'_>,
     mesh: &Snapshot,
-) -> Result<Target, TargetError> {
+) -> Result<TunnelTarget, TargetError> {
     let authority = || format!("{hostname}:{port}");
-    let uid = || asked.workload.uid.0.clone();
+    let uid = || endpoint.workload.uid.0.clone();
     let backed = || {
-        let services = asked.workload.services.iter();
+        let services = endpoint.workload.services.iter();
         services.filter(|(key, _)| key.hostname.eq_ignore_ascii_case(hostname))
     };
-    let own = backed().find(|(key, _)| key.namespace == asked.workload.namespace);
+    let own = backed().find(|(key, _)| key.namespace == endpoint.workload.namespace);
     let found = own.or_else(|| backed().next());
     let found = found.and_then(|(key, ports)| Some((mesh.service(key)?, ports)));
     let (service, ports) = found.ok_or_else(|| TargetError::NotItsService {
@@ -180,10 +180,10 @@ fn by_name(
                 authority: authority(),
                 uid: uid(),
             })?;
-    Ok(Target {
-        destination: SocketAddr::new(asked.at, target),
-        asked: virtual_address(service, asked).map_or_else(
-            || SocketAddr::new(asked.at, port),
+    Ok(TunnelTarget {
+        destination: SocketAddr::new(endpoint.at, target),
+        dialled: virtual_address(service, endpoint).map_or_else(
+            || SocketAddr::new(endpoint.at, port),
             |address| SocketAddr::new(address, port),
         ),
         service: Some(service.clone()),
@@ -192,12 +192,12 @@ fn by_name(
 
 /// An address of the service as it is known in the pod's network, for applications that can only be
 /// told addresses: like the one at which the pod was reached, if there is one.
-fn virtual_address(service: &Service, asked: Asked<'_>) -> Option<IpAddr> {
+fn virtual_address(service: &Service, endpoint: LocalEndpoint<'_>) -> Option<IpAddr> {
     let here = || {
         let vips = service.vips.iter();
-        vips.filter(|vip| vip.network == asked.workload.network)
+        vips.filter(|vip| vip.network == endpoint.workload.network)
     };
-    let alike = here().find(|vip| vip.address.is_ipv4() == asked.at.is_ipv4());
+    let alike = here().find(|vip| vip.address.is_ipv4() == endpoint.at.is_ipv4());
     alike.or_else(|| here().next()).map(|vip| vip.address)
 }
 

@@ -49,7 +49,7 @@ services:
 - { name: other, namespace: shop, hostname: other.shop.svc.cluster.remote, vips: ["n1/240.0.0.13"] }
 "#;
 
-fn said(mesh: &Snapshot, question: &str, dice: u64) -> String {
+fn said(mesh: &Snapshot, question: &str, random: u64) -> String {
     let words: Vec<&str> = question.split_whitespace().collect();
     let [who, kind, name] = words[..] else {
         panic!("{question}");
@@ -65,7 +65,7 @@ fn said(mesh: &Snapshot, question: &str, dice: u64) -> String {
         "cluster.local",
         client,
         &Question { name, family },
-        dice,
+        random,
     ) {
         Answer::NotMine => "not mine".to_owned(),
         Answer::NoData => "nothing".to_owned(),
@@ -286,12 +286,12 @@ fn one_name_in_several_namespaces() {
 fn the_dice_order_the_addresses() {
     let mesh = local::parse(MESH).unwrap().into_snapshot();
     let client = mesh.workload_by_uid(&crate::Uid("shop".into()));
-    let first = |dice| {
+    let first = |random| {
         let question = Question {
             name: "two.shop.svc.cluster.local",
             family: Family::V4,
         };
-        match answer(&mesh, "cluster.local", client.unwrap(), &question, dice) {
+        match answer(&mesh, "cluster.local", client.unwrap(), &question, random) {
             Answer::Records { addresses, .. } => addresses[0].to_string(),
             other => panic!("{other:?}"),
         }

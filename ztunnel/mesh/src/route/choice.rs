@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::RouteError;
-use super::place::{Place, Wanted};
+use super::place::{Reachable, Wanted};
 use crate::{
     Endpoint, HealthPolicy, HealthStatus, LoadBalancing, LoadBalancingMode, RoutingScope, Service,
     Workload,
@@ -25,7 +25,7 @@ pub(super) enum Purpose {
 }
 
 /// One choice: for whom, of which service, on which port.
-pub(super) struct Choice<'a> {
+pub(super) struct BackendChoice<'a> {
     pub(super) source: &'a Workload,
     pub(super) service: &'a Arc<Service>,
     pub(super) endpoints: &'a [Endpoint],
@@ -39,7 +39,7 @@ pub(super) struct Choice<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Candidate<'a> {
     pub(super) workload: &'a Arc<Workload>,
-    pub(super) place: Place<'a>,
+    pub(super) place: Reachable<'a>,
     /// The port at that place.
     pub(super) port: u16,
     /// Higher is nearer.
@@ -50,8 +50,8 @@ impl Candidate<'_> {
     /// Where it is, if it needs no name to be resolved and no gateway.
     pub(super) fn at(&self) -> Option<SocketAddr> {
         match self.place {
-            Place::At(address) => Some(SocketAddr::new(address, self.port)),
-            Place::Named(_) | Place::Beyond => None,
+            Reachable::At(address) => Some(SocketAddr::new(address, self.port)),
+            Reachable::Named(_) | Reachable::Beyond => None,
         }
     }
 
@@ -60,31 +60,31 @@ impl Candidate<'_> {
     }
 }
 
-impl<'a> Choice<'a> {
+impl<'a> BackendChoice<'a> {
     /// The one that the dice hit; one of `except` only where nobody else is as near.
     ///
     /// # Errors
     /// Says why nobody could be chosen.
     pub(super) fn pick(
         &self,
-        dice: u64,
+        random: u64,
         except: &[SocketAddr],
     ) -> Result<Candidate<'a>, RouteError> {
         let nearest = self.nearest();
         let others = |to: &Candidate<'_>| !to.at().is_some_and(|at| except.contains(&at));
-        self.roll(nearest, dice, others)
-            .or_else(|| self.roll(nearest, dice, |_| true))
+        self.roll(nearest, random, others)
+            .or_else(|| self.roll(nearest, random, |_| true))
             .ok_or_else(|| self.explain())
     }
 
     fn roll(
         &self,
         nearest: Option<usize>,
-        dice: u64,
+        random: u64,
         counts: impl Fn(&Candidate<'_>) -> bool,
     ) -> Option<Candidate<'a>> {
         let of_rank = || self.ranked(nearest).filter(&counts);
-        let mut left = dice.checked_rem(of_rank().map(|each| each.weight()).sum())?;
+        let mut left = random.checked_rem(of_rank().map(|each| each.weight()).sum())?;
         for candidate in of_rank() {
             if left < candidate.weight() {
                 return Some(candidate);
@@ -124,13 +124,13 @@ impl<'a> Choice<'a> {
         })
     }
 
-    fn place(&self, workload: &'a Workload) -> Option<Place<'a>> {
+    fn place(&self, workload: &'a Workload) -> Option<Reachable<'a>> {
         let near = workload.network == self.source.network;
         if near || self.purpose == Purpose::NetworkGateway {
             return self.wanted.place(workload);
         }
         // Without a gateway nothing leads there: its addresses are somebody else's here.
-        workload.network_gateway.as_ref().map(|_| Place::Beyond)
+        workload.network_gateway.as_ref().map(|_| Reachable::Beyond)
     }
 
     fn explain(&self) -> RouteError {

@@ -30,7 +30,7 @@ pub enum RouteError {
     /// The mesh is known in part only, and the control plane was not asked yet whether it knows
     /// this. Whoever asks for the route asks, and then for the route once more.
     #[error("{key} is not known here, and the control plane was not asked for it")]
-    Unasked {
+    NotDiscovered {
         /// What to ask for.
         key: DemandKey,
     },
@@ -144,7 +144,7 @@ impl RouteError {
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
-            Self::Unasked { .. } => "unasked",
+            Self::NotDiscovered { .. } => "unasked",
             Self::Unreadable { .. } => "unreadable",
             Self::NoSuchPort { .. } => "no_such_port",
             Self::NoHealthyBackend { .. } => "no_healthy_backend",
@@ -169,7 +169,7 @@ impl RouteError {
         match self {
             Self::NoSuchPort { .. } => Fault::Downstream,
             Self::NoHealthyBackend { .. } | Self::GatewayUnavailable { .. } => Fault::Upstream,
-            Self::Unasked { .. }
+            Self::NotDiscovered { .. }
             | Self::Unreadable { .. }
             | Self::NoAddress { .. }
             | Self::NoNetworkGateway { .. }

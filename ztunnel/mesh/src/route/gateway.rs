@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use smallvec::smallvec;
 
-use super::choice::{Candidate, Choice, Purpose};
-use super::place::{Place, Wanted};
-use super::{Departure, Identities, Role, RouteError};
+use super::choice::{BackendChoice, Candidate, Purpose};
+use super::place::{Reachable, Wanted};
+use super::{Identities, OutboundRequest, Role, RouteError};
 use crate::{
     DemandKey, GatewayAddress, GatewayDestination, NetworkAddress, Service, ServiceEntry, Snapshot,
     WeightedWaypoint, Workload,
@@ -18,7 +18,7 @@ use crate::{
 /// One in the middle, chosen.
 pub(super) struct Middle<'a> {
     pub(super) workload: &'a Arc<Workload>,
-    pub(super) place: Place<'a>,
+    pub(super) place: Reachable<'a>,
     /// Its HBONE port at that place.
     pub(super) port: u16,
     /// What it must prove to be.
@@ -54,26 +54,26 @@ impl<'a> Waypoints<'a> {
     /// has none, the next one takes its share: all of them apply the destination's policies.
     pub(super) fn choose(
         self,
-        (departure, mesh): (&Departure<'a>, &'a Snapshot),
+        (request, mesh): (&OutboundRequest<'a>, &'a Snapshot),
         destination: &impl Fn() -> String,
-        dice: u64,
+        random: u64,
     ) -> Result<(Middle<'a>, &'a GatewayAddress), RouteError> {
-        let find = |gateway, dice| {
+        let find = |gateway, random| {
             let found = find(
                 gateway,
                 Role::Waypoint,
-                (departure, mesh),
+                (request, mesh),
                 destination,
-                dice,
+                random,
             )?;
             Ok((found, gateway))
         };
         let several = match self {
-            Self::One(gateway) => return find(gateway, dice),
+            Self::One(gateway) => return find(gateway, random),
             Self::Shared(several) => several,
         };
         let weights: u64 = several.iter().map(|each| u64::from(each.weight)).sum();
-        let Some(mut left) = dice.checked_rem(weights) else {
+        let Some(mut left) = random.checked_rem(weights) else {
             return Err(RouteError::NoWaypointWeight {
                 destination: destination(),
                 waypoints: several.len(),
@@ -86,16 +86,18 @@ impl<'a> Waypoints<'a> {
             hit
         });
         let hit = hit.unwrap_or_default();
-        let found = find(&several[hit].destination, dice / weights);
+        let found = find(&several[hit].destination, random / weights);
         let others = several[hit + 1..].iter().chain(&several[..hit]);
         found.or_else(|error| {
             // Whether it can be used is not known yet.
-            if matches!(error, RouteError::Unasked { .. }) {
+            if matches!(error, RouteError::NotDiscovered { .. }) {
                 return Err(error);
             }
             for other in others.filter(|other| other.weight > 0) {
-                match find(&other.destination, dice / weights) {
-                    Err(RouteError::Unasked { key }) => return Err(RouteError::Unasked { key }),
+                match find(&other.destination, random / weights) {
+                    Err(RouteError::NotDiscovered { key }) => {
+                        return Err(RouteError::NotDiscovered { key });
+                    }
                     Ok(found) => return Ok(found),
                     Err(_) => {}
                 }
@@ -113,13 +115,13 @@ impl<'a> Waypoints<'a> {
 pub(super) fn find<'a>(
     gateway: &'a GatewayAddress,
     role: Role,
-    (departure, mesh): (&Departure<'a>, &'a Snapshot),
+    (request, mesh): (&OutboundRequest<'a>, &'a Snapshot),
     destination: &impl Fn() -> String,
-    dice: u64,
+    random: u64,
 ) -> Result<Middle<'a>, RouteError> {
     match lookup(gateway, mesh) {
         None => {
-            departure.is_absent(key_of(gateway), mesh)?;
+            request.is_absent(key_of(gateway), mesh)?;
             Err(RouteError::GatewayUnknown {
                 destination: destination(),
                 role,
@@ -128,12 +130,12 @@ pub(super) fn find<'a>(
         }
         Some(Named::Workload(workload, at)) => Ok(Middle {
             workload,
-            place: reached(workload, at, role, departure),
+            place: reached(workload, at, role, request),
             port: gateway.hbone_mtls_port,
             expected: smallvec![workload.identity.clone()],
         }),
         Some(Named::Service(entry)) => {
-            let chosen = choose(gateway, role, departure, entry, dice);
+            let chosen = choose(gateway, role, request, entry, random);
             let chosen = chosen.map_err(|source| RouteError::GatewayUnavailable {
                 destination: destination(),
                 role,
@@ -153,17 +155,17 @@ pub(super) fn find<'a>(
 fn choose<'a>(
     gateway: &GatewayAddress,
     role: Role,
-    departure: &Departure<'a>,
+    request: &OutboundRequest<'a>,
     entry: &'a ServiceEntry,
-    dice: u64,
+    random: u64,
 ) -> Result<Candidate<'a>, RouteError> {
     // A name can be had in either family, an address only in its own.
     let like = match &gateway.destination {
-        GatewayDestination::Hostname(_) => departure.destination.ip().to_canonical(),
+        GatewayDestination::Hostname(_) => request.destination.ip().to_canonical(),
         GatewayDestination::Address(at) => at.address,
     };
-    let choice = Choice {
-        source: departure.source,
+    let choice = BackendChoice {
+        source: request.source,
         service: &entry.service,
         endpoints: &entry.endpoints,
         port: gateway.hbone_mtls_port,
@@ -174,10 +176,10 @@ fn choose<'a>(
         wanted: Wanted {
             like,
             families: entry.service.ip_families,
-            resolved: departure.resolved,
+            resolved: request.resolved,
         },
     };
-    choice.pick(dice, &[])
+    choice.pick(random, &[])
 }
 
 /// Where a workload that was named by its address is reached.
@@ -185,12 +187,12 @@ fn reached<'a>(
     workload: &'a Workload,
     at: SocketAddr,
     role: Role,
-    departure: &Departure<'a>,
-) -> Place<'a> {
-    if role == Role::Waypoint && workload.network != departure.source.network {
-        return Place::Beyond;
+    request: &OutboundRequest<'a>,
+) -> Reachable<'a> {
+    if role == Role::Waypoint && workload.network != request.source.network {
+        return Reachable::Beyond;
     }
-    Place::At(at.ip())
+    Reachable::At(at.ip())
 }
 
 /// Its own identity, and those that may speak for its service.

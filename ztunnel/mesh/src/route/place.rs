@@ -8,7 +8,7 @@ use crate::{IpFamilies, Workload};
 
 /// Where a workload is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place<'a> {
+pub(super) enum Reachable<'a> {
     /// At an address.
     At(IpAddr),
     /// At an address that its host name has to be resolved to first.
@@ -31,7 +31,7 @@ pub(super) struct Wanted<'a> {
 impl Wanted<'_> {
     /// Where a workload of the own network is; none where it has neither an address of an
     /// allowed family nor a name.
-    pub(super) fn place<'w>(&self, workload: &'w Workload) -> Option<Place<'w>> {
+    pub(super) fn place<'w>(&self, workload: &'w Workload) -> Option<Reachable<'w>> {
         let allowed = |ip: &&IpAddr| match self.families {
             IpFamilies::Automatic | IpFamilies::Dual => true,
             IpFamilies::Ipv4Only => ip.is_ipv4(),
@@ -40,25 +40,27 @@ impl Wanted<'_> {
         let alike = |ip: &&IpAddr| ip.is_ipv4() == self.like.is_ipv4();
         let addresses = || workload.workload_ips.iter().filter(allowed);
         if let Some(address) = addresses().find(alike).or_else(|| addresses().next()) {
-            return Some(Place::At(*address));
+            return Some(Reachable::At(*address));
         }
         // A name stands for a workload without addresses, not for one whose addresses are of the
         // wrong family.
         let name = Some(&workload.hostname)
             .filter(|name| !name.is_empty() && workload.workload_ips.is_empty())?;
         let known = self.resolved.iter().find(|(known, _)| known == name);
-        Some(known.map_or(Place::Named(name), |(_, address)| Place::At(*address)))
+        Some(known.map_or(Reachable::Named(name), |(_, address)| {
+            Reachable::At(*address)
+        }))
     }
 }
 
 /// One of the addresses that a name stands for: of the family that was dialled where there is one,
 /// and by the dice among those.
 #[must_use]
-pub fn choose_address(addresses: &[IpAddr], like: IpAddr, dice: u64) -> Option<IpAddr> {
+pub fn choose_address(addresses: &[IpAddr], like: IpAddr, random: u64) -> Option<IpAddr> {
     let alike = |ip: &&IpAddr| ip.is_ipv4() == like.is_ipv4();
     let roll = |count: usize| {
         let count = u64::try_from(count).unwrap_or(u64::MAX);
-        usize::try_from(dice.checked_rem(count)?).ok()
+        usize::try_from(random.checked_rem(count)?).ok()
     };
     match addresses.iter().filter(alike).count() {
         0 => addresses.get(roll(addresses.len())?).copied(),

@@ -3,21 +3,21 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::choice::{Choice, Purpose};
+use super::choice::{BackendChoice, Purpose};
 use super::gateway::{Waypoints, stands, waypoints_of};
 use super::place::Wanted;
-use super::{Departure, RouteError, key_of};
+use super::{OutboundRequest, RouteError, key_of};
 use crate::{HBONE_PORT, LoadBalancingMode, Service, ServiceEntry, Snapshot, Workload};
 
 /// What a dialled address stands for.
-pub(super) enum Target<'a> {
+pub(super) enum DialledTarget<'a> {
     /// Somebody outside the mesh, or a service that keeps its address.
     Outside(SocketAddr, Option<Arc<Service>>),
     /// A workload, by its own address. It is called even when it is unhealthy: health decides
     /// about choosing, and here is no choice.
     Workload(SocketAddr, &'a Arc<Workload>),
     /// A service, and the choice to be made.
-    Service(Choice<'a>, &'a Arc<ServiceEntry>),
+    Service(BackendChoice<'a>, &'a Arc<ServiceEntry>),
     /// Somebody behind a waypoint.
     Behind(Behind<'a>),
 }
@@ -52,58 +52,58 @@ impl What<'_> {
 /// When a service was, on a port that it does not have, or when the control plane has to be asked
 /// first.
 pub(super) fn target<'a>(
-    departure: &Departure<'a>,
+    request: &OutboundRequest<'a>,
     mesh: &'a Snapshot,
-) -> Result<Target<'a>, RouteError> {
-    let source = departure.source;
-    let destination = canonical(departure.destination);
+) -> Result<DialledTarget<'a>, RouteError> {
+    let source = request.source;
+    let destination = canonical(request.destination);
     if is_own_tunnel(source, destination) {
-        return Ok(Target::Outside(destination, None));
+        return Ok(DialledTarget::Outside(destination, None));
     }
     let (network, address) = (&source.network, destination.ip());
     if let Some(entry) = mesh.entry_by_vip(network, address, &source.namespace) {
-        return service(departure, destination, entry, mesh);
+        return service(request, destination, entry, mesh);
     }
-    by_own_address(departure, destination, mesh)
+    by_own_address(request, destination, mesh)
 }
 
 /// What no service has for this client: a workload's address, or somebody's outside.
 fn by_own_address<'a>(
-    departure: &Departure<'a>,
+    request: &OutboundRequest<'a>,
     destination: SocketAddr,
     mesh: &'a Snapshot,
-) -> Result<Target<'a>, RouteError> {
-    let source = departure.source;
+) -> Result<DialledTarget<'a>, RouteError> {
+    let source = request.source;
     let Some(workload) = mesh.workload_by_address(&source.network, destination.ip()) else {
         if let Some(name) = mesh.refused_at(&source.network, destination.ip()) {
             return Err(RouteError::Unreadable { name: name.clone() });
         }
         // That a service has it says nothing of who is there.
         if !is_nobodys(destination.ip()) {
-            departure.is_absent(key_of(source, destination.ip()), mesh)?;
+            request.is_absent(key_of(source, destination.ip()), mesh)?;
         }
-        return Ok(Target::Outside(destination, None));
+        return Ok(DialledTarget::Outside(destination, None));
     };
     let waypoint = workload.waypoint.as_deref().map(Waypoints::One);
     let waypoint =
         waypoint.filter(|_| !source.native_tunnel && !is_waypoint_of(source, workload, mesh));
     Ok(match waypoint {
-        Some(waypoints) => Target::Behind(Behind {
+        Some(waypoints) => DialledTarget::Behind(Behind {
             waypoints,
             destination,
             what: What::Workload(workload),
         }),
-        None => Target::Workload(destination, workload),
+        None => DialledTarget::Workload(destination, workload),
     })
 }
 
 fn service<'a>(
-    departure: &Departure<'a>,
+    request: &OutboundRequest<'a>,
     destination: SocketAddr,
     entry: &'a Arc<ServiceEntry>,
     mesh: &'a Snapshot,
-) -> Result<Target<'a>, RouteError> {
-    let (source, service) = (departure.source, &entry.service);
+) -> Result<DialledTarget<'a>, RouteError> {
+    let (source, service) = (request.source, &entry.service);
     // A workload's own waypoint is not asked here: it stands before connections that dial the
     // workload, as the service's stands before those that dial the service.
     let waypoints = Waypoints::of_service(service);
@@ -111,7 +111,7 @@ fn service<'a>(
         goes_straight(source, service) || waypoints.include(source, mesh)
     };
     if let Some(waypoints) = waypoints.filter(|waypoints| !around(waypoints)) {
-        return Ok(Target::Behind(Behind {
+        return Ok(DialledTarget::Behind(Behind {
             waypoints,
             destination,
             what: What::Service(service),
@@ -121,8 +121,8 @@ fn service<'a>(
     if balancing.is_some_and(|balancing| balancing.mode == LoadBalancingMode::Passthrough) {
         // It keeps its address, which may be that of a workload in the mesh: such a one is not
         // reached in the clear because a service's range holds it.
-        return Ok(match by_own_address(departure, destination, mesh)? {
-            Target::Outside(to, None) => Target::Outside(to, Some(service.clone())),
+        return Ok(match by_own_address(request, destination, mesh)? {
+            DialledTarget::Outside(to, None) => DialledTarget::Outside(to, Some(service.clone())),
             known => known,
         });
     }
@@ -133,7 +133,7 @@ fn service<'a>(
             port,
         });
     }
-    let choice = Choice {
+    let choice = BackendChoice {
         source,
         service,
         endpoints: &entry.endpoints,
@@ -142,10 +142,10 @@ fn service<'a>(
         wanted: Wanted {
             like: destination.ip(),
             families: service.ip_families,
-            resolved: departure.resolved,
+            resolved: request.resolved,
         },
     };
-    Ok(Target::Service(choice, entry))
+    Ok(DialledTarget::Service(choice, entry))
 }
 
 /// Whether no mesh can know an address.

@@ -60,7 +60,7 @@ fn check_in(mesh: Snapshot, lines: usize, table: &str) {
 #[derive(Default)]
 struct Question<'a> {
     who: &'a str,
-    dice: u64,
+    random: u64,
     rolls: bool,
     resolved: Vec<(Arc<str>, IpAddr)>,
     here: Vec<&'a str>,
@@ -77,7 +77,7 @@ impl<'a> Question<'a> {
         };
         while let Some(word) = words.next() {
             match word {
-                "roll" => question.dice = words.next().unwrap().parse().unwrap(),
+                "roll" => question.random = words.next().unwrap().parse().unwrap(),
                 "rolls" => question.rolls = true,
                 "with" => {
                     let (name, address) = words.next().unwrap().split_once('=').unwrap();
@@ -133,18 +133,18 @@ fn answer(mesh: &Arc<Snapshot>, question: &str, expected: &str) -> String {
     let view = question.view(mesh);
     let uid = Uid(question.who.into());
     let source = mesh.workload_by_uid(&uid).unwrap();
-    let departure = Departure {
+    let request = OutboundRequest {
         except: &question.except,
         resolved: &question.resolved,
         absent: &question.absent,
-        ..Departure::new(source, what.trim().parse().unwrap())
+        ..OutboundRequest::new(source, what.trim().parse().unwrap())
     };
     if question.rolls {
         let throws = u64::try_from(expected.split(' ').count()).unwrap();
-        let chosen = (0..throws).map(|dice| chosen(route(&departure, &view, dice)));
+        let chosen = (0..throws).map(|random| chosen(route(&request, &view, random)));
         return chosen.collect::<Vec<_>>().join(" ");
     }
-    match route(&departure, &view, question.dice) {
+    match route(&request, &view, question.random) {
         Ok(route) => show(&route),
         Err(error) => {
             let short = format!("refused {}", error.reason());

@@ -13,11 +13,11 @@ use tokio::task::AbortHandle;
 pub mod zds;
 
 use crate::assembly;
-use crate::enrollment::{Strangers, Wanted};
+use crate::enrollment::{DesiredPod, OrphanPolicy};
 use crate::pods::Handed;
 use admin::Pending;
 use settings::{NodeAgent, Settings};
-use zds::{Added, Full, PodInfo, PodUid, Reply, Request, Roster};
+use zds::{Added, AnnouncedPods, Full, PodInfo, PodUid, Reply, Request};
 
 /// How long judgement waits for the agent's first snapshot.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,7 +38,7 @@ struct Announced {
 /// The node agent as the node sees it.
 #[derive(Debug)]
 pub(super) struct Agent {
-    roster: Roster<Announced>,
+    announced_pods: AnnouncedPods<Announced>,
     requests: mpsc::Receiver<Request>,
     task: AbortHandle,
     /// Until when judgement waits for the first snapshot.
@@ -55,7 +55,7 @@ pub(super) enum Task {
     /// Nothing.
     None,
     /// Enrol this pod, and answer.
-    Enroll(Box<Wanted>, Reply),
+    Enroll(Box<DesiredPod>, Reply),
     /// Bring all pods in line, and answer.
     Apply(Reply),
 }
@@ -67,7 +67,7 @@ impl Agent {
         let (sender, requests) = mpsc::channel(QUEUE);
         let config = zds::Config::new(agent.socket.clone());
         Some(Self {
-            roster: Roster::default(),
+            announced_pods: AnnouncedPods::default(),
             requests,
             task: tokio::spawn(zds::follow(config, sender)).abort_handle(),
             hold: Some(Instant::now() + PATIENCE),
@@ -95,7 +95,7 @@ impl Agent {
     }
 
     /// Writes down what the agent says, and finds out what is to be done about it.
-    pub(super) fn heed(&mut self, request: Request, settings: &Settings) -> Task {
+    pub(super) fn handle_request(&mut self, request: Request, settings: &Settings) -> Task {
         match request {
             Request::Connected if self.retired => {
                 self.task.abort();
@@ -108,7 +108,7 @@ impl Agent {
             }
             Request::Connected => {
                 tracing::info!("connected to the node agent");
-                self.roster.begin();
+                self.announced_pods.begin();
                 Task::None
             }
             Request::Add {
@@ -118,7 +118,7 @@ impl Agent {
                 reply,
             } => self.add(uid, Announced { info, netns }, reply, settings),
             Request::Keep { uid, reply } => {
-                match self.roster.keep(&uid) {
+                match self.announced_pods.keep(&uid) {
                     Ok(()) => answer(reply, Ok(())),
                     Err(full) => refuse(&uid, &full, reply),
                 }
@@ -126,14 +126,14 @@ impl Agent {
             }
             Request::Delete { uid, reply } => {
                 tracing::info!(pod = %uid, "the node agent says that the pod has left");
-                self.roster.delete(&uid);
+                self.announced_pods.delete(&uid);
                 Task::Apply(reply)
             }
             Request::SnapshotSent { reply } => {
-                let left = self.roster.complete().len();
-                let pods = self.roster.pods().len();
+                let left = self.announced_pods.complete().len();
+                let pods = self.announced_pods.pods().len();
                 tracing::info!(pods, left, "the node agent has named all pods");
-                for uid in self.roster.unknown() {
+                for uid in self.announced_pods.unknown() {
                     tracing::warn!(pod = %uid, "the node agent keeps a pod that it has not handed over: its connections are refused");
                 }
                 Task::Apply(reply)
@@ -143,7 +143,7 @@ impl Agent {
 
     fn add(&mut self, uid: PodUid, pod: Announced, reply: Reply, settings: &Settings) -> Task {
         let wanted = assembly::announced(settings, &uid, &pod.info, &pod.netns);
-        match self.roster.add(uid.clone(), pod) {
+        match self.announced_pods.add(uid.clone(), pod) {
             Ok(Added::Same) => tracing::debug!(pod = %wanted.key, "named once more"),
             Ok(Added::New) => tracing::debug!(pod = %wanted.key, workload = %wanted.uid, "named"),
             Ok(Added::Replaced(_)) => {
@@ -158,22 +158,22 @@ impl Agent {
     }
 
     /// The pods that the agent has named.
-    pub(super) fn wanted(&self, settings: &Settings) -> impl Iterator<Item = Wanted> {
-        let pods = self.roster.pods();
+    pub(super) fn wanted(&self, settings: &Settings) -> impl Iterator<Item = DesiredPod> {
+        let pods = self.announced_pods.pods();
         pods.map(|(uid, pod)| assembly::announced(settings, uid, &pod.info, &pod.netns))
     }
 
     /// How many these are.
     pub(super) fn count(&self) -> usize {
-        self.roster.pods().len()
+        self.announced_pods.pods().len()
     }
 
     /// What to do with captured pods that nobody asks for: the agent may be about to.
-    pub(super) fn strangers(&self) -> Strangers {
-        if self.roster.is_whole() {
-            Strangers::LetGo
+    pub(super) fn orphan_policy(&self) -> OrphanPolicy {
+        if self.announced_pods.is_whole() {
+            OrphanPolicy::Detach
         } else {
-            Strangers::Hold
+            OrphanPolicy::Retain
         }
     }
 
@@ -197,7 +197,7 @@ impl Agent {
 
     /// Whether the pods that this connection has named are all of them.
     pub(super) fn is_complete(&self) -> bool {
-        self.roster.is_complete()
+        self.announced_pods.is_complete()
     }
 }
 
@@ -253,16 +253,19 @@ mod tests {
     async fn judgement_and_readiness_wait_for_the_first_snapshot_and_not_for_later_ones() {
         let readiness = Readiness::new();
         let (mut agent, settings) = agent(&readiness);
-        let heed = |agent: &mut Agent, request| agent.heed(request, &settings);
-        assert!(matches!(heed(&mut agent, Request::Connected), Task::None));
+        let handle_request = |agent: &mut Agent, request| agent.handle_request(request, &settings);
+        assert!(matches!(
+            handle_request(&mut agent, Request::Connected),
+            Task::None
+        ));
         assert!(agent.hold().is_some_and(|until| until > Instant::now()));
         assert_eq!(readiness.pending(), [WAITING]);
         let sent = Request::SnapshotSent { reply: reply() };
-        assert!(matches!(heed(&mut agent, sent), Task::Apply(_)));
+        assert!(matches!(handle_request(&mut agent, sent), Task::Apply(_)));
         assert!(agent.is_complete());
         agent.settled();
         assert_eq!((agent.hold(), readiness.pending().len()), (None, 0));
-        heed(&mut agent, Request::Connected);
+        handle_request(&mut agent, Request::Connected);
         assert!(!agent.is_complete());
         assert_eq!((agent.hold(), readiness.pending().len()), (None, 0));
     }
@@ -286,35 +289,36 @@ mod tests {
     async fn strangers_are_let_go_when_it_is_known_that_nobody_asks_for_them() {
         let readiness = Readiness::new();
         let (mut agent, settings) = agent(&readiness);
-        let heed = |agent: &mut Agent, request| drop(agent.heed(request, &settings));
-        assert_eq!(agent.strangers(), Strangers::Hold);
-        heed(&mut agent, Request::Connected);
+        let handle_request =
+            |agent: &mut Agent, request| drop(agent.handle_request(request, &settings));
+        assert_eq!(agent.orphan_policy(), OrphanPolicy::Retain);
+        handle_request(&mut agent, Request::Connected);
         let (reply, mut answer) = oneshot::channel();
         let uid = uid("pod-1");
         let keep = Request::Keep {
             uid: uid.clone(),
             reply,
         };
-        heed(&mut agent, keep);
+        handle_request(&mut agent, keep);
         assert_eq!(answer.try_recv().unwrap(), Ok(()));
-        heed(
+        handle_request(
             &mut agent,
             Request::SnapshotSent {
                 reply: self::reply(),
             },
         );
         // A pod of an earlier process is still there, and nobody knows which it is.
-        assert_eq!(agent.strangers(), Strangers::Hold);
-        heed(
+        assert_eq!(agent.orphan_policy(), OrphanPolicy::Retain);
+        handle_request(
             &mut agent,
             Request::Delete {
                 uid,
                 reply: self::reply(),
             },
         );
-        assert_eq!(agent.strangers(), Strangers::LetGo);
-        heed(&mut agent, Request::Connected);
-        assert_eq!(agent.strangers(), Strangers::Hold);
+        assert_eq!(agent.orphan_policy(), OrphanPolicy::Detach);
+        handle_request(&mut agent, Request::Connected);
+        assert_eq!(agent.orphan_policy(), OrphanPolicy::Retain);
     }
 
     #[tokio::test]
@@ -322,7 +326,7 @@ mod tests {
         let readiness = Readiness::new();
         let (mut agent, settings) = agent(&readiness);
         assert!(matches!(
-            agent.heed(Request::Connected, &settings),
+            agent.handle_request(Request::Connected, &settings),
             Task::None
         ));
         agent.retire();
@@ -331,8 +335,11 @@ mod tests {
             uid: uid("pod-1"),
             reply: reply(),
         };
-        assert!(matches!(agent.heed(delete, &settings), Task::Apply(_)));
-        agent.heed(Request::Connected, &settings);
+        assert!(matches!(
+            agent.handle_request(delete, &settings),
+            Task::Apply(_)
+        ));
+        agent.handle_request(Request::Connected, &settings);
         let ended = tokio::time::timeout(Duration::from_secs(5), agent.requests.recv());
         assert!(ended.await.unwrap().is_none(), "the agent is called again");
     }

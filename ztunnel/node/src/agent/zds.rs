@@ -4,7 +4,7 @@
 //! [`follow`] keeps a connection to the agent, for ever. Every packet of the agent's becomes a
 //! [`Request`] for `node`, which answers it; the answer is sent to the agent before the next packet
 //! is read, because an answer has no other sign of what it answers. Who is there, and who is not
-//! any more when the agent has named everybody, is kept in a [`Roster`]. While there is no agent,
+//! any more when the agent has named everybody, is kept in a [`AnnouncedPods`]. While there is no agent,
 //! the pods stay as they are.
 //!
 //! What the agent sends is checked here: lengths, the number of descriptors, that one that comes is
@@ -12,10 +12,10 @@
 //! an error and nothing else happens; after a packet that is no request at all the connection is
 //! made anew, as nothing is known about what follows it.
 
+mod announced_pods;
 mod error;
 mod message;
 mod packet;
-mod roster;
 mod session;
 
 use std::fmt;
@@ -25,9 +25,9 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+pub use self::announced_pods::{Added, AnnouncedPods, Full};
 pub use self::error::{Error, Refusal};
 pub use self::packet::MOST_BYTES;
-pub use self::roster::{Added, Full, Roster};
 use self::session::{Ended, Session};
 use crate::pods::Handed;
 

@@ -100,7 +100,7 @@ pub enum Error {
     },
     /// Waiting for another process of this node to hand over ended early.
     #[error("waiting for another process of this node ended early: {problem}")]
-    Succession {
+    Handover {
         /// What happened.
         problem: String,
     },
@@ -142,7 +142,7 @@ impl Error {
             Self::Attach { .. } => "attach",
             Self::Map { .. } => "map",
             Self::Handshake { .. } => "handshake",
-            Self::Succession { .. } => "succession",
+            Self::Handover { .. } => "succession",
             Self::Pod { .. } => "pod",
             Self::Log { .. } => "log",
         }

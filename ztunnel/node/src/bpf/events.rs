@@ -15,7 +15,7 @@ use tokio::io::unix::AsyncFd;
 use ztunnel_ebpf_types as shared;
 use ztunnel_ebpf_types::{EVENT_CLOSED, EVENT_FAILED, EVENT_OPENED, EVENT_RESET};
 
-use super::{Error, verdicts};
+use super::{Error, entries};
 use mesh::fastpath::FastPathConnection;
 
 /// How long events gather before they are read: a burst of connections wakes the proxy forty
@@ -114,7 +114,7 @@ pub(super) fn parse(record: &[u8]) -> Option<Event> {
     };
     Some(Event {
         happening,
-        flow: verdicts::connection(&event.flow, &event.state),
+        flow: entries::connection(&event.flow, &event.state),
         after: Duration::from_nanos(event.at.saturating_sub(event.state.opened)),
         request: event.request,
         response: event.response,

@@ -24,7 +24,7 @@ use mesh::NetnsCookie;
 pub(super) struct Maps {
     config: Map<u32, Config>,
     /// Processes that were in charge and may live, and whose turn was after whose.
-    formers: Map<u32, u32>,
+    previous_proxies: Map<u32, u32>,
     pub(super) pods: Map<u64, Pod>,
     pub(super) addresses: Map<Address, u64>,
     /// The value is the listener's descriptor.
@@ -32,8 +32,8 @@ pub(super) struct Maps {
     pub(super) origins: Map<Client, Destination>,
     pub(super) resolvers: Map<Client, Destination>,
     pub(super) verdicts: Map<Call, Verdict>,
-    pub(super) arrivals: Map<Arrival, Admission>,
-    pub(super) flows: Map<Flow, FlowState>,
+    pub(super) inbound_entries: Map<Arrival, Admission>,
+    pub(super) fast_path_connections: Map<Flow, FlowState>,
     counts: Map<u32, u64>,
     exempt_ports: Map<u32, u32>,
     exempt_nets: Map<Net, u32>,
@@ -50,15 +50,15 @@ impl Maps {
     pub(super) fn open(object: &mut Object) -> Result<Self, Error> {
         Ok(Self {
             config: Map::new(object.map("CONFIG")?, "CONFIG"),
-            formers: Map::new(object.map("FORMERS")?, "FORMERS"),
+            previous_proxies: Map::new(object.map("FORMERS")?, "FORMERS"),
             pods: Map::new(object.map("PODS")?, "PODS"),
             addresses: Map::new(object.map("ADDRESSES")?, "ADDRESSES"),
             listeners: Map::new(object.map("LISTENERS")?, "LISTENERS"),
             origins: Map::new(object.map("ORIGINS")?, "ORIGINS"),
             resolvers: Map::new(object.map("RESOLVERS")?, "RESOLVERS"),
             verdicts: Map::new(object.map("VERDICTS")?, "VERDICTS"),
-            arrivals: Map::new(object.map("ARRIVALS")?, "ARRIVALS"),
-            flows: Map::new(object.map("FLOWS")?, "FLOWS"),
+            inbound_entries: Map::new(object.map("ARRIVALS")?, "ARRIVALS"),
+            fast_path_connections: Map::new(object.map("FLOWS")?, "FLOWS"),
             counts: Map::new(object.map("COUNTS")?, "COUNTS"),
             exempt_ports: Map::new(object.map("EXEMPT_PORTS")?, "EXEMPT_PORTS"),
             exempt_nets: Map::new(object.map("EXEMPT_NETS")?, "EXEMPT_NETS"),
@@ -74,26 +74,30 @@ impl Maps {
         let config = self.config()?;
         self.epoch.store(config.epoch, Ordering::Relaxed);
         if config.process != 0 && lives.is_alive(config.process) {
-            let formers = self.formers.entries();
-            let formers = formers.map_err(failed(&self.formers, "read"))?;
-            let youngest = formers.iter().map(|(_, turn)| *turn).max();
+            let previous_proxies = self.previous_proxies.entries();
+            let previous_proxies =
+                previous_proxies.map_err(failed(&self.previous_proxies, "read"))?;
+            let youngest = previous_proxies.iter().map(|(_, turn)| *turn).max();
             let turn = youngest.unwrap_or_default().saturating_add(1);
-            self.formers
+            self.previous_proxies
                 .insert(&config.process, &turn)
-                .map_err(failed(&self.formers, "written"))?;
+                .map_err(failed(&self.previous_proxies, "written"))?;
         }
         Ok(())
     }
 
     /// Whether, of all processes that have been in charge and live, this one was it last.
     pub(super) fn is_youngest(&self, own: u32, lives: &ProcessLocks) -> Result<bool, Error> {
-        let formers = self.formers.entries();
-        let formers = formers.map_err(failed(&self.formers, "read"))?;
-        let Some((_, turn)) = formers.iter().find(|(former, _)| *former == own) else {
+        let previous_proxies = self.previous_proxies.entries();
+        let previous_proxies = previous_proxies.map_err(failed(&self.previous_proxies, "read"))?;
+        let Some((_, turn)) = previous_proxies
+            .iter()
+            .find(|(previous_proxy, _)| *previous_proxy == own)
+        else {
             return Ok(true);
         };
-        let mut younger = formers.iter().filter(|(_, other)| other > turn);
-        Ok(!younger.any(|(former, _)| lives.is_alive(*former)))
+        let mut younger = previous_proxies.iter().filter(|(_, other)| other > turn);
+        Ok(!younger.any(|(previous_proxy, _)| lives.is_alive(*previous_proxy)))
     }
 
     /// The number of the process that made itself known last.
@@ -103,16 +107,23 @@ impl Maps {
 
     /// Takes from those that are dead, and from `own`, what they have as former proxies. Says
     /// whether there are others.
-    pub(super) fn forget_formers(&self, own: u32, lives: &ProcessLocks) -> Result<bool, Error> {
-        let formers = &self.formers;
+    pub(super) fn forget_ended_proxies(
+        &self,
+        own: u32,
+        lives: &ProcessLocks,
+    ) -> Result<bool, Error> {
+        let previous_proxies = &self.previous_proxies;
         let mut left = false;
-        for former in formers.keys().map_err(failed(formers, "read"))? {
-            if former != own && lives.is_alive(former) {
+        for previous_proxy in previous_proxies
+            .keys()
+            .map_err(failed(previous_proxies, "read"))?
+        {
+            if previous_proxy != own && lives.is_alive(previous_proxy) {
                 left = true;
             } else {
-                formers
-                    .remove(&former)
-                    .map_err(failed(formers, "written"))?;
+                previous_proxies
+                    .remove(&previous_proxy)
+                    .map_err(failed(previous_proxies, "written"))?;
             }
         }
         Ok(left)

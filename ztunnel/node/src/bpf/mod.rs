@@ -9,13 +9,14 @@
 //! [`crate::pods`] enrols, [`crate::proxy`] asks for original destinations, `node` opens it.
 
 mod config;
+mod entries;
 mod error;
 mod events;
+mod foreign_programs;
 mod join;
 mod log;
 mod maps;
 mod object;
-mod others;
 mod pins;
 mod process_locks;
 mod programs;
@@ -25,7 +26,6 @@ mod sys;
 #[cfg(test)]
 mod tests;
 mod trial;
-mod verdicts;
 
 use std::fs::File;
 use std::io;
@@ -40,12 +40,12 @@ use ztunnel_ebpf_types::{Address, Client, POD_DNS, POD_ENROLLED, POD_JOIN, Pod};
 pub use config::{Config, Exemptions, Ports};
 pub use error::Error;
 pub use events::{Event, Events, Happening};
+pub use foreign_programs::{captured_below, is_captured};
 pub use log::LogForwarder;
 use maps::{Maps, failed};
 use mesh::NetnsCookie;
 use object::{Object, Owner, Settled, Speech, kernel_knows_process};
 pub use object::{is_at_least, release};
-pub use others::{captured_below, is_captured};
 use pins::Pins;
 use process_locks::ProcessLocks;
 pub(crate) use process_locks::{failed as pin_failed, try_lock};
@@ -131,13 +131,13 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads the programs and puts them to work at once: [`Self::load`], [`Self::take_charge`].
+    /// Loads the programs and puts them to work at once: [`Self::load`], [`Self::become_active`].
     ///
     /// # Errors
     /// As those two.
     pub fn open(config: &Config) -> Result<Self, Error> {
         let kernel = Self::load(config)?;
-        kernel.take_charge(config)?;
+        kernel.become_active(config)?;
         Ok(kernel)
     }
 
@@ -174,11 +174,11 @@ impl Kernel {
 
     /// Puts the programs to work, taking over what an earlier proxy has pinned. Links of namespaces
     /// that no longer exist are removed. Only for the one process that is in charge
-    /// ([`Succession`]); what the one before dials stays its own as long as it lives.
+    /// ([`Handover`]); what the one before dials stays its own as long as it lives.
     ///
     /// # Errors
     /// When a program cannot be attached, or a map or a pin cannot be written.
-    pub fn take_charge(&self, config: &Config) -> Result<(), Error> {
+    pub fn become_active(&self, config: &Config) -> Result<(), Error> {
         let maps = &self.maps;
         maps.succeed(&self.process_locks)?;
         maps.configure(|settings| {
@@ -214,7 +214,7 @@ impl Kernel {
             *life = Some((own, self.process_locks.lock(own)?));
         }
         drop(life);
-        self.forget_formers().map(drop)
+        self.forget_ended_proxies().map(drop)
     }
 
     /// What a process dials that was in charge before is its own for as long as it lives, and its
@@ -223,9 +223,9 @@ impl Kernel {
     ///
     /// # Errors
     /// When the map cannot be read or written.
-    pub fn forget_formers(&self) -> Result<bool, Error> {
+    pub fn forget_ended_proxies(&self) -> Result<bool, Error> {
         let own = self.maps.process()?;
-        let left = self.maps.forget_formers(own, &self.process_locks)?;
+        let left = self.maps.forget_ended_proxies(own, &self.process_locks)?;
         self.process_locks.remove_ended()?;
         Ok(left)
     }
@@ -235,7 +235,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub fn is_next_in_line(&self) -> Result<bool, Error> {
+    pub fn is_next_active(&self) -> Result<bool, Error> {
         let life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
         let own = life.as_ref().map(|(process, _)| *process);
         drop(life);
@@ -307,7 +307,7 @@ impl Kernel {
         }
         let maps = &self.maps;
         let listener = pod.inbound.as_raw_fd().cast_unsigned();
-        self.claim(pod.inbound)
+        self.mark_listener(pod.inbound)
             .map_err(failed(&maps.sockets, "written"))?;
         for address in &addresses {
             maps.addresses

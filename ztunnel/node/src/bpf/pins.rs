@@ -4,7 +4,7 @@
 //! <directory>/v2/PODS …           the maps, by their names
 //! <directory>/v2/links/capture4 … one link per cgroup program
 //! <directory>/v2/netns/<cookie>   one link per enrolled namespace
-//! <directory>/v2/lives/<process>  a lock per process that is or was in charge (`succession`)
+//! <directory>/v2/lives/<process>  a lock per process that is or was in charge (`handover`)
 //! ```
 //! `v2` is the layout's version: a proxy with another layout makes pins of its own, and removes the
 //! others when its own programs are at work. Names in a BPF

@@ -3,7 +3,7 @@
 //!
 //! Only "it is not in the mesh" lets anything pass in the clear, or an answer that names a service and
 //! no workload; no answer is a refusal. What is not in the mesh now may be in it soon, and the control
-//! plane does not tell of it: so that answer holds for [`LEASE`] and no longer, in the kernel's verdicts half of it longer at most ([`super::Keeper::expire`]). Everything
+//! plane does not tell of it: so that answer holds for [`LEASE`] and no longer, in the kernel's verdicts half of it longer at most ([`super::FastPath::expire`]). Everything
 //! is bounded: the answers that are kept, and how often the connections of one pod may ask.
 
 pub(crate) mod own_pods;
@@ -39,12 +39,12 @@ const QUIET: Duration = Duration::from_secs(5);
 const MOST_QUESTIONS: usize = 64;
 
 /// What a question has for an answer.
-pub type Asking = Pin<Box<dyn Future<Output = Fetched> + Send>>;
+pub type DiscoveryFuture = Pin<Box<dyn Future<Output = Fetched> + Send>>;
 
 /// Asks the control plane for single things. Bounded in time.
 pub trait Ask: fmt::Debug + Send + Sync {
     /// Asks, and returns when what was found is in force. It may be awaited on any thread.
-    fn ask(&self, key: &DemandKey) -> Asking;
+    fn ask(&self, key: &DemandKey) -> DiscoveryFuture;
 }
 
 /// The control plane has not said whether something is in the mesh.
@@ -53,19 +53,19 @@ pub trait Ask: fmt::Debug + Send + Sync {
     "whether {key} is in the mesh is not known: the control plane gave no answer that could be used; \
      refused, because what is in the mesh must not be reached around it"
 )]
-pub struct NotTold {
+pub struct DiscoveryFailed {
     /// What was asked for.
     pub key: DemandKey,
 }
 
 /// What all workers have asked.
 #[derive(Debug)]
-pub struct Questions {
+pub struct OnDemandClient {
     ask: Arc<dyn Ask>,
     answers: Mutex<Answers>,
 }
 
-impl Questions {
+impl OnDemandClient {
     /// Nothing was asked yet.
     #[must_use]
     pub fn new(ask: Arc<dyn Ask>) -> Self {
@@ -82,7 +82,7 @@ impl Questions {
     }
 
     /// Asks, if that is not known, as soon as the pod may.
-    async fn ask(&self, key: &DemandKey, allowance: &Allowance) -> Fetched {
+    async fn ask(&self, key: &DemandKey, allowance: &RateLimiter) -> Fetched {
         if self.is_absent(key) {
             return Fetched::Absent;
         }
@@ -106,7 +106,7 @@ impl Questions {
 
     /// Asks who a client is, so that records can name it. No judgement depends on that: where there
     /// is no answer soon, the connection goes on without.
-    pub(super) async fn ask_for_name(&self, key: &DemandKey, allowance: &Allowance) {
+    pub(super) async fn ask_for_name(&self, key: &DemandKey, allowance: &RateLimiter) {
         if self
             .answers()
             .quiet
@@ -166,7 +166,7 @@ impl Answers {
 /// How often the connections of one pod may ask, on one worker: a pod that dials every address there
 /// is must neither keep the control plane busy nor the other pods waiting.
 #[derive(Debug)]
-pub(super) struct Allowance {
+pub(super) struct RateLimiter {
     /// The time between two questions of one who asks all the time.
     interval: Duration,
     burst: Duration,
@@ -174,7 +174,7 @@ pub(super) struct Allowance {
     due: Cell<Option<Instant>>,
 }
 
-impl Allowance {
+impl RateLimiter {
     /// The share of one of so many workers.
     pub(super) fn new(workers: usize) -> Self {
         let workers = u32::try_from(workers).unwrap_or(u32::MAX).max(1);
@@ -200,27 +200,27 @@ impl Allowance {
 
 /// What one connection has learned.
 #[derive(Debug, Default)]
-pub(super) struct Learned {
+pub(super) struct Discovered {
     /// What is not in the mesh.
     pub(super) absent: SmallVec<[DemandKey; 1]>,
     asked: SmallVec<[DemandKey; 1]>,
 }
 
-impl Learned {
+impl Discovered {
     /// Whether an answer that something was found has told all there is: a service came of the
     /// question, by its address or a range that holds it, and no workload, so that nobody of the
     /// mesh is there. That is kept as what is absent.
     pub(super) fn knows(
         &mut self,
-        questions: Option<&Questions>,
+        on_demand: Option<&OnDemandClient>,
         key: &DemandKey,
         mesh: &Snapshot,
     ) -> bool {
         let told = self.asked.contains(key) && is_of_a_service_only(key, mesh);
         if told && !self.absent.contains(key) {
             self.absent.push(key.clone());
-            if let Some(questions) = questions {
-                questions.answers().note(key, Instant::now());
+            if let Some(on_demand) = on_demand {
+                on_demand.answers().note(key, Instant::now());
             }
         }
         told
@@ -233,21 +233,21 @@ impl Learned {
     /// other one.
     pub(super) async fn ask(
         &mut self,
-        questions: Option<&Questions>,
-        allowance: &Allowance,
+        on_demand: Option<&OnDemandClient>,
+        allowance: &RateLimiter,
         key: DemandKey,
-    ) -> Result<(), NotTold> {
-        let Some(questions) = questions else {
-            return Err(NotTold { key });
+    ) -> Result<(), DiscoveryFailed> {
+        let Some(on_demand) = on_demand else {
+            return Err(DiscoveryFailed { key });
         };
         if self.asked.contains(&key) || self.asked.len() >= MOST_QUESTIONS {
-            return Err(NotTold { key });
+            return Err(DiscoveryFailed { key });
         }
         self.asked.push(key.clone());
-        match questions.ask(&key, allowance).await {
+        match on_demand.ask(&key, allowance).await {
             Fetched::Found => {}
             Fetched::Absent => self.absent.push(key),
-            Fetched::Unknown => return Err(NotTold { key }),
+            Fetched::Unknown => return Err(DiscoveryFailed { key }),
         }
         Ok(())
     }

@@ -12,9 +12,9 @@ use tokio::task::JoinSet;
 
 use crate::Node;
 use crate::discovery::Ask;
-use crate::discovery::Asking;
+use crate::discovery::DiscoveryFuture;
 use crate::discovery::LEASE;
-use crate::discovery::Questions;
+use crate::discovery::OnDemandClient;
 use mesh::{DemandKey, Fetched, Snapshot, Uid};
 use upstream::ads::Demand;
 
@@ -29,16 +29,16 @@ const EXPIRE_EVERY: Duration = LEASE.checked_div(2).unwrap();
 struct Asker(Demand);
 
 impl Ask for Asker {
-    fn ask(&self, key: &DemandKey) -> Asking {
+    fn ask(&self, key: &DemandKey) -> DiscoveryFuture {
         let (demand, key) = (self.0.clone(), key.clone());
         Box::pin(async move { demand.fetch(&key).await })
     }
 }
 
 /// What all workers ask, if the control plane does not tell everything.
-pub(crate) fn questions(demand: Option<&Demand>) -> Option<Arc<Questions>> {
+pub(crate) fn on_demand(demand: Option<&Demand>) -> Option<Arc<OnDemandClient>> {
     let asker = Asker(demand?.clone());
-    Some(Arc::new(Questions::new(Arc::new(asker))))
+    Some(Arc::new(OnDemandClient::new(Arc::new(asker))))
 }
 
 /// What is asked about the node's own pods.
@@ -139,18 +139,18 @@ impl Node {
         let now = Instant::now();
         if self.own.until.is_some_and(|until| until <= now) {
             self.own.release();
-            self.judge_anew();
+            self.reauthorize();
         }
         if self.own.expire.is_some_and(|expire| expire <= now) {
             // Before the first judgement what an earlier process has let go holds.
-            if !self.judgement_waits() {
-                self.shared.keeper.expire();
+            if !self.reauthorization_waits() {
+                self.shared.fast_path.expire();
             }
             self.own.expired();
             let waited = self.own.holds();
             self.ask_for_own();
             if waited && !self.own.holds() {
-                self.judge_anew();
+                self.reauthorize();
             }
         }
     }

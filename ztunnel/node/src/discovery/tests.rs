@@ -13,7 +13,7 @@ struct Table {
 }
 
 impl Ask for Table {
-    fn ask(&self, key: &DemandKey) -> Asking {
+    fn ask(&self, key: &DemandKey) -> DiscoveryFuture {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let fetched = match key.to_string().as_str() {
             "/10.0.0.1" => Fetched::Found,
@@ -24,9 +24,9 @@ impl Ask for Table {
     }
 }
 
-fn table() -> (Arc<Table>, Questions) {
+fn table() -> (Arc<Table>, OnDemandClient) {
     let table = Arc::new(Table::default());
-    (table.clone(), Questions::new(table))
+    (table.clone(), OnDemandClient::new(table))
 }
 
 fn key(text: &str) -> DemandKey {
@@ -39,29 +39,31 @@ fn number(at: u32) -> DemandKey {
 
 #[tokio::test]
 async fn only_an_answer_that_it_is_not_there_counts_as_absent() {
-    let (_, questions) = table();
-    let allowance = Allowance::new(1);
-    let mut learned = Learned::default();
-    let asked = |learned: &'static str| key(learned);
+    let (_, on_demand) = table();
+    let allowance = RateLimiter::new(1);
+    let mut discovered = Discovered::default();
+    let asked = |discovered: &'static str| key(discovered);
     for (at, answer) in [("10.0.0.1", true), ("192.0.2.1", true), ("10.0.0.9", false)] {
-        let told = learned.ask(Some(&questions), &allowance, asked(at)).await;
+        let told = discovered
+            .ask(Some(&on_demand), &allowance, asked(at))
+            .await;
         assert_eq!(told.is_ok(), answer, "{at}");
     }
-    assert_eq!(learned.absent.as_slice(), [key("192.0.2.1")]);
-    let error = learned.ask(None, &allowance, key("10.0.0.2")).await;
+    assert_eq!(discovered.absent.as_slice(), [key("192.0.2.1")]);
+    let error = discovered.ask(None, &allowance, key("10.0.0.2")).await;
     assert!(error.unwrap_err().to_string().contains("/10.0.0.2"));
 }
 
 #[tokio::test]
 async fn one_connection_does_not_ask_twice_for_the_same() {
-    let (table, questions) = table();
-    let mut learned = Learned::default();
-    let allowance = Allowance::new(1);
+    let (table, on_demand) = table();
+    let mut discovered = Discovered::default();
+    let allowance = RateLimiter::new(1);
     let found = key("10.0.0.1");
-    let first = learned.ask(Some(&questions), &allowance, found.clone());
+    let first = discovered.ask(Some(&on_demand), &allowance, found.clone());
     assert_eq!(first.await, Ok(()));
     // It was found, and the mesh still does not know it: no third view will.
-    let second = learned.ask(Some(&questions), &allowance, found).await;
+    let second = discovered.ask(Some(&on_demand), &allowance, found).await;
     assert!(second.is_err());
     assert_eq!(table.asked.load(Ordering::Relaxed), 1);
 }
@@ -77,37 +79,37 @@ async fn a_service_that_was_found_says_that_nobody_of_the_mesh_is_there() {
     let workload = r#"workloads: [{ uid: w, name: w, workloadIps: ["10.0.0.1"] }]"#;
     let found = key("10.0.0.1");
     for services in [range, single] {
-        let (_, questions) = table();
-        let (mut learned, allowance) = (Learned::default(), Allowance::new(1));
+        let (_, on_demand) = table();
+        let (mut discovered, allowance) = (Discovered::default(), RateLimiter::new(1));
         let services_only = mesh(services);
         assert!(
-            !learned.knows(None, &found, &services_only),
+            !discovered.knows(None, &found, &services_only),
             "not asked for"
         );
-        let asked = learned.ask(Some(&questions), &allowance, found.clone());
+        let asked = discovered.ask(Some(&on_demand), &allowance, found.clone());
         assert_eq!(asked.await, Ok(()));
         let both = mesh(&format!("{range}\n{workload}"));
-        assert!(!learned.knows(Some(&questions), &found, &both));
-        assert!(learned.absent.is_empty() && !questions.is_absent(&found));
+        assert!(!discovered.knows(Some(&on_demand), &found, &both));
+        assert!(discovered.absent.is_empty() && !on_demand.is_absent(&found));
         for _ in 0..2 {
-            assert!(learned.knows(Some(&questions), &found, &services_only));
+            assert!(discovered.knows(Some(&on_demand), &found, &services_only));
         }
-        assert_eq!(learned.absent.as_slice(), std::slice::from_ref(&found));
-        assert!(questions.is_absent(&found), "the next one need not ask");
+        assert_eq!(discovered.absent.as_slice(), std::slice::from_ref(&found));
+        assert!(on_demand.is_absent(&found), "the next one need not ask");
     }
 }
 
 #[tokio::test]
 async fn what_is_absent_is_asked_for_once_by_all_and_what_is_unknown_each_time() {
-    let (table, questions) = table();
-    let allowance = Allowance::new(1);
+    let (table, on_demand) = table();
+    let allowance = RateLimiter::new(1);
     for _ in 0..3 {
-        let fetched = questions.ask(&key("192.0.2.1"), &allowance).await;
+        let fetched = on_demand.ask(&key("192.0.2.1"), &allowance).await;
         assert_eq!(fetched, Fetched::Absent);
     }
     assert_eq!(table.asked.load(Ordering::Relaxed), 1);
     for _ in 0..3 {
-        let fetched = questions.ask(&key("10.0.0.9"), &allowance).await;
+        let fetched = on_demand.ask(&key("10.0.0.9"), &allowance).await;
         assert_eq!(fetched, Fetched::Unknown);
     }
     assert_eq!(table.asked.load(Ordering::Relaxed), 4);
@@ -145,7 +147,7 @@ fn the_answers_that_are_kept_are_bounded() {
 #[test]
 fn a_pod_asks_at_once_then_in_turn_and_then_is_refused() {
     for workers in [1, 2, 4] {
-        let allowance = Allowance::new(workers);
+        let allowance = RateLimiter::new(workers);
         let now = Instant::now();
         let turns: Vec<_> = std::iter::from_fn(|| allowance.take(now))
             .take(5000)
@@ -165,18 +167,18 @@ async fn nobody_waits_long_for_the_name_of_a_client() {
     #[derive(Debug)]
     struct Silent;
     impl Ask for Silent {
-        fn ask(&self, _key: &DemandKey) -> Asking {
+        fn ask(&self, _key: &DemandKey) -> DiscoveryFuture {
             Box::pin(std::future::pending())
         }
     }
-    let questions = Questions::new(Arc::new(Silent));
-    let allowance = Allowance::new(1);
+    let on_demand = OnDemandClient::new(Arc::new(Silent));
+    let allowance = RateLimiter::new(1);
     let began = Instant::now();
-    questions.ask_for_name(&key("10.0.0.1"), &allowance).await;
+    on_demand.ask_for_name(&key("10.0.0.1"), &allowance).await;
     let waited = began.elapsed();
     assert!(waited >= NAME_PATIENCE, "{waited:?}");
     let second = key("10.0.0.2");
-    let asking = questions.ask_for_name(&second, &allowance);
+    let asking = on_demand.ask_for_name(&second, &allowance);
     let told = asking.now_or_never();
     assert!(told.is_some(), "the second one does not wait");
 }

@@ -5,7 +5,7 @@
 //! ([`Server`]; one for each pod and worker). A plain question for addresses is put to the snapshot
 //! ([`answer()`], a pure function); whatever the mesh does not know leaves the pod from a marked
 //! socket, byte by byte as it came but for its id, and the answer is kept for as long as it says. Nothing
-//! here knows of eBPF or of connections: [`Surroundings`] is all that a server asks of the room
+//! here knows of eBPF or of connections: [`ServerContext`] is all that a server asks of the room
 //! that runs it.
 //!
 //! What comes from applications and from resolvers is bounded: messages in length, queries and
@@ -43,7 +43,7 @@ pub struct Config {
 }
 
 /// What a pod's server asks of the room that runs it.
-pub trait Surroundings {
+pub trait ServerContext {
     /// The mesh as it is now.
     fn mesh(&self) -> Arc<Snapshot>;
 
@@ -94,7 +94,7 @@ pub trait Surroundings {
     ) -> impl Future<Output = io::Result<()>>;
 
     /// A random number, to order addresses with.
-    fn dice(&self) -> u64;
+    fn random(&self) -> u64;
 }
 
 /// Everything that a byte string of an application, or of a resolver, runs through, without a

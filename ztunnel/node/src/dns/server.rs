@@ -14,7 +14,7 @@ use super::cache::{Cache, Key};
 use super::forward::{self, LONGEST_MESSAGE};
 use super::query::Query;
 use super::wire::{self, Header};
-use super::{Config, Surroundings};
+use super::{Config, ServerContext};
 use mesh::names::{Answer, Question, answer};
 use mesh::{Snapshot, Workload};
 use telemetry::{DnsQuery, DnsRefusal, Telemetry};
@@ -137,7 +137,7 @@ enum Decision {
     Ask(Box<Foreign>),
 }
 
-impl<S: Surroundings + 'static> Server<S> {
+impl<S: ServerContext + 'static> Server<S> {
     /// A server that shares its cache and its room with the worker's other pods.
     pub fn new(
         surroundings: S,
@@ -340,8 +340,8 @@ impl<S: Surroundings + 'static> Server<S> {
             name: query.name(),
             family: query.family()?,
         };
-        let dice = self.surroundings.dice();
-        match answer(mesh, &self.config.domain, client, &question, dice) {
+        let random = self.surroundings.random();
+        match answer(mesh, &self.config.domain, client, &question, random) {
             Answer::NotMine => None,
             answer => Some(query.respond(&answer, most)),
         }

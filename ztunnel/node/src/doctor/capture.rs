@@ -1,7 +1,7 @@
 //! What capture and delivery need of the kernel, tried out on maps and a namespace of its own.
 
 use crate::bpf::{self, PinPlace, Trial};
-use crate::pods::{self, DestroyError, Destroyed, Outcome, Rehearsal, Way};
+use crate::pods::{self, DestroyError, DestroyMethod, Destroyed, Outcome, Rehearsal};
 use settings::{CaptureBy, Settings};
 
 use super::super::capture::can_do_without;
@@ -124,7 +124,7 @@ fn destroying(destroyed: &Result<Destroyed, DestroyError>) -> Check {
     match destroyed {
         Ok(Destroyed {
             outcomes,
-            way: Way::Kernel,
+            method: DestroyMethod::Kernel,
         }) if matches!(outcomes[..], [Outcome::Destroyed]) => Check::ok(
             name,
             "the kernel ends connections that policy forbids (SOCK_DESTROY)",

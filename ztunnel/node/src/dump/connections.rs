@@ -16,7 +16,7 @@ use mesh::{Snapshot, Uid};
 pub(super) fn workload_state(
     view: &View,
     carried: &[Carried],
-    flows: &[FastPathConnection],
+    fast_path_connections: &[FastPathConnection],
 ) -> Value {
     let mut pods = BTreeMap::new();
     for pod in view.pods() {
@@ -37,7 +37,10 @@ pub(super) fn workload_state(
         of(&each.pod, each.inbound, ConnectionView::carried(each));
     }
     // What the proxy opened on the direct lane is among what it carries.
-    for flow in flows.iter().filter(|flow| flow.opener != Opener::Proxy) {
+    for flow in fast_path_connections
+        .iter()
+        .filter(|flow| flow.opener != Opener::Proxy)
+    {
         let outside = flow.opener == Opener::Outside;
         let client = (!outside).then_some(flow.pod);
         let server = if outside {

@@ -4,20 +4,21 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{EnrollError, Key, Wanted};
+use super::{DesiredPod, EnrollError, PodKey};
 use crate::bpf::{self, Kernel, PodCapture};
 use crate::pods::{
-    self, Extra, Listeners, Netns, Opened, Place, Pod, addresses_here, delivery, is_redirected,
+    self, Extra, Listeners, Netns, NetnsSource, Opened, Pod, addresses_here, delivery,
+    is_redirected,
 };
-use crate::proxy::Shared;
+use crate::proxy::ProxyState;
 use mesh::NetnsCookie;
 use mesh::Snapshot;
 
 /// Opens the pod's namespace and the listeners in there, one set for each worker; those for DNS
 /// and SOCKS where they are wanted and their ports are free.
 pub(super) fn prepare(
-    wanted: &Wanted,
-    shared: &Shared,
+    wanted: &DesiredPod,
+    shared: &ProxyState,
     mesh: &Snapshot,
 ) -> Result<(Arc<Pod>, Opened), EnrollError> {
     let config = &shared.config;
@@ -53,7 +54,7 @@ pub(super) fn prepare(
 
 /// Whether the mesh says that a pod speaks HBONE itself. Istio's own proxy listens on the port there
 /// too, so it is the proxy's as long as the pod does not take it.
-fn speaks_hbone(wanted: &Wanted, mesh: &Snapshot) -> bool {
+fn speaks_hbone(wanted: &DesiredPod, mesh: &Snapshot) -> bool {
     let workload = mesh.workload_by_uid(&wanted.uid).filter(|workload| {
         let account = wanted.account.as_ref();
         account.is_none_or(|account| *account == workload.service_account)
@@ -62,7 +63,7 @@ fn speaks_hbone(wanted: &Wanted, mesh: &Snapshot) -> bool {
 }
 
 /// Whether the kernel programs of another proxy capture the pod. Where the kernel does not say, the
-/// pod's first connection shows it (`Node::look_into`).
+/// pod's first connection shows it (`Node::recheck_pods`).
 fn is_captured(netns: &Netns) -> bool {
     bpf::is_captured(netns.as_fd()).unwrap_or_else(|error| {
         tracing::debug!(%error, "cannot find out whether programs of another proxy capture the pod");
@@ -72,7 +73,7 @@ fn is_captured(netns: &Netns) -> bool {
 
 /// Says what a pod is served without, and what becomes of it. `programs`: whether kernel programs
 /// capture it.
-pub(super) fn warn_of(without: &[(Extra, pods::Error)], pod: &Key, programs: bool) {
+pub(super) fn warn_of(without: &[(Extra, pods::Error)], pod: &PodKey, programs: bool) {
     for (extra, error) in without {
         let port = extra.port();
         let consequence = match extra {
@@ -137,7 +138,9 @@ pub(super) fn captured_addresses(pod: &Pod, mesh: &Snapshot) -> Vec<IpAddr> {
 /// anywhere else.
 pub(super) fn is_another(netns: &Netns) -> bool {
     match netns.place() {
-        Place::Path(path) => Netns::open(path).is_ok_and(|now| now.cookie() != netns.cookie()),
-        Place::Handed(_) => false,
+        NetnsSource::Path(path) => {
+            Netns::open(path).is_ok_and(|now| now.cookie() != netns.cookie())
+        }
+        NetnsSource::Handed(_) => false,
     }
 }

@@ -16,7 +16,7 @@ use telemetry::{CaseResult, Telemetry};
 #[derive(Debug)]
 enum Test {
     /// Nobody has asked for it.
-    Unasked,
+    NotDiscovered,
     /// It runs on a thread of its own: it takes longer than a start should.
     Running(JoinHandle<Report>),
     /// What follows from it for `auto`.
@@ -40,7 +40,7 @@ impl Acceleration {
         Self {
             kernel,
             telemetry,
-            test: Test::Unasked,
+            test: Test::NotDiscovered,
             ready: None,
         }
     }
@@ -52,12 +52,12 @@ impl Acceleration {
             let own = settings.overrides.iter().filter_map(|own| own.acceleration);
             own.chain([settings.acceleration]).any(|it| it == wish)
         };
-        if self.kernel.is_some() && asks(Wish::Auto) && matches!(self.test, Test::Unasked) {
+        if self.kernel.is_some() && asks(Wish::Auto) && matches!(self.test, Test::NotDiscovered) {
             self.test = Test::Running(tokio::task::spawn_blocking(selftest::run));
         }
         let auto = match self.test {
             Test::Done(ends) => ends,
-            Test::Unasked | Test::Running(_) => Ends::Apart,
+            Test::NotDiscovered | Test::Running(_) => Ends::Apart,
         };
         if !in_charge {
             // To be told anew, should this process be in charge once.

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use arc_swap::{ArcSwap, Guard};
 
 use crate::bpf::{self, Kernel};
-use crate::discovery::Questions;
+use crate::discovery::OnDemandClient;
 use crate::pods::{self, Connection, Outcome};
 use mesh::DemandKey;
 use mesh::NetnsCookie;
@@ -28,45 +28,49 @@ use mesh::route::key_of;
 
 /// The view in force, and the verdicts that follow from it.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct FastPath {
     view: ArcSwap<View>,
     /// None where rules capture the pods: nothing goes past the proxy, and nothing is remembered.
     kernel: Option<Arc<Kernel>>,
-    questions: Option<Arc<Questions>>,
+    on_demand: Option<Arc<OnDemandClient>>,
     changing: Mutex<Role>,
 }
 
 /// Whose the kernel's verdicts are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
-    InCharge,
+    Active,
     /// Another process's.
-    Beside,
+    Standby,
 }
 
-impl Keeper {
+impl FastPath {
     /// Begins with a view that knows no pods, and not in charge: verdicts of an earlier process hold
-    /// until the first change after [`Self::take_charge`]. `questions` tells what is not in the mesh,
+    /// until the first change after [`Self::become_active`]. `on_demand` tells what is not in the mesh,
     /// where the mesh is known in part only.
     #[must_use]
-    pub fn new(kernel: Option<Arc<Kernel>>, view: View, questions: Option<Arc<Questions>>) -> Self {
+    pub fn new(
+        kernel: Option<Arc<Kernel>>,
+        view: View,
+        on_demand: Option<Arc<OnDemandClient>>,
+    ) -> Self {
         Self {
             view: ArcSwap::from_pointee(view),
             kernel,
-            questions,
-            changing: Mutex::new(Role::Beside),
+            on_demand,
+            changing: Mutex::new(Role::Standby),
         }
     }
 
     /// The kernel's verdicts are this process's from now on.
-    pub fn take_charge(&self) {
-        *self.lock() = Role::InCharge;
+    pub fn become_active(&self) {
+        *self.lock() = Role::Active;
     }
 
     /// The kernel's verdicts are another process's from now on: when this returns, nothing of this
     /// one is written any more.
     pub fn retire(&self) {
-        *self.lock() = Role::Beside;
+        *self.lock() = Role::Standby;
     }
 
     fn lock(&self) -> MutexGuard<'_, Role> {
@@ -91,25 +95,25 @@ impl Keeper {
             Err(TryLockError::Poisoned(lock)) => lock.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        (*lock == Role::InCharge && Arc::ptr_eq(&self.view.load(), view)).then_some(lock)
+        (*lock == Role::Active && Arc::ptr_eq(&self.view.load(), view)).then_some(lock)
     }
 
     /// Lets a call go by itself from now on, as it was judged by `view`. Does nothing where
     /// another view is in force by now.
-    pub fn remember_call(&self, call: &FastPathKey, verdict: &FastPathEntry, view: &Arc<View>) {
+    pub fn insert_entry(&self, call: &FastPathKey, verdict: &FastPathEntry, view: &Arc<View>) {
         if let Some(kernel) = &self.kernel
             && let Some(_lock) = self.in_force(view)
         {
-            told(kernel.remember_call(call, verdict));
+            told(kernel.insert_entry(call, verdict));
         }
     }
 
     /// Lets plaintext go past the proxy from now on, as it was judged by `view`.
-    pub fn remember_arrival(&self, arrival: &InboundEntry, view: &Arc<View>) {
+    pub fn insert_inbound_entry(&self, arrival: &InboundEntry, view: &Arc<View>) {
         if let Some(kernel) = &self.kernel
             && let Some(_lock) = self.in_force(view)
         {
-            told(kernel.remember_arrival(arrival));
+            told(kernel.insert_inbound_entry(arrival));
         }
     }
 
@@ -120,7 +124,7 @@ impl Keeper {
     pub fn change(&self, view: View) {
         let view = Arc::new(view);
         let role = self.lock();
-        let Some(kernel) = self.kernel.as_ref().filter(|_| *role == Role::InCharge) else {
+        let Some(kernel) = self.kernel.as_ref().filter(|_| *role == Role::Active) else {
             self.view.store(view);
             return;
         };
@@ -145,7 +149,7 @@ impl Keeper {
     /// was not in the mesh may be in it by now, and nobody has told. What is open stays.
     pub fn expire(&self) {
         let role = self.lock();
-        let Some(kernel) = self.kernel.as_ref().filter(|_| *role == Role::InCharge) else {
+        let Some(kernel) = self.kernel.as_ref().filter(|_| *role == Role::Active) else {
             return;
         };
         self.prune(kernel, &self.view.load());
@@ -153,9 +157,9 @@ impl Keeper {
 
     /// What is known about a call beside the view.
     fn absent(&self, call: &FastPathKey, view: &View) -> Option<DemandKey> {
-        let (questions, source) = (self.questions.as_ref()?, view.workload(call.pod)?);
+        let (on_demand, source) = (self.on_demand.as_ref()?, view.workload(call.pod)?);
         let key = key_of(source, call.destination.ip());
-        questions.is_absent(&key).then_some(key)
+        on_demand.is_absent(&key).then_some(key)
     }
 
     /// Leaves no verdict that does not hold by the view; where they cannot be looked through, none.
@@ -163,7 +167,7 @@ impl Keeper {
         if let Err(error) = self.prune_each(kernel, view) {
             tracing::error!(%error, "verdicts cannot be checked one by one: all are void now");
             // Should not even this work, nothing about the maps does, and it is said above.
-            if let Err(error) = kernel.forget_everything() {
+            if let Err(error) = kernel.invalidate_entries() {
                 tracing::error!(%error, "verdicts cannot be made void");
             }
         }
@@ -172,16 +176,16 @@ impl Keeper {
     /// A verdict that has a successor is replaced in place: a call that has been let go, and whose SYN
     /// has not left, is stopped if it finds none.
     fn prune_each(&self, kernel: &Kernel, view: &View) -> Result<(), bpf::Error> {
-        for (call, written) in kernel.calls()? {
+        for (call, written) in kernel.entries()? {
             match fastpath::outbound_entry(&call, self.absent(&call, view).as_slice(), view) {
                 Some(now) if now == written => {}
-                Some(now) => kernel.remember_call(&call, &now)?,
-                None => kernel.forget_call(&call)?,
+                Some(now) => kernel.insert_entry(&call, &now)?,
+                None => kernel.remove_entry(&call)?,
             }
         }
-        for arrival in kernel.arrivals()? {
+        for arrival in kernel.inbound_entries()? {
             if !fastpath::inbound_holds(&arrival, view) {
-                kernel.forget_arrival(&arrival)?;
+                kernel.remove_inbound_entry(&arrival)?;
             }
         }
         Ok(())
@@ -193,27 +197,27 @@ impl Keeper {
         let Some(kernel) = &self.kernel else {
             return;
         };
-        if *self.lock() == Role::Beside {
+        if *self.lock() == Role::Standby {
             return;
         }
         let view = self.view.load_full();
-        let flows = match kernel.flows() {
-            Ok(flows) => flows,
+        let fast_path_connections = match kernel.fast_path_connections() {
+            Ok(fast_path_connections) => fast_path_connections,
             Err(error) => {
                 tracing::error!(%error, "the connections of the direct lane cannot be listed");
                 return;
             }
         };
         let mut forbidden: HashMap<NetnsCookie, Vec<FastPathConnection>> = HashMap::new();
-        for flow in flows {
+        for flow in fast_path_connections {
             if !fastpath::may_stay(&flow, &view) {
                 forbidden.entry(flow.pod).or_default().push(flow);
             }
         }
-        for (cookie, flows) in forbidden {
+        for (cookie, fast_path_connections) in forbidden {
             if let Some(pod) = pod(cookie) {
-                for flow in end(&pod, &flows) {
-                    if let Err(error) = kernel.forget_flow(flow) {
+                for flow in end(&pod, &fast_path_connections) {
+                    if let Err(error) = kernel.remove_connection(flow) {
                         tracing::warn!(%error, "a connection that is gone stays written down");
                     }
                 }
@@ -230,8 +234,11 @@ fn told(written: Result<(), bpf::Error>) {
 }
 
 /// Ends connections of one pod; returns those that were gone before.
-fn end<'a>(pod: &pods::Pod, flows: &'a [FastPathConnection]) -> Vec<&'a FastPathConnection> {
-    let connections: Vec<Connection> = flows.iter().map(watched_end).collect();
+fn end<'a>(
+    pod: &pods::Pod,
+    fast_path_connections: &'a [FastPathConnection],
+) -> Vec<&'a FastPathConnection> {
+    let connections: Vec<Connection> = fast_path_connections.iter().map(watched_end).collect();
     let ended = pod.netns.visit(|| pods::destroy(&connections));
     let failed = |error: &dyn std::error::Error| {
         tracing::error!(%error, pod = %pod.uid.0, "connections that are no longer allowed go on");
@@ -243,7 +250,7 @@ fn end<'a>(pod: &pods::Pod, flows: &'a [FastPathConnection]) -> Vec<&'a FastPath
         Ok(Err(error)) => return failed(&error),
         Err(error) => return failed(&error),
     };
-    for (flow, outcome) in flows.iter().zip(outcomes) {
+    for (flow, outcome) in fast_path_connections.iter().zip(outcomes) {
         match outcome {
             Outcome::Destroyed => {
                 tracing::info!(pod = %pod.uid.0, client = %flow.client, server = %flow.server, "connection ended: it is no longer allowed");

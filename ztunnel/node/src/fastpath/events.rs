@@ -11,9 +11,9 @@ use prometheus_client::metrics::counter::Counter;
 use smallvec::{SmallVec, smallvec};
 
 use crate::bpf::{Event, Events, Happening, Kernel};
-use crate::proxy::Shared;
+use crate::proxy::ProxyState;
 use crate::proxy::relay::Ended;
-use crate::proxy::report::{Facts, Failure, close, count, series};
+use crate::proxy::report::{ConnectionInfo, Failure, close, count, series};
 use mesh::NetnsCookie;
 use mesh::View;
 use mesh::Workload;
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a connection of the direct lane did not end well.
 #[derive(Debug, thiserror::Error)]
-enum DirectError {
+enum FastPathError {
     #[error("the connection was reset")]
     Reset,
     #[error("the connection could not be opened: refused, unreachable or given up")]
@@ -36,7 +36,7 @@ enum DirectError {
     Lost,
 }
 
-impl Failure for DirectError {
+impl Failure for FastPathError {
     fn flag(&self) -> ResponseFlag {
         match self {
             Self::Reset | Self::Lost => ResponseFlag::None,
@@ -47,7 +47,7 @@ impl Failure for DirectError {
 
 /// What connections of one kind have in common. A connection between two pods of this node is
 /// reported for both ends.
-type Kind = SmallVec<[(Facts, Arc<Series>); 2]>;
+type Kind = SmallVec<[(ConnectionInfo, Arc<Series>); 2]>;
 
 /// Connections whose kind is the same have all of this in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -72,8 +72,8 @@ struct Open {
 }
 
 /// The open connections of the direct lane, by socket.
-pub struct Accounts {
-    shared: Arc<Shared>,
+pub struct FastPathEvents {
+    shared: Arc<ProxyState>,
     kernel: Arc<Kernel>,
     open: HashMap<u64, Open>,
     /// The kinds seen lately, found by this view.
@@ -85,7 +85,7 @@ pub struct Accounts {
     known_lost: u64,
 }
 
-impl std::fmt::Debug for Accounts {
+impl std::fmt::Debug for FastPathEvents {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Accounts")
             .field("open", &self.open.len())
@@ -93,10 +93,10 @@ impl std::fmt::Debug for Accounts {
     }
 }
 
-impl Accounts {
+impl FastPathEvents {
     /// Nothing is known yet; [`Self::follow`] begins with what an earlier process has left.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, kernel: Arc<Kernel>) -> Self {
+    pub fn new(shared: Arc<ProxyState>, kernel: Arc<Kernel>) -> Self {
         let lost = Counter::default();
         shared.telemetry.register(
             "ztunnel_direct_events_lost",
@@ -106,7 +106,7 @@ impl Accounts {
         Self {
             open: HashMap::new(),
             kinds: HashMap::new(),
-            view: shared.keeper.view_owned(),
+            view: shared.fast_path.view_owned(),
             now: Instant::now(),
             lost,
             known_lost: kernel.lost_events(),
@@ -149,7 +149,7 @@ impl Accounts {
     /// The time and the view for the events at hand.
     fn look_around(&mut self) {
         self.now = Instant::now();
-        let view = self.shared.keeper.view();
+        let view = self.shared.fast_path.view();
         if !Arc::ptr_eq(&view, &self.view) {
             self.view = view.clone();
             self.kinds.clear();
@@ -169,7 +169,7 @@ impl Accounts {
 
     /// Connections that an earlier process has counted as opened.
     fn adopt(&mut self) {
-        let Ok(flows) = self.kernel.flows() else {
+        let Ok(flows) = self.kernel.fast_path_connections() else {
             return;
         };
         for flow in flows {
@@ -201,12 +201,12 @@ impl Accounts {
         };
         let failure = match event.happening {
             Happening::Opened | Happening::Closed => None,
-            Happening::Reset => Some(DirectError::Reset),
-            Happening::Failed => Some(DirectError::Failed),
+            Happening::Reset => Some(FastPathError::Reset),
+            Happening::Failed => Some(FastPathError::Failed),
         };
         // It may have met rules inside the pod.
         if let (Happening::Failed, Some(server)) = (event.happening, flow.server_pod) {
-            self.shared.suspects.name(server);
+            self.shared.recheck.name(server);
         }
         end(&kind, flow.client, &ended, failure.as_ref());
     }
@@ -242,10 +242,10 @@ impl Accounts {
             self.kinds.clear();
         }
         let shared = &self.shared;
-        let facts = facts(flow, &self.view, &shared.config.network);
-        let counted = facts.into_iter().map(|facts| {
-            let series = series(&shared.telemetry, &facts);
-            (facts, series)
+        let info = info(flow, &self.view, &shared.config.network);
+        let counted = info.into_iter().map(|info| {
+            let series = series(&shared.telemetry, &info);
+            (info, series)
         });
         let kind = Arc::new(counted.collect::<Kind>());
         self.kinds.insert(key, kind.clone());
@@ -254,7 +254,7 @@ impl Accounts {
 
     /// Gives up the connections that are gone without a word.
     fn reconcile(&mut self) {
-        let Ok(flows) = self.kernel.flows() else {
+        let Ok(flows) = self.kernel.fast_path_connections() else {
             return;
         };
         let alive: HashSet<u64> = flows.iter().map(|flow| flow.socket).collect();
@@ -267,28 +267,28 @@ impl Accounts {
                 after: Some(open.since.elapsed()),
                 ..Ended::default()
             };
-            end(&open.kind, open.client, &ended, Some(&DirectError::Lost));
+            end(&open.kind, open.client, &ended, Some(&FastPathError::Lost));
         }
     }
 }
 
 /// Ends a connection of a kind.
-fn end(kind: &Kind, client: SocketAddr, ended: &Ended, failure: Option<&DirectError>) {
+fn end(kind: &Kind, client: SocketAddr, ended: &Ended, failure: Option<&FastPathError>) {
     let failure = failure.map(|error| error as &dyn Failure);
-    for (facts, series) in kind {
+    for (info, series) in kind {
         count(series, ended);
-        close(facts, client, series, ended, failure);
+        close(info, client, series, ended, failure);
     }
 }
 
 /// What the mesh knows of a connection.
-fn facts(flow: &FastPathConnection, view: &View, network: &str) -> SmallVec<[Facts; 2]> {
+fn info(flow: &FastPathConnection, view: &View, network: &str) -> SmallVec<[ConnectionInfo; 2]> {
     let at = |ip| view.mesh.workload_by_address(network, ip).cloned();
     let own = view.workload(flow.pod).cloned();
     let reached = |workload: &Option<Arc<Workload>>, said: Option<&str>| {
         backed(workload.as_deref()?, &view.mesh, said, flow.server.port())
     };
-    let mut facts = Facts {
+    let mut info = ConnectionInfo {
         reporter: Reporter::Source,
         began: Instant::now(),
         client: flow.client,
@@ -302,37 +302,37 @@ fn facts(flow: &FastPathConnection, view: &View, network: &str) -> SmallVec<[Fac
         service: None,
     };
     if flow.opener == Opener::Outside {
-        facts.reporter = Reporter::Destination;
-        facts.source = at(flow.client.ip());
-        facts.workload = own.or_else(|| at(flow.server.ip()));
-        facts.service = reached(&facts.workload, None);
-        return smallvec![facts];
+        info.reporter = Reporter::Destination;
+        info.source = at(flow.client.ip());
+        info.workload = own.or_else(|| at(flow.server.ip()));
+        info.service = reached(&info.workload, None);
+        return smallvec![info];
     }
-    facts.source = own.or_else(|| at(flow.client.ip()));
-    let namespace = facts.source.as_ref().map(|source| &*source.namespace);
+    info.source = own.or_else(|| at(flow.client.ip()));
+    let namespace = info.source.as_ref().map(|source| &*source.namespace);
     let service = namespace.and_then(|namespace| {
         let dialled = flow.dialled.ip();
         view.mesh.entry_by_vip(network, dialled, namespace)
     });
-    facts.service = service.map(|entry| entry.service.clone());
+    info.service = service.map(|entry| entry.service.clone());
     let Some(server) = flow.server_pod else {
-        facts.workload = at(flow.server.ip());
-        return smallvec![facts];
+        info.workload = at(flow.server.ip());
+        return smallvec![info];
     };
-    facts.workload = view
+    info.workload = view
         .workload(server)
         .cloned()
         .or_else(|| at(flow.server.ip()));
     let identity = |workload: &Option<Arc<Workload>>| {
         workload.as_ref().map(|workload| workload.identity.clone())
     };
-    facts.source_identity = identity(&facts.source);
-    facts.destination_identity = identity(&facts.workload);
-    let said = facts.service.as_ref().map(|service| &*service.hostname);
-    let arrival = Facts {
+    info.source_identity = identity(&info.source);
+    info.destination_identity = identity(&info.workload);
+    let said = info.service.as_ref().map(|service| &*service.hostname);
+    let arrival = ConnectionInfo {
         reporter: Reporter::Destination,
-        service: reached(&facts.workload, said),
-        ..facts.clone()
+        service: reached(&info.workload, said),
+        ..info.clone()
     };
-    smallvec![facts, arrival]
+    smallvec![info, arrival]
 }

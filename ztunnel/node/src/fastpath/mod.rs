@@ -1,7 +1,7 @@
 //! The fast path: what the proxy has authorized once, the kernel carries.
 //!
-//! [`Keeper`] writes fast-path entries into the kernel's maps, removes them before a change takes
-//! effect, and terminates open connections that are no longer allowed. [`Accounts`] turns the
+//! [`FastPath`] writes fast-path entries into the kernel's maps, removes them before a change takes
+//! effect, and terminates open connections that are no longer allowed. [`FastPathEvents`] turns the
 //! kernel's events into the metrics and the access log of connections that the proxy never
 //! touches. Which entries hold is decided by [`mesh::fastpath`].
 
@@ -9,5 +9,5 @@ pub(crate) mod acceleration;
 mod controller;
 mod events;
 
-pub use controller::Keeper;
-pub use events::Accounts;
+pub use controller::FastPath;
+pub use events::FastPathEvents;

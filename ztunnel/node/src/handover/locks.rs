@@ -24,39 +24,39 @@ use crate::bpf::{self, Error, pin_failed as failed, try_lock};
 
 /// The locks of one node.
 #[derive(Debug, Clone)]
-pub(crate) struct Succession {
+pub(crate) struct Handover {
     charge: PathBuf,
-    heir: PathBuf,
+    standby: PathBuf,
     ports: PathBuf,
 }
 
 /// Being in charge, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Charge {
+pub(crate) struct ActiveLock {
     _lock: File,
 }
 
 /// Being the next, until it is dropped: the process before stays at its listeners as long as this
 /// lives, and takes charge again should it end with its process before anybody is in charge.
 #[derive(Debug)]
-pub(crate) struct Heir {
+pub(crate) struct StandbyLock {
     lock: File,
 }
 
-impl Succession {
+impl Handover {
     /// The locks beside the pins of a directory.
     ///
     /// # Errors
     /// When there is no BPF file system, or a directory cannot be made in it.
     pub(crate) fn open(directory: &Path) -> Result<Self, Error> {
         bpf::prepare_directory(directory)?;
-        let heir = directory.join("heir");
+        let standby = directory.join("heir");
         let this = Self {
             charge: directory.join("charge"),
-            ports: heir.join("ports"),
-            heir,
+            ports: standby.join("ports"),
+            standby,
         };
-        for path in [&this.charge, &this.heir] {
+        for path in [&this.charge, &this.standby] {
             fs::create_dir_all(path).map_err(failed(path, "created"))?;
         }
         Ok(this)
@@ -66,64 +66,65 @@ impl Succession {
     ///
     /// # Errors
     /// When a lock cannot be asked for.
-    pub(crate) fn take(&self) -> Result<Option<(Charge, Heir)>, Error> {
-        let Some(lock) = try_lock(&self.heir, File::try_lock)? else {
+    pub(crate) fn take(&self) -> Result<Option<(ActiveLock, StandbyLock)>, Error> {
+        let Some(lock) = try_lock(&self.standby, File::try_lock)? else {
             return Ok(None);
         };
-        let heir = Heir { lock };
-        Ok(self.take_over()?.map(|charge| (charge, heir)))
+        let standby = StandbyLock { lock };
+        Ok(self.take_over()?.map(|charge| (charge, standby)))
     }
 
     /// Whether somebody is the heir.
     #[must_use]
-    pub(crate) fn has_heir(&self) -> bool {
-        matches!(try_lock(&self.heir, File::try_lock), Ok(None))
+    pub(crate) fn has_standby(&self) -> bool {
+        matches!(try_lock(&self.standby, File::try_lock), Ok(None))
     }
 
     /// Takes charge where nobody has it; for the heir, and for who has just had it.
     ///
     /// # Errors
     /// When the lock cannot be asked for.
-    pub(crate) fn take_over(&self) -> Result<Option<Charge>, Error> {
+    pub(crate) fn take_over(&self) -> Result<Option<ActiveLock>, Error> {
         let lock = try_lock(&self.charge, File::try_lock)?;
-        Ok(lock.map(|lock| Charge { _lock: lock }))
+        Ok(lock.map(|lock| ActiveLock { _lock: lock }))
     }
 
     /// Waits until this process is the heir: one at a time. Safe to cancel.
     ///
     /// # Errors
     /// When the lock cannot be asked for.
-    pub(crate) async fn become_heir(&self, ports: Ports) -> Result<Heir, Error> {
-        let lock = wait_for(&self.heir, File::lock).await?;
-        let heir = Heir { lock };
+    pub(crate) async fn become_standby(&self, ports: StandbyPorts) -> Result<StandbyLock, Error> {
+        let lock = wait_for(&self.standby, File::lock).await?;
+        let standby = StandbyLock { lock };
         let marked = match ports {
-            Ports::Wanted => fs::create_dir_all(&self.ports),
-            Ports::Own => remove_if_there(&self.ports),
+            StandbyPorts::Wanted => fs::create_dir_all(&self.ports),
+            StandbyPorts::Own => remove_if_there(&self.ports),
         };
         marked.map_err(failed(&self.ports, "written"))?;
-        Ok(heir)
+        Ok(standby)
     }
 
     /// Asks whoever is in charge to hand over. To be repeated: it may not be watching yet.
     ///
     /// # Errors
     /// When the directory cannot be touched.
-    pub(crate) fn ask(&self, heir: &Heir) -> Result<(), Error> {
+    pub(crate) fn ask(&self, standby: &StandbyLock) -> Result<(), Error> {
         let now = SystemTime::now();
         // Both: the kernel takes one alone for a read or a write of the contents.
         let now = FileTimes::new().set_accessed(now).set_modified(now);
-        heir.lock
+        standby
+            .lock
             .set_times(now)
-            .map_err(failed(&self.heir, "touched"))
+            .map_err(failed(&self.standby, "touched"))
     }
 
     /// Waits until nobody else is in charge, as the heir. Safe to cancel.
     ///
     /// # Errors
     /// When the lock cannot be asked for.
-    pub(crate) async fn inherit(&self) -> Result<Charge, Error> {
+    pub(crate) async fn wait_for_active_lock(&self) -> Result<ActiveLock, Error> {
         let lock = wait_for(&self.charge, File::lock).await?;
-        Ok(Charge { _lock: lock })
+        Ok(ActiveLock { _lock: lock })
     }
 
     /// Waits until the heir serves all pods, or is dead. While what is returned lives, nobody
@@ -131,9 +132,9 @@ impl Succession {
     ///
     /// # Errors
     /// When the lock cannot be asked for.
-    pub(crate) async fn served(&self) -> Result<Heir, Error> {
-        let lock = wait_for(&self.heir, File::lock_shared).await?;
-        Ok(Heir { lock })
+    pub(crate) async fn served(&self) -> Result<StandbyLock, Error> {
+        let lock = wait_for(&self.standby, File::lock_shared).await?;
+        Ok(StandbyLock { lock })
     }
 
     /// Whether the heir waits for the ports of the process before it.
@@ -146,8 +147,9 @@ impl Succession {
     ///
     /// # Errors
     /// When the system refuses.
-    pub(crate) fn watch(&self) -> Result<Asked, Error> {
-        let refused = |error: notify::Error| failed(&self.heir, "watched")(io::Error::other(error));
+    pub(crate) fn watch(&self) -> Result<HandoverRequests, Error> {
+        let refused =
+            |error: notify::Error| failed(&self.standby, "watched")(io::Error::other(error));
         let touched = Arc::new(Notify::new());
         // It may have been touched already.
         touched.notify_one();
@@ -161,10 +163,10 @@ impl Succession {
         })
         .map_err(refused)?;
         watcher
-            .watch(&self.heir, RecursiveMode::NonRecursive)
+            .watch(&self.standby, RecursiveMode::NonRecursive)
             .map_err(refused)?;
-        Ok(Asked {
-            heir: self.heir.clone(),
+        Ok(HandoverRequests {
+            standby: self.standby.clone(),
             touched,
             _watcher: watcher,
         })
@@ -173,7 +175,7 @@ impl Succession {
 
 /// Whether an heir has ports of its own: in another network namespace it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ports {
+pub(crate) enum StandbyPorts {
     /// It has.
     Own,
     /// It waits for those of the process before it.
@@ -181,19 +183,19 @@ pub(crate) enum Ports {
 }
 
 /// Notices that somebody wants to take over.
-pub(crate) struct Asked {
-    heir: PathBuf,
+pub(crate) struct HandoverRequests {
+    standby: PathBuf,
     touched: Arc<Notify>,
     _watcher: RecommendedWatcher,
 }
 
-impl Asked {
+impl HandoverRequests {
     /// Waits until there is an heir that asks. Safe to cancel.
     pub(crate) async fn asked(&self) {
         loop {
             self.touched.notified().await;
             // One that touched it and died meanwhile does not ask any more.
-            match try_lock(&self.heir, File::try_lock_shared) {
+            match try_lock(&self.standby, File::try_lock_shared) {
                 Ok(None) => return,
                 Ok(Some(_nobody)) => {}
                 Err(error) => tracing::error!(%error, "cannot see who wants to take over"),
@@ -202,7 +204,7 @@ impl Asked {
     }
 }
 
-impl std::fmt::Debug for Asked {
+impl std::fmt::Debug for HandoverRequests {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Asked").finish_non_exhaustive()
     }

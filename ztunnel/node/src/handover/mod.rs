@@ -17,10 +17,10 @@ mod locks;
 
 use crate::agent::Agent;
 use crate::bpf::{self, Kernel};
-use crate::fastpath::Accounts;
+use crate::fastpath::FastPathEvents;
 use crate::{Node, assembly, program_log, until};
 use admin::Pending;
-pub(crate) use locks::{Asked, Charge, Heir, Ports as HeirPorts, Succession};
+pub(crate) use locks::{ActiveLock, Handover, HandoverRequests, StandbyLock, StandbyPorts};
 use settings::{NodeAgent, Settings};
 
 /// How often the process in charge is asked: it may not have been watching before.
@@ -35,22 +35,22 @@ const ALL_LOCKS: Duration = Duration::from_millis(500);
 /// How often it is looked meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-type Inheriting = JoinHandle<Result<(Charge, Heir), bpf::Error>>;
+type Inheriting = JoinHandle<Result<(ActiveLock, StandbyLock), bpf::Error>>;
 
 /// What this process is on its node.
 #[derive(Debug)]
-pub(crate) enum Post {
+pub(crate) enum HandoverState {
     /// Another process is in charge.
-    Beside {
+    Standby {
         /// The node is not ready before this process is.
         pending: Pending,
         /// The other one was asked to hand over.
         asking: Option<Inheriting>,
     },
     /// This one is.
-    InCharge(InCharge),
+    Active(Active),
     /// It was, and its heir does not serve all pods yet.
-    HandingOver(JoinHandle<Result<(Heir, Option<Charge>), bpf::Error>>),
+    HandingOver(JoinHandle<Result<(StandbyLock, Option<ActiveLock>), bpf::Error>>),
     /// It was: what is open may end.
     Retired,
     /// Rules capture the pods: nothing in the kernel is anybody's.
@@ -59,12 +59,12 @@ pub(crate) enum Post {
 
 /// What a process in charge has.
 #[derive(Debug)]
-pub(crate) struct InCharge {
-    charge: Charge,
+pub(crate) struct Active {
+    charge: ActiveLock,
     /// Until all pods are served: the process before stays that long.
-    heir: Option<Heir>,
+    standby: Option<StandbyLock>,
     /// None where the system has no watch left.
-    asked: Option<Asked>,
+    asked: Option<HandoverRequests>,
     /// When to look whether the processes before this one have ended.
     look_after: Option<Instant>,
     tasks: [JoinHandle<()>; 2],
@@ -89,72 +89,76 @@ impl Fixed {
 
 /// What has come to pass.
 #[derive(Debug)]
-pub(crate) enum Turn {
+pub(crate) enum HandoverEvent {
     /// This process is to take charge.
-    Take(Result<(Charge, Heir), bpf::Error>),
+    Take(Result<(ActiveLock, StandbyLock), bpf::Error>),
     /// Another one wants to.
-    Asked,
+    HandoverRequests,
     /// The heir serves all pods; or it is dead, and the charge is this process's again. Nobody else
     /// becomes heir meanwhile.
-    Served(Result<(Heir, Option<Charge>), bpf::Error>),
+    Served(Result<(StandbyLock, Option<ActiveLock>), bpf::Error>),
     /// Processes before this one may have ended.
     LookAfter,
 }
 
-impl Post {
-    /// Another process is in charge until [`Node::take_charge`].
+impl HandoverState {
+    /// Another process is in charge until [`Node::become_active`].
     pub(crate) const fn beside(pending: Pending) -> Self {
-        Self::Beside {
+        Self::Standby {
             pending,
             asking: None,
         }
     }
 
     /// Whether no other process has a say about the pods, and what is pinned is this one's.
-    pub(crate) const fn is_in_charge(&self) -> bool {
-        matches!(self, Self::InCharge(_) | Self::Free)
+    pub(crate) const fn is_active(&self) -> bool {
+        matches!(self, Self::Active(_) | Self::Free)
     }
 
     /// Waits until something changes. Safe to cancel.
-    pub(crate) async fn turn(&mut self, succession: Option<&Succession>) -> Turn {
-        let Some(succession) = succession else {
+    pub(crate) async fn next_event(&mut self, handover: Option<&Handover>) -> HandoverEvent {
+        let Some(handover) = handover else {
             return std::future::pending().await;
         };
         match self {
-            Self::Beside {
+            Self::Standby {
                 asking: Some(asking),
                 ..
-            } => Turn::Take(ended(asking.await)),
-            Self::HandingOver(served) => Turn::Served(ended(served.await)),
-            Self::InCharge(own) => {
+            } => HandoverEvent::Take(ended(asking.await)),
+            Self::HandingOver(served) => HandoverEvent::Served(ended(served.await)),
+            Self::Active(own) => {
                 let look_after = own.look_after;
                 tokio::select! {
                     // Its own lock is not somebody else's.
-                    () = asked(own.asked.as_mut(), succession), if own.heir.is_none() => Turn::Asked,
-                    () = until(look_after) => Turn::LookAfter,
+                    () = asked(own.asked.as_mut(), handover), if own.standby.is_none() => HandoverEvent::HandoverRequests,
+                    () = until(look_after) => HandoverEvent::LookAfter,
                 }
             }
-            Self::Beside { asking: None, .. } => Turn::Take(nobody_in_charge(succession).await),
+            Self::Standby { asking: None, .. } => {
+                HandoverEvent::Take(wait_until_none_is_active(handover).await)
+            }
             Self::Retired | Self::Free => std::future::pending().await,
         }
     }
 }
 
 /// Waits until another process wants to take over. Safe to cancel.
-async fn asked(watch: Option<&mut Asked>, succession: &Succession) {
+async fn asked(watch: Option<&mut HandoverRequests>, handover: &Handover) {
     if let Some(watch) = watch {
         return watch.asked().await;
     }
-    while !succession.has_heir() {
+    while !handover.has_standby() {
         tokio::time::sleep(ASK_AGAIN).await;
     }
 }
 
 /// Waits until whoever was in charge has ended, whatever is known here. Safe to cancel.
-async fn nobody_in_charge(succession: &Succession) -> Result<(Charge, Heir), bpf::Error> {
+async fn wait_until_none_is_active(
+    handover: &Handover,
+) -> Result<(ActiveLock, StandbyLock), bpf::Error> {
     loop {
         tokio::time::sleep(ASK_AGAIN).await;
-        if let Some(own) = succession.take()? {
+        if let Some(own) = handover.take()? {
             return Ok(own);
         }
     }
@@ -164,7 +168,7 @@ fn ended<T>(
     outcome: Result<Result<T, bpf::Error>, tokio::task::JoinError>,
 ) -> Result<T, bpf::Error> {
     outcome.unwrap_or_else(|error| {
-        Err(bpf::Error::Succession {
+        Err(bpf::Error::Handover {
             problem: error.to_string(),
         })
     })
@@ -173,46 +177,48 @@ fn ended<T>(
 impl Node {
     /// Has the node agent name its pods to this process, and enrolls.
     fn serve_pods(&mut self) {
-        self.enrollment.take_charge();
+        self.enrollment.become_active();
         let named = || self.readiness.wait_for("the node agent's pods");
         self.agent = Agent::of(self.fixed.agent.as_ref(), named);
     }
 
     /// Enrolls and judges in the new post.
-    fn settle(&mut self, before: Post) {
+    fn settle(&mut self, before: HandoverState) {
         self.enroll();
         // Pods that an earlier life of this process has served are judged anew as well.
-        self.judge_anew();
-        if let Post::Beside { pending, .. } = before {
+        self.reauthorize();
+        if let HandoverState::Standby { pending, .. } = before {
             pending.done();
         }
     }
 
     /// Moves on where something was waited for that is there by now.
     pub(crate) fn move_on(&mut self) {
-        match &mut self.post {
+        match &mut self.handover_state {
             // Rules send connections to whoever listens: not before they can be judged.
-            Post::Beside { .. } if self.succession.is_none() && self.mesh.is_known() => {
+            HandoverState::Standby { .. } if self.handover.is_none() && self.mesh.is_known() => {
                 self.serve_pods();
-                let before = std::mem::replace(&mut self.post, Post::Free);
+                let before = std::mem::replace(&mut self.handover_state, HandoverState::Free);
                 self.settle(before);
             }
             // What has to be known is known.
-            Post::Beside {
+            HandoverState::Standby {
                 asking: asking @ None,
                 ..
             } if self.mesh.is_known() => {
                 tracing::info!(
                     "another process is in charge of this node's pods: asking it to hand over"
                 );
-                let ports = self.doors.heir_ports();
-                if let Some(succession) = &self.succession {
-                    let inherit = inherit(succession.clone(), ports);
-                    *asking = Some(tokio::spawn(inherit));
+                let ports = self.admin_listeners.standby_ports();
+                if let Some(handover) = &self.handover {
+                    let wait_for_active_lock = wait_for_active_lock(handover.clone(), ports);
+                    *asking = Some(tokio::spawn(wait_for_active_lock));
                 }
             }
-            Post::InCharge(own) if own.heir.is_some() && self.readiness.pending().is_empty() => {
-                own.heir = None;
+            HandoverState::Active(own)
+                if own.standby.is_some() && self.readiness.pending().is_empty() =>
+            {
+                own.standby = None;
                 tracing::info!("in charge of this node's pods, and serving them");
             }
             _ => {}
@@ -223,75 +229,73 @@ impl Node {
     ///
     /// # Errors
     /// When this process cannot be in charge although it is its turn.
-    pub(crate) async fn take_turn(&mut self, turn: Turn) -> Result<(), bpf::Error> {
-        match turn {
-            Turn::Take(taken) => {
-                let (charge, heir) = taken?;
-                self.take_charge(charge, Some(heir))
+    pub(crate) async fn handle_handover(&mut self, event: HandoverEvent) -> Result<(), bpf::Error> {
+        match event {
+            HandoverEvent::Take(taken) => {
+                let (charge, standby) = taken?;
+                self.become_active(charge, Some(standby))
             }
-            Turn::Asked => {
+            HandoverEvent::HandoverRequests => {
                 tracing::info!("another process takes over this node's pods");
                 if self.step_down().await
-                    && let (Some(kernel), Some(succession)) =
-                        (&self.shared.kernel, &self.succession)
+                    && let (Some(kernel), Some(handover)) = (&self.shared.kernel, &self.handover)
                 {
-                    let served = served(kernel.clone(), succession.clone());
-                    self.post = Post::HandingOver(tokio::spawn(served));
+                    let served = served(kernel.clone(), handover.clone());
+                    self.handover_state = HandoverState::HandingOver(tokio::spawn(served));
                 }
                 Ok(())
             }
-            Turn::Served(served) => match served? {
-                (heir, Some(charge)) => {
+            HandoverEvent::Served(served) => match served? {
+                (standby, Some(charge)) => {
                     tracing::warn!("the process that was to take over has ended: in charge again");
-                    self.take_charge(charge, None)?;
-                    drop(heir);
+                    self.become_active(charge, None)?;
+                    drop(standby);
                     Ok(())
                 }
-                (heir, None) => {
-                    self.leave(heir);
+                (standby, None) => {
+                    self.leave(standby);
                     Ok(())
                 }
             },
-            Turn::LookAfter => {
-                self.look_after_formers();
+            HandoverEvent::LookAfter => {
+                self.forget_ended_proxies();
                 Ok(())
             }
         }
     }
 
-    /// From now on what is pinned is this process's, as it was left. `heir` is there where a process
+    /// From now on what is pinned is this process's, as it was left. `standby` is there where a process
     /// before this one is to stay until all pods are served.
     ///
     /// # Errors
     /// When the kernel refuses; nothing is detached.
-    pub(crate) fn take_charge(
+    pub(crate) fn become_active(
         &mut self,
-        charge: Charge,
-        heir: Option<Heir>,
+        charge: ActiveLock,
+        standby: Option<StandbyLock>,
     ) -> Result<(), bpf::Error> {
-        let (Some(kernel), Some(succession)) = (self.shared.kernel.clone(), &self.succession)
-        else {
+        let (Some(kernel), Some(handover)) = (self.shared.kernel.clone(), &self.handover) else {
             return Ok(());
         };
-        kernel.take_charge(&bpf::Config {
+        kernel.become_active(&bpf::Config {
             exemptions: assembly::exemptions(&self.settings),
             ..self.fixed.kernel.clone()
         })?;
-        let asked = succession
+        let asked = handover
             .watch()
             .inspect_err(
                 |error| tracing::warn!(%error, "an heir is looked for every second instead"),
             )
             .ok();
-        self.shared.keeper.take_charge();
+        self.shared.fast_path.become_active();
         self.serve_pods();
         let program_log = tokio::spawn(program_log::follow(kernel.clone()));
-        let tasks = [program_log, self.keep_accounts(kernel)];
+        let tasks = [program_log, self.follow_fast_path_events(kernel)];
         let before = std::mem::replace(
-            &mut self.post,
-            Post::InCharge(InCharge {
+            &mut self.handover_state,
+            HandoverState::Active(Active {
                 charge,
-                heir,
+                standby,
                 asked,
                 look_after: Some(Instant::now() + LOOK_AFTER),
                 tasks,
@@ -304,15 +308,17 @@ impl Node {
     /// Writes nothing any more, and reads nothing that is another's to read. Says whether this
     /// process was in charge. What happens from now on waits in the kernel for the next one.
     pub(crate) async fn step_down(&mut self) -> bool {
-        if !matches!(self.post, Post::InCharge(_)) {
+        if !matches!(self.handover_state, HandoverState::Active(_)) {
             return false;
         }
-        self.shared.keeper.retire();
+        self.shared.fast_path.retire();
         self.enrollment.retire();
         if let Some(agent) = &mut self.agent {
             agent.retire();
         }
-        let Post::InCharge(own) = std::mem::replace(&mut self.post, Post::Retired) else {
+        let HandoverState::Active(own) =
+            std::mem::replace(&mut self.handover_state, HandoverState::Retired)
+        else {
             return false;
         };
         for task in own.tasks {
@@ -325,29 +331,29 @@ impl Node {
     }
 
     /// Whoever came after serves all pods.
-    fn leave(&mut self, heir: Heir) {
-        self.post = Post::Retired;
+    fn leave(&mut self, standby: StandbyLock) {
+        self.handover_state = HandoverState::Retired;
         self.enrollment.resign();
         self.workers.resign();
-        let succession = self.succession.as_ref();
-        if succession.is_some_and(Succession::wants_ports) {
+        let handover = self.handover.as_ref();
+        if handover.is_some_and(Handover::wants_ports) {
             // In this namespace one process can have the ports.
             self.stop.send_replace(true);
         }
-        drop(heir);
+        drop(standby);
         tracing::info!(
             "another process serves this node's pods: nothing more is accepted, what is open may end"
         );
     }
 
-    fn look_after_formers(&mut self) {
-        let Post::InCharge(own) = &mut self.post else {
+    fn forget_ended_proxies(&mut self) {
+        let HandoverState::Active(own) = &mut self.handover_state else {
             return;
         };
         let Some(kernel) = &self.shared.kernel else {
             return;
         };
-        let left = kernel.forget_formers().unwrap_or_else(|error| {
+        let left = kernel.forget_ended_proxies().unwrap_or_else(|error| {
             tracing::error!(%error, "cannot see whether the processes before this one have ended");
             true
         });
@@ -355,8 +361,8 @@ impl Node {
     }
 
     /// Has the kernel's events about the direct lane written down.
-    fn keep_accounts(&self, kernel: Arc<Kernel>) -> JoinHandle<()> {
-        let accounts = Accounts::new(self.shared.clone(), kernel.clone());
+    fn follow_fast_path_events(&self, kernel: Arc<Kernel>) -> JoinHandle<()> {
+        let accounts = FastPathEvents::new(self.shared.clone(), kernel.clone());
         tokio::spawn(async move {
             let ended = match kernel.events() {
                 Ok(events) => accounts.follow(events).await,
@@ -377,25 +383,28 @@ impl Node {
 /// charge back unless a younger process is there to do so.
 async fn served(
     kernel: Arc<Kernel>,
-    succession: Succession,
-) -> Result<(Heir, Option<Charge>), bpf::Error> {
-    let heir = succession.served().await?;
+    handover: Handover,
+) -> Result<(StandbyLock, Option<ActiveLock>), bpf::Error> {
+    let standby = handover.served().await?;
     let began = Instant::now();
     loop {
-        if kernel.is_next_in_line()?
-            && let Some(charge) = succession.take_over()?
+        if kernel.is_next_active()?
+            && let Some(charge) = handover.take_over()?
         {
-            return Ok((heir, Some(charge)));
+            return Ok((standby, Some(charge)));
         }
         if began.elapsed() >= ALL_LOCKS {
-            return Ok((heir, None));
+            return Ok((standby, None));
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
 /// Waits for its turn, then asks until the process in charge hands over, or ends.
-async fn inherit(succession: Succession, ports: HeirPorts) -> Result<(Charge, Heir), bpf::Error> {
+async fn wait_for_active_lock(
+    handover: Handover,
+    ports: StandbyPorts,
+) -> Result<(ActiveLock, StandbyLock), bpf::Error> {
     let began = Instant::now();
     let mut said = began;
     let mut complain = |what: &str| {
@@ -404,26 +413,26 @@ async fn inherit(succession: Succession, ports: HeirPorts) -> Result<(Charge, He
             tracing::warn!(waited = ?began.elapsed(), "{what}");
         }
     };
-    let become_heir = succession.become_heir(ports);
-    tokio::pin!(become_heir);
-    let heir = loop {
+    let become_standby = handover.become_standby(ports);
+    tokio::pin!(become_standby);
+    let standby = loop {
         tokio::select! {
-            heir = &mut become_heir => break heir?,
+            standby = &mut become_standby => break standby?,
             () = tokio::time::sleep(ASK_AGAIN) => {
                 complain("waiting for a third process, which is about to take over");
             }
         }
     };
-    let inherit = succession.inherit();
-    tokio::pin!(inherit);
+    let wait_for_active_lock = handover.wait_for_active_lock();
+    tokio::pin!(wait_for_active_lock);
     let charge = loop {
-        succession.ask(&heir)?;
+        handover.ask(&standby)?;
         tokio::select! {
-            charge = &mut inherit => break charge?,
+            charge = &mut wait_for_active_lock => break charge?,
             () = tokio::time::sleep(ASK_AGAIN) => {
                 complain("the process in charge of this node's pods does not hand over: does it run? Waiting until it does so or ends");
             }
         }
     };
-    Ok((charge, heir))
+    Ok((charge, standby))
 }

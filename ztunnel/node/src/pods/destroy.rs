@@ -74,12 +74,12 @@ pub struct Destroyed {
     /// One for each connection.
     pub outcomes: Vec<Outcome>,
     /// How it was done.
-    pub way: Way,
+    pub method: DestroyMethod,
 }
 
 /// How connections are destroyed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum DestroyMethod {
     /// By the kernel: `SOCK_DESTROY`.
     Kernel,
     /// By resets that fit, because the kernel cannot.
@@ -88,7 +88,7 @@ pub enum Way {
 
 /// A connection that is to be destroyed, and its socket.
 #[derive(Debug, Clone, Copy)]
-struct Target {
+struct ListedSocket {
     connection: Connection,
     found: Found,
 }
@@ -99,48 +99,51 @@ struct Target {
 /// # Errors
 /// When the kernel refuses to be asked at all; what happened to each connection is not known.
 pub fn destroy(connections: &[Connection]) -> Result<Destroyed, Error> {
-    destroy_by(Way::Kernel, connections)
+    destroy_by(DestroyMethod::Kernel, connections)
 }
 
-fn destroy_by(way: Way, connections: &[Connection]) -> Result<Destroyed, Error> {
+fn destroy_by(method: DestroyMethod, connections: &[Connection]) -> Result<Destroyed, Error> {
     let connections: Vec<_> = connections.iter().map(|one| one.canonical()).collect();
     let mut diag = Diag::open()?;
     let mut outcomes: Vec<Outcome> = connections.iter().map(|_| Outcome::Gone).collect();
     let found = diag.find(&connections)?;
-    let (places, targets): (Vec<usize>, Vec<Target>) = found
+    let (places, targets): (Vec<usize>, Vec<ListedSocket>) = found
         .into_iter()
         .zip(connections)
         .enumerate()
         .filter_map(|(at, (found, connection))| {
-            found.map(|found| (at, Target { connection, found }))
+            found.map(|found| (at, ListedSocket { connection, found }))
         })
         .unzip();
-    let (way, ended) = match way {
-        Way::Kernel => by_the_kernel(&mut diag, &targets)?,
-        Way::Packets => (way, provoke::reset(&mut diag, &targets)?),
+    let (method, ended) = match method {
+        DestroyMethod::Kernel => by_the_kernel(&mut diag, &targets)?,
+        DestroyMethod::Packets => (method, provoke::reset(&mut diag, &targets)?),
     };
     for (at, outcome) in places.into_iter().zip(ended) {
         if let Some(place) = outcomes.get_mut(at) {
             *place = outcome;
         }
     }
-    Ok(Destroyed { outcomes, way })
+    Ok(Destroyed { outcomes, method })
 }
 
 /// Falls back to packets where the kernel cannot.
-fn by_the_kernel(diag: &mut Diag, targets: &[Target]) -> Result<(Way, Vec<Outcome>), Error> {
+fn by_the_kernel(
+    diag: &mut Diag,
+    targets: &[ListedSocket],
+) -> Result<(DestroyMethod, Vec<Outcome>), Error> {
     let mut outcomes = Vec::with_capacity(targets.len());
     for answer in diag.destroy(targets)? {
         outcomes.push(match answer {
             Ok(()) => Outcome::Destroyed,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Outcome::Gone,
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                return Ok((Way::Packets, provoke::reset(diag, targets)?));
+                return Ok((DestroyMethod::Packets, provoke::reset(diag, targets)?));
             }
             Err(source) => Outcome::Failed(Failure::Refused { source }),
         });
     }
-    Ok((Way::Kernel, outcomes))
+    Ok((DestroyMethod::Kernel, outcomes))
 }
 
 #[cfg(test)]

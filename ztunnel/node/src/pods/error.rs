@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::Place;
+use super::NetnsSource;
 
 /// Why a pod could not be prepared. Each message names the object and, where one is known, the
 /// way out.
@@ -23,7 +23,7 @@ pub enum Error {
     #[error("network namespace {place}: cannot be identified: {source}")]
     Identify {
         /// Where it was found.
-        place: Place,
+        place: NetnsSource,
         /// What the system said.
         source: io::Error,
     },
@@ -53,7 +53,7 @@ pub enum Error {
     #[error("cannot enter network namespace {place}: {source}; CAP_SYS_ADMIN is needed")]
     Enter {
         /// Where it was found.
-        place: Place,
+        place: NetnsSource,
         /// What the system said.
         source: io::Error,
     },

@@ -19,9 +19,11 @@ mod rehearsal;
 mod socket;
 mod sysctl;
 
-pub use destroy::{Connection, Destroyed, Error as DestroyError, Failure, Outcome, Way, destroy};
+pub use destroy::{
+    Connection, DestroyMethod, Destroyed, Error as DestroyError, Failure, Outcome, destroy,
+};
 pub use error::Error;
-pub use netns::{Handed, Netns, Place, addresses_here};
+pub use netns::{Handed, Netns, NetnsSource, addresses_here};
 pub use redirection::{dialled_of, is_redirected, redirected_from};
 pub use rehearsal::{Rehearsal, rehearse};
 pub use socket::{

@@ -35,14 +35,14 @@ thread_local! {
 
 /// Where a pod's network namespace is found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum NetnsSource {
     /// Behind a file such as `/run/netns/a`.
     Path(PathBuf),
     /// Behind a descriptor that somebody handed over; its path is not known.
     Handed(Handed),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for NetnsSource {
     /// The path, or whose namespace it is.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -56,7 +56,7 @@ impl fmt::Display for Place {
 #[derive(Debug)]
 pub struct Netns {
     fd: Arc<OwnedFd>,
-    place: Place,
+    place: NetnsSource,
     cookie: u64,
 }
 
@@ -70,21 +70,21 @@ impl Netns {
             path: path.to_owned(),
             source,
         })?;
-        Self::identified(Arc::new(file.into()), Place::Path(path.to_owned()))
+        Self::identified(Arc::new(file.into()), NetnsSource::Path(path.to_owned()))
     }
 
     /// The namespace in this place.
     ///
     /// # Errors
     /// When it cannot be opened or is not a network namespace.
-    pub fn of(place: &Place) -> Result<Self, Error> {
+    pub fn of(place: &NetnsSource) -> Result<Self, Error> {
         match place {
-            Place::Path(path) => Self::open(path),
-            Place::Handed(handed) => Self::identified(handed.fd().clone(), place.clone()),
+            NetnsSource::Path(path) => Self::open(path),
+            NetnsSource::Handed(handed) => Self::identified(handed.fd().clone(), place.clone()),
         }
     }
 
-    fn identified(fd: Arc<OwnedFd>, place: Place) -> Result<Self, Error> {
+    fn identified(fd: Arc<OwnedFd>, place: NetnsSource) -> Result<Self, Error> {
         let cookie = on_own_thread(|| {
             setns(&fd, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
             cookie_here()
@@ -112,7 +112,7 @@ impl Netns {
 
     /// Where it was found.
     #[must_use]
-    pub const fn place(&self) -> &Place {
+    pub const fn place(&self) -> &NetnsSource {
         &self.place
     }
 

@@ -98,7 +98,7 @@ fn deliver() -> io::Result<Delivered> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pods::{Outcome, Way};
+    use crate::pods::{DestroyMethod, Outcome};
 
     #[test]
     #[ignore = "needs root"]
@@ -107,7 +107,7 @@ mod tests {
         found.listeners.unwrap();
         found.delivery.unwrap();
         let destroyed = found.destroyed.unwrap().unwrap();
-        assert_eq!(destroyed.way, Way::Kernel);
+        assert_eq!(destroyed.method, DestroyMethod::Kernel);
         assert!(matches!(destroyed.outcomes[..], [Outcome::Destroyed]));
     }
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
-use super::worker::Here;
+use super::worker::PodContext;
 use super::{inbound, names, outbound};
 use crate::pods::{self, DnsSockets, Listeners};
 
@@ -26,7 +26,7 @@ const EXHAUSTED: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// When a listener cannot be registered with the worker's event queue.
-pub(super) fn start(here: &Rc<Here>, listeners: Listeners) -> io::Result<()> {
+pub(super) fn start(context: &Rc<PodContext>, listeners: Listeners) -> io::Result<()> {
     let Listeners {
         outbound_v4,
         outbound_v6,
@@ -36,40 +36,40 @@ pub(super) fn start(here: &Rc<Here>, listeners: Listeners) -> io::Result<()> {
         dns,
     } = listeners;
     for listener in [Some(outbound_v4), outbound_v6].into_iter().flatten() {
-        accept_on(here, listener, outbound::carry)?;
+        accept_on(context, listener, outbound::carry)?;
     }
     for listener in socks5 {
-        accept_on(here, listener, outbound::carry_asked)?;
+        accept_on(context, listener, outbound::carry_asked)?;
     }
-    accept_on(here, inbound, inbound::carry_plain)?;
+    accept_on(context, inbound, inbound::carry_plain)?;
     if let Some(hbone) = hbone {
-        accept_on(here, hbone, inbound::serve_tunnels)?;
+        accept_on(context, hbone, inbound::serve_tunnels)?;
     }
-    let Some(names) = names::server(here) else {
+    let Some(names) = names::server(context) else {
         return Ok(());
     };
     for DnsSockets { udp, tcp } in dns {
         let server = names.clone();
-        accept_on(here, tcp, move |here, stream, client| {
-            let left = left(&here);
+        accept_on(context, tcp, move |context, stream, client| {
+            let left = left(&context);
             server.clone().serve_stream(stream, client, left)
         })?;
         let socket = UdpSocket::from_std(udp)?;
-        let unwanted = unwanted(here);
-        here.serve(names.clone().serve_datagrams(socket, unwanted));
+        let unwanted = unwanted(context);
+        context.serve(names.clone().serve_datagrams(socket, unwanted));
     }
     Ok(())
 }
 
 /// Until the pod leaves, or this process ends.
-fn left(here: &Here) -> impl Future<Output = ()> + use<> {
-    let mut drain = here.drain.clone();
+fn left(context: &PodContext) -> impl Future<Output = ()> + use<> {
+    let mut drain = context.drain.clone();
     async move { drop(drain.wait_for(|draining| *draining).await) }
 }
 
 /// Until then, or until another process serves the pod.
-fn unwanted(here: &Here) -> impl Future<Output = ()> + use<> {
-    let (left, mut resigned) = (left(here), here.resigned.clone());
+fn unwanted(context: &PodContext) -> impl Future<Output = ()> + use<> {
+    let (left, mut resigned) = (left(context), context.resigned.clone());
     async move {
         tokio::select! {
             () = left => {}
@@ -82,15 +82,15 @@ fn unwanted(here: &Here) -> impl Future<Output = ()> + use<> {
 /// then is taken first, and what comes until the listener is closed the kernel gives to the other
 /// one's (`pods::delivery`). `serve` gets a task of its own for every connection.
 fn accept_on<F: Future<Output = ()> + 'static>(
-    here: &Rc<Here>,
+    context: &Rc<PodContext>,
     listener: std::net::TcpListener,
-    serve: impl Fn(Rc<Here>, TcpStream, SocketAddr) -> F + 'static,
+    serve: impl Fn(Rc<PodContext>, TcpStream, SocketAddr) -> F + 'static,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
-    let here = here.clone();
+    let context = context.clone();
     tokio::task::spawn_local(async move {
-        let mut drain = here.drain.clone();
-        let mut resigned = here.resigned.clone();
+        let mut drain = context.drain.clone();
+        let mut resigned = context.resigned.clone();
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -99,9 +99,9 @@ fn accept_on<F: Future<Output = ()> + 'static>(
                 _other = resigned.wait_for(|resigned| *resigned) => break,
             };
             match accepted {
-                Ok((stream, client)) => here.spawn(serve(here.clone(), stream, client)),
+                Ok((stream, client)) => context.spawn(serve(context.clone(), stream, client)),
                 Err(error) if out_of_resources(&error) => {
-                    tracing::error!(%error, pod = %here.pod.uid.0, "cannot accept; raise the limit on open files");
+                    tracing::error!(%error, pod = %context.pod.uid.0, "cannot accept; raise the limit on open files");
                     tokio::time::sleep(EXHAUSTED).await;
                 }
                 // The client went away before it was accepted.

@@ -4,8 +4,8 @@
 //! destination's: whatever the client's node thought of it, here every policy is asked.
 
 mod caller;
+mod claimed_client;
 mod error;
-mod told;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -17,29 +17,29 @@ use http::StatusCode;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::live::{Admitted, Live, Revoked};
+use super::authorized::{AuthorizationContext, ConnectionGuard, Revoked};
 use super::open_tunnel;
-use super::permit::permit;
+use super::policy;
 use super::proxy_protocol;
 use super::relay::{self, Side};
-use super::report::{Facts, Record, Tunnelled};
-use super::worker::Here;
-use crate::discovery::{Learned, NotTold};
+use super::report::{ConnectionInfo, ConnectionReport, Tunnelled};
+use super::worker::PodContext;
+use crate::discovery::{Discovered, DiscoveryFailed};
 use crate::pods::{self, Source, abort_on_drop};
 use mesh::Authority;
 use mesh::HBONE_PORT;
 use mesh::NetnsCookie;
 use mesh::View;
-use mesh::authorize::Arrival;
+use mesh::authorize::InboundRequest;
 use mesh::fastpath::{self, InboundEntry};
 use mesh::{DemandKey, Identity, Workload};
 use telemetry::Reporter;
 use tunnel::hbone::{self, RevokedMark};
 use tunnel::tls;
 
-use caller::{Asking, Caller};
-use error::{ArriveError, PeerError};
-use mesh::inbound::{self, Asked, Target, delivered, target};
+use caller::{InboundCaller, TunnelPeer};
+use error::{InboundError, PeerError};
+use mesh::inbound::{self, LocalEndpoint, TunnelTarget, delivered, target};
 
 /// The door for the fuzz targets: where a tunnel leads, and the address that was asked for.
 #[cfg(fuzzing)]
@@ -49,7 +49,7 @@ pub(super) fn target_of(
     (addresses, at): (&[std::net::IpAddr], std::net::IpAddr),
     mesh: &mesh::Snapshot,
 ) -> Option<(SocketAddr, SocketAddr)> {
-    let asked = Asked {
+    let asked = LocalEndpoint {
         workload,
         addresses,
         at,
@@ -72,22 +72,22 @@ struct Peer {
 
 /// Carries one plaintext connection that the kernel programs steered to us, or that somebody's
 /// rules inside the pod redirected.
-pub(super) async fn carry_plain(here: Rc<Here>, stream: TcpStream, client: SocketAddr) {
+pub(super) async fn carry_plain(context: Rc<PodContext>, stream: TcpStream, client: SocketAddr) {
     let Ok((destination, redirected)) = pods::dialled_of(&stream) else {
         return;
     };
     if redirected {
-        here.redirected();
+        context.redirected();
     }
-    let caller = Caller {
+    let caller = InboundCaller {
         peer: client,
         at: destination,
         tunnel: None,
     };
-    match Box::pin(arrive(&here, caller)).await {
+    match Box::pin(arrive(&context, caller)).await {
         Ok((app, live, record)) => {
             let cut = live.revoked();
-            let ended = relay::plain(stream, app, here.gait(), record.series(), cut).await;
+            let ended = relay::plain(stream, app, context.copy_mode(), record.series(), cut).await;
             record.end(&ended);
         }
         Err(_status) => abort_on_drop(&stream),
@@ -95,17 +95,17 @@ pub(super) async fn carry_plain(here: Rc<Here>, stream: TcpStream, client: Socke
 }
 
 /// Serves the tunnels of one peer.
-pub(super) async fn serve_tunnels(here: Rc<Here>, stream: TcpStream, peer: SocketAddr) {
+pub(super) async fn serve_tunnels(context: Rc<PodContext>, stream: TcpStream, peer: SocketAddr) {
     let began = Instant::now();
     let Ok(at) = pods::local_of(&stream) else {
         return;
     };
-    let handshake = Box::pin(handshake(&here, stream)).await;
+    let handshake = Box::pin(handshake(&context, stream)).await;
     let (stream, identity) = match handshake {
         Ok(done) => done,
         Err(error) => {
-            tracing::warn!(%peer, pod = %here.pod.uid.0, reason = error.reason(), "refused a tunnel peer: {error}");
-            report_refused(&here, (peer, at), began, &error);
+            tracing::warn!(%peer, pod = %context.pod.uid.0, reason = error.reason(), "refused a tunnel peer: {error}");
+            report_refused(&context, (peer, at), began, &error);
             return;
         }
     };
@@ -117,40 +117,45 @@ pub(super) async fn serve_tunnels(here: Rc<Here>, stream: TcpStream, peer: Socke
         revoked: mark.clone(),
     };
     let serve_one = {
-        let here = here.clone();
+        let context = context.clone();
         move |request: hbone::Request| {
-            here.spawn(carry_tunnel(here.clone(), request, from.clone()));
+            context.spawn(carry_tunnel(context.clone(), request, from.clone()));
         }
     };
-    let revocations = here.local.shared.certificates.revocations();
+    let revocations = context.worker.proxy.certificates.revocations();
     let revoked = revocations.revoked(stream.peer_chain());
-    let serving = hbone::serve(stream, &here.local.hbone, here.drain.clone(), serve_one);
+    let serving = hbone::serve(
+        stream,
+        &context.worker.hbone,
+        context.drain.clone(),
+        serve_one,
+    );
     let served = tokio::select! {
         served = serving => served,
         // Marked while the connection still stands: its tunnels see no more than that it is gone.
         () = revoked.map(|()| mark.set()) => {
-            tracing::warn!(%peer, pod = %here.pod.uid.0, reason = "cert_revoked", "the tunnels of a peer are ended: its certificate was revoked");
+            tracing::warn!(%peer, pod = %context.pod.uid.0, reason = "cert_revoked", "the tunnels of a peer are ended: its certificate was revoked");
             return;
         }
     };
     if let Err(error) = served {
-        tracing::debug!(%peer, pod = %here.pod.uid.0, reason = error.reason(), "tunnel peer: {error}");
+        tracing::debug!(%peer, pod = %context.pod.uid.0, reason = error.reason(), "tunnel peer: {error}");
     }
 }
 
 /// The record of a connection on which no tunnel will ever be asked for.
 fn report_refused(
-    here: &Here,
+    context: &PodContext,
     (peer, at): (SocketAddr, SocketAddr),
     began: Instant,
     error: &PeerError,
 ) {
-    let shared = &here.local.shared;
-    let view = shared.keeper.view_owned();
+    let shared = &context.worker.proxy;
+    let view = shared.fast_path.view_owned();
     let source = view
         .mesh
         .workload_by_address(&shared.config.network, peer.ip());
-    let facts = Facts {
+    let info = ConnectionInfo {
         reporter: Reporter::Destination,
         began,
         client: peer,
@@ -159,19 +164,19 @@ fn report_refused(
         source_identity: None,
         destination: at,
         hbone: None,
-        workload: here.pod.workload(&view.mesh).cloned(),
+        workload: context.pod.workload(&view.mesh).cloned(),
         destination_identity: None,
         service: None,
     };
-    Record::open(&here.local, facts).fail(error);
+    ConnectionReport::open(&context.worker, info).fail(error);
 }
 
 async fn handshake(
-    here: &Here,
+    context: &PodContext,
     stream: TcpStream,
 ) -> Result<(tls::Stream<TcpStream>, Identity), PeerError> {
-    let shared = &here.local.shared;
-    let identity = own_identity(here).await?;
+    let shared = &context.worker.proxy;
+    let identity = own_identity(context).await?;
     let timeout = shared.config.handshake_timeout;
     let secured = async {
         let credentials = shared.certificates.get(&identity).await?;
@@ -186,26 +191,32 @@ async fn handshake(
 }
 
 /// The pod's own identity, which the control plane may have to be asked for.
-async fn own_identity(here: &Here) -> Result<Identity, PeerError> {
-    let shared = &here.local.shared;
-    let mut learned = Learned::default();
+async fn own_identity(context: &PodContext) -> Result<Identity, PeerError> {
+    let shared = &context.worker.proxy;
+    let mut discovered = Discovered::default();
     loop {
-        if let Some(workload) = here.workload() {
+        if let Some(workload) = context.workload() {
             return Ok(workload.identity.clone());
         }
-        let view = shared.keeper.view_owned();
-        let key = inbound::own(&here.pod.uid, &view.mesh, &learned.absent);
+        let view = shared.fast_path.view_owned();
+        let key = inbound::own(&context.pod.uid, &view.mesh, &discovered.absent);
         let key = key.ok_or(PeerError::UnknownWorkload)?;
-        let questions = shared.questions.as_deref();
-        learned.ask(questions, &here.arriving, key).await?;
+        let on_demand = shared.on_demand.as_deref();
+        discovered
+            .ask(on_demand, &context.inbound_limit, key)
+            .await?;
     }
 }
 
 /// Carries one tunnel from its CONNECT to its end. The set-up is boxed and gets what it needs
 /// before the future begins, so that none of it stays in memory while the tunnel lives.
-fn carry_tunnel(here: Rc<Here>, request: hbone::Request, peer: Peer) -> impl Future<Output = ()> {
+fn carry_tunnel(
+    context: Rc<PodContext>,
+    request: hbone::Request,
+    peer: Peer,
+) -> impl Future<Output = ()> {
     let revoked = peer.revoked.clone();
-    let opening = Box::pin(open_tunnel(here, request, peer));
+    let opening = Box::pin(open_tunnel(context, request, peer));
     async move {
         if let Some((app, tunnel, live, record)) = opening.await {
             let (side, cut) = (Side::Destination, live.revoked());
@@ -216,14 +227,14 @@ fn carry_tunnel(here: Rc<Here>, request: hbone::Request, peer: Peer) -> impl Fut
 }
 
 async fn open_tunnel(
-    here: Rc<Here>,
+    context: Rc<PodContext>,
     mut request: hbone::Request,
     peer: Peer,
-) -> Option<(TcpStream, hbone::Tunnel, Live, Record)> {
-    let caller = Caller {
+) -> Option<(TcpStream, hbone::Tunnel, ConnectionGuard, ConnectionReport)> {
+    let caller = InboundCaller {
         peer: peer.address,
         at: peer.at,
-        tunnel: Some(Asking {
+        tunnel: Some(TunnelPeer {
             identity: peer.identity,
             authority: request.authority.clone(),
             forwarded: request.forwarded,
@@ -231,7 +242,7 @@ async fn open_tunnel(
             baggage: std::mem::take(&mut request.baggage),
         }),
     };
-    let (app, live, record) = match arrive(&here, caller).await {
+    let (app, live, record) = match arrive(&context, caller).await {
         Ok(arrived) => arrived,
         Err(status) => {
             request.refuse(status);
@@ -243,9 +254,9 @@ async fn open_tunnel(
         Err(error) => {
             abort_on_drop(&app);
             record.fail(&if peer.revoked.is_set() {
-                ArriveError::Revoked(Revoked::Certificate)
+                InboundError::Revoked(Revoked::Certificate)
             } else {
-                ArriveError::Gone(error)
+                InboundError::Gone(error)
             });
             None
         }
@@ -253,26 +264,29 @@ async fn open_tunnel(
 }
 
 /// Judges an arriving connection and connects it to the application.
-async fn arrive(here: &Here, caller: Caller) -> Result<(TcpStream, Live, Record), StatusCode> {
+async fn arrive(
+    context: &PodContext,
+    caller: InboundCaller,
+) -> Result<(TcpStream, ConnectionGuard, ConnectionReport), StatusCode> {
     // One view for the whole judgement: a change in between must not mix two meshes.
-    let (view, told) = learn(here, &caller).await;
-    let workload = here.pod.workload(&view.mesh).cloned();
+    let (view, told) = learn(context, &caller).await;
+    let workload = context.pod.workload(&view.mesh).cloned();
     let client = caller.client(workload.as_deref(), &view);
     let found = workload
         .as_deref()
-        .map(|workload| find(here, &caller, workload, &view));
+        .map(|workload| find(context, &caller, workload, &view));
     let target = found.as_ref().and_then(|found| found.as_ref().ok());
-    let facts = describe(here, &caller, (client, target, workload.as_ref()), &view);
-    let record = Record::open(&here.local, facts);
+    let info = describe(context, &caller, (client, target, workload.as_ref()), &view);
+    let record = ConnectionReport::open(&context.worker, info);
     let delivered = match (told, found, workload) {
         (Err(not_told), ..) => Err(not_told.into()),
         (_, Some(Ok(target)), Some(workload)) => {
-            deliver(here, &view, &caller, &workload, &target, client).await
+            deliver(context, &view, &caller, &workload, &target, client).await
         }
         (_, Some(Err(error)), _) => Err(error),
         (_, _, None) | (_, None, _) => {
-            let uid = here.pod.uid.0.clone();
-            Err(ArriveError::UnknownWorkload { uid })
+            let uid = context.pod.uid.0.clone();
+            Err(InboundError::UnknownWorkload { uid })
         }
     };
     match delivered {
@@ -287,23 +301,23 @@ async fn arrive(here: &Here, caller: Caller) -> Result<(TcpStream, Live, Record)
 
 /// What is known about an arriving connection before it is judged.
 fn describe(
-    here: &Here,
-    caller: &Caller,
-    (client, target, workload): (SocketAddr, Option<&Target>, Option<&Arc<Workload>>),
+    context: &PodContext,
+    caller: &InboundCaller,
+    (client, target, workload): (SocketAddr, Option<&TunnelTarget>, Option<&Arc<Workload>>),
     view: &View,
-) -> Facts {
+) -> ConnectionInfo {
     let authority = caller.authority();
     let destination = match (target, &authority) {
         (Some(target), _) => target.destination,
         (None, Authority::Address(address)) => *address,
         (None, Authority::Host(_, port)) => SocketAddr::new(caller.at.ip(), *port),
     };
-    Facts {
+    ConnectionInfo {
         reporter: Reporter::Destination,
         began: Instant::now(),
         client,
         dialled: caller.at,
-        source: caller.source(client, &here.local.shared.config.network, view),
+        source: caller.source(client, &context.worker.proxy.config.network, view),
         destination,
         // As at the source: the tunnel ends at the pod's HBONE port.
         hbone: caller.tunnel.is_some().then(|| Tunnelled {
@@ -322,39 +336,50 @@ fn describe(
 
 /// Asks the control plane for what the judgement needs and the mesh does not know; returns the view
 /// that is in force then.
-async fn learn(here: &Here, caller: &Caller) -> (Arc<View>, Result<(), NotTold>) {
-    let shared = &here.local.shared;
-    let mut learned = Learned::default();
+async fn learn(
+    context: &PodContext,
+    caller: &InboundCaller,
+) -> (Arc<View>, Result<(), DiscoveryFailed>) {
+    let shared = &context.worker.proxy;
+    let mut discovered = Discovered::default();
     let mut named = false;
     loop {
-        let view = shared.keeper.view_owned();
-        let Some(questions) = shared.questions.as_deref() else {
+        let view = shared.fast_path.view_owned();
+        let Some(on_demand) = shared.on_demand.as_deref() else {
             return (view, Ok(()));
         };
-        if let Some(key) = lacks(here, caller, &view, &learned) {
-            if let Err(error) = learned.ask(Some(questions), &here.arriving, key).await {
+        if let Some(key) = lacks(context, caller, &view, &discovered) {
+            if let Err(error) = discovered
+                .ask(Some(on_demand), &context.inbound_limit, key)
+                .await
+            {
                 return (view, Err(error));
             }
             continue;
         }
-        let client = caller.client(here.pod.workload(&view.mesh).map(|w| &**w), &view);
+        let client = caller.client(context.pod.workload(&view.mesh).map(|w| &**w), &view);
         match inbound::at(&shared.config.network, client.ip(), &view.mesh) {
             Some(key) if !named => {
                 named = true;
-                questions.ask_for_name(&key, &here.arriving).await;
+                on_demand.ask_for_name(&key, &context.inbound_limit).await;
             }
             _ => return (view, Ok(())),
         }
     }
 }
 
-fn lacks(here: &Here, caller: &Caller, view: &View, learned: &Learned) -> Option<DemandKey> {
-    let Some(workload) = here.pod.workload(&view.mesh) else {
-        return inbound::own(&here.pod.uid, &view.mesh, &learned.absent);
+fn lacks(
+    context: &PodContext,
+    caller: &InboundCaller,
+    view: &View,
+    discovered: &Discovered,
+) -> Option<DemandKey> {
+    let Some(workload) = context.pod.workload(&view.mesh) else {
+        return inbound::own(&context.pod.uid, &view.mesh, &discovered.absent);
     };
-    let asked = Asked {
+    let asked = LocalEndpoint {
         workload,
-        addresses: &here.pod.addresses,
+        addresses: &context.pod.addresses,
         at: caller.at.ip(),
     };
     inbound::missing(
@@ -362,60 +387,60 @@ fn lacks(here: &Here, caller: &Caller, view: &View, learned: &Learned) -> Option
         caller.named().is_some(),
         asked,
         &view.mesh,
-        &learned.absent,
+        &discovered.absent,
     )
 }
 
 fn find(
-    here: &Here,
-    caller: &Caller,
+    context: &PodContext,
+    caller: &InboundCaller,
     workload: &Workload,
     view: &View,
-) -> Result<Target, ArriveError> {
-    let asked = Asked {
+) -> Result<TunnelTarget, InboundError> {
+    let asked = LocalEndpoint {
         workload,
-        addresses: &here.pod.addresses,
+        addresses: &context.pod.addresses,
         at: caller.at.ip(),
     };
     Ok(target(&caller.authority(), asked, &view.mesh)?)
 }
 
 async fn deliver(
-    here: &Here,
+    context: &PodContext,
     view: &Arc<View>,
-    caller: &Caller,
+    caller: &InboundCaller,
     workload: &Workload,
-    target: &Target,
+    target: &TunnelTarget,
     client: SocketAddr,
-) -> Result<(TcpStream, Live), ArriveError> {
+) -> Result<(TcpStream, ConnectionGuard), InboundError> {
     let identity = caller.identity();
     let destination = match &caller.tunnel {
         Some(_) => delivered(workload, target.destination, false),
         None => target.destination,
     };
-    permit(
+    policy::check(
         &view.mesh,
-        &Arrival {
+        &InboundRequest {
             workload,
             source: identity,
             source_ip: client.ip(),
             destination,
         },
-        here.local.shared.telemetry.trials(),
+        context.worker.proxy.telemetry.trials(),
     )?;
     if identity.is_none() {
-        remember(here, view, client, destination);
+        remember(context, view, client, destination);
     }
-    let app = connect(here, caller, workload, target).await?;
-    let admitted = Admitted {
-        pod: NetnsCookie(here.pod.netns.cookie()),
+    let app = connect(context, caller, workload, target).await?;
+    let admitted = AuthorizationContext {
+        pod: NetnsCookie(context.pod.netns.cookie()),
         source: identity.cloned(),
         peer: caller.peer.ip(),
         named: caller.named(),
         destination,
     };
-    let now = here.local.shared.keeper.view();
-    match here.local.live.admit(admitted, view, &now) {
+    let now = context.worker.proxy.fast_path.view();
+    match context.worker.live.admit(admitted, view, &now) {
         Ok(live) => Ok((app, live)),
         Err(revoked) => {
             abort_on_drop(&app);
@@ -427,17 +452,17 @@ async fn deliver(
 /// Connects to the application. Its own tunnel, if it has one, is for what came in one of ours;
 /// plaintext goes where it was sent, as it is.
 async fn connect(
-    here: &Here,
-    caller: &Caller,
+    context: &PodContext,
+    caller: &InboundCaller,
     workload: &Workload,
-    target: &Target,
-) -> Result<TcpStream, ArriveError> {
-    let config = &here.local.shared.config;
+    target: &TunnelTarget,
+) -> Result<TcpStream, InboundError> {
+    let config = &context.worker.proxy.config;
     let to = match &caller.tunnel {
         Some(_) => delivered(workload, target.destination, config.localhost_app_tunnel),
         None => target.destination,
     };
-    let failed = |source| ArriveError::Application {
+    let failed = |source| InboundError::Application {
         destination: to,
         source,
     };
@@ -451,7 +476,7 @@ async fn connect(
     let source = Source::Client { address };
     let mut app = config
         .dial
-        .connect(&here.pod.netns, to, source)
+        .connect(&context.pod.netns, to, source)
         .await
         .map_err(failed)?;
     let told = workload
@@ -459,20 +484,24 @@ async fn connect(
         .filter(|tunnel| tunnel.proxy_protocol)
         .zip(caller.identity());
     if let Some((_, identity)) = told {
-        let header = proxy_protocol::header(caller.peer, target.asked, Some(identity));
+        let header = proxy_protocol::header(caller.peer, target.endpoint, Some(identity));
         app.write_all(&header).await.map_err(failed)?;
     }
     Ok(app)
 }
 
 /// Plaintext that was let in need not come by again.
-fn remember(here: &Here, view: &Arc<View>, client: SocketAddr, destination: SocketAddr) {
+fn remember(context: &PodContext, view: &Arc<View>, client: SocketAddr, destination: SocketAddr) {
     let arrival = InboundEntry {
-        pod: NetnsCookie(here.pod.netns.cookie()),
+        pod: NetnsCookie(context.pod.netns.cookie()),
         to: destination,
         from: client.ip(),
     };
     if fastpath::inbound_holds(&arrival, view) {
-        here.local.shared.keeper.remember_arrival(&arrival, view);
+        context
+            .worker
+            .proxy
+            .fast_path
+            .insert_inbound_entry(&arrival, view);
     }
 }

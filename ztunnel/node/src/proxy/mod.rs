@@ -7,7 +7,7 @@
 //! 2. [`route`]: a pure function of the connection and a [`View`] picks the lane: into a tunnel (to
 //!    the destination's node, its waypoint, or the gateway of its network), directly to a pod of
 //!    this node, or on as it is. Where a backend has a name, [`Resolve`] is asked in between; where the
-//!    mesh is known in part only, the control plane ([`Questions`]).
+//!    mesh is known in part only, the control plane ([`OnDemandClient`]).
 //! 3. [`authorize`]: at the destination, a pure function gives the verdict and the rule behind
 //!    it.
 //! 4. `tunnel`: the HBONE tunnel is opened here, or was opened to us; `passthrough` is for what
@@ -22,26 +22,26 @@
 //! thread. The room sees snapshots and a certificate source, never where they come from.
 
 mod accept;
+mod authorized;
+mod connection_table;
 mod connections;
 mod inbound;
-mod ledger;
-mod live;
 mod names;
 mod open_tunnel;
 mod outbound;
 mod passthrough;
-mod permit;
+mod policy;
 mod proxy_protocol;
+mod recheck;
 pub(crate) mod relay;
 pub(crate) mod report;
 mod resolve;
 pub mod socks5;
-mod suspects;
 mod worker;
 
-pub use ledger::{Carried, Ledger};
+pub use connection_table::{Carried, ConnectionTable};
+pub use recheck::RecheckQueue;
 pub use resolve::{Resolve, ResolveError, Resolving, SystemResolver};
-pub use suspects::Suspects;
 pub use worker::{WorkerError, Workers};
 
 use std::fmt;
@@ -49,9 +49,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bpf::Kernel;
-use crate::discovery::Questions;
+use crate::discovery::OnDemandClient;
 use crate::dns;
-use crate::fastpath::Keeper;
+use crate::fastpath::FastPath;
 use crate::pods;
 use telemetry::Telemetry;
 use tunnel::hbone;
@@ -83,9 +83,9 @@ pub struct Config {
 }
 
 /// What all workers share. Nobody waits for a lock while a connection is judged.
-pub struct Shared {
+pub struct ProxyState {
     /// The mesh and the pods as they are now, and what the kernel may decide by itself.
-    pub keeper: Arc<Keeper>,
+    pub fast_path: Arc<FastPath>,
     /// The kernel programs' maps; none where the pods are captured by redirection rules of others.
     pub kernel: Option<Arc<Kernel>>,
     /// The certificates in use.
@@ -93,18 +93,18 @@ pub struct Shared {
     /// Finds the addresses of backends that have names.
     pub resolver: Arc<dyn Resolve>,
     /// What the control plane is asked, where the mesh is known in part only.
-    pub questions: Option<Arc<Questions>>,
+    pub on_demand: Option<Arc<OnDemandClient>>,
     /// Metrics.
     pub telemetry: Arc<Telemetry>,
     /// What the workers carry now.
-    pub ledger: Ledger,
+    pub connection_table: ConnectionTable,
     /// Pods that may have got rules which redirect what comes in, or another proxy's programs.
-    pub suspects: Suspects,
+    pub recheck: RecheckQueue,
     /// Settings.
     pub config: Config,
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for ProxyState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared")
             .field("config", &self.config)

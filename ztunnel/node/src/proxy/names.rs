@@ -8,22 +8,22 @@ use std::sync::atomic::Ordering;
 
 use tokio::net::{TcpStream, UdpSocket};
 
-use super::worker::Here;
+use super::worker::PodContext;
 use crate::bpf::{self, Kernel};
-use crate::dns::{Server, Surroundings};
+use crate::dns::{Server, ServerContext};
 use crate::pods::{self, Dial, Source};
 use mesh::NetnsCookie;
 use mesh::{Snapshot, Workload};
 
 /// A pod as its DNS server sees it.
-pub(super) struct Names(Rc<Here>);
+pub(super) struct Names(Rc<PodContext>);
 
 /// The pod's DNS server on this worker, where DNS is captured.
-pub(super) fn server(here: &Rc<Here>) -> Option<Rc<Server<Names>>> {
-    let local = &here.local;
+pub(super) fn server(context: &Rc<PodContext>) -> Option<Rc<Server<Names>>> {
+    let local = &context.worker;
     let config = local.shared.config.dns.clone()?;
     let telemetry = local.shared.telemetry.clone();
-    let names = Names(here.clone());
+    let names = Names(context.clone());
     Some(Server::new(names, config, telemetry, local.names.clone()))
 }
 
@@ -37,7 +37,7 @@ impl Names {
         &self,
         note: impl FnOnce(&Kernel) -> Result<Option<SocketAddr>, bpf::Error>,
     ) -> Option<SocketAddr> {
-        let kernel = self.0.local.shared.kernel.as_ref()?;
+        let kernel = self.0.worker.proxy.kernel.as_ref()?;
         note(kernel).unwrap_or_else(|error| {
             tracing::error!(%error, "cannot find out which resolver was asked");
             None
@@ -49,16 +49,16 @@ impl Names {
     fn fallback(&self) -> Option<SocketAddr> {
         if !self.0.pod.redirected.load(Ordering::Relaxed) {
             // Rules may have come since it was looked into.
-            self.0.local.shared.suspects.name(self.cookie());
+            self.0.worker.proxy.recheck.name(self.cookie());
             return None;
         }
-        self.0.local.shared.config.dns.as_ref()?.resolver
+        self.0.worker.proxy.config.dns.as_ref()?.resolver
     }
 }
 
-impl Surroundings for Names {
+impl ServerContext for Names {
     fn mesh(&self) -> Arc<Snapshot> {
-        self.0.local.shared.keeper.view().mesh.clone()
+        self.0.worker.proxy.fast_path.view().mesh.clone()
     }
 
     fn client(&self, mesh: &Snapshot) -> Option<Arc<Workload>> {
@@ -94,12 +94,12 @@ impl Surroundings for Names {
     }
 
     fn socket(&self, resolver: SocketAddr) -> io::Result<UdpSocket> {
-        let mark = self.0.local.shared.config.mark;
+        let mark = self.0.worker.proxy.config.mark;
         Dial::datagrams(&self.0.pod.netns, resolver, mark)
     }
 
     async fn connect(&self, resolver: SocketAddr) -> io::Result<TcpStream> {
-        let config = &self.0.local.shared.config;
+        let config = &self.0.worker.proxy.config;
         let source = Source::Pod { mark: config.mark };
         let netns = &self.0.pod.netns;
         config.dial.connect(netns, resolver, source).await
@@ -112,7 +112,7 @@ impl Surroundings for Names {
         }
     }
 
-    fn dice(&self) -> u64 {
-        self.0.local.dice()
+    fn random(&self) -> u64 {
+        self.0.worker.random()
     }
 }

@@ -9,7 +9,7 @@ use http::HeaderValue;
 use tokio::net::TcpStream;
 use tracing::Level;
 
-use super::worker::Here;
+use super::worker::PodContext;
 use crate::pods::{self, Source};
 use mesh::route::{Hop, HopKind};
 use mesh::{Identity, Workload};
@@ -74,13 +74,13 @@ pub(super) struct Opened {
 /// Opens a tunnel, on a pooled connection where there is one; into another network, a second one
 /// inside it.
 pub(super) async fn open(
-    here: &Rc<Here>,
+    context: &Rc<PodContext>,
     request: Request<'_>,
 ) -> Result<Opened, OpenError<DialError>> {
     let hop = request.hop;
     let key = PoolKey {
         source: request.source.identity.clone(),
-        netns: here.pod.netns.cookie(),
+        netns: context.pod.netns.cookie(),
         source_ip: request.source_ip,
         destinations: hop.expected,
         hbone: hop.at,
@@ -89,11 +89,11 @@ pub(super) async fn open(
         authority: hop.authority,
         forwarded: Some(request.source_ip),
         host: hop.service.map(|service| service.hostname.clone()),
-        traceparent: Some(new_trace(here)),
-        baggage: here.baggage(request.source),
+        traceparent: Some(new_trace(context)),
+        baggage: context.baggage(request.source),
     };
-    let dial = || dial(here.clone(), key.clone());
-    let tunnel = here.local.pool.open(&key, &connect, dial).await?;
+    let dial = || dial(context.clone(), key.clone());
+    let tunnel = context.worker.pool.open(&key, &connect, dial).await?;
     match hop.kind {
         HopKind::Destination | HopKind::Waypoint => Ok(Opened {
             revoked: tunnel.revoked(),
@@ -101,7 +101,7 @@ pub(super) async fn open(
             tunnel,
         }),
         HopKind::NetworkGateway { then } => {
-            Box::pin(open_inside(here, tunnel, (&key, &then), &connect)).await
+            Box::pin(open_inside(context, tunnel, (&key, &then), &connect)).await
         }
     }
 }
@@ -109,7 +109,7 @@ pub(super) async fn open(
 /// Opens a second tunnel inside one that a network gateway forwards, with TLS of its own: the
 /// gateway sees neither who serves nor what is said. Nobody shares it ([`hbone::open_alone`]).
 async fn open_inside(
-    here: &Rc<Here>,
+    context: &Rc<PodContext>,
     outer: Tunnel,
     (key, then): (&PoolKey, &[Identity]),
     connect: &Connect,
@@ -125,7 +125,7 @@ async fn open_inside(
             source,
         })
     };
-    let shared = &here.local.shared;
+    let shared = &context.worker.proxy;
     let credentials = shared
         .certificates
         .get(&key.source)
@@ -148,7 +148,7 @@ async fn open_inside(
         let revoked = shared.certificates.revocations().revoked(chain);
         Box::pin(revoked) as Revoking
     });
-    let tunnel = hbone::open_alone(stream, connect, &here.local.hbone).await?;
+    let tunnel = hbone::open_alone(stream, connect, &context.worker.hbone).await?;
     Ok(Opened {
         tunnel,
         revoking,
@@ -157,8 +157,12 @@ async fn open_inside(
 }
 
 /// A trace of its own for every connection: what an application traces is inside its bytes.
-fn new_trace(here: &Here) -> TraceParent {
-    let (high, low, span) = (here.local.dice(), here.local.dice(), here.local.dice());
+fn new_trace(context: &PodContext) -> TraceParent {
+    let (high, low, span) = (
+        context.worker.random(),
+        context.worker.random(),
+        context.worker.random(),
+    );
     // Zero is no id (W3C Trace Context, section 3.2.2).
     let trace_id = (u128::from(high) << 64 | u128::from(low)).max(1);
     TraceParent {
@@ -185,8 +189,11 @@ pub(super) fn baggage(workload: &Workload) -> Option<HeaderValue> {
 
 /// Makes the connection that carries tunnels. Others may come to share it, so it does not end
 /// with the connection that asked for it first.
-async fn dial(here: Rc<Here>, key: PoolKey) -> Result<Dialled<tls::Stream<TcpStream>>, DialError> {
-    let shared = &here.local.shared;
+async fn dial(
+    context: Rc<PodContext>,
+    key: PoolKey,
+) -> Result<Dialled<tls::Stream<TcpStream>>, DialError> {
+    let shared = &context.worker.proxy;
     let credentials = shared.certificates.get(&key.source).await?;
     let source = Source::Pod {
         mark: shared.config.mark,
@@ -194,7 +201,7 @@ async fn dial(here: Rc<Here>, key: PoolKey) -> Result<Dialled<tls::Stream<TcpStr
     let tcp = shared
         .config
         .dial
-        .connect(&here.pod.netns, key.hbone, source)
+        .connect(&context.pod.netns, key.hbone, source)
         .await
         .map_err(|source| DialError::Connect {
             hbone: key.hbone,
@@ -215,7 +222,7 @@ async fn dial(here: Rc<Here>, key: PoolKey) -> Result<Dialled<tls::Stream<TcpStr
     let revoked = shared.certificates.revocations().revoked(chain);
     let revoking = async move {
         revoked.await;
-        tracing::warn!(peer = %key.hbone, pod = %here.pod.uid.0, reason = "cert_revoked", "the tunnels to a peer are ended: its certificate was revoked");
+        tracing::warn!(peer = %key.hbone, pod = %context.pod.uid.0, reason = "cert_revoked", "the tunnels to a peer are ended: its certificate was revoked");
     };
     Ok(Dialled::new(stream).until(Box::pin(revoking)))
 }

@@ -2,8 +2,8 @@
 //! relay → report. What needs no tunnel is carried here only once: the verdict goes into the
 //! kernel, and later connections of its kind never come by.
 
-mod asked;
 mod error;
+mod socks_destination;
 
 use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
@@ -14,32 +14,32 @@ use std::time::Instant;
 use smallvec::SmallVec;
 use tokio::net::TcpStream;
 
-use super::live::Revoked;
+use super::authorized::Revoked;
 use super::open_tunnel::{self, Opened};
 use super::passthrough;
-use super::permit::permit;
+use super::policy;
 use super::relay::{self, Ended, Side};
-use super::report::{Facts, Record, Tunnelled};
+use super::report::{ConnectionInfo, ConnectionReport, Tunnelled};
 use super::resolve::ResolveError;
 use super::socks5::{self, message::Destination};
-use super::worker::Here;
+use super::worker::PodContext;
 use crate::bpf::{Choice, Origin};
-use crate::discovery::Learned;
+use crate::discovery::Discovered;
 use crate::pods::{self, abort_on_drop};
 use mesh::Authority;
 use mesh::NetnsCookie;
 use mesh::View;
-use mesh::authorize::Arrival;
+use mesh::authorize::InboundRequest;
 use mesh::fastpath;
 use mesh::fastpath::{FastPathEntry, FastPathKey};
 use mesh::inbound::backed;
-use mesh::route::{Departure, Route, RouteError, choose_address, route};
+use mesh::route::{OutboundRequest, Route, RouteError, choose_address, route};
 use mesh::{DemandKey, Workload};
 use telemetry::Reporter;
 use tunnel::hbone::Revoking;
 
-use asked::asked_for;
-use error::DepartError;
+use error::OutboundError;
+use socks_destination::socks_destination;
 
 /// How many names are resolved for one connection: a waypoint's or a backend's, and a gateway's.
 const MOST_NAMES: usize = 3;
@@ -53,17 +53,21 @@ enum Onward {
 
 /// The records of one connection. What goes to a pod of this node without a tunnel is reported
 /// for both ends, as if each had a proxy of its own.
-struct Records {
-    source: Record,
-    destination: Option<Record>,
+struct ConnectionReports {
+    source: ConnectionReport,
+    destination: Option<ConnectionReport>,
 }
 
-impl Records {
-    fn open(here: &Here, facts: Facts, destination: Option<Facts>) -> Self {
-        let local = &here.local;
+impl ConnectionReports {
+    fn open(
+        context: &PodContext,
+        info: ConnectionInfo,
+        destination: Option<ConnectionInfo>,
+    ) -> Self {
+        let local = &context.worker;
         Self {
-            source: Record::open(local, facts),
-            destination: destination.map(|facts| Record::open(local, facts)),
+            source: ConnectionReport::open(local, info),
+            destination: destination.map(|info| ConnectionReport::open(local, info)),
         }
     }
 
@@ -74,7 +78,7 @@ impl Records {
         self.source.end(ended);
     }
 
-    fn fail(self, error: &DepartError) {
+    fn fail(self, error: &OutboundError) {
         if let Some(destination) = self.destination {
             destination.fail(error);
         }
@@ -83,10 +87,10 @@ impl Records {
 }
 
 /// Carries one connection that was captured, from its acceptance to its end.
-pub(super) async fn carry(here: Rc<Here>, app: TcpStream, client: SocketAddr) {
+pub(super) async fn carry(context: Rc<PodContext>, app: TcpStream, client: SocketAddr) {
     // Boxed so that the memory of the set-up is gone while the connection lives.
-    match Box::pin(depart(&here, client, Dialled::Captured(&app))).await {
-        Ok(departed) => relay(&here, app, departed).await,
+    match Box::pin(depart(&context, client, Dialled::Captured(&app))).await {
+        Ok(departed) => relay(&context, app, departed).await,
         // The application must not take a refusal for an orderly end.
         Err(_refused) => abort_on_drop(&app),
     }
@@ -101,25 +105,25 @@ async fn revoked(revoking: Option<Revoking>) -> Revoked {
 }
 
 /// Carries one connection whose destination the application says (SOCKS).
-pub(super) async fn carry_asked(here: Rc<Here>, mut app: TcpStream, client: SocketAddr) {
-    if let Some(departed) = Box::pin(depart_asked(&here, &mut app, client)).await {
-        relay(&here, app, departed).await;
+pub(super) async fn carry_asked(context: Rc<PodContext>, mut app: TcpStream, client: SocketAddr) {
+    if let Some(departed) = Box::pin(depart_asked(&context, &mut app, client)).await {
+        relay(&context, app, departed).await;
     }
 }
 
 async fn depart_asked(
-    here: &Rc<Here>,
+    context: &Rc<PodContext>,
     app: &mut TcpStream,
     client: SocketAddr,
-) -> Option<(Onward, Records)> {
+) -> Option<(Onward, ConnectionReports)> {
     let asked = match socks5::ask(app).await {
         Ok(asked) => asked,
         Err(error) => {
-            tracing::debug!(pod = %here.pod.uid.0, "a SOCKS client is not served: {error}");
+            tracing::debug!(pod = %context.pod.uid.0, "a SOCKS client is not served: {error}");
             return None;
         }
     };
-    match depart(here, client, Dialled::Asked(asked)).await {
+    match depart(context, client, Dialled::Asked(asked)).await {
         Ok(departed) => {
             let confirmed = socks5::confirm(app).await;
             // A record that nobody ends counts as a failure.
@@ -132,7 +136,11 @@ async fn depart_asked(
     }
 }
 
-async fn relay(here: &Here, app: TcpStream, (onward, records): (Onward, Records)) {
+async fn relay(
+    context: &PodContext,
+    app: TcpStream,
+    (onward, records): (Onward, ConnectionReports),
+) {
     let series = records.source.series();
     let ended = match onward {
         Onward::Tunnel(opened) => {
@@ -141,11 +149,11 @@ async fn relay(here: &Here, app: TcpStream, (onward, records): (Onward, Records)
             ended.explained(&opened.revoked)
         }
         Onward::Plain(server, pod) => {
-            let ended = relay::plain(app, server, here.gait(), series, pending()).await;
+            let ended = relay::plain(app, server, context.copy_mode(), series, pending()).await;
             // The kernel stops it where rules inside the pod have sent it elsewhere.
-            let shared = &here.local.shared;
+            let shared = &context.worker.proxy;
             if let (Some(pod), Some(_), Some(_)) = (pod, &ended.broken, &shared.kernel) {
-                shared.suspects.name(pod);
+                shared.recheck.name(pod);
             }
             ended
         }
@@ -162,14 +170,14 @@ enum Dialled<'a> {
 }
 
 async fn depart(
-    here: &Rc<Here>,
+    context: &Rc<PodContext>,
     client: SocketAddr,
     dialled: Dialled<'_>,
-) -> Result<(Onward, Records), DepartError> {
-    let mut facts = Facts {
+) -> Result<(Onward, ConnectionReports), OutboundError> {
+    let mut info = ConnectionInfo {
         reporter: Reporter::Source,
         began: Instant::now(),
-        client: here.pod.known_as(client),
+        client: context.pod.known_as(client),
         dialled: client,
         source: None,
         source_identity: None,
@@ -179,35 +187,36 @@ async fn depart(
         destination_identity: None,
         service: None,
     };
-    let (view, judged) = match find(here, (client, dialled), &mut facts).await {
+    let (view, judged) = match find(context, (client, dialled), &mut info).await {
         Ok(found) => found,
         Err(error) => {
-            Records::open(here, facts, None).fail(&error);
+            ConnectionReports::open(context, info, None).fail(&error);
             return Err(error);
         }
     };
-    let arrival = matches!(judged.route, Route::Direct { .. }).then(|| Facts {
+    let arrival = matches!(judged.route, Route::Direct { .. }).then(|| ConnectionInfo {
         reporter: Reporter::Destination,
-        service: facts.workload.as_deref().and_then(|workload| {
-            let said = facts.service.as_ref().map(|service| &*service.hostname);
-            backed(workload, &view.mesh, said, facts.destination.port())
+        service: info.workload.as_deref().and_then(|workload| {
+            let said = info.service.as_ref().map(|service| &*service.hostname);
+            backed(workload, &view.mesh, said, info.destination.port())
         }),
-        ..facts.clone()
+        ..info.clone()
     });
-    let records = Records::open(here, facts, arrival);
+    let records = ConnectionReports::open(context, info, arrival);
     let Judged {
         route,
         call,
         verdict,
     } = judged;
-    match connect(here, &records.source, (call.destination, route), &view).await {
+    match connect(context, &records.source, (call.destination, route), &view).await {
         Ok(onward) => {
             // Only now: what the proxy cannot reach, the kernel shall not try for ever.
             if let Some(verdict) = verdict {
-                here.local
-                    .shared
-                    .keeper
-                    .remember_call(&call, &verdict, &view);
+                context
+                    .worker
+                    .proxy
+                    .fast_path
+                    .insert_entry(&call, &verdict, &view);
             }
             Ok((onward, records))
         }
@@ -236,33 +245,35 @@ type Known<'a> = (&'a [(Arc<str>, IpAddr)], &'a [DemandKey]);
 /// judgement: a change in between must not mix two meshes. Where a name has to be resolved, or the
 /// control plane to be asked, all is judged again afterwards, by the view that is in force then.
 async fn find(
-    here: &Rc<Here>,
+    context: &Rc<PodContext>,
     (client, dialled): (SocketAddr, Dialled<'_>),
-    facts: &mut Facts,
-) -> Result<(Arc<View>, Judged), DepartError> {
-    let shared = &here.local.shared;
+    info: &mut ConnectionInfo,
+) -> Result<(Arc<View>, Judged), OutboundError> {
+    let shared = &context.worker.proxy;
     let origin = match dialled {
         Dialled::Captured(app) => {
-            origin(here, app, client)?.ok_or(DepartError::NotCaptured { client })?
+            origin(context, app, client)?.ok_or(OutboundError::NotCaptured { client })?
         }
         Dialled::Asked(asked) => Origin {
-            destination: asked_for(here, asked).await?,
+            destination: socks_destination(context, asked).await?,
             choice: Choice::Any,
         },
     };
-    facts.dialled = origin.destination;
-    facts.destination = origin.destination;
-    let dice = here.local.dice();
+    info.dialled = origin.destination;
+    info.destination = origin.destination;
+    let random = context.worker.random();
     let mut resolved = Resolved::new();
-    let mut learned = Learned::default();
+    let mut discovered = Discovered::default();
     loop {
-        let view = shared.keeper.view_owned();
-        let known = (resolved.as_slice(), learned.absent.as_slice());
-        let judged = match judge(here, &origin, (known, dice), facts, &view) {
-            Err(DepartError::Route(RouteError::Unasked { key })) => {
-                let questions = shared.questions.as_deref();
-                if !learned.knows(questions, &key, &view.mesh) {
-                    learned.ask(questions, &here.leaving, key).await?;
+        let view = shared.fast_path.view_owned();
+        let known = (resolved.as_slice(), discovered.absent.as_slice());
+        let judged = match judge(context, &origin, (known, random), info, &view) {
+            Err(OutboundError::Route(RouteError::NotDiscovered { key })) => {
+                let on_demand = shared.on_demand.as_deref();
+                if !discovered.knows(on_demand, &key, &view.mesh) {
+                    discovered
+                        .ask(on_demand, &context.outbound_limit, key)
+                        .await?;
                 }
                 continue;
             }
@@ -272,14 +283,14 @@ async fn find(
             return Ok((view, judged));
         };
         if resolved.len() >= MOST_NAMES {
-            return Err(DepartError::TooManyNames { hostname });
+            return Err(OutboundError::TooManyNames { hostname });
         }
-        if let Some(source) = &facts.source {
+        if let Some(source) = &info.source {
             shared.telemetry.dns().on_demand(source, &hostname);
         }
-        let pod = NetnsCookie(here.pod.netns.cookie());
+        let pod = NetnsCookie(context.pod.netns.cookie());
         let found = shared.resolver.resolve(&hostname, pod).await?;
-        let address = choose_address(&found, origin.destination.ip().to_canonical(), dice);
+        let address = choose_address(&found, origin.destination.ip().to_canonical(), random);
         let empty = || ResolveError::Empty {
             hostname: hostname.clone(),
         };
@@ -289,15 +300,19 @@ async fn find(
 
 /// What the application called, as the kernel programs have written it down, or the rule that
 /// redirected the connection.
-fn origin(here: &Here, app: &TcpStream, client: SocketAddr) -> Result<Option<Origin>, DepartError> {
-    let pod = NetnsCookie(here.pod.netns.cookie());
-    if let Some(kernel) = &here.local.shared.kernel {
+fn origin(
+    context: &PodContext,
+    app: &TcpStream,
+    client: SocketAddr,
+) -> Result<Option<Origin>, OutboundError> {
+    let pod = NetnsCookie(context.pod.netns.cookie());
+    if let Some(kernel) = &context.worker.proxy.kernel {
         return Ok(kernel.original_destination(pod, client)?);
     }
-    let original = pods::redirected_from(app).map_err(DepartError::Original)?;
+    let original = pods::redirected_from(app).map_err(OutboundError::Original)?;
     if original.is_none() {
         // Nobody dials this port, unless programs that are not ours have sent it here.
-        here.local.shared.suspects.name(pod);
+        context.worker.proxy.recheck.name(pod);
     }
     Ok(original.map(|destination| Origin {
         destination,
@@ -306,17 +321,17 @@ fn origin(here: &Here, app: &TcpStream, client: SocketAddr) -> Result<Option<Ori
 }
 
 fn judge(
-    here: &Here,
+    context: &PodContext,
     origin: &Origin,
-    ((resolved, absent), dice): (Known<'_>, u64),
-    facts: &mut Facts,
+    ((resolved, absent), random): (Known<'_>, u64),
+    info: &mut ConnectionInfo,
     view: &Arc<View>,
-) -> Result<Judged, DepartError> {
-    let unknown = || unknown(here, absent, view);
-    let source = here.pod.workload(&view.mesh).ok_or_else(unknown)?;
-    facts.source = Some(source.clone());
+) -> Result<Judged, OutboundError> {
+    let unknown = || unknown(context, absent, view);
+    let source = context.pod.workload(&view.mesh).ok_or_else(unknown)?;
+    info.source = Some(source.clone());
     let call = FastPathKey {
-        pod: NetnsCookie(here.pod.netns.cookie()),
+        pod: NetnsCookie(context.pod.netns.cookie()),
         destination: origin.destination,
     };
     let mut verdict = fastpath::outbound_entry(&call, absent, view);
@@ -327,14 +342,14 @@ fn judge(
         // The kernel has it, and its dice left this connection to us.
         except.extend(known.backends.iter().map(|backend| backend.to));
     }
-    let departure = Departure {
+    let departure = OutboundRequest {
         except: &except,
         resolved,
         absent,
-        ..Departure::new(source, origin.destination)
+        ..OutboundRequest::new(source, origin.destination)
     };
-    let route = route(&departure, view, dice)?;
-    describe(&route, source, facts);
+    let route = route(&departure, view, random)?;
+    describe(&route, source, info);
     Ok(Judged {
         route,
         call,
@@ -343,27 +358,27 @@ fn judge(
 }
 
 /// The pod's own workload is not known: the control plane is asked for it, once.
-fn unknown(here: &Here, absent: &[DemandKey], view: &View) -> DepartError {
-    let uid = &here.pod.uid;
+fn unknown(context: &PodContext, absent: &[DemandKey], view: &View) -> OutboundError {
+    let uid = &context.pod.uid;
     let key = DemandKey::Workload(uid.clone());
     let known = view.mesh.is_whole() || view.mesh.workload_by_uid(uid).is_some();
     if known || absent.contains(&key) {
-        return DepartError::UnknownWorkload { uid: uid.0.clone() };
+        return OutboundError::UnknownWorkload { uid: uid.0.clone() };
     }
-    RouteError::Unasked { key }.into()
+    RouteError::NotDiscovered { key }.into()
 }
 
 /// What the route tells about the connection.
-fn describe(route: &Route, source: &Workload, facts: &mut Facts) {
+fn describe(route: &Route, source: &Workload, info: &mut ConnectionInfo) {
     match route {
         Route::Passthrough {
             to,
             workload,
             service,
         } => {
-            facts.destination = *to;
-            facts.workload.clone_from(workload);
-            facts.service.clone_from(service);
+            info.destination = *to;
+            info.workload.clone_from(workload);
+            info.service.clone_from(service);
         }
         Route::Direct {
             to,
@@ -371,39 +386,39 @@ fn describe(route: &Route, source: &Workload, facts: &mut Facts) {
             service,
             ..
         } => {
-            facts.destination = *to;
-            facts.source_identity = Some(source.identity.clone());
-            facts.destination_identity = Some(workload.identity.clone());
-            facts.workload = Some(workload.clone());
-            facts.service.clone_from(service);
+            info.destination = *to;
+            info.source_identity = Some(source.identity.clone());
+            info.destination_identity = Some(workload.identity.clone());
+            info.workload = Some(workload.clone());
+            info.service.clone_from(service);
         }
         Route::Tunnel(hop) => {
             // Who is there for the application's bytes next: as Istio has it, the workload and its
             // identity are those of the waypoint or gateway, the service is the one dialled.
             if let Authority::Address(to) = hop.authority {
-                facts.destination = to;
+                info.destination = to;
             }
-            facts.hbone = Some(Tunnelled {
+            info.hbone = Some(Tunnelled {
                 at: hop.at,
                 authority: hop.authority.clone(),
             });
-            facts.source_identity = Some(source.identity.clone());
-            facts.destination_identity = hop.expected.first().cloned();
-            facts.workload = Some(hop.workload.clone());
-            facts.service.clone_from(&hop.service);
+            info.source_identity = Some(source.identity.clone());
+            info.destination_identity = hop.expected.first().cloned();
+            info.workload = Some(hop.workload.clone());
+            info.service.clone_from(&hop.service);
         }
         Route::Resolve { .. } => {}
     }
 }
 
 async fn connect(
-    here: &Rc<Here>,
-    record: &Record,
+    context: &Rc<PodContext>,
+    record: &ConnectionReport,
     (dialled, route): (SocketAddr, Route),
     view: &View,
-) -> Result<Onward, DepartError> {
-    let unknown = || DepartError::UnknownWorkload {
-        uid: here.pod.uid.0.clone(),
+) -> Result<Onward, OutboundError> {
+    let unknown = || OutboundError::UnknownWorkload {
+        uid: context.pod.uid.0.clone(),
     };
     let source = record.source().ok_or_else(unknown)?;
     let source_ip = record.client().ip();
@@ -415,15 +430,15 @@ async fn connect(
             workload,
             ..
         } => {
-            permit(
+            policy::check(
                 &view.mesh,
-                &Arrival {
+                &InboundRequest {
                     workload: &workload,
                     source: Some(&source.identity),
                     source_ip,
                     destination: to,
                 },
-                here.local.shared.telemetry.trials(),
+                context.worker.proxy.telemetry.trials(),
             )?;
             (to, Some(server))
         }
@@ -433,12 +448,12 @@ async fn connect(
                 source_ip,
                 hop,
             };
-            return Ok(Onward::Tunnel(open_tunnel::open(here, request).await?));
+            return Ok(Onward::Tunnel(open_tunnel::open(context, request).await?));
         }
-        Route::Resolve { hostname } => return Err(DepartError::TooManyNames { hostname }),
+        Route::Resolve { hostname } => return Err(OutboundError::TooManyNames { hostname }),
     };
-    let connected = passthrough::connect(here, dialled, to, server).await;
-    let failed = |source| DepartError::Connect { to, source };
+    let connected = passthrough::connect(context, dialled, to, server).await;
+    let failed = |source| OutboundError::Connect { to, source };
     connected
         .map(|stream| Onward::Plain(stream, server))
         .map_err(failed)

@@ -6,7 +6,7 @@ use std::os::fd::AsFd as _;
 
 use tokio::net::TcpStream;
 
-use super::worker::Here;
+use super::worker::PodContext;
 use crate::pods::Source;
 use mesh::NetnsCookie;
 
@@ -16,23 +16,25 @@ use mesh::NetnsCookie;
 /// # Errors
 /// As `connect(2)`.
 pub(super) async fn connect(
-    here: &Here,
+    context: &PodContext,
     dialled: SocketAddr,
     to: SocketAddr,
     server: Option<NetnsCookie>,
 ) -> std::io::Result<TcpStream> {
-    let shared = &here.local.shared;
+    let shared = &context.worker.proxy;
     let source = Source::Pod {
         mark: shared.config.mark,
     };
-    let vouch = |socket: &socket2::Socket| match &shared.kernel {
-        Some(kernel) => kernel.vouch(socket.as_fd(), dialled, to, server),
+    let mark_fast_path_socket = |socket: &socket2::Socket| match &shared.kernel {
+        Some(kernel) => kernel.mark_fast_path_socket(socket.as_fd(), dialled, to, server),
         None => Ok(()),
     };
     let dial = &shared.config.dial;
-    let connected = dial.connect_after(&here.pod.netns, to, source, vouch).await;
+    let connected = dial
+        .connect_after(&context.pod.netns, to, source, mark_fast_path_socket)
+        .await;
     if let (Err(_), Some(server)) = (&connected, server) {
-        shared.suspects.name(server);
+        shared.recheck.name(server);
     }
     connected
 }

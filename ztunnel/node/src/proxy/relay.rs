@@ -22,10 +22,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-pub(super) use splice::Carry;
+pub(super) use splice::CopyMode;
 pub(super) use tcp::{Side, plain, tunnelled};
 
-use super::live::Revoked;
+use super::authorized::Revoked;
 use telemetry::Series;
 use tunnel::hbone::{RevokedMark, TunnelError};
 
@@ -101,7 +101,7 @@ impl From<TunnelError> for Broken {
 
 /// Which way a flow goes, seen from the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Direction {
     /// From the client to the server. Istio's metrics call these bytes received, at both ends.
     Request,
     /// From the server to the client. Istio's metrics call these bytes sent, at both ends.
@@ -109,21 +109,21 @@ enum Way {
 }
 
 /// One direction of a relay.
-trait Direction {
+trait Transfer {
     /// Moves bytes until the stream has ended and the other side knows.
     fn poll(&mut self, cx: &mut Context<'_>, series: &Series) -> Poll<Result<(), Broken>>;
     /// Resolves when the source aborts although its stream has ended; asked once this direction is
     /// done and while the other is not.
     fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<Broken>;
     /// Which way, and how many bytes have gone it.
-    fn moved(&self) -> (Way, u64);
+    fn moved(&self) -> (Direction, u64);
 }
 
 /// One direction whose bytes pass through memory.
 struct Flow<From, To> {
     from: From,
     to: To,
-    way: Way,
+    direction: Direction,
     chunk: Bytes,
     state: FlowState,
     bytes: u64,
@@ -137,7 +137,7 @@ enum FlowState {
     Done,
 }
 
-impl<From: Source, To: Sink> Direction for Flow<From, To> {
+impl<From: Source, To: Sink> Transfer for Flow<From, To> {
     fn poll(&mut self, cx: &mut Context<'_>, series: &Series) -> Poll<Result<(), Broken>> {
         while self.state != FlowState::Done {
             ready!(self.poll_step(cx, series))?;
@@ -149,17 +149,17 @@ impl<From: Source, To: Sink> Direction for Flow<From, To> {
         self.from.poll_broken(cx)
     }
 
-    fn moved(&self) -> (Way, u64) {
-        (self.way, self.bytes)
+    fn moved(&self) -> (Direction, u64) {
+        (self.direction, self.bytes)
     }
 }
 
 impl<From: Source, To: Sink> Flow<From, To> {
-    fn new(from: From, to: To, way: Way) -> Self {
+    fn new(from: From, to: To, direction: Direction) -> Self {
         Self {
             from,
             to,
-            way,
+            direction,
             chunk: Bytes::new(),
             state: FlowState::Reading,
             bytes: 0,
@@ -206,9 +206,9 @@ impl<From: Source, To: Sink> Flow<From, To> {
 
     fn account(&mut self, moved: usize, series: &Series) -> Result<(), Broken> {
         self.bytes += moved as u64;
-        match self.way {
-            Way::Request => series.received_bytes.add(moved as u64),
-            Way::Response => series.sent_bytes.add(moved as u64),
+        match self.direction {
+            Direction::Request => series.received_bytes.add(moved as u64),
+            Direction::Response => series.sent_bytes.add(moved as u64),
         }
         self.from.taken(moved)
     }
@@ -242,8 +242,8 @@ impl Ended {
 
 /// Polls both directions until both are done, one breaks, or somebody cuts the connection.
 async fn run(
-    mut out: impl Direction,
-    mut back: impl Direction,
+    mut out: impl Transfer,
+    mut back: impl Transfer,
     series: &Series,
     cut: impl Future<Output = Revoked>,
 ) -> Ended {
@@ -252,8 +252,8 @@ async fn run(
         if let Poll::Ready(revoked) = cut.as_mut().poll(cx) {
             return Poll::Ready(Err(revoked.into()));
         }
-        let (there, here) = (out.poll(cx, series)?, back.poll(cx, series)?);
-        match (there.is_ready(), here.is_ready()) {
+        let (there, context) = (out.poll(cx, series)?, back.poll(cx, series)?);
+        match (there.is_ready(), context.is_ready()) {
             (true, true) => Poll::Ready(Ok(())),
             (true, false) => out.poll_aborted(cx).map(Err),
             (false, true) => back.poll_aborted(cx).map(Err),
@@ -263,8 +263,8 @@ async fn run(
     .await
     .err();
     let (request, response) = match (out.moved(), back.moved()) {
-        ((Way::Request, out), (_, back)) => (out, back),
-        ((Way::Response, out), (_, back)) => (back, out),
+        ((Direction::Request, out), (_, back)) => (out, back),
+        ((Direction::Response, out), (_, back)) => (back, out),
     };
     Ended {
         request,

@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::ledger::Place;
-use super::live::Revoked;
+use super::authorized::Revoked;
+use super::connection_table::Entry;
 use super::relay::{Broken, Ended};
-use super::worker::Local;
+use super::worker::WorkerState;
 use mesh::Authority;
 use mesh::{Identity, Service, Workload};
 use telemetry::{
@@ -27,7 +27,7 @@ pub(crate) struct Tunnelled {
 
 /// What is known about a connection when its record is opened.
 #[derive(Debug, Clone)]
-pub(crate) struct Facts {
+pub(crate) struct ConnectionInfo {
     /// Which end this node is.
     pub(crate) reporter: Reporter,
     /// When it was accepted.
@@ -78,23 +78,23 @@ impl Failure for Revoked {
 
 /// The record of one connection.
 #[derive(Debug)]
-pub(crate) struct Record {
-    facts: Arc<Facts>,
+pub(crate) struct ConnectionReport {
+    info: Arc<ConnectionInfo>,
     series: Arc<Series>,
     ended: bool,
     /// It is shown as open as long as the record is.
-    _place: Place,
+    _place: Entry,
 }
 
-impl Record {
+impl ConnectionReport {
     /// Opens the record: the connection counts as opened from here on.
-    pub(super) fn open(local: &Local, facts: Facts) -> Self {
-        let series = series(&local.shared.telemetry, &facts);
+    pub(super) fn open(local: &WorkerState, info: ConnectionInfo) -> Self {
+        let series = series(&local.proxy.telemetry, &info);
         series.opened.inc();
-        let facts = Arc::new(facts);
+        let info = Arc::new(info);
         Self {
-            _place: local.page.enter(facts.clone()),
-            facts,
+            _place: local.shard.enter(info.clone()),
+            info,
             series,
             ended: false,
         }
@@ -107,12 +107,12 @@ impl Record {
 
     /// The client, if the mesh knows it.
     pub(crate) fn source(&self) -> Option<&Arc<Workload>> {
-        self.facts.source.as_ref()
+        self.info.source.as_ref()
     }
 
     /// The client's address.
     pub(crate) fn client(&self) -> SocketAddr {
-        self.facts.client
+        self.info.client
     }
 
     /// Ends the record of a connection whose bytes were counted on another one's series.
@@ -136,7 +136,7 @@ impl Record {
 
     fn close(&mut self, ended: &Ended, failure: Option<&dyn Failure>) {
         self.ended = true;
-        close(&self.facts, self.facts.client, &self.series, ended, failure);
+        close(&self.info, self.info.client, &self.series, ended, failure);
     }
 }
 
@@ -149,7 +149,7 @@ pub(crate) fn count(series: &Series, ended: &Ended) {
 /// Ends a connection: in the metrics, and in the access log where somebody reads it. The facts may
 /// be those of another connection of the client's to the same server.
 pub(crate) fn close(
-    facts: &Facts,
+    info: &ConnectionInfo,
     client: SocketAddr,
     series: &Series,
     ended: &Ended,
@@ -162,48 +162,48 @@ pub(crate) fn close(
     if !AccessLogEntry::enabled() {
         return;
     }
-    let (bytes_sent, bytes_received) = match facts.reporter {
+    let (bytes_sent, bytes_received) = match info.reporter {
         Reporter::Source => (ended.request, ended.response),
         Reporter::Destination => (ended.response, ended.request),
     };
     let chain = failure.map(Chain);
-    let tunnel = facts.hbone.as_ref();
+    let tunnel = info.hbone.as_ref();
     AccessLogEntry {
-        reporter: facts.reporter,
+        reporter: info.reporter,
         source: client,
-        source_workload: facts.source.as_deref(),
-        source_identity: facts.source_identity.as_ref(),
-        destination: tunnel.map_or(facts.destination, |tunnel| tunnel.at),
+        source_workload: info.source.as_deref(),
+        source_identity: info.source_identity.as_ref(),
+        destination: tunnel.map_or(info.destination, |tunnel| tunnel.at),
         hbone: tunnel.map(|tunnel| &tunnel.authority as &dyn std::fmt::Display),
-        service: facts.service.as_deref(),
-        destination_workload: facts.workload.as_deref(),
-        destination_identity: facts.destination_identity.as_ref(),
+        service: info.service.as_deref(),
+        destination_workload: info.workload.as_deref(),
+        destination_identity: info.destination_identity.as_ref(),
         bytes_sent,
         bytes_received,
-        duration: ended.after.unwrap_or_else(|| facts.began.elapsed()),
+        duration: ended.after.unwrap_or_else(|| info.began.elapsed()),
         error: chain.as_ref().map(|chain| chain as &dyn std::fmt::Display),
     }
     .log();
 }
 
 /// The counters of the connections that count together with this one.
-pub(crate) fn series(telemetry: &Telemetry, facts: &Facts) -> Arc<Series> {
-    let security = match &facts.hbone {
+pub(crate) fn series(telemetry: &Telemetry, info: &ConnectionInfo) -> Arc<Series> {
+    let security = match &info.hbone {
         Some(_) => SecurityPolicy::MutualTls,
         None => SecurityPolicy::Unknown,
     };
     telemetry.series(&SeriesKey {
-        reporter: facts.reporter,
-        source: facts.source.clone(),
-        destination: facts.workload.clone(),
-        service: facts.service.clone(),
-        source_principal: facts.source_identity.clone(),
-        destination_principal: facts.destination_identity.clone(),
+        reporter: info.reporter,
+        source: info.source.clone(),
+        destination: info.workload.clone(),
+        service: info.service.clone(),
+        source_principal: info.source_identity.clone(),
+        destination_principal: info.destination_identity.clone(),
         security,
     })
 }
 
-impl Drop for Record {
+impl Drop for ConnectionReport {
     fn drop(&mut self) {
         if !self.ended {
             self.close(&Ended::default(), Some(&Abandoned));

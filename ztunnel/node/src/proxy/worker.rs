@@ -15,13 +15,13 @@ use http::HeaderValue;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::authorized::AuthorizedConnections;
+use super::connection_table::Shard;
 use super::connections::Connections;
-use super::ledger::Page;
-use super::live::LiveSet;
 use super::open_tunnel::{self, DialError};
-use super::relay::Carry;
-use super::{Shared, accept};
-use crate::discovery::Allowance;
+use super::relay::CopyMode;
+use super::{ProxyState, accept};
+use crate::discovery::RateLimiter;
 use crate::dns;
 use crate::pods::{Listeners, Pod};
 use mesh::NetnsCookie;
@@ -40,7 +40,7 @@ enum Command {
     /// is still open after this time is cut.
     Remove(u64, Duration),
     /// The view has changed: judge what is open once more.
-    JudgeAgain,
+    Reauthorize,
     /// Accept nothing more; whoever is connected stays.
     Resign,
     /// Accept nothing more and tell tunnel peers to go elsewhere.
@@ -71,7 +71,7 @@ impl Workers {
     ///
     /// # Errors
     /// When the system gives no thread or no event queue.
-    pub fn start(shared: &Arc<Shared>) -> Result<Self, WorkerError> {
+    pub fn start(shared: &Arc<ProxyState>) -> Result<Self, WorkerError> {
         let mut threads = Vec::new();
         for index in 0..shared.config.workers {
             let start = |source| WorkerError::Start { index, source };
@@ -120,9 +120,9 @@ impl Workers {
     }
 
     /// Has every worker judge its open connections by the view in force.
-    pub fn judge_again(&self) {
+    pub fn reauthorize(&self) {
         for (commands, _) in &self.threads {
-            tell(commands, Command::JudgeAgain);
+            tell(commands, Command::Reauthorize);
         }
     }
 
@@ -170,22 +170,22 @@ fn tell(worker: &mpsc::UnboundedSender<Command>, command: Command) {
 }
 
 /// What belongs to one worker thread.
-pub(super) struct Local {
-    pub(super) shared: Arc<Shared>,
+pub(super) struct WorkerState {
+    pub(super) proxy: Arc<ProxyState>,
     pub(super) pool: Rc<hbone::Pool<DialError>>,
     pub(super) hbone: Rc<hbone::Config>,
     /// What is carried, to be shown.
-    pub(super) page: Page,
+    pub(super) shard: Shard,
     /// What was let in and is open.
-    pub(super) live: Rc<LiveSet>,
+    pub(super) live: Rc<AuthorizedConnections>,
     /// What resolvers have answered to the pods.
     pub(super) names: Rc<dns::Common>,
-    dice: RefCell<rand::rngs::SmallRng>,
+    random: RefCell<rand::rngs::SmallRng>,
     open: Cell<usize>,
     closed: Notify,
 }
 
-impl Local {
+impl WorkerState {
     /// Counts a connection as open until what is returned is dropped; the worker ends no earlier.
     fn open(self: &Rc<Self>) -> Open {
         self.open.set(self.open.get() + 1);
@@ -199,13 +199,13 @@ impl Local {
     }
 
     /// A random number, to choose a backend with.
-    pub(super) fn dice(&self) -> u64 {
-        rand::Rng::next_u64(&mut *self.dice.borrow_mut())
+    pub(super) fn random(&self) -> u64 {
+        rand::Rng::next_u64(&mut *self.random.borrow_mut())
     }
 }
 
 /// Counts a connection as open while it lives.
-struct Open(Rc<Local>);
+struct Open(Rc<WorkerState>);
 
 impl Drop for Open {
     fn drop(&mut self) {
@@ -215,15 +215,15 @@ impl Drop for Open {
 }
 
 /// One pod as one worker sees it.
-pub(super) struct Here {
-    pub(super) local: Rc<Local>,
+pub(super) struct PodContext {
+    pub(super) worker: Rc<WorkerState>,
     pub(super) pod: Arc<Pod>,
     /// Turns true when the pod leaves or the process drains.
     pub(super) drain: watch::Receiver<bool>,
     /// How often what it dials may be asked for.
-    pub(super) leaving: Allowance,
+    pub(super) outbound_limit: RateLimiter,
     /// How often what concerns its callers may be asked for.
-    pub(super) arriving: Allowance,
+    pub(super) inbound_limit: RateLimiter,
     /// Turns true when another process accepts what comes.
     pub(super) resigned: watch::Receiver<bool>,
     /// What it has open here.
@@ -232,20 +232,20 @@ pub(super) struct Here {
     baggage: RefCell<Option<(Arc<Workload>, Option<HeaderValue>)>>,
 }
 
-impl Here {
+impl PodContext {
     fn new(
-        local: &Rc<Local>,
+        local: &Rc<WorkerState>,
         pod: Arc<Pod>,
         drain: watch::Receiver<bool>,
         resigned: watch::Receiver<bool>,
     ) -> Rc<Self> {
-        let workers = local.shared.config.workers;
+        let workers = local.proxy.config.workers;
         Rc::new(Self {
-            local: local.clone(),
+            worker: local.clone(),
             pod,
             drain,
-            leaving: Allowance::new(workers),
-            arriving: Allowance::new(workers),
+            outbound_limit: RateLimiter::new(workers),
+            inbound_limit: RateLimiter::new(workers),
             resigned,
             connections: Rc::default(),
             baggage: RefCell::default(),
@@ -254,13 +254,13 @@ impl Here {
 
     /// Runs one connection of this pod as a task of its worker, which ends no earlier than it.
     pub(super) fn spawn(&self, connection: impl Future<Output = ()> + 'static) {
-        self.connections.spawn(self.local.open(), connection);
+        self.connections.spawn(self.worker.open(), connection);
     }
 
     /// Runs what serves without being a connection as a task of its worker, which ends no earlier
     /// than it.
     pub(super) fn serve(&self, serving: impl Future<Output = ()> + 'static) {
-        let open = self.local.open();
+        let open = self.worker.open();
         tokio::task::spawn_local(async move {
             serving.await;
             drop(open);
@@ -283,7 +283,7 @@ impl Here {
         if !self.pod.redirected.swap(true, Ordering::Relaxed) {
             tracing::info!(pod = %self.pod.uid.0, "rules inside the pod redirect what comes in: no direct lane leads to it");
             let cookie = self.pod.netns.cookie();
-            self.local.shared.suspects.name(NetnsCookie(cookie));
+            self.worker.proxy.recheck.name(NetnsCookie(cookie));
         }
     }
 
@@ -302,59 +302,59 @@ impl Here {
 
     /// How a relay of this pod's may move bytes: not by `splice(2)` where its connections with the
     /// proxy may be joined.
-    pub(super) fn gait(&self) -> Carry {
-        let kernel = self.local.shared.kernel.as_ref();
+    pub(super) fn copy_mode(&self) -> CopyMode {
+        let kernel = self.worker.proxy.kernel.as_ref();
         if kernel.is_some_and(|kernel| kernel.may_join()) {
-            Carry::Copy
+            CopyMode::Copy
         } else {
-            Carry::Adaptive
+            CopyMode::Adaptive
         }
     }
 
     /// What the mesh says about this pod now; nothing if it has left the mesh.
     pub(super) fn workload(&self) -> Option<Arc<Workload>> {
-        let view = self.local.shared.keeper.view();
+        let view = self.worker.proxy.fast_path.view();
         self.pod.workload(&view.mesh).cloned()
     }
 }
 
-async fn serve(shared: Arc<Shared>, mut inbox: mpsc::UnboundedReceiver<Command>) {
+async fn serve(shared: Arc<ProxyState>, mut inbox: mpsc::UnboundedReceiver<Command>) {
     let hbone = Rc::new(shared.config.hbone.clone());
-    let local = Rc::new(Local {
+    let local = Rc::new(WorkerState {
         pool: hbone::Pool::new(hbone.clone()),
         hbone,
-        page: shared.ledger.page(),
-        live: LiveSet::new(shared.keeper.view_owned()),
+        shard: shared.connection_table.shard(),
+        live: AuthorizedConnections::new(shared.fast_path.view_owned()),
         names: Rc::default(),
-        shared,
-        dice: RefCell::new(rand::make_rng()),
+        proxy: shared,
+        random: RefCell::new(rand::make_rng()),
         open: Cell::new(0),
         closed: Notify::new(),
     });
-    let mut pods: HashMap<u64, (watch::Sender<bool>, Rc<Here>)> = HashMap::new();
+    let mut pods: HashMap<u64, (watch::Sender<bool>, Rc<PodContext>)> = HashMap::new();
     let (resign, resigned) = watch::channel(false);
     while let Some(command) = inbox.recv().await {
         match command {
             Command::Add(pod, listeners) => {
                 let (stop, drain) = watch::channel(false);
                 let cookie = pod.netns.cookie();
-                let here = Here::new(&local, pod, drain, resigned.clone());
-                match accept::start(&here, listeners) {
-                    Ok(()) => drop(pods.insert(cookie, (stop, here))),
+                let context = PodContext::new(&local, pod, drain, resigned.clone());
+                match accept::start(&context, listeners) {
+                    Ok(()) => drop(pods.insert(cookie, (stop, context))),
                     Err(error) => {
-                        tracing::error!(%error, pod = %here.pod.uid.0, "cannot serve the pod")
+                        tracing::error!(%error, pod = %context.pod.uid.0, "cannot serve the pod")
                     }
                 }
             }
             Command::Remove(cookie, deadline) => {
-                if let Some((stop, here)) = pods.remove(&cookie) {
+                if let Some((stop, context)) = pods.remove(&cookie) {
                     stop.send_replace(true);
-                    tokio::task::spawn_local(here.cut_after(deadline));
+                    tokio::task::spawn_local(context.cut_after(deadline));
                 }
                 local.pool.evict(|key| key.netns == cookie);
                 local.names.forget(cookie);
             }
-            Command::JudgeAgain => local.live.judge_again(&local.shared.keeper.view_owned()),
+            Command::Reauthorize => local.live.reauthorize(&local.proxy.fast_path.view_owned()),
             Command::Resign => drop(resign.send_replace(true)),
             Command::Drain => {
                 for (_, (stop, _here)) in pods.drain() {

@@ -17,8 +17,8 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::config::{Config, UNSETTLED_STREAMS};
+use super::deferred_flush::DeferredFlush;
 use super::keepalive::{Alarm, Watchdog, Watched};
-use super::line::Line;
 
 /// Resolves when the certificate that the peer of a connection has proved itself with is revoked.
 pub type Revoking = Pin<Box<dyn Future<Output = ()>>>;
@@ -267,7 +267,7 @@ pub(crate) async fn handshake<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let line = Line::new(io);
+    let line = DeferredFlush::new(io);
     // Only writes the preface; what it waits for is room in the socket.
     let (requests, mut h2) = config.client().handshake(line.clone()).await?;
     let connection = Rc::new(Connection {
@@ -302,7 +302,7 @@ where
 }
 
 struct Watch<IO> {
-    line: Line<IO>,
+    line: DeferredFlush<IO>,
     connection: Rc<Connection>,
 }
 
@@ -335,7 +335,7 @@ impl<IO> Drop for Watch<IO> {
 
 /// What the task of a connection owns.
 struct Driver<IO> {
-    h2: h2::client::Connection<Line<IO>>,
+    h2: h2::client::Connection<DeferredFlush<IO>>,
     watchdog: Watchdog,
     closing_limit: std::time::Duration,
     watch: Watch<IO>,

@@ -14,13 +14,13 @@
 mod baggage;
 mod client;
 mod config;
+mod deferred_flush;
 mod error;
 mod forwarded;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod group;
 mod keepalive;
-mod line;
 mod nested;
 mod opening;
 mod pool;

@@ -21,9 +21,9 @@ use tokio::time::Instant;
 
 use super::baggage::Baggage;
 use super::config::Config;
+use super::deferred_flush::DeferredFlush;
 use super::error::{ServeError, TunnelError};
 use super::keepalive::{Alarm, Watchdog, Watched};
-use super::line::Line;
 use super::request;
 use super::trace::TraceParent;
 use super::tunnel::Tunnel;
@@ -94,7 +94,7 @@ pub async fn serve<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let line = Line::new(io);
+    let line = DeferredFlush::new(io);
     let after = config.handshake_timeout;
     let handshake = line.flushing(config.server().handshake(line.clone()));
     let mut h2 = match tokio::time::timeout(after, handshake).await {
@@ -136,8 +136,8 @@ enum Closing {
 }
 
 struct Watch<IO> {
-    h2: h2::server::Connection<Line<IO>, Bytes>,
-    line: Line<IO>,
+    h2: h2::server::Connection<DeferredFlush<IO>, Bytes>,
+    line: DeferredFlush<IO>,
     idle_since: Instant,
 }
 

@@ -39,9 +39,9 @@ mod error;
 mod event;
 mod intake;
 mod known;
+mod placeholder;
 mod push;
 mod resource;
-mod standin;
 mod stream;
 mod waiting;
 

@@ -14,8 +14,8 @@ use super::config::Subscription;
 use super::error::Error;
 use super::event::{Answer, Batch, Event};
 use super::known::{Known, digest_of};
+use super::placeholder;
 use super::resource::{ResourceError, Type, content, read};
-use super::standin;
 use super::waiting::{Arrival, Waiting};
 use api::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
 use mesh::{Change, Fetched, Interner};
@@ -166,7 +166,7 @@ impl<'a> Push<'a> {
     /// Nothing stands for this resource any longer.
     fn withdraw(&mut self, name: &str) {
         if self.state.holding(self.kind).stands_in.remove(name) {
-            self.changes.push(standin::withdrawn(self.kind, name));
+            self.changes.push(placeholder::withdrawn(self.kind, name));
         }
     }
 
@@ -284,7 +284,7 @@ impl<'a> Push<'a> {
         if self.kind == Type::Authorization && holding.known.holds(&resource.name) {
             return;
         }
-        if let Some(change) = standin::of(self.kind, resource) {
+        if let Some(change) = placeholder::of(self.kind, resource) {
             holding.stands_in.insert(resource.name.as_str().into());
             self.changes.push(change);
         }

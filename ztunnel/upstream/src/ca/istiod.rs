@@ -13,10 +13,10 @@
 //! [`tls::Store`]: tunnel::tls::Store
 
 mod answer;
+mod channel;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-mod line;
 mod order;
 mod roots;
 mod status;
@@ -30,8 +30,8 @@ use std::time::Duration;
 use tonic::Code;
 use tonic::metadata::MetadataMap;
 
+use self::channel::CaChannel;
 pub use self::error::IstiodError;
-use self::line::Line;
 use self::order::Order;
 use self::roots::RootFile;
 use api::istio::v1::auth::IstioCertificateRequest;
@@ -134,7 +134,7 @@ impl fmt::Debug for Config {
 pub struct IstiodCa {
     config: Config,
     headers: MetadataMap,
-    line: Line,
+    line: CaChannel,
     mesh_roots: Option<RootFile>,
 }
 
@@ -148,7 +148,7 @@ impl IstiodCa {
         let mesh_roots = config.mesh_roots.as_deref().map(RootFile::open);
         Ok(Self {
             headers,
-            line: Line::new(&config)?,
+            line: CaChannel::new(&config)?,
             mesh_roots: mesh_roots.transpose()?,
             config,
         })

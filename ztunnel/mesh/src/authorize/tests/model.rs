@@ -191,13 +191,13 @@ proptest! {
         let workload = Workload::new("w", "w", "default", "default").unwrap();
         let expected = naive_allowed(&policies, &context);
         let snapshot = Snapshot::build(Vec::new(), Vec::new(), policies.clone());
-        let arrival = Arrival {
+        let request = InboundRequest {
             workload: &workload,
             source: source.as_ref(),
             source_ip: context.source_ip,
             destination: context.destination,
         };
-        let judgement = authorize(&arrival, &snapshot);
+        let judgement = authorize(&request, &snapshot);
         prop_assert_eq!(judgement.verdict.is_allow(), expected);
         let on_trial = policies.iter().filter(|policy| policy.dry_run).count();
         prop_assert_eq!(judgement.dry_runs.len(), on_trial);

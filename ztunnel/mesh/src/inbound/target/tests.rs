@@ -29,15 +29,15 @@ services:
     weightedWaypoints: [{ destination: { destination: default/wp }, weight: 1 }, { destination: { destination: default/wp2 }, weight: 0 }] }
 "#;
 
-fn asked(uid: &str, authority: &str) -> String {
+fn endpoint(uid: &str, authority: &str) -> String {
     let mesh = local::parse(MESH).unwrap().into_snapshot();
     let workload = mesh.workload_by_uid(&Uid(uid.into())).unwrap();
-    let asked = Asked {
+    let endpoint = LocalEndpoint {
         workload,
         addresses: &workload.workload_ips,
         at: workload.workload_ips[0],
     };
-    match target(&authority.parse().unwrap(), asked, &mesh) {
+    match target(&authority.parse().unwrap(), endpoint, &mesh) {
         Err(error) => error.to_string(),
         Ok(found) => {
             let to = delivered(workload, found.destination, false);
@@ -45,7 +45,7 @@ fn asked(uid: &str, authority: &str) -> String {
             let service = service.map(|key| format!(" of {key}")).unwrap_or_default();
             format!(
                 "{} at {to} told {}{service}",
-                found.destination, found.asked
+                found.destination, found.endpoint
             )
         }
     }
@@ -172,7 +172,7 @@ const ASKED: &[(&str, &str, &str)] = &[
 #[test]
 fn what_leads_here() {
     for (uid, authority, expected) in ASKED {
-        assert_eq!(asked(uid, authority), *expected, "{uid} {authority}");
+        assert_eq!(endpoint(uid, authority), *expected, "{uid} {authority}");
     }
 }
 

@@ -57,8 +57,8 @@ fn names_are_resolved_on_demand() {
 fn one_of_many_addresses() {
     let addresses = ["192.0.2.1", "2001:db8::1", "192.0.2.2"].map(|ip| ip.parse().unwrap());
     let like = |text: &str| text.parse().unwrap();
-    let chosen = |dice, to| {
-        choose_address(&addresses, like(to), dice)
+    let chosen = |random, to| {
+        choose_address(&addresses, like(to), random)
             .unwrap()
             .to_string()
     };

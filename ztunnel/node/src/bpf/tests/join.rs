@@ -95,9 +95,15 @@ impl Pods {
 
     /// The one open connection.
     fn flow(&self) -> FlowState {
-        let flows = self.world.kernel.maps.flows.entries().unwrap();
-        assert_eq!(flows.len(), 1, "{flows:?}");
-        flows[0].1
+        let fast_path_connections = self
+            .world
+            .kernel
+            .maps
+            .fast_path_connections
+            .entries()
+            .unwrap();
+        assert_eq!(fast_path_connections.len(), 1, "{fast_path_connections:?}");
+        fast_path_connections[0].1
     }
 }
 
@@ -116,7 +122,7 @@ fn allow(world: &World, server: NetnsCookie, to: SocketAddr) {
         }],
         total: 1,
     };
-    world.kernel.remember_call(&call, &verdict).unwrap();
+    world.kernel.insert_entry(&call, &verdict).unwrap();
 }
 
 /// Another namespace, with the far end of the pod's device in it.
@@ -197,12 +203,18 @@ fn exchange(pods: &Pods, to: SocketAddr) -> [u32; 2] {
 /// Waits until the connection is not open any more.
 fn gone(pods: &Pods) {
     for _ in 0..200 {
-        if pods.world.kernel.flows().unwrap().is_empty() {
+        if pods
+            .world
+            .kernel
+            .fast_path_connections()
+            .unwrap()
+            .is_empty()
+        {
             return;
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    panic!("{:?}", pods.world.kernel.flows());
+    panic!("{:?}", pods.world.kernel.fast_path_connections());
 }
 
 /// Numbers each eight bytes long, in order and without a gap.

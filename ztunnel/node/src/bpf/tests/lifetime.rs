@@ -94,7 +94,7 @@ fn who_was_in_charge_last_and_lives_is_next_in_line() {
             maps.succeed(lives).unwrap();
             maps.configure(|config| config.process = process).unwrap();
             let life = lives.lock(process).unwrap();
-            maps.forget_formers(process, lives).unwrap();
+            maps.forget_ended_proxies(process, lives).unwrap();
             life
         };
         let is_next = |process| maps.is_youngest(process, lives).unwrap();

@@ -214,14 +214,14 @@ fn three_resolvers_of_one_socket_are_told_apart() {
             for resolver in resolvers.map(at) {
                 socket.send_to(b"who?", &resolver.into()).unwrap();
             }
-            let mut questions = Vec::new();
+            let mut on_demand = Vec::new();
             for resolver in resolvers.map(at) {
                 let (_, client, found) = proxy.question(true).unwrap();
                 assert_eq!(found.ip(), resolver.ip().to_canonical());
-                questions.push((client, resolver));
+                on_demand.push((client, resolver));
             }
             // Answered in another order.
-            for (client, resolver) in questions.into_iter().rev() {
+            for (client, resolver) in on_demand.into_iter().rev() {
                 proxy.answer(resolver.to_string().as_bytes(), client);
             }
             for resolver in resolvers.map(at).into_iter().rev() {

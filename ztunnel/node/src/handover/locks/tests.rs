@@ -20,8 +20,8 @@ impl Place {
         }
     }
 
-    fn process(&self) -> Succession {
-        Succession::open(&self.directory).unwrap()
+    fn process(&self) -> Handover {
+        Handover::open(&self.directory).unwrap()
     }
 }
 
@@ -36,23 +36,23 @@ impl Drop for Place {
 async fn one_is_in_charge_and_one_is_next() {
     let place = Place::new();
     let (one, other) = (place.process(), place.process());
-    let (charge, heir) = one.take().unwrap().unwrap();
+    let (charge, standby) = one.take().unwrap().unwrap();
     assert!(other.take().unwrap().is_none());
     assert!(other.take_over().unwrap().is_none());
     // As long as the first one is not ready, nobody asks it.
-    let early = tokio::time::timeout(MOMENT, other.become_heir(Ports::Own)).await;
+    let early = tokio::time::timeout(MOMENT, other.become_standby(StandbyPorts::Own)).await;
     assert!(early.is_err());
-    drop(heir);
-    let heir = other.become_heir(Ports::Wanted).await.unwrap();
+    drop(standby);
+    let standby = other.become_standby(StandbyPorts::Wanted).await.unwrap();
     assert!(one.wants_ports());
-    let inherited = tokio::time::timeout(MOMENT, other.inherit()).await;
+    let inherited = tokio::time::timeout(MOMENT, other.wait_for_active_lock()).await;
     assert!(inherited.is_err());
     drop(charge);
-    let inherited = tokio::time::timeout(PATIENCE, other.inherit()).await;
+    let inherited = tokio::time::timeout(PATIENCE, other.wait_for_active_lock()).await;
     let charge = inherited.unwrap().unwrap();
     let served = tokio::time::timeout(MOMENT, one.served()).await;
     assert!(served.is_err(), "the heir is not ready");
-    drop(heir);
+    drop(standby);
     let served = tokio::time::timeout(PATIENCE, one.served()).await;
     let served = served.unwrap().unwrap();
     assert!(one.take_over().unwrap().is_none());
@@ -60,9 +60,9 @@ async fn one_is_in_charge_and_one_is_next() {
     drop(charge);
     assert!(one.take_over().unwrap().is_some());
     drop(served);
-    let heir = other.become_heir(Ports::Own).await.unwrap();
+    let standby = other.become_standby(StandbyPorts::Own).await.unwrap();
     assert!(!one.wants_ports());
-    drop(heir);
+    drop(standby);
 }
 
 #[tokio::test]
@@ -70,16 +70,16 @@ async fn one_is_in_charge_and_one_is_next() {
 async fn who_is_in_charge_is_asked_by_the_living_only() {
     let place = Place::new();
     let (one, other) = (place.process(), place.process());
-    let (_charge, heir) = one.take().unwrap().unwrap();
-    drop(heir);
+    let (_charge, standby) = one.take().unwrap().unwrap();
+    drop(standby);
     let asked = one.watch().unwrap();
-    let heir = other.become_heir(Ports::Own).await.unwrap();
-    other.ask(&heir).unwrap();
-    drop(heir);
+    let standby = other.become_standby(StandbyPorts::Own).await.unwrap();
+    other.ask(&standby).unwrap();
+    drop(standby);
     let dead = tokio::time::timeout(MOMENT, asked.asked()).await;
     assert!(dead.is_err(), "asked by nobody");
-    let heir = other.become_heir(Ports::Own).await.unwrap();
-    other.ask(&heir).unwrap();
+    let standby = other.become_standby(StandbyPorts::Own).await.unwrap();
+    other.ask(&standby).unwrap();
     let living = tokio::time::timeout(PATIENCE, asked.asked()).await;
     assert!(living.is_ok(), "nobody was heard");
 }

@@ -10,7 +10,7 @@ use netlink_packet_core::{
 };
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_SOCK_DIAG};
 
-use super::{Connection, Error, Target};
+use super::{Connection, Error, ListedSocket};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
@@ -225,7 +225,10 @@ impl Diag {
     }
 
     /// Destroys sockets; the kernel's word on each.
-    pub(super) fn destroy(&mut self, targets: &[Target]) -> Result<Vec<io::Result<()>>, Error> {
+    pub(super) fn destroy(
+        &mut self,
+        targets: &[ListedSocket],
+    ) -> Result<Vec<io::Result<()>>, Error> {
         let mut results = Vec::with_capacity(targets.len());
         for targets in targets.chunks(BATCH) {
             let requests = targets.iter().map(|target| Request {

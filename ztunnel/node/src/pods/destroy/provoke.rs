@@ -32,7 +32,7 @@ use foldhash::HashMap;
 use super::diag::Diag;
 use super::segment::{Flags, Heard, Segment, Voice};
 use super::sniffer::{MOST, Sniffer};
-use super::{Connection, Error, Failure, Outcome, PATIENCE, Target};
+use super::{Connection, Error, Failure, ListedSocket, Outcome, PATIENCE};
 
 /// How long the answers to one round of probes are waited for. Over loopback they are there at
 /// once, unless the application is just using the socket.
@@ -43,7 +43,7 @@ const FAREWELLS: usize = 8;
 const FAIR_SHARE: Duration = Duration::from_millis(20);
 
 /// Resets connections, in time.
-pub(super) fn reset(diag: &mut Diag, targets: &[Target]) -> Result<Vec<Outcome>, Error> {
+pub(super) fn reset(diag: &mut Diag, targets: &[ListedSocket]) -> Result<Vec<Outcome>, Error> {
     let end = Instant::now() + PATIENCE;
     let mut outcomes = Vec::with_capacity(targets.len());
     let mut left = targets.chunks(MOST);
@@ -57,8 +57,8 @@ pub(super) fn reset(diag: &mut Diag, targets: &[Target]) -> Result<Vec<Outcome>,
 }
 
 /// One connection's way to its end.
-struct Victim {
-    target: Target,
+struct TargetSocket {
+    target: ListedSocket,
     /// What it said last.
     heard: Option<Heard>,
     probes: u32,
@@ -74,7 +74,7 @@ struct Victim {
 
 struct Attempt {
     sniffer: Sniffer,
-    victims: Vec<Victim>,
+    targets: Vec<TargetSocket>,
     /// By local and remote end.
     places: HashMap<(SocketAddr, SocketAddr), usize>,
     /// What was heard at once; kept to be filled again.
@@ -82,8 +82,8 @@ struct Attempt {
 }
 
 impl Attempt {
-    fn new(targets: &[Target]) -> Result<Self, Error> {
-        let victim = |target: &Target| Victim {
+    fn new(targets: &[ListedSocket]) -> Result<Self, Error> {
+        let target = |target: &ListedSocket| TargetSocket {
             target: *target,
             heard: None,
             probes: 0,
@@ -93,11 +93,11 @@ impl Attempt {
             alive: true,
             missed: true,
         };
-        let ends = |target: &Target| (target.connection.local, target.connection.remote);
+        let ends = |target: &ListedSocket| (target.connection.local, target.connection.remote);
         let places = targets.iter().enumerate();
         Ok(Self {
             sniffer: Sniffer::open(targets)?,
-            victims: targets.iter().map(victim).collect(),
+            targets: targets.iter().map(target).collect(),
             places: places.map(|(at, target)| (ends(target), at)).collect(),
             heard: Vec::new(),
         })
@@ -111,38 +111,42 @@ impl Attempt {
         loop {
             let round = until.min(Instant::now() + ROUND);
             self.ask();
-            while self.victims.iter().any(Victim::is_silent) && Instant::now() < round {
-                self.strike(round).map_err(failed)?;
+            while self.targets.iter().any(TargetSocket::is_silent) && Instant::now() < round {
+                self.send_resets(round).map_err(failed)?;
             }
             self.look(diag)?;
-            if !self.victims.iter().any(Victim::is_pending) || Instant::now() >= until {
+            if !self.targets.iter().any(TargetSocket::is_pending) || Instant::now() >= until {
                 break;
             }
             // Nobody is asked again before that, but a busy socket says something all the time.
             while Instant::now() < round {
-                self.strike(round).map_err(failed)?;
+                self.send_resets(round).map_err(failed)?;
             }
         }
-        self.see_off(until).map_err(failed)?;
-        Ok(self.victims.into_iter().map(Victim::outcome).collect())
+        self.notify_peers(until).map_err(failed)?;
+        Ok(self
+            .targets
+            .into_iter()
+            .map(TargetSocket::outcome)
+            .collect())
     }
 
     /// Asks every socket that is alive for its numbers.
     fn ask(&mut self) {
-        for victim in self.victims.iter_mut().filter(|victim| victim.is_pending()) {
-            victim.probes += 1;
-            victim.silent = true;
-            attempted(self.sniffer.send(&victim.probe()));
+        for target in self.targets.iter_mut().filter(|target| target.is_pending()) {
+            target.probes += 1;
+            target.silent = true;
+            attempted(self.sniffer.send(&target.probe()));
         }
     }
 
     /// Listens until somebody is heard, and sends resets to them.
-    fn strike(&mut self, until: Instant) -> io::Result<()> {
+    fn send_resets(&mut self, until: Instant) -> io::Result<()> {
         self.sniffer.listen(until, &mut self.heard)?;
         self.note();
-        for victim in self.victims.iter_mut().filter(|victim| victim.is_pending()) {
-            if std::mem::take(&mut victim.fresh) {
-                victim.strike(&self.sniffer);
+        for target in self.targets.iter_mut().filter(|target| target.is_pending()) {
+            if std::mem::take(&mut target.fresh) {
+                target.send_resets(&self.sniffer);
             }
         }
         Ok(())
@@ -150,15 +154,15 @@ impl Attempt {
 
     /// Makes sure that the peers of those that have ended know it. All are asked once, and again
     /// while there is time.
-    fn see_off(&mut self, until: Instant) -> io::Result<()> {
+    fn notify_peers(&mut self, until: Instant) -> io::Result<()> {
         // What was said before the end is no answer.
         self.sniffer.drain(&mut self.heard);
         self.note();
         for _ in 0..FAREWELLS {
             let mut asked = false;
-            for victim in self.victims.iter_mut().filter(|victim| !victim.alive) {
-                if std::mem::take(&mut victim.missed) {
-                    attempted(self.sniffer.send(&victim.farewell()));
+            for target in self.targets.iter_mut().filter(|target| !target.alive) {
+                if std::mem::take(&mut target.missed) {
+                    attempted(self.sniffer.send(&target.farewell()));
                     asked = true;
                 }
             }
@@ -179,35 +183,35 @@ impl Attempt {
         for heard in &self.heard {
             let at = self.places.get(&(heard.from, heard.to)).copied();
             if let Some(at) = at
-                && let Some(victim) = self.victims.get_mut(at)
+                && let Some(target) = self.targets.get_mut(at)
             {
-                victim.note(*heard);
+                target.note(*heard);
             }
         }
     }
 
     /// Finds out who is still there.
     fn look(&mut self, diag: &mut Diag) -> Result<(), Error> {
-        let pending = |victim: &&mut Victim| victim.is_pending();
-        let mut pending: Vec<&mut Victim> = self.victims.iter_mut().filter(pending).collect();
+        let pending = |target: &&mut TargetSocket| target.is_pending();
+        let mut pending: Vec<&mut TargetSocket> = self.targets.iter_mut().filter(pending).collect();
         let wanted: Vec<Connection> = pending
             .iter()
-            .map(|victim| Connection {
-                cookie: victim.target.found.cookie.try_into().ok(),
-                ..victim.target.connection
+            .map(|target| Connection {
+                cookie: target.target.found.cookie.try_into().ok(),
+                ..target.target.connection
             })
             .collect();
-        for (victim, found) in pending.iter_mut().zip(diag.find(&wanted)?) {
+        for (target, found) in pending.iter_mut().zip(diag.find(&wanted)?) {
             match found {
-                Some(found) => victim.target.found = found,
-                None => victim.alive = false,
+                Some(found) => target.target.found = found,
+                None => target.alive = false,
             }
         }
         Ok(())
     }
 }
 
-impl Victim {
+impl TargetSocket {
     /// Whether there is something left to do that can help.
     fn is_pending(&self) -> bool {
         self.alive && self.target.found.device == 0
@@ -281,7 +285,7 @@ impl Victim {
     }
 
     /// Sends both ends the reset that fits what was heard last.
-    fn strike(&mut self, sniffer: &Sniffer) {
+    fn send_resets(&mut self, sniffer: &Sniffer) {
         let Some(heard) = self.heard else { return };
         self.resets += 1;
         let reset = Segment {

@@ -10,7 +10,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::segment::{Heard, Segment, hear};
-use super::{Error, Target};
+use super::{Error, ListedSocket};
 
 /// Connections that one sniffer listens to. The kernel compares each packet of the pod with all
 /// of them, and the filter takes about half of what a socket may have for one by default
@@ -30,7 +30,7 @@ pub(super) struct Sniffer {
 
 impl Sniffer {
     /// Listens to these connections, [`MOST`] at most.
-    pub(super) fn open(targets: &[Target]) -> Result<Self, Error> {
+    pub(super) fn open(targets: &[ListedSocket]) -> Result<Self, Error> {
         let packets = listen(targets).map_err(|source| Error::Packets {
             what: "listen to packets",
             source,
@@ -108,7 +108,7 @@ impl Sniffer {
 }
 
 /// A packet socket that hears the connections' own ends on every device.
-fn listen(targets: &[Target]) -> io::Result<Socket> {
+fn listen(targets: &[ListedSocket]) -> io::Result<Socket> {
     // In network byte order.
     let everything = u16::try_from(libc::ETH_P_ALL).unwrap_or_default().to_be();
     let protocol = Protocol::from(i32::from(everything));
@@ -124,7 +124,7 @@ fn listen(targets: &[Target]) -> io::Result<Socket> {
 
 /// A filter of the classic kind (Documentation/networking/filter.rst) that lets TCP headers with
 /// these pairs of ports pass. The addresses are compared later.
-fn filter(targets: &[Target]) -> Vec<SockFilter> {
+fn filter(targets: &[ListedSocket]) -> Vec<SockFilter> {
     const LOAD_BYTE: u16 = 0x30;
     const LOAD_HALF: u16 = 0x28;
     const LOAD_WORD: u16 = 0x20;

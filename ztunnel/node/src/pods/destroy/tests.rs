@@ -15,14 +15,14 @@ use self::world::{Ends, Side, World, at, error_of, is_broken, reader, seen};
 use super::diag::Diag;
 use super::segment::{Flags, Segment};
 use super::sniffer::Sniffer;
-use super::{Connection, Failure, Outcome, Target, Way};
+use super::{Connection, DestroyMethod, Failure, ListedSocket, Outcome};
 
 /// Each way, from each side.
-const TABLE: [(Way, Side); 4] = [
-    (Way::Kernel, Side::Client),
-    (Way::Kernel, Side::Server),
-    (Way::Packets, Side::Client),
-    (Way::Packets, Side::Server),
+const TABLE: [(DestroyMethod, Side); 4] = [
+    (DestroyMethod::Kernel, Side::Client),
+    (DestroyMethod::Kernel, Side::Server),
+    (DestroyMethod::Packets, Side::Client),
+    (DestroyMethod::Packets, Side::Server),
 ];
 
 /// Where the server listens, and what the client dials.
@@ -38,15 +38,15 @@ const FAMILIES: [(&str, &str); 4] = [
 #[ignore = "needs root"]
 fn both_ends_are_told_and_the_neighbour_lives_on() {
     let world = World::new();
-    for (way, side) in TABLE {
+    for (method, side) in TABLE {
         for (listen, dial) in FAMILIES {
             let listener = world.listen(listen);
             let ends = world.connect(&listener, dial);
             let neighbour = world.connect(&listener, dial);
-            let case = format!("{way:?} {side:?} {listen} {dial}");
+            let case = format!("{method:?} {side:?} {listen} {dial}");
             let readers = [reader(&ends.client), reader(&ends.server)];
             let connection = ends.seen_by(side);
-            let outcome = world.destroy_one(way, side, connection);
+            let outcome = world.destroy_one(method, side, connection);
             assert!(matches!(outcome, Outcome::Destroyed), "{case}: {outcome:?}");
             for reader in readers {
                 let error = reader.join().unwrap().expect_err(&case);
@@ -54,7 +54,7 @@ fn both_ends_are_told_and_the_neighbour_lives_on() {
             }
             assert!(neighbour.is_alive(), "{case}");
             assert!(world.connect(&listener, dial).is_alive(), "{case}: listens");
-            let outcome = world.destroy_one(way, side, connection);
+            let outcome = world.destroy_one(method, side, connection);
             assert!(matches!(outcome, Outcome::Gone), "{case}: {outcome:?}");
         }
     }
@@ -64,7 +64,7 @@ fn both_ends_are_told_and_the_neighbour_lives_on() {
 #[ignore = "needs root"]
 fn addresses_may_be_given_v4_mapped_or_not() {
     let world = World::new();
-    for way in [Way::Kernel, Way::Packets] {
+    for method in [DestroyMethod::Kernel, DestroyMethod::Packets] {
         for (listen, dial) in FAMILIES {
             let listener = world.listen(listen);
             let ends = world.connect(&listener, dial);
@@ -78,10 +78,10 @@ fn addresses_may_be_given_v4_mapped_or_not() {
                 remote: other(remote),
                 cookie: None,
             };
-            let outcome = world.destroy_one(way, Side::Client, connection);
+            let outcome = world.destroy_one(method, Side::Client, connection);
             assert!(
                 matches!(outcome, Outcome::Destroyed),
-                "{way:?} {dial}: {outcome:?}"
+                "{method:?} {dial}: {outcome:?}"
             );
         }
     }
@@ -91,7 +91,7 @@ fn addresses_may_be_given_v4_mapped_or_not() {
 #[ignore = "needs root"]
 fn a_connection_that_waits_for_an_answer() {
     let world = World::new();
-    for way in [Way::Kernel, Way::Packets] {
+    for method in [DestroyMethod::Kernel, DestroyMethod::Packets] {
         for nobody in ["10.99.0.1:80", "[fd99::1]:80"] {
             let socket = world.socket(Domain::for_address(at(nobody)));
             socket.set_nonblocking(true).unwrap();
@@ -101,13 +101,13 @@ fn a_connection_that_waits_for_an_answer() {
                 remote: at(nobody),
                 cookie: None,
             };
-            let outcome = world.destroy_one(way, Side::Client, connection);
+            let outcome = world.destroy_one(method, Side::Client, connection);
             assert!(
                 matches!(outcome, Outcome::Destroyed),
-                "{way:?} {nobody}: {outcome:?}"
+                "{method:?} {nobody}: {outcome:?}"
             );
             let error = socket.take_error().unwrap().unwrap();
-            assert!(is_broken(&error), "{way:?} {nobody}: {error}");
+            assert!(is_broken(&error), "{method:?} {nobody}: {error}");
         }
     }
 }
@@ -116,7 +116,7 @@ fn a_connection_that_waits_for_an_answer() {
 #[ignore = "needs root"]
 fn a_connection_that_a_listener_has_begun_to_answer() {
     let world = World::new();
-    for way in [Way::Kernel, Way::Packets] {
+    for method in [DestroyMethod::Kernel, DestroyMethod::Packets] {
         for (client, server) in [
             ("10.99.0.1:5555", "10.11.0.2:80"),
             ("[fd99::1]:5555", "[fd11::2]:80"),
@@ -141,20 +141,20 @@ fn a_connection_that_a_listener_has_begun_to_answer() {
                 // Whom the sniffer listens to does not matter; it only sends.
                 let neighbour = neighbour.seen_by(Side::Server);
                 let found = Diag::open().unwrap().find(&[neighbour]).unwrap();
-                let target = Target {
+                let target = ListedSocket {
                     connection: neighbour,
                     found: found[0].unwrap(),
                 };
                 Sniffer::open(&[target]).unwrap().send(&first)
             });
             sent.unwrap().unwrap();
-            let outcome = world.destroy_one(way, Side::Server, connection);
+            let outcome = world.destroy_one(method, Side::Server, connection);
             assert!(
                 matches!(outcome, Outcome::Destroyed),
-                "{way:?} {server}: {outcome:?}"
+                "{method:?} {server}: {outcome:?}"
             );
             let dial = || world.connect(&listener, server).is_alive();
-            assert!(dial(), "{way:?} {server}");
+            assert!(dial(), "{method:?} {server}");
         }
     }
 }
@@ -163,19 +163,19 @@ fn a_connection_that_a_listener_has_begun_to_answer() {
 #[ignore = "needs root"]
 fn half_closed_connections() {
     let world = World::new();
-    for (way, side) in TABLE {
+    for (method, side) in TABLE {
         for (listen, dial) in FAMILIES {
             for closes in [Side::Client, Side::Server] {
                 let listener = world.listen(listen);
                 let ends = world.connect(&listener, dial);
-                let case = format!("{way:?} {side:?} {dial} closed by {closes:?}");
+                let case = format!("{method:?} {side:?} {dial} closed by {closes:?}");
                 let closer = match closes {
                     Side::Client => &ends.client,
                     Side::Server => &ends.server,
                 };
                 closer.shutdown(Shutdown::Write).unwrap();
                 std::thread::sleep(Duration::from_millis(5));
-                let outcome = world.destroy_one(way, side, ends.seen_by(side));
+                let outcome = world.destroy_one(method, side, ends.seen_by(side));
                 assert!(matches!(outcome, Outcome::Destroyed), "{case}: {outcome:?}");
                 for end in [&ends.client, &ends.server] {
                     let error = error_of(end).unwrap_or_else(|| panic!("{case}: no error"));
@@ -190,7 +190,7 @@ fn half_closed_connections() {
 #[ignore = "needs root"]
 fn one_end_has_closed_and_the_other_one_goes_on() {
     let world = World::new();
-    for (way, side) in TABLE {
+    for (method, side) in TABLE {
         let listener = world.listen("10.11.0.2:80");
         let ends = world.connect(&listener, "10.11.0.2:80");
         let connection = ends.seen_by(side);
@@ -201,10 +201,10 @@ fn one_end_has_closed_and_the_other_one_goes_on() {
         drop(closed);
         std::thread::sleep(Duration::from_millis(5));
         // Nobody holds the socket, the kernel waits for the other end.
-        let outcome = world.destroy_one(way, side, connection);
+        let outcome = world.destroy_one(method, side, connection);
         assert!(
             matches!(outcome, Outcome::Destroyed),
-            "{way:?} {side:?}: {outcome:?}"
+            "{method:?} {side:?}: {outcome:?}"
         );
         let other = match side {
             Side::Client => Side::Server,
@@ -216,10 +216,10 @@ fn one_end_has_closed_and_the_other_one_goes_on() {
             cookie: None,
         };
         // Whether the other end was told depends on the kernel; from its own side it is.
-        let outcome = world.destroy_one(way, other, reversed);
+        let outcome = world.destroy_one(method, other, reversed);
         assert!(!matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
         let error = error_of(&open).unwrap();
-        assert!(is_broken(&error), "{way:?} {side:?}: {error}");
+        assert!(is_broken(&error), "{method:?} {side:?}: {error}");
     }
 }
 
@@ -227,16 +227,16 @@ fn one_end_has_closed_and_the_other_one_goes_on() {
 #[ignore = "needs root"]
 fn a_thousand_at_once() {
     let world = World::new();
-    for (way, side) in TABLE {
+    for (method, side) in TABLE {
         for (listen, dial) in FAMILIES {
             let listener = world.listen(listen);
             let all: Vec<Ends> = (0..1000).map(|_| world.connect(&listener, dial)).collect();
             let neighbour = world.connect(&listener, dial);
             let connections: Vec<_> = all.iter().map(|ends| ends.seen_by(side)).collect();
             let started = Instant::now();
-            world.destroy_all(way, side, &connections);
+            world.destroy_all(method, side, &connections);
             let took = started.elapsed();
-            println!("1000 connections, {way:?} from {side:?}, {listen} {dial}: {took:?}");
+            println!("1000 connections, {method:?} from {side:?}, {listen} {dial}: {took:?}");
             // A busy machine has its time; where there is nothing else to do packets take 0.2 s.
             assert!(took < Duration::from_secs(5), "{took:?}");
             for end in all.iter().flat_map(|ends| [&ends.client, &ends.server]) {
@@ -251,7 +251,7 @@ fn a_thousand_at_once() {
 #[ignore = "needs root"]
 fn connections_full_of_traffic() {
     let world = World::new();
-    for (way, side) in TABLE {
+    for (method, side) in TABLE {
         for (up, down) in [(true, false), (false, true), (true, true)] {
             let listener = world.listen("[::]:80");
             let all: Vec<Ends> = (0..4)
@@ -265,7 +265,7 @@ fn connections_full_of_traffic() {
                 for ((from, to), _) in pairs.into_iter().zip([up, down]).filter(|(_, on)| *on) {
                     threads.push(pour(from, carried.clone(), enough.clone()));
                     let reader = reader(to);
-                    let case = format!("{way:?} {side:?} up {up} down {down}");
+                    let case = format!("{method:?} {side:?} up {up} down {down}");
                     threads.push(std::thread::spawn(move || {
                         let read = reader.join().unwrap();
                         // A socket tells its error once, perhaps to the thread that writes.
@@ -281,9 +281,9 @@ fn connections_full_of_traffic() {
             let connections: Vec<_> = all.iter().map(|ends| ends.seen_by(side)).collect();
             let before = carried.load(Ordering::Relaxed);
             let started = Instant::now();
-            world.destroy_all(way, side, &connections);
+            world.destroy_all(method, side, &connections);
             let took = started.elapsed();
-            println!("{way:?} {side:?} up {up} down {down}: {took:?} after {before} bytes");
+            println!("{method:?} {side:?} up {up} down {down}: {took:?} after {before} bytes");
             enough.store(true, Ordering::Relaxed);
             for thread in threads {
                 thread.join().unwrap();
@@ -315,19 +315,19 @@ fn pour(
 #[ignore = "needs root"]
 fn a_reader_that_does_not_read_and_bytes_that_were_not_read() {
     let world = World::new();
-    for (way, side) in TABLE {
+    for (method, side) in TABLE {
         let listener = world.listen("10.11.0.2:80");
         let mut ends = world.connect(&listener, "10.11.0.2:80");
         ends.client.set_nonblocking(true).unwrap();
         while ends.client.write(&[1; 4096]).is_ok() {}
-        let outcome = world.destroy_one(way, side, ends.seen_by(side));
+        let outcome = world.destroy_one(method, side, ends.seen_by(side));
         assert!(
             matches!(outcome, Outcome::Destroyed),
-            "{way:?} {side:?}: {outcome:?}"
+            "{method:?} {side:?}: {outcome:?}"
         );
         for end in [&ends.client, &ends.server] {
             let error = error_of(end).unwrap();
-            assert!(is_broken(&error), "{way:?} {side:?}: {error}");
+            assert!(is_broken(&error), "{method:?} {side:?}: {error}");
         }
     }
 }
@@ -336,15 +336,15 @@ fn a_reader_that_does_not_read_and_bytes_that_were_not_read() {
 #[ignore = "needs root"]
 fn the_listener_of_a_connection_that_is_gone_is_left_alone() {
     let world = World::new();
-    for way in [Way::Kernel, Way::Packets] {
+    for method in [DestroyMethod::Kernel, DestroyMethod::Packets] {
         let listener = world.listen("10.11.0.2:80");
         let connection = Connection {
             local: at("10.11.0.2:80"),
             remote: at("10.11.0.1:5555"),
             cookie: None,
         };
-        let outcome = world.destroy_one(way, Side::Server, connection);
-        assert!(matches!(outcome, Outcome::Gone), "{way:?}: {outcome:?}");
+        let outcome = world.destroy_one(method, Side::Server, connection);
+        assert!(matches!(outcome, Outcome::Gone), "{method:?}: {outcome:?}");
         assert!(world.connect(&listener, "10.11.0.2:80").is_alive());
     }
 }
@@ -353,7 +353,7 @@ fn the_listener_of_a_connection_that_is_gone_is_left_alone() {
 #[ignore = "needs root"]
 fn a_later_connection_between_the_same_addresses_is_left_alone() {
     let world = World::new();
-    for way in [Way::Kernel, Way::Packets] {
+    for method in [DestroyMethod::Kernel, DestroyMethod::Packets] {
         let listener = world.listen("10.11.0.2:80");
         let ends = world.connect(&listener, "10.11.0.2:80");
         let cookie = SockRef::from(&ends.client).cookie().unwrap();
@@ -361,13 +361,13 @@ fn a_later_connection_between_the_same_addresses_is_left_alone() {
             cookie: NonZeroU64::new(cookie),
             ..ends.seen_by(Side::Client)
         };
-        let outcome = world.destroy_one(way, Side::Client, with(cookie + 1));
-        assert!(matches!(outcome, Outcome::Gone), "{way:?}: {outcome:?}");
+        let outcome = world.destroy_one(method, Side::Client, with(cookie + 1));
+        assert!(matches!(outcome, Outcome::Gone), "{method:?}: {outcome:?}");
         assert!(ends.is_alive());
-        let outcome = world.destroy_one(way, Side::Client, with(cookie));
+        let outcome = world.destroy_one(method, Side::Client, with(cookie));
         assert!(
             matches!(outcome, Outcome::Destroyed),
-            "{way:?}: {outcome:?}"
+            "{method:?}: {outcome:?}"
         );
     }
 }
@@ -384,18 +384,18 @@ fn a_socket_bound_to_a_device_does_not_escape_the_kernel() {
         std::net::TcpStream::from(socket)
     };
     let stream = connect();
-    let outcome = world.destroy_one(Way::Packets, Side::Client, seen(&stream));
+    let outcome = world.destroy_one(DestroyMethod::Packets, Side::Client, seen(&stream));
     let Outcome::Failed(failure @ Failure::Bound { .. }) = outcome else {
         panic!("{outcome:?}");
     };
     assert_eq!(failure.reason(), "bound");
-    let outcome = world.destroy_one(Way::Kernel, Side::Client, seen(&stream));
+    let outcome = world.destroy_one(DestroyMethod::Kernel, Side::Client, seen(&stream));
     assert!(matches!(outcome, Outcome::Destroyed), "{outcome:?}");
     // The packets that do not reach it come from this side; from the other one they do.
     drop(listener.accept().unwrap());
     let stream = connect();
     let (server, _) = listener.accept().unwrap();
-    let outcome = world.destroy_one(Way::Packets, Side::Server, seen(&server));
+    let outcome = world.destroy_one(DestroyMethod::Packets, Side::Server, seen(&server));
     assert!(matches!(outcome, Outcome::Destroyed), "{outcome:?}");
     assert!(is_broken(&error_of(&stream).unwrap()));
 }
@@ -404,7 +404,7 @@ fn a_socket_bound_to_a_device_does_not_escape_the_kernel() {
 #[ignore = "needs root"]
 fn both_ends_in_one_pod() {
     let world = World::new();
-    for way in [Way::Kernel, Way::Packets] {
+    for method in [DestroyMethod::Kernel, DestroyMethod::Packets] {
         for address in ["127.0.0.1:80", "[::1]:80", "10.11.0.1:80"] {
             let ends = world.client.visit(|| {
                 let listener = std::net::TcpListener::bind(at(address)).unwrap();
@@ -421,20 +421,20 @@ fn both_ends_in_one_pod() {
             });
             let ends = ends.unwrap();
             let both = [ends.seen_by(Side::Client), ends.seen_by(Side::Server)];
-            let destroyed = world.destroy(way, Side::Client, &both);
+            let destroyed = world.destroy(method, Side::Client, &both);
             for outcome in &destroyed.outcomes {
                 assert!(
                     !matches!(outcome, Outcome::Failed(_)),
-                    "{way:?} {outcome:?}"
+                    "{method:?} {outcome:?}"
                 );
             }
             assert!(
                 is_broken(&error_of(&ends.client).unwrap()),
-                "{way:?} {address}"
+                "{method:?} {address}"
             );
             assert!(
                 is_broken(&error_of(&ends.server).unwrap()),
-                "{way:?} {address}"
+                "{method:?} {address}"
             );
         }
     }
@@ -444,7 +444,7 @@ fn both_ends_in_one_pod() {
 #[ignore = "needs root"]
 fn none_at_all() {
     let world = World::new();
-    for way in [Way::Kernel, Way::Packets] {
-        world.destroy(way, Side::Client, &[]);
+    for method in [DestroyMethod::Kernel, DestroyMethod::Packets] {
+        world.destroy(method, Side::Client, &[]);
     }
 }

@@ -3,26 +3,26 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::told;
+use super::claimed_client;
 use mesh::Authority;
 use mesh::View;
 use mesh::inbound::backed;
-use mesh::inbound::{Target, client_of, delivered};
+use mesh::inbound::{TunnelTarget, client_of, delivered};
 use mesh::{Identity, Service, Workload};
 use tunnel::hbone::Baggage;
 
 /// Who comes, and what for.
-pub(super) struct Caller {
+pub(super) struct InboundCaller {
     /// The peer of the TCP connection: the client itself, or whoever speaks for it.
     pub(super) peer: SocketAddr,
     /// Where it came in.
     pub(super) at: SocketAddr,
     /// Its tunnel; none for plaintext.
-    pub(super) tunnel: Option<Asking>,
+    pub(super) tunnel: Option<TunnelPeer>,
 }
 
 /// What the peer of a tunnel says.
-pub(super) struct Asking {
+pub(super) struct TunnelPeer {
     /// Who it proved to be.
     pub(super) identity: Identity,
     /// What it asks for.
@@ -35,7 +35,7 @@ pub(super) struct Asking {
     pub(super) baggage: Baggage,
 }
 
-impl Caller {
+impl InboundCaller {
     pub(super) fn identity(&self) -> Option<&Identity> {
         self.tunnel.as_ref().map(|tunnel| &tunnel.identity)
     }
@@ -80,13 +80,13 @@ impl Caller {
         let gateway =
             |found: &Workload| by_name && client == self.peer && found.identity != tunnel.identity;
         let found = found.filter(|found| !gateway(found)).cloned();
-        found.or_else(|| told::client(&tunnel.baggage, &tunnel.identity))
+        found.or_else(|| claimed_client::client(&tunnel.baggage, &tunnel.identity))
     }
 
     /// The service that it was meant for, as far as anybody can tell.
     pub(super) fn service(
         &self,
-        target: Option<&Target>,
+        target: Option<&TunnelTarget>,
         workload: Option<&Workload>,
         view: &View,
     ) -> Option<Arc<Service>> {

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::super::live::Revoked;
-use super::super::permit::Denied;
+use super::super::authorized::Revoked;
+use super::super::policy::Denied;
 use super::super::report::Failure;
-use crate::discovery::NotTold;
+use crate::discovery::DiscoveryFailed;
 use mesh::inbound::TargetError;
 use telemetry::ResponseFlag;
 use tunnel::hbone::TunnelError;
@@ -17,7 +17,7 @@ use tunnel::tls;
 
 /// Why a connection did not arrive.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ArriveError {
+pub(super) enum InboundError {
     /// The pod is enrolled, but the mesh no longer knows it.
     #[error("workload {uid} is not in the mesh")]
     UnknownWorkload {
@@ -26,10 +26,10 @@ pub(super) enum ArriveError {
     },
     /// The control plane has not said who or what this is about.
     #[error(transparent)]
-    NotTold(#[from] NotTold),
+    DiscoveryFailed(#[from] DiscoveryFailed),
     /// The peer asks for something that is not here.
     #[error(transparent)]
-    Target(#[from] TargetError),
+    TunnelTarget(#[from] TargetError),
     /// A policy refused it.
     #[error(transparent)]
     Denied(#[from] Denied),
@@ -49,29 +49,30 @@ pub(super) enum ArriveError {
     Gone(#[from] TunnelError),
 }
 
-impl ArriveError {
+impl InboundError {
     /// The answer to a CONNECT (wire facts, "HBONE").
     pub(super) fn status(&self) -> StatusCode {
         match self {
-            Self::Target(_) => StatusCode::BAD_REQUEST,
+            Self::TunnelTarget(_) => StatusCode::BAD_REQUEST,
             Self::Denied(_) | Self::Revoked(_) => StatusCode::UNAUTHORIZED,
             Self::UnknownWorkload { .. }
-            | Self::NotTold(_)
+            | Self::DiscoveryFailed(_)
             | Self::Application { .. }
             | Self::Gone(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
 
-impl Failure for ArriveError {
+impl Failure for InboundError {
     fn flag(&self) -> ResponseFlag {
         match self {
             Self::Denied(_) => ResponseFlag::Deny,
             Self::Revoked(revoked) => revoked.flag(),
             Self::UnknownWorkload { .. } => ResponseFlag::IdentityError,
-            Self::NotTold(_) | Self::Target(_) | Self::Application { .. } | Self::Gone(_) => {
-                ResponseFlag::Connect
-            }
+            Self::DiscoveryFailed(_)
+            | Self::TunnelTarget(_)
+            | Self::Application { .. }
+            | Self::Gone(_) => ResponseFlag::Connect,
         }
     }
 }
@@ -84,7 +85,7 @@ pub(super) enum PeerError {
     UnknownWorkload,
     /// The control plane has not said what the pod is.
     #[error(transparent)]
-    NotTold(#[from] NotTold),
+    DiscoveryFailed(#[from] DiscoveryFailed),
     /// Mutual TLS failed.
     #[error(transparent)]
     Tls(#[from] tls::Error),
@@ -102,7 +103,7 @@ impl Failure for PeerError {
             Self::UnknownWorkload | Self::Tls(tls::Error::Issue { .. }) => {
                 ResponseFlag::IdentityError
             }
-            Self::NotTold(_) => ResponseFlag::Connect,
+            Self::DiscoveryFailed(_) => ResponseFlag::Connect,
             Self::Tls(error) if error.is_revocation() => ResponseFlag::CertRevoked,
             Self::Tls(_) | Self::Timeout { .. } => ResponseFlag::TlsFailure,
         }
@@ -113,7 +114,7 @@ impl PeerError {
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::UnknownWorkload => "unknown_workload",
-            Self::NotTold(_) => "not_told",
+            Self::DiscoveryFailed(_) => "not_told",
             Self::Tls(error) => error.reason(),
             Self::Timeout { .. } => "handshake_timeout",
         }

@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::super::open_tunnel::DialError;
-use super::super::permit::Denied;
+use super::super::policy::Denied;
 use super::super::report::Failure;
 use super::super::resolve::ResolveError;
 use super::super::socks5::message::Reply;
 use crate::bpf;
-use crate::discovery::NotTold;
+use crate::discovery::DiscoveryFailed;
 use mesh::route::RouteError;
 use telemetry::ResponseFlag;
 use tunnel::hbone::{DialFailure, LostConnection, OpenError};
@@ -18,7 +18,7 @@ use tunnel::tls;
 
 /// Why a connection did not leave.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum DepartError {
+pub(super) enum OutboundError {
     /// The kernel programs know nothing about this connection.
     #[error("nobody redirected this connection: {client} connected to the proxy's port itself")]
     NotCaptured {
@@ -45,7 +45,7 @@ pub(super) enum DepartError {
     },
     /// The control plane has not said what is there.
     #[error(transparent)]
-    NotTold(#[from] NotTold),
+    DiscoveryFailed(#[from] DiscoveryFailed),
     /// No way leads to the destination.
     #[error(transparent)]
     Route(#[from] RouteError),
@@ -74,7 +74,7 @@ pub(super) enum DepartError {
     },
 }
 
-impl Failure for DepartError {
+impl Failure for OutboundError {
     fn flag(&self) -> ResponseFlag {
         match self {
             Self::NotCaptured { .. }
@@ -82,7 +82,7 @@ impl Failure for DepartError {
             | Self::Kernel(_)
             | Self::Original(_)
             | Self::UnknownWorkload { .. }
-            | Self::NotTold(_)
+            | Self::DiscoveryFailed(_)
             | Self::Route(_)
             | Self::Name(_)
             | Self::TooManyNames { .. }
@@ -93,14 +93,14 @@ impl Failure for DepartError {
     }
 }
 
-impl DepartError {
+impl OutboundError {
     /// What a SOCKS client is told.
     pub(super) fn reply(&self) -> Reply {
         match self {
             Self::NotCaptured { .. }
             | Self::Kernel(_)
             | Self::Original(_)
-            | Self::NotTold(_)
+            | Self::DiscoveryFailed(_)
             | Self::UnknownWorkload { .. }
             // It may ask again: there may well be such a name.
             | Self::Name(ResolveError::Busy { .. }) => Reply::Failed,

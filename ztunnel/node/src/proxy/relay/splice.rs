@@ -13,12 +13,12 @@ use tokio::io::Interest;
 use super::blocks::LARGEST_READ;
 use super::pipes::Lease;
 use super::tcp::{TcpSink, TcpSource};
-use super::{Broken, Direction, Flow, FlowState, Way};
+use super::{Broken, Direction, Flow, FlowState, Transfer};
 use telemetry::Series;
 
 /// Whether bytes may be spliced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(in crate::proxy) enum Carry {
+pub(in crate::proxy) enum CopyMode {
     /// Never: `splice(2)` does not see what a socket that sockmap has joined receives.
     Copy,
     /// Where it is cheaper.
@@ -49,7 +49,7 @@ impl Thresholds {
 
 /// How a direction moves bytes at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Gait {
+enum CopyState {
     /// Copying until a read is large.
     Copying,
     /// Splicing, after so many small ones in a row.
@@ -61,7 +61,7 @@ enum Gait {
 /// One direction of a relay between two TCP connections.
 pub(super) struct Adaptive<'a> {
     flow: Flow<TcpSource<'a>, TcpSink<'a>>,
-    gait: Gait,
+    copy_mode: CopyState,
     thresholds: Thresholds,
     /// Held while bytes are on their way.
     pipe: Option<Lease>,
@@ -70,14 +70,14 @@ pub(super) struct Adaptive<'a> {
 impl<'a> Adaptive<'a> {
     pub(super) fn new(
         flow: Flow<TcpSource<'a>, TcpSink<'a>>,
-        carry: Carry,
+        carry: CopyMode,
         thresholds: Thresholds,
     ) -> Self {
         Self {
             flow,
-            gait: match carry {
-                Carry::Copy => Gait::CopyingOnly,
-                Carry::Adaptive => Gait::Copying,
+            copy_mode: match carry {
+                CopyMode::Copy => CopyState::CopyingOnly,
+                CopyMode::Adaptive => CopyState::Copying,
             },
             thresholds,
             pipe: None,
@@ -88,8 +88,11 @@ impl<'a> Adaptive<'a> {
     fn poll_copy(&mut self, cx: &mut Context<'_>, series: &Series) -> Poll<Result<(), Broken>> {
         let reading = self.flow.state == FlowState::Reading;
         ready!(self.flow.poll_step(cx, series))?;
-        if reading && self.gait == Gait::Copying && self.flow.chunk.len() >= self.thresholds.large {
-            self.gait = Gait::Splicing { small: 0 };
+        if reading
+            && self.copy_mode == CopyState::Copying
+            && self.flow.chunk.len() >= self.thresholds.large
+        {
+            self.copy_mode = CopyState::Splicing { small: 0 };
         }
         Poll::Ready(Ok(()))
     }
@@ -97,7 +100,7 @@ impl<'a> Adaptive<'a> {
     /// Fills a pipe, or goes back to copying.
     fn poll_fill(&mut self, cx: &mut Context<'_>, small: u8) -> Poll<Result<(), Broken>> {
         let Some(source) = self.flow.from.stream() else {
-            return self.give_up(Gait::CopyingOnly);
+            return self.give_up(CopyState::CopyingOnly);
         };
         loop {
             let Poll::Ready(readable) = source.poll_read_ready(cx) else {
@@ -110,19 +113,19 @@ impl<'a> Adaptive<'a> {
                 none => match Lease::take() {
                     Ok(pipe) => none.insert(pipe),
                     // Later there may be one again.
-                    Err(_none) => return self.give_up(Gait::Copying),
+                    Err(_none) => return self.give_up(CopyState::Copying),
                 },
             };
             match source.try_io(Interest::READABLE, || pipe.fill(source)) {
                 // Whether this is the end, a read will tell.
-                Ok(0) => return self.give_up(Gait::CopyingOnly),
+                Ok(0) => return self.give_up(CopyState::CopyingOnly),
                 Ok(moved) => {
-                    self.gait = self.after(moved, small);
+                    self.copy_mode = self.after(moved, small);
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                    return self.give_up(Gait::CopyingOnly);
+                    return self.give_up(CopyState::CopyingOnly);
                 }
                 Err(error) => return Poll::Ready(Err(Broken::read(error))),
             }
@@ -130,19 +133,19 @@ impl<'a> Adaptive<'a> {
     }
 
     /// The gait after a splice of `moved` bytes.
-    fn after(&self, moved: usize, small: u8) -> Gait {
+    fn after(&self, moved: usize, small: u8) -> CopyState {
         if moved >= self.thresholds.small {
-            Gait::Splicing { small: 0 }
+            CopyState::Splicing { small: 0 }
         } else if small + 1 < self.thresholds.patience {
-            Gait::Splicing { small: small + 1 }
+            CopyState::Splicing { small: small + 1 }
         } else {
-            Gait::Copying
+            CopyState::Copying
         }
     }
 
-    fn give_up(&mut self, gait: Gait) -> Poll<Result<(), Broken>> {
+    fn give_up(&mut self, copy_mode: CopyState) -> Poll<Result<(), Broken>> {
         self.pipe = None;
-        self.gait = gait;
+        self.copy_mode = copy_mode;
         Poll::Ready(Ok(()))
     }
 
@@ -170,7 +173,7 @@ impl<'a> Adaptive<'a> {
 
     /// Takes bytes out of the pipe and hands them to the copying flow: the sink cannot be spliced.
     fn recover(&mut self) -> Result<(), Broken> {
-        self.gait = Gait::CopyingOnly;
+        self.copy_mode = CopyState::CopyingOnly;
         let Some(pipe) = &mut self.pipe else {
             return Ok(());
         };
@@ -183,17 +186,17 @@ impl<'a> Adaptive<'a> {
     }
 }
 
-impl Direction for Adaptive<'_> {
+impl Transfer for Adaptive<'_> {
     fn poll(&mut self, cx: &mut Context<'_>, series: &Series) -> Poll<Result<(), Broken>> {
         while self.flow.state != FlowState::Done {
             let reading = self.flow.state == FlowState::Reading;
             let held = self.pipe.as_ref().is_some_and(|pipe| pipe.inside() > 0);
-            match self.gait {
+            match self.copy_mode {
                 _ if !reading => ready!(self.poll_copy(cx, series))?,
-                Gait::CopyingOnly if held => self.recover()?,
+                CopyState::CopyingOnly if held => self.recover()?,
                 _ if held => ready!(self.poll_drain(cx, series))?,
-                Gait::Splicing { small } => ready!(self.poll_fill(cx, small))?,
-                Gait::Copying | Gait::CopyingOnly => {
+                CopyState::Splicing { small } => ready!(self.poll_fill(cx, small))?,
+                CopyState::Copying | CopyState::CopyingOnly => {
                     self.pipe = None;
                     ready!(self.poll_copy(cx, series))?;
                 }
@@ -206,7 +209,7 @@ impl Direction for Adaptive<'_> {
         self.flow.poll_aborted(cx)
     }
 
-    fn moved(&self) -> (Way, u64) {
+    fn moved(&self) -> (Direction, u64) {
         self.flow.moved()
     }
 }

@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::blocks::{LARGEST_READ, SMALLEST_READ, with_room};
-use super::splice::{Adaptive, Carry, Thresholds};
-use super::{Broken, Ended, Flow, Revoked, Sink, Source, Way, run};
+use super::splice::{Adaptive, CopyMode, Thresholds};
+use super::{Broken, Direction, Ended, Flow, Revoked, Sink, Source, run};
 use crate::pods::abort_on_drop;
 use telemetry::Series;
 use tunnel::hbone::Tunnel;
@@ -161,7 +161,7 @@ impl Drop for Relayed {
 pub(in crate::proxy) async fn plain(
     client: TcpStream,
     server: TcpStream,
-    carry: Carry,
+    carry: CopyMode,
     series: &Series,
     cut: impl Future<Output = Revoked>,
 ) -> Ended {
@@ -172,7 +172,7 @@ pub(in crate::proxy) async fn plain(
 pub(super) async fn between(
     client: TcpStream,
     server: TcpStream,
-    (carry, thresholds): (Carry, Thresholds),
+    (carry, thresholds): (CopyMode, Thresholds),
     series: &Series,
     cut: impl Future<Output = Revoked>,
 ) -> Ended {
@@ -180,8 +180,8 @@ pub(super) async fn between(
     let ended = {
         let (client_source, client_sink) = halves(&mut client.stream);
         let (server_source, server_sink) = halves(&mut server.stream);
-        let out = Flow::new(client_source, server_sink, Way::Request);
-        let back = Flow::new(server_source, client_sink, Way::Response);
+        let out = Flow::new(client_source, server_sink, Direction::Request);
+        let back = Flow::new(server_source, client_sink, Direction::Response);
         let [out, back] = [out, back].map(|flow| Adaptive::new(flow, carry, thresholds));
         run(out, back, series, cut).await
     };
@@ -208,8 +208,8 @@ pub(in crate::proxy) async fn tunnelled(
     cut: impl Future<Output = Revoked>,
 ) -> Ended {
     let (into, from) = match side {
-        Side::Source => (Way::Request, Way::Response),
-        Side::Destination => (Way::Response, Way::Request),
+        Side::Source => (Direction::Request, Direction::Response),
+        Side::Destination => (Direction::Response, Direction::Request),
     };
     let mut app = Relayed::new(app);
     let ended = {

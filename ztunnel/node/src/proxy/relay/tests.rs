@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::Ended;
-use super::splice::{Carry, Thresholds};
+use super::splice::{CopyMode, Thresholds};
 use super::tcp::between;
 use telemetry::Series;
 
@@ -21,13 +21,13 @@ use telemetry::Series;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a relay is told to carry.
-type How = (Carry, Thresholds);
+type How = (CopyMode, Thresholds);
 
-const COPYING: How = (Carry::Copy, Thresholds::MEASURED);
-const ADAPTIVE: How = (Carry::Adaptive, Thresholds::MEASURED);
+const COPYING: How = (CopyMode::Copy, Thresholds::MEASURED);
+const ADAPTIVE: How = (CopyMode::Adaptive, Thresholds::MEASURED);
 /// From the first read on, and never back.
 const SPLICING: How = (
-    Carry::Adaptive,
+    CopyMode::Adaptive,
     Thresholds {
         large: 1,
         small: 0,
@@ -36,7 +36,7 @@ const SPLICING: How = (
 );
 /// Changes its gait all the time.
 const RESTLESS: How = (
-    Carry::Adaptive,
+    CopyMode::Adaptive,
     Thresholds {
         large: 1,
         small: usize::MAX,

@@ -3,7 +3,7 @@
 use tonic::{Code, Status};
 
 use super::answer::LIMIT;
-use super::line::text;
+use super::channel::text;
 use super::{Config, Root};
 use tunnel::tls::IssueError;
 

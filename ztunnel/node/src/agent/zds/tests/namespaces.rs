@@ -4,10 +4,10 @@ use std::fs::File;
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::super::{Added, Full, Roster};
+use super::super::{Added, AnnouncedPods, Full};
 use super::agent::{Connection, add, del, keep, snapshot_sent};
 use super::*;
-use crate::pods::{Handed, Netns, Place};
+use crate::pods::{Handed, Netns, NetnsSource};
 
 /// A network namespace that nobody lives in.
 fn netns() -> File {
@@ -21,7 +21,7 @@ fn netns() -> File {
 /// A node that does no more than write down who is there.
 struct Book {
     node: Node,
-    roster: Roster<Handed>,
+    announced_pods: AnnouncedPods<Handed>,
 }
 
 impl Book {
@@ -33,22 +33,22 @@ impl Book {
             Request::Connected => panic!("connected anew"),
             Request::Add {
                 uid, netns, reply, ..
-            } => match self.roster.add(uid, netns).map_err(told) {
+            } => match self.announced_pods.add(uid, netns).map_err(told) {
                 Ok(Added::New) => (reply, "new"),
                 Ok(Added::Same) => (reply, "same"),
                 Ok(Added::Replaced(_)) => (reply, "replaced"),
                 Err(full) => panic!("{full}"),
             },
             Request::Keep { uid, reply } => {
-                self.roster.keep(&uid).unwrap();
+                self.announced_pods.keep(&uid).unwrap();
                 (reply, "kept")
             }
             Request::Delete { uid, reply } => {
-                let left = self.roster.delete(&uid);
+                let left = self.announced_pods.delete(&uid);
                 (reply, left.map_or("nobody", |_| "left"))
             }
             Request::SnapshotSent { reply } => {
-                self.roster.complete();
+                self.announced_pods.complete();
                 (reply, "complete")
             }
         };
@@ -64,15 +64,21 @@ impl Book {
     }
 
     fn there(&self) -> Vec<String> {
-        self.roster.pods().map(|(uid, _)| uid.to_string()).collect()
+        self.announced_pods
+            .pods()
+            .map(|(uid, _)| uid.to_string())
+            .collect()
     }
 }
 
 /// A connection over which the pods a, b and c were named.
 fn three_pods(agent: &Agent, node: Node, namespaces: &[File; 3]) -> (Connection, Book) {
     let connection = agent.greeted();
-    let roster = Roster::default();
-    let mut book = Book { node, roster };
+    let announced_pods = AnnouncedPods::default();
+    let mut book = Book {
+        node,
+        announced_pods,
+    };
     book.node.obeys("connected");
     for (uid, netns) in ["a", "b", "c"].into_iter().zip(namespaces) {
         assert_eq!(book.adds(&connection, uid, netns), "new");
@@ -104,7 +110,7 @@ fn a_namespace_comes_through_whole() {
     assert_eq!(uid, super::uid("pod-1"));
     // Nobody has said which account, which Kubernetes reads as this one.
     assert_eq!(&*info.service_account, "default");
-    let place = Place::Handed(netns);
+    let place = NetnsSource::Handed(netns);
     assert_eq!(place.to_string(), "of pod pod-1");
     let opened = Netns::of(&place).unwrap();
     assert_eq!(opened.cookie(), expected.cookie());
@@ -138,7 +144,7 @@ fn pods_stay_while_the_agent_is_away_and_leave_when_it_names_them_no_more() {
     drop(connection);
     let connection = agent.greeted();
     book.node.obeys("connected");
-    book.roster.begin();
+    book.announced_pods.begin();
     assert_eq!(book.there(), ["b", "c"]);
     let [a, _, c] = &namespaces;
     assert_eq!(book.adds(&connection, "c", c), "same");
@@ -152,7 +158,7 @@ fn pods_stay_while_the_agent_is_away_and_leave_when_it_names_them_no_more() {
     assert!(connection.answer().unwrap().contains("is no request"));
     let connection = agent.greeted();
     book.node.obeys("connected");
-    book.roster.begin();
+    book.announced_pods.begin();
     let keep = |connection: &Connection| connection.send(&keep("a"));
     assert_eq!(book.does(&connection, keep), "kept");
     assert_eq!(book.does(&connection, send), "complete");

@@ -26,7 +26,7 @@ pub(super) struct Pod {
     pub(super) resolver: Cell<Option<SocketAddr>>,
 }
 
-impl Surroundings for Rc<Pod> {
+impl ServerContext for Rc<Pod> {
     fn mesh(&self) -> Arc<Snapshot> {
         self.mesh.clone()
     }
@@ -72,7 +72,7 @@ impl Surroundings for Rc<Pod> {
         socket.send_to(reply, client).await.map(drop)
     }
 
-    fn dice(&self) -> u64 {
+    fn random(&self) -> u64 {
         1
     }
 }

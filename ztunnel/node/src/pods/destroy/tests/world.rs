@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use crate::pods::netlab::{give, index, up, veth, way_out};
 
 use super::super::super::Netns;
-use super::super::{Connection, Destroyed, Outcome, Way, destroy_by};
+use super::super::{Connection, DestroyMethod, Destroyed, Outcome, destroy_by};
 
 /// An address and port.
 pub(super) fn at(address: &str) -> SocketAddr {
@@ -85,14 +85,19 @@ impl World {
     }
 
     /// Destroys connections from one side.
-    pub(super) fn destroy(&self, way: Way, side: Side, connections: &[Connection]) -> Destroyed {
+    pub(super) fn destroy(
+        &self,
+        method: DestroyMethod,
+        side: Side,
+        connections: &[Connection],
+    ) -> Destroyed {
         let netns = match side {
             Side::Client => &self.client,
             Side::Server => &self.server,
         };
-        let destroyed = netns.visit(|| destroy_by(way, connections)).unwrap();
+        let destroyed = netns.visit(|| destroy_by(method, connections)).unwrap();
         let destroyed = destroyed.unwrap();
-        assert_eq!(destroyed.way, way);
+        assert_eq!(destroyed.method, method);
         assert_eq!(destroyed.outcomes.len(), connections.len());
         destroyed
     }
@@ -100,22 +105,27 @@ impl World {
     /// Destroys connections from one side, all of which are there. With packets that may take
     /// longer than one call does on a busy machine: what goes on is ended by a later one. The node
     /// sweeps twice after a change, and again after the next one.
-    pub(super) fn destroy_all(&self, way: Way, side: Side, connections: &[Connection]) {
-        let tries = match way {
-            Way::Kernel => 1,
-            Way::Packets => 3,
+    pub(super) fn destroy_all(
+        &self,
+        method: DestroyMethod,
+        side: Side,
+        connections: &[Connection],
+    ) {
+        let tries = match method {
+            DestroyMethod::Kernel => 1,
+            DestroyMethod::Packets => 3,
         };
         let mut left = connections.to_vec();
         let mut failures = Vec::new();
         for number in 0..tries {
-            let outcomes = self.destroy(way, side, &left).outcomes;
+            let outcomes = self.destroy(method, side, &left).outcomes;
             failures.clear();
             for (connection, outcome) in std::mem::take(&mut left).into_iter().zip(outcomes) {
                 match outcome {
                     Outcome::Destroyed => {}
                     // A reset that was late.
                     Outcome::Gone if number > 0 => {}
-                    Outcome::Gone => panic!("{way:?} {side:?}: {connection:?} was not there"),
+                    Outcome::Gone => panic!("{method:?} {side:?}: {connection:?} was not there"),
                     Outcome::Failed(failure) => {
                         left.push(connection);
                         failures.push(failure);
@@ -126,12 +136,17 @@ impl World {
                 return;
             }
         }
-        panic!("{way:?} {side:?}: {failures:?}");
+        panic!("{method:?} {side:?}: {failures:?}");
     }
 
     /// Destroys one connection from one side.
-    pub(super) fn destroy_one(&self, way: Way, side: Side, connection: Connection) -> Outcome {
-        let mut outcomes = self.destroy(way, side, &[connection]).outcomes;
+    pub(super) fn destroy_one(
+        &self,
+        method: DestroyMethod,
+        side: Side,
+        connection: Connection,
+    ) -> Outcome {
+        let mut outcomes = self.destroy(method, side, &[connection]).outcomes;
         outcomes.pop().unwrap()
     }
 }

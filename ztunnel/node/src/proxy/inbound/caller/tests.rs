@@ -28,11 +28,11 @@ fn identity(account: &str) -> Identity {
 }
 
 /// A tunnel from an address, of somebody who tells of a workload `far`.
-fn tunnel(from: &str, account: &str, authority: &str) -> Caller {
-    Caller {
+fn tunnel(from: &str, account: &str, authority: &str) -> InboundCaller {
+    InboundCaller {
         peer: SocketAddr::new(from.parse().unwrap(), 1000),
         at: "10.0.0.2:15008".parse().unwrap(),
-        tunnel: Some(Asking {
+        tunnel: Some(TunnelPeer {
             identity: identity(account),
             authority: authority.parse().unwrap(),
             forwarded: Some(from.parse().unwrap()),
@@ -45,7 +45,7 @@ fn tunnel(from: &str, account: &str, authority: &str) -> Caller {
     }
 }
 
-fn asking(caller: &mut Caller) -> &mut Asking {
+fn asking(caller: &mut InboundCaller) -> &mut TunnelPeer {
     caller.tunnel.as_mut().unwrap()
 }
 
@@ -53,7 +53,7 @@ fn asking(caller: &mut Caller) -> &mut Asking {
 fn baggage_is_believed_only_of_whom_the_mesh_does_not_know() {
     let view = view();
     let pod = view.mesh.workload_by_uid(&Uid("pod".into())).unwrap();
-    let source = |caller: &Caller| {
+    let source = |caller: &InboundCaller| {
         let client = caller.client(Some(pod), &view);
         let found = caller.source(client, "", &view)?;
         Some((found.workload_name.to_string(), found.uid.0.to_string()))
@@ -83,12 +83,12 @@ fn baggage_is_believed_only_of_whom_the_mesh_does_not_know() {
 #[test]
 fn the_service_is_what_was_said_or_what_leads_to_the_port() {
     let view = view();
-    let service = |uid: &str, caller: &Caller, destination: &str| {
+    let service = |uid: &str, caller: &InboundCaller, destination: &str| {
         let workload = view.mesh.workload_by_uid(&Uid(uid.into())).unwrap();
         let destination = destination.parse().unwrap();
-        let target = Target {
+        let target = TunnelTarget {
             destination,
-            asked: destination,
+            dialled: destination,
             service: None,
         };
         let found = caller.service(Some(&target), Some(workload), &view);

@@ -8,76 +8,79 @@ fn uid(name: &str) -> PodUid {
     PodUid(name.into())
 }
 
-fn there(roster: &Roster<u8>) -> Vec<(&str, u8)> {
-    roster.pods().map(|(uid, pod)| (&*uid.0, *pod)).collect()
+fn there(announced_pods: &AnnouncedPods<u8>) -> Vec<(&str, u8)> {
+    announced_pods
+        .pods()
+        .map(|(uid, pod)| (&*uid.0, *pod))
+        .collect()
 }
 
 #[test]
 fn who_was_not_named_leaves_when_the_snapshot_ends() {
-    let mut roster = Roster::default();
+    let mut announced_pods = AnnouncedPods::default();
     for name in ["a", "b", "c"] {
-        assert_eq!(roster.add(uid(name), 1), Ok(Added::New));
+        assert_eq!(announced_pods.add(uid(name), 1), Ok(Added::New));
     }
-    assert_eq!(roster.complete(), []);
-    assert!(roster.is_whole());
-    roster.begin();
-    assert!(!roster.is_whole());
-    assert_eq!(there(&roster), [("a", 1), ("b", 1), ("c", 1)]);
-    assert_eq!(roster.add(uid("a"), 1), Ok(Added::Same));
-    assert_eq!(roster.keep(&uid("b")), Ok(()));
-    assert_eq!(roster.complete(), [(uid("c"), 1)]);
-    assert_eq!(there(&roster), [("a", 1), ("b", 1)]);
+    assert_eq!(announced_pods.complete(), []);
+    assert!(announced_pods.is_whole());
+    announced_pods.begin();
+    assert!(!announced_pods.is_whole());
+    assert_eq!(there(&announced_pods), [("a", 1), ("b", 1), ("c", 1)]);
+    assert_eq!(announced_pods.add(uid("a"), 1), Ok(Added::Same));
+    assert_eq!(announced_pods.keep(&uid("b")), Ok(()));
+    assert_eq!(announced_pods.complete(), [(uid("c"), 1)]);
+    assert_eq!(there(&announced_pods), [("a", 1), ("b", 1)]);
 }
 
 #[test]
 fn who_is_named_with_something_else_is_replaced() {
-    let mut roster = Roster::default();
-    assert_eq!(roster.add(uid("a"), 1), Ok(Added::New));
-    assert_eq!(roster.add(uid("a"), 2), Ok(Added::Replaced(1)));
-    assert_eq!(roster.complete(), []);
-    assert_eq!(there(&roster), [("a", 2)]);
+    let mut announced_pods = AnnouncedPods::default();
+    assert_eq!(announced_pods.add(uid("a"), 1), Ok(Added::New));
+    assert_eq!(announced_pods.add(uid("a"), 2), Ok(Added::Replaced(1)));
+    assert_eq!(announced_pods.complete(), []);
+    assert_eq!(there(&announced_pods), [("a", 2)]);
 }
 
 #[test]
 fn who_left_after_having_been_named_is_not_kept() {
-    let mut roster = Roster::default();
-    assert_eq!(roster.add(uid("a"), 1), Ok(Added::New));
-    roster.begin();
-    assert_eq!(roster.keep(&uid("a")), Ok(()));
-    assert_eq!(roster.delete(&uid("a")), Some(1));
-    assert_eq!(roster.delete(&uid("a")), None);
-    assert_eq!(roster.complete(), []);
-    assert_eq!(there(&roster), []);
+    let mut announced_pods = AnnouncedPods::default();
+    assert_eq!(announced_pods.add(uid("a"), 1), Ok(Added::New));
+    announced_pods.begin();
+    assert_eq!(announced_pods.keep(&uid("a")), Ok(()));
+    assert_eq!(announced_pods.delete(&uid("a")), Some(1));
+    assert_eq!(announced_pods.delete(&uid("a")), None);
+    assert_eq!(announced_pods.complete(), []);
+    assert_eq!(there(&announced_pods), []);
 }
 
 #[test]
 fn who_is_kept_and_not_known_leaves_the_roster_in_doubt() {
-    let mut roster = Roster::<u8>::default();
-    assert_eq!(roster.keep(&uid("a")), Ok(()));
-    assert_eq!(roster.complete(), []);
-    assert!(!roster.is_whole());
-    assert_eq!(roster.unknown().collect::<Vec<_>>(), [&uid("a")]);
-    assert_eq!(roster.add(uid("a"), 1), Ok(Added::New));
-    assert!(roster.is_whole());
+    let mut announced_pods = AnnouncedPods::<u8>::default();
+    assert_eq!(announced_pods.keep(&uid("a")), Ok(()));
+    assert_eq!(announced_pods.complete(), []);
+    assert!(!announced_pods.is_whole());
+    assert_eq!(announced_pods.unknown().collect::<Vec<_>>(), [&uid("a")]);
+    assert_eq!(announced_pods.add(uid("a"), 1), Ok(Added::New));
+    assert!(announced_pods.is_whole());
 }
 
 #[test]
 fn no_more_than_there_may_be() {
-    let mut roster = Roster {
+    let mut announced_pods = AnnouncedPods {
         most: 2,
-        ..Roster::default()
+        ..AnnouncedPods::default()
     };
-    assert_eq!(roster.add(uid("a"), 1), Ok(Added::New));
-    assert_eq!(roster.keep(&uid("b")), Ok(()));
-    assert_eq!(roster.add(uid("c"), 1), Err(Full { most: 2 }));
-    assert_eq!(roster.keep(&uid("c")), Err(Full { most: 2 }));
+    assert_eq!(announced_pods.add(uid("a"), 1), Ok(Added::New));
+    assert_eq!(announced_pods.keep(&uid("b")), Ok(()));
+    assert_eq!(announced_pods.add(uid("c"), 1), Err(Full { most: 2 }));
+    assert_eq!(announced_pods.keep(&uid("c")), Err(Full { most: 2 }));
     // Those that are there may be named again, and one that leaves makes room.
-    assert_eq!(roster.add(uid("a"), 2), Ok(Added::Replaced(1)));
-    assert_eq!(roster.add(uid("b"), 1), Ok(Added::New));
-    roster.begin();
-    assert_eq!(roster.keep(&uid("c")), Err(Full { most: 2 }));
-    assert_eq!(roster.delete(&uid("a")), Some(2));
-    assert_eq!(roster.add(uid("c"), 1), Ok(Added::New));
+    assert_eq!(announced_pods.add(uid("a"), 2), Ok(Added::Replaced(1)));
+    assert_eq!(announced_pods.add(uid("b"), 1), Ok(Added::New));
+    announced_pods.begin();
+    assert_eq!(announced_pods.keep(&uid("c")), Err(Full { most: 2 }));
+    assert_eq!(announced_pods.delete(&uid("a")), Some(2));
+    assert_eq!(announced_pods.add(uid("c"), 1), Ok(Added::New));
 }
 
 #[derive(Debug, Clone)]
@@ -127,26 +130,26 @@ fn naively_there(history: &[Step], pod: u8) -> Option<u8> {
 proptest! {
     #[test]
     fn does_what_its_whole_history_says(history in proptest::collection::vec(step(), 0..40)) {
-        let mut roster = Roster::default();
+        let mut announced_pods = AnnouncedPods::default();
         for (at, step) in history.iter().enumerate() {
             let (before, after) = (&history[..at], &history[..=at]);
             match step {
-                Step::Begin => roster.begin(),
+                Step::Begin => announced_pods.begin(),
                 Step::Add(pod, with) => {
                     let expected = match naively_there(before, *pod) {
                         None => Added::New,
                         Some(same) if same == *with => Added::Same,
                         Some(other) => Added::Replaced(other),
                     };
-                    prop_assert_eq!(roster.add(uid(&pod.to_string()), *with), Ok(expected));
+                    prop_assert_eq!(announced_pods.add(uid(&pod.to_string()), *with), Ok(expected));
                 }
-                Step::Keep(pod) => prop_assert_eq!(roster.keep(&uid(&pod.to_string())), Ok(())),
+                Step::Keep(pod) => prop_assert_eq!(announced_pods.keep(&uid(&pod.to_string())), Ok(())),
                 Step::Delete(pod) => {
-                    let left = roster.delete(&uid(&pod.to_string()));
+                    let left = announced_pods.delete(&uid(&pod.to_string()));
                     prop_assert_eq!(left, naively_there(before, *pod));
                 }
                 Step::Complete => {
-                    let left = roster.complete();
+                    let left = announced_pods.complete();
                     let expected: Vec<_> = (0..5)
                         .filter(|pod| naively_there(after, *pod).is_none())
                         .filter_map(|pod| Some((uid(&pod.to_string()), naively_there(before, pod)?)))
@@ -156,9 +159,9 @@ proptest! {
             }
             for pod in 0..5 {
                 let key = uid(&pod.to_string());
-                let found = roster.pods().find(|(uid, _)| **uid == key).map(|(_, pod)| *pod);
+                let found = announced_pods.pods().find(|(uid, _)| **uid == key).map(|(_, pod)| *pod);
                 prop_assert_eq!(found, naively_there(after, pod));
-                let unknown = roster.unknown().any(|uid| *uid == key);
+                let unknown = announced_pods.unknown().any(|uid| *uid == key);
                 prop_assert_eq!(unknown, naively_named(after, pod) && found.is_none());
             }
         }

@@ -16,7 +16,7 @@ use super::{Config, Root};
 /// While a request waits, the other end is asked this often whether it is still there.
 const PING: Duration = Duration::from_secs(15);
 
-pub(super) struct Line {
+pub(super) struct CaChannel {
     endpoint: Endpoint,
     security: Security,
     open: Mutex<Option<Open>>,
@@ -40,7 +40,7 @@ struct Open {
     roots: Option<Arc<Roots>>,
 }
 
-impl Line {
+impl CaChannel {
     pub(super) fn new(config: &Config) -> Result<Self, IstiodError> {
         let uri = uri(&config.address)?;
         let secure = uri.scheme() == Some(&Scheme::HTTPS);

@@ -16,13 +16,13 @@ const PACE: Duration = Duration::from_millis(500);
 
 /// Pods to be looked into.
 #[derive(Debug, Default)]
-pub struct Suspects {
+pub struct RecheckQueue {
     /// When each was named last, and whether it has been looked into since.
     named: Mutex<HashMap<NetnsCookie, (Instant, bool)>>,
     told: Notify,
 }
 
-impl Suspects {
+impl RecheckQueue {
     /// Names a pod. Cheap, from any thread.
     pub(crate) fn name(&self, pod: NetnsCookie) {
         self.name_at(pod, Instant::now());
@@ -63,16 +63,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_pod_is_named_once_for_a_while() {
-        let (suspects, now) = (Suspects::default(), Instant::now());
-        suspects.name_at(NetnsCookie(1), now);
-        suspects.name_at(NetnsCookie(1), now);
-        suspects.name_at(NetnsCookie(2), now);
-        let mut named = suspects.named().await;
+        let (recheck, now) = (RecheckQueue::default(), Instant::now());
+        recheck.name_at(NetnsCookie(1), now);
+        recheck.name_at(NetnsCookie(1), now);
+        recheck.name_at(NetnsCookie(2), now);
+        let mut named = recheck.named().await;
         named.sort_unstable_by_key(|pod| pod.0);
         assert_eq!(named, [NetnsCookie(1), NetnsCookie(2)]);
-        suspects.name_at(NetnsCookie(1), now + PACE / 2);
-        assert!(suspects.named().now_or_never().is_none());
-        suspects.name_at(NetnsCookie(1), now + PACE);
-        assert_eq!(suspects.named().await, [NetnsCookie(1)]);
+        recheck.name_at(NetnsCookie(1), now + PACE / 2);
+        assert!(recheck.named().now_or_never().is_none());
+        recheck.name_at(NetnsCookie(1), now + PACE);
+        assert_eq!(recheck.named().await, [NetnsCookie(1)]);
     }
 }

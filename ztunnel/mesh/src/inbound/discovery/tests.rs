@@ -15,16 +15,16 @@ services:
 "#;
 
 /// Everything that is asked for, if each answer is "absent".
-fn asked(uid: &str, authority: &str, on_behalf: bool, mesh: &Snapshot) -> Vec<String> {
+fn endpoint(uid: &str, authority: &str, on_behalf: bool, mesh: &Snapshot) -> Vec<String> {
     let workload = mesh.workload_by_uid(&Uid(uid.into())).unwrap();
-    let asked = Asked {
+    let endpoint = LocalEndpoint {
         workload,
         addresses: &workload.workload_ips,
         at: workload.workload_ips[0],
     };
     let authority = authority.parse().unwrap();
     let mut absent = Vec::new();
-    while let Some(key) = missing(&authority, on_behalf, asked, mesh, &absent) {
+    while let Some(key) = missing(&authority, on_behalf, endpoint, mesh, &absent) {
         assert!(absent.len() < 20, "it never ends");
         absent.push(key);
     }
@@ -60,12 +60,12 @@ const TABLE: &[(&str, &str, bool, &[&str])] = &[
 fn what_the_judgement_needs_is_asked_for_and_nothing_else() {
     let mesh = local::parse(MESH).unwrap().into_snapshot().known_in_part();
     for (uid, authority, on_behalf, expected) in TABLE {
-        let found = asked(uid, authority, *on_behalf, &mesh);
+        let found = endpoint(uid, authority, *on_behalf, &mesh);
         assert_eq!(found, *expected, "{uid} asked for {authority}");
     }
     let whole = local::parse(MESH).unwrap().into_snapshot();
     for (uid, authority, on_behalf, _) in TABLE {
-        let found = asked(uid, authority, *on_behalf, &whole);
+        let found = endpoint(uid, authority, *on_behalf, &whole);
         assert_eq!(found, Vec::<String>::new());
     }
 }

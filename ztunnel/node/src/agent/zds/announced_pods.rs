@@ -10,7 +10,7 @@ const MOST_PODS: usize = 10_000;
 
 /// The pods that the node agent has named; `P` is what it said about each.
 #[derive(Debug)]
-pub struct Roster<P> {
+pub struct AnnouncedPods<P> {
     pods: BTreeMap<PodUid, P>,
     /// Those that this connection has named, whether anything is known about them or not.
     named: BTreeSet<PodUid>,
@@ -38,7 +38,7 @@ pub struct Full {
     pub most: usize,
 }
 
-impl<P> Default for Roster<P> {
+impl<P> Default for AnnouncedPods<P> {
     fn default() -> Self {
         Self {
             pods: BTreeMap::new(),
@@ -49,7 +49,7 @@ impl<P> Default for Roster<P> {
     }
 }
 
-impl<P: PartialEq> Roster<P> {
+impl<P: PartialEq> AnnouncedPods<P> {
     /// A connection begins. Everybody stays until it has named those who are there.
     pub fn begin(&mut self) {
         self.named.clear();

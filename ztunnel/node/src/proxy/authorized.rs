@@ -1,6 +1,6 @@
 //! Connections that policy let in and the proxy carries: after a change they are judged again, and
 //! those that may not be open any more are cut, in the manner of the direct lane, where the kernel
-//! knows what is open (`direct::Keeper`).
+//! knows what is open (`direct::FastPath`).
 //!
 //! A worker keeps the set of its own connections. Most changes concern none of its pods: what is
 //! compared first is which policies apply to a pod, before and after.
@@ -15,16 +15,16 @@ use std::task::{Context, Poll, Waker};
 use foldhash::{HashMap, HashMapExt as _};
 use slab::Slab;
 
-use super::permit::Denied;
+use super::policy::Denied;
 use mesh::Identity;
 use mesh::NetnsCookie;
 use mesh::View;
-use mesh::authorize::{Arrival, Verdict, authorize};
+use mesh::authorize::{InboundRequest, Verdict, authorize};
 use mesh::inbound::client_of;
 
 /// What a connection was let in as.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Admitted {
+pub(super) struct AuthorizationContext {
     /// The namespace of the pod it arrived at.
     pub(super) pod: NetnsCookie,
     /// The identity that its peer proved.
@@ -54,7 +54,7 @@ pub(crate) enum Revoked {
 
 /// The connections of one worker.
 #[derive(Debug)]
-pub(super) struct LiveSet {
+pub(super) struct AuthorizedConnections {
     entries: RefCell<Slab<Entry>>,
     /// The view that all of them were judged by last, but for those that say otherwise.
     view: RefCell<Arc<View>>,
@@ -62,7 +62,7 @@ pub(super) struct LiveSet {
 
 #[derive(Debug)]
 struct Entry {
-    admitted: Admitted,
+    admitted: AuthorizationContext,
     /// Judged by another view than the set's.
     apart: bool,
     revoked: Option<Revoked>,
@@ -71,12 +71,12 @@ struct Entry {
 
 /// A connection's place in the set, while it is open.
 #[derive(Debug)]
-pub(super) struct Live {
-    set: Rc<LiveSet>,
+pub(super) struct ConnectionGuard {
+    set: Rc<AuthorizedConnections>,
     key: usize,
 }
 
-impl LiveSet {
+impl AuthorizedConnections {
     /// An empty set.
     pub(super) fn new(view: Arc<View>) -> Rc<Self> {
         Rc::new(Self {
@@ -92,10 +92,10 @@ impl LiveSet {
     /// When it may not be open any more.
     pub(super) fn admit(
         self: &Rc<Self>,
-        admitted: Admitted,
+        admitted: AuthorizationContext,
         judged_by: &Arc<View>,
         now: &Arc<View>,
-    ) -> Result<Live, Revoked> {
+    ) -> Result<ConnectionGuard, Revoked> {
         if !Arc::ptr_eq(judged_by, now) {
             judge(&admitted, now)?;
         }
@@ -105,14 +105,14 @@ impl LiveSet {
             revoked: None,
             waker: None,
         };
-        Ok(Live {
+        Ok(ConnectionGuard {
             set: self.clone(),
             key: self.entries.borrow_mut().insert(entry),
         })
     }
 
     /// Judges again what the change to `view` concerns.
-    pub(super) fn judge_again(&self, view: &Arc<View>) {
+    pub(super) fn reauthorize(&self, view: &Arc<View>) {
         let before = self.view.replace(view.clone());
         let mut concerned: HashMap<NetnsCookie, bool> = HashMap::new();
         let mut wakers = Vec::new();
@@ -136,7 +136,7 @@ impl LiveSet {
     }
 }
 
-impl Live {
+impl ConnectionGuard {
     /// Resolves when the connection may not be open any more.
     pub(super) async fn revoked(&self) -> Revoked {
         poll_fn(|cx| self.poll_revoked(cx)).await
@@ -158,7 +158,7 @@ impl Live {
     }
 }
 
-impl Drop for Live {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         drop(self.set.entries.borrow_mut().try_remove(self.key));
     }
@@ -180,14 +180,14 @@ fn same_policies(pod: NetnsCookie, before: &View, after: &View) -> bool {
 }
 
 /// What a pod that is no longer served here has open is left to drain.
-fn judge(admitted: &Admitted, view: &View) -> Result<(), Revoked> {
+fn judge(admitted: &AuthorizationContext, view: &View) -> Result<(), Revoked> {
     if view.pod(admitted.pod).is_none() {
         return Ok(());
     }
     let workload = view
         .workload(admitted.pod)
         .ok_or(Revoked::UnknownWorkload)?;
-    let arrival = Arrival {
+    let arrival = InboundRequest {
         workload,
         source: admitted.source.as_ref(),
         source_ip: client_of(

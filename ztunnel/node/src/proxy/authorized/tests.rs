@@ -43,8 +43,8 @@ fn policy(action: &str, namespace: &str, client: &str) -> String {
 }
 
 /// A connection of a client, named by its namespace, to a pod.
-fn admitted(client: Option<&str>, pod: u64) -> Admitted {
-    Admitted {
+fn admitted(client: Option<&str>, pod: u64) -> AuthorizationContext {
+    AuthorizationContext {
         pod: NetnsCookie(pod),
         source: client.map(|client| Identity::new("cluster.local", client, "default").unwrap()),
         peer: "10.0.9.9".parse().unwrap(),
@@ -53,7 +53,7 @@ fn admitted(client: Option<&str>, pod: u64) -> Admitted {
     }
 }
 
-fn is_cut(live: &Live) -> Option<String> {
+fn is_cut(live: &ConnectionGuard) -> Option<String> {
     live.revoked().now_or_never().map(|why| why.to_string())
 }
 
@@ -62,13 +62,13 @@ const BOTH: &[&str] = &["a", "b"];
 #[test]
 fn a_deny_cuts_whom_it_concerns_and_nobody_else() {
     let before = view("", BOTH);
-    let set = LiveSet::new(before.clone());
+    let set = AuthorizedConnections::new(before.clone());
     let take = |client, pod| set.admit(admitted(client, pod), &before, &before).unwrap();
     let concerned = take(Some("x"), 1);
     let other_client = take(Some("y"), 1);
     let other_pod = take(Some("x"), 2);
     let plaintext = take(None, 1);
-    set.judge_again(&view(&policy("Deny", "a", "x"), BOTH));
+    set.reauthorize(&view(&policy("Deny", "a", "x"), BOTH));
     assert_eq!(
         is_cut(&concerned).as_deref(),
         Some("no longer allowed: denied by policy a/p")
@@ -81,27 +81,27 @@ fn a_deny_cuts_whom_it_concerns_and_nobody_else() {
 #[test]
 fn an_allow_for_others_cuts_and_so_does_the_end_of_ones_own() {
     let before = view(&policy("Allow", "a", "x"), BOTH);
-    let set = LiveSet::new(before.clone());
+    let set = AuthorizedConnections::new(before.clone());
     let live = set.admit(admitted(Some("x"), 1), &before, &before).unwrap();
-    set.judge_again(&view(&policy("Allow", "b", "x"), BOTH));
+    set.reauthorize(&view(&policy("Allow", "b", "x"), BOTH));
     assert_eq!(is_cut(&live), None, "no ALLOW applies to it any more");
-    set.judge_again(&view(&policy("Allow", "a", "y"), BOTH));
+    set.reauthorize(&view(&policy("Allow", "a", "y"), BOTH));
     assert!(is_cut(&live).is_some());
 }
 
 #[test]
 fn a_pod_that_leaves_the_mesh_takes_its_connections_along() {
     let before = view("", BOTH);
-    let set = LiveSet::new(before.clone());
+    let set = AuthorizedConnections::new(before.clone());
     let live = set.admit(admitted(Some("x"), 1), &before, &before).unwrap();
-    set.judge_again(&view("", &["b"]));
+    set.reauthorize(&view("", &["b"]));
     assert!(is_cut(&live).unwrap().contains("not in the mesh"));
 }
 
 #[test]
 fn a_pod_that_is_somebody_else_than_the_mesh_says_keeps_nothing() {
     let before = view("", BOTH);
-    let set = LiveSet::new(before.clone());
+    let set = AuthorizedConnections::new(before.clone());
     let live = set.admit(admitted(Some("x"), 1), &before, &before).unwrap();
     let pod = LocalPod {
         uid: Uid("a".into()),
@@ -111,24 +111,24 @@ fn a_pod_that_is_somebody_else_than_the_mesh_says_keeps_nothing() {
         redirected: false,
     };
     let after = View::new(before.mesh.clone(), [pod], &Lanes::default());
-    set.judge_again(&Arc::new(after));
+    set.reauthorize(&Arc::new(after));
     assert!(is_cut(&live).is_some());
 }
 
 #[test]
 fn what_a_pod_that_left_the_node_has_open_is_left_to_drain() {
     let before = view("", BOTH);
-    let set = LiveSet::new(before.clone());
+    let set = AuthorizedConnections::new(before.clone());
     let live = set.admit(admitted(Some("x"), 1), &before, &before).unwrap();
     let after = View::new(before.mesh.clone(), [], &Lanes::default());
-    set.judge_again(&Arc::new(after));
+    set.reauthorize(&Arc::new(after));
     assert_eq!(is_cut(&live), None);
 }
 
 #[test]
 fn a_task_that_waits_is_woken() {
     let before = view("", BOTH);
-    let set = LiveSet::new(before.clone());
+    let set = AuthorizedConnections::new(before.clone());
     let live = set.admit(admitted(Some("x"), 1), &before, &before).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
@@ -136,7 +136,7 @@ fn a_task_that_waits_is_woken() {
     runtime.block_on(async {
         let change = async {
             tokio::task::yield_now().await;
-            set.judge_again(&view(&policy("Deny", "a", "x"), BOTH));
+            set.reauthorize(&view(&policy("Deny", "a", "x"), BOTH));
         };
         let (why, ()) = tokio::join!(live.revoked(), change);
         assert!(matches!(why, Revoked::Denied(_)));
@@ -146,9 +146,9 @@ fn a_task_that_waits_is_woken() {
 #[test]
 fn who_was_judged_by_an_older_view_is_judged_again_on_the_way_in() {
     let (before, after) = (view("", BOTH), view(&policy("Deny", "a", "x"), BOTH));
-    let set = LiveSet::new(before.clone());
+    let set = AuthorizedConnections::new(before.clone());
     // The change has been looked through already: nobody would come by again.
-    set.judge_again(&after);
+    set.reauthorize(&after);
     assert!(set.admit(admitted(Some("x"), 1), &before, &after).is_err());
     assert!(set.admit(admitted(Some("y"), 1), &before, &after).is_ok());
 }
@@ -156,20 +156,20 @@ fn who_was_judged_by_an_older_view_is_judged_again_on_the_way_in() {
 #[test]
 fn who_came_between_two_changes_is_judged_although_the_policies_are_those_of_before() {
     let denying = view(&policy("Deny", "a", "x"), BOTH);
-    let set = LiveSet::new(denying.clone());
+    let set = AuthorizedConnections::new(denying.clone());
     let allowing = view("", BOTH);
     let live = set
         .admit(admitted(Some("x"), 1), &allowing, &allowing)
         .unwrap();
     // The very same policy objects as the set has seen last.
-    set.judge_again(&with(denying.mesh.clone()));
+    set.reauthorize(&with(denying.mesh.clone()));
     assert!(is_cut(&live).is_some());
 }
 
 #[test]
 fn what_has_ended_is_forgotten() {
     let before = view("", BOTH);
-    let set = LiveSet::new(before.clone());
+    let set = AuthorizedConnections::new(before.clone());
     drop(set.admit(admitted(None, 1), &before, &before));
     assert!(set.entries.borrow().is_empty());
 }
@@ -191,8 +191,8 @@ policies:
     };
     let behind = ", waypoint: { destination: /10.0.9.9 }";
     let before = with(Arc::new(mesh(behind)));
-    let set = LiveSet::new(before.clone());
-    let through = |named: Option<&str>| Admitted {
+    let set = AuthorizedConnections::new(before.clone());
+    let through = |named: Option<&str>| AuthorizationContext {
         source: Some(Identity::new("cluster.local", "default", "wp").unwrap()),
         named: named.map(|named| named.parse().unwrap()),
         ..admitted(None, 1)
@@ -209,6 +209,6 @@ policies:
     let mut workload = (**workload).clone();
     workload.waypoint = None;
     without.apply(mesh::Change::Workload(Box::new(workload)));
-    set.judge_again(&with(Arc::new(without)));
+    set.reauthorize(&with(Arc::new(without)));
     assert!(is_cut(&live).is_some());
 }

@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::super::socks5::message::Destination;
-use super::super::worker::Here;
+use super::super::worker::PodContext;
 use super::ResolveError;
-use super::error::DepartError;
+use super::error::OutboundError;
 use mesh::NetnsCookie;
 use mesh::names::{Answer, Family, Question, answer};
 use mesh::route::choose_address;
@@ -18,38 +18,41 @@ use mesh::{Snapshot, Workload};
 ///
 /// # Errors
 /// When it is none that may be asked for, or a name without an address.
-pub(super) async fn asked_for(here: &Here, asked: Destination) -> Result<SocketAddr, DepartError> {
+pub(super) async fn socks_destination(
+    context: &PodContext,
+    asked: Destination,
+) -> Result<SocketAddr, OutboundError> {
     let to = match asked {
         Destination::Address(to) => to,
-        Destination::Name(name, port) => SocketAddr::new(meant_by(here, &name).await?, port),
+        Destination::Name(name, port) => SocketAddr::new(meant_by(context, &name).await?, port),
     };
     let ip = to.ip();
     // The pod's loopback is the application's own, and the proxy's listeners are on it.
     if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || to.port() == 0 {
-        return Err(DepartError::NotToBeAsked { destination: to });
+        return Err(OutboundError::NotToBeAsked { destination: to });
     }
     Ok(to)
 }
 
-async fn meant_by(here: &Here, name: &Arc<str>) -> Result<IpAddr, DepartError> {
-    let shared = &here.local.shared;
-    let dice = here.local.dice();
+async fn meant_by(context: &PodContext, name: &Arc<str>) -> Result<IpAddr, OutboundError> {
+    let shared = &context.worker.proxy;
+    let random = context.worker.random();
     let empty = || ResolveError::Empty {
         hostname: name.clone(),
     };
     let said = {
-        let view = shared.keeper.view();
-        let source = here.pod.workload(&view.mesh);
-        let source = source.ok_or_else(|| DepartError::UnknownWorkload {
-            uid: here.pod.uid.0.clone(),
+        let view = shared.fast_path.view();
+        let source = context.pod.workload(&view.mesh);
+        let source = source.ok_or_else(|| OutboundError::UnknownWorkload {
+            uid: context.pod.uid.0.clone(),
         })?;
-        let families = families(here.pod.addresses.iter().chain(&source.workload_ips));
+        let families = families(context.pod.addresses.iter().chain(&source.workload_ips));
         in_mesh(
             &view.mesh,
             &shared.config.domain,
             source,
             &families,
-            (name, dice),
+            (name, random),
         )
     };
     match said {
@@ -57,10 +60,10 @@ async fn meant_by(here: &Here, name: &Arc<str>) -> Result<IpAddr, DepartError> {
         Said::NoAddress => return Err(empty().into()),
         Said::NotMine => {}
     }
-    let pod = NetnsCookie(here.pod.netns.cookie());
+    let pod = NetnsCookie(context.pod.netns.cookie());
     let found = shared.resolver.resolve(name, pod).await?;
-    let like = here.pod.addresses.first().copied();
-    let chosen = like.and_then(|like| choose_address(&found, like, dice));
+    let like = context.pod.addresses.first().copied();
+    let chosen = like.and_then(|like| choose_address(&found, like, random));
     let chosen = chosen.or_else(|| found.first().copied());
     Ok(chosen.ok_or_else(empty)?.to_canonical())
 }
@@ -88,11 +91,11 @@ fn in_mesh(
     domain: &str,
     client: &Workload,
     families: &[Family],
-    (name, dice): (&str, u64),
+    (name, random): (&str, u64),
 ) -> Said {
     let mut said = Said::NotMine;
     for &family in families {
-        match answer(mesh, domain, client, &Question { name, family }, dice) {
+        match answer(mesh, domain, client, &Question { name, family }, random) {
             Answer::Records { addresses, .. } => match addresses.first() {
                 Some(address) => return Said::Address(*address),
                 None => said = Said::NoAddress,

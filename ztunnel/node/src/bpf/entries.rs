@@ -102,7 +102,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn remember_call(&self, call: &FastPathKey, verdict: &FastPathEntry) -> Result<(), Error> {
+    pub fn insert_entry(&self, call: &FastPathKey, verdict: &FastPathEntry) -> Result<(), Error> {
         let maps = &self.maps;
         let mut value = shared::Verdict {
             epoch: maps.epoch(),
@@ -128,8 +128,8 @@ impl Kernel {
     /// Sends a call to the proxy again.
     ///
     /// # Errors
-    /// When the map cannot be written; then [`Self::forget_everything`] is the way.
-    pub fn forget_call(&self, call: &FastPathKey) -> Result<(), Error> {
+    /// When the map cannot be written; then [`Self::invalidate_entries`] is the way.
+    pub fn remove_entry(&self, call: &FastPathKey) -> Result<(), Error> {
         let verdicts = &self.maps.verdicts;
         verdicts
             .remove(&call_key(call))
@@ -140,7 +140,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub fn calls(&self) -> Result<Vec<(FastPathKey, FastPathEntry)>, Error> {
+    pub fn entries(&self) -> Result<Vec<(FastPathKey, FastPathEntry)>, Error> {
         let entries = self.maps.verdicts.entries();
         let entries = entries.map_err(failed(&self.maps.verdicts, "read"))?;
         Ok(entries
@@ -153,36 +153,36 @@ impl Kernel {
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn remember_arrival(&self, arrival: &InboundEntry) -> Result<(), Error> {
+    pub fn insert_inbound_entry(&self, arrival: &InboundEntry) -> Result<(), Error> {
         let maps = &self.maps;
         let value = shared::Admission {
             server: arrival.pod.0,
             epoch: maps.epoch(),
             zero: 0,
         };
-        maps.arrivals
+        maps.inbound_entries
             .insert(&arrival_key(arrival), &value)
-            .map_err(failed(&maps.arrivals, "written"))
+            .map_err(failed(&maps.inbound_entries, "written"))
     }
 
     /// Sends plaintext from this source to the proxy again.
     ///
     /// # Errors
-    /// As [`Self::forget_call`].
-    pub fn forget_arrival(&self, arrival: &InboundEntry) -> Result<(), Error> {
-        let arrivals = &self.maps.arrivals;
-        arrivals
+    /// As [`Self::remove_entry`].
+    pub fn remove_inbound_entry(&self, arrival: &InboundEntry) -> Result<(), Error> {
+        let inbound_entries = &self.maps.inbound_entries;
+        inbound_entries
             .remove(&arrival_key(arrival))
-            .map_err(failed(arrivals, "written"))
+            .map_err(failed(inbound_entries, "written"))
     }
 
     /// Every source of plaintext that goes past the proxy.
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub fn arrivals(&self) -> Result<Vec<InboundEntry>, Error> {
-        let entries = self.maps.arrivals.entries();
-        let entries = entries.map_err(failed(&self.maps.arrivals, "read"))?;
+    pub fn inbound_entries(&self) -> Result<Vec<InboundEntry>, Error> {
+        let entries = self.maps.inbound_entries.entries();
+        let entries = entries.map_err(failed(&self.maps.inbound_entries, "read"))?;
         let arrival = |(key, value): &(shared::Arrival, shared::Admission)| InboundEntry {
             pod: NetnsCookie(value.server),
             to: SocketAddr::new(key.to.into(), u16::try_from(key.port).unwrap_or_default()),
@@ -195,7 +195,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When not even that is possible.
-    pub fn forget_everything(&self) -> Result<(), Error> {
+    pub fn invalidate_entries(&self) -> Result<(), Error> {
         self.maps.next_epoch()
     }
 
@@ -203,9 +203,9 @@ impl Kernel {
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub fn flows(&self) -> Result<Vec<FastPathConnection>, Error> {
-        let entries = self.maps.flows.entries();
-        let entries = entries.map_err(failed(&self.maps.flows, "read"))?;
+    pub fn fast_path_connections(&self) -> Result<Vec<FastPathConnection>, Error> {
+        let entries = self.maps.fast_path_connections.entries();
+        let entries = entries.map_err(failed(&self.maps.fast_path_connections, "read"))?;
         Ok(entries
             .iter()
             .map(|(flow, state)| connection(flow, state))
@@ -216,13 +216,20 @@ impl Kernel {
     ///
     /// # Errors
     /// When a map cannot be read or written.
-    pub fn forget_flow(&self, flow: &FastPathConnection) -> Result<(), Error> {
-        let flows = &self.maps.flows;
+    pub fn remove_connection(&self, flow: &FastPathConnection) -> Result<(), Error> {
+        let fast_path_connections = &self.maps.fast_path_connections;
         let key = flow_key(flow);
-        let known = flows.get(&key).map_err(failed(flows, "read"))?;
+        let known = fast_path_connections
+            .get(&key)
+            .map_err(failed(fast_path_connections, "read"))?;
         if known.is_some_and(|state| state.socket == flow.socket) {
-            flows.remove(&key).map_err(failed(flows, "written"))?;
-            let left = flows.entries().map_err(failed(flows, "read"))?.len();
+            fast_path_connections
+                .remove(&key)
+                .map_err(failed(fast_path_connections, "written"))?;
+            let left = fast_path_connections
+                .entries()
+                .map_err(failed(fast_path_connections, "read"))?
+                .len();
             self.maps.set_count(COUNT_OPEN, left as u64)?;
         }
         Ok(())
@@ -239,7 +246,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When the socket's storage cannot be written.
-    pub fn vouch(
+    pub fn mark_fast_path_socket(
         &self,
         socket: BorrowedFd<'_>,
         dialled: SocketAddr,
@@ -285,7 +292,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When the socket's storage cannot be written.
-    pub fn claim(&self, listener: BorrowedFd<'_>) -> io::Result<()> {
+    pub fn mark_listener(&self, listener: BorrowedFd<'_>) -> io::Result<()> {
         let saved = Saved {
             kind: SAVED_LISTENER,
             ..Saved::default()

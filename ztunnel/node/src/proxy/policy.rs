@@ -1,6 +1,6 @@
 //! Asks the destination's policies and tells what those on trial would have said.
 
-use mesh::authorize::{Arrival, Judgement, Trial, Verdict, authorize};
+use mesh::authorize::{Authorization, InboundRequest, Trial, Verdict, authorize};
 use mesh::{Policy, Snapshot};
 use telemetry::TrialMetrics;
 
@@ -28,12 +28,12 @@ impl Denied {
 ///
 /// # Errors
 /// Names the policy that refuses it.
-pub(super) fn permit(
+pub(super) fn check(
     mesh: &Snapshot,
-    arrival: &Arrival<'_>,
+    arrival: &InboundRequest<'_>,
     trials: &TrialMetrics,
 ) -> Result<(), Denied> {
-    let Judgement { verdict, dry_runs } = authorize(arrival, mesh);
+    let Authorization { verdict, dry_runs } = authorize(arrival, mesh);
     for trial in dry_runs {
         let matched = matches!(trial.outcome, Trial::Matched);
         trials.answered(trial.policy.key(), matched);
@@ -68,7 +68,7 @@ mod tests {
             ..everybody("nobody", true)
         };
         let workload = Workload::new("w", "w", "default", "default").unwrap();
-        let arrival = Arrival {
+        let arrival = InboundRequest {
             workload: &workload,
             source: None,
             source_ip: "10.0.0.1".parse().unwrap(),
@@ -76,7 +76,7 @@ mod tests {
         };
         let judge = |policies| {
             let mesh = Snapshot::build(Vec::new(), Vec::new(), policies);
-            permit(&mesh, &arrival, telemetry.trials())
+            check(&mesh, &arrival, telemetry.trials())
         };
         assert!(judge(vec![everybody("all", true), nobody.clone()]).is_ok());
         let denied = judge(vec![everybody("all", false), nobody]).unwrap_err();

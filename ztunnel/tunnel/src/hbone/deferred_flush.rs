@@ -1,7 +1,7 @@
 //! The byte stream under an HTTP/2 connection, with two habits h2 lacks.
 //!
 //! h2 flushes after every larger frame. A TLS stream that collects records until it is flushed
-//! would make one system call of each; so a [`Line`] keeps h2's flushes back, and the task that
+//! would make one system call of each; so a [`DeferredFlush`] keeps h2's flushes back, and the task that
 //! drives the connection flushes once when h2 has nothing more to write. And it remembers that
 //! bytes came in, so that a busy connection needs no PING to be known alive.
 
@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A byte stream shared between h2, which reads and writes, and the driver, which flushes.
-pub(crate) struct Line<IO> {
+pub(crate) struct DeferredFlush<IO> {
     shared: Rc<Shared<IO>>,
 }
 
@@ -27,7 +27,7 @@ struct Shared<IO> {
     unflushed: Cell<bool>,
 }
 
-impl<IO> Clone for Line<IO> {
+impl<IO> Clone for DeferredFlush<IO> {
     fn clone(&self) -> Self {
         Self {
             shared: Rc::clone(&self.shared),
@@ -35,7 +35,7 @@ impl<IO> Clone for Line<IO> {
     }
 }
 
-impl<IO> Line<IO> {
+impl<IO> DeferredFlush<IO> {
     pub(crate) fn new(io: IO) -> Self {
         let io = RefCell::new(io);
         Self {
@@ -53,7 +53,7 @@ impl<IO> Line<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> Line<IO> {
+impl<IO: AsyncWrite + Unpin> DeferredFlush<IO> {
     /// Flushes what h2 wrote; free when it wrote nothing.
     pub(crate) fn poll_flush_now(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.shared.unflushed.get() {
@@ -82,7 +82,7 @@ impl<IO: AsyncWrite + Unpin> Line<IO> {
     }
 }
 
-impl<IO: AsyncRead + Unpin> AsyncRead for Line<IO> {
+impl<IO: AsyncRead + Unpin> AsyncRead for DeferredFlush<IO> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -97,7 +97,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Line<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Line<IO> {
+impl<IO: AsyncWrite + Unpin> AsyncWrite for DeferredFlush<IO> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

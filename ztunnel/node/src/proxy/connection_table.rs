@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use slab::Slab;
 
-use super::report::Facts;
+use super::report::ConnectionInfo;
 use mesh::Uid;
 use telemetry::Reporter;
 
 /// The connections that the proxy carries now, those included that it has just begun to set up.
 #[derive(Debug, Default)]
-pub struct Ledger {
-    pages: Mutex<Vec<Page>>,
+pub struct ConnectionTable {
+    shards: Mutex<Vec<Shard>>,
 }
 
 /// One end of a connection as it can be shown.
@@ -33,42 +33,42 @@ pub struct Carried {
     pub tunnelled: bool,
 }
 
-impl Ledger {
+impl ConnectionTable {
     /// A page for one more worker.
-    pub(super) fn page(&self) -> Page {
-        let page = Page::default();
-        locked(&self.pages).push(page.clone());
-        page
+    pub(super) fn shard(&self) -> Shard {
+        let shard = Shard::default();
+        locked(&self.shards).push(shard.clone());
+        shard
     }
 
     /// Every connection, in no particular order. One whose pod the mesh did not know, and which is
     /// about to be refused, is left out.
     #[must_use]
     pub fn carried(&self) -> Vec<Carried> {
-        let pages = locked(&self.pages).clone();
+        let shards = locked(&self.shards).clone();
         // The texts are made without the lock.
-        let copy = |page: Page| {
-            let entries = locked(&page.0);
+        let copy = |shard: Shard| {
+            let entries = locked(&shard.0);
             entries
                 .iter()
-                .map(|(_, facts)| facts.clone())
+                .map(|(_, info)| info.clone())
                 .collect::<Vec<_>>()
         };
-        let all = pages.into_iter().flat_map(copy);
-        all.filter_map(|facts| carried(&facts)).collect()
+        let all = shards.into_iter().flat_map(copy);
+        all.filter_map(|info| carried(&info)).collect()
     }
 }
 
 /// One worker's connections.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Page(Arc<Mutex<Slab<Arc<Facts>>>>);
+pub(super) struct Shard(Arc<Mutex<Slab<Arc<ConnectionInfo>>>>);
 
-impl Page {
+impl Shard {
     /// Writes a connection down until what is returned is dropped.
-    pub(super) fn enter(&self, facts: Arc<Facts>) -> Place {
-        let key = locked(&self.0).insert(facts);
-        Place {
-            page: self.clone(),
+    pub(super) fn enter(&self, info: Arc<ConnectionInfo>) -> Entry {
+        let key = locked(&self.0).insert(info);
+        Entry {
+            shard: self.clone(),
             key,
         }
     }
@@ -76,14 +76,14 @@ impl Page {
 
 /// A connection's place on its page.
 #[derive(Debug)]
-pub(super) struct Place {
-    page: Page,
+pub(super) struct Entry {
+    shard: Shard,
     key: usize,
 }
 
-impl Drop for Place {
+impl Drop for Entry {
     fn drop(&mut self) {
-        drop(locked(&self.page.0).try_remove(self.key));
+        drop(locked(&self.shard.0).try_remove(self.key));
     }
 }
 
@@ -91,26 +91,26 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn carried(facts: &Facts) -> Option<Carried> {
-    let inbound = facts.reporter == Reporter::Destination;
+fn carried(info: &ConnectionInfo) -> Option<Carried> {
+    let inbound = info.reporter == Reporter::Destination;
     let pod = if inbound {
-        &facts.workload
+        &info.workload
     } else {
-        &facts.source
+        &info.source
     };
-    let tunnel = facts.hbone.as_ref();
+    let tunnel = info.hbone.as_ref();
     let authority = tunnel.filter(|_| inbound);
     Some(Carried {
         pod: pod.as_ref()?.uid.clone(),
         inbound,
-        client: facts.client,
+        client: info.client,
         dialled: authority.map_or_else(
-            || facts.dialled.to_string(),
+            || info.dialled.to_string(),
             |tunnel| tunnel.authority.to_string(),
         ),
         to: tunnel
             .filter(|_| !inbound)
-            .map_or(facts.destination, |tunnel| tunnel.at),
+            .map_or(info.destination, |tunnel| tunnel.at),
         tunnelled: tunnel.is_some(),
     })
 }
@@ -123,9 +123,9 @@ mod tests {
     use super::*;
     use mesh::Workload;
 
-    fn facts(reporter: Reporter) -> Facts {
+    fn info(reporter: Reporter) -> ConnectionInfo {
         let workload = |uid| Arc::new(Workload::new(uid, uid, "default", "default").unwrap());
-        Facts {
+        ConnectionInfo {
             reporter,
             began: Instant::now(),
             client: "10.0.0.1:4000".parse().unwrap(),
@@ -145,10 +145,10 @@ mod tests {
 
     #[test]
     fn what_is_open_is_shown_and_what_has_ended_is_not() {
-        let ledger = Ledger::default();
-        let (one, other) = (ledger.page(), ledger.page());
-        let leaves = one.enter(Arc::new(facts(Reporter::Source)));
-        let comes = other.enter(Arc::new(facts(Reporter::Destination)));
+        let connection_table = ConnectionTable::default();
+        let (one, other) = (connection_table.shard(), connection_table.shard());
+        let leaves = one.enter(Arc::new(info(Reporter::Source)));
+        let comes = other.enter(Arc::new(info(Reporter::Destination)));
         let shown = |carried: &Carried| {
             let (dialled, to) = (carried.dialled.clone(), carried.to.to_string());
             (carried.pod.to_string(), carried.inbound, dialled, to)
@@ -156,20 +156,20 @@ mod tests {
         let texts = |pod: &str, inbound, dialled: &str, to: &str| {
             (pod.to_owned(), inbound, dialled.to_owned(), to.to_owned())
         };
-        let all: Vec<_> = ledger.carried().iter().map(shown).collect();
+        let all: Vec<_> = connection_table.carried().iter().map(shown).collect();
         let expected = [
             texts("client", false, "10.9.0.1:80", "10.0.0.2:15008"),
             texts("server", true, "web.default:80", "10.0.0.2:8080"),
         ];
         assert_eq!(all, expected);
         drop(leaves);
-        assert_eq!(ledger.carried().len(), 1);
+        assert_eq!(connection_table.carried().len(), 1);
         drop(comes);
-        let nobody = one.enter(Arc::new(Facts {
+        let nobody = one.enter(Arc::new(ConnectionInfo {
             source: None,
-            ..facts(Reporter::Source)
+            ..info(Reporter::Source)
         }));
-        assert!(ledger.carried().is_empty());
+        assert!(connection_table.carried().is_empty());
         drop(nobody);
     }
 }

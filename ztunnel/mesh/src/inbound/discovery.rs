@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::target::Asked;
+use super::target::LocalEndpoint;
 use crate::{Authority, DemandKey, GatewayAddress, Service, Snapshot, route};
 
 /// The next thing to ask for, if there is one. `absent` was asked for and is not in the mesh;
@@ -11,7 +11,7 @@ use crate::{Authority, DemandKey, GatewayAddress, Service, Snapshot, route};
 pub fn missing(
     authority: &Authority,
     on_behalf: bool,
-    asked: Asked<'_>,
+    endpoint: LocalEndpoint<'_>,
     mesh: &Snapshot,
     absent: &[DemandKey],
 ) -> Option<DemandKey> {
@@ -19,7 +19,7 @@ pub fn missing(
         return None;
     }
     let open = |key: &DemandKey| !absent.contains(key);
-    let workload = asked.workload;
+    let workload = endpoint.workload;
     // Who may speak for others, the workload's services say.
     let mut services = workload.services.iter().map(|(key, _)| key);
     let wanted = |hostname: &str| match authority {
@@ -43,21 +43,21 @@ pub fn missing(
             return gateway;
         }
     }
-    beyond(authority, asked, mesh, absent)
+    beyond(authority, endpoint, mesh, absent)
 }
 
 /// What a waypoint is asked for: somebody else's address, and who stands before it.
 fn beyond(
     authority: &Authority,
-    asked: Asked<'_>,
+    endpoint: LocalEndpoint<'_>,
     mesh: &Snapshot,
     absent: &[DemandKey],
 ) -> Option<DemandKey> {
     let Authority::Address(to) = authority else {
         return None;
     };
-    let workload = asked.workload;
-    if asked.owns(to.ip()) || workload.application_tunnel.is_some() {
+    let workload = endpoint.workload;
+    if endpoint.owns(to.ip()) || workload.application_tunnel.is_some() {
         return None;
     }
     let network = &workload.network;
