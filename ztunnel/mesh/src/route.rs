@@ -163,7 +163,7 @@ pub enum HopKind {
 /// When the mesh knows the destination but the connection must not or cannot go there.
 pub fn route(request: &OutboundRequest<'_>, view: &View, random: u64) -> Result<Route, RouteError> {
     match target(request, &view.mesh)? {
-        DialledTarget::Outside(to, service) => Ok(outside(to, service)),
+        DialledTarget::Outside(to, service) => outside(request.source, to, service, view),
         DialledTarget::Workload(to, workload) => {
             Ok(carry(request.source, workload, to, None, view))
         }
@@ -202,7 +202,7 @@ pub fn options(
 ) -> Result<(), RouteError> {
     let source = request.source;
     match target(request, &view.mesh)? {
-        DialledTarget::Outside(to, service) => each(Some(outside(to, service)), 1),
+        DialledTarget::Outside(to, service) => each(Some(outside(source, to, service, view)?), 1),
         DialledTarget::Workload(to, workload) => {
             each(in_the_clear(source, workload, to, None, view), 1)
         }
@@ -220,12 +220,23 @@ pub fn options(
     Ok(())
 }
 
-fn outside(to: SocketAddr, service: Option<Arc<Service>>) -> Route {
-    Route::Passthrough {
+/// To what the mesh does not know. A pod of this node that it does not know yet is about to be in it:
+/// reached now, it would be reached in the clear, and its waypoint gone around.
+fn outside(
+    source: &Workload,
+    to: SocketAddr,
+    service: Option<Arc<Service>>,
+    view: &View,
+) -> Result<Route, RouteError> {
+    let expected = view.expects(source, to.ip());
+    if let Some(uid) = expected.filter(|_| !is_own_tunnel(source, to)) {
+        return Err(RouteError::NotPushed { uid: uid.clone() });
+    }
+    Ok(Route::Passthrough {
         to,
         workload: None,
         service,
-    }
+    })
 }
 
 fn resolve(name: &Arc<str>) -> Route {
@@ -273,6 +284,9 @@ fn known<'a>(
         return Err(RouteError::Unreadable { name: name.clone() });
     }
     request.is_absent(key_of(source, at), &view.mesh)?;
+    if let Some(uid) = view.expects(source, at) {
+        return Err(RouteError::NotPushed { uid: uid.clone() });
+    }
     Ok(chosen)
 }
 

@@ -103,6 +103,8 @@ pub struct View {
     pub mesh: Arc<Snapshot>,
     pods: HashMap<NetnsCookie, (LocalPod, Allowed)>,
     cookies: HashMap<Uid, NetnsCookie>,
+    /// The pods served here whose workloads the mesh does not know, by address.
+    expected: HashMap<IpAddr, Uid>,
 }
 
 impl View {
@@ -119,7 +121,14 @@ impl View {
         };
         for pod in pods {
             let allowed = lanes.of(&pod.uid);
-            if pod.is(view.mesh.workload_by_uid(&pod.uid)) {
+            let workload = view.mesh.workload_by_uid(&pod.uid);
+            let (known, is_it) = (workload.is_some(), pod.is(workload));
+            if !(known && is_it) {
+                let expected = pod.addresses.iter();
+                let expected = expected.map(|address| (*address, pod.uid.clone()));
+                view.expected.extend(expected);
+            }
+            if is_it {
                 view.cookies.insert(pod.uid.clone(), pod.cookie);
             }
             view.pods.insert(pod.cookie, (pod, allowed));
@@ -131,6 +140,23 @@ impl View {
     #[must_use]
     pub fn pod(&self, cookie: NetnsCookie) -> Option<&LocalPod> {
         self.pods.get(&cookie).map(|(pod, _)| pod)
+    }
+
+    /// Whether a pod is served here and the mesh does not know its workload (yet).
+    #[must_use]
+    pub fn is_expected(&self, uid: &str) -> bool {
+        self.expected.values().any(|expected| *expected.0 == *uid)
+    }
+
+    /// The pod served here that has an address and whose workload the mesh does not know (yet), for a
+    /// workload that dials it. An address of the source's own pod is its own, even where another pod
+    /// has the same.
+    #[must_use]
+    pub fn expects(&self, source: &Workload, address: IpAddr) -> Option<&Uid> {
+        let expected = self.expected.get(&address)?;
+        let own = self.find(source);
+        let own = own.is_some_and(|(pod, _)| pod.addresses.contains(&address));
+        (!own).then_some(expected)
     }
 
     /// What the mesh says about the pod of a namespace.

@@ -36,7 +36,9 @@ use tokio::sync::{Notify, watch};
 use crate::bpf::Kernel;
 use crate::fastpath::FastPath;
 use crate::handover::Handover;
-use crate::proxy::{ConnectionTable, ProxyState, RecheckQueue, WorkerError, Workers};
+use crate::proxy::{
+    ConnectionTable, ProxyState, RecheckQueue, WorkerError, Workers, WorkloadWaits,
+};
 use admin::{self, Readiness};
 use mesh::{Lanes, View};
 use settings::{self, ConfigError, Overrides, Settings, Watcher};
@@ -475,8 +477,11 @@ fn share(
     let runtime = tokio::runtime::Handle::current();
     let view = View::new(mesh.current().clone(), [], &Lanes::default());
     let on_demand = discovery::own_pods::on_demand(mesh.demand());
+    let fast_path = Arc::new(FastPath::new(kernel.clone(), view, on_demand.clone()));
+    let waits = telemetry.waits().clone();
     let shared = Arc::new(ProxyState {
-        fast_path: Arc::new(FastPath::new(kernel.clone(), view, on_demand.clone())),
+        waits: WorkloadWaits::new(fast_path.clone(), settings.workload_wait, waits),
+        fast_path,
         on_demand,
         resolver: assembly::resolver(runtime.clone()),
         certificates: tls::Store::new(issuer, certificates, runtime),

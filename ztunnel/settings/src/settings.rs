@@ -54,6 +54,10 @@ pub struct Settings {
     pub capture: Capture,
     /// How DNS is answered where it is captured; none leaves it alone.
     pub dns: Option<Dns>,
+    /// What needs the workload of a pod that was announced and not pushed waits for it up to this long;
+    /// zero is not at all.
+    #[serde(serialize_with = "super::units::as_text")]
+    pub workload_wait: Duration,
     /// Which lane the pods of this node take to each other; direct only if both ends say so.
     pub same_node: SameNode,
     /// Whether direct connections are joined; only if both ends say so.
@@ -255,6 +259,7 @@ impl Settings {
             readiness: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 15021),
             capture: Capture::default(),
             dns: Some(Dns::default()),
+            workload_wait: Duration::from_secs(5),
             same_node: SameNode::default(),
             acceleration: Acceleration::default(),
             overrides: Vec::new(),

@@ -17,6 +17,7 @@ mod pods;
 mod series;
 mod table;
 mod trials;
+mod waits;
 mod xds;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,6 +39,7 @@ pub use pods::PodMetrics;
 pub use series::{Count, Reporter, ResponseFlag, SecurityPolicy, Series, SeriesKey};
 pub use table::TOLD;
 pub use trials::TrialMetrics;
+pub use waits::{WaitKind, WaitMetrics, WaitOutcome};
 pub use xds::{XdsMetrics, XdsTermination};
 
 use exposition::Exposition;
@@ -54,6 +56,7 @@ pub struct Telemetry {
     dns: DnsMetrics,
     xds: XdsMetrics,
     trials: TrialMetrics,
+    waits: WaitMetrics,
     registry: Mutex<Registry>,
 }
 
@@ -70,6 +73,7 @@ impl Telemetry {
         let dns = DnsMetrics::register(&mut registry);
         let xds = XdsMetrics::register(&mut registry);
         let trials = TrialMetrics::register(&mut registry);
+        let waits = WaitMetrics::register(&mut registry);
         let build = Family::<Vec<(&'static str, &'static str)>, Gauge>::default();
         build
             .get_or_create(&vec![
@@ -94,6 +98,7 @@ impl Telemetry {
             dns,
             xds,
             trials,
+            waits,
             registry: Mutex::new(registry),
         })
     }
@@ -143,6 +148,12 @@ impl Telemetry {
     #[must_use]
     pub const fn trials(&self) -> &TrialMetrics {
         &self.trials
+    }
+
+    /// What waits for the workloads of new pods.
+    #[must_use]
+    pub const fn waits(&self) -> &WaitMetrics {
+        &self.waits
     }
 
     /// A pod's listeners are up.

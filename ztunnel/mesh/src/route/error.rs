@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{DemandKey, Fault, GatewayDestination, NamespacedHostname};
+use crate::{DemandKey, Fault, GatewayDestination, NamespacedHostname, Uid};
 
 /// What somebody in the middle is there for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,16 @@ pub enum RouteError {
     NotDiscovered {
         /// What to ask for.
         key: DemandKey,
+    },
+    /// A pod of this node was dialled, and the mesh does not know its workload: which policies and
+    /// waypoints are its own is not known. Whoever asks for the route waits, and asks once more.
+    #[error(
+        "pod {uid} of this node has the address, and its workload is not in the mesh: refused, because \
+         its policies and waypoints are not known"
+    )]
+    NotPushed {
+        /// Under which uid the mesh will know it.
+        uid: Uid,
     },
     /// The control plane has told of whoever is there, and it could not be read.
     #[error(
@@ -145,6 +155,7 @@ impl RouteError {
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::NotDiscovered { .. } => "unasked",
+            Self::NotPushed { .. } => "not_pushed",
             Self::Unreadable { .. } => "unreadable",
             Self::NoSuchPort { .. } => "no_such_port",
             Self::NoHealthyBackend { .. } => "no_healthy_backend",
@@ -170,6 +181,7 @@ impl RouteError {
             Self::NoSuchPort { .. } => Fault::Downstream,
             Self::NoHealthyBackend { .. } | Self::GatewayUnavailable { .. } => Fault::Upstream,
             Self::NotDiscovered { .. }
+            | Self::NotPushed { .. }
             | Self::Unreadable { .. }
             | Self::NoAddress { .. }
             | Self::NoNetworkGateway { .. }

@@ -3,7 +3,8 @@
 //!
 //! A line is `who -> what => answer`. Before the arrow may stand `roll 3` (the dice; 0 otherwise),
 //! `with name=address` (what a name was resolved to), `here b,c` (pods of the source's node that
-//! are served by the same proxy, the source is then one of them too), `but address:port` (what the
+//! are served by the same proxy, the source is then one of them too; `new@address` for one that the mesh
+//! does not know yet), `but address:port` (what the
 //! kernel could have chosen), `absent key` (what the control plane says is not in the mesh). With `rolls` the answer is who is chosen for each throw in turn.
 //!
 //! An answer is
@@ -24,6 +25,7 @@ mod in_part;
 mod ingress;
 mod names;
 mod networks;
+mod not_pushed;
 mod plain;
 mod visibility;
 mod waypoints;
@@ -95,18 +97,26 @@ impl<'a> Question<'a> {
 
     fn view(&self, mesh: &Arc<Snapshot>) -> View {
         let mut here = self.here.clone();
-        if !here.is_empty() {
+        let is_here = |name: &&str| name.split('@').next() == Some(self.who);
+        if !here.is_empty() && !here.iter().any(is_here) {
             here.push(self.who);
         }
-        let pods = here.iter().zip(1..).map(|(name, cookie)| LocalPod {
-            uid: Uid((*name).into()),
-            account: None,
-            cookie: NetnsCookie(cookie),
-            addresses: {
-                let workload = mesh.workload_by_uid(&Uid((*name).into())).unwrap();
-                workload.workload_ips.to_vec()
-            },
-            redirected: false,
+        let pods = here.iter().zip(1..).map(|(name, cookie)| {
+            let (uid, address) = match name.split_once('@') {
+                Some((uid, address)) => (Uid(uid.into()), Some(address.parse().unwrap())),
+                None => (Uid((*name).into()), None),
+            };
+            let known = mesh.workload_by_uid(&uid);
+            let known = known
+                .into_iter()
+                .flat_map(|known| known.workload_ips.to_vec());
+            LocalPod {
+                uid,
+                account: None,
+                cookie: NetnsCookie(cookie),
+                addresses: known.chain(address).collect(),
+                redirected: false,
+            }
         });
         View::new(mesh.clone(), pods, &Lanes::default())
     }

@@ -3,11 +3,15 @@
 //!
 //! After a start the kernel holds verdicts and connections of an earlier process, which cannot be
 //! judged before the own workloads are known. So judgement waits for these, but not for ever.
+//!
+//! A pod is often announced before the control plane knows it, and of what it did not know when it was
+//! asked the control plane does not tell later. What the pod dials meanwhile waits for its workload, so
+//! that is asked for again soon.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use foldhash::HashSet;
+use foldhash::{HashMap, HashSet};
 use tokio::task::JoinSet;
 
 use crate::Node;
@@ -15,7 +19,7 @@ use crate::discovery::Ask;
 use crate::discovery::DiscoveryFuture;
 use crate::discovery::LEASE;
 use crate::discovery::OnDemandClient;
-use mesh::{DemandKey, Fetched, Snapshot, Uid};
+use mesh::{DemandKey, Snapshot, Uid};
 use upstream::ads::Demand;
 
 /// How long the first judgement waits for the workloads of the own pods.
@@ -23,6 +27,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often verdicts are looked through for answers that no longer hold.
 const EXPIRE_EVERY: Duration = LEASE.checked_div(2).unwrap();
+
+/// How often the workload of a pod that has just come is asked for.
+const AGAIN: Duration = Duration::from_millis(500);
+/// For how long a pod counts as one that has just come; later its workload is asked for as often as
+/// verdicts are looked through.
+const NEW: Duration = Duration::from_secs(30);
 
 /// The control plane as the path asks it.
 #[derive(Debug)]
@@ -45,8 +55,13 @@ pub(crate) fn on_demand(demand: Option<&Demand>) -> Option<Arc<OnDemandClient>> 
 #[derive(Debug)]
 pub(crate) struct OwnPods {
     demand: Option<Demand>,
+    /// Those that need not be asked for now.
     asked: HashSet<Uid>,
-    asking: JoinSet<Fetched>,
+    /// Those that the mesh does not know, since when.
+    unknown: HashMap<Uid, Instant>,
+    asking: JoinSet<Uid>,
+    /// When those that have just come are asked for again.
+    again: Option<Instant>,
     /// Whether judgement waits for them, and until when, as soon as it is known who they are.
     holds: bool,
     until: Option<Instant>,
@@ -60,7 +75,9 @@ impl OwnPods {
         Self {
             demand: demand.cloned(),
             asked: HashSet::default(),
+            unknown: HashMap::default(),
             asking: JoinSet::new(),
+            again: None,
             holds: demand.is_some(),
             until: None,
             expire: now.map(|now| now + EXPIRE_EVERY),
@@ -72,13 +89,34 @@ impl OwnPods {
         let Some(demand) = &self.demand else {
             return;
         };
+        let now = Instant::now();
+        let previous_proxy = std::mem::take(&mut self.unknown);
         for uid in pods.filter(|uid| mesh.workload_by_uid(uid).is_none()) {
+            let since = previous_proxy.get(&uid).copied().unwrap_or(now);
+            self.unknown.insert(uid.clone(), since);
             if self.asked.insert(uid.clone()) {
-                let (demand, key) = (demand.clone(), DemandKey::Workload(uid));
-                self.asking.spawn(async move { demand.fetch(&key).await });
+                let (demand, key) = (demand.clone(), DemandKey::Workload(uid.clone()));
+                self.asking.spawn(async move {
+                    demand.fetch(&key).await;
+                    uid
+                });
             }
         }
-        while self.asking.try_join_next().is_some() {}
+        let new = self.unknown.values().any(|since| now < *since + NEW);
+        self.again = new.then(|| self.again.unwrap_or(now + AGAIN));
+    }
+
+    /// Lets those be asked for again that have just come and whose question is over.
+    fn ask_again(&mut self) {
+        self.again = None;
+        let now = Instant::now();
+        while let Some(asked) = self.asking.try_join_next() {
+            let Ok(uid) = asked else { continue };
+            let since = self.unknown.get(&uid);
+            if since.is_some_and(|since| now < *since + NEW) {
+                self.asked.remove(&uid);
+            }
+        }
     }
 
     /// Whether judgement is to wait.
@@ -103,11 +141,13 @@ impl OwnPods {
 
     /// When there is something to be done: the wait is over, or verdicts are to be looked through.
     pub(crate) fn due(&self) -> Option<Instant> {
-        self.until.into_iter().chain(self.expire).min()
+        let due = self.until.into_iter().chain(self.expire);
+        due.chain(self.again).min()
     }
 
     /// Verdicts were looked through. What was asked for and is not known yet is asked for again.
     fn expired(&mut self) {
+        while self.asking.try_join_next().is_some() {}
         self.asked.clear();
         self.expire = self.expire.map(|_| Instant::now() + EXPIRE_EVERY);
     }
@@ -140,6 +180,10 @@ impl Node {
         if self.own.until.is_some_and(|until| until <= now) {
             self.own.release();
             self.reauthorize();
+        }
+        if self.own.again.is_some_and(|again| again <= now) {
+            self.own.ask_again();
+            self.ask_for_own();
         }
         if self.own.expire.is_some_and(|expire| expire <= now) {
             // Before the first judgement what an earlier process has let go holds.
