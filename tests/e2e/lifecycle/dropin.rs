@@ -13,6 +13,7 @@ use ztunnel_tests::proxy::{Mesh, Settings};
 use ztunnel_tests::traffic::Kind;
 
 mod demand;
+mod new_pods;
 
 use crate::scene::{self, HTTP, LIMIT, answered, answered_soon, eventually, reset};
 
@@ -115,6 +116,15 @@ impl<'world> Cluster<'world> {
 
     /// With more variables in the environment.
     fn start_with(world: &'world World, environment: &[(&str, &str)]) -> Self {
+        Self::start_as(world, environment, |_settings| {})
+    }
+
+    /// And with other settings.
+    fn start_as(
+        world: &'world World,
+        environment: &[(&str, &str)],
+        adjust: impl FnMut(&mut Settings) + 'world,
+    ) -> Self {
         let control = ControlPlane::start(world).unwrap();
         for node in world.nodes() {
             for pod in &node.pods {
@@ -138,7 +148,7 @@ impl<'world> Cluster<'world> {
                 .extra
                 .insert("nodeAgent".to_owned(), json!({ "socket": socket }));
         };
-        let mut builder = Mesh::builder(world).settings(bare);
+        let mut builder = Mesh::builder(world).settings(bare).settings(adjust);
         for (name, value) in control.environment() {
             builder = builder.environment(&name, &value);
         }

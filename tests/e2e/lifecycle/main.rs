@@ -26,5 +26,6 @@ mod rotation;
 mod scene;
 mod settings;
 mod socks5;
+mod stream_end;
 mod succession;
 mod terminated;

@@ -3,8 +3,10 @@
 
 mod certificate;
 mod frames;
+mod server;
 mod tls;
 
 pub(crate) use certificate::{Authority, Leaf};
-pub(crate) use frames::{Kind, Reply, Tunnels, connect, header, literal};
+pub(crate) use frames::{CODES, Kind, Reply, Tunnels, connect, frame, header, literal};
+pub(crate) use server::Scripted;
 pub(crate) use tls::{Secure, client, client_config, dial, serve_once};

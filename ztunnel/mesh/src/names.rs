@@ -107,6 +107,31 @@ pub fn answer(
     Answer::NotMine
 }
 
+/// Whether the mesh may have an answer to a question of an unknown workload: whether a service of any
+/// namespace, visible or not, has one of the names that this one may stand for. Where it has not, every
+/// client is told the same: [`Answer::NotMine`]. `namespace` is the client's; without it, a name that
+/// stands for another one in each namespace may have an answer.
+#[must_use]
+pub fn may_be_mine(mesh: &Snapshot, domain: &str, namespace: Option<&str>, name: &str) -> bool {
+    if name.is_empty() {
+        return false;
+    }
+    let Some(namespace) = namespace else {
+        return true;
+    };
+    let known = |hostname: &str| mesh.services_by_hostname(hostname).next().is_some();
+    aliases(name, namespace, domain).iter().any(|alias| {
+        let mut rest = &*alias.name;
+        let mut found = known(rest);
+        while let Some((_, parent)) = rest.split_once('.') {
+            // Without its first label a pod's name is its service's.
+            found |= known(&format!("*.{parent}")) || (alias.pod && known(parent));
+            rest = parent;
+        }
+        found
+    })
+}
+
 /// A name that the one that is asked for may stand for.
 struct Alias {
     name: String,

@@ -83,7 +83,7 @@ fn decide<T: Trace>(
         trace,
     };
     match target(inputs)? {
-        DialledTarget::Outside(to, service) => Ok(outside(to, service)),
+        DialledTarget::Outside(to, service) => outside(request.source, to, service, view),
         DialledTarget::Workload(to, workload) => {
             Ok(to_workload(request.source, workload, to, None, view))
         }
@@ -98,7 +98,7 @@ fn decide<T: Trace>(
                 }
                 Reachable::Address(ip) => {
                     let to = SocketAddr::new(ip, chosen.port);
-                    let workload = resolved_workload(inputs, chosen.workload, ip)?;
+                    let workload = resolved_workload(inputs, chosen.workload, ip, view)?;
                     Ok(to_workload(request.source, workload, to, Some(entry), view))
                 }
             }
@@ -118,7 +118,7 @@ pub fn options(
 ) -> Result<(), RouteError> {
     let source = request.source;
     match untraced_target(request, view)? {
-        DialledTarget::Outside(to, service) => each(Some(outside(to, service)), 1),
+        DialledTarget::Outside(to, service) => each(Some(outside(source, to, service, view)?), 1),
         DialledTarget::Workload(to, workload) => {
             each(without_tunnel(source, workload, to, None, view), 1);
         }

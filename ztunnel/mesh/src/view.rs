@@ -110,6 +110,8 @@ pub struct View {
     pub mesh: Arc<Snapshot>,
     pods: HashMap<NetnsCookie, ServedPod>,
     cookies: HashMap<Uid, NetnsCookie>,
+    /// The pods served here whose workloads the mesh does not know, by address.
+    expected: HashMap<IpAddr, Uid>,
 }
 
 impl View {
@@ -126,7 +128,14 @@ impl View {
         };
         for pod in pods {
             let paths = paths.of(&pod.uid);
-            if pod.matches(view.mesh.workload_by_uid(&pod.uid)) {
+            let workload = view.mesh.workload_by_uid(&pod.uid);
+            let (known, matches) = (workload.is_some(), pod.matches(workload));
+            if !(known && matches) {
+                let expected = pod.addresses.iter();
+                let expected = expected.map(|address| (*address, pod.uid.clone()));
+                view.expected.extend(expected);
+            }
+            if matches {
                 view.cookies.insert(pod.uid.clone(), pod.cookie);
             }
             view.pods.insert(pod.cookie, ServedPod { pod, paths });
@@ -138,6 +147,23 @@ impl View {
     #[must_use]
     pub fn pod(&self, cookie: NetnsCookie) -> Option<&LocalPod> {
         self.pods.get(&cookie).map(|served| &served.pod)
+    }
+
+    /// Whether this node serves a pod of this uid whose workload the control plane has not pushed.
+    #[must_use]
+    pub fn is_expected(&self, uid: &str) -> bool {
+        self.expected.values().any(|expected| *expected.0 == *uid)
+    }
+
+    /// The pod of this node that has an address and whose workload the control plane has not pushed,
+    /// for a workload that dials the address. An address of the source's own pod is its own, even
+    /// where another pod has the same.
+    #[must_use]
+    pub fn expects(&self, source: &Workload, address: IpAddr) -> Option<&Uid> {
+        let expected = self.expected.get(&address)?;
+        let own = self.find(source);
+        let own = own.is_some_and(|served| served.pod.addresses.contains(&address));
+        (!own).then_some(expected)
     }
 
     /// The workload of the pod with this network namespace.

@@ -22,6 +22,14 @@ impl Uid {
     pub fn of_pod(cluster: &str, namespace: &str, name: &str) -> Self {
         Self(format!("{cluster}//Pod/{namespace}/{name}").into())
     }
+
+    /// The Kubernetes namespace of a pod, if this is the uid of one ([`Self::of_pod`]).
+    #[must_use]
+    pub fn pod_namespace(&self) -> Option<&str> {
+        let (_cluster, pod) = self.0.split_once("//Pod/")?;
+        let (namespace, _name) = pod.split_once('/')?;
+        (!namespace.is_empty()).then_some(namespace)
+    }
 }
 
 /// How a workload is reached.

@@ -330,6 +330,10 @@ pub(super) fn fixed_keys_that_differ(old: &Settings, new: &Settings) -> Vec<&'st
             old.capture.verdicts != new.capture.verdicts,
         ),
         ("dns", old.dns != new.dns),
+        (
+            "newPods.workloadWait",
+            old.workload_wait != new.workload_wait,
+        ),
         ("hbone", old.hbone != new.hbone),
         ("keepalive", old.keepalive != new.keepalive),
         ("threads", old.threads != new.threads),

@@ -480,7 +480,9 @@ impl Enrollment {
         };
         for orphan in captured.into_iter().filter(|cookie| !is_enrolled(cookie)) {
             match kernel.withdraw(orphan) {
-                Ok(()) => tracing::info!(cookie = orphan.0, "stopped capturing a pod that has left"),
+                Ok(()) => {
+                    tracing::info!(cookie = orphan.0, "stopped capturing a pod that has left")
+                }
                 Err(error) => {
                     tracing::error!(%error, cookie = orphan.0, "cannot stop capturing a pod");
                 }

@@ -134,8 +134,11 @@ fn proxy_state(
     let runtime = tokio::runtime::Handle::current();
     let view = View::new(mesh.current().clone(), [], &PathSettings::default());
     let on_demand = own_pods::on_demand(mesh.demand());
+    let fast_path = Arc::new(FastPath::new(kernel.clone(), view, on_demand.clone()));
+    let waits = telemetry.waits().clone();
     let shared = Arc::new(ProxyState {
-        fast_path: Arc::new(FastPath::new(kernel.clone(), view, on_demand.clone())),
+        waits: WorkloadWaits::new(fast_path.clone(), settings.workload_wait, waits),
+        fast_path,
         on_demand,
         resolver: assembly::resolver(runtime.clone()),
         certificates: tls::Store::new(issuer, certificates, runtime),

@@ -294,6 +294,12 @@ fn durations(settings: &Settings) -> Result<(), ConfigError> {
     if let Some(dns) = &settings.dns {
         lasts("dns.timeout", dns.timeout, instant)?;
     }
+    // An application waits no longer for a connection, and a place to wait is kept for so long.
+    let (most, wait) = (Duration::from_secs(60), settings.workload_wait);
+    if wait > most {
+        let (found, least, most) = (show(wait), show(Duration::ZERO), show(most));
+        return Err(out_of_range("newPods.workloadWait", found, least, most));
+    }
     let (key, leaf_ttl) = (settings.ca.leaf_ttl_key(), settings.ca.leaf_ttl());
     lasts(key, leaf_ttl, Duration::from_secs(2))?;
     lasts(

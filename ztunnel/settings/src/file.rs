@@ -36,6 +36,7 @@ pub(super) struct File {
     pub(super) readiness: ListenSection,
     pub(super) capture: CaptureSection,
     pub(super) dns: DnsSection,
+    pub(super) new_pods: NewPodsSection,
     pub(super) same_node: Option<SameNode>,
     pub(super) acceleration: Option<Acceleration>,
     pub(super) overrides: Vec<OverrideEntry>,
@@ -91,6 +92,12 @@ pub(super) struct CaptureSection {
 pub(super) struct DnsSection {
     pub(super) enabled: Option<bool>,
     pub(super) timeout: Option<Span>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct NewPodsSection {
+    pub(super) workload_wait: Option<Span>,
 }
 
 /// An address and a port to listen on.

@@ -64,6 +64,11 @@ pub(super) fn assemble(
     upstream::lay(&mut settings, &file, env, flags)?;
     capture(&mut settings.capture, &file.capture, env, flags);
     settings.dns = dns(&file.dns, env);
+    let workload_wait = file.new_pods.workload_wait;
+    set(
+        &mut settings.workload_wait,
+        workload_wait.map(|span| span.0),
+    );
     lanes::lay(&mut settings, &file, env);
     hbone(&mut settings.hbone, &file.hbone, env);
     set(&mut settings.socks5, env.socks5.or(file.socks5.enabled));

@@ -54,6 +54,9 @@ pub struct Settings {
     pub capture: Capture,
     /// How captured DNS queries are answered; `None` does not capture them.
     pub dns: Option<Dns>,
+    /// How long connections and DNS questions of a new pod wait for its workload; zero does not wait.
+    #[serde(serialize_with = "super::units::as_text")]
+    pub workload_wait: Duration,
     /// The path between pods of this node; the fast path only if both ends have it set.
     pub same_node: SameNode,
     /// Whether fast-path connections are joined; only if both ends have it set.
@@ -254,6 +257,7 @@ impl Settings {
             readiness: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 15021),
             capture: Capture::default(),
             dns: Some(Dns::default()),
+            workload_wait: Duration::from_secs(5),
             same_node: SameNode::default(),
             acceleration: Acceleration::default(),
             overrides: Vec::new(),

@@ -16,6 +16,7 @@ mod pods;
 mod series;
 mod table;
 mod trials;
+mod waits;
 mod xds;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +38,7 @@ pub use pods::PodMetrics;
 pub use series::{Count, Reporter, ResponseFlag, SecurityPolicy, Series, SeriesKey};
 pub use table::BAGGAGE_UID;
 pub use trials::TrialMetrics;
+pub use waits::{WaitKind, WaitMetrics, WaitOutcome};
 pub use xds::{XdsMetrics, XdsTermination};
 
 use exposition::Exposition;
@@ -53,6 +55,7 @@ pub struct Telemetry {
     dns: DnsMetrics,
     xds: XdsMetrics,
     trials: TrialMetrics,
+    waits: WaitMetrics,
     registry: Mutex<Registry>,
 }
 
@@ -69,6 +72,7 @@ impl Telemetry {
         let dns = DnsMetrics::register(&mut registry);
         let xds = XdsMetrics::register(&mut registry);
         let trials = TrialMetrics::register(&mut registry);
+        let waits = WaitMetrics::register(&mut registry);
         let build = Family::<Vec<(&'static str, &'static str)>, Gauge>::default();
         build
             .get_or_create(&vec![
@@ -93,6 +97,7 @@ impl Telemetry {
             dns,
             xds,
             trials,
+            waits,
             registry: Mutex::new(registry),
         })
     }
@@ -142,6 +147,12 @@ impl Telemetry {
     #[must_use]
     pub const fn trials(&self) -> &TrialMetrics {
         &self.trials
+    }
+
+    /// The metrics of waiting for the workloads of new pods.
+    #[must_use]
+    pub const fn waits(&self) -> &WaitMetrics {
+        &self.waits
     }
 
     /// Counts a pod whose listeners were opened.

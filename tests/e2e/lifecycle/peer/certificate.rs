@@ -71,8 +71,26 @@ impl Authority {
         self.changed(uris, |_params| {})
     }
 
+    /// The same, and its key, as PEM.
+    pub(crate) fn leaf_pem(&self, uris: &[&str]) -> [String; 2] {
+        let (certificate, key) = self.issue(uris, |_params| {});
+        [certificate.pem(), key.serialize_pem()]
+    }
+
     /// A leaf with something else about it.
     pub(crate) fn changed(&self, uris: &[&str], change: impl Fn(&mut CertificateParams)) -> Leaf {
+        let (certificate, key) = self.issue(uris, change);
+        Leaf {
+            chain: vec![certificate.der().clone()],
+            key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+        }
+    }
+
+    fn issue(
+        &self,
+        uris: &[&str],
+        change: impl Fn(&mut CertificateParams),
+    ) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -87,10 +105,6 @@ impl Authority {
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
         change(&mut params);
-        let certificate = params.signed_by(&key, &self.0).unwrap();
-        Leaf {
-            chain: vec![certificate.der().clone()],
-            key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
-        }
+        (params.signed_by(&key, &self.0).unwrap(), key)
     }
 }

@@ -11,7 +11,34 @@ pub(crate) enum Kind {
     Headers = 1,
     Reset = 3,
     Settings = 4,
+    Ping = 6,
+    GoAway = 7,
     Continuation = 9,
+}
+
+/// Codes of RST_STREAM (RFC 9113, section 7).
+#[allow(missing_docs, reason = "the names are those of the RFC")]
+pub(crate) struct Codes {
+    pub(crate) no_error: u32,
+    pub(crate) internal_error: u32,
+    pub(crate) cancel: u32,
+    pub(crate) connect_error: u32,
+}
+
+pub(crate) const CODES: Codes = Codes {
+    no_error: 0,
+    internal_error: 2,
+    cancel: 8,
+    connect_error: 10,
+};
+
+/// One frame.
+pub(crate) fn frame(kind: Kind, flags: u8, stream: u32, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+    let mut frame = vec![length[1], length[2], length[3], kind as u8, flags];
+    frame.extend(stream.to_be_bytes());
+    frame.extend_from_slice(body);
+    frame
 }
 
 const RESET: u8 = 3;
@@ -96,13 +123,7 @@ impl<IO: Read + Write> Tunnels<IO> {
         stream: u32,
         body: &[u8],
     ) -> io::Result<()> {
-        let length = u32::try_from(body.len())
-            .map_err(io::Error::other)?
-            .to_be_bytes();
-        let mut frame = vec![length[1], length[2], length[3], kind as u8, flags];
-        frame.extend(stream.to_be_bytes());
-        frame.extend_from_slice(body);
-        self.io.write_all(&frame)?;
+        self.io.write_all(&frame(kind, flags, stream, body))?;
         self.io.flush()
     }
 

@@ -85,6 +85,15 @@ fn said(mesh: &Snapshot, question: &str, random: u64) -> String {
     }
 }
 
+/// Whether it is known, without the workload, that the mesh may have an answer.
+fn foreseen(mesh: &Snapshot, question: &str) -> bool {
+    let (who, name) = question.split_once(' ').unwrap();
+    let (_, name) = name.trim_start().split_once(' ').unwrap();
+    let client = mesh.workload_by_uid(&crate::mesh::Uid(who.into())).unwrap();
+    let namespace = Some(&*client.namespace);
+    may_be_mine(mesh, "cluster.local", namespace, name.trim())
+}
+
 /// Checks a table, and that it has so many lines that a part of it cannot be lost.
 fn check(lines: usize, table: &str) {
     let mesh = local::parse(MESH).unwrap().into_snapshot();
@@ -96,6 +105,12 @@ fn check(lines: usize, table: &str) {
     for line in lines_of() {
         let (question, expected) = line.split_once(" => ").unwrap();
         let found = said(&mesh, question, 1);
+        // Of what is answered it must have been known before, without the workload.
+        if found != "not mine" && !foreseen(&mesh, question) {
+            wrong.push_str(&format!(
+                "{question}\n    is answered and was not foreseen\n"
+            ));
+        }
         if found != expected {
             wrong.push_str(&format!("{question}\n    => {expected}\n    but {found}\n"));
         }
@@ -280,6 +295,36 @@ fn one_name_in_several_namespaces() {
         bank A secret.example.com => not mine
         ",
     );
+}
+
+#[test]
+fn which_names_the_mesh_may_answer_is_known_without_the_workload() {
+    let mesh = local::parse(MESH).unwrap().into_snapshot();
+    let may = |namespace, name| may_be_mine(&mesh, "cluster.local", namespace, name);
+    for name in [
+        "www.example.net",
+        "www.example.net.shop.svc.cluster.local",
+        "www.example.net.svc.cluster.local",
+        "nobody.shop.svc.cluster.local",
+        "nobody",
+        "",
+    ] {
+        assert!(!may(Some("shop"), name), "{name}");
+    }
+    // What another namespace's service is called, and who sees it, the workload says.
+    for name in [
+        "web",
+        "web.bank",
+        "db-0.db",
+        "secret.example.com",
+        "x.example.org",
+    ] {
+        assert!(may(Some("shop"), name), "{name}");
+    }
+    assert!(!may(Some("zoo"), "web"));
+    // Without a namespace any short name may be one.
+    assert!(may(None, "nobody"));
+    assert!(!may(None, ""));
 }
 
 #[test]

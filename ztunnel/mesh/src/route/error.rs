@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{DemandKey, Fault, GatewayDestination, NamespacedHostname};
+use crate::{DemandKey, Fault, GatewayDestination, NamespacedHostname, Uid};
 
 /// The role of a workload between source and destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,17 @@ pub enum RouteError {
     NotDiscovered {
         /// The key of the resource.
         key: DemandKey,
+    },
+    /// The destination is a pod of this node whose workload the control plane has not pushed yet: its
+    /// policies and waypoints are not known. The caller waits for the workload and asks for the route
+    /// again.
+    #[error(
+        "the destination is pod {uid} of this node, whose workload is not in the mesh: refused, \
+         because its policies and waypoints are not known"
+    )]
+    NotPushed {
+        /// The uid of the workload in the mesh.
+        uid: Uid,
     },
     /// The destination is a resource that could not be decoded.
     #[error(
@@ -147,6 +158,7 @@ impl RouteError {
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::NotDiscovered { .. } => "unasked",
+            Self::NotPushed { .. } => "not_pushed",
             Self::Undecoded { .. } => "unreadable",
             Self::NoSuchPort { .. } => "no_such_port",
             Self::NoHealthyBackend { .. } => "no_healthy_backend",
@@ -172,6 +184,7 @@ impl RouteError {
             Self::NoSuchPort { .. } => Fault::Downstream,
             Self::NoHealthyBackend { .. } | Self::GatewayUnavailable { .. } => Fault::Upstream,
             Self::NotDiscovered { .. }
+            | Self::NotPushed { .. }
             | Self::Undecoded { .. }
             | Self::NoAddress { .. }
             | Self::NoNetworkGateway { .. }

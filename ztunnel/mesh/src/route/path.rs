@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use smallvec::smallvec;
 
-use super::dialled::{BehindWaypoint, DialledObject};
+use super::dialled::{BehindWaypoint, DialledObject, is_own_tunnel};
 use super::explain::Trace;
 use super::gateway::find;
 use super::reachable::Reachable;
@@ -15,12 +15,27 @@ use crate::{
     Workload,
 };
 
-pub(super) fn outside(to: SocketAddr, service: Option<Arc<Service>>) -> Route {
-    Route::Passthrough {
+/// The route to an address that is not in the mesh.
+///
+/// # Errors
+/// When a pod of this node has the address and the control plane has not pushed its workload yet:
+/// passed through now, the connection would reach a workload of the mesh in plaintext and bypass its
+/// waypoint.
+pub(super) fn outside(
+    source: &Workload,
+    to: SocketAddr,
+    service: Option<Arc<Service>>,
+    view: &View,
+) -> Result<Route, RouteError> {
+    let expected = view.expects(source, to.ip());
+    if let Some(uid) = expected.filter(|_| !is_own_tunnel(source, to)) {
+        return Err(RouteError::NotPushed { uid: uid.clone() });
+    }
+    Ok(Route::Passthrough {
         to,
         workload: None,
         service,
-    }
+    })
 }
 
 pub(super) fn resolve(name: &Arc<str>) -> Route {
@@ -42,6 +57,7 @@ pub(super) fn resolved_workload<'a, T>(
     inputs: Inputs<'_, 'a, T>,
     chosen: &'a Arc<Workload>,
     address: IpAddr,
+    view: &View,
 ) -> Result<&'a Arc<Workload>, RouteError> {
     if !chosen.workload_ips.is_empty() {
         return Ok(chosen);
@@ -55,6 +71,9 @@ pub(super) fn resolved_workload<'a, T>(
         return Err(RouteError::Undecoded { name: name.clone() });
     }
     request.require_absent(address_key(source, address), mesh)?;
+    if let Some(uid) = view.expects(source, address) {
+        return Err(RouteError::NotPushed { uid: uid.clone() });
+    }
     Ok(chosen)
 }
 

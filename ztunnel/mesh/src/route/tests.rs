@@ -3,7 +3,7 @@
 //!
 //! A line is `source -> address => route`. Before the arrow may stand `roll 3` (the random number;
 //! 0 otherwise), `with name=address` (a resolved host name), `here b,c` (pods that the node of the
-//! source serves, besides the source), `but address:port` (a backend that the kernel could have
+//! source serves, besides the source; `new@address` is a pod whose workload is not in the mesh), `but address:port` (a backend that the kernel could have
 //! chosen), `absent key` (a key that the control plane does not have). With `rolls` the route is
 //! the chosen workload for each random number from 0.
 //!
@@ -25,6 +25,7 @@ mod families;
 mod ingress;
 mod names;
 mod networks;
+mod not_pushed;
 mod partial;
 mod plain;
 mod visibility;
@@ -104,18 +105,26 @@ impl<'a> Question<'a> {
 
     fn view(&self, mesh: &Arc<Snapshot>) -> View {
         let mut names = self.local_pods.clone();
-        if !names.is_empty() {
+        let is_source = |name: &&str| name.split('@').next() == Some(self.source);
+        if !names.is_empty() && !names.iter().any(is_source) {
             names.push(self.source);
         }
-        let pods = names.iter().zip(1..).map(|(name, cookie)| LocalPod {
-            uid: Uid((*name).into()),
-            account: None,
-            cookie: NetnsCookie(cookie),
-            addresses: {
-                let workload = mesh.workload_by_uid(&Uid((*name).into())).unwrap();
-                workload.workload_ips.to_vec()
-            },
-            redirected: false,
+        let pods = names.iter().zip(1..).map(|(name, cookie)| {
+            let (uid, address) = match name.split_once('@') {
+                Some((uid, address)) => (Uid(uid.into()), Some(address.parse().unwrap())),
+                None => (Uid((*name).into()), None),
+            };
+            let workload = mesh.workload_by_uid(&uid);
+            let addresses = workload
+                .into_iter()
+                .flat_map(|workload| workload.workload_ips.to_vec());
+            LocalPod {
+                uid,
+                account: None,
+                cookie: NetnsCookie(cookie),
+                addresses: addresses.chain(address).collect(),
+                redirected: false,
+            }
         });
         View::new(mesh.clone(), pods, &PathSettings::default())
     }

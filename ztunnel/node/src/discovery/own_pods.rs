@@ -4,16 +4,20 @@
 //! After a start the kernel holds fast-path entries and connections of a previous process. They
 //! cannot be authorized before the workloads of the node's pods are known. So reauthorization waits
 //! for these, for a bounded time.
+//!
+//! A pod is often announced before the control plane knows its workload, and the control plane does not
+//! push later what it did not have when it was asked. The connections of the pod wait for its workload,
+//! so the workload is requested again soon.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use foldhash::HashSet;
+use foldhash::{HashMap, HashSet};
 use tokio::task::JoinSet;
 
 use super::{DiscoveryFuture, LEASE, OnDemandClient, ResourceFetcher};
 use crate::node::Node;
-use mesh::{DemandKey, Fetched, Snapshot, Uid};
+use mesh::{DemandKey, Snapshot, Uid};
 use upstream::ads::Demand;
 
 /// How long the first reauthorization waits for the workloads of the node's pods.
@@ -21,6 +25,11 @@ const WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// How often fast-path entries are checked for answers that are no longer valid.
 const EXPIRY_INTERVAL: Duration = LEASE.checked_div(2).unwrap();
+
+/// How often the workload of a new pod is requested.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a pod is new. Later its workload is requested as often as fast-path entries are checked.
+const NEW: Duration = Duration::from_secs(30);
 
 /// Requests over the connection to the control plane.
 #[derive(Debug)]
@@ -43,8 +52,13 @@ pub(crate) fn on_demand(demand: Option<&Demand>) -> Option<Arc<OnDemandClient>> 
 #[derive(Debug)]
 pub(crate) struct OwnPods {
     demand: Option<Demand>,
+    /// Workloads that need not be requested now.
     requested: HashSet<Uid>,
-    requests: JoinSet<Fetched>,
+    /// Workloads that the mesh does not have, and since when.
+    unknown: HashMap<Uid, Instant>,
+    requests: JoinSet<Uid>,
+    /// When the workloads of new pods are requested again.
+    next_retry: Option<Instant>,
     /// Whether reauthorization waits for the workloads.
     holds: bool,
     /// Until when it waits, once all pods are known.
@@ -59,7 +73,9 @@ impl OwnPods {
         Self {
             demand: demand.cloned(),
             requested: HashSet::default(),
+            unknown: HashMap::default(),
             requests: JoinSet::new(),
+            next_retry: None,
             holds: demand.is_some(),
             hold_until: None,
             next_expiry: now.map(|now| now + EXPIRY_INTERVAL),
@@ -71,13 +87,34 @@ impl OwnPods {
         let Some(demand) = &self.demand else {
             return;
         };
+        let now = Instant::now();
+        let previous = std::mem::take(&mut self.unknown);
         for uid in pods.filter(|uid| mesh.workload_by_uid(uid).is_none()) {
+            let since = previous.get(&uid).copied().unwrap_or(now);
+            self.unknown.insert(uid.clone(), since);
             if self.requested.insert(uid.clone()) {
-                let (demand, key) = (demand.clone(), DemandKey::Workload(uid));
-                self.requests.spawn(async move { demand.fetch(&key).await });
+                let (demand, key) = (demand.clone(), DemandKey::Workload(uid.clone()));
+                self.requests.spawn(async move {
+                    demand.fetch(&key).await;
+                    uid
+                });
             }
         }
-        while self.requests.try_join_next().is_some() {}
+        let new = self.unknown.values().any(|since| now < *since + NEW);
+        self.next_retry = new.then(|| self.next_retry.unwrap_or(now + RETRY_INTERVAL));
+    }
+
+    /// Lets the workloads of new pods be requested again whose last request has been answered.
+    fn retry(&mut self) {
+        self.next_retry = None;
+        let now = Instant::now();
+        while let Some(answered) = self.requests.try_join_next() {
+            let Ok(uid) = answered else { continue };
+            let since = self.unknown.get(&uid);
+            if since.is_some_and(|since| now < *since + NEW) {
+                self.requested.remove(&uid);
+            }
+        }
     }
 
     /// Whether reauthorization has to wait.
@@ -90,7 +127,8 @@ impl OwnPods {
         if known {
             self.stop_holding();
         } else if self.holds {
-            self.hold_until.get_or_insert_with(|| Instant::now() + WAIT_MAX);
+            self.hold_until
+                .get_or_insert_with(|| Instant::now() + WAIT_MAX);
         }
     }
 
@@ -102,11 +140,13 @@ impl OwnPods {
 
     /// When the wait is over, or the next check of fast-path entries is due.
     pub(crate) fn due(&self) -> Option<Instant> {
-        self.hold_until.into_iter().chain(self.next_expiry).min()
+        let due = self.hold_until.into_iter().chain(self.next_expiry);
+        due.chain(self.next_retry).min()
     }
 
     /// Schedules the next check, and lets workloads that are still unknown be requested again.
     fn restart_interval(&mut self) {
+        while self.requests.try_join_next().is_some() {}
         self.requested.clear();
         self.next_expiry = self.next_expiry.map(|_| Instant::now() + EXPIRY_INTERVAL);
     }
@@ -141,7 +181,15 @@ impl Node {
             own_pods.stop_holding();
             self.reauthorize();
         }
-        if self.own_pods.next_expiry.is_some_and(|expiry| expiry <= now) {
+        if self.own_pods.next_retry.is_some_and(|retry| retry <= now) {
+            self.own_pods.retry();
+            self.discover_own_pods();
+        }
+        if self
+            .own_pods
+            .next_expiry
+            .is_some_and(|expiry| expiry <= now)
+        {
             // Before the first reauthorization the entries of the previous process stay.
             if !self.reauthorization_waits() {
                 self.shared.fast_path.expire();

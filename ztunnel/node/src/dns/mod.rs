@@ -34,6 +34,7 @@ use std::time::Duration;
 use tokio::net::{TcpStream, UdpSocket};
 
 use mesh::{Snapshot, Workload};
+use telemetry::DnsRefusal;
 
 /// What a server needs to know from the settings.
 #[derive(Debug, Clone)]
@@ -53,6 +54,17 @@ pub trait ServerContext {
 
     /// What the mesh says about the pod, if it knows it.
     fn client(&self, mesh: &Snapshot) -> Option<Arc<Workload>>;
+
+    /// The Kubernetes namespace of the pod, as far as it is known without its workload; none before
+    /// anything is known of the mesh.
+    fn namespace(&self) -> Option<&str>;
+
+    /// Waits until the mesh knows the pod, which may have been announced before its workload was
+    /// pushed; for a bounded time.
+    ///
+    /// # Errors
+    /// Why the question that waits is not to be answered.
+    fn known(&self) -> impl Future<Output = Result<(), DnsRefusal>>;
 
     /// The cookie of the pod's network namespace.
     fn pod(&self) -> u64;

@@ -16,6 +16,7 @@ use super::query::Query;
 use super::reply::{ReplyContext, SERVER_FAILURE};
 use super::wire::{self, Header};
 use super::{Config, ServerContext};
+use mesh::names::may_be_mine;
 use mesh::{Snapshot, Workload};
 use telemetry::{DnsQuery, DnsRefusal, Telemetry};
 
@@ -133,6 +134,8 @@ enum Decision {
     Drop,
     Reply(Vec<u8>),
     Ask(Box<Foreign>),
+    /// The mesh does not know the pod yet, and the answer depends on what the pod is.
+    Wait(Vec<u8>),
 }
 
 impl<S: ServerContext + 'static> Server<S> {
@@ -197,11 +200,12 @@ impl<S: ServerContext + 'static> Server<S> {
         match decision {
             Decision::Drop => {}
             Decision::Reply(reply) => self.send(socket, &reply, client).await,
-            Decision::Ask(foreign) => {
+            Decision::Ask(_) | Decision::Wait(_) => {
                 let (server, socket) = (self.clone(), socket.clone());
                 self.surroundings.spawn(async move {
                     let asked = server.surroundings.asked_by_datagram(client);
-                    if let Some(reply) = server.ask(&foreign, asked).await {
+                    let reply = server.settle(decision, Transport::Datagram, asked);
+                    if let Some(reply) = reply.await {
                         server.send(&socket, &reply, client).await;
                     }
                 });
@@ -271,12 +275,8 @@ impl<S: ServerContext + 'static> Server<S> {
                 message = reading => message.map_err(silent)??,
                 () = &mut unwanted => return Ok(()),
             };
-            let reply = match self.decide(&message, Transport::Stream) {
-                Decision::Drop => return Ok(()),
-                Decision::Reply(reply) => Some(reply),
-                Decision::Ask(foreign) => self.ask(&foreign, asked).await,
-            };
-            let Some(reply) = reply else {
+            let decision = self.decide(&message, Transport::Stream);
+            let Some(reply) = self.settle(decision, Transport::Stream, asked).await else {
                 return Ok(());
             };
             let writing = tokio::time::timeout(IDLE, forward::write_frame(stream, &reply));
@@ -284,8 +284,40 @@ impl<S: ServerContext + 'static> Server<S> {
         }
     }
 
+    /// Waits where a decision says so, and returns what the application is told, if anything.
+    async fn settle(
+        &self,
+        decision: Decision,
+        transport: Transport,
+        asked: Option<SocketAddr>,
+    ) -> Option<Vec<u8>> {
+        let decision = match decision {
+            Decision::Wait(message) => {
+                let known = self.surroundings.known().await;
+                self.decide_for(&message, transport, Some(known))
+            }
+            other => other,
+        };
+        match decision {
+            Decision::Drop | Decision::Wait(_) => None,
+            Decision::Reply(reply) => Some(reply),
+            Decision::Ask(foreign) => self.ask(&foreign, asked).await,
+        }
+    }
+
     /// Finds out what becomes of a message, and counts it.
     fn decide(&self, message: &[u8], transport: Transport) -> Decision {
+        self.decide_for(message, transport, None)
+    }
+
+    /// As [`Self::decide`]; `known` says how the wait for the pod's workload has ended, if the message
+    /// has waited.
+    fn decide_for(
+        &self,
+        message: &[u8],
+        transport: Transport,
+        known: Option<Result<(), DnsRefusal>>,
+    ) -> Decision {
         let metrics = self.telemetry.dns();
         let longest = match transport {
             Transport::Datagram => LONGEST_DATAGRAM,
@@ -298,21 +330,27 @@ impl<S: ServerContext + 'static> Server<S> {
         }
         let mesh = self.surroundings.mesh();
         let client = self.surroundings.client(&mesh);
+        let query = Query::of(message);
+        let lacks_client = client.is_none() && self.depends_on_client(&mesh, query.as_ref());
+        if lacks_client && known.is_none() {
+            return Decision::Wait(message.to_vec());
+        }
         let kind = wire::question(message).and_then(wire::kind);
         let counted = DnsQuery::new(kind, transport.label(), client.as_deref());
         metrics.asked(&counted);
-        let Some(client) = client else {
-            metrics.refused(DnsRefusal::UnknownWorkload);
+        if lacks_client {
+            let why = known.and_then(Result::err);
+            metrics.refused(why.unwrap_or(DnsRefusal::UnknownWorkload));
             return refuse(message);
-        };
-        let query = Query::of(message);
+        }
         let most = match (transport, &query) {
             (Transport::Datagram, Some(query)) => query.payload(),
             _ => LONGEST_MESSAGE,
         };
         let own = query
             .as_ref()
-            .and_then(|query| self.own(&mesh, &client, query, most));
+            .zip(client.as_ref())
+            .and_then(|(query, client)| self.own(&mesh, client, query, most));
         own.map_or_else(
             || {
                 Decision::Ask(Box::new(Foreign {
@@ -324,6 +362,14 @@ impl<S: ServerContext + 'static> Server<S> {
             },
             Decision::Reply,
         )
+    }
+
+    /// Whether what becomes of a query depends on what the pod is: only names of the mesh do. The
+    /// others go to the resolver, whoever asks.
+    fn depends_on_client(&self, mesh: &Snapshot, query: Option<&Query>) -> bool {
+        let query = query.filter(|query| query.family().is_some());
+        let namespace = self.surroundings.namespace();
+        query.is_some_and(|query| may_be_mine(mesh, &self.config.domain, namespace, query.name()))
     }
 
     /// The mesh's answer, if it has one.

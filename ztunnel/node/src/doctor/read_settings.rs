@@ -21,7 +21,11 @@ pub(super) fn read(file: Option<&Path>) -> (Settings, Vec<Check>) {
             let mut checks = vec![Check::ok(name, format!("{source}: no errors"))];
             let warnings = settings.warnings.iter();
             checks.extend(warnings.map(|text| {
-                Check::warn(name, text.as_str(), "change the setting, or keep it if it is intended")
+                Check::warn(
+                    name,
+                    text.as_str(),
+                    "change the setting, or keep it if it is intended",
+                )
             }));
             (settings, checks)
         }
@@ -94,7 +98,8 @@ fn pod(workload: &str, path: &Path, extras: &[Extra]) -> Vec<Check> {
     let (addresses, holders) = match found {
         Ok(found) => found,
         Err(error) => {
-            let remedy = "correct pods[].netns, or remove the pod from the settings until it exists";
+            let remedy =
+                "correct pods[].netns, or remove the pod from the settings until it exists";
             return vec![Check::fail(name, error.to_string(), remedy)];
         }
     };

@@ -15,6 +15,7 @@ use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use arc_swap::{ArcSwap, Guard};
+use tokio::sync::watch;
 
 use crate::bpf::{self, Kernel};
 use crate::discovery::OnDemandClient;
@@ -34,6 +35,8 @@ pub struct FastPath {
     kernel: Option<Arc<Kernel>>,
     on_demand: Option<Arc<OnDemandClient>>,
     changing: Mutex<Role>,
+    /// Tells that another view is in force.
+    changed: watch::Sender<()>,
 }
 
 /// Whose the kernel's verdicts are.
@@ -59,6 +62,7 @@ impl FastPath {
             kernel,
             on_demand,
             changing: Mutex::new(Role::Standby),
+            changed: watch::Sender::new(()),
         }
     }
 
@@ -86,6 +90,16 @@ impl FastPath {
     #[must_use]
     pub fn view_owned(&self) -> Arc<View> {
         self.view.load_full()
+    }
+
+    /// Is marked as changed whenever another view is in force.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    fn put_in_force(&self, view: Arc<View>) {
+        self.view.store(view);
+        self.changed.send_replace(());
     }
 
     /// The lock, if nobody has it, this process is in charge, and the view is the one in force.
@@ -125,11 +139,11 @@ impl FastPath {
         let view = Arc::new(view);
         let role = self.lock();
         let Some(kernel) = self.kernel.as_ref().filter(|_| *role == Role::Active) else {
-            self.view.store(view);
+            self.put_in_force(view);
             return;
         };
         self.prune(kernel, &view);
-        self.view.store(view.clone());
+        self.put_in_force(view.clone());
         for pod in view.pods() {
             if let Err(error) = kernel.set_ends(pod.cookie, view.ends(pod.cookie)) {
                 tracing::warn!(%error, pod = %pod.uid.0, "its connections with the proxy stay as they are");
@@ -142,7 +156,7 @@ impl FastPath {
     /// are about are still to be named. [`Self::change`] makes up for it.
     pub fn look_ahead(&self, view: View) {
         let _role = self.lock();
-        self.view.store(Arc::new(view));
+        self.put_in_force(Arc::new(view));
     }
 
     /// Removes the verdicts that rest on an answer of the control plane's that no longer holds: what

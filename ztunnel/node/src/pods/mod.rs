@@ -11,6 +11,7 @@
 pub mod delivery;
 mod destroy;
 mod error;
+mod gone;
 #[cfg(test)]
 pub(crate) mod netlab;
 mod netns;
@@ -18,11 +19,13 @@ mod redirection;
 mod rehearsal;
 mod socket;
 mod sysctl;
+mod unsent;
 
 pub use destroy::{
     Connection, DestroyMethod, Destroyed, Error as DestroyError, Failure, Outcome, destroy,
 };
 pub use error::Error;
+pub use gone::{PeerEnd, peer_gone};
 pub use netns::{Handed, Netns, NetnsSource, addresses_here};
 pub use redirection::{dialled_of, is_redirected, redirected_from};
 pub use rehearsal::{Rehearsal, rehearse};
@@ -30,6 +33,7 @@ pub use socket::{
     Dial, DnsSockets, Extra, Listeners, Opened, Source, abort_on_drop, accept, local_of, peer_of,
     send_from, step_aside,
 };
+pub use unsent::unsent;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

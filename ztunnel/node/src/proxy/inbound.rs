@@ -6,6 +6,7 @@
 mod caller;
 mod claimed_client;
 mod error;
+mod learn;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -24,21 +25,22 @@ use super::proxy_protocol;
 use super::relay::{self, Side};
 use super::report::{ConnectionInfo, ConnectionReport, Tunnelled};
 use super::worker::PodContext;
-use crate::discovery::{Discovered, DiscoveryFailed};
-use crate::pods::{self, Source, abort_on_drop};
+use crate::discovery::Discovered;
+use crate::pods::{self, PeerEnd, Source, abort_on_drop};
 use mesh::Authority;
 use mesh::HBONE_PORT;
 use mesh::NetnsCookie;
 use mesh::View;
 use mesh::authorize::InboundRequest;
 use mesh::fastpath::{self, InboundEntry};
-use mesh::{DemandKey, Identity, Workload};
-use telemetry::Reporter;
+use mesh::{Identity, Workload};
+use telemetry::{Reporter, WaitKind};
 use tunnel::hbone::{self, RevokedMark};
 use tunnel::tls;
 
 use caller::{InboundCaller, TunnelPeer};
 use error::{InboundError, PeerError};
+use learn::learn_in_time;
 use mesh::inbound::{self, LocalEndpoint, TunnelTarget, delivered, target};
 
 /// The door for the fuzz targets: where a tunnel leads, and the address that was asked for.
@@ -84,7 +86,8 @@ pub(super) async fn carry_plain(context: Rc<PodContext>, stream: TcpStream, clie
         at: destination,
         tunnel: None,
     };
-    match Box::pin(arrive(&context, caller)).await {
+    let gone = pods::peer_gone(&stream, PeerEnd::MayBeHalf);
+    match Box::pin(arrive(&context, caller, gone)).await {
         Ok((app, live, record)) => {
             let cut = live.revoked();
             let ended = relay::plain(stream, app, context.copy_mode(), record.series(), cut).await;
@@ -176,7 +179,7 @@ async fn handshake(
     stream: TcpStream,
 ) -> Result<(tls::Stream<TcpStream>, Identity), PeerError> {
     let shared = &context.worker.proxy;
-    let identity = own_identity(context).await?;
+    let identity = own_identity(context, &stream).await?;
     let timeout = shared.config.handshake_timeout;
     let secured = async {
         let credentials = shared.certificates.get(&identity).await?;
@@ -190,9 +193,12 @@ async fn handshake(
     Ok((stream, peer))
 }
 
-/// The pod's own identity, which the control plane may have to be asked for.
-async fn own_identity(context: &PodContext) -> Result<Identity, PeerError> {
+/// The pod's own identity, which the control plane may have to be asked for, or may not have pushed
+/// yet. The peer waits for its handshake, and so no longer than one may take.
+async fn own_identity(context: &PodContext, peer: &TcpStream) -> Result<Identity, PeerError> {
     let shared = &context.worker.proxy;
+    let longest = tokio::time::Instant::now() + shared.config.handshake_timeout;
+    let patience = (WaitKind::Inbound, shared.waits.deadline().min(longest));
     let mut discovered = Discovered::default();
     loop {
         if let Some(workload) = context.workload() {
@@ -200,7 +206,12 @@ async fn own_identity(context: &PodContext) -> Result<Identity, PeerError> {
         }
         let view = shared.fast_path.view_owned();
         let key = inbound::own(&context.pod.uid, &view.mesh, &discovered.absent);
-        let key = key.ok_or(PeerError::UnknownWorkload)?;
+        let Some(key) = key else {
+            // Half of a handshake is none.
+            let gone = pods::peer_gone(peer, PeerEnd::IsAll);
+            context.wait_for_own(patience, gone).await?;
+            continue;
+        };
         let on_demand = shared.on_demand.as_deref();
         discovered
             .ask(on_demand, &context.inbound_limit, key)
@@ -221,7 +232,7 @@ fn carry_tunnel(
         if let Some((app, tunnel, live, record)) = opening.await {
             let (side, cut) = (Side::Destination, live.revoked());
             let ended = relay::tunnelled(app, tunnel, side, record.series(), cut).await;
-            record.end(&ended.explained(&revoked));
+            record.end(&ended.explained(&revoked, open_tunnel::FarEnd::default()));
         }
     }
 }
@@ -242,7 +253,8 @@ async fn open_tunnel(
             baggage: std::mem::take(&mut request.baggage),
         }),
     };
-    let (app, live, record) = match arrive(&context, caller).await {
+    let arrived = arrive(&context, caller, request.cancelled()).await;
+    let (app, live, record) = match arrived {
         Ok(arrived) => arrived,
         Err(status) => {
             request.refuse(status);
@@ -263,13 +275,15 @@ async fn open_tunnel(
     }
 }
 
-/// Judges an arriving connection and connects it to the application.
+/// Judges an arriving connection and connects it to the application. `gone`: the client waits no
+/// longer.
 async fn arrive(
     context: &PodContext,
     caller: InboundCaller,
+    gone: impl Future<Output = ()>,
 ) -> Result<(TcpStream, ConnectionGuard, ConnectionReport), StatusCode> {
     // One view for the whole judgement: a change in between must not mix two meshes.
-    let (view, told) = learn(context, &caller).await;
+    let (view, told) = learn_in_time(context, &caller, gone).await;
     let workload = context.pod.workload(&view.mesh).cloned();
     let client = caller.client(workload.as_deref(), &view);
     let found = workload
@@ -279,7 +293,7 @@ async fn arrive(
     let info = describe(context, &caller, (client, target, workload.as_ref()), &view);
     let record = ConnectionReport::open(&context.worker, info);
     let delivered = match (told, found, workload) {
-        (Err(not_told), ..) => Err(not_told.into()),
+        (Err(error), ..) => Err(error),
         (_, Some(Ok(target)), Some(workload)) => {
             deliver(context, &view, &caller, &workload, &target, client).await
         }
@@ -332,63 +346,6 @@ fn describe(
         service: caller.service(target, workload.map(|workload| &**workload), view),
         workload: workload.cloned(),
     }
-}
-
-/// Asks the control plane for what the judgement needs and the mesh does not know; returns the view
-/// that is in force then.
-async fn learn(
-    context: &PodContext,
-    caller: &InboundCaller,
-) -> (Arc<View>, Result<(), DiscoveryFailed>) {
-    let shared = &context.worker.proxy;
-    let mut discovered = Discovered::default();
-    let mut named = false;
-    loop {
-        let view = shared.fast_path.view_owned();
-        let Some(on_demand) = shared.on_demand.as_deref() else {
-            return (view, Ok(()));
-        };
-        if let Some(key) = lacks(context, caller, &view, &discovered) {
-            if let Err(error) = discovered
-                .ask(Some(on_demand), &context.inbound_limit, key)
-                .await
-            {
-                return (view, Err(error));
-            }
-            continue;
-        }
-        let client = caller.client(context.pod.workload(&view.mesh).map(|w| &**w), &view);
-        match inbound::at(&shared.config.network, client.ip(), &view.mesh) {
-            Some(key) if !named => {
-                named = true;
-                on_demand.ask_for_name(&key, &context.inbound_limit).await;
-            }
-            _ => return (view, Ok(())),
-        }
-    }
-}
-
-fn lacks(
-    context: &PodContext,
-    caller: &InboundCaller,
-    view: &View,
-    discovered: &Discovered,
-) -> Option<DemandKey> {
-    let Some(workload) = context.pod.workload(&view.mesh) else {
-        return inbound::own(&context.pod.uid, &view.mesh, &discovered.absent);
-    };
-    let asked = LocalEndpoint {
-        workload,
-        addresses: &context.pod.addresses,
-        at: caller.at.ip(),
-    };
-    inbound::missing(
-        &caller.authority(),
-        caller.named().is_some(),
-        asked,
-        &view.mesh,
-        &discovered.absent,
-    )
 }
 
 fn find(

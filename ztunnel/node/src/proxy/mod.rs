@@ -15,6 +15,8 @@
 //! 5. `relay`: bytes are moved and counted.
 //! 6. `report`: one record a connection feeds metrics and the access log.
 //!
+//! `wait` is for what comes before the control plane has pushed the workload of a new pod.
+//!
 //! `names` lets the DNS proxy answer in the pods, where DNS is captured.
 //!
 //! `outbound` and `inbound` walk these steps for the two directions; each is the one place to
@@ -37,11 +39,13 @@ pub(crate) mod relay;
 pub(crate) mod report;
 mod resolve;
 pub mod socks5;
+mod wait;
 mod worker;
 
 pub use connection_table::{Carried, ConnectionTable};
 pub use recheck::RecheckQueue;
 pub use resolve::{Resolve, ResolveError, Resolving, SystemResolver};
+pub use wait::WorkloadWaits;
 pub use worker::{WorkerError, Workers};
 
 use std::fmt;
@@ -94,6 +98,8 @@ pub struct ProxyState {
     pub resolver: Arc<dyn Resolve>,
     /// What the control plane is asked, where the mesh is known in part only.
     pub on_demand: Option<Arc<OnDemandClient>>,
+    /// What waits for workloads of enrolled pods that the control plane has not pushed yet.
+    pub waits: WorkloadWaits,
     /// Metrics.
     pub telemetry: Arc<Telemetry>,
     /// What the workers carry now.

@@ -1,5 +1,6 @@
 //! What the DNS proxy asks of a pod and its worker.
 
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -8,12 +9,14 @@ use std::sync::atomic::Ordering;
 
 use tokio::net::{TcpStream, UdpSocket};
 
+use super::wait::WaitError;
 use super::worker::PodContext;
 use crate::bpf::{self, Kernel};
 use crate::dns::{Server, ServerContext};
 use crate::pods::{self, Dial, Source};
 use mesh::NetnsCookie;
 use mesh::{Snapshot, Workload};
+use telemetry::{DnsRefusal, WaitKind};
 
 /// A pod as its DNS server sees it.
 pub(super) struct Names(Rc<PodContext>);
@@ -63,6 +66,34 @@ impl ServerContext for Names {
 
     fn client(&self, mesh: &Snapshot) -> Option<Arc<Workload>> {
         self.0.pod.workload(mesh).cloned()
+    }
+
+    fn namespace(&self) -> Option<&str> {
+        // A view with pods is one of a mesh that is known; an empty one says nothing about names.
+        let view = self.0.worker.proxy.fast_path.view();
+        view.pod(self.cookie())?;
+        self.0.pod.uid.pod_namespace()
+    }
+
+    async fn known(&self) -> Result<(), DnsRefusal> {
+        let deadline = self.0.worker.proxy.waits.deadline();
+        // Who asks by datagrams cannot be seen to go away.
+        let waited = self.0.wait_for_own((WaitKind::Dns, deadline), pending());
+        let Err(error) = waited.await else {
+            return Ok(());
+        };
+        let reason = error.reason();
+        // What has waited comes no faster than places become free, so each may have its line.
+        let has_waited = matches!(&error, WaitError::Expired { waited, .. } if !waited.is_zero());
+        if has_waited {
+            tracing::warn!(reason, "a DNS question is not answered: {error}");
+        } else {
+            tracing::debug!(reason, "a DNS question is not answered: {error}");
+        }
+        Err(match error {
+            WaitError::TooMany { .. } => DnsRefusal::TooMany,
+            _ => DnsRefusal::UnknownWorkload,
+        })
     }
 
     fn pod(&self) -> u64 {

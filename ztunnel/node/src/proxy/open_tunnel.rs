@@ -1,5 +1,6 @@
 //! Step 4: open a tunnel to another node, or terminate one that was opened to us.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,12 +20,62 @@ use tunnel::hbone::{
 };
 use tunnel::tls;
 
+/// What is at the other end of a tunnel, as messages name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum FarEnd {
+    /// The proxy of the destination, or of the client.
+    #[default]
+    Proxy,
+    Waypoint,
+    NetworkGateway,
+}
+
+impl FarEnd {
+    pub(super) const fn of(kind: &HopKind) -> Self {
+        match kind {
+            HopKind::Destination => Self::Proxy,
+            HopKind::Waypoint => Self::Waypoint,
+            HopKind::NetworkGateway { .. } => Self::NetworkGateway,
+        }
+    }
+
+    /// What an error of a tunnel that was not opened begins with.
+    pub(super) const fn prefix(self) -> &'static str {
+        match self {
+            Self::Proxy => "",
+            Self::Waypoint => "tunnel to the waypoint: ",
+            Self::NetworkGateway => "tunnel to the network gateway: ",
+        }
+    }
+
+    /// What follows the word "tunnel".
+    pub(super) const fn suffix(self) -> &'static str {
+        match self {
+            Self::Proxy => "",
+            Self::Waypoint => " to the waypoint",
+            Self::NetworkGateway => " to the network gateway",
+        }
+    }
+}
+
+impl fmt::Display for FarEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Proxy => "the proxy of the destination",
+            Self::Waypoint => "the waypoint",
+            Self::NetworkGateway => "the network gateway",
+        })
+    }
+}
+
 /// Why the connection that carries tunnels could not be made.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DialError {
-    /// TCP to the other node's proxy failed.
-    #[error("cannot reach the proxy of the destination at {hbone}: {source}")]
+    /// TCP to the tunnel's other end failed.
+    #[error("cannot reach {far_end} at {hbone}: {source}")]
     Connect {
+        /// What is there.
+        far_end: FarEnd,
         /// Where.
         hbone: SocketAddr,
         /// What the system said.
@@ -69,6 +120,8 @@ pub(super) struct Opened {
     pub(super) revoking: Option<Revoking>,
     /// Whether its pooled connection has ended for that reason.
     pub(super) revoked: RevokedMark,
+    /// What is at its other end.
+    pub(super) far_end: FarEnd,
 }
 
 /// Opens a tunnel, on a pooled connection where there is one; into another network, a second one
@@ -92,12 +145,14 @@ pub(super) async fn open(
         traceparent: Some(new_trace(context)),
         baggage: context.baggage(request.source),
     };
-    let dial = || dial(context.clone(), key.clone());
+    let far_end = FarEnd::of(&hop.kind);
+    let dial = || dial(context.clone(), key.clone(), far_end);
     let tunnel = context.worker.pool.open(&key, &connect, dial).await?;
     match hop.kind {
         HopKind::Destination | HopKind::Waypoint => Ok(Opened {
             revoked: tunnel.revoked(),
             revoking: None,
+            far_end,
             tunnel,
         }),
         HopKind::NetworkGateway { then } => {
@@ -153,6 +208,7 @@ async fn open_inside(
         tunnel,
         revoking,
         revoked,
+        far_end: FarEnd::NetworkGateway,
     })
 }
 
@@ -192,6 +248,7 @@ pub(super) fn baggage(workload: &Workload) -> Option<HeaderValue> {
 async fn dial(
     context: Rc<PodContext>,
     key: PoolKey,
+    far_end: FarEnd,
 ) -> Result<Dialled<tls::Stream<TcpStream>>, DialError> {
     let shared = &context.worker.proxy;
     let credentials = shared.certificates.get(&key.source).await?;
@@ -204,6 +261,7 @@ async fn dial(
         .connect(&context.pod.netns, key.hbone, source)
         .await
         .map_err(|source| DialError::Connect {
+            far_end,
             hbone: key.hbone,
             source,
         })?;

@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use tokio::net::TcpStream;
 
 use super::authorized::Revoked;
-use super::open_tunnel::{self, Opened};
+use super::open_tunnel::{self, FarEnd, Opened};
 use super::passthrough;
 use super::policy;
 use super::relay::{self, Ended, Side};
@@ -25,7 +25,7 @@ use super::socks5::{self, message::Destination};
 use super::worker::PodContext;
 use crate::bpf::{Choice, Origin};
 use crate::discovery::Discovered;
-use crate::pods::{self, abort_on_drop};
+use crate::pods::{self, PeerEnd, abort_on_drop};
 use mesh::Authority;
 use mesh::NetnsCookie;
 use mesh::View;
@@ -35,7 +35,7 @@ use mesh::fastpath::{FastPathEntry, FastPathKey};
 use mesh::inbound::backed;
 use mesh::route::{OutboundRequest, Route, RouteError, choose_address, route};
 use mesh::{DemandKey, Workload};
-use telemetry::Reporter;
+use telemetry::{Reporter, WaitKind};
 use tunnel::hbone::Revoking;
 
 use error::OutboundError;
@@ -89,7 +89,7 @@ impl ConnectionReports {
 /// Carries one connection that was captured, from its acceptance to its end.
 pub(super) async fn carry(context: Rc<PodContext>, app: TcpStream, client: SocketAddr) {
     // Boxed so that the memory of the set-up is gone while the connection lives.
-    match Box::pin(depart(&context, client, Dialled::Captured(&app))).await {
+    match Box::pin(depart(&context, client, Dialled::captured(&app))).await {
         Ok(departed) => relay(&context, app, departed).await,
         // The application must not take a refusal for an orderly end.
         Err(_refused) => abort_on_drop(&app),
@@ -123,7 +123,7 @@ async fn depart_asked(
             return None;
         }
     };
-    match depart(context, client, Dialled::Asked(asked)).await {
+    match depart(context, client, Dialled::asked(app, asked)).await {
         Ok(departed) => {
             let confirmed = socks5::confirm(app).await;
             // A record that nobody ends counts as a failure.
@@ -146,7 +146,7 @@ async fn relay(
         Onward::Tunnel(opened) => {
             let (tunnel, cut) = (opened.tunnel, revoked(opened.revoking));
             let ended = relay::tunnelled(app, tunnel, Side::Source, series, cut).await;
-            ended.explained(&opened.revoked)
+            ended.explained(&opened.revoked, opened.far_end)
         }
         Onward::Plain(server, pod) => {
             let ended = relay::plain(app, server, context.copy_mode(), series, pending()).await;
@@ -161,12 +161,30 @@ async fn relay(
     records.end(&ended);
 }
 
-/// How a destination is known.
-enum Dialled<'a> {
-    /// The kernel programs have remembered it, or the rule that has redirected this connection.
-    Captured(&'a TcpStream),
-    /// The application says it.
-    Asked(Destination),
+/// A connection of an application, and how its destination is known.
+struct Dialled<'a> {
+    app: &'a TcpStream,
+    /// What the application says. None: the kernel programs have remembered it, or the rule that has
+    /// redirected this connection.
+    asked: Option<Destination>,
+}
+
+impl<'a> Dialled<'a> {
+    const fn captured(app: &'a TcpStream) -> Self {
+        Self { app, asked: None }
+    }
+
+    const fn asked(app: &'a TcpStream, asked: Destination) -> Self {
+        Self {
+            app,
+            asked: Some(asked),
+        }
+    }
+
+    /// The application has given up on it.
+    fn gone(&self) -> impl Future<Output = ()> + use<'a> {
+        pods::peer_gone(self.app, PeerEnd::MayBeHalf)
+    }
 }
 
 async fn depart(
@@ -187,7 +205,7 @@ async fn depart(
         destination_identity: None,
         service: None,
     };
-    let (view, judged) = match find(context, (client, dialled), &mut info).await {
+    let (view, judged) = match find(context, (client, &dialled), &mut info).await {
         Ok(found) => found,
         Err(error) => {
             ConnectionReports::open(context, info, None).fail(&error);
@@ -246,18 +264,25 @@ type Known<'a> = (&'a [(Arc<str>, IpAddr)], &'a [DemandKey]);
 /// control plane to be asked, all is judged again afterwards, by the view that is in force then.
 async fn find(
     context: &Rc<PodContext>,
-    (client, dialled): (SocketAddr, Dialled<'_>),
+    (client, dialled): (SocketAddr, &Dialled<'_>),
     info: &mut ConnectionInfo,
 ) -> Result<(Arc<View>, Judged), OutboundError> {
     let shared = &context.worker.proxy;
-    let origin = match dialled {
-        Dialled::Captured(app) => {
-            origin(context, app, client)?.ok_or(OutboundError::NotCaptured { client })?
+    let patience = (WaitKind::Outbound, shared.waits.deadline());
+    let origin = match &dialled.asked {
+        None => {
+            origin(context, dialled.app, client)?.ok_or(OutboundError::NotCaptured { client })?
         }
-        Dialled::Asked(asked) => Origin {
-            destination: socks_destination(context, asked).await?,
-            choice: Choice::Any,
-        },
+        Some(asked) => {
+            // What a name means depends on who asks.
+            if matches!(asked, Destination::Name(..)) {
+                context.wait_for_own(patience, dialled.gone()).await?;
+            }
+            Origin {
+                destination: socks_destination(context, asked).await?,
+                choice: Choice::Any,
+            }
+        }
     };
     info.dialled = origin.destination;
     info.destination = origin.destination;
@@ -277,7 +302,11 @@ async fn find(
                 }
                 continue;
             }
-            judged => judged?,
+            Err(error) => {
+                wait_for(context, error, (patience, dialled)).await?;
+                continue;
+            }
+            Ok(judged) => judged,
         };
         let Route::Resolve { hostname } = judged.route else {
             return Ok((view, judged));
@@ -296,6 +325,27 @@ async fn find(
         };
         resolved.push((hostname.clone(), address.ok_or_else(empty)?));
     }
+}
+
+/// Where a judgement lacks the workload of the pod, or of another pod of this node, waits until the
+/// control plane has pushed it.
+///
+/// # Errors
+/// The error itself where it is another one.
+async fn wait_for(
+    context: &PodContext,
+    error: OutboundError,
+    (patience, dialled): ((WaitKind, tokio::time::Instant), &Dialled<'_>),
+) -> Result<(), OutboundError> {
+    let gone = dialled.gone();
+    match error {
+        OutboundError::UnknownWorkload { .. } => context.wait_for_own(patience, gone).await?,
+        OutboundError::Route(RouteError::NotPushed { uid }) => {
+            context.wait_for_neighbour(&uid.0, patience.1, gone).await?;
+        }
+        other => return Err(other),
+    }
+    Ok(())
 }
 
 /// What the application called, as the kernel programs have written it down, or the rule that
@@ -448,7 +498,10 @@ async fn connect(
                 source_ip,
                 hop,
             };
-            return Ok(Onward::Tunnel(open_tunnel::open(context, request).await?));
+            let far_end = FarEnd::of(&request.hop.kind);
+            let opened = open_tunnel::open(context, request).await;
+            let failed = |source| OutboundError::Tunnel { far_end, source };
+            return opened.map(Onward::Tunnel).map_err(failed);
         }
         Route::Resolve { hostname } => return Err(OutboundError::TooManyNames { hostname }),
     };

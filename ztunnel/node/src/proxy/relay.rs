@@ -4,9 +4,10 @@
 //! while they are on their way: it reads when its sink has room, and keeps nothing while it
 //! waits, so an idle connection costs no buffer and a slow reader stops the writer instead of
 //! filling memory. An end of stream travels as a half-close; an abort of either side becomes an
-//! abort of the other, never an orderly end.
+//! abort of the other, never an orderly end. What a tunnel's peer may mean by a reset: `ending`.
 
 mod blocks;
+mod ending;
 mod pipes;
 mod splice;
 mod tcp;
@@ -26,6 +27,7 @@ pub(super) use splice::CopyMode;
 pub(super) use tcp::{Side, plain, tunnelled};
 
 use super::authorized::Revoked;
+use super::open_tunnel::FarEnd;
 use telemetry::Series;
 use tunnel::hbone::{RevokedMark, TunnelError};
 
@@ -67,8 +69,10 @@ pub(crate) enum Broken {
         source: io::Error,
     },
     /// The tunnel broke.
-    #[error("tunnel: {source}")]
+    #[error("tunnel{}: {source}", .far_end.suffix())]
     Tunnel {
+        /// What is at its other end, where that is known.
+        far_end: FarEnd,
         /// What it said.
         source: TunnelError,
     },
@@ -95,7 +99,10 @@ impl Broken {
 
 impl From<TunnelError> for Broken {
     fn from(source: TunnelError) -> Self {
-        Self::Tunnel { source }
+        Self::Tunnel {
+            far_end: FarEnd::default(),
+            source,
+        }
     }
 }
 
@@ -229,12 +236,14 @@ pub(crate) struct Ended {
 
 impl Ended {
     /// The same, where a tunnel that broke has broken because its peer's certificate was revoked:
-    /// the relay sees no more than a connection that is gone.
-    pub(super) fn explained(mut self, revoked: &RevokedMark) -> Self {
-        if let Some(broken @ Broken::Tunnel { .. }) = &mut self.broken
-            && revoked.is_set()
-        {
-            *broken = Revoked::Certificate.into();
+    /// the relay sees no more than a connection that is gone. What else has broken says where.
+    pub(super) fn explained(mut self, revoked: &RevokedMark, at: FarEnd) -> Self {
+        match &mut self.broken {
+            Some(broken @ Broken::Tunnel { .. }) if revoked.is_set() => {
+                *broken = Revoked::Certificate.into();
+            }
+            Some(Broken::Tunnel { far_end, .. }) => *far_end = at,
+            _ => {}
         }
         self
     }

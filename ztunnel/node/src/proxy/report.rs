@@ -244,6 +244,7 @@ impl std::fmt::Display for Chain<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::open_tunnel::FarEnd;
     use super::*;
     use tunnel::hbone::{RevokedMark, TunnelError};
 
@@ -259,9 +260,12 @@ mod tests {
         let mark = RevokedMark::default();
         let tunnel = || broken(TunnelError::Finished.into());
         let flag = |ended: Ended| ended.broken.map(|broken| broken.flag());
-        assert_eq!(flag(tunnel().explained(&mark)), Some(ResponseFlag::None));
+        assert_eq!(
+            flag(tunnel().explained(&mark, FarEnd::default())),
+            Some(ResponseFlag::None)
+        );
         mark.set();
-        let revoked = tunnel().explained(&mark);
+        let revoked = tunnel().explained(&mark, FarEnd::default());
         let text = revoked.broken.as_ref().map(ToString::to_string);
         assert!(text.unwrap().contains("revoked"));
         assert_eq!(flag(revoked), Some(ResponseFlag::CertRevoked));
@@ -269,8 +273,14 @@ mod tests {
             end: "reading from the",
             source: std::io::ErrorKind::ConnectionReset.into(),
         };
-        assert_eq!(flag(broken(tcp).explained(&mark)), Some(ResponseFlag::None));
-        assert_eq!(flag(Ended::default().explained(&mark)), None);
+        assert_eq!(
+            flag(broken(tcp).explained(&mark, FarEnd::default())),
+            Some(ResponseFlag::None)
+        );
+        assert_eq!(
+            flag(Ended::default().explained(&mark, FarEnd::default())),
+            None
+        );
         let policy = Revoked::UnknownWorkload;
         assert_eq!(flag(broken(policy.into())), Some(ResponseFlag::Deny));
     }

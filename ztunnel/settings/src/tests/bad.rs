@@ -10,7 +10,7 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "zebra: direct",
-        "zebra: unknown field, expected one of node, clusterId, network, trustDomain, mode, workload, meshFile, pods, nodeAgent, workloads, services, policies, ca, xds, crl, admin, metrics, readiness, capture, dns, sameNode, acceleration, overrides, hbone, keepalive, socks5, applicationTunnel, threads, log, termination (line 9)",
+        "zebra: unknown field, expected one of node, clusterId, network, trustDomain, mode, workload, meshFile, pods, nodeAgent, workloads, services, policies, ca, xds, crl, admin, metrics, readiness, capture, dns, newPods, sameNode, acceleration, overrides, hbone, keepalive, socks5, applicationTunnel, threads, log, termination (line 9)",
     ),
     (
         "clusterId: [x]",
@@ -151,6 +151,10 @@ const CASES: &[(&str, &str)] = &[
     (
         "termination: { deadline: 2years }",
         "termination.deadline: 2years is out of range, 0s to 365days is possible",
+    ),
+    (
+        "newPods: { workloadWait: 61s }",
+        "newPods.workloadWait: 1m 1s is out of range, 0s to 1m is possible",
     ),
     ("node: x\nnode: y", "duplicate entry with key \"node\""),
     (

@@ -150,7 +150,7 @@ pub enum OpenError<E> {
 fn likely_cause(status: StatusCode) -> &'static str {
     match status.as_u16() {
         400 => "malformed, or the destination is not a pod behind this peer",
-        401 | 403 => "an authorization policy at the destination denies it",
+        401 | 403 => "an authorization policy there denies it",
         404 | 405 => "the peer is no HBONE proxy",
         431 => "our headers are too large for it",
         502..=504 => "the application could not be reached (does it listen on this port?)",
@@ -252,14 +252,41 @@ impl ServeError {
     }
 }
 
+/// Which end of a tunnel has reset it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ResetBy {
+    /// The far end: an RST_STREAM came.
+    Peer,
+    /// This proxy: its own code, or the answer of its HTTP/2 to a violation of the protocol.
+    Us,
+}
+
+impl fmt::Display for ResetBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Peer => "the peer",
+            Self::Us => "this proxy",
+        })
+    }
+}
+
+/// Whether a peer that resets a tunnel with this code ends it in an orderly way. Envoy resets with
+/// NO_ERROR after END_STREAM (1.36 to 1.39, and for TCP in 1.40), and with CONNECT_ERROR instead of
+/// END_STREAM (for HTTP in 1.40), where its own upstream has closed both directions.
+fn is_orderly(reason: h2::Reason) -> bool {
+    matches!(reason, h2::Reason::NO_ERROR | h2::Reason::CONNECT_ERROR)
+}
+
 /// Why an open tunnel ended before both sides had finished.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
     /// The other end aborted the tunnel, or we did.
-    #[error("the tunnel was reset: {reason}")]
+    #[error("{by} reset the tunnel with {reason:?} ({reason})")]
     Reset {
         /// The code of the RST_STREAM.
         reason: h2::Reason,
+        /// Which end sent it.
+        by: ResetBy,
     },
     /// The connection that carried the tunnel is gone.
     #[error("the connection under the tunnel is gone: {error}")]
@@ -290,11 +317,22 @@ impl TunnelError {
         }
     }
 
+    /// Whether the peer has ended the tunnel in an orderly way: what it had sent before is whole,
+    /// and it takes nothing more.
+    #[must_use]
+    pub fn is_orderly(&self) -> bool {
+        matches!(self, Self::Reset { reason, by: ResetBy::Peer } if is_orderly(*reason))
+    }
+
     /// Whose doing it was. A tunnel looks the same from both ends, so the far end is upstream.
     #[must_use]
     pub fn fault(&self) -> Fault {
         match self {
-            Self::Finished | Self::Misuse { .. } => Fault::Us,
+            Self::Finished
+            | Self::Misuse { .. }
+            | Self::Reset {
+                by: ResetBy::Us, ..
+            } => Fault::Us,
             Self::Reset { .. } | Self::Connection { .. } => Fault::Upstream,
         }
     }
@@ -303,10 +341,20 @@ impl TunnelError {
 impl From<h2::Error> for TunnelError {
     fn from(error: h2::Error) -> Self {
         match error.reason() {
-            Some(reason) if error.is_reset() => Self::Reset { reason },
+            Some(reason) if error.is_reset() => Self::Reset {
+                reason,
+                by: if error.is_remote() {
+                    ResetBy::Peer
+                } else {
+                    ResetBy::Us
+                },
+            },
             _ if error.is_io() || error.is_go_away() => Self::Connection { error },
             // A bare reason is how h2 reports a reset it learnt of while sending.
-            Some(reason) => Self::Reset { reason },
+            Some(reason) => Self::Reset {
+                reason,
+                by: ResetBy::Peer,
+            },
             None => Self::Misuse { error },
         }
     }

@@ -30,7 +30,7 @@ mod tunnel;
 pub use baggage::Baggage;
 pub use client::{Dialled, RevokedMark, Revoking};
 pub use config::{Config, Keepalive};
-pub use error::{DialFailure, Fault, LostConnection, OpenError, ServeError, TunnelError};
+pub use error::{DialFailure, Fault, LostConnection, OpenError, ResetBy, ServeError, TunnelError};
 pub use nested::{TunnelStream, open_alone};
 pub use pool::{Pool, PoolKey};
 pub use request::{Connect, RequestError, to_http};

@@ -18,7 +18,7 @@ use tokio::time::Sleep;
 
 use super::client::{self, Connection, Owner};
 use super::config::Config;
-use super::error::{DialFailure, LostConnection, OpenError};
+use super::error::{DialFailure, LostConnection, OpenError, TunnelError};
 use super::opening;
 use super::request::Connect;
 use super::tunnel::Tunnel;
@@ -82,7 +82,15 @@ impl AsyncWrite for TunnelStream {
             return Poll::Ready(Ok(0));
         }
         let want = bytes.len().min(CHUNK);
-        let granted = ready!(self.tunnel.send.poll_ready(cx, want)).map_err(io::Error::other)?;
+        let granted = match ready!(self.tunnel.send.poll_ready(cx, want)) {
+            Ok(granted) => granted,
+            // Only this direction is over. An error would end what runs inside together with what
+            // is not read yet; the reader finds out when it has read that.
+            Err(TunnelError::Reset { .. } | TunnelError::Connection { .. }) => {
+                return Poll::Ready(Ok(bytes.len()));
+            }
+            Err(error) => return Poll::Ready(Err(io::Error::other(error))),
+        };
         let sent = Bytes::copy_from_slice(&bytes[..granted]);
         self.tunnel.send.send(sent).map_err(io::Error::other)?;
         Poll::Ready(Ok(granted))
@@ -94,7 +102,11 @@ impl AsyncWrite for TunnelStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tunnel.send.finish().map_err(io::Error::other)?;
+        match self.tunnel.send.finish() {
+            // As in writing.
+            Ok(()) | Err(TunnelError::Reset { .. } | TunnelError::Connection { .. }) => {}
+            Err(error) => return Poll::Ready(Err(io::Error::other(error))),
+        }
         let this = &mut *self;
         // Nobody reads any more: what still comes must not stop the far end from ending.
         loop {

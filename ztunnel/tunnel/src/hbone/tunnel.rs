@@ -4,7 +4,8 @@
 //! was written onward, so a slow reader stops the far end instead of filling memory. What is
 //! sent waits for [`Sender::poll_ready`], which grants no more than the peer's window and our
 //! send buffer allow. A tunnel dropped before both directions ended is reset, never closed
-//! politely: the far end must not take half a transfer for a whole one.
+//! politely: the far end must not take half a transfer for a whole one. A peer's reset ends the
+//! sending direction at once; the receiving one hands out first what came before.
 
 use std::future::poll_fn;
 use std::task::{Context, Poll, Waker, ready};
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 
 use super::client::{RevokedMark, Slot};
-use super::error::TunnelError;
+use super::error::{ResetBy, TunnelError};
 
 /// One tunnel. The two directions are independent; borrow them apart as `&mut tunnel.send` and
 /// `&mut tunnel.recv`.
@@ -192,7 +193,10 @@ impl Sender {
     /// task. Pending for ever after the tunnel ended well.
     pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<TunnelError> {
         self.stream.poll_reset(cx).map(|why| match why {
-            Ok(reason) => TunnelError::Reset { reason },
+            Ok(reason) => TunnelError::Reset {
+                reason,
+                by: ResetBy::Peer,
+            },
             Err(error) => error.into(),
         })
     }
@@ -228,10 +232,12 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// The next bytes, as they came in one frame; `None` after the far end's half-close.
+    /// The next bytes, as they came in one frame; `None` after the far end's half-close, or after
+    /// a reset by which it ends the tunnel in an orderly way ([`TunnelError::is_orderly`]). h2 keeps
+    /// what came before a reset, so all of it is handed out before either.
     ///
     /// # Errors
-    /// When the tunnel was reset or its connection lost.
+    /// When the tunnel was reset otherwise or its connection lost.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, TunnelError>>> {
         if self.ended {
             return Poll::Ready(None);
@@ -240,19 +246,25 @@ impl Receiver {
             match ready!(self.stream.poll_data(cx)) {
                 // A half-close without bytes is an empty frame first, then the end.
                 Some(Ok(data)) if data.is_empty() => {}
-                Some(data) => return Poll::Ready(Some(data.map_err(TunnelError::from))),
-                None => {
-                    self.ended = true;
-                    return Poll::Ready(None);
+                Some(Ok(data)) => return Poll::Ready(Some(Ok(data))),
+                Some(Err(error)) => {
+                    let error = TunnelError::from(error);
+                    if !error.is_orderly() {
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                    break;
                 }
+                None => break,
             }
         }
+        self.ended = true;
+        Poll::Ready(None)
     }
 
     /// [`Self::poll_data`] as a future.
     ///
     /// # Errors
-    /// When the tunnel was reset or its connection lost.
+    /// As [`Self::poll_data`].
     pub async fn data(&mut self) -> Option<Result<Bytes, TunnelError>> {
         poll_fn(|cx| self.poll_data(cx)).await
     }

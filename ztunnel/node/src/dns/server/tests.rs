@@ -4,6 +4,7 @@ mod bounds;
 mod connections;
 mod datagrams;
 mod leaving;
+mod new_pod;
 mod world;
 
 use super::super::example::query;

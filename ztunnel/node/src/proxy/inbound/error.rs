@@ -9,6 +9,7 @@ use http::StatusCode;
 use super::super::authorized::Revoked;
 use super::super::policy::Denied;
 use super::super::report::Failure;
+use super::super::wait::WaitError;
 use crate::discovery::DiscoveryFailed;
 use mesh::inbound::TargetError;
 use telemetry::ResponseFlag;
@@ -24,6 +25,9 @@ pub(super) enum InboundError {
         /// The pod's workload.
         uid: Arc<str>,
     },
+    /// The pod's workload was not pushed while it waited.
+    #[error(transparent)]
+    Wait(#[from] WaitError),
     /// The control plane has not said who or what this is about.
     #[error(transparent)]
     DiscoveryFailed(#[from] DiscoveryFailed),
@@ -56,6 +60,7 @@ impl InboundError {
             Self::TunnelTarget(_) => StatusCode::BAD_REQUEST,
             Self::Denied(_) | Self::Revoked(_) => StatusCode::UNAUTHORIZED,
             Self::UnknownWorkload { .. }
+            | Self::Wait(_)
             | Self::DiscoveryFailed(_)
             | Self::Application { .. }
             | Self::Gone(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -68,7 +73,7 @@ impl Failure for InboundError {
         match self {
             Self::Denied(_) => ResponseFlag::Deny,
             Self::Revoked(revoked) => revoked.flag(),
-            Self::UnknownWorkload { .. } => ResponseFlag::IdentityError,
+            Self::UnknownWorkload { .. } | Self::Wait(_) => ResponseFlag::IdentityError,
             Self::DiscoveryFailed(_)
             | Self::TunnelTarget(_)
             | Self::Application { .. }
@@ -80,9 +85,9 @@ impl Failure for InboundError {
 /// Why a peer may not open tunnels to the pod.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PeerError {
-    /// The pod is enrolled, but the mesh no longer knows it, so it has no identity to show.
-    #[error("the pod's workload is not in the mesh")]
-    UnknownWorkload,
+    /// The pod is enrolled, but the mesh does not know it, so it has no identity to show.
+    #[error(transparent)]
+    Wait(#[from] WaitError),
     /// The control plane has not said what the pod is.
     #[error(transparent)]
     DiscoveryFailed(#[from] DiscoveryFailed),
@@ -100,9 +105,7 @@ pub(super) enum PeerError {
 impl Failure for PeerError {
     fn flag(&self) -> ResponseFlag {
         match self {
-            Self::UnknownWorkload | Self::Tls(tls::Error::Issue { .. }) => {
-                ResponseFlag::IdentityError
-            }
+            Self::Wait(_) | Self::Tls(tls::Error::Issue { .. }) => ResponseFlag::IdentityError,
             Self::DiscoveryFailed(_) => ResponseFlag::Connect,
             Self::Tls(error) if error.is_revocation() => ResponseFlag::CertRevoked,
             Self::Tls(_) | Self::Timeout { .. } => ResponseFlag::TlsFailure,
@@ -113,7 +116,7 @@ impl Failure for PeerError {
 impl PeerError {
     pub(super) fn reason(&self) -> &'static str {
         match self {
-            Self::UnknownWorkload => "unknown_workload",
+            Self::Wait(error) => error.reason(),
             Self::DiscoveryFailed(_) => "not_told",
             Self::Tls(error) => error.reason(),
             Self::Timeout { .. } => "handshake_timeout",
@@ -146,9 +149,8 @@ mod tests {
             PeerError::Timeout { after }.flag(),
             ResponseFlag::TlsFailure
         );
-        assert_eq!(
-            PeerError::UnknownWorkload.flag(),
-            ResponseFlag::IdentityError
-        );
+        let uid = "uid".into();
+        let unknown = PeerError::Wait(WaitError::Leaving { uid });
+        assert_eq!(unknown.flag(), ResponseFlag::IdentityError);
     }
 }

@@ -4,11 +4,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::super::open_tunnel::DialError;
+use super::super::open_tunnel::{DialError, FarEnd};
 use super::super::policy::Denied;
 use super::super::report::Failure;
 use super::super::resolve::ResolveError;
 use super::super::socks5::message::Reply;
+use super::super::wait::WaitError;
 use crate::bpf;
 use crate::discovery::DiscoveryFailed;
 use mesh::route::RouteError;
@@ -43,6 +44,9 @@ pub(super) enum OutboundError {
         /// The pod's workload.
         uid: Arc<str>,
     },
+    /// The workload of the pod, or of another one of this node, was not pushed while it waited.
+    #[error(transparent)]
+    Wait(#[from] WaitError),
     /// The control plane has not said what is there.
     #[error(transparent)]
     DiscoveryFailed(#[from] DiscoveryFailed),
@@ -62,8 +66,13 @@ pub(super) enum OutboundError {
     #[error(transparent)]
     Denied(#[from] Denied),
     /// The tunnel could not be opened.
-    #[error(transparent)]
-    Tunnel(#[from] OpenError<DialError>),
+    #[error("{}{source}", .far_end.prefix())]
+    Tunnel {
+        /// What should be at its other end.
+        far_end: FarEnd,
+        /// Why.
+        source: OpenError<DialError>,
+    },
     /// The plain connection could not be opened.
     #[error("cannot connect to {to}: {source}")]
     Connect {
@@ -82,13 +91,14 @@ impl Failure for OutboundError {
             | Self::Kernel(_)
             | Self::Original(_)
             | Self::UnknownWorkload { .. }
+            | Self::Wait(_)
             | Self::DiscoveryFailed(_)
             | Self::Route(_)
             | Self::Name(_)
             | Self::TooManyNames { .. }
             | Self::Connect { .. } => ResponseFlag::Connect,
             Self::Denied(_) => ResponseFlag::Deny,
-            Self::Tunnel(error) => tunnel_flag(error),
+            Self::Tunnel { source, .. } => tunnel_flag(source),
         }
     }
 }
@@ -102,12 +112,13 @@ impl OutboundError {
             | Self::Original(_)
             | Self::DiscoveryFailed(_)
             | Self::UnknownWorkload { .. }
+            | Self::Wait(_)
             // It may ask again: there may well be such a name.
             | Self::Name(ResolveError::Busy { .. }) => Reply::Failed,
             Self::NotToBeAsked { .. } | Self::Denied(_) => Reply::NotAllowed,
             Self::Route(RouteError::NoSuchPort { .. }) => Reply::Refused,
             Self::Route(_) | Self::Name(_) | Self::TooManyNames { .. } => Reply::HostUnreachable,
-            Self::Tunnel(error) => tunnel_reply(error),
+            Self::Tunnel { source, .. } => tunnel_reply(source),
             Self::Connect { source, .. } => connect_reply(source),
         }
     }

@@ -20,11 +20,11 @@ use mesh::{Snapshot, Workload};
 /// When it is none that may be asked for, or a name without an address.
 pub(super) async fn socks_destination(
     context: &PodContext,
-    asked: Destination,
+    asked: &Destination,
 ) -> Result<SocketAddr, OutboundError> {
     let to = match asked {
-        Destination::Address(to) => to,
-        Destination::Name(name, port) => SocketAddr::new(meant_by(context, &name).await?, port),
+        Destination::Address(to) => *to,
+        Destination::Name(name, port) => SocketAddr::new(meant_by(context, name).await?, *port),
     };
     let ip = to.ip();
     // The pod's loopback is the application's own, and the proxy's listeners are on it.

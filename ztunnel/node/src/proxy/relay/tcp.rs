@@ -1,6 +1,6 @@
 //! The TCP ends of a relay, and the two relays there are: TCP to TCP, and TCP to tunnel.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::blocks::{LARGEST_READ, SMALLEST_READ, with_room};
+use super::ending::{self, Pair};
 use super::splice::{Adaptive, CopyMode, Thresholds};
 use super::{Broken, Direction, Ended, Flow, Revoked, Sink, Source, run};
 use crate::pods::abort_on_drop;
@@ -212,15 +213,41 @@ pub(in crate::proxy) async fn tunnelled(
         Side::Destination => (Direction::Response, Direction::Request),
     };
     let mut app = Relayed::new(app);
-    let ended = {
+    let mut cut = pin!(cut);
+    let (moved, close, broken) = {
         let (app_source, app_sink) = halves(&mut app.stream);
         let out = Flow::new(app_source, &mut tunnel.send, into);
         let back = Flow::new(&mut tunnel.recv, app_sink, from);
-        run(out, back, series, cut).await
+        let mut pair = Pair::new(out, back);
+        let result = poll_fn(|cx| match cut.as_mut().poll(cx) {
+            Poll::Ready(revoked) => Poll::Ready(Err(revoked.into())),
+            Poll::Pending => pair.poll(cx, series),
+        })
+        .await;
+        pair.ended(result, side)
     };
-    app.finished = ended.broken.is_none();
-    if !app.finished {
-        tunnel.abort();
+    // The application may still have to read; the peer does not wait for that.
+    tunnel.abort();
+    let (request, response) = match into {
+        Direction::Request => moved,
+        Direction::Response => (moved.1, moved.0),
+    };
+    let mut ended = Ended {
+        request,
+        response,
+        broken,
+        after: None,
+    };
+    app.finished = !close.is_reset();
+    if close.waits() {
+        // Boxed so that no open connection has the memory for it.
+        tokio::select! {
+            () = Box::pin(ending::settle(&app.stream, close)) => {}
+            revoked = cut => {
+                app.finished = false;
+                ended.broken = Some(revoked.into());
+            }
+        }
     }
     ended
 }

@@ -5,6 +5,7 @@ mod aborts;
 mod bytes;
 mod cost;
 mod pipes;
+mod tunnel_ends;
 
 use std::future::pending;
 use std::time::Duration;

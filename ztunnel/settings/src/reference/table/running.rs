@@ -118,6 +118,13 @@ pub(super) static RUNNING: &[Columns] = &[
         "The time limit of the pod's resolver.",
     ),
     (
+        "newPods.workloadWait",
+        "duration, 0s to 1m",
+        "",
+        Shown(|s| show(s.workload_wait)),
+        "A pod is captured before the control plane has pushed its workload. Until then its connections, outbound and inbound, those of pods of this node to it, and DNS questions whose answer depends on who asks wait up to this long, and are refused after it; `0s` refuses them at once. Of one pod 1024 connections and 256 questions wait at most, more are refused at once. Changes only with a restart.",
+    ),
+    (
         "socks5.enabled",
         "true, false",
         "UNSTABLE_ENABLE_SOCKS5",

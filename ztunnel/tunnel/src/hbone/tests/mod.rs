@@ -1,5 +1,6 @@
 //! The promises of the room, by behaviour; here is the little world they are tried in.
 
+mod ending;
 mod flushing;
 mod nesting;
 mod pooling;

@@ -57,7 +57,8 @@ fn an_unfinished_tunnel_that_is_dropped_is_reset_at_the_other_end() {
             let cancelled = matches!(
                 reset,
                 TunnelError::Reset {
-                    reason: h2::Reason::CANCEL
+                    reason: h2::Reason::CANCEL,
+                    by: ResetBy::Peer,
                 }
             );
             assert!(cancelled, "{reset}");

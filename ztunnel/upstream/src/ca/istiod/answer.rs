@@ -22,11 +22,7 @@ const CERTIFICATES: usize = 128;
 ///
 /// # Errors
 /// The chain is not valid PEM, is incomplete, or does not fit the key or the identity.
-pub fn read(
-    texts: &[String],
-    key: &KeyPair,
-    identity: &Identity,
-) -> Result<Issued, IssueError> {
+pub fn read(texts: &[String], key: &KeyPair, identity: &Identity) -> Result<Issued, IssueError> {
     let mut chain = parse(texts)?;
     let mut last = chain.pop().unwrap_or_default();
     // A single text with everything in it: its last certificate is the root.

@@ -155,7 +155,12 @@ fn pods_stay_while_the_agent_is_away_and_leave_when_its_new_snapshot_misses_them
     assert_eq!(recorder.present(), ["a", "c"]);
     // An invalid packet ends the connection and leaves the pods.
     connection.send_raw(&[0xff; 9], &[]);
-    assert!(connection.answer().unwrap().contains("cannot decode a packet"));
+    assert!(
+        connection
+            .answer()
+            .unwrap()
+            .contains("cannot decode a packet")
+    );
     let connection = agent.accept();
     recorder.node.accept("connected");
     recorder.announced_pods.begin_snapshot();

@@ -182,16 +182,3 @@ fn where_the_resolver_is_not_known_names_of_the_mesh_are() {
         assert_eq!(header(&world.told().await).code(), 0);
     });
 }
-
-#[test]
-fn a_pod_that_the_mesh_does_not_know_is_told_nothing() {
-    run(async |world| {
-        world.pod.known.set(false);
-        for name in ["web", "www.example.com"] {
-            world.ask(&query(9, name)).await;
-            assert_eq!(header(&world.told().await).code(), 2, "{name}");
-        }
-        world.not_passed_on().await;
-        world.refused("unknown_workload", 2);
-    });
-}

@@ -23,6 +23,8 @@ const A_WHILE: Duration = Duration::from_millis(150);
 pub(super) struct Pod {
     mesh: Arc<Snapshot>,
     pub(super) known: Cell<bool>,
+    /// What ends the wait for its workload: it is known then, or why it is not.
+    pub(super) pushed: tokio::sync::watch::Sender<Option<Result<(), DnsRefusal>>>,
     pub(super) resolver: Cell<Option<SocketAddr>>,
 }
 
@@ -34,6 +36,18 @@ impl ServerContext for Rc<Pod> {
     fn client(&self, mesh: &Snapshot) -> Option<Arc<Workload>> {
         let known = mesh.workload_by_uid(&Uid("client".into()));
         known.filter(|_| self.known.get()).cloned()
+    }
+
+    fn namespace(&self) -> Option<&str> {
+        Some("shop")
+    }
+
+    async fn known(&self) -> Result<(), DnsRefusal> {
+        let mut pushed = self.pushed.subscribe();
+        let ended = pushed.wait_for(Option::is_some).await.map(|ended| *ended);
+        let ended = ended.ok().flatten().unwrap_or(Ok(()));
+        self.known.set(ended.is_ok());
+        ended
     }
 
     fn pod(&self) -> u64 {
@@ -139,6 +153,7 @@ impl World {
         let pod = Rc::new(Pod {
             mesh: Arc::new(local::parse(MESH).unwrap().into_snapshot()),
             known: Cell::new(true),
+            pushed: tokio::sync::watch::Sender::new(None),
             resolver: Cell::new(Some(resolver.local_addr().unwrap())),
         });
         let telemetry = Telemetry::new(Counter::default());

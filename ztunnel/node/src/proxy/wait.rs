@@ -1,0 +1,320 @@
+//! Waiting for a workload that the control plane has not pushed yet.
+//!
+//! The node agent announces a pod before it starts; the control plane pushes the pod's workload when
+//! the pod has its address, which is a moment later. The first thing that an application does comes
+//! in between. So what needs the workload of an enrolled pod waits until the view has it: outbound
+//! and inbound connections of the pod, its DNS questions, and connections that pods of this node open
+//! to it. All of them wait here, and every wait is bounded: in time by a setting, in number for each
+//! pod, and it ends at once when the client has gone, the pod leaves or the proxy stops.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::worker::PodContext;
+use crate::fastpath::FastPath;
+use mesh::NetnsCookie;
+use mesh::View;
+use telemetry::{WaitKind, WaitMetrics, WaitOutcome};
+
+/// Connections of one pod that may wait at one time, outbound and inbound together.
+const MOST_CONNECTIONS: usize = 1024;
+/// DNS questions of one pod that may wait at one time.
+const MOST_QUESTIONS: usize = 256;
+
+/// What the places of one pod are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Connections,
+    OnDemandClient,
+}
+
+impl Class {
+    const fn of(kind: WaitKind) -> Self {
+        match kind {
+            WaitKind::Outbound | WaitKind::Inbound => Self::Connections,
+            WaitKind::Dns => Self::OnDemandClient,
+        }
+    }
+
+    const fn most(self) -> usize {
+        match self {
+            Self::Connections => MOST_CONNECTIONS,
+            Self::OnDemandClient => MOST_QUESTIONS,
+        }
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connections => "connections",
+            Self::OnDemandClient => "DNS questions",
+        })
+    }
+}
+
+/// A wait that did not end with the workload.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum WaitError {
+    /// The workload did not come in time.
+    #[error(
+        "workload {uid} is not in the mesh: the control plane has not pushed it within {waited:?} \
+         (newPods.workloadWait); check that this proxy is connected to the control plane, that the \
+         control plane knows a workload of this name whose service account is the pod's, and that \
+         clusterId is the one that the control plane uses"
+    )]
+    Expired {
+        /// The workload.
+        uid: Arc<str>,
+        /// How long the wait may take.
+        waited: Duration,
+    },
+    /// As many as may wait do so already.
+    #[error(
+        "workload {uid} is not in the mesh yet, and {most} {class} of the pod wait for it already: \
+         refused at once"
+    )]
+    TooMany {
+        /// The workload.
+        uid: Arc<str>,
+        /// How many wait.
+        most: usize,
+        /// What they are, as text.
+        class: String,
+    },
+    /// The client did not wait so long.
+    #[error("the client closed the connection while it waited for workload {uid} to be pushed")]
+    ClientGone {
+        /// The workload.
+        uid: Arc<str>,
+    },
+    /// The pod or the proxy is about to end.
+    #[error(
+        "the pod has left or the proxy is stopping, while the connection waited for workload {uid} \
+         to be pushed"
+    )]
+    Leaving {
+        /// The workload.
+        uid: Arc<str>,
+    },
+}
+
+impl WaitError {
+    /// A short name out of a closed set, for logs.
+    pub(super) const fn reason(&self) -> &'static str {
+        match self {
+            Self::Expired { .. } => "unknown_workload",
+            Self::TooMany { .. } => "too_many_waiting",
+            Self::ClientGone { .. } => "client_gone",
+            Self::Leaving { .. } => "leaving",
+        }
+    }
+
+    const fn outcome(&self) -> WaitOutcome {
+        match self {
+            Self::Expired { .. } => WaitOutcome::Expired,
+            Self::TooMany { .. } => WaitOutcome::TooMany,
+            Self::ClientGone { .. } => WaitOutcome::ClientGone,
+            Self::Leaving { .. } => WaitOutcome::Leaving,
+        }
+    }
+}
+
+/// What one wait is about.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Awaited<'a> {
+    /// The pod whose connection or question it is: it is counted there.
+    pub(super) pod: NetnsCookie,
+    /// The workload that is to come.
+    pub(super) uid: &'a Arc<str>,
+    /// What waits.
+    pub(super) kind: WaitKind,
+    /// When it is over. A connection that waits several times has one deadline.
+    pub(super) deadline: Instant,
+}
+
+/// Why a wait is of no use any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Interrupted {
+    ClientGone,
+    Leaving,
+}
+
+/// The waits of all pods.
+#[derive(Debug)]
+pub struct WorkloadWaits {
+    fast_path: Arc<FastPath>,
+    limit: Duration,
+    metrics: WaitMetrics,
+    /// How many wait, of the pods of which any do. Nothing takes this lock unless it has to wait.
+    waiting: Mutex<HashMap<NetnsCookie, [usize; 2]>>,
+}
+
+impl WorkloadWaits {
+    /// Nothing waits yet. `limit` is how long each may; zero is not at all.
+    #[must_use]
+    pub fn new(fast_path: Arc<FastPath>, limit: Duration, metrics: WaitMetrics) -> Self {
+        Self {
+            fast_path,
+            limit,
+            metrics,
+            waiting: Mutex::default(),
+        }
+    }
+
+    /// When a connection that was accepted now waits no longer.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.limit
+    }
+
+    /// Waits until a view is in force in which something is known.
+    ///
+    /// # Errors
+    /// When that does not come to pass in time, there is no place to wait, or the wait is
+    /// interrupted.
+    pub(super) async fn wait(
+        &self,
+        awaited: Awaited<'_>,
+        known: impl Fn(&View) -> bool,
+        interrupted: impl Future<Output = Interrupted>,
+    ) -> Result<(), WaitError> {
+        // Before the first look, so that no change falls between the two.
+        let mut changes = self.fast_path.changes();
+        if known(&self.fast_path.view()) {
+            return Ok(());
+        }
+        let uid = || awaited.uid.clone();
+        let expired = || WaitError::Expired {
+            uid: uid(),
+            waited: self.limit,
+        };
+        let waiting = async {
+            if self.limit.is_zero() {
+                return Err(expired());
+            }
+            let class = Class::of(awaited.kind);
+            let Some(_place) = self.take(awaited.pod, class) else {
+                return Err(WaitError::TooMany {
+                    uid: uid(),
+                    most: class.most(),
+                    class: class.to_string(),
+                });
+            };
+            let until_known = async {
+                // The sender lives as long as `self`.
+                while changes.changed().await.is_ok() && !known(&self.fast_path.view()) {}
+            };
+            tokio::select! {
+                biased;
+                () = until_known => Ok(()),
+                why = interrupted => Err(match why {
+                    Interrupted::ClientGone => WaitError::ClientGone { uid: uid() },
+                    Interrupted::Leaving => WaitError::Leaving { uid: uid() },
+                }),
+                () = tokio::time::sleep_until(awaited.deadline) => Err(expired()),
+            }
+        };
+        let waited = waiting.await;
+        let outcome = waited
+            .as_ref()
+            .map_or_else(WaitError::outcome, |()| WaitOutcome::Known);
+        self.metrics.ended(awaited.kind, outcome);
+        waited
+    }
+
+    fn take(&self, pod: NetnsCookie, class: Class) -> Option<Place<'_>> {
+        let mut waiting = self.lock();
+        let taken = &mut waiting.entry(pod).or_default()[class as usize];
+        if *taken >= class.most() {
+            return None;
+        }
+        *taken += 1;
+        Some(Place {
+            waits: self,
+            pod,
+            class,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<NetnsCookie, [usize; 2]>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts one that waits, while it does.
+struct Place<'a> {
+    waits: &'a WorkloadWaits,
+    pod: NetnsCookie,
+    class: Class,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.waits.lock();
+        let Some(taken) = waiting.get_mut(&self.pod) else {
+            return;
+        };
+        taken[self.class as usize] = taken[self.class as usize].saturating_sub(1);
+        if taken.iter().all(|count| *count == 0) {
+            waiting.remove(&self.pod);
+        }
+    }
+}
+
+impl PodContext {
+    /// Waits until the mesh knows this pod. `gone`: the client waits no longer.
+    ///
+    /// # Errors
+    /// As [`WorkloadWaits::wait`].
+    pub(super) async fn wait_for_own(
+        &self,
+        (kind, deadline): (WaitKind, Instant),
+        gone: impl Future<Output = ()>,
+    ) -> Result<(), WaitError> {
+        let awaited = Awaited {
+            pod: NetnsCookie(self.pod.netns.cookie()),
+            uid: &self.pod.uid.0,
+            kind,
+            deadline,
+        };
+        let known = |view: &View| self.pod.workload(&view.mesh).is_some();
+        let waits = &self.worker.proxy.waits;
+        waits.wait(awaited, known, self.interrupted(gone)).await
+    }
+
+    /// Waits until the mesh knows another pod of this node, or it is not here any more.
+    ///
+    /// # Errors
+    /// As [`WorkloadWaits::wait`].
+    pub(super) async fn wait_for_neighbour(
+        &self,
+        uid: &Arc<str>,
+        deadline: Instant,
+        gone: impl Future<Output = ()>,
+    ) -> Result<(), WaitError> {
+        let awaited = Awaited {
+            pod: NetnsCookie(self.pod.netns.cookie()),
+            uid,
+            kind: WaitKind::Outbound,
+            deadline,
+        };
+        let known = |view: &View| !view.is_expected(uid);
+        let waits = &self.worker.proxy.waits;
+        waits.wait(awaited, known, self.interrupted(gone)).await
+    }
+
+    async fn interrupted(&self, gone: impl Future<Output = ()>) -> Interrupted {
+        let mut drain = self.drain.clone();
+        tokio::select! {
+            () = gone => Interrupted::ClientGone,
+            _left = drain.wait_for(|draining| *draining) => Interrupted::Leaving,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

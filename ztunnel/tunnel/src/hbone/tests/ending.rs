@@ -1,0 +1,93 @@
+//! How a tunnel ends that its peer resets: what came before the reset is handed out first.
+
+use h2::Reason;
+
+use super::*;
+
+const TEXT: &[u8] = &[7; 100_000];
+
+/// A tunnel whose far end has sent bytes and then reset it, with or without END_STREAM before. All
+/// of it has arrived, and none of it was read.
+async fn ended(
+    near_opens: bool,
+    finished: bool,
+    reason: Reason,
+) -> (Tunnel, (Tunnel, Rc<Pool<Infallible>>, Rc<Peer>)) {
+    let (near, far, pool, peer) = pair(config(), config()).await;
+    let (mut left, mut resets) = if near_opens { (near, far) } else { (far, near) };
+    resets
+        .send
+        .send_all(Bytes::from_static(TEXT))
+        .await
+        .unwrap();
+    if finished {
+        resets.send.finish().unwrap();
+    }
+    // A reset takes the place of what is not sent yet.
+    settle().await;
+    resets.send.reset(reason);
+    std::future::poll_fn(|cx| left.send.poll_reset(cx)).await;
+    (left, (resets, pool, peer))
+}
+
+#[test]
+fn what_came_before_a_reset_is_read_and_the_code_says_what_follows() {
+    run(async {
+        for near_opens in [true, false] {
+            for (finished, reason, orderly) in [
+                (true, Reason::NO_ERROR, true),
+                (true, Reason::CONNECT_ERROR, true),
+                (true, Reason::CANCEL, true),
+                (true, Reason::INTERNAL_ERROR, true),
+                (false, Reason::NO_ERROR, true),
+                (false, Reason::CONNECT_ERROR, true),
+                (false, Reason::CANCEL, false),
+                (false, Reason::INTERNAL_ERROR, false),
+            ] {
+                let case = format!("{near_opens}, {finished}, {reason:?}");
+                let (mut left, _others) = ended(near_opens, finished, reason).await;
+                let mut read = Vec::new();
+                let end = loop {
+                    match left.recv.data().await {
+                        Some(Ok(data)) => {
+                            left.recv.release(data.len()).unwrap();
+                            read.extend_from_slice(&data);
+                        }
+                        end => break end.map(Result::unwrap_err),
+                    }
+                };
+                assert!(read == TEXT, "{case}: {} bytes", read.len());
+                assert_eq!(end.is_none(), orderly, "{case}: {end:?}");
+                let refused = left.send.send(Bytes::from_static(b"x")).unwrap_err();
+                let said = format!("the peer reset the tunnel with {reason:?}");
+                for error in [Some(refused), end].into_iter().flatten() {
+                    assert!(error.to_string().contains(&said), "{case}: {error}");
+                }
+            }
+        }
+    });
+}
+
+/// As TLS and the inner tunnel use the outer one: an error of writing would end them together with
+/// what they have not read.
+#[test]
+fn a_reset_outer_tunnel_is_read_to_its_end_though_it_takes_nothing_more() {
+    run(async {
+        for (finished, reason, orderly) in [
+            (true, Reason::NO_ERROR, true),
+            (false, Reason::CONNECT_ERROR, true),
+            (true, Reason::CANCEL, true),
+            (false, Reason::CANCEL, false),
+        ] {
+            let (left, _others) = ended(true, finished, reason).await;
+            let mut stream = left.into_stream(config().handshake_timeout);
+            stream.write_all(b"too late").await.unwrap();
+            let mut read = Vec::new();
+            let end = stream.read_to_end(&mut read).await;
+            assert!(read == TEXT, "{reason:?}: {} bytes", read.len());
+            assert_eq!(end.is_ok(), orderly, "{reason:?}: {end:?}");
+            stream.write_all(b"later").await.unwrap();
+            stream.shutdown().await.unwrap();
+        }
+    });
+}
