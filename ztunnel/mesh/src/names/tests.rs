@@ -105,7 +105,7 @@ fn check(lines: usize, table: &str) {
 }
 
 #[test]
-fn services_by_their_names() {
+fn services_are_found_by_their_names() {
     check(
         18,
         "
@@ -136,7 +136,7 @@ fn services_by_their_names() {
 }
 
 #[test]
-fn short_names_as_kubernetes_has_them() {
+fn kubernetes_short_names_are_expanded() {
     check(
         12,
         "
@@ -158,7 +158,7 @@ fn short_names_as_kubernetes_has_them() {
 }
 
 #[test]
-fn search_domains_are_taken_away() {
+fn search_domains_are_removed() {
     check(
         14,
         "
@@ -184,7 +184,7 @@ fn search_domains_are_taken_away() {
 }
 
 #[test]
-fn wildcards_by_the_longest_match() {
+fn wildcards_match_by_the_longest_suffix() {
     check(
         9,
         "
@@ -203,7 +203,7 @@ fn wildcards_by_the_longest_match() {
 }
 
 #[test]
-fn families_and_networks() {
+fn addresses_are_of_the_family_and_the_clients_network() {
     check(
         15,
         "
@@ -229,7 +229,7 @@ fn families_and_networks() {
 }
 
 #[test]
-fn headless_services_and_their_pods() {
+fn headless_services_return_their_pods() {
     check(
         22,
         "
@@ -265,7 +265,7 @@ fn headless_services_and_their_pods() {
 }
 
 #[test]
-fn one_name_in_several_namespaces() {
+fn of_one_name_in_several_namespaces_the_clients_own_is_used() {
     check(
         7,
         "
@@ -283,7 +283,7 @@ fn one_name_in_several_namespaces() {
 }
 
 #[test]
-fn the_dice_order_the_addresses() {
+fn the_random_number_orders_the_addresses() {
     let mesh = local::parse(MESH).unwrap().into_snapshot();
     let client = mesh.workload_by_uid(&crate::Uid("shop".into()));
     let first = |random| {
@@ -303,7 +303,7 @@ fn the_dice_order_the_addresses() {
 }
 
 #[test]
-fn no_name_at_all_is_nobodys() {
+fn an_empty_name_is_not_in_the_mesh() {
     let mesh = local::parse(MESH).unwrap().into_snapshot();
     let client = mesh.workload_by_uid(&crate::Uid("shop".into()));
     let family = Family::V4;
