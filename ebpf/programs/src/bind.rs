@@ -1,22 +1,22 @@
-//! Giving a socket an address and a port of its own, in the connect hook.
+//! Binds a socket to an address and a port in the connect hook.
 
 use aya_ebpf::bindings::{bpf_sock, sockaddr};
 use aya_ebpf::helpers::generated::{bpf_bind, bpf_get_prandom_u32};
 use aya_ebpf::programs::SockAddrContext;
 use ztunnel_ebpf_types::Address;
 
-use crate::connect::network_port;
-use crate::context::{local_port, source};
+use crate::context::{local_port, network_port, source};
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
-/// The kernel's default range of ephemeral ports; a program cannot read the namespace's own.
-const FIRST_PORT: u32 = 32768;
-const PORTS: u32 = 28232;
-/// How many ports are tried. The verifier walks through each.
+/// The kernel's default range of ephemeral ports; a program cannot read the namespace's range.
+const FIRST_EPHEMERAL_PORT: u32 = 32768;
+const EPHEMERAL_PORTS: u32 = 28232;
+/// How many ports are tried. The verifier unrolls the loop.
 const ATTEMPTS: u32 = 6;
-/// So many of them with the pod's address, which may not be there yet; the rest without.
-const WITH_ADDRESS: u32 = 4;
+/// How many of these attempts use the pod's address; the rest do without it, because the namespace
+/// may not have it yet.
+const ATTEMPTS_WITH_ADDRESS: u32 = 4;
 
 #[repr(C)]
 struct SockaddrIn {
@@ -35,50 +35,50 @@ struct SockaddrIn6 {
     scope: u32,
 }
 
-/// Gives the socket the pod's address, so that neither end sees 127.0.0.1 as the client. It
-/// fails, rightly, on a socket that the application has bound itself.
+/// Binds the socket to the pod's address, so that neither end sees 127.0.0.1 as the client. On a
+/// socket that the application has bound, this fails as intended.
 #[inline(always)]
 pub fn bind4(ctx: &SockAddrContext, own: &Address) {
     if !own.is(&Address::NONE) {
-        name4(ctx, own, 0);
+        bind_to4(ctx, own, 0);
     }
 }
 
-/// As [`bind4`], for an AF_INET6 socket that calls an IPv4 address in mapped form.
+/// As [`bind4`], for an AF_INET6 socket that connects to an IPv4 address in mapped form.
 #[inline(always)]
 pub fn bind6(ctx: &SockAddrContext, own: &Address) {
     if !own.is(&Address::NONE) {
-        name6(ctx, own, 0);
+        bind_to6(ctx, own, 0);
     }
 }
 
-/// The local port of a UDP socket that is about to be connected. One that has none yet gets one,
-/// with the pod's address: the kernel would choose it when the hook is done. None: every port that
-/// was tried belonged to somebody.
+/// The local port of a UDP socket that is about to be connected. The kernel would choose it after
+/// the hook, so an unbound socket is bound here, to the pod's address. None: every port that was
+/// tried is in use.
 #[inline(always)]
-pub fn port(ctx: &SockAddrContext, sk: *mut bpf_sock, own: &Address) -> Option<u32> {
+pub fn ensure_port(ctx: &SockAddrContext, sk: *mut bpf_sock, own: &Address) -> Option<u32> {
     // SAFETY: the caller has checked for null; the field is readable.
     let is_v6 = unsafe { (*sk).family } == u32::from(AF_INET6);
-    // What it was bound to without a port stays.
-    let before = source(sk, !is_v6);
-    let address = before.unwrap_or(*own);
-    let instead = before.unwrap_or(Address::NONE);
+    // The socket may be bound to an address without a port: the address stays.
+    let bound = source(sk, !is_v6);
+    let address = bound.unwrap_or(*own);
+    let fallback = bound.unwrap_or(Address::NONE);
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         if local_port(sk) != 0 {
             break;
         }
-        let address = if attempt < WITH_ADDRESS {
+        let address = if attempt < ATTEMPTS_WITH_ADDRESS {
             &address
         } else {
-            &instead
+            &fallback
         };
         // SAFETY: no arguments.
-        let port = FIRST_PORT + unsafe { bpf_get_prandom_u32() } % PORTS;
+        let port = FIRST_EPHEMERAL_PORT + unsafe { bpf_get_prandom_u32() } % EPHEMERAL_PORTS;
         if is_v6 {
-            name6(ctx, address, port);
+            bind_to6(ctx, address, port);
         } else {
-            name4(ctx, address, port);
+            bind_to4(ctx, address, port);
         }
         attempt += 1;
     }
@@ -87,8 +87,8 @@ pub fn port(ctx: &SockAddrContext, sk: *mut bpf_sock, own: &Address) -> Option<u
 }
 
 #[inline(always)]
-fn name4(ctx: &SockAddrContext, own: &Address, port: u32) {
-    let mut name = SockaddrIn {
+fn bind_to4(ctx: &SockAddrContext, own: &Address, port: u32) {
+    let mut socket_address = SockaddrIn {
         family: AF_INET,
         port: network_port(port) as u16,
         address: own.words[3],
@@ -98,15 +98,15 @@ fn name4(ctx: &SockAddrContext, own: &Address, port: u32) {
     let _ = unsafe {
         bpf_bind(
             ctx.sock_addr,
-            core::ptr::from_mut(&mut name).cast::<sockaddr>(),
+            core::ptr::from_mut(&mut socket_address).cast::<sockaddr>(),
             size_of::<SockaddrIn>() as i32,
         )
     };
 }
 
 #[inline(always)]
-fn name6(ctx: &SockAddrContext, own: &Address, port: u32) {
-    let mut name = SockaddrIn6 {
+fn bind_to6(ctx: &SockAddrContext, own: &Address, port: u32) {
+    let mut socket_address = SockaddrIn6 {
         family: AF_INET6,
         port: network_port(port) as u16,
         flow: 0,
@@ -117,7 +117,7 @@ fn name6(ctx: &SockAddrContext, own: &Address, port: u32) {
     let _ = unsafe {
         bpf_bind(
             ctx.sock_addr,
-            core::ptr::from_mut(&mut name).cast::<sockaddr>(),
+            core::ptr::from_mut(&mut socket_address).cast::<sockaddr>(),
             size_of::<SockaddrIn6>() as i32,
         )
     };

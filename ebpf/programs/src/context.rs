@@ -1,14 +1,15 @@
 //! Reading a program's context.
 //!
-//! The verifier takes a load from a context only as "context plus a constant", in one
-//! instruction. The compiler likes to compute the address first, to share it between the two
-//! families or to copy four words as one; then the program does not load. A load written as an
-//! instruction stays one.
+//! The verifier accepts a load from a context only as "context plus a constant", in one
+//! instruction. The compiler may compute the address first, to share it between the two families
+//! or to copy four words as one, and the program then fails to load. Inline assembly keeps a load
+//! in one instruction.
 
 use core::arch::asm;
 use core::mem::offset_of;
 
 use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops, sk_msg_md};
+use aya_ebpf::programs::SockAddrContext;
 use ztunnel_ebpf_types::Address;
 
 /// One word of a context, at a constant offset.
@@ -43,8 +44,7 @@ macro_rules! words {
     }};
 }
 
-/// The address that a socket is bound to, by the family that it is about to speak. None: it is
-/// bound to none.
+/// The address of the given family that a socket is bound to.
 #[inline(always)]
 pub fn source(sk: *const bpf_sock, v4: bool) -> Option<Address> {
     if v4 {
@@ -55,8 +55,8 @@ pub fn source(sk: *const bpf_sock, v4: bool) -> Option<Address> {
     (!own.is(&Address::NONE)).then_some(own)
 }
 
-/// The port that a socket is bound to, in host byte order, or 0. Read anew each time: binding
-/// changes it.
+/// The port that a socket is bound to, in host byte order, or 0. Every call reads it again, because
+/// `bpf_bind` changes it.
 #[inline(always)]
 pub fn local_port(sk: *const bpf_sock) -> u32 {
     let value: u64;
@@ -73,13 +73,13 @@ pub fn local_port(sk: *const bpf_sock) -> u32 {
     value as u32
 }
 
-/// The source that a datagram is to have in sendmsg6, or [`Address::NONE`].
+/// The source address of a datagram in sendmsg6, or [`Address::NONE`].
 #[inline(always)]
 pub fn message_source6(message: *const bpf_sock_addr) -> Address {
     words!(message, bpf_sock_addr, msg_src_ip6)
 }
 
-/// The two ends of a socket or of a connection that looks for one.
+/// The two addresses of a socket, or of a SYN that looks for one.
 pub struct Ends {
     pub local: Address,
     pub remote: Address,
@@ -88,7 +88,7 @@ pub struct Ends {
 const AF_INET: u32 = 2;
 
 impl Ends {
-    /// Of a socket in sock_ops. An AF_INET6 socket that speaks IPv4 has mapped addresses here.
+    /// Of a socket in sock_ops. An AF_INET6 socket with an IPv4 peer has mapped addresses here.
     #[inline(always)]
     pub fn of_socket(ops: *const bpf_sock_ops) -> Self {
         if word::<{ offset_of!(bpf_sock_ops, family) }, _>(ops) == AF_INET {
@@ -104,7 +104,7 @@ impl Ends {
         }
     }
 
-    /// Of the socket that sends a message. As in sock_ops, IPv4 may come in mapped form.
+    /// Of the socket that sends a message. As in sock_ops, IPv4 may be in mapped form.
     #[inline(always)]
     pub fn of_message(message: *const sk_msg_md) -> Self {
         if word::<{ offset_of!(sk_msg_md, family) }, _>(message) == AF_INET {
@@ -135,4 +135,52 @@ impl Ends {
             }
         }
     }
+}
+
+/// The destination in the IPv6 address hooks, read word by word for the verifier.
+#[inline(always)]
+pub fn destination6(ctx: &SockAddrContext) -> Address {
+    let mut words = [0; 4];
+    // SAFETY: the context is valid and the field readable in the address hooks of IPv6.
+    unsafe {
+        words[0] = (*ctx.sock_addr).user_ip6[0];
+        words[1] = (*ctx.sock_addr).user_ip6[1];
+        words[2] = (*ctx.sock_addr).user_ip6[2];
+        words[3] = (*ctx.sock_addr).user_ip6[3];
+    }
+    Address { words }
+}
+
+/// Writes the destination in the IPv6 address hooks.
+#[inline(always)]
+pub fn set_destination6(ctx: &SockAddrContext, address: &Address) {
+    // SAFETY: writable fields of the address hooks of IPv6.
+    unsafe {
+        (*ctx.sock_addr).user_ip6[0] = address.words[0];
+        (*ctx.sock_addr).user_ip6[1] = address.words[1];
+        (*ctx.sock_addr).user_ip6[2] = address.words[2];
+        (*ctx.sock_addr).user_ip6[3] = address.words[3];
+    }
+}
+
+/// A port in the form of the context: 16 bits in network byte order in the lower half of a word.
+#[inline(always)]
+pub fn network_port(port: u32) -> u32 {
+    u32::from((port as u16).to_be())
+}
+
+/// An address in the form of the log.
+#[inline(always)]
+pub fn address_bytes(address: &Address) -> [u8; 16] {
+    let mut octets = [0; 16];
+    let mut index = 0;
+    while index < 4 {
+        let [a, b, c, d] = address.words[index].to_ne_bytes();
+        octets[index * 4] = a;
+        octets[index * 4 + 1] = b;
+        octets[index * 4 + 2] = c;
+        octets[index * 4 + 3] = d;
+        index += 1;
+    }
+    octets
 }

@@ -1,35 +1,36 @@
-//! The kernel programs that capture the pods' TCP connections and DNS.
+//! The kernel programs that capture the pods' TCP connections and DNS queries.
 //!
 //! | program | section | job |
 //! | --- | --- | --- |
-//! | `capture4`, `capture6` | cgroup/connect4, 6 | a connection of a pod goes to the proxy instead |
-//! | `peer4`, `peer6` | cgroup/getpeername4, 6 | the application sees whom it called |
-//! | `ask4`, `ask6` | cgroup/sendmsg4, 6 | a question of a pod to its resolver goes to the proxy instead |
-//! | `answer4`, `answer6` | cgroup/recvmsg4, 6 | the answer comes from the resolver that was asked |
-//! | `name4`, `name6` | cgroup/getsockname4, 6 | the application sees its own address |
-//! | `established` | sockops | tells the proxy the original destination; stops what `capture` never saw; follows the direct lane |
-//! | `inbound` | sk_lookup | connections to a pod reach the proxy's listener |
-//! | `past` | sk_msg | what one end of a joined connection sends goes straight to the other |
+//! | `capture4`, `capture6` | cgroup/connect4, 6 | sends a pod's connection to the proxy, or along the fast path |
+//! | `peername4`, `peername6` | cgroup/getpeername4, 6 | shows the application the address that it dialled |
+//! | `sockname4`, `sockname6` | cgroup/getsockname4, 6 | shows the application its pod's address |
+//! | `query4`, `query6` | cgroup/sendmsg4, 6 | sends a pod's DNS query to the proxy |
+//! | `reply4`, `reply6` | cgroup/recvmsg4, 6 | shows the application the resolver that it queried |
+//! | `tcp_events` | sockops | records original destinations; stops connections that `capture` missed; follows the fast path |
+//! | `inbound` | sk_lookup | sends connections to a pod to the proxy's listener |
+//! | `redirect` | sk_msg | moves bytes from one end of a joined connection to the other |
 //!
-//! Everything is keyed by the network namespace's cookie: a socket of a namespace that is not
-//! enrolled is never touched. Where a map entry that capture needs is missing or cannot be
-//! written, the program refuses or drops; it never lets the connection pass.
+//! All decisions depend on the cookie of the network namespace: a socket of a namespace that is
+//! not enrolled is never changed. If a map entry that capture needs is missing or cannot be
+//! written, the program refuses the connection or drops the packet.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
 mod bind;
 mod connect;
+mod connections;
 mod context;
-mod direct;
-mod established;
-mod flow;
+mod dns;
+mod exempt;
+mod fast_path;
 mod join;
-mod judge;
 mod lookup;
 mod maps;
-mod name;
-mod resolver;
+mod names;
+mod socket;
+mod tcp_events;
 
 #[cfg(not(test))]
 #[panic_handler]

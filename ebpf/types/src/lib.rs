@@ -1,19 +1,20 @@
 //! Keys and values of the maps that the kernel programs share with the proxy.
 //!
 //! Both sides compile this one definition. Every type is `repr(C)`, has no implicit padding
-//! (the kernel hashes keys byte by byte) and a size assertion that holds on both targets.
-//! A change of any layout here is a new [`LAYOUT`]: pins of another layout are never reused.
+//! (the kernel hashes keys byte by byte) and has a size assertion that holds on both targets. A
+//! change of a map's name, key or value needs a new [`LAYOUT`]: a proxy never reuses the maps of
+//! another layout.
 #![no_std]
 
-/// The version of every layout in this file. It is a directory name in the pins: a proxy only
-/// takes over maps that have its own layout.
-pub const LAYOUT: u32 = 2;
+/// The version of the maps: their names, keys and values. It is a directory name in the BPF file
+/// system: a proxy reuses only maps of its own layout.
+pub const LAYOUT: u32 = 3;
 
-/// The network namespace's cookie, `SO_NETNS_COOKIE`: never reused while the machine is up.
+/// The cookie of a network namespace (`SO_NETNS_COOKIE`), unique until the machine reboots.
 pub type Cookie = u64;
 
-/// An IP address as the kernel's socket calls have it: four words in network byte order, an IPv4
-/// address as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
+/// An IP address in the form of the kernel's socket calls: four words in network byte order. An
+/// IPv4 address has the form `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Address {
@@ -30,14 +31,14 @@ const LOOPBACK_MASK: u32 = 0xff00_0000_u32.to_be();
 impl Address {
     /// 127.0.0.1 in its mapped form.
     pub const LOOPBACK4: Self = Self::v4(0x7f00_0001_u32.to_be());
-    /// ::1
+    /// `::1`.
     pub const LOOPBACK6: Self = Self {
         words: [0, 0, 0, 1_u32.to_be()],
     };
-    /// ::, which also stands for "no address of this family".
+    /// `::`, also used for "no address of this family".
     pub const NONE: Self = Self { words: [0; 4] };
 
-    /// An IPv4 address, given in network byte order.
+    /// An IPv4 address, from its network byte order.
     #[inline(always)]
     #[must_use]
     pub const fn v4(address: u32) -> Self {
@@ -46,14 +47,14 @@ impl Address {
         }
     }
 
-    /// Whether it stands for an IPv4 address.
+    /// Whether this is an IPv4 address in mapped form.
     #[inline(always)]
     #[must_use]
     pub const fn is_v4(&self) -> bool {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED
     }
 
-    /// Whether it is in 127.0.0.0/8, or ::1.
+    /// Whether the address is in 127.0.0.0/8, or is ::1.
     #[inline(always)]
     #[must_use]
     pub const fn is_loopback(&self) -> bool {
@@ -64,14 +65,14 @@ impl Address {
         }
     }
 
-    /// Whether it is 0.0.0.0 or ::, which `connect()` takes for the local host.
+    /// Whether the address is 0.0.0.0 or ::, which `connect()` takes for the local host.
     #[inline(always)]
     #[must_use]
     pub const fn is_unspecified(&self) -> bool {
         self.is(&Self::NONE) || (self.is_v4() && self.words[3] == 0)
     }
 
-    /// Equality for const and BPF code: no call of memcmp.
+    /// Equality for const and BPF code, without a call of memcmp.
     #[inline(always)]
     #[must_use]
     pub const fn is(&self, other: &Self) -> bool {
@@ -82,7 +83,7 @@ impl Address {
     }
 }
 
-/// What the programs need to know of an enrolled pod; the value of PODS, keyed by [`Cookie`].
+/// An enrolled pod; value of `PODS`, whose key is the pod's [`Cookie`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Pod {
@@ -96,80 +97,82 @@ pub struct Pod {
 
 /// The pod's outbound connections are captured.
 pub const POD_ENROLLED: u32 = 1;
-/// A proxy in this namespace is about to make itself known: see [`Saved::kind`].
+/// A proxy in this namespace is about to identify itself: see [`SOCKET_HANDSHAKE`].
 pub const POD_HANDSHAKE: u32 = 2;
 /// The pod's connections with the proxy are joined.
 pub const POD_JOIN: u32 = 4;
-/// What the pod asks of its resolvers is captured, with [`POD_ENROLLED`].
+/// The pod's DNS queries are captured; needs [`POD_ENROLLED`], too.
 pub const POD_DNS: u32 = 8;
 
-/// The port of DNS, RFC 1035, 4.2.
-pub const DNS: u32 = 53;
+/// The port of DNS servers (RFC 1035, 4.2).
+pub const RESOLVER_PORT: u32 = 53;
 
-/// What a socket carries in SOCKETS, its socket storage.
+/// What the programs store with a socket; value of `SOCKET_STATES`, a socket storage.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Saved {
-    /// Where the application wanted to go.
-    pub address: Address,
-    /// Its port, in host byte order.
-    pub port: u32,
-    /// One of the `SAVED_` values.
+pub struct SocketState {
+    /// The address that the application passed to `connect()`.
+    pub dialled_address: Address,
+    /// The port that the application passed to `connect()`, in host byte order.
+    pub dialled_port: u32,
+    /// One of the `SOCKET_` values.
     pub kind: u32,
-    /// On the direct lane: where the connection really goes.
-    pub peer: Address,
-    /// Its port, in host byte order.
+    /// On the fast path: the address that the connection goes to.
+    pub peer_address: Address,
+    /// The port of `peer_address`, in host byte order.
     pub peer_port: u32,
-    /// On the direct lane a set of the `FLOW_` bits: what the connection's flow begins with.
-    /// Captured: [`SAVED_ELSEWHERE`] or 0.
+    /// On the fast path: the `CONNECTION_` bits that the connection begins with. Captured:
+    /// [`CAPTURED_UNLISTED`] or 0.
     pub flags: u32,
-    /// The namespace of the pod that has to be there; 0 outside the mesh.
-    pub server: Cookie,
-    /// Bytes received when the socket entered FIN_WAIT2: what comes after them ends with a FIN.
-    pub received: u64,
-    /// A set of the `FIN_` bits.
-    pub fins: u32,
+    /// The network namespace of the pod that must have `peer_address`; 0 outside the mesh.
+    pub server_pod: Cookie,
+    /// Bytes received when the socket entered FIN_WAIT2: bytes that arrive later end with a FIN.
+    pub received_at_fin_wait2: u64,
+    /// A set of the `PROGRESS_` bits.
+    pub progress: u32,
     /// Always zero.
     pub zero: u32,
 }
 
 /// The socket was not captured, or no longer is.
-pub const SAVED_NOTHING: u32 = 0;
-/// The socket was captured; [`Saved::address`] is the original destination.
-pub const SAVED_DESTINATION: u32 = 1;
-/// [`Saved::flags`] of a captured socket: a verdict knows direct backends, and the dice chose none
-/// of them.
-pub const SAVED_ELSEWHERE: u32 = 1;
-/// Only user space writes this: the process that connects this socket is the proxy.
-pub const SAVED_HANDSHAKE: u32 = 2;
-/// The socket is on the direct lane, by a verdict or because the proxy says so.
-pub const SAVED_DIRECT: u32 = 3;
-/// The socket was accepted on the direct lane: plaintext that policy lets into the pod.
-pub const SAVED_ARRIVED: u32 = 4;
-/// Only user space writes this, on the proxy's inbound listeners: what they accept is the proxy's.
-pub const SAVED_LISTENER: u32 = 5;
-/// A UDP socket whose questions were captured: [`Saved::peer`] is the resolver that it has asked
-/// last. [`Saved::address`] is the one that it is connected to, [`Saved::port`] is 0 where it is
-/// not.
-pub const SAVED_RESOLVER: u32 = 6;
+pub const SOCKET_UNUSED: u32 = 0;
+/// The socket was captured; [`SocketState::dialled_address`] is the original destination.
+pub const SOCKET_CAPTURED: u32 = 1;
+/// [`SocketState::flags`] of a captured socket: the random choice fell on a backend that the
+/// fast-path entry does not list.
+pub const CAPTURED_UNLISTED: u32 = 1;
+/// Written by user space only: the process that connects this socket is the proxy.
+pub const SOCKET_HANDSHAKE: u32 = 2;
+/// The socket is on the fast path: an entry allows it, or the proxy has marked its own socket.
+pub const SOCKET_FAST_PATH: u32 = 3;
+/// The socket was accepted on the fast path: plaintext that policy allows into the pod.
+pub const SOCKET_INBOUND: u32 = 4;
+/// Written by user space only, on the proxy's inbound listeners: connections that they accept
+/// belong to the proxy.
+pub const SOCKET_LISTENER: u32 = 5;
+/// A UDP socket whose DNS queries were captured. [`SocketState::peer_address`] is the resolver of
+/// the last query. [`SocketState::dialled_address`] is the resolver that the socket is connected
+/// to; on an unconnected socket, [`SocketState::dialled_port`] is 0.
+pub const SOCKET_DNS: u32 = 6;
 
-/// The socket's own FIN was acknowledged.
-pub const FIN_ACKNOWLEDGED: u32 = 1;
+/// The peer has acknowledged the socket's FIN.
+pub const PROGRESS_FIN_ACKNOWLEDGED: u32 = 1;
 /// The peer's FIN was received.
-pub const FIN_RECEIVED: u32 = 2;
-/// The socket opened the connection: its SYN counts among the bytes acknowledged.
-pub const FIN_ACTIVE: u32 = 4;
-/// [`Saved::received`] is set.
-pub const FIN_WAITING: u32 = 8;
+pub const PROGRESS_FIN_RECEIVED: u32 = 2;
+/// The socket opened the connection: the kernel includes its SYN in the acknowledged bytes.
+pub const PROGRESS_ACTIVE_OPEN: u32 = 4;
+/// [`SocketState::received_at_fin_wait2`] is set.
+pub const PROGRESS_FIN_WAIT2: u32 = 8;
 /// The connection was established.
-pub const FIN_ESTABLISHED: u32 = 16;
+pub const PROGRESS_ESTABLISHED: u32 = 16;
 
-/// The client's end of a captured connection, as the proxy's `accept()` sees it; key of ORIGINS.
-/// Of a captured question, as the proxy's `recvfrom()` sees it; key of RESOLVERS.
+/// The client's end of a captured connection, as the proxy's `accept()` returns it; key of
+/// `ORIGINAL_DESTINATIONS`. Also the source of a captured DNS query, as the proxy's `recvfrom()`
+/// returns it; key of `RESOLVERS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub struct Client {
-    /// The namespace: loopback tuples repeat in each.
+pub struct ClientKey {
+    /// The network namespace: loopback tuples repeat in each.
     pub cookie: Cookie,
     /// The client's address.
     pub address: Address,
@@ -179,23 +182,23 @@ pub struct Client {
     pub zero: u32,
 }
 
-/// The original destination of a captured connection; value of ORIGINS. The resolver that was
-/// asked; value of RESOLVERS.
+/// The original destination of a captured connection; value of `ORIGINAL_DESTINATIONS`. Also the
+/// resolver that a captured query was sent to; value of `RESOLVERS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Destination {
-    /// The address that the application called.
+pub struct OriginalDestination {
+    /// The address that the application dialled.
     pub address: Address,
-    /// Its port, in host byte order.
+    /// The port that the application dialled, in host byte order.
     pub port: u32,
-    /// 1 where a verdict knows direct backends and the dice chose none of them.
-    pub elsewhere: u32,
+    /// [`CAPTURED_UNLISTED`] or 0.
+    pub flags: u32,
 }
 
-/// One end of a connection whose two ends are both on this machine; key of JOINED.
+/// One end of a connection whose two ends are on this machine; key of `JOINED_SOCKETS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub struct End {
+pub struct ConnectionEnd {
     /// The address of the socket itself.
     pub local: Address,
     /// The address of its peer.
@@ -204,13 +207,13 @@ pub struct End {
     pub local_port: u32,
     /// Its peer's port, in host byte order.
     pub remote_port: u32,
-    /// The namespace of a connection that stays inside one, whose tuples repeat in each; zero
-    /// between two pods, whose addresses do not repeat on a machine.
+    /// The network namespace of a connection inside one pod, whose tuples repeat in each. Zero
+    /// between two pods, whose addresses are unique on a machine.
     pub cookie: Cookie,
 }
 
-impl End {
-    /// The end that talks to this one.
+impl ConnectionEnd {
+    /// The other end of the connection.
     #[inline(always)]
     #[must_use]
     pub const fn peer(&self) -> Self {
@@ -224,93 +227,96 @@ impl End {
     }
 }
 
-/// What a socket of JOINED remembers in JOINS, its socket storage: the way that the bytes take
-/// which it sends. TCP once is TCP for ever: the receiver reads bytes that went past TCP first.
+/// What the programs store with a socket of `JOINED_SOCKETS`; value of `JOIN_STATES`, a socket
+/// storage. A direction that has switched to TCP stays with TCP: the receiver reads redirected
+/// bytes before bytes that TCP delivered.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Join {
-    /// One of the `JOIN_` values.
-    pub way: u32,
-    /// Whose socket it is, one of the `SIDE_` values.
+pub struct JoinState {
+    /// How the socket's bytes reach the peer, one of the `JOIN_` values.
+    pub mode: u32,
+    /// Which end the socket is, one of the `SIDE_` values.
     pub side: u32,
-    /// As in [`End::cookie`].
+    /// As in [`ConnectionEnd::cookie`].
     pub cookie: Cookie,
 }
 
-/// It has opened the connection.
+/// The socket opened the connection.
 pub const SIDE_CLIENT: u32 = 0;
-/// It was accepted.
+/// The socket was accepted.
 pub const SIDE_SERVER: u32 = 1;
 
-/// Nothing was sent yet.
-pub const JOIN_OPEN: u32 = 0;
-/// All bytes so far went past TCP.
-pub const JOIN_PAST: u32 = 1;
-/// TCP carries the bytes from now on.
+/// The socket has sent no bytes yet.
+pub const JOIN_UNUSED: u32 = 0;
+/// All bytes so far were redirected to the peer's socket.
+pub const JOIN_REDIRECTED: u32 = 1;
+/// TCP carries all bytes from now on.
 pub const JOIN_TCP: u32 = 2;
 
-/// A key of EXEMPT_NETS, a longest-prefix-match trie.
+/// Key of `EXEMPT_NETWORKS`, a longest-prefix-match trie.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub struct Net {
-    /// How many leading bits of the address count; 96 more than in IPv4 notation.
-    pub bits: u32,
-    /// The network's address; bits behind the prefix are zero.
+pub struct Network {
+    /// The length of the prefix in bits; 96 more than in IPv4 notation.
+    pub prefix_length: u32,
+    /// The network's address; the bits behind the prefix are zero.
     pub address: Address,
 }
 
-/// The one value of CONFIG.
+/// The only value of `CONFIG`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Config {
     /// `SO_MARK` of the proxy's own sockets.
     pub mark: u32,
-    /// The proxy's process id in the first pid namespace, learnt by the handshake; 0 is none.
+    /// The proxy's process id in the initial pid namespace, recorded by the handshake; 0 if
+    /// unknown.
     pub process: u32,
-    /// Port of the proxy's outbound listener on the pod's loopback.
-    pub outbound: u32,
-    /// Port of inbound HBONE, which arrives without steering.
-    pub hbone: u32,
+    /// The port of the proxy's outbound listener on the pod's loopback device.
+    pub outbound_port: u32,
+    /// The port of inbound HBONE, which is not steered.
+    pub hbone_port: u32,
     /// A set of the `CONFIG_` bits.
     pub flags: u32,
-    /// `SO_MARK` of the proxy's deliveries, which the application's accepted sockets inherit.
-    pub delivery: u32,
-    /// Verdicts of another epoch do not count: one write makes all of them void.
+    /// `SO_MARK` of the proxy's deliveries; the application's accepted sockets inherit it.
+    pub delivery_mark: u32,
+    /// Entries of another epoch are not used: one write invalidates all of them.
     pub epoch: u32,
 }
 
-/// What a pod's socket that goes by itself has in its mark that the proxy's own have not: both pass
-/// the rules that Istio's node agent puts into pods, which look at the lower twelve bits.
-pub const DIRECT_MARK: u32 = 0x1_0000;
-/// The bits of a mark that those rules look at.
-pub const MARK_MASK: u32 = 0xfff;
+/// The bit of `SO_MARK` that distinguishes a pod's socket that is let through from the proxy's own
+/// sockets. Istio's node agent installs rules in pods that let both pass, because they compare the
+/// bits of [`ISTIO_MARK_MASK`] only.
+pub const PASS_THROUGH_MARK: u32 = 0x1_0000;
+/// The bits of a mark that those rules compare.
+pub const ISTIO_MARK_MASK: u32 = 0xfff;
 
-/// A value of EXEMPT_PORTS or EXEMPT_NETS is a set of the `EXEMPT_` bits. This one: connections of
-/// a pod to the port or network are left alone.
+/// A value of `EXEMPT_PORTS` or `EXEMPT_NETWORKS` is a set of the `EXEMPT_` bits. This bit:
+/// connections of a pod to the port or network are not captured.
 pub const EXEMPT_OUTBOUND: u32 = 1;
-/// Connections into a pod, on the port or from the network, are left alone.
+/// Connections into a pod, to the port or from the network, are not captured.
 pub const EXEMPT_INBOUND: u32 = 2;
 
-/// EXEMPT_PORTS has entries.
-pub const CONFIG_PORTS: u32 = 1;
-/// EXEMPT_NETS has entries.
-pub const CONFIG_NETS: u32 = 2;
-/// Decisions are written to the log.
+/// `EXEMPT_PORTS` has entries.
+pub const CONFIG_EXEMPT_PORTS: u32 = 1;
+/// `EXEMPT_NETWORKS` has entries.
+pub const CONFIG_EXEMPT_NETWORKS: u32 = 2;
+/// The programs log their decisions.
 pub const CONFIG_LOG: u32 = 4;
 
 // The sizes are spelled out: an accidental change or padding fails the build on both targets.
 const _: () = assert!(size_of::<Address>() == 16 && align_of::<Address>() == 4);
 const _: () = assert!(size_of::<Pod>() == 36);
-const _: () = assert!(size_of::<Saved>() == 72);
-const _: () = assert!(size_of::<Client>() == 32);
-const _: () = assert!(size_of::<Destination>() == 24);
-const _: () = assert!(size_of::<End>() == 48 && align_of::<End>() == 8);
-const _: () = assert!(size_of::<Join>() == 16);
-const _: () = assert!(size_of::<Net>() == 20);
+const _: () = assert!(size_of::<SocketState>() == 72);
+const _: () = assert!(size_of::<ClientKey>() == 32);
+const _: () = assert!(size_of::<OriginalDestination>() == 24);
+const _: () = assert!(size_of::<ConnectionEnd>() == 48 && align_of::<ConnectionEnd>() == 8);
+const _: () = assert!(size_of::<JoinState>() == 16);
+const _: () = assert!(size_of::<Network>() == 20);
 const _: () = assert!(size_of::<Config>() == 28);
 
-mod direct;
-pub use direct::*;
+mod fast_path;
+pub use fast_path::*;
 
 #[cfg(feature = "user")]
 mod user;

@@ -1,46 +1,47 @@
-//! What user space needs of the shared types: the promise that they are plain bytes, and the
-//! conversion from and to the standard library's addresses.
+//! Implementations for user space: [`aya::Pod`], which says that a type is plain bytes, and the
+//! conversions from and to the standard library's addresses.
 #![allow(unsafe_code, reason = "aya::Pod is an unsafe trait")]
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{
-    Address, Admission, Arrival, Call, Client, Config, Destination, End, Event, Flow, FlowState,
-    Join, Net, Pod, Saved, Verdict,
+    Address, ClientKey, Config, ConnectionEnd, ConnectionKey, ConnectionState, Event,
+    FastPathEntry, FastPathKey, InboundEntry, InboundKey, JoinState, Network, OriginalDestination,
+    Pod, SocketState,
 };
 
 // SAFETY: repr(C), only integers, no padding (the size assertions), any bit pattern is valid.
 unsafe impl aya::Pod for Address {}
 // SAFETY: as for Address.
-unsafe impl aya::Pod for Client {}
+unsafe impl aya::Pod for ClientKey {}
 // SAFETY: as for Address.
 unsafe impl aya::Pod for Config {}
 // SAFETY: as for Address.
-unsafe impl aya::Pod for Destination {}
+unsafe impl aya::Pod for ConnectionEnd {}
 // SAFETY: as for Address.
-unsafe impl aya::Pod for End {}
+unsafe impl aya::Pod for ConnectionKey {}
 // SAFETY: as for Address.
-unsafe impl aya::Pod for Join {}
-// SAFETY: as for Address.
-unsafe impl aya::Pod for Net {}
-// SAFETY: as for Address.
-unsafe impl aya::Pod for Pod {}
-// SAFETY: as for Address.
-unsafe impl aya::Pod for Saved {}
-// SAFETY: as for Address.
-unsafe impl aya::Pod for Admission {}
-// SAFETY: as for Address.
-unsafe impl aya::Pod for Arrival {}
-// SAFETY: as for Address.
-unsafe impl aya::Pod for Call {}
+unsafe impl aya::Pod for ConnectionState {}
 // SAFETY: as for Address.
 unsafe impl aya::Pod for Event {}
 // SAFETY: as for Address.
-unsafe impl aya::Pod for Flow {}
+unsafe impl aya::Pod for FastPathEntry {}
 // SAFETY: as for Address.
-unsafe impl aya::Pod for FlowState {}
+unsafe impl aya::Pod for FastPathKey {}
 // SAFETY: as for Address.
-unsafe impl aya::Pod for Verdict {}
+unsafe impl aya::Pod for InboundEntry {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for InboundKey {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for JoinState {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for Network {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for OriginalDestination {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for Pod {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for SocketState {}
 
 impl From<IpAddr> for Address {
     fn from(address: IpAddr) -> Self {
@@ -57,7 +58,7 @@ impl From<IpAddr> for Address {
 }
 
 impl From<Address> for IpAddr {
-    /// An IPv4 address comes back as one, never in its mapped form.
+    /// An IPv4 address is returned as such, never in its mapped form.
     fn from(address: Address) -> Self {
         let mut octets = [0; 16];
         for (bytes, word) in octets.chunks_exact_mut(4).zip(address.words) {

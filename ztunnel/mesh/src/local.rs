@@ -1,10 +1,9 @@
-//! The local file: workloads, services and policies written by hand instead of sent by a control
-//! plane. Files of Istio's ztunnel (`LOCAL_XDS_PATH`) load unchanged.
+//! The local file: workloads, services and policies in a file, without a control plane. Files of
+//! Istio's ztunnel (`LOCAL_XDS_PATH`) load unchanged.
 //!
-//! A file counts as a whole or not at all: the first thing that is wrong is an error that names
-//! the object and the field, and nothing of the file is used. Several documents (a file, the
-//! keys of the settings file, a text of the environment) are put together before they are judged,
-//! so that a uid may not appear in two of them either. Read by `config`.
+//! A file is used as a whole or not at all: the first error names the object and the field. Several
+//! documents (a file, the keys of the settings file, a text of the environment) are merged before
+//! they are checked, so that they cannot define the same object twice.
 
 mod claims;
 mod error;
@@ -29,7 +28,7 @@ pub use self::workloads::WorkloadEntry;
 use super::yaml;
 use super::{Identity, Interner, Policy, PolicyScope, Service, Snapshot, Workload};
 
-/// What a local file says about the mesh.
+/// The mesh of a local file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LocalMesh {
     /// The workloads, in the order of the file.
@@ -38,12 +37,12 @@ pub struct LocalMesh {
     pub services: Vec<Service>,
     /// The policies.
     pub policies: Vec<Policy>,
-    /// What is allowed but probably not meant, for example a policy that a workload lists and
-    /// nobody defines. To be logged.
+    /// Allowed but probably unintended settings, for example a policy that a workload lists and the
+    /// file does not define. To be logged.
     pub warnings: Vec<String>,
 }
 
-/// One document as it is written, not judged yet.
+/// One parsed document, not checked yet.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Document {
@@ -53,13 +52,13 @@ pub struct Document {
     pub services: Vec<ServiceEntry>,
     /// The key `policies`.
     pub policies: Vec<PolicyEntry>,
-    /// What complaints call this document; empty where that is clear.
+    /// The name of this document in error messages; empty if there is only one.
     #[serde(skip)]
     pub source: String,
 }
 
-/// Reads a local file whose workloads are of the trust domain `cluster.local` unless they say
-/// otherwise.
+/// Reads a local file. `cluster.local` is the trust domain of workloads that set none.
+///
 ///
 /// # Errors
 /// When anything in it is wrong.
@@ -68,15 +67,15 @@ pub fn parse(yaml: &str) -> Result<LocalMesh, LocalError> {
 }
 
 impl Document {
-    /// Reads one document without judging what the objects say about each other.
+    /// Reads one document without checking its objects against each other.
     ///
     /// # Errors
-    /// When it is no YAML, a key is unknown or a value is not what stands there.
+    /// When it is no YAML, a key is unknown or a value is invalid.
     pub fn read(yaml: &str) -> Result<Self, LocalError> {
         Ok(yaml::read(yaml)?)
     }
 
-    /// As [`Self::read`], with a name that every complaint begins with.
+    /// As [`Self::read`], with a name that every error message begins with.
     ///
     /// # Errors
     /// As [`Self::read`].
@@ -99,10 +98,10 @@ impl Document {
 }
 
 impl LocalMesh {
-    /// Puts documents together. `trust_domain` is that of workloads that name none.
+    /// Merges documents. `trust_domain` is that of workloads that set none.
     ///
     /// # Errors
-    /// When an object is wrong in itself, or contradicts another one.
+    /// When an object is invalid, or conflicts with another one.
     pub fn assemble(documents: Vec<Document>, trust_domain: &str) -> Result<Self, LocalError> {
         let mut texts = Interner::new();
         let mut mesh = Self::default();

@@ -1,11 +1,11 @@
-//! What a name means in the mesh: a pure function of the snapshot, of who asks, and of the
+//! What a DNS name resolves to in the mesh: a pure function of the snapshot, the client and the
 //! question.
 //!
-//! The names are those that Istio's ztunnel answers, tried in its order: the name itself, what a
-//! Kubernetes short name stands for, and both once more without the search domain that the
-//! application's resolver may have appended. Each of them is looked up exactly, then as ever wider
-//! wildcards. What is not found is nobody's here, and somebody else is asked: this function never
-//! says that a name does not exist.
+//! The names are those that Istio's ztunnel answers, in its order: the name itself, the full names of
+//! a Kubernetes short name, and both again without the search domain that the application's resolver
+//! may have appended. Each of them is looked up exactly, then as wider and wider wildcards. A name
+//! that is not found is forwarded to the upstream resolver: this function never says that a name does
+//! not exist.
 
 use std::net::IpAddr;
 
@@ -14,13 +14,13 @@ use rand::seq::SliceRandom as _;
 
 use crate::{HealthPolicy, HealthStatus, IpFamilies, ServiceEntry, Snapshot, Workload};
 
-/// For how long an answer may be kept, in seconds; the value of Istio's ztunnel.
+/// The time to live of an answer, in seconds; the value of Istio's ztunnel.
 pub const TTL: u32 = 30;
 
 /// The most addresses of one answer. More do not fit into a message (65,535 bytes, 16 for each).
 const MOST_ADDRESSES: usize = 4000;
 
-/// Which addresses are asked for.
+/// The address family of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {
     /// Type A.
@@ -46,33 +46,33 @@ impl Family {
     }
 }
 
-/// A question that may be about the mesh.
+/// A DNS question.
 #[derive(Debug, Clone, Copy)]
 pub struct Question<'a> {
-    /// The name in lower case, without a dot at its end; empty if it can be no host's.
+    /// The name in lower case, without the final dot; empty if it cannot be a host name.
     pub name: &'a str,
-    /// Which addresses are asked for.
+    /// The address family of a question.
     pub family: Family,
 }
 
-/// What an answer says.
+/// The answer to a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// The name is the mesh's and has these addresses.
+    /// The name is in the mesh and has these addresses.
     Records {
         /// The addresses, in random order.
         addresses: Vec<IpAddr>,
-        /// The name that they belong to, where the name that was asked is that one with a search
-        /// domain behind it.
+        /// The name of these addresses, if the name of the question is that one with a search
+        /// domain appended.
         canonical: Option<String>,
     },
-    /// The name is the mesh's and has no address of the kind.
+    /// The name is in the mesh and has no address of the family.
     NoData,
-    /// The mesh does not know the name.
+    /// The name is not in the mesh.
     NotMine,
 }
 
-/// Answers a question of a workload. `domain` is the cluster's; `random` orders the addresses.
+/// Answers a question of a workload. `domain` is the cluster domain; `random` orders the addresses.
 #[must_use]
 pub fn answer(
     mesh: &Snapshot,
@@ -84,13 +84,13 @@ pub fn answer(
     if question.name.is_empty() {
         return Answer::NotMine;
     }
-    let meaning = Meaning {
+    let lookup = Lookup {
         mesh,
         services: &format!(".svc.{domain}"),
         client,
     };
     for alias in aliases(question.name, &client.namespace, domain) {
-        let Some((found, exact)) = meaning.of(&alias) else {
+        let Some((found, exact)) = lookup.find(&alias) else {
             continue;
         };
         let mut addresses = found.addresses(client, question.family);
@@ -107,10 +107,10 @@ pub fn answer(
     Answer::NotMine
 }
 
-/// Whether the mesh may have an answer to a question of an unknown workload: whether a service of any
-/// namespace, visible or not, has one of the names that this one may stand for. Where it has not, every
-/// client is told the same: [`Answer::NotMine`]. `namespace` is the client's; without it, a name that
-/// stands for another one in each namespace may have an answer.
+/// Whether the answer to a question depends on the workload that asks: whether a service of any
+/// namespace, visible or not, has one of the names that this name may stand for. If none has, every
+/// workload gets the same answer, [`Answer::NotMine`]. `namespace` is the client's; without it, a short
+/// name may stand for another name in each namespace.
 #[must_use]
 pub fn may_be_mine(mesh: &Snapshot, domain: &str, namespace: Option<&str>, name: &str) -> bool {
     if name.is_empty() {
@@ -132,16 +132,16 @@ pub fn may_be_mine(mesh: &Snapshot, domain: &str, namespace: Option<&str>, name:
     })
 }
 
-/// A name that the one that is asked for may stand for.
+/// A name that the name of the question may stand for.
 struct Alias {
     name: String,
-    /// What was left when a search domain was taken away, if one was.
+    /// The name without the search domain, if one was removed.
     stripped: Option<String>,
     /// Whether it may be a pod's: `<pod>.<service>.<namespace>.svc.<domain>`.
     pod: bool,
 }
 
-/// Everything that a name may stand for, the likeliest first.
+/// All names that a name may stand for, the likeliest first.
 fn aliases(name: &str, namespace: &str, domain: &str) -> Vec<Alias> {
     let own = format!("{namespace}.svc.{domain}");
     let services = format!("svc.{domain}");
@@ -212,23 +212,23 @@ fn is_pod(name: &str, services: &str) -> bool {
     without_domain(name, services).is_some_and(|short| short.split('.').count() == 3)
 }
 
-/// What names mean to one client.
-struct Meaning<'a> {
+/// A lookup of names for one client.
+struct Lookup<'a> {
     mesh: &'a Snapshot,
-    /// What the names of Kubernetes services end with, the dot in front included.
+    /// The suffix of the names of Kubernetes services, with the leading dot.
     services: &'a str,
     client: &'a Workload,
 }
 
-/// Whom a name means.
+/// The service or pod of a name.
 enum Found<'a> {
     Service(&'a ServiceEntry),
     Pod(&'a Workload),
 }
 
-impl<'a> Meaning<'a> {
-    /// Whom an alias means, and whether by its own name rather than by a wildcard.
-    fn of(&self, alias: &Alias) -> Option<(Found<'a>, bool)> {
+impl<'a> Lookup<'a> {
+    /// The service or pod of an alias, and whether its name matches exactly, not by a wildcard.
+    fn find(&self, alias: &Alias) -> Option<(Found<'a>, bool)> {
         if let Some(entry) = self.service(&alias.name) {
             return Some((Found::Service(entry), true));
         }
@@ -246,19 +246,19 @@ impl<'a> Meaning<'a> {
         Some((Found::Pod(pod), true))
     }
 
-    /// The service that the client means by a host name, if it has addresses to give.
+    /// The service of a host name, if it has addresses for an answer.
     fn service(&self, hostname: &str) -> Option<&'a ServiceEntry> {
-        let counts =
+        let has_addresses =
             |entry: &ServiceEntry| !entry.service.vips.is_empty() || self.is_headless(entry);
         let namespace = &self.client.namespace;
         let found = self
             .mesh
-            .resolve_hostname_among(hostname, namespace, counts);
+            .resolve_hostname_among(hostname, namespace, has_addresses);
         found.map(|entry| &**entry)
     }
 
-    /// Whether a service is one of Kubernetes without an address of its own. Others without one
-    /// are known by name alone, and their names are for the resolvers of the network.
+    /// Whether a service is a Kubernetes service without virtual addresses. Other services without
+    /// them are resolved by the upstream resolver.
     fn is_headless(&self, entry: &ServiceEntry) -> bool {
         let service = &entry.service;
         service.vips.is_empty()
@@ -266,7 +266,7 @@ impl<'a> Meaning<'a> {
             && service.hostname.ends_with(self.services)
     }
 
-    /// A pod behind a headless service. In a stateful set its host name is its name.
+    /// A pod of a headless service. In a StatefulSet its host name is the pod's name.
     fn pod(&self, name: &str) -> Option<&'a Workload> {
         let (pod, service) = name.split_once('.')?;
         let entry = self.service(service)?;
@@ -280,7 +280,7 @@ impl<'a> Meaning<'a> {
     }
 }
 
-/// The endpoints of a service that may be called.
+/// The endpoints of a service that its health policy allows.
 fn endpoints(entry: &ServiceEntry) -> impl Iterator<Item = &Workload> {
     let balancing = entry.service.load_balancing.as_ref();
     let all = balancing.is_some_and(|of| of.health_policy == HealthPolicy::AllowAll);
@@ -289,12 +289,12 @@ fn endpoints(entry: &ServiceEntry) -> impl Iterator<Item = &Workload> {
 }
 
 impl Found<'_> {
-    /// The addresses of a family that the client can call: those of its own network.
+    /// The addresses of a family in the client's network.
     fn addresses(&self, client: &Workload, family: Family) -> Vec<IpAddr> {
         let of = |workload: &Workload| {
-            let here = workload.network == client.network;
+            let is_reachable = workload.network == client.network;
             let mut all = workload.workload_ips.iter().copied();
-            all.find(|address| here && family.holds(*address))
+            all.find(|address| is_reachable && family.holds(*address))
         };
         match self {
             Self::Pod(workload) => of(workload).into_iter().collect(),

@@ -1,13 +1,13 @@
-//! The whole mesh at one moment, with the indexes that routing and authorization ask.
+//! An immutable state of the mesh, with the indexes that routing and authorization use.
 //!
-//! A snapshot that somebody else can see never changes: whoever learns something new makes a copy,
-//! which costs next to nothing because it shares everything, applies the changes to the copy
-//! (`snapshot/apply.rs`) and swaps it in. A hundred thousand workloads are held once, whatever the
-//! number of copies (`snapshot/index.rs`), and nobody who reads waits for anybody who writes.
+//! A published snapshot never changes. A writer clones it, which is cheap because a clone shares
+//! everything with its original, applies the changes to the clone (`snapshot/apply.rs`) and
+//! publishes it. A hundred thousand workloads are held once, regardless of the number of clones
+//! (`snapshot/index.rs`), and readers never wait for writers.
 //!
-//! Every lookup that a connection makes is a few hash lookups on borrowed data and allocates
-//! nothing. Addresses are kept canonical (an IPv4-mapped IPv6 address is its IPv4 address), so that
-//! a dual-stack socket finds the same workload as an IPv4 one.
+//! Each lookup for a connection is a few hash lookups on borrowed data and allocates nothing.
+//! Addresses are canonical (an IPv4-mapped IPv6 address is its IPv4 address), so that a dual-stack
+//! socket finds the same workload as an IPv4 socket.
 
 mod apply;
 mod backends;
@@ -33,7 +33,7 @@ pub use self::services::ServiceEntry;
 use self::services::Services;
 use super::{NamespacedHostname, Policy, Service, Uid, Workload};
 
-/// The whole mesh at one moment. A clone shares everything with its original.
+/// An immutable state of the mesh. A clone shares everything with its original.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     workloads: Index<Arc<Workload>>,
@@ -48,8 +48,8 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The same, but said to hold no more than what was asked for: what it does not know may be in
-    /// the mesh all the same. Copies of it say so too.
+    /// Marks the snapshot as partial: it holds only resources that were asked for (on-demand
+    /// discovery), so a missing resource may still be in the mesh. Clones are partial, too.
     #[must_use]
     pub fn partial(self) -> Self {
         Self {
@@ -58,13 +58,13 @@ impl Snapshot {
         }
     }
 
-    /// Whether what is not in it is not in the mesh.
+    /// Whether the snapshot holds the whole mesh, so that a missing resource is outside the mesh.
     #[must_use]
     pub const fn is_complete(&self) -> bool {
         !self.partial
     }
 
-    /// The name of what has this address in this network, where it was told and could not be read.
+    /// The name of the resource with this address in this network that could not be decoded.
     #[must_use]
     pub fn placeholder_at(&self, network: &str, address: IpAddr) -> Option<&Arc<str>> {
         self.placeholders.at(network, address)
@@ -89,10 +89,10 @@ impl Snapshot {
         self.addresses.get(network, address.to_canonical())
     }
 
-    /// The service that a client of a namespace means by a virtual address in its network: as for a
-    /// host name ([`Self::resolve_hostname`]), the one of its own namespace, or the canonical one,
-    /// or else any; what it cannot see is not there. An address that a service names goes before a
-    /// range that holds it, and a longer prefix before a shorter one.
+    /// The service that a virtual address belongs to for a client of a namespace: as for a host name
+    /// ([`Self::resolve_hostname`]) that of its own namespace, or the canonical one, or any visible
+    /// one. An exact address takes precedence over a range that contains it, and a longer prefix over
+    /// a shorter one.
     #[must_use]
     pub fn entry_by_vip(
         &self,
@@ -108,8 +108,8 @@ impl Snapshot {
         })
     }
 
-    /// Every service that has this virtual address in this network, whoever may see it, in the order
-    /// of [`Self::entry_by_vip`].
+    /// Every service with this virtual address in this network, regardless of visibility, in the
+    /// order of [`Self::entry_by_vip`].
     pub fn entries_by_vip(
         &self,
         network: &str,
@@ -142,26 +142,26 @@ impl Snapshot {
         self.entry(key).map(|entry| &entry.service)
     }
 
-    /// As [`Self::service`], together with the backends.
+    /// As [`Self::service`], with the backends.
     #[must_use]
     pub fn entry(&self, key: &NamespacedHostname) -> Option<&Arc<ServiceEntry>> {
         self.services.get(&key.namespace, &key.hostname)
     }
 
-    /// The backends of a service; none for an unknown service.
+    /// The backends of a service; empty for an unknown service.
     #[must_use]
     pub fn endpoints(&self, key: &NamespacedHostname) -> &[Endpoint] {
         self.entry(key).map_or(&[], |entry| &entry.endpoints)
     }
 
-    /// The services with this host name in all namespaces, in the order of these.
+    /// The services with this host name in all namespaces, ordered by namespace.
     pub fn services_by_hostname(&self, hostname: &str) -> impl Iterator<Item = &Arc<ServiceEntry>> {
         self.services.named(hostname).iter()
     }
 
-    /// The service that a client of a namespace means by a host name: the one of its own
-    /// namespace, or the canonical one, or else that of the first namespace in the order of their
-    /// names. What is visible in its own namespace only is nobody's in another one.
+    /// The service that a host name belongs to for a client of a namespace: that of its own
+    /// namespace, or the canonical one, or that of the first namespace by name. A service that is
+    /// visible in its own namespace only does not exist for other namespaces.
     #[must_use]
     pub fn resolve_hostname(
         &self,
@@ -171,19 +171,19 @@ impl Snapshot {
         self.resolve_hostname_among(hostname, client_namespace, |_| true)
     }
 
-    /// As [`Self::resolve_hostname`], as if there were no services but those that count.
+    /// As [`Self::resolve_hostname`], among the services that `accepts` returns true for.
     #[must_use]
     pub fn resolve_hostname_among(
         &self,
         hostname: &str,
         client_namespace: &str,
-        counts: impl Fn(&ServiceEntry) -> bool,
+        accepts: impl Fn(&ServiceEntry) -> bool,
     ) -> Option<&Arc<ServiceEntry>> {
-        self.services.resolve(hostname, client_namespace, counts)
+        self.services.resolve(hostname, client_namespace, accepts)
     }
 
     /// The policies that apply to a workload: the global ones, those of its namespace, and the
-    /// selector policies that it lists. A listed policy that is not known is left out.
+    /// selector policies that it lists. A listed policy that does not exist is ignored.
     pub fn policies_for<'a>(
         &'a self,
         workload: &'a Workload,
@@ -201,7 +201,7 @@ impl Snapshot {
         self.entries().map(|entry| &entry.service)
     }
 
-    /// As [`Self::services`], together with the backends.
+    /// As [`Self::services`], with the backends.
     pub fn entries(&self) -> impl ExactSizeIterator<Item = &Arc<ServiceEntry>> {
         self.services.iter()
     }

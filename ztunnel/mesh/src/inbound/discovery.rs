@@ -1,13 +1,13 @@
-//! What has to be asked for before a connection that arrives can be judged, where the mesh is known
-//! in part only. A pure function of what the peer says and of the mesh.
+//! The resources that have to be discovered before an inbound connection is authorized against a
+//! partial snapshot.
 
 use std::sync::Arc;
 
 use super::target::LocalEndpoint;
 use crate::{Authority, DemandKey, GatewayAddress, Service, Snapshot, route};
 
-/// The next thing to ask for, if there is one. `absent` was asked for and is not in the mesh;
-/// `on_behalf` says that the peer names somebody for whom it speaks.
+/// The next key to discover, if any. `absent` lists keys that the control plane does not have;
+/// `on_behalf` is set if the peer names a client that it speaks for.
 pub fn next_key(
     authority: &Authority,
     on_behalf: bool,
@@ -20,15 +20,15 @@ pub fn next_key(
     }
     let open = |key: &DemandKey| !absent.contains(key);
     let workload = endpoint.workload;
-    // Who may speak for others, the workload's services say.
+    // The waypoints of the workload's services may speak for clients.
     let mut services = workload.services.iter().map(|(key, _)| key);
-    let wanted = |hostname: &str| match authority {
+    let is_named = |hostname: &str| match authority {
         Authority::Host(name, _) => hostname.eq_ignore_ascii_case(name),
         Authority::Address(_) => false,
     };
     let service = services.find_map(|key| {
-        let counts = on_behalf || wanted(&key.hostname);
-        let unknown = counts && mesh.service(key).is_none();
+        let is_relevant = on_behalf || is_named(&key.hostname);
+        let unknown = is_relevant && mesh.service(key).is_none();
         let key = unknown.then(|| DemandKey::Service(key.clone()));
         key.filter(open)
     });
@@ -38,7 +38,7 @@ pub fn next_key(
     if on_behalf {
         let gateways =
             route::waypoints_of(workload, mesh).chain(workload.network_gateway.as_deref());
-        let gateway = first(gateways, mesh, absent);
+        let gateway = first_key(gateways, mesh, absent);
         if gateway.is_some() {
             return gateway;
         }
@@ -46,7 +46,7 @@ pub fn next_key(
     waypoint_key(authority, endpoint, mesh, absent)
 }
 
-/// What a waypoint is asked for: somebody else's address, and who stands before it.
+/// The key to discover for a tunnel to an address of another workload: only a waypoint accepts it.
 fn waypoint_key(
     authority: &Authority,
     endpoint: LocalEndpoint<'_>,
@@ -69,7 +69,7 @@ fn waypoint_key(
         .chain(own)
         .peekable();
     if found.is_some() || gateways.peek().is_some() {
-        return first(gateways, mesh, absent);
+        return first_key(gateways, mesh, absent);
     }
     Some(DemandKey::at(network, to.ip())).filter(|key| !absent.contains(key))
 }
@@ -82,7 +82,7 @@ pub fn gateways_of(service: &Arc<Service>) -> impl Iterator<Item = &GatewayAddre
         .chain(&service.waypoint)
 }
 
-fn first<'a>(
+fn first_key<'a>(
     mut gateways: impl Iterator<Item = &'a GatewayAddress>,
     mesh: &Snapshot,
     absent: &[DemandKey],
@@ -92,7 +92,7 @@ fn first<'a>(
     })
 }
 
-/// The pod's own workload, if the mesh does not know it and was not asked.
+/// The key of the pod's own workload, if it has to be discovered.
 pub fn own_workload_key(
     uid: &crate::Uid,
     mesh: &Snapshot,
@@ -103,7 +103,7 @@ pub fn own_workload_key(
     key.filter(|key| !absent.contains(key))
 }
 
-/// Who is at an address, if the mesh does not know.
+/// The key of an address, if the partial snapshot has neither a workload nor a service there.
 pub fn unknown_address_key(
     network: &Arc<str>,
     client: std::net::IpAddr,

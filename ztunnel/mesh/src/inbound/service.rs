@@ -1,31 +1,31 @@
-//! Which of the services that a workload backs a connection was meant for, as Istio's ztunnel guesses
-//! it: for the records of the destination's end, and for nothing else.
+//! The service that a connection to a workload was dialled for, as Istio's ztunnel guesses it. Used
+//! only for the connection reports of the destination.
 
 use std::sync::Arc;
 
 use crate::{Ports, Service, Snapshot, Workload};
 
-/// The service that the client says it has dialled, if the workload backs one of that name; else
-/// the first of its services that leads to the port.
+/// The service with the host name that the client reported, if the workload backs it; otherwise the
+/// first of its services with this target port.
 pub fn backed_service(
     workload: &Workload,
     mesh: &Snapshot,
-    said: Option<&str>,
+    reported: Option<&str>,
     port: u16,
 ) -> Option<Arc<Service>> {
     let services = || {
         let all = workload.services.iter();
         all.filter_map(|(key, own)| Some((mesh.service(key)?, &**own)))
     };
-    let named = said.and_then(|said| {
-        services().find(|(service, _)| service.hostname.eq_ignore_ascii_case(said))
+    let named = reported.and_then(|reported| {
+        services().find(|(service, _)| service.hostname.eq_ignore_ascii_case(reported))
     });
-    let leads_there = |(service, own): &(&Arc<Service>, &Ports)| {
+    let has_target = |(service, own): &(&Arc<Service>, &Ports)| {
         let mut ports = service.ports.iter();
-        // A target of 0 is none: it leaves the port to each backend.
+        // A target of 0 leaves the port to each backend.
         port != 0 && ports.any(|(from, to)| *to == port || own.get(from) == Some(&port))
     };
-    let found = named.or_else(|| services().find(leads_there));
+    let found = named.or_else(|| services().find(has_target));
     found.map(|(service, _)| service.clone())
 }
 
@@ -46,27 +46,31 @@ services:
 "#;
 
     #[test]
-    fn what_the_client_says_counts_if_it_may_be_then_the_port() {
+    fn the_reported_host_name_is_used_if_it_fits_otherwise_the_port() {
         let mesh = local::parse(MESH).unwrap().into_snapshot();
         let pod = mesh.workload_by_uid(&Uid("pod".into())).unwrap();
-        let named = |said, port| {
-            let service = backed_service(pod, &mesh, said, port);
+        let named = |reported, port| {
+            let service = backed_service(pod, &mesh, reported, port);
             service.map(|service| service.name.to_string())
         };
-        for (said, port, expected) in [
+        for (reported, port, expected) in [
             (None, 8282, Some("two")),
             (None, 8181, Some("one")),
-            // Its own port of a service that leaves it to its backends.
+            // The workload's own target port of a service that leaves it to each backend.
             (None, 7070, Some("named")),
             (None, 0, None),
             (None, 9090, None),
             (Some("two"), 8080, Some("two")),
             (Some("ONE"), 1, Some("one")),
-            // Not a service of this workload, or of the mesh: it is not believed.
+            // A host name of no service of this workload, or of the mesh, is ignored.
             (Some("other"), 8282, Some("two")),
             (Some("nobody"), 9090, None),
         ] {
-            assert_eq!(named(said, port).as_deref(), expected, "{said:?} {port}");
+            assert_eq!(
+                named(reported, port).as_deref(),
+                expected,
+                "{reported:?} {port}"
+            );
         }
         assert!(named(None, 8080).is_some());
     }

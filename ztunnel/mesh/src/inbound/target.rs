@@ -1,10 +1,10 @@
-//! What does a peer ask for, and may this pod answer to it? A pure function of the request, the
+//! Where a tunnel leads, and whether it may lead to this pod: a pure function of the request, the
 //! pod's workload and the mesh.
 //!
-//! Between node proxies the authority is the pod's own address. A name comes from another network,
-//! through its gateway: it is a service that the pod backs, whose port is translated here. Another
-//! address is for a waypoint that this proxy serves: it stands before that address, or is told by
-//! a PROXY header what was dialled and judges for itself.
+//! Between node proxies the authority is the pod's own address. A host name comes from another
+//! network through its gateway: it names a service that the pod backs, whose port is translated
+//! here. Any other address is for a waypoint that this proxy serves: it is a waypoint of that
+//! address, or it gets the dialled address in a PROXY header and decides itself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -12,62 +12,60 @@ use std::sync::Arc;
 use super::discovery::gateways_of;
 use crate::{Authority, Identity, PROXY_PORTS, Ports, Service, Snapshot, Workload, route};
 
-/// What a tunnel leads to.
+/// The destination of a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelTarget {
-    /// The pod's address and the port that was called.
+    /// The pod's address and the port.
     pub destination: SocketAddr,
-    /// What was asked for: what a PROXY header tells.
+    /// The dialled address, as a PROXY header reports it.
     pub dialled: SocketAddr,
-    /// The service, if it was asked for by name.
+    /// The service, if the authority is its host name.
     pub service: Option<Arc<Service>>,
 }
 
-/// Why a tunnel does not lead here.
+/// A tunnel does not lead to this pod.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
-    /// The tunnel leads to somebody else.
+    /// The authority is an address of another pod.
     #[error("CONNECT {authority} does not lead to this pod, whose addresses are {addresses:?}")]
     NotThisPod {
-        /// What was asked for.
+        /// The authority of the CONNECT request.
         authority: String,
-        /// What would have been right.
+        /// The addresses of the pod.
         addresses: Vec<IpAddr>,
     },
-    /// The tunnel leads to a service that the pod does not back.
-    #[error("CONNECT {authority}: workload {uid} does not back a service of that name")]
+    /// The authority is the host name of a service that the pod does not back.
+    #[error("CONNECT {authority}: workload {uid} does not back a service with that host name")]
     NotItsService {
-        /// What was asked for.
+        /// The authority of the CONNECT request.
         authority: String,
         /// The pod's workload.
         uid: Arc<str>,
     },
     /// The service has no such port.
-    #[error(
-        "CONNECT {authority}: neither the service nor workload {uid} has a target for the port"
-    )]
+    #[error("CONNECT {authority}: neither the service nor workload {uid} has a target port for it")]
     NoSuchPort {
-        /// What was asked for.
+        /// The authority of the CONNECT request.
         authority: String,
         /// The pod's workload.
         uid: Arc<str>,
     },
-    /// The tunnel leads back into the proxy.
-    #[error("{destination} is a port of the proxy itself")]
+    /// The destination is a port of the proxy.
+    #[error("{destination} is a port of the proxy, where no application is reachable")]
     ProxyPort {
-        /// What was asked for.
+        /// The authority of the CONNECT request.
         destination: SocketAddr,
     },
 }
 
-/// A pod that is asked for something.
+/// The pod that accepted a tunnel.
 #[derive(Debug, Clone, Copy)]
 pub struct LocalEndpoint<'a> {
-    /// What it is.
+    /// Its workload.
     pub workload: &'a Workload,
-    /// The addresses under which it is captured.
+    /// The addresses for which its connections are captured.
     pub addresses: &'a [IpAddr],
-    /// That at which it was reached.
+    /// The address at which the tunnel reached it.
     pub at: IpAddr,
 }
 
@@ -79,10 +77,10 @@ impl LocalEndpoint<'_> {
     }
 }
 
-/// Finds out what a peer asks for.
+/// Finds where a tunnel leads.
 ///
 /// # Errors
-/// When it is not for this pod.
+/// When it does not lead to this pod.
 pub fn target(
     authority: &Authority,
     endpoint: LocalEndpoint<'_>,
@@ -94,7 +92,7 @@ pub fn target(
             dialled: *address,
             service: None,
         },
-        Authority::Address(address) if stands_before(endpoint.workload, address.ip(), mesh) => {
+        Authority::Address(address) if is_waypoint_for(endpoint.workload, address.ip(), mesh) => {
             TunnelTarget {
                 destination: SocketAddr::new(endpoint.at, address.port()),
                 dialled: *address,
@@ -121,9 +119,9 @@ pub fn target(
     Ok(target)
 }
 
-/// Where the application takes what came in a tunnel: an application tunnel may have a port of its
-/// own. What bears a PROXY header goes `on_loopback`, if that is wanted, so that the application can
-/// listen where nobody but the proxy gets, and believe the header.
+/// The address and port at which the application accepts a tunnelled connection. An application
+/// tunnel may have its own port. A connection with a PROXY header is delivered on loopback if
+/// `on_loopback` is set, so that the application can listen there and trust the header.
 pub fn delivery_address(
     workload: &Workload,
     destination: SocketAddr,
@@ -140,24 +138,24 @@ pub fn delivery_address(
     SocketAddr::new(address, tunnel.port.unwrap_or_else(|| destination.port()))
 }
 
-/// Whether a workload is a waypoint that may be asked for an address.
-fn stands_before(workload: &Workload, address: IpAddr, mesh: &Snapshot) -> bool {
+/// Whether a workload is a waypoint of an address.
+fn is_waypoint_for(workload: &Workload, address: IpAddr, mesh: &Snapshot) -> bool {
     if let Some(tunnel) = workload.application_tunnel {
         return tunnel.proxy_protocol;
     }
     let is_it = |gateway| route::resolves_to(gateway, mesh, |other| other.uid == workload.uid);
-    // Whom of those the client meant is known to the client.
+    // Only the client knows which of the services with this address it dialled.
     let mut services = mesh.entries_by_vip(&workload.network, address);
-    let before_a_service = services.any(|entry| gateways_of(&entry.service).any(is_it));
-    if before_a_service {
+    let is_of_service = services.any(|entry| gateways_of(&entry.service).any(is_it));
+    if is_of_service {
         return true;
     }
-    // A service may leave the address to the workload that has it.
+    // The workload with this address may have a waypoint, too.
     let found = mesh.workload_by_address(&workload.network, address);
     found.is_some_and(|found| found.waypoint.as_deref().is_some_and(is_it))
 }
 
-/// A service that the pod backs. Of several of that name, that of its own namespace.
+/// A service that the pod backs. Of several with the same host name, that of its own namespace.
 fn by_name(
     (hostname, port): (&str, u16),
     endpoint: LocalEndpoint<'_>,
@@ -194,35 +192,37 @@ fn by_name(
     })
 }
 
-/// An address of the service as it is known in the pod's network, for applications that can only be
-/// told addresses: like the one at which the pod was reached, if there is one.
+/// A virtual address of the service in the pod's network, for applications that expect an address:
+/// of the same family as the address at which the pod was reached, if possible.
 fn virtual_address(service: &Service, endpoint: LocalEndpoint<'_>) -> Option<IpAddr> {
-    let here = || {
+    let in_network = || {
         let vips = service.vips.iter();
         vips.filter(|vip| vip.network == endpoint.workload.network)
     };
-    let alike = here().find(|vip| vip.address.is_ipv4() == endpoint.at.is_ipv4());
-    alike.or_else(|| here().next()).map(|vip| vip.address)
+    let same_family = in_network().find(|vip| vip.address.is_ipv4() == endpoint.at.is_ipv4());
+    same_family
+        .or_else(|| in_network().next())
+        .map(|vip| vip.address)
 }
 
-/// Whose connection it is: the client that a waypoint or gateway names, if the workload names that
-/// waypoint or gateway; whatever anybody else says is not believed.
+/// The client's address: the one that a waypoint or gateway reports, if it is a waypoint or gateway
+/// of the workload. A report of any other peer is ignored.
 pub fn client_address(
     peer: IpAddr,
     (identity, named): (Option<&Identity>, Option<IpAddr>),
     workload: &Workload,
     mesh: &Snapshot,
 ) -> IpAddr {
-    let believed = named
+    let reported = named
         .zip(identity)
-        .and_then(|(named, identity)| speaks_for_others(identity, workload, mesh).then_some(named));
-    believed.unwrap_or(peer)
+        .and_then(|(named, identity)| may_report_client(identity, workload, mesh).then_some(named));
+    reported.unwrap_or(peer)
 }
 
-/// Whether a peer may say on whose behalf it calls: it is a waypoint of the workload or of a
-/// service that it backs, or the gateway of its network. Mutual TLS has proved the identity, and a
-/// waypoint's is nobody else's.
-fn speaks_for_others(peer: &Identity, workload: &Workload, mesh: &Snapshot) -> bool {
+/// Whether a peer may report its client: it is a waypoint of the workload or of a service that the
+/// workload backs, or the gateway of the workload's network. Mutual TLS has proved the identity, and
+/// no other workload has a waypoint's identity.
+fn may_report_client(peer: &Identity, workload: &Workload, mesh: &Snapshot) -> bool {
     route::waypoints_of(workload, mesh)
         .chain(workload.network_gateway.as_deref())
         .any(|gateway| route::resolves_to(gateway, mesh, |other| other.identity == *peer))

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use crate::Fault;
 use crate::yaml::YamlError;
 
-/// Why a local file cannot be used. Every message begins with the path of the value in the file.
+/// A local file cannot be used. Every message begins with the path of the value in the file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LocalError {
-    /// It is no YAML, or a value is not what stands there.
+    /// The file is no YAML, a key is unknown or a value has the wrong type.
     #[error(transparent)]
     Yaml(#[from] YamlError),
     /// The same, in a document that has a name.
@@ -16,47 +16,47 @@ pub enum LocalError {
     Document {
         /// The document.
         document: String,
-        /// What is wrong in it.
+        /// The error in it.
         error: YamlError,
     },
-    /// A value is well formed but cannot be.
+    /// A value is well formed but invalid.
     #[error("{path}: {problem}")]
     Invalid {
-        /// Where, for example `workloads[0].uid`.
+        /// The path of the value, for example `workloads[0].uid`.
         path: String,
-        /// What is wrong.
+        /// The problem.
         problem: String,
     },
     /// Two objects have the same key.
     #[error("{path}: {key:?} is already the {kind} at {first}")]
     Duplicate {
-        /// Where the second one is.
+        /// The path of the second object.
         path: String,
-        /// What it is: `uid of the workload`, `key of the service`, `key of the policy`.
+        /// `uid of the workload`, `key of the service` or `key of the policy`.
         kind: &'static str,
         /// The key.
         key: String,
-        /// Where the first one is.
+        /// The path of the first object.
         first: String,
     },
     /// Two objects claim the same address in the same network.
     #[error("{path}: {address} in network {network:?} already belongs to {owner} ({first})")]
     AddressTaken {
-        /// Where the second claim is.
+        /// The path of the second claim.
         path: String,
         /// The address.
         address: IpAddr,
         /// The network.
         network: String,
-        /// Who has it.
+        /// The object that has the address.
         owner: String,
-        /// Where the first claim is.
+        /// The path of the first claim.
         first: String,
     },
 }
 
 impl LocalError {
-    /// A short name out of a closed set, for metrics and logs.
+    /// A short name from a closed set, for metrics and logs.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -67,7 +67,7 @@ impl LocalError {
         }
     }
 
-    /// Whose fault it is: always that of whoever describes the mesh.
+    /// The party that has to act: always the author of the file.
     #[must_use]
     pub const fn fault(&self) -> Fault {
         Fault::Mesh

@@ -1,8 +1,8 @@
-//! What is wrong with a field, and what stands for an empty one.
+//! Invalid fields, and defaults of empty fields.
 
 use crate::ParseIdentityError;
 
-/// Why an entry is no workload or service: the field and what is wrong with it.
+/// An invalid field of an entry, and the problem with it.
 pub(super) struct BadField {
     pub(super) field: &'static str,
     pub(super) problem: String,

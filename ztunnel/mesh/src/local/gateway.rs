@@ -1,4 +1,4 @@
-//! How waypoints and network gateways are written in the local file, and what they become.
+//! Waypoints and network gateways of the local file.
 
 use serde::{Deserialize, Deserializer};
 use serde_yaml_ng::Value;
@@ -41,7 +41,7 @@ const fn hbone_port() -> Port {
     Port(15008)
 }
 
-/// `network/address`, `namespace/hostname`, or a mapping that spells either out.
+/// `network/address`, `namespace/hostname`, or a mapping with these keys.
 fn gateway_destination<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Destination, D::Error> {
@@ -63,7 +63,7 @@ fn read_destination(value: &Value) -> Option<Destination> {
     let entry = |name: &str| mapping.get(name);
     let text = |name: &str| entry(name).and_then(Value::as_str);
     match mapping.len() {
-        // The API's oneof: the kind, and below it the value.
+        // The form of the API's oneof: the kind as the key of the value.
         1 => read_destination(entry("hostname").or_else(|| entry("address"))?),
         2 => match (
             text("namespace"),

@@ -1,4 +1,4 @@
-//! How policies are written in the local file, and what they become.
+//! Policies of the local file.
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_yaml_ng::Value;
@@ -7,7 +7,7 @@ use super::fields::{BadField, or};
 use super::scalars::{Port, Range, named};
 use crate::{Action, Interner, Match, Policy, PolicyScope, ServiceAccountMatch, StringMatch};
 
-/// A policy as it is written.
+/// A policy of the local file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PolicyEntry {
@@ -113,7 +113,7 @@ impl Account {
     }
 }
 
-/// Principals are compared without `spiffe://`; with it, one would silently never match.
+/// Principals are compared without `spiffe://`; a principal with it would never match.
 fn without_scheme(text: &StringMatch) -> StringMatch {
     let strip = |text: &std::sync::Arc<str>| text.strip_prefix("spiffe://").unwrap_or(text).into();
     match text {

@@ -1,4 +1,4 @@
-//! The small values of the local file: ports, addresses, names of a closed set.
+//! Scalar values of the local file: ports, addresses, names of a closed set.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,11 +9,11 @@ use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 use crate::{Interner, NamespacedHostname, yaml};
 
-/// A port, 1 to 65535, written as a number or (as a key may be) in quotes.
+/// A port, 1 to 65535, written as a number or a string (a key may be quoted).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Port(pub(super) u16);
 
-/// A target port: a port, or 0 for "every backend names its own".
+/// A target port: a port, or 0 to leave it to each backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TargetPort(pub(super) u16);
 
@@ -66,7 +66,7 @@ impl<'de> Deserialize<'de> for TargetPort {
     }
 }
 
-/// A text that has to parse as something.
+/// Reads a string and parses it.
 fn parsed<'de, D: Deserializer<'de>, T>(
     deserializer: D,
     expected: &str,
@@ -77,7 +77,7 @@ fn parsed<'de, D: Deserializer<'de>, T>(
     })
 }
 
-/// An IP address; an IPv4-mapped one is its IPv4 address.
+/// An IP address; an IPv4-mapped address becomes its IPv4 address.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Address(pub(super) IpAddr);
 
@@ -90,7 +90,7 @@ impl<'de> Deserialize<'de> for Address {
     }
 }
 
-/// `network/address`; the network may be empty, the slash may not be missing.
+/// `network/address`; the network may be empty, the slash is required.
 #[derive(Debug, Clone)]
 pub(super) struct Vip {
     pub(super) network: String,
@@ -118,7 +118,7 @@ impl<'de> Deserialize<'de> for Vip {
     }
 }
 
-/// An address range, or an address, which is the range of itself.
+/// An address range, or an address as a range of one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Range(pub(super) IpNet);
 
@@ -135,7 +135,7 @@ impl Range {
             return Some(Self(address.to_canonical().into()));
         }
         let range = IpNet::from_str(text).ok()?;
-        // What is asked is canonical, so a range of IPv4-mapped addresses has to be, too.
+        // Addresses are canonical when they are matched, so ranges have to be canonical, too.
         if let IpAddr::V4(address) = range.addr().to_canonical()
             && let Some(length) = range.prefix_len().checked_sub(96)
             && matches!(range, IpNet::V6(_))
@@ -200,8 +200,8 @@ impl<'de> Deserialize<'de> for ServiceKey {
     }
 }
 
-/// One name out of a closed set. Upper and lower case, `_` and `-` do not matter: the workload API
-/// writes HOST_NETWORK where the file says HostNetwork.
+/// One name from a closed set. Case, `_` and `-` are ignored: the workload API writes HOST_NETWORK
+/// for the HostNetwork of the file.
 pub(super) fn named<'de, D: Deserializer<'de>, T: Copy>(
     deserializer: D,
     names: &[(&str, T)],

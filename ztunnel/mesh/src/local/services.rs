@@ -1,4 +1,4 @@
-//! How services are written in the local file, and what they become.
+//! Services of the local file.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::{
     NetworkRange, RoutingScope, Service, Visibility, WeightedWaypoint,
 };
 
-/// A service as it is written.
+/// A service of the local file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServiceEntry {

@@ -59,7 +59,7 @@ services:
 "#;
 
 #[test]
-fn a_file_of_the_peer_loads_unchanged() {
+fn a_file_of_istios_ztunnel_loads_unchanged() {
     let mesh = parse(PEER).unwrap();
     assert_eq!(
         (
@@ -154,7 +154,7 @@ policies:
 }
 
 #[test]
-fn every_kind_of_a_match_in_every_spelling() {
+fn every_kind_of_match_in_every_spelling() {
     let mesh = parse(
         r#"
 policies:
@@ -347,7 +347,7 @@ const CASES: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn bad_files_and_their_complaints() {
+fn invalid_files_and_their_error_messages() {
     let mut failures = String::new();
     for (text, complaint) in CASES {
         let found = parse(text).map_or_else(|error| error.to_string(), |_| "it loads".to_owned());
@@ -387,7 +387,7 @@ fn the_same_address_in_two_networks_is_two_addresses() {
 }
 
 #[test]
-fn what_is_probably_not_meant_is_said() {
+fn probably_unintended_settings_are_warned_about() {
     let text = "workloads: [{ uid: a, name: a, authorizationPolicies: [n/p], services: { n/s: { 80: 80 } } }]\n\
                 services: [{ name: t, hostname: t, subjectAltNames: [x] }]";
     assert_eq!(

@@ -1,4 +1,4 @@
-//! How workloads are written in the local file, and what they become.
+//! Workloads of the local file.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::{
     TunnelProtocol, Uid, Workload, WorkloadType,
 };
 
-/// A workload as it is written.
+/// A workload of the local file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WorkloadEntry {
@@ -60,7 +60,7 @@ pub struct WorkloadEntry {
     #[serde(default)]
     cluster_id: String,
     #[serde(default)]
-    locality: Place,
+    locality: LocalityEntry,
     #[serde(default, deserialize_with = "network_mode")]
     network_mode: NetworkMode,
     #[serde(default = "one")]
@@ -69,7 +69,7 @@ pub struct WorkloadEntry {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct Place {
+struct LocalityEntry {
     region: String,
     zone: String,
     subzone: String,
@@ -85,8 +85,8 @@ struct Tunnel {
 }
 
 impl WorkloadEntry {
-    /// Fills in what is left out: an empty namespace and service account mean `default`, an empty
-    /// trust domain means the mesh's own (`istio.workload.Workload`).
+    /// Builds the workload. An empty namespace and service account mean `default`, an empty trust
+    /// domain means that of the mesh (`istio.workload.Workload`).
     pub(super) fn build(
         &self,
         trust_domain: &str,
@@ -143,7 +143,7 @@ fn shared(gateway: Option<&Gateway>, texts: &mut Interner) -> Option<Arc<Gateway
     gateway.map(|gateway| texts.gateway(gateway))
 }
 
-impl Place {
+impl LocalityEntry {
     fn build(&self, texts: &mut Interner) -> Arc<Locality> {
         let locality = Locality {
             region: texts.get(&self.region),

@@ -120,7 +120,7 @@ fn check(lines: usize, table: &str) {
 }
 
 #[test]
-fn services_by_their_names() {
+fn services_are_found_by_their_names() {
     check(
         18,
         "
@@ -151,7 +151,7 @@ fn services_by_their_names() {
 }
 
 #[test]
-fn short_names_as_kubernetes_has_them() {
+fn kubernetes_short_names_are_expanded() {
     check(
         12,
         "
@@ -173,7 +173,7 @@ fn short_names_as_kubernetes_has_them() {
 }
 
 #[test]
-fn search_domains_are_taken_away() {
+fn search_domains_are_removed() {
     check(
         14,
         "
@@ -199,7 +199,7 @@ fn search_domains_are_taken_away() {
 }
 
 #[test]
-fn wildcards_by_the_longest_match() {
+fn wildcards_match_by_the_longest_suffix() {
     check(
         9,
         "
@@ -218,7 +218,7 @@ fn wildcards_by_the_longest_match() {
 }
 
 #[test]
-fn families_and_networks() {
+fn addresses_are_of_the_family_and_the_clients_network() {
     check(
         15,
         "
@@ -244,7 +244,7 @@ fn families_and_networks() {
 }
 
 #[test]
-fn headless_services_and_their_pods() {
+fn headless_services_return_their_pods() {
     check(
         22,
         "
@@ -280,7 +280,7 @@ fn headless_services_and_their_pods() {
 }
 
 #[test]
-fn one_name_in_several_namespaces() {
+fn of_one_name_in_several_namespaces_the_clients_own_is_used() {
     check(
         7,
         "
@@ -305,13 +305,13 @@ fn which_names_the_mesh_may_answer_is_known_without_the_workload() {
         "www.example.net",
         "www.example.net.shop.svc.cluster.local",
         "www.example.net.svc.cluster.local",
-        "nobody.shop.svc.cluster.local",
-        "nobody",
+        "absent.shop.svc.cluster.local",
+        "absent",
         "",
     ] {
         assert!(!may(Some("shop"), name), "{name}");
     }
-    // What another namespace's service is called, and who sees it, the workload says.
+    // Which service of which namespace answers depends on the workload.
     for name in [
         "web",
         "web.bank",
@@ -323,12 +323,12 @@ fn which_names_the_mesh_may_answer_is_known_without_the_workload() {
     }
     assert!(!may(Some("zoo"), "web"));
     // Without a namespace any short name may be one.
-    assert!(may(None, "nobody"));
+    assert!(may(None, "absent"));
     assert!(!may(None, ""));
 }
 
 #[test]
-fn the_dice_order_the_addresses() {
+fn the_random_number_orders_the_addresses() {
     let mesh = local::parse(MESH).unwrap().into_snapshot();
     let client = mesh.workload_by_uid(&crate::Uid("shop".into()));
     let first = |random| {
@@ -348,7 +348,7 @@ fn the_dice_order_the_addresses() {
 }
 
 #[test]
-fn no_name_at_all_is_nobodys() {
+fn an_empty_name_is_not_in_the_mesh() {
     let mesh = local::parse(MESH).unwrap().into_snapshot();
     let client = mesh.workload_by_uid(&crate::Uid("shop".into()));
     let family = Family::V4;

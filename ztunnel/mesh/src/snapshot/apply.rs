@@ -1,4 +1,4 @@
-//! How a snapshot becomes the next one.
+//! Applies changes to a snapshot.
 
 use std::sync::Arc;
 
@@ -12,39 +12,38 @@ impl Snapshot {
         self.apply_all([change])
     }
 
-    /// Makes changes, in their order, in this copy: no other copy notices. Returns whether
-    /// anything is different now; what is told once more as it was changes nothing.
+    /// Applies changes in order. Clones of this snapshot are not affected. Returns whether anything
+    /// is different: a resource that is equal to the one held changes nothing.
     ///
-    /// Many changes at once cost much less than one by one: what several of them touch is copied
-    /// once.
+    /// One call with many changes is much cheaper than many calls: a shared part that several
+    /// changes touch is copied once.
     pub fn apply_all(&mut self, changes: impl IntoIterator<Item = Change>) -> bool {
         let mut changed = false;
-        let mut changes_by_service = BackendChanges::new();
+        let mut backends = BackendChanges::new();
         for change in changes {
             changed |= match change {
-                Change::Workload(workload) => self.put_workload(*workload, &mut changes_by_service),
+                Change::Workload(workload) => self.put_workload(*workload, &mut backends),
                 Change::Placeholder { name, addresses } => self.placeholders.put(name, addresses),
                 Change::RemovePlaceholder(name) => self.placeholders.remove(&name),
-                Change::RemoveWorkload(uid) => self.remove_workload(&uid, &mut changes_by_service),
+                Change::RemoveWorkload(uid) => self.remove_workload(&uid, &mut backends),
                 Change::Service(service) => self.put_service(*service),
                 Change::RemoveService(key) => self.remove_service(&key),
                 Change::Policy(policy) => self.policies.insert(*policy),
                 Change::RemovePolicy(key) => self.policies.remove(&key),
             };
-            if changes_by_service.is_full() {
-                let changes_by_service =
-                    std::mem::replace(&mut changes_by_service, BackendChanges::new());
-                changes_by_service.apply(&mut self.services, &mut self.pending_backends);
+            if backends.is_full() {
+                let backends = std::mem::replace(&mut backends, BackendChanges::new());
+                backends.apply(&mut self.services, &mut self.pending_backends);
             }
         }
-        changes_by_service.apply(&mut self.services, &mut self.pending_backends);
+        backends.apply(&mut self.services, &mut self.pending_backends);
         changed
     }
 
-    /// Builds a snapshot from nothing. Of several workloads with one uid, services with one key or
-    /// policies with one key the last one counts. Where two workloads claim one address, one with
-    /// a network of its own goes before one on its node's network, and after that the last one;
-    /// of two services with one virtual address the last one. Nothing else depends on the order.
+    /// Builds a snapshot. Of several workloads with one uid, services with one key or policies with
+    /// one key the last one is used. If two workloads claim one address, a workload with its own
+    /// network takes precedence over one on its node's network, otherwise the last one does; of two
+    /// services with one virtual address the last one does. Nothing else depends on the order.
     #[must_use]
     pub fn build(workloads: Vec<Workload>, services: Vec<Service>, policies: Vec<Policy>) -> Self {
         let workloads = workloads.into_iter().map(Box::new).map(Change::Workload);
@@ -55,11 +54,7 @@ impl Snapshot {
         snapshot
     }
 
-    fn put_workload(
-        &mut self,
-        workload: Workload,
-        changes_by_service: &mut BackendChanges,
-    ) -> bool {
+    fn put_workload(&mut self, workload: Workload, backends: &mut BackendChanges) -> bool {
         let before = self.workloads.get(&workload.uid.0).cloned();
         if before.as_deref() == Some(&workload) {
             return false;
@@ -70,21 +65,21 @@ impl Snapshot {
             self.addresses.claim(&workload.network, address, &workload);
         }
         if let Some(before) = &before {
-            // Only now, so that an address that stays keeps its place among those who claim it.
+            // After the new claims, so that an address that both have keeps its position.
             self.release_addresses(before);
-            changes_by_service.go(before);
+            backends.remove_workload(before);
         }
-        changes_by_service.come(&workload);
+        backends.add_workload(&workload);
         self.workloads.insert(workload);
         true
     }
 
-    fn remove_workload(&mut self, uid: &Uid, changes_by_service: &mut BackendChanges) -> bool {
+    fn remove_workload(&mut self, uid: &Uid, backends: &mut BackendChanges) -> bool {
         let Some(workload) = self.workloads.remove(&uid.0) else {
             return false;
         };
         self.release_addresses(&workload);
-        changes_by_service.go(&workload);
+        backends.remove_workload(&workload);
         true
     }
 
@@ -128,7 +123,7 @@ impl Snapshot {
             return false;
         };
         self.release_vips(&entry.service);
-        // Those that stand behind it go on saying so.
+        // The workloads still list the service, which may be added again.
         self.pending_backends
             .keep(key.clone(), entry.endpoints.clone());
         true

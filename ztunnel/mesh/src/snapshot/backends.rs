@@ -1,9 +1,9 @@
-//! Which workloads stand behind which service. Workloads say so, and they may say it before the
-//! service is known.
+//! The backends of services. Workloads list the services that they back, possibly before the
+//! service is added.
 //!
-//! The backends of a service are one sorted list, which routing reads from one end to the other.
-//! A list that a published snapshot holds has to be copied to be changed, so changes are gathered
-//! service by service and a batch copies each list once.
+//! The backends of a service are one sorted list, which routing iterates. A list that a published
+//! snapshot holds has to be copied for a change, so changes are collected by service and a batch
+//! copies each list once.
 
 use std::sync::Arc;
 
@@ -16,29 +16,29 @@ use crate::{NamespacedHostname, Ports, Workload};
 /// A workload as one of the backends of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// What runs there.
+    /// The workload.
     pub workload: Arc<Workload>,
-    /// Its own target ports by service port; they go before the service's.
+    /// Its own target ports by service port, which take precedence over the service's.
     pub ports: Arc<Ports>,
 }
 
-/// What a batch does to the backends of services.
+/// The changes of a batch to the backends of services.
 #[derive(Debug)]
 pub(super) struct BackendChanges {
-    by_service: HashMap<NamespacedHostname, Vec<Move>>,
+    by_service: HashMap<NamespacedHostname, Vec<BackendChange>>,
     len: usize,
 }
 
-/// A workload stands behind a service with these ports from now on, or no longer.
+/// A workload backs a service with these ports, or (`None`) no longer backs it.
 #[derive(Debug)]
-struct Move {
+struct BackendChange {
     workload: Arc<Workload>,
     ports: Option<Arc<Ports>>,
 }
 
 impl BackendChanges {
-    /// So many that no list is copied too often, so few that they take no memory to speak of.
-    const MANY: usize = 8192;
+    /// Large enough that no list is copied often, small enough to need little memory.
+    const LIMIT: usize = 8192;
 
     pub(super) fn new() -> Self {
         Self {
@@ -48,18 +48,19 @@ impl BackendChanges {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.len >= Self::MANY
+        self.len >= Self::LIMIT
     }
 
-    /// Puts a workload behind the services that it names.
-    pub(super) fn come(&mut self, workload: &Arc<Workload>) {
+    /// Adds a workload to the services that it lists.
+    pub(super) fn add_workload(&mut self, workload: &Arc<Workload>) {
         for (key, ports) in workload.services.iter() {
             self.add(key, workload, Some(ports.clone()));
         }
     }
 
-    /// Takes it away from there. [`Self::come`] afterwards goes before this.
-    pub(super) fn go(&mut self, workload: &Arc<Workload>) {
+    /// Removes a workload from the services that it lists. A later [`Self::add_workload`] takes
+    /// precedence.
+    pub(super) fn remove_workload(&mut self, workload: &Arc<Workload>) {
         for (key, _) in workload.services.iter() {
             self.add(key, workload, None);
         }
@@ -72,19 +73,19 @@ impl BackendChanges {
         ports: Option<Arc<Ports>>,
     ) {
         let workload = workload.clone();
-        let moved = Move { workload, ports };
+        let change = BackendChange { workload, ports };
         self.len += 1;
         match self.by_service.get_mut(key) {
-            Some(changes_by_service) => changes_by_service.push(moved),
-            None => drop(self.by_service.insert(key.clone(), vec![moved])),
+            Some(changes) => changes.push(change),
+            None => drop(self.by_service.insert(key.clone(), vec![change])),
         }
     }
 
-    /// Makes the changes_by_service.
+    /// Applies the changes.
     pub(super) fn apply(self, services: &mut Services, pending_backends: &mut PendingBackends) {
-        for (key, changes_by_service) in self.by_service {
+        for (key, changes) in self.by_service {
             if let Some(entry) = services.get_mut(&key) {
-                let endpoints = merged(&entry.endpoints, changes_by_service);
+                let endpoints = merged(&entry.endpoints, changes);
                 *entry = Arc::new(super::ServiceEntry {
                     service: entry.service.clone(),
                     endpoints,
@@ -92,35 +93,33 @@ impl BackendChanges {
                 });
             } else {
                 let before = pending_backends.take(&key);
-                pending_backends.keep(key, merged(&before, changes_by_service));
+                pending_backends.keep(key, merged(&before, changes));
             }
         }
     }
 }
 
-/// The list as it is after some changes_by_service; of several changes_by_service of one workload the last counts.
-fn merged(before: &[Endpoint], mut changes_by_service: Vec<Move>) -> Vec<Endpoint> {
-    changes_by_service.sort_by(|a, b| a.workload.uid.cmp(&b.workload.uid));
-    let mut after = Vec::with_capacity(before.len() + changes_by_service.len());
+/// The list after some changes; of several changes of one workload the last one is used.
+fn merged(before: &[Endpoint], mut changes: Vec<BackendChange>) -> Vec<Endpoint> {
+    changes.sort_by(|a, b| a.workload.uid.cmp(&b.workload.uid));
+    let mut after = Vec::with_capacity(before.len() + changes.len());
     let mut rest = before;
-    let mut changes_by_service = changes_by_service.into_iter().peekable();
-    while let Some(moved) = changes_by_service.next() {
-        let uid = &moved.workload.uid;
-        let superseded = changes_by_service
-            .peek()
-            .is_some_and(|next| next.workload.uid == *uid);
+    let mut changes = changes.into_iter().peekable();
+    while let Some(change) = changes.next() {
+        let uid = &change.workload.uid;
+        let superseded = changes.peek().is_some_and(|next| next.workload.uid == *uid);
         if superseded {
             continue;
         }
-        let (unmoved, from) =
+        let (unchanged, from) =
             rest.split_at(rest.partition_point(|endpoint| endpoint.workload.uid < *uid));
-        after.extend_from_slice(unmoved);
+        after.extend_from_slice(unchanged);
         rest = match from.split_first() {
             Some((first, others)) if first.workload.uid == *uid => others,
             _ => from,
         };
-        if let Some(ports) = moved.ports {
-            let workload = moved.workload;
+        if let Some(ports) = change.ports {
+            let workload = change.workload;
             after.push(Endpoint { workload, ports });
         }
     }
@@ -129,7 +128,7 @@ fn merged(before: &[Endpoint], mut changes_by_service: Vec<Move>) -> Vec<Endpoin
     after
 }
 
-/// The backends of services that nobody has told of.
+/// The backends of services that are not in the snapshot.
 #[derive(Debug, Clone, Default)]
 pub(super) struct PendingBackends(Index<Backends>);
 

@@ -1,6 +1,6 @@
-//! Whose an address is. Several may claim one: pods on their node's network share its address, and
-//! a new pod may get the address of one that is about to go, in whatever order the two are told.
-//! Who has lost an address is remembered, and gets it back when the winner goes.
+//! The owner of each address. Several workloads may claim one address: pods on their node's network
+//! share its address, and a new pod may get the address of a pod whose removal arrives later. A
+//! claimant that lost an address is kept, and gets it back when the owner is removed.
 
 use std::hash::Hash;
 use std::iter;
@@ -9,18 +9,18 @@ use std::sync::Arc;
 use super::index::{Index, Keyed};
 use crate::{NetworkMode, Service, Workload};
 
-/// Who can claim an address.
+/// A workload, service or placeholder that can claim an address.
 pub(super) trait Claimant: Clone {
-    /// Whether the other one is the same object as it was or will be.
+    /// Whether the other value is another version of the same object.
     fn is(&self, other: &Self) -> bool;
 
-    /// Whose claim goes before another's; among equals the later claim does.
+    /// The precedence of its claims; of two claims with equal precedence the later one wins.
     fn precedence(&self) -> Precedence;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Precedence {
-    /// The address is the node's.
+    /// The address is that of the node.
     Shared,
     /// The address is its own.
     Own,
@@ -49,7 +49,7 @@ impl Claimant for Service {
     }
 }
 
-/// Everybody's claims to addresses or ranges `K`, network by network.
+/// All claims to addresses or ranges `K`, by network.
 #[derive(Debug, Clone)]
 pub(super) struct Claims<K, T> {
     networks: Index<Network<K, T>>,
@@ -65,11 +65,11 @@ struct Network<K, T> {
 struct Claim<K, T> {
     at: K,
     holder: Arc<T>,
-    /// The others, who comes next last.
+    /// The other claimants; the last one is next in line.
     rivals: Option<Box<Rivals<T>>>,
 }
 
-/// Behind one pointer, because hardly any address has rivals.
+/// Behind one pointer, because few addresses have rivals.
 #[derive(Debug, Clone)]
 struct Rivals<T>(Vec<Arc<T>>);
 
@@ -82,13 +82,13 @@ impl<K, T> Default for Claims<K, T> {
 }
 
 impl<K: Hash + Eq + Copy + 'static, T: Claimant + 'static> Claims<K, T> {
-    /// Who has it.
+    /// The owner of an address.
     pub(super) fn get(&self, network: &str, at: K) -> Option<&Arc<T>> {
         let network = self.networks.get(network)?;
         network.claims.get(at).map(|claim| &claim.holder)
     }
 
-    /// Everybody who claims it: who has it, and then who would get it next.
+    /// All claimants of an address: the owner, then the others in the order in which they would get it.
     pub(super) fn all(&self, network: &str, at: K) -> impl Iterator<Item = &Arc<T>> + Clone {
         let network = self.networks.get(network);
         let claim = network.and_then(|network| network.claims.get(at));
@@ -98,8 +98,8 @@ impl<K: Hash + Eq + Copy + 'static, T: Claimant + 'static> Claims<K, T> {
         })
     }
 
-    /// Claims it. Somebody who claims it already keeps the place in line. Returns whether nobody
-    /// had claimed it.
+    /// Adds a claim. An object that has a claim already keeps its position. Returns whether this is
+    /// the first claim to the address.
     pub(super) fn claim(&mut self, network: &Arc<str>, at: K, claimant: &Arc<T>) -> bool {
         if self.networks.get(network).is_none() {
             self.networks.insert(Network {
@@ -111,7 +111,7 @@ impl<K: Hash + Eq + Copy + 'static, T: Claimant + 'static> Claims<K, T> {
             return false;
         };
         if let Some(claim) = network.claims.get_mut(at) {
-            claim.join(claimant);
+            claim.add(claimant);
             return false;
         }
         let (holder, rivals) = (claimant.clone(), None);
@@ -119,8 +119,8 @@ impl<K: Hash + Eq + Copy + 'static, T: Claimant + 'static> Claims<K, T> {
         true
     }
 
-    /// Gives up the claim of this very object: where it has been claimed anew meanwhile, the new
-    /// claim stays. Returns whether nobody claims it any longer.
+    /// Removes the claim of this version of the object; the claim of a newer version stays. Returns
+    /// whether the address has no claim any more.
     pub(super) fn release(&mut self, network: &str, at: K, claimant: &Arc<T>) -> bool {
         let Some(found) = self.networks.get_mut(network) else {
             return false;
@@ -128,7 +128,7 @@ impl<K: Hash + Eq + Copy + 'static, T: Claimant + 'static> Claims<K, T> {
         let Some(claim) = found.claims.get_mut(at) else {
             return false;
         };
-        if claim.leave(claimant) {
+        if claim.remove(claimant) {
             return false;
         }
         found.claims.remove(at);
@@ -140,15 +140,15 @@ impl<K: Hash + Eq + Copy + 'static, T: Claimant + 'static> Claims<K, T> {
 }
 
 impl<K, T: Claimant> Claim<K, T> {
-    fn join(&mut self, claimant: &Arc<T>) {
+    fn add(&mut self, claimant: &Arc<T>) {
         let alone = self.rivals.is_none();
-        if let Some(place) = self.find_mut(claimant) {
-            if alone || place.precedence() == claimant.precedence() {
-                *place = claimant.clone();
+        if let Some(present) = self.find_mut(claimant) {
+            if alone || present.precedence() == claimant.precedence() {
+                *present = claimant.clone();
                 return;
             }
-            let former = place.clone();
-            self.leave(&former);
+            let former = present.clone();
+            self.remove(&former);
         }
         let rivals = &mut self
             .rivals
@@ -162,7 +162,7 @@ impl<K, T: Claimant> Claim<K, T> {
         }
     }
 
-    /// Where a claimant resolves_to, as it was until now.
+    /// The present version of a claimant.
     fn find_mut(&mut self, claimant: &Arc<T>) -> Option<&mut Arc<T>> {
         if self.holder.is(claimant) {
             return Some(&mut self.holder);
@@ -171,8 +171,8 @@ impl<K, T: Claimant> Claim<K, T> {
         rivals.iter_mut().find(|rival| rival.is(claimant))
     }
 
-    /// Returns whether anybody is left.
-    fn leave(&mut self, claimant: &Arc<T>) -> bool {
+    /// Returns whether a claimant is left.
+    fn remove(&mut self, claimant: &Arc<T>) -> bool {
         let Some(Rivals(rivals)) = self.rivals.as_deref_mut() else {
             return !Arc::ptr_eq(&self.holder, claimant);
         };

@@ -1,5 +1,5 @@
-//! Addresses of what the control plane has told and this node could not read: whoever has them is
-//! in the mesh, and nobody knows as what.
+//! Placeholders of workloads and services that could not be decoded: their addresses belong to the
+//! mesh, but nothing else is known of them.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ pub(super) struct Placeholders {
     addresses: Claims<IpAddr, Placeholder>,
 }
 
-/// Of what could not be read, all that is known.
+/// All that is known of a resource that could not be decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Placeholder {
     name: Arc<str>,
@@ -22,13 +22,13 @@ struct Placeholder {
 }
 
 impl Placeholders {
-    /// The name of what has an address in a network.
+    /// The name of the resource with an address in a network.
     pub(super) fn at(&self, network: &str, address: IpAddr) -> Option<&Arc<str>> {
         let found = self.addresses.get(network, address.to_canonical())?;
         Some(&found.name)
     }
 
-    /// Takes one in; returns whether that is new.
+    /// Adds or replaces a placeholder; returns whether this changes anything.
     pub(super) fn put(&mut self, name: Arc<str>, addresses: Vec<NetworkAddress>) -> bool {
         let placeholder = Arc::new(Placeholder { name, addresses });
         if self.named.get(&placeholder.name) == Some(&placeholder) {
@@ -44,7 +44,7 @@ impl Placeholders {
         true
     }
 
-    /// Whether there was one of this name; it is gone now.
+    /// Removes a placeholder; returns whether it existed.
     pub(super) fn remove(&mut self, name: &str) -> bool {
         let removed = self.named.remove(name);
         if let Some(placeholder) = &removed {
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_refused_is_known_by_its_addresses_until_it_can_be_read_or_is_gone() {
+    fn a_placeholder_has_its_addresses_until_it_is_removed() {
         let mut mesh = Snapshot::default();
         let refused = |name: &str, addresses: &[NetworkAddress]| Change::Placeholder {
             name: name.into(),

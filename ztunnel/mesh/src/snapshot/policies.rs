@@ -1,4 +1,4 @@
-//! Policies by key and by whom they apply to.
+//! Policies by key and by scope.
 
 use std::sync::Arc;
 
@@ -17,14 +17,15 @@ struct Named {
     policy: Arc<Policy>,
 }
 
-/// The policies of one namespace or, without one, of the whole mesh, in the order of their names.
+/// The policies of one namespace or (`None`) of the whole mesh, in the order of their names.
 #[derive(Debug, Clone)]
 struct Scope {
     namespace: Option<Arc<str>>,
     policies: Vec<Arc<Policy>>,
 }
 
-/// The namespace whose workloads a policy applies to; none inside for all of them.
+/// The namespace whose workloads a policy applies to, `Some(None)` for all workloads; `None` for a
+/// selector policy.
 fn scope(policy: &Policy) -> Option<Option<&Arc<str>>> {
     match policy.scope {
         PolicyScope::Global => Some(None),
@@ -61,7 +62,7 @@ impl Policies {
         self.all.iter().map(|named| &named.policy)
     }
 
-    /// Puts a policy in the place of the one with its key. Returns whether this changes anything.
+    /// Adds a policy or replaces the one with its key. Returns whether this changes anything.
     pub(super) fn insert(&mut self, policy: Policy) -> bool {
         let key: Arc<str> = policy.key().into();
         if let Some(before) = self.all.get(&key) {
@@ -78,7 +79,7 @@ impl Policies {
         true
     }
 
-    /// Returns whether it was there.
+    /// Returns whether the policy existed.
     pub(super) fn remove(&mut self, key: &str) -> bool {
         let Some(Named { policy, .. }) = self.all.remove(key) else {
             return false;

@@ -1,5 +1,5 @@
-//! Virtual addresses that are given as ranges. A lookup asks once for each length of prefix that
-//! is in use, the longest first: there are few, and never more than 33 and 129.
+//! Virtual addresses that are given as ranges. A lookup tries each prefix length in use, the longest
+//! first: there are few, and at most 33 for IPv4 and 129 for IPv6.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,12 +17,12 @@ pub(super) struct Ranges {
     v6: Lengths,
 }
 
-/// How many ranges there are of each length of prefix.
+/// The number of ranges by prefix length.
 type Lengths = BTreeMap<u8, usize>;
 
 impl Ranges {
-    /// The ranges that hold an address that is canonical, the longest prefix first: for each the
-    /// services that claim it.
+    /// The ranges that contain a canonical address, the longest prefix first: for each the services
+    /// that claim it.
     pub(super) fn around(
         &self,
         network: &str,
@@ -67,7 +67,7 @@ impl Ranges {
     }
 }
 
-/// Without the bits of hosts; a range of IPv4-mapped IPv6 addresses is one of IPv4 addresses.
+/// Without host bits; a range of IPv4-mapped IPv6 addresses is a range of IPv4 addresses.
 fn canonical(range: IpNet) -> IpNet {
     let mapped = match range {
         IpNet::V6(range) => range

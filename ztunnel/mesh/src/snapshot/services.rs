@@ -6,15 +6,15 @@ use super::backends::Endpoint;
 use super::index::{Index, Iter, Keyed};
 use crate::{Identity, NamespacedHostname, Service, Visibility};
 
-/// A service with everything that choosing one of its backends needs.
+/// A service with all that is needed to choose one of its backends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceEntry {
     /// The service.
     pub service: Arc<Service>,
     /// Its backends, in the order of their uids.
     pub endpoints: Vec<Endpoint>,
-    /// Those of its `subject_alt_names` that are identities: besides its own one, a backend may
-    /// present any of these.
+    /// The identities among its `subject_alt_names`: a backend may present one of these instead of
+    /// its own.
     pub identities: Vec<Identity>,
 }
 
@@ -73,18 +73,18 @@ impl Services {
         self.hosts.get(hostname).map_or(&[], |host| &host.entries)
     }
 
-    /// Who is meant by a host name inside a namespace, among those that count.
+    /// The service that a host name belongs to for a namespace, among those that are accepted.
     pub(super) fn resolve(
         &self,
         hostname: &str,
         namespace: &str,
-        counts: impl Fn(&ServiceEntry) -> bool,
+        accepts: impl Fn(&ServiceEntry) -> bool,
     ) -> Option<&Arc<ServiceEntry>> {
         let entries = self.named(hostname).iter();
-        preferred(entries.filter(|entry| counts(entry)), namespace)
+        preferred(entries.filter(|entry| accepts(entry)), namespace)
     }
 
-    /// Puts a service in the place of the one with its key.
+    /// Adds a service or replaces the one with its key.
     pub(super) fn insert(&mut self, entry: ServiceEntry) {
         let (service, entry) = (entry.service.clone(), Arc::new(entry));
         let Some(host) = self.hosts.get_mut(&service.hostname) else {
@@ -123,8 +123,8 @@ impl Services {
     }
 }
 
-/// Who of several is meant inside a namespace: the service of that namespace, or the canonical one,
-/// or else the first. What is visible in its own namespace only is nobody's in another one.
+/// The service that is preferred for a namespace: that of the namespace, or the canonical one, or the
+/// first one. A service that is visible in its own namespace only is not chosen for another one.
 pub(super) fn preferred<'a>(
     entries: impl Iterator<Item = &'a Arc<ServiceEntry>> + Clone,
     namespace: &str,

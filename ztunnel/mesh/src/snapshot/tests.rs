@@ -67,7 +67,7 @@ fn a_mapped_address_is_its_ipv4_address() {
 }
 
 #[test]
-fn the_last_of_equal_keys_counts() {
+fn the_last_of_equal_keys_is_used() {
     let first = workload("a", &["10.0.0.1"]);
     let second = workload("a", &["10.0.0.2"]);
     let snapshot = Snapshot::build(vec![first, second], Vec::new(), Vec::new());
@@ -85,7 +85,7 @@ fn the_last_of_equal_keys_counts() {
 }
 
 #[test]
-fn a_network_of_ones_own_goes_before_that_of_the_node() {
+fn an_own_network_takes_precedence_over_the_nodes() {
     let mut shared = workload("shared", &["10.0.0.1"]);
     shared.network_mode = NetworkMode::HostNetwork;
     let own = workload("own", &["10.0.0.1"]);
@@ -99,7 +99,7 @@ fn a_network_of_ones_own_goes_before_that_of_the_node() {
 }
 
 #[test]
-fn endpoints_are_those_who_name_the_service() {
+fn endpoints_are_the_workloads_that_list_the_service() {
     let mut one = workload("one", &["10.0.0.1"]);
     let key = service("s", "10.1.0.1").key();
     one.services = [(key.clone(), Ports::from([(80, 9090)]).into())].into();

@@ -1,5 +1,5 @@
-//! What the kernel may decide by itself: the verdicts of the direct lane, and the connections that
-//! are on it. Plain storage: `path` judges, this room writes down.
+//! Fast-path entries and connections in the kernel's maps. Storage only: `mesh` decides what is
+//! authorized, `fastpath` writes and removes entries through these functions.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,8 +7,8 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use ztunnel_ebpf_types as shared;
 use ztunnel_ebpf_types::{
-    COUNT_LOST, COUNT_OPEN, FLOW_INBOUND, FLOW_JOIN, FLOW_PROXY, POD_JOIN, SAVED_DIRECT,
-    SAVED_LISTENER, Saved,
+    CONNECTION_BY_PROXY, CONNECTION_INBOUND, CONNECTION_JOIN, COUNTER_LOST_EVENTS,
+    COUNTER_OPEN_CONNECTIONS, POD_JOIN, SOCKET_FAST_PATH, SOCKET_LISTENER, SocketState,
 };
 
 use mesh::NetnsCookie;
@@ -21,26 +21,30 @@ use super::maps::{Maps, failed};
 use super::{Error, Kernel};
 
 // An entry has room for as many backends as the kernel programs read.
-const _: () = assert!(MAX_BACKENDS == shared::BACKENDS);
+const _: () = assert!(MAX_BACKENDS == shared::MAX_BACKENDS);
 
 /// The flags of a connection whose ends are joined or not.
 fn join_flags(ends: Ends) -> u32 {
     match ends {
         Ends::Apart => 0,
-        Ends::Joined => FLOW_JOIN,
+        Ends::Joined => CONNECTION_JOIN,
     }
 }
 
 fn ends_of(flags: u32) -> Ends {
-    if flags & FLOW_JOIN == 0 {
+    if flags & CONNECTION_JOIN == 0 {
         Ends::Apart
     } else {
         Ends::Joined
     }
 }
 
-fn flow_key(connection: &FastPathConnection) -> shared::Flow {
-    shared::Flow {
+fn socket_address(address: shared::Address, port: u32) -> SocketAddr {
+    SocketAddr::new(address.into(), u16::try_from(port).unwrap_or_default())
+}
+
+fn connection_key(connection: &FastPathConnection) -> shared::ConnectionKey {
+    shared::ConnectionKey {
         client: connection.client.ip().into(),
         server: connection.server.ip().into(),
         client_port: connection.client.port().into(),
@@ -48,26 +52,26 @@ fn flow_key(connection: &FastPathConnection) -> shared::Flow {
     }
 }
 
-/// A connection as the kernel's maps and events describe it.
-pub(super) fn connection(flow: &shared::Flow, state: &shared::FlowState) -> FastPathConnection {
-    let end = |address: shared::Address, port: u32| {
-        SocketAddr::new(address.into(), u16::try_from(port).unwrap_or_default())
-    };
+/// Decodes a connection of the kernel's maps and events.
+pub(super) fn connection(
+    key: &shared::ConnectionKey,
+    state: &shared::ConnectionState,
+) -> FastPathConnection {
     FastPathConnection {
         pod: NetnsCookie(state.pod),
-        server_pod: pod(state.server),
-        opener: if state.flags & FLOW_INBOUND != 0 {
+        server_pod: pod(state.server_pod),
+        opener: if state.flags & CONNECTION_INBOUND != 0 {
             Opener::Outside
-        } else if state.flags & FLOW_PROXY != 0 {
+        } else if state.flags & CONNECTION_BY_PROXY != 0 {
             Opener::Proxy
         } else {
             Opener::Pod
         },
-        client: end(flow.client, flow.client_port),
-        server: end(flow.server, flow.server_port),
-        dialled: end(state.dialled, state.dialled_port),
-        socket: state.socket,
-        opened: state.opened,
+        client: socket_address(key.client, key.client_port),
+        server: socket_address(key.server, key.server_port),
+        dialled: socket_address(state.dialled_address, state.dialled_port),
+        socket: state.socket_cookie,
+        opened: state.opened_at,
     }
 }
 
@@ -79,170 +83,170 @@ fn cookie(pod: Option<NetnsCookie>) -> u64 {
     pod.map_or(0, |cookie| cookie.0)
 }
 
-fn call_key(call: &FastPathKey) -> shared::Call {
-    shared::Call {
-        cookie: call.pod.0,
-        address: call.destination.ip().into(),
-        port: call.destination.port().into(),
+fn entry_key(key: &FastPathKey) -> shared::FastPathKey {
+    shared::FastPathKey {
+        pod: key.pod.0,
+        address: key.destination.ip().into(),
+        port: key.destination.port().into(),
         zero: 0,
     }
 }
 
-fn arrival_key(arrival: &InboundEntry) -> shared::Arrival {
-    shared::Arrival {
-        to: arrival.to.ip().into(),
-        from: arrival.from.into(),
-        port: arrival.to.port().into(),
+fn inbound_key(entry: &InboundEntry) -> shared::InboundKey {
+    shared::InboundKey {
+        destination: entry.to.ip().into(),
+        source: entry.from.into(),
+        port: entry.to.port().into(),
     }
 }
 
 impl Kernel {
-    /// Lets a call go by itself from now on. The maps forget what was not used for the longest
-    /// time when they are full.
+    /// Lets the kernel carry new connections of a pod to a destination. If the map is full, the
+    /// least recently used entries are evicted.
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn insert_entry(&self, call: &FastPathKey, verdict: &FastPathEntry) -> Result<(), Error> {
+    pub fn insert_entry(&self, key: &FastPathKey, entry: &FastPathEntry) -> Result<(), Error> {
         let maps = &self.maps;
-        let mut value = shared::Verdict {
+        let mut value = shared::FastPathEntry {
             epoch: maps.epoch(),
-            total: verdict.total,
-            ..shared::Verdict::default()
+            total_weight: entry.total,
+            ..shared::FastPathEntry::default()
         };
-        for (place, backend) in value.backends.iter_mut().zip(&verdict.backends) {
-            *place = shared::Backend {
+        for (listed, backend) in value.backends.iter_mut().zip(&entry.backends) {
+            *listed = shared::Backend {
                 address: backend.to.ip().into(),
-                server: cookie(backend.server),
+                server_pod: cookie(backend.server),
                 port: backend.to.port(),
                 // Every bit is below 16.
                 flags: u16::try_from(join_flags(backend.ends)).unwrap_or_default(),
                 weight: backend.weight,
             };
-            value.count += 1;
+            value.backend_count += 1;
         }
-        maps.verdicts
-            .insert(&call_key(call), &value)
-            .map_err(failed(&maps.verdicts, "written"))
+        maps.fast_path
+            .insert(&entry_key(key), &value)
+            .map_err(failed(&maps.fast_path, "written"))
     }
 
-    /// Sends a call to the proxy again.
+    /// Sends new connections of a pod to a destination to the proxy again.
     ///
     /// # Errors
-    /// When the map cannot be written; then [`Self::invalidate_entries`] is the way.
-    pub fn remove_entry(&self, call: &FastPathKey) -> Result<(), Error> {
-        let verdicts = &self.maps.verdicts;
-        verdicts
-            .remove(&call_key(call))
-            .map_err(failed(verdicts, "written"))
+    /// When the map cannot be written; call [`Self::invalidate_entries`] then.
+    pub fn remove_entry(&self, key: &FastPathKey) -> Result<(), Error> {
+        let fast_path = &self.maps.fast_path;
+        fast_path
+            .remove(&entry_key(key))
+            .map_err(failed(fast_path, "written"))
     }
 
-    /// Every call that goes by itself, and where to.
+    /// All fast-path entries.
     ///
     /// # Errors
     /// When the map cannot be read.
     pub fn entries(&self) -> Result<Vec<(FastPathKey, FastPathEntry)>, Error> {
-        let entries = self.maps.verdicts.entries();
-        let entries = entries.map_err(failed(&self.maps.verdicts, "read"))?;
+        let entries = self.maps.fast_path.entries();
+        let entries = entries.map_err(failed(&self.maps.fast_path, "read"))?;
         Ok(entries
             .iter()
-            .map(|(key, value)| call(key, value))
+            .map(|(key, value)| entry(key, value))
             .collect())
     }
 
-    /// Lets plaintext from a source into a pod, past the proxy, from now on.
+    /// Lets the kernel carry new plaintext connections from a source into a pod.
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn insert_inbound_entry(&self, arrival: &InboundEntry) -> Result<(), Error> {
+    pub fn insert_inbound_entry(&self, entry: &InboundEntry) -> Result<(), Error> {
         let maps = &self.maps;
-        let value = shared::Admission {
-            server: arrival.pod.0,
+        let value = shared::InboundEntry {
+            pod: entry.pod.0,
             epoch: maps.epoch(),
             zero: 0,
         };
         maps.inbound_entries
-            .insert(&arrival_key(arrival), &value)
+            .insert(&inbound_key(entry), &value)
             .map_err(failed(&maps.inbound_entries, "written"))
     }
 
-    /// Sends plaintext from this source to the proxy again.
+    /// Sends new plaintext connections from this source to the proxy again.
     ///
     /// # Errors
     /// As [`Self::remove_entry`].
-    pub fn remove_inbound_entry(&self, arrival: &InboundEntry) -> Result<(), Error> {
+    pub fn remove_inbound_entry(&self, entry: &InboundEntry) -> Result<(), Error> {
         let inbound_entries = &self.maps.inbound_entries;
         inbound_entries
-            .remove(&arrival_key(arrival))
+            .remove(&inbound_key(entry))
             .map_err(failed(inbound_entries, "written"))
     }
 
-    /// Every source of plaintext that goes past the proxy.
+    /// All inbound entries.
     ///
     /// # Errors
     /// When the map cannot be read.
     pub fn inbound_entries(&self) -> Result<Vec<InboundEntry>, Error> {
         let entries = self.maps.inbound_entries.entries();
         let entries = entries.map_err(failed(&self.maps.inbound_entries, "read"))?;
-        let arrival = |(key, value): &(shared::Arrival, shared::Admission)| InboundEntry {
-            pod: NetnsCookie(value.server),
-            to: SocketAddr::new(key.to.into(), u16::try_from(key.port).unwrap_or_default()),
-            from: key.from.into(),
+        let entry = |(key, value): &(shared::InboundKey, shared::InboundEntry)| InboundEntry {
+            pod: NetnsCookie(value.pod),
+            to: socket_address(key.destination, key.port),
+            from: key.source.into(),
         };
-        Ok(entries.iter().map(arrival).collect())
+        Ok(entries.iter().map(entry).collect())
     }
 
-    /// Makes every verdict void at once, by one write.
+    /// Invalidates all entries at once, by one write.
     ///
     /// # Errors
-    /// When not even that is possible.
+    /// When the map cannot be written.
     pub fn invalidate_entries(&self) -> Result<(), Error> {
         self.maps.next_epoch()
     }
 
-    /// Every open connection of the direct lane.
+    /// All open fast-path connections.
     ///
     /// # Errors
     /// When the map cannot be read.
     pub fn fast_path_connections(&self) -> Result<Vec<FastPathConnection>, Error> {
-        let entries = self.maps.fast_path_connections.entries();
-        let entries = entries.map_err(failed(&self.maps.fast_path_connections, "read"))?;
+        let entries = self.maps.connections.entries();
+        let entries = entries.map_err(failed(&self.maps.connections, "read"))?;
         Ok(entries
             .iter()
-            .map(|(flow, state)| connection(flow, state))
+            .map(|(key, state)| connection(key, state))
             .collect())
     }
 
-    /// Forgets a connection whose socket is gone without a word.
+    /// Removes a connection whose socket has gone without an event.
     ///
     /// # Errors
     /// When a map cannot be read or written.
-    pub fn remove_connection(&self, flow: &FastPathConnection) -> Result<(), Error> {
-        let fast_path_connections = &self.maps.fast_path_connections;
-        let key = flow_key(flow);
-        let known = fast_path_connections
-            .get(&key)
-            .map_err(failed(fast_path_connections, "read"))?;
-        if known.is_some_and(|state| state.socket == flow.socket) {
-            fast_path_connections
+    pub fn remove_connection(&self, connection: &FastPathConnection) -> Result<(), Error> {
+        let connections = &self.maps.connections;
+        let key = connection_key(connection);
+        let recorded = connections.get(&key).map_err(failed(connections, "read"))?;
+        if recorded.is_some_and(|state| state.socket_cookie == connection.socket) {
+            connections
                 .remove(&key)
-                .map_err(failed(fast_path_connections, "written"))?;
-            let left = fast_path_connections
+                .map_err(failed(connections, "written"))?;
+            let left = connections
                 .entries()
-                .map_err(failed(fast_path_connections, "read"))?
+                .map_err(failed(connections, "read"))?
                 .len();
-            self.maps.set_count(COUNT_OPEN, left as u64)?;
+            self.maps
+                .set_counter(COUNTER_OPEN_CONNECTIONS, left as u64)?;
         }
         Ok(())
     }
 
-    /// How many events of the direct lane found no room since the maps were made.
+    /// How many events of fast-path connections were lost since the maps were created, because the
+    /// ring buffer was full.
     #[must_use]
     pub fn lost_events(&self) -> u64 {
-        self.maps.count(COUNT_LOST)
+        self.maps.counter(COUNTER_LOST_EVENTS)
     }
 
-    /// Puts a socket of the proxy on the direct lane: the connection that it is about to make is
-    /// let into the pod that it calls, if it calls one of this node, and found when policy changes.
+    /// Puts a socket of the proxy on the fast path: the connection that it is about to open is let
+    /// into the server's pod, if that is on this node, and is found when policy changes.
     ///
     /// # Errors
     /// When the socket's storage cannot be written.
@@ -253,28 +257,28 @@ impl Kernel {
         to: SocketAddr,
         server: Option<NetnsCookie>,
     ) -> io::Result<()> {
-        let saved = Saved {
-            address: dialled.ip().into(),
-            port: dialled.port().into(),
-            kind: SAVED_DIRECT,
-            peer: to.ip().into(),
+        let state = SocketState {
+            dialled_address: dialled.ip().into(),
+            dialled_port: dialled.port().into(),
+            kind: SOCKET_FAST_PATH,
+            peer_address: to.ip().into(),
             peer_port: to.port().into(),
-            flags: FLOW_PROXY,
-            server: cookie(server),
-            ..Saved::default()
+            flags: CONNECTION_BY_PROXY,
+            server_pod: cookie(server),
+            ..SocketState::default()
         };
-        self.maps.remember_socket(socket, &saved)
+        self.maps.set_socket_state(socket, &state)
     }
 
-    /// Joins the connections of a pod with the proxy from now on, or leaves them apart. A pod that
-    /// is not captured has none.
+    /// Sets whether new connections of a pod with the proxy are joined. A pod that is not captured
+    /// has no such connections.
     ///
     /// # Errors
     /// When the map cannot be read or written.
     pub fn set_ends(&self, pod: NetnsCookie, ends: Ends) -> Result<(), Error> {
         let pods = &self.maps.pods;
-        let known = pods.get(&pod.0).map_err(failed(pods, "read"))?;
-        let Some(mut entry) = known else {
+        let enrolled = pods.get(&pod.0).map_err(failed(pods, "read"))?;
+        let Some(mut entry) = enrolled else {
             return Ok(());
         };
         let before = entry.flags;
@@ -288,42 +292,41 @@ impl Kernel {
         pods.insert(&pod.0, &entry).map_err(failed(pods, "written"))
     }
 
-    /// Makes a listener known as the proxy's own: what it accepts is not on the direct lane.
+    /// Marks a listener as the proxy's own: connections that it accepts are not on the fast path.
     ///
     /// # Errors
     /// When the socket's storage cannot be written.
     pub fn mark_listener(&self, listener: BorrowedFd<'_>) -> io::Result<()> {
-        let saved = Saved {
-            kind: SAVED_LISTENER,
-            ..Saved::default()
+        let state = SocketState {
+            kind: SOCKET_LISTENER,
+            ..SocketState::default()
         };
-        self.maps.remember_socket(listener, &saved)
+        self.maps.set_socket_state(listener, &state)
     }
 }
 
 impl Maps {
-    fn remember_socket(&self, socket: BorrowedFd<'_>, saved: &Saved) -> io::Result<()> {
-        self.sockets
-            .insert(&socket.as_raw_fd().cast_unsigned(), saved)
+    fn set_socket_state(&self, socket: BorrowedFd<'_>, state: &SocketState) -> io::Result<()> {
+        self.socket_states
+            .insert(&socket.as_raw_fd().cast_unsigned(), state)
     }
 }
 
-fn call(key: &shared::Call, value: &shared::Verdict) -> (FastPathKey, FastPathEntry) {
-    let port = |port: u32| u16::try_from(port).unwrap_or_default();
+fn entry(key: &shared::FastPathKey, value: &shared::FastPathEntry) -> (FastPathKey, FastPathEntry) {
     let backend = |backend: &shared::Backend| Backend {
         to: SocketAddr::new(backend.address.into(), backend.port),
-        server: pod(backend.server),
+        server: pod(backend.server_pod),
         weight: backend.weight,
         ends: ends_of(backend.flags.into()),
     };
-    let call = FastPathKey {
-        pod: NetnsCookie(key.cookie),
-        destination: SocketAddr::new(key.address.into(), port(key.port)),
+    let key = FastPathKey {
+        pod: NetnsCookie(key.pod),
+        destination: socket_address(key.address, key.port),
     };
-    let listed = value.backends.iter().take(value.count as usize);
-    let verdict = FastPathEntry {
+    let listed = value.backends.iter().take(value.backend_count as usize);
+    let entry = FastPathEntry {
         backends: listed.map(backend).collect(),
-        total: value.total,
+        total: value.total_weight,
     };
-    (call, verdict)
+    (key, entry)
 }

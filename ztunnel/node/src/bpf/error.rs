@@ -1,27 +1,36 @@
-//! What can go wrong between the proxy and the kernel, and what its operator can do about it.
+//! Errors of the kernel programs and their maps, with what an operator can do about each.
 
 use std::io;
 use std::path::PathBuf;
 
 use mesh::NetnsCookie;
 
-/// Why the kernel programs could not be set up or used. All of it is the node's own doing: no
-/// peer and no application causes it.
+/// Why the kernel programs could not be set up or used. The cause is always on this node: no peer
+/// and no application causes it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No cgroup v2 hierarchy is mounted, or only part of it can be seen.
+    /// No cgroup v2 hierarchy is mounted, or only part of it is visible.
     #[error(
         "no root of a cgroup v2 hierarchy among the mounts: mount one (`mount -t cgroup2 none \
          /sys/fs/cgroup/unified`); in a container, mount the host's /sys/fs/cgroup and name it in \
          capture.cgroup"
     )]
     NoCgroup,
-    /// The configured cgroup is none.
+    /// `ip netns exec` hides the cgroup v2 hierarchy.
+    #[error(
+        "no root of a cgroup v2 hierarchy among the mounts: `ip netns exec {name}` hides it, because \
+         it mounts another /sys; run `nsenter --net=/run/netns/{name} ztunnel …` instead"
+    )]
+    IpNetns {
+        /// The name of the network namespace.
+        name: String,
+    },
+    /// The configured directory is not a cgroup.
     #[error("{} is not a cgroup v2 directory{}", path.display(), hint(source))]
     NotCgroup {
         /// The configured path.
         path: PathBuf,
-        /// What opening it said.
+        /// The error of opening it.
         source: io::Error,
     },
     /// No BPF file system could be mounted for the pins.
@@ -32,38 +41,38 @@ pub enum Error {
         hint(source)
     )]
     NoBpfFs {
-        /// Where one was wanted.
+        /// The mount point.
         path: PathBuf,
-        /// What mount(2) said.
+        /// The error of mount(2).
         source: io::Error,
     },
-    /// A directory or pin in the BPF file system could not be made, read or removed.
+    /// A directory or pin in the BPF file system could not be created, read or removed.
     #[error("{} in the BPF file system cannot be {action}: {source}{}", path.display(), hint(source))]
     Pin {
         /// The pin or directory.
         path: PathBuf,
-        /// What was tried, as a participle.
+        /// The attempted action, as a participle.
         action: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The kernel's verifier did not take a program.
+    /// The kernel did not load a program.
     #[error(
-        "this kernel does not take the eBPF program {program} (it needs Linux 5.15 or later, \
+        "the kernel does not load the eBPF program {program} (it needs Linux 5.15 or later, \
          CAP_BPF and CAP_NET_ADMIN): {source}\n{log}"
     )]
     Program {
         /// The program's name.
         program: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
         /// The end of the verifier's log.
         log: String,
     },
-    /// The object cannot be read: it is not the one of this source.
+    /// The embedded object is not that of this source.
     #[error("the embedded eBPF object was not built from this source: {problem}")]
     Object {
-        /// What is wrong with it.
+        /// What is missing in it.
         problem: String,
     },
     /// A program could not be attached.
@@ -76,7 +85,7 @@ pub enum Error {
         program: &'static str,
         /// The cgroup or network namespace.
         target: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A map operation failed.
@@ -84,35 +93,37 @@ pub enum Error {
     Map {
         /// The map's name.
         map: String,
-        /// What was tried, as a participle.
+        /// The attempted action, as a participle.
         action: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The proxy could not make itself known to the programs.
+    /// The proxy could not identify itself to the programs.
     #[error(
         "the eBPF programs did not recognise this process as the proxy: {source}{}",
         hint(source)
     )]
     Handshake {
-        /// What the socket calls said.
+        /// The error of the socket calls.
         source: io::Error,
     },
-    /// Waiting for another process of this node to hand over ended early.
-    #[error("waiting for another process of this node ended early: {problem}")]
+    /// The task that waits for another process's handover ended early.
+    #[error(
+        "the task that waits for another proxy of this node to hand over ended early: {problem}"
+    )]
     Handover {
-        /// What happened.
+        /// Why it ended.
         problem: String,
     },
-    /// A pod cannot be enrolled as it was described.
+    /// A pod cannot be enrolled with the given addresses or listener.
     #[error("the network namespace {cookie} cannot be enrolled: {problem}")]
     Pod {
         /// The namespace.
         cookie: NetnsCookie,
-        /// What is wrong with the description.
+        /// What is wrong with them.
         problem: &'static str,
     },
-    /// The programs' log could not be opened.
+    /// The ring buffer of the programs' log could not be opened.
     #[error("the log of the eBPF programs cannot be read: {}", chain(source))]
     Log {
         /// aya-log's error.
@@ -121,19 +132,22 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the place is not made for the programs, as a container is that sees only its own
-    /// cgroup or may not mount: nothing is wrong with the node. What an earlier container has pinned
-    /// may be at work all the same.
+    /// Whether the environment does not allow the programs, like a container that sees only its own
+    /// cgroup or may not mount: the node itself may be in order, and programs that an earlier
+    /// container has pinned may be attached.
     #[must_use]
-    pub fn is_of_the_place(&self) -> bool {
-        matches!(self, Self::NoCgroup | Self::NoBpfFs { .. })
+    pub fn is_restricted_environment(&self) -> bool {
+        matches!(
+            self,
+            Self::NoCgroup | Self::IpNetns { .. } | Self::NoBpfFs { .. }
+        )
     }
 
     /// A short name from a closed set, for metrics and logs.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::NoCgroup => "no_cgroup",
+            Self::NoCgroup | Self::IpNetns { .. } => "no_cgroup",
             Self::NotCgroup { .. } => "not_a_cgroup",
             Self::NoBpfFs { .. } => "no_bpf_fs",
             Self::Pin { .. } => "pin",
@@ -148,14 +162,14 @@ impl Error {
         }
     }
 
-    /// Whose fault it was: always this node's own.
+    /// Who caused it: always this node.
     #[must_use]
     pub fn fault(&self) -> &'static str {
         "us"
     }
 }
 
-/// The way out of the errors that mean something else than they say.
+/// What to do about errors whose own text does not say it.
 fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
@@ -168,7 +182,7 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// An error with its causes: aya's say little at the top.
+/// An error with its causes, because the top-level text of aya's errors says little.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

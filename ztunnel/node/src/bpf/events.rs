@@ -1,8 +1,8 @@
-//! What happens to connections of the direct lane, as the programs tell it.
+//! Reads the events of fast-path connections that the kernel programs report.
 
 #![allow(
     unsafe_code,
-    reason = "tokio asks for a promise about the watched descriptor"
+    reason = "AsyncFd needs a promise about the watched descriptor"
 )]
 
 use std::io;
@@ -18,36 +18,36 @@ use ztunnel_ebpf_types::{EVENT_CLOSED, EVENT_FAILED, EVENT_OPENED, EVENT_RESET};
 use super::{Error, entries};
 use mesh::fastpath::FastPathConnection;
 
-/// How long events gather before they are read: a burst of connections wakes the proxy forty
-/// times a second at most.
-const GATHER: Duration = Duration::from_millis(25);
+/// How long events are collected before they are read: a burst of connections wakes the proxy at
+/// most forty times a second.
+const BATCH_TIME: Duration = Duration::from_millis(25);
 
-/// What happened to a connection.
+/// The kind of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Happening {
-    /// It is established.
+pub enum EventKind {
+    /// The connection was established.
     Opened,
-    /// It ended in an orderly way.
+    /// The connection ended in an orderly way.
     Closed,
-    /// It was reset.
+    /// The connection was reset.
     Reset,
-    /// It was never established.
+    /// The connection was never established.
     Failed,
 }
 
-/// An event of the direct lane.
+/// A change of a fast-path connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Event {
-    /// What happened.
-    pub happening: Happening,
-    /// To which connection.
-    pub flow: FastPathConnection,
-    /// How long after it was opened.
-    pub after: Duration,
-    /// Bytes from the client to the server until then.
-    pub request: u64,
-    /// Bytes from the server to the client until then.
-    pub response: u64,
+    /// What has changed.
+    pub kind: EventKind,
+    /// The connection.
+    pub connection: FastPathConnection,
+    /// The time since the connection was opened.
+    pub elapsed: Duration,
+    /// Bytes from the client to the server so far.
+    pub request_bytes: u64,
+    /// Bytes from the server to the client so far.
+    pub response_bytes: u64,
 }
 
 impl Event {
@@ -62,24 +62,25 @@ impl Event {
         }
         // SAFETY: the length is right, and any bit pattern is a valid event.
         let event: shared::Event = unsafe { std::ptr::read_unaligned(record.as_ptr().cast()) };
-        let happening = match event.kind {
-            EVENT_OPENED => Happening::Opened,
-            EVENT_CLOSED => Happening::Closed,
-            EVENT_RESET => Happening::Reset,
-            EVENT_FAILED => Happening::Failed,
+        let kind = match event.kind {
+            EVENT_OPENED => EventKind::Opened,
+            EVENT_CLOSED => EventKind::Closed,
+            EVENT_RESET => EventKind::Reset,
+            EVENT_FAILED => EventKind::Failed,
             _ => return None,
         };
         Some(Self {
-            happening,
-            flow: entries::connection(&event.flow, &event.state),
-            after: Duration::from_nanos(event.at.saturating_sub(event.state.opened)),
-            request: event.request,
-            response: event.response,
+            kind,
+            connection: entries::connection(&event.connection, &event.state),
+            elapsed: Duration::from_nanos(event.time.saturating_sub(event.state.opened_at)),
+            request_bytes: event.request_bytes,
+            response_bytes: event.response_bytes,
         })
     }
 }
 
-/// The events of the direct lane, those since an earlier proxy died included. One reader.
+/// The events of fast-path connections, including those since the death of an earlier proxy. There
+/// can be one reader.
 pub struct Events {
     ring: RingBuf<MapData>,
     readable: AsyncFd<OwnedFd>,
@@ -97,7 +98,7 @@ impl Events {
         let ring = RingBuf::try_from(Map::RingBuf(data))
             .map_err(|error| unreadable(io::Error::other(error)))?;
         let fd = ring.as_fd().try_clone_to_owned().map_err(unreadable)?;
-        // SAFETY: the AsyncFd owns this descriptor, which nobody else closes.
+        // SAFETY: the AsyncFd owns this descriptor, which no other owner closes.
         let readable = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
         Ok(Self {
             ring,
@@ -105,23 +106,23 @@ impl Events {
         })
     }
 
-    /// Waits until there are events, and some time longer so that more can gather. [`Self::drain`]
-    /// them then: new ones are not told of before.
+    /// Waits for events, and some time longer to collect more. Call [`Self::drain`] next:
+    /// otherwise new events do not end the next wait.
     ///
     /// # Errors
-    /// When the ring cannot be watched: the runtime is gone.
-    pub async fn gather(&mut self) -> io::Result<()> {
+    /// When the ring cannot be watched: the runtime has ended.
+    pub async fn wait_for_batch(&mut self) -> io::Result<()> {
         let mut guard = self.readable.readable().await?;
-        tokio::time::sleep(GATHER).await;
+        tokio::time::sleep(BATCH_TIME).await;
         guard.clear_ready();
         Ok(())
     }
 
-    /// Hands out what there is.
-    pub fn drain(&mut self, mut each: impl FnMut(Event)) {
+    /// Passes all events that are in the ring buffer to the function.
+    pub fn drain(&mut self, mut handle: impl FnMut(Event)) {
         while let Some(record) = self.ring.next() {
             if let Some(event) = Event::parse(&record) {
-                each(event);
+                handle(event);
             }
         }
     }

@@ -1,5 +1,6 @@
-//! Programs of other proxies, for one that works without any: pods that they capture are not to be
-//! reached by rules, and only who may end their capture on purpose knows that nobody needs it.
+//! Detects the programs of other proxies, for a proxy that captures by rules instead: rules do not
+//! reach a pod that programs capture, and only an operator may end that capture
+//! ([`Kernel::remove_pins`](super::Kernel::remove_pins)).
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -9,16 +10,16 @@ use super::pins;
 use super::programs::INBOUND;
 use super::sys::{self, AttachType};
 
-/// Whether the programs of a proxy, of whichever build and whether it runs or not, capture the pod
-/// of a network namespace. The kernel is asked, not the pins: a container may not see those.
+/// Whether the programs of a proxy capture the pod of a network namespace. The proxy may be of any
+/// version and need not run. The kernel is queried, because a container may not see the pins.
 ///
 /// # Errors
-/// When the kernel does not say: CAP_NET_ADMIN and CAP_SYS_ADMIN are needed.
+/// When the kernel refuses the query: it needs CAP_NET_ADMIN and CAP_SYS_ADMIN.
 pub fn is_captured(netns: BorrowedFd<'_>) -> io::Result<bool> {
     for id in sys::attached(netns, AttachType::SkLookup)? {
         match sys::program_name(id) {
             Ok(name) if name == INBOUND => return Ok(true),
-            // Somebody else's, or gone meanwhile.
+            // A program of other software, or one that was detached during the query.
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -27,10 +28,10 @@ pub fn is_captured(netns: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(false)
 }
 
-/// How many pods are captured by what is pinned below a directory, whichever layout the pins have. A
-/// directory that cannot be seen has none.
+/// How many pods the links that are pinned below a directory capture, in all map layouts; 0 if the
+/// directory is not visible.
 #[must_use]
-pub fn captured_below(directory: &Path) -> usize {
+pub fn captured_pods_below(directory: &Path) -> usize {
     if !pins::is_bpf_fs(directory) {
         return 0;
     }

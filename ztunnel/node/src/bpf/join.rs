@@ -1,32 +1,31 @@
-//! Setting up the join of two sockets of one connection: the program that moves their bytes, and
-//! the map that it hangs on.
+//! Attaches the program that moves bytes between the two sockets of a joined connection.
 
-use ztunnel_ebpf_types::{End, Join};
+use ztunnel_ebpf_types::{ConnectionEnd, JoinState};
 
 use super::Error;
 use super::object::Object;
-use super::programs::PAST;
+use super::programs::REDIRECT;
 use super::sys::{self, Map};
 
-/// The maps of joined connections, with their program at work.
+/// The maps of joined connections, with the program attached.
 #[derive(Debug)]
-pub(super) struct Joints {
+pub(super) struct JoinMaps {
     /// The value is the socket's descriptor.
-    pub(super) joined: Map<End, u32>,
+    pub(super) sockets: Map<ConnectionEnd, u32>,
     /// The key is the socket's descriptor.
-    pub(super) joins: Map<u32, Join>,
+    pub(super) states: Map<u32, JoinState>,
 }
 
-/// Hangs the program on the map, or puts it in the place of the one that hangs there.
-pub(super) fn attach(object: &mut Object) -> Result<Joints, Error> {
-    let joined = Map::new(object.map("JOINED")?, "JOINED");
-    let joins = Map::new(object.map("JOINS")?, "JOINS");
-    let (name, attach) = PAST;
-    let attached = sys::attach_to_map(object.program(name)?, joined.descriptor(), attach);
+/// Attaches the program to the map, replacing the one that is attached.
+pub(super) fn attach(object: &mut Object) -> Result<JoinMaps, Error> {
+    let sockets = Map::new(object.map("JOINED_SOCKETS")?, "JOINED_SOCKETS");
+    let states = Map::new(object.map("JOIN_STATES")?, "JOIN_STATES");
+    let (name, attach) = REDIRECT;
+    let attached = sys::attach_to_map(object.program(name)?, sockets.descriptor(), attach);
     attached.map_err(|source| Error::Attach {
         program: name,
-        target: "the map JOINED".to_owned(),
+        target: "the map JOINED_SOCKETS".to_owned(),
         source,
     })?;
-    Ok(Joints { joined, joins })
+    Ok(JoinMaps { sockets, states })
 }

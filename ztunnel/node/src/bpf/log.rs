@@ -1,8 +1,8 @@
-//! What the programs say about their decisions, at debug level in the proxy's log.
+//! Forwards the programs' log records to the proxy's log at debug level.
 
 #![allow(
     unsafe_code,
-    reason = "tokio asks for a promise about the watched descriptor"
+    reason = "AsyncFd needs a promise about the watched descriptor"
 )]
 
 use std::io;
@@ -16,14 +16,14 @@ use ztunnel_ebpf_types::CONFIG_LOG;
 use super::{Error, Maps};
 
 /// Forwards the programs' records to the `log` crate. While it exists, every decision about an
-/// enrolled pod costs a record in a ring buffer; when it is dropped the programs fall silent.
+/// enrolled pod costs a record in a ring buffer. Dropping it ends the logging.
 pub struct LogForwarder {
     logger: aya_log::EbpfLogger<&'static dyn log::Log>,
     maps: Arc<Maps>,
 }
 
 impl LogForwarder {
-    /// Reads what programs that were loaded together with this one write.
+    /// Opens the ring buffer of the programs that were loaded together with this one.
     pub(super) fn open(maps: Arc<Maps>, program: u32) -> Result<Self, Error> {
         let logger = aya_log::EbpfLogger::init_from_id(program).map_err(|source| Error::Log {
             source: Box::new(source),
@@ -32,7 +32,7 @@ impl LogForwarder {
         Ok(Self { logger, maps })
     }
 
-    /// Writes out what has been recorded so far.
+    /// Forwards the records so far.
     pub fn flush(&mut self) {
         self.logger.flush();
     }
@@ -40,10 +40,10 @@ impl LogForwarder {
     /// Forwards until it is dropped. Runs in a tokio runtime.
     ///
     /// # Errors
-    /// When the ring buffer cannot be watched, which means that the runtime is gone.
+    /// When the ring buffer cannot be watched: the runtime has ended.
     pub async fn run(mut self) -> io::Result<()> {
         let ring = self.logger.as_fd().try_clone_to_owned()?;
-        // SAFETY: the AsyncFd owns this descriptor, which nobody else closes.
+        // SAFETY: the AsyncFd owns this descriptor, which no other owner closes.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
             .map_err(io::Error::from)?;
         loop {
@@ -56,7 +56,7 @@ impl LogForwarder {
 
 impl Drop for LogForwarder {
     fn drop(&mut self) {
-        // Should it fail, the ring fills up and later records are dropped: nothing else happens.
+        // If this fails, the ring buffer fills up and later records are dropped, without harm.
         drop(self.maps.configure(|config| config.flags &= !CONFIG_LOG));
     }
 }

@@ -1,4 +1,4 @@
-//! The maps as the proxy sees them: typed, named, and usable from any thread.
+//! The programs' maps for user space: typed, named, and usable from any thread.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -7,10 +7,11 @@ use std::sync::{Mutex, PoisonError};
 
 use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
+use ztunnel_ebpf_types as shared;
 use ztunnel_ebpf_types::{
-    Address, Admission, Arrival, CONFIG_NETS, CONFIG_PORTS, Call, Client, Config, Destination,
-    EXEMPT_INBOUND, EXEMPT_OUTBOUND, Flow, FlowState, Net, POD_HANDSHAKE, Pod, SAVED_HANDSHAKE,
-    Saved, Verdict,
+    Address, CONFIG_EXEMPT_NETWORKS, CONFIG_EXEMPT_PORTS, ClientKey, Config, EXEMPT_INBOUND,
+    EXEMPT_OUTBOUND, Network, OriginalDestination, POD_HANDSHAKE, Pod, SOCKET_HANDSHAKE,
+    SocketState,
 };
 
 use super::object::Object;
@@ -23,25 +24,26 @@ use mesh::NetnsCookie;
 #[derive(Debug)]
 pub(super) struct Maps {
     config: Map<u32, Config>,
-    /// Processes that were in charge and may live, and whose turn was after whose.
+    /// Earlier active processes that may be alive; the values increase in the order in which the
+    /// processes became active.
     previous_proxies: Map<u32, u32>,
     pub(super) pods: Map<u64, Pod>,
     pub(super) addresses: Map<Address, u64>,
     /// The value is the listener's descriptor.
     pub(super) listeners: Map<Address, u32>,
-    pub(super) origins: Map<Client, Destination>,
-    pub(super) resolvers: Map<Client, Destination>,
-    pub(super) verdicts: Map<Call, Verdict>,
-    pub(super) inbound_entries: Map<Arrival, Admission>,
-    pub(super) fast_path_connections: Map<Flow, FlowState>,
-    counts: Map<u32, u64>,
+    pub(super) original_destinations: Map<ClientKey, OriginalDestination>,
+    pub(super) resolvers: Map<ClientKey, OriginalDestination>,
+    pub(super) fast_path: Map<shared::FastPathKey, shared::FastPathEntry>,
+    pub(super) inbound_entries: Map<shared::InboundKey, shared::InboundEntry>,
+    pub(super) connections: Map<shared::ConnectionKey, shared::ConnectionState>,
+    counters: Map<u32, u64>,
     exempt_ports: Map<u32, u32>,
-    exempt_nets: Map<Net, u32>,
+    exempt_networks: Map<Network, u32>,
     /// The key is a socket's descriptor.
-    pub(super) sockets: Map<u32, Saved>,
-    /// As in CONFIG, which every verdict would have to read otherwise.
+    pub(super) socket_states: Map<u32, SocketState>,
+    /// A copy of the epoch in CONFIG, so that writing an entry does not read CONFIG.
     epoch: AtomicU32,
-    /// The settings are read, changed and written back.
+    /// Held while CONFIG is read, changed and written back.
     writing: Mutex<()>,
 }
 
@@ -50,67 +52,70 @@ impl Maps {
     pub(super) fn open(object: &mut Object) -> Result<Self, Error> {
         Ok(Self {
             config: Map::new(object.map("CONFIG")?, "CONFIG"),
-            previous_proxies: Map::new(object.map("FORMERS")?, "FORMERS"),
+            previous_proxies: Map::new(object.map("PREVIOUS_PROXIES")?, "PREVIOUS_PROXIES"),
             pods: Map::new(object.map("PODS")?, "PODS"),
             addresses: Map::new(object.map("ADDRESSES")?, "ADDRESSES"),
             listeners: Map::new(object.map("LISTENERS")?, "LISTENERS"),
-            origins: Map::new(object.map("ORIGINS")?, "ORIGINS"),
+            original_destinations: Map::new(
+                object.map("ORIGINAL_DESTINATIONS")?,
+                "ORIGINAL_DESTINATIONS",
+            ),
             resolvers: Map::new(object.map("RESOLVERS")?, "RESOLVERS"),
-            verdicts: Map::new(object.map("VERDICTS")?, "VERDICTS"),
-            inbound_entries: Map::new(object.map("ARRIVALS")?, "ARRIVALS"),
-            fast_path_connections: Map::new(object.map("FLOWS")?, "FLOWS"),
-            counts: Map::new(object.map("COUNTS")?, "COUNTS"),
+            fast_path: Map::new(object.map("FAST_PATH")?, "FAST_PATH"),
+            inbound_entries: Map::new(object.map("INBOUND_ENTRIES")?, "INBOUND_ENTRIES"),
+            connections: Map::new(object.map("CONNECTIONS")?, "CONNECTIONS"),
+            counters: Map::new(object.map("COUNTERS")?, "COUNTERS"),
             exempt_ports: Map::new(object.map("EXEMPT_PORTS")?, "EXEMPT_PORTS"),
-            exempt_nets: Map::new(object.map("EXEMPT_NETS")?, "EXEMPT_NETS"),
-            sockets: Map::new(object.map("SOCKETS")?, "SOCKETS"),
+            exempt_networks: Map::new(object.map("EXEMPT_NETWORKS")?, "EXEMPT_NETWORKS"),
+            socket_states: Map::new(object.map("SOCKET_STATES")?, "SOCKET_STATES"),
             epoch: AtomicU32::new(0),
             writing: Mutex::new(()),
         })
     }
 
-    /// Goes on from what the process before has left: its epoch counts, and where it lives yet, so
-    /// do its own sockets.
-    pub(super) fn succeed(&self, lives: &ProcessLocks) -> Result<(), Error> {
+    /// Continues from the state of the previous proxy: keeps its epoch, and if it is alive, keeps
+    /// its sockets out of capture.
+    pub(super) fn adopt_previous_proxy(&self, locks: &ProcessLocks) -> Result<(), Error> {
         let config = self.config()?;
         self.epoch.store(config.epoch, Ordering::Relaxed);
-        if config.process != 0 && lives.is_alive(config.process) {
+        if config.process != 0 && locks.is_alive(config.process) {
             let previous_proxies = self.previous_proxies.entries();
             let previous_proxies =
                 previous_proxies.map_err(failed(&self.previous_proxies, "read"))?;
-            let youngest = previous_proxies.iter().map(|(_, turn)| *turn).max();
-            let turn = youngest.unwrap_or_default().saturating_add(1);
+            let last = previous_proxies.iter().map(|(_, order)| *order).max();
+            let order = last.unwrap_or_default().saturating_add(1);
             self.previous_proxies
-                .insert(&config.process, &turn)
+                .insert(&config.process, &order)
                 .map_err(failed(&self.previous_proxies, "written"))?;
         }
         Ok(())
     }
 
-    /// Whether, of all processes that have been in charge and live, this one was it last.
-    pub(super) fn is_youngest(&self, own: u32, lives: &ProcessLocks) -> Result<bool, Error> {
+    /// Whether this process was active after all other earlier processes that are alive.
+    pub(super) fn was_active_last(&self, own: u32, locks: &ProcessLocks) -> Result<bool, Error> {
         let previous_proxies = self.previous_proxies.entries();
         let previous_proxies = previous_proxies.map_err(failed(&self.previous_proxies, "read"))?;
-        let Some((_, turn)) = previous_proxies
+        let Some((_, order)) = previous_proxies
             .iter()
             .find(|(previous_proxy, _)| *previous_proxy == own)
         else {
             return Ok(true);
         };
-        let mut younger = previous_proxies.iter().filter(|(_, other)| other > turn);
-        Ok(!younger.any(|(previous_proxy, _)| lives.is_alive(*previous_proxy)))
+        let mut later = previous_proxies.iter().filter(|(_, other)| other > order);
+        Ok(!later.any(|(previous_proxy, _)| locks.is_alive(*previous_proxy)))
     }
 
-    /// The number of the process that made itself known last.
+    /// The id of the process that completed the handshake last.
     pub(super) fn process(&self) -> Result<u32, Error> {
         Ok(self.config()?.process)
     }
 
-    /// Takes from those that are dead, and from `own`, what they have as former proxies. Says
-    /// whether there are others.
+    /// Removes `own` and processes that have ended from the list of previous proxies. Returns
+    /// whether others are alive.
     pub(super) fn forget_ended_proxies(
         &self,
         own: u32,
-        lives: &ProcessLocks,
+        locks: &ProcessLocks,
     ) -> Result<bool, Error> {
         let previous_proxies = &self.previous_proxies;
         let mut left = false;
@@ -118,7 +123,7 @@ impl Maps {
             .keys()
             .map_err(failed(previous_proxies, "read"))?
         {
-            if previous_proxy != own && lives.is_alive(previous_proxy) {
+            if previous_proxy != own && locks.is_alive(previous_proxy) {
                 left = true;
             } else {
                 previous_proxies
@@ -129,12 +134,12 @@ impl Maps {
         Ok(left)
     }
 
-    /// What verdicts are stamped with.
+    /// The epoch of new entries.
     pub(super) fn epoch(&self) -> u32 {
         self.epoch.load(Ordering::Relaxed)
     }
 
-    /// Makes all verdicts void.
+    /// Invalidates all entries.
     pub(super) fn next_epoch(&self) -> Result<(), Error> {
         self.configure(|config| {
             config.epoch = config.epoch.wrapping_add(1);
@@ -142,12 +147,12 @@ impl Maps {
         })
     }
 
-    /// One of the programs' counters. One that cannot be read counts nothing.
-    pub(super) fn count(&self, index: u32) -> u64 {
-        self.counts.get(&index).ok().flatten().unwrap_or_default()
+    /// One of the programs' counters; 0 if it cannot be read.
+    pub(super) fn counter(&self, index: u32) -> u64 {
+        self.counters.get(&index).ok().flatten().unwrap_or_default()
     }
 
-    /// Changes the settings.
+    /// Changes CONFIG.
     pub(super) fn configure(&self, change: impl FnOnce(&mut Config)) -> Result<(), Error> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut config = self.config()?;
@@ -164,9 +169,9 @@ impl Maps {
             .unwrap_or_default())
     }
 
-    /// Makes the exemptions these and no others. New ones count before old ones go, so what is
-    /// exempt before and after is exempt all the time.
-    pub(super) fn exempt(&self, exemptions: &Exemptions) -> Result<(), Error> {
+    /// Replaces the exemptions. New ones are written before old ones are removed: a connection that
+    /// is exempt before and after is exempt all the time.
+    pub(super) fn set_exemptions(&self, exemptions: &Exemptions) -> Result<(), Error> {
         let ports = |ports: &[u16]| ports.iter().copied().map(u32::from).collect::<Vec<_>>();
         let ports = directions(
             &ports(&exemptions.outbound_ports),
@@ -180,7 +185,9 @@ impl Maps {
             contains,
         );
         replace(&self.exempt_ports, &ports, |_| 0)?;
-        replace(&self.exempt_nets, &networks, |network| network.bits)?;
+        replace(&self.exempt_networks, &networks, |network| {
+            network.prefix_length
+        })?;
         self.configure(|config| {
             let mut set = |flag: u32, used: bool| {
                 config.flags = if used {
@@ -189,27 +196,27 @@ impl Maps {
                     config.flags & !flag
                 };
             };
-            set(CONFIG_PORTS, !ports.is_empty());
-            set(CONFIG_NETS, !networks.is_empty());
+            set(CONFIG_EXEMPT_PORTS, !ports.is_empty());
+            set(CONFIG_EXEMPT_NETWORKS, !networks.is_empty());
         })
     }
 
-    /// Makes this process known to the programs as the proxy. It connects a socket whose storage
-    /// bears a sign that only a holder of the maps can write; the connect hook records who did so
-    /// and refuses the call. This works across pid namespaces, where the process does not know
-    /// its own number.
-    pub(super) fn introduce(&self) -> Result<(), Error> {
+    /// Identifies this process to the programs as the proxy. It connects a socket whose storage
+    /// only a process with access to the maps can write; the connect hook records the process id
+    /// and refuses the connection. This works across pid namespaces, where the process does not
+    /// know its own id in the initial one.
+    pub(super) fn handshake(&self) -> Result<(), Error> {
         let io_failed = |source| Error::Handshake { source };
         let (socket, address) = any_socket().map_err(io_failed)?;
         let cookie = sys::netns_cookie(socket.as_fd()).map_err(io_failed)?;
-        let sign = Saved {
-            kind: SAVED_HANDSHAKE,
-            ..Saved::default()
+        let state = SocketState {
+            kind: SOCKET_HANDSHAKE,
+            ..SocketState::default()
         };
-        self.sockets
-            .insert(&socket.as_raw_fd().cast_unsigned(), &sign)
-            .map_err(failed(&self.sockets, "written"))?;
-        // This namespace may itself be enrolled, and stays so meanwhile.
+        self.socket_states
+            .insert(&socket.as_raw_fd().cast_unsigned(), &state)
+            .map_err(failed(&self.socket_states, "written"))?;
+        // This namespace may be enrolled itself and must stay enrolled during the handshake.
         let enrolled = self.pods.get(&cookie).map_err(failed(&self.pods, "read"))?;
         let mut pod = enrolled.unwrap_or_default();
         pod.flags |= POD_HANDSHAKE;
@@ -225,30 +232,30 @@ impl Maps {
         if self.config()?.process != 0 {
             return Ok(());
         }
-        let unseen = "the connect hook did not see this process: is it in a cgroup below the one \
-                      that the programs are attached to?";
+        let unseen = "the connect hook did not run for this process: check that it is in a cgroup \
+                      below the one that the programs are attached to";
         Err(io_failed(match connected {
             Ok(()) => io::Error::other(unseen),
             Err(error) => io::Error::new(error.kind(), format!("{unseen} ({error})")),
         }))
     }
 
-    /// Sets one of the programs' counters right.
-    pub(super) fn set_count(&self, index: u32, value: u64) -> Result<(), Error> {
-        let counts = &self.counts;
-        counts
+    /// Corrects one of the programs' counters.
+    pub(super) fn set_counter(&self, index: u32, value: u64) -> Result<(), Error> {
+        let counters = &self.counters;
+        counters
             .insert(&index, &value)
-            .map_err(failed(counts, "written"))
+            .map_err(failed(counters, "written"))
     }
 
-    /// Whether any pod is like this.
-    pub(super) fn any_pod(&self, like: impl Fn(&Pod) -> bool) -> Result<bool, Error> {
+    /// Whether any enrolled pod satisfies the predicate.
+    pub(super) fn any_pod(&self, is_match: impl Fn(&Pod) -> bool) -> Result<bool, Error> {
         let pods = self.pods.entries().map_err(failed(&self.pods, "read"))?;
-        Ok(pods.iter().any(|(_, pod)| like(pod)))
+        Ok(pods.iter().any(|(_, pod)| is_match(pod)))
     }
 
-    /// Forgets the addresses of a pod that are not among those to keep.
-    pub(super) fn forget_addresses(
+    /// Removes the addresses of a pod, except those to keep.
+    pub(super) fn remove_addresses(
         &self,
         cookie: NetnsCookie,
         keep: &[Address],
@@ -271,7 +278,7 @@ impl Maps {
     }
 }
 
-/// A socket of whichever family this machine has, and a loopback address for it.
+/// A socket of a family that this machine has, and a loopback address for it.
 fn any_socket() -> io::Result<(Socket, socket2::SockAddr)> {
     use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
     let make = |domain| Socket::new(domain, Type::STREAM, Some(Protocol::TCP));
@@ -284,7 +291,7 @@ fn any_socket() -> io::Result<(Socket, socket2::SockAddr)> {
     }
 }
 
-/// Names the map in an error.
+/// Makes an error that names the map.
 pub(super) fn failed<K, V>(
     map: &Map<K, V>,
     action: &'static str,
@@ -301,8 +308,8 @@ where
     }
 }
 
-/// The keys of both directions with the directions in which each is exempt: those of every key
-/// that covers it, because a look-up finds one entry only.
+/// The keys of both directions, each with all directions in which it is exempt. A lookup finds one
+/// entry only, so an entry has the directions of all keys that cover it.
 fn directions<K: Copy + PartialEq>(
     outbound: &[K],
     inbound: &[K],
@@ -324,9 +331,9 @@ fn directions<K: Copy + PartialEq>(
     found
 }
 
-/// Makes a map hold these entries and no others. A look-up finds the deepest entry that covers
-/// it: the deepest are written first and removed last, so that at any time it finds what holds
-/// before or what holds after.
+/// Makes a map contain exactly these entries. A lookup finds the deepest entry that covers an
+/// address. The deepest entries are written first and removed last, so that a lookup finds a
+/// correct value at any time.
 fn replace<K>(
     map: &Map<K, u32>,
     wanted: &[(K, u32)],
@@ -350,8 +357,8 @@ where
     Ok(())
 }
 
-/// Whether a network contains another, or is the same.
-fn contains(wide: &Net, narrow: &Net) -> bool {
+/// Whether a network contains another one, or equals it.
+fn contains(wide: &Network, narrow: &Network) -> bool {
     let differ = |(a, b): (&u32, &u32)| u32::from_be(a ^ b);
     let words = wide.address.words.iter().zip(&narrow.address.words);
     let common = words.map(differ).try_fold(0, |bits, word| match word {
@@ -359,14 +366,14 @@ fn contains(wide: &Net, narrow: &Net) -> bool {
         _ => Err(bits + word.leading_zeros()),
     });
     let (Ok(common) | Err(common)) = common;
-    wide.bits <= narrow.bits && wide.bits <= common
+    wide.prefix_length <= narrow.prefix_length && wide.prefix_length <= common
 }
 
-/// A network as the trie has it: IPv4 lies 96 bits deep.
-fn net(network: &IpNet) -> Net {
+/// A network in the form of the trie, where IPv4 has a depth of 96 bits.
+fn net(network: &IpNet) -> Network {
     let bits = u32::from(network.prefix_len());
-    Net {
-        bits: match network {
+    Network {
+        prefix_length: match network {
             IpNet::V4(_) => 96 + bits,
             IpNet::V6(_) => bits,
         },
@@ -383,16 +390,16 @@ mod tests {
     #[test]
     fn a_network_is_a_prefix_of_mapped_addresses() {
         let v4 = net(&"10.1.2.3/8".parse().unwrap());
-        assert_eq!(v4.bits, 104);
+        assert_eq!(v4.prefix_length, 104);
         assert_eq!(IpAddr::from(v4.address).to_string(), "10.0.0.0");
         let v6 = net(&"fd00::1/16".parse().unwrap());
-        assert_eq!(v6.bits, 16);
+        assert_eq!(v6.prefix_length, 16);
         assert_eq!(IpAddr::from(v6.address).to_string(), "fd00::");
     }
 
     #[test]
     fn an_entry_has_the_directions_of_the_networks_around_it() {
-        let nets = |texts: &[&str]| -> Vec<Net> {
+        let nets = |texts: &[&str]| -> Vec<Network> {
             texts
                 .iter()
                 .map(|text| net(&text.parse().unwrap()))
@@ -402,7 +409,7 @@ mod tests {
         let outbound = nets(&["10.0.0.0/8", "10.1.0.0/16", "fd00::/8", "10.1.0.0/16"]);
         let inbound = nets(&["10.1.2.0/24", "11.0.0.0/8", "fd00::/8", "10.0.0.0/7"]);
         let found = directions(&outbound, &inbound, contains);
-        let expected: Vec<(Net, u32)> = nets(&[
+        let expected: Vec<(Network, u32)> = nets(&[
             "10.0.0.0/8",
             "10.1.0.0/16",
             "fd00::/8",

@@ -1,31 +1,33 @@
-//! The kernel's side of the proxy: loads the eBPF programs, keeps them at work across restarts,
-//! and tells them which pods to capture. The only user of aya.
+//! The proxy's interface to the kernel: loads the eBPF programs, keeps them attached across
+//! restarts, and writes which pods they capture. The only user of aya.
 //!
-//! Programs and maps are pinned in the BPF file system. When the proxy dies they stay: captured
-//! connections are then refused, because no listener is there, and never pass in the clear. A new
-//! proxy takes over what it finds, replacing programs in place; nothing is ever detached first.
-//! What is not enrolled is never touched.
+//! Programs and maps are pinned in the BPF file system and outlive the proxy. After its death,
+//! captured connections are refused, because there is no listener; they are never sent in
+//! plaintext. A new proxy takes over the pins and replaces the programs in place; it never detaches
+//! first. Sockets outside of enrolled pods are never changed.
 //!
-//! [`crate::pods`] enrols, [`crate::proxy`] asks for original destinations, `node` opens it.
+//! [`crate::pods`] enrols pods, [`crate::proxy`] reads original destinations, `node` opens the
+//! [`Kernel`].
 
 mod config;
 mod entries;
 mod error;
 mod events;
 mod foreign_programs;
+mod ip_netns;
 mod join;
 mod log;
 mod maps;
 mod object;
 mod pins;
 mod process_locks;
+mod program_check;
 mod programs;
 mod resolver;
 pub mod selftest;
 mod sys;
 #[cfg(test)]
 mod tests;
-mod trial;
 
 use std::fs::File;
 use std::io;
@@ -35,36 +37,39 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ztunnel_ebpf_types::{Address, Client, POD_DNS, POD_ENROLLED, POD_JOIN, Pod};
+use ztunnel_ebpf_types::{
+    Address, CAPTURED_UNLISTED, ClientKey, POD_DNS, POD_ENROLLED, POD_JOIN, Pod,
+};
 
 pub use config::{Config, Exemptions, Ports};
 pub use error::Error;
-pub use events::{Event, Events, Happening};
-pub use foreign_programs::{captured_below, is_captured};
+pub use events::{Event, EventKind, Events};
+pub use foreign_programs::{captured_pods_below, is_captured};
+pub use ip_netns::ip_netns_exec;
 pub use log::LogForwarder;
 use maps::{Maps, failed};
 use mesh::NetnsCookie;
-use object::{Object, Owner, Settled, Speech, kernel_knows_process};
+use object::{LoadOptions, MapSource, Object, ProgramLogging, kernel_has_process_id};
 pub use object::{is_at_least, release};
 use pins::Pins;
 use process_locks::ProcessLocks;
 pub(crate) use process_locks::{failed as pin_failed, try_lock};
-use programs::{ALL, Cgroup, INBOUND, PAST, attach_cgroup};
+pub use program_check::{PinDirectory, ProgramCheck};
+use programs::{ALL, Cgroup, INBOUND, REDIRECT, attach_cgroup};
 pub use resolver::reply_source;
-pub use trial::{PinPlace, Trial};
 
-/// The network namespace that a socket was made in.
+/// The network namespace of a socket.
 ///
 /// # Errors
-/// When the kernel is older than 5.14 and has no such option.
+/// When the kernel is older than 5.14 and lacks the option.
 pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<NetnsCookie> {
     sys::netns_cookie(socket).map(NetnsCookie)
 }
 
-/// Makes sure that a directory for pins exists on a BPF file system, mounting one if need be.
+/// Ensures that a directory for pins exists on a BPF file system, and mounts one if necessary.
 ///
 /// # Errors
-/// When that is impossible.
+/// When the directory cannot be created or the file system cannot be mounted.
 pub fn prepare_directory(directory: &Path) -> Result<(), Error> {
     Pins::open(directory).map(drop)
 }
@@ -72,66 +77,74 @@ pub fn prepare_directory(directory: &Path) -> Result<(), Error> {
 /// A pod to capture.
 #[derive(Debug, Clone, Copy)]
 pub struct PodCapture<'a> {
-    /// Its network namespace.
+    /// The pod's network namespace.
     pub cookie: NetnsCookie,
     /// The namespace's file.
     pub netns: BorrowedFd<'a>,
-    /// All of its addresses. The first of each family is what its captured sockets are bound to.
+    /// All of the pod's addresses. Captured sockets are bound to the first address of their family.
     pub addresses: &'a [IpAddr],
-    /// The proxy's inbound listener in the pod: listening, dual stack; of a `SO_REUSEPORT` group,
-    /// any member.
+    /// The proxy's inbound listener in the pod: listening and dual stack. Any member of a
+    /// `SO_REUSEPORT` group will do.
     pub inbound: BorrowedFd<'a>,
-    /// Whether what the pod asks of its resolvers goes to the proxy's DNS listeners.
+    /// Whether the pod's DNS queries go to the proxy's DNS listeners.
     pub dns: bool,
 }
 
-/// Which backends of a service a captured connection may go to.
+/// The backends of a service that a captured connection may go to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Choice {
-    /// Whichever the proxy chooses.
+pub enum BackendChoice {
+    /// All backends.
     Any,
-    /// The kernel has rolled the dice, and it is none of those that its verdict names.
-    Elsewhere,
+    /// Only those that the fast-path entry does not list: the kernel's random choice fell on them.
+    Unlisted,
 }
 
-/// What a captured connection was meant to be.
+/// The original destination of a captured connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Origin {
-    /// What the application called.
+pub struct CapturedDestination {
+    /// The address that the application dialled.
     pub destination: SocketAddr,
-    /// What is left to choose.
-    pub choice: Choice,
+    /// Which backends the proxy may choose.
+    pub choice: BackendChoice,
 }
 
-/// Looks whether there is a cgroup to attach programs to, and does nothing else.
+/// Checks that there is a cgroup to attach programs to.
 ///
 /// # Errors
-/// When there is none, or only part of the hierarchy can be seen.
-pub fn find_cgroup(config: &Config) -> Result<(), Error> {
+/// When there is none, or only part of the hierarchy is visible.
+pub fn check_cgroup(config: &Config) -> Result<(), Error> {
     Cgroup::open(config.cgroup.as_deref()).map(drop)
 }
 
-/// The programs at work. Dropping it changes nothing: what is pinned goes on.
+/// The loaded programs and their maps. Dropping it changes nothing: everything that is pinned stays
+/// attached.
 #[derive(Debug)]
 pub struct Kernel {
     pins: Pins,
     cgroup: Cgroup,
     maps: Arc<Maps>,
-    /// The ring of events, until somebody reads it.
+    /// The ring buffer of events.
     events: OwnedFd,
-    /// The programs; replaced when they are loaded anew.
+    /// The programs; replaced when they are loaded again with logging.
     object: Mutex<Object>,
-    /// The hooks of datagrams have programs.
-    datagrams: AtomicBool,
-    settled: Settled,
-    joins: AtomicBool,
+    /// Whether the DNS programs are attached.
+    dns_attached: AtomicBool,
+    load_options: LoadOptions,
+    may_join: AtomicBool,
     process_locks: ProcessLocks,
-    /// This process's number, and the lock that shows that it lives, once it was in charge.
-    life: Mutex<Option<(u32, File)>>,
+    /// This process's id, and the lock that shows that it is alive, since it became active.
+    own_lock: Mutex<Option<OwnLock>>,
+}
+
+/// The lock of this process, under its id in the initial pid namespace.
+#[derive(Debug)]
+struct OwnLock {
+    process: u32,
+    _lock: File,
 }
 
 impl Kernel {
-    /// Loads the programs and puts them to work at once: [`Self::load`], [`Self::become_active`].
+    /// Loads and attaches the programs: [`Self::load`], [`Self::become_active`].
     ///
     /// # Errors
     /// As those two.
@@ -141,85 +154,88 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Loads the programs, over the maps of an earlier proxy where there are some. Nothing that
-    /// another process has at work is touched.
+    /// Loads the programs, with the pinned maps of an earlier proxy if there are any. Nothing that
+    /// another process has attached is changed.
     ///
     /// # Errors
-    /// Says what is missing: capabilities, a cgroup v2 hierarchy, a BPF file system, a newer
-    /// kernel.
+    /// When capabilities, a cgroup v2 hierarchy, a BPF file system or kernel features are missing;
+    /// the message says which.
     pub fn load(config: &Config) -> Result<Self, Error> {
         let cgroup = Cgroup::open(config.cgroup.as_deref())?;
         let pins = Pins::open(&config.directory)?;
-        let owner = Owner::Pinned(&pins);
-        let settled = Settled {
-            verdicts: config.verdicts,
-            dns: config.ports.dns,
+        let source = MapSource::Pinned(&pins);
+        let options = LoadOptions {
+            max_entries: config.max_entries,
+            dns_port: config.ports.dns,
         };
-        let mut object = Object::load(owner, &ALL, Speech::Silent, settled)?;
+        let mut object = Object::load(source, &ALL, ProgramLogging::Off, options)?;
         let maps = Maps::open(&mut object)?;
         let events = object.map("EVENTS")?;
         Ok(Self {
-            process_locks: ProcessLocks::beside(&pins),
-            life: Mutex::default(),
+            process_locks: ProcessLocks::new(&pins),
+            own_lock: Mutex::default(),
             object: Mutex::new(object),
-            datagrams: AtomicBool::new(false),
+            dns_attached: AtomicBool::new(false),
             pins,
             cgroup,
             maps: Arc::new(maps),
             events,
-            settled,
-            joins: AtomicBool::new(false),
+            load_options: options,
+            may_join: AtomicBool::new(false),
         })
     }
 
-    /// Puts the programs to work, taking over what an earlier proxy has pinned. Links of namespaces
-    /// that no longer exist are removed. Only for the one process that is in charge
-    /// ([`Handover`]); what the one before dials stays its own as long as it lives.
+    /// Attaches the programs, or replaces those that an earlier proxy has attached, and removes
+    /// links of namespaces that no longer exist. Only the active process may call it. Connections
+    /// that an earlier process dials are not captured for as long as that process is alive.
     ///
     /// # Errors
     /// When a program cannot be attached, or a map or a pin cannot be written.
     pub fn become_active(&self, config: &Config) -> Result<(), Error> {
         let maps = &self.maps;
-        maps.succeed(&self.process_locks)?;
+        maps.adopt_previous_proxy(&self.process_locks)?;
         maps.configure(|settings| {
             settings.mark = config.mark;
-            settings.delivery = config.delivery_mark;
+            settings.delivery_mark = config.delivery_mark;
             settings.process = 0;
-            settings.outbound = config.ports.outbound.into();
-            settings.hbone = config.ports.hbone.into();
+            settings.outbound_port = config.ports.outbound.into();
+            settings.hbone_port = config.ports.hbone.into();
         })?;
-        maps.exempt(&config.exemptions)?;
+        maps.set_exemptions(&config.exemptions)?;
         attach_cgroup(&self.object(), &self.pins, &self.cgroup)?;
-        // Elsewhere the mark alone tells the proxy's own sockets, and nobody has to be known.
-        if kernel_knows_process() {
-            maps.introduce()?;
+        // On older kernels the mark alone identifies the proxy's own sockets.
+        if kernel_has_process_id() {
+            maps.handshake()?;
         }
-        self.show_life()?;
-        let joined = maps.any_pod(|pod| pod.flags & POD_JOIN != 0)?;
-        self.joins.store(joined, Ordering::Relaxed);
-        self.datagrams.store(false, Ordering::Relaxed);
+        self.lock_own_process()?;
+        let is_joined = maps.any_pod(|pod| pod.flags & POD_JOIN != 0)?;
+        self.may_join.store(is_joined, Ordering::Relaxed);
+        self.dns_attached.store(false, Ordering::Relaxed);
         if maps.any_pod(|pod| pod.flags & POD_DNS != 0)? {
-            self.watch_datagrams()?;
+            self.attach_dns()?;
         } else {
-            programs::detach_datagrams(&self.pins)?;
+            programs::detach_dns(&self.pins)?;
         }
-        self.renew()
+        self.update_namespaces()
     }
 
-    /// Lets a process that comes later see for how long this one lives.
-    fn show_life(&self) -> Result<(), Error> {
+    /// Takes the lock that shows later processes that this one is alive.
+    fn lock_own_process(&self) -> Result<(), Error> {
         let own = self.maps.process()?;
-        let mut life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
-        if own != 0 && life.as_ref().is_none_or(|(process, _)| *process != own) {
-            *life = Some((own, self.process_locks.lock(own)?));
+        let mut own_lock = self.own_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if own != 0 && own_lock.as_ref().is_none_or(|lock| lock.process != own) {
+            *own_lock = Some(OwnLock {
+                process: own,
+                _lock: self.process_locks.lock(own)?,
+            });
         }
-        drop(life);
+        drop(own_lock);
         self.forget_ended_proxies().map(drop)
     }
 
-    /// What a process dials that was in charge before is its own for as long as it lives, and its
-    /// number is nobody's afterwards. Says whether there are such processes yet: then this is to be
-    /// called again soon.
+    /// Removes earlier processes that have ended from the list of proxies whose sockets are not
+    /// captured: the kernel may reuse their ids. Returns whether some are still alive; call it
+    /// again soon then.
     ///
     /// # Errors
     /// When the map cannot be read or written.
@@ -230,27 +246,28 @@ impl Kernel {
         Ok(left)
     }
 
-    /// Whether this process is the one to take charge again should nobody be in charge: another one
-    /// that lives yet may have been in charge after it.
+    /// Whether this process may become active again if no process is: false if a process that was
+    /// active later is still alive.
     ///
     /// # Errors
     /// When the map cannot be read.
     pub fn is_next_active(&self) -> Result<bool, Error> {
-        let life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = life.as_ref().map(|(process, _)| *process);
-        drop(life);
-        // Where nobody has to be known, nobody knows.
+        let own_lock = self.own_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = own_lock.as_ref().map(|lock| lock.process);
+        drop(own_lock);
+        // Without process ids (before Linux 6.10) there is no order.
         own.map_or(Ok(true), |own| {
-            self.maps.is_youngest(own, &self.process_locks)
+            self.maps.was_active_last(own, &self.process_locks)
         })
     }
 
-    /// Gives the namespaces of an earlier proxy this one's program, and forgets dead ones.
-    fn renew(&self) -> Result<(), Error> {
+    /// Gives the namespaces of an earlier proxy this one's program, and withdraws those that no
+    /// longer exist.
+    fn update_namespaces(&self) -> Result<(), Error> {
         for cookie in self.pins.enrolled()? {
             let pin = self.pins.netns(cookie);
-            let lives = programs::renew_netns(self.object().program(INBOUND)?, &pin)?;
-            if !lives {
+            let exists = programs::replace_netns(self.object().program(INBOUND)?, &pin)?;
+            if !exists {
                 self.withdraw(cookie)?;
             }
         }
@@ -261,41 +278,41 @@ impl Kernel {
         self.object.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the programs see datagrams from now on, until a proxy starts that finds no pod whose
-    /// DNS is captured.
-    fn watch_datagrams(&self) -> Result<(), Error> {
+    /// Attaches the DNS programs. They stay attached until a proxy starts and finds no pod with DNS
+    /// capture.
+    fn attach_dns(&self) -> Result<(), Error> {
         let object = self.object();
-        if !self.datagrams.load(Ordering::Relaxed) {
-            programs::attach_datagrams(&object, &self.pins, &self.cgroup)?;
-            self.datagrams.store(true, Ordering::Relaxed);
+        if !self.dns_attached.load(Ordering::Relaxed) {
+            programs::attach_dns(&object, &self.pins, &self.cgroup)?;
+            self.dns_attached.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    /// Detaches what a proxy with another layout of the maps has left. Call it when all pods are
-    /// captured by this one: until then the other's programs keep them closed.
+    /// Detaches the programs and removes the pins of proxies with another layout of the maps. Call
+    /// it when this proxy captures all pods: until then, the other programs keep them captured.
     ///
     /// # Errors
     /// When a pin cannot be removed.
-    pub fn retire_others(&self) -> Result<(), Error> {
-        self.pins.retire_others()
+    pub fn remove_other_layouts(&self) -> Result<(), Error> {
+        self.pins.remove_other_layouts()
     }
 
-    /// Makes the exemptions these and no others; counts for new connections.
+    /// Replaces the exemptions; valid for new connections.
     ///
     /// # Errors
-    /// When a map cannot be written, or holds no more than it does.
+    /// When a map is full or cannot be written.
     pub fn set_exemptions(&self, exemptions: &Exemptions) -> Result<(), Error> {
-        self.maps.exempt(exemptions)
+        self.maps.set_exemptions(exemptions)
     }
 
-    /// Captures a pod from now on. May be called again, with other addresses or another listener,
-    /// and for a pod that an earlier proxy captured.
+    /// Captures a pod. May be called again, with other addresses or another listener, and for a pod
+    /// that an earlier proxy captured.
     ///
     /// # Errors
-    /// When the listener does not listen, or the namespace or a map refuses. The pod may then be
-    /// half captured: its inbound connections dropped, its outbound ones free. Try again or
-    /// withdraw it.
+    /// When the listener does not listen, or the namespace or a map cannot be written. The pod may
+    /// then be partly captured: inbound connections are dropped, outbound ones are not captured.
+    /// Call it again, or withdraw the pod.
     pub fn enroll(&self, pod: &PodCapture<'_>) -> Result<(), Error> {
         let cookie = pod.cookie;
         let addresses: Vec<Address> = pod.addresses.iter().copied().map(Address::from).collect();
@@ -308,7 +325,7 @@ impl Kernel {
         let maps = &self.maps;
         let listener = pod.inbound.as_raw_fd().cast_unsigned();
         self.mark_listener(pod.inbound)
-            .map_err(failed(&maps.sockets, "written"))?;
+            .map_err(failed(&maps.socket_states, "written"))?;
         for address in &addresses {
             maps.addresses
                 .insert(address, &cookie.0)
@@ -322,12 +339,12 @@ impl Kernel {
                 _ => failed(&maps.listeners, "written")(source),
             })?;
         }
-        maps.forget_addresses(cookie, &addresses)?;
+        maps.remove_addresses(cookie, &addresses)?;
         let object = self.object();
         programs::attach_netns(object.program(INBOUND)?, pod.netns, cookie, &self.pins)?;
         drop(object);
         if pod.dns {
-            self.watch_datagrams()?;
+            self.attach_dns()?;
         }
         let first = |v4: bool| {
             let mut of_family = addresses.iter().filter(|address| address.is_v4() == v4);
@@ -343,8 +360,8 @@ impl Kernel {
             .map_err(failed(&maps.pods, "written"))
     }
 
-    /// Leaves a pod alone from now on; connections that are captured go on. A pod that is not
-    /// captured is no error.
+    /// Ends the capture of a pod; captured connections continue. A pod that is not captured is no
+    /// error.
     ///
     /// # Errors
     /// When a map or a pin cannot be written.
@@ -354,10 +371,10 @@ impl Kernel {
             .remove(&cookie.0)
             .map_err(failed(&maps.pods, "written"))?;
         pins::detach(&self.pins.netns(cookie))?;
-        maps.forget_addresses(cookie, &[])
+        maps.remove_addresses(cookie, &[])
     }
 
-    /// The namespaces that are captured, also those of an earlier proxy.
+    /// The captured namespaces, including those of an earlier proxy.
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -367,9 +384,9 @@ impl Kernel {
         Ok(cookies.into_iter().map(NetnsCookie).collect())
     }
 
-    /// Where a captured connection was meant to go, by its client's end as `accept()` returns it.
-    /// It can be asked once. None: this connection was not captured, someone connected to the
-    /// proxy's port directly.
+    /// The original destination of a captured connection, by its client's end as `accept()` returns
+    /// it. The first call removes the entry. None: the connection was not captured, a client
+    /// connected to the proxy's port directly.
     ///
     /// One system call; meant for every connection.
     ///
@@ -379,32 +396,33 @@ impl Kernel {
         &self,
         cookie: NetnsCookie,
         client: SocketAddr,
-    ) -> Result<Option<Origin>, Error> {
-        let key = Client {
+    ) -> Result<Option<CapturedDestination>, Error> {
+        let key = ClientKey {
             cookie: cookie.0,
             address: client.ip().into(),
             port: client.port().into(),
             zero: 0,
         };
-        let origins = &self.maps.origins;
-        let found = origins.take(&key).map_err(failed(origins, "read"))?;
+        let destinations = &self.maps.original_destinations;
+        let found = destinations.take(&key);
+        let found = found.map_err(failed(destinations, "read"))?;
         Ok(found.and_then(|destination| {
             let port = u16::try_from(destination.port).ok()?;
-            Some(Origin {
+            Some(CapturedDestination {
                 destination: SocketAddr::new(destination.address.into(), port),
-                choice: if destination.elsewhere == 0 {
-                    Choice::Any
+                choice: if destination.flags & CAPTURED_UNLISTED == 0 {
+                    BackendChoice::Any
                 } else {
-                    Choice::Elsewhere
+                    BackendChoice::Unlisted
                 },
             })
         }))
     }
 
-    /// The events of the direct lane. Needs a tokio runtime; one reader at a time.
+    /// The events of fast-path connections. Needs a tokio runtime; one reader at a time.
     ///
     /// # Errors
-    /// When the ring cannot be mapped or watched.
+    /// When the ring buffer cannot be mapped or watched.
     pub fn events(&self) -> Result<Events, Error> {
         let map = self.events.try_clone().map_err(|source| Error::Map {
             map: "EVENTS".to_owned(),
@@ -414,39 +432,39 @@ impl Kernel {
         Events::open(map)
     }
 
-    /// Lets connections be joined: from now on bytes between the ends that the programs enrol go
-    /// past TCP. Without it such connections are plain TCP.
+    /// Attaches the program that moves bytes between the sockets of joined connections. Without it
+    /// such connections are plain TCP.
     ///
     /// # Errors
-    /// When this kernel has no sockmap, or does not take the program.
-    pub fn join(&self) -> Result<(), Error> {
-        let owner = Owner::Pinned(&self.pins);
-        let mut object = Object::load(owner, &[PAST], Speech::Silent, self.settled)?;
-        self.joins.store(true, Ordering::Relaxed);
+    /// When this kernel has no sockmap, or does not load the program.
+    pub fn enable_join(&self) -> Result<(), Error> {
+        let source = MapSource::Pinned(&self.pins);
+        let mut object = Object::load(source, &[REDIRECT], ProgramLogging::Off, self.load_options)?;
+        self.may_join.store(true, Ordering::Relaxed);
         join::attach(&mut object).map(drop)
     }
 
     /// Whether sockets of this node may be joined, by this process or an earlier one.
     #[must_use]
     pub fn may_join(&self) -> bool {
-        self.joins.load(Ordering::Relaxed)
+        self.may_join.load(Ordering::Relaxed)
     }
 
-    /// Has the programs say what they decide, and forwards it to the `log` crate at debug level.
-    /// Silent programs have no code for it: others are put in their place.
+    /// Replaces the programs by ones that log their decisions, and forwards the records to the
+    /// `log` crate at debug level. The default programs have no code for that.
     ///
     /// # Errors
     /// When the programs cannot be replaced, or their ring buffer cannot be opened.
     pub fn log_forwarder(&self) -> Result<LogForwarder, Error> {
-        let owner = Owner::Pinned(&self.pins);
-        let object = Object::load(owner, &ALL, Speech::Debug, self.settled)?;
+        let source = MapSource::Pinned(&self.pins);
+        let object = Object::load(source, &ALL, ProgramLogging::Debug, self.load_options)?;
         attach_cgroup(&object, &self.pins, &self.cgroup)?;
-        if self.datagrams.load(Ordering::Relaxed) {
-            programs::attach_datagrams(&object, &self.pins, &self.cgroup)?;
+        if self.dns_attached.load(Ordering::Relaxed) {
+            programs::attach_dns(&object, &self.pins, &self.cgroup)?;
         }
         let id = sys::program_id(object.program(INBOUND)?);
         *self.object() = object;
-        self.renew()?;
+        self.update_namespaces()?;
         let id = id.map_err(|source| Error::Attach {
             program: INBOUND,
             target: "its log".to_owned(),
@@ -455,12 +473,12 @@ impl Kernel {
         LogForwarder::open(Arc::clone(&self.maps), id)
     }
 
-    /// Ends all capture by the pins of a directory: detaches the programs, removes the pins and
-    /// unmounts the file system if it was mounted at this directory. Pods are then without a
-    /// mesh, not refused.
+    /// Ends all capture by the pins of a directory: detaches the programs, removes the pins, and
+    /// unmounts the file system if it was mounted at this directory. The pods' connections are then
+    /// neither captured nor refused.
     ///
     /// # Errors
-    /// When something cannot be removed.
+    /// When a pin, the directory or the mount cannot be removed.
     pub fn remove_pins(directory: &Path) -> Result<bool, Error> {
         pins::remove_all(directory)
     }

@@ -1,5 +1,5 @@
-//! The embedded object, made real: its maps created or taken over, its programs checked by the
-//! kernel's verifier. Nothing is attached yet.
+//! Loads the embedded object: creates or reopens its maps, and has the kernel's verifier check its
+//! programs. Attaches nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -14,63 +14,65 @@ use super::{Error, Ports};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ztunnel-ebpf"));
 
-/// The maps that outlive a proxy. The log's ring is not among them: each proxy has its own.
+/// The maps that outlive a proxy. The ring buffer of the log is not among them: each proxy has its
+/// own.
 const PINNED: [&str; 17] = [
     "CONFIG",
-    "FORMERS",
+    "PREVIOUS_PROXIES",
     "PODS",
     "ADDRESSES",
     "LISTENERS",
-    "ORIGINS",
+    "ORIGINAL_DESTINATIONS",
     "RESOLVERS",
-    "VERDICTS",
-    "ARRIVALS",
-    "FLOWS",
+    "FAST_PATH",
+    "INBOUND_ENTRIES",
+    "CONNECTIONS",
     "EVENTS",
-    "COUNTS",
+    "COUNTERS",
     "EXEMPT_PORTS",
-    "EXEMPT_NETS",
-    "SOCKETS",
-    "JOINED",
-    "JOINS",
+    "EXEMPT_NETWORKS",
+    "SOCKET_STATES",
+    "JOINED_SOCKETS",
+    "JOIN_STATES",
 ];
-/// The most entries of a map that is nobody else's.
-const PRIVATE: u32 = 64;
-/// `BPF_MAP_TYPE_RINGBUF`, whose size is in bytes.
-const RING: u32 = 27;
+/// The largest number of entries of a private map.
+const MAX_PRIVATE_ENTRIES: u32 = 64;
+/// `BPF_MAP_TYPE_RINGBUF`; its size is in bytes.
+const RING_BUFFER: u32 = 27;
 
-/// Whose maps the programs use.
+/// Which maps the programs use.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Owner<'a> {
-    /// Those of the proxy that pinned them, which outlive this process.
+pub(super) enum MapSource<'a> {
+    /// Pinned maps, which outlive this process.
     Pinned(&'a Pins),
-    /// Small ones of their own.
+    /// Small maps of this process.
     Private,
 }
 
-/// Whether the programs can write to the log.
+/// Whether the programs log their decisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Speech {
-    /// They have no code for it.
-    Silent,
-    /// They can, and do while the settings ask for it.
+pub(super) enum ProgramLogging {
+    /// The programs have no code for it.
+    Off,
+    /// They have, and use it while CONFIG_LOG is set.
     Debug,
 }
 
-/// What is settled when the programs are loaded.
+/// What is fixed when the programs are loaded.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Settled {
-    /// How many verdicts there is room for. Counts when the maps are made.
-    pub(super) verdicts: u32,
+pub(super) struct LoadOptions {
+    /// How many fast-path entries and how many inbound entries the maps hold. Used when the maps
+    /// are created.
+    pub(super) max_entries: u32,
     /// The port of the proxy's DNS listener.
-    pub(super) dns: u16,
+    pub(super) dns_port: u16,
 }
 
-impl Default for Settled {
+impl Default for LoadOptions {
     fn default() -> Self {
         Self {
-            verdicts: 1,
-            dns: Ports::default().dns,
+            max_entries: 1,
+            dns_port: Ports::default().dns,
         }
     }
 }
@@ -85,27 +87,27 @@ pub(super) struct Object {
 impl Object {
     /// Loads these programs and all maps.
     ///
-    /// Silent programs are the rule: what they would say is then unreachable for the verifier,
-    /// which drops it, and loading takes a tenth of the time.
+    /// The default is without logging: the verifier removes the unreachable code, and loading takes
+    /// a tenth of the time.
     pub(super) fn load(
-        owner: Owner<'_>,
+        source: MapSource<'_>,
         programs: &[(&'static str, AttachType)],
-        speech: Speech,
-        settled: Settled,
+        logging: ProgramLogging,
+        options: LoadOptions,
     ) -> Result<Self, Error> {
         let unreadable = |source: &dyn std::error::Error| Error::Object {
             problem: source.to_string(),
         };
         let mut parsed = Parsed::parse(OBJECT).map_err(|error| unreadable(&error))?;
-        let knows_process = [u8::from(kernel_knows_process())];
-        let level = [match speech {
-            Speech::Silent => 0,
-            Speech::Debug => aya_log::Level::Debug as u8,
+        let has_process_id = [u8::from(kernel_has_process_id())];
+        let level = [match logging {
+            ProgramLogging::Off => 0,
+            ProgramLogging::Debug => aya_log::Level::Debug as u8,
         }];
-        let dns = u32::from(settled.dns).to_ne_bytes();
+        let dns_port = u32::from(options.dns_port).to_ne_bytes();
         let globals = HashMap::from([
-            ("KNOWS_PROCESS", (knows_process.as_slice(), true)),
-            ("DNS_PORT", (dns.as_slice(), true)),
+            ("HAS_PROCESS_ID", (has_process_id.as_slice(), true)),
+            ("PROXY_DNS_PORT", (dns_port.as_slice(), true)),
             (aya_log::LEVEL, (level.as_slice(), true)),
         ]);
         let patched = parsed.patch_map_data(globals);
@@ -113,7 +115,10 @@ impl Object {
         let described: Vec<(String, aya_obj::Map)> = parsed.maps.drain().collect();
         let mut maps = HashMap::new();
         for (name, map) in &described {
-            maps.insert(name.clone(), open_map(owner, name, map, settled.verdicts)?);
+            maps.insert(
+                name.clone(),
+                open_map(source, name, map, options.max_entries)?,
+            );
         }
         let sections: HashSet<usize> = parsed.functions.keys().map(|(index, _)| *index).collect();
         let descriptors = described
@@ -135,7 +140,7 @@ impl Object {
         })
     }
 
-    /// A map's own descriptor.
+    /// Takes a map's descriptor.
     pub(super) fn map(&mut self, name: &'static str) -> Result<OwnedFd, Error> {
         self.maps.remove(name).ok_or_else(|| missing(name))
     }
@@ -153,13 +158,12 @@ fn missing(name: &str) -> Error {
     }
 }
 
-/// The pinned map, or a new one, pinned if it is one of those that outlive a proxy. How many
-/// verdicts it holds is the operator's choice.
+/// Opens the pinned map, or creates a map and pins it if it outlives a proxy.
 fn open_map(
-    owner: Owner<'_>,
+    source: MapSource<'_>,
     name: &str,
     map: &aya_obj::Map,
-    verdicts: u32,
+    max_entries: u32,
 ) -> Result<OwnedFd, Error> {
     let failed = |action| {
         move |source| Error::Map {
@@ -168,8 +172,8 @@ fn open_map(
             source,
         }
     };
-    let pin = match owner {
-        Owner::Pinned(pins) if PINNED.contains(&name) => Some(pins.map(name)),
+    let pin = match source {
+        MapSource::Pinned(pins) if PINNED.contains(&name) => Some(pins.map(name)),
         _ => None,
     };
     if let Some(pin) = &pin
@@ -181,7 +185,7 @@ fn open_map(
         kind: map.map_type(),
         key_size: map.key_size(),
         value_size: map.value_size(),
-        entries: entries(owner, name, map, verdicts),
+        entries: entries(source, name, map, max_entries),
         flags: map.map_flags(),
     };
     let fd = sys::create_map(name, shape).map_err(failed("created"))?;
@@ -201,10 +205,12 @@ fn open_map(
     Ok(fd)
 }
 
-fn entries(owner: Owner<'_>, name: &str, map: &aya_obj::Map, verdicts: u32) -> u32 {
-    match (owner, name) {
-        (Owner::Private, _) if map.map_type() != RING => map.max_entries().min(PRIVATE),
-        (_, "VERDICTS" | "ARRIVALS") => verdicts,
+fn entries(source: MapSource<'_>, name: &str, map: &aya_obj::Map, max_entries: u32) -> u32 {
+    match (source, name) {
+        (MapSource::Private, _) if map.map_type() != RING_BUFFER => {
+            map.max_entries().min(MAX_PRIVATE_ENTRIES)
+        }
+        (_, "FAST_PATH" | "INBOUND_ENTRIES") => max_entries,
         _ => map.max_entries(),
     }
 }
@@ -224,12 +230,12 @@ fn load_program(parsed: &Parsed, name: &'static str, attach: AttachType) -> Resu
     })
 }
 
-/// Linux 6.10 lets programs of every type ask for the process id.
-pub(super) fn kernel_knows_process() -> bool {
+/// Since Linux 6.10, programs of every type can read the process id.
+pub(super) fn kernel_has_process_id() -> bool {
     release().is_ok_and(|release| is_at_least(&release, 6, 10))
 }
 
-/// The kernel's version, as it calls itself.
+/// The kernel's release, such as `6.18.3`.
 ///
 /// # Errors
 /// When /proc is not mounted.
@@ -238,7 +244,7 @@ pub fn release() -> io::Result<String> {
     Ok(release.trim_end().to_owned())
 }
 
-/// Whether a kernel's version is this one or a later one.
+/// Whether a kernel's release is at least this version.
 #[must_use]
 pub fn is_at_least(release: &str, major: u32, minor: u32) -> bool {
     let mut numbers = release

@@ -1,14 +1,14 @@
-//! The names that keep maps and attachments alive while no proxy runs.
+//! The pins in the BPF file system that keep maps and links alive while no proxy runs.
 //!
 //! ```text
-//! <directory>/v2/PODS …           the maps, by their names
-//! <directory>/v2/links/capture4 … one link per cgroup program
-//! <directory>/v2/netns/<cookie>   one link per enrolled namespace
-//! <directory>/v2/lives/<process>  a lock per process that is or was in charge (`handover`)
+//! <directory>/v3/PODS …           the maps, by their full names
+//! <directory>/v3/links/capture4 … one link per cgroup program
+//! <directory>/v3/netns/<cookie>   one link per enrolled namespace
+//! <directory>/v3/lives/<process>  a lock per process that is or was active (`process_locks`)
 //! ```
-//! `v2` is the layout's version: a proxy with another layout makes pins of its own, and removes the
-//! others when its own programs are at work. Names in a BPF
-//! file system have no dots.
+//! `v3` is the version of the map layout. A proxy with another layout creates pins of its own, and
+//! removes the others when its own programs capture all pods. Names in a BPF file system have no
+//! dots.
 
 use std::fs;
 use std::io;
@@ -23,14 +23,14 @@ use ztunnel_ebpf_types::LAYOUT;
 use super::{Error, sys};
 use mesh::NetnsCookie;
 
-/// Where the pins of one proxy are.
+/// The directory of the pins of one map layout.
 #[derive(Debug, Clone)]
 pub(super) struct Pins {
     root: PathBuf,
 }
 
 impl Pins {
-    /// Makes sure that the directory is there and on a BPF file system, mounting one if need be.
+    /// Ensures that the directory exists on a BPF file system, and mounts one if necessary.
     pub(super) fn open(directory: &Path) -> Result<Self, Error> {
         if !is_bpf_fs(nearest(directory)) {
             mount_for(directory)?;
@@ -46,8 +46,8 @@ impl Pins {
         Ok(Self { root })
     }
 
-    /// Detaches and forgets what proxies with other layouts have left.
-    pub(super) fn retire_others(&self) -> Result<(), Error> {
+    /// Detaches the programs and removes the pins of other layouts.
+    pub(super) fn remove_other_layouts(&self) -> Result<(), Error> {
         let Some(directory) = self.root.parent() else {
             return Ok(());
         };
@@ -80,8 +80,8 @@ impl Pins {
         self.root.join("netns").join(cookie.0.to_string())
     }
 
-    /// Where processes show that they live.
-    pub(super) fn lives(&self) -> PathBuf {
+    /// The directory of the locks that show which proxies are alive.
+    pub(super) fn process_locks(&self) -> PathBuf {
         self.root.join("lives")
     }
 
@@ -104,7 +104,7 @@ impl Pins {
     }
 }
 
-/// Removes a pin; one that is not there is no error.
+/// Removes a pin; a missing one is no error.
 pub(super) fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Pin {
@@ -119,15 +119,15 @@ pub(super) fn remove(path: &Path) -> Result<(), Error> {
 /// Detaches a pinned link's program at once and removes the pin.
 pub(super) fn detach(path: &Path) -> Result<(), Error> {
     if let Ok(link) = sys::open_pin(path) {
-        // A link whose namespace is gone has nothing left to detach from.
+        // This fails if the namespace no longer exists: the link is detached already.
         drop(sys::detach(link.as_fd()));
     }
     remove(path)
 }
 
-/// Detaches everything that is pinned below a directory, whichever layout, and unmounts the file
-/// system if it was mounted for this directory. Says whether anything was there; a
-/// directory that does not exist is no error.
+/// Detaches the programs and removes the pins of all layouts below a directory, and unmounts the
+/// file system if it was mounted at this directory. Returns whether there were pins; a missing
+/// directory is no error.
 pub(super) fn remove_all(directory: &Path) -> Result<bool, Error> {
     if !directory.exists() || !is_bpf_fs(directory) {
         return Ok(false);
@@ -140,7 +140,7 @@ pub(super) fn remove_all(directory: &Path) -> Result<bool, Error> {
 
 fn remove_directory(directory: &Path) -> Result<(), Error> {
     if is_mount_point(directory) {
-        // Lazily: a proxy that still runs keeps its descriptors, which need no names.
+        // Lazy: a proxy that still runs keeps its descriptors, which need no pins.
         return umount2(directory, MntFlags::MNT_DETACH).map_err(|errno| Error::Pin {
             path: directory.to_path_buf(),
             action: "unmounted",
@@ -179,20 +179,20 @@ pub(super) fn children(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-/// The path itself or the first directory above it that exists.
+/// The path itself or the nearest directory above it that exists.
 pub(super) fn nearest(path: &Path) -> &Path {
     path.ancestors()
         .find(|ancestor| ancestor.exists())
         .unwrap_or_else(|| Path::new("/"))
 }
 
-/// How many namespaces have a link in this layout's pins, if there are any.
+/// How many namespaces have a link in this layout's pins. None: there are no such pins.
 pub(super) fn enrolled_below(directory: &Path) -> Option<usize> {
     let netns = directory.join(format!("v{LAYOUT}")).join("netns");
     Some(children(&netns).ok()?.len())
 }
 
-/// Whether pins can be made there at all.
+/// Whether the path is on a BPF file system.
 pub(super) fn is_bpf_fs(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
 }
@@ -205,17 +205,17 @@ fn is_mount_point(path: &Path) -> bool {
     matches!((device(path), device(parent)), (Ok(own), Ok(above)) if own != above)
 }
 
-/// Mounts a BPF file system at the directory; or, where no directory can be made because its
-/// parent is the kernel's own mount point for one (/sys/fs/bpf), there.
+/// Mounts a BPF file system at the directory. If the directory cannot be created, because its
+/// parent is the kernel's mount point /sys/fs/bpf, mounts it at that parent.
 fn mount_for(directory: &Path) -> Result<(), Error> {
-    let place = match fs::create_dir_all(directory) {
+    let target = match fs::create_dir_all(directory) {
         Ok(()) => directory,
         Err(_) => nearest(directory),
     };
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("bpf"), place, Some("bpf"), flags, Some("mode=0700")).map_err(|errno| {
+    mount(Some("bpf"), target, Some("bpf"), flags, Some("mode=0700")).map_err(|errno| {
         Error::NoBpfFs {
-            path: place.to_path_buf(),
+            path: target.to_path_buf(),
             source: errno.into(),
         }
     })

@@ -1,6 +1,6 @@
 //! The locks that show which proxies are alive, and the file locks that the handover is made of:
-//! `flock(2)` on directories of the BPF file system, which all proxies of a node share whatever
-//! containers they are in. A lock ends with its process.
+//! `flock(2)` on directories of the BPF file system, which all proxies of a node share, in all
+//! containers. A lock ends with its process.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -17,26 +17,27 @@ pub(super) struct ProcessLocks {
 }
 
 impl ProcessLocks {
-    pub(super) fn beside(pins: &Pins) -> Self {
+    /// The locks in the directory of the pins.
+    pub(super) fn new(pins: &Pins) -> Self {
         Self {
-            directory: pins.lives(),
+            directory: pins.process_locks(),
         }
     }
 
     /// Marks this process as alive until the returned lock is dropped.
     pub(super) fn lock(&self, process: u32) -> Result<File, Error> {
-        let path = self.of(process);
+        let path = self.path(process);
         fs::create_dir_all(&path).map_err(failed(&path, "created"))?;
         // Shared: a process that looks whether this one is alive tries to lock it exclusively.
         try_lock(&path, File::try_lock_shared)?.ok_or_else(|| {
-            let taken = io::Error::other("another process has this one's number");
-            failed(&path, "locked")(taken)
+            let in_use = io::Error::other("another process has locked this process id");
+            failed(&path, "locked")(in_use)
         })
     }
 
     /// Whether a process that was active is alive. A process without a lock is not.
     pub(super) fn is_alive(&self, process: u32) -> bool {
-        let path = self.of(process);
+        let path = self.path(process);
         path.exists() && matches!(try_lock(&path, File::try_lock), Ok(None))
     }
 
@@ -51,7 +52,7 @@ impl ProcessLocks {
         Ok(())
     }
 
-    fn of(&self, process: u32) -> PathBuf {
+    fn path(&self, process: u32) -> PathBuf {
         self.directory.join(process.to_string())
     }
 }
@@ -91,11 +92,11 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let directory = temporary.path().join("pins");
         let pins = Pins::open(&directory).unwrap();
-        let locks = ProcessLocks::beside(&pins);
-        assert!(!locks.is_alive(7), "it never was");
+        let locks = ProcessLocks::new(&pins);
+        assert!(!locks.is_alive(7), "no process has locked it");
         let lock = locks.lock(7).unwrap();
         assert!(locks.is_alive(7));
-        // A process may take charge more than once.
+        // A process may become active more than once.
         drop(locks.lock(7).unwrap());
         assert!(locks.is_alive(7));
         locks.remove_ended().unwrap();
@@ -103,7 +104,7 @@ mod tests {
         drop(lock);
         assert!(!locks.is_alive(7));
         locks.remove_ended().unwrap();
-        assert!(!pins.lives().join("7").exists());
+        assert!(!pins.process_locks().join("7").exists());
         pins::remove_all(&directory).unwrap();
     }
 }

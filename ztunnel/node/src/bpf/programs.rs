@@ -1,7 +1,7 @@
-//! From loaded programs to programs at work: attach or replace, keep.
+//! Attaches the loaded programs, or replaces the attached programs of an earlier proxy.
 //!
-//! A proxy that starts where another one ran finds its links pinned. It puts its own programs
-//! into them; at no moment is a hook without a program.
+//! A proxy that starts after another one finds its links pinned and puts its own programs into
+//! them: no hook is ever without a program.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,56 +11,56 @@ use std::path::{Path, PathBuf};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::Error;
+use super::ip_netns::ip_netns_exec;
 use super::object::Object;
 use super::pins::{self, Pins};
 use super::sys::{self, AttachType};
 use mesh::NetnsCookie;
 
-/// The cgroup programs, in the order in which they are attached: what answers an application's
-/// questions, then what tells the proxy, then what captures.
+/// The cgroup programs in the order of attaching: names first, then TCP events, and capture last,
+/// which needs the others.
 const CGROUP: [(&str, AttachType); 7] = [
-    ("peer4", AttachType::PeerName4),
-    ("peer6", AttachType::PeerName6),
-    ("name4", AttachType::SockName4),
-    ("name6", AttachType::SockName6),
-    ("established", AttachType::SockOps),
+    ("peername4", AttachType::PeerName4),
+    ("peername6", AttachType::PeerName6),
+    ("sockname4", AttachType::SockName4),
+    ("sockname6", AttachType::SockName6),
+    ("tcp_events", AttachType::SockOps),
     ("capture4", AttachType::Connect4),
     ("capture6", AttachType::Connect6),
 ];
-/// The cgroup programs of DNS over UDP, in their order: what answers, then what captures. Every
-/// datagram of the machine comes by, so they are attached only where they are wanted.
-const DATAGRAMS: [(&str, AttachType); 4] = [
-    ("answer4", AttachType::ReceiveMessage4),
-    ("answer6", AttachType::ReceiveMessage6),
-    ("ask4", AttachType::SendMessage4),
-    ("ask6", AttachType::SendMessage6),
+/// The cgroup programs of DNS over UDP in the order of attaching: replies first, then queries. They
+/// run for every datagram of the machine, so they are attached only if a pod uses DNS capture.
+const DNS: [(&str, AttachType); 4] = [
+    ("reply4", AttachType::ReceiveMessage4),
+    ("reply6", AttachType::ReceiveMessage6),
+    ("query4", AttachType::SendMessage4),
+    ("query6", AttachType::SendMessage6),
 ];
-/// The program of the pods' namespaces.
+/// The program that is attached to the pods' namespaces.
 pub(super) const INBOUND: &str = "inbound";
-/// The program of joined connections, which is loaded only where they are wanted.
-pub(super) const PAST: (&str, AttachType) = ("past", AttachType::SkMsgVerdict);
-/// Everything that is loaded at start.
+/// The program of joined connections, loaded only if they are enabled.
+pub(super) const REDIRECT: (&str, AttachType) = ("redirect", AttachType::SkMsgVerdict);
+/// The programs that are loaded at start.
 pub(super) const ALL: [(&str, AttachType); 12] = {
     let [a, b, c, d, e, f, g] = CGROUP;
-    let [h, i, j, k] = DATAGRAMS;
+    let [h, i, j, k] = DNS;
     let inbound = (INBOUND, AttachType::SkLookup);
     [a, b, c, d, e, f, g, h, i, j, k, inbound]
 };
 
-/// Attaches every cgroup program that is always at work, or puts it into the link that is pinned
-/// for it.
+/// Attaches the cgroup programs that are always in use, or puts them into their pinned links.
 pub(super) fn attach_cgroup(object: &Object, pins: &Pins, cgroup: &Cgroup) -> Result<(), Error> {
     attach(&CGROUP, object, pins, cgroup)
 }
 
-/// As [`attach_cgroup`], the programs of DNS over UDP.
-pub(super) fn attach_datagrams(object: &Object, pins: &Pins, cgroup: &Cgroup) -> Result<(), Error> {
-    attach(&DATAGRAMS, object, pins, cgroup)
+/// As [`attach_cgroup`], for the DNS programs.
+pub(super) fn attach_dns(object: &Object, pins: &Pins, cgroup: &Cgroup) -> Result<(), Error> {
+    attach(&DNS, object, pins, cgroup)
 }
 
-/// Detaches the programs of DNS over UDP, where an earlier proxy had attached them.
-pub(super) fn detach_datagrams(pins: &Pins) -> Result<(), Error> {
-    for (name, _) in DATAGRAMS.iter().rev() {
+/// Detaches the DNS programs of an earlier proxy, if any.
+pub(super) fn detach_dns(pins: &Pins) -> Result<(), Error> {
+    for (name, _) in DNS.iter().rev() {
         pins::detach(&pins.link(name))?;
     }
     Ok(())
@@ -86,7 +86,7 @@ fn attach(
     Ok(())
 }
 
-/// Attaches `inbound` to a pod's namespace, or puts it into the link that is pinned for it.
+/// Attaches `inbound` to a pod's namespace, or puts it into the pinned link.
 pub(super) fn attach_netns(
     program: BorrowedFd<'_>,
     netns: BorrowedFd<'_>,
@@ -98,11 +98,11 @@ pub(super) fn attach_netns(
     install(INBOUND, program, netns, AttachType::SkLookup, &pin, target)
 }
 
-/// Whether a namespace still exists whose link is pinned; its link then has the new program.
-pub(super) fn renew_netns(program: BorrowedFd<'_>, pin: &Path) -> Result<bool, Error> {
+/// Puts the program into the pinned link of a namespace. False: the namespace no longer exists.
+pub(super) fn replace_netns(program: BorrowedFd<'_>, pin: &Path) -> Result<bool, Error> {
     match sys::open_pin(pin).and_then(|link| sys::replace(link.as_fd(), program)) {
         Ok(()) => Ok(true),
-        // The kernel's word for a link whose namespace is gone.
+        // The kernel's error for a link whose namespace no longer exists.
         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
         Err(source) => Err(Error::Attach {
             program: INBOUND,
@@ -140,7 +140,7 @@ fn install(
     })
 }
 
-/// The cgroup whose processes, and those of all cgroups below it, are seen.
+/// The cgroup whose sockets, and those of all cgroups below it, run the programs.
 #[derive(Debug)]
 pub(super) struct Cgroup {
     path: PathBuf,
@@ -148,14 +148,17 @@ pub(super) struct Cgroup {
 }
 
 impl Cgroup {
-    /// The configured cgroup, or the root of the v2 hierarchy wherever it is mounted.
+    /// Opens the configured cgroup, or the root of the v2 hierarchy, wherever it is mounted.
     pub(super) fn open(configured: Option<&Path>) -> Result<Self, Error> {
         let path = match configured {
             Some(path) => path.to_path_buf(),
             None => fs::read_to_string("/proc/self/mounts")
                 .ok()
                 .and_then(|mounts| find_root(&mounts, is_root))
-                .ok_or(Error::NoCgroup)?,
+                .ok_or_else(|| match ip_netns_exec() {
+                    Some(name) => Error::IpNetns { name },
+                    None => Error::NoCgroup,
+                })?,
         };
         match File::open(&path) {
             Ok(directory) if is_cgroup2(&path) => Ok(Self { path, directory }),
@@ -169,12 +172,12 @@ impl Cgroup {
 }
 
 impl Cgroup {
-    /// Where it is.
+    /// The cgroup's path.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The cgroup itself.
+    /// The cgroup's directory.
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
@@ -184,12 +187,12 @@ fn is_cgroup2(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
-/// Only the true root has no `cgroup.events`: in a cgroup namespace, the mount's root has one.
+/// Only the real root has no `cgroup.events`: in a cgroup namespace, the root of the mount has one.
 fn is_root(path: &Path) -> bool {
     path.join("cgroup.procs").exists() && !path.join("cgroup.events").exists()
 }
 
-/// The first mount of type cgroup2 that shows the hierarchy's root.
+/// The first mount of type cgroup2 that shows the root of the hierarchy.
 fn find_root(mounts: &str, is_root: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     mounts
         .lines()

@@ -1,26 +1,25 @@
-//! Captured DNS: which resolver a question was for, and where its answer comes from.
+//! Captured DNS over UDP: the resolver of a query, and the source address of its reply.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use ztunnel_ebpf_types::Client;
+use ztunnel_ebpf_types::ClientKey;
 
 use super::maps::failed;
 use super::{Error, Kernel};
 use mesh::NetnsCookie;
 
 impl Kernel {
-    /// The resolver that a captured question was meant for, by its client's end as `recvfrom()`
-    /// returns it. It may be asked for any number of questions: a connected socket asks many. None:
-    /// someone sent to the proxy's port directly, or the socket has been silent while tens of
-    /// thousands of others asked.
+    /// The resolver of a captured query, by the query's source as `recvfrom()` returns it. The entry
+    /// stays: a connected socket sends many queries. None: a client sent to the proxy's port
+    /// directly, or the entry was evicted.
     ///
-    /// A socket that is not connected may have several resolvers. Over IPv4 each question is
-    /// exact; over IPv6, or from a socket that the application has bound to an address, it is the
-    /// one that was asked last.
+    /// An unconnected socket may have several resolvers. Over IPv4 the result is exact; over IPv6,
+    /// or from a socket that the application has bound to an address, it is the resolver of the
+    /// last query.
     ///
-    /// Questions over TCP are found by [`original_destination`](Self::original_destination).
+    /// For queries over TCP, use [`original_destination`](Self::original_destination).
     ///
-    /// One system call; meant for every question.
+    /// One system call; meant for every query.
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -29,7 +28,7 @@ impl Kernel {
         cookie: NetnsCookie,
         client: SocketAddr,
     ) -> Result<Option<SocketAddr>, Error> {
-        let key = Client {
+        let key = ClientKey {
             cookie: cookie.0,
             address: client.ip().into(),
             port: client.port().into(),
@@ -44,13 +43,13 @@ impl Kernel {
     }
 }
 
-/// The source address that the answer to a captured question must have, if not the listener's own
-/// (`IP_PKTINFO`, `ipi_spec_dst`): the application is told by it which of several resolvers has
-/// answered. From the listener's own address, the answer comes from the one that was asked last.
+/// The source address that the reply to a captured query must have (`IP_PKTINFO`, `ipi_spec_dst`),
+/// if it is not the listener's own: it identifies the resolver to the application's socket. A reply
+/// from the listener's own address appears to come from the resolver of the last query.
 #[must_use]
 pub fn reply_source(client: SocketAddr) -> Option<Ipv4Addr> {
     match client.ip().to_canonical() {
-        IpAddr::V4(own) if own.is_loopback() && own != Ipv4Addr::LOCALHOST => Some(own),
+        IpAddr::V4(source) if source.is_loopback() && source != Ipv4Addr::LOCALHOST => Some(source),
         _ => None,
     }
 }

@@ -1,9 +1,8 @@
-//! The bpf(2) calls that this room makes by itself.
+//! The bpf(2) calls of this module.
 //!
-//! aya's parser reads the object; the rest is a handful of system calls. aya's loader would read
-//! the kernel's own types and try out its features first, several times the work of all this,
-//! and it has no interface for some of the calls (replacing a link's program, lookup-and-delete
-//! in a hash). Structures and numbers are those of `linux/bpf.h`.
+//! aya's parser reads the object; the rest is a few system calls. aya's loader would first read the
+//! kernel's types and probe its features, which takes several times as long, and it lacks some of
+//! the calls (replacing a link's program, lookup-and-delete in a hash). Structures and numbers are those of `linux/bpf.h`.
 #![allow(unsafe_code, reason = "bpf(2) has no safe binding")]
 
 use std::ffi::CString;
@@ -45,7 +44,7 @@ enum Command {
     LinkDetach = 34,
 }
 
-/// Where a program is attached, `enum bpf_attach_type`.
+/// The hook of a program, `enum bpf_attach_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum AttachType {
@@ -72,7 +71,7 @@ struct Pin {
 }
 
 #[repr(C)]
-struct Create {
+struct LinkCreate {
     program: u32,
     target: u32,
     attach: u32,
@@ -88,7 +87,7 @@ struct Attach {
 }
 
 #[repr(C)]
-struct Update {
+struct LinkUpdate {
     link: u32,
     program: u32,
     flags: u32,
@@ -96,16 +95,17 @@ struct Update {
 }
 
 #[repr(C)]
-struct One {
+struct FdOnly {
     fd: u32,
 }
 
 const _: () = assert!(size_of::<Pin>() == 16);
-const _: () = assert!(size_of::<Create>() == 16);
+const _: () = assert!(size_of::<LinkCreate>() == 16);
 const _: () = assert!(size_of::<Attach>() == 16);
-const _: () = assert!(size_of::<Update>() == 16);
+const _: () = assert!(size_of::<LinkUpdate>() == 16);
 
-/// One call. The kernel takes an attribute shorter than its own union: the rest counts as zero.
+/// Makes one call. The kernel accepts an attribute that is shorter than its union and treats the
+/// rest as zero.
 fn bpf<T>(command: Command, attribute: &mut T) -> io::Result<RawFd> {
     // SAFETY: every attribute type of this module has the layout of its command, the size is its
     // own, and the pointers in it are to live memory of the size that the map has.
@@ -141,7 +141,7 @@ fn owned(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// Gives an object a name in the BPF file system: it lives as long as the name.
+/// Pins an object in the BPF file system: it exists as long as the pin.
 pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
     let mut attribute = Pin {
@@ -163,13 +163,13 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     bpf(Command::ObjectGet, &mut attribute).map(owned)
 }
 
-/// Attaches a program to a cgroup or a network namespace; it stays attached while the link lives.
+/// Attaches a program to a cgroup or a network namespace; it stays attached while the link exists.
 pub(super) fn attach(
     program: BorrowedFd<'_>,
     target: BorrowedFd<'_>,
     attach: AttachType,
 ) -> io::Result<OwnedFd> {
-    let mut attribute = Create {
+    let mut attribute = LinkCreate {
         program: number(program),
         target: number(target),
         attach: attach as u32,
@@ -178,8 +178,9 @@ pub(super) fn attach(
     bpf(Command::LinkCreate, &mut attribute).map(owned)
 }
 
-/// Hangs a program on a map of sockets, in place of the one that is there. Sockets that are in the
-/// map keep the program they have; the map keeps its own while a descriptor or a pin holds it.
+/// Attaches a program to a map of sockets, replacing the one that is attached. Sockets that are in
+/// the map keep their program; the map keeps its program while a descriptor or a pin of the map
+/// exists.
 pub(super) fn attach_to_map(
     program: BorrowedFd<'_>,
     map: BorrowedFd<'_>,
@@ -194,9 +195,9 @@ pub(super) fn attach_to_map(
     bpf(Command::ProgramAttach, &mut attribute).map(drop)
 }
 
-/// Puts another program into a link, in one step: there is no moment without a program.
+/// Replaces the program of a link atomically: the hook is never without a program.
 pub(super) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attribute = Update {
+    let mut attribute = LinkUpdate {
         link: number(link),
         program: number(program),
         flags: 0,
@@ -205,13 +206,13 @@ pub(super) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Resu
     bpf(Command::LinkUpdate, &mut attribute).map(drop)
 }
 
-/// Detaches at once, whoever else holds the link.
+/// Detaches a link's program, even if other descriptors or pins of the link exist.
 pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attribute = One { fd: number(link) };
+    let mut attribute = FdOnly { fd: number(link) };
     bpf(Command::LinkDetach, &mut attribute).map(drop)
 }
 
-/// `SO_NETNS_COOKIE`: which network namespace a socket belongs to.
+/// The cookie of a socket's network namespace (`SO_NETNS_COOKIE`).
 pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = 0_u64;
     let mut size: libc::socklen_t = 8;

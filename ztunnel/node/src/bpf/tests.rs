@@ -1,14 +1,15 @@
-//! What the programs promise, on the real kernel. Each test is a network namespace with one pod
-//! in it; a veth pair carries its addresses. They need root: `cargo test -- --ignored kernel::`.
+//! Tests of the programs on the running kernel. Each test has a network namespace with one pod in
+//! it; a veth pair has the pod's addresses. They need root: `cargo test -p node -- --ignored bpf::`.
 #![allow(
     unsafe_code,
     reason = "socket options and namespaces without a safe binding"
 )]
 
-mod around;
+mod bypass;
 mod capture;
 mod inbound;
 mod join;
 mod lifetime;
 mod resolver;
+mod upgrade;
 mod world;

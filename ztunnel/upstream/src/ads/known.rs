@@ -89,7 +89,7 @@ impl Known {
             Change::Service(_) | Change::RemoveService(_) => Kind::Service,
             Change::Policy(_) | Change::RemovePolicy(_) => Kind::Policy,
             // What could not be read is not held.
-            Change::Refused { .. } | Change::Readable(_) => return None,
+            Change::Placeholder { .. } | Change::RemovePlaceholder(_) => return None,
         };
         // A workload's uid is a text that nobody else has: the mesh's copy serves here too.
         let key = match change {

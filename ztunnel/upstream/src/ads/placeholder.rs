@@ -25,7 +25,7 @@ pub(super) fn of(kind: Type, resource: &Resource) -> Option<Change> {
     match kind {
         Type::Address => {
             let addresses = addresses(resource);
-            (!addresses.is_empty()).then(|| Change::Refused {
+            (!addresses.is_empty()).then(|| Change::Placeholder {
                 name: resource.name.as_str().into(),
                 addresses,
             })
@@ -58,7 +58,7 @@ fn policy(resource: &Resource) -> Option<Policy> {
             vec![vec![Vec::new()]]
         },
         dry_run: read.is_some_and(|read| read.dry_run),
-        unseen: true,
+        has_unknown_conditions: true,
     })
 }
 
@@ -68,7 +68,7 @@ pub(super) fn withdrawn(kind: Type, name: &str) -> Change {
         (Type::Authorization, Some((namespace, name))) => {
             Change::RemovePolicy(format!("{namespace}/{name}").into())
         }
-        _ => Change::Readable(name.into()),
+        _ => Change::RemovePlaceholder(name.into()),
     }
 }
 

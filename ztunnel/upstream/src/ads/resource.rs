@@ -99,8 +99,8 @@ pub(super) fn read(
         Change::RemoveWorkload(_)
         | Change::RemoveService(_)
         | Change::RemovePolicy(_)
-        | Change::Refused { .. }
-        | Change::Readable(_) => String::new(),
+        | Change::Placeholder { .. }
+        | Change::RemovePlaceholder(_) => String::new(),
     };
     // An empty namespace is `default`; the name may spell it either way.
     let by_default = !matches!(change, Change::Workload(_))

@@ -131,11 +131,11 @@ fn told(changes: &[Change]) -> Vec<String> {
         Change::RemoveService(key) => format!("-{key}"),
         Change::Policy(policy) => format!("+{}", policy.key()),
         Change::RemovePolicy(key) => format!("-{key}"),
-        Change::Refused { name, addresses } => {
+        Change::Placeholder { name, addresses } => {
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
             format!("?{name} at {}", addresses.join(", "))
         }
-        Change::Readable(name) => format!("!{name}"),
+        Change::RemovePlaceholder(name) => format!("!{name}"),
     };
     changes.iter().map(short).collect()
 }

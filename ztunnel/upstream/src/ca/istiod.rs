@@ -1,21 +1,20 @@
-//! The certificate authority of Istio's control plane, asked over gRPC
+//! A client of the certificate authority of Istio's control plane, over gRPC
 //! (`istio.v1.auth.IstioCertificateService`).
 //!
-//! For each certificate a fresh key is made here and never leaves; the authority gets a signing
-//! request and the node's token, and what it answers is checked as a peer would before it is used.
-//! All requests share one connection. Pacing, retries and renewal are [`tls::Store`]'s.
+//! Each certificate has a fresh key, which never leaves this process: the authority gets a signing
+//! request and the node's token. The answer is checked as a peer would check it. All requests share
+//! one connection. [`tls::Store`] does pacing, retries and renewal.
 //!
-//! What may change without a restart: the token (read for each request), the roots that the
-//! control plane is verified with, and the mesh's roots. While a root of the mesh is replaced,
-//! peers of both are accepted: trusted are the roots at the end of the answer, all of them if
-//! there are several, and those of [`Config::mesh_roots`].
+//! The token, the roots that verify the control plane and the roots of the mesh may change at run
+//! time. During a rotation of the mesh's root, peers with the old and the new root are accepted:
+//! trusted are all roots at the end of the answer and those of [`Config::mesh_roots`].
 //!
 //! [`tls::Store`]: tunnel::tls::Store
 
 pub mod answer;
 mod channel;
 mod error;
-mod order;
+mod request;
 mod roots;
 mod status;
 
@@ -30,63 +29,63 @@ use tonic::metadata::MetadataMap;
 
 use self::channel::CaChannel;
 pub use self::error::IstiodError;
-use self::order::Order;
+use self::request::CertificateRequest;
 use self::roots::RootFile;
 use api::istio::v1::auth::IstioCertificateRequest;
 use api::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 use mesh::Identity;
 use tunnel::tls::{IssueError, Issued, Issuer};
 
-/// The lifetime of certificates that is asked for unless told otherwise.
+/// The default lifetime of a certificate.
 pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(24 * 3600);
 
 /// How to reach the control plane's authority, and as whom.
 #[derive(Clone)]
 pub struct Config {
-    /// `https://host:port`; without a scheme, https. `http://` is for tests and taken for
-    /// loopback addresses only: the token would travel in the clear.
+    /// `https://host:port`; the default scheme is https. `http://` is accepted for loopback addresses
+    /// only (tests), because the token would be sent in plaintext.
     pub address: String,
-    /// Whom the control plane's certificate must be vouched for by.
+    /// The roots that the control plane's certificate is verified with.
     pub root: Root,
-    /// The name in the control plane's certificate, where it is not the address's.
+    /// The name in the control plane's certificate, if it is not the host of the address.
     pub alt_hostname: Option<String>,
-    /// The mesh's root certificates as the cluster distributes them (PEM), trusted for peers
-    /// beside those that come with each certificate. Not [`Self::root`] of itself: a control
-    /// plane may be verified by a public authority, which has no say about workloads.
+    /// The mesh's root certificates as the cluster distributes them (PEM), trusted for peers in
+    /// addition to the roots of each answer. [`Self::root`] is not trusted for peers: a control
+    /// plane may have a certificate of a public authority, which must not issue for workloads.
     pub mesh_roots: Option<PathBuf>,
     /// The file with the node's token, sent as `authorization: Bearer …`.
     pub token: Option<PathBuf>,
-    /// The cluster that the token is of (`clusterid`); empty: not sent.
+    /// The cluster of the token (header `clusterid`); not sent if empty.
     pub cluster_id: String,
-    /// More metadata for each request.
+    /// Additional metadata of each request.
     pub headers: Vec<(String, String)>,
-    /// Who asks.
-    pub asker: Asker,
-    /// The lifetime to ask for; the authority may give less.
+    /// On whose behalf certificates are requested.
+    pub requester: Requester,
+    /// The requested lifetime; the authority may grant less.
     pub validity: Duration,
-    /// How long connecting may take, the TLS handshake included.
+    /// The time limit for connecting, including the TLS handshake.
     pub connect_timeout: Duration,
-    /// How long a request may take, connecting included. Should be less than
-    /// [`tls::Config::attempt_timeout`](tunnel::tls::Config::attempt_timeout), which knows less
-    /// about what went wrong.
+    /// The time limit for a request, including connecting. It should be less than
+    /// [`tls::Config::attempt_timeout`](tunnel::tls::Config::attempt_timeout), whose error says less
+    /// about the cause.
     pub request_timeout: Duration,
 }
 
-/// Whom the control plane's certificate must be vouched for by.
+/// The roots that the control plane's certificate is verified with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Root {
     /// The certificates of a PEM file, read again when it changes.
     File(PathBuf),
-    /// The system's.
+    /// The certificates that the system trusts.
     System,
 }
 
-/// In whose name certificates are asked for.
+/// On whose behalf certificates are requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asker {
-    /// A node, for the workloads on it: each request names one.
+pub enum Requester {
+    /// A node, for its workloads: each request names one.
     Node,
-    /// A workload for itself: the token says which.
+    /// A workload, for itself: the token identifies it.
     Workload,
 }
 
@@ -102,7 +101,7 @@ impl Config {
             token: None,
             cluster_id: String::new(),
             headers: Vec::new(),
-            asker: Asker::Node,
+            requester: Requester::Node,
             validity: DEFAULT_VALIDITY,
             connect_timeout: Duration::from_secs(4),
             request_timeout: Duration::from_secs(8),
@@ -111,7 +110,7 @@ impl Config {
 }
 
 impl fmt::Debug for Config {
-    /// Without the headers' values, which may be secret.
+    /// Omits the values of headers, which may be secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<_> = self.headers.iter().map(|(name, _)| name).collect();
         f.debug_struct("Config")
@@ -122,7 +121,7 @@ impl fmt::Debug for Config {
             .field("token", &self.token)
             .field("cluster_id", &self.cluster_id)
             .field("headers", &names)
-            .field("asker", &self.asker)
+            .field("requester", &self.requester)
             .field("validity", &self.validity)
             .finish_non_exhaustive()
     }
@@ -132,31 +131,31 @@ impl fmt::Debug for Config {
 pub struct IstiodCa {
     config: Config,
     headers: MetadataMap,
-    line: CaChannel,
+    channel: CaChannel,
     mesh_roots: Option<RootFile>,
 }
 
 impl IstiodCa {
-    /// Checks the settings and reads the roots. Connects with the first request.
+    /// Checks the settings and reads the roots. The first request connects.
     ///
     /// # Errors
-    /// When a setting or a file cannot be used; the text says which.
+    /// When a setting or a file cannot be used; the message names it.
     pub fn new(config: Config) -> Result<Self, IstiodError> {
-        let headers = order::headers(&config)?;
+        let headers = request::headers(&config)?;
         let mesh_roots = config.mesh_roots.as_deref().map(RootFile::open);
         Ok(Self {
             headers,
-            line: CaChannel::new(&config)?,
+            channel: CaChannel::new(&config)?,
             mesh_roots: mesh_roots.transpose()?,
             config,
         })
     }
 
-    async fn ask(&self, identity: &Identity) -> Result<Issued, IssueError> {
-        let order = Order::new(identity, self.config.asker)?;
-        let request = order.request(&self.config, &self.headers)?;
+    async fn request_certificate(&self, identity: &Identity) -> Result<Issued, IssueError> {
+        let certificate = CertificateRequest::new(identity, self.config.requester)?;
+        let request = certificate.message(&self.config, &self.headers)?;
         let chain = self.exchange(request).await?;
-        let mut issued = answer::read(&chain, &order.key, identity)?;
+        let mut issued = answer::read(&chain, &certificate.key, identity)?;
         if let Some(file) = &self.mesh_roots {
             for root in file.current().certificates() {
                 if !issued.roots.contains(&root) {
@@ -167,32 +166,32 @@ impl IstiodCa {
         Ok(issued)
     }
 
-    /// Sends a request; the chain that is answered, as it comes.
+    /// Sends a request and returns the chain of the answer, unparsed.
     async fn exchange(
         &self,
         request: tonic::Request<IstioCertificateRequest>,
     ) -> Result<Vec<String>, IssueError> {
         let limit = self.config.request_timeout;
         let channel = self
-            .line
+            .channel
             .channel()
             .map_err(|error| self.unavailable(error))?;
         let mut client =
             IstioCertificateServiceClient::new(channel).max_decoding_message_size(answer::LIMIT);
         let answer = match tokio::time::timeout(limit, client.create_certificate(request)).await {
-            // tonic keeps the time, too.
+            // tonic enforces the limit, too.
             Ok(Err(status))
                 if [Code::Cancelled, Code::DeadlineExceeded].contains(&status.code()) =>
             {
                 None
             }
-            Ok(answer) => Some(answer.map_err(|status| status::sort(&status, &self.config))?),
+            Ok(answer) => Some(answer.map_err(|status| status::classify(&status, &self.config))?),
             Err(_elapsed) => None,
         };
         let Some(answer) = answer else {
-            // Perhaps nobody is at the other end any more, and nothing would tell.
-            self.line.hang_up();
-            return Err(self.unavailable(format!("no answer in {limit:?}")));
+            // The other end may be gone without an error on the connection.
+            self.channel.reset();
+            return Err(self.unavailable(format!("no answer within {limit:?}")));
         };
         Ok(answer.into_inner().cert_chain)
     }
@@ -210,7 +209,7 @@ impl Issuer for IstiodCa {
         &'a self,
         identity: &'a Identity,
     ) -> Pin<Box<dyn Future<Output = Result<Issued, IssueError>> + Send + 'a>> {
-        Box::pin(self.ask(identity))
+        Box::pin(self.request_certificate(identity))
     }
 }
 

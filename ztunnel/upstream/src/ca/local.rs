@@ -1,57 +1,57 @@
-//! The embedded certificate authority: a root in a directory, leaves signed in this process.
+//! The embedded certificate authority: a root in a directory signs short-lived leaf certificates in
+//! this process.
 //!
 //! Several proxies may share the directory and start at the same moment, so it is set up under a
-//! file lock and each file appears whole or not at all. The root key never leaves the directory;
-//! a key file that others may read is refused rather than used. Leaves live shortly, so there is
-//! no revocation.
+//! file lock and each file is replaced atomically. The root key never leaves the directory, and a
+//! key file that other users can read is refused. Leaf certificates are short-lived, so there is no
+//! revocation.
 
 mod error;
 mod root;
+mod signer;
 
 use std::fs::{self, OpenOptions};
 use std::future::Future;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use rcgen::{
-    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer as Signer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+use rcgen::{Issuer as RootIssuer, KeyPair};
+use rustls_pki_types::{
+    CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 pub use self::error::LocalCaError;
 pub use self::root::load_roots;
-use self::root::{BACKDATE, CERTIFICATE, KEY, create_root, damaged, exists, failed, serial, uri};
+use self::root::{CERTIFICATE, KEY, create_root, damaged, exists, failed};
+use self::signer::RootSigner;
+use super::{CertificateSigner, SignError, key};
 use mesh::Identity;
 use tunnel::tls::{IssueError, Issued, Issuer};
 
 const LOCK: &str = ".lock";
 
-/// The lifetime of leaves that is suggested.
+/// The default lifetime of leaf certificates.
 pub const DEFAULT_LEAF_TTL: Duration = Duration::from_secs(24 * 3600);
-/// The shortest lifetime of leaves; below it renewal cannot keep up with a slow machine.
+/// The shortest lifetime of leaf certificates; below it renewal cannot keep up on a slow machine.
 pub const MIN_LEAF_TTL: Duration = Duration::from_secs(2);
 
 /// The embedded authority of one trust domain.
 pub struct LocalCa {
     directory: PathBuf,
-    trust_domain: String,
     leaf_ttl: Duration,
     root: CertificateDer<'static>,
-    root_not_after: OffsetDateTime,
-    signer: Signer<'static, KeyPair>,
+    signer: RootSigner,
 }
 
 impl LocalCa {
-    /// Opens the authority in `directory`, creating the directory and the root when they are
+    /// Opens the authority in `directory`, and creates the directory and the root if they are
     /// missing. Blocks while another process does the same.
     ///
     /// # Errors
-    /// When the files cannot be used; the text says how to mend it.
+    /// When the files cannot be used; the message says how to fix it.
     pub fn open(
         directory: &Path,
         trust_domain: &str,
@@ -75,7 +75,7 @@ impl LocalCa {
         match (exists(&certificate)?, exists(&key)?) {
             (true, true) => {}
             (true, false) => return Err(LocalCaError::KeyMissing { path: key }),
-            // A key alone is what a crash leaves: nobody has seen a certificate of it.
+            // A key without a certificate is left by a crash; it has never been used.
             (false, _) => create_root(directory, trust_domain)?,
         }
         Self::load(directory, trust_domain, leaf_ttl)
@@ -117,72 +117,55 @@ impl LocalCa {
                 directory: directory.to_owned(),
             });
         }
-        let signer = Signer::from_ca_cert_der(&root, pair).map_err(damaged(&certificate))?;
+        let issuer = RootIssuer::from_ca_cert_der(&root, pair).map_err(damaged(&certificate))?;
         Ok(Self {
             directory: directory.to_owned(),
-            trust_domain: trust_domain.to_owned(),
             leaf_ttl,
             root,
-            root_not_after,
-            signer,
+            signer: RootSigner {
+                trust_domain: trust_domain.to_owned(),
+                root_not_after,
+                issuer,
+            },
         })
     }
 
-    fn sign(&self, identity: &Identity) -> Result<Issued, IssueError> {
+    fn issue_now(&self, identity: &Identity) -> Result<Issued, IssueError> {
         let refused = |why: String| IssueError::Refused {
             issuer: self.directory.display().to_string(),
             why,
         };
-        if identity.trust_domain() != self.trust_domain {
-            return Err(refused(format!(
-                "it serves the trust domain {}",
-                self.trust_domain
-            )));
-        }
-        let now = SystemTime::now();
-        let not_after = OffsetDateTime::from(now + self.leaf_ttl).min(self.root_not_after);
-        if not_after <= OffsetDateTime::from(now) {
-            return Err(refused(
-                "its root certificate has expired: remove it to get a new one".into(),
-            ));
-        }
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
-            .map_err(|error| refused(error.to_string()))?;
-        let mut params = CertificateParams::default();
-        params.serial_number = Some(serial());
-        params.not_before = OffsetDateTime::from(now - BACKDATE);
-        params.not_after = not_after;
-        params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names =
-            vec![uri(identity.as_str()).map_err(|error| refused(error.to_string()))?];
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![
-            KeyUsagePurpose::DigitalSignature,
-            KeyUsagePurpose::KeyEncipherment,
-        ];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
-        params.use_authority_key_identifier_extension = true;
-        let leaf = params
-            .signed_by(&key, &self.signer)
+        let (key, request) = key::generate(identity).map_err(|error| refused(error.to_string()))?;
+        let chain = self
+            .signer
+            .sign(request.der(), identity, self.leaf_ttl)
             .map_err(|error| refused(error.to_string()))?;
         Ok(Issued {
-            chain: vec![leaf.der().clone()],
+            chain,
             key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
             roots: vec![self.root.clone()],
         })
     }
 }
 
+impl CertificateSigner for LocalCa {
+    fn sign(
+        &self,
+        request: &CertificateSigningRequestDer<'_>,
+        identity: &Identity,
+        lifetime: Duration,
+    ) -> Result<Vec<CertificateDer<'static>>, SignError> {
+        self.signer.sign(request, identity, lifetime)
+    }
+}
+
 impl Issuer for LocalCa {
-    /// Signs at once: two P-256 operations, far below a millisecond.
+    /// Generates a key and a request, and signs the request at once.
     fn issue<'a>(
         &'a self,
         identity: &'a Identity,
     ) -> Pin<Box<dyn Future<Output = Result<Issued, IssueError>> + Send + 'a>> {
-        Box::pin(std::future::ready(self.sign(identity)))
+        Box::pin(std::future::ready(self.issue_now(identity)))
     }
 }
 

@@ -1,6 +1,13 @@
-//! Where certificates come from. [`local`] is the embedded authority that a demo, a laptop or a
-//! small mesh needs instead of a control plane; [`istiod`] asks the authority of Istio's. Each
-//! source implements [`tls::Issuer`](tunnel::tls::Issuer); `node` chooses one from the settings.
+//! Certificate authorities. [`local`] is the embedded authority for a demo, a laptop or a small mesh
+//! without a control plane; [`istiod`] is a client of Istio's authority. Both implement
+//! [`tls::Issuer`](tunnel::tls::Issuer); `node` chooses one by the settings.
+//!
+//! An issuer generates a key and a certificate signing request. Signing is apart from that: see
+//! [`CertificateSigner`].
 
 pub mod istiod;
+mod key;
 pub mod local;
+mod signer;
+
+pub use signer::{CertificateSigner, SignError};

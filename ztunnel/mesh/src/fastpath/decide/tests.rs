@@ -1,4 +1,4 @@
-//! What may go by itself, by example: a mesh as people write it, who calls whom, and the answer.
+//! Fast-path decisions by example.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ policies:
 "#;
 
 /// The pods of this node and their namespaces.
-const HERE: [(&str, u64, &[&str]); 8] = [
+const LOCAL_PODS: [(&str, u64, &[&str]); 8] = [
     ("a", 1, &["10.0.0.1", "fd00::1"]),
     ("b", 2, &["10.0.0.2", "fd00::2"]),
     ("c", 3, &["10.0.0.3"]),
@@ -53,7 +53,7 @@ const HERE: [(&str, u64, &[&str]); 8] = [
 ];
 
 fn view(paths: &PathSettings) -> View {
-    let pods = HERE.map(|(uid, cookie, addresses)| LocalPod {
+    let pods = LOCAL_PODS.map(|(uid, cookie, addresses)| LocalPod {
         uid: Uid(uid.into()),
         account: None,
         cookie: NetnsCookie(cookie),
@@ -71,16 +71,16 @@ fn joined() -> AllowedPaths {
     }
 }
 
-/// `address>pod weight`, and the total where others have a share.
-fn calls(pod: u64, to: &str, paths: &PathSettings) -> String {
+/// The entry of a pod and a destination: `address>pod weight` for each backend, and the total weight.
+fn entry(pod: u64, to: &str, paths: &PathSettings) -> String {
     let call = FastPathKey {
         pod: NetnsCookie(pod),
         destination: to.parse().unwrap(),
     };
-    let Some(verdict) = outbound_entry(&call, &[], &view(paths)) else {
+    let Some(found) = outbound_entry(&call, &[], &view(paths)) else {
         return "proxy".to_owned();
     };
-    let shown = verdict.backends.iter().map(|backend| {
+    let shown = found.backends.iter().map(|backend| {
         let server = backend.server.map_or(0, |cookie| cookie.0);
         let ends = match backend.ends {
             Ends::Apart => "",
@@ -89,26 +89,26 @@ fn calls(pod: u64, to: &str, paths: &PathSettings) -> String {
         format!("{}>{server} {}{ends}", backend.to, backend.weight)
     });
     let listed: Vec<String> = shown.collect();
-    format!("{} of {}", listed.join(", "), verdict.total)
+    format!("{} of {}", listed.join(", "), found.total)
 }
 
 #[test]
-fn calls_that_go_by_themselves() {
+fn entries_name_the_backends_that_need_no_proxy() {
     for (pod, to, expected) in [
         (1, "192.0.2.1:443", "192.0.2.1:443>0 1 of 1"),
         (1, "10.0.0.2:80", "10.0.0.2:80>2 1 of 1"),
         (1, "[fd00::2]:80", "[fd00::2]:80>2 1 of 1"),
         (1, "10.0.2.1:80", "10.0.2.1:80>0 1 of 1"),
-        // On another node; wants a PROXY header; refused by policy; behind a waypoint.
+        // On another node; expects a PROXY header; denied by policy; behind a waypoint.
         (1, "10.0.1.1:80", "proxy"),
         (1, "10.0.0.4:80", "proxy"),
         (1, "10.0.0.5:80", "proxy"),
         (1, "10.0.0.6:80", "proxy"),
-        // Only a may call b.
+        // The policy of b allows a only.
         (3, "10.0.0.2:80", "proxy"),
         // An unknown namespace.
         (9, "192.0.2.1:443", "proxy"),
-        // The shares of the far one and of the one that refuses stay with the proxy.
+        // The proxy carries the shares of the remote backend and of the one whose policy denies.
         (
             1,
             "10.1.0.1:80",
@@ -123,7 +123,7 @@ fn calls_that_go_by_themselves() {
         (1, "[fd01::2]:80", "[fd00::2]:8080>2 1 of 1"),
     ] {
         assert_eq!(
-            calls(pod, to, &PathSettings::default()),
+            entry(pod, to, &PathSettings::default()),
             expected,
             "{pod} {to}"
         );
@@ -131,31 +131,31 @@ fn calls_that_go_by_themselves() {
 }
 
 #[test]
-fn nothing_goes_by_itself_that_must_go_through_somebody() {
+fn connections_that_need_a_waypoint_tunnel_or_name_have_no_entry() {
     for (pod, to, expected) in [
-        // A waypoint stands before it: here, at a weight of 0, run by nobody.
+        // A waypoint applies: with an instance, with weight 0, without an instance.
         (1, "10.1.0.3:80", "proxy"),
         (1, "10.1.0.4:80", "proxy"),
         (1, "10.1.0.5:80", "proxy"),
         (1, "10.1.0.6:80", "proxy"),
-        // From the waypoint itself it may go; a gateway may go, unless the service wants otherwise.
+        // The waypoint itself skips it; a gateway skips it unless the service demands it.
         (7, "10.1.0.4:80", "10.1.0.4:80>0 1 of 1"),
         (7, "10.1.0.6:80", "10.1.0.6:80>0 1 of 1"),
         (8, "10.1.0.5:80", "10.1.0.5:80>0 1 of 1"),
         (8, "10.1.0.6:80", "proxy"),
-        // The waypoint ends tunnels itself, on this node too.
+        // The waypoint terminates HBONE itself, also on this node.
         (1, "10.0.0.7:80", "proxy"),
         // A gateway's own tunnel.
         (8, "10.0.1.1:15008", "10.0.1.1:15008>0 1 of 1"),
         (1, "10.0.1.1:15008", "proxy"),
-        // A name has to be resolved, another network is behind a gateway: their shares.
+        // The proxy resolves host names and reaches other networks: their shares.
         (1, "10.1.0.7:80", "proxy"),
         (1, "10.1.0.8:80", "10.0.2.2:80>0 1 of 3"),
-        // A private service does not exist here.
+        // A private service does not exist for this client.
         (1, "10.1.0.9:80", "10.1.0.9:80>0 1 of 1"),
     ] {
         assert_eq!(
-            calls(pod, to, &PathSettings::default()),
+            entry(pod, to, &PathSettings::default()),
             expected,
             "{pod} {to}"
         );
@@ -163,35 +163,35 @@ fn nothing_goes_by_itself_that_must_go_through_somebody() {
 }
 
 #[test]
-fn a_waypoint_that_comes_ends_what_goes_around_it() {
+fn a_new_waypoint_ends_connections_that_bypass_it() {
     use Opener::{Pod, Proxy};
     let view = view(&PathSettings::default());
     for (pod, dialled, server, expected) in [
-        // To the same address, as it was dialled: a service with a waypoint, and without one.
+        // To the same backend: through a service with a waypoint, and through one without.
         (1, "10.1.0.1:80", ("10.0.2.1:8080", 0), true),
         (1, "10.1.0.3:80", ("10.0.2.1:8080", 0), false),
         (1, "10.1.0.5:80", ("10.1.0.5:80", 0), false),
         (1, "10.0.0.6:80", ("10.0.0.6:80", 6), false),
         (7, "10.1.0.3:80", ("10.0.0.3:80", 3), true),
         (8, "10.1.0.6:80", ("10.1.0.6:80", 0), false),
-        // A gateway's own tunnel stays; the same from anybody else would be a way into the mesh.
+        // A gateway's own tunnel stays; from another source it would be a bypass into the mesh.
         (8, "10.0.1.1:15008", ("10.0.1.1:15008", 0), true),
         (1, "10.0.1.1:15008", ("10.0.1.1:15008", 0), false),
-        // What was direct to one that ends tunnels itself.
+        // A direct connection to a workload that terminates HBONE itself.
         (1, "10.0.0.7:80", ("10.0.0.7:80", 7), false),
     ] {
         for opener in [Pod, Proxy] {
-            let flow = FastPathConnection {
+            let connection = FastPathConnection {
                 dialled: dialled.parse().unwrap(),
                 ..open((pod, server.1), opener, "10.0.0.1:9", server.0)
             };
-            assert_eq!(may_stay(&flow, &view), expected, "{flow:?}");
+            assert_eq!(may_stay(&connection, &view), expected, "{connection:?}");
         }
     }
 }
 
 #[test]
-fn either_end_can_ask_for_a_tunnel_and_both_must_agree_to_be_joined() {
+fn either_pod_can_demand_a_tunnel_and_both_must_allow_the_join() {
     let tunnel = AllowedPaths {
         same_node: SameNode::Tunnel,
         ..AllowedPaths::default()
@@ -213,43 +213,43 @@ fn either_end_can_ask_for_a_tunnel_and_both_must_agree_to_be_joined() {
         (with(joined(), &[("b", AllowedPaths::default())]), direct),
         (with(AllowedPaths::default(), &[("a", joined())]), direct),
     ] {
-        assert_eq!(calls(1, "10.0.0.2:80", &paths), expected, "{paths:?}");
+        assert_eq!(entry(1, "10.0.0.2:80", &paths), expected, "{paths:?}");
     }
-    // What leaves the mesh has no encryption to ask for, and nobody here to be joined with.
+    // A destination outside the mesh cannot be encrypted, and has no local socket to join.
     assert_eq!(
-        calls(1, "192.0.2.1:443", &with(tunnel, &[])),
+        entry(1, "192.0.2.1:443", &with(tunnel, &[])),
         "192.0.2.1:443>0 1 of 1"
     );
     assert_eq!(
-        calls(1, "192.0.2.1:443", &with(joined(), &[])),
+        entry(1, "192.0.2.1:443", &with(joined(), &[])),
         "192.0.2.1:443>0 1 of 1"
     );
 }
 
 #[test]
-fn plaintext_from_outside() {
+fn plaintext_from_outside_is_authorized() {
     let view = view(&PathSettings::default());
     for (pod, to, expected) in [
         (3, "10.0.0.3:80", true),
-        // Only a principal may call b, and plaintext has none.
+        // The policy of b requires a principal, and plaintext has none.
         (2, "10.0.0.2:80", false),
-        // A denied principal is nobody who calls in plaintext.
+        // A DENY of a principal does not match plaintext.
         (5, "10.0.0.5:80", true),
-        // Not its address; wants a PROXY header; not here.
+        // Not its address; expects a PROXY header; not on this node.
         (3, "10.0.0.2:80", false),
         (4, "10.0.0.4:80", false),
         (9, "10.0.0.3:80", false),
     ] {
-        let arrival = InboundEntry {
+        let entry = InboundEntry {
             pod: NetnsCookie(pod),
             to: to.parse().unwrap(),
             from: "192.0.2.9".parse().unwrap(),
         };
-        assert_eq!(inbound_allowed(&arrival, &view), expected, "{pod} {to}");
+        assert_eq!(inbound_allowed(&entry, &view), expected, "{pod} {to}");
     }
 }
 
-/// An open connection: the pod that is watched, the pod that is called or 0, and both ends.
+/// An open connection: the watched pod, the destination pod or 0, and both addresses.
 fn open(
     (pod, server_pod): (u64, u64),
     opener: Opener,
@@ -277,23 +277,23 @@ fn connections_that_may_stay() {
         ((1, 2), Proxy, "10.0.0.1:9", "10.0.0.2:8080", true),
         ((3, 2), Pod, "10.0.0.3:9", "10.0.0.2:8080", false),
         ((1, 5), Pod, "10.0.0.1:9", "10.0.0.5:8080", false),
-        // Outside, and what has become a member since.
+        // Outside the mesh, and a destination that has joined the mesh since.
         ((1, 0), Pod, "10.0.0.1:9", "192.0.2.1:80", true),
         ((1, 0), Pod, "10.0.0.1:9", "10.0.1.1:80", false),
         ((1, 0), Pod, "10.0.0.1:9", "10.0.0.2:80", false),
         ((3, 3), Outside, "192.0.2.1:9", "10.0.0.3:80", true),
         ((2, 2), Outside, "192.0.2.1:9", "10.0.0.2:80", false),
-        // Pods that are no longer served here.
+        // Pods that this node no longer serves.
         ((9, 2), Pod, "10.0.0.9:9", "10.0.0.2:80", true),
         ((1, 9), Pod, "10.0.0.1:9", "10.0.0.9:80", true),
     ] {
-        let flow = open(pods, opener, client, server);
-        assert_eq!(may_stay(&flow, &view), expected, "{flow:?}");
+        let connection = open(pods, opener, client, server);
+        assert_eq!(may_stay(&connection, &view), expected, "{connection:?}");
     }
 }
 
 #[test]
-fn a_connection_that_was_direct_must_go_when_encryption_is_wanted() {
+fn a_direct_connection_is_terminated_when_encryption_is_demanded() {
     let tunnel = PathSettings {
         mesh: AllowedPaths {
             same_node: SameNode::Tunnel,
@@ -302,13 +302,13 @@ fn a_connection_that_was_direct_must_go_when_encryption_is_wanted() {
         ..PathSettings::default()
     };
     for opener in [Opener::Pod, Opener::Proxy] {
-        let flow = open((1, 2), opener, "10.0.0.1:9", "10.0.0.2:8080");
-        assert!(!may_stay(&flow, &view(&tunnel)));
+        let connection = open((1, 2), opener, "10.0.0.1:9", "10.0.0.2:8080");
+        assert!(!may_stay(&connection, &view(&tunnel)));
     }
 }
 
 #[test]
-fn more_backends_than_a_verdict_holds_leave_a_share_to_the_proxy() {
+fn backends_beyond_the_limit_of_an_entry_leave_their_share_to_the_proxy() {
     let mut workloads = String::from(
         "{ uid: a, name: a, serviceAccount: a, workloadIps: [10.0.0.1], protocol: HBONE }",
     );
@@ -336,7 +336,7 @@ fn more_backends_than_a_verdict_holds_leave_a_share_to_the_proxy() {
         pod: NetnsCookie(1),
         destination: "10.1.0.1:80".parse().unwrap(),
     };
-    let verdict = outbound_entry(&call, &[], &view).unwrap();
-    assert_eq!(verdict.backends.len(), MAX_BACKENDS);
-    assert_eq!(verdict.total, 12);
+    let found = outbound_entry(&call, &[], &view).unwrap();
+    assert_eq!(found.backends.len(), MAX_BACKENDS);
+    assert_eq!(found.total, 12);
 }

@@ -57,7 +57,7 @@ const TABLE: &[(&str, &str, bool, &[&str])] = &[
 ];
 
 #[test]
-fn what_the_judgement_needs_is_asked_for_and_nothing_else() {
+fn only_what_authorization_needs_is_discovered() {
     let mesh = local::parse(MESH).unwrap().into_snapshot().partial();
     for (uid, authority, on_behalf, expected) in TABLE {
         let found = endpoint(uid, authority, *on_behalf, &mesh);

@@ -83,17 +83,17 @@ const ASKED: &[(&str, &str, &str)] = &[
     (
         "pod",
         "named:80",
-        "CONNECT named:80: neither the service nor workload pod has a target for the port",
+        "CONNECT named:80: neither the service nor workload pod has a target port for it",
     ),
     (
         "pod",
         "gone:80",
-        "CONNECT gone:80: workload pod does not back a service of that name",
+        "CONNECT gone:80: workload pod does not back a service with that host name",
     ),
     (
         "pod",
         "behind:80",
-        "CONNECT behind:80: workload pod does not back a service of that name",
+        "CONNECT behind:80: workload pod does not back a service with that host name",
     ),
     (
         "pod",
@@ -108,12 +108,12 @@ const ASKED: &[(&str, &str, &str)] = &[
     (
         "pod",
         "10.0.0.2:15006",
-        "10.0.0.2:15006 is a port of the proxy itself",
+        "10.0.0.2:15006 is a port of the proxy, where no application is reachable",
     ),
     (
         "pod",
         "10.0.0.2:15008",
-        "10.0.0.2:15008 is a port of the proxy itself",
+        "10.0.0.2:15008 is a port of the proxy, where no application is reachable",
     ),
     // A waypoint that this proxy serves is asked for what it stands before.
     (
@@ -165,19 +165,19 @@ const ASKED: &[(&str, &str, &str)] = &[
     (
         "trap",
         "10.0.0.6:80",
-        "10.0.0.6:80 is a port of the proxy itself",
+        "10.0.0.6:80 is a port of the proxy, where no application is reachable",
     ),
 ];
 
 #[test]
-fn what_leads_here() {
+fn tunnels_that_lead_to_this_pod() {
     for (uid, authority, expected) in ASKED {
         assert_eq!(endpoint(uid, authority), *expected, "{uid} {authority}");
     }
 }
 
 #[test]
-fn who_may_speak_for_others() {
+fn peers_that_may_report_their_client() {
     let mesh = local::parse(MESH).unwrap().into_snapshot();
     for (uid, account, expected) in [
         // Its own waypoint, that of a service it backs, the gateway of its network.
@@ -190,16 +190,16 @@ fn who_may_speak_for_others() {
     ] {
         let workload = mesh.workload_by_uid(&Uid(uid.into())).unwrap();
         let peer = Identity::new("cluster.local", "default", account).unwrap();
-        let found = speaks_for_others(&peer, workload, &mesh);
+        let found = may_report_client(&peer, workload, &mesh);
         assert_eq!(found, expected, "{account} for {uid}");
     }
     let workload = mesh.workload_by_uid(&Uid("pod".into())).unwrap();
     let elsewhere = Identity::new("other.domain", "default", "wp").unwrap();
-    assert!(!speaks_for_others(&elsewhere, workload, &mesh));
+    assert!(!may_report_client(&elsewhere, workload, &mesh));
 }
 
 #[test]
-fn what_bears_a_proxy_header_is_delivered_on_loopback() {
+fn connections_with_a_proxy_header_are_delivered_on_loopback() {
     let mesh = local::parse(MESH).unwrap().into_snapshot();
     let to = |uid: &str, destination: &str, on_loopback| {
         let workload = mesh.workload_by_uid(&Uid(uid.into())).unwrap();

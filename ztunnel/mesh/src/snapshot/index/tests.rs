@@ -93,7 +93,7 @@ fn assert_same(index: &Index<Item>, model: &HashMap<u16, u32>, keys: u16) {
 
 proptest! {
     #[test]
-    fn an_index_is_a_map_and_its_copies_stay_as_they_are(
+    fn an_index_behaves_as_a_map_and_its_clones_never_change(
         (keys, rounds) in prop::sample::select(vec![30, 300, 2000]).prop_flat_map(|keys| {
             let round = prop::collection::vec(step(keys), 0..600);
             (Just(keys), prop::collection::vec(round, 1..5))
@@ -114,7 +114,7 @@ proptest! {
 }
 
 #[test]
-fn what_becomes_empty_holds_nothing() {
+fn an_index_that_becomes_empty_has_no_nodes() {
     let mut index = Index::default();
     for key in 0..2000 {
         index.insert(Item { key, value: 0 });
@@ -127,7 +127,7 @@ fn what_becomes_empty_holds_nothing() {
 }
 
 #[test]
-fn a_change_copies_the_way_to_it_and_no_more() {
+fn a_change_copies_the_path_to_it_only() {
     let mut index = Index::default();
     for key in 0..60_000 {
         index.insert(Item { key, value: 0 });

@@ -46,7 +46,7 @@ fn backends<'a>(snapshot: &'a Snapshot, service: &str) -> Vec<&'a str> {
 }
 
 #[test]
-fn a_copy_that_others_hold_never_changes() {
+fn a_clone_never_changes() {
     let mut now = Snapshot::default();
     now.apply(put(&workload("a", &["10.0.0.1"])));
     let before = now.clone();
@@ -64,7 +64,7 @@ fn a_copy_that_others_hold_never_changes() {
 }
 
 #[test]
-fn what_is_told_once_more_changes_nothing() {
+fn an_equal_resource_changes_nothing() {
     let mut snapshot = Snapshot::default();
     let (workload, service) = (behind("a", &["s"]), service("s", "10.1.0.1"));
     let policy = policy("p", "default", PolicyScope::Global);
@@ -83,7 +83,7 @@ fn what_is_told_once_more_changes_nothing() {
 }
 
 #[test]
-fn who_lost_an_address_gets_it_back() {
+fn a_claimant_that_lost_an_address_gets_it_back() {
     let mut snapshot = Snapshot::default();
     let mut shared = workload("shared", &["10.0.0.1"]);
     shared.network_mode = NetworkMode::HostNetwork;
@@ -102,7 +102,7 @@ fn who_lost_an_address_gets_it_back() {
 }
 
 #[test]
-fn news_of_a_pod_that_is_about_to_go_do_not_take_its_address_back() {
+fn an_update_of_a_former_owner_does_not_take_the_address_back() {
     let mut snapshot = Snapshot::default();
     let mut old = workload("old", &["10.0.0.1"]);
     snapshot.apply_all([put(&old), put(&workload("new", &["10.0.0.1"]))]);
@@ -137,7 +137,7 @@ fn backends_may_come_before_their_service_and_outlive_it() {
 }
 
 #[test]
-fn one_batch_may_say_several_things_of_one_workload() {
+fn one_batch_may_change_one_workload_several_times() {
     let mut snapshot = Snapshot::default();
     snapshot.apply_all([
         put(&behind("a", &["s"])),
@@ -152,7 +152,7 @@ fn one_batch_may_say_several_things_of_one_workload() {
 }
 
 #[test]
-fn a_range_leads_where_no_address_and_no_longer_prefix_does() {
+fn exact_addresses_and_longer_prefixes_take_precedence_over_a_range() {
     let range = |hostname: &str, range: &str| Service {
         hostname: hostname.into(),
         namespace: "default".into(),
@@ -192,7 +192,7 @@ fn a_range_leads_where_no_address_and_no_longer_prefix_does() {
 }
 
 #[test]
-fn a_host_name_means_the_service_of_ones_own_namespace_first() {
+fn a_host_name_belongs_to_the_service_of_the_clients_namespace_first() {
     let of = |namespace: &str, canonical, visibility| Service {
         hostname: "h".into(),
         namespace: namespace.into(),
@@ -231,7 +231,7 @@ fn a_host_name_means_the_service_of_ones_own_namespace_first() {
 }
 
 #[test]
-fn a_policy_that_changes_its_scope_leaves_the_old_one() {
+fn a_policy_that_changes_its_scope_is_removed_from_the_old_one() {
     let target = workload("a", &[]);
     let mut snapshot = Snapshot::default();
     let count = |snapshot: &Snapshot| snapshot.policies_for(&target).count();

@@ -1,7 +1,7 @@
-//! How long a batch of changes of a large mesh takes until readers see it, and what is unlikely but
-//! must not take for ever. Run one at a time:
-//! `cargo test --release --lib cost::changing -- --ignored --nocapture`, and so on. What a push of
-//! the whole mesh costs is measured by `cargo xtask bench --only store`.
+//! Measures the time from a batch of changes of a large mesh until readers see it, and the cost of
+//! unlikely extremes. Run one at a time:
+//! `cargo test --release -p mesh --lib cost::changing -- --ignored --nocapture`, and so on. The cost
+//! of a push of the whole mesh is measured by `cargo xtask bench --only store`.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +28,7 @@ fn resident() -> f64 {
     pages * 4096.0
 }
 
-/// Does something and prints what it took.
+/// Runs the work and prints its time and memory.
 fn measured<T>(what: &str, world: World, work: impl FnOnce() -> T) -> T {
     let (began, before) = (Instant::now(), resident());
     let result = work();
@@ -42,7 +42,7 @@ fn measured<T>(what: &str, world: World, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// A part at a time, each gone when the next one comes.
+/// Loads the mesh in parts of 1000 changes.
 fn load(world: World, texts: &mut Interner) -> Snapshot {
     let mut snapshot = Snapshot::default();
     let mut changes = world.changes(texts);
@@ -56,7 +56,7 @@ fn load(world: World, texts: &mut Interner) -> Snapshot {
 }
 
 #[test]
-#[ignore = "a measurement: wants a process of its own and a quiet machine"]
+#[ignore = "a measurement: needs its own process and a quiet machine"]
 fn changing() {
     let mut texts = Interner::new();
     let published = ArcSwap::from_pointee(load(LARGE, &mut texts));
@@ -90,16 +90,16 @@ fn changing() {
     assert_eq!(published.load().workloads().len(), 100_000);
 }
 
-/// What is unlikely but must not take for ever.
+/// Unlikely extremes.
 #[test]
-#[ignore = "a measurement: wants a process of its own and a quiet machine"]
+#[ignore = "a measurement: needs its own process and a quiet machine"]
 fn extremes() {
     let mut texts = Interner::new();
     let one = World {
         workloads: 100_000,
         services: 1,
     };
-    let snapshot = measured("everybody behind one service", one, || {
+    let snapshot = measured("all workloads behind one service", one, || {
         load(one, &mut texts)
     });
     let published = ArcSwap::from_pointee(snapshot);
@@ -130,7 +130,7 @@ fn extremes() {
     });
 }
 
-/// From a batch that is there until readers see it.
+/// The time from a batch until readers see it.
 fn publish(published: &ArcSwap<Snapshot>, batch: Vec<Change>) -> Duration {
     let began = Instant::now();
     let mut next = Snapshot::clone(&published.load());
@@ -140,7 +140,7 @@ fn publish(published: &ArcSwap<Snapshot>, batch: Vec<Change>) -> Duration {
     began.elapsed()
 }
 
-/// Looks workloads up until told to stop.
+/// Looks up services until `stop` is set.
 fn read(published: &ArcSwap<Snapshot>, stop: &AtomicBool) -> String {
     let mut took = Vec::new();
     for number in (0..LARGE.workloads).cycle().step_by(977) {

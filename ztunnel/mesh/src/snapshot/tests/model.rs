@@ -406,7 +406,7 @@ fn removals(model: &Model) -> Vec<Change> {
 
 proptest! {
     #[test]
-    fn every_lookup_finds_what_the_lists_hold(
+    fn every_lookup_agrees_with_the_model(
         batches in prop::collection::vec(prop::collection::vec(any_change(), 0..20), 1..8)
     ) {
         let (mut snapshot, mut model) = (Snapshot::default(), Model::default());
@@ -429,7 +429,7 @@ proptest! {
 }
 
 #[test]
-fn ten_thousand_changes_later_nothing_has_drifted() {
+fn lookups_agree_with_the_model_after_ten_thousand_changes() {
     let (mut snapshot, mut model) = (Snapshot::default(), Model::default());
     let mut runner = TestRunner::deterministic();
     let changes = any_change();

@@ -1,13 +1,13 @@
-//! Does a joined socket behave like any other on this kernel?
+//! Tests whether joined sockets behave like TCP sockets on this kernel.
 //!
-//! Joined connections run faster than TCP, and on some kernels their sockets behave in ways that
-//! applications notice: a blocking read fails, a writer is never held back, `splice()` sees an
-//! end that is none. The proxy cannot repair that, so it tries it out: every [`Case`] uses
-//! private sockets on loopback in the calling thread's namespace, joined by the very program
-//! that would join the pods' sockets, over maps of its own. `acceleration: auto` joins only where
-//! all of them pass.
+//! Joined connections are faster than TCP, but on some kernels their sockets behave in ways that
+//! applications notice: a blocking read fails, a writer is never blocked, `splice()` reports an
+//! end too early. The proxy cannot repair that, so it tests it: every [`Case`] uses private sockets
+//! on loopback in the calling thread's namespace, joined by the program that joins the pods'
+//! sockets, with maps of its own. `acceleration: auto` joins only if all cases pass.
 //!
-//! A case says nothing if it fails on plain sockets too; the tests of this room see to that.
+//! A case that fails on plain sockets proves nothing; the tests of this module run all of them
+//! there.
 
 mod ending;
 mod pair;
@@ -23,24 +23,24 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::Error;
-use pair::Ground;
+use pair::PairKind;
 
-/// What a case is about.
+/// The behaviour that a case tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Case {
-    /// All bytes arrive, in order, both ways.
+    /// All bytes arrive in order, in both directions.
     ExactBytes,
     /// A blocking read that waits while the peer closes.
     BlockingClose,
-    /// A blocking read that waits while its own side says that it has sent everything.
+    /// A blocking read that waits while another thread shuts down the sending side.
     BlockingHalfClose,
     /// A blocking read that waits while the peer resets the connection.
     BlockingReset,
     /// Closing with unread data.
     Reset,
-    /// A writer whose reader does not read.
+    /// A blocking writer whose peer does not read.
     SlowReader,
-    /// A non-blocking writer whose reader does not read.
+    /// A non-blocking writer whose peer does not read.
     WouldBlock,
     /// `FIONREAD`.
     ReadableBytes,
@@ -64,145 +64,150 @@ pub enum Case {
     KernelTls,
 }
 
-/// A case's row: its name in metrics, what it proves, and how.
-type Row = (
-    Case,
-    &'static str,
-    &'static str,
-    fn(&Ground) -> Result<(), Fault>,
-);
+/// How a case is reported and run.
+struct Row {
+    case: Case,
+    /// The name in metrics and tables.
+    name: &'static str,
+    /// The behaviour that a passed case proves.
+    proves: &'static str,
+    run: fn(&PairKind) -> Result<(), Fault>,
+}
 
 const TABLE: [Row; 17] = [
-    (
-        Case::ExactBytes,
-        "exact_bytes",
-        "all bytes arrive in order, both ways at once, for every family",
-        reading::exact_bytes,
-    ),
-    (
-        Case::BlockingClose,
-        "blocking_close",
-        "a blocking read that waits while the peer closes gets the bytes, then the end",
-        ending::blocking_close,
-    ),
-    (
-        Case::BlockingHalfClose,
-        "blocking_half_close",
-        "a blocking read goes on waiting while its own side shuts down, and gets the answer",
-        ending::blocking_half_close,
-    ),
-    (
-        Case::BlockingReset,
-        "blocking_reset",
-        "a blocking read that waits while the peer resets the connection is told so",
-        ending::blocking_reset,
-    ),
-    (
-        Case::Reset,
-        "reset",
-        "who closes with unread data resets the connection",
-        ending::reset,
-    ),
-    (
-        Case::SlowReader,
-        "slow_reader",
-        "a writer blocks when its reader does not read",
-        pressure::slow_reader,
-    ),
-    (
-        Case::WouldBlock,
-        "would_block",
-        "a non-blocking writer gets EAGAIN when its reader does not read, and is woken later",
-        pressure::would_block,
-    ),
-    (
-        Case::ReadableBytes,
-        "readable_bytes",
-        "FIONREAD says how many bytes can be read",
-        reading::readable_bytes,
-    ),
-    (
-        Case::Peek,
-        "peek",
-        "MSG_PEEK shows bytes and leaves them",
-        reading::peek,
-    ),
-    (
-        Case::WaitAll,
-        "wait_all",
-        "MSG_WAITALL waits for all the bytes it was asked for",
-        reading::wait_all,
-    ),
-    (
-        Case::EpollLevel,
-        "epoll_level",
-        "level-triggered epoll reports data as long as there is some",
-        waking::epoll_level,
-    ),
-    (
-        Case::EpollEdge,
-        "epoll_edge",
-        "edge-triggered epoll reports every arrival once",
-        waking::epoll_edge,
-    ),
-    (
-        Case::SpliceFrom,
-        "splice_from",
-        "splice() takes queued data out of the socket",
-        special::splice_from,
-    ),
-    (
-        Case::SpliceTo,
-        "splice_to",
-        "splice() sends a pipe's data",
-        special::splice_to,
-    ),
-    (
-        Case::Urgent,
-        "urgent",
-        "an urgent byte (MSG_OOB) arrives as one",
-        special::urgent,
-    ),
-    (
-        Case::ZeroCopy,
-        "zero_copy",
-        "the completion of a MSG_ZEROCOPY send is reported",
-        special::zero_copy,
-    ),
-    (
-        Case::KernelTls,
-        "kernel_tls",
-        "a socket that turns on kernel TLS, if there is any, sends records, never plaintext",
-        special::kernel_tls,
-    ),
+    Row {
+        case: Case::ExactBytes,
+        name: "exact_bytes",
+        proves: "all bytes arrive in order, in both directions at once, for every address family",
+        run: reading::exact_bytes,
+    },
+    Row {
+        case: Case::BlockingClose,
+        name: "blocking_close",
+        proves: "a blocking read that waits while the peer closes gets the bytes, then the end",
+        run: ending::blocking_close,
+    },
+    Row {
+        case: Case::BlockingHalfClose,
+        name: "blocking_half_close",
+        proves: "a blocking read continues while its own side shuts down, and gets the answer",
+        run: ending::blocking_half_close,
+    },
+    Row {
+        case: Case::BlockingReset,
+        name: "blocking_reset",
+        proves: "a blocking read that waits while the peer resets the connection reports the reset",
+        run: ending::blocking_reset,
+    },
+    Row {
+        case: Case::Reset,
+        name: "reset",
+        proves: "closing with unread data resets the connection",
+        run: ending::reset,
+    },
+    Row {
+        case: Case::SlowReader,
+        name: "slow_reader",
+        proves: "a writer blocks when its peer does not read",
+        run: pressure::slow_reader,
+    },
+    Row {
+        case: Case::WouldBlock,
+        name: "would_block",
+        proves: "a non-blocking writer gets EAGAIN when its peer does not read, and is woken later",
+        run: pressure::would_block,
+    },
+    Row {
+        case: Case::ReadableBytes,
+        name: "readable_bytes",
+        proves: "FIONREAD returns how many bytes can be read",
+        run: reading::readable_bytes,
+    },
+    Row {
+        case: Case::Peek,
+        name: "peek",
+        proves: "MSG_PEEK returns bytes without removing them",
+        run: reading::peek,
+    },
+    Row {
+        case: Case::WaitAll,
+        name: "wait_all",
+        proves: "MSG_WAITALL waits for all requested bytes",
+        run: reading::wait_all,
+    },
+    Row {
+        case: Case::EpollLevel,
+        name: "epoll_level",
+        proves: "level-triggered epoll reports data until it is read",
+        run: waking::epoll_level,
+    },
+    Row {
+        case: Case::EpollEdge,
+        name: "epoll_edge",
+        proves: "edge-triggered epoll reports every arrival once",
+        run: waking::epoll_edge,
+    },
+    Row {
+        case: Case::SpliceFrom,
+        name: "splice_from",
+        proves: "splice() reads queued data from the socket",
+        run: special::splice_from,
+    },
+    Row {
+        case: Case::SpliceTo,
+        name: "splice_to",
+        proves: "splice() sends the data of a pipe",
+        run: special::splice_to,
+    },
+    Row {
+        case: Case::Urgent,
+        name: "urgent",
+        proves: "an urgent byte (MSG_OOB) arrives as an urgent byte",
+        run: special::urgent,
+    },
+    Row {
+        case: Case::ZeroCopy,
+        name: "zero_copy",
+        proves: "the completion of a MSG_ZEROCOPY send is reported",
+        run: special::zero_copy,
+    },
+    Row {
+        case: Case::KernelTls,
+        name: "kernel_tls",
+        proves: "a socket with kernel TLS, if the kernel has it, sends records and no plaintext",
+        run: special::kernel_tls,
+    },
 ];
 
 impl Case {
-    /// Every case, in the order in which they are tried.
+    /// Every case, in the order of running.
     pub fn all() -> impl Iterator<Item = Self> {
-        TABLE.iter().map(|row| row.0)
+        TABLE.iter().map(|row| row.case)
     }
 
     fn row(self) -> &'static Row {
-        // Every case has a row; the tests see to it.
-        TABLE.iter().find(|row| row.0 == self).unwrap_or(&TABLE[0])
+        // A test checks that every case has a row.
+        TABLE
+            .iter()
+            .find(|row| row.case == self)
+            .unwrap_or(&TABLE[0])
     }
 
-    /// A short name, for metrics and tables.
+    /// The name in metrics and tables.
     #[must_use]
     pub fn name(self) -> &'static str {
-        self.row().1
+        self.row().name
     }
 
-    /// What passing proves.
+    /// The behaviour that a passed case proves, as a sentence.
     #[must_use]
     pub fn proves(self) -> &'static str {
-        self.row().2
+        self.row().proves
     }
 
-    fn run(self, ground: &Ground) -> Finding {
+    fn run(self, kind: &PairKind) -> Finding {
         let began = Instant::now();
-        let fault = (self.row().3)(ground).err();
+        let fault = (self.row().run)(kind).err();
         Finding {
             case: self,
             fault,
@@ -217,40 +222,40 @@ impl fmt::Display for Case {
     }
 }
 
-/// How a case failed.
+/// Why a case failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
-    /// A system call failed that should not have.
+    /// A system call failed unexpectedly.
     #[error("{call} failed: {source}")]
     Call {
-        /// What was called, and what for.
+        /// The call and its purpose.
         call: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The socket did something that no TCP socket does.
+    /// The socket behaved unlike any TCP socket.
     #[error("{found}")]
     Behaviour {
-        /// What it did.
+        /// What was observed.
         found: String,
     },
 }
 
-/// What trying one case has shown.
+/// The result of one case.
 #[derive(Debug)]
 pub struct Finding {
     /// The case.
     pub case: Case,
-    /// None: it passed.
+    /// None: the case passed.
     pub fault: Option<Fault>,
     /// How long it took.
     pub took: Duration,
 }
 
-/// What the self-test has shown of this kernel.
+/// The results of the self-test.
 #[derive(Debug)]
 pub struct Report {
-    /// One for each case; empty where sockets cannot be joined at all.
+    /// One result for each case; empty if sockets cannot be joined at all.
     pub findings: Vec<Finding>,
     /// Why sockets cannot be joined at all.
     pub unavailable: Option<Error>,
@@ -259,7 +264,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether joined sockets behave like others here.
+    /// Whether joined sockets behave like TCP sockets on this kernel.
     #[must_use]
     pub fn passed(&self) -> bool {
         self.unavailable.is_none()
@@ -285,12 +290,12 @@ impl fmt::Display for Report {
         if failed.is_empty() {
             write!(
                 f,
-                "joined sockets behave like others on this kernel ({all} cases)"
+                "joined sockets behave like TCP sockets on this kernel ({all} cases)"
             )
         } else {
             write!(
                 f,
-                "joined sockets do not behave like others on this kernel ({} of {all} cases: {})",
+                "joined sockets do not behave like TCP sockets on this kernel ({} of {all} cases: {})",
                 failed.len(),
                 failed.join(", ")
             )
@@ -298,14 +303,13 @@ impl fmt::Display for Report {
     }
 }
 
-/// Tries every case on joined sockets. Takes a fraction of a second, some of it waiting; each case
-/// starts threads of its own and waits for them. The calling thread's namespace needs a loopback
-/// device that is up.
+/// Runs every case on joined sockets, in a fraction of a second. Cases start threads and wait for
+/// them. The loopback device of the calling thread's namespace must be up.
 #[must_use]
 pub fn run() -> Report {
     let began = Instant::now();
-    let (findings, unavailable) = match Ground::joined() {
-        Ok(ground) => (Case::all().map(|case| case.run(&ground)).collect(), None),
+    let (findings, unavailable) = match PairKind::joined() {
+        Ok(kind) => (Case::all().map(|case| case.run(&kind)).collect(), None),
         Err(error) => (Vec::new(), Some(error)),
     };
     Report {

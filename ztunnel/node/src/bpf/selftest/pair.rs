@@ -1,4 +1,4 @@
-//! Two ends of a connection over loopback, plain or joined, and the waiting that cases share.
+//! The two ends of a connection over loopback, plain or joined, and waiting with a timeout.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -10,50 +10,58 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{Pid, gettid};
 use socket2::{Domain, Protocol, Socket, Type};
-use ztunnel_ebpf_types::{Address, End, JOIN_PAST, Join};
+use ztunnel_ebpf_types::{Address, ConnectionEnd, JOIN_REDIRECTED, JoinState};
 
 use super::Fault;
-use crate::bpf::join::{self, Joints};
-use crate::bpf::object::{Object, Owner, Settled, Speech};
-use crate::bpf::programs::PAST;
+use crate::bpf::join::{self, JoinMaps};
+use crate::bpf::object::{LoadOptions, MapSource, Object, ProgramLogging};
+use crate::bpf::programs::REDIRECT;
 use crate::bpf::{Error, sys};
 
-/// How long a socket may keep a case waiting for what must happen at once.
+/// The timeout of an operation that should complete at once.
 pub(super) const LIMIT: Duration = Duration::from_secs(1);
 
-/// How long a case waits for what a faulty kernel never does.
-pub(super) const MOMENT: Duration = Duration::from_millis(50);
+/// The timeout of an operation that never completes on a faulty kernel.
+pub(super) const SHORT_WAIT: Duration = Duration::from_millis(50);
 
-/// What the sockets of a case are.
+/// The kind of sockets that a case uses.
 #[derive(Debug)]
-pub(super) enum Ground {
-    /// As they come: every case must pass.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the tests' control"))]
+pub(super) enum PairKind {
+    /// Plain TCP sockets: every case must pass.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "only the tests compare with plain sockets")
+    )]
     Plain,
-    /// Joined.
-    Joined(Joints),
+    /// Joined sockets.
+    Joined(JoinMaps),
 }
 
-/// The addresses and sockets of a connection.
+/// The address family of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
     /// IPv4.
     V4,
     /// IPv6.
     V6,
-    /// An IPv6 socket that calls an IPv4 one.
+    /// An IPv6 socket that connects to an IPv4 address.
     Mapped,
 }
 
-impl Ground {
-    /// Joined sockets, by a program and maps of this object's own.
+impl PairKind {
+    /// Joined sockets, with private maps and a program of their own.
     pub(super) fn joined() -> Result<Self, Error> {
-        let settled = Settled::default();
-        let mut object = Object::load(Owner::Private, &[PAST], Speech::Silent, settled)?;
+        let options = LoadOptions::default();
+        let mut object = Object::load(
+            MapSource::Private,
+            &[REDIRECT],
+            ProgramLogging::Off,
+            options,
+        )?;
         join::attach(&mut object).map(Self::Joined)
     }
 
-    /// A connection of the first family that there is.
+    /// A connection over IPv4, or over IPv6 if there is no IPv4.
     pub(super) fn pair(&self) -> Result<Pair, Fault> {
         match self.pair_of(Family::V4) {
             Ok(pair) => Ok(pair),
@@ -64,26 +72,29 @@ impl Ground {
     /// A connection of a family.
     pub(super) fn pair_of(&self, family: Family) -> Result<Pair, Fault> {
         let pair = Pair::open(family).map_err(call("a connection over loopback"))?;
-        if let Self::Joined(joints) = self {
-            pair.join(joints).map_err(call("joining two sockets"))?;
+        if let Self::Joined(maps) = self {
+            pair.join(maps).map_err(call("joining two sockets"))?;
         }
         Ok(pair)
     }
 
-    /// Whether what this socket has sent went the way that the case is about.
-    pub(super) fn went_its_way(&self, sender: &TcpStream) -> Result<(), Fault> {
-        let Self::Joined(joints) = self else {
+    /// Fails if the bytes of a joined socket went through TCP.
+    pub(super) fn expect_redirected(&self, sender: &TcpStream) -> Result<(), Fault> {
+        let Self::Joined(maps) = self else {
             return Ok(());
         };
-        let way = joints.joins.get(&sender.as_raw_fd().cast_unsigned());
-        match way.map_err(call("reading JOINS"))? {
-            Some(Join { way: JOIN_PAST, .. }) => Ok(()),
-            _ => Err(wrong("what a joined socket sent went through TCP")),
+        let state = maps.states.get(&sender.as_raw_fd().cast_unsigned());
+        match state.map_err(call("reading JOIN_STATES"))? {
+            Some(JoinState {
+                mode: JOIN_REDIRECTED,
+                ..
+            }) => Ok(()),
+            _ => Err(misbehaved("the bytes of a joined socket went through TCP")),
         }
     }
 }
 
-/// A connection. Its sockets block, but give up after [`LIMIT`].
+/// A connection. Its sockets block, with the timeout [`LIMIT`].
 #[derive(Debug)]
 pub(super) struct Pair {
     pub(super) client: TcpStream,
@@ -115,38 +126,38 @@ impl Pair {
         Ok(Self { client, server })
     }
 
-    /// Nothing was sent yet, so that nothing can be overtaken.
-    fn join(&self, joints: &Joints) -> io::Result<()> {
+    /// Joins the sockets before they have sent any bytes, which could be overtaken.
+    fn join(&self, maps: &JoinMaps) -> io::Result<()> {
         for socket in [&self.client, &self.server] {
             let number = socket.as_raw_fd().cast_unsigned();
             let end = end(socket)?;
-            let join = Join {
+            let state = JoinState {
                 cookie: end.cookie,
-                ..Join::default()
+                ..JoinState::default()
             };
-            joints.joins.insert(&number, &join)?;
-            joints.joined.insert(&end, &number)?;
+            maps.states.insert(&number, &state)?;
+            maps.sockets.insert(&end, &number)?;
         }
         Ok(())
     }
 }
 
-/// Whoever else calls our port is turned away.
+/// Accepts the client's connection and closes any other.
 fn accept(listener: &TcpListener, client: SocketAddr) -> io::Result<TcpStream> {
-    let same = |peer: SocketAddr| {
+    let is_client = |peer: SocketAddr| {
         peer.port() == client.port() && peer.ip().to_canonical() == client.ip().to_canonical()
     };
     loop {
         let (socket, peer) = listener.accept()?;
-        if same(peer) {
+        if is_client(peer) {
             return Ok(socket);
         }
     }
 }
 
-fn end(socket: &TcpStream) -> io::Result<End> {
+fn end(socket: &TcpStream) -> io::Result<ConnectionEnd> {
     let (local, remote) = (socket.local_addr()?, socket.peer_addr()?);
-    Ok(End {
+    Ok(ConnectionEnd {
         local: Address::from(local.ip()),
         remote: Address::from(remote.ip()),
         local_port: local.port().into(),
@@ -155,28 +166,28 @@ fn end(socket: &TcpStream) -> io::Result<End> {
     })
 }
 
-/// Names the call in a fault.
+/// Makes a fault of a failed call.
 pub(super) fn call(call: &'static str) -> impl Fn(io::Error) -> Fault {
     move |source| Fault::Call { call, source }
 }
 
-/// A socket did what no TCP socket does.
-pub(super) fn wrong(found: impl Into<String>) -> Fault {
+/// Makes a fault of behaviour that no TCP socket shows.
+pub(super) fn misbehaved(found: impl Into<String>) -> Fault {
     Fault::Behaviour {
         found: found.into(),
     }
 }
 
-/// Waits until one of the events is there, and says which; none after the time is up.
+/// Waits until one of the events is reported, and returns it; none after the timeout.
 pub(super) fn wait(
     socket: &TcpStream,
     events: PollFlags,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<PollFlags, Fault> {
-    let mut places = [PollFd::new(socket.as_fd(), events)];
-    let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
-    poll(&mut places, patience).map_err(|errno| call("poll")(errno.into()))?;
-    Ok(places[0].revents().unwrap_or(PollFlags::empty()))
+    let mut entries = [PollFd::new(socket.as_fd(), events)];
+    let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::ZERO);
+    poll(&mut entries, timeout).map_err(|errno| call("poll")(errno.into()))?;
+    Ok(entries[0].revents().unwrap_or(PollFlags::empty()))
 }
 
 /// Waits for data.
@@ -184,23 +195,23 @@ pub(super) fn readable(socket: &TcpStream) -> Result<(), Fault> {
     if wait(socket, PollFlags::POLLIN, LIMIT)?.contains(PollFlags::POLLIN) {
         Ok(())
     } else {
-        Err(wrong("poll does not report data that was sent"))
+        Err(misbehaved("poll does not report data that was sent"))
     }
 }
 
-/// Tells the main thread of a case who is about to make a blocking call.
-pub(super) fn tell_who(tell: &Sender<Pid>) {
-    // It waits for that and for nothing else: it is there.
-    let _told = tell.send(gettid()).is_ok();
+/// Sends the id of this thread, which is about to make a blocking call, to the main thread.
+pub(super) fn send_thread_id(to: &Sender<Pid>) {
+    // The main thread waits for it, so the channel is open.
+    let _is_sent = to.send(gettid()).is_ok();
 }
 
-/// Waits until a thread sleeps, or a moment if that cannot be seen.
-pub(super) fn asleep(thread: Pid) {
+/// Waits until a thread sleeps, or 10 ms if /proc does not show that.
+pub(super) fn wait_until_asleep(thread: Pid) {
     let began = Instant::now();
     while began.elapsed() < Duration::from_millis(10) {
         thread::sleep(Duration::from_micros(50));
         let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat"));
-        // The state follows the name, which is in brackets and may hold any other sign.
+        // The state follows the name, which is in parentheses and may contain any other character.
         if stat.is_ok_and(|stat| {
             stat.rsplit(')')
                 .next()
@@ -211,12 +222,12 @@ pub(super) fn asleep(thread: Pid) {
     }
 }
 
-/// Numbers that look random and are the same each time.
+/// A reproducible sequence of pseudo-random numbers.
 #[derive(Debug, Clone)]
 pub(super) struct Pattern(u64);
 
 impl Pattern {
-    /// The pattern of a seed, which is not zero.
+    /// The sequence of a seed that is not zero.
     pub(super) fn new(seed: u64) -> Self {
         Self(seed.max(1))
     }
@@ -229,13 +240,13 @@ impl Pattern {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// A number from 1 to `most`.
-    pub(super) fn size(&mut self, most: usize) -> usize {
+    /// A number from 1 to `max`.
+    pub(super) fn size(&mut self, max: usize) -> usize {
         let number = usize::try_from(self.next() >> 33).unwrap_or(0);
-        number % most.max(1) + 1
+        number % max.max(1) + 1
     }
 
-    /// So many bytes.
+    /// The next `count` bytes.
     pub(super) fn bytes(&mut self, count: usize) -> Vec<u8> {
         let words = std::iter::repeat_with(|| self.next().to_ne_bytes());
         words.flatten().take(count).collect()

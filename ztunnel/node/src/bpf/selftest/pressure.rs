@@ -1,4 +1,4 @@
-//! Whether a reader that does not read holds its writer back.
+//! Back-pressure: a writer must stop when its peer does not read.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -10,15 +10,15 @@ use nix::poll::PollFlags;
 use socket2::SockRef;
 
 use super::Fault;
-use super::pair::{Ground, LIMIT, Pair, call, readable, wait, wrong};
+use super::pair::{LIMIT, Pair, PairKind, call, misbehaved, readable, wait};
 
-/// The buffers that the case asks for, far less than what it tries to write.
+/// The size of the socket buffers, far less than what the writers try to write.
 const BUFFER: usize = 64 << 10;
 const TOO_MUCH: usize = 4 << 20;
 const PIECE: usize = 32 << 10;
 
-fn narrow(ground: &Ground) -> Result<Pair, Fault> {
-    let pair = ground.pair()?;
+fn pair_with_small_buffers(kind: &PairKind) -> Result<Pair, Fault> {
+    let pair = kind.pair()?;
     for socket in [&pair.client, &pair.server] {
         let socket = SockRef::from(socket);
         let set = socket.set_send_buffer_size(BUFFER);
@@ -28,16 +28,16 @@ fn narrow(ground: &Ground) -> Result<Pair, Fault> {
     Ok(pair)
 }
 
-/// A blocking writer stops, and goes on when it is read from.
-pub(super) fn slow_reader(ground: &Ground) -> Result<(), Fault> {
-    let pair = narrow(ground)?;
+/// A blocking writer stops, and continues when the peer reads.
+pub(super) fn slow_reader(kind: &PairKind) -> Result<(), Fault> {
+    let pair = pair_with_small_buffers(kind)?;
     let written = AtomicUsize::new(0);
     thread::scope(|scope| {
         let writer = scope.spawn(|| write_too_much(&pair.client, &written));
-        let stopped = expect_standstill(&written);
-        // In any case, so that the writer comes to its end.
+        let stopped = expect_stopped(&written);
+        // Also after a fault, so that the writer's thread ends.
         let drained = drain(&pair.server, TOO_MUCH);
-        let wrote = writer.join().unwrap_or_else(|_| Err(wrong("a panic")));
+        let wrote = writer.join().unwrap_or_else(|_| Err(misbehaved("a panic")));
         stopped.and(drained).and(wrote)
     })
 }
@@ -50,15 +50,15 @@ fn write_too_much(mut socket: &TcpStream, written: &AtomicUsize) -> Result<(), F
     Ok(())
 }
 
-fn expect_standstill(written: &AtomicUsize) -> Result<(), Fault> {
+fn expect_stopped(written: &AtomicUsize) -> Result<(), Fault> {
     let began = Instant::now();
     let mut before = 0;
     loop {
         thread::sleep(Duration::from_millis(3));
         let now = written.load(Ordering::Relaxed);
         if now >= TOO_MUCH || began.elapsed() > LIMIT {
-            return Err(wrong(format!(
-                "a writer was not held back: {} KiB written and nothing read",
+            return Err(misbehaved(format!(
+                "a writer was not blocked: {} KiB written and nothing read",
                 now >> 10
             )));
         }
@@ -79,14 +79,14 @@ fn drain(mut socket: &TcpStream, expected: usize) -> Result<(), Fault> {
     Ok(())
 }
 
-/// A non-blocking writer is told to wait, and woken when there is room.
-pub(super) fn would_block(ground: &Ground) -> Result<(), Fault> {
-    let pair = narrow(ground)?;
+/// A non-blocking writer gets EAGAIN, and is woken when there is space.
+pub(super) fn would_block(kind: &PairKind) -> Result<(), Fault> {
+    let pair = pair_with_small_buffers(kind)?;
     let mut client = &pair.client;
     client.set_nonblocking(true).map_err(call("O_NONBLOCK"))?;
     let mut written = 0;
     let mut refused = 0;
-    // Bytes on their way make room once more: a moment later it is full for good.
+    // Bytes in flight make space once: the second EAGAIN is final.
     while refused < 2 {
         match client.write(&[7; PIECE]) {
             Ok(count) => written += count,
@@ -97,7 +97,7 @@ pub(super) fn would_block(ground: &Ground) -> Result<(), Fault> {
             Err(error) => return Err(call("write")(error)),
         }
         if written >= TOO_MUCH {
-            return Err(wrong(format!(
+            return Err(misbehaved(format!(
                 "no EAGAIN for a non-blocking writer: {} KiB written and nothing read",
                 written >> 10
             )));
@@ -107,6 +107,8 @@ pub(super) fn would_block(ground: &Ground) -> Result<(), Fault> {
     if wait(client, PollFlags::POLLOUT, LIMIT)?.contains(PollFlags::POLLOUT) {
         Ok(())
     } else {
-        Err(wrong("a writer is not woken when there is room again"))
+        Err(misbehaved(
+            "a writer is not woken when there is space again",
+        ))
     }
 }

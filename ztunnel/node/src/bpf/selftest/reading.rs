@@ -1,4 +1,4 @@
-//! What a reader gets, and what it is told about what it could get.
+//! The bytes that a reader gets, and the counts and previews of readable bytes.
 
 #![allow(
     unsafe_code,
@@ -16,27 +16,28 @@ use nix::sys::socket::{MsgFlags, recv};
 
 use super::Fault;
 use super::pair::{
-    Family, Ground, LIMIT, MOMENT, Pair, Pattern, asleep, call, readable, tell_who, wrong,
+    Family, LIMIT, Pair, PairKind, Pattern, SHORT_WAIT, call, misbehaved, readable, send_thread_id,
+    wait_until_asleep,
 };
 
 /// Bytes each way.
 const TRANSFER: usize = 256 << 10;
-/// The largest piece in which they are written and read.
+/// The largest piece of one write or read.
 const PIECE: usize = 40 << 10;
 
-/// Random pieces both ways at once, over every family. The readers wait with `poll`: what is
-/// wrong with blocking reads is found elsewhere.
-pub(super) fn exact_bytes(ground: &Ground) -> Result<(), Fault> {
+/// Random pieces in both directions at once, over every family. The readers wait with `poll`: other
+/// cases test blocking reads.
+pub(super) fn exact_bytes(kind: &PairKind) -> Result<(), Fault> {
     for family in families() {
-        let pair = ground.pair_of(family)?;
+        let pair = kind.pair_of(family)?;
         exchange(&pair)?;
-        ground.went_its_way(&pair.client)?;
-        ground.went_its_way(&pair.server)?;
+        kind.expect_redirected(&pair.client)?;
+        kind.expect_redirected(&pair.server)?;
     }
     Ok(())
 }
 
-/// IPv4, and IPv6 where there is some.
+/// IPv4, and IPv6 if this machine has it.
 fn families() -> Vec<Family> {
     if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
         vec![Family::V4, Family::V6, Family::Mapped]
@@ -53,7 +54,8 @@ fn exchange(pair: &Pair) -> Result<(), Fault> {
             scope.spawn(|| read_pattern(&pair.client, 2)),
             scope.spawn(|| read_pattern(&pair.server, 1)),
         ];
-        let results = work.map(|thread| thread.join().unwrap_or_else(|_| Err(wrong("a panic"))));
+        let results =
+            work.map(|thread| thread.join().unwrap_or_else(|_| Err(misbehaved("a panic"))));
         results.into_iter().collect()
     })
 }
@@ -77,22 +79,24 @@ fn read_pattern(mut socket: &TcpStream, seed: u64) -> Result<(), Fault> {
     let mut count = 0;
     while count < TRANSFER {
         readable(socket)?;
-        let place = sizes.size(PIECE);
-        let read = socket.read(&mut buffer[..place]).map_err(call("read"))?;
+        let size = sizes.size(PIECE);
+        let read = socket.read(&mut buffer[..size]).map_err(call("read"))?;
         if read == 0 {
-            return Err(wrong(format!("the end after {count} of {TRANSFER} bytes")));
+            return Err(misbehaved(format!(
+                "the end after {count} of {TRANSFER} bytes"
+            )));
         }
         if expected.get(count..count + read) != buffer.get(..read) {
-            return Err(wrong(format!("wrong bytes behind byte {count}")));
+            return Err(misbehaved(format!("wrong bytes behind byte {count}")));
         }
         count += read;
     }
     Ok(())
 }
 
-/// `FIONREAD` after two writes, and after a part was read.
-pub(super) fn readable_bytes(ground: &Ground) -> Result<(), Fault> {
-    let pair = ground.pair()?;
+/// `FIONREAD` after two writes, and after a partial read.
+pub(super) fn readable_bytes(kind: &PairKind) -> Result<(), Fault> {
+    let pair = kind.pair()?;
     let (mut client, mut server) = (&pair.client, &pair.server);
     for _ in 0..2 {
         client.write_all(&[7; 500]).map_err(call("write"))?;
@@ -103,7 +107,7 @@ pub(super) fn readable_bytes(ground: &Ground) -> Result<(), Fault> {
     expect_readable(server, 700)
 }
 
-/// TCP hands its segments over one after the other: what is right for a moment only must become so.
+/// Waits for the expected count: TCP delivers its segments one after the other.
 fn expect_readable(socket: &TcpStream, expected: libc::c_int) -> Result<(), Fault> {
     let began = Instant::now();
     loop {
@@ -116,17 +120,17 @@ fn expect_readable(socket: &TcpStream, expected: libc::c_int) -> Result<(), Faul
         if found == expected {
             return Ok(());
         }
-        if began.elapsed() > MOMENT {
+        if began.elapsed() > SHORT_WAIT {
             let text = format!("FIONREAD says {found} bytes where {expected} can be read");
-            return Err(wrong(text));
+            return Err(misbehaved(text));
         }
         thread::yield_now();
     }
 }
 
-/// Bytes of two writes are seen twice and read once.
-pub(super) fn peek(ground: &Ground) -> Result<(), Fault> {
-    let pair = ground.pair()?;
+/// Bytes of two writes can be peeked at twice and read once.
+pub(super) fn peek(kind: &PairKind) -> Result<(), Fault> {
+    let pair = kind.pair()?;
     let (mut client, mut server) = (&pair.client, &pair.server);
     client.write_all(b"once ").map_err(call("write"))?;
     client.write_all(b"again").map_err(call("write"))?;
@@ -134,48 +138,50 @@ pub(super) fn peek(ground: &Ground) -> Result<(), Fault> {
     let began = Instant::now();
     loop {
         readable(server)?;
-        let seen = server.peek(&mut buffer).map_err(call("MSG_PEEK"))?;
-        if &buffer[..seen] == b"once again" {
+        let peeked = server.peek(&mut buffer).map_err(call("MSG_PEEK"))?;
+        if &buffer[..peeked] == b"once again" {
             break;
         }
         if began.elapsed() > LIMIT {
-            return Err(wrong(format!("MSG_PEEK shows {seen} of 10 bytes")));
+            return Err(misbehaved(format!("MSG_PEEK shows {peeked} of 10 bytes")));
         }
     }
-    let seen = server.peek(&mut buffer[..3]).map_err(call("MSG_PEEK"))?;
+    let peeked = server.peek(&mut buffer[..3]).map_err(call("MSG_PEEK"))?;
     let mut read = [0; 10];
     server.read_exact(&mut read).map_err(call("read"))?;
-    if seen != 3 || &read != b"once again" {
-        return Err(wrong("bytes that were only peeked at are gone"));
+    if peeked != 3 || &read != b"once again" {
+        return Err(misbehaved("MSG_PEEK removed the bytes"));
     }
     server.set_nonblocking(true).map_err(call("O_NONBLOCK"))?;
     match server.peek(&mut buffer) {
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
-        other => Err(wrong(format!("MSG_PEEK of nothing says {other:?}"))),
+        other => Err(misbehaved(format!("MSG_PEEK of nothing says {other:?}"))),
     }
 }
 
-/// A read that wants everything waits for the second half.
-pub(super) fn wait_all(ground: &Ground) -> Result<(), Fault> {
-    let pair = ground.pair()?;
+/// A read of all bytes waits for the second half.
+pub(super) fn wait_all(kind: &PairKind) -> Result<(), Fault> {
+    let pair = kind.pair()?;
     let (mut client, server) = (&pair.client, &pair.server);
-    let (tell, told) = channel();
+    let (sender, receiver) = channel();
     thread::scope(|scope| {
         let reader = scope.spawn(move || {
-            tell_who(&tell);
+            send_thread_id(&sender);
             let mut buffer = [0; 4096];
             recv(server.as_raw_fd(), &mut buffer, MsgFlags::MSG_WAITALL)
         });
-        let reads = told.recv().map_err(|_gone| wrong("a panic"))?;
+        let thread = receiver.recv().map_err(|_gone| misbehaved("a panic"))?;
         for _ in 0..2 {
-            asleep(reads);
+            wait_until_asleep(thread);
             client.write_all(&[7; 2048]).map_err(call("write"))?;
         }
         match reader.join() {
             Ok(Ok(4096)) => Ok(()),
-            Ok(Ok(read)) => Err(wrong(format!("MSG_WAITALL returned {read} of 4096 bytes"))),
+            Ok(Ok(read)) => Err(misbehaved(format!(
+                "MSG_WAITALL returned {read} of 4096 bytes"
+            ))),
             Ok(Err(errno)) => Err(call("MSG_WAITALL")(errno.into())),
-            Err(_panic) => Err(wrong("a panic")),
+            Err(_panic) => Err(misbehaved("a panic")),
         }
     })
 }

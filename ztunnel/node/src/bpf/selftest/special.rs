@@ -1,4 +1,4 @@
-//! Ways to send and receive that not every application uses.
+//! Less common ways to send and receive.
 
 #![allow(
     unsafe_code,
@@ -17,7 +17,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use nix::unistd::pipe2;
 
 use super::Fault;
-use super::pair::{Ground, MOMENT, Pattern, call, readable, wait, wrong};
+use super::pair::{PairKind, Pattern, SHORT_WAIT, call, misbehaved, readable, wait};
 
 const SIZE: usize = 8 << 10;
 
@@ -26,8 +26,8 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), Fault> {
 }
 
 /// From the socket into a pipe.
-pub(super) fn splice_from(ground: &Ground) -> Result<(), Fault> {
-    let pair = ground.pair()?;
+pub(super) fn splice_from(kind: &PairKind) -> Result<(), Fault> {
+    let pair = kind.pair()?;
     let (mut client, server) = (&pair.client, &pair.server);
     let sent = Pattern::new(3).bytes(SIZE);
     client.write_all(&sent).map_err(call("write"))?;
@@ -38,9 +38,17 @@ pub(super) fn splice_from(ground: &Ground) -> Result<(), Fault> {
         readable(server)?;
         let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
         match splice(server, None, &to, None, SIZE - count, flags) {
-            Ok(0) => return Err(wrong("splice() sees the end of a stream that has data")),
+            Ok(0) => {
+                return Err(misbehaved(
+                    "splice() reports the end of a stream that has data",
+                ));
+            }
             Ok(moved) => count += moved,
-            Err(nix::Error::EAGAIN) => return Err(wrong("splice() sees no data where there is")),
+            Err(nix::Error::EAGAIN) => {
+                return Err(misbehaved(
+                    "splice() reports no data although there is some",
+                ));
+            }
             Err(errno) => return Err(call("splice() from the socket")(errno.into())),
         }
     }
@@ -48,8 +56,8 @@ pub(super) fn splice_from(ground: &Ground) -> Result<(), Fault> {
 }
 
 /// From a pipe into the socket.
-pub(super) fn splice_to(ground: &Ground) -> Result<(), Fault> {
-    let pair = ground.pair()?;
+pub(super) fn splice_to(kind: &PairKind) -> Result<(), Fault> {
+    let pair = kind.pair()?;
     let sent = Pattern::new(4).bytes(SIZE);
     let (from, to) = pipe()?;
     File::from(to).write_all(&sent).map_err(call("write"))?;
@@ -63,12 +71,12 @@ pub(super) fn splice_to(ground: &Ground) -> Result<(), Fault> {
             SIZE - count,
             SpliceFFlags::empty(),
         ) {
-            Ok(0) => return Err(wrong("splice() sends nothing")),
+            Ok(0) => return Err(misbehaved("splice() sends nothing")),
             Ok(moved) => count += moved,
             Err(errno) => return Err(call("splice() to the socket")(errno.into())),
         }
     }
-    // The reader polls, as elsewhere.
+    // The reader polls: other cases test blocking reads.
     let mut received = Vec::new();
     let mut server = &pair.server;
     while received.len() < SIZE {
@@ -86,19 +94,19 @@ fn expect(sent: &[u8], mut from: impl io::Read, what: &str) -> Result<(), Fault>
     if received == sent {
         Ok(())
     } else {
-        Err(wrong(format!("{what} changes the bytes")))
+        Err(misbehaved(format!("{what} changes the bytes")))
     }
 }
 
-/// An urgent byte behind two others.
-pub(super) fn urgent(ground: &Ground) -> Result<(), Fault> {
-    let pair = ground.pair()?;
+/// An urgent byte after two others.
+pub(super) fn urgent(kind: &PairKind) -> Result<(), Fault> {
+    let pair = kind.pair()?;
     let (mut client, mut server) = (&pair.client, &pair.server);
     client.write_all(b"ab").map_err(call("write"))?;
     send(client.as_raw_fd(), b"!", MsgFlags::MSG_OOB)
         .map_err(|errno| call("MSG_OOB")(errno.into()))?;
-    if !wait(server, PollFlags::POLLPRI, MOMENT)?.contains(PollFlags::POLLPRI) {
-        return Err(wrong("an urgent byte is not announced"));
+    if !wait(server, PollFlags::POLLPRI, SHORT_WAIT)?.contains(PollFlags::POLLPRI) {
+        return Err(misbehaved("an urgent byte is not announced"));
     }
     let mut byte = [0];
     recv(server.as_raw_fd(), &mut byte, MsgFlags::MSG_OOB)
@@ -108,16 +116,16 @@ pub(super) fn urgent(ground: &Ground) -> Result<(), Fault> {
     if (&byte, &others) == (b"!", b"ab") {
         Ok(())
     } else {
-        Err(wrong("an urgent byte is not the one that was sent"))
+        Err(misbehaved("an urgent byte is not the one that was sent"))
     }
 }
 
-/// The sender may not use its buffer again before it is told to.
-pub(super) fn zero_copy(ground: &Ground) -> Result<(), Fault> {
-    let pair = ground.pair()?;
+/// The sender may reuse its buffer only after the completion is reported.
+pub(super) fn zero_copy(kind: &PairKind) -> Result<(), Fault> {
+    let pair = kind.pair()?;
     let (client, mut server) = (&pair.client, &pair.server);
     if set(client, libc::SOL_SOCKET, libc::SO_ZEROCOPY, &1_i32).is_err() {
-        // Not offered here.
+        // This kernel does not offer it.
         return Ok(());
     }
     let flags = MsgFlags::from_bits_retain(libc::MSG_ZEROCOPY);
@@ -127,14 +135,14 @@ pub(super) fn zero_copy(ground: &Ground) -> Result<(), Fault> {
     let mut buffer = [0; SIZE];
     let _part = server.read(&mut buffer).map_err(call("read"))?;
     let began = Instant::now();
-    while began.elapsed() < MOMENT {
+    while began.elapsed() < SHORT_WAIT {
         let events = wait(client, PollFlags::POLLERR, Duration::from_millis(10))?;
         let found = recv(client.as_raw_fd(), &mut buffer, MsgFlags::MSG_ERRQUEUE);
         if events.contains(PollFlags::POLLERR) && found.is_ok() {
             return Ok(());
         }
     }
-    Err(wrong("a MSG_ZEROCOPY send is never reported as done"))
+    Err(misbehaved("a MSG_ZEROCOPY send is never reported as done"))
 }
 
 /// `struct tls12_crypto_info_aes_gcm_128` of linux/tls.h.
@@ -155,12 +163,13 @@ const AES_GCM_128: u16 = 51;
 /// Type application data, version 1.2.
 const RECORD: [u8; 3] = [23, 3, 3];
 
-/// Bytes of a TLS record arrive, not those that the application wrote.
-pub(super) fn kernel_tls(ground: &Ground) -> Result<(), Fault> {
-    let pair = ground.pair()?;
+/// The bytes of a TLS record arrive, not the plaintext.
+pub(super) fn kernel_tls(kind: &PairKind) -> Result<(), Fault> {
+    let pair = kind.pair()?;
     let (mut client, mut server) = (&pair.client, &pair.server);
     if set(client, libc::SOL_TCP, libc::TCP_ULP, b"tls").is_err() {
-        // Not offered here, or refused for joined sockets: an application then does without.
+        // This kernel does not offer it, or refuses it for joined sockets: the application then
+        // encrypts by itself.
         return Ok(());
     }
     let secrets = Secrets {
@@ -179,8 +188,8 @@ pub(super) fn kernel_tls(ground: &Ground) -> Result<(), Fault> {
     if buffer.starts_with(&RECORD) && !buffer[..read].windows(6).any(|text| text == b"secret") {
         Ok(())
     } else {
-        Err(wrong(
-            "what kernel TLS should have encrypted arrives as it was written",
+        Err(misbehaved(
+            "bytes that kernel TLS should have encrypted arrive as plaintext",
         ))
     }
 }

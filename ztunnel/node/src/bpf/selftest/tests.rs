@@ -1,4 +1,4 @@
-//! The cases themselves: honest on plain sockets, and able to find what is known to be wrong.
+//! Tests of the cases: they pass on plain sockets, and find the known faults of joined ones.
 
 use super::*;
 
@@ -6,13 +6,13 @@ fn show(findings: &[Finding]) {
     for Finding { case, fault, took } in findings {
         let text = fault
             .as_ref()
-            .map_or_else(|| "fine".to_owned(), Fault::to_string);
+            .map_or_else(|| "passed".to_owned(), Fault::to_string);
         eprintln!("{case:20} {took:>10.1?}  {text}");
     }
 }
 
-/// What is wrong with joined sockets of Linux 6.18.
-const KNOWN: [Case; 9] = [
+/// The cases that fail on joined sockets of Linux 6.18.
+const KNOWN_FAULTS: [Case; 9] = [
     Case::BlockingHalfClose,
     Case::BlockingReset,
     Case::Reset,
@@ -24,13 +24,13 @@ const KNOWN: [Case; 9] = [
     Case::ZeroCopy,
 ];
 
-/// On a busy machine an honest socket may be late, but not each time.
-fn patiently(case: Case) -> Finding {
-    let mut finding = case.run(&Ground::Plain);
+/// On a busy machine a plain socket may be late, but not every time.
+fn run_with_retries(case: Case) -> Finding {
+    let mut finding = case.run(&PairKind::Plain);
     for _ in 0..2 {
         if finding.fault.is_some() {
             show(&[finding]);
-            finding = case.run(&Ground::Plain);
+            finding = case.run(&PairKind::Plain);
         }
     }
     finding
@@ -38,7 +38,7 @@ fn patiently(case: Case) -> Finding {
 
 #[test]
 fn every_case_passes_on_plain_sockets() {
-    let findings: Vec<_> = Case::all().map(patiently).collect();
+    let findings: Vec<_> = Case::all().map(run_with_retries).collect();
     show(&findings);
     for finding in findings {
         assert!(finding.fault.is_none(), "{finding:?}");
@@ -50,14 +50,14 @@ fn every_case_has_a_row_and_a_name_of_its_own() {
     let names: std::collections::HashSet<_> = Case::all().map(Case::name).collect();
     assert_eq!(names.len(), TABLE.len());
     for case in Case::all() {
-        assert_eq!(case.row().0, case);
+        assert_eq!(case.row().case, case);
         let lower = |sign: char| sign.is_ascii_lowercase() || sign == '_';
         assert!(case.name().chars().all(lower), "{case}");
     }
 }
 
-/// Cases that depend on who is faster would show it here. On a busy machine one may miss its fault
-/// now and then, or find one that there is not.
+/// Ten rounds show cases that depend on timing. On a busy machine a case may sometimes miss its
+/// fault, or report one that does not exist.
 #[test]
 #[ignore = "needs root"]
 fn the_known_faults_of_joined_sockets_are_found() {
@@ -70,7 +70,7 @@ fn the_known_faults_of_joined_sockets_are_found() {
         eprintln!("{report} in {:?}", report.took);
         assert!(report.unavailable.is_none());
         assert!(report.took < Duration::from_secs(10), "{:?}", report.took);
-        // One fault of nine is enough.
+        // One fault of nine is enough to keep joining off.
         let is_known = release.starts_with("6.18.");
         assert!(
             !(is_known && report.passed()),
@@ -83,16 +83,16 @@ fn the_known_faults_of_joined_sockets_are_found() {
     }
     for case in Case::all() {
         let times = found.iter().filter(|found| **found == case).count();
-        let expected = match KNOWN.contains(&case) {
+        let expected = match KNOWN_FAULTS.contains(&case) {
             true => times >= ROUNDS - 2,
             false => times <= 2,
         };
-        assert!(expected, "{case} was found wrong {times} times");
+        assert!(expected, "{case} failed {times} times");
     }
 }
 
 #[test]
-fn a_report_says_in_one_line_what_it_means() {
+fn a_report_is_one_line() {
     let finding = |case, fault| Finding {
         case,
         fault,
@@ -107,12 +107,13 @@ fn a_report_says_in_one_line_what_it_means() {
         took: Duration::ZERO,
     };
     assert!(report.passed());
-    let fine = "joined sockets behave like others on this kernel (2 cases)";
+    let fine = "joined sockets behave like TCP sockets on this kernel (2 cases)";
     assert_eq!(report.to_string(), fine);
     report.findings[1].fault = Some(fault);
     assert!(!report.passed());
-    let bad = "joined sockets do not behave like others on this kernel (1 of 2 cases: would_block)";
+    let bad =
+        "joined sockets do not behave like TCP sockets on this kernel (1 of 2 cases: would_block)";
     assert_eq!(report.to_string(), bad);
     report.findings.clear();
-    assert!(!report.passed(), "nothing was tried");
+    assert!(!report.passed(), "no case has run");
 }

@@ -1,4 +1,4 @@
-//! Whether `epoll` wakes whom it should, when it should.
+//! Wake-ups by `epoll`.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -7,12 +7,12 @@ use std::thread;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::Fault;
-use super::pair::{Ground, LIMIT, Pair, call, wrong};
+use super::pair::{LIMIT, Pair, PairKind, call, misbehaved};
 
-/// How often a message goes to and fro.
+/// How often a message goes back and forth.
 const ROUNDS: usize = 100;
 
-/// Waits for one socket.
+/// An epoll instance for one socket.
 struct Watch {
     epoll: Epoll,
 }
@@ -30,10 +30,10 @@ impl Watch {
         Ok(Self { epoll })
     }
 
-    /// What is reported; nothing after the time is up.
-    fn next(&self, patience: EpollTimeout) -> Result<EpollFlags, Fault> {
+    /// The reported events; none after the timeout.
+    fn next(&self, timeout: EpollTimeout) -> Result<EpollFlags, Fault> {
         let mut events = [EpollEvent::empty()];
-        let waited = self.epoll.wait(&mut events, patience);
+        let waited = self.epoll.wait(&mut events, timeout);
         let count = waited.map_err(|errno| call("epoll_wait")(errno.into()))?;
         Ok(if count == 0 {
             EpollFlags::empty()
@@ -42,12 +42,12 @@ impl Watch {
         })
     }
 
-    fn reports(&self, wanted: EpollFlags, when: &str) -> Result<(), Fault> {
-        let patience = EpollTimeout::try_from(LIMIT).unwrap_or(EpollTimeout::ZERO);
-        if self.next(patience)?.contains(wanted) {
+    fn expect(&self, wanted: EpollFlags, when: &str) -> Result<(), Fault> {
+        let timeout = EpollTimeout::try_from(LIMIT).unwrap_or(EpollTimeout::ZERO);
+        if self.next(timeout)?.contains(wanted) {
             Ok(())
         } else {
-            Err(wrong(format!("epoll does not report {when}")))
+            Err(misbehaved(format!("epoll does not report {when}")))
         }
     }
 
@@ -55,58 +55,60 @@ impl Watch {
         if self.next(EpollTimeout::ZERO)?.is_empty() {
             Ok(())
         } else {
-            Err(wrong(format!("epoll reports data {when}")))
+            Err(misbehaved(format!("epoll reports data {when}")))
         }
     }
 }
 
-/// Reported while there is something to read.
-pub(super) fn epoll_level(ground: &Ground) -> Result<(), Fault> {
-    let pair = ground.pair()?;
+/// Data is reported until it is read.
+pub(super) fn epoll_level(kind: &PairKind) -> Result<(), Fault> {
+    let pair = kind.pair()?;
     ping_pong(&pair, EpollFlags::empty())?;
     let watch = Watch::new(&pair.server, EpollFlags::empty())?;
     send(&pair.client, 8)?;
-    watch.reports(EpollFlags::EPOLLIN, "new data")?;
+    watch.expect(EpollFlags::EPOLLIN, "new data")?;
     receive(&pair.server, 4)?;
-    watch.reports(EpollFlags::EPOLLIN, "the data that was left")?;
+    watch.expect(EpollFlags::EPOLLIN, "the data that was left")?;
     receive(&pair.server, 4)?;
-    watch.expect_nothing("though all of it was read")?;
-    ends(&pair, &watch)
+    watch.expect_nothing("after all of it was read")?;
+    expect_end(&pair, &watch)
 }
 
-/// Reported once for each arrival.
-pub(super) fn epoll_edge(ground: &Ground) -> Result<(), Fault> {
-    let pair = ground.pair()?;
+/// Data is reported once for each arrival.
+pub(super) fn epoll_edge(kind: &PairKind) -> Result<(), Fault> {
+    let pair = kind.pair()?;
     ping_pong(&pair, EpollFlags::EPOLLET)?;
     let watch = Watch::new(&pair.server, EpollFlags::EPOLLET)?;
     send(&pair.client, 8)?;
-    watch.reports(EpollFlags::EPOLLIN, "new data")?;
+    watch.expect(EpollFlags::EPOLLIN, "new data")?;
     receive(&pair.server, 4)?;
     watch.expect_nothing("a second time (EPOLLET)")?;
     send(&pair.client, 4)?;
-    watch.reports(EpollFlags::EPOLLIN, "more data behind unread data")?;
+    watch.expect(EpollFlags::EPOLLIN, "more data behind unread data")?;
     receive(&pair.server, 8)?;
-    ends(&pair, &watch)
+    expect_end(&pair, &watch)
 }
 
-/// The peer's end is an event of its own.
-fn ends(pair: &Pair, watch: &Watch) -> Result<(), Fault> {
+/// The end of the peer's stream is reported.
+fn expect_end(pair: &Pair, watch: &Watch) -> Result<(), Fault> {
     let shut = pair.client.shutdown(Shutdown::Write);
     shut.map_err(call("shutdown"))?;
-    watch.reports(EpollFlags::EPOLLRDHUP, "the peer's end")?;
+    watch.expect(EpollFlags::EPOLLRDHUP, "the peer's end")?;
     let mut server = &pair.server;
     match server.read(&mut [0; 8]) {
         Ok(0) => Ok(()),
-        other => Err(wrong(format!("a read at the end says {other:?}"))),
+        other => Err(misbehaved(format!(
+            "a read at the end of the stream returned {other:?}"
+        ))),
     }
 }
 
-/// Both sides sleep in `epoll_wait` between messages: one lost wake-up stops them.
+/// Both sides sleep in `epoll_wait` between messages: a lost wake-up stops them.
 fn ping_pong(pair: &Pair, trigger: EpollFlags) -> Result<(), Fault> {
     let echo = || {
         let watch = Watch::new(&pair.server, trigger)?;
         (0..ROUNDS).try_for_each(|_| {
-            watch.reports(EpollFlags::EPOLLIN, "a message")?;
+            watch.expect(EpollFlags::EPOLLIN, "a message")?;
             receive(&pair.server, 4)?;
             send(&pair.server, 4)
         })
@@ -114,13 +116,13 @@ fn ping_pong(pair: &Pair, trigger: EpollFlags) -> Result<(), Fault> {
     thread::scope(|scope| {
         let echo = scope.spawn(echo);
         let watch = Watch::new(&pair.client, trigger)?;
-        let asked = (0..ROUNDS).try_for_each(|_| {
+        let requested = (0..ROUNDS).try_for_each(|_| {
             send(&pair.client, 4)?;
-            watch.reports(EpollFlags::EPOLLIN, "an answer")?;
+            watch.expect(EpollFlags::EPOLLIN, "an answer")?;
             receive(&pair.client, 4)
         });
-        let echoed = echo.join().unwrap_or_else(|_| Err(wrong("a panic")));
-        asked.and(echoed)
+        let echoed = echo.join().unwrap_or_else(|_| Err(misbehaved("a panic")));
+        requested.and(echoed)
     })
 }
 
@@ -128,15 +130,15 @@ fn send(mut socket: &TcpStream, count: usize) -> Result<(), Fault> {
     socket.write_all(&vec![7; count]).map_err(call("write"))
 }
 
-/// Reads what a message has; of a message, either all or nothing is there.
+/// Reads a message, of which either all bytes or none have arrived.
 fn receive(mut socket: &TcpStream, count: usize) -> Result<(), Fault> {
     match socket.read(&mut vec![0; count]) {
         Ok(read) if read == count => Ok(()),
-        Ok(read) => Err(wrong(format!(
-            "a read says {read} bytes instead of {count}"
+        Ok(read) => Err(misbehaved(format!(
+            "a read returned {read} bytes instead of {count}"
         ))),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(wrong("epoll reports data where there is none"))
+            Err(misbehaved("epoll reports data although there is none"))
         }
         Err(error) => Err(call("read")(error)),
     }

@@ -1,9 +1,9 @@
-//! Making maps and programs.
+//! Creates maps and loads programs.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use super::{AttachType, Command, One, bpf, number, owned};
+use super::{AttachType, Command, FdOnly, bpf, number, owned};
 
 #[repr(C)]
 struct NewMap {
@@ -58,6 +58,7 @@ pub(super) struct Info {
     pub(super) info: u64,
 }
 
+/// The name of a map or program in the kernel, which keeps 15 bytes. Pins have the full name.
 fn object_name(name: &str) -> [u8; 16] {
     let mut field = [0; 16];
     for (place, byte) in field.iter_mut().zip(name.bytes().take(15)) {
@@ -66,7 +67,7 @@ fn object_name(name: &str) -> [u8; 16] {
     field
 }
 
-/// The shape of a map, as the object has it.
+/// The parameters of a map in the object.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::bpf) struct Shape {
     pub(in crate::bpf) kind: u32,
@@ -78,12 +79,12 @@ pub(in crate::bpf) struct Shape {
 
 /// `BPF_MAP_TYPE_SK_STORAGE`
 const SK_STORAGE: u32 = 24;
-/// `BPF_F_CLONE`: what a listener remembers, the sockets that it accepts remember too.
+/// `BPF_F_CLONE`: accepted sockets get a copy of their listener's storage.
 const CLONE: u32 = 1 << 9;
 
-/// Makes a map.
+/// Creates a map.
 pub(in crate::bpf) fn create_map(name: &str, shape: Shape) -> io::Result<OwnedFd> {
-    // Socket storage alone must say what it holds.
+    // The kernel wants type information for socket storage only.
     let types = (shape.kind == SK_STORAGE)
         .then(|| load_btf(&storage_types(shape.value_size)))
         .transpose()?;
@@ -104,13 +105,13 @@ pub(in crate::bpf) fn create_map(name: &str, shape: Shape) -> io::Result<OwnedFd
     bpf(Command::MapCreate, &mut attribute).map(owned)
 }
 
-/// Makes a map constant for user space: the verifier then knows its values.
+/// Makes a map read-only for user space, so that the verifier can use its values as constants.
 pub(in crate::bpf) fn freeze(map: BorrowedFd<'_>) -> io::Result<()> {
-    bpf(Command::MapFreeze, &mut One { fd: number(map) }).map(drop)
+    bpf(Command::MapFreeze, &mut FdOnly { fd: number(map) }).map(drop)
 }
 
-/// Type 1: int, the key. Type 2: an array of so many ints, the value. The format is that of the
-/// kernel's Documentation/bpf/btf.rst.
+/// Type 1, the key: an int. Type 2, the value: an array of ints. The format is that of the kernel's
+/// Documentation/bpf/btf.rst.
 fn storage_types(value_size: u32) -> Vec<u8> {
     const STRINGS: &[u8; 5] = b"\0int\0";
     const KIND_INT: u32 = 1 << 24;
@@ -147,7 +148,8 @@ fn load_btf(types: &[u8]) -> io::Result<OwnedFd> {
     bpf(Command::BtfLoad, &mut attribute).map(owned)
 }
 
-/// Has the verifier check a program. On failure, the end of what it says comes with the error.
+/// Loads a program, which the verifier checks. On failure, the error comes with the end of the
+/// verifier's log.
 pub(in crate::bpf) fn load_program(
     name: &str,
     attach: AttachType,
@@ -176,7 +178,7 @@ pub(in crate::bpf) fn load_program(
         Ok(fd) => return Ok(owned(fd)),
         Err(error) => error,
     };
-    // Only now: writing the log takes longer than the check.
+    // Only after a failure: writing the log takes longer than the check.
     let mut log = vec![0_u8; 1 << 20];
     attribute.log_level = 1;
     attribute.log_size = 1 << 20;
@@ -192,9 +194,9 @@ pub(in crate::bpf) fn load_program(
     Err((refused, tail))
 }
 
-/// The number of a loaded program.
+/// The id of a loaded program.
 pub(in crate::bpf) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
-    // The kernel fills in as much of `struct bpf_prog_info` as is asked for: type and id.
+    // The kernel fills in as much of `struct bpf_prog_info` as fits: type and id.
     let mut info = [0_u32; 2];
     let mut attribute = Info {
         fd: number(program),

@@ -1,4 +1,4 @@
-//! Elements of maps, typed.
+//! Typed access to the elements of a map.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -32,7 +32,7 @@ struct Batch {
 
 const _: () = assert!(size_of::<Batch>() == 56);
 
-/// How many entries one call reads. A hash hands out whole buckets: none is nearly as long.
+/// How many entries one call reads. A hash returns whole buckets, which are much shorter.
 const BATCH: u32 = 1024;
 
 /// A map's file descriptor with the types of its keys and values.
@@ -44,8 +44,8 @@ pub(in crate::bpf) struct Map<K, V> {
 }
 
 impl<K: Pod + Default, V: Pod + Default> Map<K, V> {
-    /// Takes a map whose key and value sizes are those of the types: the layout's version in the
-    /// pin's path and the size assertions of the shared types see to it.
+    /// Wraps a map whose key and value sizes are those of the types. The layout's version in the
+    /// pin's path and the size assertions of the shared types ensure that.
     pub(in crate::bpf) fn new(fd: OwnedFd, name: &'static str) -> Self {
         Self {
             fd,
@@ -90,18 +90,18 @@ impl<K: Pod + Default, V: Pod + Default> Map<K, V> {
         self.read(Command::MapLookup, key)
     }
 
-    /// Takes a value out of the map: one system call for both.
+    /// Reads and removes a value by one system call.
     pub(in crate::bpf) fn take(&self, key: &K) -> io::Result<Option<V>> {
         self.read(Command::MapTake, key)
     }
 
-    /// Writes a value, whether there was one or not.
+    /// Inserts or replaces a value.
     pub(in crate::bpf) fn insert(&self, key: &K, value: &V) -> io::Result<()> {
         let mut element = self.element(address(key), address(value));
         bpf(Command::MapUpdate, &mut element).map(drop)
     }
 
-    /// Removes a key; one that is not there is no error.
+    /// Removes a key; a missing one is no error.
     pub(in crate::bpf) fn remove(&self, key: &K) -> io::Result<()> {
         let mut element = self.element(address(key), 0);
         match bpf(Command::MapDelete, &mut element) {
@@ -110,7 +110,8 @@ impl<K: Pod + Default, V: Pod + Default> Map<K, V> {
         }
     }
 
-    /// All entries of a hash. Entries that come or go meanwhile may or may not be among them.
+    /// All entries of a hash. Entries that are inserted or removed meanwhile may be missing or
+    /// included.
     pub(in crate::bpf) fn entries(&self) -> io::Result<Vec<(K, V)>> {
         let mut entries = Vec::new();
         let mut keys = vec![K::default(); BATCH as usize];
@@ -140,7 +141,7 @@ impl<K: Pod + Default, V: Pod + Default> Map<K, V> {
             };
             let count = batch.count.min(BATCH) as usize;
             entries.extend(keys.iter().copied().zip(values.iter().copied()).take(count));
-            // A batch without entries would never end.
+            // Without progress the loop would not end.
             if ended || count == 0 {
                 return Ok(entries);
             }
@@ -148,7 +149,7 @@ impl<K: Pod + Default, V: Pod + Default> Map<K, V> {
         }
     }
 
-    /// All keys. Keys that come or go meanwhile may or may not be among them.
+    /// All keys. Keys that are inserted or removed meanwhile may be missing or included.
     pub(in crate::bpf) fn keys(&self) -> io::Result<Vec<K>> {
         let mut keys: Vec<K> = Vec::new();
         loop {
@@ -164,7 +165,7 @@ impl<K: Pod + Default, V: Pod + Default> Map<K, V> {
     }
 }
 
-/// Fills a map of one value, constants or variables of the programs.
+/// Writes the only value of a map: constants or variables of the programs.
 pub(in crate::bpf) fn fill(map: BorrowedFd<'_>, value: &[u8]) -> io::Result<()> {
     let key = 0_u32;
     let mut element = Element {

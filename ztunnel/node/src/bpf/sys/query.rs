@@ -1,4 +1,4 @@
-//! Asking what others have attached.
+//! Queries which programs are attached.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -27,40 +27,39 @@ struct ById {
 const _: () = assert!(size_of::<Query>() == 32);
 const _: () = assert!(size_of::<ById>() == 12);
 
-/// The start of `struct bpf_prog_info`, as far as the name.
+/// The start of `struct bpf_prog_info`, up to the name.
 #[repr(C)]
 struct ProgramInfo {
     before: [u64; 8],
     name: [u8; 16],
 }
 
-/// Its size, as the kernel is told it.
+/// Its size, which the call passes to the kernel.
 const PROGRAM_INFO: u32 = 80;
 const _: () = assert!(size_of::<ProgramInfo>() == PROGRAM_INFO as usize);
 
-/// As many `sk_lookup` programs as a network namespace takes (`netns_bpf_max_progs` in
+/// The largest number of `sk_lookup` programs of a network namespace (`netns_bpf_max_progs` in
 /// kernel/bpf/net_namespace.c).
-const MOST: u32 = 64;
+const MAX_PROGRAMS: u32 = 64;
 
-/// The numbers of the programs that are attached to a network namespace, whoever's. Needs
-/// CAP_NET_ADMIN.
+/// The ids of all programs that are attached to a network namespace. Needs CAP_NET_ADMIN.
 pub(in crate::bpf) fn attached(target: BorrowedFd<'_>, attach: AttachType) -> io::Result<Vec<u32>> {
-    let mut programs = [0_u32; MOST as usize];
+    let mut programs = [0_u32; MAX_PROGRAMS as usize];
     let mut attribute = Query {
         target: number(target),
         attach: attach as u32,
         flags: 0,
         attach_flags: 0,
         programs: programs.as_mut_ptr() as u64,
-        count: MOST,
+        count: MAX_PROGRAMS,
         zero: 0,
     };
     bpf(Command::ProgramQuery, &mut attribute)?;
-    let count = attribute.count.min(MOST) as usize;
+    let count = attribute.count.min(MAX_PROGRAMS) as usize;
     Ok(programs.into_iter().take(count).collect())
 }
 
-/// The name under which a program was loaded, by its number. Needs CAP_SYS_ADMIN.
+/// The name of a loaded program, by its id. Needs CAP_SYS_ADMIN.
 pub(in crate::bpf) fn program_name(id: u32) -> io::Result<String> {
     let mut attribute = ById {
         id,

@@ -1,4 +1,4 @@
-//! Outbound: what is captured, what is left alone, and what the application sees.
+//! Outbound capture: which connections are captured, and what the application sees of it.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
@@ -8,7 +8,7 @@ use super::world::{MARK, OTHER4, OTHER6, POD4, POD6, World, at, dial, in_namespa
 
 #[test]
 #[ignore = "needs root"]
-fn a_connection_reaches_the_proxy_and_the_application_does_not_notice() {
+fn a_connection_reaches_the_proxy_and_the_application_sees_the_dialled_address() {
     in_namespace(|| {
         let world = World::new();
         for (dialled, pod) in [("192.0.2.1:80", POD4), ("[2001:db8::1]:443", POD6)] {
@@ -18,10 +18,10 @@ fn a_connection_reaches_the_proxy_and_the_application_does_not_notice() {
             assert_eq!(found, dialled);
             assert_eq!(app.peer_addr().unwrap(), dialled);
             assert_eq!(app.local_addr().unwrap().ip(), pod);
-            // An IPv6 socket stays on loopback for the proxy; its resets would get lost otherwise.
-            let seen = proxy.peer_addr().unwrap();
-            assert_eq!(seen.port(), app.local_addr().unwrap().port());
-            assert!(seen.ip() == pod || (dialled.is_ipv6() && seen.ip().is_loopback()));
+            // An IPv6 socket stays on loopback: its resets would not reach the proxy otherwise.
+            let client = proxy.peer_addr().unwrap();
+            assert_eq!(client.port(), app.local_addr().unwrap().port());
+            assert!(client.ip() == pod || (dialled.is_ipv6() && client.ip().is_loopback()));
             app.write_all(b"ping").unwrap();
             let mut bytes = [0; 4];
             proxy.read_exact(&mut bytes).unwrap();
@@ -50,7 +50,7 @@ fn a_mapped_address_is_captured_as_ipv4() {
 
 #[test]
 #[ignore = "needs root"]
-fn a_family_that_the_pod_has_no_address_of_is_captured_too() {
+fn a_family_without_a_pod_address_is_captured() {
     in_namespace(|| {
         use std::os::fd::AsFd as _;
         let world = World::new();
@@ -64,7 +64,7 @@ fn a_family_that_the_pod_has_no_address_of_is_captured_too() {
 
 #[test]
 #[ignore = "needs root"]
-fn the_machine_and_the_pod_itself_are_left_alone() {
+fn connections_to_the_machine_and_the_pod_itself_are_not_captured() {
     in_namespace(|| {
         let world = World::new();
         let server = listen(at("[::]:8080"));
@@ -88,11 +88,11 @@ fn the_machine_and_the_pod_itself_are_left_alone() {
 
 #[test]
 #[ignore = "needs root"]
-fn exemptions_count_for_new_connections_and_can_be_taken_back() {
+fn exemptions_hold_for_new_connections_and_can_be_removed() {
     in_namespace(|| {
         let world = World::with(|config| {
             config.exemptions.outbound_ports = vec![8080];
-            // Both ends are in this namespace; the far one is to be left alone as well.
+            // Both ends are in this namespace: the server's end must be exempt, too.
             config.exemptions.inbound_ports = vec![8080];
             config.exemptions.outbound_cidrs = vec!["fd09::2/128".parse().unwrap()];
         });
@@ -125,10 +125,10 @@ fn exemptions_count_for_new_connections_and_can_be_taken_back() {
 
 #[test]
 #[ignore = "needs root"]
-fn the_proxys_own_sockets_are_left_alone() {
+fn the_proxys_own_sockets_are_not_captured() {
     in_namespace(|| {
         let world = World::new();
-        // Inbound, the HBONE port is not steered: the connection shows where it went.
+        // Inbound connections to the HBONE port are not steered, so this listener sees them.
         let server = listen(at("[::]:15008"));
         let own = tcp(true);
         own.set_mark(MARK).unwrap();
@@ -147,9 +147,8 @@ fn the_proxys_own_sockets_are_left_alone() {
 
 #[test]
 #[ignore = "needs root"]
-fn a_namespace_that_is_not_enrolled_is_not_touched() {
-    let world_in_another = std::sync::mpsc::channel::<()>();
-    let (done, wait) = world_in_another;
+fn a_namespace_that_is_not_enrolled_is_unaffected() {
+    let (done, wait) = std::sync::mpsc::channel::<()>();
     let (ready, enrolled) = std::sync::mpsc::channel();
     let other = std::thread::spawn(move || {
         in_namespace(move || {

@@ -1,4 +1,4 @@
-//! Inbound: whatever a client dials in a pod, the proxy accepts it, or nobody does.
+//! Inbound capture: the proxy accepts connections to every address and port of a pod, or they fail.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use super::world::{
 /// A client from outside the pod: its address is not the pod's.
 fn dial_from(own: IpAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = tcp(to.is_ipv4());
-    // It is not the pod that calls: its own connections would be captured on the way out.
+    // With the proxy's mark: a connection of the pod would be captured on the way out.
     socket.set_mark(MARK)?;
     socket.bind(&SocketAddr::new(own, 0).into())?;
     socket.connect(&to.into())?;
@@ -21,7 +21,7 @@ fn dial_from(own: IpAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
 
 #[test]
 #[ignore = "needs root"]
-fn any_port_reaches_the_proxy_which_sees_what_was_dialled() {
+fn any_port_reaches_the_proxy_which_sees_the_dialled_address() {
     in_namespace(|| {
         let world = World::new();
         let app = listen(at("[::]:8080"));
@@ -62,16 +62,18 @@ fn hbone_and_exempt_connections_reach_their_own_listeners() {
     });
 }
 
-/// Whether a connection into the pod comes to its proxy, and whether one out of it does.
+/// Whether a connection into the pod is captured, and whether one out of it is.
 fn captured(world: &World, port: u16) -> (bool, bool) {
     let app = listen(SocketAddr::new("::".parse().unwrap(), port));
     let _client = dial_from(OTHER4, SocketAddr::new(POD4, port)).unwrap();
     let inbound = accept(&world.inbound).is_some();
     assert_eq!(accept(&app).is_none(), inbound, "{port}");
-    // From the address that it calls: where it is not captured, it is not steered either.
-    let call = tcp(true);
-    call.bind(&SocketAddr::new(OTHER4, 0).into()).unwrap();
-    call.connect(&SocketAddr::new(OTHER4, port).into()).unwrap();
+    // Source and destination are the same address: without capture it is not steered either.
+    let client = tcp(true);
+    client.bind(&SocketAddr::new(OTHER4, 0).into()).unwrap();
+    client
+        .connect(&SocketAddr::new(OTHER4, port).into())
+        .unwrap();
     let outbound = world.captured(true);
     if let Some((_, found)) = &outbound {
         assert_eq!(*found, SocketAddr::new(OTHER4, port));
@@ -82,7 +84,7 @@ fn captured(world: &World, port: u16) -> (bool, bool) {
 
 #[test]
 #[ignore = "needs root"]
-fn what_is_exempt_in_one_direction_is_captured_in_the_other() {
+fn an_exemption_in_one_direction_does_not_affect_the_other() {
     in_namespace(|| {
         let world = World::with(|config| {
             config.exemptions.outbound_ports = vec![3306, 5432];
@@ -109,7 +111,7 @@ fn what_is_exempt_in_one_direction_is_captured_in_the_other() {
         world.kernel.set_exemptions(&inbound).unwrap();
         assert_eq!(captured(&world, 80), (false, true), "inbound");
         assert_eq!(captured(&world, 15020), (false, false), "the port outbound");
-        // The narrower network does not hide the wider one's direction.
+        // The narrower network does not hide the direction of the wider one.
         let nested = Exemptions {
             outbound_cidrs: vec!["10.9.0.0/24".parse().unwrap()],
             inbound_cidrs: vec![other],
@@ -122,7 +124,7 @@ fn what_is_exempt_in_one_direction_is_captured_in_the_other() {
 
 #[test]
 #[ignore = "needs root"]
-fn every_listener_of_the_group_gets_its_share() {
+fn every_listener_of_the_group_accepts_connections() {
     in_namespace(|| {
         let world = World::new();
         let second: TcpListener = listen(at("[::]:15006"));
@@ -144,7 +146,7 @@ fn every_listener_of_the_group_gets_its_share() {
 
 #[test]
 #[ignore = "needs root"]
-fn without_the_proxy_nothing_gets_in_and_established_connections_go_on() {
+fn without_the_proxy_new_connections_fail_and_established_ones_continue() {
     in_namespace(|| {
         let mut world = World::new();
         let app = listen(at("[::]:8080"));
@@ -166,7 +168,7 @@ fn without_the_proxy_nothing_gets_in_and_established_connections_go_on() {
 
 #[test]
 #[ignore = "needs root"]
-fn an_address_that_is_not_the_pods_is_dropped() {
+fn connections_to_an_address_that_is_not_the_pods_are_dropped() {
     in_namespace(|| {
         let world = World::new();
         world.enroll_with(&[POD4], world.inbound.as_fd());

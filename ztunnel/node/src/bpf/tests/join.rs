@@ -1,5 +1,5 @@
-//! Two pods of one node whose connections are joined: what goes past TCP, what does not, and that
-//! nothing is ever overtaken, whenever it is sent.
+//! Joined connections between two pods of one node: which bytes bypass TCP, and that bytes never
+//! overtake others, whenever they are sent.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -11,14 +11,14 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use nix::sched::{CloneFlags, setns, unshare};
 use smallvec::smallvec;
-use ztunnel_ebpf_types::{FlowState, JOIN_PAST, JOIN_TCP, Join};
+use ztunnel_ebpf_types::{ConnectionState, JOIN_REDIRECTED, JOIN_TCP, JoinState};
 
 use super::super::PodCapture;
 use super::super::sys::{Map, open_pin};
 use super::world::{
     OTHER4, OTHER6, POD4, POD6, World, at, in_namespace, listen, set, tcp, this_namespace,
 };
-use crate::pods::netlab::{give, index, request, up};
+use crate::pods::netlab::{add_address, index, request, set_link_up};
 use mesh::NetnsCookie;
 use mesh::fastpath::{Backend, Ends, FastPathEntry, FastPathKey};
 
@@ -37,15 +37,15 @@ struct Pods {
     far: File,
     server: TcpListener,
     _inbound: TcpListener,
-    joins: Map<u32, Join>,
+    states: Map<u32, JoinState>,
 }
 
 impl Pods {
     fn new() -> Self {
         let world = World::new();
-        world.kernel.join().unwrap();
-        let far = spawn_namespace();
-        let (server, inbound, cookie) = visit(&far, || {
+        world.kernel.enable_join().unwrap();
+        let far = server_namespace();
+        let (server, inbound, cookie) = in_netns(&far, || {
             (
                 listen(at("[::]:8080")),
                 listen(at("[::]:15006")),
@@ -60,7 +60,7 @@ impl Pods {
             dns: false,
         };
         world.kernel.enroll(&pod).unwrap();
-        // Whichever address the client gets must be its pod's.
+        // The client may get any of these as its source address: each must be its pod's.
         world.enroll_with(&[POD4, POD6, OTHER4, OTHER6], world.inbound.as_fd());
         for address in [SERVER4, SERVER6] {
             allow(
@@ -69,9 +69,9 @@ impl Pods {
                 SocketAddr::new(address.parse().unwrap(), PORT),
             );
         }
-        let pin = open_pin(&world.kernel.pins.map("JOINS")).unwrap();
+        let pin = open_pin(&world.kernel.pins.map("JOIN_STATES")).unwrap();
         Self {
-            joins: Map::new(pin, "JOINS"),
+            states: Map::new(pin, "JOIN_STATES"),
             world,
             far,
             server,
@@ -87,33 +87,27 @@ impl Pods {
         socket
     }
 
-    /// The way of the bytes that a socket sends.
-    fn way(&self, socket: &TcpStream) -> u32 {
-        let join = self.joins.get(&socket.as_raw_fd().cast_unsigned());
-        join.unwrap().expect("the socket is joined").way
+    /// How the bytes that a socket sends reach the peer.
+    fn mode(&self, socket: &TcpStream) -> u32 {
+        let state = self.states.get(&socket.as_raw_fd().cast_unsigned());
+        state.unwrap().expect("the socket is joined").mode
     }
 
-    /// The one open connection.
-    fn flow(&self) -> FlowState {
-        let fast_path_connections = self
-            .world
-            .kernel
-            .maps
-            .fast_path_connections
-            .entries()
-            .unwrap();
-        assert_eq!(fast_path_connections.len(), 1, "{fast_path_connections:?}");
-        fast_path_connections[0].1
+    /// The only open connection.
+    fn connection(&self) -> ConnectionState {
+        let connections = self.world.kernel.maps.connections.entries().unwrap();
+        assert_eq!(connections.len(), 1, "{connections:?}");
+        connections[0].1
     }
 }
 
-/// Lets the client pod call the server pod directly, joined.
+/// Inserts an entry that lets the client pod connect to the server pod, joined.
 fn allow(world: &World, server: NetnsCookie, to: SocketAddr) {
-    let call = FastPathKey {
+    let key = FastPathKey {
         pod: world.cookie,
         destination: to,
     };
-    let verdict = FastPathEntry {
+    let entry = FastPathEntry {
         backends: smallvec![Backend {
             to,
             server: Some(server),
@@ -122,11 +116,11 @@ fn allow(world: &World, server: NetnsCookie, to: SocketAddr) {
         }],
         total: 1,
     };
-    world.kernel.insert_entry(&call, &verdict).unwrap();
+    world.kernel.insert_entry(&key, &entry).unwrap();
 }
 
-/// Another namespace, with the far end of the pod's device in it.
-fn spawn_namespace() -> File {
+/// Another namespace with the other end of the pod's device in it.
+fn server_namespace() -> File {
     let far = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         File::open("/proc/thread-self/ns/net").unwrap()
@@ -137,18 +131,18 @@ fn spawn_namespace() -> File {
     link.attributes
         .push(LinkAttribute::NetNsFd(far.as_raw_fd()));
     request(RouteNetlinkMessage::SetLink(link));
-    visit(&far, || {
-        up(1);
+    in_netns(&far, || {
+        set_link_up(1);
         let device = index("far0");
-        up(device);
+        set_link_up(device);
         for address in [SERVER4, SERVER6] {
-            give(device, address.parse().unwrap());
+            add_address(device, address.parse().unwrap());
         }
     });
     far
 }
 
-fn visit<T: Send>(netns: &File, work: impl FnOnce() -> T + Send) -> T {
+fn in_netns<T: Send>(netns: &File, work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let work = || {
             setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
@@ -170,18 +164,18 @@ fn read(mut from: &TcpStream, count: usize) -> Vec<u8> {
 
 #[test]
 #[ignore = "needs root"]
-fn both_directions_go_past_tcp_and_are_counted() {
+fn both_directions_bypass_tcp_and_are_counted() {
     in_namespace(|| {
         let pods = Pods::new();
         for to in [SERVER4, SERVER6, "::ffff:10.9.0.3"] {
-            // On a busy machine one may stay with TCP.
-            let joined = (0..10).any(|_| exchange(&pods, address(to)) == [JOIN_PAST; 2]);
+            // On a busy machine a connection may stay with TCP.
+            let joined = (0..10).any(|_| exchange(&pods, address(to)) == [JOIN_REDIRECTED; 2]);
             assert!(joined, "{to}");
         }
     });
 }
 
-/// Bytes both ways over a connection of its own; the ways that they took.
+/// Sends bytes in both directions over a new connection; returns how they reached the peer.
 fn exchange(pods: &Pods, to: SocketAddr) -> [u32; 2] {
     let mut client = TcpStream::connect(to).unwrap();
     let mut server = pods.accept();
@@ -190,18 +184,26 @@ fn exchange(pods: &Pods, to: SocketAddr) -> [u32; 2] {
     server.write_all(&[3; 70_000]).unwrap();
     assert_eq!(read(&server, 1500)[999..1001], [1, 2]);
     assert_eq!(read(&client, 70_000), [3; 70_000]);
-    let ways = [pods.way(&client), pods.way(&server)];
-    let past = |way: u32, bytes: u64| if way == JOIN_PAST { bytes } else { 0 };
-    let flow = pods.flow();
-    assert_eq!(flow.joined_request, past(ways[0], 1500), "{to}");
-    assert_eq!(flow.joined_response, past(ways[1], 70_000), "{to}");
+    let modes = [pods.mode(&client), pods.mode(&server)];
+    let redirected = |mode: u32, bytes: u64| if mode == JOIN_REDIRECTED { bytes } else { 0 };
+    let connection = pods.connection();
+    assert_eq!(
+        connection.joined_request_bytes,
+        redirected(modes[0], 1500),
+        "{to}"
+    );
+    assert_eq!(
+        connection.joined_response_bytes,
+        redirected(modes[1], 70_000),
+        "{to}"
+    );
     drop((client, server));
-    gone(pods);
-    ways
+    wait_until_closed(pods);
+    modes
 }
 
-/// Waits until the connection is not open any more.
-fn gone(pods: &Pods) {
+/// Waits until no connection is open.
+fn wait_until_closed(pods: &Pods) {
     for _ in 0..200 {
         if pods
             .world
@@ -217,7 +219,7 @@ fn gone(pods: &Pods) {
     panic!("{:?}", pods.world.kernel.fast_path_connections());
 }
 
-/// Numbers each eight bytes long, in order and without a gap.
+/// Reads numbers of eight bytes each, in order and without a gap.
 fn expect_order(server: &TcpStream, count: u64) {
     let bytes = read(server, usize::try_from(count).unwrap() * 8);
     for (expected, found) in (0_u64..).zip(bytes.chunks_exact(8)) {
@@ -231,39 +233,39 @@ fn expect_order(server: &TcpStream, count: u64) {
 
 #[test]
 #[ignore = "needs root"]
-fn what_is_sent_at_the_moment_of_connect_is_not_overtaken() {
+fn bytes_sent_during_connect_are_not_overtaken() {
     const COUNT: u64 = 50;
     in_namespace(|| {
         let pods = Pods::new();
-        let mut past = 0;
+        let mut redirected = 0;
         for round in 0..300 {
             let to = address([SERVER4, SERVER6][round % 2]);
             let client = tcp(to.is_ipv4());
             client.set_nonblocking(round % 3 != 0).unwrap();
             let _begun = client.connect(&to.into());
             let mut client = TcpStream::from(client);
-            // A socket that is not connected yet says so.
+            // Writing fails until the socket is connected.
             for number in 0..COUNT {
                 while client.write(&number.to_be_bytes()).is_err() {}
             }
             let server = pods.accept();
             expect_order(&server, COUNT);
-            if pods.way(&client) == JOIN_PAST {
-                past += 1;
+            if pods.mode(&client) == JOIN_REDIRECTED {
+                redirected += 1;
             }
         }
-        eprintln!("{past} of 300 went past TCP from the first byte");
-        assert!(past > 0);
+        eprintln!("{redirected} of 300 connections bypassed TCP from the first byte");
+        assert!(redirected > 0);
     });
 }
 
 #[test]
 #[ignore = "needs root"]
-fn a_call_that_waits_for_the_connection_keeps_its_place() {
+fn a_send_that_waits_for_the_connection_is_not_overtaken() {
     in_namespace(|| {
         let pods = Pods::new();
         for _ in 0..50 {
-            // Connects, and sends when that is done, from inside one call.
+            // One call that connects, and sends when the connection is established.
             let socket = tcp(true);
             let to = address(SERVER4).into();
             let sent = socket.send_to_with_flags(&0_u64.to_be_bytes(), &to, libc::MSG_FASTOPEN);
@@ -274,13 +276,13 @@ fn a_call_that_waits_for_the_connection_keeps_its_place() {
                 client.write_all(&number.to_be_bytes()).unwrap();
             }
             expect_order(&server, 20);
-            assert_eq!(pods.way(&client), JOIN_TCP);
+            assert_eq!(pods.mode(&client), JOIN_TCP);
         }
     });
 }
 
-/// A client whose first write connects, and sends with the SYN if it may.
-fn deferred() -> TcpStream {
+/// A client whose first write connects, and sends with the SYN if possible.
+fn deferred_connect() -> TcpStream {
     let client = tcp(true);
     set(&client, SOL_TCP, TCP_FASTOPEN_CONNECT, 1);
     client.connect(&address(SERVER4).into()).unwrap();
@@ -292,31 +294,31 @@ fn deferred() -> TcpStream {
 fn bytes_that_come_with_the_syn_are_not_overtaken() {
     in_namespace(|| {
         let pods = Pods::new();
-        // Client and server, without cookies.
+        // ClientKey and server, without cookies.
         let fast = || std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "519").unwrap();
-        fast();
-        visit(&pods.far, fast);
+        enable_fast_open();
+        in_netns(&pods.far, enable_fast_open);
         set(&pods.server, SOL_TCP, TCP_FASTOPEN, 64);
         for _ in 0..50 {
-            let mut client = deferred();
+            let mut client = deferred_connect();
             client.write_all(&0_u64.to_be_bytes()).unwrap();
             for number in 1..20_u64 {
                 client.write_all(&number.to_be_bytes()).unwrap();
             }
             let mut server = pods.accept();
             expect_order(&server, 20);
-            assert_eq!(pods.way(&client), JOIN_TCP);
+            assert_eq!(pods.mode(&client), JOIN_TCP);
             server.write_all(b"answer").unwrap();
             assert_eq!(read(&client, 6), b"answer");
         }
-        let stat = visit(&pods.far, || {
+        let stat = in_netns(&pods.far, || {
             std::fs::read_to_string("/proc/thread-self/net/netstat")
         });
         assert!(counter(&stat.unwrap(), "TCPFastOpenPassive") >= 50);
     });
 }
 
-/// A value of `/proc/net/netstat`.
+/// A counter of `/proc/net/netstat`.
 fn counter(stat: &str, name: &str) -> u64 {
     let mut lines = stat.lines();
     let names = lines.next().unwrap().split(' ');
@@ -327,7 +329,7 @@ fn counter(stat: &str, name: &str) -> u64 {
 
 #[test]
 #[ignore = "needs root"]
-fn a_server_that_is_established_by_data_gets_it_in_order() {
+fn a_server_with_deferred_accept_gets_the_bytes_in_order() {
     in_namespace(|| {
         let pods = Pods::new();
         set(&pods.server, SOL_TCP, TCP_DEFER_ACCEPT, 5);
@@ -338,14 +340,14 @@ fn a_server_that_is_established_by_data_gets_it_in_order() {
             }
             let server = pods.accept();
             expect_order(&server, 20);
-            assert_eq!(pods.way(&client), JOIN_TCP);
+            assert_eq!(pods.mode(&client), JOIN_TCP);
         }
     });
 }
 
 #[test]
 #[ignore = "needs root"]
-fn what_is_sent_to_an_end_that_is_gone_goes_to_tcp_which_knows() {
+fn bytes_for_a_closed_end_go_to_tcp_which_reports_the_reset() {
     in_namespace(|| {
         let pods = Pods::new();
         let mut client = TcpStream::connect(address(SERVER4)).unwrap();
@@ -358,13 +360,13 @@ fn what_is_sent_to_an_end_that_is_gone_goes_to_tcp_which_knows() {
             client.write_all(b"after").err()
         });
         assert!(failed.is_some(), "a reset reaches the client");
-        assert_eq!(pods.way(&client), JOIN_TCP);
+        assert_eq!(pods.mode(&client), JOIN_TCP);
     });
 }
 
 #[test]
 #[ignore = "needs root"]
-fn a_take_over_keeps_joined_connections_and_joins_new_ones() {
+fn a_takeover_keeps_joined_connections_and_joins_new_ones() {
     in_namespace(|| {
         let mut pods = Pods::new();
         let mut old = TcpStream::connect(address(SERVER4)).unwrap();
@@ -372,11 +374,11 @@ fn a_take_over_keeps_joined_connections_and_joins_new_ones() {
         old.write_all(b"one").unwrap();
         let config = super::world::config(pods.world.directory.clone());
         pods.world.kernel = super::super::Kernel::open(&config).unwrap();
-        pods.world.kernel.join().unwrap();
+        pods.world.kernel.enable_join().unwrap();
         old.write_all(b"two").unwrap();
         assert_eq!(read(&old_server, 6), b"onetwo");
         drop((old, old_server));
-        gone(&pods);
-        assert!((0..10).any(|_| exchange(&pods, address(SERVER6)) == [JOIN_PAST; 2]));
+        wait_until_closed(&pods);
+        assert!((0..10).any(|_| exchange(&pods, address(SERVER6)) == [JOIN_REDIRECTED; 2]));
     });
 }

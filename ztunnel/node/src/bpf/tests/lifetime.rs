@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 use std::time::Instant;
 
-use super::super::{Error, Kernel, captured_below, is_captured};
+use super::super::{Error, Kernel, captured_pods_below, is_captured};
 use super::world::{World, at, config, dial, in_namespace, this_namespace};
 
 #[test]
@@ -40,28 +40,28 @@ fn a_withdrawn_pod_is_free_and_can_come_back() {
 
 #[test]
 #[ignore = "needs root"]
-fn who_has_no_programs_sees_where_those_of_others_capture() {
+fn a_proxy_without_programs_sees_capture_by_others() {
     in_namespace(|| {
-        let here = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
-        let seen = || is_captured(here.as_fd()).unwrap();
-        assert!(!seen());
+        let netns = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        let captured = || is_captured(netns.as_fd()).unwrap();
+        assert!(!captured());
         let world = World::new();
-        assert!(seen());
-        assert_eq!(captured_below(&world.directory), 1);
+        assert!(captured());
+        assert_eq!(captured_pods_below(&world.directory), 1);
         world.kernel.withdraw(world.cookie).unwrap();
-        assert!(!seen());
-        assert_eq!(captured_below(&world.directory), 0);
+        assert!(!captured());
+        assert_eq!(captured_pods_below(&world.directory), 0);
         world.enroll();
-        assert!(seen());
+        assert!(captured());
         Kernel::remove_pins(&world.directory).unwrap();
-        assert!(!seen());
-        assert_eq!(captured_below(&world.directory), 0);
+        assert!(!captured());
+        assert_eq!(captured_pods_below(&world.directory), 0);
     });
 }
 
 #[test]
 #[ignore = "needs root"]
-fn a_namespace_that_is_gone_is_forgotten() {
+fn a_namespace_that_no_longer_exists_is_withdrawn() {
     let world = in_namespace(World::new);
     let mut pin = world.pins().join("netns");
     pin.push(world.cookie.to_string());
@@ -85,39 +85,42 @@ fn a_namespace_that_is_gone_is_forgotten() {
 
 #[test]
 #[ignore = "needs root"]
-fn who_was_in_charge_last_and_lives_is_next_in_line() {
+fn the_process_that_was_active_last_and_is_alive_becomes_active_next() {
     in_namespace(|| {
         let world = World::new();
         let maps = &world.kernel.maps;
-        let lives = &world.kernel.process_locks;
-        let takes_charge = |process: u32| {
-            maps.succeed(lives).unwrap();
+        let locks = &world.kernel.process_locks;
+        let becomes_active = |process: u32| {
+            maps.adopt_previous_proxy(locks).unwrap();
             maps.configure(|config| config.process = process).unwrap();
-            let life = lives.lock(process).unwrap();
-            maps.forget_ended_proxies(process, lives).unwrap();
-            life
+            let lock = locks.lock(process).unwrap();
+            maps.forget_ended_proxies(process, locks).unwrap();
+            lock
         };
-        let is_next = |process| maps.is_youngest(process, lives).unwrap();
-        let _oldest = takes_charge(1_000_001);
-        assert!(is_next(1_000_001), "it is in charge");
-        let older = takes_charge(1_000_002);
+        let is_next = |process| maps.was_active_last(process, locks).unwrap();
+        let _first = becomes_active(1_000_001);
+        assert!(is_next(1_000_001), "it is active");
+        let second = becomes_active(1_000_002);
         assert!(is_next(1_000_001));
-        drop(takes_charge(1_000_003));
+        drop(becomes_active(1_000_003));
         assert!(is_next(1_000_002));
-        assert!(!is_next(1_000_001), "before a younger one");
-        // The dead one's turn is over.
-        let again = takes_charge(1_000_002);
-        drop(takes_charge(1_000_004));
+        assert!(
+            !is_next(1_000_001),
+            "a process that was active later is alive"
+        );
+        // The order of a dead process does not count.
+        let second_again = becomes_active(1_000_002);
+        drop(becomes_active(1_000_004));
         assert!(!is_next(1_000_001));
-        drop((older, again));
-        assert!(is_next(1_000_001), "the others are dead");
+        drop((second, second_again));
+        assert!(is_next(1_000_001), "all others have ended");
         maps.configure(|config| config.process = 0).unwrap();
     });
 }
 
 #[test]
 #[ignore = "needs root"]
-fn removing_the_pins_ends_capture_and_leaves_nothing() {
+fn removing_the_pins_ends_capture_and_leaves_no_files() {
     in_namespace(|| {
         let world = World::new();
         Kernel::remove_pins(&world.directory).unwrap();
@@ -132,7 +135,7 @@ fn removing_the_pins_ends_capture_and_leaves_nothing() {
 
 #[test]
 #[ignore = "needs root"]
-fn two_proxies_on_one_machine_do_not_meet() {
+fn two_proxies_on_one_machine_do_not_interfere() {
     in_namespace(|| {
         let world = World::new();
         // On the same file system, which then is not unmounted with the second's pins.
@@ -163,7 +166,7 @@ fn the_proxys_own_namespace_can_be_a_pod() {
 
 #[test]
 #[ignore = "needs root"]
-fn decisions_are_in_the_log_while_somebody_reads_it() {
+fn decisions_are_logged_while_a_forwarder_exists() {
     in_namespace(|| {
         let world = World::new();
         LINES.lock().unwrap().clear();
@@ -199,10 +202,10 @@ impl log::Log for Recorder {
     fn flush(&self) {}
 }
 
-/// Not a bound but a measurement: `--nocapture` shows it.
+/// A measurement without a bound: `--nocapture` prints it.
 #[test]
 #[ignore = "needs root"]
-fn how_long_opening_takes() {
+fn time_to_open() {
     in_namespace(|| {
         let temporary = tempfile::tempdir().unwrap();
         let directory = temporary.path().join("pins");
@@ -216,7 +219,7 @@ fn how_long_opening_takes() {
             }
             Kernel::remove_pins(&directory).unwrap();
         }
-        for (name, times) in [("first", &mut first), ("take-over", &mut again)] {
+        for (name, times) in [("first", &mut first), ("takeover", &mut again)] {
             times.sort();
             eprintln!("{name}: best {:?}, median {:?}", times[0], times[10]);
         }
@@ -224,7 +227,7 @@ fn how_long_opening_takes() {
 }
 
 #[test]
-fn errors_name_the_thing_and_the_way_out() {
+fn errors_name_the_object_and_the_remedy() {
     let error = Error::Attach {
         program: "capture4",
         target: "the cgroup /sys/fs/cgroup".into(),

@@ -1,4 +1,5 @@
-//! The verbs of these tests: a namespace, a pod in it, the proxy's listeners, an application.
+//! The parts of these tests: a network namespace, a pod in it, the proxy's listeners, an
+//! application's sockets.
 
 use std::fs::File;
 use std::io;
@@ -11,7 +12,7 @@ use netlink_packet_route::link::LinkAttribute;
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::pods::netlab::{give, index, up, veth, way_out};
+use crate::pods::netlab::{add_address, add_default_route, index, set_link_up, veth};
 
 use super::super::{Config, Exemptions, Kernel, PodCapture, Ports};
 use mesh::NetnsCookie;
@@ -22,7 +23,7 @@ pub(super) const POD6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 
 /// Addresses on the same device that are not the pod's: a client from outside.
 pub(super) const OTHER4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2));
 pub(super) const OTHER6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 2));
-/// The device that bears them.
+/// The device that has them.
 pub(super) const DEVICE: &str = "pod0";
 pub(super) const MARK: u32 = 1337;
 
@@ -31,7 +32,7 @@ pub(super) fn at(address: &str) -> SocketAddr {
     address.parse().unwrap()
 }
 
-/// Runs in a thread in a network namespace of its own, with the pod's device.
+/// Runs a function in a thread with a new network namespace that has the pod's device.
 pub(super) fn in_namespace<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
@@ -44,11 +45,10 @@ pub(super) fn in_namespace<T: Send + 'static>(run: impl FnOnce() -> T + Send + '
     }
 }
 
-/// As the proxy marks what it delivers.
-const DELIVERED: u32 = 0x111;
+/// The mark of the proxy's deliveries.
+pub(super) const DELIVERY_MARK: u32 = 0x111;
 
-/// A pod in this thread's namespace, captured by programs that are pinned in a directory of
-/// their own.
+/// A pod in this thread's namespace, captured by programs with pins in a temporary directory.
 pub(super) struct World {
     pub(super) kernel: Kernel,
     pub(super) cookie: NetnsCookie,
@@ -56,7 +56,7 @@ pub(super) struct World {
     pub(super) inbound: TcpListener,
     pub(super) outbound4: Option<TcpListener>,
     pub(super) outbound6: Option<TcpListener>,
-    /// Whether DNS is captured from the next enrolment on.
+    /// Whether the next enrolment captures DNS.
     pub(super) dns: bool,
     netns: File,
     temporary: Option<tempfile::TempDir>,
@@ -107,18 +107,15 @@ impl World {
         self.kernel.enroll(&pod).unwrap();
     }
 
-    /// What the proxy finds about the next captured connection: the client's address, and where
-    /// it was meant to go. None: nothing arrived within a moment.
+    /// The next captured connection and its original destination. None: no connection arrived
+    /// within half a second.
     pub(super) fn captured(&self, v4: bool) -> Option<(TcpStream, SocketAddr)> {
         let listener = if v4 { &self.outbound4 } else { &self.outbound6 };
         let (stream, client) = accept(listener.as_ref()?)?;
         let found = self.kernel.original_destination(self.cookie, client);
-        let found = found
-            .unwrap()
-            .expect("the proxy knows where to")
-            .destination;
+        let found = found.unwrap().expect("an original destination").destination;
         let again = self.kernel.original_destination(self.cookie, client);
-        assert_eq!(again.unwrap(), None, "taken out once");
+        assert_eq!(again.unwrap(), None, "the first call removes it");
         Some((stream, found))
     }
 
@@ -128,7 +125,8 @@ impl World {
         self.directory.join(format!("v{layout}"))
     }
 
-    /// Dies like a proxy: closes everything, leaves the pins. They are in the directory returned.
+    /// Ends like a killed proxy: closes all descriptors and leaves the pins, in the returned
+    /// directory.
     pub(super) fn leave(mut self) -> tempfile::TempDir {
         self.temporary.take().unwrap()
     }
@@ -142,7 +140,7 @@ impl Drop for World {
     }
 }
 
-/// Settings of a proxy with these pins.
+/// The configuration of a proxy with these pins.
 pub(super) fn config(directory: PathBuf) -> Config {
     Config {
         directory,
@@ -150,8 +148,8 @@ pub(super) fn config(directory: PathBuf) -> Config {
         mark: MARK,
         exemptions: Exemptions::default(),
         ports: Ports::default(),
-        verdicts: 1024,
-        delivery_mark: DELIVERED,
+        max_entries: 1024,
+        delivery_mark: DELIVERY_MARK,
     }
 }
 
@@ -179,7 +177,7 @@ pub(super) fn listen(address: SocketAddr) -> TcpListener {
     socket.into()
 }
 
-/// The next connection, if there is one within half a second.
+/// The next connection, if one arrives within half a second.
 pub(super) fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
     let mut poll = libc::pollfd {
         fd: listener.as_raw_fd(),
@@ -191,7 +189,7 @@ pub(super) fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> 
     (ready == 1).then(|| listener.accept().unwrap())
 }
 
-/// An application's connection, with little patience.
+/// An application's connection, with a short timeout.
 pub(super) fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     TcpStream::connect_timeout(&address, Duration::from_secs(2))
 }
@@ -211,34 +209,34 @@ pub(super) fn set(socket: &impl std::os::fd::AsRawFd, level: i32, name: i32, val
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
-/// Loopback up, the pod's device with its addresses up, and a way to everywhere through it.
+/// Brings up loopback and the pod's device with its addresses, and adds default routes through it.
 fn set_up() {
     for file in ["all", "default"] {
         let file = format!("/proc/sys/net/ipv6/conf/{file}/accept_dad");
         std::fs::write(file, "0").unwrap();
     }
-    up(1);
+    set_link_up(1);
     veth(DEVICE, vec![LinkAttribute::IfName("far0".into())]);
     let (pod, far) = (index(DEVICE), index("far0"));
-    up(pod);
-    up(far);
+    set_link_up(pod);
+    set_link_up(far);
     for address in [POD4, OTHER4, POD6, OTHER6] {
-        give(pod, address);
+        add_address(pod, address);
     }
     for gateway in ["10.9.0.99", "fd09::99"] {
-        way_out(pod, gateway.parse().unwrap());
+        add_default_route(pod, gateway.parse().unwrap());
     }
 }
 
-/// Watches what leaves the pod.
+/// Counts the packets that leave the pod.
 pub(super) struct Wire {
     socket: Socket,
 }
 
 impl Wire {
-    /// From now on.
+    /// Starts counting.
     pub(super) fn tap() -> Self {
-        // Protocol 0 receives nothing until it is bound to one device and to all protocols.
+        // Protocol 0 receives nothing until the socket is bound to a device and to all protocols.
         let socket = Socket::new(Domain::PACKET, Type::from(libc::SOCK_DGRAM), None).unwrap();
         let address = libc::sockaddr_ll {
             sll_family: 17,
@@ -263,7 +261,7 @@ impl Wire {
         Self { socket }
     }
 
-    /// How many TCP packets have left so far.
+    /// How many TCP packets have left since the last call.
     pub(super) fn packets(&mut self) -> usize {
         use std::io::Read as _;
         let mut buffer = [0; 2048];

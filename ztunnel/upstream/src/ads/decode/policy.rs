@@ -47,7 +47,7 @@ pub(super) fn build(
             action,
             rules,
             dry_run: policy.dry_run,
-            unseen: !doubts.is_empty(),
+            has_unknown_conditions: !doubts.is_empty(),
         },
         doubts,
     })

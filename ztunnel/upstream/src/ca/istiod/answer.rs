@@ -1,9 +1,9 @@
-//! What the control plane answers, read and checked as a peer will check it.
+//! Parses the answer of the control plane and checks it as a peer will check it.
 //!
-//! The chain comes as PEM texts, the leaf first and the root last; each text may hold several
-//! certificates. The last one is a bundle while a root is replaced, and some authorities put their
-//! intermediates there, too: a certificate in it that is not self-issued is no root, unless there
-//! is nothing else.
+//! The chain is a list of PEM texts, the leaf first and the root last; each text may hold several
+//! certificates. During a root rotation the last text is a bundle, and some authorities put their
+//! intermediates there, too: a certificate of the last text that is not self-issued is no root,
+//! unless the text has no other.
 
 use rcgen::{KeyPair, PublicKeyData as _};
 use rustls_pki_types::pem::PemObject as _;
@@ -25,7 +25,7 @@ const CERTIFICATES: usize = 128;
 pub fn read(texts: &[String], key: &KeyPair, identity: &Identity) -> Result<Issued, IssueError> {
     let mut chain = parse(texts)?;
     let mut last = chain.pop().unwrap_or_default();
-    // A single text with everything in it: its last certificate is the root.
+    // A single text holds the whole chain: its last certificate is the root.
     if chain.is_empty() && last.len() > 1 {
         let root = last.split_off(last.len() - 1);
         chain.push(std::mem::replace(&mut last, root));
@@ -62,7 +62,8 @@ fn parse(texts: &[String]) -> Result<Vec<Vec<CertificateDer<'static>>>, IssueErr
         let number = format!("part {} of {} of the answer", at + 1, texts.len());
         let mut certificates = Vec::new();
         for block in CertificateDer::pem_slice_iter(text.as_bytes()) {
-            let block = block.map_err(|error| unusable(format!("{number} is broken: {error}")))?;
+            let block =
+                block.map_err(|error| unusable(format!("{number} cannot be parsed: {error}")))?;
             total += 1;
             if total > CERTIFICATES {
                 return Err(unusable(format!(
@@ -83,7 +84,7 @@ fn parse(texts: &[String]) -> Result<Vec<Vec<CertificateDer<'static>>>, IssueErr
 
 type Certificates = Vec<CertificateDer<'static>>;
 
-/// The roots of the last text, and what else is in it.
+/// The roots of the last text, and its other certificates.
 fn split(last: Certificates) -> Result<(Certificates, Certificates), IssueError> {
     let (mut roots, mut between) = (Vec::new(), Vec::new());
     for certificate in last {
@@ -105,7 +106,7 @@ fn check_key(leaf: &CertificateDer<'_>, key: &KeyPair) -> Result<(), IssueError>
         return Ok(());
     }
     Err(unusable(
-        "it is for another key than the one that was sent".to_owned(),
+        "it is for another key than that of the request".to_owned(),
     ))
 }
 
@@ -113,7 +114,7 @@ fn x509<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, 
     match x509_parser::parse_x509_certificate(certificate) {
         Ok((_rest, parsed)) => Ok(parsed),
         Err(error) => Err(unusable(format!(
-            "a certificate of the answer cannot be parsed: {error}"
+            "a certificate of the answer cannot be decoded: {error}"
         ))),
     }
 }

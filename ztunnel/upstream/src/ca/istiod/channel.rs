@@ -1,5 +1,5 @@
-//! The one connection to the control plane. It is made with the first request and again by itself
-//! after it broke; other roots, or a request without an answer, make a new one.
+//! The connection to the control plane. The first request makes it, and it is made again after it
+//! broke, after the roots changed, and after a request without an answer.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use super::error::IstiodError;
 use super::roots::{RootFile, Roots};
 use super::{Config, Root};
 
-/// While a request waits, the other end is asked this often whether it is still there.
+/// The interval of HTTP/2 pings while a request waits.
 const PING: Duration = Duration::from_secs(15);
 
 pub(super) struct CaChannel {
@@ -23,9 +23,9 @@ pub(super) struct CaChannel {
 }
 
 enum Security {
-    /// Tests on loopback.
+    /// Plaintext on loopback, for tests.
     None,
-    /// Set up once, in the endpoint.
+    /// Configured in the endpoint.
     SystemRoots,
     File {
         file: RootFile,
@@ -36,7 +36,7 @@ enum Security {
 
 struct Open {
     channel: Channel,
-    /// What the control plane was verified with.
+    /// The roots that verified the control plane.
     roots: Option<Arc<Roots>>,
 }
 
@@ -70,7 +70,7 @@ impl CaChannel {
             }
             Root::File(path) => {
                 let file = RootFile::open(path)?;
-                // Finds a name that cannot be one now rather than with each request.
+                // Reports an invalid name now, not with each request.
                 endpoint.clone().tls_config(tls.clone()).map_err(failed)?;
                 let security = Security::File {
                     file,
@@ -87,7 +87,7 @@ impl CaChannel {
         })
     }
 
-    /// The connection, which may have to be made yet.
+    /// The connection. A new one connects with the first request.
     pub(super) fn channel(&self) -> Result<Channel, IstiodError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let roots = match &self.security {
@@ -118,8 +118,8 @@ impl CaChannel {
         Ok(channel)
     }
 
-    /// Uses another connection from now on. Requests under way keep theirs.
-    pub(super) fn hang_up(&self) {
+    /// Makes the next request use a new connection. Requests in progress keep theirs.
+    pub(super) fn reset(&self) {
         *self.open.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
@@ -138,17 +138,17 @@ fn uri(address: &str) -> Result<Uri, IstiodError> {
         .parse()
         .map_err(|error: http::uri::InvalidUri| refused(error.to_string()))?;
     if ![Some("https"), Some("http")].contains(&uri.scheme_str()) {
-        return Err(refused("it must begin with https://".to_owned()));
+        return Err(refused("expected https://host:port".to_owned()));
     }
     let host = uri.host().unwrap_or_default();
     let port = uri.port_u16();
     let expected = port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
     let authority = uri.authority().map(http::uri::Authority::as_str);
     if host.is_empty() || authority != Some(&expected) {
-        return Err(refused("it must be https://host:port".to_owned()));
+        return Err(refused("expected https://host:port".to_owned()));
     }
     if !["", "/"].contains(&uri.path()) || uri.query().is_some() {
-        return Err(refused("nothing may follow the port".to_owned()));
+        return Err(refused("expected nothing after the port".to_owned()));
     }
     Ok(uri)
 }
@@ -162,16 +162,16 @@ fn is_loopback(uri: &Uri) -> bool {
             .is_ok_and(|address| address.is_loopback())
 }
 
-/// An error with its causes: the outer ones say little.
+/// An error with its causes.
 pub(super) fn text(error: &dyn std::error::Error) -> String {
-    let mut said = error.to_string();
+    let mut all = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
         let cause_text = cause.to_string();
-        if !said.contains(&cause_text) {
-            said = format!("{said}: {cause_text}");
+        if !all.contains(&cause_text) {
+            all = format!("{all}: {cause_text}");
         }
         next = cause.source();
     }
-    said
+    all
 }

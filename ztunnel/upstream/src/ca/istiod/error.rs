@@ -1,11 +1,11 @@
-//! Why the control plane's authority cannot be asked at all; each text names the setting.
+//! Settings with which the control plane's authority cannot be used.
 
 use std::io;
 use std::path::PathBuf;
 
 use tunnel::tls::Fault;
 
-/// Why the control plane's authority cannot be asked with these settings.
+/// A setting with which the control plane's authority cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IstiodError {
     /// The address cannot be used.
@@ -13,10 +13,10 @@ pub enum IstiodError {
     Address {
         /// The setting.
         address: String,
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
-    /// The token would be sent in the clear.
+    /// The token would be sent in plaintext.
     #[error(
         "the certificate authority's address {address:?} is not on this machine, so it must begin \
          with https://"
@@ -25,12 +25,12 @@ pub enum IstiodError {
         /// The setting.
         address: String,
     },
-    /// The name in the control plane's certificate cannot be one, or the system has no roots.
-    #[error("TLS to {address} cannot be set up: {why}")]
+    /// The name of the control plane's certificate is invalid, or the system has no roots.
+    #[error("cannot configure TLS to {address}: {why}")]
     Tls {
-        /// Where to.
+        /// The address.
         address: String,
-        /// What is wrong.
+        /// The problem.
         why: String,
     },
     /// A file cannot be read.
@@ -38,7 +38,7 @@ pub enum IstiodError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A file does not hold root certificates.
@@ -46,15 +46,15 @@ pub enum IstiodError {
     Roots {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
-    /// A header cannot be sent. Its value is not shown: it may be a secret.
+    /// A header cannot be sent. Its value is not shown, because it may be a secret.
     #[error("the header {name:?} for the certificate authority cannot be sent: {why}")]
     Header {
         /// Its name.
         name: String,
-        /// What is wrong with it.
+        /// The problem.
         why: &'static str,
     },
 }
@@ -73,7 +73,7 @@ impl IstiodError {
         }
     }
 
-    /// Who has to act: always whoever set this node up.
+    /// The party that has to act: always the operator.
     #[must_use]
     pub const fn fault(&self) -> Fault {
         Fault::Mesh

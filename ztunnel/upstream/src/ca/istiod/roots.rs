@@ -1,5 +1,5 @@
-//! A file of root certificates that may change while it is in use, and how such small files are
-//! read. What was good stays in use while the file cannot be read or is damaged.
+//! A file of root certificates that may change at run time. While the file cannot be read or is
+//! damaged, the last good content stays in use.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -11,18 +11,18 @@ use rustls_pki_types::{CertificateDer, TrustAnchor};
 
 use super::error::IstiodError;
 
-/// The largest file that is read: some hundred certificates.
+/// The largest file, in bytes: several hundred certificates.
 const LIMIT: usize = 1024 * 1024;
 
-/// The file, and what was last in it.
+/// The file and its last good content.
 pub(super) struct RootFile {
     path: PathBuf,
-    last: Mutex<Last>,
+    state: Mutex<State>,
 }
 
-struct Last {
+struct State {
     roots: Arc<Roots>,
-    /// What was said last about the file, so that it is said once.
+    /// The last error, so that the same error is logged once.
     complaint: String,
 }
 
@@ -39,34 +39,34 @@ impl RootFile {
         let roots = Arc::new(Roots::read(path)?);
         Ok(Self {
             path: path.to_owned(),
-            last: Mutex::new(Last {
+            state: Mutex::new(State {
                 roots,
                 complaint: String::new(),
             }),
         })
     }
 
-    /// What is in the file now, or what was there when it was last good. The same `Arc` as long
-    /// as nothing changes.
+    /// The present content of the file, or the last good one. It is the same `Arc` as long as nothing
+    /// changes.
     pub(super) fn current(&self) -> Arc<Roots> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match Roots::read(&self.path) {
             Ok(now) => {
-                last.complaint.clear();
-                if now.pem != last.roots.pem {
+                state.complaint.clear();
+                if now.pem != state.roots.pem {
                     tracing::info!(path = %self.path.display(), "root certificates changed");
-                    last.roots = Arc::new(now);
+                    state.roots = Arc::new(now);
                 }
             }
             Err(error) => {
                 let text = error.to_string();
-                if text != last.complaint {
-                    tracing::warn!("the root certificates read before stay in use: {text}");
-                    last.complaint = text;
+                if text != state.complaint {
+                    tracing::warn!("the previous root certificates stay in use: {text}");
+                    state.complaint = text;
                 }
             }
         }
-        last.roots.clone()
+        state.roots.clone()
     }
 }
 
@@ -90,7 +90,7 @@ impl Roots {
             .collect::<Result<Vec<_>, webpki::Error>>()
             .map_err(|error| damaged(error.to_string()))?;
         if anchors.is_empty() {
-            return Err(damaged("there is no certificate in it".to_owned()));
+            return Err(damaged("the file holds no certificate".to_owned()));
         }
         Ok(Self {
             pem,
@@ -113,7 +113,7 @@ pub(super) fn read(path: &Path, limit: usize, bytes: &mut Vec<u8>) -> io::Result
     let most = u64::try_from(limit).unwrap_or(u64::MAX);
     let file = File::open(path)?;
     if file.take(most.saturating_add(1)).read_to_end(bytes)? > limit {
-        let why = format!("it is larger than {limit} bytes");
+        let why = format!("the file is larger than {limit} bytes");
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
     }
     Ok(())

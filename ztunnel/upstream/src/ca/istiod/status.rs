@@ -1,4 +1,4 @@
-//! Refusals of the control plane, sorted by what an operator can do.
+//! Classifies refusals of the control plane by what an operator can do.
 
 use tonic::{Code, Status};
 
@@ -7,22 +7,22 @@ use super::channel::text;
 use super::{Config, Root};
 use tunnel::tls::IssueError;
 
-/// As much of what the other end says is told.
-const SAID: usize = 512;
+/// The longest part of a message of the other end that is repeated, in characters.
+const MESSAGE_LIMIT: usize = 512;
 
-pub(super) fn sort(status: &Status, config: &Config) -> IssueError {
+pub(super) fn classify(status: &Status, config: &Config) -> IssueError {
     let issuer = config.address.clone();
-    let (code, said) = (status.code(), said(status));
+    let (code, message) = (status.code(), message_of(status));
     match code {
         Code::Unauthenticated => IssueError::Refused {
             issuer,
-            why: format!("{said} ({code:?}): {}", about_the_token(config)),
+            why: format!("{message} ({code:?}): {}", about_the_token(config)),
         },
         Code::PermissionDenied => IssueError::Refused {
             issuer,
             why: format!(
-                "{said} ({code:?}): a node may ask only for workloads that run on it, with a token \
-                 that the control plane trusts; {}",
+                "{message} ({code:?}): a node may request certificates only for workloads that run \
+                 on it, with a token that the control plane trusts; {}",
                 about_the_token(config)
             ),
         },
@@ -32,21 +32,21 @@ pub(super) fn sort(status: &Status, config: &Config) -> IssueError {
         | Code::FailedPrecondition
         | Code::Unimplemented => IssueError::Refused {
             issuer,
-            why: format!("{said} ({code:?})"),
+            why: format!("{message} ({code:?})"),
         },
-        // Ours: the codec's limit.
+        // The limit of the local codec.
         Code::OutOfRange => IssueError::Unusable {
-            why: format!("the answer is not within {LIMIT} bytes: {said}"),
+            why: format!("the answer is larger than {LIMIT} bytes: {message}"),
         },
         _ => IssueError::Unavailable {
             issuer,
-            why: format!("{said} ({code:?}){}", about_the_root(&said, config)),
+            why: format!("{message} ({code:?}){}", about_the_root(&message, config)),
         },
     }
 }
 
-/// What the other end, or the transport, says: on one line and not too long.
-fn said(status: &Status) -> String {
+/// The message of the other end or of the transport, on one line and truncated.
+fn message_of(status: &Status) -> String {
     let message = status.message();
     let whole = match std::error::Error::source(status).map(text) {
         Some(causes) if causes.contains(message) => causes,
@@ -54,9 +54,9 @@ fn said(status: &Status) -> String {
         None => message.to_owned(),
     };
     let visible = |c: char| if c.is_control() { ' ' } else { c };
-    let line: String = whole.chars().take(SAID).map(visible).collect();
+    let line: String = whole.chars().take(MESSAGE_LIMIT).map(visible).collect();
     if line.is_empty() {
-        return "no reason given".to_owned();
+        return "no reason was given".to_owned();
     }
     line
 }
@@ -64,20 +64,20 @@ fn said(status: &Status) -> String {
 fn about_the_token(config: &Config) -> String {
     match &config.token {
         Some(path) => format!(
-            "is the token in {} expired, or of another cluster or audience?",
+            "check whether the token in {} is expired or of another cluster or audience",
             path.display()
         ),
         None => "no token is configured".to_owned(),
     }
 }
 
-/// rustls's words for a server certificate that is not accepted.
-fn about_the_root(said: &str, config: &Config) -> String {
-    if !said.contains("invalid peer certificate") {
+/// The roots in use, if rustls did not accept the server's certificate.
+fn about_the_root(message: &str, config: &Config) -> String {
+    if !message.contains("invalid peer certificate") {
         return String::new();
     }
     match &config.root {
         Root::File(path) => format!("; it is verified with the roots in {}", path.display()),
-        Root::System => "; it is verified with the system's roots".to_owned(),
+        Root::System => "; it is verified with the roots of the system".to_owned(),
     }
 }

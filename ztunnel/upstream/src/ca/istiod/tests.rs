@@ -1,5 +1,5 @@
-//! The client against a control plane on loopback: what it asks, what it takes for an answer, and
-//! what may change meanwhile.
+//! The client against a control plane on loopback: its requests, the answers that it accepts, and
+//! changes of files at run time.
 
 mod answers;
 mod control_plane;
@@ -127,10 +127,10 @@ async fn workloads_of_a_node_get_certificates_and_trust_each_other() {
 }
 
 #[tokio::test]
-async fn the_request_says_who_and_how_long() {
+async fn the_request_names_the_identity_and_the_lifetime() {
     let world = World::new();
     let client = IstiodCa::new(Config {
-        asker: Asker::Workload,
+        requester: Requester::Workload,
         validity: Duration::from_secs(600),
         headers: vec![("X-Tenant".to_owned(), "one".to_owned())],
         cluster_id: String::new(),
@@ -151,7 +151,7 @@ async fn the_request_says_who_and_how_long() {
 }
 
 #[tokio::test]
-async fn a_control_plane_of_another_root_or_name_is_not_asked() {
+async fn a_control_plane_with_another_root_or_name_gets_no_request() {
     let world = World::new();
     world.write("other.pem", &Authority::new("another").root);
     let other_root = Config {
@@ -194,7 +194,7 @@ async fn the_token_is_read_for_each_request() {
 }
 
 #[tokio::test]
-async fn a_token_that_cannot_be_used_is_named_by_its_file_and_not_shown() {
+async fn an_unusable_token_is_reported_by_its_file_and_not_shown() {
     let world = World::new();
     let client = world.client();
     let path = world.path("token").display().to_string();
@@ -213,7 +213,7 @@ async fn a_token_that_cannot_be_used_is_named_by_its_file_and_not_shown() {
 }
 
 #[tokio::test]
-async fn refusals_are_sorted_and_say_what_to_look_at() {
+async fn refusals_are_classified_and_name_the_setting_to_check() {
     for (code, reason, hint) in [
         (Code::Unauthenticated, "ca_refused", "the token in"),
         (Code::PermissionDenied, "ca_refused", "run on it"),
@@ -267,7 +267,7 @@ fn check(change: impl FnOnce(&mut Config), reason: Option<&str>) {
 }
 
 #[test]
-fn the_address_is_https_unless_it_is_on_this_machine() {
+fn the_address_must_be_https_unless_it_is_loopback() {
     for (address, reason) in [
         ("https://istiod:15012", None),
         ("istiod.istio-system.svc:15012", None),
@@ -328,7 +328,7 @@ fn files_without_root_certificates_are_refused() {
 }
 
 #[tokio::test]
-async fn plaintext_is_spoken_on_loopback() {
+async fn plaintext_works_on_loopback() {
     let mesh = Arc::new(Authority::new("mesh"));
     let port = "127.0.0.1:0".parse().unwrap();
     let control_plane = ControlPlane::serve_at(port, None, signs(&mesh));

@@ -1,4 +1,4 @@
-//! Why the embedded authority cannot be used; each text says how to mend it.
+//! Errors of the embedded authority's files and settings.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,23 +7,23 @@ use std::time::Duration;
 use super::MIN_LEAF_TTL;
 use tunnel::tls::Fault;
 
-/// Why the embedded authority cannot be used.
+/// The embedded authority cannot be used. The message says how to fix it.
 #[derive(Debug, thiserror::Error)]
 pub enum LocalCaError {
     /// A file or the directory cannot be read or written.
     #[error("cannot {action} {path}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// Where.
+        /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The key file is not private.
+    /// Other users can read the key file.
     #[error(
-        "the root key {path} may be read by others (mode {mode:03o}); whoever could read it can \
-         issue certificates of the mesh: replace the root if in doubt, else `chmod 600` it"
+        "the root key {path} is readable by other users (mode {mode:03o}), who could issue \
+         certificates of the mesh: run `chmod 600` on it, or remove root and key if it may have leaked"
     )]
     KeyExposed {
         /// The file.
@@ -31,38 +31,44 @@ pub enum LocalCaError {
         /// Its permission bits.
         mode: u32,
     },
-    /// The certificate is there without its key.
-    #[error("{path} is missing but the root certificate is there: restore the key, or remove both")]
+    /// The certificate exists without its key.
+    #[error(
+        "{path} is missing, but its root certificate exists: restore the key or remove the certificate"
+    )]
     KeyMissing {
         /// The key's file.
         path: PathBuf,
     },
-    /// A file does not hold what it should.
+    /// The content of a file is invalid.
     #[error("{path} is damaged: {why}")]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem.
         why: String,
     },
     /// The key belongs to another certificate.
-    #[error("the root key and the root certificate in {directory} do not belong together")]
+    #[error(
+        "the root key in {directory} is not the key of the root certificate there: restore the right files or remove both"
+    )]
     Mismatch {
-        /// Where both are.
+        /// The directory of both.
         directory: PathBuf,
     },
-    /// A setting that cannot work.
-    #[error("a leaf lifetime of {ttl:?} is too short, the least is {MIN_LEAF_TTL:?}")]
+    /// The lifetime of leaf certificates is too short.
+    #[error(
+        "a lifetime of {ttl:?} for certificates is too short: expected at least {MIN_LEAF_TTL:?}"
+    )]
     LeafTtl {
         /// The setting.
         ttl: Duration,
     },
-    /// The root could not be made.
+    /// The root could not be created.
     #[error("cannot create a root certificate for {trust_domain:?}: {why}")]
     Generate {
         /// The mesh's trust domain.
         trust_domain: String,
-        /// What went wrong.
+        /// The problem.
         why: String,
     },
 }
@@ -82,7 +88,7 @@ impl LocalCaError {
         }
     }
 
-    /// Who has to act: always whoever set this node up.
+    /// The party that has to act.
     #[must_use]
     pub const fn fault(&self) -> Fault {
         match self {

@@ -1,4 +1,4 @@
-//! The root's files: made whole, read back, and what both share with the signing of leaves.
+//! The files of the root: created atomically, and read.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -21,12 +21,12 @@ use super::error::LocalCaError;
 pub(super) const CERTIFICATE: &str = "root-cert.pem";
 pub(super) const KEY: &str = "root-key.pem";
 
-/// How far certificates are dated back, for nodes whose clocks differ.
+/// How far certificates are backdated, for nodes whose clocks differ.
 pub(super) const BACKDATE: Duration = Duration::from_secs(120);
-/// How long a new root lives.
+/// The lifetime of a new root.
 const ROOT_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// Reads the certificates of a PEM file; there is at least one.
+/// Reads the certificates of a PEM file, at least one.
 ///
 /// # Errors
 /// When the file cannot be read, is not PEM, or holds no certificate.
@@ -35,7 +35,7 @@ pub fn load_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, LocalCaEr
     let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let roots = roots.map_err(damaged(path))?;
     if roots.is_empty() {
-        return Err(damaged(path)("there is no certificate in it"));
+        return Err(damaged(path)("it holds no certificate"));
     }
     Ok(roots)
 }
@@ -46,9 +46,9 @@ pub(super) fn create_root(directory: &Path, trust_domain: &str) -> Result<(), Lo
             trust_domain: trust_domain.to_owned(),
             why: error.to_string(),
         })?;
-    // The certificate last: it says that the root is complete.
-    write_whole(directory, KEY, key.as_bytes(), 0o600)?;
-    write_whole(directory, CERTIFICATE, certificate.as_bytes(), 0o644)
+    // The certificate last: it marks the root as complete.
+    write_atomically(directory, KEY, key.as_bytes(), 0o600)?;
+    write_atomically(directory, CERTIFICATE, certificate.as_bytes(), 0o644)
 }
 
 pub(super) fn generate_root(
@@ -87,15 +87,15 @@ pub(super) fn serial() -> SerialNumber {
     SerialNumber::from_slice(&bytes)
 }
 
-/// Makes a file appear with its whole content and its permissions, or not at all.
-fn write_whole(
+/// Writes a file with its content and permissions atomically.
+fn write_atomically(
     directory: &Path,
     name: &str,
     content: &[u8],
     mode: u32,
 ) -> Result<(), LocalCaError> {
     let (unfinished, path) = (directory.join(format!(".{name}.new")), directory.join(name));
-    // A leftover of a crash might have other permissions.
+    // A leftover of a crash may have other permissions.
     match fs::remove_file(&unfinished) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(failed("remove", &unfinished)(error));

@@ -1,4 +1,6 @@
-//! The embedded authority: what it signs, and how it treats its files.
+//! The embedded authority: its certificates and its files.
+
+mod signing;
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
@@ -17,9 +19,9 @@ fn open(directory: &Path) -> Result<LocalCa, LocalCaError> {
 
 #[test]
 fn a_leaf_is_short_lived_and_names_the_workload_only() {
-    let place = tempfile::tempdir().unwrap();
-    let ca = open(place.path()).unwrap();
-    let issued = ca.sign(&web()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let ca = open(directory.path()).unwrap();
+    let issued = ca.issue_now(&web()).unwrap();
     assert_eq!((issued.chain.len(), issued.roots.len()), (1, 1));
     let (_, leaf) = x509_parser::parse_x509_certificate(&issued.chain[0]).unwrap();
     let names = leaf.subject_alternative_name().unwrap().unwrap();
@@ -31,7 +33,7 @@ fn a_leaf_is_short_lived_and_names_the_workload_only() {
     );
     assert!(
         names.critical,
-        "the subject is empty (RFC 5280, section 4.2.1.6)"
+        "with an empty subject it has to be critical (RFC 5280, section 4.2.1.6)"
     );
     let usage = leaf.extended_key_usage().unwrap().unwrap().value;
     assert!(usage.server_auth && usage.client_auth && !usage.any);
@@ -54,7 +56,7 @@ fn a_leaf_is_short_lived_and_names_the_workload_only() {
         "lives {}",
         end - now
     );
-    let other = ca.sign(&web()).unwrap();
+    let other = ca.issue_now(&web()).unwrap();
     let (_, other) = x509_parser::parse_x509_certificate(&other.chain[0]).unwrap();
     assert_ne!(leaf.raw_serial(), other.raw_serial());
     assert_ne!(leaf.public_key().raw, other.public_key().raw);
@@ -62,8 +64,8 @@ fn a_leaf_is_short_lived_and_names_the_workload_only() {
 
 #[test]
 fn an_issued_leaf_can_be_used() {
-    let place = tempfile::tempdir().unwrap();
-    let issued = open(place.path()).unwrap().sign(&web()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let issued = open(directory.path()).unwrap().issue_now(&web()).unwrap();
     assert_eq!(
         Credentials::new(&web(), issued, &Revocations::default())
             .unwrap()
@@ -73,9 +75,9 @@ fn an_issued_leaf_can_be_used() {
 }
 
 #[test]
-fn the_directory_keeps_the_root() {
-    let place = tempfile::tempdir().unwrap();
-    let directory = place.path().join("state/ca");
+fn the_root_is_kept_in_the_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path().join("state/ca");
     let first = open(&directory).unwrap();
     assert_eq!(open(&directory).unwrap().root(), first.root());
     assert_eq!(
@@ -99,8 +101,8 @@ fn the_directory_keeps_the_root() {
 
 #[test]
 fn proxies_that_start_together_share_one_root() {
-    let place = tempfile::tempdir().unwrap();
-    let directory = place.path().join("ca");
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path().join("ca");
     let gate = Arc::new(std::sync::Barrier::new(8));
     let proxies: Vec<_> = (0..8)
         .map(|_| {
@@ -121,20 +123,20 @@ fn proxies_that_start_together_share_one_root() {
 
 #[test]
 fn a_key_that_others_can_read_is_refused() {
-    let place = tempfile::tempdir().unwrap();
-    open(place.path()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    open(directory.path()).unwrap();
     for mode in [0o640, 0o604, 0o644, 0o660] {
-        fs::set_permissions(place.path().join(KEY), fs::Permissions::from_mode(mode)).unwrap();
-        let error = open(place.path()).unwrap_err();
+        fs::set_permissions(directory.path().join(KEY), fs::Permissions::from_mode(mode)).unwrap();
+        let error = open(directory.path()).unwrap_err();
         assert_eq!(error.reason(), "key_exposed", "{mode:o}");
         assert!(error.to_string().contains("chmod 600"), "{error}");
     }
 }
 
 #[test]
-fn files_that_do_not_fit_are_refused_and_never_replaced() {
-    let place = tempfile::tempdir().unwrap();
-    let directory = place.path();
+fn unusable_files_are_refused_and_never_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
     open(directory).unwrap();
     let (certificate, key) = (directory.join(CERTIFICATE), directory.join(KEY));
     let good = fs::read(&certificate).unwrap();
@@ -158,27 +160,27 @@ fn files_that_do_not_fit_are_refused_and_never_replaced() {
 }
 
 #[test]
-fn a_start_that_crashed_half_way_is_mended() {
-    let place = tempfile::tempdir().unwrap();
-    fs::write(place.path().join(KEY), "half").unwrap();
-    fs::write(place.path().join(format!(".{CERTIFICATE}.new")), "half").unwrap();
-    open(place.path()).unwrap();
+fn leftovers_of_a_crash_are_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join(KEY), "half").unwrap();
+    fs::write(directory.path().join(format!(".{CERTIFICATE}.new")), "half").unwrap();
+    open(directory.path()).unwrap();
 }
 
 #[test]
-fn refuses_other_trust_domains_and_lifetimes_that_cannot_work() {
-    let place = tempfile::tempdir().unwrap();
-    let ca = open(place.path()).unwrap();
-    let stranger = Identity::new("elsewhere", "default", "web").unwrap();
-    assert_eq!(ca.sign(&stranger).unwrap_err().reason(), "ca_refused");
-    let error = LocalCa::open(place.path(), "cluster.local", Duration::from_millis(10));
+fn other_trust_domains_and_short_lifetimes_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = open(directory.path()).unwrap();
+    let foreign = Identity::new("elsewhere", "default", "web").unwrap();
+    assert_eq!(ca.issue_now(&foreign).unwrap_err().reason(), "ca_refused");
+    let error = LocalCa::open(directory.path(), "cluster.local", Duration::from_millis(10));
     assert_eq!(error.unwrap_err().reason(), "leaf_ttl");
 }
 
 #[tokio::test]
-async fn serves_a_store() {
-    let place = tempfile::tempdir().unwrap();
-    let ca = Arc::new(open(place.path()).unwrap());
+async fn two_identities_of_a_store_complete_a_handshake() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = Arc::new(open(directory.path()).unwrap());
     let store = Store::new(
         ca,
         tls::Config::default(),
@@ -200,15 +202,15 @@ async fn serves_a_store() {
     assert_eq!((near.peer(), far.unwrap().peer()), (&server, &client));
 }
 
-/// `cargo test -p ztunnel --lib ca::local -- --ignored --nocapture`
+/// `cargo test -p upstream --lib ca::local -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
-fn how_long_issuing_takes() {
-    let place = tempfile::tempdir().unwrap();
-    let ca = open(place.path()).unwrap();
+fn time_to_issue() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = open(directory.path()).unwrap();
     let begin = std::time::Instant::now();
     for _ in 0..1000 {
-        ca.sign(&web()).unwrap();
+        ca.issue_now(&web()).unwrap();
     }
     println!("{:?} a leaf", begin.elapsed() / 1000);
 }

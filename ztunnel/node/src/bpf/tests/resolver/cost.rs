@@ -1,4 +1,4 @@
-//! What the hooks of datagrams cost those who are in no mesh.
+//! The cost of the DNS hooks for namespaces outside the mesh.
 
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::super::world::{at, in_namespace};
 use super::Proxy;
 
-/// What this thread has used of its processor.
-fn processor_time() -> Duration {
+/// The CPU time of this thread.
+fn cpu_time() -> Duration {
     let mut used = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -21,21 +21,21 @@ fn processor_time() -> Duration {
     )
 }
 
-/// Not a bound but a measurement: `--nocapture` shows it. A datagram to itself, of a namespace
-/// that no proxy knows.
+/// A measurement without a bound: `--nocapture` prints it. A socket sends a datagram to itself in a
+/// namespace that is not enrolled.
 #[test]
 #[ignore = "needs root"]
-fn what_a_datagram_costs_everybody_else() {
+fn cost_of_a_datagram_outside_the_mesh() {
     let round = || {
         in_namespace(|| {
             let socket = UdpSocket::bind(at("127.0.0.1:9999")).unwrap();
             let mut bytes = [0; 64];
-            let begin = processor_time();
+            let begin = cpu_time();
             for _ in 0..200_000 {
                 socket.send_to(&bytes[..32], at("127.0.0.1:9999")).unwrap();
                 socket.recv_from(&mut bytes).unwrap();
             }
-            (processor_time() - begin) / 200_000
+            (cpu_time() - begin) / 200_000
         })
     };
     let mut without = Vec::new();

@@ -56,7 +56,7 @@ fn known(port: u16) -> Match {
 fn rules(action: i32, rule: &[u8]) -> Vec<Rule> {
     let decoded = read(action, &[rule.to_vec()]);
     assert!(!decoded.doubts.is_empty());
-    assert!(decoded.policy.unseen);
+    assert!(decoded.policy.has_unknown_conditions);
     decoded.policy.rules
 }
 

@@ -120,7 +120,7 @@ fn every_field_of_a_policy_arrives() {
         // A match without a kind matches nothing, which is not for us to change.
         rules: vec![vec![vec![kinds, Match::default()], vec![]], vec![]],
         dry_run: true,
-        unseen: false,
+        has_unknown_conditions: false,
     };
     let decoded = read(&wire).unwrap();
     assert_eq!(decoded.policy, expected);

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use rcgen::ExtendedKeyUsagePurpose;
 
-use super::super::order::Order;
+use super::super::request::CertificateRequest;
 use super::control_plane::{Asked, Leaf};
 use super::*;
 
@@ -12,9 +12,9 @@ use super::*;
 type Answer = fn(&Authority, &Asked) -> Vec<String>;
 
 fn other_order(account: &str) -> String {
-    let order = Order::new(&identity(account), Asker::Node).unwrap();
+    let certificate = CertificateRequest::new(&identity(account), Requester::Node).unwrap();
     let config = Config::new("https://istiod");
-    let request = order.request(&config, &MetadataMap::new()).unwrap();
+    let request = certificate.message(&config, &MetadataMap::new()).unwrap();
     request.into_inner().csr
 }
 
@@ -29,7 +29,7 @@ async fn asked(answer: Answer) -> Result<Issued, IssueError> {
 }
 
 #[tokio::test]
-async fn a_chain_may_be_cut_into_parts_in_many_ways() {
+async fn a_chain_may_be_split_into_texts_in_many_ways() {
     let cases: [(&str, Answer); 6] = [
         ("as the control plane sends it", |mesh, asked| {
             let issuing = mesh.below("issuing");
@@ -82,7 +82,7 @@ async fn refused(cases: &[(&str, Answer)]) {
 }
 
 #[tokio::test]
-async fn an_answer_that_cannot_be_read_says_what_came() {
+async fn an_unusable_answer_is_described() {
     let cases: [(&str, Answer); 7] = [
         ("no certificate and no root", |_, _| vec![]),
         ("no certificate and no root", |_, _| vec![String::new()]),
@@ -96,11 +96,14 @@ async fn an_answer_that_cannot_be_read_says_what_came() {
                 vec![leaf, "garbage".to_owned()]
             },
         ),
-        ("part 1 of 2 of the answer is broken", |mesh, asked| {
-            let leaf = mesh.sign(&asked.csr, Leaf::default());
-            vec![leaf.replace("MII", "M!!"), mesh.root.clone()]
-        }),
-        ("cannot be parsed", |mesh, _| {
+        (
+            "part 1 of 2 of the answer cannot be parsed",
+            |mesh, asked| {
+                let leaf = mesh.sign(&asked.csr, Leaf::default());
+                vec![leaf.replace("MII", "M!!"), mesh.root.clone()]
+            },
+        ),
+        ("cannot be decoded", |mesh, _| {
             let nonsense = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
             vec![nonsense.to_owned(), mesh.root.clone()]
         }),
@@ -113,7 +116,7 @@ async fn an_answer_that_cannot_be_read_says_what_came() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_peers_would_refuse_is_refused_here() {
+async fn a_certificate_that_peers_would_refuse_is_refused() {
     let cases: [(&str, Answer); 6] = [
         ("sa/b instead of spiffe://cluster.local", |mesh, asked| {
             let leaf = mesh.sign_as(&asked.csr, identity("b").as_str());
@@ -167,7 +170,7 @@ async fn a_huge_answer_is_not_read() {
 }
 
 #[tokio::test]
-async fn a_slow_answer_is_given_up_and_the_next_request_takes_another_connection() {
+async fn a_timeout_ends_the_request_and_the_next_one_uses_a_new_connection() {
     let mesh = Arc::new(Authority::new("mesh"));
     let signing = mesh.clone();
     let script: Box<Script> = Box::new(move |asked| {

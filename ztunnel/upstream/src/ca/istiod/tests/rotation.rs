@@ -4,7 +4,7 @@ use super::control_plane::Leaf;
 use super::*;
 
 #[tokio::test]
-async fn it_connects_again_by_itself() {
+async fn a_broken_connection_is_made_again() {
     let world = World::new();
     let client = world.client();
     client.issue(&identity("a")).await.unwrap();
@@ -23,7 +23,7 @@ async fn it_connects_again_by_itself() {
 }
 
 #[tokio::test]
-async fn the_control_planes_root_may_change() {
+async fn the_root_of_the_control_plane_may_change() {
     let world = World::new();
     let client = world.client();
     client.issue(&identity("a")).await.unwrap();
@@ -104,7 +104,7 @@ async fn peers_of_two_roots_accept_each_other_when_the_meshs_file_holds_both() {
 }
 
 #[tokio::test]
-async fn a_root_is_trusted_once_however_often_it_is_named() {
+async fn a_root_that_is_named_twice_is_trusted_once() {
     let world = World::new();
     world.write("mesh.pem", &world.mesh.root);
     let client = IstiodCa::new(Config {

@@ -1,4 +1,5 @@
-//! Ways around the connect hook. Each is captured or refused; on the wire, nothing shows.
+//! Ways to bypass the connect hook. Each connection is captured or refused, and no packet leaves the
+//! pod.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -17,8 +18,8 @@ use crate::pods::netlab::index;
 
 const DIALLED: [&str; 2] = ["192.0.2.1:80", "[2001:db8::1]:80"];
 
-/// The next captured connection was meant for this address, and its data arrives.
-fn is_captured(world: &World, dialled: SocketAddr, socket: &mut impl std::io::Write) {
+/// Expects that the next captured connection has this destination, and that its data arrives.
+fn expect_captured(world: &World, dialled: SocketAddr, socket: &mut impl std::io::Write) {
     let (mut proxy, found) = world.captured(dialled.is_ipv4()).expect("captured");
     assert_eq!(found, dialled);
     socket.write_all(b"data").unwrap();
@@ -29,7 +30,7 @@ fn is_captured(world: &World, dialled: SocketAddr, socket: &mut impl std::io::Wr
 
 #[test]
 #[ignore = "needs root"]
-fn the_wire_shows_what_is_not_captured() {
+fn packets_of_uncaptured_connections_are_counted() {
     in_namespace(|| {
         let world = World::new();
         world.kernel.withdraw(world.cookie).unwrap();
@@ -45,7 +46,7 @@ fn the_wire_shows_what_is_not_captured() {
 
 #[test]
 #[ignore = "needs root"]
-fn io_uring() {
+fn io_uring_connects_are_captured() {
     in_namespace(|| {
         let world = World::new();
         let mut wire = Wire::tap();
@@ -62,7 +63,7 @@ fn io_uring() {
             unsafe { ring.submission().push(&connect.build()).unwrap() };
             ring.submit_and_wait(1).unwrap();
             assert_eq!(ring.completion().next().unwrap().result(), 0);
-            is_captured(&world, dialled, &mut socket);
+            expect_captured(&world, dialled, &mut socket);
         }
         assert_eq!(wire.packets(), 0);
     });
@@ -70,7 +71,7 @@ fn io_uring() {
 
 #[test]
 #[ignore = "needs root"]
-fn fast_open() {
+fn fast_open_is_captured() {
     in_namespace(|| {
         std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "3").unwrap();
         let world = World::new();
@@ -78,26 +79,26 @@ fn fast_open() {
             set(listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 16);
         }
         let mut wire = Wire::tap();
-        // Twice each: the second has the cookie, and its data is accepted with the SYN.
+        // Twice each: the second connection has the cookie, and its data is accepted with the SYN.
         for dialled in DIALLED.into_iter().chain(DIALLED).map(at) {
             let socket = tcp(dialled.is_ipv4());
             let sent = socket.send_to_with_flags(b"early", &dialled.into(), libc::MSG_FASTOPEN);
             assert_eq!(sent.unwrap(), 5);
-            arrives(&world, dialled, b"early");
+            expect_data(&world, dialled, b"early");
 
             let mut socket = tcp(dialled.is_ipv4());
             set(&socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1);
             socket.connect(&dialled.into()).unwrap();
             socket.write_all(b"later").unwrap();
-            arrives(&world, dialled, b"later");
-            let told = socket.peer_addr().unwrap().as_socket();
-            assert_eq!(told, Some(dialled));
+            expect_data(&world, dialled, b"later");
+            let peer = socket.peer_addr().unwrap().as_socket();
+            assert_eq!(peer, Some(dialled));
         }
         assert_eq!(wire.packets(), 0);
     });
 }
 
-fn arrives(world: &World, dialled: SocketAddr, data: &[u8]) {
+fn expect_data(world: &World, dialled: SocketAddr, data: &[u8]) {
     let (mut proxy, found) = world.captured(dialled.is_ipv4()).expect("captured");
     assert_eq!(found, dialled);
     let mut bytes = vec![0; data.len()];
@@ -107,7 +108,7 @@ fn arrives(world: &World, dialled: SocketAddr, data: &[u8]) {
 
 #[test]
 #[ignore = "needs root"]
-fn mptcp_does_not_get_out_and_can_listen() {
+fn mptcp_is_captured_or_refused_and_can_listen() {
     in_namespace(|| {
         let world = World::new();
         let mut wire = Wire::tap();
@@ -115,8 +116,8 @@ fn mptcp_does_not_get_out_and_can_listen() {
             let mut socket = mptcp(Domain::for_address(dialled));
             let begin = Instant::now();
             match socket.connect(&dialled.into()) {
-                Ok(()) => is_captured(&world, dialled, &mut socket),
-                // On a kernel where MPTCP does not come by the connect hook.
+                Ok(()) => expect_captured(&world, dialled, &mut socket),
+                // On kernels where MPTCP does not run the connect hook.
                 Err(_) => assert!(begin.elapsed() < Duration::from_secs(5)),
             }
         }
@@ -141,11 +142,11 @@ fn mptcp(domain: Domain) -> Socket {
     .unwrap()
 }
 
-/// On kernels where a way around the connect hook exists (MPTCP, before it called the hook), and
-/// in the moment in which a pod is enrolled.
+/// This happens on kernels where MPTCP does not run the connect hook, and while a pod is being
+/// enrolled.
 #[test]
 #[ignore = "needs root"]
-fn what_the_connect_hook_never_saw_does_not_get_out() {
+fn connections_that_the_connect_hook_missed_are_stopped() {
     in_namespace(|| {
         let world = World::new();
         for name in ["capture4", "capture6"] {
@@ -160,7 +161,7 @@ fn what_the_connect_hook_never_saw_does_not_get_out() {
         ] {
             let socket = tcp(at(dialled).is_ipv4());
             socket.bind_device(device).unwrap();
-            // A device that an ordinary user's socket was bound to stays, see SECURITY.md.
+            // Without capabilities, a device that the socket was bound to stays bound.
             if device.is_none() {
                 drop_capabilities();
             }
@@ -176,7 +177,7 @@ fn what_the_connect_hook_never_saw_does_not_get_out() {
 
 #[test]
 #[ignore = "needs root"]
-fn bound_sockets_keep_their_port_and_never_show_loopback() {
+fn bound_sockets_keep_their_port_and_do_not_show_loopback() {
     in_namespace(|| {
         let world = World::new();
         let mut wire = Wire::tap();
@@ -190,32 +191,32 @@ fn bound_sockets_keep_their_port_and_never_show_loopback() {
             let mut socket = tcp(own.is_ipv4());
             socket.bind(&own.into()).unwrap();
             socket.connect(&dialled.into()).unwrap();
-            is_captured(&world, dialled, &mut socket);
-            let told = socket.local_addr().unwrap().as_socket().unwrap();
-            assert_eq!(told, SocketAddr::new(pod, own.port()));
+            expect_captured(&world, dialled, &mut socket);
+            let local = socket.local_addr().unwrap().as_socket().unwrap();
+            assert_eq!(local, SocketAddr::new(pod, own.port()));
             assert_eq!(socket.peer_addr().unwrap().as_socket(), Some(dialled));
         }
         let mut socket = tcp(false);
         socket.bind(&at("[::]:4005").into()).unwrap();
         socket.connect(&at("[::ffff:192.0.2.1]:80").into()).unwrap();
-        is_captured(&world, at(DIALLED[0]), &mut socket);
-        let told = socket.local_addr().unwrap().as_socket().unwrap();
-        assert_eq!(told, at("[::ffff:10.9.0.1]:4005"));
+        expect_captured(&world, at(DIALLED[0]), &mut socket);
+        let local = socket.local_addr().unwrap().as_socket().unwrap();
+        assert_eq!(local, at("[::ffff:10.9.0.1]:4005"));
         assert_eq!(wire.packets(), 0);
     });
 }
 
 #[test]
 #[ignore = "needs root"]
-fn non_blocking() {
+fn non_blocking_connects_are_captured() {
     in_namespace(|| {
         let world = World::new();
         for dialled in DIALLED.map(at) {
             let mut socket = tcp(dialled.is_ipv4());
             socket.set_nonblocking(true).unwrap();
-            // On loopback the handshake may be over before connect returns.
+            // On loopback the connection may be established before connect returns.
             drop(socket.connect(&dialled.into()));
-            is_captured(&world, dialled, &mut socket);
+            expect_captured(&world, dialled, &mut socket);
         }
     });
 }
@@ -226,22 +227,22 @@ fn a_socket_bound_to_a_device_is_captured_or_refused() {
     in_namespace(|| {
         let world = World::new();
         let mut wire = Wire::tap();
-        let bound = |dialled: SocketAddr| {
+        let socket_with_device = |dialled: SocketAddr| {
             let socket = tcp(dialled.is_ipv4());
             socket.bind_device(Some(DEVICE.as_bytes())).unwrap();
             socket
         };
         for dialled in DIALLED.map(at) {
-            let mut socket = bound(dialled);
+            let mut socket = socket_with_device(dialled);
             socket.connect(&dialled.into()).unwrap();
-            is_captured(&world, dialled, &mut socket);
+            expect_captured(&world, dialled, &mut socket);
         }
         assert_eq!(wire.packets(), 0);
         drop_capabilities();
         for dialled in DIALLED.map(at) {
-            let mut socket = bound(dialled);
+            let mut socket = socket_with_device(dialled);
             match socket.connect(&dialled.into()) {
-                Ok(()) => is_captured(&world, dialled, &mut socket),
+                Ok(()) => expect_captured(&world, dialled, &mut socket),
                 Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EPERM)),
             }
             let socket = Socket::new(
@@ -258,16 +259,16 @@ fn a_socket_bound_to_a_device_is_captured_or_refused() {
     });
 }
 
-/// From here on this thread is an ordinary user's. Its inheritable and permitted sets stay.
+/// Drops this thread's effective capabilities and keeps its inheritable and permitted sets.
 fn drop_capabilities() {
-    capabilities(false);
+    set_effective_capabilities(false);
 }
 
 fn restore_capabilities() {
-    capabilities(true);
+    set_effective_capabilities(true);
 }
 
-fn capabilities(effective: bool) {
+fn set_effective_capabilities(enabled: bool) {
     #[repr(C)]
     struct Header {
         version: u32,
@@ -282,7 +283,7 @@ fn capabilities(effective: bool) {
     let read = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) };
     assert_eq!(read, 0);
     for set in &mut sets {
-        set[0] = if effective { set[1] } else { 0 };
+        set[0] = if enabled { set[1] } else { 0 };
     }
     // SAFETY: as above.
     let written = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, sets.as_ptr()) };
@@ -291,7 +292,7 @@ fn capabilities(effective: bool) {
 
 #[test]
 #[ignore = "needs root"]
-fn a_process_in_a_cgroup_of_its_own() {
+fn a_process_in_another_cgroup_is_captured() {
     in_namespace(|| {
         let world = World::new();
         let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
@@ -319,7 +320,7 @@ fn a_process_in_a_cgroup_of_its_own() {
 
 #[test]
 #[ignore = "needs root"]
-fn the_proxys_mark_in_another_process() {
+fn the_proxys_mark_in_another_process_is_captured() {
     in_namespace(|| {
         let world = World::new();
         let mut wire = Wire::tap();
@@ -335,7 +336,7 @@ fn the_proxys_mark_in_another_process() {
     });
 }
 
-/// Runs in a child process, in this thread's namespace; only system calls, please.
+/// Runs a function in a child process in this thread's namespace. It may only make system calls.
 fn in_child(run: impl FnOnce() -> i32) -> i32 {
     // SAFETY: the child makes system calls and leaves without running anything of the parent's.
     match unsafe { fork() }.unwrap() {
@@ -353,7 +354,7 @@ fn in_child(run: impl FnOnce() -> i32) -> i32 {
 
 #[test]
 #[ignore = "needs root"]
-fn a_namespace_inside_the_pod_has_no_way_out() {
+fn a_namespace_inside_the_pod_cannot_connect() {
     in_namespace(|| {
         let world = World::new();
         let mut wire = Wire::tap();
@@ -374,7 +375,7 @@ fn a_namespace_inside_the_pod_has_no_way_out() {
 
 #[test]
 #[ignore = "needs root"]
-fn a_socket_made_before_enrolment_or_used_again() {
+fn a_socket_from_before_enrolment_is_captured_and_can_be_reused() {
     in_namespace(|| {
         let world = World::new();
         world.kernel.withdraw(world.cookie).unwrap();
@@ -382,26 +383,26 @@ fn a_socket_made_before_enrolment_or_used_again() {
         let mut before = tcp(true);
         world.enroll();
         before.connect(&dialled.into()).unwrap();
-        is_captured(&world, dialled, &mut before);
-        // The same socket, dissolved, to the pod itself: nothing of the capture is left.
+        expect_captured(&world, dialled, &mut before);
+        // The same socket, disconnected, connects to the pod itself without capture.
         let unspecified = libc::sockaddr {
             sa_family: 0,
             sa_data: [0; 14],
         };
-        // SAFETY: a valid address of no family, which dissolves the association.
-        let dissolved = unsafe { libc::connect(before.as_raw_fd(), &raw const unspecified, 16) };
-        assert_eq!(dissolved, 0);
+        // SAFETY: a valid address of no family, which disconnects the socket.
+        let disconnected = unsafe { libc::connect(before.as_raw_fd(), &raw const unspecified, 16) };
+        assert_eq!(disconnected, 0);
         let server = listen(at("[::]:8080"));
         before.connect(&SocketAddr::new(POD4, 8080).into()).unwrap();
         assert!(accept(&server).is_some());
-        let told = before.peer_addr().unwrap().as_socket().unwrap();
-        assert_eq!(told, SocketAddr::new(POD4, 8080));
+        let peer = before.peer_addr().unwrap().as_socket().unwrap();
+        assert_eq!(peer, SocketAddr::new(POD4, 8080));
     });
 }
 
 #[test]
 #[ignore = "needs root"]
-fn a_direct_call_to_the_proxys_port_is_not_taken_for_a_captured_one() {
+fn a_connection_to_the_proxys_port_is_not_treated_as_captured() {
     in_namespace(|| {
         let world = World::new();
         let app = TcpStream::connect("127.0.0.1:15001").unwrap();

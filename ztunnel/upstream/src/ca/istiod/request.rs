@@ -1,51 +1,54 @@
-//! What is asked: a signing request for a fresh key, and the metadata that says who asks.
+//! A request to the control plane: a signing request for a fresh key, and the metadata of the
+//! requester.
 
 use std::path::Path;
 
 use prost_types::value::Kind;
-use rcgen::string::Ia5String;
-use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
+use rcgen::KeyPair;
 use tonic::Request;
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap};
 use zeroize::Zeroizing;
 
 use super::error::IstiodError;
-use super::{Asker, Config, roots};
+use super::{Config, Requester, roots};
+use crate::ca::key;
 use api::istio::v1::auth::IstioCertificateRequest;
 use mesh::Identity;
 use tunnel::tls::IssueError;
 
-/// The key of the request's metadata under which a node says for whom it asks.
+/// The metadata key under which a node names the workload of a request.
 const IMPERSONATED: &str = "ImpersonatedIdentity";
-/// The header that tells a control plane of several clusters whose token it gets.
+/// The header that names the cluster of the token to a control plane of several clusters.
 const CLUSTER: &str = "clusterid";
-/// Service account tokens have some kilobytes at most.
+/// The largest token file, in bytes; service account tokens have a few kilobytes.
 const TOKEN_LIMIT: usize = 16 * 1024;
 
-/// A certificate to be asked for.
-pub(super) struct Order {
+/// A certificate to request.
+pub(super) struct CertificateRequest {
     pub(super) key: KeyPair,
     csr: String,
-    /// For whom, unless the token says it.
+    /// The identity, unless the token names it.
     on_behalf_of: Option<String>,
 }
 
-impl Order {
-    pub(super) fn new(identity: &Identity, asker: Asker) -> Result<Self, IssueError> {
-        let (key, csr) = draft(identity.as_str()).map_err(|error| IssueError::Unusable {
-            why: format!("a signing request for {identity} cannot be made: {error}"),
-        })?;
+impl CertificateRequest {
+    pub(super) fn new(identity: &Identity, requester: Requester) -> Result<Self, IssueError> {
+        let (key, csr) = key::generate(identity)
+            .and_then(|(key, request)| Ok((key, request.pem()?)))
+            .map_err(|error| IssueError::Unusable {
+                why: format!("cannot create a signing request for {identity}: {error}"),
+            })?;
         Ok(Self {
             key,
             csr,
-            on_behalf_of: match asker {
-                Asker::Node => Some(identity.to_string()),
-                Asker::Workload => None,
+            on_behalf_of: match requester {
+                Requester::Node => Some(identity.to_string()),
+                Requester::Workload => None,
             },
         })
     }
 
-    pub(super) fn request(
+    pub(super) fn message(
         &self,
         config: &Config,
         headers: &MetadataMap,
@@ -74,16 +77,7 @@ impl Order {
     }
 }
 
-fn draft(uri: &str) -> Result<(KeyPair, String), rcgen::Error> {
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.subject_alt_names = vec![SanType::URI(Ia5String::try_from(uri)?)];
-    let csr = params.serialize_request(&key)?.pem()?;
-    Ok((key, csr))
-}
-
-/// The metadata that is the same for each request.
+/// The metadata of every request.
 pub(super) fn headers(config: &Config) -> Result<MetadataMap, IstiodError> {
     let mut all = MetadataMap::new();
     for (name, value) in &config.headers {
@@ -95,10 +89,10 @@ pub(super) fn headers(config: &Config) -> Result<MetadataMap, IstiodError> {
         if lower.starts_with("grpc-")
             || ["te", "content-type", "user-agent", "host", "connection"].contains(&lower.as_str())
         {
-            return Err(refused("the name belongs to the protocol"));
+            return Err(refused("the name is reserved for gRPC"));
         }
         let key = AsciiMetadataKey::from_bytes(lower.as_bytes())
-            .map_err(|_invalid| refused("the name is not one of a text header"))?;
+            .map_err(|_invalid| refused("the name is not a valid text header"))?;
         let mut value = AsciiMetadataValue::try_from(value.as_str())
             .map_err(|_invalid| refused("the value is not visible ASCII"))?;
         value.set_sensitive(true);
@@ -108,26 +102,27 @@ pub(super) fn headers(config: &Config) -> Result<MetadataMap, IstiodError> {
         let value = AsciiMetadataValue::try_from(config.cluster_id.as_str());
         let value = value.map_err(|_invalid| IstiodError::Header {
             name: CLUSTER.to_owned(),
-            why: "the cluster's id is not visible ASCII",
+            why: "the cluster id is not visible ASCII",
         })?;
         all.insert(CLUSTER, value);
     }
     Ok(all)
 }
 
-/// The authorization header with the token that is in the file now.
+/// The authorization header with the present token of the file.
 fn bearer(path: &Path) -> Result<AsciiMetadataValue, String> {
-    // Large enough never to grow: no copy of the token is left behind.
+    // Allocated once at full size, so that no copy of the token is left in freed memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(TOKEN_LIMIT + 2));
     roots::read(path, TOKEN_LIMIT, &mut bytes).map_err(|error| error.to_string())?;
     let token = bytes.trim_ascii();
     if token.is_empty() {
-        return Err("it is empty".to_owned());
+        return Err("the file is empty".to_owned());
     }
     let header = Zeroizing::new([b"Bearer ", token].concat());
-    let mut value = AsciiMetadataValue::try_from(header.as_slice())
-        .map_err(|_invalid| "it holds what no header may: is it a token?".to_owned())?;
-    // Neither shown nor put into a compression table.
+    let mut value = AsciiMetadataValue::try_from(header.as_slice()).map_err(|_invalid| {
+        "the content is not valid in a header, so it is not a token".to_owned()
+    })?;
+    // Not shown in debug output and not added to a compression table.
     value.set_sensitive(true);
     Ok(value)
 }

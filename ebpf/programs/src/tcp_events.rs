@@ -1,0 +1,290 @@
+//! TCP events of all sockets of the machine: before a SYN leaves, when a connection is
+//! established, and when a fast-path connection changes its state.
+//!
+//! Before the SYN leaves, the socket's own port is known, and the proxy cannot have accepted the
+//! connection yet, not even with Fast Open. At that time the original destination of a captured
+//! socket is recorded for the proxy, and a fast-path connection is recorded in CONNECTIONS. Every
+//! other socket of a pod is checked again: a connection that should have been captured and was
+//! not (an MPTCP subflow does not pass the connect hooks) cannot leave the machine.
+
+use aya_ebpf::bindings::{
+    BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_HDR_OPT_LEN_CB,
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    SO_BINDTOIFINDEX, SOL_SOCKET, bpf_sock,
+};
+use aya_ebpf::helpers::generated::bpf_setsockopt;
+use aya_ebpf::macros::sock_ops;
+use aya_ebpf::programs::SockOpsContext;
+use aya_log_ebpf::debug;
+use ztunnel_ebpf_types::{
+    CONNECTION_JOIN, ClientKey, Config, ConnectionEnd, Cookie, OriginalDestination, POD_ENROLLED,
+    POD_JOIN, Pod, SOCKET_CAPTURED, SOCKET_FAST_PATH, SOCKET_INBOUND, SOCKET_LISTENER, SocketState,
+};
+
+use crate::connections;
+use crate::context::{Ends, address_bytes};
+use crate::exempt::{is_exempt, is_exempt_inbound, is_proxy};
+use crate::join;
+use crate::maps::{
+    CONNECTIONS, ORIGINAL_DESTINATIONS, PODS, PROXY_DNS_PORT, config, is_logging, netns,
+};
+use crate::socket::{self, state_or_new};
+
+/// From linux/tcp.h, which the bindings leave out.
+const SOL_TCP: i32 = 6;
+const TCP_USER_TIMEOUT: i32 = 18;
+const DONE: u32 = 1;
+
+/// Runs for every TCP event of the machine and handles five kinds of them.
+#[sock_ops]
+fn tcp_events(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB
+        | BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
+        | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {}
+        BPF_SOCK_OPS_HDR_OPT_LEN_CB => {
+            join::tcp_sends(&ctx);
+            return DONE;
+        }
+        BPF_SOCK_OPS_STATE_CB => {
+            state_changed(&ctx);
+            return DONE;
+        }
+        _ => return DONE,
+    }
+    let cookie = netns(&ctx);
+    // SAFETY: copied at once.
+    let Some(pod) = (unsafe { PODS.get(&cookie) }) else {
+        return DONE;
+    };
+    let Some(config) = config() else { return DONE };
+    if pod.flags & POD_ENROLLED == 0 {
+        return DONE;
+    }
+    let ends = Ends::of_socket(ctx.ops);
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx, config, cookie, &ends),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&ctx, config, cookie, pod, &ends),
+        _ => accepted(&ctx, config, cookie, pod, &ends),
+    }
+    DONE
+}
+
+/// The state that the programs have stored with a socket.
+#[inline(always)]
+fn socket_state(sk: *mut bpf_sock) -> Option<&'static mut SocketState> {
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: the storage lives as long as the socket.
+    unsafe { socket::state(sk).as_mut() }
+}
+
+#[inline(always)]
+fn socket_of(ctx: &SockOpsContext) -> *mut bpf_sock {
+    // SAFETY: the context is valid; the pointer is checked for null before use.
+    unsafe { (*ctx.ops).__bindgen_anon_2.sk }
+}
+
+/// A pod's socket is about to send its SYN.
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext, config: &Config, cookie: Cookie, ends: &Ends) {
+    let port = u32::from_be(ctx.remote_port());
+    let sk = socket_of(ctx);
+    if sk.is_null() {
+        return stop(ctx, config, ends, port);
+    }
+    if let Some(socket) = socket_state(sk) {
+        if is_on_fast_path(socket, ends, port) {
+            let connection = connections::from_client(ctx, ends);
+            if !connections::open_outbound(ctx, config, cookie, &connection, socket) {
+                stop(ctx, config, ends, port);
+            }
+            return;
+        }
+        if socket.kind == SOCKET_CAPTURED
+            && (is_captured(config, ends, port) || is_captured_dns(ends, port))
+        {
+            return record_original_destination(ctx, cookie, ends, socket);
+        }
+    }
+    if !is_captured(config, ends, port)
+        && !is_exempt(config, cookie, &ends.remote, port)
+        && !is_proxy(config, sk)
+    {
+        stop(ctx, config, ends, port);
+    }
+}
+
+/// Whether the socket is on the fast path and connects to the peer that it was routed to.
+#[inline(always)]
+fn is_on_fast_path(socket: &SocketState, ends: &Ends, port: u32) -> bool {
+    socket.kind == SOCKET_FAST_PATH
+        && ends.remote.is(&socket.peer_address)
+        && port == socket.peer_port
+}
+
+/// Whether the connection leads to the proxy's outbound listener.
+#[inline(always)]
+fn is_captured(config: &Config, ends: &Ends, port: u32) -> bool {
+    ends.remote.is_loopback() && port == config.outbound_port
+}
+
+/// Whether the connection leads to the proxy's DNS listener.
+#[inline(always)]
+fn is_captured_dns(ends: &Ends, port: u32) -> bool {
+    ends.remote.is_loopback() && port == PROXY_DNS_PORT.load()
+}
+
+#[inline(always)]
+fn record_original_destination(
+    ctx: &SockOpsContext,
+    cookie: Cookie,
+    ends: &Ends,
+    socket: &SocketState,
+) {
+    let client = ClientKey {
+        cookie,
+        address: ends.local,
+        port: ctx.local_port(),
+        zero: 0,
+    };
+    let destination = OriginalDestination {
+        address: socket.dialled_address,
+        port: socket.dialled_port,
+        flags: socket.flags,
+    };
+    // If it fails, the proxy finds nothing at accept and closes the connection.
+    let _ = ORIGINAL_DESTINATIONS.insert(&client, &destination, u64::from(BPF_ANY));
+}
+
+/// A connection that a pod opened is established.
+#[inline(always)]
+fn connected(ctx: &SockOpsContext, config: &Config, cookie: Cookie, pod: &Pod, ends: &Ends) {
+    let sk = socket_of(ctx);
+    let port = u32::from_be(ctx.remote_port());
+    // SAFETY: checked for null.
+    let is_delivery = !sk.is_null() && unsafe { (*sk).mark } == config.delivery_mark;
+    if pod.flags & POD_JOIN != 0 && (is_delivery || is_captured(config, ends, port)) {
+        return join::enroll(ctx, end_in_pod(ctx, ends, cookie));
+    }
+    let Some(socket) = socket_state(sk) else {
+        return;
+    };
+    if !is_on_fast_path(socket, ends, port) {
+        return;
+    }
+    let connection = connections::from_client(ctx, ends);
+    if !connections::established(cookie, &connection, socket) {
+        return stop(ctx, config, ends, port);
+    }
+    if socket.flags & CONNECTION_JOIN != 0 {
+        join::enroll(ctx, connection.client_end());
+    }
+}
+
+/// This socket's end of a connection between an application and the proxy, inside one namespace.
+#[inline(always)]
+fn end_in_pod(ctx: &SockOpsContext, ends: &Ends, cookie: Cookie) -> ConnectionEnd {
+    ConnectionEnd {
+        cookie,
+        ..connections::from_client(ctx, ends).client_end()
+    }
+}
+
+/// A socket of a pod has accepted a connection.
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext, config: &Config, cookie: Cookie, pod: &Pod, ends: &Ends) {
+    let port = ctx.local_port();
+    let sk = socket_of(ctx);
+    if sk.is_null() {
+        return;
+    }
+    // SAFETY: checked for null. The accepted socket inherits the mark of the proxy's delivery.
+    let is_delivery = unsafe { (*sk).mark } == config.delivery_mark;
+    let is_captured = ends.local.is_loopback() && port == config.outbound_port;
+    if is_delivery || is_captured {
+        if pod.flags & POD_JOIN != 0 {
+            join::enroll(ctx, end_in_pod(ctx, ends, cookie));
+        }
+        return;
+    }
+    if ends.remote.is_loopback() || ends.local.is_loopback() {
+        return;
+    }
+    if let Some(socket) = socket_state(sk) {
+        // A simultaneous open: this end has opened the connection, too.
+        if socket.kind == SOCKET_FAST_PATH {
+            return connected(ctx, config, cookie, pod, ends);
+        }
+        if socket.kind == SOCKET_LISTENER {
+            return;
+        }
+    }
+    if is_exempt_inbound(config, &ends.local, &ends.remote, port) {
+        return;
+    }
+    let connection = connections::from_client(ctx, ends).swapped();
+    if let Some(state) = CONNECTIONS.get_ptr(&connection) {
+        // SAFETY: the value stays readable until this program returns.
+        let (server_pod, flags) = unsafe { ((*state).server_pod, (*state).flags) };
+        if server_pod == cookie {
+            if flags & CONNECTION_JOIN != 0 {
+                join::enroll(ctx, connection.client_end().peer());
+            }
+            return;
+        }
+    }
+    let stored = state_or_new(sk);
+    // SAFETY: not null when it is written; no other program uses a socket that is being accepted.
+    let opened = match unsafe { stored.as_mut() } {
+        Some(socket) => connections::open_inbound(ctx, config, cookie, &connection, socket),
+        None => false,
+    };
+    if !opened {
+        stop(ctx, config, ends, port);
+    }
+}
+
+/// A socket with BPF_SOCK_OPS_STATE_CB_FLAG changes its state.
+#[inline(always)]
+fn state_changed(ctx: &SockOpsContext) {
+    let Some(socket) = socket_state(socket_of(ctx)) else {
+        return;
+    };
+    if socket.kind == SOCKET_FAST_PATH || socket.kind == SOCKET_INBOUND {
+        let ends = Ends::of_socket(ctx.ops);
+        connections::state_changed(ctx, &ends, socket);
+    }
+}
+
+/// Keeps a connection inside this namespace: bound to the loopback device it finds no route, and
+/// the short timeout reports that to the application soon.
+#[inline(always)]
+fn stop(ctx: &SockOpsContext, config: &Config, ends: &Ends, port: u32) {
+    set_option(ctx, SOL_SOCKET as i32, SO_BINDTOIFINDEX as i32, 1);
+    set_option(ctx, SOL_TCP, TCP_USER_TIMEOUT, 500);
+    if is_logging(config) {
+        debug!(
+            ctx,
+            "connection with {:i} port {} stopped: the connect hooks did not capture it",
+            address_bytes(&ends.remote),
+            port
+        );
+    }
+}
+
+#[inline(always)]
+fn set_option(ctx: &SockOpsContext, level: i32, name: i32, value: i32) {
+    let mut value = value;
+    // SAFETY: the options are ints, and their size is given.
+    let _ = unsafe {
+        bpf_setsockopt(
+            ctx.ops.cast(),
+            level,
+            name,
+            core::ptr::from_mut(&mut value).cast(),
+            4,
+        )
+    };
+}

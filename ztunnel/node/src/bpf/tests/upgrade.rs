@@ -1,0 +1,281 @@
+//! Upgrade from a proxy with map layout 2, with the kernel programs of that version.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use aya_obj::{EbpfSectionKind, Object as Parsed};
+use ztunnel_ebpf_types::{Address, LAYOUT};
+
+use super::super::object::kernel_has_process_id;
+use super::super::programs::Cgroup;
+use super::super::sys::{self, AttachType, Map, Shape};
+use super::super::{Kernel, PodCapture, captured_pods_below, is_captured, prepare_directory};
+use super::world::{
+    DELIVERY_MARK, MARK, OTHER4, POD4, POD6, Wire, accept, at, config, dial, in_namespace, listen,
+    tcp, this_namespace,
+};
+
+/// `fixtures/README.md` says how it was built.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/src/bpf/tests/fixtures/ebpf-layout-v2.o"
+));
+
+const PINNED: [&str; 17] = [
+    "CONFIG",
+    "FORMERS",
+    "PODS",
+    "ADDRESSES",
+    "LISTENERS",
+    "ORIGINS",
+    "RESOLVERS",
+    "VERDICTS",
+    "ARRIVALS",
+    "FLOWS",
+    "EVENTS",
+    "COUNTS",
+    "EXEMPT_PORTS",
+    "EXEMPT_NETS",
+    "SOCKETS",
+    "JOINED",
+    "JOINS",
+];
+const CGROUP: [(&str, AttachType); 7] = [
+    ("peer4", AttachType::PeerName4),
+    ("peer6", AttachType::PeerName6),
+    ("name4", AttachType::SockName4),
+    ("name6", AttachType::SockName6),
+    ("established", AttachType::SockOps),
+    ("capture4", AttachType::Connect4),
+    ("capture6", AttachType::Connect6),
+];
+const INBOUND: &str = "inbound";
+const OUTBOUND_PORT: u32 = 15001;
+const HBONE_PORT: u32 = 15008;
+
+/// The pins of a proxy with layout 2. Keys and values are those of that version's `ebpf/types`.
+struct OldProxy {
+    pins: PathBuf,
+    maps: HashMap<String, OwnedFd>,
+    inbound: OwnedFd,
+}
+
+impl OldProxy {
+    /// Loads, pins and attaches the programs.
+    fn open(directory: &Path) -> Self {
+        let pins = directory.join("v2");
+        for group in ["links", "netns", "lives"] {
+            fs::create_dir_all(pins.join(group)).unwrap();
+        }
+        let mut parsed = Parsed::parse(OBJECT).unwrap();
+        let has_process_id = [u8::from(kernel_has_process_id())];
+        let dns_port = 15053_u32.to_ne_bytes();
+        let globals = HashMap::from([
+            ("KNOWS_PROCESS", (has_process_id.as_slice(), true)),
+            ("DNS_PORT", (dns_port.as_slice(), true)),
+            (aya_log::LEVEL, ([0].as_slice(), true)),
+        ]);
+        parsed.patch_map_data(globals).unwrap();
+        let described: Vec<(String, aya_obj::Map)> = parsed.maps.drain().collect();
+        let maps: HashMap<String, OwnedFd> = described
+            .iter()
+            .map(|(name, map)| (name.clone(), create_map(&pins, name, map)))
+            .collect();
+        let sections: HashSet<usize> = parsed.functions.keys().map(|(index, _)| *index).collect();
+        let descriptors = described
+            .iter()
+            .map(|(name, map)| (name.as_str(), maps[name].as_raw_fd(), map));
+        parsed.relocate_maps(descriptors, &sections).unwrap();
+        parsed.relocate_calls(&sections).unwrap();
+        let proxy = Self {
+            inbound: load(&parsed, INBOUND, AttachType::SkLookup),
+            pins,
+            maps,
+        };
+        // mark, process, outbound, hbone, flags, delivery, epoch
+        let settings = [MARK, 0, OUTBOUND_PORT, HBONE_PORT, 0, DELIVERY_MARK, 0];
+        proxy.map("CONFIG").insert(&0_u32, &settings).unwrap();
+        let cgroup = Cgroup::open(None).unwrap();
+        for (name, attach) in CGROUP {
+            let program = load(&parsed, name, attach);
+            let link = sys::attach(program.as_fd(), cgroup.directory(), attach).unwrap();
+            sys::pin(link.as_fd(), &proxy.pins.join("links").join(name)).unwrap();
+        }
+        proxy
+    }
+
+    fn map<K, V>(&self, name: &'static str) -> Map<K, V>
+    where
+        K: aya::Pod + Default,
+        V: aya::Pod + Default,
+    {
+        Map::new(self.maps[name].try_clone().unwrap(), name)
+    }
+
+    /// Captures the pod of this thread's namespace.
+    fn enroll(&self, inbound: &TcpListener) {
+        const ENROLLED: u32 = 1;
+        let cookie = this_namespace();
+        let mut pod = [0_u32; 9];
+        for (field, address) in pod.chunks_exact_mut(4).zip([POD4, POD6]) {
+            field.copy_from_slice(&Address::from(address).words);
+        }
+        pod[8] = ENROLLED;
+        for address in [POD4, POD6].map(Address::from) {
+            let addresses = self.map("ADDRESSES");
+            addresses.insert(&address, &cookie.0).unwrap();
+            let listener = inbound.as_raw_fd().cast_unsigned();
+            let listeners = self.map("LISTENERS");
+            listeners.insert(&address, &listener).unwrap();
+        }
+        let netns = File::open("/proc/thread-self/ns/net").unwrap();
+        let link = sys::attach(self.inbound.as_fd(), netns.as_fd(), AttachType::SkLookup);
+        let pin = self.pins.join("netns").join(cookie.0.to_string());
+        sys::pin(link.unwrap().as_fd(), &pin).unwrap();
+        self.map("PODS").insert(&cookie.0, &pod).unwrap();
+    }
+
+    /// The original destination of a captured connection.
+    fn original_destination(&self, client: SocketAddr) -> Option<SocketAddr> {
+        let cookie = this_namespace().0;
+        let [low, high] = [cookie as u32, (cookie >> 32) as u32];
+        let [a, b, c, d] = Address::from(client.ip()).words;
+        let key = [low, high, a, b, c, d, client.port().into(), 0];
+        let found: Option<[u32; 6]> = self.map("ORIGINS").take(&key).unwrap();
+        let [a, b, c, d, port, _] = found?;
+        let address = Address {
+            words: [a, b, c, d],
+        };
+        Some(SocketAddr::new(address.into(), port.try_into().unwrap()))
+    }
+}
+
+fn create_map(pins: &Path, name: &str, map: &aya_obj::Map) -> OwnedFd {
+    let shape = Shape {
+        kind: map.map_type(),
+        key_size: map.key_size(),
+        value_size: map.value_size(),
+        entries: map.max_entries(),
+        flags: map.map_flags(),
+    };
+    let fd = sys::create_map(name, shape).unwrap();
+    if !map.data().is_empty() {
+        sys::fill(fd.as_fd(), map.data()).unwrap();
+    }
+    if map.section_kind() == EbpfSectionKind::Rodata {
+        sys::freeze(fd.as_fd()).unwrap();
+    }
+    if PINNED.contains(&name) {
+        sys::pin(fd.as_fd(), &pins.join(name)).unwrap();
+    }
+    fd
+}
+
+fn load(parsed: &Parsed, name: &str, attach: AttachType) -> OwnedFd {
+    let program = &parsed.programs[name];
+    let function = &parsed.functions[&program.function_key()];
+    sys::load_program(name, attach, &function.instructions).unwrap()
+}
+
+/// Opens connections until it is dropped.
+struct Dialling<'a> {
+    stop: &'a AtomicBool,
+}
+
+impl Drop for Dialling<'_> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Opens connections to both families until `stop`, and counts them.
+fn dial_repeatedly(stop: &AtomicBool, count: &AtomicUsize) {
+    while !stop.load(Ordering::Relaxed) {
+        for dialled in ["192.0.2.1:80", "[2001:db8::1]:80"].map(at) {
+            let socket = tcp(dialled.is_ipv4());
+            socket.set_nonblocking(true).unwrap();
+            // Captured connections are established or in progress; both are dropped here.
+            drop(socket.connect(&dialled.into()));
+        }
+        count.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn pods_of_layout_2_stay_captured_until_the_new_proxy_captures_all() {
+    in_namespace(|| {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = temporary.path().join("pins");
+        prepare_directory(&directory).unwrap();
+        let outbound = listen(at("127.0.0.1:15001"));
+        let _outbound6 = listen(at("[::1]:15001"));
+        let old_inbound = listen(at("[::]:16006"));
+        let old = OldProxy::open(&directory);
+        old.enroll(&old_inbound);
+        let dialled = at("192.0.2.1:80");
+        // The next captured connection, identified by the application's own end.
+        let captured = || {
+            let app = dial(dialled).unwrap();
+            let local = app.local_addr().unwrap();
+            loop {
+                let (_proxy, client) = accept(&outbound).expect("captured");
+                if client == local {
+                    return client;
+                }
+            }
+        };
+        assert_eq!(old.original_destination(captured()), Some(dialled));
+
+        let mut wire = Wire::tap();
+        let (stop, count) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| dial_repeatedly(&stop, &count));
+            let dialling = Dialling { stop: &stop };
+
+            let kernel = Kernel::open(&config(directory.clone())).unwrap();
+            assert!(kernel.enrolled().unwrap().is_empty());
+            assert_eq!(captured_pods_below(&directory), 1);
+            assert_eq!(old.original_destination(captured()), Some(dialled));
+
+            let inbound = listen(at("[::]:15006"));
+            let netns = File::open("/proc/thread-self/ns/net").unwrap();
+            let pod = PodCapture {
+                cookie: this_namespace(),
+                netns: netns.as_fd(),
+                addresses: &[POD4, POD6],
+                inbound: inbound.as_fd(),
+                dns: false,
+            };
+            kernel.enroll(&pod).unwrap();
+            // Both versions are attached: the old one still captures outbound connections, the new
+            // one gets inbound connections.
+            assert_eq!(old.original_destination(captured()), Some(dialled));
+            let client = tcp(true);
+            client.set_mark(MARK).unwrap();
+            client.bind(&SocketAddr::new(OTHER4, 0).into()).unwrap();
+            client.connect(&SocketAddr::new(POD4, 80).into()).unwrap();
+            assert!(accept(&inbound).is_some());
+
+            kernel.remove_other_layouts().unwrap();
+            let layouts = fs::read_dir(&directory).unwrap();
+            let layouts: Vec<_> = layouts.map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(layouts, [format!("v{LAYOUT}").as_str()]);
+            assert!(is_captured(netns.as_fd()).unwrap());
+            let client = captured();
+            assert_eq!(old.original_destination(client), None);
+            let found = kernel.original_destination(this_namespace(), client);
+            assert_eq!(found.unwrap().unwrap().destination, dialled);
+            drop(dialling);
+        });
+        assert!(count.load(Ordering::Relaxed) > 10, "{count:?}");
+        assert_eq!(wire.packets(), 0, "a connection was not captured");
+        Kernel::remove_pins(&directory).unwrap();
+    });
+}
