@@ -60,10 +60,7 @@ fn fast_path_section(shared: &ProxyState) -> Value {
     let inbound_entries = kernel.inbound_entries().unwrap_or_default();
     let connections = kernel.fast_path_connections().unwrap_or_default();
     let entry_json = |(key, entry): &(FastPathKey, FastPathEntry)| {
-        let backends = entry
-            .backends
-            .iter()
-            .map(|backend| backend.to.to_string());
+        let backends = entry.backends.iter().map(|backend| backend.to.to_string());
         json!({
             "pod": name(key.pod),
             "dials": key.destination.to_string(),

@@ -4,11 +4,11 @@
 use std::time::{Duration, Instant};
 
 use super::agent::{self, Agent, Task};
+use super::assembly;
 use super::capture::ForeignPrograms;
 use super::enrollment::{
     DesiredPod, EnrollContext, EnrollError, EnrollFailure, Enrollment, OrphanPolicy,
 };
-use super::assembly;
 use super::node::Node;
 use crate::agent::zds;
 use crate::bpf;

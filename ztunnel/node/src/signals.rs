@@ -27,7 +27,9 @@ impl Signals {
 
 fn listen_for(kind: SignalKind) -> Option<Signal> {
     signal(kind)
-        .inspect_err(|error| tracing::error!(%error, "cannot listen for a signal that stops the process"))
+        .inspect_err(
+            |error| tracing::error!(%error, "cannot listen for a signal that stops the process"),
+        )
         .ok()
 }
 

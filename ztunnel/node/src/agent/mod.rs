@@ -14,7 +14,7 @@ pub mod zds;
 
 use crate::assembly;
 use crate::enrollment::{DesiredPod, OrphanPolicy};
-use crate::pods::Handed;
+use crate::pods::NetnsDescriptor;
 use admin::Pending;
 use settings::{NodeAgent, Settings};
 use zds::{Added, AnnouncedPods, Full, PodInfo, PodUid, Reply, Request};
@@ -33,7 +33,7 @@ const HANDED_OVER: &str = "this process has handed over to another process of th
 #[derive(Debug, PartialEq, Eq)]
 struct Announced {
     info: PodInfo,
-    netns: Handed,
+    netns: NetnsDescriptor,
 }
 
 /// The node agent as the node sees it.
@@ -273,10 +273,17 @@ mod tests {
             handle_request(&mut agent, Request::Connected),
             Task::None
         ));
-        assert!(agent.snapshot_due().is_some_and(|until| until > Instant::now()));
+        assert!(
+            agent
+                .snapshot_due()
+                .is_some_and(|until| until > Instant::now())
+        );
         assert_eq!(readiness.pending(), [WAITING]);
         let sent = Request::SnapshotSent { reply: reply() };
-        assert!(matches!(handle_request(&mut agent, sent), Task::Reconcile(_)));
+        assert!(matches!(
+            handle_request(&mut agent, sent),
+            Task::Reconcile(_)
+        ));
         assert!(agent.is_complete());
         agent.snapshot_applied();
         assert_eq!((agent.snapshot_due(), readiness.pending().len()), (None, 0));
@@ -293,11 +300,7 @@ mod tests {
         assert!(until <= Instant::now() + SNAPSHOT_TIMEOUT);
         agent.stop_waiting();
         assert_eq!(agent.snapshot_due(), None);
-        assert_eq!(
-            readiness.pending(),
-            [WAITING],
-            "the node stays unready"
-        );
+        assert_eq!(readiness.pending(), [WAITING], "the node stays unready");
     }
 
     #[tokio::test]

@@ -90,7 +90,8 @@ impl OwnPods {
         if known {
             self.stop_holding();
         } else if self.holds {
-            self.hold_until.get_or_insert_with(|| Instant::now() + WAIT_MAX);
+            self.hold_until
+                .get_or_insert_with(|| Instant::now() + WAIT_MAX);
         }
     }
 
@@ -141,7 +142,11 @@ impl Node {
             own_pods.stop_holding();
             self.reauthorize();
         }
-        if self.own_pods.next_expiry.is_some_and(|expiry| expiry <= now) {
+        if self
+            .own_pods
+            .next_expiry
+            .is_some_and(|expiry| expiry <= now)
+        {
             // Before the first reauthorization the entries of the previous process stay.
             if !self.reauthorization_waits() {
                 self.shared.fast_path.expire();

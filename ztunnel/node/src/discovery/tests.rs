@@ -92,7 +92,10 @@ async fn an_address_that_belongs_only_to_services_is_stored_as_absent() {
             assert!(discovered.found_only_service(Some(&on_demand), &found, &services_only));
         }
         assert_eq!(discovered.absent.as_slice(), std::slice::from_ref(&found));
-        assert!(on_demand.is_absent(&found), "other connections need not request it");
+        assert!(
+            on_demand.is_absent(&found),
+            "other connections need not request it"
+        );
     }
 }
 
@@ -171,7 +174,9 @@ async fn connections_do_not_wait_long_for_the_name_of_a_client() {
     let on_demand = OnDemandClient::new(Arc::new(Silent));
     let limiter = RateLimiter::new(1);
     let began = Instant::now();
-    on_demand.fetch_client_name(&key("10.0.0.1"), &limiter).await;
+    on_demand
+        .fetch_client_name(&key("10.0.0.1"), &limiter)
+        .await;
     let waited = began.elapsed();
     assert!(waited >= NAME_TIMEOUT, "{waited:?}");
     let second = key("10.0.0.2");

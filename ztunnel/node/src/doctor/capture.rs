@@ -9,8 +9,7 @@ use super::super::capture::can_do_without;
 use super::Check;
 
 /// The remedy for errors whose text names the missing permission or feature.
-const PROVIDE_IT: &str =
-    "provide what the message names, then run `ztunnel doctor` again";
+const PROVIDE_IT: &str = "provide what the message names, then run `ztunnel doctor` again";
 
 pub(super) fn examine(settings: &Settings) -> Vec<Check> {
     if settings.capture.by == CaptureBy::Rules {
@@ -20,7 +19,10 @@ pub(super) fn examine(settings: &Settings) -> Vec<Check> {
     let trial = ProgramCheck::load();
     checks.push(match &trial {
         Ok(trial) => {
-            let detail = format!("the kernel's verifier accepts all {} programs", trial.programs());
+            let detail = format!(
+                "the kernel's verifier accepts all {} programs",
+                trial.programs()
+            );
             Check::ok("capture.programs", detail)
         }
         Err(error) => failed("capture.programs", error),
@@ -28,7 +30,10 @@ pub(super) fn examine(settings: &Settings) -> Vec<Check> {
     if let Ok(trial) = &trial {
         let cgroup = trial.attach_cgroup(settings.capture.cgroup.as_deref());
         checks.push(match cgroup {
-            Ok(path) => Check::ok("capture.cgroup", format!("the programs can be attached to {}", path.display())),
+            Ok(path) => Check::ok(
+                "capture.cgroup",
+                format!("the programs can be attached to {}", path.display()),
+            ),
             Err(error) if can_do_without(settings, &error) => Check::warn(
                 "capture.cgroup",
                 error.to_string(),
@@ -100,7 +105,10 @@ fn namespace(trial: Option<&ProgramCheck>, rehearsal: &Rehearsal) -> Vec<Check> 
     let mut checks = Vec::new();
     if let Some(trial) = trial {
         checks.push(match trial.attach_netns(rehearsal.as_fd()) {
-            Ok(()) => Check::ok("capture.inbound", "the program can be attached to a network namespace"),
+            Ok(()) => Check::ok(
+                "capture.inbound",
+                "the program can be attached to a network namespace",
+            ),
             Err(error) => failed("capture.inbound", &error),
         });
     }

@@ -14,7 +14,7 @@ use super::*;
 use crate::proxy::Carried;
 use mesh::fastpath::{FastPathConnection, Opener};
 use mesh::{Identity, Snapshot, Uid, local};
-use mesh::{PathSettings, LocalPod, View};
+use mesh::{LocalPod, PathSettings, View};
 use tunnel::tls::{CertificateState, CertificateSummary, Issuer as _};
 use upstream::ca::local::LocalCa;
 

@@ -44,7 +44,10 @@ fn nothing_is_due(mesh: &mut Mesh) -> bool {
 async fn no_change_is_in_force_before_the_first_sync() {
     let readiness = Readiness::new();
     let (mut mesh, events) = mesh_with_control_plane(&readiness);
-    events.send(batch(vec![workload_added("a")], true)).await.unwrap();
+    events
+        .send(batch(vec![workload_added("a")], true))
+        .await
+        .unwrap();
     assert!(nothing_is_due(&mut mesh));
     assert!(!mesh.is_known() && !knows(&mesh, "a"));
     events.send(Event::Synced).await.unwrap();
@@ -63,10 +66,16 @@ async fn a_push_is_put_in_force_as_a_whole() {
     events.send(Event::Synced).await.unwrap();
     mesh.changed().await.unwrap();
     mesh.in_force(Duration::ZERO);
-    events.send(batch(vec![workload_added("a")], false)).await.unwrap();
+    events
+        .send(batch(vec![workload_added("a")], false))
+        .await
+        .unwrap();
     tokio::time::sleep(MAX_PAUSE).await;
     assert!(nothing_is_due(&mut mesh));
-    events.send(batch(vec![workload_added("b")], true)).await.unwrap();
+    events
+        .send(batch(vec![workload_added("b")], true))
+        .await
+        .unwrap();
     assert_eq!(mesh.changed().await.unwrap().waiting.len(), 2);
     assert!(knows(&mesh, "a") && knows(&mesh, "b"));
 }
@@ -79,8 +88,14 @@ async fn changes_in_quick_succession_are_put_in_force_together_and_soon() {
     mesh.changed().await.unwrap();
     // The change took long to put in force.
     mesh.in_force(Duration::from_secs(60));
-    events.send(batch(vec![workload_added("a")], true)).await.unwrap();
-    events.send(batch(vec![workload_added("b")], true)).await.unwrap();
+    events
+        .send(batch(vec![workload_added("a")], true))
+        .await
+        .unwrap();
+    events
+        .send(batch(vec![workload_added("b")], true))
+        .await
+        .unwrap();
     assert!(nothing_is_due(&mut mesh));
     assert_eq!(mesh.changed().await.unwrap().waiting.len(), 2);
     assert!(knows(&mesh, "a") && knows(&mesh, "b"));
@@ -110,7 +125,11 @@ fn settings(uids: &[&str]) -> LocalMesh {
 async fn a_workload_removed_from_the_settings_is_gone_and_the_others_stay() {
     let readiness = Readiness::new();
     let (mut mesh, events) = mesh_with_control_plane(&readiness);
-    events.send(batch(vec![workload_added("pushed"), workload_added("both")], true))
+    events
+        .send(batch(
+            vec![workload_added("pushed"), workload_added("both")],
+            true,
+        ))
         .await
         .unwrap();
     events.send(Event::Synced).await.unwrap();
@@ -126,12 +145,13 @@ async fn a_workload_removed_from_the_settings_is_gone_and_the_others_stay() {
             .all(|uid| knows(&mesh, uid))
     );
     assert!(!knows(&mesh, "one"));
-    events.send(batch(
-        vec![Change::RemoveWorkload(Uid("pushed".into()))],
-        true,
-    ))
-    .await
-    .unwrap();
+    events
+        .send(batch(
+            vec![Change::RemoveWorkload(Uid("pushed".into()))],
+            true,
+        ))
+        .await
+        .unwrap();
     mesh.changed().await.unwrap();
     assert!(!knows(&mesh, "pushed") && knows(&mesh, "two"));
 }
@@ -151,7 +171,10 @@ async fn settings_are_not_in_force_before_the_first_sync() {
 async fn settings_that_change_during_a_push_take_effect_at_its_end() {
     let readiness = Readiness::new();
     let (mut mesh, events) = mesh_with_control_plane(&readiness);
-    events.send(batch(vec![workload_added("old")], true)).await.unwrap();
+    events
+        .send(batch(vec![workload_added("old")], true))
+        .await
+        .unwrap();
     events.send(Event::Synced).await.unwrap();
     mesh.changed().await.unwrap();
     mesh.in_force(Duration::ZERO);
@@ -160,7 +183,10 @@ async fn settings_that_change_during_a_push_take_effect_at_its_end() {
     assert!(nothing_is_due(&mut mesh));
     mesh.apply_local(&settings(&["a"]));
     assert!(knows(&mesh, "old") && !knows(&mesh, "a"));
-    events.send(batch(vec![workload_added("new")], true)).await.unwrap();
+    events
+        .send(batch(vec![workload_added("new")], true))
+        .await
+        .unwrap();
     mesh.changed().await.unwrap();
     assert!(knows(&mesh, "new") && knows(&mesh, "a") && !knows(&mesh, "old"));
 }

@@ -100,7 +100,9 @@ impl<P: PartialEq> AnnouncedPods<P> {
 
     /// The announced pods whose data is unknown.
     pub fn unknown(&self) -> impl Iterator<Item = &PodUid> {
-        self.announced.iter().filter(|uid| !self.pods.contains_key(uid))
+        self.announced
+            .iter()
+            .filter(|uid| !self.pods.contains_key(uid))
     }
 
     /// Whether the snapshot of this connection is complete.

@@ -34,7 +34,9 @@ pub enum Error {
         source: io::Error,
     },
     /// A packet was longer than any request.
-    #[error("the node agent has sent a packet of more than {MOST_BYTES} bytes, the limit of a request")]
+    #[error(
+        "the node agent has sent a packet of more than {MOST_BYTES} bytes, the limit of a request"
+    )]
     TooLong,
     /// A packet came with more than one descriptor, or this process cannot open more files.
     #[error(
@@ -49,7 +51,9 @@ pub enum Error {
         source: prost::DecodeError,
     },
     /// The kind of a request is missing or unknown.
-    #[error("the node agent has sent a request of an unknown kind; is istio-cni newer than this proxy?")]
+    #[error(
+        "the node agent has sent a request of an unknown kind; is istio-cni newer than this proxy?"
+    )]
     Unknown,
     /// The uid of a pod is empty or too long.
     #[error("the node agent has sent a pod uid of {length} bytes, expected 1 to {most}")]

@@ -139,8 +139,12 @@ async fn handle(
             }
         },
         Message::Keep(uid) => request_answer(requests, |reply| Request::Keep { uid, reply }).await,
-        Message::Delete(uid) => request_answer(requests, |reply| Request::Delete { uid, reply }).await,
-        Message::SnapshotSent => request_answer(requests, |reply| Request::SnapshotSent { reply }).await,
+        Message::Delete(uid) => {
+            request_answer(requests, |reply| Request::Delete { uid, reply }).await
+        }
+        Message::SnapshotSent => {
+            request_answer(requests, |reply| Request::SnapshotSent { reply }).await
+        }
     }
 }
 

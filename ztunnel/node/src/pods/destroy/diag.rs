@@ -113,7 +113,10 @@ impl Diag {
     }
 
     /// Looks up connections that are alive.
-    pub(super) fn find(&mut self, wanted: &[Connection]) -> Result<Vec<Option<FoundSocket>>, Error> {
+    pub(super) fn find(
+        &mut self,
+        wanted: &[Connection],
+    ) -> Result<Vec<Option<FoundSocket>>, Error> {
         let mut found = self.find_bound(0, wanted)?;
         // The kernel finds a socket that is bound to a device only if the request names that device.
         // Any application may bind a socket, and must not escape termination that way.
@@ -298,7 +301,11 @@ impl Diag {
                 && error_code(answer.payload)
                     .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         })?;
-        if unsupported { Err(Error::NoDiag) } else { Ok(()) }
+        if unsupported {
+            Err(Error::NoDiag)
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -256,7 +256,9 @@ mod tests {
             covered.extend([0, 6, 0, 21]);
             covered.extend(&packet[header..]);
             covered.push(0);
-            let words = covered.chunks(2).map(|word| u16::from_be_bytes([word[0], word[1]]));
+            let words = covered
+                .chunks(2)
+                .map(|word| u16::from_be_bytes([word[0], word[1]]));
             let mut sum: u32 = words.map(u32::from).sum();
             while sum > 0xffff {
                 sum = (sum & 0xffff) + (sum >> 16);

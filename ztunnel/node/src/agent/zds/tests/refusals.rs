@@ -84,10 +84,7 @@ fn an_invalid_packet_ends_the_connection() {
         (vec![0xff; 16], "cannot decode a packet of the node agent"),
         (long, "has sent a packet of more than 4096 bytes"),
         (unknown, "has sent a request of an unknown kind"),
-        (
-            uid(0),
-            "has sent a pod uid of 0 bytes, expected 1 to 256",
-        ),
+        (uid(0), "has sent a pod uid of 0 bytes, expected 1 to 256"),
         (
             uid(257),
             "has sent a pod uid of 257 bytes, expected 1 to 256",
