@@ -39,24 +39,7 @@ use tunnel::tls;
 
 use caller::{InboundCaller, TunnelPeer};
 use error::{InboundError, PeerError};
-use mesh::inbound::{self, LocalEndpoint, TunnelTarget, delivered, target};
-
-/// The door for the fuzz targets: where a tunnel leads, and the address that was asked for.
-#[cfg(fuzzing)]
-pub(super) fn target_of(
-    authority: &Authority,
-    workload: &Workload,
-    (addresses, at): (&[std::net::IpAddr], std::net::IpAddr),
-    mesh: &mesh::Snapshot,
-) -> Option<(SocketAddr, SocketAddr)> {
-    let asked = LocalEndpoint {
-        workload,
-        addresses,
-        at,
-    };
-    let found = target(authority, asked, mesh).ok()?;
-    Some((found.destination, found.asked))
-}
+use mesh::inbound::{self, LocalEndpoint, TunnelTarget, delivery_address, target};
 
 /// The peer of a connection that carries tunnels.
 #[derive(Clone)]
@@ -199,11 +182,11 @@ async fn own_identity(context: &PodContext) -> Result<Identity, PeerError> {
             return Ok(workload.identity.clone());
         }
         let view = shared.fast_path.view_owned();
-        let key = inbound::own(&context.pod.uid, &view.mesh, &discovered.absent);
+        let key = inbound::own_workload_key(&context.pod.uid, &view.mesh, &discovered.absent);
         let key = key.ok_or(PeerError::UnknownWorkload)?;
         let on_demand = shared.on_demand.as_deref();
         discovered
-            .ask(on_demand, &context.inbound_limit, key)
+            .fetch(on_demand, &context.inbound_limit, key)
             .await?;
     }
 }
@@ -350,7 +333,7 @@ async fn learn(
         };
         if let Some(key) = lacks(context, caller, &view, &discovered) {
             if let Err(error) = discovered
-                .ask(Some(on_demand), &context.inbound_limit, key)
+                .fetch(Some(on_demand), &context.inbound_limit, key)
                 .await
             {
                 return (view, Err(error));
@@ -358,10 +341,12 @@ async fn learn(
             continue;
         }
         let client = caller.client(context.pod.workload(&view.mesh).map(|w| &**w), &view);
-        match inbound::at(&shared.config.network, client.ip(), &view.mesh) {
+        match inbound::unknown_address_key(&shared.config.network, client.ip(), &view.mesh) {
             Some(key) if !named => {
                 named = true;
-                on_demand.ask_for_name(&key, &context.inbound_limit).await;
+                on_demand
+                    .fetch_client_name(&key, &context.inbound_limit)
+                    .await;
             }
             _ => return (view, Ok(())),
         }
@@ -375,14 +360,14 @@ fn lacks(
     discovered: &Discovered,
 ) -> Option<DemandKey> {
     let Some(workload) = context.pod.workload(&view.mesh) else {
-        return inbound::own(&context.pod.uid, &view.mesh, &discovered.absent);
+        return inbound::own_workload_key(&context.pod.uid, &view.mesh, &discovered.absent);
     };
     let asked = LocalEndpoint {
         workload,
         addresses: &context.pod.addresses,
         at: caller.at.ip(),
     };
-    inbound::missing(
+    inbound::next_key(
         &caller.authority(),
         caller.named().is_some(),
         asked,
@@ -415,7 +400,7 @@ async fn deliver(
 ) -> Result<(TcpStream, ConnectionGuard), InboundError> {
     let identity = caller.identity();
     let destination = match &caller.tunnel {
-        Some(_) => delivered(workload, target.destination, false),
+        Some(_) => delivery_address(workload, target.destination, false),
         None => target.destination,
     };
     policy::check(
@@ -459,7 +444,7 @@ async fn connect(
 ) -> Result<TcpStream, InboundError> {
     let config = &context.worker.proxy.config;
     let to = match &caller.tunnel {
-        Some(_) => delivered(workload, target.destination, config.localhost_app_tunnel),
+        Some(_) => delivery_address(workload, target.destination, config.localhost_app_tunnel),
         None => target.destination,
     };
     let failed = |source| InboundError::Application {
@@ -497,7 +482,7 @@ fn remember(context: &PodContext, view: &Arc<View>, client: SocketAddr, destinat
         to: destination,
         from: client.ip(),
     };
-    if fastpath::inbound_holds(&arrival, view) {
+    if fastpath::inbound_allowed(&arrival, view) {
         context
             .worker
             .proxy

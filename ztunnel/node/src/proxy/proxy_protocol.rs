@@ -18,11 +18,7 @@ const IDENTITY_TLV: u8 = 0xd0;
 /// Builds the header. Where the families differ both addresses are written as IPv6, the IPv4
 /// one mapped.
 #[must_use]
-pub fn header(
-    client: SocketAddr,
-    server: SocketAddr,
-    identity: Option<&Identity>,
-) -> Vec<u8> {
+pub fn header(client: SocketAddr, server: SocketAddr, identity: Option<&Identity>) -> Vec<u8> {
     let mut body = Vec::with_capacity(128);
     let family = match (client.ip(), server.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
