@@ -1,15 +1,17 @@
-//! The one binary. It only picks the allocator and hands the command line to `cli`.
+//! The binary: it sets the allocator and passes the command line to `cli`.
 
 mod cli;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
+
+use anyhow::bail;
 
 use cli::{ProxyArgs, RemoveArgs, Removed, Roles};
 use node::bpf::Kernel;
 
-/// Connections come and go on every worker thread; mimalloc frees across threads without a
-/// lock and returns memory after bursts.
+/// Connections are allocated and freed on different worker threads: mimalloc frees across threads
+/// without a lock, and returns memory to the system after bursts.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -42,14 +44,15 @@ fn check(file: Option<&Path>) -> anyhow::Result<serde_json::Value> {
 fn remove(args: &RemoveArgs) -> anyhow::Result<Removed> {
     let directory = match &args.directory {
         Some(directory) => directory.clone(),
-        None => pin_directory(args.config.as_deref())?,
+        None => settings::bpf_directory(args.config.as_deref())?,
     };
     let pinned = Kernel::remove_pins(&directory)?;
+    if !pinned && let Some(name) = node::bpf::ip_netns_exec() {
+        bail!(
+            "cannot look for pins in {}: `ip netns exec {name}` hides the BPF file system, because it \
+             mounts another /sys; run `nsenter --net=/run/netns/{name} ztunnel kernel remove` instead",
+            directory.display()
+        );
+    }
     Ok(Removed { directory, pinned })
-}
-
-/// The directory of the pins of a proxy that runs with these settings.
-fn pin_directory(file: Option<&Path>) -> anyhow::Result<PathBuf> {
-    let settings = settings::load(file, &settings::Overrides::default())?;
-    Ok(settings.capture.bpf_directory)
 }

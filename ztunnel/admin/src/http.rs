@@ -1,6 +1,5 @@
-//! A small HTTP/1 server with bounds on everything a client decides: how many connections, how
-//! large and how slow a request's head, how long a connection lives. Request bodies are never
-//! read.
+//! A small HTTP/1 server that bounds the number of connections, the size of a request's head, the
+//! time to send it, and the life of a connection. Request bodies are not read.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -21,37 +20,37 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
-/// Connections of one server at a time. One more ends the oldest: who holds connections open and
-/// says nothing must not keep the kubelet from asking whether the proxy is ready.
+/// The most connections of one server. A further one closes the oldest: a client that holds idle
+/// connections must not block the kubelet's readiness probe.
 const CONNECTIONS: usize = 64;
 const BACKLOG: i32 = 128;
 const HEAD_BYTES: usize = 16 << 10;
 const HEADERS: usize = 64;
-/// For a request's head, and how long an idle connection is kept.
+/// The time limit for a request's head, also for the first one after a connection became idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Ends clients that read their answer too slowly, or not at all.
+/// The longest life of a connection; it ends clients that do not read their response.
 const CONNECTION_LIFE: Duration = Duration::from_secs(600);
-/// How long answers may take after shutdown began.
-const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// The time limit for responses in progress at shutdown.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What of a request the pages look at.
+/// The parts of a request that the pages use.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Ask {
+pub(super) struct PageRequest {
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) query: String,
 }
 
-/// What the pages answer.
+/// The response of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(super) struct PageResponse {
     pub(super) status: StatusCode,
     pub(super) content_type: &'static str,
     pub(super) allow: Option<String>,
     pub(super) body: String,
 }
 
-impl Answer {
+impl PageResponse {
     pub(super) const fn text(status: StatusCode, body: String) -> Self {
         Self {
             status,
@@ -82,8 +81,8 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    /// Listens on `address`. An unspecified IPv6 address takes IPv4 too, whatever the system's
-    /// default is; where the kernel has no IPv6 at all, IPv4 alone.
+    /// Listens on `address`. An unspecified IPv6 address includes IPv4, regardless of the system's
+    /// default; without IPv6 in the kernel it is IPv4 alone.
     pub(super) fn bind(address: SocketAddr) -> std::io::Result<Self> {
         let listener = match socket(address) {
             Err(error) if address.is_ipv6() && address.ip().is_unspecified() => {
@@ -101,22 +100,22 @@ impl Listener {
         Ok(Self { listener, address })
     }
 
-    /// Where it listens, with the port that the kernel chose for port 0.
+    /// The address, with the port that the kernel chose for port 0.
     pub(super) const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves until `shutdown` is true or its sender gone.
-    pub(super) async fn serve<A>(self, answer: Arc<A>, mut shutdown: watch::Receiver<bool>)
+    /// Serves until `shutdown` is true or its sender was dropped.
+    pub(super) async fn serve<A>(self, respond: Arc<A>, mut shutdown: watch::Receiver<bool>)
     where
-        A: Fn(&Ask) -> Answer + Send + Sync + 'static,
+        A: Fn(&PageRequest) -> PageResponse + Send + Sync + 'static,
     {
         let mut connections = JoinSet::new();
         let mut by_age = VecDeque::new();
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
-                () = over(&mut shutdown) => break,
+                () = stopped(&mut shutdown) => break,
             };
             while connections.try_join_next().is_some() {}
             by_age.retain(|connection: &AbortHandle| !connection.is_finished());
@@ -127,25 +126,25 @@ impl Listener {
                     {
                         oldest.abort();
                     }
-                    let connection = connection(stream, answer.clone(), shutdown.clone());
+                    let connection = connection(stream, respond.clone(), shutdown.clone());
                     by_age.push_back(connections.spawn(connection));
                 }
                 Err(error) => {
-                    // Out of file descriptors, most likely: others have to close some first.
-                    tracing::warn!(%error, address = %self.address, "cannot accept");
+                    // Usually the process is out of file descriptors until others are closed.
+                    tracing::warn!(%error, address = %self.address, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
         }
         drop(self.listener);
         let all = async { while connections.join_next().await.is_some() {} };
-        // What is late is ended with the set.
-        let _late = tokio::time::timeout(LAST_ANSWERS, all).await.is_err();
+        // Dropping the set aborts the connections that are left.
+        let _late = tokio::time::timeout(SHUTDOWN_TIMEOUT, all).await.is_err();
     }
 }
 
-/// Until shutdown was asked for, or nobody is left who could ask.
-async fn over(shutdown: &mut watch::Receiver<bool>) {
+/// Waits until shutdown is requested or its sender was dropped.
+async fn stopped(shutdown: &mut watch::Receiver<bool>) {
     drop(shutdown.wait_for(|&stop| stop).await);
 }
 
@@ -165,17 +164,17 @@ fn socket(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-async fn connection<A>(stream: TcpStream, answer: Arc<A>, mut shutdown: watch::Receiver<bool>)
+async fn connection<A>(stream: TcpStream, respond: Arc<A>, mut shutdown: watch::Receiver<bool>)
 where
-    A: Fn(&Ask) -> Answer + Send + Sync + 'static,
+    A: Fn(&PageRequest) -> PageResponse + Send + Sync + 'static,
 {
     let service = service_fn(move |request: Request<Incoming>| {
-        let ask = Ask {
+        let request = PageRequest {
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
             query: request.uri().query().unwrap_or_default().to_owned(),
         };
-        let response = answer(&ask).into_response();
+        let response = respond(&request).into_response();
         async move { Ok::<_, Infallible>(response) }
     });
     let served = http1::Builder::new()
@@ -185,16 +184,16 @@ where
         .max_headers(HEADERS)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(served);
-    let old = tokio::time::sleep(CONNECTION_LIFE);
+    let expired = tokio::time::sleep(CONNECTION_LIFE);
     let result = tokio::select! {
         result = served.as_mut() => result,
-        () = old => return,
-        () = over(&mut shutdown) => {
+        () = expired => return,
+        () = stopped(&mut shutdown) => {
             served.as_mut().graceful_shutdown();
             served.await
         }
     };
     if let Err(error) = result {
-        tracing::debug!(%error, "an administration connection ended badly");
+        tracing::debug!(%error, "an admin connection ended with an error");
     }
 }

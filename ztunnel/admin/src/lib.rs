@@ -1,10 +1,9 @@
-//! What the proxy says about itself over HTTP: administration (15000), metrics (15020) and
-//! readiness (15021).
+//! The HTTP servers of the proxy: admin (15000), metrics (15020) and readiness (15021).
 //!
-//! Three small HTTP/1 servers on the main thread's runtime, away from the threads that carry
-//! traffic. They read what the rooms offer ([`Dump`], [`Telemetry`], [`Readiness`]) and change
-//! only the log's filter; `/quitquitquit` asks `node` to stop. Whoever can reach the
-//! administration port may do all that, so it belongs on loopback. Called by `node`.
+//! They run on the main thread's runtime, apart from the threads that carry traffic. They read the
+//! state that the other crates provide ([`Dump`], [`Telemetry`], [`Readiness`]) and change only the
+//! log's filter; `/quitquitquit` makes `node` stop. Every client of the admin port can do this, so
+//! its address must be a loopback address. Called by `node`.
 
 mod http;
 mod pages;
@@ -22,22 +21,22 @@ pub use readiness::{Pending, Readiness};
 use mesh::Fault;
 use telemetry::{LogHandle, Telemetry};
 
-/// What a room shows in `/config_dump`. Nothing secret: keys stay out.
+/// A section of `/config_dump`. It must not contain secrets such as private keys.
 pub trait Dump: Send + Sync {
     /// The key in the JSON object, for example `workloads`.
     fn section(&self) -> &'static str;
-    /// The value, read when somebody asks.
+    /// The value at the time of the request.
     fn dump(&self) -> serde_json::Value;
 }
 
-/// Where the three servers listen. Port 0 lets the kernel choose (see [`Servers`]).
+/// The addresses of the three servers. For port 0 the kernel chooses a port (see [`Servers`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Administration; loopback.
+    /// The admin server, on loopback.
     pub admin: SocketAddr,
-    /// Prometheus.
+    /// The metrics server.
     pub metrics: SocketAddr,
-    /// Kubernetes' readiness probe.
+    /// The readiness server.
     pub readiness: SocketAddr,
 }
 
@@ -53,17 +52,17 @@ impl Default for Config {
     }
 }
 
-/// What the servers show and what they may change.
+/// The state that the servers show and change.
 pub struct Sources {
     /// For the metrics server.
     pub telemetry: Arc<Telemetry>,
-    /// For `/logging`; without one, that page says that it cannot.
+    /// For `/logging`; without one, that page answers 501.
     pub log: Option<LogHandle>,
     /// For the readiness server.
     pub readiness: Readiness,
     /// For `/config_dump`.
     pub dumps: Vec<Arc<dyn Dump>>,
-    /// Called by `/quitquitquit`, perhaps more than once.
+    /// Called by each request of `/quitquitquit`.
     pub quit: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -76,17 +75,17 @@ impl fmt::Debug for Sources {
     }
 }
 
-/// Why the servers could not be started.
+/// A failure to start the servers.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An address cannot be listened on.
+    /// A server cannot listen on its address.
     #[error("cannot listen on {address} ({setting}){}", hint(source))]
     Bind {
         /// The address.
         address: SocketAddr,
-        /// The settings key that names it.
+        /// The settings key of the address.
         setting: &'static str,
-        /// What the operating system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
 }
@@ -94,15 +93,15 @@ pub enum Error {
 fn hint(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::AddrInUse => {
-            ": another process, perhaps another ztunnel, has that port; choose another one"
+            ": another process, possibly another ztunnel, uses this port; choose another one"
         }
-        std::io::ErrorKind::AddrNotAvailable => ": this machine does not have that address",
+        std::io::ErrorKind::AddrNotAvailable => ": this machine does not have the address",
         _ => "",
     }
 }
 
 impl Error {
-    /// A closed set, for labels and fields.
+    /// A stable name, for labels and fields.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -110,7 +109,7 @@ impl Error {
         }
     }
 
-    /// Whether another process has the address.
+    /// Whether another process uses the address.
     #[must_use]
     pub fn is_in_use(&self) -> bool {
         let Self::Bind { source, .. } = self;
@@ -124,36 +123,36 @@ impl Error {
     }
 }
 
-/// The running servers and where they listen.
+/// The running servers and their addresses.
 #[derive(Debug)]
 pub struct Servers {
-    /// Administration.
+    /// The admin server's address.
     pub admin: SocketAddr,
-    /// Metrics.
+    /// The metrics server's address.
     pub metrics: SocketAddr,
-    /// Readiness.
+    /// The readiness server's address.
     pub readiness: SocketAddr,
     tasks: [JoinHandle<()>; 3],
 }
 
 impl Servers {
-    /// Waits until the servers have ended, which they do shortly after `shutdown` became true.
+    /// Waits until the servers have stopped, shortly after `shutdown` became true.
     pub async fn finished(self) {
         for task in self.tasks {
             if let Err(error) = task.await
                 && error.is_panic()
             {
-                tracing::error!(%error, "an administration server ended badly");
+                tracing::error!(%error, "an admin server ended with a panic");
             }
         }
     }
 }
 
-/// Starts the three servers on the runtime of the caller. They stop when `shutdown` becomes
-/// true or its sender is gone.
+/// Starts the three servers on the runtime of the caller. They stop when `shutdown` becomes true or
+/// its sender is dropped.
 ///
 /// # Errors
-/// When one of the addresses cannot be listened on; none of the servers runs then.
+/// If one of the addresses is not available; no server runs then.
 pub fn start(
     config: &Config,
     sources: Sources,
@@ -162,7 +161,7 @@ pub fn start(
     Ok(bind(config)?.serve(sources, shutdown))
 }
 
-/// The servers' listeners, before there is anything to show.
+/// The servers' listeners, before the servers run.
 #[derive(Debug)]
 pub struct Bound {
     admin: http::Listener,
@@ -170,11 +169,11 @@ pub struct Bound {
     readiness: http::Listener,
 }
 
-/// Takes the three addresses. A process that cannot have them has no business with what another
-/// one runs, so this comes before anything is touched.
+/// Binds the three addresses. This is the first step of a start: a process that cannot have the
+/// addresses must not touch the state of the process that has them.
 ///
 /// # Errors
-/// When one of them cannot be listened on.
+/// If one of the addresses is not available.
 pub fn bind(config: &Config) -> Result<Bound, Error> {
     let listen = |address, setting| {
         http::Listener::bind(address).map_err(|source| Error::Bind {
@@ -191,14 +190,15 @@ pub fn bind(config: &Config) -> Result<Bound, Error> {
 }
 
 impl Bound {
-    /// Serves on the runtime of the caller until `shutdown` becomes true or its sender is gone.
+    /// Serves on the runtime of the caller until `shutdown` becomes true or its sender is dropped.
     #[must_use]
     pub fn serve(self, sources: Sources, shutdown: &watch::Receiver<bool>) -> Servers {
         let sources = Arc::new(sources);
         let serve = |listener: http::Listener, pages: pages::Pages| {
             let sources = sources.clone();
-            let answer = move |request: &http::Ask| pages::answer(pages, request, &sources);
-            tokio::spawn(listener.serve(Arc::new(answer), shutdown.clone()))
+            let respond =
+                move |request: &http::PageRequest| pages::respond(pages, request, &sources);
+            tokio::spawn(listener.serve(Arc::new(respond), shutdown.clone()))
         };
         Servers {
             admin: self.admin.address(),

@@ -1,4 +1,4 @@
-//! The pages of the three servers: from a request to an answer, without I/O.
+//! The pages of the three servers: functions from a request to a response, without I/O.
 
 use std::fmt::Write;
 
@@ -6,10 +6,10 @@ use hyper::{Method, StatusCode};
 use serde_json::{Map, Value};
 
 use super::Sources;
-use super::http::{Answer, Ask};
+use super::http::{PageRequest, PageResponse};
 use telemetry::Telemetry;
 
-/// Which server's pages.
+/// The server to which pages belong.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Pages {
     Admin,
@@ -17,59 +17,71 @@ pub(super) enum Pages {
     Readiness,
 }
 
-/// A page: the methods it takes besides HEAD, its path, and what it is for.
-type Page = (&'static [Method], &'static str, &'static str);
+struct Page {
+    /// The allowed methods; GET includes HEAD.
+    methods: &'static [Method],
+    path: &'static str,
+    purpose: &'static str,
+}
+
+const fn page(methods: &'static [Method], path: &'static str, purpose: &'static str) -> Page {
+    Page {
+        methods,
+        path,
+        purpose,
+    }
+}
 
 const READ: &[Method] = &[Method::GET];
 const CHANGE: &[Method] = &[Method::GET, Method::POST, Method::PUT];
 
 const ADMIN: &[Page] = &[
-    (READ, "/", "this list"),
-    (
+    page(READ, "/", "this list"),
+    page(
         READ,
         "/config_dump",
-        "what the proxy knows and runs with, as JSON",
+        "the mesh configuration, connections and settings of the proxy, as JSON",
     ),
-    (
+    page(
         CHANGE,
         "/logging",
-        "GET shows the log's filter; POST ?level=debug or ?level=ztunnel::path=debug,access=off \
-         changes it; POST ?reset returns to that of the start",
+        "GET shows the log's filter; POST ?level=debug or ?level=ztunnel::node=debug,access=off \
+         changes it; POST ?reset restores the filter of the start",
     ),
-    (
+    page(
         READ,
         "/debug/pprof/profile",
-        "501: no profile of the CPU is taken here, and why",
+        "501, with the command that profiles the CPU from the node",
     ),
-    (
+    page(
         READ,
         "/debug/pprof/heap",
-        "501: no profile of the heap is taken here, and why",
+        "501, with the command that shows the memory from the node",
     ),
-    (
+    page(
         &[Method::POST],
         "/quitquitquit",
-        "stops the proxy, letting connections finish",
+        "stops the proxy; open connections may finish",
     ),
 ];
 const METRICS: &[Page] = &[
-    (READ, "/metrics", "metrics as OpenMetrics text"),
-    (READ, "/stats/prometheus", "the same"),
+    page(READ, "/metrics", "metrics as OpenMetrics text"),
+    page(READ, "/stats/prometheus", "the same"),
 ];
-const READINESS: &[Page] = &[(
+const READINESS: &[Page] = &[page(
     READ,
     "/healthz/ready",
-    "200 when ready, otherwise 503 and what is missing",
+    "200 if ready, else 503 with the tasks that the proxy waits for",
 )];
 
 /// A profiler inside the process interrupts the threads that carry traffic by a signal and walks
-/// their stacks in its handler, which is not safe whatever they were doing. perf(1) does it from
+/// their stacks in the handler, which is not safe at every instruction. perf(1) profiles from
 /// outside.
-const NO_PROFILE: &str = "This proxy does not profile itself: that would interrupt the threads \
-    that carry traffic. Profile it from the node instead:\n\n\
+const NO_PROFILE: &str = "This proxy does not profile itself, because that would interrupt the \
+    threads that carry traffic. Profile it from the node instead:\n\n\
     perf record -F 99 -g -p <pid of ztunnel> -- sleep 10\n";
 const NO_HEAP_PROFILE: &str = "This proxy has no profile of its heap: its allocator, mimalloc, does \
-    not record who allocates, and jemalloc is not built in. From the node:\n\n\
+    not record call stacks, and jemalloc is not built in. From the node:\n\n\
     grep Rss /proc/<pid of ztunnel>/smaps_rollup\n";
 
 impl Pages {
@@ -83,10 +95,15 @@ impl Pages {
 
     fn index(self) -> String {
         let mut text = String::new();
-        for (methods, path, what) in self.list() {
+        for Page {
+            methods,
+            path,
+            purpose,
+        } in self.list()
+        {
             let methods: Vec<_> = methods.iter().map(Method::as_str).collect();
             // Writing to a String cannot fail.
-            if writeln!(text, "{:<13} {path:<20} {what}", methods.join("|")).is_err() {
+            if writeln!(text, "{:<13} {path:<20} {purpose}", methods.join("|")).is_err() {
                 break;
             }
         }
@@ -94,35 +111,43 @@ impl Pages {
     }
 }
 
-/// Answers a request to the server whose pages these are.
-pub(super) fn answer(pages: Pages, ask: &Ask, sources: &Sources) -> Answer {
-    let Some((methods, path, _)) = pages.list().iter().find(|(_, path, _)| *path == ask.path)
-    else {
-        let text = format!("There is no such page. These exist:\n\n{}", pages.index());
-        return Answer::text(StatusCode::NOT_FOUND, text);
+/// Responds to a request to the server of these pages.
+pub(super) fn respond(pages: Pages, request: &PageRequest, sources: &Sources) -> PageResponse {
+    let wanted = pages.list().iter().find(|page| page.path == request.path);
+    let Some(Page { methods, path, .. }) = wanted else {
+        let text = format!("No such page. The pages are:\n\n{}", pages.index());
+        return PageResponse::text(StatusCode::NOT_FOUND, text);
     };
-    let reads = ask.method == Method::HEAD && methods.contains(&Method::GET);
-    if !reads && !methods.contains(&ask.method) {
+    let reads = request.method == Method::HEAD && methods.contains(&Method::GET);
+    if !reads && !methods.contains(&request.method) {
         let allowed: Vec<_> = methods.iter().map(Method::as_str).collect();
-        let text = format!("{path} takes {}, not {}.\n", allowed.join(", "), ask.method);
-        let mut answer = Answer::text(StatusCode::METHOD_NOT_ALLOWED, text);
-        answer.allow = Some(allowed.join(", "));
-        return answer;
+        let text = format!(
+            "{path} allows {}, not {}.\n",
+            allowed.join(", "),
+            request.method
+        );
+        let mut response = PageResponse::text(StatusCode::METHOD_NOT_ALLOWED, text);
+        response.allow = Some(allowed.join(", "));
+        return response;
     }
     match *path {
-        "/" => Answer::text(StatusCode::OK, index(pages)),
+        "/" => PageResponse::text(StatusCode::OK, index(pages)),
         "/config_dump" => config_dump(sources),
-        "/logging" => logging(ask, sources),
-        "/debug/pprof/profile" => Answer::text(StatusCode::NOT_IMPLEMENTED, NO_PROFILE.into()),
-        "/debug/pprof/heap" => Answer::text(StatusCode::NOT_IMPLEMENTED, NO_HEAP_PROFILE.into()),
-        "/quitquitquit" => {
-            tracing::info!("asked to stop over HTTP");
-            (sources.quit)();
-            Answer::text(StatusCode::OK, "shutting down\n".into())
+        "/logging" => logging(request, sources),
+        "/debug/pprof/profile" => {
+            PageResponse::text(StatusCode::NOT_IMPLEMENTED, NO_PROFILE.into())
         }
-        "/metrics" | "/stats/prometheus" => Answer {
+        "/debug/pprof/heap" => {
+            PageResponse::text(StatusCode::NOT_IMPLEMENTED, NO_HEAP_PROFILE.into())
+        }
+        "/quitquitquit" => {
+            tracing::info!("a request to /quitquitquit stops the proxy");
+            (sources.quit)();
+            PageResponse::text(StatusCode::OK, "shutting down\n".into())
+        }
+        "/metrics" | "/stats/prometheus" => PageResponse {
             content_type: Telemetry::CONTENT_TYPE,
-            ..Answer::text(StatusCode::OK, sources.telemetry.encode())
+            ..PageResponse::text(StatusCode::OK, sources.telemetry.encode())
         },
         _ => ready(sources),
     }
@@ -132,64 +157,64 @@ fn index(pages: Pages) -> String {
     format!("ztunnel {}\n\n{}", env!("CARGO_PKG_VERSION"), pages.index())
 }
 
-fn config_dump(sources: &Sources) -> Answer {
+fn config_dump(sources: &Sources) -> PageResponse {
     let mut sections = Map::new();
     sections.insert("version".into(), Value::from(env!("CARGO_PKG_VERSION")));
     for dump in &sources.dumps {
         sections.insert(dump.section().into(), dump.dump());
     }
-    Answer {
+    PageResponse {
         content_type: "application/json",
-        ..Answer::text(StatusCode::OK, format!("{:#}\n", Value::Object(sections)))
+        ..PageResponse::text(StatusCode::OK, format!("{:#}\n", Value::Object(sections)))
     }
 }
 
-fn logging(ask: &Ask, sources: &Sources) -> Answer {
+fn logging(request: &PageRequest, sources: &Sources) -> PageResponse {
     let Some(log) = &sources.log else {
-        return Answer::text(
+        return PageResponse::text(
             StatusCode::NOT_IMPLEMENTED,
-            "this process was started without a log of its own\n".into(),
+            "the filter cannot be shown or changed: this process does not own its log\n".into(),
         );
     };
-    let wanted = match query(&ask.query) {
-        Ok(Wanted::Show) => None,
-        Ok(_) if ask.method == Method::GET || ask.method == Method::HEAD => {
+    let change = match query(&request.query) {
+        Ok(FilterChange::None) => None,
+        Ok(_) if request.method == Method::GET || request.method == Method::HEAD => {
             let text = "GET only shows the log's filter; use POST to change it.\n";
-            return Answer::text(StatusCode::METHOD_NOT_ALLOWED, text.into());
+            return PageResponse::text(StatusCode::METHOD_NOT_ALLOWED, text.into());
         }
-        Ok(Wanted::Reset) => Some(log.reset()),
-        Ok(Wanted::Level(text)) => match log.filter().with(&text) {
+        Ok(FilterChange::Reset) => Some(log.reset()),
+        Ok(FilterChange::Level(text)) => match log.filter().with(&text) {
             Ok(filter) => Some(log.set(filter)),
-            Err(error) => return Answer::text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+            Err(error) => return PageResponse::text(StatusCode::BAD_REQUEST, format!("{error}\n")),
         },
-        Err(text) => return Answer::text(StatusCode::BAD_REQUEST, text),
+        Err(text) => return PageResponse::text(StatusCode::BAD_REQUEST, text),
     };
-    match wanted.transpose() {
+    match change.transpose() {
         Ok(changed) => {
             let filter = log.filter();
             if changed.is_some() {
                 tracing::info!(%filter, "the log's filter was changed");
             }
-            Answer::text(StatusCode::OK, format!("current log level is {filter}\n"))
+            PageResponse::text(StatusCode::OK, format!("current log level is {filter}\n"))
         }
-        Err(error) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        Err(error) => PageResponse::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }
 
-enum Wanted {
-    Show,
+enum FilterChange {
+    None,
     Reset,
     Level(String),
 }
 
-fn query(query: &str) -> Result<Wanted, String> {
-    let mut wanted = Wanted::Show;
+fn query(query: &str) -> Result<FilterChange, String> {
+    let mut change = FilterChange::None;
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        // A filter holds `=` itself: only the first one separates.
+        // A filter contains `=` itself: only the first one separates.
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        wanted = match key {
-            "level" => Wanted::Level(unescape(value)?),
-            "reset" => Wanted::Reset,
+        change = match key {
+            "level" => FilterChange::Level(unescape(value)?),
+            "reset" => FilterChange::Reset,
             _ => {
                 return Err(format!(
                     "unknown parameter {key:?}: expected level or reset\n"
@@ -197,10 +222,10 @@ fn query(query: &str) -> Result<Wanted, String> {
             }
         };
     }
-    Ok(wanted)
+    Ok(change)
 }
 
-/// Undoes percent-encoding (RFC 3986, section 2.1).
+/// Decodes percent-encoding (RFC 3986, section 2.1).
 fn unescape(text: &str) -> Result<String, String> {
     let refuse = || "the level is not well-formed percent-encoded UTF-8\n".to_owned();
     let mut bytes = Vec::with_capacity(text.len());
@@ -223,11 +248,11 @@ fn unescape(text: &str) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_not_utf8| refuse())
 }
 
-fn ready(sources: &Sources) -> Answer {
+fn ready(sources: &Sources) -> PageResponse {
     let pending = sources.readiness.pending();
     if pending.is_empty() {
-        return Answer::text(StatusCode::OK, "ready\n".into());
+        return PageResponse::text(StatusCode::OK, "ready\n".into());
     }
     let text = format!("not ready, waiting for: {}\n", pending.join(", "));
-    Answer::text(StatusCode::SERVICE_UNAVAILABLE, text)
+    PageResponse::text(StatusCode::SERVICE_UNAVAILABLE, text)
 }

@@ -1,15 +1,14 @@
-//! Whether the proxy can do its job yet: a list of what it still waits for.
+//! Readiness: the list of tasks that the proxy still waits for.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The tasks that must be finished before the node may send traffic here. Clones share the
-/// list.
+/// The tasks that must be finished before the proxy is ready. Clones share the list.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness(Arc<Mutex<BTreeSet<&'static str>>>);
 
-/// A task that is not finished. Dropping it does not finish it: what failed never becomes
-/// ready by accident.
+/// An unfinished task. Dropping it does not finish it, so that a failed task never makes the proxy
+/// ready.
 #[derive(Debug)]
 #[must_use = "the proxy is not ready before every task is done"]
 pub struct Pending {
@@ -18,13 +17,13 @@ pub struct Pending {
 }
 
 impl Readiness {
-    /// A list without tasks, which means ready.
+    /// An empty list, which means ready.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a task; its name is shown to whoever asks why the proxy is not ready.
+    /// Adds a task; the readiness server shows its name until it is finished.
     pub fn wait_for(&self, task: &'static str) -> Pending {
         self.tasks().insert(task);
         Pending {
@@ -33,7 +32,7 @@ impl Readiness {
         }
     }
 
-    /// What is not finished, in alphabetical order; empty means ready.
+    /// The unfinished tasks in alphabetical order; none means ready.
     #[must_use]
     pub fn pending(&self) -> Vec<&'static str> {
         self.tasks().iter().copied().collect()
@@ -45,7 +44,7 @@ impl Readiness {
 }
 
 impl Pending {
-    /// The task is finished.
+    /// Marks the task as finished.
     pub fn done(self) {
         self.readiness.tasks().remove(self.task);
     }
@@ -56,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ready_when_every_task_is_done_and_not_when_one_was_dropped() {
+    fn ready_after_every_task_is_done_and_not_after_one_was_dropped() {
         let readiness = Readiness::new();
         assert!(readiness.pending().is_empty());
         let (pods, mesh) = (readiness.wait_for("pods"), readiness.wait_for("mesh"));

@@ -57,7 +57,7 @@ fn sources() -> Sources {
     }
 }
 
-/// The three servers on a thread of their own, so that tests can use blocking sockets.
+/// The three servers on their own thread, so that tests can use blocking sockets.
 fn world(log: Option<LogHandle>) -> World {
     let (stop, shutdown) = watch::channel(false);
     let (readiness, quits) = (Readiness::new(), Arc::new(AtomicUsize::new(0)));
@@ -104,8 +104,8 @@ fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Sends a request and returns the status, the head and the body of the answer.
-fn ask(address: SocketAddr, method: &str, path: &str) -> (u16, String, String) {
+/// Sends a request and returns the status, the head and the body of the response.
+fn request(address: SocketAddr, method: &str, path: &str) -> (u16, String, String) {
     let mut stream = connect(address);
     write!(
         stream,
@@ -120,10 +120,10 @@ fn ask(address: SocketAddr, method: &str, path: &str) -> (u16, String, String) {
 }
 
 #[test]
-fn the_index_and_a_wrong_path_list_what_exists() {
+fn the_index_and_an_unknown_path_list_the_pages() {
     let world = world(None);
     for (path, status) in [("/", 200), ("/debug/pprof", 404)] {
-        let (got, _, body) = ask(world.admin, "GET", path);
+        let (got, _, body) = request(world.admin, "GET", path);
         assert_eq!(got, status);
         for page in [
             "/config_dump",
@@ -135,18 +135,18 @@ fn the_index_and_a_wrong_path_list_what_exists() {
             assert!(body.contains(page), "{path}: {body}");
         }
     }
-    let (status, _, body) = ask(world.health, "GET", "/metrics");
+    let (status, _, body) = request(world.health, "GET", "/metrics");
     assert!(status == 404 && body.contains("/healthz/ready"), "{body}");
 }
 
 #[test]
-fn profiles_are_refused_with_a_reason_and_another_way() {
+fn profiles_are_refused_with_a_reason_and_an_alternative() {
     let world = world(None);
     for (path, reason) in [
         ("/debug/pprof/profile?seconds=30", "perf record"),
         ("/debug/pprof/heap", "jemalloc is not built in"),
     ] {
-        let (status, head, body) = ask(world.admin, "GET", path);
+        let (status, head, body) = request(world.admin, "GET", path);
         assert_eq!(status, 501, "{path}");
         assert!(head.contains("content-type: text/plain"), "{head}");
         assert!(body.contains(reason), "{path}: {body}");
@@ -154,9 +154,9 @@ fn profiles_are_refused_with_a_reason_and_another_way() {
 }
 
 #[test]
-fn the_dump_merges_what_the_rooms_offer() {
+fn the_dump_contains_all_sections() {
     let world = world(None);
-    let (status, head, body) = ask(world.admin, "GET", "/config_dump");
+    let (status, head, body) = request(world.admin, "GET", "/config_dump");
     assert!(
         status == 200 && head.contains("content-type: application/json"),
         "{head}"
@@ -173,7 +173,7 @@ fn the_dump_merges_what_the_rooms_offer() {
 fn metrics_have_both_paths_and_the_content_type_of_open_metrics() {
     let world = world(None);
     for path in ["/metrics", "/stats/prometheus"] {
-        let (status, head, body) = ask(world.metrics, "GET", path);
+        let (status, head, body) = request(world.metrics, "GET", path);
         assert_eq!(status, 200);
         assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"));
         assert!(body.contains("istio_build{component=\"ztunnel\"") && body.ends_with("# EOF\n"));
@@ -181,33 +181,33 @@ fn metrics_have_both_paths_and_the_content_type_of_open_metrics() {
 }
 
 #[test]
-fn readiness_names_what_is_missing() {
+fn readiness_names_unfinished_tasks() {
     let world = world(None);
     let task = world.readiness.wait_for("pods");
-    let (status, _, body) = ask(world.health, "GET", "/healthz/ready");
+    let (status, _, body) = request(world.health, "GET", "/healthz/ready");
     assert_eq!(
         (status, body.as_str()),
         (503, "not ready, waiting for: pods\n")
     );
     task.done();
-    let (status, _, body) = ask(world.health, "GET", "/healthz/ready");
+    let (status, _, body) = request(world.health, "GET", "/healthz/ready");
     assert_eq!((status, body.as_str()), (200, "ready\n"));
 }
 
 #[test]
 fn only_a_post_stops_the_proxy() {
     let world = world(None);
-    let (status, head, _) = ask(world.admin, "GET", "/quitquitquit");
+    let (status, head, _) = request(world.admin, "GET", "/quitquitquit");
     assert!(status == 405 && head.contains("allow: post"), "{head}");
     assert_eq!(world.quits.load(Ordering::Relaxed), 0);
-    assert_eq!(ask(world.admin, "POST", "/quitquitquit").0, 200);
+    assert_eq!(request(world.admin, "POST", "/quitquitquit").0, 200);
     assert_eq!(world.quits.load(Ordering::Relaxed), 1);
 }
 
 #[test]
 fn a_head_request_gets_no_body() {
     let world = world(None);
-    let (status, head, body) = ask(world.metrics, "HEAD", "/metrics");
+    let (status, head, body) = request(world.metrics, "HEAD", "/metrics");
     assert!(
         status == 200 && body.is_empty() && head.contains("content-length"),
         "{head}"
@@ -215,7 +215,7 @@ fn a_head_request_gets_no_body() {
 }
 
 #[test]
-fn a_giant_head_is_refused() {
+fn a_request_with_a_large_head_is_refused() {
     let world = world(None);
     let mut stream = connect(world.admin);
     let giant = format!(
@@ -231,11 +231,11 @@ fn a_giant_head_is_refused() {
         answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
         "{answer}"
     );
-    assert_eq!(ask(world.admin, "GET", "/").0, 200);
+    assert_eq!(request(world.admin, "GET", "/").0, 200);
 }
 
 #[test]
-fn garbage_does_not_hurt() {
+fn the_server_survives_invalid_requests() {
     let world = world(None);
     let mut stream = connect(world.admin);
     stream
@@ -243,11 +243,11 @@ fn garbage_does_not_hurt() {
         .unwrap();
     let mut answer = Vec::new();
     let _reset = stream.read_to_end(&mut answer).is_err();
-    assert_eq!(ask(world.admin, "GET", "/").0, 200);
+    assert_eq!(request(world.admin, "GET", "/").0, 200);
 }
 
 #[test]
-fn a_port_in_use_is_named_with_its_setting() {
+fn the_error_for_a_port_in_use_names_the_setting() {
     let world = world(None);
     let taken = Config {
         metrics: world.metrics,
@@ -269,31 +269,31 @@ fn a_port_in_use_is_named_with_its_setting() {
 fn servers_stop_soon_after_shutdown_even_with_idle_connections() {
     let world = world(None);
     let idle = connect(world.admin);
-    assert_eq!(ask(world.admin, "GET", "/").0, 200);
+    assert_eq!(request(world.admin, "GET", "/").0, 200);
     let start = Instant::now();
     world.stop.send(true).unwrap();
     world.thread.join().unwrap();
-    // Much less than an idle connection is given for its request.
+    // Much less than the time limit for a request's head.
     assert!(start.elapsed() < Duration::from_secs(10));
     assert!(TcpStream::connect(world.admin).is_err());
     drop(idle);
 }
 
 #[test]
-fn a_connection_beyond_the_bound_ends_the_oldest() {
+fn a_connection_beyond_the_limit_closes_the_oldest() {
     let world = world(None);
     let mut held: Vec<_> = (0..64).map(|_| connect(world.admin)).collect();
-    assert_eq!(ask(world.admin, "GET", "/").0, 200);
+    assert_eq!(request(world.admin, "GET", "/").0, 200);
     let mut is_open = |at: usize| {
         let connection: &mut TcpStream = &mut held[at];
         let short = Some(Duration::from_millis(200));
         connection.set_read_timeout(short).unwrap();
-        // Its end is nothing to read, or a reset.
+        // A closed connection reads as its end or as a reset.
         let read = connection.read(&mut [0; 1]);
         matches!(read, Err(error) if error.kind() == ErrorKind::WouldBlock)
     };
-    assert!(!is_open(0), "the oldest was left");
-    assert!(is_open(1) && is_open(63), "more than one was ended");
+    assert!(!is_open(0), "the oldest one is still open");
+    assert!(is_open(1) && is_open(63), "more than one was closed");
 }
 
 #[test]
@@ -341,7 +341,7 @@ fn the_log_filter_is_shown_and_changed() {
             "DELETE",
             "/logging",
             405,
-            "/logging takes GET, POST, PUT, not DELETE",
+            "/logging allows GET, POST, PUT, not DELETE",
         ),
         (
             "POST",
@@ -351,7 +351,7 @@ fn the_log_filter_is_shown_and_changed() {
         ),
         ("POST", "/logging?reset", 200, "current log level is info\n"),
     ] {
-        let (got, _, body) = ask(world.admin, method, path);
+        let (got, _, body) = request(world.admin, method, path);
         assert_eq!(got, status, "{method} {path}: {body}");
         assert!(body.starts_with(expected), "{method} {path}: {body}");
     }

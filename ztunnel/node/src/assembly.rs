@@ -79,9 +79,9 @@ pub(super) fn issuer(settings: &Settings) -> Result<Arc<dyn Issuer>, super::Erro
                 token: upstream.token.clone(),
                 cluster_id: settings.cluster_id.to_string(),
                 headers: upstream.headers.0.clone(),
-                asker: match settings.mode {
-                    Mode::Shared => istiod::Asker::Node,
-                    Mode::Dedicated { .. } => istiod::Asker::Workload,
+                requester: match settings.mode {
+                    Mode::Shared => istiod::Requester::Node,
+                    Mode::Dedicated { .. } => istiod::Requester::Workload,
                 },
                 validity: remote.leaf_ttl,
                 ..istiod::Config::new(upstream.address.clone())
@@ -272,7 +272,7 @@ pub(super) fn announced(
     settings: &Settings,
     uid: &zds::PodUid,
     info: &zds::PodInfo,
-    netns: &pods::Handed,
+    netns: &pods::NetnsDescriptor,
 ) -> DesiredPod {
     let (uid_in_mesh, identity) = workload(settings, info);
     DesiredPod {
@@ -280,7 +280,7 @@ pub(super) fn announced(
         uid: uid_in_mesh,
         account: Some(info.service_account.clone()),
         identity,
-        netns: pods::NetnsSource::Handed(netns.clone()),
+        netns: pods::NetnsSource::Descriptor(netns.clone()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Reconciles the enrolled pods with the desired pods, one by one: a pod that cannot be enrolled
 //! does not delay the others.
 
+mod error;
 mod prepare;
 
 use std::collections::HashMap;
@@ -11,10 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+pub(super) use self::error::{EnrollError, EnrollFailure};
 use self::prepare::{capture, captured_addresses, prepare, warn_of_missing, was_replaced};
 use crate::agent::zds::PodUid;
 use crate::bpf::{self, Kernel};
-use crate::pods::{self, Extra, NetnsSource, Opened, Pod};
+use crate::pods::{self, NetnsSource, Opened, OptionalListener, Pod};
 use crate::proxy::{ProxyState, Workers};
 use mesh::LocalPod;
 use mesh::NetnsCookie;
@@ -74,58 +76,6 @@ pub(super) enum OrphanPolicy {
     /// The node agent may still announce them: they stay captured, and those that no process serves
     /// are refused.
     Retain,
-}
-
-/// A pod that could not be enrolled.
-#[derive(Debug)]
-pub(super) struct EnrollFailure {
-    /// The pod.
-    pub(super) pod: DesiredPod,
-    /// Why.
-    pub(super) error: EnrollError,
-}
-
-/// Why a pod is not enrolled.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum EnrollError {
-    /// Its namespace could not be prepared.
-    #[error(transparent)]
-    Pod(#[from] pods::Error),
-    /// Another enrolled pod has the same namespace.
-    #[error(
-        "its network namespace is that of pod {other}, which is enrolled already; a pod needs a \
-         network namespace of its own"
-    )]
-    NetnsInUse {
-        /// The other pod.
-        other: PodKey,
-    },
-    /// Its addresses could not be listed.
-    #[error("cannot list the addresses on the pod's interfaces: {0}")]
-    Addresses(#[source] std::io::Error),
-    /// An inbound listener could not be duplicated.
-    #[error("cannot duplicate the inbound listener: {0}")]
-    Duplicate(#[source] std::io::Error),
-    /// The inbound listeners could not be marked for the kernel programs.
-    #[error("cannot mark the inbound listeners for the kernel programs: {0}")]
-    MarkListener(#[source] std::io::Error),
-    /// Neither rules nor programs would capture it.
-    #[error(
-        "no rules inside the pod redirect its connections, and this node captures without kernel \
-         programs: the pod would bypass the mesh (istio-cni installs the rules; see capture.by)"
-    )]
-    NoRules,
-    /// Foreign programs capture it: outbound connections would arrive without their destination, and
-    /// inbound ones not at all.
-    #[error(
-        "the eBPF programs of another proxy capture it, but this proxy expects redirection rules to \
-         capture (capture.by): stop that proxy if it runs, then run `ztunnel kernel remove` on the \
-         node"
-    )]
-    Captured,
-    /// Capture could not be turned on.
-    #[error(transparent)]
-    Kernel(#[from] bpf::Error),
 }
 
 #[derive(Debug)]
@@ -416,7 +366,7 @@ impl Enrollment {
         }
         let captured = captured_addresses(&pod, context.mesh);
         // Queries that are captured without a listener would be lost.
-        let dns = self.shared.config.dns.is_some() && !opened.lacks(Extra::Dns);
+        let dns = self.shared.config.dns.is_some() && !opened.lacks(OptionalListener::Dns);
         let Opened {
             sets: listeners,
             missing,

@@ -15,7 +15,7 @@ use super::fastpath::FastPath;
 use super::fastpath::acceleration::Acceleration;
 use super::handover::{FixedSettings, Handover, HandoverState};
 use super::mesh_updates::Mesh;
-use super::proxy::{ConnectionTable, ProxyState, RecheckQueue, Workers};
+use super::proxy::{ConnectionTable, ProxyState, RecheckQueue, Workers, WorkloadWaits};
 use super::reload::SettingsSource;
 use super::{Error, assembly, dump, roots};
 use admin::Readiness;

@@ -1,4 +1,4 @@
-//! `ztunnel config`: look at settings without running them.
+//! `ztunnel config`: validates settings without running the proxy.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,26 +9,30 @@ use serde_json::Value;
 
 use super::output::Output;
 
-/// Look at settings without running them
+/// Validate settings without running the proxy
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:\n  \
+    ztunnel config check --config node-a.yaml\n\n\
+    Exit codes: 0 success, 1 failure, 2 usage error.")]
 pub(super) enum ConfigCommand {
     Check(CheckArgs),
 }
 
-/// Read and validate settings, and print what would run
+/// Validate the settings and print them with all defaults
 ///
 /// Flags, environment and file are merged as `ztunnel proxy` would merge them. Needs no
 /// privileges and touches nothing.
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:\n  \
     ztunnel config check --config node-a.yaml\n  \
-    ztunnel config check --config node-a.yaml -o json | jq .pods")]
+    ztunnel config check --config node-a.yaml -o json | jq .pods\n\n\
+    Exit codes: 0 the settings are valid, 1 they are not, 2 usage error.")]
 pub(super) struct CheckArgs {
-    /// The settings file (YAML); without it, environment and defaults alone
+    /// The settings file (YAML); without it, only environment and defaults
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// How to print it
+    /// The format of the result
     #[arg(long, short, value_enum, default_value_t)]
     output: Output,
 }
@@ -46,7 +50,7 @@ pub(super) fn run(
             let text = serde_yaml_ng::to_string(&settings).context("cannot print the settings")?;
             writeln!(
                 out,
-                "# The settings are fine. This would run:\n{}",
+                "# The settings are valid. With all defaults they are:\n{}",
                 text.trim_end()
             )?;
         }

@@ -1,12 +1,15 @@
-//! `ztunnel kernel`: what the proxy leaves in the kernel.
+//! `ztunnel kernel`: manages the proxy's programs in the kernel.
 
 use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-/// Look after what the proxy leaves in the kernel
+/// Manage the proxy's programs in the kernel
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:\n  \
+    ztunnel kernel remove --config node-a.yaml\n\n\
+    Exit codes: 0 success, 1 failure, 2 usage error.")]
 pub(super) enum KernelCommand {
     Remove(RemoveArgs),
 }
@@ -14,31 +17,30 @@ pub(super) enum KernelCommand {
 /// End capture: detach the programs and remove their pins
 ///
 /// Capture outlives the proxy on purpose: while no proxy runs, captured connections are refused
-/// rather than sent in the clear. This command ends capture for good. The pods of this node then
-/// have no mesh: their connections leave unencrypted and no policy is enforced. Stop the proxy
-/// first.
+/// and not sent in plaintext. This command ends capture. The pods of this node then leave the mesh:
+/// their connections are not encrypted and no policy is enforced. Stop the proxy first.
 #[derive(Debug, Clone, Parser)]
 #[command(after_help = "Examples:\n  \
-    ztunnel kernel remove                           the directory of the environment and defaults\n  \
-    ztunnel kernel remove --config node-a.yaml      the directory that these settings name\n  \
+    ztunnel kernel remove                       with the default directory, /sys/fs/bpf/ztunnel\n  \
+    ztunnel kernel remove --config node-a.yaml  with the directory of these settings\n  \
     ztunnel kernel remove --directory /sys/fs/bpf/ztunnel-node-a\n\n\
-    Exit codes: 0 capture has ended, or nothing was pinned; 1 failed; 2 called wrongly.")]
+    Exit codes: 0 capture has ended or nothing was pinned, 1 failure, 2 usage error.")]
 pub(crate) struct RemoveArgs {
-    /// The settings file (YAML) that the proxy runs with; it names the directory of the pins
+    /// The settings file (YAML) of the proxy; only its directory of the pins is used
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// The directory of the pins, whatever the settings say [settings: capture.bpfDirectory]
+    /// The directory of the pins, instead of that of the settings [settings: capture.bpfDirectory]
     #[arg(long, short, value_name = "DIRECTORY")]
     pub directory: Option<PathBuf>,
 }
 
-/// What `kernel remove` found.
+/// The result of `kernel remove`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Removed {
     /// The directory of the pins.
     pub directory: PathBuf,
-    /// Whether anything was pinned there.
+    /// Whether programs were pinned there.
     pub pinned: bool,
 }
 
@@ -55,8 +57,8 @@ pub(super) fn run(
     } else {
         writeln!(
             out,
-            "nothing is pinned in {directory}: capture was not at work there. If a proxy captures \
-             with other settings, name them with --config, or its directory with --directory"
+            "nothing is pinned in {directory}: no proxy captures with this directory. For a proxy with \
+             other settings, use --config or --directory"
         )?;
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! The command line: `ztunnel proxy | version | config check | doctor | kernel remove`, a file each.
 //!
-//! It only reads arguments, prints, and turns results into exit codes: 0 fine, 1 failed, 2
-//! called wrongly. What the commands do is handed in by `main` as [`Roles`], so that this room
-//! needs nothing of the rooms behind them. Errors are printed with all their causes.
+//! It reads arguments, prints results, and returns exit codes: 0 success, 1 failure, 2 a usage error.
+//! `main` passes the functions behind the commands as [`Roles`], so that tests can replace them.
+//! Errors are printed with all their causes.
 
 mod config;
 mod doctor;
@@ -23,17 +23,17 @@ use node::doctor::Check;
 pub(crate) use kernel::{RemoveArgs, Removed};
 pub(crate) use proxy::ProxyArgs;
 
-/// What the commands do.
+/// The functions behind the commands.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Roles {
-    /// Runs the node proxy until it is asked to stop.
+    /// Runs the node proxy until a signal or a request stops it.
     pub proxy: fn(ProxyArgs) -> anyhow::Result<()>,
-    /// Reads and validates settings without running them; answers with what would run.
+    /// Reads and validates settings; returns the complete settings.
     pub check: fn(Option<&Path>) -> anyhow::Result<serde_json::Value>,
-    /// Looks whether this machine has what a node with these settings needs.
+    /// Checks whether this machine meets the requirements of a node with these settings.
     pub doctor: fn(Option<&Path>) -> Vec<Check>,
-    /// Detaches the kernel programs that are pinned where the command says and removes their pins;
-    /// answers with what it found.
+    /// Detaches the kernel programs that are pinned in the command's directory and removes their
+    /// pins; returns the result.
     pub remove: fn(&RemoveArgs) -> anyhow::Result<Removed>,
 }
 
@@ -48,10 +48,10 @@ pub(crate) struct Roles {
                   authenticated HBONE tunnels.",
     after_help = "Examples:\n  \
                   ztunnel proxy --config node-a.yaml         run this node\n  \
-                  ztunnel config check --config node-a.yaml  say what would run, and what is wrong\n  \
-                  ztunnel doctor --config node-a.yaml        is this machine fit to run it\n  \
-                  ztunnel kernel remove                      end capture: pods are then without a mesh\n\n\
-                  Exit codes: 0 fine, 1 failed, 2 called wrongly."
+                  ztunnel config check --config node-a.yaml  validate the settings\n  \
+                  ztunnel doctor --config node-a.yaml        check the requirements of this machine\n  \
+                  ztunnel kernel remove                      end capture: the pods leave the mesh\n\n\
+                  Exit codes: 0 success, 1 failure, 2 usage error."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -71,7 +71,7 @@ enum Command {
 
 /// Runs the command line and returns the process's exit code.
 pub(crate) fn run(args: impl IntoIterator<Item = OsString>, roles: &Roles) -> ExitCode {
-    let (mut out, mut complaints) = (io::stdout(), io::stderr());
+    let (mut out, mut errors) = (io::stdout(), io::stderr());
     let command = match Cli::try_parse_from(args) {
         Ok(cli) => cli.command,
         Err(error) => return output::usage(&error),
@@ -83,7 +83,7 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>, roles: &Roles) -> Ex
         Command::Doctor(args) => doctor::run(&args, roles.doctor, &mut out),
         Command::Kernel(command) => kernel::run(&command, roles.remove, &mut out),
     };
-    output::finish(result, &mut complaints)
+    output::finish(result, &mut errors)
 }
 
 #[cfg(test)]

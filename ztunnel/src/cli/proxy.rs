@@ -1,4 +1,4 @@
-//! `ztunnel proxy`: run this node.
+//! `ztunnel proxy`: runs the proxy of this node.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -11,23 +11,25 @@ use telemetry::{Filter, LogFormat};
 
 /// Run this node's proxy
 ///
-/// Settings come from, strongest first: these flags, the environment (the names of Istio's
-/// ztunnel chart, such as NODE_NAME, RUST_LOG, LOG_FORMAT), the settings file, defaults. The
-/// settings file and the mesh file are watched: pods, workloads, services and policies follow
-/// their changes while traffic flows.
+/// Settings come from these flags, the environment (variables of Istio's ztunnel chart, such as
+/// NODE_NAME, RUST_LOG, LOG_FORMAT), the settings file and the defaults, in this order of
+/// precedence. The settings file and the mesh file are watched: changes of pods, workloads,
+/// services and policies take effect at once.
 #[derive(Debug, Clone, Parser)]
 #[command(after_help = "Examples:\n  \
     ztunnel proxy --config /etc/ztunnel/node-a.yaml\n  \
-    ztunnel proxy --config node-a.yaml --log info,ztunnel::path=debug\n  \
+    ztunnel proxy --config node-a.yaml --log info,ztunnel::node::proxy=debug\n  \
     PROXY_MODE=dedicated PROXY_WORKLOAD_INFO=default/vm-1/default ztunnel proxy --config vm.yaml\n\n\
-    It needs CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN (or root). Stop it with SIGTERM: connections \
-    may finish until the grace period is over. Capture stays in the kernel, so that nothing leaves \
-    in the clear while the proxy is being replaced; `ztunnel kernel remove` ends it. A second signal \
-    ends it at once.\n\n\
-    To replace a running proxy without a refused connection, start the new one beside it, with \
-    --take-over if both are in one network namespace, and end the old one when the new one is ready.")]
+    It needs CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN (or root). SIGTERM stops it: open connections \
+    may finish until the deadline (termination.deadline). A second signal stops it at once. The \
+    kernel programs keep capturing, so that no connection leaves in plaintext while the proxy is \
+    replaced; `ztunnel kernel remove` ends capture.\n\n\
+    To replace a running proxy without a refused connection, start the new one next to it, with \
+    --take-over if both are in one network namespace, and stop the old one when the new one is \
+    ready.\n\n\
+    Exit codes: 0 stopped by a signal or a request, 1 failure, 2 usage error.")]
 pub(crate) struct ProxyArgs {
-    /// The role to run; Istio's chart names it, there is only this one
+    /// The role to run; Istio's chart passes it, and `ztunnel` is the only one
     #[arg(value_name = "ROLE", value_parser = PossibleValuesParser::new(["ztunnel"]))]
     role: Option<String>,
 
@@ -35,12 +37,12 @@ pub(crate) struct ProxyArgs {
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Wait for the ports of administration, metrics and readiness where another ztunnel of this
-    /// network namespace has them, until it has handed over; without this that is an error
+    /// If another ztunnel in this network namespace uses the admin, metrics and readiness ports, wait
+    /// for its handover instead of failing
     ///
-    /// A ztunnel that finds another one in charge of the node's pods always waits beside it, asks it
-    /// to hand over, and serves the pods before the other one lets go of them. In a pod of its own it
-    /// has its own ports and needs no flag for that.
+    /// A new ztunnel always becomes the standby proxy if another one is active on the node, requests
+    /// a handover, and serves the pods before the other one stops serving them. In a pod of its own
+    /// it has its own ports, and does not need this flag.
     #[arg(long)]
     pub take_over: bool,
 
@@ -49,7 +51,7 @@ pub(crate) struct ProxyArgs {
     pub overrides: Overrides,
 }
 
-/// Settings that flags override.
+/// The settings that have flags.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub(crate) struct Overrides {
     /// This node's name [settings: node]
@@ -60,23 +62,23 @@ pub(crate) struct Overrides {
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
 
-    /// What is logged: a level, or levels by target [settings: log.filter]
+    /// The log's filter: a level, or levels by target [settings: log.filter]
     #[arg(long, value_name = "FILTER")]
     pub log: Option<Filter>,
 
-    /// How log lines look: text or json [settings: log.format]
+    /// The format of log lines: text or json [settings: log.format]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
 
-    /// Where administration listens; keep it on loopback [settings: admin.address]
+    /// The address of the admin interface, on loopback [settings: admin.address]
     #[arg(long, value_name = "ADDRESS")]
     pub admin: Option<SocketAddr>,
 
-    /// Where Prometheus finds metrics [settings: metrics.address]
+    /// The address of the metrics server [settings: metrics.address]
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<SocketAddr>,
 
-    /// Where the readiness probe is answered [settings: readiness.address]
+    /// The address of the readiness server [settings: readiness.address]
     #[arg(long, value_name = "ADDRESS")]
     pub readiness: Option<SocketAddr>,
 }

@@ -1,4 +1,4 @@
-//! `ztunnel version`: what this binary is.
+//! `ztunnel version`: prints version and platform.
 
 use std::env::consts::{ARCH, OS};
 use std::io::Write;
@@ -8,10 +8,14 @@ use serde_json::json;
 
 use super::output::Output;
 
-/// Say what this binary is
+/// Print version and platform
 #[derive(Debug, Parser)]
+#[command(after_help = "Examples:\n  \
+    ztunnel version\n  \
+    ztunnel version -o json | jq -r .version\n\n\
+    Exit codes: 0 success, 2 usage error.")]
 pub(super) struct VersionArgs {
-    /// How to print it
+    /// The format of the result
     #[arg(long, short, value_enum, default_value_t)]
     output: Output,
 }

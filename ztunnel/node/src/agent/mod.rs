@@ -14,7 +14,7 @@ pub mod zds;
 
 use crate::assembly;
 use crate::enrollment::{DesiredPod, OrphanPolicy};
-use crate::pods::Handed;
+use crate::pods::NetnsDescriptor;
 use admin::Pending;
 use settings::{NodeAgent, Settings};
 use zds::{Added, AnnouncedPods, Full, PodInfo, PodUid, Reply, Request};
@@ -33,7 +33,7 @@ const HANDED_OVER: &str = "this process has handed over to another process of th
 #[derive(Debug, PartialEq, Eq)]
 struct Announced {
     info: PodInfo,
-    netns: Handed,
+    netns: NetnsDescriptor,
 }
 
 /// The node agent as the node sees it.

@@ -28,7 +28,7 @@ pub use self::error::{Error, Refusal};
 pub use self::message::Message;
 pub use self::packet::MOST_BYTES;
 use self::session::{Ended, Session};
-use crate::pods::Handed;
+use crate::pods::NetnsDescriptor;
 
 /// The uid of a pod in Kubernetes. It is not the uid of the pod's workload in the mesh.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,7 +66,7 @@ pub enum Request {
         /// Its workload.
         info: PodInfo,
         /// Its network namespace.
-        netns: Handed,
+        netns: NetnsDescriptor,
         /// Takes the answer.
         reply: Reply,
     },

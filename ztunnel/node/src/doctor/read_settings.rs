@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::ports::{self, Holder};
 use super::{Check, Status};
-use crate::pods::{Extra, Netns, addresses_here};
+use crate::pods::{Netns, OptionalListener, interface_addresses};
 use mesh::PROXY_PORTS;
 use settings::{self, Mode, Overrides, Settings};
 
@@ -43,43 +43,47 @@ pub(super) fn read(file: Option<&Path>) -> (Settings, Vec<Check>) {
 
 /// A check for each pod, and one for each of its ports that another process holds.
 pub(super) fn pods(settings: &Settings) -> Vec<Check> {
-    let extras = extras(settings);
+    let listeners = listeners(settings);
     let pods = settings.pods.iter();
     let mut checks: Vec<Check> = pods
-        .flat_map(|pod| self::pod(&pod.workload.to_string(), &pod.netns, &extras))
+        .flat_map(|pod| self::pod(&pod.workload.to_string(), &pod.netns, &listeners))
         .collect();
     if matches!(settings.mode, Mode::Dedicated { .. }) {
         let own = Path::new("/proc/self/ns/net");
-        checks.extend(pod("this machine", own, &extras));
+        checks.extend(pod("this machine", own, &listeners));
     }
     checks
 }
 
 /// The optional listeners that the settings enable.
-fn extras(settings: &Settings) -> Vec<Extra> {
-    let dns = settings.dns.as_ref().map(|_| Extra::Dns);
-    let socks5 = settings.socks5.then_some(Extra::Socks5);
+fn listeners(settings: &Settings) -> Vec<OptionalListener> {
+    let dns = settings.dns.as_ref().map(|_| OptionalListener::Dns);
+    let socks5 = settings.socks5.then_some(OptionalListener::Socks5);
     dns.into_iter().chain(socks5).collect()
 }
 
 /// The holders of the proxy's ports in the calling thread's network namespace.
-fn holders(extras: &[Extra]) -> Vec<Holder> {
+fn holders(listeners: &[OptionalListener]) -> Vec<Holder> {
     let mut tcp = PROXY_PORTS.to_vec();
-    tcp.extend(extras.iter().map(|extra| extra.port()));
+    tcp.extend(listeners.iter().map(|listener| listener.port()));
     // DNS queries come over UDP as well.
-    let dns = extras.iter().filter(|extra| **extra == Extra::Dns);
-    let udp: Vec<u16> = dns.map(|extra| extra.port()).collect();
+    let dns = listeners
+        .iter()
+        .filter(|listener| **listener == OptionalListener::Dns);
+    let udp: Vec<u16> = dns.map(|listener| listener.port()).collect();
     ports::holders(&tcp, &udp)
 }
 
 /// A port of an optional listener is only a warning: the pod is served without that listener.
-fn port(holder: &Holder, name: &str, extras: &[Extra]) -> Check {
+fn port(holder: &Holder, name: &str, listeners: &[OptionalListener]) -> Check {
     let check = holder.check(name);
-    let extra = extras.iter().find(|extra| extra.port() == holder.port());
-    let consequence = match extra {
-        Some(Extra::Dns) => "the proxy does not answer the pod's DNS queries",
-        Some(Extra::Socks5) => "the pod cannot use the proxy's SOCKS server",
-        Some(Extra::Tunnels) | None => return check,
+    let listener = listeners
+        .iter()
+        .find(|listener| listener.port() == holder.port());
+    let consequence = match listener {
+        Some(OptionalListener::Dns) => "the proxy does not answer the pod's DNS queries",
+        Some(OptionalListener::Socks5) => "the pod cannot use the proxy's SOCKS server",
+        Some(OptionalListener::Hbone) | None => return check,
     };
     match check.status {
         Status::Fail => Check {
@@ -91,10 +95,10 @@ fn port(holder: &Holder, name: &str, extras: &[Extra]) -> Check {
     }
 }
 
-fn pod(workload: &str, path: &Path, extras: &[Extra]) -> Vec<Check> {
+fn pod(workload: &str, path: &Path, listeners: &[OptionalListener]) -> Vec<Check> {
     let name = format!("pod.{workload}");
-    let found =
-        Netns::open(path).and_then(|netns| netns.visit(|| (addresses_here(), holders(extras))));
+    let found = Netns::open(path)
+        .and_then(|netns| netns.visit(|| (interface_addresses(), holders(listeners))));
     let (addresses, holders) = match found {
         Ok(found) => found,
         Err(error) => {
@@ -116,6 +120,6 @@ fn pod(workload: &str, path: &Path, extras: &[Extra]) -> Vec<Check> {
         ),
         Err(error) => Check::fail(&name, error.to_string(), "check the pod's interfaces"),
     }];
-    checks.extend(holders.iter().map(|holder| port(holder, &name, extras)));
+    checks.extend(holders.iter().map(|holder| port(holder, &name, listeners)));
     checks
 }

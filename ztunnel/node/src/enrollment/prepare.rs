@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::{DesiredPod, EnrollError, PodKey};
 use crate::bpf::{self, Kernel, PodCapture};
 use crate::pods::{
-    Extra, Listeners, Missing, Netns, NetnsSource, Opened, Pod, addresses_here, delivery,
-    is_redirected,
+    Listeners, Missing, Netns, NetnsSource, Opened, OptionalListener, Pod, delivery,
+    interface_addresses, is_redirected,
 };
 use crate::proxy::ProxyState;
 use mesh::NetnsCookie;
@@ -27,19 +27,19 @@ pub(super) fn prepare(
     if shared.kernel.is_none() && is_captured(&netns) {
         return Err(EnrollError::Captured);
     }
-    let extras = [
-        (Extra::Dns, config.dns.is_some()),
-        (Extra::Socks5, config.socks5),
-        (Extra::Tunnels, speaks_hbone(desired, mesh)),
+    let optional = [
+        (OptionalListener::Dns, config.dns.is_some()),
+        (OptionalListener::Socks5, config.socks5),
+        (OptionalListener::Hbone, speaks_hbone(desired, mesh)),
     ];
-    let extras = extras
+    let optional = optional
         .into_iter()
-        .filter_map(|(extra, enabled)| enabled.then_some(extra));
-    let extras: Vec<Extra> = extras.collect();
+        .filter_map(|(listener, enabled)| enabled.then_some(listener));
+    let optional: Vec<OptionalListener> = optional.collect();
     let (addresses, opened, redirected) = netns.visit(|| {
         delivery::prepare()?;
-        let opened = Listeners::open(config.workers, &extras);
-        let addresses = addresses_here().map_err(EnrollError::Addresses)?;
+        let opened = Listeners::open(config.workers, &optional);
+        let addresses = interface_addresses().map_err(EnrollError::Addresses)?;
         Ok::<_, EnrollError>((addresses, opened?, is_redirected()))
     })??;
     let pod = Pod {
@@ -74,21 +74,23 @@ fn is_captured(netns: &Netns) -> bool {
 /// Warns of listeners that could not be opened because their ports are in use, and of the
 /// consequence. `programs`: whether kernel programs capture the pod.
 pub(super) fn warn_of_missing(missing: &[Missing], pod: &PodKey, programs: bool) {
-    for Missing { extra, error } in missing {
-        let port = extra.port();
-        let consequence = match extra {
-            Extra::Dns if programs => {
+    for Missing { listener, error } in missing {
+        let port = listener.port();
+        let consequence = match listener {
+            OptionalListener::Dns if programs => {
                 "the proxy does not answer the pod's DNS queries; they go to the pod's own resolvers"
             }
-            Extra::Dns => {
+            OptionalListener::Dns => {
                 "the proxy does not answer the pod's DNS queries; redirected queries go to the \
                  process that has the port"
             }
-            Extra::Tunnels => {
+            OptionalListener::Hbone => {
                 tracing::info!(%pod, port, "the pod speaks HBONE itself: it terminates its own tunnels");
                 continue;
             }
-            Extra::Socks5 => "applications in the pod cannot use the proxy's SOCKS server",
+            OptionalListener::Socks5 => {
+                "applications in the pod cannot use the proxy's SOCKS server"
+            }
         };
         tracing::warn!(
             %pod, port, %error,
@@ -140,6 +142,6 @@ pub(super) fn was_replaced(netns: &Netns) -> bool {
         NetnsSource::Path(path) => {
             Netns::open(path).is_ok_and(|now| now.cookie() != netns.cookie())
         }
-        NetnsSource::Handed(_) => false,
+        NetnsSource::Descriptor(_) => false,
     }
 }

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use crate::assembly;
 use crate::bpf::Kernel;
 use crate::bpf::selftest::{self, Report};
-use mesh::Lanes;
+use mesh::PathSettings;
 use mesh::fastpath::Ends;
 use settings::{Acceleration as Wish, Settings};
 use telemetry::{CaseResult, Telemetry};
@@ -47,7 +47,7 @@ impl Acceleration {
 
     /// The lanes that the settings allow, as far as this kernel can. Begins the self-test where
     /// the settings ask for it. The kernel is left alone where another process is in charge of it.
-    pub(crate) fn lanes(&mut self, settings: &Settings, in_charge: bool) -> Lanes {
+    pub(crate) fn lanes(&mut self, settings: &Settings, in_charge: bool) -> PathSettings {
         let asks = |wish| {
             let own = settings.overrides.iter().filter_map(|own| own.acceleration);
             own.chain([settings.acceleration]).any(|it| it == wish)
@@ -81,7 +81,7 @@ impl Acceleration {
         let kernel = self.kernel.as_ref();
         *self
             .ready
-            .get_or_insert_with(|| match kernel.map(|kernel| kernel.join()) {
+            .get_or_insert_with(|| match kernel.map(|kernel| kernel.enable_join()) {
                 None => Ends::Apart,
                 Some(Ok(())) => Ends::Joined,
                 Some(Err(error)) => {

@@ -25,7 +25,7 @@ use mesh::NetnsCookie;
 use mesh::View;
 use mesh::fastpath;
 use mesh::fastpath::{FastPathConnection, FastPathEntry, FastPathKey, InboundEntry, Opener};
-use mesh::route::key_of;
+use mesh::route::address_key;
 
 /// The view in force, and the verdicts that follow from it.
 #[derive(Debug)]
@@ -172,7 +172,7 @@ impl FastPath {
     /// What is known about a call beside the view.
     fn absent(&self, call: &FastPathKey, view: &View) -> Option<DemandKey> {
         let (on_demand, source) = (self.on_demand.as_ref()?, view.workload(call.pod)?);
-        let key = key_of(source, call.destination.ip());
+        let key = address_key(source, call.destination.ip());
         on_demand.is_absent(&key).then_some(key)
     }
 
@@ -198,7 +198,7 @@ impl FastPath {
             }
         }
         for arrival in kernel.inbound_entries()? {
-            if !fastpath::inbound_holds(&arrival, view) {
+            if !fastpath::inbound_allowed(&arrival, view) {
                 kernel.remove_inbound_entry(&arrival)?;
             }
         }

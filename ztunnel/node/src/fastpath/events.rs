@@ -10,7 +10,7 @@ use foldhash::{HashMap, HashMapExt as _, HashSet};
 use prometheus_client::metrics::counter::Counter;
 use smallvec::{SmallVec, smallvec};
 
-use crate::bpf::{Event, Events, Happening, Kernel};
+use crate::bpf::{Event, EventKind, Events, Kernel};
 use crate::proxy::ProxyState;
 use crate::proxy::relay::Ended;
 use crate::proxy::report::{ConnectionInfo, Failure, close, count, series};
@@ -18,7 +18,7 @@ use mesh::NetnsCookie;
 use mesh::View;
 use mesh::Workload;
 use mesh::fastpath::{FastPathConnection, Opener};
-use mesh::inbound::backed;
+use mesh::inbound::backed_service;
 use telemetry::{Reporter, ResponseFlag, Series};
 
 /// How long after a loss of events the records are given up whose connections are gone: their own
@@ -130,7 +130,7 @@ impl FastPathEvents {
         loop {
             let patience = doubt.map_or(PATIENCE, |until| until.duration_since(Instant::now()));
             tokio::select! {
-                gathered = events.gather() => {
+                gathered = events.wait_for_batch() => {
                     gathered?;
                     self.look_around();
                     events.drain(|event| self.record(&event));
@@ -181,8 +181,8 @@ impl FastPathEvents {
     }
 
     fn record(&mut self, event: &Event) {
-        let flow = &event.flow;
-        if event.happening == Happening::Opened {
+        let flow = &event.connection;
+        if event.kind == EventKind::Opened {
             // One that was adopted as open may be told of as well.
             let kind = self.begin(flow);
             self.open.insert(flow.socket, self.open_now(kind, flow));
@@ -194,18 +194,18 @@ impl FastPathEvents {
             None => self.begin(flow),
         };
         let ended = Ended {
-            request: event.request,
-            response: event.response,
+            request: event.request_bytes,
+            response: event.response_bytes,
             broken: None,
-            after: Some(event.after),
+            after: Some(event.elapsed),
         };
-        let failure = match event.happening {
-            Happening::Opened | Happening::Closed => None,
-            Happening::Reset => Some(FastPathError::Reset),
-            Happening::Failed => Some(FastPathError::Failed),
+        let failure = match event.kind {
+            EventKind::Opened | EventKind::Closed => None,
+            EventKind::Reset => Some(FastPathError::Reset),
+            EventKind::Failed => Some(FastPathError::Failed),
         };
         // It may have met rules inside the pod.
-        if let (Happening::Failed, Some(server)) = (event.happening, flow.server_pod) {
+        if let (EventKind::Failed, Some(server)) = (event.kind, flow.server_pod) {
             self.shared.recheck.name(server);
         }
         end(&kind, flow.client, &ended, failure.as_ref());
@@ -286,7 +286,7 @@ fn info(flow: &FastPathConnection, view: &View, network: &str) -> SmallVec<[Conn
     let at = |ip| view.mesh.workload_by_address(network, ip).cloned();
     let own = view.workload(flow.pod).cloned();
     let reached = |workload: &Option<Arc<Workload>>, said: Option<&str>| {
-        backed(workload.as_deref()?, &view.mesh, said, flow.server.port())
+        backed_service(workload.as_deref()?, &view.mesh, said, flow.server.port())
     };
     let mut info = ConnectionInfo {
         reporter: Reporter::Source,

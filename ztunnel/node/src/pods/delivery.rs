@@ -1,11 +1,11 @@
-//! What a pod's namespace needs so that the proxy can deliver a connection that bears the
-//! client's address, and get the replies.
+//! Routing in a pod's network namespace: the proxy delivers connections with the client's address,
+//! and receives the replies.
 //!
-//! The delivery socket is transparent and marked. `tcp_fwmark_accept` hands its mark to the
-//! application's accepted socket, a rule sends marked packets to a table of ours, and the one
-//! route of that table calls every address local: so replies to the client's address come back
-//! to the proxy over loopback instead of leaving the pod. `fwmark_reflect` does the same for
-//! the resets that no socket sends. Set over netlink; idempotent; gone with the namespace.
+//! The delivery socket is transparent and marked. `tcp_fwmark_accept` copies its mark to the
+//! application's accepted socket. A rule sends marked packets to a routing table of the proxy, whose
+//! only route makes every address local: so replies to the client's address return to the proxy over
+//! loopback instead of leaving the pod. `fwmark_reflect` does the same for resets that no socket
+//! sends. The setup is idempotent, uses netlink, and ends with the namespace.
 
 use std::io;
 
@@ -22,30 +22,28 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_ROUTE};
 
 use super::Error;
-use super::sysctl::turn_on;
+use super::sysctl::enable;
 
-/// The mark of delivery sockets; the value Istio's in-pod rules use for the same purpose.
+/// The mark of delivery sockets; Istio's rules inside the pod use the same value for this purpose.
 pub const DELIVERY_MARK: u32 = 0x111;
 const MARK_MASK: u32 = 0xfff;
 const TABLE: u32 = 15006;
 const RULE_PRIORITY: u32 = 15006;
 const FWMARK_ACCEPT: &str = "net/ipv4/tcp_fwmark_accept";
-/// A reset that no socket sends, because nobody listens, bears the mark of what it answers
-/// (Documentation/networking/ip-sysctl.rst). Without it the reset leaves the pod towards the
+/// A reset that the kernel sends because no socket listens gets the mark of the packet that it answers
+/// (Documentation/networking/ip-sysctl.rst). Without the mark the reset leaves the pod towards the
 /// client, and the proxy waits for an answer in vain.
-const FWMARK_REFLECT: [(&str, bool); 2] = [
-    ("net/ipv4/fwmark_reflect", true),
-    ("net/ipv6/fwmark_reflect", false),
-];
+const FWMARK_REFLECT_V4: &str = "net/ipv4/fwmark_reflect";
+const FWMARK_REFLECT_V6: &str = "net/ipv6/fwmark_reflect";
 
-/// What waits for a listener that is closed goes to another one on the same port, that of the
-/// process which takes over, instead of being reset (Linux 5.14).
+/// Connections in the queue of a listener that closes move to another listener on the same port,
+/// such as that of the process which takes over, instead of being reset (Linux 5.14).
 const MIGRATE: &str = "net/ipv4/tcp_migrate_req";
 
-/// Prepares the namespace of the calling thread. What is there already is left alone.
+/// Prepares the network namespace of the calling thread. Existing objects stay as they are.
 ///
 /// # Errors
-/// Names the object that the kernel refused.
+/// When the kernel refuses an object; the error names it.
 pub fn prepare() -> Result<(), Error> {
     let mut netlink = Netlink::open().map_err(|source| Error::Route {
         what: "route",
@@ -55,16 +53,15 @@ pub fn prepare() -> Result<(), Error> {
         what: "loopback device",
         source: errno.into(),
     })?;
-    let v6 = std::path::Path::new("/proc/thread-self/net/if_inet6").exists();
-    turn_on(FWMARK_ACCEPT)?;
-    turn_on(MIGRATE)?;
-    for (key, always) in FWMARK_REFLECT {
-        if always || v6 {
-            turn_on(key)?;
-        }
+    let has_v6 = std::path::Path::new("/proc/thread-self/net/if_inet6").exists();
+    enable(FWMARK_ACCEPT)?;
+    enable(MIGRATE)?;
+    enable(FWMARK_REFLECT_V4)?;
+    if has_v6 {
+        enable(FWMARK_REFLECT_V6)?;
     }
-    let families = [(AddressFamily::Inet, true), (AddressFamily::Inet6, v6)];
-    for (family, _present) in families.into_iter().filter(|(_, present)| *present) {
+    let v6 = has_v6.then_some(AddressFamily::Inet6);
+    for family in [AddressFamily::Inet].into_iter().chain(v6) {
         netlink
             .request(RouteNetlinkMessage::NewRoute(route(family, loopback)))
             .map_err(|source| Error::Route {
@@ -104,8 +101,9 @@ fn rule(family: AddressFamily) -> RuleMessage {
     message
 }
 
-/// Turns the loopback device of the calling thread's namespace on; a new namespace has it off.
-pub(super) fn raise_loopback() -> io::Result<()> {
+/// Sets the loopback device of the calling thread's network namespace up; in a new namespace it is
+/// down.
+pub(super) fn set_loopback_up() -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = nix::net::if_::if_nametoindex("lo")?;
     message.header.flags = LinkFlags::Up;
@@ -130,7 +128,7 @@ impl Netlink {
         })
     }
 
-    /// Sends one request; "it exists already" counts as done.
+    /// Sends one request. The answer that the object exists already is a success.
     fn request(&mut self, message: RouteNetlinkMessage) -> io::Result<()> {
         self.sequence += 1;
         let mut packet = NetlinkMessage::from(message);
@@ -141,13 +139,13 @@ impl Netlink {
         packet.serialize(&mut bytes);
         self.socket.send(&bytes, 0)?;
         let (answer, _kernel) = self.socket.recv_from_full()?;
-        acknowledged(&answer)
+        check_answer(&answer)
     }
 }
 
-/// Reads the kernel's answer; "it exists already" counts as done. Only the error code is of
-/// interest, so the rest of the message is not parsed.
-fn acknowledged(answer: &[u8]) -> io::Result<()> {
+/// Checks the kernel's answer. The answer that the object exists already is a success. Only the error
+/// code is needed, so the rest of the message is not parsed.
+fn check_answer(answer: &[u8]) -> io::Result<()> {
     let message = NetlinkBuffer::new_checked(answer).map_err(io::Error::other)?;
     if message.message_type() != NLMSG_ERROR {
         return Ok(());

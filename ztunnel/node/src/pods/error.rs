@@ -1,4 +1,4 @@
-//! What can go wrong while a pod is prepared.
+//! Errors while a pod is prepared.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,66 +7,65 @@ use std::sync::Arc;
 
 use super::NetnsSource;
 
-/// Why a pod could not be prepared. Each message names the object and, where one is known, the
-/// way out.
+/// Why a pod could not be prepared. Each message names the object and, if one is known, the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The namespace file could not be opened.
-    #[error("network namespace {path}: {source}; is the pod still there?", path = .path.display())]
+    #[error("cannot open network namespace {path}: {source}; check that the pod still exists", path = .path.display())]
     OpenNetns {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The file is not a network namespace, or the kernel does not tell its cookie.
-    #[error("network namespace {place}: cannot be identified: {source}")]
+    /// The file is not a network namespace, or the kernel cannot report its cookie.
+    #[error("cannot identify network namespace {netns}: {source}")]
     Identify {
-        /// Where it was found.
-        place: NetnsSource,
-        /// What the system said.
+        /// The source of the namespace.
+        netns: NetnsSource,
+        /// The system's error.
         source: io::Error,
     },
-    /// A descriptor that was handed over is not a network namespace.
-    #[error("what was handed over for pod {pod} is not a network namespace but {found}")]
+    /// A received descriptor is not a network namespace.
+    #[error("the descriptor sent for pod {pod} is not a network namespace but {found}")]
     NoNetns {
         /// The pod.
         pod: Arc<str>,
-        /// What it is.
+        /// What the descriptor refers to.
         found: String,
     },
-    /// A descriptor that was handed over is the proxy's own network namespace.
-    #[error("what was handed over for pod {pod} is the network namespace of the proxy itself")]
+    /// A received descriptor is the proxy's own network namespace.
+    #[error("the descriptor sent for pod {pod} is the network namespace of the proxy itself")]
     Own {
         /// The pod.
         pod: Arc<str>,
     },
-    /// A descriptor that was handed over cannot be looked at.
-    #[error("what was handed over for pod {pod} cannot be looked at: {source}")]
+    /// A received descriptor cannot be inspected.
+    #[error("cannot inspect the descriptor sent for pod {pod}: {source}")]
     Inspect {
         /// The pod.
         pod: Arc<str>,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// `setns` failed.
-    #[error("cannot enter network namespace {place}: {source}; CAP_SYS_ADMIN is needed")]
+    #[error("cannot enter network namespace {netns}: {source}; CAP_SYS_ADMIN is needed")]
     Enter {
-        /// Where it was found.
-        place: NetnsSource,
-        /// What the system said.
+        /// The source of the namespace.
+        netns: NetnsSource,
+        /// The system's error.
         source: io::Error,
     },
-    /// A namespace of its own could not be made.
-    #[error("cannot make a network namespace: {source}; CAP_SYS_ADMIN is needed")]
+    /// A new namespace could not be created.
+    #[error("cannot create a network namespace: {source}; CAP_SYS_ADMIN is needed")]
     Make {
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// A connection that bears another's address did not come to be.
-    #[error("a delivery with the client's address fails: {source}")]
+    /// A connection with the client's address could not be delivered.
+    #[error("cannot deliver a connection with the client's address: {source}")]
     Deliver {
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A listener could not be opened.
@@ -74,15 +73,15 @@ pub enum Error {
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The routing rule or the route for delivery was refused.
     #[error("cannot add the {what} for delivery: {source}; CAP_NET_ADMIN is needed")]
     Route {
-        /// Which object.
+        /// The object.
         what: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A sysctl could not be written.
@@ -92,24 +91,24 @@ pub enum Error {
     Sysctl {
         /// The key as a path below /proc/sys.
         key: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The thread that works inside the namespace ended early.
-    #[error("the thread that prepares the pod ended early")]
+    /// The thread that works inside the namespace panicked.
+    #[error("the thread that works in the pod's network namespace has panicked")]
     Thread,
 }
 
 impl Error {
-    /// Whether the pod has no such address, as one without IPv6.
+    /// Whether the address does not exist in the pod, as in one without IPv6.
     pub(super) fn is_absent(&self) -> bool {
         let absent = io::ErrorKind::AddrNotAvailable;
         matches!(self, Self::Listen { source, .. } if source.kind() == absent)
     }
 
-    /// Whether somebody else has the address.
-    pub(super) fn is_taken(&self) -> bool {
-        let taken = io::ErrorKind::AddrInUse;
-        matches!(self, Self::Listen { source, .. } if source.kind() == taken)
+    /// Whether another socket has the address.
+    pub(super) fn is_in_use(&self) -> bool {
+        let in_use = io::ErrorKind::AddrInUse;
+        matches!(self, Self::Listen { source, .. } if source.kind() == in_use)
     }
 }

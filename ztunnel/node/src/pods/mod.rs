@@ -1,12 +1,11 @@
-//! The pods that live on this node: their network namespaces, and the sockets and routes that
-//! the proxy needs inside them.
+//! The pods of this node: their network namespaces, and the sockets and routes that the proxy needs
+//! inside them.
 //!
-//! A pod is enrolled in four steps, each of which can be repeated: open its namespace
-//! ([`Netns`]), make room for delivery with the client's address ([`delivery`]), open the
-//! listeners ([`Listeners`]), and last, from `node`, turn capture on. Connections of a pod that are
-//! no longer allowed are ended by [`destroy()`]. Which pods there are the settings say, or the node
-//! agent ([`zds`]). Nothing here knows about eBPF; nothing here reads
-//! or writes a connection.
+//! A pod is enrolled in four steps, each of which is idempotent: open its namespace ([`Netns`]),
+//! prepare delivery with the client's address ([`delivery`]), open the listeners ([`Listeners`]), and
+//! turn capture on, which the enrollment does. [`destroy()`] terminates connections that are no longer
+//! allowed. The settings or the node agent ([`zds`](crate::agent::zds)) list the pods. This module
+//! does not use eBPF, and does not read or write the data of connections.
 
 pub mod delivery;
 mod destroy;
@@ -26,12 +25,12 @@ pub use destroy::{
 };
 pub use error::Error;
 pub use gone::{PeerEnd, peer_gone};
-pub use netns::{Handed, Netns, NetnsSource, addresses_here};
+pub use netns::{Netns, NetnsDescriptor, NetnsSource, interface_addresses};
 pub use redirection::{dialled_of, is_redirected, redirected_from};
 pub use rehearsal::{Rehearsal, rehearse};
 pub use socket::{
-    Dial, DnsSockets, Extra, Listeners, Opened, Source, abort_on_drop, accept, local_of, peer_of,
-    send_from, step_aside,
+    Dial, DnsSockets, Listeners, Missing, Opened, OptionalListener, Source, abort_on_drop, accept,
+    leave_reuseport_group, local_of, peer_of, send_from,
 };
 pub use unsent::unsent;
 
@@ -44,24 +43,23 @@ use mesh::{Snapshot, Uid, Workload};
 /// A pod that is enrolled on this node. Shared by all workers.
 #[derive(Debug)]
 pub struct Pod {
-    /// Which workload of the mesh it is.
+    /// The uid of its workload in the mesh.
     pub uid: Uid,
-    /// Its service account, where somebody else than the mesh has said it.
+    /// Its service account, if the node agent has named it.
     pub account: Option<Arc<str>>,
     /// Its network namespace.
     pub netns: Arc<Netns>,
-    /// The addresses by which it can be called: those on its interfaces, without loopback and
-    /// link-local ones.
+    /// The addresses on its interfaces, without loopback and link-local ones.
     pub addresses: Vec<IpAddr>,
-    /// Whether rules inside it redirect what comes in: found when it was enrolled, or seen since.
+    /// Whether rules inside the pod redirect inbound connections: found at enrollment or later.
     pub redirected: AtomicBool,
 }
 
 impl Pod {
-    /// The address by which others know a client inside the pod. The kernel gives loopback as the
+    /// The address of a client inside the pod as seen from outside. The kernel reports loopback as the
     /// source of a captured IPv6 connection, and of one that was bound to a port beforehand.
     #[must_use]
-    pub fn known_as(&self, client: SocketAddr) -> SocketAddr {
+    pub fn external_address(&self, client: SocketAddr) -> SocketAddr {
         let ip = client.ip();
         let own = self
             .addresses
@@ -70,8 +68,8 @@ impl Pod {
         SocketAddr::new(own.copied().unwrap_or(ip), client.port())
     }
 
-    /// What the mesh says about the pod. Nothing where the mesh knows another service account: a
-    /// pod that came back under an old name must not act as its predecessor.
+    /// The pod's workload in the mesh. None if the mesh has another service account: a pod that was
+    /// replaced under the same name must not act as its predecessor.
     #[must_use]
     pub fn workload<'a>(&self, mesh: &'a Snapshot) -> Option<&'a Arc<Workload>> {
         let workload = mesh.workload_by_uid(&self.uid)?;
@@ -81,7 +79,7 @@ impl Pod {
             .then_some(workload)
     }
 
-    /// Whether `address` is one of the pod's own, by its interfaces or by what the mesh says.
+    /// Whether `address` is one of the pod's own, on its interfaces or in the mesh.
     #[must_use]
     pub fn owns(&self, address: IpAddr, workload: &Workload) -> bool {
         self.addresses.contains(&address) || workload.workload_ips.contains(&address)
@@ -94,7 +92,7 @@ mod tests {
 
     #[test]
     #[ignore = "needs root"]
-    fn a_pod_is_no_workload_that_has_another_account() {
+    fn a_workload_with_another_service_account_is_not_the_pods() {
         let workload = Workload::new("uid", "web", "shop", "web").unwrap();
         let mesh = Snapshot::build(vec![workload], Vec::new(), Vec::new());
         let netns = Arc::new(Netns::own().unwrap());

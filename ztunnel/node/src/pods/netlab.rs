@@ -1,5 +1,5 @@
-//! Devices, addresses and routes for the tests that need root: each verb changes the network
-//! namespace of the calling thread.
+//! Devices, addresses and routes for tests that need root. Each function changes the network namespace
+//! of the calling thread.
 
 use std::net::IpAddr;
 
@@ -19,7 +19,8 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddress, protocols::NETLINK_ROUTE};
 
-/// A pair of devices: one with this name here, the other one as its attributes say.
+/// Creates a pair of devices: one with this name in this namespace, the other one with these
+/// attributes.
 pub(crate) fn veth(name: &str, other: Vec<LinkAttribute>) {
     let mut far = LinkMessage::default();
     far.attributes = other;
@@ -34,8 +35,8 @@ pub(crate) fn veth(name: &str, other: Vec<LinkAttribute>) {
     request(RouteNetlinkMessage::NewLink(link));
 }
 
-/// Gives a device an address that can be used at once, in a network of 24 or 64 bits.
-pub(crate) fn give(device: u32, address: IpAddr) {
+/// Adds an address to a device, in a network of 24 or 64 bits. It can be used at once.
+pub(crate) fn add_address(device: u32, address: IpAddr) {
     let mut message = AddressMessage::default();
     message.header.index = device;
     (message.header.family, message.header.prefix_len) = match address {
@@ -50,9 +51,9 @@ pub(crate) fn give(device: u32, address: IpAddr) {
     request(RouteNetlinkMessage::NewAddress(message));
 }
 
-/// A default route through a gateway that never answers: what is sent to it shows on the other
-/// end of the pair.
-pub(crate) fn way_out(device: u32, gateway: IpAddr) {
+/// Adds a default route through a gateway that never answers. Packets to it arrive at the other end of
+/// the pair.
+pub(crate) fn add_default_route(device: u32, gateway: IpAddr) {
     let (family, hop, neighbour_address) = match gateway {
         IpAddr::V4(v4) => (
             AddressFamily::Inet,
@@ -83,8 +84,8 @@ pub(crate) fn way_out(device: u32, gateway: IpAddr) {
     request(RouteNetlinkMessage::NewNeighbour(neighbour));
 }
 
-/// Turns a device on.
-pub(crate) fn up(index: u32) {
+/// Sets a device up.
+pub(crate) fn set_link_up(index: u32) {
     let mut link = LinkMessage::default();
     link.header.index = index;
     link.header.flags = LinkFlags::Up;
@@ -92,12 +93,12 @@ pub(crate) fn up(index: u32) {
     request(RouteNetlinkMessage::SetLink(link));
 }
 
-/// A device's index.
+/// The index of a device.
 pub(crate) fn index(name: &str) -> u32 {
     nix::net::if_::if_nametoindex(name).unwrap()
 }
 
-/// One change over netlink, in this thread's namespace.
+/// Sends one request over netlink and expects success.
 pub(crate) fn request(message: RouteNetlinkMessage) {
     let mut socket = Netlink::new(NETLINK_ROUTE).unwrap();
     socket.bind_auto().unwrap();
@@ -112,6 +113,6 @@ pub(crate) fn request(message: RouteNetlinkMessage) {
     let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).unwrap();
     match answer.payload {
         NetlinkPayload::Error(error) => assert!(error.code.is_none(), "{error}"),
-        other => panic!("not an answer: {other:?}"),
+        other => panic!("unexpected answer: {other:?}"),
     }
 }

@@ -1,14 +1,13 @@
 //! Network namespaces: opening, identifying and entering them.
 //!
-//! Worker threads create sockets in many namespaces. Each remembers in which one it is and
-//! switches only when it must ([`Netns::enter`]), so a burst of connections of one pod costs one
-//! `setns`. Nothing else may run on those threads: a thread that tokio starts would inherit the
-//! namespace, which is why workers never use `spawn_blocking`. Any other thread uses
-//! [`Netns::visit`], which does its work on a thread of its own.
+//! Worker threads create sockets in many namespaces. Each thread remembers its current namespace and
+//! switches only if necessary ([`Netns::enter`]), so a burst of connections of one pod costs one
+//! `setns`. A thread that tokio starts would inherit the namespace, so workers never use
+//! `spawn_blocking`. Other threads use [`Netns::visit`], which works on a thread of its own.
 
 #![allow(unsafe_code, reason = "SO_NETNS_COOKIE has no safe wrapper")]
 
-mod handed;
+mod descriptor;
 
 use std::cell::Cell;
 use std::fmt;
@@ -22,32 +21,32 @@ use std::sync::Arc;
 use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Socket, Type};
 
-pub use self::handed::Handed;
+pub use self::descriptor::NetnsDescriptor;
 use super::Error;
 
 /// `SO_NETNS_COOKIE` of asm-generic/socket.h (Linux 5.14).
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
 thread_local! {
-    /// The cookie of the namespace this worker is in; 0 before it entered any.
-    static HERE: Cell<u64> = const { Cell::new(0) };
+    /// The cookie of this worker's current namespace; 0 before the first.
+    static CURRENT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Where a pod's network namespace is found.
+/// The source of a pod's network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetnsSource {
-    /// Behind a file such as `/run/netns/a`.
+    /// A file such as `/run/netns/a`.
     Path(PathBuf),
-    /// Behind a descriptor that somebody handed over; its path is not known.
-    Handed(Handed),
+    /// A descriptor from the node agent; its path is unknown.
+    Descriptor(NetnsDescriptor),
 }
 
 impl fmt::Display for NetnsSource {
-    /// The path, or whose namespace it is.
+    /// The path, or the pod of the descriptor.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Path(path) => path.display().fmt(f),
-            Self::Handed(handed) => write!(f, "of pod {}", handed.pod()),
+            Self::Descriptor(descriptor) => write!(f, "of pod {}", descriptor.pod()),
         }
     }
 }
@@ -56,12 +55,12 @@ impl fmt::Display for NetnsSource {
 #[derive(Debug)]
 pub struct Netns {
     fd: Arc<OwnedFd>,
-    place: NetnsSource,
+    source: NetnsSource,
     cookie: u64,
 }
 
 impl Netns {
-    /// Opens the namespace behind a file such as `/run/netns/a` or `/proc/1/ns/net`.
+    /// Opens the namespace of a file such as `/run/netns/a` or `/proc/1/ns/net`.
     ///
     /// # Errors
     /// When the file cannot be opened or is not a network namespace.
@@ -73,29 +72,35 @@ impl Netns {
         Self::identified(Arc::new(file.into()), NetnsSource::Path(path.to_owned()))
     }
 
-    /// The namespace in this place.
+    /// Opens the namespace of a source.
     ///
     /// # Errors
     /// When it cannot be opened or is not a network namespace.
-    pub fn of(place: &NetnsSource) -> Result<Self, Error> {
-        match place {
+    pub fn of(source: &NetnsSource) -> Result<Self, Error> {
+        match source {
             NetnsSource::Path(path) => Self::open(path),
-            NetnsSource::Handed(handed) => Self::identified(handed.fd().clone(), place.clone()),
+            NetnsSource::Descriptor(descriptor) => {
+                Self::identified(descriptor.fd().clone(), source.clone())
+            }
         }
     }
 
-    fn identified(fd: Arc<OwnedFd>, place: NetnsSource) -> Result<Self, Error> {
+    fn identified(fd: Arc<OwnedFd>, netns: NetnsSource) -> Result<Self, Error> {
         let cookie = on_own_thread(|| {
             setns(&fd, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
-            cookie_here()
+            current_cookie()
         })?;
         match cookie {
-            Ok(cookie) => Ok(Self { fd, place, cookie }),
-            Err(source) => Err(Error::Identify { place, source }),
+            Ok(cookie) => Ok(Self {
+                fd,
+                source: netns,
+                cookie,
+            }),
+            Err(source) => Err(Error::Identify { netns, source }),
         }
     }
 
-    /// The namespace this process was started in.
+    /// Opens the namespace that this process was started in.
     ///
     /// # Errors
     /// When `/proc` is not mounted.
@@ -103,17 +108,17 @@ impl Netns {
         Self::open(Path::new("/proc/self/ns/net"))
     }
 
-    /// The kernel's number for this namespace: unique until the machine restarts, never used
-    /// again, and the key of everything the kernel programs know about the pod.
+    /// The kernel's number of this namespace. It is unique until the machine restarts, and the key of
+    /// the pod in the maps of the kernel programs.
     #[must_use]
     pub fn cookie(&self) -> u64 {
         self.cookie
     }
 
-    /// Where it was found.
+    /// The source that it was opened from.
     #[must_use]
-    pub const fn place(&self) -> &NetnsSource {
-        &self.place
+    pub const fn source(&self) -> &NetnsSource {
+        &self.source
     }
 
     /// Moves the calling worker thread into this namespace, and leaves it there.
@@ -121,12 +126,12 @@ impl Netns {
     /// # Errors
     /// When `setns` is refused.
     pub fn enter(&self) -> Result<(), Error> {
-        HERE.with(|here| {
-            if here.get() == self.cookie {
+        CURRENT.with(|current| {
+            if current.get() == self.cookie {
                 return Ok(());
             }
             self.set()?;
-            here.set(self.cookie);
+            current.set(self.cookie);
             Ok(())
         })
     }
@@ -141,7 +146,7 @@ impl Netns {
 
     fn set(&self) -> Result<(), Error> {
         setns(&self.fd, CloneFlags::CLONE_NEWNET).map_err(|errno| Error::Enter {
-            place: self.place.clone(),
+            netns: self.source.clone(),
             source: errno.into(),
         })
     }
@@ -157,7 +162,7 @@ fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Error> {
     std::thread::scope(|scope| scope.spawn(work).join()).map_err(|_panic| Error::Thread)
 }
 
-fn cookie_here() -> io::Result<u64> {
+fn current_cookie() -> io::Result<u64> {
     let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
     let mut cookie = 0_u64;
     let mut length: libc::socklen_t = 8;
@@ -178,12 +183,12 @@ fn cookie_here() -> io::Result<u64> {
     }
 }
 
-/// The addresses on the interfaces of the calling thread's namespace by which others can reach
-/// it: loopback and link-local ones are left out.
+/// The addresses on the interfaces of the calling thread's network namespace, without loopback and
+/// link-local ones.
 ///
 /// # Errors
-/// When the kernel does not list them.
-pub fn addresses_here() -> io::Result<Vec<IpAddr>> {
+/// When the kernel cannot list them.
+pub fn interface_addresses() -> io::Result<Vec<IpAddr>> {
     let mut found: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
         .filter_map(|interface| {
             let storage = interface.address?;

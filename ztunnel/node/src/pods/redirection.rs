@@ -1,11 +1,11 @@
-//! Whether somebody else's rules inside a pod redirect what comes in, as those of Istio's node
-//! agent do: every inbound connection that is not HBONE then reaches the proxy's port 15006, with
-//! the address that was dialled kept by the kernel's connection tracking. A pod of this node whose
-//! own rules change the destination of a connection cannot be called on the direct lane, because
-//! what arrives there is not what was written down when it left.
+//! Detects redirection rules inside a pod, such as those of Istio's node agent: then every inbound
+//! connection that is not HBONE arrives at the proxy's port 15006, and the kernel's connection
+//! tracking keeps the dialled address. The fast path cannot lead to a pod whose rules change the
+//! destination of connections, because the connection that arrives is not the one that was recorded
+//! when it left.
 //!
-//! Rules are looked for when the pod is enrolled, in both of the kernel's tables. The exact rules
-//! do not matter: whoever translates addresses of incoming connections may translate any.
+//! At enrollment both of the kernel's rule tables are searched. The exact rules do not matter: a table
+//! that translates destinations of inbound connections may translate any of them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -28,23 +28,23 @@ const CHAIN_TYPE: u16 = 7;
 const HOOK_NUMBER: u16 = 1;
 /// `NF_INET_PRE_ROUTING`.
 const PREROUTING: u32 = 0;
-/// The bits of an attribute's type that are its type (`NLA_TYPE_MASK`).
+/// The type bits of an attribute's type field (`NLA_TYPE_MASK`).
 const TYPE_MASK: u16 = 0x3fff;
 /// `sizeof(struct nlmsghdr)`, `sizeof(struct nfgenmsg)` and `sizeof(struct nlattr)`.
 const HEADER: usize = 16;
 const GENERIC: usize = 4;
 const ATTRIBUTE: usize = 4;
-/// More datagrams than the chains of any pod fill: the answer ends somewhere.
-const MOST_DATAGRAMS: usize = 1024;
+/// More datagrams than the chains of any pod fill; bounds the loop that reads them.
+const MAX_DATAGRAMS: usize = 1024;
 
-/// Whether the namespace of the calling thread translates the destinations of what comes in.
-/// Where the kernel cannot be asked, it is told apart by the first connection that arrives so.
+/// Whether rules in the calling thread's network namespace translate the destinations of inbound
+/// connections. If the kernel cannot be asked, the first redirected connection shows it.
 #[must_use]
 pub fn is_redirected() -> bool {
     legacy_tables() || nf_tables().unwrap_or(false)
 }
 
-/// The old tables exist in a namespace once somebody has used them there.
+/// Whether the NAT table of iptables-legacy exists in this namespace. It exists once it was used.
 fn legacy_tables() -> bool {
     ["ip_tables_names", "ip6_tables_names"].iter().any(|file| {
         let tables = std::fs::read_to_string(format!("/proc/thread-self/net/{file}"));
@@ -64,9 +64,9 @@ fn nf_tables() -> io::Result<bool> {
     // Sequence and port; then all families, version 0, no resource.
     request.extend([0; 8 + GENERIC]);
     socket.send(&request, 0)?;
-    for _ in 0..MOST_DATAGRAMS {
+    for _ in 0..MAX_DATAGRAMS {
         let (datagram, _kernel) = socket.recv_from_full()?;
-        match look_through(&datagram) {
+        match search_chains(&datagram) {
             Chains::Redirect => return Ok(true),
             Chains::End => return Ok(false),
             Chains::More => {}
@@ -75,18 +75,18 @@ fn nf_tables() -> io::Result<bool> {
     Ok(false)
 }
 
-/// What a datagram says about chains.
+/// The result of a search through one datagram.
 #[derive(Debug, PartialEq, Eq)]
 enum Chains {
-    /// One of them translates what comes in.
+    /// A chain translates the destinations of inbound connections.
     Redirect,
-    /// That was all, or the kernel does not know what was asked.
+    /// The list has ended, or the kernel does not support the request.
     End,
-    /// There may be more.
+    /// More datagrams may follow.
     More,
 }
 
-fn look_through(datagram: &[u8]) -> Chains {
+fn search_chains(datagram: &[u8]) -> Chains {
     let mut rest = datagram;
     while let Some((head, _)) = rest.split_first_chunk::<HEADER>() {
         let [a, b, c, d, e, f, ..] = *head;
@@ -95,7 +95,7 @@ fn look_through(datagram: &[u8]) -> Chains {
             return Chains::End;
         };
         match u16::from_ne_bytes([e, f]) {
-            CHAIN if translates(body.get(GENERIC..).unwrap_or_default()) => {
+            CHAIN if translates_inbound(body.get(GENERIC..).unwrap_or_default()) => {
                 return Chains::Redirect;
             }
             kind if [NLMSG_DONE, NLMSG_ERROR].contains(&kind) => return Chains::End,
@@ -106,15 +106,15 @@ fn look_through(datagram: &[u8]) -> Chains {
     Chains::More
 }
 
-/// Whether a chain is one of address translation, in the way of what comes in.
-fn translates(chain: &[u8]) -> bool {
+/// Whether a chain does address translation in the prerouting hook.
+fn translates_inbound(chain: &[u8]) -> bool {
     let kind = attribute(chain, CHAIN_TYPE).unwrap_or_default();
     let hook = attribute(chain, CHAIN_HOOK).and_then(|hook| attribute(hook, HOOK_NUMBER));
     kind.strip_suffix(&[0]).unwrap_or(kind) == b"nat"
         && hook == Some(PREROUTING.to_be_bytes().as_slice())
 }
 
-/// The attribute of a type, the first if there are several.
+/// The first attribute of a type.
 fn attribute(mut rest: &[u8], wanted: u16) -> Option<&[u8]> {
     loop {
         let (&[a, b, c, d], _) = rest.split_first_chunk::<ATTRIBUTE>()?;
@@ -127,26 +127,26 @@ fn attribute(mut rest: &[u8], wanted: u16) -> Option<&[u8]> {
     }
 }
 
-/// What the client of a plaintext connection has dialled, and whether rules inside the pod have
-/// redirected it here. Only the kernel is asked, and only about a connection whose own address is
-/// the proxy's port: nobody who connects can name another destination than the one dialled.
+/// The destination that the client of a plaintext connection dialled, and whether rules inside the pod
+/// redirected the connection. Only the kernel is asked, and only if the connection's local port is the
+/// proxy's: a client cannot claim another destination.
 ///
 /// # Errors
-/// When the connection is gone already.
+/// When the connection has ended already.
 pub fn dialled_of(stream: &TcpStream) -> io::Result<(SocketAddr, bool)> {
     let local = local_of(stream)?;
     if local.port() != INBOUND_PORT {
         return Ok((local, false));
     }
-    // Without a translation, or without connection tracking, the port itself was dialled.
+    // Without a translation, or without connection tracking, the client dialled this port itself.
     let original = redirected(stream, local);
     Ok((original.unwrap_or(local), original.is_some()))
 }
 
-/// What was dialled before a rule sent the connection to this socket; none where no rule did.
+/// The dialled destination if a rule redirected the connection to this socket; otherwise none.
 ///
 /// # Errors
-/// When the connection is gone already.
+/// When the connection has ended already.
 pub fn redirected_from(stream: &TcpStream) -> io::Result<Option<SocketAddr>> {
     Ok(redirected(stream, local_of(stream)?))
 }
@@ -155,8 +155,8 @@ fn redirected(stream: &TcpStream, local: SocketAddr) -> Option<SocketAddr> {
     tracked(stream, local).filter(|dialled| *dialled != local)
 }
 
-/// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST`; an IPv4 connection of an IPv6 listener has the
-/// former.
+/// `SO_ORIGINAL_DST` or `IP6T_SO_ORIGINAL_DST`; the former also for an IPv4 connection of an IPv6
+/// listener.
 fn tracked(stream: &TcpStream, local: SocketAddr) -> Option<SocketAddr> {
     if local.is_ipv4() {
         let found = getsockopt(stream, sockopt::OriginalDst).ok()?;

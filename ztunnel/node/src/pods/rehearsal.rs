@@ -1,5 +1,4 @@
-//! What the proxy does in a pod's namespace, done once in a namespace that nobody uses: it is made
-//! for that and gone afterwards.
+//! A trial of the proxy's work in a pod's network namespace, in a temporary namespace.
 
 use std::fs::File;
 use std::io;
@@ -12,22 +11,22 @@ use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::destroy::{Connection, Destroyed, destroy};
-use super::socket::spoof;
-use super::{DestroyError, Error, Extra, Listeners, delivery};
+use super::socket::bind_to_client;
+use super::{DestroyError, Error, Listeners, OptionalListener, delivery};
 
-/// An address of the documentation (RFC 5737), which no interface has.
+/// An address for documentation (RFC 5737), which no interface has.
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-const PATIENCE: Duration = Duration::from_millis(500);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What has worked.
+/// The results of the trial.
 #[derive(Debug)]
 pub struct Rehearsal {
     netns: File,
     /// Opening the listeners.
     pub listeners: Result<(), Error>,
-    /// Rules, routes and settings, and a connection that bears its client's address.
+    /// Setting up delivery, and delivering a connection with its client's address.
     pub delivery: Result<(), Error>,
-    /// Destroying that connection; none if there was none.
+    /// Destroying that connection; none if it could not be delivered.
     pub destroyed: Option<Result<Destroyed, DestroyError>>,
 }
 
@@ -38,22 +37,23 @@ impl AsFd for Rehearsal {
     }
 }
 
-/// Tries it on a thread of its own. Takes milliseconds, half a second where a delivery gets lost.
+/// Runs the trial on a thread of its own. It takes milliseconds, or half a second if the delivery gets
+/// lost.
 ///
 /// # Errors
-/// When no namespace can be made.
+/// When a namespace cannot be created.
 pub fn rehearse() -> Result<Rehearsal, Error> {
-    thread::scope(|scope| scope.spawn(in_a_new_namespace).join()).map_err(|_panic| Error::Thread)?
+    thread::scope(|scope| scope.spawn(in_new_namespace).join()).map_err(|_panic| Error::Thread)?
 }
 
-fn in_a_new_namespace() -> Result<Rehearsal, Error> {
-    let make = || {
+fn in_new_namespace() -> Result<Rehearsal, Error> {
+    let create = || {
         unshare(CloneFlags::CLONE_NEWNET)?;
-        delivery::raise_loopback()?;
+        delivery::set_loopback_up()?;
         File::open("/proc/thread-self/ns/net")
     };
-    let netns = make().map_err(|source| Error::Make { source })?;
-    let listeners = Listeners::open(1, &[Extra::Dns]).map(drop);
+    let netns = create().map_err(|source| Error::Make { source })?;
+    let listeners = Listeners::open(1, &[OptionalListener::Dns]).map(drop);
     let mut destroyed = None;
     let delivery = delivery::prepare().and_then(|()| {
         let delivered = deliver().map_err(|source| Error::Deliver { source })?;
@@ -68,7 +68,7 @@ fn in_a_new_namespace() -> Result<Rehearsal, Error> {
     })
 }
 
-/// A connection with both its ends.
+/// A connection and its two open ends.
 struct Delivered {
     connection: Connection,
     _ends: (Socket, TcpStream),
@@ -78,11 +78,14 @@ fn deliver() -> io::Result<Delivered> {
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let local = server.local_addr()?;
     let client = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-    spoof(&client, CLIENT)?;
-    client.connect_timeout(&local.into(), PATIENCE)?;
+    bind_to_client(&client, CLIENT)?;
+    client.connect_timeout(&local.into(), CONNECT_TIMEOUT)?;
     let (accepted, remote) = server.accept()?;
     if remote.ip() != CLIENT {
-        let problem = format!("the application sees {} instead of {CLIENT}", remote.ip());
+        let problem = format!(
+            "the application sees the client address {}, expected {CLIENT}",
+            remote.ip()
+        );
         return Err(io::Error::other(problem));
     }
     Ok(Delivered {

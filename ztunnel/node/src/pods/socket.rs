@@ -1,4 +1,4 @@
-//! The sockets the proxy uses inside a pod's namespace: what it listens on and how it dials.
+//! The sockets of the proxy inside a pod's network namespace: its listeners, and how it connects.
 
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,13 +14,12 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use super::delivery::DELIVERY_MARK;
 use super::{Error, Netns};
 
-/// Where redirected outbound TCP arrives, on loopback (wire facts, "Ports").
-/// Where redirected DNS arrives, on loopback.
+/// The port for redirected DNS, on loopback.
 const DNS: u16 = 15053;
-/// Where applications say by SOCKS where they want to go, on loopback.
+/// The port of the SOCKS server, on loopback.
 const SOCKS5: u16 = 15080;
 
-/// Connections that may wait for `accept`, per listener and worker.
+/// The queue of connections that wait for `accept`, per listener and worker.
 const BACKLOG: i32 = 4096;
 
 /// One worker's listeners in one pod. All workers' listeners on a port form a `SO_REUSEPORT`
@@ -33,44 +32,44 @@ pub struct Listeners {
     pub outbound_v6: Option<std::net::TcpListener>,
     /// Port 15006, both families.
     pub inbound: std::net::TcpListener,
-    /// Port 15008, both families; none where the pod speaks HBONE itself and has the port.
+    /// Port 15008, both families; none if the pod speaks HBONE itself and has the port.
     pub hbone: Option<std::net::TcpListener>,
-    /// Where DNS is captured.
+    /// The sockets for captured DNS; empty if DNS is off.
     pub dns: Vec<DnsSockets>,
-    /// 127.0.0.1:15080 and [::1]:15080, where they are wanted.
+    /// 127.0.0.1:15080 and [::1]:15080; empty if SOCKS is off.
     pub socks5: Vec<std::net::TcpListener>,
 }
 
 /// Port 15053 of one loopback address.
 #[derive(Debug)]
 pub struct DnsSockets {
-    /// For queries in datagrams.
+    /// For queries over UDP.
     pub udp: std::net::UdpSocket,
-    /// For queries on connections.
+    /// For queries over TCP.
     pub tcp: std::net::TcpListener,
 }
 
-/// What a pod is served besides its connections. A port of these that somebody else has is no reason
-/// to leave the pod without a mesh.
+/// A listener that a pod can be served without. If another process in the pod has its port, the pod is
+/// enrolled without that listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extra {
-    /// Names are answered.
+pub enum OptionalListener {
+    /// The DNS server.
     Dns,
-    /// Applications may say by SOCKS where they want to go.
+    /// The SOCKS server.
     Socks5,
-    /// Tunnels end at the proxy. No extra but for a pod that speaks HBONE itself
-    /// (`native_tunnel`): they may end at that one instead.
-    Tunnels,
+    /// The HBONE server. It is optional only for a pod that speaks HBONE itself (`native_tunnel`) and
+    /// may terminate its tunnels.
+    Hbone,
 }
 
-impl Extra {
-    /// The port that it takes in the pod.
+impl OptionalListener {
+    /// The port of the listener in the pod.
     #[must_use]
     pub const fn port(self) -> u16 {
         match self {
             Self::Dns => DNS,
             Self::Socks5 => SOCKS5,
-            Self::Tunnels => HBONE_PORT,
+            Self::Hbone => HBONE_PORT,
         }
     }
 }
@@ -80,48 +79,58 @@ impl Extra {
 pub struct Opened {
     /// A set for each worker.
     pub sets: Vec<Listeners>,
-    /// What was wanted and is in none of the sets, because somebody else in the pod has its port.
-    pub without: Vec<(Extra, Error)>,
+    /// The requested listeners that are in none of the sets.
+    pub missing: Vec<Missing>,
+}
+
+/// An optional listener that could not be opened, because another process in the pod has its port.
+#[derive(Debug)]
+pub struct Missing {
+    /// The listener.
+    pub listener: OptionalListener,
+    /// The error of the attempt.
+    pub error: Error,
 }
 
 impl Opened {
-    /// Whether this was wanted and is not there.
+    /// Whether this listener was requested and could not be opened.
     #[must_use]
-    pub fn lacks(&self, extra: Extra) -> bool {
-        self.without.iter().any(|(without, _)| *without == extra)
+    pub fn lacks(&self, listener: OptionalListener) -> bool {
+        let mut missing = self.missing.iter();
+        missing.any(|missing| missing.listener == listener)
     }
 }
 
 impl Listeners {
-    /// Opens the listeners of all workers in the namespace of the calling thread, and those for
-    /// what is wanted besides. An extra is there for all workers or for none.
+    /// Opens the listeners of all workers in the calling thread's network namespace, with the requested
+    /// optional ones. An optional listener is open for all workers or for none.
     ///
     /// # Errors
-    /// Names the address that could not be bound.
-    pub fn open(workers: usize, wanted: &[Extra]) -> Result<Opened, Error> {
+    /// When an address cannot be bound; the error names it.
+    pub fn open(workers: usize, requested: &[OptionalListener]) -> Result<Opened, Error> {
         let v6 = std::path::Path::new("/proc/net/if_inet6").exists();
-        let sets: Result<Vec<_>, _> = (0..workers).map(|_| Self::bare(v6)).collect();
+        let sets: Result<Vec<_>, _> = (0..workers).map(|_| Self::required(v6)).collect();
         let mut sets = sets?;
-        let mut without = Vec::new();
-        if !wanted.contains(&Extra::Tunnels) {
+        let mut missing = Vec::new();
+        if !requested.contains(&OptionalListener::Hbone) {
             sets.iter_mut()
-                .try_for_each(|set| set.add(Extra::Tunnels, v6))?;
+                .try_for_each(|set| set.add(OptionalListener::Hbone, v6))?;
         }
-        for &extra in wanted {
-            let added = sets.iter_mut().try_for_each(|set| set.add(extra, v6));
+        for &listener in requested {
+            let added = sets.iter_mut().try_for_each(|set| set.add(listener, v6));
             match added {
-                Err(error) if error.is_taken() => {
-                    sets.iter_mut().for_each(|set| set.remove(extra));
-                    without.push((extra, error));
+                Err(error) if error.is_in_use() => {
+                    sets.iter_mut().for_each(|set| set.remove(listener));
+                    missing.push(Missing { listener, error });
                 }
                 other => other?,
             }
         }
-        Ok(Opened { sets, without })
+        Ok(Opened { sets, missing })
     }
 
-    /// What no pod can be served without.
-    fn bare(v6: bool) -> Result<Self, Error> {
+    /// The listeners that every pod needs.
+    fn required(v6: bool) -> Result<Self, Error> {
         Ok(Self {
             outbound_v4: listen((Ipv4Addr::LOCALHOST, OUTBOUND_PORT).into())?,
             outbound_v6: v6.then(|| listen_v6(OUTBOUND_PORT)).transpose()?.flatten(),
@@ -132,11 +141,11 @@ impl Listeners {
         })
     }
 
-    fn add(&mut self, extra: Extra, v6: bool) -> Result<(), Error> {
-        match extra {
-            Extra::Tunnels => self.hbone = Some(listen((any(v6), HBONE_PORT).into())?),
-            Extra::Dns => self.dns = DnsSockets::open(v6)?,
-            Extra::Socks5 => {
+    fn add(&mut self, listener: OptionalListener, v6: bool) -> Result<(), Error> {
+        match listener {
+            OptionalListener::Hbone => self.hbone = Some(listen((any(v6), HBONE_PORT).into())?),
+            OptionalListener::Dns => self.dns = DnsSockets::open(v6)?,
+            OptionalListener::Socks5 => {
                 let v6 = v6.then(|| listen_v6(SOCKS5)).transpose()?.flatten();
                 let v4 = listen((Ipv4Addr::LOCALHOST, SOCKS5).into())?;
                 self.socks5 = [Some(v4), v6].into_iter().flatten().collect();
@@ -145,16 +154,16 @@ impl Listeners {
         Ok(())
     }
 
-    fn remove(&mut self, extra: Extra) {
-        match extra {
-            Extra::Tunnels => self.hbone = None,
-            Extra::Dns => self.dns.clear(),
-            Extra::Socks5 => self.socks5.clear(),
+    fn remove(&mut self, listener: OptionalListener) {
+        match listener {
+            OptionalListener::Hbone => self.hbone = None,
+            OptionalListener::Dns => self.dns.clear(),
+            OptionalListener::Socks5 => self.socks5.clear(),
         }
     }
 }
 
-/// All addresses, of both families where there are both.
+/// The unspecified address, of IPv6 if the pod has IPv6.
 fn any(v6: bool) -> IpAddr {
     if v6 {
         Ipv6Addr::UNSPECIFIED.into()
@@ -163,7 +172,7 @@ fn any(v6: bool) -> IpAddr {
     }
 }
 
-/// On the IPv6 loopback address; none where the device does not have it.
+/// Listens on the IPv6 loopback address; none if the loopback device does not have it.
 fn listen_v6(port: u16) -> Result<Option<std::net::TcpListener>, Error> {
     match listen((Ipv6Addr::LOCALHOST, port).into()) {
         Err(error) if error.is_absent() => Ok(None),
@@ -173,15 +182,15 @@ fn listen_v6(port: u16) -> Result<Option<std::net::TcpListener>, Error> {
 
 impl DnsSockets {
     fn open(v6: bool) -> Result<Vec<Self>, Error> {
-        let at = |ip: IpAddr| {
+        let open_on = |ip: IpAddr| {
             let address = (ip, DNS).into();
             Ok(Self {
-                udp: receive(address)?,
+                udp: bind_udp(address)?,
                 tcp: listen(address)?,
             })
         };
-        let mut all = vec![at(Ipv4Addr::LOCALHOST.into())?];
-        match v6.then(|| at(Ipv6Addr::LOCALHOST.into())) {
+        let mut all = vec![open_on(Ipv4Addr::LOCALHOST.into())?];
+        match v6.then(|| open_on(Ipv6Addr::LOCALHOST.into())) {
             Some(Err(error)) if error.is_absent() => {}
             other => all.extend(other.transpose()?),
         }
@@ -189,8 +198,9 @@ impl DnsSockets {
     }
 }
 
-/// A UDP socket of one of the workers. The kernel gives all datagrams of a client to the same one.
-fn receive(address: SocketAddr) -> Result<std::net::UdpSocket, Error> {
+/// Binds the UDP socket of one worker. The kernel gives all datagrams of a client to the same socket of
+/// the `SO_REUSEPORT` group.
+fn bind_udp(address: SocketAddr) -> Result<std::net::UdpSocket, Error> {
     let open = || {
         let socket = Socket::new(
             Domain::for_address(address),
@@ -208,21 +218,21 @@ fn receive(address: SocketAddr) -> Result<std::net::UdpSocket, Error> {
     open().map_err(|source| Error::Listen { address, source })
 }
 
-/// Takes a UDP socket out of its `SO_REUSEPORT` group: the kernel gives what comes to the others,
-/// and where there is none it tells the sender that nobody is there. What this one was given before
-/// can still be read, and it can still send to anybody.
+/// Takes a UDP socket out of its `SO_REUSEPORT` group. The kernel gives new datagrams to the other
+/// sockets of the group; if there is none, the sender gets a port-unreachable error. The socket can
+/// still receive the datagrams in its queue, and send to any address.
 ///
-/// Of such a group a connected socket is passed over (`reuseport_select_sock` in
-/// net/core/sock_reuseport.c, Linux 5.4). It is connected to itself, from where nothing comes.
+/// The kernel skips a connected socket of such a group (`reuseport_select_sock` in
+/// net/core/sock_reuseport.c, Linux 5.4). So the socket is connected to its own address, which sends
+/// nothing.
 ///
 /// # Errors
 /// As `connect(2)`.
-pub fn step_aside(socket: &UdpSocket) -> io::Result<()> {
+pub fn leave_reuseport_group(socket: &UdpSocket) -> io::Result<()> {
     SockRef::from(socket).connect(&socket.local_addr()?.into())
 }
 
-/// Sends a datagram that bears another of the machine's addresses than the one that the socket is
-/// bound to.
+/// Sends a datagram with a source address other than the one that the socket is bound to.
 ///
 /// # Errors
 /// As `sendmsg(2)`.
@@ -270,7 +280,7 @@ fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Error> {
         }
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
-        // Accepted sockets inherit it.
+        // Accepted sockets inherit this option.
         socket.set_tcp_nodelay(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
@@ -280,17 +290,17 @@ fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Error> {
     open().map_err(|source| Error::Listen { address, source })
 }
 
-/// Whose address a dialled connection bears.
+/// The source address of a connection that the proxy opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// The pod's; the connection leaves the pod and capture must leave it alone.
+    /// The pod's address: the connection leaves the pod, and capture must ignore it.
     Pod {
-        /// The mark by which the kernel programs know the proxy's own sockets.
+        /// The mark by which the kernel programs recognize the proxy's own sockets.
         mark: u32,
     },
-    /// The client's: the connection is delivered to the pod itself, over its loopback device.
+    /// The client's address: the connection is delivered to the pod itself, over its loopback device.
     Client {
-        /// The address the application shall see.
+        /// The client address that the application sees.
         address: IpAddr,
     },
 }
@@ -298,9 +308,9 @@ pub enum Source {
 /// How the proxy opens a connection from inside a pod.
 #[derive(Debug, Clone)]
 pub struct Dial {
-    /// How long to wait for the other end.
+    /// How long to wait for the connection to open.
     pub timeout: Duration,
-    /// Keep-alive probes, if any.
+    /// The keep-alive probes, if enabled.
     pub keepalive: Option<TcpKeepalive>,
 }
 
@@ -319,10 +329,10 @@ impl Dial {
         self.connect_after(netns, to, source, |_| Ok(())).await
     }
 
-    /// As [`Self::connect`]; the socket is shown to `before` when it is made and not connected yet.
+    /// As [`Self::connect`]; `before` gets the socket before it connects.
     ///
     /// # Errors
-    /// As [`Self::connect`], and what `before` says.
+    /// As [`Self::connect`], and the error of `before`.
     pub async fn connect_after(
         &self,
         netns: &Netns,
@@ -344,12 +354,12 @@ impl Dial {
         }
     }
 
-    /// A UDP socket inside the namespace that is connected to `to`, has a port of its own that the
-    /// kernel has picked at random, and bears the mark. Must be called on a worker thread.
+    /// Opens a UDP socket inside the namespace that is connected to `to` and has the mark. The kernel
+    /// picks a random port. Must be called on a worker thread.
     ///
     /// # Errors
     /// As `socket(2)` and `connect(2)`.
-    pub fn datagrams(netns: &Netns, to: SocketAddr, mark: u32) -> io::Result<UdpSocket> {
+    pub fn connect_udp(netns: &Netns, to: SocketAddr, mark: u32) -> io::Result<UdpSocket> {
         netns.enter().map_err(io::Error::other)?;
         let socket = Socket::new(Domain::for_address(to), Type::DGRAM, Some(Protocol::UDP))?;
         socket.set_nonblocking(true)?;
@@ -369,16 +379,16 @@ impl Dial {
         match source {
             Source::Pod { mark } => socket.set_mark(mark)?,
             Source::Client { address } if address.is_ipv4() == to.is_ipv4() => {
-                spoof(&socket, address)?;
+                bind_to_client(&socket, address)?;
             }
-            // A client of the other family has no address that the application could see.
+            // The application could not see a client address of the other family.
             Source::Client { .. } => socket.bind_device(Some(b"lo"))?,
         }
         Ok(socket)
     }
 }
 
-/// How far a connection attempt has come.
+/// The state of a connection attempt.
 enum Progress {
     Done,
     Waiting,
@@ -387,9 +397,9 @@ enum Progress {
 fn begin(socket: &Socket, to: SocketAddr, source: Source) -> io::Result<Progress> {
     let to = to.into();
     let mut attempt = progress(socket.connect(&to))?;
-    // Over loopback the handshake is over by the time connect() returns, unless the
-    // application's queue is full. Asked again it says so, which saves a trip through the event
-    // loop for every delivery.
+    // Over loopback the handshake is complete when connect() returns, unless the application's queue
+    // is full. A second call reports that, which saves a round through the event loop for every
+    // delivery.
     if matches!(
         (&attempt, source),
         (Progress::Waiting, Source::Client { .. })
@@ -423,10 +433,10 @@ async fn finish(socket: Socket) -> io::Result<TcpStream> {
     }
 }
 
-/// Prepares a delivery socket that bears the client's address: any address may be bound
-/// (`IP_TRANSPARENT`), replies find their way back by the mark, and because the socket is bound
-/// to the loopback device, inbound capture sees where the connection comes from and lets it be.
-pub(super) fn spoof(socket: &Socket, address: IpAddr) -> io::Result<()> {
+/// Prepares a delivery socket with the client's address. `IP_TRANSPARENT` allows any source address,
+/// the mark routes the replies back to the proxy, and inbound capture ignores the connection because
+/// the socket is bound to the loopback device.
+pub(super) fn bind_to_client(socket: &Socket, address: IpAddr) -> io::Result<()> {
     match address {
         IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
         IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
@@ -437,26 +447,26 @@ pub(super) fn spoof(socket: &Socket, address: IpAddr) -> io::Result<()> {
     socket.bind(&SocketAddr::new(address, 0).into())
 }
 
-/// Makes dropping `stream` send a reset instead of an orderly close: the peer must not take a
-/// broken connection for a finished one.
+/// Makes dropping `stream` send a reset instead of an orderly close, so that the peer does not take an
+/// aborted connection for a complete one.
 pub fn abort_on_drop(stream: &TcpStream) {
     if let Err(error) = SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
-        tracing::debug!(%error, "cannot arm a reset");
+        tracing::debug!(%error, "cannot set SO_LINGER: the connection may end without a reset");
     }
 }
 
 /// The peer's address with v4-mapped addresses unwrapped.
 ///
 /// # Errors
-/// When the connection is gone already.
+/// When the connection has ended already.
 pub fn peer_of(stream: &TcpStream) -> io::Result<SocketAddr> {
     stream.peer_addr().map(canonical)
 }
 
-/// The address that was dialled, with v4-mapped addresses unwrapped.
+/// The local address, which the client dialled, with v4-mapped addresses unwrapped.
 ///
 /// # Errors
-/// When the connection is gone already.
+/// When the connection has ended already.
 pub fn local_of(stream: &TcpStream) -> io::Result<SocketAddr> {
     stream.local_addr().map(canonical)
 }

@@ -1,8 +1,8 @@
-//! Network settings of the namespace that the calling thread is in.
+//! Network sysctls of the calling thread's network namespace.
 //!
-//! A container that is not privileged has /proc/sys read-only, though it may well enter the pods'
-//! namespaces. A proc file system that is mounted nowhere has the same settings and is writable:
-//! which namespace they are of is decided by the thread, not by the mount.
+//! In an unprivileged container /proc/sys is read-only, even if the container may enter the pods'
+//! namespaces. A new proc file system that is not mounted anywhere has the same sysctls and is
+//! writable: the thread, not the mount, decides which namespace they belong to.
 
 use std::io::{self, Write as _};
 
@@ -11,29 +11,28 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 
 use super::Error;
 
-/// Sets a switch, a path below /proc/sys, to 1.
+/// Sets a sysctl, given as a path below /proc/sys, to 1.
 ///
 /// # Errors
-/// Names the key.
-pub(super) fn turn_on(key: &'static str) -> Result<(), Error> {
-    let usual = std::fs::write(format!("/proc/sys/{key}"), "1");
-    let written = match usual {
-        Err(error) if is_closed(&error) => elsewhere(key),
-        usual => usual,
+/// When it cannot be written; the error names the key.
+pub(super) fn enable(key: &'static str) -> Result<(), Error> {
+    let written = match std::fs::write(format!("/proc/sys/{key}"), "1") {
+        Err(error) if is_read_only(&error) => write_through_new_proc(key),
+        written => written,
     };
     written.map_err(|source| Error::Sysctl { key, source })
 }
 
-/// Whether it is the mount that does not let us write.
-fn is_closed(error: &io::Error) -> bool {
+/// Whether the mount, not the sysctl itself, refuses the write.
+fn is_read_only(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
     )
 }
 
-/// Writes by a proc file system that nobody else sees.
-fn elsewhere(key: &str) -> io::Result<()> {
+/// Writes through a new proc file system that is not mounted anywhere.
+fn write_through_new_proc(key: &str) -> io::Result<()> {
     let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&context)?;
     let flags = FsMountFlags::FSMOUNT_CLOEXEC;
@@ -60,24 +59,24 @@ mod tests {
 
     #[test]
     #[ignore = "needs root"]
-    fn a_container_with_a_closed_proc_sys_can_still_prepare_a_pod() {
-        let alone = thread::spawn(|| {
+    fn a_container_with_a_read_only_proc_sys_can_prepare_a_pod() {
+        let isolated = thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
             let none = None::<&str>;
             let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
             mount(none, "/", none, private, none).unwrap();
             let bind = MsFlags::MS_BIND;
             mount(Some("/proc/sys"), "/proc/sys", none, bind, none).unwrap();
-            let closed = bind | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-            mount(none, "/proc/sys", none, closed, none).unwrap();
+            let read_only = bind | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+            mount(none, "/proc/sys", none, read_only, none).unwrap();
             let refused = std::fs::write(format!("/proc/sys/{KEY}"), "1");
-            assert!(is_closed(&refused.unwrap_err()));
+            assert!(is_read_only(&refused.unwrap_err()));
             assert_eq!(read(), "0\n");
-            turn_on(KEY).unwrap();
+            enable(KEY).unwrap();
             read()
         });
-        assert_eq!(alone.join().unwrap(), "1\n");
-        // Another namespace's is as it was.
+        assert_eq!(isolated.join().unwrap(), "1\n");
+        // The sysctl of another namespace is unchanged.
         assert_eq!(read(), "0\n");
     }
 }

@@ -20,7 +20,7 @@ use mesh::Identity;
 use mesh::NetnsCookie;
 use mesh::View;
 use mesh::authorize::{InboundRequest, Verdict, authorize};
-use mesh::inbound::client_of;
+use mesh::inbound::client_address;
 
 /// What a connection was let in as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,7 +190,7 @@ fn judge(admitted: &AuthorizationContext, view: &View) -> Result<(), Revoked> {
     let arrival = InboundRequest {
         workload,
         source: admitted.source.as_ref(),
-        source_ip: client_of(
+        source_ip: client_address(
             admitted.peer,
             (admitted.source.as_ref(), admitted.named),
             workload,

@@ -41,24 +41,7 @@ use tunnel::tls;
 use caller::{InboundCaller, TunnelPeer};
 use error::{InboundError, PeerError};
 use learn::learn_in_time;
-use mesh::inbound::{self, LocalEndpoint, TunnelTarget, delivered, target};
-
-/// The door for the fuzz targets: where a tunnel leads, and the address that was asked for.
-#[cfg(fuzzing)]
-pub(super) fn target_of(
-    authority: &Authority,
-    workload: &Workload,
-    (addresses, at): (&[std::net::IpAddr], std::net::IpAddr),
-    mesh: &mesh::Snapshot,
-) -> Option<(SocketAddr, SocketAddr)> {
-    let asked = LocalEndpoint {
-        workload,
-        addresses,
-        at,
-    };
-    let found = target(authority, asked, mesh).ok()?;
-    Some((found.destination, found.asked))
-}
+use mesh::inbound::{self, LocalEndpoint, TunnelTarget, delivery_address, target};
 
 /// The peer of a connection that carries tunnels.
 #[derive(Clone)]
@@ -205,7 +188,7 @@ async fn own_identity(context: &PodContext, peer: &TcpStream) -> Result<Identity
             return Ok(workload.identity.clone());
         }
         let view = shared.fast_path.view_owned();
-        let key = inbound::own(&context.pod.uid, &view.mesh, &discovered.absent);
+        let key = inbound::own_workload_key(&context.pod.uid, &view.mesh, &discovered.absent);
         let Some(key) = key else {
             // Half of a handshake is none.
             let gone = pods::peer_gone(peer, PeerEnd::IsAll);
@@ -214,7 +197,7 @@ async fn own_identity(context: &PodContext, peer: &TcpStream) -> Result<Identity
         };
         let on_demand = shared.on_demand.as_deref();
         discovered
-            .ask(on_demand, &context.inbound_limit, key)
+            .fetch(on_demand, &context.inbound_limit, key)
             .await?;
     }
 }
@@ -372,7 +355,7 @@ async fn deliver(
 ) -> Result<(TcpStream, ConnectionGuard), InboundError> {
     let identity = caller.identity();
     let destination = match &caller.tunnel {
-        Some(_) => delivered(workload, target.destination, false),
+        Some(_) => delivery_address(workload, target.destination, false),
         None => target.destination,
     };
     policy::check(
@@ -416,7 +399,7 @@ async fn connect(
 ) -> Result<TcpStream, InboundError> {
     let config = &context.worker.proxy.config;
     let to = match &caller.tunnel {
-        Some(_) => delivered(workload, target.destination, config.localhost_app_tunnel),
+        Some(_) => delivery_address(workload, target.destination, config.localhost_app_tunnel),
         None => target.destination,
     };
     let failed = |source| InboundError::Application {
@@ -454,7 +437,7 @@ fn remember(context: &PodContext, view: &Arc<View>, client: SocketAddr, destinat
         to: destination,
         from: client.ip(),
     };
-    if fastpath::inbound_holds(&arrival, view) {
+    if fastpath::inbound_allowed(&arrival, view) {
         context
             .worker
             .proxy

@@ -121,12 +121,12 @@ impl ServerContext for Names {
     }
 
     fn step_aside(&self, socket: &UdpSocket) -> io::Result<()> {
-        pods::step_aside(socket)
+        pods::leave_reuseport_group(socket)
     }
 
     fn socket(&self, resolver: SocketAddr) -> io::Result<UdpSocket> {
         let mark = self.0.worker.proxy.config.mark;
-        Dial::datagrams(&self.0.pod.netns, resolver, mark)
+        Dial::connect_udp(&self.0.pod.netns, resolver, mark)
     }
 
     async fn connect(&self, resolver: SocketAddr) -> io::Result<TcpStream> {

@@ -23,7 +23,7 @@ use super::report::{ConnectionInfo, ConnectionReport, Tunnelled};
 use super::resolve::ResolveError;
 use super::socks5::{self, message::Destination};
 use super::worker::PodContext;
-use crate::bpf::{Choice, Origin};
+use crate::bpf::{BackendChoice, CapturedDestination};
 use crate::discovery::Discovered;
 use crate::pods::{self, PeerEnd, abort_on_drop};
 use mesh::Authority;
@@ -32,7 +32,7 @@ use mesh::View;
 use mesh::authorize::InboundRequest;
 use mesh::fastpath;
 use mesh::fastpath::{FastPathEntry, FastPathKey};
-use mesh::inbound::backed;
+use mesh::inbound::backed_service;
 use mesh::route::{OutboundRequest, Route, RouteError, choose_address, route};
 use mesh::{DemandKey, Workload};
 use telemetry::{Reporter, WaitKind};
@@ -195,7 +195,7 @@ async fn depart(
     let mut info = ConnectionInfo {
         reporter: Reporter::Source,
         began: Instant::now(),
-        client: context.pod.known_as(client),
+        client: context.pod.external_address(client),
         dialled: client,
         source: None,
         source_identity: None,
@@ -216,7 +216,7 @@ async fn depart(
         reporter: Reporter::Destination,
         service: info.workload.as_deref().and_then(|workload| {
             let said = info.service.as_ref().map(|service| &*service.hostname);
-            backed(workload, &view.mesh, said, info.destination.port())
+            backed_service(workload, &view.mesh, said, info.destination.port())
         }),
         ..info.clone()
     });
@@ -278,9 +278,9 @@ async fn find(
             if matches!(asked, Destination::Name(..)) {
                 context.wait_for_own(patience, dialled.gone()).await?;
             }
-            Origin {
+            CapturedDestination {
                 destination: socks_destination(context, asked).await?,
-                choice: Choice::Any,
+                choice: BackendChoice::Any,
             }
         }
     };
@@ -295,9 +295,9 @@ async fn find(
         let judged = match judge(context, &origin, (known, random), info, &view) {
             Err(OutboundError::Route(RouteError::NotDiscovered { key })) => {
                 let on_demand = shared.on_demand.as_deref();
-                if !discovered.knows(on_demand, &key, &view.mesh) {
+                if !discovered.found_only_service(on_demand, &key, &view.mesh) {
                     discovered
-                        .ask(on_demand, &context.outbound_limit, key)
+                        .fetch(on_demand, &context.outbound_limit, key)
                         .await?;
                 }
                 continue;
@@ -354,7 +354,7 @@ fn origin(
     context: &PodContext,
     app: &TcpStream,
     client: SocketAddr,
-) -> Result<Option<Origin>, OutboundError> {
+) -> Result<Option<CapturedDestination>, OutboundError> {
     let pod = NetnsCookie(context.pod.netns.cookie());
     if let Some(kernel) = &context.worker.proxy.kernel {
         return Ok(kernel.original_destination(pod, client)?);
@@ -364,15 +364,15 @@ fn origin(
         // Nobody dials this port, unless programs that are not ours have sent it here.
         context.worker.proxy.recheck.name(pod);
     }
-    Ok(original.map(|destination| Origin {
+    Ok(original.map(|destination| CapturedDestination {
         destination,
-        choice: Choice::Any,
+        choice: BackendChoice::Any,
     }))
 }
 
 fn judge(
     context: &PodContext,
-    origin: &Origin,
+    origin: &CapturedDestination,
     ((resolved, absent), random): (Known<'_>, u64),
     info: &mut ConnectionInfo,
     view: &Arc<View>,
@@ -386,7 +386,7 @@ fn judge(
     };
     let mut verdict = fastpath::outbound_entry(&call, absent, view);
     let mut except = SmallVec::<[SocketAddr; 8]>::new();
-    if origin.choice == Choice::Elsewhere
+    if origin.choice == BackendChoice::Unlisted
         && let Some(known) = verdict.take()
     {
         // The kernel has it, and its dice left this connection to us.
@@ -411,7 +411,7 @@ fn judge(
 fn unknown(context: &PodContext, absent: &[DemandKey], view: &View) -> OutboundError {
     let uid = &context.pod.uid;
     let key = DemandKey::Workload(uid.clone());
-    let known = view.mesh.is_whole() || view.mesh.workload_by_uid(uid).is_some();
+    let known = view.mesh.is_complete() || view.mesh.workload_by_uid(uid).is_some();
     if known || absent.contains(&key) {
         return OutboundError::UnknownWorkload { uid: uid.0.clone() };
     }

@@ -1,6 +1,6 @@
 //! Asks the destination's policies and tells what those on trial would have said.
 
-use mesh::authorize::{Authorization, InboundRequest, Trial, Verdict, authorize};
+use mesh::authorize::{Authorization, DryRunOutcome, InboundRequest, Verdict, authorize};
 use mesh::{Policy, Snapshot};
 use telemetry::TrialMetrics;
 
@@ -35,7 +35,7 @@ pub(super) fn check(
 ) -> Result<(), Denied> {
     let Authorization { verdict, dry_runs } = authorize(arrival, mesh);
     for trial in dry_runs {
-        let matched = matches!(trial.outcome, Trial::Matched);
+        let matched = matches!(trial.outcome, DryRunOutcome::Matched);
         trials.answered(trial.policy.key(), matched);
         tracing::info!(policy = %trial.policy.key(), matched, client = %arrival.source_ip, destination = %arrival.destination, "policy on trial (dry run)");
     }
@@ -61,7 +61,7 @@ mod tests {
             action: Action::Deny,
             rules: vec![vec![vec![]]],
             dry_run,
-            unseen: false,
+            has_unknown_conditions: false,
         };
         let nobody = Policy {
             rules: Vec::new(),

@@ -104,7 +104,7 @@ fn one_authority_is_enough() {
     );
     assert_eq!(
         complaint(&text, &[]),
-        "ca.address: ca.local is set too, and certificates come from one authority"
+        "ca.address: ca.local is set too; set only one of them"
     );
 }
 

@@ -7,7 +7,7 @@ use prost::Message as _;
 
 use super::packet::Packet;
 use super::{Error, PodInfo, PodUid, Refusal};
-use crate::pods::Handed;
+use crate::pods::NetnsDescriptor;
 use api::istio::workload::zds::workload_request::Payload;
 use api::istio::workload::zds::{AddWorkload, WorkloadInfo, WorkloadRequest};
 
@@ -21,7 +21,7 @@ const MOST_NAME: usize = 253;
 #[derive(Debug)]
 pub enum Message {
     /// A pod is in the mesh: its workload and network namespace, or why it cannot be enrolled.
-    Add(PodUid, Box<Result<(PodInfo, Handed), Refusal>>),
+    Add(PodUid, Box<Result<(PodInfo, NetnsDescriptor), Refusal>>),
     /// A pod is still in the mesh, unchanged.
     Keep(PodUid),
     /// A pod has left.
@@ -89,7 +89,7 @@ fn read_add(add: AddWorkload, descriptor: Option<OwnedFd>) -> Result<Message, Er
     let uid = uid(&add.uid)?;
     let pod = pod_info(&uid, add.workload_info).and_then(|info| {
         let descriptor = descriptor.ok_or_else(|| Refusal::NoDescriptor { uid: uid.clone() })?;
-        Ok((info, Handed::check(&uid.0, descriptor)?))
+        Ok((info, NetnsDescriptor::check(&uid.0, descriptor)?))
     });
     Ok(Message::Add(uid, Box::new(pod)))
 }

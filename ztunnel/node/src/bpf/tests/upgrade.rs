@@ -2,13 +2,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use aya_obj::{EbpfSectionKind, Object as Parsed};
+use socket2::Socket;
 use ztunnel_ebpf_types::{Address, LAYOUT};
 
 use super::super::object::kernel_has_process_id;
@@ -97,9 +100,7 @@ impl OldProxy {
             pins,
             maps,
         };
-        // mark, process, outbound, hbone, flags, delivery, epoch
-        let settings = [MARK, 0, OUTBOUND_PORT, HBONE_PORT, 0, DELIVERY_MARK, 0];
-        proxy.map("CONFIG").insert(&0_u32, &settings).unwrap();
+        proxy.configure(0);
         let cgroup = Cgroup::open(None).unwrap();
         for (name, attach) in CGROUP {
             let program = load(&parsed, name, attach);
@@ -107,6 +108,21 @@ impl OldProxy {
             sys::pin(link.as_fd(), &proxy.pins.join("links").join(name)).unwrap();
         }
         proxy
+    }
+
+    /// Writes the settings, with the process whose marked sockets are the proxy's own.
+    fn configure(&self, process: u32) {
+        // mark, process, outbound, hbone, flags, delivery, epoch
+        let settings = [
+            MARK,
+            process,
+            OUTBOUND_PORT,
+            HBONE_PORT,
+            0,
+            DELIVERY_MARK,
+            0,
+        ];
+        self.map("CONFIG").insert(&0_u32, &settings).unwrap();
     }
 
     fn map<K, V>(&self, name: &'static str) -> Map<K, V>
@@ -182,29 +198,72 @@ fn load(parsed: &Parsed, name: &str, attach: AttachType) -> OwnedFd {
     sys::load_program(name, attach, &function.instructions).unwrap()
 }
 
-/// Opens connections until it is dropped.
-struct Dialling<'a> {
+/// Connections that the test's threads open until it is dropped.
+struct Load<'a> {
     stop: &'a AtomicBool,
 }
 
-impl Drop for Dialling<'_> {
+impl Drop for Load<'_> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 }
 
-/// Opens connections to both families until `stop`, and counts them.
+/// Opens connections of both families until `stop`, and counts them.
 fn dial_repeatedly(stop: &AtomicBool, count: &AtomicUsize) {
     while !stop.load(Ordering::Relaxed) {
         for dialled in ["192.0.2.1:80", "[2001:db8::1]:80"].map(at) {
             let socket = tcp(dialled.is_ipv4());
             socket.set_nonblocking(true).unwrap();
-            // Captured connections are established or in progress; both are dropped here.
+            // A captured connection is established or in progress; both are dropped here.
             drop(socket.connect(&dialled.into()));
         }
         count.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Accepts connections until `stop`, and sends their client addresses.
+fn accept_repeatedly(stop: &AtomicBool, listener: &TcpListener, clients: &Sender<SocketAddr>) {
+    while !stop.load(Ordering::Relaxed) {
+        if let Some((_stream, client)) = accept(listener) {
+            // The receiver may have ended with a failed assertion.
+            let _is_sent = clients.send(client).is_ok();
+        }
+    }
+}
+
+/// Opens a connection and waits until the proxy's listener has accepted it; returns its client
+/// address.
+fn dial_captured(dialled: SocketAddr, accepted: &Receiver<SocketAddr>) -> SocketAddr {
+    let app = dial(dialled).unwrap();
+    let local = app.local_addr().unwrap();
+    let timeout = Duration::from_secs(2);
+    loop {
+        let client = accepted.recv_timeout(timeout).expect("captured");
+        if client == local {
+            return client;
+        }
+    }
+}
+
+/// Opens a connection into the pod from another address.
+fn dial_pod() -> Socket {
+    let client = tcp(true);
+    client.set_mark(MARK).unwrap();
+    client.bind(&SocketAddr::new(OTHER4, 0).into()).unwrap();
+    client.connect(&SocketAddr::new(POD4, 80).into()).unwrap();
+    client
+}
+
+fn layouts(directory: &Path) -> Vec<String> {
+    let layouts = fs::read_dir(directory).unwrap();
+    let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name();
+    let mut layouts: Vec<_> = layouts
+        .map(|entry| name(entry).into_string().unwrap())
+        .collect();
+    layouts.sort();
+    layouts
 }
 
 #[test]
@@ -215,34 +274,27 @@ fn pods_of_layout_2_stay_captured_until_the_new_proxy_captures_all() {
         let directory = temporary.path().join("pins");
         prepare_directory(&directory).unwrap();
         let outbound = listen(at("127.0.0.1:15001"));
-        let _outbound6 = listen(at("[::1]:15001"));
+        let outbound6 = listen(at("[::1]:15001"));
         let old_inbound = listen(at("[::]:16006"));
         let old = OldProxy::open(&directory);
         old.enroll(&old_inbound);
         let dialled = at("192.0.2.1:80");
-        // The next captured connection, identified by the application's own end.
-        let captured = || {
-            let app = dial(dialled).unwrap();
-            let local = app.local_addr().unwrap();
-            loop {
-                let (_proxy, client) = accept(&outbound).expect("captured");
-                if client == local {
-                    return client;
-                }
-            }
-        };
-        assert_eq!(old.original_destination(captured()), Some(dialled));
-
         let mut wire = Wire::tap();
         let (stop, count) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let (sender, accepted) = channel();
+        let sender6 = channel().0;
         std::thread::scope(|scope| {
+            let load = Load { stop: &stop };
             scope.spawn(|| dial_repeatedly(&stop, &count));
-            let dialling = Dialling { stop: &stop };
+            scope.spawn(|| accept_repeatedly(&stop, &outbound, &sender));
+            scope.spawn(|| accept_repeatedly(&stop, &outbound6, &sender6));
+            let by_old = || old.original_destination(dial_captured(dialled, &accepted));
+            assert_eq!(by_old(), Some(dialled));
 
             let kernel = Kernel::open(&config(directory.clone())).unwrap();
             assert!(kernel.enrolled().unwrap().is_empty());
             assert_eq!(captured_pods_below(&directory), 1);
-            assert_eq!(old.original_destination(captured()), Some(dialled));
+            assert_eq!(by_old(), Some(dialled));
 
             let inbound = listen(at("[::]:15006"));
             let netns = File::open("/proc/thread-self/ns/net").unwrap();
@@ -254,25 +306,23 @@ fn pods_of_layout_2_stay_captured_until_the_new_proxy_captures_all() {
                 dns: false,
             };
             kernel.enroll(&pod).unwrap();
-            // Both versions are attached: the old one still captures outbound connections, the new
-            // one gets inbound connections.
-            assert_eq!(old.original_destination(captured()), Some(dialled));
-            let client = tcp(true);
-            client.set_mark(MARK).unwrap();
-            client.bind(&SocketAddr::new(OTHER4, 0).into()).unwrap();
-            client.connect(&SocketAddr::new(POD4, 80).into()).unwrap();
-            assert!(accept(&inbound).is_some());
+            // Both versions are attached. The old one was attached first, so its rewrite of an
+            // outbound destination and its choice of an inbound listener hold.
+            assert_eq!(by_old(), Some(dialled));
+            old.configure(kernel.maps.process().unwrap());
+            let _client = dial_pod();
+            assert!(accept(&old_inbound).is_some());
 
             kernel.remove_other_layouts().unwrap();
-            let layouts = fs::read_dir(&directory).unwrap();
-            let layouts: Vec<_> = layouts.map(|entry| entry.unwrap().file_name()).collect();
-            assert_eq!(layouts, [format!("v{LAYOUT}").as_str()]);
+            assert_eq!(layouts(&directory), [format!("v{LAYOUT}")]);
             assert!(is_captured(netns.as_fd()).unwrap());
-            let client = captured();
+            let client = dial_captured(dialled, &accepted);
             assert_eq!(old.original_destination(client), None);
             let found = kernel.original_destination(this_namespace(), client);
             assert_eq!(found.unwrap().unwrap().destination, dialled);
-            drop(dialling);
+            let _client = dial_pod();
+            assert!(accept(&inbound).is_some());
+            drop(load);
         });
         assert!(count.load(Ordering::Relaxed) > 10, "{count:?}");
         assert_eq!(wire.packets(), 0, "a connection was not captured");

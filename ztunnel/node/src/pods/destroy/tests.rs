@@ -1,4 +1,4 @@
-//! Connections between two pods on one link are destroyed, the kernel's way and the other one.
+//! Connections between two pods on one link are destroyed, by the kernel and by packets.
 
 mod world;
 
@@ -13,11 +13,11 @@ use socket2::{Domain, SockRef, Socket};
 
 use self::world::{Ends, Side, World, at, error_of, is_broken, reader, seen};
 use super::diag::Diag;
-use super::segment::{Flags, Segment};
+use super::segment::{Kind, Segment};
 use super::sniffer::Sniffer;
 use super::{Connection, DestroyMethod, Failure, ListedSocket, Outcome};
 
-/// Each way, from each side.
+/// Each method, from each side.
 const TABLE: [(DestroyMethod, Side); 4] = [
     (DestroyMethod::Kernel, Side::Client),
     (DestroyMethod::Kernel, Side::Server),
@@ -36,7 +36,7 @@ const FAMILIES: [(&str, &str); 4] = [
 
 #[test]
 #[ignore = "needs root"]
-fn both_ends_are_told_and_the_neighbour_lives_on() {
+fn both_ends_get_a_reset_and_other_connections_stay() {
     let world = World::new();
     for (method, side) in TABLE {
         for (listen, dial) in FAMILIES {
@@ -89,32 +89,32 @@ fn addresses_may_be_given_v4_mapped_or_not() {
 
 #[test]
 #[ignore = "needs root"]
-fn a_connection_that_waits_for_an_answer() {
+fn a_connection_whose_handshake_is_unanswered() {
     let world = World::new();
     for method in [DestroyMethod::Kernel, DestroyMethod::Packets] {
-        for nobody in ["10.99.0.1:80", "[fd99::1]:80"] {
-            let socket = world.socket(Domain::for_address(at(nobody)));
+        for unreachable in ["10.99.0.1:80", "[fd99::1]:80"] {
+            let socket = world.socket(Domain::for_address(at(unreachable)));
             socket.set_nonblocking(true).unwrap();
-            socket.connect(&at(nobody).into()).unwrap_err();
+            socket.connect(&at(unreachable).into()).unwrap_err();
             let connection = Connection {
                 local: socket.local_addr().unwrap().as_socket().unwrap(),
-                remote: at(nobody),
+                remote: at(unreachable),
                 cookie: None,
             };
             let outcome = world.destroy_one(method, Side::Client, connection);
             assert!(
                 matches!(outcome, Outcome::Destroyed),
-                "{method:?} {nobody}: {outcome:?}"
+                "{method:?} {unreachable}: {outcome:?}"
             );
             let error = socket.take_error().unwrap().unwrap();
-            assert!(is_broken(&error), "{method:?} {nobody}: {error}");
+            assert!(is_broken(&error), "{method:?} {unreachable}: {error}");
         }
     }
 }
 
 #[test]
 #[ignore = "needs root"]
-fn a_connection_that_a_listener_has_begun_to_answer() {
+fn a_connection_whose_handshake_the_listener_has_answered() {
     let world = World::new();
     for method in [DestroyMethod::Kernel, DestroyMethod::Packets] {
         for (client, server) in [
@@ -128,17 +128,17 @@ fn a_connection_that_a_listener_has_begun_to_answer() {
                 cookie: None,
             };
             let neighbour = world.connect(&listener, server);
-            // A client that says nothing more.
+            // The client sends nothing more.
             let first = Segment {
+                kind: Kind::Syn,
                 from: at(client),
                 to: at(server),
                 sequence: 1,
-                acknowledges: 0,
-                flags: Flags::SYN,
+                acknowledgement: 0,
                 data: &[],
             };
             let sent = world.server.visit(|| {
-                // Whom the sniffer listens to does not matter; it only sends.
+                // The observed connection does not matter: this sniffer only sends.
                 let neighbour = neighbour.seen_by(Side::Server);
                 let found = Diag::open().unwrap().find(&[neighbour]).unwrap();
                 let target = ListedSocket {
@@ -188,7 +188,7 @@ fn half_closed_connections() {
 
 #[test]
 #[ignore = "needs root"]
-fn one_end_has_closed_and_the_other_one_goes_on() {
+fn a_connection_that_one_end_has_closed() {
     let world = World::new();
     for (method, side) in TABLE {
         let listener = world.listen("10.11.0.2:80");
@@ -200,7 +200,7 @@ fn one_end_has_closed_and_the_other_one_goes_on() {
         };
         drop(closed);
         std::thread::sleep(Duration::from_millis(5));
-        // Nobody holds the socket, the kernel waits for the other end.
+        // No process has the socket open; the kernel waits for the other end.
         let outcome = world.destroy_one(method, side, connection);
         assert!(
             matches!(outcome, Outcome::Destroyed),
@@ -215,7 +215,7 @@ fn one_end_has_closed_and_the_other_one_goes_on() {
             remote: connection.local,
             cookie: None,
         };
-        // Whether the other end was told depends on the kernel; from its own side it is.
+        // Whether the other end got a reset depends on the kernel; destroyed from its side it does.
         let outcome = world.destroy_one(method, other, reversed);
         assert!(!matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
         let error = error_of(&open).unwrap();
@@ -237,7 +237,7 @@ fn a_thousand_at_once() {
             world.destroy_all(method, side, &connections);
             let took = started.elapsed();
             println!("1000 connections, {method:?} from {side:?}, {listen} {dial}: {took:?}");
-            // A busy machine has its time; where there is nothing else to do packets take 0.2 s.
+            // Generous for a busy machine; on an idle one packets take 0.2 s.
             assert!(took < Duration::from_secs(5), "{took:?}");
             for end in all.iter().flat_map(|ends| [&ends.client, &ends.server]) {
                 assert!(is_broken(&error_of(end).unwrap()));
@@ -268,10 +268,11 @@ fn connections_full_of_traffic() {
                     let case = format!("{method:?} {side:?} up {up} down {down}");
                     threads.push(std::thread::spawn(move || {
                         let read = reader.join().unwrap();
-                        // A socket tells its error once, perhaps to the thread that writes.
-                        let told = up && down && read.as_ref().is_ok_and(|length| *length == 0);
+                        // A socket reports its error once, perhaps to the thread that writes.
+                        let has_seen_end =
+                            up && down && read.as_ref().is_ok_and(|length| *length == 0);
                         assert!(
-                            told || read.as_ref().is_err_and(is_broken),
+                            has_seen_end || read.as_ref().is_err_and(is_broken),
                             "{case}: {read:?}"
                         );
                     }));
@@ -292,7 +293,7 @@ fn connections_full_of_traffic() {
     }
 }
 
-/// Writes until it cannot.
+/// Writes until the connection breaks.
 fn pour(
     to: &std::net::TcpStream,
     carried: Arc<AtomicU64>,
@@ -304,7 +305,7 @@ fn pour(
         while let Ok(written) = to.write(&bytes) {
             carried.fetch_add(written as u64, Ordering::Relaxed);
             if enough.load(Ordering::Relaxed) {
-                // Still connected a moment later: the test has failed already.
+                // Still connected after the end: the test has failed already.
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
@@ -391,7 +392,7 @@ fn a_socket_bound_to_a_device_does_not_escape_the_kernel() {
     assert_eq!(failure.reason(), "bound");
     let outcome = world.destroy_one(DestroyMethod::Kernel, Side::Client, seen(&stream));
     assert!(matches!(outcome, Outcome::Destroyed), "{outcome:?}");
-    // The packets that do not reach it come from this side; from the other one they do.
+    // From this side packets do not reach the socket; from the other side they do.
     drop(listener.accept().unwrap());
     let stream = connect();
     let (server, _) = listener.accept().unwrap();

@@ -19,7 +19,7 @@ fn message(kind: u16, body: &[u8]) -> Vec<u8> {
 
 fn chain(kind: &[u8], hook: u32) -> Vec<u8> {
     let number = item(HOOK_NUMBER, &hook.to_be_bytes());
-    // A nested attribute has the highest bit of its type set, or not.
+    // The highest bit of a nested attribute's type may be set or not.
     let hook = item(CHAIN_HOOK | 0x8000, &number);
     let mut body = vec![0; GENERIC];
     body.extend([item(3, b"prerouting\0"), hook, item(CHAIN_TYPE, kind)].concat());
@@ -27,7 +27,7 @@ fn chain(kind: &[u8], hook: u32) -> Vec<u8> {
 }
 
 #[test]
-fn a_chain_that_translates_what_comes_in_is_found() {
+fn a_chain_that_translates_inbound_destinations_is_found() {
     let done = || message(NLMSG_DONE, &[0; 4]);
     let cases = [
         (chain(b"nat\0", 0), Chains::Redirect),
@@ -36,26 +36,26 @@ fn a_chain_that_translates_what_comes_in_is_found() {
             Chains::Redirect,
         ),
         ([chain(b"filter\0", 0), done()].concat(), Chains::End),
-        // What leaves may be translated as anybody likes.
+        // Translation of outbound connections does not matter.
         ([chain(b"nat\0", 3), done()].concat(), Chains::End),
         (chain(b"natural\0", 0), Chains::More),
         (message(NLMSG_ERROR, &[0xff; 20]), Chains::End),
         (Vec::new(), Chains::More),
     ];
-    for (datagram, wanted) in cases {
-        assert_eq!(look_through(&datagram), wanted, "{datagram:?}");
+    for (datagram, expected) in cases {
+        assert_eq!(search_chains(&datagram), expected, "{datagram:?}");
     }
 }
 
 proptest::proptest! {
     #[test]
-    fn no_answer_makes_it_panic(bytes: Vec<u8>, at in 0_usize..80, with: u8) {
-        look_through(&bytes);
+    fn corrupt_answers_are_harmless(bytes: Vec<u8>, at in 0_usize..80, with: u8) {
+        search_chains(&bytes);
         let mut changed = chain(b"nat\0", 0);
         if let Some(byte) = changed.get_mut(at) {
             *byte = with;
         }
-        look_through(&changed);
+        search_chains(&changed);
     }
 }
 
@@ -68,6 +68,6 @@ fn a_new_namespace_redirects_nothing() {
     });
     let (legacy, nf) = found.join().unwrap();
     assert!(!legacy);
-    // A kernel without these tables says so.
+    // A kernel without these tables answers with an error.
     assert!(!nf.unwrap_or(false));
 }

@@ -3,7 +3,7 @@
 use futures::FutureExt as _;
 
 use super::*;
-use mesh::{Lanes, LocalPod};
+use mesh::{LocalPod, PathSettings};
 use mesh::{Uid, local};
 
 const PODS: [(&str, u64); 2] = [("a", 1), ("b", 2)];
@@ -33,7 +33,7 @@ fn with(mesh: Arc<mesh::Snapshot>) -> Arc<View> {
         addresses: Vec::new(),
         redirected: false,
     });
-    Arc::new(View::new(mesh, pods, &Lanes::default()))
+    Arc::new(View::new(mesh, pods, &PathSettings::default()))
 }
 
 fn policy(action: &str, namespace: &str, client: &str) -> String {
@@ -110,7 +110,7 @@ fn a_pod_that_is_somebody_else_than_the_mesh_says_keeps_nothing() {
         addresses: Vec::new(),
         redirected: false,
     };
-    let after = View::new(before.mesh.clone(), [pod], &Lanes::default());
+    let after = View::new(before.mesh.clone(), [pod], &PathSettings::default());
     set.reauthorize(&Arc::new(after));
     assert!(is_cut(&live).is_some());
 }
@@ -120,7 +120,7 @@ fn what_a_pod_that_left_the_node_has_open_is_left_to_drain() {
     let before = view("", BOTH);
     let set = AuthorizedConnections::new(before.clone());
     let live = set.admit(admitted(Some("x"), 1), &before, &before).unwrap();
-    let after = View::new(before.mesh.clone(), [], &Lanes::default());
+    let after = View::new(before.mesh.clone(), [], &PathSettings::default());
     set.reauthorize(&Arc::new(after));
     assert_eq!(is_cut(&live), None);
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::claimed_client;
 use mesh::Authority;
 use mesh::View;
-use mesh::inbound::backed;
-use mesh::inbound::{TunnelTarget, client_of, delivered};
+use mesh::inbound::backed_service;
+use mesh::inbound::{TunnelTarget, client_address, delivery_address};
 use mesh::{Identity, Service, Workload};
 use tunnel::hbone::Baggage;
 
@@ -56,7 +56,8 @@ impl InboundCaller {
     /// Whose connection it is. The port of a client that somebody else names is not known.
     pub(super) fn client(&self, workload: Option<&Workload>, view: &View) -> SocketAddr {
         let said = (self.identity(), self.named());
-        let client = workload.map(|workload| client_of(self.peer.ip(), said, workload, &view.mesh));
+        let client =
+            workload.map(|workload| client_address(self.peer.ip(), said, workload, &view.mesh));
         match client.filter(|client| *client != self.peer.ip()) {
             Some(client) => SocketAddr::new(client, 0),
             None => self.peer,
@@ -97,11 +98,11 @@ impl InboundCaller {
         let (host, to) = match &self.tunnel {
             Some(tunnel) => (
                 tunnel.host.as_deref(),
-                delivered(workload, target.destination, false),
+                delivery_address(workload, target.destination, false),
             ),
             None => (None, target.destination),
         };
-        backed(workload, &view.mesh, host, to.port())
+        backed_service(workload, &view.mesh, host, to.port())
     }
 }
 

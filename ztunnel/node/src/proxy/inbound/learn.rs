@@ -48,7 +48,7 @@ async fn learn(
         };
         if let Some(key) = lacks(context, caller, &view, &discovered) {
             if let Err(error) = discovered
-                .ask(Some(on_demand), &context.inbound_limit, key)
+                .fetch(Some(on_demand), &context.inbound_limit, key)
                 .await
             {
                 return (view, Err(error));
@@ -56,10 +56,12 @@ async fn learn(
             continue;
         }
         let client = caller.client(context.pod.workload(&view.mesh).map(|w| &**w), &view);
-        match inbound::at(&shared.config.network, client.ip(), &view.mesh) {
+        match inbound::unknown_address_key(&shared.config.network, client.ip(), &view.mesh) {
             Some(key) if !named => {
                 named = true;
-                on_demand.ask_for_name(&key, &context.inbound_limit).await;
+                on_demand
+                    .fetch_client_name(&key, &context.inbound_limit)
+                    .await;
             }
             _ => return (view, Ok(())),
         }
@@ -73,14 +75,14 @@ fn lacks(
     discovered: &Discovered,
 ) -> Option<DemandKey> {
     let Some(workload) = context.pod.workload(&view.mesh) else {
-        return inbound::own(&context.pod.uid, &view.mesh, &discovered.absent);
+        return inbound::own_workload_key(&context.pod.uid, &view.mesh, &discovered.absent);
     };
     let asked = LocalEndpoint {
         workload,
         addresses: &context.pod.addresses,
         at: caller.at.ip(),
     };
-    inbound::missing(
+    inbound::next_key(
         &caller.authority(),
         caller.named().is_some(),
         asked,

@@ -7,7 +7,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::super::{Added, AnnouncedPods, Full};
 use super::agent::{Connection, add, del, keep, snapshot_sent};
 use super::*;
-use crate::pods::{Handed, Netns, NetnsSource};
+use crate::pods::{Netns, NetnsDescriptor, NetnsSource};
 
 /// A new, empty network namespace.
 fn netns() -> File {
@@ -21,7 +21,7 @@ fn netns() -> File {
 /// A node that only records the announced pods.
 struct Recorder {
     node: Node,
-    announced_pods: AnnouncedPods<Handed>,
+    announced_pods: AnnouncedPods<NetnsDescriptor>,
 }
 
 impl Recorder {
@@ -110,7 +110,7 @@ fn a_namespace_descriptor_arrives() {
     assert_eq!(uid, super::uid("pod-1"));
     // The default of Kubernetes for a pod without a service account.
     assert_eq!(&*info.service_account, "default");
-    let source = NetnsSource::Handed(netns);
+    let source = NetnsSource::Descriptor(netns);
     assert_eq!(source.to_string(), "of pod pod-1");
     let opened = Netns::of(&source).unwrap();
     assert_eq!(opened.cookie(), expected.cookie());

@@ -1,5 +1,4 @@
-//! The verbs of these tests: two pods on one link, connections between them, and what their
-//! applications see.
+//! Two pods on one link, connections between them, and the errors that their applications see.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,7 +11,7 @@ use netlink_packet_route::link::LinkAttribute;
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::pods::netlab::{give, index, up, veth, way_out};
+use crate::pods::netlab::{add_address, add_default_route, index, set_link_up, veth};
 
 use super::super::super::Netns;
 use super::super::{Connection, DestroyMethod, Destroyed, Outcome, destroy_by};
@@ -192,7 +191,7 @@ pub(super) fn seen(stream: &TcpStream) -> Connection {
     }
 }
 
-/// How long an end may take to be told on a busy machine.
+/// How long a reset may take to arrive on a busy machine.
 const SOON: Duration = Duration::from_secs(5);
 
 /// A thread that reads until it cannot, and says why.
@@ -213,7 +212,7 @@ pub(super) fn reader(stream: &TcpStream) -> JoinHandle<io::Result<usize>> {
     thread
 }
 
-/// What a socket's application is told next: that the connection was broken off.
+/// Whether the error tells the application that its connection was aborted.
 pub(super) fn is_broken(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -237,16 +236,17 @@ pub(super) fn error_of(stream: &TcpStream) -> Option<io::Error> {
 
 fn namespace() -> (Netns, PathBuf, mpsc::Sender<()>) {
     let (alive, end) = mpsc::channel::<()>();
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         let thread = nix::unistd::gettid();
-        tell.send(PathBuf::from(format!("/proc/self/task/{thread}/ns/net")))
+        sender
+            .send(PathBuf::from(format!("/proc/self/task/{thread}/ns/net")))
             .unwrap();
         // An error is the end of the test.
         end.recv().unwrap_or_default();
     });
-    let path = told.recv().unwrap();
+    let path = receiver.recv().unwrap();
     (Netns::open(&path).unwrap(), path, alive)
 }
 
@@ -266,14 +266,14 @@ fn link_to(far: &std::fs::File) {
 /// everywhere else.
 fn set_up(addresses: [&str; 2]) {
     let device = index(DEVICE);
-    up(1);
-    up(device);
+    set_link_up(1);
+    set_link_up(device);
     // The strictest filter: packets of ours must get through it.
     std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1").unwrap();
     for address in addresses {
-        give(device, address.parse().unwrap());
+        add_address(device, address.parse().unwrap());
     }
     for gateway in ["10.11.0.99", "fd11::99"] {
-        way_out(device, gateway.parse().unwrap());
+        add_default_route(device, gateway.parse().unwrap());
     }
 }

@@ -1,7 +1,7 @@
 //! What the records of arriving connections say of their clients and services.
 
 use super::*;
-use mesh::Lanes;
+use mesh::PathSettings;
 use mesh::{Uid, local};
 
 const MESH: &str = r#"
@@ -20,7 +20,7 @@ services:
 
 fn view() -> View {
     let mesh = local::parse(MESH).unwrap().into_snapshot();
-    View::new(Arc::new(mesh), [], &Lanes::default())
+    View::new(Arc::new(mesh), [], &PathSettings::default())
 }
 
 fn identity(account: &str) -> Identity {

@@ -1,5 +1,5 @@
-//! A network namespace that came as a file descriptor: looked at once, so that whoever has a
-//! [`Handed`] need not ask again what it is.
+//! A network namespace that was received as a file descriptor. It is validated once, when the
+//! [`NetnsDescriptor`] is created.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -10,23 +10,23 @@ use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 use super::Error;
 
-/// The descriptor of a pod's network namespace. Two are equal when they lead to the same one.
+/// The descriptor of a pod's network namespace. Two are equal if they refer to the same namespace.
 #[derive(Debug, Clone)]
-pub struct Handed {
+pub struct NetnsDescriptor {
     pod: Arc<str>,
     fd: Arc<OwnedFd>,
     id: Id,
 }
 
-/// What tells one file from all others while it is held open.
+/// Identifies a file while it is open.
 type Id = (libc::dev_t, libc::ino_t);
 
-impl Handed {
-    /// Makes sure that it is a network namespace, and not the proxy's own: capture in there would
-    /// catch the proxy itself.
+impl NetnsDescriptor {
+    /// Validates that the descriptor is a network namespace, and not the proxy's own: capture in that
+    /// one would capture the proxy itself.
     ///
     /// # Errors
-    /// When it is anything else.
+    /// When the descriptor refers to anything else.
     pub fn check(pod: &Arc<str>, fd: OwnedFd) -> Result<Self, Error> {
         let inspect = |source| Error::Inspect {
             pod: pod.clone(),
@@ -36,7 +36,7 @@ impl Handed {
             pod: pod.clone(),
             found,
         };
-        // Before the ioctl: its number may mean something else to a device.
+        // Before the ioctl: for a device its number may mean another operation.
         let files = fstatfs(&fd).map_err(io::Error::from).map_err(inspect)?;
         if files.filesystem_type() != NSFS_MAGIC {
             return Err(no_netns("no namespace at all".to_owned()));
@@ -60,7 +60,7 @@ impl Handed {
         })
     }
 
-    /// Whose it is.
+    /// The pod that the descriptor was sent for.
     #[must_use]
     pub const fn pod(&self) -> &Arc<str> {
         &self.pod
@@ -71,17 +71,17 @@ impl Handed {
     }
 }
 
-impl PartialEq for Handed {
+impl PartialEq for NetnsDescriptor {
     fn eq(&self, other: &Self) -> bool {
         self.id == other.id
     }
 }
 
-impl Eq for Handed {}
+impl Eq for NetnsDescriptor {}
 
-/// Which of the kinds of namespaces it is, as the flag of `clone(2)`.
+/// The kind of a namespace, as a flag of `clone(2)`.
 fn kind(fd: &OwnedFd) -> io::Result<libc::c_int> {
-    // SAFETY: NS_GET_NSTYPE of ioctl_ns(2) has no argument.
+    // SAFETY: NS_GET_NSTYPE of ioctl_ns(2) takes no argument.
     let kind = unsafe { libc::ioctl(fd.as_raw_fd(), libc::NS_GET_NSTYPE) };
     if kind < 0 {
         return Err(io::Error::last_os_error());

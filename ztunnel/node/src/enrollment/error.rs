@@ -1,0 +1,56 @@
+//! Why a pod could not be enrolled.
+
+use super::{DesiredPod, PodKey};
+use crate::{bpf, pods};
+
+/// A pod that could not be enrolled.
+#[derive(Debug)]
+pub(crate) struct EnrollFailure {
+    /// The pod.
+    pub(crate) pod: DesiredPod,
+    /// Why.
+    pub(crate) error: EnrollError,
+}
+
+/// Why a pod is not enrolled.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EnrollError {
+    /// Its namespace could not be prepared.
+    #[error(transparent)]
+    Pod(#[from] pods::Error),
+    /// Another enrolled pod has the same namespace.
+    #[error(
+        "its network namespace is that of pod {other}, which is enrolled already; a pod needs a \
+         network namespace of its own"
+    )]
+    NetnsInUse {
+        /// The other pod.
+        other: PodKey,
+    },
+    /// Its addresses could not be listed.
+    #[error("cannot list the addresses on the pod's interfaces: {0}")]
+    Addresses(#[source] std::io::Error),
+    /// An inbound listener could not be duplicated.
+    #[error("cannot duplicate the inbound listener: {0}")]
+    Duplicate(#[source] std::io::Error),
+    /// The inbound listeners could not be marked for the kernel programs.
+    #[error("cannot mark the inbound listeners for the kernel programs: {0}")]
+    MarkListener(#[source] std::io::Error),
+    /// Neither rules nor programs would capture it.
+    #[error(
+        "no rules inside the pod redirect its connections, and this node captures without kernel \
+         programs: the pod would bypass the mesh (istio-cni installs the rules; see capture.by)"
+    )]
+    NoRules,
+    /// Foreign programs capture it: outbound connections would arrive without their destination, and
+    /// inbound ones not at all.
+    #[error(
+        "the eBPF programs of another proxy capture it, but this proxy expects redirection rules to \
+         capture (capture.by): stop that proxy if it runs, then run `ztunnel kernel remove` on the \
+         node"
+    )]
+    Captured,
+    /// Capture could not be turned on.
+    #[error(transparent)]
+    Kernel(#[from] bpf::Error),
+}
