@@ -294,8 +294,8 @@ fn deferred_connect() -> TcpStream {
 fn bytes_that_come_with_the_syn_are_not_overtaken() {
     in_namespace(|| {
         let pods = Pods::new();
-        // ClientKey and server, without cookies.
-        let fast = || std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "519").unwrap();
+        // For client and server, without cookies.
+        let enable_fast_open = || std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "519").unwrap();
         enable_fast_open();
         in_netns(&pods.far, enable_fast_open);
         set(&pods.server, SOL_TCP, TCP_FASTOPEN, 64);
