@@ -6,7 +6,7 @@ use std::rc::Rc;
 use tokio::task::JoinHandle;
 
 use super::*;
-use mesh::{Lanes, LocalPod};
+use mesh::{LocalPod, PathSettings};
 use mesh::{Snapshot, Uid, Workload};
 
 /// Longer than any test takes: what ends has not ended because its time was over.
@@ -34,7 +34,7 @@ fn view(known: &[&str]) -> View {
         addresses: vec![[10, 0, 0, 1].into()],
         redirected: false,
     };
-    View::new(Arc::new(mesh), [pod], &Lanes::default())
+    View::new(Arc::new(mesh), [pod], &PathSettings::default())
 }
 
 impl World {
