@@ -1,22 +1,26 @@
-//! Reading YAML written by people: every complaint names the path of the value it is about, the
-//! line, and for a misspelt key the one that was probably meant.
+//! Reads YAML files with readable error messages: each names the path of the value, the line, and
+//! for an unknown key the known key that is nearest.
 //!
-//! Used for the local file of the mesh and for the settings file. Unknown keys are refused by the
-//! types read (`deny_unknown_fields`); this file only makes the complaint readable.
+//! Used for the local file of the mesh and for the settings file. The types refuse unknown keys
+//! (`deny_unknown_fields`); `serde_path_to_error` adds the path. Two things remain to be done here:
+//! serde_yaml_ng keeps errors of unknown keys as text only, so the known keys are taken from that
+//! text, and its messages either lack the line or contain path and line already, so a failed document
+//! is read a second time for its line.
 
 use std::marker::PhantomData;
 
 use serde::de::{DeserializeOwned, Visitor};
 use serde_yaml_ng::{Deserializer, Mapping, Value};
+use strsim::levenshtein;
 
-/// What is wrong with a YAML text, and where.
+/// An error in a YAML text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct YamlError {
-    /// Where in the document, for example `workloads[2].protocol`; empty for the whole.
+    /// The path of the value, for example `workloads[2].protocol`; empty for the whole document.
     pub path: String,
-    /// The line, from 1, where it is known.
+    /// The line, from 1, if it is known.
     pub line: Option<usize>,
-    /// What is wrong there.
+    /// The problem with the value.
     pub problem: String,
 }
 
@@ -35,11 +39,11 @@ impl std::error::Error for YamlError {}
 /// Reads one document. An empty text is an empty mapping.
 ///
 /// # Errors
-/// When it is no YAML, holds a key twice, or is not what the type expects.
+/// When it is no YAML, repeats a key, or does not match the type.
 pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
     let value: Value = serde_yaml_ng::from_str(text).map_err(|error| {
         let message = error.to_string();
-        // For a key that stands there twice the parser only knows where the mapping begins.
+        // For a repeated key the parser only knows where the mapping begins.
         let location = error
             .location()
             .filter(|_| !message.contains("duplicate entry"));
@@ -58,7 +62,7 @@ pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let problem = explain(&error.inner().to_string());
-        // A value has forgotten its line; the text is read again to learn it.
+        // A parsed value has no line, so the text is read again.
         let again: Result<T, _> = serde_path_to_error::deserialize(Deserializer::from_str(text));
         let line = again
             .err()
@@ -72,14 +76,14 @@ pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
     })
 }
 
-/// The parser ends its messages with a position, which is reported apart from them.
+/// Removes the position at the end of a message of the parser.
 fn without_location(message: &str) -> &str {
     message
         .find(" at line ")
         .map_or(message, |end| &message[..end])
 }
 
-/// serde's message for an unknown key lists every key there is; the nearest one is what helps.
+/// Shortens serde's message for an unknown key, which lists all known keys, to the nearest one.
 fn explain(message: &str) -> String {
     let Some(rest) = message.strip_prefix("unknown field `") else {
         return message.to_owned();
@@ -94,8 +98,8 @@ fn explain(message: &str) -> String {
     }
 }
 
-/// Reads a text and turns it into something. A complaint made here bears the line of the text; one
-/// made after the text was read would bear that of the mapping around it.
+/// Reads a string and parses it. An error of `parse` gets the line of the string; an error that is
+/// reported after the string was read would get the line of the mapping around it.
 pub fn parsed<'de, D, T, E>(
     deserializer: D,
     expected: &str,
@@ -130,40 +134,20 @@ impl<T, E: std::fmt::Display, F: FnOnce(&str) -> Result<T, E>> Visitor<'_> for P
     }
 }
 
-/// The known name nearest to the one found, if it is near enough to be a slip.
+/// The known name nearest to the one found, if it is near enough to be a typing error.
 pub fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
-    // Long names of an attacker or a broken file are not worth a quadratic comparison.
+    // The comparison is quadratic, and a long name is no typing error.
     if found.len() > 64 {
         return None;
     }
-    let slips = found.chars().count().div_ceil(3).min(3);
+    let limit = found.chars().count().div_ceil(3).min(3);
     let found = found.to_lowercase().replace(['_', '-'], "");
     known
         .iter()
-        .map(|name| (distance(&found, &name.to_lowercase()), *name))
+        .map(|name| (levenshtein(&found, &name.to_lowercase()), *name))
         .min_by_key(|(distance, _)| *distance)
-        .filter(|(distance, _)| *distance <= slips)
+        .filter(|(distance, _)| *distance <= limit)
         .map(|(_, name)| name)
-}
-
-/// The number of single-character edits between two texts (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, left) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut last = i + 1;
-        for (right, cell) in b.iter().zip(row.iter_mut().skip(1)) {
-            let replaced = diagonal + usize::from(left != *right);
-            diagonal = *cell;
-            last = replaced.min(last + 1).min(diagonal + 1);
-            *cell = last;
-        }
-    }
-    row.last()
-        .copied()
-        .unwrap_or_default()
-        .max(if b.is_empty() { a.chars().count() } else { 0 })
 }
 
 #[cfg(test)]
@@ -174,7 +158,7 @@ mod tests {
 
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields, rename_all = "camelCase")]
-    #[allow(dead_code, reason = "only the complaints are looked at")]
+    #[allow(dead_code, reason = "only the errors are checked")]
     struct Sample {
         #[serde(default)]
         items: Vec<Item>,
@@ -182,7 +166,7 @@ mod tests {
 
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields, rename_all = "camelCase")]
-    #[allow(dead_code, reason = "only the complaints are looked at")]
+    #[allow(dead_code, reason = "only the errors are checked")]
     struct Item {
         protocol: String,
         #[serde(default)]
@@ -190,8 +174,8 @@ mod tests {
     }
 
     #[test]
-    fn complaints_name_path_line_and_remedy() {
-        for (text, complaint) in [
+    fn errors_name_path_line_and_the_nearest_key() {
+        for (text, message) in [
             (
                 "items:\n- protcol: x\n",
                 r#"items[0].protcol: unknown field, did you mean "protocol"? (line 2)"#,
@@ -219,7 +203,7 @@ mod tests {
             ),
         ] {
             let error = read::<Sample>(text).expect_err(text);
-            assert_eq!(error.to_string(), complaint, "{text}");
+            assert_eq!(error.to_string(), message, "{text}");
         }
     }
 
@@ -230,16 +214,17 @@ mod tests {
     }
 
     #[test]
-    fn distances() {
-        assert_eq!(
-            (
-                distance("kitten", "sitting"),
-                distance("", "ab"),
-                distance("ab", ""),
-                distance("x", "x")
-            ),
-            (3, 2, 2, 0)
-        );
-        assert_eq!(nearest(&"x".repeat(100_000), &["protocol"]), None);
+    fn the_nearest_name_ignores_case_and_separators() {
+        let known = ["protocol", "workloadIps", "network"];
+        for (found, expected) in [
+            ("protcol", Some("protocol")),
+            ("workload_ips", Some("workloadIps")),
+            ("NETWROK", Some("network")),
+            ("zebra", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(found, &known), expected, "{found}");
+        }
+        assert_eq!(nearest(&"x".repeat(100_000), &known), None);
     }
 }

@@ -89,7 +89,7 @@ fn said(mesh: &Snapshot, question: &str, random: u64) -> String {
 fn foreseen(mesh: &Snapshot, question: &str) -> bool {
     let (who, name) = question.split_once(' ').unwrap();
     let (_, name) = name.trim_start().split_once(' ').unwrap();
-    let client = mesh.workload_by_uid(&crate::mesh::Uid(who.into())).unwrap();
+    let client = mesh.workload_by_uid(&crate::Uid(who.into())).unwrap();
     let namespace = Some(&*client.namespace);
     may_be_mine(mesh, "cluster.local", namespace, name.trim())
 }

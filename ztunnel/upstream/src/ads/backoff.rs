@@ -1,5 +1,5 @@
-//! How long to wait before the next attempt. Every node of a cluster loses its control plane at
-//! the same moment, so each waits a time of its own.
+//! The wait before the next attempt. All nodes of a cluster lose their control plane at the same
+//! moment, so the wait is random.
 
 use std::time::Duration;
 
@@ -8,19 +8,19 @@ const FIRST: Duration = Duration::from_millis(100);
 /// The longest wait.
 const LONGEST: Duration = Duration::from_secs(15);
 
-/// Waits that double with each failure.
+/// A wait that doubles with each failure.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    /// The last attempt led to something.
+    /// Starts again after a successful attempt.
     pub(super) const fn reset(&mut self) {
         self.failures = 0;
     }
 
-    /// The next wait: between half of it and all of it, by chance.
+    /// The next wait: a random time between half of the limit and the limit.
     pub(super) fn next(&mut self) -> Duration {
         let whole = whole(self.failures);
         self.failures = self.failures.saturating_add(1);
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_a_limit_and_begin_anew() {
+    fn waits_double_up_to_a_limit_and_start_again() {
         let millis = |failures| whole(failures).as_millis();
         assert_eq!((millis(0), millis(1), millis(5)), (100, 200, 3200));
         assert_eq!((millis(8), millis(1_000_000)), (15_000, 15_000));
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn two_nodes_do_not_wait_the_same_time() {
+    fn waits_are_random() {
         let waits: Vec<_> = (0..20).map(|_| Backoff::default().next()).collect();
         assert!(waits.iter().any(|wait| *wait != waits[0]), "{waits:?}");
     }

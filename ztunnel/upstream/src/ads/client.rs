@@ -1,4 +1,4 @@
-//! The client's life: connect, follow the stream, wait, connect again.
+//! The client: connects, serves the stream, waits and connects again.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tonic::Request;
 use super::backoff::Backoff;
 use super::config::{Checked, Config, ConfigError, Subscription};
 use super::connection;
-use super::demand::{Demand, Question};
+use super::demand::{Demand, FetchRequest};
 use super::error::Error;
 use super::event::Event;
 use super::push::State;
@@ -17,10 +17,10 @@ use super::stream::{REQUESTS, Stream, shown};
 use api::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use telemetry::{XdsMetrics, XdsTermination};
 
-/// Events that the node has not looked at yet: a few slices of a large push.
+/// The length of the event queue: a few slices of a large push.
 pub(super) const EVENTS: usize = 8;
 
-/// A stream that lasted so long was a good one: the next attempt need not wait.
+/// After a stream of this duration the back-off starts again.
 const LASTING: Duration = Duration::from_secs(10);
 
 /// The client of one control plane.
@@ -30,33 +30,33 @@ pub struct Client {
     state: State,
     outlet: mpsc::Sender<Event>,
     demand: Option<Demand>,
-    questions: Option<mpsc::Receiver<Question>>,
+    fetches: Option<mpsc::Receiver<FetchRequest>>,
     synced: bool,
 }
 
 /// How an attempt ended.
 struct End {
-    /// Whether the control plane has sent anything.
+    /// Whether the control plane has sent a response.
     answered: bool,
     outcome: Result<(), Error>,
 }
 
 impl Client {
-    /// The client, and what it will tell. Nothing happens before [`Self::run`].
+    /// Creates the client and the channel of its events. [`Self::run`] connects.
     ///
     /// # Errors
-    /// When the settings cannot work.
+    /// When a setting is invalid.
     pub fn new(
         config: Config,
         metrics: XdsMetrics,
     ) -> Result<(Self, mpsc::Receiver<Event>), ConfigError> {
         let to = Checked::new(config)?;
         let (outlet, events) = mpsc::channel(EVENTS);
-        let (demand, questions) = match to.config.subscription {
+        let (demand, fetches) = match to.config.subscription {
             Subscription::Everything => (None, None),
             Subscription::OnDemand => {
-                let (demand, questions) = Demand::new(to.config.demand_timeout);
-                (Some(demand), Some(questions))
+                let (demand, fetches) = Demand::new(to.config.demand_timeout);
+                (Some(demand), Some(fetches))
             }
         };
         let client = Self {
@@ -65,21 +65,21 @@ impl Client {
             metrics,
             outlet,
             demand,
-            questions,
+            fetches,
             synced: false,
         };
         Ok((client, events))
     }
 
-    /// Asks for single resources. `None` where the whole mesh is subscribed.
+    /// The handle that fetches single resources; `None` if the whole mesh is subscribed.
     #[must_use]
     pub fn demand(&self) -> Option<Demand> {
         self.demand.clone()
     }
 
-    /// Follows the control plane for ever. Returns when the receiver of the events is dropped.
+    /// Serves the control plane. Returns when the receiver of the events is dropped.
     pub async fn run(mut self) {
-        // Questions end when nobody can ask any more, and that is not up to the client.
+        // The channel of requests closes when all other handles are dropped.
         self.demand = None;
         let outlet = self.outlet.clone();
         tokio::select! {
@@ -93,7 +93,7 @@ impl Client {
         loop {
             let began = Instant::now();
             let end = self.attempt().await;
-            // What ends as soon as it has begun would begin anew for ever, with all of the mesh.
+            // A stream that ends at once must not be repeated without a wait: each sends the whole mesh.
             if end.answered && began.elapsed() >= LASTING {
                 backoff.reset();
             }
@@ -122,7 +122,7 @@ impl Client {
             subscription: self.to.config.subscription,
             requests,
             outlet: &self.outlet,
-            questions: self.questions.as_mut(),
+            fetches: self.fetches.as_mut(),
             synced: &mut self.synced,
             answered: false,
         };
@@ -143,7 +143,7 @@ async fn serve(
     let channel = connection::connect(to).await?;
     let mut request = Request::new(outgoing);
     *request.metadata_mut() = connection::metadata(to).await?;
-    // The control plane may put off its first word until it has read ours.
+    // The control plane may send nothing before it has read the first request.
     stream.subscribe(&config.node).await?;
     let mut service = AggregatedDiscoveryServiceClient::new(channel)
         .max_decoding_message_size(config.max_message)

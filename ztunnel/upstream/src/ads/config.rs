@@ -1,4 +1,4 @@
-//! What the client is told: where the control plane is, how it proves itself, and who asks.
+//! The settings of the client: the control plane, how it is verified, and the node's description.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,57 +14,56 @@ use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 use api::envoy::config::core::v3 as core;
 use mesh::Fault;
 
-/// Everything the client is told.
+/// The settings of the client.
 #[derive(Clone)]
 pub struct Config {
-    /// `https://host:port`; `http://` is for tests and carries no token.
+    /// `https://host:port`. `http://` is for tests: no token is sent over it.
     pub address: String,
-    /// What the control plane's certificate has to be signed by.
+    /// The roots that the control plane's certificate is verified with.
     pub root: Root,
-    /// The name to expect in its certificate and to ask for, where that is not the address's
-    /// host.
+    /// The name in its certificate and in requests, if it is not the host of the address.
     pub alt_hostname: Option<String>,
-    /// A file with the bearer token, read anew for every connection. `None` sends none.
+    /// The file with the bearer token, read for every connection. `None` sends no token.
     pub token: Option<PathBuf>,
-    /// Headers to add, name and value.
+    /// Additional headers, name and value.
     pub headers: Vec<(String, String)>,
-    /// Who asks.
+    /// The description of the node.
     pub node: Node,
-    /// The trust domain of workloads that name none.
+    /// The trust domain of workloads that set none.
     pub trust_domain: String,
-    /// How much of the mesh is wanted.
+    /// Which part of the mesh is subscribed.
     pub subscription: Subscription,
-    /// Silence after which the connection is pinged; istiod refuses less than 15 s. Default 30 s.
+    /// The idle time after which the connection is pinged; istiod refuses less than 15 s. Default 30 s.
     pub keepalive_interval: Duration,
-    /// Silence after the ping that ends the connection. Default 10 s.
+    /// The time without an answer to the ping after which the connection is closed. Default 10 s.
     pub keepalive_timeout: Duration,
-    /// For a connection attempt, TLS included. Default 10 s.
+    /// The time limit for a connection attempt, including TLS. Default 10 s.
     pub connect_timeout: Duration,
     /// The largest response, bytes. Default 200 MiB.
     pub max_message: usize,
-    /// The longest that [`super::Demand::fetch`] waits. Default 5 s.
+    /// The time limit of [`super::Demand::fetch`]. Default 5 s.
     pub demand_timeout: Duration,
 }
 
-/// Whose signature the control plane's certificate has to bear.
+/// The roots that the control plane's certificate is verified with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Root {
-    /// The certificates in a PEM file, read anew for every connection.
+    /// The certificates of a PEM file, read for every connection.
     File(PathBuf),
-    /// Those that the system trusts.
+    /// The certificates that the system trusts.
     System,
 }
 
-/// How much of the mesh is wanted.
+/// Which part of the mesh is subscribed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subscription {
-    /// All of it.
+    /// The whole mesh.
     Everything,
-    /// All policies; workloads and services only where [`super::Demand`] asks for them.
+    /// All policies, and the workloads and services that [`super::Demand`] asks for.
     OnDemand,
 }
 
-/// Who asks: the control plane chooses by this what to send.
+/// The description of the node, by which the control plane chooses what to send.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Node {
     /// The address of the proxy's pod.
@@ -79,33 +78,33 @@ pub struct Node {
     pub cluster_id: String,
     /// The DNS suffix of the cluster, for example `cluster.local`.
     pub cluster_domain: String,
-    /// More metadata: every `ISTIO_META_<key>` without its prefix. These go before the others.
+    /// Additional metadata: every `ISTIO_META_<key>` without its prefix. It takes precedence.
     pub metadata: BTreeMap<String, serde_json::Value>,
 }
 
-/// Why the client cannot work as it is told.
+/// An invalid setting of the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// The address is none.
+    /// The address is invalid.
     #[error("the control plane's address {address:?} cannot be used: {why}")]
     Address {
-        /// As it was given.
+        /// The setting.
         address: String,
-        /// What is wrong.
+        /// The problem.
         why: String,
     },
-    /// The name is none.
-    #[error("the control plane's alternative host name {name:?} cannot be used")]
+    /// The name is invalid.
+    #[error("the control plane's alternative host name {name:?} is not a valid host name")]
     AltHostname {
-        /// As it was given.
+        /// The setting.
         name: String,
     },
-    /// A header cannot be sent. Its value may be a secret and is not shown.
+    /// A header cannot be sent. Its value is not shown, because it may be a secret.
     #[error("the header {name:?} for the control plane cannot be sent: {why}")]
     Header {
         /// Its name.
         name: String,
-        /// What is wrong.
+        /// The problem.
         why: &'static str,
     },
 }
@@ -121,7 +120,7 @@ impl ConfigError {
         }
     }
 
-    /// Who has to act: whoever set this proxy up.
+    /// The party that has to act: always the operator.
     #[must_use]
     pub const fn fault(&self) -> Fault {
         Fault::Us
@@ -129,8 +128,8 @@ impl ConfigError {
 }
 
 impl Config {
-    /// The defaults: everything is wanted, from a control plane with this address, whose
-    /// certificate is signed by this root.
+    /// The default settings for a control plane with this address and root: the whole mesh is
+    /// subscribed.
     #[must_use]
     pub fn new(address: &str, root: Root, node: Node) -> Self {
         Self {
@@ -152,7 +151,7 @@ impl Config {
 }
 
 impl fmt::Debug for Config {
-    /// Without the values of headers, which may be secrets.
+    /// Omits the values of headers, which may be secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("address", &self.address)
@@ -166,12 +165,12 @@ impl fmt::Debug for Config {
     }
 }
 
-/// What was checked once, at the beginning.
+/// The settings after they were checked.
 #[derive(Clone)]
 pub(super) struct Checked {
     pub(super) config: Config,
     pub(super) address: Uri,
-    /// What requests name as their authority, where that is not the address's.
+    /// The authority of requests, if it is not that of the address.
     pub(super) origin: Option<Uri>,
     pub(super) headers: Vec<(AsciiMetadataKey, AsciiMetadataValue)>,
 }
@@ -212,10 +211,10 @@ fn address(text: &str) -> Result<Uri, ConfigError> {
         return Err(refuse("expected https://host:port".to_owned()));
     };
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let here = bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let is_loopback = bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     match uri.scheme_str() {
         Some("https") => {}
-        Some("http") if here => {}
+        Some("http") if is_loopback => {}
         Some("http") => {
             let why = "it is not on this machine, so it must begin with https://";
             return Err(refuse(why.to_owned()));
@@ -249,7 +248,7 @@ fn header(name: &str, value: &str) -> Result<(AsciiMetadataKey, AsciiMetadataVal
         why,
     };
     let key = AsciiMetadataKey::from_bytes(name.as_bytes())
-        .map_err(|_not_a_name| refuse("the name is no name of an ASCII header"))?;
+        .map_err(|_not_a_name| refuse("the name is not a valid text header"))?;
     let mut value = AsciiMetadataValue::try_from(value)
         .map_err(|_not_ascii| refuse("the value is not visible ASCII"))?;
     value.set_sensitive(true);

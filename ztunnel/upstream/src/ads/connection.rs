@@ -1,4 +1,4 @@
-//! One connection: TLS to the control plane, and what proves who asks.
+//! One connection: TLS to the control plane, and the metadata that authenticates the node.
 
 use std::error::Error as StdError;
 use std::io;
@@ -15,11 +15,11 @@ use zeroize::Zeroizing;
 use super::config::{Checked, Root};
 use super::error::Error;
 
-/// The largest file of root certificates.
+/// The largest file of root certificates, in bytes.
 const ROOTS_MAX: u64 = 4 << 20;
-/// The largest token; those of Kubernetes have about 1 KiB.
+/// The largest token, in bytes; those of Kubernetes have about 1 KiB.
 const TOKEN_MAX: u64 = 64 << 10;
-/// Bytes that may be on the way: a large push should not wait for round trips.
+/// Flow-control windows, in bytes, large enough that a large push does not wait for round trips.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
@@ -83,13 +83,13 @@ async fn roots(path: &Path) -> Result<Vec<u8>, Error> {
         found += 1;
     }
     if found == 0 {
-        return Err(refuse("it holds no certificate in PEM form".to_owned()));
+        return Err(refuse("the file holds no PEM certificate".to_owned()));
     }
     Ok(pem.to_vec())
 }
 
-/// What goes with the request that opens the stream. The token is read each time: Kubernetes
-/// replaces it before it runs out.
+/// The metadata of the request that opens the stream. The token is read each time, because
+/// Kubernetes replaces it before it expires.
 pub(super) async fn metadata(to: &Checked) -> Result<MetadataMap, Error> {
     let mut metadata = MetadataMap::new();
     if let Some(path) = &to.config.token
@@ -113,11 +113,12 @@ async fn bearer(path: &Path) -> Result<AsciiMetadataValue, Error> {
         .map_err(|error| refuse(error.to_string()))?;
     let token = std::str::from_utf8(&bytes).map_or("", str::trim);
     if token.is_empty() {
-        return Err(refuse("it holds no token".to_owned()));
+        return Err(refuse("the file holds no token".to_owned()));
     }
     let header = Zeroizing::new(format!("Bearer {token}"));
-    let mut header = AsciiMetadataValue::try_from(header.as_str())
-        .map_err(|_not_ascii| refuse("it holds characters that no token has".to_owned()))?;
+    let mut header = AsciiMetadataValue::try_from(header.as_str()).map_err(|_not_ascii| {
+        refuse("the file holds characters that are not allowed in a token".to_owned())
+    })?;
     header.set_sensitive(true);
     Ok(header)
 }
@@ -129,22 +130,24 @@ async fn read(path: &Path, limit: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     if u64::try_from(bytes.len()).is_ok_and(|length| length <= limit) {
         return Ok(bytes);
     }
-    Err(io::Error::other(format!("it is larger than {limit} bytes")))
+    Err(io::Error::other(format!(
+        "the file is larger than {limit} bytes"
+    )))
 }
 
-/// The whole chain of causes in one line, and what most likely is behind it.
+/// The chain of causes in one line, and the likely cause.
 fn explain(error: &tonic::transport::Error, root: &Root) -> String {
     let mut text = String::new();
     let mut likely = None;
     let mut next: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(cause) = next {
-        let said = cause.to_string();
-        // Layers like to repeat what the one below them said.
-        if !text.contains(&said) {
+        let message = cause.to_string();
+        // Some errors repeat the message of their source.
+        if !text.contains(&message) {
             if !text.is_empty() {
                 text.push_str(": ");
             }
-            text.push_str(&said);
+            text.push_str(&message);
         }
         likely = likely.or_else(|| likely_cause(cause, root));
         next = cause.source();
@@ -156,14 +159,14 @@ fn explain(error: &tonic::transport::Error, root: &Root) -> String {
 }
 
 fn likely_cause(cause: &(dyn StdError + 'static), root: &Root) -> Option<String> {
-    // An I/O error's source is that of what it wraps, not what it wraps.
+    // The source of an I/O error is the source of the wrapped error, not the wrapped error itself.
     let wrapped = cause
         .downcast_ref::<io::Error>()
         .and_then(io::Error::get_ref)
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let error = wrapped.or_else(|| cause.downcast_ref::<rustls::Error>())?;
     match error {
-        // Roots of two meshes often bear the same name, and then it is the signature that differs.
+        // The roots of two meshes often have the same name; then the signature differs.
         rustls::Error::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
         ) => Some(match root {
@@ -172,10 +175,13 @@ fn likely_cause(cause: &(dyn StdError + 'static), root: &Root) -> Option<String>
         }),
         rustls::Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => Some("its certificate is for other names: ALT_XDS_HOSTNAME sets the name".to_owned()),
+        ) => Some(
+            "its certificate is for other names: set the expected name with ALT_XDS_HOSTNAME"
+                .to_owned(),
+        ),
         rustls::Error::InvalidCertificate(
             CertificateError::Expired | CertificateError::ExpiredContext { .. },
-        ) => Some("its certificate ran out, or a clock is wrong".to_owned()),
+        ) => Some("its certificate has expired, or a clock is wrong".to_owned()),
         _ => None,
     }
 }

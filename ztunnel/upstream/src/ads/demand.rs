@@ -1,4 +1,4 @@
-//! Asking for one resource, where not the whole mesh is subscribed.
+//! Fetches single resources for on-demand discovery.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,36 +8,36 @@ use tokio::time::timeout;
 
 use mesh::{DemandKey, Fetched};
 
-/// Questions that wait for the client to look at them.
+/// The length of the queue of fetch requests.
 const QUEUE: usize = 256;
 
-pub(super) struct Question {
+/// A request for one resource.
+pub(super) struct FetchRequest {
     pub(super) key: String,
     pub(super) answer: oneshot::Sender<Fetched>,
 }
 
-/// Asks the control plane for single resources. Clones share everything.
+/// A handle that fetches single resources from the control plane. Clones share one queue.
 #[derive(Clone)]
 pub struct Demand {
-    questions: mpsc::Sender<Question>,
+    fetches: mpsc::Sender<FetchRequest>,
     limit: Duration,
 }
 
 impl Demand {
-    pub(super) fn new(limit: Duration) -> (Self, mpsc::Receiver<Question>) {
-        let (questions, asked) = mpsc::channel(QUEUE);
-        (Self { questions, limit }, asked)
+    pub(super) fn new(limit: Duration) -> (Self, mpsc::Receiver<FetchRequest>) {
+        let (fetches, asked) = mpsc::channel(QUEUE);
+        (Self { fetches, limit }, asked)
     }
 
-    /// Asks for one resource, and returns when the changes that the answer brings are in force, at
-    /// the latest after [`super::Config::demand_timeout`]. Many may ask for the same; the control
-    /// plane is asked once.
+    /// Fetches one resource. Returns when the snapshot with the changes of the answer is published,
+    /// or after [`super::Config::demand_timeout`]. Several requests for one key are sent once.
     pub async fn fetch(&self, key: &DemandKey) -> Fetched {
         let ask = async {
             let (answer, answered) = oneshot::channel();
             let key = key.to_string();
-            let question = Question { key, answer };
-            self.questions.send(question).await.ok()?;
+            let fetch = FetchRequest { key, answer };
+            self.fetches.send(fetch).await.ok()?;
             answered.await.ok()
         };
         let answer = timeout(self.limit, ask).await;

@@ -1,5 +1,4 @@
-//! Why there is no stream, or no longer one. Each text names the likely cause, because it is all
-//! an operator will see.
+//! Why a stream failed. Each message names the likely cause, because an operator sees nothing else.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +8,7 @@ use tonic::Code;
 use mesh::Fault;
 use telemetry::XdsTermination;
 
-/// Why there is no stream, or no longer one.
+/// A stream could not be opened, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The root certificates cannot be read.
@@ -17,7 +16,7 @@ pub enum Error {
     Root {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem.
         why: String,
     },
     /// The token cannot be read.
@@ -25,18 +24,18 @@ pub enum Error {
     Token {
         /// The file.
         path: PathBuf,
-        /// What is wrong; nothing of the token.
+        /// The problem, without any part of the token.
         why: String,
     },
-    /// No connection.
+    /// The connection failed.
     #[error("the control plane {address} cannot be reached: {why}")]
     Connect {
         /// Its address.
         address: String,
-        /// What happened, with the likely cause.
+        /// The error, with the likely cause.
         why: String,
     },
-    /// No connection in time.
+    /// The connection attempt timed out.
     #[error("the control plane {address} did not answer within {after:?}")]
     ConnectTimeout {
         /// Its address.
@@ -44,32 +43,32 @@ pub enum Error {
         /// The limit.
         after: Duration,
     },
-    /// The control plane would not open the stream.
-    #[error("the control plane {address} refuses: {code:?}: {message}{}", hint(*.code))]
+    /// The control plane refused the stream.
+    #[error("the control plane {address} refused the stream: {code:?}: {message}{}", hint(*.code))]
     Refused {
         /// Its address.
         address: String,
-        /// The status it gave.
+        /// The status code.
         code: Code,
-        /// What it said.
+        /// Its message.
         message: String,
     },
-    /// The stream ended otherwise than in order.
+    /// The stream ended with an error.
     #[error("the stream from the control plane ended: {code:?}: {message}{}", hint(*.code))]
     Ended {
-        /// The status it gave.
+        /// The status code.
         code: Code,
-        /// What it said.
+        /// Its message.
         message: String,
     },
-    /// It sends but does not read.
-    #[error("the control plane has not read our answers for {after:?}")]
+    /// The control plane does not read requests.
+    #[error("the control plane has not read the requests of this node for {after:?}")]
     Stalled {
         /// The limit.
         after: Duration,
     },
-    /// The node has stopped listening.
-    #[error("nobody takes the changes of the mesh any more")]
+    /// The receiver of the events is gone.
+    #[error("the receiver of mesh changes is gone")]
     Abandoned,
 }
 
@@ -77,8 +76,10 @@ pub enum Error {
 const fn hint(code: Code) -> &'static str {
     match code {
         Code::Unauthenticated => " (it does not accept the token: expired, or of another audience)",
-        Code::PermissionDenied => " (it does not let this node ask)",
-        Code::Unimplemented => " (it does not speak delta ADS: is it a control plane?)",
+        Code::PermissionDenied => " (this node is not allowed to subscribe)",
+        Code::Unimplemented => {
+            " (it does not support delta ADS: check that the address is that of a control plane)"
+        }
         Code::ResourceExhausted => " (a message is too large, or it is busy)",
         _ => "",
     }
@@ -100,7 +101,7 @@ impl Error {
         }
     }
 
-    /// Who has to act.
+    /// The party that has to act.
     #[must_use]
     pub const fn fault(&self) -> Fault {
         match self {
@@ -113,8 +114,8 @@ impl Error {
         }
     }
 
-    /// How the end is counted. A stream that ends because the connection does, or because the
-    /// control plane goes away, is nothing unusual.
+    /// How the end of the stream is counted. An end with the connection, or because the control plane
+    /// restarts, is normal.
     pub(super) const fn termination(&self) -> XdsTermination {
         match self {
             Self::Ended { code, .. } => match code {

@@ -1,31 +1,31 @@
-//! What the client tells the node.
+//! The events that the client sends to the node.
 
 use tokio::sync::oneshot;
 
 use mesh::{Change, Fetched};
 
-/// What the client tells the node, in order.
+/// An event of the client.
 #[derive(Debug)]
 pub enum Event {
     /// The mesh has changed.
     Changes(Batch),
-    /// Everything that there was at the beginning has been told. Comes once.
+    /// The initial state of the mesh is complete. Sent once.
     Synced,
 }
 
-/// Changes that came together. Drop it when they are in force, not before: that is when those
-/// who asked for them ([`super::Demand::fetch`]) go on.
+/// Changes that arrived together. Drop the batch when a snapshot with its changes is published, not
+/// earlier: this completes the requests ([`super::Demand::fetch`]) that it answers.
 #[derive(Debug)]
 pub struct Batch {
     /// The changes, to be applied in order. May be empty.
     pub changes: Vec<Change>,
-    /// Whether this is the end of what the control plane sent in one piece. A large push comes in
-    /// several batches; whoever builds a snapshot of the mesh should do so at its end.
+    /// Whether this batch ends a push. A large push comes in several batches, and a snapshot should be
+    /// published at its end.
     pub ends_push: bool,
     answers: Vec<Answer>,
 }
 
-/// Somebody who waits, and what is to be said.
+/// The answer to a fetch request.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) to: oneshot::Sender<Fetched>,
@@ -41,7 +41,7 @@ impl Batch {
         }
     }
 
-    /// A batch whose changes no caller waits for, as a push without questions makes it.
+    /// A batch that answers no request.
     #[must_use]
     pub const fn of(changes: Vec<Change>, ends_push: bool) -> Self {
         Self::new(changes, ends_push, Vec::new())
@@ -55,7 +55,7 @@ impl Batch {
 impl Drop for Batch {
     fn drop(&mut self) {
         for answer in self.answers.drain(..) {
-            // Whoever no longer waits does not miss it.
+            // The requester may have timed out.
             answer.to.send(answer.fetched).ok();
         }
     }

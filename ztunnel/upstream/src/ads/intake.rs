@@ -1,5 +1,4 @@
-//! Responses without a stream: read, remembered and applied as those of a control plane, one after
-//! the other. For whoever measures that or feeds it with what no control plane would send.
+//! Applies responses without a stream, as the client and the node do. For benchmarks and fuzzing.
 
 use tokio::sync::mpsc;
 
@@ -10,7 +9,7 @@ use super::resource::Type;
 use api::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use mesh::Snapshot;
 
-/// What outlives a stream, and the mesh that it has led to.
+/// The state of a client and its mesh.
 pub struct Intake {
     state: State,
     /// The mesh.
@@ -26,7 +25,7 @@ impl std::fmt::Debug for Intake {
 }
 
 impl Intake {
-    /// Nothing is known. `trust_domain` is that of workloads that name none.
+    /// Empty. `trust_domain` is that of workloads that set none.
     #[must_use]
     pub fn new(trust_domain: &str) -> Self {
         Self {
@@ -35,8 +34,8 @@ impl Intake {
         }
     }
 
-    /// Takes a response in, as the stream and the node do. How many of its resources were refused,
-    /// or `None` for one of a type that is not subscribed.
+    /// Applies a response. Returns the number of refused resources, or `None` for a response of a type
+    /// that is not subscribed.
     pub async fn take(&mut self, response: DeltaDiscoveryResponse) -> Option<usize> {
         let kind = Type::of(&response.type_url)?;
         let (outlet, mut inlet) = mpsc::channel(EVENTS);

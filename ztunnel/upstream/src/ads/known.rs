@@ -1,6 +1,5 @@
-//! What is held of one type: by the name of the resource, what kind of thing it is (a removal
-//! says only the name), its version, and a digest, by which a resource that comes again unchanged
-//! is known.
+//! The resources of one type that the client holds, by name: the kind (a removal names only the
+//! resource), the version, and a digest that recognizes a resource that is sent again unchanged.
 
 use std::collections::HashMap as StdMap;
 use std::sync::Arc;
@@ -10,12 +9,12 @@ use foldhash::HashMap;
 
 use mesh::{Change, Interner, NamespacedHostname, Uid};
 
-/// The largest list of versions that is sent, bytes: istiod takes requests of 4 MiB.
+/// The largest list of versions in a request, in bytes: istiod accepts requests of up to 4 MiB.
 const VERSIONS_MAX: usize = 3 << 20;
-/// What an entry of a map costs on the wire beside its texts, at most.
+/// The most bytes of a map entry on the wire besides its texts.
 const ENTRY_OVERHEAD: usize = 16;
 
-/// Enough of SHA-256 that no two resources share it.
+/// A prefix of SHA-256 that is long enough to have no collisions.
 pub(super) type Digest = [u8; 16];
 
 pub(super) fn digest_of(content: &[u8]) -> Digest {
@@ -41,7 +40,7 @@ struct Entry {
     digest: Digest,
 }
 
-/// What is held of one type.
+/// The resources of one type that the client holds.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     entries: HashMap<Arc<str>, Entry>,
@@ -56,7 +55,7 @@ impl Known {
         self.entries.keys()
     }
 
-    /// Whether this content is what is held. If so, the version is brought up to date.
+    /// Whether the content is unchanged. If so, the version is updated.
     pub(super) fn is_same(
         &mut self,
         name: &str,
@@ -75,7 +74,7 @@ impl Known {
         }
     }
 
-    /// Notes what the resource says now. Where it was something else before, that is gone.
+    /// Records a resource. Returns the removal of its former object, if that was of another kind.
     pub(super) fn hold(
         &mut self,
         name: &str,
@@ -88,10 +87,10 @@ impl Known {
             Change::Workload(_) | Change::RemoveWorkload(_) => Kind::Workload,
             Change::Service(_) | Change::RemoveService(_) => Kind::Service,
             Change::Policy(_) | Change::RemovePolicy(_) => Kind::Policy,
-            // What could not be read is not held.
+            // A resource that could not be decoded is not held.
             Change::Placeholder { .. } | Change::RemovePlaceholder(_) => return None,
         };
-        // A workload's uid is a text that nobody else has: the mesh's copy serves here too.
+        // The uid of a workload is shared with the snapshot.
         let key = match change {
             Change::Workload(workload) if *workload.uid.0 == *name => workload.uid.0.clone(),
             _ => name.into(),
@@ -101,21 +100,21 @@ impl Known {
             version: texts.get(version),
             digest,
         };
-        // With its key: the map would keep the former one, which is the former workload's.
+        // With its key: the map would keep the former key, which the former workload shares.
         let before = self.entries.remove_entry(name);
         self.entries.insert(key, entry);
         let (name, before) = before?;
         (before.kind != kind).then(|| removal(before.kind, name, texts))
     }
 
-    /// The resource is gone.
+    /// Removes a resource. Returns the change that removes its object.
     pub(super) fn release(&mut self, name: &str, texts: &mut Interner) -> Option<Change> {
         let (name, entry) = self.entries.remove_entry(name)?;
         Some(removal(entry.kind, name, texts))
     }
 
-    /// The versions of what is held, for the first request of a stream. `None` where that would
-    /// be too much for a request.
+    /// The versions of all resources, for the first request of a stream. `None` if the request would
+    /// be too large.
     pub(super) fn versions(&self) -> Option<StdMap<String, String>> {
         let size: usize = self
             .entries
@@ -171,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removal_is_of_what_the_name_stood_for() {
+    fn a_removal_has_the_kind_of_the_held_resource() {
         let mut known = Known::default();
         let mut texts = Interner::new();
         let uid = "c//v1/Pod/default/a";
@@ -201,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_stands_for_another_kind_removes_the_first() {
+    fn a_resource_that_changes_its_kind_removes_the_former_object() {
         let mut known = Known::default();
         hold(&mut known, "x/y", "1", &workload("x/y"));
         let service = Change::Service(Box::default());
@@ -211,9 +210,9 @@ mod tests {
         );
     }
 
-    /// Also after the workload has changed: its former uid is held by nobody.
+    /// Also after the workload has changed: its former uid is freed.
     #[test]
-    fn the_name_of_a_workload_is_held_once() {
+    fn the_uid_of_a_workload_is_shared_with_the_mesh() {
         let mut known = Known::default();
         for version in ["1", "2"] {
             let change = workload("x");
@@ -228,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn more_versions_than_a_request_holds_are_not_sent() {
+    fn a_list_of_versions_that_is_too_large_is_not_sent() {
         let mut known = Known::default();
         let change = workload("x");
         hold(&mut known, "x", "7", &change);
@@ -244,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_content_under_a_new_version_is_the_same() {
+    fn unchanged_content_with_a_new_version_is_unchanged() {
         let mut known = Known::default();
         let mut texts = Interner::new();
         let digest = digest_of(b"x");

@@ -1,33 +1,32 @@
-//! The client of the control plane: it keeps one delta ADS stream open and says what the mesh is,
-//! as a sequence of [`mesh::Change`](mesh::Change)s.
+//! The client of the control plane: it keeps one delta ADS stream open and reports the mesh as a
+//! sequence of [`mesh::Change`](mesh::Change)s.
 //!
-//! [`Client::new`] gives the client and a bounded channel of [`Event`]s, which the node's main loop
-//! consumes: as long as it does not, nothing more is read. [`Client::run`] never gives up: when
-//! the control plane goes away, what is known stays in force, and the next stream begins with what
-//! is held, so that nothing is sent twice. [`Demand`] asks for single resources where not the
-//! whole mesh is subscribed. What was found stays subscribed, as it does with Istio's own node
-//! proxy: it is what this node's pods talk to, and a change of it has to be heard of.
+//! [`Client::new`] returns the client and a bounded channel of [`Event`]s. While the channel is full,
+//! the client reads nothing. [`Client::run`] never gives up: without a control plane the known state
+//! stays in use, and the next stream begins with the versions of the held resources, so that nothing
+//! is sent twice. [`Demand`] fetches single resources for on-demand discovery. A resource that was
+//! found stays subscribed, as with Istio's node proxy, so that the client hears of its changes.
 //!
 //! Facts, from Envoy's xDS protocol specification ("Incremental xDS", "ACK/NACK and resource type
 //! instance version") and Istio's workload API:
 //! - Two types share the stream: `istio.workload.Address` (workloads, named by their uid, and
 //!   services, named `namespace/hostname`) and `istio.security.Authorization`
 //!   (`namespace/name`). Aliases of an address are `network/ip`.
-//! - The first request of a type that names no resource subscribes to all of them. istiod knows
-//!   no way to subscribe to none; subscribing to `*` and from it in one request has that effect.
-//! - Every response is answered with its nonce: with `error_detail` where a resource was refused,
-//!   and the others count all the same. A refused resource is not held: what was known under its
-//!   name before stays in force.
-//! - istiod leaves versions empty and sends everything again on a new stream; what is the same
-//!   byte for byte is not handed on a second time.
-//! - istiod answers a subscription only where it changes something, and keeps names subscribed
-//!   whose resource is gone; so those are unsubscribed as soon as they are known to be gone.
-//! - istiod takes requests of 4 MiB at most. What is held by very large meshes does not fit; then
-//!   the new stream begins with nothing, and what its first response does not name is gone.
-//! - istiod ends connections that ping more often than every 15 seconds.
+//! - A first request of a type without resource names subscribes to all of them. istiod has no way
+//!   to subscribe to none; a request that subscribes to `*` and unsubscribes from it has that effect.
+//! - Every response is answered with its nonce, and with `error_detail` if a resource was refused;
+//!   the other resources are applied. A refused resource is not held: the former version of it stays
+//!   in use.
+//! - istiod leaves versions empty and sends all resources again on a new stream; a resource that is
+//!   equal byte for byte is not reported again.
+//! - istiod answers a subscription only if it changes something, and keeps names subscribed whose
+//!   resource was removed; so the client unsubscribes from removed resources.
+//! - istiod accepts requests of up to 4 MiB. The versions of a very large mesh do not fit; then the new
+//!   stream begins without versions, and resources missing from its first response are removed.
+//! - istiod closes connections that ping more often than every 15 seconds.
 //!
-//! Invariants: whatever the control plane sends, nothing panics; a resource is applied as a whole
-//! or refused by name; the token is sent over TLS only and never logged.
+//! Invariants: no input of the control plane causes a panic; a resource is applied as a whole or
+//! refused by name; the token is sent over TLS only and never logged.
 
 mod backoff;
 mod client;

@@ -1,12 +1,12 @@
-//! What stands in the mesh for a resource that was refused and never held: without it a workload
-//! would look as if it were outside of the mesh, and be reached in the clear, and one that a policy
-//! guards would be open to everybody.
+//! Placeholders of resources that could not be decoded and are not held. Without them a workload
+//! would be treated as outside the mesh and be reached in plaintext, and a workload that a policy
+//! protects would accept every connection.
 //!
-//! A workload or service is known by its addresses, as far as they can be read, and unreachable.
-//! What of a policy can be read counts: whom it concerns, whether it is on trial, and whether it
-//! allows. One that allows becomes one that allows nobody; of any other it is assumed that it denies
-//! everybody. Where not even its scope can be read it concerns the workloads that list it. A workload
-//! may also list policies that were never told, which Istio's node proxy leaves out, as this one does.
+//! The placeholder of a workload or service has the addresses that can be decoded, and is
+//! unreachable. The placeholder of a policy keeps the scope, the action and `dry_run`, if they can be
+//! decoded: an ALLOW policy matches no connection, any other policy denies every connection. Without
+//! a scope it applies to the workloads that list it. A workload may also list policies that do not
+//! exist, which are ignored, as by Istio's node proxy.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use api::istio::security::{self as wire, Authorization};
 use api::istio::workload::{Address, address};
 use mesh::{Action, Change, NetworkAddress, Policy, PolicyScope};
 
-/// What stands for a refused resource; none where not even its key can be read.
+/// The placeholder of a refused resource; `None` if not even its key can be decoded.
 pub(super) fn of(kind: Type, resource: &Resource) -> Option<Change> {
     match kind {
         Type::Address => {
@@ -62,8 +62,8 @@ fn policy(resource: &Resource) -> Option<Policy> {
     })
 }
 
-/// What takes it back.
-pub(super) fn withdrawn(kind: Type, name: &str) -> Change {
+/// The change that removes the placeholder.
+pub(super) fn removal(kind: Type, name: &str) -> Change {
     match (kind, parts(name)) {
         (Type::Authorization, Some((namespace, name))) => {
             Change::RemovePolicy(format!("{namespace}/{name}").into())
@@ -83,7 +83,7 @@ fn parts(name: &str) -> Option<(Arc<str>, Arc<str>)> {
     (!name.is_empty() && !name.contains('/')).then(|| (namespace.into(), name.into()))
 }
 
-/// Where a workload or service is: what its aliases say, and what can be read of its content.
+/// The addresses of a workload or service: its aliases, and the addresses that can be decoded.
 fn addresses(resource: &Resource) -> Vec<NetworkAddress> {
     let mut seen = HashSet::default();
     let mut found = Vec::new();
@@ -110,7 +110,7 @@ fn addresses(resource: &Resource) -> Vec<NetworkAddress> {
             addresses.for_each(|bytes| add(&workload.network, ip(bytes)));
         }
         Some(address::Type::Service(service)) => {
-            // A range is left out: it may be the whole world.
+            // A range is left out: it may hold all addresses.
             let single = service.addresses.iter().filter(|at| at.length.is_none());
             single.for_each(|at| add(&at.network, ip(&at.address)));
         }

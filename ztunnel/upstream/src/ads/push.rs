@@ -1,9 +1,9 @@
-//! One response of the control plane: which changes it brings, what of it is refused, and who has
-//! waited for it.
+//! Applies one response of the control plane: its changes, the resources that are refused, and the
+//! fetch requests that it answers.
 //!
-//! Resources are read in slices, so that a push of a whole mesh does not stop everything else on
-//! this thread, and handed on as they are read. What has gone comes first: an address may have
-//! passed from a workload that is gone to one that is new.
+//! Resources are decoded and handed on in slices, so that a push of a whole mesh does not block other
+//! tasks of this thread. Removals come first: an address may have moved from a removed workload to a
+//! new one.
 
 use std::sync::Arc;
 
@@ -16,16 +16,16 @@ use super::event::{Answer, Batch, Event};
 use super::known::{Known, digest_of};
 use super::placeholder;
 use super::resource::{ResourceError, Type, content, read};
-use super::waiting::{Arrival, Waiting};
+use super::waiting::{ReceivedResource, Waiting};
 use api::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
 use mesh::{Change, Fetched, Interner};
 
 /// Resources in a batch.
 const SLICE: usize = 512;
-/// Refusals that are spelled out to the control plane and in the log.
-const SPELLED_OUT: usize = 32;
+/// The most refusals of a response that are reported in detail.
+const DETAILED_REFUSALS: usize = 32;
 
-/// Everything that outlives a stream.
+/// The state that outlives a stream.
 pub(super) struct State {
     pub(super) trust_domain: String,
     pub(super) addresses: Holding,
@@ -34,48 +34,50 @@ pub(super) struct State {
     texts: Interner,
 }
 
-/// One type.
+/// The state of one resource type.
 #[derive(Debug, Default)]
 pub(super) struct Holding {
     pub(super) known: Known,
-    /// What is gone unless the next response, the first of a stream, names it.
+    /// Resources that are removed unless the first response of a new stream names them.
     unconfirmed: Unconfirmed,
-    /// What was refused: something stands for it in the mesh.
-    pub(super) stands_in: HashSet<Arc<str>>,
-    /// Whether there was a response ever.
+    /// The names of resources with a placeholder in the mesh.
+    pub(super) placeholders: HashSet<Arc<str>>,
+    /// Whether a response has arrived.
     pub(super) answered: bool,
 }
 
 #[derive(Debug, Default)]
 struct Unconfirmed {
     held: HashSet<Arc<str>>,
-    stands_in: HashSet<Arc<str>>,
+    placeholders: HashSet<Arc<str>>,
 }
 
 impl Holding {
-    /// A stream begins. Everything that is held is told to the control plane by its version, unless
-    /// that was too much (`told` is false): then all there is comes again. What is refused is not
-    /// told, so where everything is subscribed it comes again in any case, if it is still there.
-    pub(super) fn begins(&mut self, told: bool, subscription: Subscription) {
+    /// Prepares a new stream. `versions_sent` is false if the versions of the held resources did not
+    /// fit in the request: then the control plane sends all resources again. Refused resources have no
+    /// version, so with a full subscription they are sent again if they still exist.
+    pub(super) fn begins(&mut self, versions_sent: bool, subscription: Subscription) {
         let mut unconfirmed = Unconfirmed::default();
-        if !told {
+        if !versions_sent {
             unconfirmed.held.extend(self.known.names().cloned());
         }
         if subscription == Subscription::Everything {
-            unconfirmed.stands_in.extend(self.stands_in.iter().cloned());
+            unconfirmed
+                .placeholders
+                .extend(self.placeholders.iter().cloned());
         }
         self.unconfirmed = unconfirmed;
     }
 }
 
-/// What a response led to.
+/// The result of a response.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
-    /// Resources that were refused.
+    /// The number of refused resources.
     pub(super) refused: usize,
-    /// The first of them, with the reasons.
+    /// The first refusals, with their reasons.
     pub(super) complaints: Vec<String>,
-    /// Names and keys behind which there is nothing any more.
+    /// Names and keys whose resource was removed.
     pub(super) gone: Vec<String>,
 }
 
@@ -97,7 +99,7 @@ impl State {
         }
     }
 
-    /// Takes a response in. Returns when all of it was handed on.
+    /// Applies a response. Returns when all of its changes were handed on.
     pub(super) async fn take(
         &mut self,
         kind: Type,
@@ -111,7 +113,7 @@ impl State {
         } = response;
         let mut push = Push::new(self, kind);
         for (at, name) in removed.iter().enumerate() {
-            push.released(name);
+            push.remove_resource(name);
             push.pause(at, outlet).await?;
         }
         for (at, resource) in resources.into_iter().enumerate() {
@@ -119,7 +121,7 @@ impl State {
             push.pause(at, outlet).await?;
         }
         push.drop_unconfirmed();
-        removed.iter().for_each(|name| push.is_gone(name));
+        removed.iter().for_each(|name| push.answer_absent(name));
         push.finish(outlet).await
     }
 }
@@ -131,7 +133,7 @@ struct Push<'a> {
     changes: Vec<Change>,
     answers: Vec<Answer>,
     outcome: Outcome,
-    /// Whether changes of this push were handed on already, so that its end has to be told.
+    /// Whether changes of this push were handed on, so that its end has to be reported.
     handed_on: bool,
 }
 
@@ -148,7 +150,7 @@ impl<'a> Push<'a> {
         }
     }
 
-    fn released(&mut self, name: &str) {
+    fn remove_resource(&mut self, name: &str) {
         let State {
             addresses,
             policies,
@@ -160,63 +162,63 @@ impl<'a> Push<'a> {
             Type::Authorization => &mut policies.known,
         };
         self.changes.extend(known.release(name, texts));
-        self.withdraw(name);
+        self.remove_placeholder(name);
     }
 
-    /// Nothing stands for this resource any longer.
-    fn withdraw(&mut self, name: &str) {
-        if self.state.holding(self.kind).stands_in.remove(name) {
-            self.changes.push(placeholder::withdrawn(self.kind, name));
+    /// Removes the placeholder of a resource.
+    fn remove_placeholder(&mut self, name: &str) {
+        if self.state.holding(self.kind).placeholders.remove(name) {
+            self.changes.push(placeholder::removal(self.kind, name));
         }
     }
 
-    /// Nobody need wait for this name, unless the same response brought it back.
-    fn is_gone(&mut self, name: &str) {
+    /// Answers the requests for a removed name, unless the same response added it again.
+    fn answer_absent(&mut self, name: &str) {
         if self.kind == Type::Address && !self.state.addresses.known.holds(name) {
             let waiting = &mut self.state.waiting;
             waiting.answer(name, Fetched::Absent, &mut self.answers);
-            self.outcome.gone.extend(waiting.left(name));
+            self.outcome.gone.extend(waiting.forget(name));
             self.outcome.gone.push(name.to_owned());
         }
     }
 
     fn drop_unconfirmed(&mut self) {
-        let Unconfirmed { held, stands_in } = std::mem::take(&mut self.unconfirmed);
-        for name in stands_in {
-            self.withdraw(&name);
+        let Unconfirmed { held, placeholders } = std::mem::take(&mut self.unconfirmed);
+        for name in placeholders {
+            self.remove_placeholder(&name);
         }
         for name in held {
-            self.released(&name);
-            self.is_gone(&name);
+            self.remove_resource(&name);
+            self.answer_absent(&name);
         }
     }
 
     fn resource(&mut self, resource: &Resource) {
         self.unconfirmed.held.remove(&*resource.name);
-        self.unconfirmed.stands_in.remove(&*resource.name);
+        self.unconfirmed.placeholders.remove(&*resource.name);
         match self.read(resource) {
             Ok(change) => {
                 match self.kind {
-                    Type::Address => self.withdraw(&resource.name),
-                    // A policy takes the place of what stood for it.
+                    Type::Address => self.remove_placeholder(&resource.name),
+                    // The policy replaces its placeholder.
                     Type::Authorization => {
-                        self.state.policies.stands_in.remove(&*resource.name);
+                        self.state.policies.placeholders.remove(&*resource.name);
                     }
                 }
                 if let Some(change) = change {
-                    self.arrived(resource, Some(&change));
+                    self.answer_received(resource, Some(&change));
                     self.changes.push(change);
                 }
             }
             Err(error) => {
                 self.refuse(resource, &error);
-                self.stand_in(resource);
-                self.arrived(resource, None);
+                self.add_placeholder(resource);
+                self.answer_received(resource, None);
             }
         }
     }
 
-    /// The change, or nothing where all is as it was.
+    /// The change, or `None` if the resource is unchanged.
     fn read(&mut self, resource: &Resource) -> Result<Option<Change>, ResourceError> {
         let content = content(self.kind, resource)?;
         let digest = digest_of(content);
@@ -234,14 +236,14 @@ impl<'a> Push<'a> {
         };
         let (name, version) = (&resource.name, &resource.version);
         let same = known.is_same(name, version, &digest, texts);
-        // Whoever waits may know it by an address, which only its content tells.
+        // A request may be for an address, which only the content names.
         if same && (waiting.is_empty() || self.kind == Type::Authorization) {
             return Ok(None);
         }
         let doubt = |doubt: &str| tracing::warn!(policy = %name.escape_debug(), "{doubt}");
         let change = read(self.kind, name, content, trust_domain, texts, doubt)?;
         if same {
-            self.arrived(resource, Some(&change));
+            self.answer_received(resource, Some(&change));
             return Ok(None);
         }
         let before = known.hold(name, version, digest, &change, texts);
@@ -249,21 +251,21 @@ impl<'a> Push<'a> {
         Ok(Some(change))
     }
 
-    fn arrived(&mut self, resource: &Resource, change: Option<&Change>) {
+    fn answer_received(&mut self, resource: &Resource, change: Option<&Change>) {
         if self.kind == Type::Address {
-            let arrival = Arrival {
+            let received = ReceivedResource {
                 name: &resource.name,
                 aliases: &resource.aliases,
                 change,
             };
-            let lost = self.state.waiting.came(&arrival, &mut self.answers);
+            let lost = self.state.waiting.received(&received, &mut self.answers);
             self.outcome.gone.extend(lost);
         }
     }
 
     fn refuse(&mut self, resource: &Resource, error: &ResourceError) {
         self.outcome.refused += 1;
-        if self.outcome.complaints.len() >= SPELLED_OUT {
+        if self.outcome.complaints.len() >= DETAILED_REFUSALS {
             return;
         }
         let name: String = resource.name.chars().take(256).collect();
@@ -276,21 +278,21 @@ impl<'a> Push<'a> {
         self.outcome.complaints.push(format!("{name}: {error}"));
     }
 
-    /// What cannot be read must not count as if it were not there. Of a policy the last good version
-    /// goes on being enforced; a workload or service goes on being what it was, where it was, but it
-    /// may have got addresses that nobody else has.
-    fn stand_in(&mut self, resource: &Resource) {
+    /// A resource that cannot be decoded must not be treated as missing. The last good version of a
+    /// policy stays enforced. A workload or service stays as it was, and its new addresses get a
+    /// placeholder.
+    fn add_placeholder(&mut self, resource: &Resource) {
         let holding = self.state.holding(self.kind);
         if self.kind == Type::Authorization && holding.known.holds(&resource.name) {
             return;
         }
         if let Some(change) = placeholder::of(self.kind, resource) {
-            holding.stands_in.insert(resource.name.as_str().into());
+            holding.placeholders.insert(resource.name.as_str().into());
             self.changes.push(change);
         }
     }
 
-    /// After every slice: hands on what there is, and lets others run.
+    /// After every slice: hands on the changes and lets other tasks run.
     async fn pause(&mut self, at: usize, outlet: &mpsc::Sender<Event>) -> Result<(), Error> {
         if (at + 1).is_multiple_of(SLICE) {
             self.hand_on(false, outlet).await?;

@@ -1,4 +1,4 @@
-//! The two types of resources, and what is asked of one before its bytes are read.
+//! The two resource types, and the checks of a resource around its decoding.
 
 use mesh::{Change, Fault, Interner};
 
@@ -10,7 +10,7 @@ pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// Authorization policies.
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
 
-/// A type that is subscribed.
+/// A subscribed type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Type {
     Address,
@@ -37,12 +37,12 @@ impl Type {
 /// Why a resource is refused.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ResourceError {
-    #[error("it holds nothing")]
+    #[error("the resource has no content")]
     NoContent,
-    #[error("it holds a {found:?}")]
+    #[error("the resource holds a message of type {found:?}")]
     WrongType { found: String },
-    /// Removal goes by the name of the resource alone, so it has to be the name of what is in it.
-    #[error("it holds {holds:?}, which could not be removed by this name")]
+    /// A removal contains only the name of the resource, so it has to be the key of the content.
+    #[error("the resource holds {holds:?}, which could not be removed by the name of the resource")]
     Misnamed { holds: String },
     #[error(transparent)]
     Decode(#[from] DecodeError),
@@ -66,7 +66,7 @@ impl ResourceError {
 /// The encoded content of a resource.
 pub(super) fn content(kind: Type, resource: &Resource) -> Result<&[u8], ResourceError> {
     let any = resource.resource.as_ref().ok_or(ResourceError::NoContent)?;
-    // Some control planes leave the inner type out; the outer one says it already.
+    // Some control planes omit the inner type, which equals the outer one.
     if any.type_url.is_empty() || any.type_url == kind.url() {
         return Ok(&any.value);
     }
@@ -75,7 +75,8 @@ pub(super) fn content(kind: Type, resource: &Resource) -> Result<&[u8], Resource
     })
 }
 
-/// Reads a resource. `doubts` hears what will be stricter than it was meant.
+/// Decodes a resource. `doubts` gets warnings about policies that are enforced more strictly than
+/// intended.
 pub(super) fn read(
     kind: Type,
     name: &str,

@@ -1,4 +1,4 @@
-//! One stream, from its first requests to its end.
+//! One stream: its requests and responses.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tonic::Streaming;
 
 use super::config::{Node, Subscription};
-use super::demand::Question;
+use super::demand::FetchRequest;
 use super::error::Error;
 use super::event::{Answer, Batch, Event};
 use super::push::{Holding, Outcome, State};
@@ -15,40 +15,42 @@ use api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryRe
 use api::google::rpc::Status;
 use mesh::Fetched;
 
-/// Requests that wait to be sent.
+/// The length of the queue of requests to the control plane.
 pub(super) const REQUESTS: usize = 64;
-/// How long the control plane may leave them there.
+/// The longest time that the control plane may leave that queue full.
 const UNREAD_MAX: Duration = Duration::from_secs(30);
 /// `google.rpc.Code.INVALID_ARGUMENT`.
 const INVALID_ARGUMENT: i32 = 3;
 
-/// Where a stream's requests go, and what it serves.
+/// The state of one stream.
 pub(super) struct Stream<'a> {
     pub(super) state: &'a mut State,
     pub(super) subscription: Subscription,
     pub(super) requests: mpsc::Sender<DeltaDiscoveryRequest>,
     pub(super) outlet: &'a mpsc::Sender<Event>,
-    pub(super) questions: Option<&'a mut mpsc::Receiver<Question>>,
-    /// Whether `Synced` was told.
+    pub(super) fetches: Option<&'a mut mpsc::Receiver<FetchRequest>>,
+    /// Whether `Synced` was sent.
     pub(super) synced: &'a mut bool,
-    /// Whether the control plane has sent anything on this stream.
+    /// Whether the control plane has sent a response on this stream.
     pub(super) answered: bool,
 }
 
 impl Stream<'_> {
-    /// Subscribes to both types, and says what is held from an earlier stream.
+    /// Subscribes to both types, with the versions of the held resources.
     pub(super) async fn subscribe(&mut self, node: &Node) -> Result<(), Error> {
-        // The node is named once a stream. Policies come first: a workload should not be known
-        // for longer than what guards it.
+        // The node is described once a stream. Policies come first, so that a workload is not known
+        // before the policies that protect it.
         let mut policies = first_request(self.state, Type::Authorization, Subscription::Everything);
         policies.node = Some(node.message());
         self.send(policies).await?;
         let mut addresses = first_request(self.state, Type::Address, self.subscription);
         if self.subscription == Subscription::OnDemand {
             let Holding {
-                known, stands_in, ..
+                known,
+                placeholders,
+                ..
             } = &self.state.addresses;
-            let refused = stands_in.iter().filter(|name| !known.holds(name));
+            let refused = placeholders.iter().filter(|name| !known.holds(name));
             let names = known.names().chain(refused);
             let mut names: Vec<String> = names.map(ToString::to_string).collect();
             names.extend(self.state.waiting.resume().cloned());
@@ -79,16 +81,16 @@ impl Stream<'_> {
                         });
                     }
                 },
-                question = next(&mut self.questions) => self.ask(question).await?,
+                fetch = next(&mut self.fetches) => self.ask(fetch).await?,
             }
         }
     }
 
     async fn respond(&mut self, response: DeltaDiscoveryResponse) -> Result<(), Error> {
         let Some(kind) = Type::of(&response.type_url) else {
-            // To answer would subscribe to it.
+            // An answer would subscribe to it.
             let url = shown(&response.type_url);
-            tracing::warn!("the control plane sent a type that was not asked for: {url:?}");
+            tracing::warn!("ignored a response of a type that is not subscribed: {url:?}");
             return Ok(());
         };
         let nonce = response.nonce.clone();
@@ -96,7 +98,7 @@ impl Stream<'_> {
             r#type = kind.url(),
             resources = response.resources.len(),
             removed = response.removed_resources.len(),
-            "the control plane has news"
+            "received a response"
         );
         let outcome = self.state.take(kind, response, self.outlet).await?;
         self.send(DeltaDiscoveryRequest {
@@ -110,11 +112,11 @@ impl Stream<'_> {
             self.unsubscribe(outcome.gone).await?;
         }
         self.state.holding(kind).answered = true;
-        self.tell_synced().await
+        self.send_synced().await
     }
 
-    /// Says once that the beginning is complete. On demand, addresses have no beginning.
-    async fn tell_synced(&mut self) -> Result<(), Error> {
+    /// Sends `Synced` once both types have a response. With on-demand discovery only policies count.
+    async fn send_synced(&mut self) -> Result<(), Error> {
         let addresses =
             self.subscription == Subscription::OnDemand || self.state.addresses.answered;
         if *self.synced || !addresses || !self.state.policies.answered {
@@ -125,17 +127,17 @@ impl Stream<'_> {
         sent.map_err(|_closed| Error::Abandoned)
     }
 
-    async fn ask(&mut self, question: Question) -> Result<(), Error> {
-        if question.answer.is_closed() {
+    async fn ask(&mut self, fetch: FetchRequest) -> Result<(), Error> {
+        if fetch.answer.is_closed() {
             return Ok(());
         }
-        let key = question.key.clone();
+        let key = fetch.key.clone();
         let waiting = &mut self.state.waiting;
-        // The control plane does not answer a second time for what is subscribed. The answer
-        // goes the way of the changes, so that it does not overtake them.
+        // The control plane does not answer again for a subscribed resource. The answer is queued
+        // behind the changes, so that it does not overtake them.
         if self.state.addresses.known.holds(&key) || waiting.has_found(&key) {
             let answer = Answer {
-                to: question.answer,
+                to: fetch.answer,
                 fetched: Fetched::Found,
             };
             let batch = Batch::new(Vec::new(), true, vec![answer]);
@@ -143,7 +145,7 @@ impl Stream<'_> {
             return sent.map_err(|_closed| Error::Abandoned);
         }
         let abandoned = waiting.make_room();
-        let to_be_asked = waiting.ask(question);
+        let to_be_asked = waiting.ask(fetch);
         self.unsubscribe(abandoned).await?;
         if !to_be_asked {
             return Ok(());
@@ -170,7 +172,7 @@ impl Stream<'_> {
 
     async fn send(&self, request: DeltaDiscoveryRequest) -> Result<(), Error> {
         match self.requests.send_timeout(request, UNREAD_MAX).await {
-            // That the stream has ended is told by its other half.
+            // The receiving half reports the end of the stream.
             Ok(()) | Err(mpsc::error::SendTimeoutError::Closed(_)) => Ok(()),
             Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
                 Err(Error::Stalled { after: UNREAD_MAX })
@@ -179,13 +181,13 @@ impl Stream<'_> {
     }
 }
 
-async fn next(questions: &mut Option<&mut mpsc::Receiver<Question>>) -> Question {
-    if let Some(questions) = questions
-        && let Some(question) = questions.recv().await
+async fn next(fetches: &mut Option<&mut mpsc::Receiver<FetchRequest>>) -> FetchRequest {
+    if let Some(fetches) = fetches
+        && let Some(fetch) = fetches.recv().await
     {
-        return question;
+        return fetch;
     }
-    // Nobody can ask.
+    // No handle is left.
     std::future::pending().await
 }
 
@@ -217,7 +219,7 @@ fn complaint(outcome: &Outcome) -> Option<Status> {
     })
 }
 
-/// As much of what the control plane said as a log line repeats.
+/// The part of a message of the control plane that a log line repeats.
 pub(super) fn shown(text: &str) -> String {
     text.chars().take(1024).collect()
 }

@@ -1,33 +1,33 @@
-//! Who waits for which key, and which keys have led to a resource that is held.
+//! Open fetch requests by key, and the keys under which held resources were found.
 
 use std::sync::Arc;
 
 use foldhash::{HashMap, HashMapExt as _};
 use tokio::sync::oneshot;
 
-use super::demand::Question;
+use super::demand::FetchRequest;
 use super::event::Answer;
 use mesh::{Change, Fetched, NetworkAddress};
 
-/// Keys that may be unanswered at one time.
+/// The most open keys.
 const KEYS_MAX: usize = 4096;
 
-/// Who waits for which key.
+/// Open fetch requests, and the keys under which held resources were found.
 #[derive(Debug)]
 pub(super) struct Waiting {
     open: HashMap<String, Vec<oneshot::Sender<Fetched>>>,
-    /// Keys other than its name under which a resource that is held was asked for. The control
-    /// plane takes them for subscribed, and would not answer a second time.
+    /// The name of a held resource by other keys under which it was fetched. The control plane treats
+    /// these keys as subscribed and does not answer for them again.
     found: HashMap<String, Arc<str>>,
-    /// The same by the resource's name.
+    /// The same keys by the name of the resource.
     keys: HashMap<Arc<str>, Vec<String>>,
 }
 
-/// A resource that has come.
-pub(super) struct Arrival<'a> {
+/// A resource of a response.
+pub(super) struct ReceivedResource<'a> {
     pub(super) name: &'a str,
     pub(super) aliases: &'a [String],
-    /// What is in it; `None` for one that was refused.
+    /// Its content; `None` if it was refused.
     pub(super) change: Option<&'a Change>,
 }
 
@@ -40,20 +40,20 @@ impl Waiting {
         }
     }
 
-    /// Whether nobody has asked for anything, so that what comes need not be compared.
+    /// Whether there is no request and no found key, so that resources need not be compared.
     pub(super) fn is_empty(&self) -> bool {
         self.open.is_empty() && self.found.is_empty()
     }
 
-    /// Whether a key has led to a resource that is held.
+    /// Whether a held resource was found under a key.
     pub(super) fn has_found(&self, key: &str) -> bool {
         self.found.contains_key(key)
     }
 
-    /// Takes a question up. True where the control plane has to be asked. Beyond the limit the
-    /// question is dropped, which answers it.
-    pub(super) fn ask(&mut self, question: Question) -> bool {
-        let Question { key, answer } = question;
+    /// Takes a fetch up. True where the control plane has to be asked. Beyond the limit the
+    /// fetch is dropped, which answers it.
+    pub(super) fn ask(&mut self, fetch: FetchRequest) -> bool {
+        let FetchRequest { key, answer } = fetch;
         if let Some(askers) = self.open.get_mut(&key) {
             askers.retain(|asker| !asker.is_closed());
             askers.push(answer);
@@ -74,7 +74,7 @@ impl Waiting {
         self.drop_abandoned()
     }
 
-    /// The keys that have to be asked for on a new stream.
+    /// The keys to subscribe to on a new stream.
     pub(super) fn resume(&mut self) -> impl Iterator<Item = &String> {
         drop(self.drop_abandoned());
         self.open.keys()
@@ -87,39 +87,43 @@ impl Waiting {
             .collect()
     }
 
-    /// Whoever waits for this key.
+    /// Answers the requests for a key.
     pub(super) fn answer(&mut self, key: &str, fetched: Fetched, answers: &mut Vec<Answer>) {
         let askers = self.open.remove(key).unwrap_or_default();
         answers.extend(askers.into_iter().map(|to| Answer { to, fetched }));
     }
 
-    /// Answers whoever waits for a resource that has come, by its name, its aliases or its
-    /// addresses. Returns keys that used to lead to it and no longer do.
-    pub(super) fn came(&mut self, came: &Arrival<'_>, answers: &mut Vec<Answer>) -> Vec<String> {
+    /// Answers the requests for a received resource by its name, aliases or addresses. Returns the
+    /// keys under which it was found and that it no longer has.
+    pub(super) fn received(
+        &mut self,
+        received: &ReceivedResource<'_>,
+        answers: &mut Vec<Answer>,
+    ) -> Vec<String> {
         if self.is_empty() {
             return Vec::new();
         }
-        let fetched = if came.change.is_some() {
+        let fetched = if received.change.is_some() {
             Fetched::Found
         } else {
             Fetched::Unknown
         };
-        self.answer(came.name, fetched, answers);
-        let mut leads = came.change.map(addresses).unwrap_or_default();
-        leads.extend_from_slice(came.aliases);
+        self.answer(received.name, fetched, answers);
+        let mut leads = received.change.map(addresses).unwrap_or_default();
+        leads.extend_from_slice(received.aliases);
         for key in &leads {
             if !self.open.contains_key(key) {
                 continue;
             }
             self.answer(key, fetched, answers);
-            if came.change.is_some() && key != came.name {
-                self.note(key, came.name);
+            if received.change.is_some() && key != received.name {
+                self.note(key, received.name);
             }
         }
-        if came.change.is_none() {
+        if received.change.is_none() {
             return Vec::new();
         }
-        let Some(keys) = self.keys.get_mut(came.name) else {
+        let Some(keys) = self.keys.get_mut(received.name) else {
             return Vec::new();
         };
         let lost: Vec<String> = keys.extract_if(.., |key| !leads.contains(key)).collect();
@@ -139,8 +143,8 @@ impl Waiting {
         self.keys.entry(name).or_default().push(key.to_owned());
     }
 
-    /// A key, or a resource's name, leads nowhere now. Returns the keys that led to the resource.
-    pub(super) fn left(&mut self, name: &str) -> Vec<String> {
+    /// Forgets a key or a removed resource. Returns the keys under which the resource was found.
+    pub(super) fn forget(&mut self, name: &str) -> Vec<String> {
         if let Some(resource) = self.found.remove(name)
             && let Some(keys) = self.keys.get_mut(&resource)
         {
@@ -154,7 +158,7 @@ impl Waiting {
     }
 }
 
-/// The keys under which a resource may be asked for, were they not among its aliases.
+/// The address keys of a resource, which may be missing from its aliases.
 fn addresses(change: &Change) -> Vec<String> {
     match change {
         Change::Workload(workload) => workload

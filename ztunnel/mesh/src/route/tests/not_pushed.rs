@@ -41,7 +41,7 @@ fn a_pod_that_is_not_pushed_yet_is_not_reached_in_the_clear() {
 fn a_pod_that_the_control_plane_does_not_know_is_not_outside_either() {
     let mesh: Snapshot = local::parse(MESH).unwrap().into_snapshot();
     check_in(
-        mesh.known_in_part(),
+        mesh.partial(),
         2,
         "
         src here new@10.0.3.3 -> 10.0.3.3:80 => refused unasked: /10.0.3.3

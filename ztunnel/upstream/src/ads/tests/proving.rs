@@ -126,7 +126,7 @@ async fn root_files_that_hold_none_are_refused() {
     );
     for (path, why) in [
         (directory.path().join("missing.pem"), "No such file"),
-        (empty, "it holds no certificate in PEM form"),
+        (empty, "the file holds no PEM certificate"),
         (key, "cannot be used: "),
     ] {
         let mut config = config("https://127.0.0.1:1");
@@ -171,12 +171,15 @@ async fn a_token_is_not_sent_in_the_clear() {
 async fn a_token_that_cannot_be_used_is_not_shown() {
     let directory = tempfile::tempdir().unwrap();
     for (content, why) in [
-        (" \n".to_owned(), "it holds no token"),
+        (" \n".to_owned(), "the file holds no token"),
         (
             "sec\u{7f}ret".to_owned(),
-            "it holds characters that no token has",
+            "the file holds characters that are not allowed in a token",
         ),
-        ("secret".repeat(20_000), "it is larger than 65536 bytes"),
+        (
+            "secret".repeat(20_000),
+            "the file is larger than 65536 bytes",
+        ),
     ] {
         let mut config = config("https://127.0.0.1:1");
         config.token = Some(keep(directory.path(), "token", &content));

@@ -87,9 +87,9 @@ async fn what_is_bad_is_refused_by_name_and_the_rest_counts() {
     let complaint = session.nacked(ADDRESS_TYPE, "n1").await;
     for part in [
         "garbage: no istio.workload.Address: ",
-        "c//v1/Pod/default/e: it holds \"c//v1/Pod/default/d\", which could not be removed by this name",
-        "nothing: it holds nothing",
-        "other: it holds a \"type.googleapis.com/istio.security.Authorization\"",
+        "c//v1/Pod/default/e: the resource holds \"c//v1/Pod/default/d\", which could not be removed by the name of the resource",
+        "nothing: the resource has no content",
+        "other: the resource holds a message of type \"type.googleapis.com/istio.security.Authorization\"",
     ] {
         assert!(complaint.contains(part), "{complaint}");
     }

@@ -207,7 +207,7 @@ fn errors_say_whose_fault_they_are() {
     };
     assert_eq!(
         refused.to_string(),
-        "the control plane https://istiod:15012 refuses: Unauthenticated: no (it does not accept the token: expired, or of another audience)"
+        "the control plane https://istiod:15012 refused the stream: Unauthenticated: no (it does not accept the token: expired, or of another audience)"
     );
     assert_eq!(
         (refused.reason(), refused.fault().as_str()),

@@ -4,6 +4,7 @@ mod signing;
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::root::generate_root;
 use super::*;

@@ -3,6 +3,7 @@
 use rcgen::{BasicConstraints, CertificateParams, IsCa, PublicKeyData as _};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::super::root::uri;
 use super::*;
 
 const LIFETIME: Duration = Duration::from_secs(600);
@@ -73,9 +74,7 @@ fn names_and_extensions_of_the_request_are_ignored() {
     let key = KeyPair::generate().unwrap();
     let other = "spiffe://cluster.local/ns/kube-system/sa/admin";
     let mut params = CertificateParams::new(["admin.example".to_owned()]).unwrap();
-    params
-        .subject_alt_names
-        .push(super::super::root::uri(other).unwrap());
+    params.subject_alt_names.push(uri(other).unwrap());
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let request = params.serialize_request(&key);
     let Ok(request) = request else {
