@@ -20,7 +20,7 @@ fn name_in(mountinfo: &str) -> Option<String> {
         (point == "/sys").then_some(filesystem)
     });
     // The last mount at a place hides the earlier ones.
-    let mut filesystem = sys.last()?.split(' ');
+    let mut filesystem = sys.next_back()?.split(' ');
     let (kind, source) = (filesystem.next()?, filesystem.next()?);
     let named = kind == "sysfs" && !matches!(source, "sysfs" | "none" | "/sys" | "sys");
     named.then(|| source.to_owned())

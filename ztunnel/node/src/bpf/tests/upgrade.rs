@@ -157,8 +157,9 @@ impl OldProxy {
 
     /// The original destination of a captured connection.
     fn original_destination(&self, client: SocketAddr) -> Option<SocketAddr> {
-        let cookie = this_namespace().0;
-        let [low, high] = [cookie as u32, (cookie >> 32) as u32];
+        let cookie = this_namespace().0.to_ne_bytes();
+        let word = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().unwrap());
+        let [low, high] = [word(&cookie[..4]), word(&cookie[4..])];
         let [a, b, c, d] = Address::from(client.ip()).words;
         let key = [low, high, a, b, c, d, client.port().into(), 0];
         let found: Option<[u32; 6]> = self.map("ORIGINS").take(&key).unwrap();
