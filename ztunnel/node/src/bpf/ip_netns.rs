@@ -14,7 +14,7 @@ pub fn ip_netns_exec() -> Option<String> {
 
 /// The same for the text of a mountinfo file (proc_pid_mountinfo(5)).
 fn name_in(mountinfo: &str) -> Option<String> {
-    let sys = mountinfo.lines().filter_map(|line| {
+    let mut sys = mountinfo.lines().filter_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;
         let point = mount.split(' ').nth(4)?;
         (point == "/sys").then_some(filesystem)
