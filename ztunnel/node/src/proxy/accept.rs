@@ -1,10 +1,10 @@
-//! Step 1: accept a connection and learn who called whom.
+//! Step 1: accept a connection and determine its client and its original destination.
 //!
-//! Listeners in every pod, for different kinds of callers: the pod's own application (outbound,
-//! its original destination is asked of the kernel programs), a client without a tunnel
-//! (inbound plaintext, the socket's own address is the original destination, unless rules inside
-//! the pod have redirected it), the peer of
-//! a tunnel (HBONE), and an application that says where it wants to go (SOCKS). Where DNS
+//! Each pod has listeners for four kinds of clients. Outbound: the pod's application; the kernel
+//! programs know the original destination. Inbound plaintext: a client without a tunnel; the
+//! socket's own address is the original destination, unless rules inside the pod redirected it.
+//! HBONE: the peer of a tunnel. SOCKS: an application that names its destination. Where DNS is
+//! captured, the pod has DNS sockets, too.
 //! is captured there are sockets for it besides.
 
 use std::future::Future;
@@ -19,7 +19,7 @@ use super::worker::PodContext;
 use super::{inbound, names, outbound};
 use crate::pods::{self, DnsSockets, Listeners};
 
-/// How long to wait before accepting again when the process is out of descriptors or memory.
+/// The delay before the next accept when the process has no descriptors or memory left.
 const EXHAUSTED: Duration = Duration::from_millis(50);
 
 /// Starts to accept on one worker's listeners of a pod.
@@ -61,13 +61,13 @@ pub(super) fn start(context: &Rc<PodContext>, listeners: Listeners) -> io::Resul
     Ok(())
 }
 
-/// Until the pod leaves, or this process ends.
+/// Resolves when the pod leaves or this process ends.
 fn left(context: &PodContext) -> impl Future<Output = ()> + use<> {
     let mut drain = context.drain.clone();
     async move { drop(drain.wait_for(|draining| *draining).await) }
 }
 
-/// Until then, or until another process serves the pod.
+/// As [`left`]; also resolves when another process serves the pod.
 fn unwanted(context: &PodContext) -> impl Future<Output = ()> + use<> {
     let (left, mut resigned) = (left(context), context.resigned.clone());
     async move {
@@ -78,9 +78,9 @@ fn unwanted(context: &PodContext) -> impl Future<Output = ()> + use<> {
     }
 }
 
-/// Accepts until the pod leaves or another process accepts in its place; what waits to be accepted
-/// then is taken first, and what comes until the listener is closed the kernel gives to the other
-/// one's (`pods::delivery`). `serve` gets a task of its own for every connection.
+/// Accepts until the pod leaves or another process takes over. Connections that already wait in the
+/// accept queue are accepted first. Until the listener is closed, the kernel delivers later ones to
+/// the other process's listener (`pods::delivery`). Each connection runs `serve` in its own task.
 fn accept_on<F: Future<Output = ()> + 'static>(
     context: &Rc<PodContext>,
     listener: std::net::TcpListener,
@@ -104,7 +104,7 @@ fn accept_on<F: Future<Output = ()> + 'static>(
                     tracing::error!(%error, pod = %context.pod.uid.0, "cannot accept; raise the limit on open files");
                     tokio::time::sleep(EXHAUSTED).await;
                 }
-                // The client went away before it was accepted.
+                // The client closed the connection before it was accepted.
                 Err(error) => tracing::debug!(%error, "accept"),
             }
         }

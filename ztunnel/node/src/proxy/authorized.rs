@@ -1,9 +1,9 @@
-//! Connections that policy let in and the proxy carries: after a change they are judged again, and
-//! those that may not be open any more are cut, in the manner of the direct lane, where the kernel
-//! knows what is open (`direct::FastPath`).
+//! The authorized connections that the proxy carries. After a change they are authorized again, and
+//! those that are no longer allowed are reset. `fastpath::FastPath` does the same for the
+//! connections of the fast path, which the kernel lists.
 //!
-//! A worker keeps the set of its own connections. Most changes concern none of its pods: what is
-//! compared first is which policies apply to a pod, before and after.
+//! Each worker keeps the set of its own connections. Most changes concern none of its pods, so the
+//! set first compares the policies that apply to a pod before and after the change.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -22,32 +22,32 @@ use mesh::View;
 use mesh::authorize::{InboundRequest, Verdict, authorize};
 use mesh::inbound::client_address;
 
-/// What a connection was let in as.
+/// The input of a connection's authorization, kept to repeat it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AuthorizationContext {
-    /// The namespace of the pod it arrived at.
+    /// The namespace of the destination pod.
     pub(super) pod: NetnsCookie,
-    /// The identity that its peer proved.
+    /// The identity that the peer proved.
     pub(super) source: Option<Identity>,
-    /// Its peer's address.
+    /// The peer's address.
     pub(super) peer: IpAddr,
-    /// The address for which the peer says it speaks, if it is another one. Whether it may is
-    /// judged each time: a waypoint can be withdrawn.
+    /// The client's address as the peer states it, if it differs from the peer's. Every
+    /// authorization checks whether the peer may state it, because a waypoint can be withdrawn.
     pub(super) named: Option<IpAddr>,
-    /// What its client gets to, as policies see it.
+    /// The destination address, as policies see it.
     pub(super) destination: SocketAddr,
 }
 
-/// Why a connection that was open is so no longer.
+/// Why an open connection is no longer allowed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Revoked {
-    /// A policy refuses it by now.
+    /// A policy now denies it.
     #[error("no longer allowed: {0}")]
     Denied(#[from] Denied),
-    /// Nobody knows whose policies to ask.
+    /// The workload whose policies would apply is unknown.
     #[error("no longer allowed: the pod's workload is not in the mesh any more")]
     UnknownWorkload,
-    /// Whoever is at the other end of a tunnel may not prove who it is any more.
+    /// The certificate of the tunnel's peer was revoked.
     #[error("no longer allowed: the certificate of the tunnel's peer was revoked")]
     Certificate,
 }
@@ -56,20 +56,20 @@ pub(crate) enum Revoked {
 #[derive(Debug)]
 pub(super) struct AuthorizedConnections {
     entries: RefCell<Slab<Entry>>,
-    /// The view that all of them were judged by last, but for those that say otherwise.
+    /// The view of the last authorization of every connection whose `apart` is false.
     view: RefCell<Arc<View>>,
 }
 
 #[derive(Debug)]
 struct Entry {
     admitted: AuthorizationContext,
-    /// Judged by another view than the set's.
+    /// Whether the connection was authorized by another view than the set's.
     apart: bool,
     revoked: Option<Revoked>,
     waker: Option<Waker>,
 }
 
-/// A connection's place in the set, while it is open.
+/// A connection's entry in the set; removed when it is dropped.
 #[derive(Debug)]
 pub(super) struct ConnectionGuard {
     set: Rc<AuthorizedConnections>,
@@ -85,11 +85,12 @@ impl AuthorizedConnections {
         })
     }
 
-    /// Takes a connection in that `judged_by` allowed. Where another view is in force by `now`, that
-    /// one is asked too: the change may have been looked through before the connection was here.
+    /// Adds a connection that was authorized by `judged_by`. If another view is in force by now,
+    /// the connection is authorized by it, too, because `reauthorize` may already have run for that
+    /// change.
     ///
     /// # Errors
-    /// When it may not be open any more.
+    /// When the connection is no longer allowed.
     pub(super) fn admit(
         self: &Rc<Self>,
         admitted: AuthorizationContext,
@@ -111,7 +112,7 @@ impl AuthorizedConnections {
         })
     }
 
-    /// Judges again what the change to `view` concerns.
+    /// Authorizes again the connections that the change to `view` concerns.
     pub(super) fn reauthorize(&self, view: &Arc<View>) {
         let before = self.view.replace(view.clone());
         let mut concerned: HashMap<NetnsCookie, bool> = HashMap::new();
@@ -121,7 +122,7 @@ impl AuthorizedConnections {
             let concerned = concerned
                 .entry(pod)
                 .or_insert_with(|| !same_policies(pod, &before, view));
-            // Who speaks for whom is no policy, and may have changed all the same.
+            // The peers that may state a client's address can change without a policy change.
             if !*concerned && !entry.apart && entry.admitted.named.is_none() {
                 continue;
             }
@@ -131,13 +132,13 @@ impl AuthorizedConnections {
                 wakers.extend(entry.waker.take());
             }
         }
-        // After the borrow has ended: a task may be dropped when it is woken.
+        // After the borrow has ended: waking a task may drop it.
         wakers.into_iter().for_each(Waker::wake);
     }
 }
 
 impl ConnectionGuard {
-    /// Resolves when the connection may not be open any more.
+    /// Resolves when the connection is no longer allowed.
     pub(super) async fn revoked(&self) -> Revoked {
         poll_fn(|cx| self.poll_revoked(cx)).await
     }
@@ -164,7 +165,7 @@ impl Drop for ConnectionGuard {
     }
 }
 
-/// Whether the same policies, in the same wording, apply to a pod in both views.
+/// Whether the same policies, with the same content, apply to a pod in both views.
 fn same_policies(pod: NetnsCookie, before: &View, after: &View) -> bool {
     let (Some(was), Some(is)) = (before.workload(pod), after.workload(pod)) else {
         return false;
@@ -179,7 +180,7 @@ fn same_policies(pod: NetnsCookie, before: &View, after: &View) -> bool {
     }
 }
 
-/// What a pod that is no longer served here has open is left to drain.
+/// Connections of a pod that is no longer served stay allowed: they drain.
 fn judge(admitted: &AuthorizationContext, view: &View) -> Result<(), Revoked> {
     if view.pod(admitted.pod).is_none() {
         return Ok(());

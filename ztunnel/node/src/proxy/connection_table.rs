@@ -1,5 +1,5 @@
-//! The connections that the proxy carries now, for whoever asks a running process. Each worker has
-//! a page of its own, so that a connection's set-up and end wait for nobody but a reader.
+//! The connections that the proxy carries now, for the admin API. Each worker has its own shard, so
+//! opening and closing a connection can wait only for a reader.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,43 +10,43 @@ use super::report::ConnectionInfo;
 use mesh::Uid;
 use telemetry::Reporter;
 
-/// The connections that the proxy carries now, those included that it has just begun to set up.
+/// The connections that the proxy carries now, including those in set-up.
 #[derive(Debug, Default)]
 pub struct ConnectionTable {
     shards: Mutex<Vec<Shard>>,
 }
 
-/// One end of a connection as it can be shown.
+/// One connection as the admin API shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Carried {
-    /// Whose connection it is: the client's pod, or the server's where it comes in.
+    /// The pod of the connection: the client's pod for outbound, the server's for inbound.
     pub pod: Uid,
-    /// Whether it comes in at that pod.
+    /// Whether the connection is inbound.
     pub inbound: bool,
-    /// The client's end; port 0 where somebody else speaks for the client.
+    /// The client's address; port 0 if the peer connects on behalf of the client.
     pub client: SocketAddr,
-    /// What the client dialled; the authority of the tunnel where it comes in by one.
+    /// The address that the client dialled; for an inbound tunnel its authority.
     pub dialled: String,
-    /// Where the tunnel ends or, without one and where it comes in, who is reached.
+    /// The address of the tunnel's far end; without a tunnel and for inbound the server's address.
     pub to: SocketAddr,
-    /// Whether it goes or comes by a tunnel.
+    /// Whether the connection uses a tunnel.
     pub tunnelled: bool,
 }
 
 impl ConnectionTable {
-    /// A page for one more worker.
+    /// Creates the shard of one more worker.
     pub(super) fn shard(&self) -> Shard {
         let shard = Shard::default();
         locked(&self.shards).push(shard.clone());
         shard
     }
 
-    /// Every connection, in no particular order. One whose pod the mesh did not know, and which is
-    /// about to be refused, is left out.
+    /// Every connection, in no particular order. A connection whose pod is unknown to the mesh is
+    /// left out; it is about to be refused.
     #[must_use]
     pub fn carried(&self) -> Vec<Carried> {
         let shards = locked(&self.shards).clone();
-        // The texts are made without the lock.
+        // The strings are formatted without the lock.
         let copy = |shard: Shard| {
             let entries = locked(&shard.0);
             entries
@@ -64,7 +64,7 @@ impl ConnectionTable {
 pub(super) struct Shard(Arc<Mutex<Slab<Arc<ConnectionInfo>>>>);
 
 impl Shard {
-    /// Writes a connection down until what is returned is dropped.
+    /// Adds a connection until the returned value is dropped.
     pub(super) fn enter(&self, info: Arc<ConnectionInfo>) -> Entry {
         let key = locked(&self.0).insert(info);
         Entry {
@@ -74,7 +74,7 @@ impl Shard {
     }
 }
 
-/// A connection's place on its page.
+/// A connection's entry in its shard.
 #[derive(Debug)]
 pub(super) struct Entry {
     shard: Shard,

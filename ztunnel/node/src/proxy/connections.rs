@@ -1,5 +1,5 @@
-//! The connections of one pod that one worker has open, to be cut when the pod has left and its
-//! time to drain is over.
+//! The open connections of one pod on one worker, to be reset when the pod has left and its drain
+//! deadline has passed.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use std::rc::Rc;
 use futures::FutureExt;
 use tokio::task::AbortHandle;
 
-/// What is open.
+/// The open connections.
 #[derive(Debug, Default)]
 pub(super) struct Connections {
     open: RefCell<HashMap<u64, AbortHandle>>,
@@ -17,7 +17,7 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// Runs a connection as a task of its own; `held` is dropped when it ends or is cut.
+    /// Runs a connection as a task of its own; `held` is dropped when the task ends or is aborted.
     pub(super) fn spawn<H: 'static>(
         self: &Rc<Self>,
         held: H,
@@ -29,28 +29,28 @@ impl Connections {
             connections: self.clone(),
             number,
         };
-        // Not an async block, whose future would hold the connection's twice.
+        // Not an async block: its future would hold the connection's future twice.
         let task = tokio::task::spawn_local(connection.map(move |()| drop((entry, held))));
-        // The task has not begun: nothing else runs on this thread before we return.
+        // The task has not started: no other task runs on this thread before the return.
         self.open.borrow_mut().insert(number, task.abort_handle());
     }
 
-    /// Ends what is open; its sockets are closed as if the process had ended.
+    /// Aborts the open connections; their sockets are closed as if the process had ended.
     pub(super) fn cut(&self) {
-        // The tasks take themselves out of the table when they are dropped.
+        // Each task removes itself from the table when it is dropped.
         let open: Vec<AbortHandle> = self.open.borrow().values().cloned().collect();
         for task in open {
             task.abort();
         }
     }
 
-    /// How many are open.
+    /// The number of open connections.
     pub(super) fn count(&self) -> usize {
         self.open.borrow().len()
     }
 }
 
-/// Stands in the table while its connection lives.
+/// A connection's entry in the table; removed when it is dropped.
 struct Entry {
     connections: Rc<Connections>,
     number: u64,
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
     use std::future::pending;
 
-    /// Says when it is dropped.
+    /// Records its drop.
     struct Held(Rc<Cell<u32>>);
 
     impl Drop for Held {
@@ -91,7 +91,7 @@ mod tests {
         connections.cut();
         tokio::task::yield_now().await;
         assert_eq!((connections.count(), dropped.get()), (0, 4));
-        // Nothing is left to be cut, and new ones are welcome.
+        // The table is empty and accepts new connections.
         connections.cut();
         connections.spawn(held(), async {});
         assert_eq!(connections.count(), 1);

@@ -1,27 +1,29 @@
-//! The reader's path: the life of one connection.
+//! The proxy: the life of one connection.
 //!
-//! An application in a pod calls `connect()`. The kernel programs send the connection to the
-//! proxy's listener inside the pod, and from there on it is followed here, file by file:
+//! An application in a pod calls `connect()`. The kernel programs redirect the connection to the
+//! proxy's listener inside the pod. These modules handle it from there:
 //!
-//! 1. [`accept`](self): a worker accepts it and asks who called, whom, and from which pod.
-//! 2. [`route`]: a pure function of the connection and a [`View`] picks the lane: into a tunnel (to
-//!    the destination's node, its waypoint, or the gateway of its network), directly to a pod of
-//!    this node, or on as it is. Where a backend has a name, [`Resolve`] is asked in between; where the
-//!    mesh is known in part only, the control plane ([`OnDemandClient`]).
-//! 3. [`authorize`]: at the destination, a pure function gives the verdict and the rule behind
+//! 1. [`accept`](self): a worker accepts the connection and determines its client, its original
+//!    destination and its pod.
+//! 2. [`route`]: a pure function of the connection and a [`View`] selects the path: a tunnel (to
+//!    the destination's node, its waypoint, or the gateway of its network), a plain connection to a
+//!    pod of this node, or passthrough. [`Resolve`] resolves a backend that has a name. With a
+//!    partial view of the mesh, [`OnDemandClient`] asks the control plane.
+//! 3. [`authorize`]: at the destination, a pure function returns the verdict and the rule behind
 //!    it.
-//! 4. `tunnel`: the HBONE tunnel is opened here, or was opened to us; `passthrough` is for what
-//!    takes none. [`direct`] lets the kernel carry the next one of the same kind by itself.
-//! 5. `relay`: bytes are moved and counted.
-//! 6. `report`: one record a connection feeds metrics and the access log.
+//! 4. `tunnel`: the proxy opens an HBONE tunnel, or terminates one of a peer; `passthrough` handles
+//!    connections without a tunnel. [`FastPath`] lets the kernel carry later connections of the
+//!    same kind.
+//! 5. `relay`: moves and counts the bytes.
+//! 6. `report`: one report per connection feeds the metrics and the access log.
 //!
-//! `wait` is for what comes before the control plane has pushed the workload of a new pod.
+//! `wait` waits until the control plane has pushed the workload of a new pod.
 //!
-//! `names` lets the DNS proxy answer in the pods, where DNS is captured.
+//! `names` connects the DNS proxy with the pods, where DNS is captured.
 //!
-//! `outbound` and `inbound` walk these steps for the two directions; each is the one place to
-//! read for its direction. Everything of one connection happens on one [`worker`](Workers)
-//! thread. The room sees snapshots and a certificate source, never where they come from.
+//! `outbound` and `inbound` run these steps for the two directions. All work for one connection
+//! runs on one [`worker`](Workers) thread. The module uses snapshots and a certificate source and
+//! does not depend on their origin.
 
 mod accept;
 mod authorized;
@@ -61,52 +63,53 @@ use telemetry::Telemetry;
 use tunnel::hbone;
 use tunnel::tls;
 
-/// What the path needs to know from the settings.
+/// The settings that the proxy uses.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The network this node is in, as the mesh names it.
+    /// The network of this node, as named in the mesh.
     pub network: Arc<str>,
-    /// How many workers there are.
+    /// The number of workers.
     pub workers: usize,
-    /// Whether pods may say by SOCKS where they want to go.
+    /// Whether pods may name their destination by SOCKS.
     pub socks5: bool,
-    /// The mark of the proxy's own sockets, which capture leaves alone.
+    /// The mark of the proxy's own sockets. Capture ignores marked sockets.
     pub mark: u32,
-    /// How connections are dialled.
+    /// The settings for outgoing TCP connections.
     pub dial: pods::Dial,
     /// How long a TLS handshake may take.
     pub handshake_timeout: Duration,
-    /// Limits and windows of tunnels.
+    /// Limits and window sizes of tunnels.
     pub hbone: hbone::Config,
-    /// The cluster's domain, in lower case and without a dot at its end.
+    /// The cluster's domain, in lower case and without a trailing dot.
     pub domain: Arc<str>,
-    /// Whether what is delivered with a PROXY header goes to the pod's loopback address.
+    /// Whether connections that get a PROXY header are delivered to the pod's loopback address.
     pub localhost_app_tunnel: bool,
-    /// How DNS is answered, where it is captured.
+    /// The settings of the DNS proxy, where DNS is captured.
     pub dns: Option<dns::Config>,
 }
 
-/// What all workers share. Nobody waits for a lock while a connection is judged.
+/// The state that all workers share. Authorizing a connection takes no lock.
 pub struct ProxyState {
-    /// The mesh and the pods as they are now, and what the kernel may decide by itself.
+    /// The view in force and the fast-path entries.
     pub fast_path: Arc<FastPath>,
-    /// The kernel programs' maps; none where the pods are captured by redirection rules of others.
+    /// The maps of the kernel programs. `None` where redirection rules of another component capture
+    /// the pods.
     pub kernel: Option<Arc<Kernel>>,
-    /// The certificates in use.
+    /// The current certificates.
     pub certificates: Arc<tls::Store>,
-    /// Finds the addresses of backends that have names.
+    /// Resolves backends that have names.
     pub resolver: Arc<dyn Resolve>,
-    /// What the control plane is asked, where the mesh is known in part only.
+    /// The client for on-demand discovery. `None` if the control plane pushes the whole mesh.
     pub on_demand: Option<Arc<OnDemandClient>>,
-    /// What waits for workloads of enrolled pods that the control plane has not pushed yet.
+    /// Waits for workloads of enrolled pods that the control plane has not pushed yet.
     pub waits: WorkloadWaits,
     /// Metrics.
     pub telemetry: Arc<Telemetry>,
-    /// What the workers carry now.
+    /// The open connections of all workers.
     pub connection_table: ConnectionTable,
-    /// Pods that may have got rules which redirect what comes in, or another proxy's programs.
+    /// Pods to check again for redirection rules or for programs of another proxy.
     pub recheck: RecheckQueue,
-    /// Settings.
+    /// The settings.
     pub config: Config,
 }
 

@@ -1,4 +1,4 @@
-//! What the DNS proxy asks of a pod and its worker.
+//! The interface between the DNS server and its pod and worker.
 
 use std::future::pending;
 use std::io;
@@ -35,7 +35,7 @@ impl Names {
         NetnsCookie(self.0.pod.netns.cookie())
     }
 
-    /// Who was asked, as the kernel programs have written it down.
+    /// The original destination of a query, as the kernel programs recorded it.
     fn noted(
         &self,
         note: impl FnOnce(&Kernel) -> Result<Option<SocketAddr>, bpf::Error>,
@@ -47,11 +47,12 @@ impl Names {
         })
     }
 
-    /// Who is asked where a rule inside the pod has redirected the question past the programs, which
-    /// does not say whom it was meant for. What the programs alone capture they know.
+    /// The resolver for a query that a rule inside the pod redirected past the kernel programs: the
+    /// rule does not keep the original destination. For captured queries the kernel programs know
+    /// it.
     fn fallback(&self) -> Option<SocketAddr> {
         if !self.0.pod.redirected.load(Ordering::Relaxed) {
-            // Rules may have come since it was looked into.
+            // Rules may have appeared since the last check.
             self.0.worker.proxy.recheck.name(self.cookie());
             return None;
         }
@@ -69,7 +70,7 @@ impl ServerContext for Names {
     }
 
     fn namespace(&self) -> Option<&str> {
-        // A view with pods is one of a mesh that is known; an empty one says nothing about names.
+        // A view that contains the pod belongs to a known mesh; an empty view has no names.
         let view = self.0.worker.proxy.fast_path.view();
         view.pod(self.cookie())?;
         self.0.pod.uid.pod_namespace()
@@ -77,13 +78,13 @@ impl ServerContext for Names {
 
     async fn known(&self) -> Result<(), DnsRefusal> {
         let deadline = self.0.worker.proxy.waits.deadline();
-        // Who asks by datagrams cannot be seen to go away.
+        // The disappearance of a datagram's client cannot be observed.
         let waited = self.0.wait_for_own((WaitKind::Dns, deadline), pending());
         let Err(error) = waited.await else {
             return Ok(());
         };
         let reason = error.reason();
-        // What has waited comes no faster than places become free, so each may have its line.
+        // The waiting places bound the rate of waits that expire, so each may write a log line.
         let has_waited = matches!(&error, WaitError::Expired { waited, .. } if !waited.is_zero());
         if has_waited {
             tracing::warn!(reason, "a DNS question is not answered: {error}");
@@ -110,7 +111,7 @@ impl ServerContext for Names {
             let origin = kernel.original_destination(self.cookie(), client)?;
             Ok(origin.map(|origin| origin.destination))
         });
-        // Of a connection that a rule has redirected the kernel knows where it was to go.
+        // For a connection that a rule redirected, the kernel knows the original destination.
         noted
             .or_else(|| pods::redirected_from(stream).ok().flatten())
             .or_else(|| self.fallback())

@@ -1,5 +1,5 @@
-//! The lane without a tunnel, for the connections that the kernel does not yet let go by
-//! themselves: on as they came, from the pod's own namespace and with the pod's own address.
+//! Passthrough, for connections without a tunnel that the kernel does not carry yet: the proxy
+//! connects to the original destination from the pod's own namespace and address.
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
@@ -10,8 +10,8 @@ use super::worker::PodContext;
 use crate::pods::Source;
 use mesh::NetnsCookie;
 
-/// Connects to where the application wanted to go, outside the mesh or to a pod of this node that
-/// has been found to let it in.
+/// Connects to the application's destination: outside the mesh, or a pod of this node that has
+/// authorized the connection.
 ///
 /// # Errors
 /// As `connect(2)`.

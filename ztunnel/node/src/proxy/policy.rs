@@ -1,19 +1,19 @@
-//! Asks the destination's policies and tells what those on trial would have said.
+//! Evaluates the destination's policies and reports the result of those in dry-run mode.
 
 use mesh::authorize::{Authorization, DryRunOutcome, InboundRequest, Verdict, authorize};
 use mesh::{Policy, Snapshot};
 use telemetry::TrialMetrics;
 
-/// A policy refused the connection.
+/// A policy denied the connection.
 #[derive(Debug, thiserror::Error)]
 #[error("denied by {policy}")]
 pub(crate) struct Denied {
-    /// The policy, or that none allowed it.
+    /// The name of the policy, or a note that no policy allowed the connection.
     policy: String,
 }
 
 impl Denied {
-    /// By this policy, or because none allows it.
+    /// Denied by this policy, or because no policy allows it.
     pub(super) fn new(by: Option<&Policy>) -> Self {
         Self {
             policy: by.map_or_else(
@@ -24,10 +24,10 @@ impl Denied {
     }
 }
 
-/// Whether policy lets a connection arrive.
+/// Whether policy allows an inbound connection.
 ///
 /// # Errors
-/// Names the policy that refuses it.
+/// The policy that denies it.
 pub(super) fn check(
     mesh: &Snapshot,
     arrival: &InboundRequest<'_>,

@@ -1,7 +1,7 @@
-//! Pods that may have got rules which redirect what comes in, after they were enrolled: somebody
-//! failed to reach them on the direct lane, or the proxy has seen it. Where rules capture: pods that
-//! another proxy's programs may have captured since, as a connection has come without its
-//! destination. The node looks into them.
+//! Pods to check again after the enrolment, because redirection rules or programs of another proxy
+//! may have appeared in them. Triggers: a fast-path connection to the pod failed, the proxy found a
+//! redirected connection, or, where rules capture, a connection arrived without its original
+//! destination. The node checks the pods.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -11,19 +11,20 @@ use tokio::sync::Notify;
 
 use mesh::NetnsCookie;
 
-/// A pod is looked into this often at most: a port that nobody listens on is no reason for more.
+/// The minimum interval between two checks of a pod: connections to a closed port must not cause
+/// more.
 const PACE: Duration = Duration::from_millis(500);
 
-/// Pods to be looked into.
+/// Pods to check.
 #[derive(Debug, Default)]
 pub struct RecheckQueue {
-    /// When each was named last, and whether it has been looked into since.
+    /// When each pod was added last, and whether it has been checked since.
     named: Mutex<HashMap<NetnsCookie, (Instant, bool)>>,
     told: Notify,
 }
 
 impl RecheckQueue {
-    /// Names a pod. Cheap, from any thread.
+    /// Adds a pod. Cheap, callable from any thread.
     pub(crate) fn name(&self, pod: NetnsCookie) {
         self.name_at(pod, Instant::now());
     }
@@ -40,7 +41,7 @@ impl RecheckQueue {
         self.told.notify_one();
     }
 
-    /// Waits until pods are named, and takes them.
+    /// Waits until there are pods to check, and takes them.
     pub async fn named(&self) -> Vec<NetnsCookie> {
         self.told.notified().await;
         let Ok(mut named) = self.named.lock() else {

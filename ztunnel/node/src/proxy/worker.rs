@@ -1,6 +1,6 @@
-//! Worker threads: each runs its own single-threaded runtime, has its own listeners in every
-//! pod, and keeps everything of the connections it accepts, tunnels included. A connection is
-//! never handed to another thread, so nothing on its way needs a lock or a remote wake-up.
+//! Worker threads. Each worker runs its own single-threaded runtime, has its own listeners in every
+//! pod, and owns the connections that it accepts, tunnels included. A connection never moves to
+//! another thread, so it needs no lock and no wake-up across threads.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -28,34 +28,34 @@ use mesh::NetnsCookie;
 use mesh::Workload;
 use tunnel::hbone;
 
-/// How long workers may take to reset what is open when the time to drain is over.
+/// How long workers may take to reset open connections after the drain deadline.
 const TIME_TO_CUT: Duration = Duration::from_secs(1);
 
-/// What the node tells its workers.
+/// A command of the node to its workers.
 #[derive(Debug)]
 enum Command {
     /// Serve a pod.
     Add(Arc<Pod>, Listeners),
-    /// Stop serving the pod of the namespace with this cookie: its tunnels are drained, and what
-    /// is still open after this time is cut.
+    /// Stop serving the pod of the namespace with this cookie: drain its tunnels, and reset the
+    /// connections that are still open after this time.
     Remove(u64, Duration),
-    /// The view has changed: judge what is open once more.
+    /// The view has changed: authorize the open connections again.
     Reauthorize,
-    /// Accept nothing more; whoever is connected stays.
+    /// Accept no more connections; keep the open ones.
     Resign,
-    /// Accept nothing more and tell tunnel peers to go elsewhere.
+    /// Accept no more connections and ask tunnel peers to reconnect elsewhere.
     Drain,
 }
 
 /// A worker thread could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The thread or its runtime could not be made.
+    /// The thread or its runtime could not be created.
     #[error("cannot start worker {index}: {source}")]
     Start {
-        /// Which worker.
+        /// The index of the worker.
         index: usize,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
 }
@@ -70,7 +70,7 @@ impl Workers {
     /// Starts the workers.
     ///
     /// # Errors
-    /// When the system gives no thread or no event queue.
+    /// When the system cannot provide a thread or an event queue.
     pub fn start(shared: &Arc<ProxyState>) -> Result<Self, WorkerError> {
         let mut threads = Vec::new();
         for index in 0..shared.config.workers {
@@ -104,38 +104,38 @@ impl Workers {
         Ok(Self { threads })
     }
 
-    /// Begins to serve a pod; `listeners` holds one set for each worker.
+    /// Starts to serve a pod; `listeners` holds one set for each worker.
     pub fn add(&self, pod: &Arc<Pod>, listeners: Vec<Listeners>) {
         for ((commands, _), listeners) in self.threads.iter().zip(listeners) {
             tell(commands, Command::Add(pod.clone(), listeners));
         }
     }
 
-    /// Stops serving the pod whose namespace has this cookie. Its listeners are closed at once;
-    /// what it has open may end by itself, and is reset after `deadline`.
+    /// Stops serving the pod whose namespace has this cookie. Its listeners are closed at once; its
+    /// open connections are reset after `deadline`.
     pub fn remove(&self, cookie: u64, deadline: Duration) {
         for (commands, _) in &self.threads {
             tell(commands, Command::Remove(cookie, deadline));
         }
     }
 
-    /// Has every worker judge its open connections by the view in force.
+    /// Makes every worker authorize its open connections by the view in force.
     pub fn reauthorize(&self) {
         for (commands, _) in &self.threads {
             tell(commands, Command::Reauthorize);
         }
     }
 
-    /// Accepts nothing more: another process has listeners in the same places. Tunnels that peers
-    /// have here may be used until the drain.
+    /// Accepts no more connections, because another process has listeners on the same addresses.
+    /// Existing tunnels of peers stay usable until the drain.
     pub fn resign(&self) {
         for (commands, _) in &self.threads {
             tell(commands, Command::Resign);
         }
     }
 
-    /// Accepts nothing more and lets what is open end by itself; what has not after `deadline`, or
-    /// when `hurry` is over, is reset.
+    /// Accepts no more connections and waits for the open ones. They are reset after `deadline`, or
+    /// earlier when `hurry` completes.
     pub async fn drain(self, deadline: Duration, hurry: impl Future<Output = ()>) {
         let (commands, threads): (Vec<_>, Vec<_>) = self.threads.into_iter().unzip();
         for commands in &commands {
@@ -152,7 +152,7 @@ impl Workers {
             () = hurry => tracing::warn!("told again to end: what is open is cut"),
         }
         drop(commands);
-        // Should a worker not even manage that, the end of the process cuts its connections.
+        // If a worker exceeds even this limit, the end of the process closes its connections.
         drop(tokio::time::timeout(TIME_TO_CUT, all_ended(&threads)).await);
     }
 }
@@ -169,16 +169,16 @@ fn tell(worker: &mpsc::UnboundedSender<Command>, command: Command) {
     }
 }
 
-/// What belongs to one worker thread.
+/// The state of one worker thread.
 pub(super) struct WorkerState {
     pub(super) proxy: Arc<ProxyState>,
     pub(super) pool: Rc<hbone::Pool<DialError>>,
     pub(super) hbone: Rc<hbone::Config>,
-    /// What is carried, to be shown.
+    /// The worker's part of the connection table.
     pub(super) shard: Shard,
-    /// What was let in and is open.
+    /// The authorized open connections.
     pub(super) live: Rc<AuthorizedConnections>,
-    /// What resolvers have answered to the pods.
+    /// The resolver answers that the worker's DNS servers share.
     pub(super) names: Rc<dns::Common>,
     random: RefCell<rand::rngs::SmallRng>,
     open: Cell<usize>,
@@ -186,7 +186,8 @@ pub(super) struct WorkerState {
 }
 
 impl WorkerState {
-    /// Counts a connection as open until what is returned is dropped; the worker ends no earlier.
+    /// Counts a connection as open until the returned value is dropped. The worker does not end
+    /// before.
     fn open(self: &Rc<Self>) -> Open {
         self.open.set(self.open.get() + 1);
         Open(self.clone())
@@ -198,13 +199,13 @@ impl WorkerState {
         }
     }
 
-    /// A random number, to choose a backend with.
+    /// A random number for the choice of a backend.
     pub(super) fn random(&self) -> u64 {
         rand::Rng::next_u64(&mut *self.random.borrow_mut())
     }
 }
 
-/// Counts a connection as open while it lives.
+/// Counts a connection as open until it is dropped.
 struct Open(Rc<WorkerState>);
 
 impl Drop for Open {
@@ -214,21 +215,21 @@ impl Drop for Open {
     }
 }
 
-/// One pod as one worker sees it.
+/// The state of one pod on one worker.
 pub(super) struct PodContext {
     pub(super) worker: Rc<WorkerState>,
     pub(super) pod: Arc<Pod>,
-    /// Turns true when the pod leaves or the process drains.
+    /// Becomes true when the pod leaves or the process drains.
     pub(super) drain: watch::Receiver<bool>,
-    /// How often what it dials may be asked for.
+    /// Limits on-demand discovery for the pod's outbound connections.
     pub(super) outbound_limit: RateLimiter,
-    /// How often what concerns its callers may be asked for.
+    /// Limits on-demand discovery for the pod's inbound connections.
     pub(super) inbound_limit: RateLimiter,
-    /// Turns true when another process accepts what comes.
+    /// Becomes true when another process accepts the pod's connections.
     pub(super) resigned: watch::Receiver<bool>,
-    /// What it has open here.
+    /// The pod's open connections on this worker.
     connections: Rc<Connections>,
-    /// The pod's baggage header, kept as long as its workload stays the same object.
+    /// The pod's baggage header, cached until its workload object changes.
     baggage: RefCell<Option<(Arc<Workload>, Option<HeaderValue>)>>,
 }
 
@@ -252,13 +253,13 @@ impl PodContext {
         })
     }
 
-    /// Runs one connection of this pod as a task of its worker, which ends no earlier than it.
+    /// Runs one connection of this pod as a task. The worker does not end before the task.
     pub(super) fn spawn(&self, connection: impl Future<Output = ()> + 'static) {
         self.connections.spawn(self.worker.open(), connection);
     }
 
-    /// Runs what serves without being a connection as a task of its worker, which ends no earlier
-    /// than it.
+    /// Runs a task that serves the pod and is not a connection. The worker does not end before the
+    /// task.
     pub(super) fn serve(&self, serving: impl Future<Output = ()> + 'static) {
         let open = self.worker.open();
         tokio::task::spawn_local(async move {
@@ -267,7 +268,7 @@ impl PodContext {
         });
     }
 
-    /// Cuts what is still open when the time is over.
+    /// Resets the open connections when `deadline` has passed.
     async fn cut_after(self: Rc<Self>, deadline: Duration) {
         tokio::time::sleep(deadline).await;
         let open = self.connections.count();
@@ -277,8 +278,8 @@ impl PodContext {
         }
     }
 
-    /// Has it taken into account that rules inside the pod redirect what comes in. They may have
-    /// come after it was enrolled.
+    /// Records that rules inside the pod redirect incoming connections. Such rules can appear after
+    /// the enrolment.
     pub(super) fn redirected(&self) {
         if !self.pod.redirected.swap(true, Ordering::Relaxed) {
             tracing::info!(pod = %self.pod.uid.0, "rules inside the pod redirect what comes in: no direct lane leads to it");
@@ -300,8 +301,8 @@ impl PodContext {
         }
     }
 
-    /// How a relay of this pod's may move bytes: not by `splice(2)` where its connections with the
-    /// proxy may be joined.
+    /// How relays of this pod copy bytes. `splice(2)` is excluded where the kernel may join the
+    /// pod's connections with the proxy's.
     pub(super) fn copy_mode(&self) -> CopyMode {
         let kernel = self.worker.proxy.kernel.as_ref();
         if kernel.is_some_and(|kernel| kernel.may_join()) {
@@ -311,7 +312,7 @@ impl PodContext {
         }
     }
 
-    /// What the mesh says about this pod now; nothing if it has left the mesh.
+    /// The pod's workload in the current view; `None` if the workload has left the mesh.
     pub(super) fn workload(&self) -> Option<Arc<Workload>> {
         let view = self.worker.proxy.fast_path.view();
         self.pod.workload(&view.mesh).cloned()
@@ -364,8 +365,8 @@ async fn serve(shared: Arc<ProxyState>, mut inbox: mpsc::UnboundedReceiver<Comma
             }
         }
     }
-    // Nobody has anything more to say: the time to drain is over. What is still open is dropped
-    // with the runtime.
+    // The command channel is closed: the time to drain is over. The runtime drops the connections
+    // that are still open.
     let over = async { while inbox.recv().await.is_some() {} };
     tokio::select! {
         () = local.all_closed() => {}
