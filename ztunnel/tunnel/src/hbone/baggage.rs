@@ -1,20 +1,21 @@
-//! The `baggage` header (W3C Baggage): what the sender says about its workload, for telemetry.
+//! The `baggage` header (W3C Baggage): the sender's description of its workload, for telemetry.
 //!
-//! It is a claim and never an identity: policies look at the certificate. Keys we do not know
-//! are skipped, a value that is too long or not text is dropped, and the whole is bounded.
+//! The header is a claim and never an identity: policies use the certificate. Unknown keys are
+//! skipped, a value that is too long or not text is dropped, and the size of the header is bounded.
 
 use http::HeaderValue;
 
 use mesh::WorkloadType;
 
-/// W3C Baggage asks for 8192 bytes at least; we take no more than that.
+/// W3C Baggage requires at least 8192 bytes; this proxy accepts no more than that.
 const HEADER_MAX: usize = 8192;
-/// Members of all headers together, as in W3C Baggage.
+/// The limit on members of all headers together, as in W3C Baggage.
 const MEMBERS_MAX: usize = 64;
 /// A Kubernetes name has 253 bytes at most, a label's value 63.
 const VALUE_MAX: usize = 253;
 
-/// What a tunnel's sender says about its workload. `None`: it did not say.
+/// The description of a workload in a tunnel's `baggage`. `None`: the sender did not give the
+/// value.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Baggage {
     /// `k8s.cluster.name`
@@ -54,8 +55,8 @@ fn workload_kind(key: &str) -> Option<WorkloadType> {
 }
 
 impl Baggage {
-    /// The value of the header; `None` when there is nothing to say. It depends only on the
-    /// workload, so the caller should keep it rather than encode it for each connection.
+    /// The value of the header; `None` when every field is empty. It depends only on the workload,
+    /// so the caller should keep it rather than encode it for each connection.
     #[must_use]
     pub fn encode(&self) -> Option<HeaderValue> {
         let workload = self.workload.as_ref();
@@ -111,8 +112,8 @@ impl Baggage {
         baggage
     }
 
-    /// One `key=value`, with properties after a `;` that nobody here needs. The first of two
-    /// equal keys stays.
+    /// Adds one `key=value`. Properties after a `;` are not used. The first of two equal keys is
+    /// kept.
     fn take(&mut self, member: &str) {
         let member = member.split(';').next().unwrap_or_default();
         let Some((key, value)) = member.split_once('=') else {
@@ -140,7 +141,7 @@ impl Baggage {
     }
 }
 
-/// Writes what W3C Baggage calls baggage-octets as they are, and the rest as `%XX`.
+/// Writes W3C Baggage's baggage-octets unchanged and every other byte as `%XX`.
 fn percent_encode(value: &str, into: &mut String) {
     for byte in value.bytes() {
         let plain = byte.is_ascii_graphic() && !matches!(byte, b'"' | b',' | b';' | b'\\' | b'%');
@@ -153,8 +154,9 @@ fn percent_encode(value: &str, into: &mut String) {
     }
 }
 
-/// Undoes it. A `%` that begins no escape stays, since not every peer escapes; `None` when the
-/// result is too long, or is not printable text that may stand in a log.
+/// Reverses [`percent_encode`]. A `%` that begins no escape is kept, because not every peer
+/// escapes. Returns `None` when the result is too long or has characters that must not appear in a
+/// log.
 fn percent_decode(value: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(value.len().min(VALUE_MAX));
     let mut rest = value.as_bytes();

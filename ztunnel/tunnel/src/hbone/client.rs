@@ -1,8 +1,8 @@
-//! One pooled connection: its handshake, its places for tunnels, and the task that drives it.
+//! One pooled connection: its handshake, its slots for tunnels, and the task that drives it.
 //!
-//! The pool and every tunnel on the connection share a [`Connection`]; the byte stream and h2's
-//! state machine belong to the driver task alone. When the last handle to h2's request side is
-//! dropped ([`Connection::retire`]) h2 says GOAWAY after the last tunnel and closes.
+//! The pool and every tunnel on the connection share a [`Connection`]; only the driver task owns
+//! the byte stream and h2's state machine. When the last handle to h2's request side is dropped
+//! ([`Connection::retire`]), h2 sends GOAWAY after the last tunnel and closes.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -20,17 +20,17 @@ use super::config::{Config, UNSETTLED_STREAMS};
 use super::deferred_flush::DeferredFlush;
 use super::keepalive::{Alarm, Watchdog, Watched};
 
-/// Resolves when the certificate that the peer of a connection has proved itself with is revoked.
+/// Resolves when the certificate that the peer of a connection presented is revoked.
 pub type Revoking = Pin<Box<dyn Future<Output = ()>>>;
 
-/// What a dial makes: the byte stream of a connection, and for how long it may be used.
+/// The result of a dial: the byte stream of a connection, and a future that ends its use.
 pub struct Dialled<IO> {
     pub(crate) stream: IO,
     pub(crate) revoking: Option<Revoking>,
 }
 
 impl<IO> Dialled<IO> {
-    /// A byte stream that may be used until it ends.
+    /// A byte stream that may be used until it closes.
     pub const fn new(stream: IO) -> Self {
         Self {
             stream,
@@ -38,7 +38,8 @@ impl<IO> Dialled<IO> {
         }
     }
 
-    /// The same, until `revoking` resolves: this one connection is ended then, under its tunnels.
+    /// The same byte stream, used until `revoking` resolves: then this connection ends, and its
+    /// tunnels break.
     #[must_use]
     pub fn until(self, revoking: Revoking) -> Self {
         Self {
@@ -56,26 +57,26 @@ impl<IO> std::fmt::Debug for Dialled<IO> {
     }
 }
 
-/// Says whether a connection was ended because its peer's certificate was revoked.
+/// Whether a connection was ended because its peer's certificate was revoked.
 #[derive(Debug, Clone, Default)]
 pub struct RevokedMark(Rc<Cell<bool>>);
 
 impl RevokedMark {
-    /// Sets it; to be done before the connection is ended.
+    /// Sets the mark. The caller does this before it ends the connection.
     pub fn set(&self) {
         self.0.set(true);
     }
 
-    /// Whether it was.
+    /// Whether the mark is set.
     #[must_use]
     pub fn is_set(&self) -> bool {
         self.0.get()
     }
 }
 
-/// Who wants to know what becomes of a connection: its group in the pool.
+/// Receives the events of a connection: its group in the pool.
 pub(crate) trait Owner {
-    /// A tunnel ended, so another may be opened.
+    /// A tunnel ended, so another one may be opened.
     fn released(&self);
     /// The connection ended.
     fn ended(&self, connection: &Connection);
@@ -83,34 +84,35 @@ pub(crate) trait Owner {
 
 /// A connection as the pool and its tunnels see it.
 pub(crate) struct Connection {
-    /// `None` once no tunnel may be opened any more.
+    /// `None` when no further tunnel may be opened.
     requests: RefCell<Option<SendRequest<Bytes>>>,
-    /// Tunnels open or being opened.
+    /// The number of tunnels that are open or being opened.
     active: Cell<usize>,
     limit: usize,
     idle_since: Cell<Instant>,
-    /// Whether the peer ever answered a CONNECT here: if so, it took our certificate.
+    /// Whether the peer has answered a CONNECT on this connection: if so, it accepted our
+    /// certificate.
     proven: Cell<bool>,
-    /// Whether the peer's SETTINGS have come.
+    /// Whether the peer's SETTINGS have arrived.
     settled: Cell<bool>,
-    /// What its driver ended with.
+    /// The reason for which the driver ended.
     cause: RefCell<Option<String>>,
     driver: RefCell<Option<AbortHandle>>,
     revoked: RevokedMark,
-    /// Waits for that, as long as the connection is there.
+    /// The task that waits for the revocation while the connection exists.
     revoking: RefCell<Option<AbortHandle>>,
     owner: Weak<dyn Owner>,
 }
 
 impl Connection {
-    /// Whether a tunnel may still be opened, as far as we have been told.
+    /// Whether a tunnel may still be opened, according to the frames received so far.
     pub(crate) fn is_open(&self) -> bool {
         let mut requests = self.requests.borrow_mut();
         let Some(handle) = requests.as_mut() else {
             return false;
         };
-        // h2 answers at once: it only waits for requests queued through this very handle, and
-        // none are. An error is a GOAWAY or the end of the connection.
+        // h2 answers at once: it only waits for requests queued through this handle, and there are
+        // none. An error is a GOAWAY or the end of the connection.
         let mut nobody = Context::from_waker(Waker::noop());
         let open = matches!(handle.poll_ready(&mut nobody), Poll::Ready(Ok(())));
         if !open {
@@ -119,13 +121,13 @@ impl Connection {
         open
     }
 
-    /// Whether the peer's SETTINGS, and with them its limit, are still to come.
+    /// Whether the peer's SETTINGS, which hold its stream limit, have not arrived yet.
     pub(crate) fn is_unsettled(&self) -> bool {
         !self.settled.get()
     }
 
-    /// How many tunnels there may be. Until the peer has said its limit it is one, so that a
-    /// burst is not refused, or left waiting inside h2, by a peer that allows few.
+    /// The number of tunnels allowed. It is one until the peer has announced its limit: a peer that
+    /// allows few streams would refuse a burst, or leave it waiting inside h2.
     fn limit(&self) -> usize {
         if self.is_unsettled() {
             1
@@ -134,7 +136,7 @@ impl Connection {
         }
     }
 
-    /// Looks whether the SETTINGS have come, and lets those who wait for them go on.
+    /// Checks whether the SETTINGS have arrived, and wakes the opens that wait for them.
     fn settle(&self) {
         if self.is_unsettled() && self.peer_limit() != UNSETTLED_STREAMS {
             self.settled.set(true);
@@ -144,7 +146,7 @@ impl Connection {
         }
     }
 
-    /// Why no tunnel can be opened any more.
+    /// The reason why no tunnel can be opened.
     pub(crate) fn cause(&self) -> String {
         self.cause
             .borrow()
@@ -159,7 +161,7 @@ impl Connection {
             .map_or(0, SendRequest::current_max_send_streams)
     }
 
-    /// A place for a tunnel, when there is one.
+    /// A slot for a tunnel, if one is free.
     pub(crate) fn take(self: &Rc<Self>) -> Option<Slot> {
         let free = self.is_open() && self.active.get() < self.limit();
         free.then(|| {
@@ -170,29 +172,30 @@ impl Connection {
         })
     }
 
-    /// A handle to send one request with: h2 makes a handle wait for what it sent last.
+    /// A handle to send one request with. Each request needs its own: h2 blocks a handle until its
+    /// last request is sent.
     pub(crate) fn request_handle(&self) -> Option<SendRequest<Bytes>> {
         self.requests.borrow().clone()
     }
 
-    /// Notes that the peer answered a CONNECT.
+    /// Records that the peer answered a CONNECT.
     pub(crate) fn prove(&self) {
         self.proven.set(true);
     }
 
-    /// Whether the peer ever did.
+    /// Whether the peer has answered a CONNECT.
     pub(crate) fn is_proven(&self) -> bool {
         self.proven.get()
     }
 
-    /// No more tunnels; those that are open may finish, then the connection closes.
+    /// Opens no further tunnels. Open tunnels may finish, then the connection closes.
     pub(crate) fn retire(&self) {
-        // Taken first: dropping it wakes the driver.
+        // The handle is taken out first: dropping it wakes the driver.
         let handle = self.requests.borrow_mut().take();
         drop(handle);
     }
 
-    /// Ends the connection under its tunnels.
+    /// Ends the connection at once; its tunnels break.
     pub(crate) fn abort(&self) {
         self.retire();
         if let Some(driver) = self.driver.borrow().as_ref() {
@@ -200,8 +203,8 @@ impl Connection {
         }
     }
 
-    /// Ends the connection when its peer's certificate is revoked. Others to the same peer, which
-    /// may have shown another certificate, stay.
+    /// Ends the connection when its peer's certificate is revoked. Other connections to the same
+    /// peer, which may have presented another certificate, stay open.
     pub(crate) fn end_when(self: &Rc<Self>, revoking: Revoking) {
         let this = Rc::downgrade(self);
         let task = tokio::task::spawn_local(async move {
@@ -214,18 +217,18 @@ impl Connection {
         *self.revoking.borrow_mut() = Some(task.abort_handle());
     }
 
-    /// Whether that has happened.
+    /// The mark that is set when the connection ends by revocation.
     pub(crate) const fn revoked(&self) -> &RevokedMark {
         &self.revoked
     }
 
-    /// Tunnels open or being opened.
+    /// The number of tunnels that are open or being opened.
     pub(crate) fn active(&self) -> usize {
         self.active.get()
     }
 }
 
-/// A place on a connection, held by a tunnel from before its CONNECT until it is dropped.
+/// A slot on a connection. A tunnel holds it from before its CONNECT until it is dropped.
 pub(crate) struct Slot {
     connection: Rc<Connection>,
 }
@@ -257,8 +260,8 @@ impl Drop for Slot {
     }
 }
 
-/// Makes an HTTP/2 connection of a byte stream and starts its driver. The peer's SETTINGS are
-/// not waited for: the first CONNECT travels with our own.
+/// Starts HTTP/2 on a byte stream and spawns its driver. It does not wait for the peer's SETTINGS:
+/// the first CONNECT travels with our own SETTINGS.
 pub(crate) async fn handshake<IO>(
     io: IO,
     config: &Config,
@@ -268,7 +271,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let line = DeferredFlush::new(io);
-    // Only writes the preface; what it waits for is room in the socket.
+    // This only writes the preface; it waits for space in the socket.
     let (requests, mut h2) = config.client().handshake(line.clone()).await?;
     let connection = Rc::new(Connection {
         requests: RefCell::new(Some(requests)),
@@ -320,7 +323,7 @@ impl<IO> Watched for Watch<IO> {
     }
 }
 
-/// However the driver ends, aborted too, the pool hears of it.
+/// Reports the end of the driver to the pool, also when the task is aborted.
 impl<IO> Drop for Watch<IO> {
     fn drop(&mut self) {
         self.connection.retire();
@@ -333,7 +336,7 @@ impl<IO> Drop for Watch<IO> {
     }
 }
 
-/// What the task of a connection owns.
+/// The state that the task of a connection owns.
 struct Driver<IO> {
     h2: h2::client::Connection<DeferredFlush<IO>>,
     watchdog: Watchdog,
@@ -348,7 +351,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         *self.watch.connection.cause.borrow_mut() = Some(cause);
     }
 
-    /// Ready with the reason for the connection's end.
+    /// Ready with the reason for which the connection ended.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<String> {
         if let Poll::Ready(result) = Pin::new(&mut self.h2).poll(cx) {
             return Poll::Ready(result.map_or_else(|error| error.to_string(), |()| closed()));
@@ -362,7 +365,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
                 Alarm::Dead(silence) => {
                     return Poll::Ready(format!("no answer for {silence:?}"));
                 }
-                // The closing took too long, or nothing but the driver was left.
+                // The close took too long, or only the driver still used the connection.
                 Alarm::Idle if self.watch.connection.requests.borrow().is_none() => {
                     return Poll::Ready(closed());
                 }

@@ -1,7 +1,7 @@
-//! What an HBONE connection may use: windows, limits and timeouts, for both ends.
+//! The resources of an HBONE connection: windows, limits and timeouts, for both ends.
 //!
-//! Built once by `config` and shared by every connection of a worker. Values that HTTP/2 does
-//! not allow are brought into its range when a connection is made, never refused here.
+//! Crate `settings` builds it once; all connections of a worker share it. Values outside HTTP/2's
+//! range are clamped when a connection is made, never refused here.
 
 use std::time::Duration;
 
@@ -16,47 +16,47 @@ const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// The settings of every HBONE connection, client's and server's.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Bytes a peer may send on one stream before we have passed them on: the bound on memory
-    /// for one slow reader. Default 2 MiB.
+    /// Bytes that a peer may send on one stream before the proxy has forwarded them: the bound on
+    /// memory for one slow reader. Default 2 MiB.
     pub stream_window: u32,
-    /// The same for all streams of one connection together. Default 64 MiB.
+    /// The same bound for all streams of one connection together. Default 64 MiB.
     pub connection_window: u32,
-    /// Largest frame we accept, bytes (SETTINGS_MAX_FRAME_SIZE). What we send is bounded by the
-    /// peer's setting and by the chunks the relay reads. Default 1 MiB.
+    /// Largest frame we accept, bytes (SETTINGS_MAX_FRAME_SIZE). The peer's setting and the relay's
+    /// read size bound the frames we send. Default 1 MiB.
     pub max_frame: u32,
     /// Bytes one stream may have queued for sending. Default 1 MiB.
     pub send_buffer: usize,
-    /// Tunnels on one pooled connection before another is dialled; the peer's own limit counts
-    /// too. Default 100.
+    /// Tunnels on one pooled connection before another is dialled; the peer's limit applies as
+    /// well. Default 100.
     pub max_streams_per_connection: usize,
     /// Streams a client may have open on one accepted connection
     /// (SETTINGS_MAX_CONCURRENT_STREAMS). Default 256.
     pub max_concurrent_streams: u32,
     /// Largest header list we accept, bytes as HPACK counts them. Default 16 KiB.
     pub header_list_max: u32,
-    /// Streams reset by the peer before we looked at them, above which the connection is ended
-    /// (the "rapid reset" flood). Default 32.
+    /// Streams that the peer resets before the proxy has handled them, above which the connection
+    /// is ended (the "rapid reset" flood). Default 32.
     pub pending_resets_max: usize,
-    /// Streams we had to reset for protocol errors in the life of a connection, above which it
-    /// is ended. Default 256.
+    /// Streams that the proxy resets for protocol errors over the life of a connection, above which
+    /// the connection is ended. Default 256.
     pub error_resets_max: usize,
-    /// A pooled connection without a tunnel is closed after this. Default 5 minutes.
+    /// A pooled connection without a tunnel is closed after this time. Default 5 minutes.
     pub idle_release: Duration,
-    /// An accepted connection without a stream is sent away after this; longer than
-    /// `idle_release`, because it is the client who should let go. Default 10 minutes.
+    /// An accepted connection without a stream receives GOAWAY after this time. It is longer than
+    /// `idle_release`, because the client should close first. Default 10 minutes.
     pub server_idle: Duration,
-    /// For a dial: TCP and TLS together. Default 10 seconds.
+    /// The limit of a dial: TCP and TLS together. Default 10 seconds.
     pub connect_timeout: Duration,
-    /// For the HTTP/2 preface and the peer's first SETTINGS, and for the last frames of a
-    /// connection that is being closed. Default 10 seconds.
+    /// The limit for the HTTP/2 preface and the peer's first SETTINGS, and for the last frames of a
+    /// connection that is closing. Default 10 seconds.
     pub handshake_timeout: Duration,
-    /// From the CONNECT to its response. Default 20 seconds.
+    /// The limit from the CONNECT to its response. Default 20 seconds.
     pub response_timeout: Duration,
     /// PINGs on a silent connection; `None` sends none. Default every 10 seconds, for 20.
     pub keepalive: Option<Keepalive>,
 }
 
-/// When a silent peer is asked whether it is alive.
+/// When the proxy checks whether a silent peer is alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keepalive {
     /// Silence after which a PING is sent.
@@ -68,8 +68,8 @@ pub struct Keepalive {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            // All the streams there may be can stall without taking the last byte of the
-            // connection's window from the others: 127 MiB of 128.
+            // The maximum number of streams can stall without using up the connection's window, so
+            // other streams still progress: 127 MiB of 128.
             stream_window: MIB,
             connection_window: 128 * MIB,
             max_frame: MIB,
@@ -92,9 +92,9 @@ impl Default for Config {
     }
 }
 
-/// The peer's stream limit as long as its SETTINGS have not come: a value nobody announces, so
-/// that its change tells us that they have. RFC 9113 advises against limits below 100, and the
-/// pool holds itself to its own limit until then.
+/// The peer's stream limit until its SETTINGS arrive. No peer announces this value, so a change
+/// shows that the SETTINGS have arrived. RFC 9113 advises against limits below 100, and the pool
+/// applies its own limit until then.
 pub(crate) const UNSETTLED_STREAMS: usize = (u32::MAX as usize) - 1;
 
 impl Config {

@@ -1,9 +1,9 @@
-//! The byte stream under an HTTP/2 connection, with two habits h2 lacks.
+//! The byte stream under an HTTP/2 connection, with two features that h2 lacks.
 //!
 //! h2 flushes after every larger frame. A TLS stream that collects records until it is flushed
-//! would make one system call of each; so a [`DeferredFlush`] keeps h2's flushes back, and the task that
-//! drives the connection flushes once when h2 has nothing more to write. And it remembers that
-//! bytes came in, so that a busy connection needs no PING to be known alive.
+//! would make one system call for each frame. [`DeferredFlush`] therefore ignores h2's flushes, and
+//! the task that drives the connection flushes once when h2 has nothing more to write. It also
+//! records that bytes arrived, so that a busy connection needs no PING to show that it is alive.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -21,7 +21,7 @@ pub(crate) struct DeferredFlush<IO> {
 
 struct Shared<IO> {
     io: RefCell<IO>,
-    /// Bytes came in since the driver last asked.
+    /// Bytes arrived since the driver last checked.
     heard: Cell<bool>,
     /// Bytes were written since the last flush.
     unflushed: Cell<bool>,
@@ -47,14 +47,14 @@ impl<IO> DeferredFlush<IO> {
         }
     }
 
-    /// Whether bytes came in since this was last called.
+    /// Whether bytes arrived since the last call.
     pub(crate) fn take_heard(&self) -> bool {
         self.shared.heard.take()
     }
 }
 
 impl<IO: AsyncWrite + Unpin> DeferredFlush<IO> {
-    /// Flushes what h2 wrote; free when it wrote nothing.
+    /// Flushes the bytes that h2 wrote; costs nothing when there are none.
     pub(crate) fn poll_flush_now(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.shared.unflushed.get() {
             return Poll::Ready(Ok(()));
@@ -66,8 +66,8 @@ impl<IO: AsyncWrite + Unpin> DeferredFlush<IO> {
         flushed
     }
 
-    /// Runs a step of h2 that is not driven by a connection's task (the handshake), flushing
-    /// whenever it waits.
+    /// Runs a step of h2 outside of the connection's driver task (the handshake), and flushes
+    /// whenever the step waits.
     pub(crate) async fn flushing<F: Future>(&self, step: F) -> io::Result<F::Output> {
         let mut step = pin!(step);
         poll_fn(|cx| {
@@ -120,7 +120,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for DeferredFlush<IO> {
         self.shared.io.borrow().is_write_vectored()
     }
 
-    /// Kept back: see the module's text.
+    /// Does nothing on purpose: see the module documentation.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -1,7 +1,7 @@
-//! What can go wrong between two ends of a tunnel, one enum a stage.
+//! The errors between two ends of a tunnel, one enum for each stage.
 //!
-//! `path` turns `reason()` into a metric's label and a log's field, `fault()` into a response
-//! flag. The texts name the likely cause, because they end up in access logs.
+//! `node::proxy` turns `reason()` into a metric label and a log field, and `fault()` into a
+//! response flag. Messages name the likely cause, because they appear in access logs.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,24 +9,24 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-/// Whose doing a failure was.
+/// The side that caused a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// The side that asks: the client of an accepted connection.
+    /// The side that opens the tunnel: the client of an accepted connection.
     Downstream,
-    /// The side that is asked: the proxy or waypoint we dialled.
+    /// The side that we dialled: a proxy or waypoint.
     Upstream,
     /// This proxy.
     Us,
 }
 
-/// Why no connection came of a dial. Cloned to every open that waited for it.
+/// Why a dial produced no connection. Each open that waited for the dial gets a clone.
 #[derive(Debug, thiserror::Error)]
 pub enum DialFailure<E> {
     /// The caller's dial (TCP and TLS) failed.
     #[error("{error}")]
     Dial {
-        /// What the dial said.
+        /// The error of the dial.
         error: Arc<E>,
     },
     /// The caller's dial took too long.
@@ -42,7 +42,7 @@ pub enum DialFailure<E> {
         "the peer ended the connection during the HTTP/2 handshake (it may have refused our certificate): {error}"
     )]
     Handshake {
-        /// What HTTP/2 said.
+        /// The HTTP/2 error.
         error: Arc<h2::Error>,
     },
     /// The task that dialled is gone: its thread is shutting down.
@@ -50,7 +50,7 @@ pub enum DialFailure<E> {
     Abandoned,
 }
 
-// Not derived, because that would ask for `E: Clone`.
+// Not derived, because the derive would require `E: Clone`.
 impl<E> Clone for DialFailure<E> {
     fn clone(&self) -> Self {
         match self {
@@ -66,16 +66,16 @@ impl<E> Clone for DialFailure<E> {
     }
 }
 
-/// How a connection was lost under a CONNECT that had no response yet.
+/// How a connection was lost while a CONNECT was waiting for its response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LostConnection {
-    /// The peer had announced that it goes away (GOAWAY) and did not look at the stream.
+    /// The peer had sent GOAWAY and did not process the stream.
     GoingAway,
-    /// The peer refused the stream without looking at it (REFUSED_STREAM).
+    /// The peer refused the stream without processing it (REFUSED_STREAM).
     RefusedStream,
-    /// The bytes stopped: closed, reset, or silent for longer than the keepalive allows.
+    /// The byte stream ended: closed, reset, or silent for longer than the keepalive allows.
     Closed,
-    /// We ended it: the peer's certificate was revoked.
+    /// This proxy ended the connection: the peer's certificate was revoked.
     Revoked,
 }
 
@@ -98,23 +98,23 @@ pub enum OpenError<E> {
     /// No connection to the peer.
     #[error("{failure}")]
     Connection {
-        /// Why.
+        /// The cause.
         failure: DialFailure<E>,
     },
-    /// The connection was lost before the response, and a fresh one too or there was none.
+    /// The connection was lost before the response, and so was a second one, or there was none.
     #[error("no answer to CONNECT {authority}: {lost}: {cause}")]
     Lost {
-        /// The destination asked for.
+        /// The requested destination.
         authority: String,
-        /// How.
+        /// How the connection was lost.
         lost: LostConnection,
-        /// What HTTP/2 or the byte stream said, a TLS alert for example.
+        /// The error of HTTP/2 or the byte stream, for example a TLS alert.
         cause: String,
     },
     /// The peer reset the stream instead of answering.
     #[error("the peer reset CONNECT {authority}: {reason}")]
     Reset {
-        /// The destination asked for.
+        /// The requested destination.
         authority: String,
         /// The code of its RST_STREAM.
         reason: h2::Reason,
@@ -124,7 +124,7 @@ pub enum OpenError<E> {
         "no answer to CONNECT {authority} within {after:?} (the peer may be waiting for its application)"
     )]
     Timeout {
-        /// The destination asked for.
+        /// The requested destination.
         authority: String,
         /// The limit it exceeded.
         after: Duration,
@@ -132,17 +132,17 @@ pub enum OpenError<E> {
     /// The peer answered with something other than 200.
     #[error("the peer refused CONNECT {authority} with {status}: {}", likely_cause(*.status))]
     Refused {
-        /// The destination asked for.
+        /// The requested destination.
         authority: String,
-        /// Its answer.
+        /// The status of the response.
         status: StatusCode,
     },
-    /// HTTP/2 would not send the request.
+    /// HTTP/2 refused to send the request.
     #[error("CONNECT {authority} could not be sent: {error}")]
     Unsendable {
-        /// The destination asked for.
+        /// The requested destination.
         authority: String,
-        /// What HTTP/2 said.
+        /// The HTTP/2 error.
         error: h2::Error,
     },
 }
@@ -177,7 +177,7 @@ impl<E> OpenError<E> {
         }
     }
 
-    /// Whose doing it was.
+    /// The side that caused the failure.
     #[must_use]
     pub fn fault(&self) -> Fault {
         match self {
@@ -190,43 +190,43 @@ impl<E> OpenError<E> {
     }
 }
 
-/// Why an accepted connection ended otherwise than by the two sides' agreement.
+/// Why an accepted connection ended without an orderly close.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// No HTTP/2 preface in time.
+    /// No HTTP/2 preface arrived in time.
     #[error("no HTTP/2 preface within {after:?}")]
     HandshakeTimeout {
         /// The limit it exceeded.
         after: Duration,
     },
-    /// Something other than HTTP/2 came.
+    /// The client sent something other than HTTP/2.
     #[error("not an HTTP/2 client (a plain TLS client on the HBONE port?): {error}")]
     Handshake {
-        /// What HTTP/2 said.
+        /// The HTTP/2 error.
         error: h2::Error,
     },
-    /// The byte stream took no more bytes.
+    /// The byte stream accepted no more bytes.
     #[error("the connection could not be written to (the client closed it): {error}")]
     Unwritable {
-        /// What the byte stream said.
+        /// The error of the byte stream.
         error: std::io::Error,
     },
     /// The client did not answer a PING.
     #[error("the client answered no PING for {after:?}: its node or the network is gone")]
     Unresponsive {
-        /// The silence.
+        /// How long the client was silent.
         after: Duration,
     },
-    /// The client broke HTTP/2 or one of its limits.
+    /// The client violated HTTP/2 or one of its limits.
     #[error("the client violated HTTP/2: {error}")]
     Protocol {
-        /// What HTTP/2 said.
+        /// The HTTP/2 error.
         error: h2::Error,
     },
-    /// The bytes stopped with tunnels open.
+    /// The byte stream ended while tunnels were open.
     #[error("the connection broke: {error}")]
     Broken {
-        /// What the byte stream said.
+        /// The error of the byte stream.
         error: h2::Error,
     },
 }
@@ -245,19 +245,19 @@ impl ServeError {
         }
     }
 
-    /// Whose doing it was.
+    /// The side that caused the failure.
     #[must_use]
     pub fn fault(&self) -> Fault {
         Fault::Downstream
     }
 }
 
-/// Which end of a tunnel has reset it.
+/// Which end reset a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ResetBy {
-    /// The far end: an RST_STREAM came.
+    /// The far end: an RST_STREAM arrived.
     Peer,
-    /// This proxy: its own code, or the answer of its HTTP/2 to a violation of the protocol.
+    /// This proxy: its own code, or h2's answer to a protocol violation.
     Us,
 }
 
@@ -270,9 +270,9 @@ impl fmt::Display for ResetBy {
     }
 }
 
-/// Whether a peer that resets a tunnel with this code ends it in an orderly way. Envoy resets with
-/// NO_ERROR after END_STREAM (1.36 to 1.39, and for TCP in 1.40), and with CONNECT_ERROR instead of
-/// END_STREAM (for HTTP in 1.40), where its own upstream has closed both directions.
+/// Whether a reset with this code is an orderly end of a tunnel. Envoy resets with NO_ERROR after
+/// END_STREAM (1.36 to 1.39, and for TCP in 1.40), and with CONNECT_ERROR instead of END_STREAM
+/// (for HTTP in 1.40), when its own upstream has closed both directions.
 fn is_orderly(reason: h2::Reason) -> bool {
     matches!(reason, h2::Reason::NO_ERROR | h2::Reason::CONNECT_ERROR)
 }
@@ -280,7 +280,7 @@ fn is_orderly(reason: h2::Reason) -> bool {
 /// Why an open tunnel ended before both sides had finished.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
-    /// The other end aborted the tunnel, or we did.
+    /// The other end or this proxy aborted the tunnel.
     #[error("{by} reset the tunnel with {reason:?} ({reason})")]
     Reset {
         /// The code of the RST_STREAM.
@@ -291,16 +291,16 @@ pub enum TunnelError {
     /// The connection that carried the tunnel is gone.
     #[error("the connection under the tunnel is gone: {error}")]
     Connection {
-        /// What HTTP/2 said.
+        /// The HTTP/2 error.
         error: h2::Error,
     },
     /// Bytes were sent after `finish`.
     #[error("this end of the tunnel was finished already")]
     Finished,
-    /// More was released than was received: a mistake of the caller.
+    /// More bytes were released than were received: a bug of the caller.
     #[error("the tunnel's end was used out of order: {error}")]
     Misuse {
-        /// What HTTP/2 said.
+        /// The HTTP/2 error.
         error: h2::Error,
     },
 }
@@ -317,14 +317,15 @@ impl TunnelError {
         }
     }
 
-    /// Whether the peer has ended the tunnel in an orderly way: what it had sent before is whole,
-    /// and it takes nothing more.
+    /// Whether the peer ended the tunnel in an orderly way: the bytes it sent before are complete,
+    /// and it accepts no more.
     #[must_use]
     pub fn is_orderly(&self) -> bool {
         matches!(self, Self::Reset { reason, by: ResetBy::Peer } if is_orderly(*reason))
     }
 
-    /// Whose doing it was. A tunnel looks the same from both ends, so the far end is upstream.
+    /// The side that caused the failure. A tunnel looks the same from both ends, so the far end is
+    /// called upstream.
     #[must_use]
     pub fn fault(&self) -> Fault {
         match self {
@@ -350,7 +351,7 @@ impl From<h2::Error> for TunnelError {
                 },
             },
             _ if error.is_io() || error.is_go_away() => Self::Connection { error },
-            // A bare reason is how h2 reports a reset it learnt of while sending.
+            // h2 reports a reset that it finds while sending as a bare reason.
             Some(reason) => Self::Reset {
                 reason,
                 by: ResetBy::Peer,

@@ -1,28 +1,28 @@
-//! The `forwarded` header (RFC 7239): whose connection this is, when a gateway speaks for it, and
-//! which service was dialled, when one was.
+//! The `forwarded` header (RFC 7239): the original source address of a connection that a gateway
+//! forwards, and the name of the service that was dialled, if there is one.
 //!
-//! Only the first element is read: of its `for` only the address, and its `host`. Whether the address
-//! may be believed is decided by `path`: it is the TLS peer that must be a waypoint or gateway named
-//! by the destination. The host is for telemetry only.
+//! Only the first element is read: the address of its `for`, and its `host`. `node::proxy` decides
+//! whether to trust the address: the TLS peer must be a waypoint or gateway of the destination. The
+//! host is for telemetry only.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use http::HeaderValue;
 
-/// An element is short; whatever is longer is not for us.
+/// An element is short; a longer one is ignored.
 const HEADER_MAX: usize = 1024;
 
-/// What a header says. `None`: it does not.
+/// The values of a header. `None`: the header does not have the value.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Forwarded {
-    /// The address behind `for`.
+    /// The address in `for`.
     pub client: Option<IpAddr>,
-    /// The name behind `host`.
+    /// The name in `host`.
     pub host: Option<String>,
 }
 
-/// `for=10.0.0.1`, or `for="[2001:db8::1]"` (RFC 7239, section 6: IPv6 is bracketed and quoted), and
-/// `;host=` with a name that needs no quotes; another one is left out.
+/// Encodes `for=10.0.0.1`, or `for="[2001:db8::1]"` (RFC 7239, section 6: IPv6 is bracketed and
+/// quoted), and `;host=` if the name needs no quotes. A name that needs quotes is left out.
 ///
 /// # Errors
 /// None in practice: an address and a token are valid in a header.
@@ -47,8 +47,8 @@ fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(fits)
 }
 
-/// Reads a header. Proxies in the field write the address bare or quoted, with or without a port,
-/// and IPv6 also without brackets; all of these are read.
+/// Reads a header. Existing proxies write the address bare or quoted, with or without a port, and
+/// IPv6 also without brackets; all of these forms are accepted.
 #[must_use]
 pub fn decode(value: &HeaderValue) -> Forwarded {
     let text = value.to_str().ok();

@@ -1,9 +1,9 @@
-//! The connections of one key: who gets a place on them, and who must dial another.
+//! The connections of one key: which open gets a slot on them, and which open must dial.
 //!
-//! An open that finds no place queues here. One dial is in flight for every
-//! `max_streams_per_connection` that wait, and it runs in a task of its own: an open that is
-//! cancelled neither leaks a place nor ends a dial that others wait for. Whatever is granted to
-//! an open that is gone comes back by being dropped ([`Slot`], [`Permit`]).
+//! An open that finds no slot waits in this queue. One dial is in flight for every
+//! `max_streams_per_connection` waiting opens. It runs in a task of its own, so a cancelled open
+//! neither leaks a slot nor ends a dial that other opens wait for. A grant to a cancelled open is
+//! returned when it is dropped ([`Slot`], [`Permit`]).
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -18,7 +18,7 @@ use super::config::Config;
 use super::error::DialFailure;
 use super::pool::{Pool, PoolKey};
 
-/// The connections of one key and who waits for them.
+/// The connections of one key and the opens that wait for a slot on them.
 pub(crate) struct Group<E: 'static> {
     this: Weak<Self>,
     key: PoolKey,
@@ -29,7 +29,7 @@ pub(crate) struct Group<E: 'static> {
 
 struct State<E: 'static> {
     connections: Vec<Rc<Connection>>,
-    /// Dials in flight, or granted to an open that has not begun yet.
+    /// Dials that are in flight, or granted to an open that has not started yet.
     dialing: usize,
     waiting: VecDeque<Waiter<E>>,
 }
@@ -54,15 +54,15 @@ impl<E> State<E> {
     }
 }
 
-/// An open without a place.
+/// An open without a slot.
 struct Waiter<E: 'static> {
     grant: oneshot::Sender<Grant<E>>,
     can: Can,
-    /// Where it was refused before.
+    /// The connection on which it failed before.
     but: Option<Rc<Connection>>,
 }
 
-/// What a waiting open can still do itself.
+/// Whether a waiting open can still dial.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Can {
     Dial,
@@ -70,14 +70,14 @@ enum Can {
     Wait,
 }
 
-/// What becomes of a waiting open.
+/// The outcome for a waiting open.
 enum Grant<E: 'static> {
     Place(Slot),
     Dial(Permit<E>),
     Failed(DialFailure<E>),
 }
 
-/// The right to dial, given back when the dial has ended or never began.
+/// The permission to dial. It is returned when the dial has ended or is never started.
 struct Permit<E: 'static> {
     group: Rc<Group<E>>,
 }
@@ -108,12 +108,12 @@ impl<E: 'static> Group<E> {
         self.state.borrow().connections.clone()
     }
 
-    /// The first connection with a free place, those that are over set aside.
+    /// The first open connection with a free slot, other than `but`.
     pub(crate) fn take(&self, but: Option<&Rc<Connection>>) -> Option<Slot> {
         self.state.borrow().take(but)
     }
 
-    /// Waits for a place, dialling when told to.
+    /// Waits for a slot, and dials when the group grants the dial.
     pub(crate) async fn wait<IO, F>(
         self: &Rc<Self>,
         dial: &mut Option<impl FnOnce() -> F>,
@@ -126,8 +126,8 @@ impl<E: 'static> Group<E> {
         let mut granted = self.queue(Can::Dial, but.clone());
         self.settle();
         loop {
-            // Longer than any dial: a net under the accounting, and the bound on waiting for a
-            // place on a peer that allows too few streams.
+            // Longer than any dial. It protects against an accounting error, and bounds the wait
+            // for a slot on a peer that allows too few streams.
             let patience = 2 * self.config.connect_timeout;
             match tokio::time::timeout(patience, granted).await {
                 Ok(Ok(Grant::Place(slot))) => return Ok(slot),
@@ -136,7 +136,8 @@ impl<E: 'static> Group<E> {
                     let Some(dial) = dial.take() else {
                         return Err(DialFailure::Abandoned);
                     };
-                    // Queued before the dial starts, in front: the place it makes is for us.
+                    // Queued in front before the dial starts: this open gets the first slot of the
+                    // new connection.
                     granted = self.queue(Can::Wait, but.clone());
                     tokio::task::spawn_local(run_dial(permit, dial()));
                 }
@@ -156,10 +157,10 @@ impl<E: 'static> Group<E> {
         granted
     }
 
-    /// Gives what there is to those who wait, until there is nothing to give.
+    /// Grants free slots and dials to the waiting opens until no further grant is possible.
     fn settle(&self) {
         while let Some((waiter, grant)) = self.next_grant() {
-            // It cannot fail: the waiter was there, and nothing ran in between.
+            // The send cannot fail: the waiter was checked, and no other task ran in between.
             drop(waiter.grant.send(grant));
         }
         self.forget_if_unused();
@@ -168,7 +169,7 @@ impl<E: 'static> Group<E> {
     fn next_grant(&self) -> Option<(Waiter<E>, Grant<E>)> {
         let group = self.this.upgrade()?;
         let mut state = self.state.borrow_mut();
-        // Whoever is gone must not be given a place, nor count as a reason to dial.
+        // A cancelled open must not get a slot, and is no reason to dial.
         while state
             .waiting
             .front()
@@ -183,7 +184,8 @@ impl<E: 'static> Group<E> {
         if let Some(slot) = state.take(but.as_ref()) {
             return Some((state.waiting.pop_front()?, Grant::Place(slot)));
         }
-        // A connection whose SETTINGS are on their way will have places like one being dialled.
+        // A connection that waits for SETTINGS will have slots, just like one that is being
+        // dialled.
         let coming = state
             .connections
             .iter()
@@ -208,11 +210,11 @@ impl<E: 'static> Group<E> {
         ))
     }
 
-    /// A dial failed: so have those who waited for it.
+    /// A dial failed: the opens that waited for it fail as well.
     fn fail(&self, failure: &DialFailure<E>) {
         let failed: Vec<_> = {
             let mut state = self.state.borrow_mut();
-            // Only this dial is in flight: nobody else is coming.
+            // No other dial is in flight, so all waiting opens fail.
             let share = if state.dialing <= 1 {
                 usize::MAX
             } else {
@@ -252,7 +254,7 @@ impl<E: 'static> Owner for Group<E> {
     }
 }
 
-/// One dial: the caller's byte stream, then HTTP/2 on it.
+/// Runs one dial: the caller's byte stream, then HTTP/2 on it.
 async fn run_dial<IO, E, F>(permit: Permit<E>, dial: F)
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -297,6 +299,6 @@ where
         Ok(connection) => group.state.borrow_mut().connections.push(connection),
         Err(failure) => group.fail(&failure),
     }
-    // Giving the permit back hands the new places out.
+    // Dropping the permit grants the new slots to the waiting opens.
     drop(permit);
 }

@@ -1,7 +1,7 @@
-//! One timer a connection: is the peer alive, and does anybody still use the connection?
+//! One timer for each connection: it detects a dead peer and an unused connection.
 //!
-//! Nothing is done while frames flow; the timer looks back when it fires. A peer that was
-//! silent for the keepalive's interval gets a PING, and any byte from it counts as the answer.
+//! The timer causes no work while frames flow; it checks past activity when it fires. A peer that
+//! was silent for the keepalive's interval gets a PING; any byte from the peer is an answer.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
@@ -12,22 +12,22 @@ use tokio::time::{Instant, Sleep};
 
 use super::config::Keepalive;
 
-/// What the timer asks of the connection it watches.
+/// The state of the connection that the timer checks.
 pub(crate) trait Watched {
-    /// Whether bytes came in since the last question.
+    /// Whether bytes arrived since the last check.
     fn take_heard(&mut self) -> bool;
-    /// Since when no tunnel is open; `None` while one is.
+    /// The time since which no tunnel is open; `None` while one is.
     fn idle_since(&mut self) -> Option<Instant>;
-    /// Whether the peer's SETTINGS have come.
+    /// Whether the peer's SETTINGS have arrived.
     fn is_settled(&self) -> bool;
 }
 
-/// What the timer found.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Alarm {
-    /// Nobody has used the connection for long enough.
+    /// The connection was unused for the configured time.
     Idle,
-    /// The peer has not answered for this long.
+    /// The peer has not answered for this time.
     Dead(Duration),
 }
 
@@ -49,7 +49,7 @@ impl Watchdog {
     ) -> Self {
         let now = Instant::now();
         Self {
-            // Fires at once, to set itself.
+            // Fires at once, and then sets the first deadline.
             sleep: Box::pin(tokio::time::sleep_until(now)),
             keepalive,
             silent_since: now,
@@ -59,7 +59,7 @@ impl Watchdog {
         }
     }
 
-    /// From here on an idle connection is given only this long.
+    /// Shortens the idle limit from now on.
     pub(crate) fn hurry(&mut self, idle_limit: Duration) {
         self.idle_limit = idle_limit;
         self.sleep.as_mut().reset(Instant::now());
@@ -75,8 +75,8 @@ impl Watchdog {
             if idle.is_some_and(|at| at <= now) {
                 return Poll::Ready(Alarm::Idle);
             }
-            // A connection in use may fall idle right after: it is looked at again no later
-            // than its release would then be due.
+            // A connection in use may become idle right after this check, so the next check is no
+            // later than its release would then be due.
             let mut next = idle.unwrap_or_else(|| after(now, self.idle_limit));
             for check in [self.settle(now, watched), self.listen(now, watched)] {
                 match check {
@@ -88,7 +88,7 @@ impl Watchdog {
         }
     }
 
-    /// The peer's SETTINGS must come in time.
+    /// Requires the peer's SETTINGS within this time.
     fn settle(
         &mut self,
         now: Instant,
@@ -104,7 +104,7 @@ impl Watchdog {
         if by <= now { Err(within) } else { Ok(Some(by)) }
     }
 
-    /// Pings a silent peer, and gives up on one that stays silent.
+    /// Pings a silent peer, and reports a peer that stays silent.
     fn listen(
         &mut self,
         now: Instant,
@@ -119,9 +119,9 @@ impl Watchdog {
         }
         let ping_at = after(self.silent_since, keepalive.interval);
         if self.pinged.is_none() && ping_at <= now {
-            // Takes the last answer, which h2 wants before it sends another. An error means
-            // that the connection is closed, which its driver learns by itself; a PING still
-            // unanswered on a line that is not silent needs no second one.
+            // h2 accepts a new PING only after the last answer was read. An error means that the
+            // connection is closed; the driver detects that by itself. If a PING is unanswered but
+            // bytes arrive, no second one is needed.
             let mut nobody = Context::from_waker(Waker::noop());
             drop(pings.poll_pong(&mut nobody));
             drop(pings.send_ping(Ping::opaque()));
@@ -135,7 +135,7 @@ impl Watchdog {
     }
 }
 
-/// `from + wait`, or far away when the setting is absurd.
+/// `from + wait`, or a time far in the future when the sum overflows.
 fn after(from: Instant, wait: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 24 * 3600);
     from + wait.min(FAR)

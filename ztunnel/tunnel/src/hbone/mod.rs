@@ -1,15 +1,15 @@
 //! HBONE: TCP connections carried as HTTP/2 CONNECT streams over mutually authenticated TLS.
 //!
 //! One connection between two proxies carries many tunnels. A tunnel is one CONNECT stream whose
-//! `:authority` is the real destination; DATA frames are its bytes, END_STREAM is a half-close
-//! and RST_STREAM is an abort. [`Pool`] opens tunnels (called by `path` for outbound
-//! connections), [`serve`] accepts them (called by `path` for connections to port 15008), and
-//! both hand out the same [`Tunnel`].
+//! `:authority` is the real destination; DATA frames are its bytes, END_STREAM is a half-close and
+//! RST_STREAM is an abort. [`Pool`] opens tunnels for outbound connections, [`serve`] accepts them
+//! for connections to port 15008; `node::proxy` calls both. Both return the same [`Tunnel`].
 //!
-//! The room is generic over the byte stream below: TLS is the caller's. Everything runs on the
-//! thread that made it (`Rc`, `spawn_local`): one task a connection, none a stream, and no lock
-//! of ours. What a peer can make us hold is bounded by [`Config`]: the stream window for bytes
-//! received, the send buffer for bytes to send, and the limits on streams, headers and resets.
+//! The module is generic over the byte stream below: the caller supplies TLS. Everything runs on
+//! the thread that created it (`Rc`, `spawn_local`): one task for each connection, none for a
+//! stream, and no locks. [`Config`] bounds the memory that a peer can occupy: the stream window for
+//! received bytes, the send buffer for bytes to send, and the limits on streams, headers and
+//! resets.
 
 mod baggage;
 mod client;

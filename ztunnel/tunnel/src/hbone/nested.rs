@@ -1,9 +1,10 @@
-//! A tunnel inside a tunnel: what a gateway between two networks forwards without looking into it.
+//! A tunnel inside a tunnel: a gateway between two networks forwards the inner one without reading
+//! it.
 //!
 //! [`Tunnel::into_stream`] makes a byte stream of the outer tunnel, for TLS to run over;
-//! [`open_alone`] opens the inner one on an HTTP/2 connection of its own, which ends with it. It is
-//! not pooled: whom the gateway leads to is chosen once for each outer tunnel, so that sharing the
-//! inner connection would send everybody to one backend.
+//! [`open_alone`] opens the inner one on an HTTP/2 connection of its own, which ends with it. The
+//! inner connection is not pooled: the gateway chooses a backend once for each outer tunnel, so a
+//! shared inner connection would send all tunnels to one backend.
 
 use std::io;
 use std::pin::Pin;
@@ -23,24 +24,24 @@ use super::opening;
 use super::request::Connect;
 use super::tunnel::Tunnel;
 
-/// The most that one write puts into a frame of its own.
+/// The most bytes that one write puts into a frame of its own.
 const CHUNK: usize = 64 * 1024;
 
-/// A tunnel as a byte stream. Dropped before both directions ended it resets the tunnel.
+/// A tunnel as a byte stream. Dropping it before both directions have ended resets the tunnel.
 #[derive(Debug)]
 pub struct TunnelStream {
     tunnel: Tunnel,
-    /// What came in one frame and is not read yet; it counts against the window until it is.
+    /// Bytes of one frame that are not read yet; they occupy the window until they are read.
     unread: Bytes,
-    /// How long the far end may take to end its direction after ours.
+    /// How long the far end may take to end its direction after we ended ours.
     patience: Duration,
     closing: Option<Pin<Box<Sleep>>>,
 }
 
 impl Tunnel {
-    /// The tunnel as a byte stream. Shutting it down waits until the far end has ended its
-    /// direction too, but no longer than `patience`: to let go of the tunnel earlier would reset
-    /// it, and with it what is still on its way.
+    /// Converts the tunnel into a byte stream. Shutting it down waits until the far end has ended
+    /// its direction too, at most for `patience`: dropping the tunnel earlier would reset it and
+    /// lose bytes in transit.
     #[must_use]
     pub fn into_stream(self, patience: Duration) -> TunnelStream {
         TunnelStream {
@@ -84,8 +85,8 @@ impl AsyncWrite for TunnelStream {
         let want = bytes.len().min(CHUNK);
         let granted = match ready!(self.tunnel.send.poll_ready(cx, want)) {
             Ok(granted) => granted,
-            // Only this direction is over. An error would end what runs inside together with what
-            // is not read yet; the reader finds out when it has read that.
+            // Only this direction has ended. An error here would end the inner session and lose
+            // bytes that are not read yet; the reader gets the error after it has read them.
             Err(TunnelError::Reset { .. } | TunnelError::Connection { .. }) => {
                 return Poll::Ready(Ok(bytes.len()));
             }
@@ -96,25 +97,26 @@ impl AsyncWrite for TunnelStream {
         Poll::Ready(Ok(granted))
     }
 
-    /// What was written is h2's, whose connection flushes by itself.
+    /// h2 holds the written bytes, and the driver of its connection flushes them.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.tunnel.send.finish() {
-            // As in writing.
+            // As in `poll_write`.
             Ok(()) | Err(TunnelError::Reset { .. } | TunnelError::Connection { .. }) => {}
             Err(error) => return Poll::Ready(Err(io::Error::other(error))),
         }
         let this = &mut *self;
-        // Nobody reads any more: what still comes must not stop the far end from ending.
+        // The stream is no longer read: bytes that still arrive must not stop the far end from
+        // ending.
         loop {
             let unread = std::mem::take(&mut this.unread).len();
             this.tunnel.recv.release(unread).map_err(io::Error::other)?;
             match this.tunnel.recv.poll_data(cx) {
                 Poll::Ready(Some(Ok(data))) => this.unread = data,
-                // It ended or broke; either way there is nothing left to wait for.
+                // The far end's direction has ended or failed; there is nothing left to wait for.
                 Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Ok(())),
                 Poll::Pending => break,
             }
@@ -127,7 +129,7 @@ impl AsyncWrite for TunnelStream {
     }
 }
 
-/// Nobody pools the connection.
+/// The owner of a connection that is in no pool.
 struct Nobody;
 
 impl Owner for Nobody {
@@ -177,7 +179,7 @@ fn failed<E>(failure: DialFailure<E>) -> OpenError<E> {
     OpenError::Connection { failure }
 }
 
-/// No tunnel comes after the one that is being opened, however that ends.
+/// The connection accepts no tunnel after this one, however the open ends.
 struct Last(Rc<Connection>);
 
 impl Drop for Last {

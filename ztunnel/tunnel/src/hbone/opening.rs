@@ -1,4 +1,5 @@
-//! A CONNECT on a pooled connection: sent, answered, and what its failure means for a retry.
+//! A CONNECT on a pooled connection: the request, the response, and whether a failure may be
+//! retried.
 
 use std::rc::Rc;
 
@@ -17,21 +18,21 @@ use super::tunnel::Tunnel;
 pub(crate) struct Failure<E> {
     pub(crate) error: OpenError<E>,
     pub(crate) retry: Retry,
-    /// Where it failed.
+    /// The connection on which it failed.
     pub(crate) connection: Rc<Connection>,
 }
 
 /// Whether the same CONNECT may be sent on another connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Retry {
-    /// The peer did not look at it; or it was lost with a connection that had worked before, and
-    /// no byte of the tunnel had been sent yet, so that asking again is safe.
+    /// Retry is safe: the peer did not process the request; or the connection, which had worked
+    /// before, was lost before a byte of the tunnel was sent.
     Elsewhere,
-    /// It would fail again.
+    /// A retry would fail again.
     No,
 }
 
-/// Opens a tunnel in the given place. Dropping the future resets the stream and frees the place.
+/// Opens a tunnel in the given slot. Dropping the future resets the stream and frees the slot.
 pub(crate) async fn open<E>(
     slot: Slot,
     connect: &Connect,
@@ -69,14 +70,14 @@ fn tunnel(send: SendStream<Bytes>, response: Response<RecvStream>, slot: Slot) -
     Tunnel::new(send, response.into_body(), Some(slot))
 }
 
-/// Queues the request; h2 refuses when the connection ended since it was chosen.
+/// Queues the request; h2 refuses it when the connection has ended since it was chosen.
 fn send<E>(
     connection: &Connection,
     connect: &Connect,
 ) -> Result<(ResponseFuture, SendStream<Bytes>), (OpenError<E>, Retry)> {
     let authority = || connect.authority.to_string();
     let request = connect.to_http().map_err(|_malformed| {
-        // Only a host name that never went through the parser gets here.
+        // Only a host name that was not made by the parser fails here.
         let error = h2::Error::from(Reason::INTERNAL_ERROR);
         (
             OpenError::Unsendable {
@@ -103,7 +104,7 @@ fn send<E>(
         ));
     };
     handle.send_request(request, false).map_err(|error| {
-        // Also when its stream ids are used up.
+        // This includes a connection whose stream ids are used up.
         connection.retire();
         let authority = authority();
         let error = match lost(&error) {
@@ -118,7 +119,7 @@ fn send<E>(
     })
 }
 
-/// The stream or its connection ended instead of an answer.
+/// The stream or its connection ended before a response.
 fn unanswered<E>(
     error: h2::Error,
     connect: &Connect,
@@ -130,7 +131,7 @@ fn unanswered<E>(
         lost => lost,
     };
     let retry = match lost {
-        // The handshake of another one finds out whether the peer has a better certificate by now.
+        // A new handshake shows whether the peer has a valid certificate by now.
         Some(
             LostConnection::GoingAway | LostConnection::RefusedStream | LostConnection::Revoked,
         ) => Retry::Elsewhere,
@@ -149,7 +150,7 @@ fn unanswered<E>(
     (error, retry)
 }
 
-/// How the connection was lost, when it was not only the stream.
+/// How the connection was lost; `None` when only the stream was.
 fn lost(error: &h2::Error) -> Option<LostConnection> {
     if error.reason() == Some(Reason::REFUSED_STREAM) {
         Some(LostConnection::RefusedStream)
