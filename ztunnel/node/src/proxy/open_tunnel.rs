@@ -1,4 +1,4 @@
-//! Step 4: open a tunnel to another node, or terminate one that was opened to us.
+//! Step 4: open a tunnel to another node, or terminate a peer's tunnel.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +20,7 @@ use tunnel::hbone::{
 };
 use tunnel::tls;
 
-/// What is at the other end of a tunnel, as messages name it.
+/// The far end of a tunnel, as messages name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum FarEnd {
     /// The proxy of the destination, or of the client.
@@ -39,7 +39,7 @@ impl FarEnd {
         }
     }
 
-    /// What an error of a tunnel that was not opened begins with.
+    /// The prefix of errors about a tunnel that could not be opened.
     pub(super) const fn prefix(self) -> &'static str {
         match self {
             Self::Proxy => "",
@@ -48,7 +48,7 @@ impl FarEnd {
         }
     }
 
-    /// What follows the word "tunnel".
+    /// The text after the word "tunnel".
     pub(super) const fn suffix(self) -> &'static str {
         match self {
             Self::Proxy => "",
@@ -68,34 +68,34 @@ impl fmt::Display for FarEnd {
     }
 }
 
-/// Why the connection that carries tunnels could not be made.
+/// Why the connection for tunnels could not be established.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DialError {
-    /// TCP to the tunnel's other end failed.
+    /// TCP to the far end failed.
     #[error("cannot reach {far_end} at {hbone}: {source}")]
     Connect {
-        /// What is there.
+        /// The kind of far end.
         far_end: FarEnd,
-        /// Where.
+        /// Its address.
         hbone: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// TLS failed.
     #[error(transparent)]
     Tls(#[from] tls::Error),
-    /// TLS with whoever serves the service in the other network failed.
+    /// TLS with the proxy behind a network gateway failed.
     #[error("behind the network gateway {gateway}: {source}")]
     Beyond {
-        /// The gateway that led there.
+        /// The gateway.
         gateway: SocketAddr,
-        /// Why.
+        /// The TLS error.
         source: tls::Error,
     },
     /// TLS took too long.
     #[error("{hbone} did not finish the TLS handshake within {timeout:?}")]
     HandshakeTimeout {
-        /// Where.
+        /// The address of the far end.
         hbone: SocketAddr,
         /// The limit.
         timeout: Duration,
@@ -104,28 +104,28 @@ pub(super) enum DialError {
 
 /// A tunnel to open.
 pub(super) struct Request<'a> {
-    /// The workload that calls.
+    /// The client's workload.
     pub(super) source: &'a Arc<Workload>,
-    /// The address it calls from.
+    /// The client's address.
     pub(super) source_ip: IpAddr,
-    /// Where to.
+    /// The destination of the tunnel.
     pub(super) hop: Hop,
 }
 
-/// A tunnel that was opened.
+/// An open tunnel.
 pub(super) struct Opened {
     pub(super) tunnel: Tunnel,
-    /// Resolves when the certificate of the tunnel's peer is revoked, where nobody else ends the
-    /// tunnel then: what is pooled ends with its connection.
+    /// Resolves when the certificate of the tunnel's peer is revoked. `None` for a tunnel on a
+    /// pooled connection, which ends by itself then.
     pub(super) revoking: Option<Revoking>,
-    /// Whether its pooled connection has ended for that reason.
+    /// Whether the pooled connection has ended because of a revocation.
     pub(super) revoked: RevokedMark,
-    /// What is at its other end.
+    /// The kind of far end.
     pub(super) far_end: FarEnd,
 }
 
-/// Opens a tunnel, on a pooled connection where there is one; into another network, a second one
-/// inside it.
+/// Opens a tunnel on a pooled connection or a new one. For another network it opens a second tunnel
+/// inside the first.
 pub(super) async fn open(
     context: &Rc<PodContext>,
     request: Request<'_>,
@@ -161,8 +161,8 @@ pub(super) async fn open(
     }
 }
 
-/// Opens a second tunnel inside one that a network gateway forwards, with TLS of its own: the
-/// gateway sees neither who serves nor what is said. Nobody shares it ([`hbone::open_alone`]).
+/// Opens a second tunnel inside one that a network gateway forwards, with its own TLS: the gateway
+/// sees neither the server nor the data. The tunnel is not shared ([`hbone::open_alone`]).
 async fn open_inside(
     context: &Rc<PodContext>,
     outer: Tunnel,
@@ -212,14 +212,14 @@ async fn open_inside(
     })
 }
 
-/// A trace of its own for every connection: what an application traces is inside its bytes.
+/// A new trace for each connection: the application's own trace context is inside its data.
 fn new_trace(context: &PodContext) -> TraceParent {
     let (high, low, span) = (
         context.worker.random(),
         context.worker.random(),
         context.worker.random(),
     );
-    // Zero is no id (W3C Trace Context, section 3.2.2).
+    // Zero is not a valid id (W3C Trace Context, section 3.2.2).
     let trace_id = (u128::from(high) << 64 | u128::from(low)).max(1);
     TraceParent {
         trace_id,
@@ -228,7 +228,7 @@ fn new_trace(context: &PodContext) -> TraceParent {
     }
 }
 
-/// What the other end's telemetry is told about a workload.
+/// The workload's description for the peer's telemetry.
 pub(super) fn baggage(workload: &Workload) -> Option<HeaderValue> {
     let known = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     Baggage {
@@ -243,8 +243,8 @@ pub(super) fn baggage(workload: &Workload) -> Option<HeaderValue> {
     .encode()
 }
 
-/// Makes the connection that carries tunnels. Others may come to share it, so it does not end
-/// with the connection that asked for it first.
+/// Establishes a connection for tunnels. Other connections may share it later, so it does not end
+/// with the first one.
 async fn dial(
     context: Rc<PodContext>,
     key: PoolKey,
@@ -285,8 +285,8 @@ async fn dial(
     Ok(Dialled::new(stream).until(Box::pin(revoking)))
 }
 
-/// One line at debug for each connection that carries tunnels: both ends write one, with what
-/// the handshake agreed on. Its field names are those of the access log.
+/// Logs each connection for tunnels at debug level, at both ends, with the parameters of the
+/// handshake. The field names are those of the access log.
 pub(super) fn log_established(stream: &tls::Stream<TcpStream>, own: &Identity) {
     if !tracing::enabled!(Level::DEBUG) {
         return;

@@ -1,6 +1,6 @@
-//! A connection that a pod's application opened: accept → route → tunnel, direct or passthrough →
-//! relay → report. What needs no tunnel is carried here only once: the verdict goes into the
-//! kernel, and later connections of its kind never come by.
+//! A connection that a pod's application opened: accept → route → tunnel, fast path or passthrough
+//! → relay → report. The proxy carries only the first connection of a kind that needs no tunnel. It
+//! then writes a fast-path entry, and the kernel carries the later ones.
 
 mod error;
 mod socks_destination;
@@ -41,18 +41,19 @@ use tunnel::hbone::Revoking;
 use error::OutboundError;
 use socks_destination::socks_destination;
 
-/// How many names are resolved for one connection: a waypoint's or a backend's, and a gateway's.
+/// The maximum number of names to resolve for one connection: a waypoint's or a backend's, and a
+/// gateway's.
 const MOST_NAMES: usize = 3;
 
-/// What carries the connection from here on.
+/// The upstream side of a connection.
 enum Onward {
     Tunnel(Opened),
-    /// To a pod of this node, if it is one.
+    /// A plain connection. The cookie is that of the destination pod if it is on this node.
     Plain(TcpStream, Option<NetnsCookie>),
 }
 
-/// The records of one connection. What goes to a pod of this node without a tunnel is reported
-/// for both ends, as if each had a proxy of its own.
+/// The reports of one connection. A connection to a pod of this node without a tunnel is reported
+/// at both ends, as if each pod had its own proxy.
 struct ConnectionReports {
     source: ConnectionReport,
     destination: Option<ConnectionReport>,
@@ -86,12 +87,12 @@ impl ConnectionReports {
     }
 }
 
-/// Carries one connection that was captured, from its acceptance to its end.
+/// Handles one captured connection from accept to close.
 pub(super) async fn carry(context: Rc<PodContext>, app: TcpStream, client: SocketAddr) {
-    // Boxed so that the memory of the set-up is gone while the connection lives.
+    // Boxed, so that the memory of the set-up is freed while the connection is open.
     match Box::pin(depart(&context, client, Dialled::captured(&app))).await {
         Ok(departed) => relay(&context, app, departed).await,
-        // The application must not take a refusal for an orderly end.
+        // A refusal must reach the application as a reset, not as an orderly end.
         Err(_refused) => abort_on_drop(&app),
     }
 }
@@ -104,7 +105,7 @@ async fn revoked(revoking: Option<Revoking>) -> Revoked {
     Revoked::Certificate
 }
 
-/// Carries one connection whose destination the application says (SOCKS).
+/// Handles one connection whose destination the application names by SOCKS.
 pub(super) async fn carry_asked(context: Rc<PodContext>, mut app: TcpStream, client: SocketAddr) {
     if let Some(departed) = Box::pin(depart_asked(&context, &mut app, client)).await {
         relay(&context, app, departed).await;
@@ -126,7 +127,7 @@ async fn depart_asked(
     match depart(context, client, Dialled::asked(app, asked)).await {
         Ok(departed) => {
             let confirmed = socks5::confirm(app).await;
-            // A record that nobody ends counts as a failure.
+            // A report that is dropped without an end is recorded as a failure.
             confirmed.is_ok().then_some(departed)
         }
         Err(error) => {
@@ -150,7 +151,7 @@ async fn relay(
         }
         Onward::Plain(server, pod) => {
             let ended = relay::plain(app, server, context.copy_mode(), series, pending()).await;
-            // The kernel stops it where rules inside the pod have sent it elsewhere.
+            // The kernel resets the connection if rules inside the pod redirected it.
             let shared = &context.worker.proxy;
             if let (Some(pod), Some(_), Some(_)) = (pod, &ended.broken, &shared.kernel) {
                 shared.recheck.name(pod);
@@ -161,11 +162,11 @@ async fn relay(
     records.end(&ended);
 }
 
-/// A connection of an application, and how its destination is known.
+/// An application's connection and the source of its original destination.
 struct Dialled<'a> {
     app: &'a TcpStream,
-    /// What the application says. None: the kernel programs have remembered it, or the rule that has
-    /// redirected this connection.
+    /// The destination of the SOCKS request. `None`: the kernel programs or the redirection rule
+    /// know it.
     asked: Option<Destination>,
 }
 
@@ -181,7 +182,7 @@ impl<'a> Dialled<'a> {
         }
     }
 
-    /// The application has given up on it.
+    /// Resolves when the application has closed the connection.
     fn gone(&self) -> impl Future<Output = ()> + use<'a> {
         pods::peer_gone(self.app, PeerEnd::MayBeHalf)
     }
@@ -228,7 +229,8 @@ async fn depart(
     } = judged;
     match connect(context, &records.source, (call.destination, route), &view).await {
         Ok(onward) => {
-            // Only now: what the proxy cannot reach, the kernel shall not try for ever.
+            // Only after success: a fast-path entry for an unreachable destination would keep the
+            // kernel trying it.
             if let Some(verdict) = verdict {
                 context
                     .worker
@@ -245,23 +247,24 @@ async fn depart(
     }
 }
 
-/// What was found out about a connection.
+/// The routing decision for a connection.
 struct Judged {
     route: Route,
     call: FastPathKey,
-    /// What later connections of the kind may do, if the kernel does not know it yet.
+    /// The fast-path entry for later connections of the kind. `None` if the kernel has it already.
     verdict: Option<FastPathEntry>,
 }
 
-/// What names have been resolved to.
+/// The names that have been resolved, and their addresses.
 type Resolved = SmallVec<[(Arc<str>, IpAddr); 1]>;
 
-/// What was asked for on behalf of a connection: names, and what is not in the mesh.
+/// The results of earlier lookups for the connection: resolved names, and resources that are not in
+/// the mesh.
 type Known<'a> = (&'a [(Arc<str>, IpAddr)], &'a [DemandKey]);
 
-/// Finds out whom the application called, and which way leads there. One view for the whole
-/// judgement: a change in between must not mix two meshes. Where a name has to be resolved, or the
-/// control plane to be asked, all is judged again afterwards, by the view that is in force then.
+/// Determines the destination and the route. Each decision uses one view: a change in between must
+/// not mix two states of the mesh. If a name has to be resolved or the control plane has to be
+/// asked, the decision is made again afterwards, by the view in force then.
 async fn find(
     context: &Rc<PodContext>,
     (client, dialled): (SocketAddr, &Dialled<'_>),
@@ -274,7 +277,7 @@ async fn find(
             origin(context, dialled.app, client)?.ok_or(OutboundError::NotCaptured { client })?
         }
         Some(asked) => {
-            // What a name means depends on who asks.
+            // The meaning of a name depends on the client.
             if matches!(asked, Destination::Name(..)) {
                 context.wait_for_own(patience, dialled.gone()).await?;
             }
@@ -327,11 +330,11 @@ async fn find(
     }
 }
 
-/// Where a judgement lacks the workload of the pod, or of another pod of this node, waits until the
+/// If a decision lacks the workload of the pod or of another pod of this node, waits until the
 /// control plane has pushed it.
 ///
 /// # Errors
-/// The error itself where it is another one.
+/// Any other error is returned unchanged.
 async fn wait_for(
     context: &PodContext,
     error: OutboundError,
@@ -348,8 +351,8 @@ async fn wait_for(
     Ok(())
 }
 
-/// What the application called, as the kernel programs have written it down, or the rule that
-/// redirected the connection.
+/// The original destination, from the kernel programs or from the rule that redirected the
+/// connection.
 fn origin(
     context: &PodContext,
     app: &TcpStream,
@@ -361,7 +364,8 @@ fn origin(
     }
     let original = pods::redirected_from(app).map_err(OutboundError::Original)?;
     if original.is_none() {
-        // Nobody dials this port, unless programs that are not ours have sent it here.
+        // Applications do not dial this port; programs of another component may have redirected the
+        // connection.
         context.worker.proxy.recheck.name(pod);
     }
     Ok(original.map(|destination| CapturedDestination {
@@ -389,7 +393,7 @@ fn judge(
     if origin.choice == BackendChoice::Unlisted
         && let Some(known) = verdict.take()
     {
-        // The kernel has it, and its dice left this connection to us.
+        // The kernel has the entry, and its random choice fell on a backend outside the entry.
         except.extend(known.backends.iter().map(|backend| backend.to));
     }
     let departure = OutboundRequest {
@@ -407,7 +411,7 @@ fn judge(
     })
 }
 
-/// The pod's own workload is not known: the control plane is asked for it, once.
+/// The pod's own workload is unknown: it is discovered on demand, once.
 fn unknown(context: &PodContext, absent: &[DemandKey], view: &View) -> OutboundError {
     let uid = &context.pod.uid;
     let key = DemandKey::Workload(uid.clone());
@@ -418,7 +422,7 @@ fn unknown(context: &PodContext, absent: &[DemandKey], view: &View) -> OutboundE
     RouteError::NotDiscovered { key }.into()
 }
 
-/// What the route tells about the connection.
+/// Fills in what the route determines about the connection.
 fn describe(route: &Route, source: &Workload, info: &mut ConnectionInfo) {
     match route {
         Route::Passthrough {
@@ -443,8 +447,8 @@ fn describe(route: &Route, source: &Workload, info: &mut ConnectionInfo) {
             info.service.clone_from(service);
         }
         Route::Tunnel(hop) => {
-            // Who is there for the application's bytes next: as Istio has it, the workload and its
-            // identity are those of the waypoint or gateway, the service is the one dialled.
+            // The next hop that gets the application's bytes. As in Istio, the workload and its
+            // identity are those of the waypoint or gateway, and the service is the dialled one.
             if let Authority::Address(to) = hop.authority {
                 info.destination = to;
             }

@@ -1,5 +1,5 @@
-//! The PROXY protocol v2 header for applications that ask for it (`application_tunnel`): it
-//! tells them the client's address and identity in-band.
+//! The PROXY protocol v2 header, for applications that request it (`application_tunnel`). It passes
+//! the client's address and identity to the application in-band.
 //!
 //! Format: the PROXY protocol specification, section 2.2. The identity travels in a TLV of type
 //! 0xD0, the type Istio's ztunnel uses.
@@ -15,7 +15,7 @@ const TCP_OVER_IPV4: u8 = 0x11;
 const TCP_OVER_IPV6: u8 = 0x21;
 const IDENTITY_TLV: u8 = 0xd0;
 
-/// Builds the header. Where the families differ both addresses are written as IPv6, the IPv4
+/// Builds the header. If the address families differ, both addresses are written as IPv6, the IPv4
 /// one mapped.
 #[must_use]
 pub fn header(client: SocketAddr, server: SocketAddr, identity: Option<&Identity>) -> Vec<u8> {

@@ -1,6 +1,6 @@
-//! Step 6: one record a connection. It is opened when the connection has been judged, and its
-//! end feeds the metrics and the access log, whatever happened in between: a record that is
-//! dropped without an end counts as a failure.
+//! Step 6: one report per connection. It is opened when the connection has been authorized and
+//! routed. Its end feeds the metrics and the access log in every case: a report that is dropped
+//! without an end is recorded as a failure.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,42 +19,42 @@ use telemetry::{
 /// The tunnel of a connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Tunnelled {
-    /// Where it ends: at the destination, its waypoint or a network gateway.
+    /// The tunnel's far end: the destination, its waypoint or a network gateway.
     pub(crate) at: SocketAddr,
     /// The authority of its CONNECT request.
     pub(crate) authority: Authority,
 }
 
-/// What is known about a connection when its record is opened.
+/// What is known about a connection when its report is opened.
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectionInfo {
-    /// Which end this node is.
+    /// Whether this node is the source or the destination.
     pub(crate) reporter: Reporter,
     /// When it was accepted.
     pub(crate) began: Instant,
     /// The client's address.
     pub(crate) client: SocketAddr,
-    /// What the client dialled, as far as it is known.
+    /// The address that the client dialled, if known.
     pub(crate) dialled: SocketAddr,
     /// The client, if the mesh knows it.
     pub(crate) source: Option<Arc<Workload>>,
     /// The client's identity, if mutual TLS proves it.
     pub(crate) source_identity: Option<Identity>,
-    /// Where it goes: the chosen backend, or what was dialled.
+    /// The destination: the chosen backend, or the dialled address.
     pub(crate) destination: SocketAddr,
-    /// Its tunnel, if it takes one.
+    /// The tunnel, if the connection uses one.
     pub(crate) hbone: Option<Tunnelled>,
     /// The server, if the mesh knows it.
     pub(crate) workload: Option<Arc<Workload>>,
     /// The server's identity, if mutual TLS proves it.
     pub(crate) destination_identity: Option<Identity>,
-    /// The service that was dialled, if one was.
+    /// The dialled service, if there is one.
     pub(crate) service: Option<Arc<Service>>,
 }
 
 /// A failure that ends a connection before or while it is carried.
 pub(crate) trait Failure: std::error::Error {
-    /// The metric's label.
+    /// The response flag: the value of the metric's label.
     fn flag(&self) -> ResponseFlag;
 }
 
@@ -76,18 +76,18 @@ impl Failure for Revoked {
     }
 }
 
-/// The record of one connection.
+/// The report of one connection.
 #[derive(Debug)]
 pub(crate) struct ConnectionReport {
     info: Arc<ConnectionInfo>,
     series: Arc<Series>,
     ended: bool,
-    /// It is shown as open as long as the record is.
+    /// Keeps the connection in the connection table until the report is dropped.
     _place: Entry,
 }
 
 impl ConnectionReport {
-    /// Opens the record: the connection counts as opened from here on.
+    /// Opens the report and counts the connection as opened.
     pub(super) fn open(local: &WorkerState, info: ConnectionInfo) -> Self {
         let series = series(&local.proxy.telemetry, &info);
         series.opened.inc();
@@ -100,7 +100,7 @@ impl ConnectionReport {
         }
     }
 
-    /// The counters the relay feeds.
+    /// The counters that the relay increments.
     pub(crate) fn series(&self) -> &Series {
         &self.series
     }
@@ -115,13 +115,13 @@ impl ConnectionReport {
         self.info.client
     }
 
-    /// Ends the record of a connection whose bytes were counted on another one's series.
+    /// Ends the report of a connection whose bytes another report's series has counted.
     pub(crate) fn end_beside(self, ended: &Ended) {
         count(&self.series, ended);
         self.end(ended);
     }
 
-    /// Ends the record after a relay.
+    /// Ends the report after a relay.
     pub(crate) fn end(mut self, ended: &Ended) {
         match &ended.broken {
             None => self.close(ended, None),
@@ -129,7 +129,7 @@ impl ConnectionReport {
         }
     }
 
-    /// Ends the record of a connection that was never carried.
+    /// Ends the report of a connection that failed before any relay.
     pub(crate) fn fail(mut self, failure: &dyn Failure) {
         self.close(&Ended::default(), Some(failure));
     }
@@ -146,8 +146,8 @@ pub(crate) fn count(series: &Series, ended: &Ended) {
     series.sent_bytes.add(ended.response);
 }
 
-/// Ends a connection: in the metrics, and in the access log where somebody reads it. The facts may
-/// be those of another connection of the client's to the same server.
+/// Ends a connection: counts it in the metrics and writes the access log if it is enabled. `info`
+/// may come from another connection of the client to the same server.
 pub(crate) fn close(
     info: &ConnectionInfo,
     client: SocketAddr,
@@ -186,7 +186,7 @@ pub(crate) fn close(
     .log();
 }
 
-/// The counters of the connections that count together with this one.
+/// The series that the connection belongs to.
 pub(crate) fn series(telemetry: &Telemetry, info: &ConnectionInfo) -> Arc<Series> {
     let security = match &info.hbone {
         Some(_) => SecurityPolicy::MutualTls,
@@ -222,7 +222,7 @@ impl Failure for Abandoned {
     }
 }
 
-/// An error in one line, its causes behind it where its own text leaves them out.
+/// Formats an error in one line, followed by those of its causes that its own text leaves out.
 struct Chain<'a>(&'a dyn Failure);
 
 impl std::fmt::Display for Chain<'_> {

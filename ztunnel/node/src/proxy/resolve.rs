@@ -1,10 +1,10 @@
-//! Backends that have a name instead of an address are resolved when somebody calls them.
+//! Resolves backends that have a name instead of an address, when a connection needs them.
 //!
-//! A worker must start no thread (it stays in a pod's namespace), and a resolver may need one:
-//! so whatever resolves is behind [`Resolve`], and runs on the main thread's runtime. Waiting is
-//! bounded, in time and in number, and no pod can take the places of all others.
+//! A worker must start no thread, because the thread would stay in a pod's namespace, and a
+//! resolver may need one. So resolvers are behind [`Resolve`] and run on the main thread's runtime.
+//! Waiting is bounded in time and in number, and one pod cannot take all places.
 //!
-//! A name means itself: the search domains of the proxy's own pod are nobody's who asks here.
+//! Names are absolute: the search domains of the proxy's own pod do not apply.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -21,33 +21,33 @@ use tokio::sync::Semaphore;
 
 use mesh::NetnsCookie;
 
-/// How long an answer counts. `getaddrinfo(3)` does not say for how long it may.
+/// How long an answer is cached. `getaddrinfo(3)` returns no TTL.
 const KEPT: Duration = Duration::from_secs(5);
 
-/// How many answers are kept.
+/// The maximum number of cached answers.
 const MOST_KEPT: usize = 1024;
 
-/// One pod has at most this part of the places.
+/// One pod gets at most this fraction of the places.
 const PART: usize = 16;
 
 /// Why a name has no address.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
-    /// The resolver says so.
+    /// The resolver returned an error.
     #[error("{hostname} cannot be resolved: {source}")]
     Refused {
         /// The name.
         hostname: Arc<str>,
-        /// What it said.
+        /// The resolver's error.
         source: io::Error,
     },
-    /// There is such a name, without an address.
+    /// The name exists, but has no address.
     #[error("{hostname} resolves to no address")]
     Empty {
         /// The name.
         hostname: Arc<str>,
     },
-    /// There was no place to ask from: the pod, or all pods together, wait for too many names.
+    /// Too many names of the pod, or of all pods together, are being resolved.
     #[error("{hostname} was not asked for: no place became free within {after:?}")]
     Busy {
         /// The name.
@@ -66,7 +66,7 @@ pub enum ResolveError {
 }
 
 impl ResolveError {
-    /// The closed set of names for metrics and logs.
+    /// The reason as one of a closed set of strings, for metrics and logs.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -78,28 +78,28 @@ impl ResolveError {
     }
 }
 
-/// What names have for an answer.
+/// A pending resolution.
 pub type Resolving = Pin<Box<dyn Future<Output = Result<Vec<IpAddr>, ResolveError>> + Send>>;
 
-/// Finds the addresses of a name.
+/// Resolves names to addresses.
 pub trait Resolve: fmt::Debug + Send + Sync {
-    /// Asks for a name on behalf of a pod; the answer holds at least one address. It may be awaited
-    /// on any thread and must start none there.
+    /// Resolves a name on behalf of a pod; the result holds at least one address. The future may be
+    /// awaited on any thread and must start no thread there.
     fn resolve(&self, hostname: &Arc<str>, pod: NetnsCookie) -> Resolving;
 }
 
-/// Asks the system, as `getaddrinfo(3)` does, on the runtime that it is given.
+/// Resolves by `getaddrinfo(3)` on the given runtime.
 #[derive(Debug)]
 pub struct SystemResolver {
     runtime: Handle,
-    /// How many may ask at once: each needs a thread of the runtime's.
+    /// The limit of concurrent resolutions: each needs a thread of the runtime.
     places: Arc<Semaphore>,
     shares: Shares,
     timeout: Duration,
     kept: Arc<Mutex<Kept>>,
 }
 
-/// What was found lately.
+/// The cached answers.
 #[derive(Debug, Default)]
 struct Kept(HashMap<Arc<str>, (Instant, Vec<IpAddr>)>);
 
@@ -120,11 +120,12 @@ impl Kept {
     }
 }
 
-/// How many places each pod may have.
+/// The places of each pod.
 #[derive(Debug)]
 struct Shares {
     places: usize,
-    /// Of the pods that ask right now; gone when nobody waits or holds a place.
+    /// The pods that resolve names now; an entry expires when no task waits for a place or holds
+    /// one.
     pods: Mutex<HashMap<NetnsCookie, Weak<Semaphore>>>,
 }
 
@@ -148,8 +149,8 @@ impl Shares {
     }
 }
 
-/// A name as the system is asked for it, so that it tries no search domain. An address is no name,
-/// and `localhost` is the system's own (RFC 6761, section 6.3), which knows it only as it is.
+/// The name in a form for which the system tries no search domain. Addresses are no names. The
+/// system resolves `localhost` itself (RFC 6761, section 6.3) and only without a trailing dot.
 fn absolute(hostname: &str) -> Cow<'_, str> {
     let as_it_is =
         hostname.ends_with('.') || hostname == "localhost" || hostname.parse::<IpAddr>().is_ok();
@@ -161,8 +162,8 @@ fn absolute(hostname: &str) -> Cow<'_, str> {
 }
 
 impl SystemResolver {
-    /// On a runtime whose threads are the node's, not a pod's. `timeout` bounds the answer and the
-    /// wait for a place together.
+    /// Creates a resolver on a runtime whose threads are in the node's namespace. `timeout` bounds
+    /// the resolution and the wait for a place together.
     #[must_use]
     pub fn new(runtime: Handle, places: usize, timeout: Duration) -> Self {
         Self {
@@ -203,7 +204,7 @@ impl Resolve for SystemResolver {
     }
 }
 
-/// Waits for a place of the pod's and one of all, and asks.
+/// Waits for a place of the pod and for one of all pods, then resolves the name.
 async fn ask(
     hostname: Arc<str>,
     (share, places): (Arc<Semaphore>, Arc<Semaphore>),
@@ -225,8 +226,8 @@ async fn ask(
     };
     let held = waiting.await.map_err(busy)?.map_err(refused)?;
     let name = hostname.clone();
-    // The answer to a question that nobody waits for any more still holds its places: its thread is
-    // busy until it comes.
+    // A resolution holds its places after its caller has given up, because its thread is busy until
+    // the system answers.
     let asked = tokio::spawn(async move {
         let name = absolute(&name);
         let found = tokio::net::lookup_host((&*name, 0)).await?;
@@ -253,10 +254,10 @@ mod tests {
     use super::*;
 
     const POD: NetnsCookie = NetnsCookie(1);
-    /// For a place that never becomes free.
+    /// The timeout of a test that gets no place.
     const BRIEFLY: Duration = Duration::from_millis(100);
 
-    /// Runs a test on a worker's thread, whose runtime has neither a timer nor threads to lend.
+    /// Runs a test on a worker's thread, whose runtime has no timer and no blocking threads.
     fn with_places<T>(places: usize, test: impl AsyncFnOnce(&mut SystemResolver) -> T) -> T {
         let main = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -331,7 +332,8 @@ mod tests {
             let held: Vec<_> = (0..2).map(|_| share.clone().try_acquire_owned()).collect();
             assert!(held.iter().all(Result::is_ok));
             assert_eq!(share.available_permits(), 0);
-            // It has only this long to wait for a place; who has one asks the system in peace.
+            // The short timeout is for the pod without a free place; the other pod gets the full
+            // one.
             let patience = std::mem::replace(&mut resolver.timeout, BRIEFLY);
             let error = resolver.resolve(&"localhost".into(), POD).await;
             assert_eq!(error.unwrap_err().reason(), "name_busy");

@@ -1,9 +1,10 @@
-//! SOCKS version 5 inside a pod: an application that cannot be captured, or wants names resolved by
-//! the mesh, says where it wants to go instead of going there. What it says is read here; from then
-//! on the connection is an outbound one as any other, with the same routes, policies and records.
+//! SOCKS version 5 inside a pod, for applications that cannot be captured or want the mesh to
+//! resolve names. The application names its destination in a SOCKS request, which this module
+//! reads. After that the connection is handled like any outbound connection, with the same routes,
+//! policies and reports.
 //!
-//! Only CONNECT and only without authentication: the listener is on the pod's loopback, and whoever
-//! is in the pod is the pod.
+//! Only CONNECT without authentication is served. The listener is on the pod's loopback address, so
+//! every client is the pod.
 
 pub mod message;
 
@@ -17,27 +18,29 @@ use self::message::{
     CHOSEN, Destination, LONGEST, MessageError, Progress, Reply, greeting, request,
 };
 
-/// How long a client may take to say where it wants to go.
+/// How long a client may take to send its request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why a client has not come to its request.
+/// Why a client sent no usable request.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// It went away, or broke off.
+    /// The connection was closed or broke.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// It said something that is not served.
+    /// The client sent a message that is not supported.
     #[error(transparent)]
     Message(#[from] MessageError),
-    /// It was silent.
+    /// The client sent no request in time.
     #[error("no request within {PATIENCE:?}")]
     Timeout,
 }
 
-/// Talks with a client until it has said where it wants to go. The answer to that is the caller's.
+/// Negotiates with a client until its request has been read. The caller sends the reply to the
+/// request.
 ///
 /// # Errors
-/// When it does not; it has been told why, and the connection is to be closed.
+/// When there is no usable request. The client has got an error reply; the caller closes the
+/// connection.
 pub(super) async fn ask(client: &mut TcpStream) -> Result<Destination, Error> {
     let asked = tokio::time::timeout(PATIENCE, async {
         read(client, greeting).await?;
@@ -53,17 +56,17 @@ pub(super) async fn ask(client: &mut TcpStream) -> Result<Destination, Error> {
     asked
 }
 
-/// Says that the connection is there.
+/// Confirms that the connection is established.
 ///
 /// # Errors
-/// When the client is gone.
+/// When the client has closed the connection.
 pub(super) async fn confirm(client: &mut TcpStream) -> io::Result<()> {
     client.write_all(&Reply::Succeeded.message()).await
 }
 
-/// Says the last thing, and ends the connection so that it arrives: dropped with bytes unread it
-/// would be a reset, which takes away what was said. A few bytes fit into any socket's buffer, and
-/// the wait for the client is bounded.
+/// Sends the last reply and closes the connection so that the reply arrives. If the socket were
+/// dropped with unread bytes, the kernel would send a reset, which discards the reply. The reply
+/// fits into any send buffer, and the wait for the client is bounded.
 pub(super) async fn refuse(client: &mut TcpStream, answer: &[u8]) {
     let say = async {
         client.write_all(answer).await?;
@@ -77,10 +80,10 @@ pub(super) async fn refuse(client: &mut TcpStream, answer: &[u8]) {
     }
 }
 
-/// How long a client that was refused may take to go.
+/// How long a refused client may take to close the connection.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Reads one message, and not a byte more: what follows is the application's.
+/// Reads exactly one message: the bytes after it belong to the application.
 async fn read<T>(
     client: &mut TcpStream,
     parse: impl Fn(&[u8]) -> Result<Progress<T>, MessageError>,

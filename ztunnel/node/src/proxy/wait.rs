@@ -1,11 +1,12 @@
 //! Waiting for a workload that the control plane has not pushed yet.
 //!
-//! The node agent announces a pod before it starts; the control plane pushes the pod's workload when
-//! the pod has its address, which is a moment later. The first thing that an application does comes
-//! in between. So what needs the workload of an enrolled pod waits until the view has it: outbound
-//! and inbound connections of the pod, its DNS questions, and connections that pods of this node open
-//! to it. All of them wait here, and every wait is bounded: in time by a setting, in number for each
-//! pod, and it ends at once when the client has gone, the pod leaves or the proxy stops.
+//! The node agent announces a pod before the pod starts. The control plane pushes the pod's
+//! workload shortly after the pod has its address. The first connection of an application can come
+//! in between. So connections and DNS queries that need the workload of an enrolled pod wait until
+//! the view contains it: outbound and inbound connections of the pod, its DNS queries, and
+//! connections of other pods of this node to it. Every wait is bounded: in time by a setting, in
+//! number for each pod. It ends at once when the client closes the connection, the pod leaves or
+//! the proxy stops.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,12 +21,12 @@ use mesh::NetnsCookie;
 use mesh::View;
 use telemetry::{WaitKind, WaitMetrics, WaitOutcome};
 
-/// Connections of one pod that may wait at one time, outbound and inbound together.
+/// The maximum number of waiting connections of one pod, outbound and inbound together.
 const MOST_CONNECTIONS: usize = 1024;
-/// DNS questions of one pod that may wait at one time.
+/// The maximum number of waiting DNS queries of one pod.
 const MOST_QUESTIONS: usize = 256;
 
-/// What the places of one pod are for.
+/// The two kinds of waiting places of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
     Connections,
@@ -57,10 +58,10 @@ impl fmt::Display for Class {
     }
 }
 
-/// A wait that did not end with the workload.
+/// A wait that ended without the workload.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum WaitError {
-    /// The workload did not come in time.
+    /// The workload was not pushed in time.
     #[error(
         "workload {uid} is not in the mesh: the control plane has not pushed it within {waited:?} \
          (newPods.workloadWait); check that this proxy is connected to the control plane, that the \
@@ -73,7 +74,7 @@ pub(super) enum WaitError {
         /// How long the wait may take.
         waited: Duration,
     },
-    /// As many as may wait do so already.
+    /// The maximum number of waiting connections or queries is reached.
     #[error(
         "workload {uid} is not in the mesh yet, and {most} {class} of the pod wait for it already: \
          refused at once"
@@ -86,13 +87,13 @@ pub(super) enum WaitError {
         /// What they are, as text.
         class: String,
     },
-    /// The client did not wait so long.
+    /// The client closed the connection.
     #[error("the client closed the connection while it waited for workload {uid} to be pushed")]
     ClientGone {
         /// The workload.
         uid: Arc<str>,
     },
-    /// The pod or the proxy is about to end.
+    /// The pod or the proxy is shutting down.
     #[error(
         "the pod has left or the proxy is stopping, while the connection waited for workload {uid} \
          to be pushed"
@@ -104,7 +105,7 @@ pub(super) enum WaitError {
 }
 
 impl WaitError {
-    /// A short name out of a closed set, for logs.
+    /// The reason as one of a closed set of strings, for logs.
     pub(super) const fn reason(&self) -> &'static str {
         match self {
             Self::Expired { .. } => "unknown_workload",
@@ -124,20 +125,20 @@ impl WaitError {
     }
 }
 
-/// What one wait is about.
+/// The parameters of one wait.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Awaited<'a> {
-    /// The pod whose connection or question it is: it is counted there.
+    /// The pod whose connection or query waits; its places are used.
     pub(super) pod: NetnsCookie,
-    /// The workload that is to come.
+    /// The workload to wait for.
     pub(super) uid: &'a Arc<str>,
-    /// What waits.
+    /// The kind of connection or query.
     pub(super) kind: WaitKind,
-    /// When it is over. A connection that waits several times has one deadline.
+    /// The end of the wait. A connection that waits several times has one deadline.
     pub(super) deadline: Instant,
 }
 
-/// Why a wait is of no use any more.
+/// Why a wait is interrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Interrupted {
     ClientGone,
@@ -150,12 +151,13 @@ pub struct WorkloadWaits {
     fast_path: Arc<FastPath>,
     limit: Duration,
     metrics: WaitMetrics,
-    /// How many wait, of the pods of which any do. Nothing takes this lock unless it has to wait.
+    /// The number of waiting connections and queries of each pod that has any. Only a wait takes
+    /// this lock.
     waiting: Mutex<HashMap<NetnsCookie, [usize; 2]>>,
 }
 
 impl WorkloadWaits {
-    /// Nothing waits yet. `limit` is how long each may; zero is not at all.
+    /// Creates the waits. `limit` bounds each wait; with zero there is no waiting.
     #[must_use]
     pub fn new(fast_path: Arc<FastPath>, limit: Duration, metrics: WaitMetrics) -> Self {
         Self {
@@ -166,23 +168,22 @@ impl WorkloadWaits {
         }
     }
 
-    /// When a connection that was accepted now waits no longer.
+    /// The deadline of the waits of a connection that was accepted now.
     pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.limit
     }
 
-    /// Waits until a view is in force in which something is known.
+    /// Waits until `known` accepts the view in force.
     ///
     /// # Errors
-    /// When that does not come to pass in time, there is no place to wait, or the wait is
-    /// interrupted.
+    /// When the deadline passes, the pod has no free place, or the wait is interrupted.
     pub(super) async fn wait(
         &self,
         awaited: Awaited<'_>,
         known: impl Fn(&View) -> bool,
         interrupted: impl Future<Output = Interrupted>,
     ) -> Result<(), WaitError> {
-        // Before the first look, so that no change falls between the two.
+        // Subscribed before the first check, so that no change is missed in between.
         let mut changes = self.fast_path.changes();
         if known(&self.fast_path.view()) {
             return Ok(());
@@ -205,7 +206,7 @@ impl WorkloadWaits {
                 });
             };
             let until_known = async {
-                // The sender lives as long as `self`.
+                // The sender is not dropped before `self`.
                 while changes.changed().await.is_ok() && !known(&self.fast_path.view()) {}
             };
             tokio::select! {
@@ -245,7 +246,7 @@ impl WorkloadWaits {
     }
 }
 
-/// Counts one that waits, while it does.
+/// A waiting place, in use until it is dropped.
 struct Place<'a> {
     waits: &'a WorkloadWaits,
     pod: NetnsCookie,
@@ -266,7 +267,7 @@ impl Drop for Place<'_> {
 }
 
 impl PodContext {
-    /// Waits until the mesh knows this pod. `gone`: the client waits no longer.
+    /// Waits until the mesh knows this pod. `gone` resolves when the client closes the connection.
     ///
     /// # Errors
     /// As [`WorkloadWaits::wait`].
@@ -286,7 +287,7 @@ impl PodContext {
         waits.wait(awaited, known, self.interrupted(gone)).await
     }
 
-    /// Waits until the mesh knows another pod of this node, or it is not here any more.
+    /// Waits until the mesh knows another pod of this node, or the pod has left the node.
     ///
     /// # Errors
     /// As [`WorkloadWaits::wait`].

@@ -1,4 +1,4 @@
-//! Why a connection did not leave, and what the metrics call it.
+//! Errors of outbound connections, and their metric labels.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,25 +17,25 @@ use telemetry::ResponseFlag;
 use tunnel::hbone::{DialFailure, LostConnection, OpenError};
 use tunnel::tls;
 
-/// Why a connection did not leave.
+/// Why an outbound connection failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OutboundError {
-    /// The kernel programs know nothing about this connection.
+    /// The kernel programs do not know this connection.
     #[error("nobody redirected this connection: {client} connected to the proxy's port itself")]
     NotCaptured {
-        /// Who connected.
+        /// The client's address.
         client: SocketAddr,
     },
-    /// The map of original destinations could not be asked.
+    /// Looking up the map of original destinations failed.
     #[error("cannot learn the original destination: {0}")]
     Kernel(#[from] bpf::Error),
-    /// The rule that redirected it could not be asked.
+    /// Looking up the redirection rule's original destination failed.
     #[error("cannot learn the original destination: {0}")]
     Original(#[source] io::Error),
-    /// An application asks for what is no destination.
+    /// The destination of a SOCKS request is not allowed.
     #[error("{destination} is not to be asked for")]
     NotToBeAsked {
-        /// What it asks for.
+        /// The requested destination.
         destination: SocketAddr,
     },
     /// The pod is enrolled, but the mesh no longer knows it.
@@ -44,41 +44,41 @@ pub(super) enum OutboundError {
         /// The pod's workload.
         uid: Arc<str>,
     },
-    /// The workload of the pod, or of another one of this node, was not pushed while it waited.
+    /// The workload of the pod, or of another pod of this node, was not pushed in time.
     #[error(transparent)]
     Wait(#[from] WaitError),
-    /// The control plane has not said what is there.
+    /// On-demand discovery failed.
     #[error(transparent)]
     DiscoveryFailed(#[from] DiscoveryFailed),
-    /// No way leads to the destination.
+    /// There is no route to the destination.
     #[error(transparent)]
     Route(#[from] RouteError),
-    /// A backend has a name, and the name no address.
+    /// The name of a backend could not be resolved.
     #[error(transparent)]
     Name(#[from] ResolveError),
-    /// One name leads to another, and that to another.
+    /// Resolving the names of one route took too many steps.
     #[error("too many names to resolve on one way, the last one is {hostname}")]
     TooManyNames {
-        /// The last one.
+        /// The last name.
         hostname: Arc<str>,
     },
-    /// The policies of a pod of this node refused it.
+    /// The policies of a pod of this node deny it.
     #[error(transparent)]
     Denied(#[from] Denied),
     /// The tunnel could not be opened.
     #[error("{}{source}", .far_end.prefix())]
     Tunnel {
-        /// What should be at its other end.
+        /// The expected far end.
         far_end: FarEnd,
-        /// Why.
+        /// The cause.
         source: OpenError<DialError>,
     },
     /// The plain connection could not be opened.
     #[error("cannot connect to {to}: {source}")]
     Connect {
-        /// Where.
+        /// The destination.
         to: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -104,7 +104,7 @@ impl Failure for OutboundError {
 }
 
 impl OutboundError {
-    /// What a SOCKS client is told.
+    /// The reply to a SOCKS client.
     pub(super) fn reply(&self) -> Reply {
         match self {
             Self::NotCaptured { .. }
@@ -113,7 +113,7 @@ impl OutboundError {
             | Self::DiscoveryFailed(_)
             | Self::UnknownWorkload { .. }
             | Self::Wait(_)
-            // It may ask again: there may well be such a name.
+            // The client may retry: the name may exist.
             | Self::Name(ResolveError::Busy { .. }) => Reply::Failed,
             Self::NotToBeAsked { .. } | Self::Denied(_) => Reply::NotAllowed,
             Self::Route(RouteError::NoSuchPort { .. }) => Reply::Refused,
@@ -134,8 +134,8 @@ fn connect_reply(error: &io::Error) -> Reply {
     }
 }
 
-/// The far end's policy answers 401, an application that cannot be reached 503 (wire facts,
-/// "HBONE").
+/// The far end answers 401 if its policy denies the tunnel and 503 if the application is
+/// unreachable (wire facts, "HBONE").
 fn tunnel_reply(error: &OpenError<DialError>) -> Reply {
     match error {
         OpenError::Refused { status, .. } => match status.as_u16() {
@@ -148,7 +148,7 @@ fn tunnel_reply(error: &OpenError<DialError>) -> Reply {
             failure: DialFailure::Dial { error },
         } => match &**error {
             DialError::Connect { source, .. } => match connect_reply(source) {
-                // Nobody but the application refuses a client.
+                // "Refused" stands only for a refusal by the application itself.
                 Reply::Refused => Reply::HostUnreachable,
                 other => other,
             },

@@ -1,6 +1,6 @@
-//! Where an application wants to go that says so by SOCKS: an address, or a name. What a name means
-//! is what the pod is told when it asks for it by DNS: the mesh is asked first, by the same function,
-//! short names and search domains included, and then the resolver.
+//! The destination of a SOCKS request: an address or a name. A name resolves as it does by DNS in
+//! the pod: first in the mesh, by the same function and with short names and search domains, then
+//! by the resolver.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use mesh::names::{Answer, Family, Question, answer};
 use mesh::route::choose_address;
 use mesh::{Snapshot, Workload};
 
-/// The address that was asked for.
+/// Resolves the destination to an address.
 ///
 /// # Errors
-/// When it is none that may be asked for, or a name without an address.
+/// When the destination is not allowed, or the name has no address.
 pub(super) async fn socks_destination(
     context: &PodContext,
     asked: &Destination,
@@ -27,7 +27,7 @@ pub(super) async fn socks_destination(
         Destination::Name(name, port) => SocketAddr::new(meant_by(context, name).await?, *port),
     };
     let ip = to.ip();
-    // The pod's loopback is the application's own, and the proxy's listeners are on it.
+    // The pod's loopback belongs to the application, and the proxy's listeners are on it.
     if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || to.port() == 0 {
         return Err(OutboundError::NotToBeAsked { destination: to });
     }
@@ -68,21 +68,21 @@ async fn meant_by(context: &PodContext, name: &Arc<str>) -> Result<IpAddr, Outbo
     Ok(chosen.ok_or_else(empty)?.to_canonical())
 }
 
-/// The families that a pod with these addresses can call, IPv4 before IPv6.
+/// The address families that a pod with these addresses can reach, IPv4 first.
 fn families<'a>(own: impl Iterator<Item = &'a IpAddr> + Clone) -> Vec<Family> {
     let v4 = own.clone().any(IpAddr::is_ipv4).then_some(Family::V4);
     let v6 = own.clone().any(IpAddr::is_ipv6).then_some(Family::V6);
     v4.into_iter().chain(v6).collect()
 }
 
-/// What the mesh says about a name.
+/// The mesh's answer for a name.
 #[derive(Debug, PartialEq, Eq)]
 enum Said {
-    /// It means this.
+    /// The name's address.
     Address(IpAddr),
-    /// It is one of the mesh's, and has no address that the client can call.
+    /// The name is in the mesh, and has no address that the client can reach.
     NoAddress,
-    /// The mesh does not know it.
+    /// The name is not in the mesh.
     NotMine,
 }
 

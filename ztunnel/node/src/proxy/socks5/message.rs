@@ -1,13 +1,13 @@
-//! The messages of SOCKS version 5 (RFC 1928), read from bytes and written as bytes.
+//! The messages of SOCKS version 5 (RFC 1928): decoding and encoding.
 //!
-//! A reader gives what it has and is told how many bytes the message needs altogether, as far as
-//! that is known yet; so nothing that follows a message is read, and no message is longer than
-//! [`LONGEST`].
+//! A reader passes the bytes that it has. The result states the total length that the message
+//! needs, as far as it is known. So no byte after the message is read, and no message is longer
+//! than [`LONGEST`].
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-/// The longest message: a request for a name of 255 bytes.
+/// The longest message: a request with a name of 255 bytes.
 pub const LONGEST: usize = 4 + 1 + 255 + 2;
 
 const VERSION: u8 = 5;
@@ -16,49 +16,49 @@ const CONNECT: u8 = 1;
 const IPV4: u8 = 1;
 const NAME: u8 = 3;
 const IPV6: u8 = 4;
-/// The longest name that DNS knows (RFC 1035, 2.3.4), written without the last dot.
+/// The longest DNS name (RFC 1035, 2.3.4), without the trailing dot.
 const LONGEST_NAME: usize = 253;
 
-/// Where a client wants to go.
+/// The destination of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
-    /// To an address.
+    /// An address.
     Address(SocketAddr),
-    /// To a name, in lower case and without a last dot, on a port.
+    /// A name and a port. The name is in lower case, without a trailing dot.
     Name(Arc<str>, u16),
 }
 
-/// How far a message has come.
+/// The progress of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress<T> {
-    /// It needs this many bytes altogether, or more than these.
+    /// The message needs at least this many bytes in total.
     Needs(usize),
-    /// This is what it says.
+    /// The message is complete.
     Done(T),
 }
 
-/// Why a client is not served.
+/// Why a client's message is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
-    /// It speaks something else.
+    /// The version is not SOCKS 5.
     #[error("version {0} is not SOCKS 5")]
     Version(u8),
-    /// It would not do without authentication.
+    /// The client offers no method without authentication.
     #[error("the client offers no method without authentication")]
     Methods,
-    /// It wants something else than a connection.
+    /// The command is not CONNECT.
     #[error("command {0} is not CONNECT")]
     Command(u8),
-    /// Its destination is of a kind that there is not.
+    /// The address type is unknown.
     #[error("address type {0} is not IPv4, IPv6 or a name")]
     AddressType(u8),
-    /// Its destination's name is none.
+    /// The name is not a valid host name.
     #[error("the name is empty, too long, or has bytes that no host name has")]
     Name,
 }
 
 impl MessageError {
-    /// What the client is told, as the last thing; none where it would not understand.
+    /// The error reply to the client; `None` where the client would not understand it.
     #[must_use]
     pub fn answer(self) -> Option<Vec<u8>> {
         let code = match self {
@@ -76,39 +76,39 @@ impl MessageError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Reply {
-    /// The connection is there.
+    /// The connection is established.
     Succeeded = 0,
-    /// Something else.
+    /// General failure.
     Failed = 1,
-    /// A rule forbids it.
+    /// Not allowed by a rule.
     NotAllowed = 2,
-    /// No way to the network.
+    /// Network unreachable.
     NetworkUnreachable = 3,
-    /// Nobody there, or no such name.
+    /// Host unreachable, or unknown name.
     HostUnreachable = 4,
-    /// Somebody there, and nobody listens.
+    /// Connection refused.
     Refused = 5,
-    /// Only CONNECT is served.
+    /// Command not supported; only CONNECT is.
     CommandNotSupported = 7,
-    /// The destination is of an unknown kind.
+    /// Address type not supported.
     AddressTypeNotSupported = 8,
 }
 
 impl Reply {
-    /// As it is sent. The address that the proxy calls from is nobody's concern: it is left empty.
+    /// The encoded reply. The bound address is left empty: clients do not need the proxy's address.
     #[must_use]
     pub const fn message(self) -> [u8; 10] {
         [VERSION, self as u8, 0, IPV4, 0, 0, 0, 0, 0, 0]
     }
 }
 
-/// The answer to a greeting: no authentication.
+/// The reply to a greeting: no authentication.
 pub const CHOSEN: [u8; 2] = [VERSION, NO_AUTHENTICATION];
 
-/// Reads a greeting: the version and which methods of authentication there may be.
+/// Decodes a greeting: the version and the offered authentication methods.
 ///
 /// # Errors
-/// When it is of another version, or wants authentication.
+/// When the version is another one, or no method without authentication is offered.
 pub fn greeting(bytes: &[u8]) -> Result<Progress<()>, MessageError> {
     if let Some(&version) = bytes.first()
         && version != VERSION
@@ -129,11 +129,11 @@ pub fn greeting(bytes: &[u8]) -> Result<Progress<()>, MessageError> {
     }
 }
 
-/// Reads a request.
+/// Decodes a request.
 ///
 /// # Errors
-/// When it asks for what is not served. That is known, and said, as soon as the part that asks is
-/// there.
+/// When the request is not supported. The error is returned as soon as the unsupported part has
+/// arrived.
 pub fn request(bytes: &[u8]) -> Result<Progress<Destination>, MessageError> {
     if let Some(&version) = bytes.first()
         && version != VERSION
@@ -186,7 +186,7 @@ fn named(rest: &[u8]) -> Result<Progress<Destination>, MessageError> {
     let port = u16::from_be_bytes(*port);
     let name = name.strip_suffix(b".").unwrap_or(name);
     let text = std::str::from_utf8(name).map_err(|_not_text| MessageError::Name)?;
-    // Some clients send an address as a name.
+    // Some clients send an address in the form of a name.
     if let Ok(ip) = text.parse::<IpAddr>() {
         let to = SocketAddr::new(ip.to_canonical(), port);
         return Ok(Progress::Done(Destination::Address(to)));
