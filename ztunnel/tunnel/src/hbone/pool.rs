@@ -1,9 +1,9 @@
-//! The pool: which connection a tunnel rides on, and when another is dialled.
+//! The pool: it chooses the connection of a tunnel, and when another one is dialled.
 //!
 //! A pool belongs to one worker thread. Connections are shared only by tunnels with the same
-//! [`PoolKey`], whose first member is the source identity: bytes of two identities never meet on
-//! one connection. An open takes the first connection with a free place; if all are full it
-//! waits, and `group` decides who dials another.
+//! [`PoolKey`], whose first member is the source identity: bytes of two identities never share a
+//! connection. An open takes the first connection with a free slot; if all are full it waits, and
+//! `group` decides which open dials another connection.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -22,25 +22,25 @@ use super::request::Connect;
 use super::tunnel::Tunnel;
 use mesh::Identity;
 
-/// What tunnels must have in common to share a connection.
+/// The properties that tunnels must have in common to share a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PoolKey {
-    /// Whose certificate we present.
+    /// The identity whose certificate we present.
     pub source: Identity,
-    /// The cookie of the source pod's network namespace, which connections leave from: a pod that
-    /// came back under the same address is another one.
+    /// The cookie of the source pod's network namespace, from which the connections start: a new
+    /// pod with the same address has another one.
     pub netns: u64,
     /// The source pod's address.
     pub source_ip: IpAddr,
-    /// The identities of which the peer must show one.
+    /// The accepted identities: the peer must prove one of them.
     pub destinations: SmallVec<[Identity; 1]>,
-    /// Where the peer listens for HBONE.
+    /// The peer's HBONE address.
     pub hbone: SocketAddr,
 }
 
 type Groups<E> = HashMap<PoolKey, Rc<Group<E>>, foldhash::fast::RandomState>;
 
-/// The HBONE connections of one worker thread. `E` is the error of its callers' dials.
+/// The HBONE connections of one worker thread. `E` is the error type of the callers' dials.
 pub struct Pool<E: 'static> {
     config: Rc<Config>,
     groups: RefCell<Groups<E>>,
@@ -58,13 +58,13 @@ impl<E: 'static> Pool<E> {
 
     /// Opens a tunnel on a pooled connection, or on a new one for which `dial` makes the byte
     /// stream (TCP and TLS). `dial` is called at most once, and its future runs in a task of its
-    /// own. A CONNECT that is lost with a connection that was just going away is sent once more
-    /// on another.
+    /// own. A CONNECT that is lost because its connection was closing is sent once more on another
+    /// connection.
     ///
     /// Must run inside a `LocalSet`. Dropping the future resets the stream.
     ///
     /// # Errors
-    /// When there is no connection, or the peer does not answer with 200.
+    /// When there is no connection, or the peer's response is not 200.
     pub async fn open<IO, F>(
         self: &Rc<Self>,
         key: &PoolKey,
@@ -90,7 +90,7 @@ impl<E: 'static> Pool<E> {
             reason = failure.error.reason(),
             "asking again on another connection"
         );
-        // The group may have been forgotten with its last connection.
+        // The group may have been removed from the pool with its last connection.
         let group = self.group(key);
         let slot = match group.take(Some(&failure.connection)) {
             Some(slot) => slot,
@@ -108,17 +108,18 @@ impl<E: 'static> Pool<E> {
             .map_err(|failure| failure.error)
     }
 
-    /// Lets go of the connections whose key matches: no new tunnels, open ones may finish.
+    /// Retires the connections whose key matches: they carry no new tunnels; open tunnels may
+    /// finish.
     pub fn evict(&self, matches: impl Fn(&PoolKey) -> bool) {
         self.each(matches, Connection::retire);
     }
 
-    /// Ends the connections whose key matches under their tunnels, which see a lost connection.
+    /// Ends the connections whose key matches at once; their tunnels see a lost connection.
     pub fn abort(&self, matches: impl Fn(&PoolKey) -> bool) {
         self.each(matches, Connection::abort);
     }
 
-    /// Connections that may carry another tunnel, now or when one of theirs ends.
+    /// The number of connections that may carry another tunnel, now or after one of theirs ends.
     #[must_use]
     pub fn len(&self) -> usize {
         self.sum(|connections| {
@@ -135,7 +136,7 @@ impl<E: 'static> Pool<E> {
         self.len() == 0
     }
 
-    /// Tunnels open or being opened.
+    /// The number of tunnels that are open or being opened.
     #[must_use]
     pub fn tunnels(&self) -> usize {
         self.sum(|connections| {
@@ -169,7 +170,7 @@ impl<E: 'static> Pool<E> {
         }
     }
 
-    /// Drops a group nobody uses any more, unless another took its place.
+    /// Removes an unused group, unless another one has replaced it.
     pub(crate) fn forget(&self, group: &Group<E>) {
         let mut groups = self.groups.borrow_mut();
         let is_this = |found: &Rc<Group<E>>| std::ptr::eq(&raw const **found, group);
@@ -180,7 +181,7 @@ impl<E: 'static> Pool<E> {
             None
         };
         drop(groups);
-        // After the borrow has ended: what it holds may come back here when dropped.
+        // Dropped after the borrow has ended: dropping the group may call back into the pool.
         drop(forgotten);
     }
 

@@ -16,10 +16,10 @@ pub(crate) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 /// W3C Trace Context.
 pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// The form of an authority that the `http` crate wants.
+/// Converts an authority to the type of the `http` crate.
 ///
 /// # Errors
-/// For a host name that was not made by parsing.
+/// For a host name that was not made by the parser.
 pub fn to_http(authority: &Authority) -> Result<http::uri::Authority, http::uri::InvalidUri> {
     http::uri::Authority::from_maybe_shared(Bytes::from(authority.to_string()))
 }
@@ -29,13 +29,13 @@ pub fn to_http(authority: &Authority) -> Result<http::uri::Authority, http::uri:
 pub struct Connect {
     /// The real destination.
     pub authority: Authority,
-    /// The original source address; the receiver believes it only from a gateway it knows.
+    /// The original source address; the receiver trusts it only from a gateway it knows.
     pub forwarded: Option<IpAddr>,
     /// The name of the service that was dialled; sent together with the source address only.
     pub host: Option<Arc<str>>,
-    /// The trace this belongs to.
+    /// The trace that the tunnel belongs to.
     pub traceparent: Option<TraceParent>,
-    /// What [`Baggage::encode`] made of the source workload.
+    /// The source workload as [`Baggage::encode`] writes it.
     pub baggage: Option<HeaderValue>,
 }
 
@@ -74,19 +74,19 @@ impl Connect {
     }
 }
 
-/// Why a request is answered with 400 before anybody is asked.
+/// Why a request is answered with 400 before any policy is evaluated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// Only CONNECT opens a tunnel.
     #[error("method {method} (expected CONNECT)")]
     Method {
-        /// What came.
+        /// The method of the request.
         method: Method,
     },
-    /// The authority leads nowhere.
+    /// The authority is not a valid destination.
     #[error("authority {authority:?} (expected ip:port or hostname:port)")]
     Authority {
-        /// What came, at most 256 characters of it.
+        /// The authority of the request, at most 256 characters.
         authority: String,
     },
 }
@@ -101,14 +101,14 @@ impl RequestError {
         }
     }
 
-    /// Whose doing it was.
+    /// The side that caused the failure.
     #[must_use]
     pub fn fault(&self) -> super::error::Fault {
         super::error::Fault::Downstream
     }
 }
 
-/// What a CONNECT said, checked.
+/// The checked content of a CONNECT.
 #[derive(Debug)]
 pub(crate) struct Parsed {
     pub(crate) authority: Authority,
@@ -117,8 +117,8 @@ pub(crate) struct Parsed {
     pub(crate) baggage: Baggage,
 }
 
-/// Reads a request. Only what decides is strict: a header that says nothing usable counts as
-/// absent.
+/// Reads a request. Only the method and the authority are checked strictly: an unusable header is
+/// treated as absent.
 pub(crate) fn parse(head: &http::request::Parts) -> Result<Parsed, RequestError> {
     if head.method != Method::CONNECT {
         return Err(RequestError::Method {

@@ -1,10 +1,9 @@
 //! The accepting end: an HTTP/2 connection whose every stream must be a CONNECT.
 //!
-//! `path` calls [`serve`] with the byte stream of an accepted connection, after TLS, and gets a
-//! [`Request`] for each well-formed CONNECT. What is malformed is answered here with 400. The
-//! future that `serve` returns is the connection: it must be polled until it is done, and to
-//! drop it is to cut the connection. Answers and bytes of tunnels go through it from other
-//! tasks of the same thread.
+//! `node::proxy` calls [`serve`] with the byte stream of an accepted connection, after TLS, and
+//! gets a [`Request`] for each well-formed CONNECT. A malformed request is answered here with 400.
+//! The future that `serve` returns drives the connection: poll it until it is done; dropping it
+//! ends the connection. Other tasks of the same thread send answers and tunnel bytes through it.
 
 use std::future::{pending, poll_fn};
 use std::net::IpAddr;
@@ -29,43 +28,43 @@ use super::trace::TraceParent;
 use super::tunnel::Tunnel;
 use mesh::Authority;
 
-/// A CONNECT that waits for an answer. Dropped without one, its stream is reset.
+/// A CONNECT that waits for an answer. If it is dropped without one, its stream is reset.
 #[derive(Debug)]
 pub struct Request {
-    /// The destination asked for.
+    /// The requested destination.
     pub authority: Authority,
-    /// What the client says the original source is; believe it only from a known gateway.
+    /// The original source address as the client reports it; trust it only from a known gateway.
     pub forwarded: Option<IpAddr>,
-    /// What the client says the name of the dialled service is; for telemetry only.
+    /// The name of the dialled service as the client reports it; for telemetry only.
     pub host: Option<String>,
-    /// The trace this belongs to.
+    /// The trace that the tunnel belongs to.
     pub traceparent: Option<TraceParent>,
-    /// What the client says about its workload; for telemetry only.
+    /// The client's description of its workload; for telemetry only.
     pub baggage: Baggage,
     respond: SendResponse<Bytes>,
     recv: RecvStream,
 }
 
 impl Request {
-    /// Answers 200; bytes may flow.
+    /// Answers 200, which opens the tunnel.
     ///
     /// # Errors
-    /// When the client has given up on it, or the connection is gone.
+    /// When the client has reset the stream, or the connection is gone.
     pub fn accept(mut self) -> Result<Tunnel, TunnelError> {
         let send = self.respond.send_response(http::Response::new(()), false)?;
         Ok(Tunnel::new(send, self.recv, None))
     }
 
-    /// Answers with another status, which ends the stream: 400 for a destination that is not
-    /// this pod, 401 when policy denies it, 503 when the application cannot be reached.
+    /// Answers with another status, which ends the stream: 400 for a destination that is not this
+    /// pod, 401 when policy denies it, 503 when the application cannot be reached.
     pub fn refuse(mut self, status: StatusCode) {
         answer(&mut self.respond, status);
     }
 
-    /// Waits until the client gives up on the request, so that work for it can stop. For ever if
-    /// it does not.
+    /// Waits until the client resets the request, so that work for it can stop. Pending for ever if
+    /// the client does not.
     pub async fn cancelled(&mut self) {
-        // Whatever it says, nobody waits for the answer any more.
+        // Any result means that the client no longer waits for the answer.
         drop(poll_fn(|cx| self.respond.poll_reset(cx)).await);
     }
 }
@@ -78,13 +77,13 @@ fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode) {
     }
 }
 
-/// Serves one accepted connection until the client or a drain ends it. `on_request` is called
-/// for each CONNECT, on this task: it must hand the request to a task of its own and return.
-/// When `drain` turns true the client is told to go elsewhere (GOAWAY) and open tunnels may
-/// finish; how long that may take is for the caller to bound.
+/// Serves one accepted connection until the client or a drain ends it. `on_request` is called for
+/// each CONNECT, on this task: it must hand the request to a task of its own and return. When
+/// `drain` turns true, the client gets a GOAWAY and open tunnels may finish; the caller bounds the
+/// time for that.
 ///
 /// # Errors
-/// When the client does not speak HTTP/2, breaks it, or vanishes.
+/// When the client does not speak HTTP/2, violates it, or disappears.
 pub async fn serve<IO>(
     io: IO,
     config: &Config,
@@ -121,7 +120,7 @@ where
     poll_fn(|cx| server.poll(cx, drained.as_mut())).await
 }
 
-/// Waits for the drain to begin. A sender that is gone will never begin it.
+/// Waits for the drain to begin. If the sender is gone, it never begins.
 async fn drained(mut drain: watch::Receiver<bool>) {
     if drain.wait_for(|&draining| draining).await.is_err() {
         pending::<()>().await;
@@ -199,7 +198,7 @@ where
                 (Poll::Ready(Alarm::Dead(after)), _) => {
                     return Poll::Ready(Err(ServeError::Unresponsive { after }));
                 }
-                // The client does not let go of a connection nobody uses: cut it.
+                // The client keeps an unused connection open after GOAWAY: end it.
                 (Poll::Ready(Alarm::Idle), Closing::Gracefully) => return Poll::Ready(Ok(())),
                 (Poll::Ready(Alarm::Idle), Closing::No) => self.close(),
                 (Poll::Pending, Closing::No) if drained.as_mut().poll(cx).is_ready() => {
@@ -210,7 +209,7 @@ where
         }
     }
 
-    /// GOAWAY; once no stream is open any more, the connection has only a little while.
+    /// Sends GOAWAY. Once no stream is open, the connection must close within a short time.
     fn close(&mut self) {
         self.closing = Closing::Gracefully;
         self.watch.idle_since = Instant::now();
@@ -248,7 +247,7 @@ where
 
     fn ended(&self, error: h2::Error) -> Result<(), ServeError> {
         match self.closing {
-            // A client that was told to go may close before it has read our last word.
+            // After GOAWAY the client may close before it has read the last frames.
             Closing::Gracefully if error.is_io() => Ok(()),
             _ if error.is_io() => Err(ServeError::Broken { error }),
             _ => Err(ServeError::Protocol { error }),

@@ -12,11 +12,11 @@ pub struct TraceParent {
     pub trace_id: u128,
     /// The span of the sender; not zero.
     pub parent_id: u64,
-    /// The flags; bit 0 says that the trace is recorded.
+    /// The flags; bit 0 means that the trace is recorded.
     pub flags: u8,
 }
 
-/// Why a text is no traceparent.
+/// Why a text is not a traceparent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a traceparent: expected 00-<32 hex digits>-<16 hex digits>-<2 hex digits>")]
 pub struct ParseTraceParentError;
@@ -30,7 +30,8 @@ impl TraceParent {
         HeaderValue::from_maybe_shared(bytes::Bytes::from(self.to_string()))
     }
 
-    /// Reads a header; what is malformed starts a new trace, as the specification asks.
+    /// Reads a header. A malformed header is ignored, so a new trace starts, as the specification
+    /// requires.
     #[must_use]
     pub fn decode(value: &HeaderValue) -> Option<Self> {
         value.to_str().ok()?.parse().ok()
@@ -56,7 +57,7 @@ impl FromStr for TraceParent {
 }
 
 fn parse(text: &[u8]) -> Option<TraceParent> {
-    // Version 00 is 55 bytes; a later one may be followed by more, after a dash.
+    // Version 00 has 55 bytes; a later version may add more after a dash.
     let (head, tail) = text.split_at_checked(55)?;
     let version = hex(&head[..2])?;
     let fits = match version {
@@ -79,7 +80,7 @@ fn parse(text: &[u8]) -> Option<TraceParent> {
     })
 }
 
-/// Lower-case hexadecimal, as the specification demands; at most 32 digits.
+/// Parses lower-case hexadecimal, as the specification requires; at most 32 digits.
 fn hex(digits: &[u8]) -> Option<u128> {
     digits.iter().try_fold(0, |value: u128, &digit| {
         let digit = match digit {

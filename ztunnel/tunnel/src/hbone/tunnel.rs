@@ -1,11 +1,12 @@
-//! An open tunnel: two directions with flow control, in terms a relay understands.
+//! An open tunnel: two directions with flow control, with an interface made for a relay.
 //!
-//! What is received counts against the stream's window until [`Receiver::release`] says that it
-//! was written onward, so a slow reader stops the far end instead of filling memory. What is
-//! sent waits for [`Sender::poll_ready`], which grants no more than the peer's window and our
-//! send buffer allow. A tunnel dropped before both directions ended is reset, never closed
-//! politely: the far end must not take half a transfer for a whole one. A peer's reset ends the
-//! sending direction at once; the receiving one hands out first what came before.
+//! Received bytes occupy the stream's window until [`Receiver::release`] reports that they were
+//! written onward, so a slow reader stops the far end instead of filling memory. Sending waits for
+//! [`Sender::poll_ready`], which grants no more than the peer's window and our send buffer allow. A
+//! tunnel that is dropped before both directions have ended is reset, never closed in an orderly
+//! way: the far end must not take a partial transfer for a complete one. A peer's reset ends the
+//! sending direction at once; the receiving direction first returns the bytes that arrived before
+//! it.
 
 use std::future::poll_fn;
 use std::task::{Context, Poll, Waker, ready};
@@ -24,7 +25,7 @@ pub struct Tunnel {
     pub send: Sender,
     /// From the far end.
     pub recv: Receiver,
-    /// The place on a pooled connection, given back after the streams above are dropped.
+    /// The slot on a pooled connection, released after the streams above are dropped.
     hold: Option<Slot>,
 }
 
@@ -43,27 +44,27 @@ impl Tunnel {
         }
     }
 
-    /// Tells the far end that the tunnel broke: RST_STREAM(CANCEL). Bytes not sent yet are lost.
-    /// Dropping an unfinished tunnel does the same.
+    /// Resets the tunnel: RST_STREAM(CANCEL). Bytes that are not sent yet are lost. Dropping an
+    /// unfinished tunnel does the same.
     pub fn abort(self) {
         drop(self);
     }
 
-    /// Whether both directions have come to their end.
+    /// Whether both directions have ended.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.send.finished && self.recv.is_ended()
     }
 
-    /// Whether the tunnel runs on a pooled connection of ours, rather than one we accepted.
+    /// Whether the tunnel runs on a pooled connection that we opened, not on one that we accepted.
     #[must_use]
     pub fn is_pooled(&self) -> bool {
         self.hold.is_some()
     }
 
-    /// Says, once the tunnel has broken, whether its pooled connection was ended because the peer's
-    /// certificate was revoked. Never for a tunnel on a connection that we accepted: there whoever
-    /// serves it knows.
+    /// After the tunnel has failed: whether its pooled connection was ended because the peer's
+    /// certificate was revoked. Always false for a tunnel on a connection that we accepted: the
+    /// task that serves that connection knows why it ended.
     #[must_use]
     pub fn revoked(&self) -> RevokedMark {
         let hold = self.hold.as_ref();
@@ -75,7 +76,7 @@ impl Tunnel {
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        // A reset would also throw away queued bytes of a tunnel that ended well.
+        // A reset would also discard queued bytes of a tunnel that ended in an orderly way.
         if !self.is_finished() {
             self.send.reset(Reason::CANCEL);
         }
@@ -90,12 +91,12 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Waits until at least one byte may be sent, and says how many of the `want` bytes may.
-    /// Call it with bytes in hand: what it grants is taken from the connection's window, which
-    /// other tunnels share. Woken by a reset as well.
+    /// Waits until at least one byte may be sent, and returns how many of the `want` bytes may be
+    /// sent. Call it only when there are bytes to send: the grant is taken from the connection's
+    /// window, which other tunnels share. A reset also wakes the task.
     ///
     /// # Errors
-    /// When the tunnel is over.
+    /// When the tunnel has ended.
     pub fn poll_ready(
         &mut self,
         cx: &mut Context<'_>,
@@ -116,12 +117,12 @@ impl Sender {
         }
     }
 
-    /// Queues bytes, no more than [`Self::poll_ready`] granted: h2 would queue without bound.
+    /// Queues bytes, no more than [`Self::poll_ready`] granted: h2 would queue without a bound.
     ///
     /// # Errors
-    /// When the tunnel is over.
+    /// When the tunnel has ended.
     pub fn send(&mut self, bytes: Bytes) -> Result<(), TunnelError> {
-        // An empty frame says nothing, and peers count them as an attack.
+        // An empty frame has no effect, and peers count empty frames as an attack.
         if bytes.is_empty() {
             return Ok(());
         }
@@ -130,11 +131,11 @@ impl Sender {
             .map_err(|error| self.or_why_over(error))
     }
 
-    /// Queues all of `bytes` as flow control allows; what is left stays in `bytes`. Ready when
-    /// none is left. Cheaper than the two calls above when the bytes fit.
+    /// Queues as many of `bytes` as flow control allows; the rest stays in `bytes`. Ready when
+    /// nothing is left. Cheaper than [`Self::poll_ready`] and [`Self::send`] when all bytes fit.
     ///
     /// # Errors
-    /// When the tunnel is over.
+    /// When the tunnel has ended.
     pub fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
@@ -150,15 +151,15 @@ impl Sender {
     /// [`Self::poll_send`] as a future.
     ///
     /// # Errors
-    /// When the tunnel is over.
+    /// When the tunnel has ended.
     pub async fn send_all(&mut self, mut bytes: Bytes) -> Result<(), TunnelError> {
         poll_fn(|cx| self.poll_send(cx, &mut bytes)).await
     }
 
-    /// Half-closes: END_STREAM after what is queued. A second call does nothing.
+    /// Half-closes: END_STREAM after the queued bytes. A second call does nothing.
     ///
     /// # Errors
-    /// When the tunnel is over otherwise.
+    /// When the tunnel has ended in another way.
     pub fn finish(&mut self) -> Result<(), TunnelError> {
         if self.finished {
             return Ok(());
@@ -173,7 +174,7 @@ impl Sender {
     /// Queues the last bytes and half-closes in one frame; no more bytes than were granted.
     ///
     /// # Errors
-    /// When the tunnel is over otherwise.
+    /// When the tunnel has ended in another way.
     pub fn send_last(&mut self, bytes: Bytes) -> Result<(), TunnelError> {
         self.stream
             .send_data(bytes, true)
@@ -188,9 +189,9 @@ impl Sender {
         self.finished
     }
 
-    /// Waits for the far end's RST_STREAM or the loss of the connection: for a sender that has
-    /// nothing to send. It shares its waker with [`Self::poll_ready`], so poll both from one
-    /// task. Pending for ever after the tunnel ended well.
+    /// Waits for the far end's RST_STREAM or the loss of the connection, for a sender that has
+    /// nothing to send. It shares its waker with [`Self::poll_ready`], so poll both from one task.
+    /// Pending for ever after the tunnel has ended in an orderly way.
     pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<TunnelError> {
         self.stream.poll_reset(cx).map(|why| match why {
             Ok(reason) => TunnelError::Reset {
@@ -201,12 +202,12 @@ impl Sender {
         })
     }
 
-    /// Resets the tunnel, both directions. Nothing happens when it is over already.
+    /// Resets both directions of the tunnel. Does nothing when the tunnel has ended.
     pub fn reset(&mut self, reason: Reason) {
         self.stream.send_reset(reason);
     }
 
-    /// h2 only says that the stream is not open; the reset it remembers says why.
+    /// h2 only reports that the stream is not open; the reset that it stores has the cause.
     fn why_over(&mut self) -> TunnelError {
         let mut nobody = Context::from_waker(Waker::noop());
         match self.poll_reset(&mut nobody) {
@@ -232,19 +233,19 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// The next bytes, as they came in one frame; `None` after the far end's half-close, or after
-    /// a reset by which it ends the tunnel in an orderly way ([`TunnelError::is_orderly`]). h2 keeps
-    /// what came before a reset, so all of it is handed out before either.
+    /// The bytes of the next frame; `None` after the far end's half-close, or after a reset that
+    /// ends the tunnel in an orderly way ([`TunnelError::is_orderly`]). h2 keeps the bytes that
+    /// arrived before a reset, so all of them are returned before either.
     ///
     /// # Errors
-    /// When the tunnel was reset otherwise or its connection lost.
+    /// When the tunnel was reset otherwise or its connection was lost.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, TunnelError>>> {
         if self.ended {
             return Poll::Ready(None);
         }
         loop {
             match ready!(self.stream.poll_data(cx)) {
-                // A half-close without bytes is an empty frame first, then the end.
+                // h2 reports a half-close without bytes as an empty frame, then as the end.
                 Some(Ok(data)) if data.is_empty() => {}
                 Some(Ok(data)) => return Poll::Ready(Some(Ok(data))),
                 Some(Err(error)) => {
@@ -269,11 +270,11 @@ impl Receiver {
         poll_fn(|cx| self.poll_data(cx)).await
     }
 
-    /// Says that `bytes` of what was received were written onward and are out of memory, so that
-    /// the far end may send as many again.
+    /// Reports that `bytes` of the received bytes were written onward and freed, so that the far
+    /// end may send as many again.
     ///
     /// # Errors
-    /// When more is released than was received.
+    /// When more bytes are released than were received.
     pub fn release(&mut self, bytes: usize) -> Result<(), TunnelError> {
         if bytes == 0 {
             return Ok(());
@@ -284,7 +285,7 @@ impl Receiver {
             .map_err(TunnelError::from)
     }
 
-    /// Whether the far end has half-closed and everything before it was read.
+    /// Whether the far end has half-closed and all its bytes were read.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         self.ended || self.stream.is_end_stream()

@@ -1,4 +1,4 @@
-//! How a tunnel ends that its peer resets: what came before the reset is handed out first.
+//! Tunnels that the peer resets: the bytes before the reset are returned first.
 
 use h2::Reason;
 
@@ -7,7 +7,7 @@ use super::*;
 const TEXT: &[u8] = &[7; 100_000];
 
 /// A tunnel whose far end has sent bytes and then reset it, with or without END_STREAM before. All
-/// of it has arrived, and none of it was read.
+/// frames have arrived, and none was read.
 async fn ended(
     near_opens: bool,
     finished: bool,
@@ -23,7 +23,7 @@ async fn ended(
     if finished {
         resets.send.finish().unwrap();
     }
-    // A reset takes the place of what is not sent yet.
+    // A reset discards bytes that are not sent yet.
     settle().await;
     resets.send.reset(reason);
     std::future::poll_fn(|cx| left.send.poll_reset(cx)).await;
@@ -68,8 +68,8 @@ fn what_came_before_a_reset_is_read_and_the_code_says_what_follows() {
     });
 }
 
-/// As TLS and the inner tunnel use the outer one: an error of writing would end them together with
-/// what they have not read.
+/// TLS and the inner tunnel use the outer one like this: a write error would end them together with
+/// bytes that they have not read.
 #[test]
 fn a_reset_outer_tunnel_is_read_to_its_end_though_it_takes_nothing_more() {
     run(async {

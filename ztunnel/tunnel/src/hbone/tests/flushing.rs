@@ -1,4 +1,4 @@
-//! How often the byte stream below is flushed: a system call each, for TLS.
+//! How often the byte stream below is flushed: each flush is a system call for TLS.
 
 use std::io;
 use std::pin::Pin;

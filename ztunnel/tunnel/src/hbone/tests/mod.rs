@@ -1,4 +1,4 @@
-//! The promises of the room, by behaviour; here is the little world they are tried in.
+//! The behaviour that the module promises, and the helpers that the tests share.
 
 mod ending;
 mod flushing;
@@ -26,7 +26,7 @@ use tokio::task::LocalSet;
 use super::*;
 use mesh::Identity;
 
-/// Runs a test on one thread, as a worker does, and not for ever.
+/// Runs a test on one thread, as a worker does, with a time limit.
 fn run<F: Future<Output = ()>>(test: F) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -58,7 +58,7 @@ fn key(account: &str) -> PoolKey {
     }
 }
 
-/// Short limits, so that tests of time are short; no PINGs unless a test asks for them.
+/// Short limits, so that tests of time are short; no PINGs unless a test enables them.
 fn config() -> Config {
     Config {
         keepalive: None,
@@ -78,7 +78,7 @@ async fn until(what: impl Fn() -> bool) {
     }
 }
 
-/// A peer that accepts every CONNECT and keeps the tunnels, as many connections as are dialled.
+/// A peer that accepts every CONNECT and keeps the tunnels, on any number of connections.
 struct Peer {
     config: Config,
     drain: watch::Sender<bool>,
@@ -98,14 +98,14 @@ impl Peer {
         })
     }
 
-    /// What a dial does: a new connection to this peer.
+    /// A dial: a new connection to this peer.
     fn dial(
         self: &Rc<Self>,
     ) -> impl Future<Output = Result<Dialled<DuplexStream>, Infallible>> + 'static {
         self.dials.set(self.dials.get() + 1);
         let peer = Rc::clone(self);
         async move {
-            // A dial takes a moment.
+            // A dial is not ready at once.
             tokio::task::yield_now().await;
             let (near, far) = tokio::io::duplex(64 * 1024);
             tokio::task::spawn_local(async move {
@@ -139,7 +139,7 @@ async fn pair(near: Config, far: Config) -> (Tunnel, Tunnel, Rc<Pool<Infallible>
     (tunnel, other, pool, peer)
 }
 
-/// Reads to the half-close, releasing as it goes.
+/// Reads to the half-close and releases the bytes.
 async fn read_all(recv: &mut Receiver) -> Result<Vec<u8>, TunnelError> {
     let mut all = Vec::new();
     while let Some(data) = recv.data().await {

@@ -9,7 +9,7 @@ use mesh::Authority;
 use super::*;
 use crate::tls::{self, Credentials, Issued, Revocations};
 
-/// Opens a tunnel to the peer, and a second one inside it that a server at its other end answers.
+/// Opens a tunnel to the peer, and a second one inside it, answered by a server at its other end.
 async fn nested(config: Config) -> (Tunnel, Tunnel, Rc<Pool<Infallible>>) {
     let peer = Peer::new(config.clone());
     let pool = Pool::new(Rc::new(config.clone()));
@@ -22,7 +22,7 @@ async fn nested(config: Config) -> (Tunnel, Tunnel, Rc<Pool<Infallible>>) {
     (inner.unwrap(), accepted.unwrap(), pool)
 }
 
-/// Opens a tunnel alone over one end of a byte stream; a server at the other takes it.
+/// Opens an unpooled tunnel over one end of a byte stream; a server at the other end accepts it.
 async fn over<IO>(
     near: IO,
     far: IO,
@@ -72,12 +72,12 @@ fn bytes_go_both_ways_and_ends_are_seen() {
         );
         assert_eq!(got.unwrap(), text);
         drop((inner, accepted));
-        // The outer tunnel ends with the inner one, and gives its place back.
+        // The outer tunnel ends with the inner one and releases its slot.
         until(|| pool.tunnels() == 0).await;
     });
 }
 
-/// The outer tunnel must not be reset while the last bytes of the inner one are in it.
+/// The outer tunnel must not be reset while it still holds the last bytes of the inner one.
 #[test]
 fn the_last_bytes_arrive_after_the_inner_tunnel_is_let_go() {
     run(async {
@@ -102,7 +102,7 @@ fn a_lost_outer_tunnel_breaks_the_inner_one() {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let (inner, accepted) = over(near, far, &config()).await;
         let mut inner = inner.unwrap();
-        // An aborted tunnel is no end of stream.
+        // An aborted tunnel must not look like an end of stream.
         drop(accepted);
         assert!(matches!(inner.recv.data().await, Some(Err(_))));
     });
@@ -145,7 +145,7 @@ fn a_far_end_that_never_ends_is_waited_for_only_so_long() {
     });
 }
 
-/// Credentials of one mesh for each of the service accounts.
+/// Credentials of one mesh, one for each service account.
 fn credentials<const N: usize>(accounts: [&str; N]) -> [(Identity, Credentials); N] {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
@@ -168,8 +168,8 @@ fn credentials<const N: usize>(accounts: [&str; N]) -> [(Identity, Credentials);
     })
 }
 
-/// As between two networks: the gateway forwards TLS that it cannot read, and who is behind it has
-/// to prove who it is.
+/// As between two networks: the gateway forwards TLS that it cannot read, and the workload behind
+/// it has to prove its identity.
 #[test]
 fn mutual_tls_runs_inside_a_tunnel() {
     run(async {

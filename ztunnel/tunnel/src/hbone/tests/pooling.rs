@@ -1,4 +1,4 @@
-//! Which connection a tunnel rides on.
+//! The pool's choice of a connection for a tunnel.
 
 use super::*;
 
@@ -102,7 +102,7 @@ fn a_place_that_falls_free_goes_to_whoever_waits() {
         let first = open(&pool, &key("a"), &peer).await;
         let waiting = tokio::task::spawn_local({
             let pool = Rc::clone(&pool);
-            // Its own dial never ends.
+            // The dial of this open never ends.
             let never = std::future::pending::<Result<Dialled<DuplexStream>, Infallible>>;
             async move { pool.open(&key("a"), &connect(), never).await }
         });
@@ -133,7 +133,7 @@ fn a_dial_error_reaches_all_who_wait_for_it() {
             assert!(error.to_string().contains("refused"), "{error}");
         }
         assert_eq!(dials.get(), 1);
-        // And the next open tries again.
+        // The next open dials again.
         assert!(pool.open(&key, &connect, fail).await.is_err());
         assert_eq!(dials.get(), 2);
         assert!(pool.groups_are_forgotten());
@@ -193,7 +193,7 @@ fn an_opener_cancelled_before_it_dials_passes_the_right_on() {
         let (key, connect) = (key("a"), connect());
         let mut first = Box::pin(pool.open(&key, &connect, || peer.dial()));
         let mut second = Box::pin(pool.open(&key, &connect, || peer.dial()));
-        // Both have been polled once; whoever was granted the dial is dropped.
+        // Both have been polled once; the open that was granted the dial is dropped.
         let poll = |future: std::pin::Pin<&mut dyn Future<Output = _>>| {
             let mut nobody = std::task::Context::from_waker(std::task::Waker::noop());
             let ready: std::task::Poll<Result<Tunnel, OpenError<Infallible>>> =

@@ -1,4 +1,4 @@
-//! When connections end: unused, evicted, or with a peer that no longer answers.
+//! When connections end: unused, evicted, or with a peer that stops answering.
 
 use super::*;
 
@@ -61,7 +61,7 @@ fn a_peer_that_breaks_http2_leaves_nothing_behind() {
         let pool = Pool::<Infallible>::new(Rc::new(config()));
         let (io, mut far) = tokio::io::duplex(64 * 1024);
         far.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
-        // An answer before the question.
+        // A response that arrives before its request.
         far.write_all(&ok_headers(1)).await.unwrap();
         let opened = pool
             .open(&key("a"), &connect(), || async { Ok(Dialled::new(io)) })

@@ -1,9 +1,9 @@
-//! What happens to a CONNECT whose connection goes away under it.
+//! Retries of a CONNECT whose connection closes before the response.
 
 use super::*;
 
-/// Writes frames by hand for connections that misbehave: answers the first CONNECT with 200 and
-/// whatever comes next with `then`.
+/// A peer that writes frames by hand and misbehaves: it answers the first CONNECT with 200 and the
+/// next one with the bytes of `then`.
 async fn misbehave(mut io: DuplexStream, then: Vec<u8>) {
     let mut buffer = vec![0; 64 * 1024];
     let mut seen = Vec::new();
@@ -26,7 +26,7 @@ async fn misbehave(mut io: DuplexStream, then: Vec<u8>) {
     }
 }
 
-/// HEADERS frames in what a client wrote, its preface of 24 bytes included.
+/// Counts the HEADERS frames in a client's bytes, which begin with its preface of 24 bytes.
 fn count_headers(seen: &[u8]) -> usize {
     let (mut at, mut headers) = (24, 0);
     while let Some(head) = seen.get(at..at + 9) {
@@ -36,7 +36,7 @@ fn count_headers(seen: &[u8]) -> usize {
     headers
 }
 
-/// One tunnel on a connection that then answers the second CONNECT with `then`.
+/// Opens one tunnel, then a second one whose CONNECT the peer answers with `then`.
 async fn second_open_after(then: Vec<u8>) -> (Result<Tunnel, OpenError<Infallible>>, Rc<Peer>) {
     let (peer, pool) = (Peer::new(config()), Pool::new(Rc::new(config())));
     let (near, far) = tokio::io::duplex(64 * 1024);
@@ -53,7 +53,7 @@ async fn second_open_after(then: Vec<u8>) -> (Result<Tunnel, OpenError<Infallibl
 #[test]
 fn a_stream_the_goaway_leaves_out_is_opened_on_a_fresh_connection() {
     run(async {
-        // last stream 1, NO_ERROR: stream 3 was not processed.
+        // Last stream 1, NO_ERROR: stream 3 was not processed.
         let goaway = frame(GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]);
         let (second, peer) = second_open_after(goaway).await;
         second.unwrap();

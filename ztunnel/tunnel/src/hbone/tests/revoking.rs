@@ -1,4 +1,4 @@
-//! A connection whose peer's certificate is revoked is ended, it alone, and says why.
+//! When a peer's certificate is revoked, only its connection ends, and the error has the reason.
 
 use tokio::sync::oneshot;
 
@@ -22,7 +22,7 @@ async fn open_until(pool: &Rc<Pool<Infallible>>, peer: &Rc<Peer>) -> (Tunnel, on
     (tunnel, revoke)
 }
 
-/// One tunnel a connection.
+/// One tunnel for each connection.
 fn alone() -> Config {
     Config {
         max_streams_per_connection: 1,
@@ -54,7 +54,7 @@ fn nobody_waits_for_it_once_the_connection_has_ended() {
     run(async {
         let (peer, pool) = (Peer::new(config()), Pool::new(Rc::new(config())));
         let (tunnel, revoke) = open_until(&pool, &peer).await;
-        // Many tunnels later it is still the one connection that waits.
+        // After many tunnels, one task still waits for the revocation.
         for _ in 0..10 {
             drop(open(&pool, &key("a"), &peer).await);
         }

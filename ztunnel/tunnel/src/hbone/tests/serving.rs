@@ -1,10 +1,10 @@
-//! What an accepted connection puts up with.
+//! How an accepted connection handles malformed and hostile input.
 
 use http::{Method, StatusCode};
 
 use super::*;
 
-/// A server whose requests are answered by `answer`, and a byte stream to it.
+/// A server whose requests are handled by `answer`, and a byte stream to it.
 fn server(
     config: Config,
     answer: impl Fn(Request) + 'static,
@@ -62,7 +62,7 @@ fn garbage_after_the_preface_is_refused() {
                 .collect();
             drop(io.write_all(&garbage).await);
             drop(io);
-            // Whatever it says, it ends and does not panic.
+            // For any input, it must end without a panic.
             drop(serving.await.unwrap());
         }
     });
@@ -264,7 +264,7 @@ fn a_drain_does_not_wait_for_a_client_without_tunnels() {
             .unwrap();
         io.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
         settle().await;
-        // It never acknowledges anything.
+        // The client never acknowledges a frame.
         drain.send_replace(true);
         serving.await.unwrap().unwrap();
     });

@@ -1,4 +1,4 @@
-//! What flows through an open tunnel, and how it ends.
+//! The transfer of bytes through an open tunnel, and the ways it ends.
 
 use std::future::poll_fn;
 use std::task::Poll;
@@ -49,7 +49,7 @@ fn an_unfinished_tunnel_that_is_dropped_is_reset_at_the_other_end() {
             let (near, far, ..) = pair(config(), config()).await;
             let (dropped, mut left) = if near_drops { (near, far) } else { (far, near) };
             let mut dropped = dropped;
-            // Half-closed is not finished.
+            // A half-closed tunnel is not finished.
             dropped.send.finish().unwrap();
             assert!(left.recv.data().await.is_none());
             dropped.abort();
@@ -103,7 +103,7 @@ fn a_finished_tunnel_may_be_dropped_before_its_bytes_are_out() {
     });
 }
 
-/// Gives as much as flow control takes now.
+/// Sends as many bytes as flow control accepts now.
 async fn give(send: &mut Sender, bytes: &mut Bytes) {
     poll_fn(|cx| match send.poll_send(cx, bytes) {
         Poll::Ready(Err(error)) => panic!("{error}"),
@@ -130,7 +130,7 @@ fn a_reader_that_releases_nothing_stops_its_sender() {
         }
         let given = total - bytes.len();
         assert!(given <= window as usize + buffer, "{given} bytes taken");
-        // It reads, but does not say that it is done with the bytes.
+        // The receiver reads, but does not release the bytes.
         let mut held = 0;
         while held < window as usize {
             held += far.recv.data().await.unwrap().unwrap().len();
@@ -140,7 +140,7 @@ fn a_reader_that_releases_nothing_stops_its_sender() {
             settle().await;
         }
         assert!(total - bytes.len() <= window as usize + buffer);
-        // And now it does.
+        // Now the receiver releases them.
         far.recv.release(held).unwrap();
         let rest = async {
             near.send.send_all(bytes).await.unwrap();

@@ -1,4 +1,4 @@
-//! Texts from the wire: parsed without a panic, printed back as they were.
+//! Header texts: parsing never panics, and encoding reproduces the parsed text.
 
 use http::HeaderValue;
 use proptest::prelude::*;
@@ -130,7 +130,7 @@ fn traceparents_are_checked() {
     let parsed: TraceParent = good.parse().unwrap();
     assert_eq!(parsed.to_string(), good);
     assert_eq!(parsed.flags, 1);
-    // A later version may say more.
+    // A later version may have more fields.
     assert!(
         format!("01{}-more", &good[2..])
             .parse::<TraceParent>()
