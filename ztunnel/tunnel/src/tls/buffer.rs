@@ -9,16 +9,16 @@ use super::record::{FULL_RECORD, LARGEST_RECORD};
 
 /// Kept free behind the application's records for alerts and key updates.
 pub(super) const CONTROL_RESERVE: usize = 512;
-/// Bytes of a large buffer: an HTTP/2 frame of 256 KiB with its head leaves in one write, which
+/// Bytes of a large buffer: an HTTP/2 frame of 256 KiB with its header leaves in one write, which
 /// takes sixteen full records and a short one.
 pub(super) const LARGE: usize = 17 * FULL_RECORD + CONTROL_RESERVE;
-/// Bytes of a small buffer: any one record and the reserve. What is left of a large buffer moves
-/// here when the peer makes us wait.
+/// Bytes of a small buffer: any one record and the reserve. The rest of a large buffer moves here
+/// when the stream has to wait for the peer.
 pub(super) const SMALL: usize = LARGEST_RECORD + CONTROL_RESERVE;
 
-/// How many large buffers a thread keeps when nobody uses them (about 1 MiB).
+/// How many unused large buffers a thread keeps (about 1 MiB).
 const KEEP_LARGE: usize = 4;
-/// How many small ones (about 270 KiB).
+/// How many unused small buffers a thread keeps (about 270 KiB).
 const KEEP_SMALL: usize = 16;
 
 thread_local! {
@@ -30,8 +30,8 @@ struct Free {
     small: Vec<Vec<u8>>,
 }
 
-/// Initialised bytes of one of the two sizes; returned to the thread's free list when dropped.
-/// Their content is whatever an earlier stream left there: only what was written is ever read.
+/// Initialised bytes of one of the two sizes; returned to the thread's free list when dropped. A
+/// buffer may hold bytes of an earlier stream: only bytes that were written since are read.
 pub(super) struct Buffer {
     bytes: Vec<u8>,
 }
@@ -59,7 +59,7 @@ impl Buffer {
         }
     }
 
-    /// Moves `kept` bytes into a small buffer if they fit one. Says where they begin now.
+    /// Moves the `kept` bytes to the start of a small buffer if they fit. Returns whether it did.
     pub(super) fn park(&mut self, kept: std::ops::Range<usize>) -> bool {
         if self.bytes.len() <= SMALL || kept.len() > SMALL - CONTROL_RESERVE {
             return false;
@@ -88,7 +88,7 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        // The list is gone while its thread ends; then the bytes are simply freed.
+        // While the thread ends, its list no longer exists; then the buffer is freed.
         let _gone = FREE.try_with(|free| {
             let mut free = free.borrow_mut();
             let (list, keep) = if bytes.len() == LARGE {

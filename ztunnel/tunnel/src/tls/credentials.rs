@@ -21,10 +21,10 @@ use super::revocation::Revocations;
 use super::verify::{ExpectedServer, MeshClient, Trust, identity_of, provider};
 use mesh::Identity;
 
-/// The only protocol that is spoken inside the mesh's TLS.
+/// The only ALPN protocol of the mesh's TLS.
 pub(super) const ALPN: &[u8] = b"h2";
 
-/// A certificate in use. Connections that were made with it live on after it was replaced.
+/// A certificate in use. Connections that use it continue after it was replaced.
 pub struct Credentials {
     identity: Identity,
     trust: Trust,
@@ -40,9 +40,9 @@ pub struct Credentials {
 /// What the admin interface shows of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateSummary {
-    /// Whose certificate.
+    /// The identity of the certificate.
     pub identity: Identity,
-    /// What can be said about it.
+    /// The state of the certificate.
     pub state: CertificateState,
     /// Serial number, hexadecimal; empty while there is no certificate.
     pub serial: String,
@@ -50,31 +50,31 @@ pub struct CertificateSummary {
     pub not_before: u64,
     /// End of validity, seconds since 1970.
     pub not_after: u64,
-    /// What peers are shown, leaf first; empty while there is no certificate.
+    /// The chain that peers receive, leaf first; empty while there is no certificate.
     pub chain: Vec<CertificateDer<'static>>,
-    /// The root certificates that peers must lead up to.
+    /// The root certificates to which a peer's chain must lead.
     pub roots: Vec<CertificateDer<'static>>,
 }
 
-/// What can be said about an identity's certificate.
+/// The state of an identity's certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CertificateState {
-    /// The first one is being issued.
+    /// The first certificate is being issued.
     Initializing,
     /// Valid.
     Available,
-    /// It ran out and could not be renewed.
+    /// It has expired and could not be renewed.
     Expired,
-    /// None yet, the last attempt failed.
+    /// There is none yet, and the last attempt failed.
     Unavailable {
-        /// What the issuer said.
+        /// The error of the issuer.
         reason: String,
     },
 }
 
 impl Credentials {
-    /// Makes an issued certificate usable and wipes the key's bytes. Peers whose certificate
-    /// `revocations` names are refused.
+    /// Prepares an issued certificate for use and wipes the key's bytes. Peers whose certificate is
+    /// in `revocations` are refused.
     ///
     /// # Errors
     /// [`IssueError::Unusable`] when it is not a valid certificate of `identity` with its key.
@@ -100,7 +100,7 @@ impl Credentials {
         Ok(credentials)
     }
 
-    /// Credentials with a certificate that [`Self::new`] would refuse.
+    /// Credentials with a certificate that [`Self::new`] would reject.
     #[cfg(test)]
     pub(super) fn unchecked(identity: &Identity, issued: Issued) -> Self {
         Self::build(identity, issued, &Revocations::default()).unwrap()
@@ -139,7 +139,7 @@ impl Credentials {
         })
     }
 
-    /// Whose certificate this is.
+    /// The identity of this certificate.
     #[must_use]
     pub const fn identity(&self) -> &Identity {
         &self.identity
@@ -157,7 +157,7 @@ impl Credentials {
         &self.serial
     }
 
-    /// Whether it may still be used at that time.
+    /// Whether it may be used at that time.
     pub(super) fn is_valid_at(&self, now: SystemTime) -> bool {
         now < self.not_after
     }
@@ -179,7 +179,7 @@ impl Credentials {
         }
     }
 
-    /// Whom peers must be vouched for by.
+    /// The roots and revocation lists that peers are checked against.
     pub(super) const fn trust(&self) -> &Trust {
         &self.trust
     }
@@ -274,7 +274,7 @@ fn server_config(
 }
 
 fn client_config(trust: &Trust, chosen: &Arc<Always>) -> Result<ClientConfig, IssueError> {
-    // Accepts nobody until a connection says whom it expects.
+    // Accepts no server until a connection sets the identities that it expects.
     let verifier = ExpectedServer {
         trust: trust.clone(),
         expected: Vec::new(),
@@ -292,7 +292,7 @@ fn client_config(trust: &Trust, chosen: &Arc<Always>) -> Result<ClientConfig, Is
     Ok(config)
 }
 
-/// The one certificate, whatever the peer's hints.
+/// Presents the one certificate, whatever hints the peer sends.
 #[derive(Debug)]
 struct Always(Arc<CertifiedKey>);
 

@@ -1,6 +1,6 @@
-//! What goes wrong with certificates, handshakes and records, one enum a stage. Each error has a
-//! `reason()` from a closed set (metric label, log field) and a `fault()`; its text names the
-//! likely cause, because it is all an operator will see.
+//! The errors of certificates, handshakes and records, one enum for each stage. Each error has a
+//! `reason()` from a closed set (metric label, log field) and a `fault()`; its message names the
+//! likely cause, because an operator sees only the message.
 
 mod handshake;
 mod record;
@@ -13,7 +13,7 @@ pub use self::handshake::{HandshakeError, IdentityRefusal};
 pub use self::record::RecordError;
 use mesh::Identity;
 
-/// Who has to act to make an error go away.
+/// The party that has to fix an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The side that connected to us.
@@ -29,14 +29,14 @@ pub enum Fault {
 /// Which end of a handshake this proxy is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// It connected.
+    /// It opened the connection.
     Client,
-    /// It accepted.
+    /// It accepted the connection.
     Server,
 }
 
 impl Role {
-    /// The peer's name in texts.
+    /// The peer's name in messages.
     const fn peer(self) -> &'static str {
         match self {
             Self::Client => "server",
@@ -56,20 +56,20 @@ impl Role {
 /// Why there is no TLS session.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No valid certificate for the identity that was to be used.
+    /// There is no valid certificate for the local identity of the session.
     #[error("no certificate for {identity}: {cause}")]
     Issue {
-        /// The identity that was asked for.
+        /// The local identity.
         identity: Identity,
-        /// What the issuer said.
+        /// The error of the issuer.
         cause: Arc<IssueError>,
     },
     /// The handshake failed.
     #[error("TLS handshake with the {} failed: {cause}", role.peer())]
     Handshake {
-        /// Which end we were.
+        /// Which end this proxy was.
         role: Role,
-        /// What went wrong.
+        /// The cause.
         cause: Box<HandshakeError>,
     },
 }
@@ -84,13 +84,13 @@ impl Error {
         }
     }
 
-    /// Whether a certificate of the peer's was taken back.
+    /// Whether a certificate of the peer's chain was revoked.
     #[must_use]
     pub fn is_revocation(&self) -> bool {
         matches!(self, Self::Handshake { cause, .. } if matches!(**cause, HandshakeError::Revoked))
     }
 
-    /// Who has to act.
+    /// The party that has to fix the error.
     #[must_use]
     pub fn fault(&self) -> Fault {
         match self {
@@ -100,33 +100,33 @@ impl Error {
     }
 }
 
-/// Why an issuer did not give a certificate.
+/// Why an issuer did not issue a certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
-    /// The issuer could not be asked; asking again may help.
+    /// The issuer could not be reached; a retry may succeed.
     #[error("the certificate authority {issuer} cannot be reached: {why}")]
     Unavailable {
         /// Which issuer, for example its directory or address.
         issuer: String,
-        /// What happened.
+        /// The cause.
         why: String,
     },
-    /// The issuer said no.
+    /// The issuer refused the request.
     #[error("the certificate authority {issuer} refused: {why}")]
     Refused {
         /// Which issuer.
         issuer: String,
-        /// What it said.
+        /// The issuer's answer.
         why: String,
     },
-    /// The issuer answered with something that cannot be used for the identity.
+    /// The issued certificate cannot be used for the identity.
     #[error("the issued certificate cannot be used: {why}")]
     Unusable {
         /// What is wrong with it.
         why: String,
     },
-    /// The issuing task ended without an answer: the store was asked to forget the identity, or
-    /// the process is shutting down.
+    /// The issuing task ended without an answer: the store has forgotten the identity, or the
+    /// process is shutting down.
     #[error(
         "issuing was given up: the identity is no longer served here, or the proxy is stopping"
     )]
@@ -145,7 +145,7 @@ impl IssueError {
         }
     }
 
-    /// Who has to act.
+    /// The party that has to fix the error.
     #[must_use]
     pub const fn fault(&self) -> Fault {
         match self {
@@ -155,7 +155,7 @@ impl IssueError {
     }
 }
 
-/// The likely cause of an alert that refuses us.
+/// The likely cause of an alert with which a peer refuses us.
 fn explain(alert: AlertDescription) -> &'static str {
     match alert {
         AlertDescription::UnknownCA => "it does not know our root certificate (another mesh?)",

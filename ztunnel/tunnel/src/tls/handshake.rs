@@ -1,8 +1,9 @@
-//! Handshakes: rustls speaks, this file moves the bytes and then takes the traffic keys over.
+//! Handshakes: rustls runs the protocol; this file moves the bytes and then takes over the traffic
+//! keys.
 //!
-//! Records are shown to rustls one by one, so whatever arrived behind the last handshake record
-//! stays sealed and goes to the [`Stream`]. The client's last flight is not sent on its own: it
-//! leaves with the first bytes of the application, or before the first read waits.
+//! Records are passed to rustls one by one, so bytes behind the last handshake record stay sealed
+//! and go to the [`Stream`]. The client's last flight is not sent on its own: it leaves with the
+//! first bytes of the application, or before the first read waits.
 
 mod flight;
 
@@ -30,16 +31,16 @@ use super::stream::{Agreement, Stream};
 use super::verify::{Trust, identity_of};
 use mesh::Identity;
 
-/// How long a refused peer gets to take the alert before the socket is closed under it.
+/// How long a refused peer may take to read the alert before the socket is closed.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// Opens a session as `credentials` to a server that must be one of `expected`.
+/// Opens a session with `credentials` to a server that must have one of the `expected` identities.
 ///
 /// Needs a tokio runtime with a timer. The caller bounds the time.
 ///
 /// # Errors
-/// [`Error::Handshake`]. A server that refuses our certificate shows with the first read only:
-/// [`RecordError::Rejected`].
+/// [`Error::Handshake`]. When a server refuses our certificate, only the first read returns the
+/// error: [`RecordError::Rejected`].
 pub async fn connect<IO>(
     io: IO,
     credentials: &Credentials,
@@ -48,13 +49,13 @@ pub async fn connect<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    // Only decides that no SNI is sent; the verifier ignores it.
+    // An IP address as the name, so that no SNI is sent; the verifier ignores the name.
     let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([127, 0, 0, 1])));
     let connection = UnbufferedClientConnection::new(credentials.client(expected), name);
     run(connection, io, Role::Client, credentials.trust()).await
 }
 
-/// Answers a session as `credentials`; the client must present a certificate of the mesh.
+/// Accepts a session with `credentials`; the client must present a certificate of the mesh.
 ///
 /// Needs a tokio runtime with a timer. The caller bounds the time.
 ///
@@ -68,8 +69,8 @@ where
     run(connection, io, Role::Server, credentials.trust()).await
 }
 
-/// Starts a handshake. Boxed, and made outside of any async function: the caller's task lives as
-/// long as its connection and should not be as large as a handshake.
+/// Starts a handshake. Boxed, and created outside of any async function: the caller's task lives as
+/// long as its connection and should not have the size of a handshake.
 fn run<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
     connection: Result<H, rustls::Error>,
     io: IO,
@@ -115,7 +116,7 @@ async fn establish<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// What rustls wants next.
+/// The next action that rustls requires.
 enum Step {
     Again,
     Send,
@@ -132,7 +133,7 @@ async fn drive<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
     loop {
         match step(connection, flight)? {
             Step::Again => {}
-            // The client's last flight waits for company.
+            // The client's last flight waits for the first bytes of the application.
             Step::Send if !connection.state().is_handshaking() => {}
             Step::Send => flight.send(io).await?,
             Step::Done => return Ok(()),
@@ -165,7 +166,7 @@ fn step<H: Handshake>(connection: &mut H, flight: &mut Flight) -> Result<Step, H
     flight.arrived = arrived;
     flight.discard(discard);
     match step {
-        // A server may write before it has heard the client's end; it waits here.
+        // A server may write before it has read the client's Finished; those bytes wait here.
         Ok(Step::Done) if connection.state().is_handshaking() => Ok(Step::Read),
         other => other,
     }
@@ -180,8 +181,8 @@ fn agreement(state: &CommonState, role: Role, trust: &Trust) -> Result<Agreement
         .and_then(<[_]>::split_first)
         .ok_or(HandshakeError::NoCertificate)?;
     let peer = identity_of(leaf).map_err(|source| HandshakeError::Identity { source })?;
-    // rustls does not hand out the chain that the verifier found, so it is found again, but only
-    // where somebody may ask for it.
+    // rustls does not expose the chain that the verifier found, so it is built again, but only
+    // where revocation lists are configured.
     let chain = if trust.revocations.are_configured() {
         let usage = match role {
             Role::Client => KeyUsage::server_auth(),
@@ -239,7 +240,7 @@ fn take_over<H: Handshake>(
     ))
 }
 
-/// Tells a refused peer why, as far as it listens.
+/// Sends the alert to a refused peer, as far as the peer reads it.
 async fn part<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
     connection: &mut H,
     io: &mut IO,
@@ -249,8 +250,8 @@ async fn part<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
     if matches!(error, HandshakeError::Io { .. } | HandshakeError::Closed) {
         return;
     }
-    // rustls has queued the alert. It must not look at what arrived again: after an error its
-    // notes about these bytes no longer fit them, and it would panic.
+    // rustls has queued the alert. It must not process the received bytes again: after an error its
+    // offsets no longer match them, and it would panic.
     while connection.state().wants_write() {
         if !matches!(step(connection, flight), Ok(Step::Again)) {
             break;
@@ -261,8 +262,8 @@ async fn part<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Sends an alert and waits a moment for the peer to take it: closing with unread bytes would
-/// reset the connection and take the alert with it.
+/// Sends an alert and waits briefly for the peer to read it: closing with unread bytes would reset
+/// the connection and discard the alert.
 async fn farewell<IO: AsyncRead + AsyncWrite + Unpin>(io: &mut IO, alert: &[u8]) {
     let said = async {
         io.write_all(alert).await?;
@@ -275,11 +276,11 @@ async fn farewell<IO: AsyncRead + AsyncWrite + Unpin>(io: &mut IO, alert: &[u8])
         }
         Ok::<_, std::io::Error>(())
     };
-    // The error that led here is the one to tell; this one adds nothing.
+    // The caller reports the error that led here; an error of the alert adds nothing.
     let _best_effort = tokio::time::timeout(LINGER, said).await;
 }
 
-/// What tells the peer of an error that rustls did not see.
+/// The alert for an error that rustls did not detect.
 const fn alert_about(error: &HandshakeError) -> AlertDescription {
     match error {
         HandshakeError::NoHbone => AlertDescription::NoApplicationProtocol,
@@ -288,7 +289,7 @@ const fn alert_about(error: &HandshakeError) -> AlertDescription {
     }
 }
 
-/// Sorts rustls's errors by what an operator can do.
+/// Sorts rustls's errors by the action that an operator can take.
 fn handshake_error(error: rustls::Error) -> HandshakeError {
     match error {
         rustls::Error::InvalidCertificate(cause) => certificate_error(cause),
@@ -331,7 +332,7 @@ fn certificate_error(cause: CertificateError) -> HandshakeError {
     }
 }
 
-/// What the client's and the server's connection have in common.
+/// The common interface of the client's and the server's connection.
 trait Handshake {
     type Data;
     fn process<'c, 'i>(&'c mut self, arrived: &'i mut [u8])

@@ -1,8 +1,8 @@
 //! The receiving half of a session, without I/O: sealed records in, plaintext out.
 //!
-//! Records are opened straight into the reader's memory when they fit there, else where they lie
-//! and then copied out piece by piece. Handshake messages that follow the handshake (key updates,
-//! session tickets) and alerts are handled here.
+//! Records are opened straight into the reader's memory when they fit, else in place and then
+//! copied out in parts. Handshake messages that follow the handshake (key updates, session tickets)
+//! and alerts are handled here.
 
 use std::ops::Range;
 
@@ -15,11 +15,11 @@ use super::keys::Keys;
 use super::outgoing::Outgoing;
 use super::record::{Content, HEADER, Opener, record_length};
 
-/// Records in a row that may carry no application data (empty records, tickets, key updates).
+/// The limit of records in a row without application data (empty records, tickets, key updates).
 const MAX_FRUITLESS: u8 = 32;
-/// Most bytes of a handshake message after the handshake: a session ticket, in practice 300.
+/// The largest handshake message after the handshake: a session ticket has about 300 bytes.
 const MAX_MESSAGE: usize = 1 << 16;
-/// Space behind the bytes at hand that makes a read worthwhile without moving them.
+/// Free space behind the received bytes that is enough to read without moving them.
 const WORTHWHILE: usize = LARGE / 4;
 
 const NEW_SESSION_TICKET: u8 = 4;
@@ -28,13 +28,13 @@ const KEY_UPDATE: u8 = 24;
 /// Whether the peer may still send.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
-    /// It may.
+    /// The peer may send.
     Open,
-    /// It said close_notify.
+    /// The peer has sent close_notify.
     Closed,
 }
 
-/// What [`Incoming::take`] stopped at.
+/// Why [`Incoming::take`] stopped.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
     /// The reader's memory is full.
@@ -49,21 +49,21 @@ pub(super) enum Stop {
 pub(super) struct Incoming {
     opener: Opener,
     buffer: Option<Buffer>,
-    /// Sealed bytes that arrived: `buffer[start..end]`.
+    /// Received sealed bytes: `buffer[start..end]`.
     start: usize,
     end: usize,
-    /// Opened bytes that the reader had no room for, in front of `start`.
+    /// Opened bytes that did not fit the reader's memory, in front of `start`.
     plain: Range<usize>,
-    /// A handshake message that goes on in the next record.
+    /// A handshake message that continues in the next record.
     message: Vec<u8>,
     fruitless: u8,
-    /// Whether a record was ever opened: a refused client certificate shows in the first.
+    /// Whether a record was opened before: the refusal of a client certificate is in the first one.
     heard: bool,
     side: Side,
 }
 
 impl Incoming {
-    /// Starts with the first traffic key and the bytes that arrived behind the handshake.
+    /// Starts with the first traffic key and the bytes that were received behind the handshake.
     pub(super) fn new(opener: Opener, arrived: &[u8]) -> Result<Self, RecordError> {
         let mut incoming = Self {
             opener,
@@ -90,7 +90,7 @@ impl Incoming {
         Ok(incoming)
     }
 
-    /// Fills the reader's memory from the records at hand.
+    /// Fills the reader's memory from the received records.
     pub(super) fn take(
         &mut self,
         keys: &mut Keys,
@@ -145,7 +145,7 @@ impl Incoming {
         }
     }
 
-    /// Room for what the socket has.
+    /// Space for the next read of the socket.
     pub(super) fn space(&mut self) -> &mut [u8] {
         let buffer = self.buffer.get_or_insert_with(Buffer::large);
         if buffer.len() < LARGE {
@@ -163,12 +163,12 @@ impl Incoming {
         &mut buffer[self.end..]
     }
 
-    /// The socket gave that many bytes into [`Self::space`].
+    /// Records that the socket wrote that many bytes into [`Self::space`].
     pub(super) const fn received(&mut self, count: usize) {
         self.end += count;
     }
 
-    /// The socket has nothing at the moment: hold no more memory than what waits needs.
+    /// The socket has no bytes now: keep no more memory than the waiting bytes need.
     pub(super) fn park(&mut self) {
         self.release_if_empty();
         if let Some(buffer) = &mut self.buffer
@@ -224,7 +224,7 @@ impl Incoming {
         let first = !self.heard;
         self.count_record(0)?;
         match content {
-            // A message in pieces must not be mixed with other records (RFC 8446, section 5.1).
+            // A message in parts must not be mixed with other records (RFC 8446, section 5.1).
             Content::Data => Err(RecordError::Unexpected {
                 what: "record inside a message",
             }),
@@ -265,7 +265,7 @@ impl Incoming {
         }
     }
 
-    /// Handles the complete messages and says how many bytes they were.
+    /// Handles the complete messages and returns how many bytes they were.
     fn messages(
         &mut self,
         keys: &mut Keys,
@@ -299,7 +299,7 @@ impl Incoming {
         Ok(bytes.len() - rest.len())
     }
 
-    /// The peer uses its next key from the next record on (RFC 8446, section 4.6.3).
+    /// Switches to the peer's next key, from the next record on (RFC 8446, section 4.6.3).
     fn key_update(
         &mut self,
         keys: &mut Keys,
@@ -324,7 +324,7 @@ impl Incoming {
 
 #[cfg(test)]
 impl Incoming {
-    /// Bytes of memory held.
+    /// The number of bytes of memory held.
     pub(super) fn held(&self) -> usize {
         self.buffer.as_ref().map_or(0, |buffer| buffer.len())
     }

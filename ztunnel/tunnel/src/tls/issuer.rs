@@ -1,4 +1,4 @@
-//! The seam to certificate authorities: what an issuer gives, and how it is asked.
+//! The interface to certificate authorities: the request to an issuer, and its result.
 
 use std::fmt;
 use std::future::Future;
@@ -14,17 +14,18 @@ use super::revocation::Revocations;
 use super::verify::{Trust, identity_of};
 use mesh::Identity;
 
-/// A source of certificates: the embedded authority, or a client of the control plane's.
+/// A source of certificates: the embedded authority, or the client of the control plane's
+/// authority.
 pub trait Issuer: Send + Sync + 'static {
-    /// Issues a certificate with a fresh key. [`Store`](super::Store) calls it on the main
-    /// runtime, once at a time per identity, and retries with back-off.
+    /// Issues a certificate with a fresh key. [`Store`](super::Store) calls it on the main runtime,
+    /// one call at a time for each identity, and retries with back-off.
     fn issue<'a>(
         &'a self,
         identity: &'a Identity,
     ) -> Pin<Box<dyn Future<Output = Result<Issued, IssueError>> + Send + 'a>>;
 }
 
-/// A certificate with its key, and whom to trust.
+/// A certificate with its key, and the roots to trust.
 pub struct Issued {
     /// The chain, leaf first, without the root.
     pub chain: Vec<CertificateDer<'static>>,
@@ -35,11 +36,11 @@ pub struct Issued {
 }
 
 impl Issued {
-    /// Checks that peers that trust `roots` will accept the certificate as that of `identity`, as
-    /// a client's and as a server's.
+    /// Checks that peers that trust `roots` will accept the certificate for `identity`, as a
+    /// client's and as a server's.
     ///
     /// # Errors
-    /// [`IssueError::Unusable`], saying what is wrong.
+    /// [`IssueError::Unusable`], with the cause.
     pub fn check(&self, identity: &Identity) -> Result<(), IssueError> {
         let unusable = |why: String| IssueError::Unusable { why };
         let Some((leaf, above)) = self.chain.split_first() else {

@@ -1,4 +1,4 @@
-//! The key schedule of an established session, kept by rustls: it gives the next secret of a
+//! The key schedule of an established session, kept by rustls: it derives the next secret of a
 //! direction when one side updates its keys (RFC 8446, section 7.2).
 
 use rustls::ConnectionTrafficSecrets;
@@ -8,16 +8,16 @@ use rustls::server::ServerConnectionData;
 
 use super::error::{RecordError, Role};
 
-/// What derives traffic secrets, boxed because it is touched once in many gigabytes.
+/// Derives traffic secrets. Boxed, because it is used once in many gigabytes.
 pub(super) enum Keys {
-    /// Of a session that we opened.
+    /// For a session that we opened.
     Client(Box<KernelConnection<ClientConnectionData>>),
-    /// Of a session that we accepted.
+    /// For a session that we accepted.
     Server(Box<KernelConnection<ServerConnectionData>>),
 }
 
 impl Keys {
-    /// Which end we are.
+    /// Which end of the session this is.
     pub(super) const fn role(&self) -> Role {
         match self {
             Self::Client(_) => Role::Client,
@@ -25,7 +25,7 @@ impl Keys {
         }
     }
 
-    /// The next secret for what we send, with its first sequence number.
+    /// The next secret of the sending direction, with its first sequence number.
     pub(super) fn next_to_send(&mut self) -> Result<(u64, ConnectionTrafficSecrets), RecordError> {
         match self {
             Self::Client(keys) => keys.update_tx_secret(),
@@ -36,7 +36,7 @@ impl Keys {
         })
     }
 
-    /// The next secret for what we receive, with its first sequence number.
+    /// The next secret of the receiving direction, with its first sequence number.
     pub(super) fn next_to_receive(
         &mut self,
     ) -> Result<(u64, ConnectionTrafficSecrets), RecordError> {

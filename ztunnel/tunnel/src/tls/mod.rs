@@ -1,15 +1,15 @@
-//! Mutual TLS between workloads: which certificate is in use for an identity, who the peer is,
+//! Mutual TLS between workloads: the certificate in use for an identity, the verification of peers,
 //! and the record layer that carries a tunnel's bytes.
 //!
 //! [`connect`] and [`accept`] let rustls run the handshake (TLS 1.3 only, ALPN `h2`, both sides
-//! present a certificate with exactly one SPIFFE URI) and then take the traffic keys over:
+//! present a certificate with exactly one SPIFFE URI) and then take over the traffic keys:
 //! [`Stream`] seals and opens records itself, because copies cost more than ciphers there.
-//! [`Store`] holds one set of [`Credentials`] per identity and renews them before they end; where
-//! certificates come from is behind [`Issuer`], which the room `ca` implements.
+//! [`Store`] holds one set of [`Credentials`] for each identity and renews them before they expire;
+//! certificates come from an [`Issuer`], which crate `upstream` implements.
 //!
-//! Invariants: no plaintext leaves before the peer is verified; an expired certificate is never
-//! handed out; whatever a peer sends is bounded before it is stored; a certificate that
-//! [`Revocations`] names opens no session. Called by `path` and `node`.
+//! Invariants: no plaintext is sent before the peer is verified; an expired certificate is never
+//! used; bytes from a peer are bounded before they are stored; a revoked certificate
+//! ([`Revocations`]) opens no session. Called by `node`.
 
 mod buffer;
 mod credentials;

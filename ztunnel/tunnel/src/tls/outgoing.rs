@@ -1,8 +1,8 @@
 //! The sending half of a session, without I/O: plaintext in, sealed records out.
 //!
-//! Small writes are gathered behind the header of a record that is sealed when it is full or
-//! when the caller wants it on the wire; large ones are sealed straight from the caller's bytes.
-//! The buffer is refilled only after the socket took all of it, so nothing is ever moved.
+//! Small writes are collected behind the header of a record, which is sealed when it is full or
+//! when the caller flushes; large writes are sealed straight from the caller's bytes. The buffer is
+//! refilled only after the socket has taken all of it, so bytes are never moved.
 
 use std::io::IoSlice;
 
@@ -13,17 +13,18 @@ use super::error::RecordError;
 use super::keys::Keys;
 use super::record::{Content, FULL_RECORD, HEADER, MAX_CONTENT, OVERHEAD, Sealer};
 
-/// A KeyUpdate message (RFC 8446, section 4.6.3) that does not ask for one in return.
+/// A KeyUpdate message (RFC 8446, section 4.6.3) that does not request one in return.
 const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
 
-/// Whether somebody waits for bytes that the application did not write.
+/// Whether the peer waits for bytes that the application did not write.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Urgency {
-    /// What is pending leaves with the application's next flush.
+    /// Pending bytes leave with the application's next flush.
     None,
-    /// The end of the handshake is pending: a reader must send it too, because its peer waits.
+    /// The end of the handshake is pending: a reader must send it too, because the peer waits for
+    /// it.
     Handshake,
-    /// The answer to a key update is pending: the same.
+    /// The answer to a key update is pending: a reader must send it too.
     Answer,
 }
 
@@ -42,8 +43,8 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    /// Starts with the first traffic key, `limit` records to a key, and what the handshake left
-    /// to be sent.
+    /// Starts with the first traffic key, at most `limit` records for each key, and the unsent
+    /// bytes of the handshake.
     pub(super) fn new(sealer: Sealer, limit: u64, handshake: &[u8]) -> Self {
         let mut outgoing = Self {
             sealer,
@@ -63,7 +64,7 @@ impl Outgoing {
         outgoing
     }
 
-    /// Takes as much as fits and says how much that was; 0 only if nothing was offered or
+    /// Takes as many bytes as fit and returns their number; 0 only if the input was empty or
     /// [`Self::is_full`].
     pub(super) fn write(
         &mut self,
@@ -115,7 +116,7 @@ impl Outgoing {
         Ok(slice.len() - rest.len())
     }
 
-    /// Whether nothing more fits until the socket has taken what is pending.
+    /// Whether no byte fits until the socket has taken the pending bytes.
     pub(super) fn is_full(&self) -> bool {
         self.buffer.as_ref().is_some_and(|buffer| {
             buffer.len() - CONTROL_RESERVE <= self.end + self.staged + OVERHEAD
@@ -127,12 +128,12 @@ impl Outgoing {
         self.urgency
     }
 
-    /// Whether no byte waits.
+    /// Whether no byte is pending.
     pub(super) const fn is_empty(&self) -> bool {
         self.start == self.end && self.staged == 0
     }
 
-    /// What has to go to the socket; seals the unfinished record first.
+    /// The bytes for the socket; seals the unfinished record first.
     pub(super) fn pending(&mut self) -> Result<&[u8], RecordError> {
         self.seal_staged()?;
         Ok(self
@@ -141,7 +142,7 @@ impl Outgoing {
             .map_or(&[], |buffer| &buffer[self.start..self.end]))
     }
 
-    /// The socket took that many bytes. Gives the buffer back when it was all.
+    /// Records that the socket took that many bytes. Releases the buffer when none is left.
     pub(super) fn sent(&mut self, count: usize) {
         self.start += count;
         if self.is_empty() {
@@ -152,7 +153,7 @@ impl Outgoing {
         }
     }
 
-    /// The socket takes nothing at the moment: hold no more memory than what waits needs.
+    /// The socket takes no bytes now: keep no more memory than the pending bytes need.
     pub(super) fn park(&mut self) {
         if let Some(buffer) = &mut self.buffer
             && self.staged == 0
@@ -165,7 +166,7 @@ impl Outgoing {
 
     /// Queues an alert.
     pub(super) fn alert(&mut self, alert: AlertDescription) -> Result<(), RecordError> {
-        // close_notify is a warning, the rest is fatal (RFC 8446, section 6).
+        // close_notify is a warning, all other alerts are fatal (RFC 8446, section 6).
         let level = if alert == AlertDescription::CloseNotify {
             1
         } else {
@@ -174,8 +175,8 @@ impl Outgoing {
         self.control(Content::Alert, &[level, alert.into()])
     }
 
-    /// Answers a peer that asked us to update our key. One answer is enough for all requests
-    /// that came before it could be sent.
+    /// Answers a peer that requested an update of our key. One answer is enough for all requests
+    /// that arrived before it could be sent.
     pub(super) fn answer_key_update(&mut self, keys: &mut Keys) -> Result<(), RecordError> {
         if self.urgency == Urgency::Answer {
             return Ok(());
@@ -228,23 +229,23 @@ impl Outgoing {
 
 #[cfg(test)]
 impl Outgoing {
-    /// Queues a record with any content.
+    /// Queues a record with the given content.
     pub(super) fn raw(&mut self, content: Content, bytes: &[u8]) {
         self.control(content, bytes).unwrap();
     }
 
-    /// Replaces the key after so many records.
+    /// Sets the number of records after which the key is replaced.
     pub(super) const fn wear_out_after(&mut self, records: u64) {
         self.limit = records;
     }
 
-    /// Uses the next key without telling the peer: the test has told it.
+    /// Uses the next key without a KeyUpdate: the test has sent it.
     pub(super) fn next_key(&mut self, keys: &mut Keys) {
         let (sequence, secrets) = keys.next_to_send().unwrap();
         self.sealer = Sealer::new(sequence, secrets).unwrap();
     }
 
-    /// Bytes of memory held.
+    /// The number of bytes of memory held.
     pub(super) fn held(&self) -> usize {
         self.buffer.as_ref().map_or(0, |buffer| buffer.len())
     }

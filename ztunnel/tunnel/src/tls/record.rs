@@ -1,6 +1,6 @@
-//! TLS 1.3 records (RFC 8446, section 5): sealing and opening, with no I/O and no state but a
-//! key, its IV and the sequence number. Plaintext is sealed from where it lies and opened to
-//! where it is wanted, so that the cipher's pass over the bytes is also the copy.
+//! TLS 1.3 records (RFC 8446, section 5): sealing and opening, without I/O; the only state is a
+//! key, its IV and the sequence number. Sealing reads the plaintext in place and opening writes it
+//! to its destination, so that the cipher's pass over the bytes is also the copy.
 
 use aws_lc_rs::aead::{
     AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
@@ -15,16 +15,16 @@ pub(super) const HEADER: usize = 5;
 pub(super) const MAX_CONTENT: usize = 1 << 14;
 /// Bytes of the authentication tag; the same for every cipher of TLS 1.3 that is used here.
 const TAG: usize = 16;
-/// What sealing adds to the content: header, inner content type, tag.
+/// The bytes that sealing adds to the content: header, inner content type, tag.
 pub(super) const OVERHEAD: usize = HEADER + 1 + TAG;
-/// A record of ours that is full.
+/// The size of a full record that we send.
 pub(super) const FULL_RECORD: usize = MAX_CONTENT + OVERHEAD;
-/// Most bytes of a sealed record behind its header (RFC 8446, section 5.2).
+/// The largest sealed record behind its header (RFC 8446, section 5.2).
 const MAX_SEALED: usize = MAX_CONTENT + 256;
 /// The largest record a peer may send.
 pub(super) const LARGEST_RECORD: usize = HEADER + MAX_SEALED;
 
-/// What a record carries (RFC 8446, section 5.1).
+/// The content type of a record (RFC 8446, section 5.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Content {
     /// An alert.
@@ -77,7 +77,7 @@ pub(super) fn record_length(bytes: &[u8]) -> Result<Option<usize>, RecordError> 
     Ok(Some(HEADER + length))
 }
 
-/// The key of one direction, and how many records it has served.
+/// The key of one direction, and the number of records it was used for.
 struct Traffic {
     key: LessSafeKey,
     iv: [u8; 12],
@@ -113,7 +113,7 @@ impl Traffic {
         })
     }
 
-    /// The nonce of the next record (RFC 8446, section 5.3). Never gives one twice.
+    /// The nonce of the next record (RFC 8446, section 5.3). Never returns a nonce twice.
     fn nonce(&mut self) -> Result<Nonce, RecordError> {
         let mut nonce = self.iv;
         for (byte, count) in nonce[4..].iter_mut().zip(self.sequence.to_be_bytes()) {
@@ -126,7 +126,7 @@ impl Traffic {
     }
 }
 
-/// Makes records.
+/// Seals records.
 pub(super) struct Sealer {
     traffic: Traffic,
 }
@@ -147,8 +147,8 @@ impl Sealer {
         self.traffic.sequence
     }
 
-    /// Seals a record whose content already lies behind the place of its header: `record` is
-    /// exactly header, content, and room for inner type and tag.
+    /// Seals a record whose content is already in place behind the header: `record` is exactly
+    /// header, content, and space for inner type and tag.
     pub(super) fn seal_in_place(
         &mut self,
         content: Content,
@@ -204,7 +204,7 @@ fn header(sealed: usize) -> Result<[u8; HEADER], RecordError> {
     Ok([Content::Data.byte(), 3, 3, high, low])
 }
 
-/// Takes records apart.
+/// Opens records.
 pub(super) struct Opener {
     traffic: Traffic,
 }
@@ -220,13 +220,13 @@ impl Opener {
         })
     }
 
-    /// How many bytes a complete record needs where it is opened to: its content, the inner
-    /// type and the padding.
+    /// How many bytes a complete record needs at its destination: its content, the inner type and
+    /// the padding.
     pub(super) const fn inner_length(record_length: usize) -> usize {
         record_length - HEADER - TAG
     }
 
-    /// Opens a complete record where it lies. The content is at `record[HEADER..][..length]`.
+    /// Opens a complete record in place. The content is at `record[HEADER..][..length]`.
     pub(super) fn open_in_place(
         &mut self,
         record: &mut [u8],
@@ -242,7 +242,7 @@ impl Opener {
     }
 
     /// Opens a complete record into `out`, which has exactly [`Self::inner_length`] bytes. The
-    /// content is at the front of it; what lies behind is noise.
+    /// content is at its front; the bytes behind it are unspecified.
     pub(super) fn open_into(
         &mut self,
         record: &[u8],
@@ -259,8 +259,8 @@ impl Opener {
     }
 }
 
-/// Finds the content type behind the content, skipping the zeros of the padding (RFC 8446,
-/// section 5.4).
+/// Finds the content type behind the content and skips the zeros of the padding (RFC 8446, section
+/// 5.4).
 fn unpad(inner: &[u8]) -> Result<(Content, usize), RecordError> {
     let Some(last) = inner.iter().rposition(|byte| *byte != 0) else {
         return Err(RecordError::Unexpected {

@@ -1,20 +1,21 @@
-//! Certificates that were taken back before their time: the revocation lists (CRLs) of a file.
+//! Certificates that were revoked before they expired: the revocation lists (CRLs) of a file.
 //!
-//! Every handshake looks each certificate of the peer's chain up, the leaf and those above it. An
-//! established session keeps a [`PeerChain`], a few bytes, so that whoever owns it can end it when
-//! a later list names it ([`Revocations::revoked`]). A list counts for an authority when it bears
-//! its name and its key's signature: while a root is replaced, two authorities of one name may
-//! each have theirs.
+//! Every handshake looks up each certificate of the peer's chain, the leaf and the authorities
+//! above it. An established session keeps a [`PeerChain`] of a few bytes, so that its owner can end
+//! it when a later list revokes it ([`Revocations::revoked`]). A list applies to an authority if it
+//! has the authority's name and a signature by its key: during a root rotation, two authorities of
+//! one name may each have a list.
 //!
-//! What was decided:
-//! - A certificate whose issuer has no list is allowed: lists come late in a mesh's life.
-//! - A list that is past its `nextUpdate` holds on, with a warning: what was revoked stays revoked,
-//!   and a publisher that is stuck does not stop the mesh.
-//! - A file that cannot be read or parsed stops the start. Later the last good lists stay in force,
-//!   also when the file disappears. A file that is not there yet is waited for: an optional
-//!   ConfigMap is mounted when it is made.
-//! - The scope of a list (RFC 5280, section 5.2.5) is not looked at: an authority gives a serial
-//!   number once, so a number in any of its lists is revoked.
+//! Decisions:
+//! - A certificate whose issuer has no list is allowed: a mesh may run for long before its first
+//!   list exists.
+//! - A list that is past its `nextUpdate` stays in force, with a warning: revoked certificates stay
+//!   revoked, and a publisher that is stuck does not stop the mesh.
+//! - If the file cannot be read or parsed at startup, startup fails. Later the last valid lists stay
+//!   in force, also when the file disappears. A missing file may appear later: an optional ConfigMap
+//!   is mounted when it is created.
+//! - The scope of a list (RFC 5280, section 5.2.5) is ignored: an authority issues a serial number
+//!   once, so a number in any of its lists is revoked.
 
 mod chain;
 mod error;
@@ -39,7 +40,7 @@ pub use self::list::RevocationList;
 /// The largest file that is read; a list of a hundred thousand certificates has 4 MB.
 const FILE_LIMIT: u64 = 32 * 1024 * 1024;
 
-/// The revocation lists in force. Clones share them; the default has none and never will.
+/// The revocation lists in force. Clones share them; the default value never has lists.
 #[derive(Clone, Default)]
 pub struct Revocations {
     shared: Arc<Shared>,
@@ -47,19 +48,19 @@ pub struct Revocations {
 
 #[derive(Default)]
 struct Shared {
-    /// None: nothing is configured.
+    /// `None`: no file is configured.
     path: Option<PathBuf>,
     lists: ArcSwap<Vec<RevocationList>>,
     authorities: Authorities,
     version: watch::Sender<u64>,
 }
 
-/// Whether a look at the file changed the lists.
+/// Whether reading the file changed the lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reload {
-    /// The same lists as before.
+    /// The lists are the same as before.
     Unchanged,
-    /// Other lists are in force.
+    /// Other lists are in force now.
     Changed,
 }
 
@@ -79,7 +80,7 @@ impl Revocations {
         Ok(this)
     }
 
-    /// Reads the file again. When that fails, the lists stay as they are.
+    /// Reads the file again. On failure, the lists in force stay.
     ///
     /// # Errors
     /// As [`Self::open`], and when a file that was there is gone.
@@ -88,7 +89,7 @@ impl Revocations {
             return Ok(Reload::Unchanged);
         };
         let read = read(path);
-        // Whoever provides it may begin with an empty file; it may also just be being written.
+        // The file may be empty at first, or may just be being written.
         let nothing = match &read {
             Err(error) => error.kind() == io::ErrorKind::NotFound,
             Ok(bytes) => bytes.trim_ascii().is_empty(),
@@ -115,8 +116,8 @@ impl Revocations {
         Ok(Reload::Changed)
     }
 
-    /// Looks at the file that often and reads it when it changed. Ends at once when no file is
-    /// configured, else never.
+    /// Checks the file at that interval and reads it when it has changed. Returns at once when no
+    /// file is configured, else never.
     pub async fn follow(self, every: Duration) {
         let Some(path) = self.shared.path.clone() else {
             return;
@@ -129,7 +130,7 @@ impl Revocations {
                 match self.reload() {
                     Ok(_) => complaint.clear(),
                     Err(error) => {
-                        // Perhaps it was half written: look again even if nothing more is seen.
+                        // The file may have been incomplete: read again even if it does not change.
                         seen = None;
                         let text = error.to_string();
                         if text != complaint {
@@ -147,7 +148,7 @@ impl Revocations {
         }
     }
 
-    /// Changes whenever the lists do.
+    /// Notifies when the lists change.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.shared.version.subscribe()
@@ -167,8 +168,8 @@ impl Revocations {
         chain.links().iter().any(revoked)
     }
 
-    /// Resolves when a certificate of the chain is revoked, at once if it is already. Never for a
-    /// chain from before lists were configured.
+    /// Resolves when a certificate of the chain is revoked, at once if it is already. Never for an
+    /// empty chain, which was made before lists were configured.
     pub fn revoked(&self, chain: &PeerChain) -> impl Future<Output = ()> + Send + use<> {
         let (this, chain) = (self.clone(), chain.clone());
         let version = (!chain.links().is_empty()).then(|| self.subscribe());
@@ -188,12 +189,12 @@ impl Revocations {
         }
     }
 
-    /// Whether there is a file to look into.
+    /// Whether a file is configured.
     pub(super) fn are_configured(&self) -> bool {
         self.shared.path.is_some()
     }
 
-    /// What to keep of a chain that webpki accepted.
+    /// The part of a chain to keep after webpki accepted it.
     pub(super) fn note(&self, path: &webpki::VerifiedPath<'_>) -> PeerChain {
         if self.are_configured() {
             self.shared.authorities.note(path)
@@ -202,7 +203,7 @@ impl Revocations {
         }
     }
 
-    /// Says which lists should have been replaced by now; whether there were any.
+    /// Logs which lists are past their `nextUpdate`; returns whether there are any.
     fn warn_of_old_lists(&self) -> bool {
         let now = SystemTime::now();
         let lists = self.shared.lists.load();
@@ -239,8 +240,8 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Err(io::Error::new(io::ErrorKind::FileTooLarge, why))
 }
 
-/// What changes with the contents: inode, length and both times, links followed. None for a file
-/// that is not there.
+/// Changes with the contents: inode, length and both times, with links followed. `None` for a file
+/// that does not exist.
 fn stamp(path: &Path) -> Option<(u64, u64, i64, i64, i64, i64)> {
     let found = fs::metadata(path).ok()?;
     Some((

@@ -1,4 +1,4 @@
-//! Why a handshake failed, and why a certificate's names were not accepted.
+//! Why a handshake failed, and why the names in a certificate were not accepted.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use rustls::AlertDescription;
 use super::{Fault, Role, explain};
 use mesh::Identity;
 
-/// Why a certificate's names were not accepted.
+/// Why the names in a certificate were not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityRefusal {
     /// The certificate could not be read.
@@ -19,7 +19,7 @@ pub enum IdentityRefusal {
     /// The SPIFFE X.509-SVID specification (section 2) allows one URI name.
     #[error("its certificate has {count} URI names, exactly one is allowed")]
     Several {
-        /// How many there are.
+        /// The number of URI names.
         count: usize,
     },
     /// The URI is not a workload identity.
@@ -28,23 +28,23 @@ pub enum IdentityRefusal {
         /// The URI, at most 256 characters of it.
         found: String,
     },
-    /// It is somebody else than the caller wanted to reach.
+    /// The peer has an identity other than the ones that the caller expects.
     #[error(
         "it is {found}, expected {expected}: the address may have been given to another workload, \
          or the mesh's state is stale"
     )]
     Unexpected {
-        /// Who it is.
+        /// The peer's identity.
         found: Identity,
-        /// Whom the caller accepts.
+        /// The identities that the caller expects.
         expected: String,
     },
-    /// A workload of another trust domain.
+    /// The identity is of another trust domain.
     #[error("it is {found}, not of our trust domain {trust_domain}")]
     TrustDomain {
-        /// Who it is.
+        /// The peer's identity.
         found: Identity,
-        /// Ours.
+        /// Our trust domain.
         trust_domain: String,
     },
 }
@@ -70,7 +70,7 @@ pub enum HandshakeError {
     /// The connection broke.
     #[error("the connection broke: {source}")]
     Io {
-        /// What the socket said.
+        /// The error of the socket.
         source: io::Error,
     },
     /// The peer closed before the handshake was complete.
@@ -96,7 +96,7 @@ pub enum HandshakeError {
         "its certificate is signed by an unknown authority: another mesh, or a root was replaced"
     )]
     UnknownIssuer,
-    /// The certificate's time is over, or has not come.
+    /// The certificate has expired, or is not valid yet.
     #[error("its certificate is not valid now ({why}): is its renewal stuck, or a clock wrong?")]
     NotValidNow {
         /// The limits of its validity.
@@ -105,31 +105,31 @@ pub enum HandshakeError {
     /// A certificate of the peer's chain is on a revocation list.
     #[error("its certificate, or one of those above it, is revoked")]
     Revoked,
-    /// The certificate must not be used for this side of TLS.
+    /// The certificate does not allow this side of TLS.
     #[error("its certificate is not for this use ({why})")]
     WrongPurpose {
-        /// Which use is missing.
+        /// The missing use.
         why: String,
     },
-    /// The certificate, or the proof that the peer owns it, is broken.
+    /// The certificate, or the proof that the peer owns its key, is invalid.
     #[error("its certificate is not acceptable: {why}")]
     BadCertificate {
         /// What is wrong with it.
         why: String,
     },
-    /// The certificate is good but names the wrong workload.
+    /// The certificate is valid but names the wrong workload.
     #[error("{source}")]
     Identity {
-        /// What is wrong with the name.
+        /// The problem with the name.
         source: IdentityRefusal,
     },
-    /// No ALPN `h2`.
+    /// The peer did not agree to ALPN `h2`.
     #[error("it does not agree to ALPN \"h2\": not an HBONE endpoint?")]
     NoHbone,
     /// The two sides have no version, cipher or group in common.
     #[error("it is not compatible: {why} (TLS 1.3 is required)")]
     Incompatible {
-        /// What is missing.
+        /// The missing feature.
         why: String,
     },
     /// The peer refused us.
@@ -138,16 +138,16 @@ pub enum HandshakeError {
         /// The alert it sent.
         alert: AlertDescription,
     },
-    /// The peer broke the protocol.
+    /// The peer violated the protocol.
     #[error("it broke the protocol: {why}")]
     Misbehaved {
-        /// How.
+        /// The violation.
         why: String,
     },
-    /// Something that should not fail here did.
+    /// An internal operation failed unexpectedly.
     #[error("internal: {why}")]
     Internal {
-        /// What.
+        /// The operation and its error.
         why: String,
     },
 }
@@ -176,7 +176,7 @@ impl HandshakeError {
         }
     }
 
-    /// Who has to act, seen from the given end.
+    /// The party that has to fix the error, seen from the given end.
     #[must_use]
     pub const fn fault(&self, role: Role) -> Fault {
         match self {

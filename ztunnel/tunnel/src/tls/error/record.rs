@@ -1,4 +1,4 @@
-//! What goes wrong with the records of an established session.
+//! Errors in the records of an established session.
 
 use std::io;
 
@@ -6,8 +6,8 @@ use rustls::AlertDescription;
 
 use super::{Fault, Role, explain};
 
-/// What went wrong with an established session. Travels inside [`io::Error`], where
-/// [`RecordError::of`] finds it.
+/// An error of an established session. It travels inside [`io::Error`], where [`RecordError::of`]
+/// finds it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// The peer ended the session with an alert.
@@ -16,7 +16,7 @@ pub enum RecordError {
         /// The alert it sent.
         alert: AlertDescription,
     },
-    /// The peer refused our certificate. In TLS 1.3 a client learns of it only with its first
+    /// The peer refused our certificate. In TLS 1.3 a client gets this alert only with its first
     /// read (RFC 8446, section 4.6.2 and appendix E.1).
     #[error("the TLS server refused our certificate with the alert {alert:?}: {}", explain(*alert))]
     Rejected {
@@ -35,28 +35,28 @@ pub enum RecordError {
         /// The length it claims.
         length: usize,
     },
-    /// A record or message that has no place here.
+    /// A record or message that is not allowed at this point.
     #[error("the TLS peer sent an unexpected {what}")]
     Unexpected {
-        /// What it sent.
+        /// The record or message.
         what: &'static str,
     },
     /// A message that cannot be parsed.
     #[error("the TLS peer sent a malformed {what}")]
     Malformed {
-        /// What it sent.
+        /// The record or message.
         what: &'static str,
     },
-    /// A stream of records that carry nothing.
+    /// Too many records in a row without data.
     #[error("the TLS peer sent {count} records in a row without data")]
     Fruitless {
-        /// How many.
+        /// The number of records.
         count: u8,
     },
     /// Key derivation or sealing failed in this process.
     #[error("TLS keys cannot be used: {what}")]
     Keys {
-        /// What failed.
+        /// The operation that failed.
         what: &'static str,
     },
     /// A write after shutdown.
@@ -88,7 +88,7 @@ impl RecordError {
         }
     }
 
-    /// Who has to act, seen from the given end.
+    /// The party that has to fix the error, seen from the given end.
     #[must_use]
     pub const fn fault(&self, role: Role) -> Fault {
         match self {

@@ -1,5 +1,5 @@
-//! The bytes of a handshake under way: what arrived, how much of it rustls has been shown, and
-//! what is to be sent. Nothing here grows without a limit.
+//! The bytes of a handshake in progress: received bytes, how many of them rustls may read, and
+//! bytes to send. Every buffer has a limit.
 
 use rustls::unbuffered::{EncodeError, EncodeTlsData};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -9,30 +9,30 @@ use super::super::record::{HEADER, LARGEST_RECORD};
 
 /// Most bytes a peer may send before the handshake is complete: several times the longest chain.
 const HANDSHAKE_LIMIT: usize = 128 * 1024;
-/// How much is read at a time; a whole flight with a short chain fits.
+/// How many bytes are read at a time; a whole flight with a short chain fits.
 const READ_SIZE: usize = 4096;
-/// Bytes under way during a handshake.
+/// The buffers of a handshake in progress.
 #[derive(Default)]
 pub(super) struct Flight {
-    /// What arrived and is not used up.
+    /// Received bytes that are not consumed.
     pub(super) arrived: Vec<u8>,
-    /// How much of it rustls may see: whole records.
+    /// How many of them rustls may read: complete records.
     pub(super) shown: usize,
-    /// How much arrived in all.
+    /// How many bytes were received in total.
     total: usize,
-    /// What is to be sent.
+    /// Bytes to send.
     pub(super) leaving: Vec<u8>,
 }
 
 impl Flight {
-    /// Shows one more complete record, if there is one.
+    /// Passes one more complete record to rustls, if there is one.
     pub(super) fn show_record(&mut self) -> bool {
         let hidden = &self.arrived[self.shown..];
         let &[_, _, _, high, low, ..] = hidden else {
             return false;
         };
         let length = HEADER + usize::from(u16::from_be_bytes([high, low]));
-        // Of a record that is too long the header is enough for rustls to refuse it.
+        // For a record that is too long, the header is enough for rustls to refuse it.
         let complete = hidden.len() >= length || length > LARGEST_RECORD;
         if complete {
             self.shown += length.min(hidden.len());

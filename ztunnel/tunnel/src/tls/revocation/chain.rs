@@ -1,5 +1,5 @@
-//! What a session keeps of the certificates that its peer was verified with: serial numbers, and
-//! who gave them, which all sessions share.
+//! The certificates that a session's peer was verified with: their serial numbers, and their
+//! issuers, which all sessions share.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use rustls_pki_types::SubjectPublicKeyInfoDer;
 use smallvec::SmallVec;
 
-/// A certificate's serial number as DER has it: 20 bytes at most (RFC 5280, section 4.1.2.2).
+/// A certificate's serial number in its DER encoding: 20 bytes at most (RFC 5280, section 4.1.2.2).
 pub(super) type Serial = SmallVec<[u8; 20]>;
 
-/// What is kept of the certificates that a peer was verified with, to find out later whether one
-/// was revoked. Empty where no lists are configured.
+/// Identifies the certificates that a peer was verified with, to find out later whether one was
+/// revoked. Empty where no lists are configured.
 #[derive(Clone, Default)]
 pub struct PeerChain(Option<Arc<[Link]>>);
 
@@ -21,7 +21,7 @@ pub(super) struct Link {
     pub(super) issuer: Arc<Authority>,
 }
 
-/// Somebody who signs certificates.
+/// An authority that signs certificates.
 #[derive(PartialEq, Eq)]
 pub(super) struct Authority {
     /// The subject, DER without its outer tag.
@@ -29,12 +29,12 @@ pub(super) struct Authority {
     pub(super) key: SubjectPublicKeyInfoDer<'static>,
 }
 
-/// The authorities that open sessions were verified with, each once.
+/// The authorities that open sessions were verified with, each stored once.
 #[derive(Default)]
 pub(super) struct Authorities(Mutex<Vec<Weak<Authority>>>);
 
 impl Authorities {
-    /// What to keep of a chain, leaf first.
+    /// Makes the value from a chain, leaf first.
     pub(super) fn note(&self, path: &webpki::VerifiedPath<'_>) -> PeerChain {
         let mut links = Vec::new();
         let mut serial = path.end_entity().serial();
@@ -67,7 +67,7 @@ impl Authorities {
         }
     }
 
-    /// How many there are.
+    /// The number of authorities.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.0.lock().unwrap().len()
@@ -75,7 +75,7 @@ impl Authorities {
 }
 
 impl PeerChain {
-    /// Whether nothing is kept, as no lists are configured.
+    /// Whether it is empty, because no lists are configured.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.links().is_empty()

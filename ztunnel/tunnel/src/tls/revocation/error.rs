@@ -1,4 +1,4 @@
-//! Why revocation lists cannot be used; each text names the file.
+//! Why revocation lists cannot be used; each message names the file.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,22 +13,22 @@ pub enum RevocationError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// There were lists in the file; it is gone or empty now.
+    /// The file had lists before; it is gone or empty now.
     #[error("the file of revocation lists {path} is gone or empty: what it held stays in force")]
     Gone {
         /// The file.
         path: PathBuf,
     },
-    /// There is nothing in it.
+    /// The file has no list.
     #[error("there is no revocation list in {path}: PEM blocks \"X509 CRL\" or one list in DER")]
     Empty {
         /// The file.
         path: PathBuf,
     },
-    /// More lists than any mesh has.
+    /// The file has more lists than any mesh needs.
     #[error("there are more than {limit} revocation lists in {path}")]
     TooMany {
         /// The file.
@@ -36,14 +36,14 @@ pub enum RevocationError {
         /// The limit.
         limit: usize,
     },
-    /// A list is broken, or of a kind that is not supported.
+    /// A list is invalid, or of a kind that is not supported.
     #[error("revocation list {number} in {path} cannot be used: {why}")]
     Unusable {
         /// The file.
         path: PathBuf,
-        /// Which of its lists, from 1.
+        /// The position of the list in the file, from 1.
         number: usize,
-        /// What is wrong.
+        /// The problem.
         why: String,
     },
 }
@@ -61,7 +61,7 @@ impl RevocationError {
         }
     }
 
-    /// Who has to act: whoever provides the file.
+    /// The party that has to act: the provider of the file.
     #[must_use]
     pub const fn fault(&self) -> Fault {
         Fault::Mesh
