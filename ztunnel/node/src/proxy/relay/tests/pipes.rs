@@ -67,7 +67,7 @@ async fn an_idle_connection_holds_none() {
 #[test]
 fn without_file_descriptors_bytes_are_copied() {
     let run = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "path::relay::tests::pipes::short_of_files"])
+        .args(["--exact", "proxy::relay::tests::pipes::short_of_files"])
         .args(["--ignored", "--nocapture"])
         .output()
         .unwrap();
