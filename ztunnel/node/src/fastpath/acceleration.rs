@@ -1,4 +1,5 @@
-//! Whether connections are joined: what the operator said, and what this kernel can do.
+//! Decides whether connections are joined: the operator's setting, and the abilities of this
+//! kernel.
 
 use std::sync::Arc;
 
@@ -12,30 +13,30 @@ use mesh::fastpath::Ends;
 use settings::{Acceleration as Wish, Settings};
 use telemetry::{CaseResult, Telemetry};
 
-/// How far the self-test of the kernel has come.
+/// The progress of the kernel self-test.
 #[derive(Debug)]
 enum Test {
-    /// Nobody has asked for it.
+    /// The self-test has not been needed so far.
     NotDiscovered,
-    /// It runs on a thread of its own: it takes longer than a start should.
+    /// The self-test runs on a thread of its own, because it would delay the start too long.
     Running(JoinHandle<Report>),
-    /// What follows from it for `auto`.
+    /// The result: what `auto` means.
     Done(Ends),
 }
 
-/// The join, as it is in force.
+/// The state of the join (sockmap).
 #[derive(Debug)]
 pub(crate) struct Acceleration {
-    /// None where no programs are: nothing can be joined then.
+    /// `None` without kernel programs: then no connection can be joined.
     kernel: Option<Arc<Kernel>>,
     telemetry: Arc<Telemetry>,
     test: Test,
-    /// Whether the kernel has been told to join; tried once.
+    /// The result of enabling the join in the kernel, which is tried once.
     ready: Option<Ends>,
 }
 
 impl Acceleration {
-    /// Nothing is joined yet.
+    /// Creates the state; no connection is joined yet.
     pub(crate) fn new(kernel: Option<Arc<Kernel>>, telemetry: Arc<Telemetry>) -> Self {
         Self {
             kernel,
@@ -60,7 +61,7 @@ impl Acceleration {
             Test::NotDiscovered | Test::Running(_) => Ends::Apart,
         };
         if !in_charge {
-            // To be told anew, should this process be in charge once.
+            // Enabled again if this process becomes active.
             self.ready = None;
         }
         let wanted = asks(Wish::On) || (asks(Wish::Auto) && auto == Ends::Joined);
@@ -76,7 +77,7 @@ impl Acceleration {
         assembly::lanes(settings, meaning)
     }
 
-    /// Has the kernel join what it is told to.
+    /// Enables the join in the kernel.
     fn join(&mut self) -> Ends {
         let kernel = self.kernel.as_ref();
         *self
@@ -91,7 +92,7 @@ impl Acceleration {
             })
     }
 
-    /// Waits for the self-test, if it runs. Safe to cancel.
+    /// Waits for the self-test, if it runs. Cancel safe.
     pub(crate) async fn tested(&mut self) {
         let Test::Running(running) = &mut self.test else {
             return std::future::pending().await;

@@ -1,14 +1,14 @@
-//! Keeps the kernel's verdicts in step with what this node knows.
+//! Keeps the kernel's fast-path entries consistent with the view in force.
 //!
-//! There is one lock, and nobody who carries bytes waits for it. A verdict is written under it, and
-//! only if the view it was judged by is still the one in force; who does not get the lock leaves the
-//! verdict to the next connection of the kind. A new view is put in force under it, after every
-//! verdict that does not hold by the new view has been removed. So there is no moment in which a
-//! change counts and a verdict from before it lets anything through.
+//! One lock orders the changes; tasks that carry bytes never wait for it. An entry is written under
+//! the lock, and only if the view that it was decided by is still in force. If the lock is taken,
+//! the entry is left to the next connection of the kind. A new view is put in force under the lock,
+//! after every entry that the new view does not allow has been removed. So a connection never uses
+//! an entry of an older view after a change is in force.
 //!
-//! Of two processes on a node one is in charge. The other has a view, and judges by it what it
-//! carries, but leaves the kernel's verdicts alone; which of the two this process is changes under
-//! the same lock, so that nothing of one that has handed over comes after what its heir has judged.
+//! Of two processes on a node one is active. The standby has a view and uses it for the connections
+//! that it carries, but does not change the kernel's entries. The role changes under the same lock,
+//! so that a retired process writes no entry after its successor has become active.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -27,30 +27,31 @@ use mesh::fastpath;
 use mesh::fastpath::{FastPathConnection, FastPathEntry, FastPathKey, InboundEntry, Opener};
 use mesh::route::address_key;
 
-/// The view in force, and the verdicts that follow from it.
+/// The view in force, and its fast-path entries.
 #[derive(Debug)]
 pub struct FastPath {
     view: ArcSwap<View>,
-    /// None where rules capture the pods: nothing goes past the proxy, and nothing is remembered.
+    /// `None` where rules capture the pods: the proxy carries every connection, and there are no
+    /// entries.
     kernel: Option<Arc<Kernel>>,
     on_demand: Option<Arc<OnDemandClient>>,
     changing: Mutex<Role>,
-    /// Tells that another view is in force.
+    /// Notifies of a new view.
     changed: watch::Sender<()>,
 }
 
-/// Whose the kernel's verdicts are.
+/// The process that owns the kernel's fast-path entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Active,
-    /// Another process's.
+    /// Another process owns them.
     Standby,
 }
 
 impl FastPath {
-    /// Begins with a view that knows no pods, and not in charge: verdicts of an earlier process hold
-    /// until the first change after [`Self::become_active`]. `on_demand` tells what is not in the mesh,
-    /// where the mesh is known in part only.
+    /// Starts on standby, with a view without pods: entries of an earlier process stay until the
+    /// first change after [`Self::become_active`]. With a partial view of the mesh, `on_demand`
+    /// knows which resources are not in the mesh.
     #[must_use]
     pub fn new(
         kernel: Option<Arc<Kernel>>,
@@ -66,13 +67,13 @@ impl FastPath {
         }
     }
 
-    /// The kernel's verdicts are this process's from now on.
+    /// From now on this process owns the kernel's entries.
     pub fn become_active(&self) {
         *self.lock() = Role::Active;
     }
 
-    /// The kernel's verdicts are another process's from now on: when this returns, nothing of this
-    /// one is written any more.
+    /// From now on another process owns the kernel's entries: after the return this process writes
+    /// none.
     pub fn retire(&self) {
         *self.lock() = Role::Standby;
     }
@@ -86,13 +87,13 @@ impl FastPath {
         self.view.load()
     }
 
-    /// As [`Self::view`], to be held across an await.
+    /// As [`Self::view`], for use across an await.
     #[must_use]
     pub fn view_owned(&self) -> Arc<View> {
         self.view.load_full()
     }
 
-    /// Is marked as changed whenever another view is in force.
+    /// A receiver that is notified of every new view.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
@@ -102,7 +103,7 @@ impl FastPath {
         self.changed.send_replace(());
     }
 
-    /// The lock, if nobody has it, this process is in charge, and the view is the one in force.
+    /// The lock, if it is free, this process is active, and `view` is in force.
     fn in_force(&self, view: &Arc<View>) -> Option<MutexGuard<'_, Role>> {
         let lock = match self.changing.try_lock() {
             Ok(lock) => lock,
@@ -112,8 +113,8 @@ impl FastPath {
         (*lock == Role::Active && Arc::ptr_eq(&self.view.load(), view)).then_some(lock)
     }
 
-    /// Lets a call go by itself from now on, as it was judged by `view`. Does nothing where
-    /// another view is in force by now.
+    /// Writes the fast-path entry of an outbound key, as decided by `view`. Does nothing if another
+    /// view is in force by now.
     pub fn insert_entry(&self, call: &FastPathKey, verdict: &FastPathEntry, view: &Arc<View>) {
         if let Some(kernel) = &self.kernel
             && let Some(_lock) = self.in_force(view)
@@ -122,7 +123,7 @@ impl FastPath {
         }
     }
 
-    /// Lets plaintext go past the proxy from now on, as it was judged by `view`.
+    /// Writes the entry of an inbound plaintext connection, as authorized by `view`.
     pub fn insert_inbound_entry(&self, arrival: &InboundEntry, view: &Arc<View>) {
         if let Some(kernel) = &self.kernel
             && let Some(_lock) = self.in_force(view)
@@ -131,10 +132,10 @@ impl FastPath {
         }
     }
 
-    /// Puts a view in force. When this returns, no verdict that does not hold by it is left.
-    /// [`Self::sweep`] afterwards, and once more a moment later: what the proxy was just dialling, as
-    /// it was judged before, is written down only then. Where another process is in charge, the
-    /// verdicts are its to look through.
+    /// Puts a view in force. After the return no entry is left that the view does not allow. Call
+    /// [`Self::sweep`] afterwards, and again shortly later: connections that the proxy was just
+    /// dialling under the old view become visible only then. On standby the entries are left to the
+    /// active process.
     pub fn change(&self, view: View) {
         let view = Arc::new(view);
         let role = self.lock();
@@ -151,16 +152,16 @@ impl FastPath {
         }
     }
 
-    /// Puts a view in force that knows more of the pods than the one before, and leaves the kernel's
-    /// verdicts as they are: for as long as an earlier process's are to hold, because pods that they
-    /// are about are still to be named. [`Self::change`] makes up for it.
+    /// Puts a view in force that knows more pods than the one before, and leaves the kernel's
+    /// entries unchanged. Used while entries of an earlier process must stay, because pods of those
+    /// entries have not been announced yet. [`Self::change`] later checks the entries.
     pub fn look_ahead(&self, view: View) {
         let _role = self.lock();
         self.put_in_force(Arc::new(view));
     }
 
-    /// Removes the verdicts that rest on an answer of the control plane's that no longer holds: what
-    /// was not in the mesh may be in it by now, and nobody has told. What is open stays.
+    /// Removes the entries that rest on an expired negative answer of the control plane: the
+    /// resource may be in the mesh by now. Open connections stay.
     pub fn expire(&self) {
         let role = self.lock();
         let Some(kernel) = self.kernel.as_ref().filter(|_| *role == Role::Active) else {
@@ -169,26 +170,27 @@ impl FastPath {
         self.prune(kernel, &self.view.load());
     }
 
-    /// What is known about a call beside the view.
+    /// The on-demand answer that the view does not contain: the destination is not in the mesh.
     fn absent(&self, call: &FastPathKey, view: &View) -> Option<DemandKey> {
         let (on_demand, source) = (self.on_demand.as_ref()?, view.workload(call.pod)?);
         let key = address_key(source, call.destination.ip());
         on_demand.is_absent(&key).then_some(key)
     }
 
-    /// Leaves no verdict that does not hold by the view; where they cannot be looked through, none.
+    /// Removes every entry that the view does not allow. If the entries cannot be checked one by
+    /// one, removes all.
     fn prune(&self, kernel: &Kernel, view: &View) {
         if let Err(error) = self.prune_each(kernel, view) {
             tracing::error!(%error, "verdicts cannot be checked one by one: all are void now");
-            // Should not even this work, nothing about the maps does, and it is said above.
+            // If this fails, too, there is no other remedy: the error is logged.
             if let Err(error) = kernel.invalidate_entries() {
                 tracing::error!(%error, "verdicts cannot be made void");
             }
         }
     }
 
-    /// A verdict that has a successor is replaced in place: a call that has been let go, and whose SYN
-    /// has not left, is stopped if it finds none.
+    /// A changed entry is replaced in place: a connection that uses the entry and has not sent its
+    /// SYN would be reset if the entry were missing.
     fn prune_each(&self, kernel: &Kernel, view: &View) -> Result<(), bpf::Error> {
         for (call, written) in kernel.entries()? {
             match fastpath::outbound_entry(&call, self.absent(&call, view).as_slice(), view) {
@@ -205,8 +207,8 @@ impl FastPath {
         Ok(())
     }
 
-    /// Ends the connections of the direct lane that may no longer be open. Both ends see a reset.
-    /// `pod` finds the pods that are served here.
+    /// Terminates the connections of the fast path that are no longer allowed. Both ends see a
+    /// reset. `pod` finds the pods that are served here.
     pub fn sweep(&self, pod: impl Fn(NetnsCookie) -> Option<Arc<pods::Pod>>) {
         let Some(kernel) = &self.kernel else {
             return;
@@ -240,14 +242,14 @@ impl FastPath {
     }
 }
 
-/// A verdict that cannot be written costs speed and nothing else.
+/// An entry that could not be written costs only speed.
 fn told(written: Result<(), bpf::Error>) {
     if let Err(error) = written {
         tracing::warn!(%error, "a verdict was not written; the proxy goes on judging");
     }
 }
 
-/// Ends connections of one pod; returns those that were gone before.
+/// Terminates connections of one pod; returns those that were gone before.
 fn end<'a>(
     pod: &pods::Pod,
     fast_path_connections: &'a [FastPathConnection],
@@ -278,7 +280,7 @@ fn end<'a>(
     gone
 }
 
-/// The end of a connection whose socket the kernel programs watch.
+/// The end of a connection whose socket the kernel programs track.
 fn watched_end(flow: &FastPathConnection) -> Connection {
     let (local, remote) = match flow.opener {
         Opener::Outside => (flow.server, flow.client),

@@ -1,6 +1,6 @@
-//! The records of connections that the proxy never touches: the kernel programs tell when one is
-//! opened and closed, and here it becomes the same metrics and the same line in the access log as
-//! a connection that was carried.
+//! The reports of connections that the proxy never touches. The kernel programs send an event when
+//! such a connection opens or closes, and this module turns it into the same metrics and access log
+//! as for a connection that the proxy carries.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -21,11 +21,11 @@ use mesh::fastpath::{FastPathConnection, Opener};
 use mesh::inbound::backed_service;
 use telemetry::{Reporter, ResponseFlag, Series};
 
-/// How long after a loss of events the records are given up whose connections are gone: their own
-/// events may still be under way.
+/// The delay between a loss of events and the removal of connections that are gone: their own
+/// events may still be queued.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Why a connection of the direct lane did not end well.
+/// Why a connection of the fast path failed.
 #[derive(Debug, thiserror::Error)]
 enum FastPathError {
     #[error("the connection was reset")]
@@ -45,11 +45,11 @@ impl Failure for FastPathError {
     }
 }
 
-/// What connections of one kind have in common. A connection between two pods of this node is
-/// reported for both ends.
+/// The properties that connections of one kind share. A connection between two pods of this node is
+/// reported at both ends.
 type Kind = SmallVec<[(ConnectionInfo, Arc<Series>); 2]>;
 
-/// Connections whose kind is the same have all of this in common.
+/// The key of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct KindKey {
     pod: NetnsCookie,
@@ -59,27 +59,27 @@ struct KindKey {
     dialled: SocketAddr,
 }
 
-/// How many kinds are remembered; beyond, all are forgotten and found again.
+/// The maximum number of cached kinds; when it is exceeded, the cache is cleared.
 const KINDS: usize = 8192;
 
-/// A connection that is open.
+/// An open connection.
 #[derive(Debug)]
 struct Open {
     kind: Arc<Kind>,
     client: SocketAddr,
-    /// When it was heard of.
+    /// When its first event was read.
     since: Instant,
 }
 
-/// The open connections of the direct lane, by socket.
+/// The open connections of the fast path, by socket.
 pub struct FastPathEvents {
     shared: Arc<ProxyState>,
     kernel: Arc<Kernel>,
     open: HashMap<u64, Open>,
-    /// The kinds seen lately, found by this view.
+    /// The cached kinds, derived from this view.
     kinds: HashMap<KindKey, Arc<Kind>>,
     view: Arc<View>,
-    /// When the events at hand were read.
+    /// When the current events were read.
     now: Instant,
     lost: Counter,
     known_lost: u64,
@@ -94,7 +94,7 @@ impl std::fmt::Debug for FastPathEvents {
 }
 
 impl FastPathEvents {
-    /// Nothing is known yet; [`Self::follow`] begins with what an earlier process has left.
+    /// Starts empty; [`Self::follow`] first adopts the connections of an earlier process.
     #[must_use]
     pub fn new(shared: Arc<ProxyState>, kernel: Arc<Kernel>) -> Self {
         let lost = Counter::default();
@@ -115,17 +115,17 @@ impl FastPathEvents {
         }
     }
 
-    /// Keeps the accounts for ever.
+    /// Processes events until reading fails.
     ///
     /// # Errors
     /// When the events cannot be read any more.
     pub async fn follow(mut self, mut events: Events) -> std::io::Result<()> {
-        // What is open, and what happened since an earlier process ended; in this order, because
-        // the end of an open connection may be among the events.
+        // The open connections first, then the events since an earlier process ended: the end of an
+        // open connection may be among the events.
         self.look_around();
         self.adopt();
         events.drain(|event| self.record(&event));
-        // After a loss, when to look for connections whose end was lost.
+        // After a loss of events: when to look for connections whose close event was lost.
         let mut doubt: Option<Instant> = None;
         loop {
             let patience = doubt.map_or(PATIENCE, |until| until.duration_since(Instant::now()));
@@ -146,7 +146,7 @@ impl FastPathEvents {
         }
     }
 
-    /// The time and the view for the events at hand.
+    /// Updates the time and the view for the current events.
     fn look_around(&mut self) {
         self.now = Instant::now();
         let view = self.shared.fast_path.view();
@@ -167,7 +167,7 @@ impl FastPathEvents {
         more > 0
     }
 
-    /// Connections that an earlier process has counted as opened.
+    /// Adopts connections that an earlier process has counted as opened.
     fn adopt(&mut self) {
         let Ok(flows) = self.kernel.fast_path_connections() else {
             return;
@@ -183,14 +183,14 @@ impl FastPathEvents {
     fn record(&mut self, event: &Event) {
         let flow = &event.connection;
         if event.kind == EventKind::Opened {
-            // One that was adopted as open may be told of as well.
+            // An adopted connection may have an open event, too.
             let kind = self.begin(flow);
             self.open.insert(flow.socket, self.open_now(kind, flow));
             return;
         }
         let kind = match self.open.remove(&flow.socket) {
             Some(open) => open.kind,
-            // One that was never established, or whose beginning was lost.
+            // The connection was never established, or its open event was lost.
             None => self.begin(flow),
         };
         let ended = Ended {
@@ -204,7 +204,7 @@ impl FastPathEvents {
             EventKind::Reset => Some(FastPathError::Reset),
             EventKind::Failed => Some(FastPathError::Failed),
         };
-        // It may have met rules inside the pod.
+        // The connection may have met redirection rules inside the pod.
         if let (EventKind::Failed, Some(server)) = (event.kind, flow.server_pod) {
             self.shared.recheck.name(server);
         }
@@ -252,13 +252,13 @@ impl FastPathEvents {
         kind
     }
 
-    /// Gives up the connections that are gone without a word.
+    /// Ends the connections that are gone without a close event.
     fn reconcile(&mut self) {
         let Ok(flows) = self.kernel.fast_path_connections() else {
             return;
         };
         let alive: HashSet<u64> = flows.iter().map(|flow| flow.socket).collect();
-        // Of a younger one the end may just be on its way.
+        // The close event of a newer connection may still be queued.
         let gone = |socket: &u64, open: &mut Open| {
             !alive.contains(socket) && open.since.elapsed() > PATIENCE / 2
         };
@@ -281,7 +281,7 @@ fn end(kind: &Kind, client: SocketAddr, ended: &Ended, failure: Option<&FastPath
     }
 }
 
-/// What the mesh knows of a connection.
+/// What the mesh knows about a connection.
 fn info(flow: &FastPathConnection, view: &View, network: &str) -> SmallVec<[ConnectionInfo; 2]> {
     let at = |ip| view.mesh.workload_by_address(network, ip).cloned();
     let own = view.workload(flow.pod).cloned();

@@ -1,4 +1,4 @@
-//! The fast path: what the proxy has authorized once, the kernel carries.
+//! The fast path: the kernel carries connections of a kind that the proxy has authorized once.
 //!
 //! [`FastPath`] writes fast-path entries into the kernel's maps, removes them before a change takes
 //! effect, and terminates open connections that are no longer allowed. [`FastPathEvents`] turns the

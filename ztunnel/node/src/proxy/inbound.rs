@@ -1,7 +1,7 @@
-//! A connection that arrives at a pod: in a tunnel of a peer, or as plaintext.
+//! An inbound connection: in a tunnel of a peer, or as plaintext.
 //!
-//! accept → authorize → deliver with the client's address → relay → report. The verdict is the
-//! destination's: whatever the client's node thought of it, here every policy is asked.
+//! accept → authorize → deliver with the client's address → relay → report. The destination's node
+//! is authoritative: it evaluates every policy, whatever the client's node decided.
 
 mod caller;
 mod claimed_client;
@@ -47,16 +47,16 @@ use mesh::inbound::{self, LocalEndpoint, TunnelTarget, delivery_address, target}
 #[derive(Clone)]
 struct Peer {
     address: SocketAddr,
-    /// Where it came in.
+    /// The local address of the connection.
     at: SocketAddr,
-    /// Who it proved to be.
+    /// The identity that the peer proved.
     identity: Identity,
-    /// Whether the connection was ended because that is revoked.
+    /// Whether the connection was ended because the peer's certificate was revoked.
     revoked: RevokedMark,
 }
 
-/// Carries one plaintext connection that the kernel programs steered to us, or that somebody's
-/// rules inside the pod redirected.
+/// Handles one plaintext connection that the kernel programs redirected to the proxy, or that a
+/// rule inside the pod redirected.
 pub(super) async fn carry_plain(context: Rc<PodContext>, stream: TcpStream, client: SocketAddr) {
     let Ok((destination, redirected)) = pods::dialled_of(&stream) else {
         return;
@@ -118,7 +118,7 @@ pub(super) async fn serve_tunnels(context: Rc<PodContext>, stream: TcpStream, pe
     );
     let served = tokio::select! {
         served = serving => served,
-        // Marked while the connection still stands: its tunnels see no more than that it is gone.
+        // Marked before the connection ends: its tunnels see only that the connection is gone.
         () = revoked.map(|()| mark.set()) => {
             tracing::warn!(%peer, pod = %context.pod.uid.0, reason = "cert_revoked", "the tunnels of a peer are ended: its certificate was revoked");
             return;
@@ -129,7 +129,7 @@ pub(super) async fn serve_tunnels(context: Rc<PodContext>, stream: TcpStream, pe
     }
 }
 
-/// The record of a connection on which no tunnel will ever be asked for.
+/// The report of a connection that is closed before its first CONNECT request.
 fn report_refused(
     context: &PodContext,
     (peer, at): (SocketAddr, SocketAddr),
@@ -176,8 +176,8 @@ async fn handshake(
     Ok((stream, peer))
 }
 
-/// The pod's own identity, which the control plane may have to be asked for, or may not have pushed
-/// yet. The peer waits for its handshake, and so no longer than one may take.
+/// The pod's own identity, which may have to be discovered on demand or may not have been pushed
+/// yet. The peer waits for its handshake, so the wait is bounded by the handshake timeout.
 async fn own_identity(context: &PodContext, peer: &TcpStream) -> Result<Identity, PeerError> {
     let shared = &context.worker.proxy;
     let longest = tokio::time::Instant::now() + shared.config.handshake_timeout;
@@ -190,7 +190,7 @@ async fn own_identity(context: &PodContext, peer: &TcpStream) -> Result<Identity
         let view = shared.fast_path.view_owned();
         let key = inbound::own_workload_key(&context.pod.uid, &view.mesh, &discovered.absent);
         let Some(key) = key else {
-            // Half of a handshake is none.
+            // A half-closed connection cannot complete a handshake.
             let gone = pods::peer_gone(peer, PeerEnd::IsAll);
             context.wait_for_own(patience, gone).await?;
             continue;
@@ -202,8 +202,8 @@ async fn own_identity(context: &PodContext, peer: &TcpStream) -> Result<Identity
     }
 }
 
-/// Carries one tunnel from its CONNECT to its end. The set-up is boxed and gets what it needs
-/// before the future begins, so that none of it stays in memory while the tunnel lives.
+/// Handles one tunnel from CONNECT to its end. The set-up is boxed and takes its inputs before the
+/// future begins, so that its memory is freed while the tunnel is open.
 fn carry_tunnel(
     context: Rc<PodContext>,
     request: hbone::Request,
@@ -258,14 +258,14 @@ async fn open_tunnel(
     }
 }
 
-/// Judges an arriving connection and connects it to the application. `gone`: the client waits no
-/// longer.
+/// Authorizes an inbound connection and connects it to the application. `gone` resolves when the
+/// client closes the connection.
 async fn arrive(
     context: &PodContext,
     caller: InboundCaller,
     gone: impl Future<Output = ()>,
 ) -> Result<(TcpStream, ConnectionGuard, ConnectionReport), StatusCode> {
-    // One view for the whole judgement: a change in between must not mix two meshes.
+    // Each decision uses one view: a change in between must not mix two states of the mesh.
     let (view, told) = learn_in_time(context, &caller, gone).await;
     let workload = context.pod.workload(&view.mesh).cloned();
     let client = caller.client(workload.as_deref(), &view);
@@ -296,7 +296,7 @@ async fn arrive(
     }
 }
 
-/// What is known about an arriving connection before it is judged.
+/// What is known about an inbound connection before it is authorized.
 fn describe(
     context: &PodContext,
     caller: &InboundCaller,
@@ -389,8 +389,8 @@ async fn deliver(
     }
 }
 
-/// Connects to the application. Its own tunnel, if it has one, is for what came in one of ours;
-/// plaintext goes where it was sent, as it is.
+/// Connects to the application. Connections from a tunnel go to the application's own tunnel, if it
+/// has one; plaintext goes to its original destination.
 async fn connect(
     context: &PodContext,
     caller: &InboundCaller,
@@ -406,8 +406,9 @@ async fn connect(
         destination: to,
         source,
     };
-    // The application sees whoever sent the tunnel: a waypoint tells it of the client by itself.
-    // From elsewhere than loopback nothing reaches a loopback address; there the header tells.
+    // The source address is the tunnel peer's: a waypoint passes the client's address by itself.
+    // Only a loopback source can reach a loopback address; there the PROXY header carries the
+    // client's address.
     let address = if to.ip().is_loopback() {
         to.ip()
     } else {
@@ -430,7 +431,7 @@ async fn connect(
     Ok(app)
 }
 
-/// Plaintext that was let in need not come by again.
+/// Writes a fast-path entry, so that the kernel carries later plaintext connections of the client.
 fn remember(context: &PodContext, view: &Arc<View>, client: SocketAddr, destination: SocketAddr) {
     let arrival = InboundEntry {
         pod: NetnsCookie(context.pod.netns.cookie()),

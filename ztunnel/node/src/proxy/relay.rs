@@ -1,10 +1,10 @@
 //! Step 5: move bytes, count them.
 //!
-//! A relay is two [`Flow`]s, one for each direction, polled by one task. A flow holds bytes only
-//! while they are on their way: it reads when its sink has room, and keeps nothing while it
-//! waits, so an idle connection costs no buffer and a slow reader stops the writer instead of
-//! filling memory. An end of stream travels as a half-close; an abort of either side becomes an
-//! abort of the other, never an orderly end. What a tunnel's peer may mean by a reset: `ending`.
+//! A relay is two [`Flow`]s, one for each direction, polled by one task. A flow holds bytes only in
+//! transit: it reads when its sink can accept bytes, and keeps no buffer while it waits. So an idle
+//! connection costs no buffer, and a slow reader blocks the writer instead of filling memory. An
+//! end of stream is passed on as a half-close; an abort of one side becomes an abort of the other,
+//! never an orderly end. Resets by a tunnel's peer: see `ending`.
 
 mod blocks;
 mod ending;
@@ -31,11 +31,11 @@ use super::open_tunnel::FarEnd;
 use telemetry::Series;
 use tunnel::hbone::{RevokedMark, TunnelError};
 
-/// Where bytes come from.
+/// The source of a flow's bytes.
 trait Source {
     /// Waits for bytes; an empty chunk is the end of the stream.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Broken>>;
-    /// The chunk that was read last has been handed on: room for more.
+    /// The last chunk has been passed on: the source may accept more bytes.
     fn taken(&mut self, _bytes: usize) -> Result<(), Broken> {
         Ok(())
     }
@@ -45,13 +45,13 @@ trait Source {
     }
 }
 
-/// Where bytes go.
+/// The destination of a flow's bytes.
 trait Sink {
-    /// Takes bytes from the front of `chunk`, some or all.
+    /// Takes some or all of the bytes at the front of `chunk`.
     fn poll_take(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<Result<(), Broken>>;
     /// Ends the stream in an orderly way.
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>>;
-    /// Resolves when the other end aborts; asked while nothing else is awaited.
+    /// Resolves when the other end aborts; polled while the sink waits for nothing else.
     fn poll_broken(&mut self, _cx: &mut Context<'_>) -> Poll<Broken> {
         Poll::Pending
     }
@@ -63,20 +63,20 @@ pub(crate) enum Broken {
     /// The TCP connection on this node broke.
     #[error("{end} connection: {source}")]
     Tcp {
-        /// Whose connection.
+        /// Which of the two connections.
         end: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The tunnel broke.
     #[error("tunnel{}: {source}", .far_end.suffix())]
     Tunnel {
-        /// What is at its other end, where that is known.
+        /// The kind of far end, if known.
         far_end: FarEnd,
-        /// What it said.
+        /// The tunnel's error.
         source: TunnelError,
     },
-    /// Policy changed, and it may not be open any more.
+    /// Policy changed, and the connection is no longer allowed.
     #[error(transparent)]
     Revoked(#[from] Revoked),
 }
@@ -106,7 +106,7 @@ impl From<TunnelError> for Broken {
     }
 }
 
-/// Which way a flow goes, seen from the client.
+/// The direction of a flow, seen from the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Direction {
     /// From the client to the server. Istio's metrics call these bytes received, at both ends.
@@ -117,16 +117,16 @@ enum Direction {
 
 /// One direction of a relay.
 trait Transfer {
-    /// Moves bytes until the stream has ended and the other side knows.
+    /// Moves bytes until the stream has ended and the end has been passed on.
     fn poll(&mut self, cx: &mut Context<'_>, series: &Series) -> Poll<Result<(), Broken>>;
-    /// Resolves when the source aborts although its stream has ended; asked once this direction is
-    /// done and while the other is not.
+    /// Resolves when the source aborts after the end of its stream; polled when this direction is
+    /// done and the other is not.
     fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<Broken>;
-    /// Which way, and how many bytes have gone it.
+    /// The direction and the number of bytes moved.
     fn moved(&self) -> (Direction, u64);
 }
 
-/// One direction whose bytes pass through memory.
+/// One direction whose bytes pass through the proxy's memory.
 struct Flow<From, To> {
     from: From,
     to: To,
@@ -178,7 +178,7 @@ impl<From: Source, To: Sink> Flow<From, To> {
             FlowState::Reading => return self.poll_read(cx),
             FlowState::Writing => {
                 let before = self.chunk.len();
-                // What it has taken counts, even if it must wait to take the rest.
+                // Bytes that the sink has taken are counted even if it must wait for the rest.
                 let taken = self.to.poll_take(cx, &mut self.chunk);
                 self.account(before - self.chunk.len(), series)?;
                 ready!(taken)?;
@@ -228,15 +228,16 @@ pub(crate) struct Ended {
     pub(crate) request: u64,
     /// Bytes from the server to the client.
     pub(crate) response: u64,
-    /// What broke it, if it did not end in an orderly way.
+    /// The error, if it did not end in an orderly way.
     pub(crate) broken: Option<Broken>,
-    /// How long it took, where the clock was read before its end is noticed.
+    /// How long it took, if that was measured before its end is handled.
     pub(crate) after: Option<Duration>,
 }
 
 impl Ended {
-    /// The same, where a tunnel that broke has broken because its peer's certificate was revoked:
-    /// the relay sees no more than a connection that is gone. What else has broken says where.
+    /// Replaces the error by the revocation of the peer's certificate if that is why the tunnel
+    /// broke: the relay itself sees only that the connection is gone. Other tunnel errors get the
+    /// kind of far end.
     pub(super) fn explained(mut self, revoked: &RevokedMark, at: FarEnd) -> Self {
         match &mut self.broken {
             Some(broken @ Broken::Tunnel { .. }) if revoked.is_set() => {
@@ -249,7 +250,7 @@ impl Ended {
     }
 }
 
-/// Polls both directions until both are done, one breaks, or somebody cuts the connection.
+/// Polls both directions until both are done, one breaks, or `cut` resolves.
 async fn run(
     mut out: impl Transfer,
     mut back: impl Transfer,

@@ -82,9 +82,9 @@ pub(super) enum WaitError {
     TooMany {
         /// The workload.
         uid: Arc<str>,
-        /// How many wait.
+        /// The maximum number.
         most: usize,
-        /// What they are, as text.
+        /// The kind, as text.
         class: String,
     },
     /// The client closed the connection.

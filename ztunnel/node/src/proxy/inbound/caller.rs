@@ -1,4 +1,5 @@
-//! Who comes, what for, and what is told of it: what decides, and what only telemetry hears.
+//! The client of an inbound connection: the facts that authorization uses, and those for telemetry
+//! only.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,27 +12,27 @@ use mesh::inbound::{TunnelTarget, client_address, delivery_address};
 use mesh::{Identity, Service, Workload};
 use tunnel::hbone::Baggage;
 
-/// Who comes, and what for.
+/// The peer and the request of an inbound connection.
 pub(super) struct InboundCaller {
-    /// The peer of the TCP connection: the client itself, or whoever speaks for it.
+    /// The peer of the TCP connection: the client, or a proxy that connects on its behalf.
     pub(super) peer: SocketAddr,
-    /// Where it came in.
+    /// The local address of the connection.
     pub(super) at: SocketAddr,
-    /// Its tunnel; none for plaintext.
+    /// The tunnel; `None` for plaintext.
     pub(super) tunnel: Option<TunnelPeer>,
 }
 
-/// What the peer of a tunnel says.
+/// The peer of a tunnel and its request.
 pub(super) struct TunnelPeer {
-    /// Who it proved to be.
+    /// The identity that the peer proved.
     pub(super) identity: Identity,
-    /// What it asks for.
+    /// The requested authority.
     pub(super) authority: Authority,
-    /// For whom it asks, if it says so.
+    /// The client's address as the peer states it.
     pub(super) forwarded: Option<IpAddr>,
-    /// Which service was dialled, if it says so; for telemetry only.
+    /// The dialled service as the peer states it; for telemetry only.
     pub(super) host: Option<String>,
-    /// What it says about the client; for telemetry only.
+    /// The client's workload as the peer states it; for telemetry only.
     pub(super) baggage: Baggage,
 }
 
@@ -40,20 +41,21 @@ impl InboundCaller {
         self.tunnel.as_ref().map(|tunnel| &tunnel.identity)
     }
 
-    /// What is asked for, as it was said.
+    /// The requested authority as it was received.
     pub(super) fn authority(&self) -> Authority {
         let said = self.tunnel.as_ref().map(|tunnel| tunnel.authority.clone());
         said.unwrap_or(Authority::Address(self.at))
     }
 
-    /// For whom the peer says it speaks, if it is somebody else. Nearly everybody names themselves,
-    /// a waypoint's proxy that speaks for nobody too.
+    /// The client's address as the peer states it, if it differs from the peer's address. Most
+    /// peers state their own address, and so does a waypoint's proxy for its own connections.
     pub(super) fn named(&self) -> Option<IpAddr> {
         let named = self.tunnel.as_ref()?.forwarded?;
         (named != self.peer.ip()).then_some(named)
     }
 
-    /// Whose connection it is. The port of a client that somebody else names is not known.
+    /// The client's address. The port is 0 for a client that the peer states, because its port is
+    /// unknown.
     pub(super) fn client(&self, workload: Option<&Workload>, view: &View) -> SocketAddr {
         let said = (self.identity(), self.named());
         let client =
@@ -64,7 +66,7 @@ impl InboundCaller {
         }
     }
 
-    /// What telemetry is told of the client.
+    /// The client's workload, for telemetry.
     pub(super) fn source(
         &self,
         client: SocketAddr,
@@ -75,8 +77,8 @@ impl InboundCaller {
         let Some(tunnel) = &self.tunnel else {
             return found.cloned();
         };
-        // A name is asked for through the gateway of a network, and then it is the gateway that is at
-        // the peer's address.
+        // Requests for a name come through a network gateway. The workload at the peer's address is
+        // then the gateway and not the client.
         let by_name = matches!(tunnel.authority, Authority::Host(..));
         let gateway =
             |found: &Workload| by_name && client == self.peer && found.identity != tunnel.identity;
@@ -84,7 +86,7 @@ impl InboundCaller {
         found.or_else(|| claimed_client::client(&tunnel.baggage, &tunnel.identity))
     }
 
-    /// The service that it was meant for, as far as anybody can tell.
+    /// The service that the client dialled, as far as it can be determined.
     pub(super) fn service(
         &self,
         target: Option<&TunnelTarget>,

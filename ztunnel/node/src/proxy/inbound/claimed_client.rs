@@ -1,6 +1,6 @@
-//! The client of a tunnel as its `baggage` header tells of it, where the mesh does not know who is at
-//! its address: somebody in another network, behind a gateway. For the labels of metrics and the
-//! access log only. It is a claim: nothing that decides may look at it.
+//! The client of a tunnel as its `baggage` header describes it, for a client whose address the mesh
+//! does not know: one in another network, behind a gateway. Only for the labels of metrics and the
+//! access log. The header is an unverified claim, so no authorization or routing may use it.
 
 use std::sync::Arc;
 
@@ -8,11 +8,12 @@ use mesh::{Identity, Uid, Workload};
 use telemetry::BAGGAGE_UID;
 use tunnel::hbone::Baggage;
 
-/// A workload that bears what is told, and the identity that was proved. None if nothing is told
-/// that a label could show.
+/// A workload with the claimed properties and the proved identity. `None` if the claim has no
+/// property that a label shows.
 ///
-/// Its uid is made of what is told, so that what looks the same counts together. It is the uid of
-/// nothing in the mesh: once no connection is left, the counters go with the next change of the mesh.
+/// Its uid is derived from the claimed properties, so that equal claims share one series. No
+/// workload of the mesh has this uid: when the last connection has ended, the next change of the
+/// mesh removes the series.
 pub(super) fn client(told: &Baggage, identity: &Identity) -> Option<Arc<Workload>> {
     let name = told.workload.as_ref().map(|(_, name)| name.as_str());
     let fields = [
@@ -27,7 +28,7 @@ pub(super) fn client(told: &Baggage, identity: &Identity) -> Option<Arc<Workload
     }
     let [cluster, namespace, name, service, version] = fields.map(Option::unwrap_or_default);
     let uid = format!("{BAGGAGE_UID}{cluster}/{namespace}/{name}/{service}/{version}");
-    // The placeholders only have to be valid; both are replaced.
+    // Placeholders that only have to be valid; both are replaced.
     let mut client = Workload::new(&uid, name, "default", "default").ok()?;
     client.uid = Uid(uid.into());
     client.identity = identity.clone();

@@ -1,4 +1,4 @@
-//! Why a connection did not arrive, and what the peer and the metrics are told.
+//! Errors of inbound connections, their answers to the peer and their metric labels.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use telemetry::ResponseFlag;
 use tunnel::hbone::TunnelError;
 use tunnel::tls;
 
-/// Why a connection did not arrive.
+/// Why an inbound connection failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InboundError {
     /// The pod is enrolled, but the mesh no longer knows it.
@@ -28,33 +28,33 @@ pub(super) enum InboundError {
     /// The pod's workload was not pushed while it waited.
     #[error(transparent)]
     Wait(#[from] WaitError),
-    /// The control plane has not said who or what this is about.
+    /// On-demand discovery failed.
     #[error(transparent)]
     DiscoveryFailed(#[from] DiscoveryFailed),
-    /// The peer asks for something that is not here.
+    /// The peer requests a target that is not in this pod.
     #[error(transparent)]
     TunnelTarget(#[from] TargetError),
-    /// A policy refused it.
+    /// A policy denied it.
     #[error(transparent)]
     Denied(#[from] Denied),
-    /// Policy changed while the application was being connected.
+    /// Policy changed while the proxy connected to the application.
     #[error(transparent)]
     Revoked(#[from] Revoked),
     /// The application could not be reached.
     #[error("cannot connect to the application at {destination}: {source}")]
     Application {
-        /// Where it should listen.
+        /// The address of the application.
         destination: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The tunnel ended before it could be accepted.
+    /// The tunnel ended before it was accepted.
     #[error("the tunnel ended while the application was being connected: {0}")]
     Gone(#[from] TunnelError),
 }
 
 impl InboundError {
-    /// The answer to a CONNECT (wire facts, "HBONE").
+    /// The response status of a CONNECT request (wire facts, "HBONE").
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::TunnelTarget(_) => StatusCode::BAD_REQUEST,
@@ -82,19 +82,19 @@ impl Failure for InboundError {
     }
 }
 
-/// Why a peer may not open tunnels to the pod.
+/// Why a peer cannot open tunnels to the pod.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PeerError {
-    /// The pod is enrolled, but the mesh does not know it, so it has no identity to show.
+    /// The pod is enrolled, but the mesh does not know it, so it has no certificate.
     #[error(transparent)]
     Wait(#[from] WaitError),
-    /// The control plane has not said what the pod is.
+    /// On-demand discovery of the pod's workload failed.
     #[error(transparent)]
     DiscoveryFailed(#[from] DiscoveryFailed),
     /// Mutual TLS failed.
     #[error(transparent)]
     Tls(#[from] tls::Error),
-    /// The peer is too slow, or does not speak TLS at all.
+    /// The peer did not finish the handshake in time, or does not speak TLS.
     #[error("no TLS handshake within {after:?}")]
     Timeout {
         /// The limit.

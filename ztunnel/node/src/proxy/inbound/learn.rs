@@ -1,5 +1,5 @@
-//! What has to come first: the pod's own workload, and, where the mesh is known in part only, what
-//! the judgement needs of the rest.
+//! Lookups before the authorization: the pod's own workload and, with a partial view of the mesh,
+//! the other resources that the authorization needs.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use mesh::inbound;
 use mesh::inbound::LocalEndpoint;
 use telemetry::WaitKind;
 
-/// As [`learn`]; where the pod's workload was not pushed yet, waits for that first.
+/// As [`learn`], after waiting for the pod's workload if it has not been pushed yet.
 pub(super) async fn learn_in_time(
     context: &PodContext,
     caller: &InboundCaller,
@@ -32,8 +32,8 @@ pub(super) async fn learn_in_time(
     (view, told.map_err(Into::into))
 }
 
-/// Asks the control plane for what the judgement needs and the mesh does not know; returns the view
-/// that is in force then.
+/// Discovers the resources that the authorization needs and the mesh does not contain; returns the
+/// view that is in force then.
 async fn learn(
     context: &PodContext,
     caller: &InboundCaller,

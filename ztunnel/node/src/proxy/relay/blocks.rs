@@ -1,6 +1,6 @@
-//! Memory for bytes on their way: each worker cuts the chunks it reads out of a few blocks, and
-//! uses a block again once all its chunks are gone. Small reads have small blocks of their own,
-//! so that a worker which only sees requests never touches the large ones.
+//! Read buffers. Each worker splits the chunks that it reads off a few blocks, and reuses a block
+//! when all of its chunks are dropped. Small reads use small blocks of their own, so that a worker
+//! which only sees small messages never touches the large blocks.
 
 use std::cell::RefCell;
 
@@ -22,7 +22,7 @@ struct Blocks {
 }
 
 impl Blocks {
-    /// How many are kept for another use.
+    /// The number of blocks kept for reuse.
     const KEPT: usize = 4;
 
     const fn of(size: usize) -> Self {
@@ -32,7 +32,7 @@ impl Blocks {
         }
     }
 
-    /// A block with room for `want` more bytes.
+    /// A block with space for `want` more bytes.
     fn with_room(&mut self, want: usize) -> &mut BytesMut {
         let roomy = self
             .kept
@@ -40,7 +40,7 @@ impl Blocks {
             .position(|block| block.capacity() >= want || block.try_reclaim(want));
         let index = roomy.unwrap_or_else(|| {
             if self.kept.len() >= Self::KEPT {
-                // Its chunks keep it alive until the last of them is gone.
+                // The block is freed when its last chunk is dropped.
                 self.kept.remove(0);
             }
             self.kept.push(BytesMut::with_capacity(self.size));
@@ -50,7 +50,7 @@ impl Blocks {
     }
 }
 
-/// Runs `read` with a block that has room for `want` bytes.
+/// Runs `read` with a block that has space for `want` bytes.
 pub(super) fn with_room<T>(want: usize, read: impl FnOnce(&mut BytesMut) -> T) -> T {
     let blocks = if want <= SMALLEST_READ {
         &SMALL

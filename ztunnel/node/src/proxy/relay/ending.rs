@@ -21,24 +21,25 @@ use crate::pods::unsent;
 use telemetry::Series;
 use tunnel::hbone::{Receiver, Sender, TunnelError};
 
-/// An application that takes no byte for this long does not read any more. TCP announces new room
-/// in steps: a reader of 10 KiB a second makes one about every 40 seconds.
+/// An application that takes no byte for this long is considered to have stopped reading. TCP
+/// announces a larger window in steps: a reader of 10 KiB a second announces one about every 40
+/// seconds.
 const STALLED: Duration = Duration::from_secs(60);
-/// How long an application that has received everything may take to close, after the peer has
-/// reset the tunnel.
+/// How long an application that has received all data may take to close the connection after the
+/// peer has reset the tunnel.
 const GRACE: Duration = Duration::from_secs(1);
-/// The first and the longest interval between two looks at a send queue.
+/// The shortest and the longest interval between two checks of a send queue.
 const PACE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
 /// The size of a read whose bytes are discarded.
 const DISCARDED: usize = 16 << 10;
 
 /// The two directions of a tunnel's relay.
 pub(super) struct Pair<'a> {
-    /// Into the tunnel.
+    /// Application to tunnel.
     out: Flow<TcpSource<'a>, &'a mut Sender>,
-    /// Out of it.
+    /// Tunnel to application.
     back: Flow<&'a mut Receiver, TcpSink<'a>>,
-    /// Why the tunnel accepts no more data, once it does not.
+    /// Why the tunnel accepts no more data; `None` while it does.
     closed: Option<TunnelError>,
     stall: Option<Box<Stall>>,
 }
@@ -104,7 +105,7 @@ impl<'a> Pair<'a> {
         }
     }
 
-    /// The bytes that have gone each way, and what is to become of the application's connection.
+    /// The bytes moved in each direction, and how to close the application's connection.
     pub(super) fn ended(
         self,
         result: Result<(), Broken>,
@@ -114,8 +115,8 @@ impl<'a> Pair<'a> {
         let (close, broken) = match (result, self.closed) {
             (Ok(()), None) => (Close::Orderly, None),
             (Ok(()), Some(why)) if why.is_orderly() => (Close::AfterGrace, None),
-            // At the source the response is whole. At the destination the request is, but its
-            // response has no way back.
+            // At the source the response is complete. At the destination the request is complete,
+            // but the response cannot be returned.
             (Ok(()), Some(why)) => {
                 let broken = (side == Side::Destination).then(|| why.into());
                 (Close::ResetAfterGrace, broken)
@@ -127,23 +128,23 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// What becomes of the application's connection after the relay.
+/// How the application's connection is closed after the relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Close {
     /// Both directions have ended.
     Orderly,
-    /// The application has the end of its stream, and what it still writes is discarded.
+    /// The application has got its end of stream; what it still writes is discarded.
     AfterGrace,
-    /// The same, but a reset must tell the application that the peer did not take its data.
+    /// As `AfterGrace`, but a reset must tell the application that the peer did not take its data.
     ResetAfterGrace,
-    /// The data for the application is not whole.
+    /// The data for the application is incomplete.
     ResetOnceDrained,
     /// The application's connection is broken or revoked.
     Reset,
 }
 
 impl Close {
-    /// Whether there is something to wait for first.
+    /// Whether the close has to wait.
     pub(super) const fn waits(self) -> bool {
         !matches!(self, Self::Orderly | Self::Reset)
     }

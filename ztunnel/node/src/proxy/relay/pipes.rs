@@ -1,8 +1,8 @@
-//! Pipes for bytes that go from one TCP connection to another without being copied.
+//! Pipes for moving bytes from one TCP connection to another without a copy.
 //!
-//! Each worker has a few. One is leased when bytes are there to be moved and comes back when it is
-//! drained, so an idle connection holds none. A pipe that still holds bytes when its lease ends is
-//! closed: what one connection left behind must never reach another.
+//! Each worker has a few pipes. A direction leases one when there are bytes to move and returns it
+//! when it is drained, so an idle connection holds none. A pipe that still holds bytes at the end
+//! of its lease is closed: bytes of one connection must never reach another.
 
 use std::cell::RefCell;
 use std::io;
@@ -12,14 +12,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::{pipe2, read};
 
-/// The most bytes one pipe holds: what a connection with a slow reader keeps waiting.
+/// The maximum number of bytes in one pipe: the data that a slow reader leaves queued.
 pub(super) const HELD: usize = 512 << 10;
-/// Room that is asked of the system. It counts in pages and every packet takes at least one,
-/// however small it is. As much as a process may have without privileges (pipe(7)).
+/// The capacity that is requested of the system. It is counted in pages, and each packet takes at
+/// least one page, however small it is. The value is the limit for an unprivileged process
+/// (pipe(7)).
 const ROOM: i32 = 1 << 20;
-/// How many empty pipes a worker keeps.
+/// The number of empty pipes that a worker keeps.
 pub(super) const KEPT: usize = 8;
-/// How many pipes a worker has at most: each costs two file descriptors.
+/// The maximum number of pipes of a worker: each costs two file descriptors.
 pub(super) const MOST: usize = 64;
 
 thread_local! {
@@ -66,7 +67,7 @@ struct Pipe {
 impl Pipe {
     fn open() -> io::Result<Self> {
         let (from, into) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        // Where the system is short of it, the pipe works with the room it has.
+        // Without the requested capacity the pipe works with its default.
         if let Err(error) = fcntl(&into, FcntlArg::F_SETPIPE_SZ(ROOM)) {
             tracing::debug!(%error, "a pipe keeps its size");
         }
@@ -79,15 +80,15 @@ pub(super) struct Lease {
     /// `None` only while it is dropped.
     pipe: Option<Pipe>,
     inside: usize,
-    /// It goes back to the thread it came from.
+    /// A lease is not `Send`: the pipe returns to its own thread's pool.
     stays: PhantomData<*const ()>,
 }
 
 impl Lease {
-    /// An empty pipe.
+    /// Leases an empty pipe.
     ///
     /// # Errors
-    /// As `pipe2(2)`; `QuotaExceeded` while the worker's are all in use.
+    /// As `pipe2(2)`; `QuotaExceeded` while all pipes of the worker are in use.
     pub(super) fn take() -> io::Result<Self> {
         let pipe = POOL.with_borrow_mut(Pool::lease)?;
         Ok(Self {
@@ -97,14 +98,14 @@ impl Lease {
         })
     }
 
-    /// How many bytes it holds.
+    /// The number of bytes in the pipe.
     pub(super) fn inside(&self) -> usize {
         self.inside
     }
 
-    /// Moves what `socket` has received into the pipe, which must be empty: then a refusal for now
-    /// is the socket's and not the pipe's. Zero is the end of the stream, or a socket whose bytes
-    /// lie where `splice(2)` does not look.
+    /// Moves received bytes from `socket` into the pipe, which must be empty: then `WouldBlock`
+    /// comes from the socket and not from the pipe. Zero means the end of the stream, or a socket
+    /// whose bytes `splice(2)` cannot see.
     ///
     /// # Errors
     /// As `splice(2)`.
@@ -115,7 +116,7 @@ impl Lease {
         Ok(moved)
     }
 
-    /// Moves what the pipe holds to `socket`, some or all.
+    /// Moves some or all of the pipe's bytes to `socket`.
     ///
     /// # Errors
     /// As `splice(2)`.
@@ -126,7 +127,7 @@ impl Lease {
         Ok(moved)
     }
 
-    /// Takes what the pipe holds out of it, some or all, where `drain` is not possible.
+    /// Reads some or all of the pipe's bytes, where `drain` is not possible.
     ///
     /// # Errors
     /// As `read(2)`.
@@ -146,18 +147,18 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let pipe = self.pipe.take().filter(|_| self.inside == 0);
-        // A lease may outlive the pool while its thread ends; then there is nothing to go back to.
+        // A lease may outlive the pool at the end of its thread; then the pipe is closed.
         let _gone = POOL.try_with(|pool| pool.borrow_mut().take_back(pipe));
     }
 }
 
-/// How many pipes of this worker are in use.
+/// The number of leased pipes of this worker.
 #[cfg(test)]
 pub(super) fn leased() -> usize {
     POOL.with_borrow(|pool| pool.leased)
 }
 
-/// How many pipes of this worker wait for their next use.
+/// The number of pipes of this worker that are kept for reuse.
 #[cfg(test)]
 pub(super) fn kept() -> usize {
     POOL.with_borrow(|pool| pool.kept.len())

@@ -1,8 +1,9 @@
 //! One direction between two TCP connections, copied or spliced, whichever is cheaper.
 //!
-//! Small messages are copied: a read and a write cost less than two splices and a pipe. Where
-//! reads come back large, bytes go from socket to pipe to socket and no process sees them. The end
-//! of the stream and every refusal to splice are left to the copying flow, which is always right.
+//! Small messages are copied: a read and a write cost less than two splices and a pipe. When reads
+//! become large, bytes are spliced from socket to pipe to socket and never enter the proxy's
+//! memory. The copying flow handles the end of the stream and every error of `splice(2)`: it is
+//! always correct.
 
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -19,26 +20,26 @@ use telemetry::Series;
 /// Whether bytes may be spliced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(in crate::proxy) enum CopyMode {
-    /// Never: `splice(2)` does not see what a socket that sockmap has joined receives.
+    /// Never: `splice(2)` does not see the bytes of a socket that is joined by sockmap.
     Copy,
-    /// Where it is cheaper.
+    /// When it is cheaper.
     #[default]
     Adaptive,
 }
 
-/// When a direction changes its gait.
+/// When a direction changes between copying and splicing.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Thresholds {
-    /// A read of so many bytes begins splicing.
+    /// A read of at least this many bytes starts splicing.
     pub(super) large: usize,
-    /// A splice of fewer is a small one.
+    /// A splice of fewer bytes is a small one.
     pub(super) small: usize,
-    /// So many small splices in a row end splicing.
+    /// This many small splices in a row stop splicing.
     pub(super) patience: u8,
 }
 
 impl Thresholds {
-    /// Chosen by `tests/cost.rs`: exchanges of up to 32 KiB cost the relay as much or more when
+    /// Measured by `tests/cost.rs`: exchanges of up to 32 KiB cost the relay as much or more when
     /// they are spliced, from 64 KiB on less.
     pub(super) const MEASURED: Self = Self {
         large: 64 << 10,
@@ -52,9 +53,9 @@ impl Thresholds {
 enum CopyState {
     /// Copying until a read is large.
     Copying,
-    /// Splicing, after so many small ones in a row.
+    /// Splicing; `small` is the number of small splices in a row.
     Splicing { small: u8 },
-    /// Copying for good.
+    /// Copying until the end.
     CopyingOnly,
 }
 
@@ -63,7 +64,7 @@ pub(super) struct Adaptive<'a> {
     flow: Flow<TcpSource<'a>, TcpSink<'a>>,
     copy_mode: CopyState,
     thresholds: Thresholds,
-    /// Held while bytes are on their way.
+    /// The leased pipe; held while bytes are in transit.
     pipe: Option<Lease>,
 }
 
@@ -84,7 +85,7 @@ impl<'a> Adaptive<'a> {
         }
     }
 
-    /// One step of the copying flow, which looks out for large reads.
+    /// One step of the copying flow, which watches for large reads.
     fn poll_copy(&mut self, cx: &mut Context<'_>, series: &Series) -> Poll<Result<(), Broken>> {
         let reading = self.flow.state == FlowState::Reading;
         ready!(self.flow.poll_step(cx, series))?;
@@ -97,7 +98,7 @@ impl<'a> Adaptive<'a> {
         Poll::Ready(Ok(()))
     }
 
-    /// Fills a pipe, or goes back to copying.
+    /// Fills a pipe, or returns to copying.
     fn poll_fill(&mut self, cx: &mut Context<'_>, small: u8) -> Poll<Result<(), Broken>> {
         let Some(source) = self.flow.from.stream() else {
             return self.give_up(CopyState::CopyingOnly);
@@ -112,12 +113,12 @@ impl<'a> Adaptive<'a> {
                 Some(pipe) => pipe,
                 none => match Lease::take() {
                     Ok(pipe) => none.insert(pipe),
-                    // Later there may be one again.
+                    // A pipe may be free later.
                     Err(_none) => return self.give_up(CopyState::Copying),
                 },
             };
             match source.try_io(Interest::READABLE, || pipe.fill(source)) {
-                // Whether this is the end, a read will tell.
+                // The next read tells whether this is the end of the stream.
                 Ok(0) => return self.give_up(CopyState::CopyingOnly),
                 Ok(moved) => {
                     self.copy_mode = self.after(moved, small);
@@ -132,7 +133,7 @@ impl<'a> Adaptive<'a> {
         }
     }
 
-    /// The gait after a splice of `moved` bytes.
+    /// The state after a splice of `moved` bytes.
     fn after(&self, moved: usize, small: u8) -> CopyState {
         if moved >= self.thresholds.small {
             CopyState::Splicing { small: 0 }
@@ -149,7 +150,7 @@ impl<'a> Adaptive<'a> {
         Poll::Ready(Ok(()))
     }
 
-    /// Moves what the pipe holds on to the sink.
+    /// Moves the pipe's bytes to the sink.
     fn poll_drain(&mut self, cx: &mut Context<'_>, series: &Series) -> Poll<Result<(), Broken>> {
         let (sink, Some(pipe)) = (self.flow.to.stream(), &mut self.pipe) else {
             return Poll::Ready(Ok(()));
@@ -171,7 +172,7 @@ impl<'a> Adaptive<'a> {
         }
     }
 
-    /// Takes bytes out of the pipe and hands them to the copying flow: the sink cannot be spliced.
+    /// Moves the pipe's bytes to the copying flow: the sink cannot be spliced to.
     fn recover(&mut self) -> Result<(), Broken> {
         self.copy_mode = CopyState::CopyingOnly;
         let Some(pipe) = &mut self.pipe else {

@@ -1,4 +1,4 @@
-//! The TCP ends of a relay, and the two relays there are: TCP to TCP, and TCP to tunnel.
+//! The TCP ends of a relay, and the two kinds of relay: TCP to TCP, and TCP to tunnel.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -21,7 +21,7 @@ use tunnel::hbone::Tunnel;
 
 /// The reading half of a TCP connection.
 pub(super) struct TcpSource<'a> {
-    /// Until the stream has ended and only an abort is awaited.
+    /// `None` after the end of the stream, when only an abort is awaited.
     half: Option<ReadHalf<'a>>,
     watch: Option<Watch<'a>>,
     want: usize,
@@ -31,7 +31,7 @@ pub(super) struct TcpSource<'a> {
 type Watch<'a> = Pin<Box<dyn Future<Output = Broken> + 'a>>;
 
 impl TcpSource<'_> {
-    /// The connection, until its stream has ended.
+    /// The connection; `None` after the end of its stream.
     pub(super) fn stream(&self) -> Option<&TcpStream> {
         self.half.as_ref().map(AsRef::as_ref)
     }
@@ -52,7 +52,7 @@ impl Source for TcpSource<'_> {
             polled.map_ok(|_bytes| block.split().freeze())
         }))
         .map_err(Broken::read)?;
-        // A read that comes back full doubles the next.
+        // A read that fills its buffer doubles the next one.
         if chunk.len() == want {
             self.want = (want * 2).min(LARGEST_READ);
         } else if chunk.len() < want / 4 {
@@ -72,8 +72,8 @@ impl Source for TcpSource<'_> {
     }
 }
 
-/// Waits for an error. After the end of its stream a socket is always ready to be read, and most
-/// of the time to be written: a reset shows only as an error.
+/// Waits for an error. After the end of its stream a socket is always readable, and mostly
+/// writable: a reset shows only as an error.
 async fn watch(half: ReadHalf<'_>) -> Broken {
     let stream = half.as_ref();
     loop {
@@ -115,7 +115,7 @@ impl Sink for TcpSink<'_> {
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         match ready!(Pin::new(&mut self.half).poll_shutdown(cx)) {
-            // The other side has closed both directions already.
+            // The peer has already closed both directions.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
             done => Poll::Ready(done.map_err(Broken::write)),
         }
@@ -134,8 +134,8 @@ fn halves(stream: &mut TcpStream) -> (TcpSource<'_>, TcpSink<'_>) {
     )
 }
 
-/// A TCP connection that ends with a reset unless its relay has finished: where the relay is
-/// dropped with its task, nobody may take what was cut off for an orderly end.
+/// A TCP connection that ends with a reset unless its relay has finished. If the relay is dropped
+/// with its task, the peer must not take the truncated stream for an orderly end.
 struct Relayed {
     stream: TcpStream,
     finished: bool,
@@ -169,7 +169,7 @@ pub(in crate::proxy) async fn plain(
     between(client, server, (carry, Thresholds::MEASURED), series, cut).await
 }
 
-/// As [`plain`], with thresholds of the caller's choice.
+/// As [`plain`], with given thresholds.
 pub(super) async fn between(
     client: TcpStream,
     server: TcpStream,
@@ -226,7 +226,7 @@ pub(in crate::proxy) async fn tunnelled(
         .await;
         pair.ended(result, side)
     };
-    // The application may still have to read; the peer does not wait for that.
+    // Not delayed until the application has read the rest.
     tunnel.abort();
     let (request, response) = match into {
         Direction::Request => moved,
@@ -240,7 +240,7 @@ pub(in crate::proxy) async fn tunnelled(
     };
     app.finished = !close.is_reset();
     if close.waits() {
-        // Boxed so that no open connection has the memory for it.
+        // Boxed, so that open connections do not carry its memory.
         tokio::select! {
             () = Box::pin(ending::settle(&app.stream, close)) => {}
             revoked = cut => {

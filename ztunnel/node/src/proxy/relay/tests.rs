@@ -1,5 +1,5 @@
-//! What a relay between two TCP connections promises, seen from its two ends. Everything here
-//! holds for bytes that are copied, for bytes that are spliced, and for changes in between.
+//! Properties of a relay between two TCP connections, tested at its two ends. They hold for copied
+//! bytes, for spliced bytes, and for changes in between.
 
 mod aborts;
 mod bytes;
@@ -18,15 +18,15 @@ use super::splice::{CopyMode, Thresholds};
 use super::tcp::between;
 use telemetry::Series;
 
-/// No single wait in these tests takes longer unless something hangs.
+/// The timeout of a single wait; only a hanging test reaches it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How a relay is told to carry.
+/// How a relay moves bytes.
 type How = (CopyMode, Thresholds);
 
 const COPYING: How = (CopyMode::Copy, Thresholds::MEASURED);
 const ADAPTIVE: How = (CopyMode::Adaptive, Thresholds::MEASURED);
-/// From the first read on, and never back.
+/// Splices from the first read on, and never returns to copying.
 const SPLICING: How = (
     CopyMode::Adaptive,
     Thresholds {
@@ -35,7 +35,7 @@ const SPLICING: How = (
         patience: 1,
     },
 );
-/// Changes its gait all the time.
+/// Changes between copying and splicing all the time.
 const RESTLESS: How = (
     CopyMode::Adaptive,
     Thresholds {
@@ -46,7 +46,7 @@ const RESTLESS: How = (
 );
 const ALL: [How; 4] = [COPYING, ADAPTIVE, SPLICING, RESTLESS];
 
-/// Two ends of one TCP connection.
+/// The two ends of one TCP connection.
 async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dialled = TcpStream::connect(listener.local_addr().unwrap())
@@ -56,20 +56,20 @@ async fn pair() -> (TcpStream, TcpStream) {
     (dialled, accepted)
 }
 
-/// What came of a relay.
+/// The outcome of a relay.
 struct Outcome<T> {
     played: T,
     ended: Ended,
     series: Series,
 }
 
-/// Relays while `play` has the client's and the server's end.
+/// Runs a relay while `play` uses the client's and the server's end.
 async fn relayed<T>(how: How, play: impl AsyncFnOnce(TcpStream, TcpStream) -> T) -> Outcome<T> {
     let ((client, accepted), (dialled, server)) = (pair().await, pair().await);
     relayed_between(how, [client, accepted, dialled, server], play).await
 }
 
-/// Relays between connections that were prepared: client, accepted, dialled, server.
+/// Runs a relay between prepared connections: client, accepted, dialled, server.
 async fn relayed_between<T>(
     how: How,
     [client, accepted, dialled, server]: [TcpStream; 4],
@@ -90,12 +90,12 @@ async fn relayed_between<T>(
     }
 }
 
-/// The byte at a place of a stream; 251 divides no buffer's size.
+/// The byte at a position of a stream; 251 divides no buffer's size.
 fn pattern(at: usize) -> u8 {
     u8::try_from(at % 251).unwrap()
 }
 
-/// A stream's bytes from one place to another.
+/// The bytes of a stream between two positions.
 fn stretch(from: usize, to: usize) -> Vec<u8> {
     (from..to).map(pattern).collect()
 }

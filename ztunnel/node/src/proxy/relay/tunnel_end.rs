@@ -1,4 +1,4 @@
-//! The tunnel's ends of a relay.
+//! The tunnel ends of a relay.
 
 use std::task::{Context, Poll};
 
@@ -12,7 +12,7 @@ impl Source for &mut Receiver {
         loop {
             match self.poll_data(cx) {
                 Poll::Pending => return Poll::Pending,
-                // An empty DATA frame is no end of stream.
+                // An empty DATA frame is not the end of the stream.
                 Poll::Ready(Some(Ok(chunk))) if chunk.is_empty() => {}
                 Poll::Ready(Some(Ok(chunk))) => return Poll::Ready(Ok(chunk)),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error.into())),
