@@ -1,15 +1,15 @@
-//! The certificates in use, one per identity, renewed before they end.
+//! The certificates in use, one for each identity, renewed before they expire.
 //!
-//! A task per identity on the main runtime issues, waits for half of the lifetime and issues
-//! again; while the authority is away it retries with back-off and the old certificate serves on.
-//! Connections read the current certificate without a lock; only who finds none waits, together
-//! with everybody else who wants the same. Called by `path` for each connection, by `node` when
-//! pods come and go.
+//! A task for each identity on the main runtime issues a certificate, waits for half of its
+//! lifetime and issues a new one. While the authority is unreachable, the task retries with
+//! back-off and the old certificate stays in use. Connections read the current certificate without
+//! a lock; a connection that finds none waits for the attempt in progress, together with all others
+//! for the same identity. `node` calls it for each connection, and when pods are added or removed.
 //!
-//! Only identities that pods here need ([`Store::prefetch`]) are renewed, until they are forgotten.
-//! A connection of a pod that has just left may still ask for one: it gets it, and when the time to
-//! renew comes and nobody waits, that is the end of it. Else the authority would be asked for ever
-//! for a service account that this node has no pod of.
+//! Only identities that local pods need ([`Store::prefetch`]) are renewed, until they are
+//! forgotten. A connection of a pod that was just removed may still request a certificate: it gets
+//! one, but that one is not renewed unless a connection waits for it. Otherwise the proxy would
+//! request certificates for ever for a service account without a pod on this node.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,19 +28,19 @@ use super::revocation::Revocations;
 use super::turns::Turns;
 use mesh::Identity;
 
-/// How issuing is timed, and who is refused.
+/// The timing of issuing, and the revocation lists that peers are checked against.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// First pause after a failed attempt; doubles up to [`Self::retry_max`]. Also the shortest
-    /// time between two attempts for one identity, however many callers want it.
+    /// time between two attempts for one identity, whatever the number of callers.
     pub retry_min: Duration,
     /// Longest pause between attempts.
     pub retry_max: Duration,
-    /// After this long an attempt counts as failed.
+    /// An attempt that takes longer than this has failed.
     pub attempt_timeout: Duration,
-    /// How many certificates are asked for at a time. Those that a connection waits for go first.
+    /// How many certificates are requested at a time. Those that a connection waits for go first.
     pub concurrency: usize,
-    /// The certificates that are not to be accepted from peers.
+    /// The revocation lists that peers are checked against.
     pub revocations: Revocations,
 }
 
@@ -67,32 +67,32 @@ pub struct Store {
     changes: Mutex<()>,
 }
 
-/// One identity's place.
+/// The certificate of one identity, and the task that renews it.
 struct Entry {
     slot: Arc<Slot>,
     attempts: watch::Receiver<Attempt>,
     task: AbortHandle,
 }
 
-/// Whether there is a reason to renew.
+/// Whether a certificate has to be renewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Need {
-    /// A connection has asked, and no pod is known that goes on needing it.
+    /// A connection requested it, and no local pod is known to need it further.
     Passing,
-    /// A pod here needs it.
+    /// A local pod needs it.
     Lasting,
-    /// None, and the task ends.
+    /// It is not needed, and the task ends.
     Over,
 }
 
-/// What an identity's task shares with those who read its work.
+/// The state that an identity's task shares with its readers.
 struct Slot {
     identity: Identity,
     need: Mutex<Need>,
     current: ArcSwapOption<Credentials>,
-    /// Somebody waits for a certificate: do not sleep out the back-off.
+    /// A caller waits for a certificate: end the back-off early.
     wanted: Notify,
-    /// The certificate is to be replaced before its time.
+    /// The certificate must be replaced before its renewal time.
     outdated: Notify,
 }
 
@@ -107,7 +107,7 @@ impl Slot {
         self.need.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on it is renewed. Returns false when it is too late for that.
+    /// Renews the certificate from now on. Returns false when the task has already ended.
     fn keep(&self) -> bool {
         let mut need = self.need();
         if *need != Need::Over {
@@ -116,7 +116,7 @@ impl Slot {
         *need == Need::Lasting
     }
 
-    /// Returns whether there is no reason to renew, and never will be.
+    /// Ends the renewal when no pod needs it. Returns whether it has ended.
     fn let_go(&self) -> bool {
         let mut need = self.need();
         if *need == Need::Passing {
@@ -135,7 +135,7 @@ impl Slot {
 }
 
 impl Store {
-    /// A store that asks `issuer` on `runtime`.
+    /// A store that requests certificates from `issuer`; its tasks run on `runtime`.
     #[must_use]
     pub fn new(issuer: Arc<dyn Issuer>, config: Config, runtime: Handle) -> Arc<Self> {
         Arc::new(Self {
@@ -148,8 +148,8 @@ impl Store {
         })
     }
 
-    /// The certificate of an identity, never an expired one. Returns at once when it is there;
-    /// else waits for the attempt under way, or for a new one.
+    /// The certificate of an identity, never an expired one. Returns at once when there is a valid
+    /// one; otherwise waits for the attempt in progress, or for a new one.
     ///
     /// # Errors
     /// [`Error::Issue`] when that attempt fails and no valid certificate is left.
@@ -163,13 +163,13 @@ impl Store {
             let entry = self.entry(identity);
             let mut attempts = entry.attempts.clone();
             attempts.mark_unchanged();
-            // Issued between the look and the mark?
+            // The certificate may have been issued since the first check.
             if let Some(credentials) = entry.slot.valid() {
                 return Ok(credentials);
             }
             entry.slot.wanted.notify_one();
             let ended = attempts.changed().await.is_err();
-            // Over in the very moment it was asked: the next one is not.
+            // The task ended just as this call requested a certificate: a new task will answer.
             if !(ended && entry.is_over()) {
                 break (ended, entry, attempts);
             }
@@ -187,27 +187,27 @@ impl Store {
         })
     }
 
-    /// Starts issuing for an identity that will be wanted soon.
-    /// It is renewed until it is forgotten.
+    /// Starts issuing for an identity that will be needed soon. Its certificate is renewed until
+    /// the identity is forgotten.
     pub fn prefetch(&self, identity: &Identity) {
         while !self.entry(identity).slot.keep() {}
     }
 
-    /// Has every certificate issued anew soon, for example because the mesh's roots changed. The
-    /// old ones serve until then.
+    /// Replaces every certificate soon, for example because the mesh's roots changed. The old ones
+    /// stay in use until then.
     pub fn renew_all(&self) {
         for entry in self.entries.load().values() {
             entry.slot.outdated.notify_one();
         }
     }
 
-    /// The certificates that are not accepted from peers.
+    /// The revocation lists that peers are checked against.
     #[must_use]
     pub const fn revocations(&self) -> &Revocations {
         &self.config.revocations
     }
 
-    /// Stops renewing and forgets the certificate. Sessions that use it live on.
+    /// Stops renewing and forgets the certificate. Sessions that use it continue.
     pub fn forget(&self, identity: &Identity) {
         let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         let mut entries = HashMap::clone(&self.entries.load());
@@ -217,7 +217,7 @@ impl Store {
         self.entries.store(Arc::new(entries));
     }
 
-    /// What is there, ordered by identity.
+    /// All certificates, ordered by identity.
     #[must_use]
     pub fn inventory(&self) -> Vec<CertificateSummary> {
         let now = SystemTime::now();
@@ -228,7 +228,7 @@ impl Store {
         all
     }
 
-    /// The place of an identity, made if it is missing or its task has ended.
+    /// The entry of an identity, created if it is missing or its task has ended.
     fn entry(&self, identity: &Identity) -> Arc<Entry> {
         let alive = |entry: &&Arc<Entry>| !entry.is_over() && !entry.task.is_finished();
         if let Some(entry) = self.entries.load().get(identity).filter(alive) {
@@ -240,7 +240,7 @@ impl Store {
             return entry.clone();
         }
         entries.retain(|_, entry| !entry.is_over());
-        // Where a task has died, the need for it has not.
+        // The new task keeps the need of one that panicked.
         let need = entries.get(identity).map(|died| *died.slot.need());
         let slot = Arc::new(Slot {
             identity: identity.clone(),
@@ -304,7 +304,7 @@ impl Entry {
     }
 }
 
-/// The task that keeps one identity's certificate fresh.
+/// The task that renews one identity's certificate.
 struct Renewal {
     issuer: Arc<dyn Issuer>,
     config: Config,
@@ -325,7 +325,7 @@ impl Renewal {
                 Ok(credentials) => {
                     pause = self.config.retry_min;
                     let wait = renew_after(credentials.not_after(), SystemTime::now(), jitter());
-                    // However short the lifetime is, the issuer gets a rest.
+                    // Limits the request rate even when lifetimes are very short.
                     let wait = wait.max(self.config.retry_min);
                     tracing::debug!(
                         identity = %self.slot.identity,
@@ -370,8 +370,9 @@ impl Renewal {
         Credentials::new(identity, issued, &self.config.revocations).map(Arc::new)
     }
 
-    /// Sleeps, but no longer than until somebody finds no valid certificate, or says that it is
-    /// outdated. Wall-clock jumps and suspended machines are caught that way too.
+    /// Sleeps until the pause is over, a caller finds no valid certificate, or the certificate is
+    /// marked as outdated. A caller thus ends the pause after a wall-clock jump or a suspend as
+    /// well.
     async fn sleep(&self, attempted: Instant, pause: Duration) -> Slept {
         let earliest = attempted + self.config.retry_min.min(pause);
         let wanted = async {
@@ -388,7 +389,7 @@ impl Renewal {
             self.slot.outdated.notified().await;
         };
         tokio::select! {
-            // Who waits is seen even in the moment the pause is over.
+            // `biased`: a waiting caller takes precedence over the end of the pause.
             biased;
             () = wanted => Slept::Woken,
             () = outdated => Slept::Woken,
@@ -397,23 +398,23 @@ impl Renewal {
     }
 }
 
-/// How a pause has ended.
+/// Why a pause ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Slept {
-    /// Somebody wants a certificate now.
+    /// A certificate is needed now.
     Woken,
-    /// By itself.
+    /// The time was over.
     Out,
 }
 
-/// How long to wait before a certificate is renewed: half of what is left of its life, up to a
-/// tenth earlier so that the certificates of a node are not all renewed in the same second.
+/// How long to wait before a certificate is renewed: half of its remaining lifetime, less up to a
+/// tenth of that, so that a node does not renew all its certificates in the same second.
 fn renew_after(not_after: SystemTime, now: SystemTime, jitter: f64) -> Duration {
     let left = not_after.duration_since(now).unwrap_or_default();
     left.mul_f64(0.5 * (1.0 - jitter))
 }
 
-/// A number from 0 to 0.1.
+/// A random number from 0 to 0.1.
 fn jitter() -> f64 {
     rand::random_range(0.0..0.1)
 }

@@ -1,6 +1,6 @@
-//! An established session as a byte stream. The two halves do the protocol, this file moves their
-//! bytes to and from the socket: one large read when no complete record is left, one large write
-//! when the caller flushes or the buffer is full.
+//! An established session as a byte stream. The two halves implement the protocol; this file moves
+//! their bytes to and from the socket: one large read when no complete record is left, one large
+//! write when the caller flushes or the buffer is full.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use super::outgoing::{Outgoing, Urgency};
 use super::revocation::PeerChain;
 use mesh::Identity;
 
-/// What the handshake agreed on.
+/// The parameters that the handshake negotiated.
 #[derive(Debug, Clone)]
 pub(super) struct Agreement {
     pub(super) peer: Identity,
@@ -27,8 +27,8 @@ pub(super) struct Agreement {
 
 /// A mutually authenticated TLS 1.3 session over `IO`.
 ///
-/// Written bytes stay here until 256 KiB are pending or the stream is flushed. Shutting down
-/// sends close_notify and closes the write side of `IO`; reading goes on. An end of `IO` without
+/// Written bytes stay here until 256 KiB are pending or the stream is flushed. Shutting down sends
+/// close_notify and closes the write side of `IO`; reads continue. An end of `IO` without
 /// close_notify is an error ([`RecordError::Truncated`]).
 pub struct Stream<IO> {
     io: IO,
@@ -47,12 +47,12 @@ enum Writer {
     Waiting,
 }
 
-/// What may still be done with a stream.
+/// Which operations the stream still allows.
 enum State {
     Open,
     /// close_notify is queued or sent.
     Closing,
-    /// Over; every call says why.
+    /// The session has failed; every call returns the error.
     Failed(RecordError),
 }
 
@@ -75,12 +75,13 @@ impl<IO> Stream<IO> {
         }
     }
 
-    /// Who the peer proved to be.
+    /// The identity that the peer proved.
     pub const fn peer(&self) -> &Identity {
         &self.agreement.peer
     }
 
-    /// What to ask [`Revocations`](super::Revocations) about while the session lasts.
+    /// The peer's chain, to check against [`Revocations`](super::Revocations) while the session
+    /// lasts.
     pub const fn peer_chain(&self) -> &PeerChain {
         &self.agreement.chain
     }
@@ -95,7 +96,7 @@ impl<IO> Stream<IO> {
         self.agreement.key_exchange
     }
 
-    /// The protocol version; there is one.
+    /// The protocol version, which is always TLS 1.3.
     pub const fn tls_version(&self) -> &'static str {
         "TLSv1.3"
     }
@@ -112,7 +113,7 @@ impl<IO> Stream<IO> {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Stream<IO> {
-    /// Writes what is pending until all is gone or the socket takes no more.
+    /// Writes the pending bytes until none is left or the socket takes no more.
     fn drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outgoing.is_empty() {
             let pending = self.outgoing.pending()?;
@@ -129,12 +130,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Stream<IO> {
         Poll::Ready(Ok(()))
     }
 
-    /// Ends the session, telling the peer why if the socket takes it at once.
+    /// Ends the session, and sends the peer an alert if the socket takes it at once.
     fn fail(&mut self, error: RecordError) -> io::Error {
         if let Some(alert) = error.alert()
             && self.outgoing.alert(alert).is_ok()
         {
-            // Best effort: whoever waits to write wakes up to the error anyway.
+            // Best effort: a waiting writer gets the error anyway.
             let mut nobody = Context::from_waker(Waker::noop());
             let _sent = self.drain(&mut nobody);
         }
@@ -142,9 +143,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Stream<IO> {
         error.into()
     }
 
-    /// Sends what the protocol owes the peer, from the reading side: nobody else might.
+    /// Sends pending protocol bytes from the reading side: the application may never write again.
     fn pay(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        // A writer that waits for the socket sends it anyway, and its waker must stay in place.
+        // A writer that waits for the socket sends them anyway, and its waker must stay registered.
         if self.outgoing.urgency() != Urgency::None
             && self.writer == Writer::Idle
             && let Poll::Ready(sent) = self.drain(cx)
@@ -168,7 +169,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Stream<IO> {
                 ready!(self.drain_for_writer(cx))?;
             }
             match self.outgoing.write(&mut self.keys, slices) {
-                // A key update took the last of the room.
+                // A key update took the rest of the buffer.
                 Ok(0) if self.outgoing.is_full() => {}
                 Ok(count) => return Poll::Ready(Ok(count)),
                 Err(error) => return Poll::Ready(Err(self.fail(error))),
@@ -203,7 +204,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<IO> {
                 Ok(stop) => stop,
                 Err(error) => {
                     let error = this.fail(error);
-                    // What was read before it is good; the next call says what happened.
+                    // Bytes opened before the error are valid; the next call returns the error.
                     let good = out.filled().len() > filled;
                     return Poll::Ready(if good { Ok(()) } else { Err(error) });
                 }

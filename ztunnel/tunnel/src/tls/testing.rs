@@ -1,5 +1,5 @@
-//! What the tests of this room share: an authority whose every mistake can be chosen, and pairs
-//! of connected streams.
+//! Shared by the tests of this module: an authority that can make any kind of invalid certificate,
+//! and pairs of connected streams.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,12 +17,12 @@ use mesh::Identity;
 
 pub(super) struct Authority {
     root: CertificateDer<'static>,
-    /// What stands between its leaves and the root.
+    /// The certificates between its leaves and the root.
     above: Vec<CertificateDer<'static>>,
     signer: Signer<'static, KeyPair>,
 }
 
-/// A leaf to be issued; the default is a good one.
+/// A leaf to issue; the default is valid.
 pub(super) struct Leaf {
     pub(super) uris: Vec<String>,
     pub(super) usages: Vec<ExtendedKeyUsagePurpose>,
@@ -55,7 +55,7 @@ impl Authority {
         }
     }
 
-    /// An authority that this one vouches for.
+    /// An authority whose certificate this one signs.
     pub(super) fn below(&self, name: &str) -> Self {
         let (params, key) = Self::draft(name);
         let certificate = params.signed_by(&key, &self.signer).unwrap();
@@ -127,7 +127,7 @@ impl Authority {
         }
     }
 
-    /// Good credentials.
+    /// Valid credentials.
     pub(super) fn credentials(&self, identity: &Identity) -> Credentials {
         Credentials::new(
             identity,
@@ -137,7 +137,7 @@ impl Authority {
         .unwrap()
     }
 
-    /// Credentials that present `leaf`, whatever is wrong with it, and trust this root.
+    /// Credentials that present `leaf`, which may be invalid, and trust this root.
     pub(super) fn flawed(&self, identity: &Identity, leaf: &Leaf) -> Credentials {
         Credentials::unchecked(identity, self.issue(leaf))
     }
@@ -158,7 +158,7 @@ pub(super) async fn shake(
     Result<Stream<DuplexStream>, Error>,
 ) {
     let (near, far) = tokio::io::duplex(capacity);
-    // The client's last flight leaves with its first flush or read, so the client has to go on.
+    // The client's last flight leaves with its first flush or read, so the client has to continue.
     let connecting = async {
         let mut stream = connect(near, client, expected).await?;
         tokio::io::AsyncWriteExt::flush(&mut stream).await.unwrap();
@@ -176,7 +176,7 @@ pub(super) async fn pair(capacity: usize) -> (Stream<DuplexStream>, Stream<Duple
     (near.unwrap(), far.unwrap())
 }
 
-/// Bytes that repeat with a period no record length shares.
+/// Bytes whose period differs from every record length.
 pub(super) fn pattern(length: usize) -> Vec<u8> {
     (0..length)
         .map(|at| u8::try_from(at % 251).unwrap())

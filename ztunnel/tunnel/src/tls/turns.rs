@@ -1,13 +1,13 @@
-//! Whose turn it is to ask the certificate authority. A node that starts wants certificates for
-//! all of its pods at once; the authority is asked for a few at a time, and those that a
-//! connection waits for go before those that will be wanted later.
+//! The order of requests to the certificate authority. A node that starts needs certificates for
+//! all of its pods at once. Only a few are requested at a time, and certificates that a connection
+//! waits for go before certificates that will be needed later.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// The turns that there are, and who waits for one.
+/// The turns, and two queues of tasks that wait for one.
 pub(super) struct Turns {
     state: Mutex<State>,
 }
@@ -18,23 +18,23 @@ struct State {
     ahead: VecDeque<oneshot::Sender<Turn>>,
 }
 
-/// A place in one of the two queues.
+/// One of the two queues.
 #[derive(Clone, Copy)]
 enum Queue {
-    /// Somebody waits.
+    /// A connection waits for the certificate.
     Wanted,
-    /// Nobody does yet.
+    /// No connection waits for it yet.
     Ahead,
 }
 
-/// The right to ask; over when it is dropped.
+/// The permission to send a request; dropping it passes the turn on.
 pub(super) struct Turn {
-    /// None: it was handed on.
+    /// `None`: it was passed on.
     turns: Option<Arc<Turns>>,
 }
 
 impl Turns {
-    /// So many at a time, one at least.
+    /// Allows `count` requests at a time, at least one.
     pub(super) fn new(count: usize) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
@@ -45,7 +45,7 @@ impl Turns {
         })
     }
 
-    /// Waits for a turn; from the moment `wanted` resolves, before all for whom nobody waits.
+    /// Waits for a turn. Once `wanted` resolves, it goes before tasks that no connection waits for.
     pub(super) async fn take(self: &Arc<Self>, wanted: impl Future<Output = ()>) -> Turn {
         let mut wanted = std::pin::pin!(wanted);
         let mut queue = Queue::Ahead;
@@ -56,13 +56,14 @@ impl Turns {
             };
             tokio::select! {
                 biased;
-                // A place is never lost while it is held; if it were, there is another.
+                // The sender is never dropped without a turn; if it were, the loop would queue
+                // again.
                 turn = &mut place => if let Ok(turn) = turn {
                     return turn;
                 },
                 () = &mut wanted, if matches!(queue, Queue::Ahead) => queue = Queue::Wanted,
             }
-            // A turn that arrived just now goes back first.
+            // If a turn was sent to the old place just now, dropping the place passes it on.
             drop(place);
         }
     }
@@ -83,7 +84,7 @@ impl Turns {
         Err(place)
     }
 
-    /// The next in line; without one, the turn is free.
+    /// The next task in the queues; if there is none, the turn becomes free.
     fn next(&self) -> Option<oneshot::Sender<Turn>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let next = state.wanted.pop_front();
@@ -98,7 +99,7 @@ impl Turns {
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut turns = self.turns.take();
-        // Whoever left the queue is passed over.
+        // A task that has left the queue is skipped.
         while let Some(next) = turns.as_ref().and_then(|turns| turns.next()) {
             let sent = next.send(Self { turns });
             turns = sent
@@ -114,7 +115,7 @@ mod tests {
     use std::time::Duration;
     use tokio::sync::Notify;
 
-    /// Takes a turn, writes down who had it, and gives it back.
+    /// Takes a turn, logs its name, and returns the turn.
     fn visit(
         turns: &Arc<Turns>,
         log: &Arc<Mutex<Vec<&'static str>>>,
@@ -175,7 +176,7 @@ mod tests {
         leaving.abort();
         settle().await;
         drop(held);
-        // Its turn has arrived, but it does not run any more.
+        // The task has been given its turn, but is aborted before it runs.
         late.abort();
         stays.await.unwrap();
         settle().await;

@@ -1,6 +1,6 @@
-//! Who the peer is: the chain is checked by webpki (signatures, validity, extended key usage), the
-//! name here. A workload's certificate has exactly one URI name, its SPIFFE identity; DNS names
-//! and subjects mean nothing (SPIFFE X.509-SVID, sections 2 and 5.2).
+//! The verification of peers: webpki checks the chain (signatures, validity, extended key usage),
+//! this module checks the name. A workload's certificate has exactly one URI name, its SPIFFE
+//! identity; DNS names and subjects are ignored (SPIFFE X.509-SVID, sections 2 and 5.2).
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -39,7 +39,7 @@ pub(super) fn provider() -> &'static Arc<CryptoProvider> {
 /// The identity in a certificate.
 ///
 /// # Errors
-/// When it does not have exactly one URI name, a workload's SPIFFE identity.
+/// When it does not have exactly one URI name that is a workload's SPIFFE identity.
 pub fn identity_of(certificate: &CertificateDer<'_>) -> Result<Identity, IdentityRefusal> {
     let (_rest, parsed) = x509_parser::parse_x509_certificate(certificate)
         .map_err(|_malformed| IdentityRefusal::Unreadable)?;
@@ -64,7 +64,7 @@ pub fn identity_of(certificate: &CertificateDer<'_>) -> Result<Identity, Identit
     }
 }
 
-/// Whom to believe: the mesh's roots, but not what was revoked.
+/// The mesh's roots, and the revocation lists.
 #[derive(Clone)]
 pub(super) struct Trust {
     pub(super) roots: Arc<RootCertStore>,
@@ -72,7 +72,7 @@ pub(super) struct Trust {
 }
 
 impl Trust {
-    /// Checks a peer's chain, the names apart.
+    /// Checks a peer's chain, without the names.
     pub(super) fn check(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -192,7 +192,7 @@ impl MeshClient {
 }
 
 impl ClientCertVerifier for MeshClient {
-    /// No hints: every client of the mesh has one certificate, and they would cost bytes.
+    /// No hints: every client of the mesh has only one certificate, so hints would waste bytes.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -251,13 +251,13 @@ fn signed(
     verify_tls13_signature(message, certificate, signature, algorithms)
 }
 
-/// Keeps the refusal inside rustls's error; the handshake takes it out again. The peer sees
-/// certificate_unknown.
+/// Stores the refusal in rustls's error, from which the handshake extracts it. The peer gets the
+/// alert certificate_unknown.
 fn refusal(refusal: IdentityRefusal) -> rustls::Error {
     CertificateError::Other(OtherError(Arc::new(refusal))).into()
 }
 
-/// Chooses the variant by which alert tells the peer what is wrong with its certificate.
+/// Chooses the variant whose alert describes the problem to the peer.
 fn certificate_error(error: webpki::Error) -> rustls::Error {
     match error {
         webpki::Error::CertExpired { time, not_after } => {
@@ -266,7 +266,7 @@ fn certificate_error(error: webpki::Error) -> rustls::Error {
         webpki::Error::CertNotValidYet { time, not_before } => {
             CertificateError::NotValidYetContext { time, not_before }
         }
-        // The roots of two meshes may bear the same name; then only the signature tells.
+        // The roots of two meshes may have the same name; then only the signature differs.
         webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
             CertificateError::UnknownIssuer
         }

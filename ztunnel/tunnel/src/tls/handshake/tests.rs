@@ -1,4 +1,4 @@
-//! Handshakes that succeed, and every way one may fail with the reason it must name.
+//! Handshakes that succeed, and each kind of failure with its reason.
 
 use std::time::SystemTime;
 
@@ -75,7 +75,7 @@ async fn bytes_right_behind_the_handshake_are_not_lost() {
         near
     };
     let reading = async {
-        // Let everything arrive before the server reads the client's Finished.
+        // All bytes arrive before the server reads the client's Finished.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let mut far = accept(far, &server).await.unwrap();
         let mut got = Vec::new();
@@ -169,7 +169,7 @@ async fn the_client_refuses_a_server_that_is_not_whom_it_expects() {
     }
 }
 
-/// A client that trusts `ours`, whoever signed its own certificate.
+/// A client that trusts `ours`, with a certificate that any authority may have signed.
 fn trusting(ours: &Authority, signer: &Authority, leaf: &Leaf) -> Credentials {
     let mut issued = signer.issue(leaf);
     issued.roots = vec![ours.root()];
@@ -264,7 +264,7 @@ async fn over_tcp_the_alert_survives_bytes_that_nobody_read() {
     );
 }
 
-/// What the server says of a client that sends these bytes and then closes.
+/// The server's error and answer when a client sends these bytes and then closes.
 async fn served(bytes: &[u8]) -> (Error, Vec<u8>) {
     let server = Authority::new().credentials(&identity("b"));
     let (mut near, far) = tokio::io::duplex(ROOM * 8);
@@ -300,7 +300,7 @@ async fn names_what_is_not_tls() {
 proptest::proptest! {
     #[test]
     fn any_bytes_are_refused(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400), head in 0..4_usize) {
-        // Heads that lead deeper: a handshake record, a ClientHello, its version and random.
+        // Prefixes that get further: a handshake record, a ClientHello, its version and random.
         let mut sent = b"\x16\x03\x01\x00\x80\x01\x00\x00\x7c\x03\x03"[..[0, 5, 9, 11][head]].to_vec();
         sent.extend(bytes);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -329,11 +329,11 @@ fn tls12_hello() -> Vec<u8> {
 async fn refuses_a_client_of_an_older_version() {
     let (error, answer) = served(&tls12_hello()).await;
     assert_eq!(error.reason(), "incompatible", "{error}");
-    // A fatal alert protocol_version, in the clear.
+    // A fatal alert protocol_version, in plaintext.
     assert_eq!(answer, [21, 3, 3, 0, 2, 2, 70]);
 }
 
-/// What the client says of a server that answers with these bytes.
+/// The client's error when a server answers with these bytes.
 async fn answered(bytes: &[u8]) -> Error {
     let client = Authority::new().credentials(&identity("a"));
     let (near, mut far) = tokio::io::duplex(ROOM);
@@ -358,7 +358,7 @@ async fn answered(bytes: &[u8]) -> Error {
 
 #[tokio::test]
 async fn the_client_names_what_a_server_does_wrong() {
-    // A ServerHello of TLS 1.2: no extension that chooses a version.
+    // A ServerHello of TLS 1.2: it has no extension that selects a version.
     let mut old = vec![22, 3, 3, 0, 42, 2, 0, 0, 38, 3, 3];
     old.extend([7; 32]);
     old.extend([0, 0xc0, 0x2b, 0]);
@@ -378,7 +378,7 @@ async fn the_client_names_what_a_server_does_wrong() {
 async fn an_endless_handshake_is_cut_off() {
     let server = Authority::new().credentials(&identity("b"));
     let (mut near, far) = tokio::io::duplex(ROOM);
-    // One-byte fragments of a ClientHello that claims to be long.
+    // One-byte fragments of a ClientHello whose header has a large length.
     let mut fragments = vec![22, 3, 1, 0, 4, 1, 0, 0xff, 0xff];
     for _ in 0..60_000 {
         fragments.extend([22, 3, 1, 0, 1, 0]);
@@ -387,7 +387,7 @@ async fn an_endless_handshake_is_cut_off() {
     assert_eq!(error.err().unwrap().reason(), "too_large");
 }
 
-/// Damages one byte of what one side says, at each place in turn.
+/// Damages one byte of one side's output, at each position in turn.
 #[tokio::test]
 async fn a_damaged_handshake_fails_without_a_panic() {
     let authority = Authority::new();
@@ -412,7 +412,7 @@ async fn a_damaged_handshake_fails_without_a_panic() {
             let limited = tokio::time::timeout(Duration::from_millis(60), async {
                 tokio::select! { both = both => Some(both), () = wire => None }
             });
-            // A damaged length makes a side wait for more; the caller's timeout ends that.
+            // After a damaged length, a side waits for more bytes; the caller's timeout ends that.
             if let Ok(Some((near, far))) = Box::pin(limited).await {
                 assert!(near.is_err() || far.is_err() || at > 1000, "{at} {side:?}");
             }

@@ -1,4 +1,4 @@
-//! Records by themselves: the limits of their format, and nonces that are never repeated.
+//! Records on their own: the limits of their format, and unique nonces.
 
 use aws_lc_rs::aead::MAX_TAG_LEN;
 use rustls::crypto::cipher::{AeadKey, Iv};
@@ -22,7 +22,7 @@ fn pair(cipher: usize) -> (Sealer, Opener) {
     )
 }
 
-/// A record of this inner plaintext, whatever it is.
+/// A record with this inner plaintext, valid or not.
 fn seal_inner(sealer: &mut Sealer, inner: &[u8]) -> Vec<u8> {
     let header = header(inner.len() + MAX_TAG_LEN).unwrap();
     let mut record = header.to_vec();
@@ -99,7 +99,7 @@ fn padding_is_accepted_and_skipped() {
         opener.open_into(&record, &mut out).unwrap(),
         (Content::Data, MAX_CONTENT)
     );
-    // Padding may make the record longer than its content may be (RFC 8446, section 5.2).
+    // Padding may make a record longer than the limit of its content (RFC 8446, section 5.2).
     long.extend([0; 200]);
     let record = seal_inner(&mut sealer, &long);
     let mut out = vec![0; long.len()];

@@ -14,20 +14,20 @@ use super::super::verify::provider;
 use super::RevocationError;
 use super::chain::{Authority, Serial};
 
-/// More lists than any mesh has authorities.
+/// The limit of lists in a file: more than any mesh has authorities.
 const LIMIT: usize = 256;
 
 /// A certificate revocation list.
 pub struct RevocationList {
-    /// The issuer's name: DER without its outer tag, and for people.
+    /// The issuer's name: in DER without its outer tag, and as text for people.
     name: Box<[u8]>,
     readable: String,
     revoked: HashSet<Serial>,
-    /// None when the date is beyond what can be told.
+    /// `None` when the date cannot be represented.
     next_update: Option<SystemTime>,
     signed: Box<[u8]>,
     signature: Box<[u8]>,
-    /// Whether it is the work of these authorities; asked once for each.
+    /// Whether these authorities signed the list; each is checked once.
     signers: Mutex<Vec<(Arc<Authority>, bool)>>,
 }
 
@@ -44,7 +44,7 @@ impl RevocationList {
             why,
         };
         let mut lists = Vec::new();
-        // A sequence: the file is one list in DER.
+        // A sequence tag: the file is one list in DER.
         if bytes.first() == Some(&0x30) {
             lists.push(Self::new(bytes).map_err(|why| unusable(1, why))?);
             return Ok(lists);
@@ -93,7 +93,7 @@ impl RevocationList {
         })
     }
 
-    /// How many certificates it revokes.
+    /// How many certificates the list revokes.
     #[must_use]
     pub fn revoked(&self) -> usize {
         self.revoked.len()
@@ -105,12 +105,12 @@ impl RevocationList {
         &self.readable
     }
 
-    /// Whether it should have been replaced.
+    /// Whether the list's `nextUpdate` has passed.
     pub(super) fn is_old_at(&self, now: SystemTime) -> bool {
         self.next_update.is_some_and(|until| until <= now)
     }
 
-    /// Whether it revokes that serial number of an issuer of that name.
+    /// Whether the list revokes that serial number for an issuer of that name.
     pub(super) fn names(&self, serial: &Serial, issuer: &[u8]) -> bool {
         *self.name == *issuer && self.revoked.contains(serial)
     }
@@ -133,8 +133,8 @@ impl RevocationList {
         is
     }
 
-    /// The algorithm that the list claims does not matter: whatever verifies with the authority's
-    /// key was signed by it.
+    /// The algorithm that the list claims is ignored: if the authority's key verifies the
+    /// signature, the authority made it.
     fn verify(&self, authority: &Authority) -> bool {
         let algorithms = provider().signature_verification_algorithms.all;
         let Ok(key) = RawPublicKeyEntity::try_from(&authority.key) else {

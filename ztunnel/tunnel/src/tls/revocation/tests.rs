@@ -1,5 +1,5 @@
-//! Revocation lists: how files are read, whom a list is about, and what it does to handshakes and
-//! to sessions that are open.
+//! Revocation lists: how files are read, which certificates a list applies to, and the effect on
+//! handshakes and on open sessions.
 
 use rustls_pki_types::CertificateDer;
 use tempfile::TempDir;
@@ -61,7 +61,7 @@ type Ends = (
     Result<Stream<DuplexStream>, Error>,
 );
 
-/// A client `a` and a server `b` shake hands; each looks at its own lists.
+/// A client `a` and a server `b` shake hands; each uses its own lists.
 async fn meet(client: (Issued, &Revocations), server: (Issued, &Revocations)) -> Ends {
     let client = credentials("a", client.0, client.1);
     let server = credentials("b", server.0, server.1);
@@ -132,7 +132,7 @@ async fn an_authority_in_between_is_looked_up_too() {
             Err(error) => assert!(!allowed && error.reason() == "cert_revoked", "{error}"),
         }
     }
-    // The leaf's own authority may have a list as well: one file has both.
+    // The leaf's own authority may have a list as well: one file may hold both.
     let leaf = issue(&good, "a");
     let mut both = list(&root, &[]);
     both.push_str(&list(&good, &[&leaf.chain[0]]));
@@ -144,7 +144,8 @@ async fn an_authority_in_between_is_looked_up_too() {
 
 #[tokio::test]
 async fn a_list_counts_only_for_whoever_signed_it() {
-    // Two roots of one name, as while a root is replaced; and the list of a stranger of that name.
+    // Two roots of one name, as during a root rotation; and a list of an unrelated authority of
+    // that name.
     let (old, new) = (Authority::new(), Authority::new());
     let (from_old, from_new) = (issue(&old, "a"), issue(&new, "a"));
     let (b_old, b_new) = (issue(&old, "b"), issue(&new, "b"));
@@ -187,7 +188,7 @@ async fn an_open_session_learns_of_a_later_list() {
     assert!(lists.is_revoked(far.peer_chain()));
     assert!(!lists.is_revoked(near.peer_chain()));
     assert!(tokio::time::timeout(soon, &mut not_told).await.is_err());
-    // Who asks late is told at once.
+    // A call after the revocation resolves at once.
     lists.revoked(far.peer_chain()).await;
     assert_eq!(lists.reload().unwrap(), Reload::Unchanged);
     assert!(!version.has_changed().unwrap());
@@ -303,7 +304,7 @@ fn an_empty_file_is_one_that_is_not_there_yet() {
 async fn the_file_is_followed() {
     let authority = Authority::new();
     let (a, b) = (issue(&authority, "a"), issue(&authority, "b"));
-    // Not there yet: an optional ConfigMap.
+    // The file does not exist yet: an optional ConfigMap.
     let place = Place::empty();
     let lists = place.open();
     let follower = tokio::spawn(lists.clone().follow(Duration::from_millis(5)));
@@ -311,7 +312,7 @@ async fn the_file_is_followed() {
     place.write("half a li");
     tokio::time::sleep(Duration::from_millis(30)).await;
     assert!(!version.has_changed().unwrap());
-    // Replaced as Kubernetes does it: by a link to another directory.
+    // Replaced as Kubernetes does it: with a link to another directory.
     let next = place.directory.path().join("..data");
     fs::create_dir(&next).unwrap();
     fs::write(next.join("crl.pem"), list(&authority, &[&a.chain[0]])).unwrap();

@@ -1,4 +1,4 @@
-//! The store with an issuer that counts, waits and fails on demand.
+//! The store with an issuer that counts, delays and fails on demand.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,11 +13,11 @@ use super::*;
 struct Fake {
     authority: Authority,
     calls: AtomicUsize,
-    /// For whom, in order.
+    /// The requested identities, in order.
     asked: Mutex<Vec<Identity>>,
-    /// Lifetime of leaves.
+    /// The lifetime of leaves.
     ttl: Duration,
-    /// How long an answer takes.
+    /// The delay of an answer.
     delay: Duration,
     /// Which calls fail, counted from 0.
     fails: fn(usize) -> bool,
@@ -75,7 +75,7 @@ fn store(fake: Fake) -> (Arc<Fake>, Arc<Store>) {
     (fake, store)
 }
 
-/// Waits until it holds. The tasks of the store may be late on a busy machine.
+/// Waits until the condition is true. The store's tasks may be late on a busy machine.
 async fn until(holds: impl AsyncFn() -> bool) {
     let holds = async {
         while !holds().await {
@@ -130,7 +130,7 @@ async fn works_from_the_runtime_of_another_thread() {
 
 #[tokio::test]
 async fn renews_at_half_of_the_lifetime_and_leaves_the_old_one_alone() {
-    // Two seconds at least, because certificates count in seconds.
+    // At least two seconds, because certificates store times in seconds.
     let (fake, store) = store(Fake {
         ttl: Duration::from_millis(2900),
         ..Fake::new()
@@ -145,8 +145,8 @@ async fn renews_at_half_of_the_lifetime_and_leaves_the_old_one_alone() {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // The end of validity is cut to whole seconds: half of 1.9 to 2.9 s, less a tenth. A busy machine
-    // may be late, but not by the other half.
+    // The end of validity is truncated to whole seconds: half of 1.9 to 2.9 s, less a tenth. A busy
+    // machine may be late, but not by the other half.
     let after = begin.elapsed();
     assert!(after >= Duration::from_millis(800), "{after:?}");
     assert!(SystemTime::now() < first.not_after(), "{after:?}");
@@ -273,10 +273,11 @@ async fn prefetch_issues_and_forget_stops() {
     assert_eq!(kept.identity(), &identity("a"));
 }
 
-/// A connection of the pod that was in flight gets what it asks for.
+/// A connection of a pod that was just removed gets its certificate.
 #[tokio::test]
 async fn what_is_asked_for_after_it_was_forgotten_is_not_renewed() {
-    // It is renewed after half of it, cut to whole seconds and less a tenth: 1.7 to 2.5 s.
+    // It is renewed after half of its lifetime, truncated to whole seconds, less a tenth: 1.7 to
+    // 2.5 s.
     let (fake, store) = store(Fake {
         ttl: Duration::from_millis(4900),
         ..Fake::new()
@@ -289,9 +290,9 @@ async fn what_is_asked_for_after_it_was_forgotten_is_not_renewed() {
     assert_eq!((fake.calls(), store.inventory().len()), (2, 1));
     until(async || store.inventory().is_empty()).await;
     assert_eq!(fake.calls(), 2);
-    // What it got serves as long as it is valid.
+    // The certificate stays in use while it is valid.
     assert_eq!(store.get(&a).await.unwrap().serial(), late.serial());
-    // A pod with this service account is back.
+    // A pod with this service account is added again.
     store.prefetch(&a);
     until(async || fake.calls() > 3).await;
     assert_eq!((fake.calls(), store.inventory().len()), (4, 1));
@@ -309,9 +310,10 @@ async fn an_authority_that_is_away_is_not_asked_for_ever_for_a_pod_that_is_gone(
         let asked = fake.asked.lock().unwrap();
         asked.iter().filter(|it| **it == identity(name)).count()
     };
-    // The one that is gone was asked for first, and would be ahead.
+    // The forgotten identity was requested first, so its next attempt would be earlier.
     until(async || times("here") > 3 && store.inventory().len() == 1).await;
-    // Who waits may come just after the attempt has begun: then there is one more for it.
+    // The caller may start to wait just after the attempt has begun: then there is one more
+    // attempt.
     assert!((1..=2).contains(&times("gone")), "{}", times("gone"));
 }
 
@@ -329,7 +331,7 @@ async fn a_few_are_asked_for_at_a_time_and_who_is_waited_for_goes_first() {
     }
     tokio::time::sleep(Duration::from_millis(2)).await;
     assert_eq!(fake.calls(), 2);
-    // One that nobody thought of, and one that waits for its turn already.
+    // One identity without a prefetch, and one that already waits for its turn.
     let (unexpected, last) = (identity("x"), &names[4]);
     let (x, e) = tokio::join!(store.get(&unexpected), store.get(last));
     assert!(x.is_ok() && e.is_ok());
@@ -356,7 +358,7 @@ async fn all_are_renewed_on_request_and_the_old_ones_serve_until_then() {
         let now = store.get(&all[at]).await.unwrap();
         now.serial() == old[at].serial()
     };
-    // What is there is given without waiting, so nothing was renewed meanwhile.
+    // A valid certificate is returned without waiting, so none was renewed in the meantime.
     assert!(is_old(0).await && is_old(1).await);
     until(async || !is_old(0).await && !is_old(1).await).await;
     tokio::time::sleep(Duration::from_millis(100)).await;

@@ -1,4 +1,4 @@
-//! Records that are not data: tickets, key updates in both directions, and a limit on all of them.
+//! Records without data: tickets, key updates in both directions, and the limit on their number.
 
 use std::time::Duration;
 

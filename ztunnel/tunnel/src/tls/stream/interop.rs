@@ -1,5 +1,5 @@
-//! Our record layer against stock rustls over TCP, in both roles, with keys that change on the
-//! way. The stock side blocks on a thread of its own.
+//! Our record layer against stock rustls over TCP, in both roles, with key updates during the
+//! transfer. The stock side runs in a blocking thread of its own.
 
 use std::io::{Read, Write};
 use std::net::TcpStream as StdStream;
@@ -58,7 +58,7 @@ fn stock_client(
     ClientConnection::new(Arc::new(config), ServerName::try_from("10.0.0.1").unwrap()).unwrap()
 }
 
-/// With tickets, as other implementations send them.
+/// The server sends tickets, as other implementations do.
 fn stock_server(
     authority: &Authority,
     alpn: &[&[u8]],
@@ -82,7 +82,7 @@ fn stock_server(
     ServerConnection::new(Arc::new(config)).unwrap()
 }
 
-/// Sends the pattern in pieces with a new key for each, then reads it back to the end.
+/// Sends the pattern in pieces with a key update after each, then reads it back to the end.
 fn stock_exchange<S: rustls::SideData>(
     mut stream: rustls::StreamOwned<
         impl std::ops::DerefMut<Target = rustls::ConnectionCommon<S>>,
@@ -95,7 +95,7 @@ fn stock_exchange<S: rustls::SideData>(
         stream.write_all(sent).unwrap();
         stream.flush().unwrap();
         stream.conn.refresh_traffic_keys().unwrap();
-        // The echo comes back at the same pace, or both sides would block.
+        // The echo is read at the same pace, or both sides would block.
         let piece = &mut piece[..sent.len()];
         stream.read_exact(piece).unwrap();
         back.extend_from_slice(piece);
@@ -111,7 +111,7 @@ fn stock_exchange<S: rustls::SideData>(
     );
 }
 
-/// Sends back what comes, replacing its own key all the time.
+/// Sends all received bytes back, and updates its own key all the time.
 async fn echo(mut stream: Stream<TcpStream>) {
     stream.outgoing.wear_out_after(2);
     let mut piece = vec![0; 30_000];
@@ -167,7 +167,7 @@ async fn a_peer_without_the_tunnels_protocol_is_refused() {
         let (mut stock, mut near) = (stock_client(&authority, alpn, None), blocking(near));
         let client = std::thread::spawn(move || {
             let _failed = stock.complete_io(&mut near);
-            // Until the server hangs up.
+            // Until the server closes.
             let _end = near.read_to_end(&mut Vec::new());
         });
         let error = accept(far, &credentials).await.err().unwrap();

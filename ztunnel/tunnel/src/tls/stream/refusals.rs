@@ -1,4 +1,4 @@
-//! Ends, damage and everything a peer must not send: each has its own error and none is data.
+//! Closes, damage and input that a peer must not send: each has its own error and none yields data.
 
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -43,7 +43,7 @@ async fn a_forged_record_ends_the_session_on_both_sides() {
             );
             assert!(far.write_all(b"x").await.is_err());
             let told = near.read_u8().await.unwrap_err();
-            // To a client that has heard nothing yet, any alert means a refusal.
+            // For a client that has not received a record yet, any alert is a refusal.
             assert_eq!(reason(&told), "refused_by_peer");
             assert!(told.to_string().contains("BadRecordMac"), "{told}");
         }
@@ -115,7 +115,7 @@ async fn messages_that_no_peer_may_send_are_refused() {
         (Content::Alert, &[2, 20, 0], "malformed_message"),
         (Content::Alert, &[2, 80], "alert"),
     ] {
-        // Towards the server, which gets no tickets.
+        // Towards the server, because a server gets no tickets.
         let (mut near, mut far) = settled().await;
         near.outgoing.raw(content, bytes);
         near.flush().await.unwrap();
@@ -147,7 +147,7 @@ async fn an_endless_message_is_refused() {
     );
 }
 
-/// What a reader gets of `bytes` on the wire, and how it ended.
+/// The data that a reader gets from the bytes on the wire, and its final result.
 async fn read_all(far: &mut Stream<tokio::io::DuplexStream>) -> (Vec<u8>, io::Result<()>) {
     let mut got = Vec::new();
     let mut piece = vec![0; 20_000];

@@ -1,4 +1,4 @@
-//! Measurements of the record layer; ignored, because they judge nothing:
+//! Measurements of the record layer; ignored by default, because they assert nothing:
 //! `cargo test -p ztunnel --lib tls::stream::speed -- --ignored --nocapture --test-threads 1`
 
 use std::time::Instant;
@@ -127,7 +127,7 @@ async fn how_much_an_idle_stream_holds_and_a_handshake_takes() {
     );
 }
 
-/// What the tunnel's measurement carries.
+/// The number of bytes that the tunnel measurement transfers.
 const TOTAL: usize = 2 << 30;
 
 fn runtime() -> tokio::runtime::Runtime {

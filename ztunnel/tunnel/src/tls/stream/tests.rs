@@ -1,5 +1,5 @@
-//! The stream as its users see it: bytes arrive whole and in order whatever the transport does,
-//! ends and errors are told apart, and nothing is held while nothing flows.
+//! The stream as its users see it: bytes arrive complete and in order on any transport, an end and
+//! an error are distinct, and an idle stream holds no buffer.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::*;
 
 const ROOM: usize = 1 << 20;
 
-/// What the peer finds on the wire: takes the transport out of a stream.
+/// Takes the transport out of a stream, to read the peer's bytes from it.
 pub(super) async fn wire(stream: &mut Stream<DuplexStream>) -> Vec<u8> {
     let mut bytes = vec![0; ROOM];
     let arrived = tokio::time::timeout(Duration::from_millis(20), stream.io.read(&mut bytes)).await;
@@ -21,7 +21,7 @@ pub(super) async fn wire(stream: &mut Stream<DuplexStream>) -> Vec<u8> {
     bytes
 }
 
-/// Lets the pair forget the handshake: the client's last flight has been read.
+/// A pair whose handshake is complete on both sides: the client's last flight has been read.
 pub(super) async fn settled() -> (Stream<DuplexStream>, Stream<DuplexStream>) {
     pair(ROOM).await
 }
@@ -202,7 +202,7 @@ async fn either_side_may_close_first_and_still_read() {
     }
 }
 
-/// A transport that moves a few bytes at a time and is often not ready.
+/// A transport that moves a few bytes at a time and is often pending.
 struct Choppy {
     io: DuplexStream,
     sizes: Vec<u8>,
@@ -210,7 +210,7 @@ struct Choppy {
 }
 
 impl Choppy {
-    /// How much to move now; 0 is "not ready".
+    /// How many bytes to move now; 0 means pending.
     fn next(&mut self, cx: &Context<'_>) -> usize {
         self.turn += 1;
         let size = usize::from(self.sizes[self.turn % self.sizes.len()]);
