@@ -3,7 +3,7 @@
 //!
 //! [`tls`] holds the certificates in use, verifies peers and protects the bytes; [`hbone`] opens,
 //! pools and serves tunnels over any byte stream. Neither knows about pods or the state of the
-//! mesh: callers say which identity to present, which identities to accept, and whom to connect.
+//! mesh: the caller passes the identity to present, the identities to accept and the address.
 
 pub mod hbone;
 pub mod tls;

@@ -37,7 +37,7 @@ pub struct Credentials {
     not_after: SystemTime,
 }
 
-/// What the admin interface shows of a certificate.
+/// The details of a certificate that the admin interface shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateSummary {
     /// The identity of the certificate.

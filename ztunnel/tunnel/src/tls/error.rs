@@ -122,7 +122,7 @@ pub enum IssueError {
     /// The issued certificate cannot be used for the identity.
     #[error("the issued certificate cannot be used: {why}")]
     Unusable {
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
     /// The issuing task ended without an answer: the store has forgotten the identity, or the

@@ -240,7 +240,7 @@ impl Store {
             return entry.clone();
         }
         entries.retain(|_, entry| !entry.is_over());
-        // The new task keeps the need of one that panicked.
+        // A new task that replaces a panicked one keeps its need.
         let need = entries.get(identity).map(|died| *died.slot.need());
         let slot = Arc::new(Slot {
             identity: identity.clone(),

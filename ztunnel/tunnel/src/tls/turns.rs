@@ -63,7 +63,7 @@ impl Turns {
                 },
                 () = &mut wanted, if matches!(queue, Queue::Ahead) => queue = Queue::Wanted,
             }
-            // If a turn was sent to the old place just now, dropping the place passes it on.
+            // If this receiver was just given a turn, dropping it passes the turn on.
             drop(place);
         }
     }

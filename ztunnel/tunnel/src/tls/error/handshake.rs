@@ -114,7 +114,7 @@ pub enum HandshakeError {
     /// The certificate, or the proof that the peer owns its key, is invalid.
     #[error("its certificate is not acceptable: {why}")]
     BadCertificate {
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
     /// The certificate is valid but names the wrong workload.

@@ -310,7 +310,7 @@ async fn an_authority_that_is_away_is_not_asked_for_ever_for_a_pod_that_is_gone(
         let asked = fake.asked.lock().unwrap();
         asked.iter().filter(|it| **it == identity(name)).count()
     };
-    // The forgotten identity was requested first, so its next attempt would be earlier.
+    // `gone` was requested first, so its next attempt would be earlier.
     until(async || times("here") > 3 && store.inventory().len() == 1).await;
     // The caller may start to wait just after the attempt has begun: then there is one more
     // attempt.

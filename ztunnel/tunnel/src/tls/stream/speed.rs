@@ -1,5 +1,5 @@
 //! Measurements of the record layer; ignored by default, because they assert nothing:
-//! `cargo test -p ztunnel --lib tls::stream::speed -- --ignored --nocapture --test-threads 1`
+//! `cargo test -p tunnel --lib tls::stream::speed -- --ignored --nocapture --test-threads 1`
 
 use std::time::Instant;
 
