@@ -11,9 +11,9 @@
 //!   list exists.
 //! - A list that is past its `nextUpdate` stays in force, with a warning: revoked certificates stay
 //!   revoked, and a publisher that is stuck does not stop the mesh.
-//! - If the file cannot be read or parsed at startup, startup fails. Later the last valid lists stay
-//!   in force, also when the file disappears. A missing file may appear later: an optional ConfigMap
-//!   is mounted when it is created.
+//! - If the file cannot be read or parsed at startup, startup fails. Later the last valid lists
+//!   stay in force, also when the file disappears. A missing file may appear later: an optional
+//!   ConfigMap is mounted when it is created.
 //! - The scope of a list (RFC 5280, section 5.2.5) is ignored: an authority issues a serial number
 //!   once, so a number in any of its lists is revoked.
 
