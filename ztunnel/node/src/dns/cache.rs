@@ -1,7 +1,7 @@
-//! Answers of resolvers, kept for as long as they say.
+//! The cache of resolvers' answers; each answer is kept for its TTL.
 //!
-//! An answer is one pod's: resolvers may answer each differently. Bounded in entries and in bytes;
-//! when it is full the oldest goes first.
+//! Answers are kept per pod, because resolvers may answer each pod differently. The cache is
+//! bounded in entries and in bytes; when it is full, the oldest entry is evicted.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -10,29 +10,29 @@ use std::time::{Duration, Instant};
 use super::query::{Flavour, Query};
 use super::wire::{self, Header, Lifetimes};
 
-/// The most answers that are kept.
+/// The maximum number of answers.
 const MOST_ENTRIES: usize = 4096;
-/// The most bytes of answers that are kept.
+/// The maximum size of all answers in bytes.
 const MOST_BYTES: usize = 4 << 20;
-/// The longest that an answer is kept, whatever it says.
+/// The maximum time that an answer is kept, whatever its TTL.
 const LONGEST: Duration = Duration::from_secs(60 * 60);
-/// The response codes that are answers: that there is something, and that there is no such name.
+/// The response codes that may be cached: success and "no such name".
 const ANSWERS: [u16; 2] = [0, 3];
 
-/// What makes two queries have the same answer.
+/// The cache key: queries with equal keys have the same answer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
     /// The cookie of the pod's network namespace.
     pod: u64,
     resolver: SocketAddr,
-    /// In small letters.
+    /// In lower case.
     question: Vec<u8>,
     flavour: Flavour,
 }
 
 impl Key {
     /// The key of a query that a pod sent to a resolver; `pod` is the cookie of its network
-    /// namespace. `None` if the answer may not be kept.
+    /// namespace. `None` if the answer must not be cached.
     #[must_use]
     pub fn of(pod: u64, resolver: SocketAddr, query: &Query) -> Option<Self> {
         Some(Self {
@@ -60,18 +60,18 @@ impl Entry {
     }
 }
 
-/// The answers that one worker keeps.
+/// The cached answers of one worker.
 #[derive(Debug, Default)]
 pub struct Cache {
     entries: HashMap<Key, Entry, foldhash::quality::RandomState>,
-    /// In the order in which they came; what has been replaced stands here with an old number.
+    /// In order of insertion; a replaced entry stays in the list with its old number.
     order: VecDeque<(Key, u64)>,
     bytes: usize,
     numbers: u64,
 }
 
 impl Cache {
-    /// The kept answer to a query, with the query's id and the letter case of its name, if there
+    /// The cached answer to a query, with the query's id and the letter case of its name, if there
     /// is one of at most `most` bytes.
     #[must_use]
     pub fn get(&self, key: &Key, query: &Query, most: usize, now: Instant) -> Option<Vec<u8>> {
@@ -84,7 +84,7 @@ impl Cache {
         Some(answer)
     }
 
-    /// Keeps an answer if it may be kept.
+    /// Caches an answer if it may be cached.
     pub fn put(&mut self, key: Key, answer: &[u8], now: Instant) {
         let Some(header) = Header::of(answer) else {
             return;
@@ -112,7 +112,7 @@ impl Cache {
         self.shrink();
     }
 
-    /// Forgets the answers of a pod that has left.
+    /// Removes the answers of a pod that has left.
     pub(super) fn forget(&mut self, pod: u64) {
         let bytes = &mut self.bytes;
         self.entries.retain(|key, entry| {
@@ -131,10 +131,10 @@ impl Cache {
         }
     }
 
-    /// Drops the oldest until the rest fits.
+    /// Evicts the oldest entries until the limits hold.
     fn shrink(&mut self) {
         let full = |cache: &Self| cache.entries.len() > MOST_ENTRIES || cache.bytes > MOST_BYTES;
-        // The list is bounded too, though the same few answers may be replaced for ever.
+        // The list needs a limit of its own, because replacements add to it without adding entries.
         while full(self) || self.order.len() > 2 * MOST_ENTRIES {
             let Some((key, number)) = self.order.pop_front() else {
                 return;

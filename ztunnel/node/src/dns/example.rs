@@ -1,4 +1,4 @@
-//! Queries as applications send them, and a mesh to answer them, for tests.
+//! Test data: queries as applications send them, and a mesh that answers them.
 
 use std::sync::LazyLock;
 
@@ -7,7 +7,7 @@ use super::query::Query;
 use super::wire;
 use mesh::{Snapshot, Workload};
 
-/// A mesh with one of everything that has a name.
+/// A mesh with one resource of each kind that has a name.
 const MESH: &str = r#"
 workloads:
 - { uid: w0, name: db-0, workloadIps: ["10.0.0.1", "fd00::1"], services: { default/db.default.svc.cluster.local: {} } }
@@ -27,7 +27,7 @@ const FLAGS_AND_COUNTS: [u8; 10] = [1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
 /// The type of a question for IPv4 addresses.
 const A: u16 = 1;
 
-/// The wire form of a name: each label behind its length, and an empty one at the end.
+/// The wire form of a name: each label is preceded by its length, and an empty label ends it.
 pub(super) fn name<L: AsRef<[u8]>>(labels: impl IntoIterator<Item = L>) -> Vec<u8> {
     let mut name = Vec::new();
     for label in labels {
@@ -57,7 +57,7 @@ pub(super) fn query(id: u16, name: &str) -> Vec<u8> {
     query_for(id, &question(name, A))
 }
 
-/// The reply of [`MESH`] to a client of the namespace `default`.
+/// The reply of [`MESH`] to a client in the namespace `default`.
 ///
 /// Panics unless the reply repeats the query's question and fits the client's buffer.
 pub(super) fn reply(message: &[u8]) -> Option<Vec<u8>> {

@@ -1,8 +1,8 @@
-//! Asking the resolver that the application asked.
+//! Forwards queries to the resolver that the application addressed.
 //!
-//! The query leaves as it came, but for its id; the answer comes back as it is. Nobody can slip an
-//! answer in who does not see the query: it leaves from a port of its own, the socket is connected,
-//! and the id is random (RFC 5452).
+//! The query is forwarded unchanged except for its id; the answer is returned unchanged. An
+//! attacker who does not see the query cannot forge an answer: each query has its own port, a
+//! connected socket and a random id (RFC 5452).
 
 use std::io;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use super::wire::{self, Header};
 /// The longest message (RFC 1035, section 4.2.2).
 pub(super) const LONGEST_MESSAGE: usize = u16::MAX as usize;
 
-/// What was asked, as far as it has to be known again.
+/// The parts of a query that its answer must match.
 struct Sent<'a> {
     id: u16,
     question: Option<&'a [u8]>,
 }
 
 impl Sent<'_> {
-    /// Whether a message is the answer. A resolver that refuses may leave the question out.
+    /// Whether a message answers the query. A resolver that refuses may omit the question.
     fn is_answered_by(&self, message: &[u8]) -> bool {
         let Some(header) = Header::of(message) else {
             return false;
@@ -36,7 +36,7 @@ impl Sent<'_> {
     }
 }
 
-/// A query with an id that nobody can guess, and what it was.
+/// The query with an unpredictable id; returns that id, too.
 fn disguised(query: &[u8]) -> (Vec<u8>, u16) {
     let id = rand::random();
     let mut disguised = query.to_vec();
@@ -44,7 +44,7 @@ fn disguised(query: &[u8]) -> (Vec<u8>, u16) {
     (disguised, id)
 }
 
-/// The answer with the id that the application knows.
+/// The answer with the application's own id.
 fn undisguised(mut answer: Vec<u8>, query: &[u8]) -> Vec<u8> {
     if let Some(header) = Header::of(query) {
         wire::set_id(&mut answer, header.id);
@@ -57,11 +57,11 @@ fn late(after: Duration) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
-/// Asks over a socket that is connected to the resolver and nobody else's. `room` is where the
-/// answer is read into.
+/// Sends the query over a socket that is connected to the resolver and used for this query only.
+/// The answer is read into `room`.
 ///
 /// # Errors
-/// Those of the socket; `TimedOut` when the time is over.
+/// Those of the socket; `TimedOut` after `timeout`.
 pub(super) async fn by_datagram(
     socket: UdpSocket,
     query: &[u8],
@@ -82,7 +82,7 @@ pub(super) async fn by_datagram(
                 Ok(length) if sent.is_answered_by(&room[..length]) => {
                     return Ok(undisguised(room[..length].to_vec(), query));
                 }
-                // Not what was waited for.
+                // Not an answer to this query.
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
@@ -93,8 +93,8 @@ pub(super) async fn by_datagram(
     answered.unwrap_or_else(|_elapsed| Err(late(timeout)))
 }
 
-/// Waits until there is something to read. That nobody is there (an ICMP message) is told as an
-/// error of the socket, which reading alone would not notice.
+/// Waits until the socket is readable. An ICMP error arrives as a socket error, which waiting for
+/// data alone would miss.
 async fn wait(socket: &UdpSocket) -> io::Result<()> {
     let ready = socket.ready(Interest::READABLE | Interest::ERROR).await?;
     if !ready.is_error() {
@@ -103,17 +103,17 @@ async fn wait(socket: &UdpSocket) -> io::Result<()> {
     if let Some(error) = socket.take_error()? {
         return Err(error);
     }
-    // It is over: wait for the next one.
+    // The error is consumed: clear the readiness and wait again.
     let over = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
     drop(socket.try_io(Interest::ERROR, over));
     Ok(())
 }
 
-/// Asks over a connection to the resolver that is opened for this query.
+/// Sends the query over a new connection to the resolver.
 ///
 /// # Errors
-/// Those of the connection; `TimedOut` when the time is over, `InvalidData` for another answer
-/// than the one to this query.
+/// Those of the connection; `TimedOut` after `timeout`, `InvalidData` for an answer to another
+/// query.
 pub(super) async fn by_stream(
     connect: impl Future<Output = io::Result<TcpStream>>,
     query: &[u8],
@@ -139,24 +139,24 @@ pub(super) async fn by_stream(
     answered.unwrap_or_else(|_elapsed| Err(late(timeout)))
 }
 
-/// Reads one message from a stream, where its length stands before it.
+/// Reads one message, preceded by its length, from a stream.
 ///
 /// # Errors
-/// Those of the stream; `UnexpectedEof` where it ends.
+/// Those of the stream; `UnexpectedEof` at its end.
 pub(super) async fn read_frame(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut message = vec![0; stream.read_u16().await?.into()];
     stream.read_exact(&mut message).await?;
     Ok(message)
 }
 
-/// Writes one message to a stream.
+/// Writes one message, preceded by its length, to a stream.
 ///
 /// # Errors
 /// Those of the stream; `InvalidInput` for a message that is too long.
 pub(super) async fn write_frame(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
     let length = u16::try_from(message.len())
         .map_err(|too_long| io::Error::new(io::ErrorKind::InvalidInput, too_long))?;
-    // In one piece: some read the length and the message with one call and expect both.
+    // In one write: some peers expect the length and the message in a single read.
     let mut frame = Vec::with_capacity(2 + message.len());
     frame.extend(length.to_be_bytes());
     frame.extend(message);

@@ -1,16 +1,14 @@
-//! The DNS proxy: names of the mesh are answered here, the rest goes on to the resolver that the
-//! application asked.
+//! The DNS proxy: it answers queries for names of the mesh and forwards the others to the resolver
+//! that the application addressed.
 //!
-//! The kernel programs redirect what an enrolled pod sends to port 53 to a server inside the pod
-//! ([`Server`]; one for each pod and worker). A plain question for addresses is put to the snapshot
-//! ([`answer()`], a pure function); whatever the mesh does not know leaves the pod from a marked
-//! socket, byte by byte as it came but for its id, and the answer is kept for as long as it says. Nothing
-//! here knows of eBPF or of connections: [`ServerContext`] is all that a server asks of the room
-//! that runs it.
+//! The kernel programs redirect an enrolled pod's traffic to port 53 to a server inside the pod
+//! ([`Server`], one for each pod and worker). A plain query for addresses is answered from the
+//! snapshot ([`answer()`], a pure function). Any other query leaves the pod unchanged, except for
+//! its id, from a marked socket, and the answer is cached for its TTL. The module does not depend
+//! on eBPF or on connections: [`ServerContext`] is its only interface to the caller.
 //!
-//! What comes from applications and from resolvers is bounded: messages in length, queries and
-//! connections in number (of a pod, and of all of a worker's), waiting in time, the cache in entries
-//! and bytes.
+//! Input from applications and resolvers is bounded: messages in length, queries and connections in
+//! number (per pod, and per worker), waits in time, the cache in entries and bytes.
 
 mod cache;
 mod forward;
@@ -36,69 +34,69 @@ use tokio::net::{TcpStream, UdpSocket};
 use mesh::{Snapshot, Workload};
 use telemetry::DnsRefusal;
 
-/// What a server needs to know from the settings.
+/// The settings that a server uses.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The cluster's domain, in lower case and without a dot at its end: `cluster.local`.
+    /// The cluster's domain, in lower case and without a trailing dot: `cluster.local`.
     pub domain: Arc<str>,
     /// How long a resolver may take.
     pub timeout: Duration,
-    /// Who is asked where nothing says which resolver the application asked.
+    /// The resolver for queries whose original resolver is unknown.
     pub resolver: Option<SocketAddr>,
 }
 
-/// What a pod's server asks of the room that runs it.
+/// The interface of a pod's server to its pod and worker.
 pub trait ServerContext {
-    /// The mesh as it is now.
+    /// The current snapshot of the mesh.
     fn mesh(&self) -> Arc<Snapshot>;
 
-    /// What the mesh says about the pod, if it knows it.
+    /// The pod's workload, if the mesh knows it.
     fn client(&self, mesh: &Snapshot) -> Option<Arc<Workload>>;
 
-    /// The Kubernetes namespace of the pod, as far as it is known without its workload; none before
-    /// anything is known of the mesh.
+    /// The Kubernetes namespace of the pod, as far as it is known without the pod's workload;
+    /// `None` before the first snapshot.
     fn namespace(&self) -> Option<&str>;
 
-    /// Waits until the mesh knows the pod, which may have been announced before its workload was
-    /// pushed; for a bounded time.
+    /// Waits, for a bounded time, until the mesh knows the pod: the pod may have been announced
+    /// before its workload was pushed.
     ///
     /// # Errors
-    /// Why the question that waits is not to be answered.
+    /// Why the waiting query is refused.
     fn known(&self) -> impl Future<Output = Result<(), DnsRefusal>>;
 
     /// The cookie of the pod's network namespace.
     fn pod(&self) -> u64;
 
-    /// Which resolver the application asked with its UDP socket that is bound to this address.
+    /// The resolver that the application addressed with its UDP socket bound to `client`.
     fn asked_by_datagram(&self, client: SocketAddr) -> Option<SocketAddr>;
 
-    /// Which resolver the application connected to, whose end of the connection has this address.
+    /// The resolver of the application's TCP connection whose own address is `client`.
     fn asked_by_stream(&self, stream: &TcpStream, client: SocketAddr) -> Option<SocketAddr>;
 
-    /// Runs what waits for a resolver as a task of this thread, which is not to end before it.
+    /// Runs a resolution as a task of this thread. The thread does not end before the task.
     fn spawn(&self, answering: impl Future<Output = ()> + 'static);
 
-    /// Has the kernel give what comes to other sockets in the same place, from now on. What this
-    /// one was given stays in it, and it can still answer.
+    /// Makes the kernel deliver new datagrams to other sockets on the same address. Datagrams
+    /// already queued stay, and the socket can still send answers.
     ///
     /// # Errors
     /// When the kernel refuses.
     fn step_aside(&self, socket: &UdpSocket) -> io::Result<()>;
 
-    /// A socket inside the pod that is connected to a resolver, has a port of its own, and is left
-    /// alone by capture.
+    /// A socket inside the pod, connected to a resolver, with its own port and excluded from
+    /// capture.
     ///
     /// # Errors
     /// As `socket(2)` and `connect(2)`.
     fn socket(&self, resolver: SocketAddr) -> io::Result<UdpSocket>;
 
-    /// A connection from inside the pod to a resolver, left alone by capture.
+    /// A connection from inside the pod to a resolver, excluded from capture.
     ///
     /// # Errors
     /// As `connect(2)`.
     fn connect(&self, resolver: SocketAddr) -> impl Future<Output = io::Result<TcpStream>>;
 
-    /// Sends an answer so that the application takes it for one of the resolver that it asked.
+    /// Sends an answer with the address of the resolver that the application addressed.
     ///
     /// # Errors
     /// As `sendmsg(2)`.
@@ -109,7 +107,7 @@ pub trait ServerContext {
         client: SocketAddr,
     ) -> impl Future<Output = io::Result<()>>;
 
-    /// A random number, to order addresses with.
+    /// A random number that determines the order of addresses.
     fn random(&self) -> u64;
 }
 

@@ -1,7 +1,7 @@
-//! What an application asks, and answers of our own to it.
+//! DNS queries of applications, and the proxy's own responses.
 //!
-//! Only a plain query is understood: one question of the class IN, nothing but EDNS beside it.
-//! Everything else is for the application's resolver.
+//! Only plain queries are understood: one question of the class IN, and at most EDNS besides it.
+//! Other queries are forwarded to the application's resolver.
 
 use std::net::IpAddr;
 
@@ -16,7 +16,7 @@ const A: u16 = 1;
 const CNAME: u16 = 5;
 const AAAA: u16 = 28;
 
-/// What a client without EDNS takes (RFC 1035, section 4.2.1).
+/// The payload limit of a client without EDNS (RFC 1035, section 4.2.1).
 const SMALLEST_PAYLOAD: u16 = 512;
 
 /// A plain query.
@@ -26,11 +26,11 @@ pub struct Query {
     message: Message,
     /// The question as it was sent.
     raw: Vec<u8>,
-    /// The name in lower case, without the dot at its end; empty if it can be no host's.
+    /// The name in lower case, without the trailing dot; empty if it cannot be a host name.
     name: String,
 }
 
-/// How an answer depends on more than the question.
+/// The properties of a query, besides the question, that its answer depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Flavour {
     edns: bool,
@@ -43,7 +43,7 @@ impl Query {
     /// Decodes a message if it is a plain query.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Option<Self> {
-        // Looked at first because what is decoded is only bounded by these numbers.
+        // Checked first, because only these numbers bound the work of decoding.
         let header = Header::of(bytes)?;
         if !matches!(header.counts, [1, 0, 0, 0 | 1]) {
             return None;
@@ -69,13 +69,12 @@ impl Query {
         })
     }
 
-    /// The name that is asked for, in lower case, without a dot at its end; empty if it can be no
-    /// host's.
+    /// The queried name in lower case, without a trailing dot; empty if it cannot be a host name.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The id that the client gave it.
+    /// The client's query id.
     pub(super) const fn id(&self) -> u16 {
         self.header.id
     }
@@ -85,7 +84,7 @@ impl Query {
         &self.raw
     }
 
-    /// Which addresses are asked for, if any.
+    /// The queried address family, if the query is for addresses.
     pub(super) fn family(&self) -> Option<Family> {
         match self.message.queries.first()?.query_type() {
             RecordType::A => Some(Family::V4),
@@ -94,15 +93,15 @@ impl Query {
         }
     }
 
-    /// The most bytes that the client takes in a datagram.
+    /// The maximum size of a datagram that the client accepts.
     pub(super) fn payload(&self) -> usize {
         let edns = self.message.edns.as_ref();
         let payload = edns.map_or(SMALLEST_PAYLOAD, Edns::max_payload);
         payload.max(SMALLEST_PAYLOAD).into()
     }
 
-    /// What else the answer depends on; none where the query has options that may make it
-    /// somebody's own.
+    /// The properties that the answer depends on. `None` if the query has EDNS options, because the
+    /// answer may then be specific to the client.
     pub(super) fn flavour(&self) -> Option<Flavour> {
         let metadata = &self.message.metadata;
         let edns = self.message.edns.as_ref();
@@ -115,7 +114,8 @@ impl Query {
         })
     }
 
-    /// The response to it, of at most `most` bytes: what does not fit is left out, and it says so.
+    /// The response, of at most `most` bytes: records that do not fit are left out, and the
+    /// response is marked as truncated.
     pub(super) fn respond(&self, answer: &Answer, most: usize) -> Vec<u8> {
         let mut reply = self.reply(0, true, most);
         let Answer::Records {
@@ -144,7 +144,7 @@ impl Query {
         reply.finish()
     }
 
-    /// The response that says that it cannot be answered.
+    /// The response that reports a server failure.
     pub(super) fn fail(&self) -> Vec<u8> {
         let code = ResponseCode::ServFail.low();
         self.reply(code, false, self.payload()).finish()
@@ -162,16 +162,17 @@ impl Query {
         Reply::to(&self.header, &self.raw, terms)
     }
 
-    /// Says that the name that was asked is an alias of what it begins with.
+    /// Adds a CNAME record: the queried name is an alias of its own prefix `canonical`.
     fn alias(&self, reply: &mut Reply, canonical: &str) -> Option<u16> {
-        // Each label has a length in front, where the text has a dot behind all but the last.
+        // On the wire each label is preceded by its length; in text all labels but the last are
+        // followed by a dot.
         let mut name = self.raw.get(..=canonical.len())?.to_vec();
         name.push(0);
         reply.add(Reply::ASKED, CNAME, TTL, &name)
     }
 }
 
-/// A name as text, in lower case. Empty where it has bytes that a host name has not.
+/// A name as text, in lower case. Empty if it has bytes that are not allowed in host names.
 fn host(name: &Name) -> String {
     let mut text = String::with_capacity(name.len());
     for label in name.iter() {

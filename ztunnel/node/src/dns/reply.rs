@@ -8,16 +8,16 @@ use mesh::{Snapshot, Workload};
 /// The response code for a query that cannot be answered now.
 pub(super) const SERVER_FAILURE: u8 = 2;
 
-/// What a reply depends on, besides the query.
+/// The inputs of a reply, besides the query.
 #[derive(Debug, Clone, Copy)]
 pub struct ReplyContext<'a> {
-    /// The mesh.
+    /// The snapshot of the mesh.
     pub mesh: &'a Snapshot,
-    /// The workload that sent the query.
+    /// The workload of the client.
     pub client: &'a Workload,
-    /// The cluster's domain, in lower case and without a dot at its end.
+    /// The cluster's domain, in lower case and without a trailing dot.
     pub domain: &'a str,
-    /// Decides the order of the addresses.
+    /// Determines the order of the addresses.
     pub random: u64,
 }
 

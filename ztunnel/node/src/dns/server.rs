@@ -1,4 +1,4 @@
-//! Serves one pod on one worker: a query comes, the mesh knows the answer or a resolver is asked.
+//! The DNS server of one pod on one worker: it answers from the mesh or forwards to a resolver.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -20,27 +20,27 @@ use mesh::names::may_be_mine;
 use mesh::{Snapshot, Workload};
 use telemetry::{DnsQuery, DnsRefusal, Telemetry};
 
-/// The longest query that is read from a datagram.
+/// The maximum length of a query in a datagram.
 const LONGEST_DATAGRAM: usize = 4096;
-/// Queries of one pod that may wait for resolvers on one worker.
+/// The maximum number of pending resolver queries of one pod on one worker.
 const MOST_WAITING: usize = 256;
-/// Queries of all pods that may wait for resolvers on one worker: each has a socket.
+/// The maximum number of pending resolver queries of one worker: each has a socket.
 const MOST_WAITING_IN_ALL: usize = 2048;
-/// Connections of one pod to one worker's server.
+/// The maximum number of connections of one pod to one worker's server.
 const MOST_CONNECTIONS: usize = 64;
-/// Connections of all pods to one worker's servers: each may hold two messages of 64 KiB.
+/// The maximum number of connections to one worker's servers: each may hold two messages of 64 KiB.
 const MOST_CONNECTIONS_IN_ALL: usize = 1024;
-/// A connection that asks nothing for this long, or does not take its answer, is closed.
+/// A connection that sends no query for this long, or does not read its answer, is closed.
 const IDLE: Duration = Duration::from_secs(10);
-/// How long to wait after a socket has failed.
+/// The delay after a socket error.
 const PAUSE: Duration = Duration::from_millis(50);
-/// When nothing has come for this long on a socket that has stepped aside, all has been read: what
-/// was on its way to it when it did has arrived.
+/// When a socket that has stepped aside receives nothing for this long, it has no more datagrams:
+/// those in delivery at that time have arrived.
 const QUIET: Duration = Duration::from_millis(10);
-/// For how long such a socket is read at most.
+/// The maximum time that such a socket is still read.
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
-/// How a query came, and how it is passed on.
+/// The transport of a query, which is also used to forward it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Transport {
     Datagram,
@@ -66,20 +66,20 @@ pub struct Server<S> {
     connections: Cell<usize>,
 }
 
-/// What the servers of one worker share.
+/// The state that the servers of one worker share.
 #[derive(Debug, Default)]
 pub struct Common {
     cache: RefCell<Cache>,
-    /// How many queries wait for resolvers.
+    /// The number of pending resolver queries.
     waiting: Cell<usize>,
-    /// How many connections there are.
+    /// The number of open connections.
     connections: Cell<usize>,
-    /// Where messages are read into before it is known how long they are.
+    /// The receive buffer, used before the length of a message is known.
     room: RefCell<Vec<u8>>,
 }
 
 impl Common {
-    /// Forgets what was told to the pod whose namespace has this cookie.
+    /// Removes the cached answers of the pod whose namespace has this cookie.
     pub fn forget(&self, pod: u64) {
         self.cache.borrow_mut().forget(pod);
     }
@@ -94,12 +94,13 @@ impl<S> std::fmt::Debug for Server<S> {
     }
 }
 
-/// Counts one of something that is bounded while it lives, for its pod and for the worker.
+/// One use of a bounded resource, counted for its pod and its worker until it is dropped.
 struct Place<'a>([&'a Cell<usize>; 2]);
 
 impl<'a> Place<'a> {
-    /// Takes a place; both pairs say how many are taken, and how many there may be. A pod may have
-    /// no more than are left of all: so those who want many share alike, and who has none gets one.
+    /// Takes a place. Each pair holds the number in use and its limit. A pod may use no more places
+    /// than are left for all pods: so pods with many places get similar shares, and a pod without
+    /// any gets one.
     fn take(own: (&'a Cell<usize>, usize), of_all: (&'a Cell<usize>, usize)) -> Option<Self> {
         let left = of_all.1.saturating_sub(of_all.0.get());
         (own.0.get() < own.1.min(left)).then(|| {
@@ -120,7 +121,7 @@ impl Drop for Place<'_> {
     }
 }
 
-/// A query that the mesh has no answer to.
+/// A query that the mesh cannot answer.
 struct Foreign {
     bytes: Vec<u8>,
     query: Option<Query>,
@@ -128,18 +129,18 @@ struct Foreign {
     transport: Transport,
 }
 
-/// What becomes of a message.
+/// The decision about a message.
 enum Decision {
-    /// Nobody is answered: it is no query.
+    /// No answer: the message is not a query.
     Drop,
     Reply(Vec<u8>),
     Ask(Box<Foreign>),
-    /// The mesh does not know the pod yet, and the answer depends on what the pod is.
+    /// The mesh does not know the pod yet, and the answer depends on the pod's workload.
     Wait(Vec<u8>),
 }
 
 impl<S: ServerContext + 'static> Server<S> {
-    /// A server that shares its cache and its room with the worker's other pods.
+    /// Creates a server that shares its cache and its receive buffer with the worker's other pods.
     pub fn new(
         surroundings: S,
         config: Config,
@@ -157,11 +158,11 @@ impl<S: ServerContext + 'static> Server<S> {
         })
     }
 
-    /// Answers what comes on a socket, until it is no longer wanted here. What waits for a resolver
-    /// does so in a task of its own on the same thread, and is answered whatever happens here.
+    /// Answers datagrams on a socket until `unwanted` resolves. A query that waits for a resolver
+    /// runs in its own task on the same thread and is answered even after that.
     ///
-    /// A question is lost when nobody reads the socket that the kernel gave it to. So the socket
-    /// first steps aside for those of others, and then what it has been given is read.
+    /// A query is lost if the kernel has delivered it to a socket that is not read any more. So the
+    /// socket first steps aside in favour of other sockets, and then reads its remaining datagrams.
     pub async fn serve_datagrams(
         self: Rc<Self>,
         socket: UdpSocket,
@@ -185,7 +186,7 @@ impl<S: ServerContext + 'static> Server<S> {
         if let Err(error) = self.surroundings.step_aside(&socket) {
             tracing::debug!(%error, "a DNS socket does not step aside");
         }
-        // Bounded, as it is not quiet where it could not step aside.
+        // Bounded, because new datagrams continue to arrive if the socket could not step aside.
         let until = Instant::now() + LONGEST_REST;
         while Instant::now() < until
             && let Ok(Ok((decision, client))) =
@@ -195,7 +196,7 @@ impl<S: ServerContext + 'static> Server<S> {
         }
     }
 
-    /// Does what was decided about a datagram.
+    /// Executes the decision about a datagram.
     async fn act(self: &Rc<Self>, decision: Decision, socket: &Rc<UdpSocket>, client: SocketAddr) {
         match decision {
             Decision::Drop => {}
@@ -213,12 +214,12 @@ impl<S: ServerContext + 'static> Server<S> {
         }
     }
 
-    /// Waits for a datagram, and finds out what becomes of it.
+    /// Waits for a datagram and decides about it.
     async fn receive(&self, socket: &UdpSocket) -> io::Result<(Decision, SocketAddr)> {
         loop {
             socket.readable().await?;
             let mut room = self.common.room.borrow_mut();
-            // One byte more than is taken shows that it was longer.
+            // One byte more than the maximum reveals a longer datagram.
             match socket.try_recv_from(&mut room[..=LONGEST_DATAGRAM]) {
                 Ok((length, client)) => {
                     return Ok((self.decide(&room[..length], Transport::Datagram), client));
@@ -229,8 +230,8 @@ impl<S: ServerContext + 'static> Server<S> {
         }
     }
 
-    /// Answers what comes on a connection, one query after the other, until the client ends it or
-    /// is silent for too long, or until it is no longer wanted: whoever has asked by then is
+    /// Answers queries on a connection, one after the other, until the client closes it or is
+    /// silent for too long, or until `unwanted` resolves. Queries that have arrived by then are
     /// answered.
     pub async fn serve_stream(
         self: Rc<Self>,
@@ -238,7 +239,7 @@ impl<S: ServerContext + 'static> Server<S> {
         client: SocketAddr,
         unwanted: impl Future<Output = ()>,
     ) {
-        // Asked at once, because the kernel keeps it for a while only.
+        // Looked up at once, because the kernel keeps the entry only for a limited time.
         let asked = self.surroundings.asked_by_stream(&stream, client);
         let own = (&self.connections, MOST_CONNECTIONS);
         let of_all = (&self.common.connections, MOST_CONNECTIONS_IN_ALL);
@@ -270,7 +271,7 @@ impl<S: ServerContext + 'static> Server<S> {
         loop {
             let reading = tokio::time::timeout(IDLE, forward::read_frame(stream));
             let message = tokio::select! {
-                // What has come is read first.
+                // Data that has arrived is read first.
                 biased;
                 message = reading => message.map_err(silent)??,
                 () = &mut unwanted => return Ok(()),
@@ -284,7 +285,8 @@ impl<S: ServerContext + 'static> Server<S> {
         }
     }
 
-    /// Waits where a decision says so, and returns what the application is told, if anything.
+    /// Waits if the decision requires it, and returns the answer for the application, if there is
+    /// one.
     async fn settle(
         &self,
         decision: Decision,
@@ -305,13 +307,13 @@ impl<S: ServerContext + 'static> Server<S> {
         }
     }
 
-    /// Finds out what becomes of a message, and counts it.
+    /// Decides about a message, and counts it.
     fn decide(&self, message: &[u8], transport: Transport) -> Decision {
         self.decide_for(message, transport, None)
     }
 
-    /// As [`Self::decide`]; `known` says how the wait for the pod's workload has ended, if the message
-    /// has waited.
+    /// As [`Self::decide`]; `known` is the result of the wait for the pod's workload, if the
+    /// message has waited.
     fn decide_for(
         &self,
         message: &[u8],
@@ -364,8 +366,8 @@ impl<S: ServerContext + 'static> Server<S> {
         )
     }
 
-    /// Whether what becomes of a query depends on what the pod is: only names of the mesh do. The
-    /// others go to the resolver, whoever asks.
+    /// Whether the decision about a query depends on the pod's workload. Only names of the mesh
+    /// depend on it; other queries are forwarded for every client.
     fn depends_on_client(&self, mesh: &Snapshot, query: Option<&Query>) -> bool {
         let query = query.filter(|query| query.family().is_some());
         let namespace = self.surroundings.namespace();
@@ -389,7 +391,8 @@ impl<S: ServerContext + 'static> Server<S> {
         context.from_mesh(query, most)
     }
 
-    /// The answer of the resolver that the application asked, kept or new.
+    /// The answer of the resolver that the application addressed, from the cache or from the
+    /// resolver.
     async fn ask(&self, foreign: &Foreign, asked: Option<SocketAddr>) -> Option<Vec<u8>> {
         let metrics = self.telemetry.dns();
         let Some(resolver) = asked else {
@@ -456,7 +459,7 @@ impl<S: ServerContext + 'static> Server<S> {
 }
 
 impl Foreign {
-    /// Says that it cannot be answered.
+    /// The response that reports a server failure.
     fn fail(&self) -> Option<Vec<u8>> {
         match &self.query {
             Some(query) => Some(query.fail()),

@@ -1,13 +1,14 @@
-//! The resolver of the proxy's own container, for queries that come by redirection rules: a rule does
-//! not say which resolver a datagram was meant for. In a cluster it is the pods' own too. It is asked
-//! from inside the pod, so one on loopback, which would be somebody else there, does not count.
+//! The resolver of the proxy's own container, for queries that arrive by redirection rules: a rule
+//! does not keep the original resolver of a datagram. In a cluster the pods use the same resolver.
+//! It is contacted from inside the pod, where a loopback address would be another process, so
+//! loopback resolvers are skipped.
 
 use std::net::{IpAddr, SocketAddr};
 
 const FILE: &str = "/etc/resolv.conf";
 const PORT: u16 = 53;
 
-/// The first resolver that the system names, if it names one.
+/// The first usable resolver of the system's configuration, if it has one.
 #[must_use]
 pub fn system_resolver() -> Option<SocketAddr> {
     std::fs::read_to_string(FILE)

@@ -1,8 +1,9 @@
-//! DNS messages as bytes, for what must reach the other side as it was sent (RFC 1035, section 4).
+//! DNS messages as bytes, for messages that must be forwarded as they were sent (RFC 1035, section
+//! 4).
 //!
-//! What is forwarded is never taken apart and put together again: its id is exchanged, and the
-//! lifetimes of what was kept for a while are counted down, in place. Everything here reads bytes
-//! that anybody may have sent: each function gives nothing where they are no message.
+//! A forwarded message is never decoded and encoded again: its id is replaced in place, and the
+//! TTLs of cached answers are decremented in place. The input is untrusted: each function returns
+//! `None` for malformed messages.
 
 use std::ops::Range;
 
@@ -11,9 +12,9 @@ const HEADER: usize = 12;
 const HEADER_16: u16 = 12;
 /// The longest name, with its length bytes.
 const LONGEST_NAME: usize = 255;
-/// The type of the EDNS pseudo-record, whose lifetime field means something else (RFC 6891).
+/// The type of the EDNS pseudo-record, whose TTL field has another meaning (RFC 6891).
 const OPT: u16 = 41;
-/// The type of the record that says how long a name that does not exist stays so (RFC 2308).
+/// The type of the record with the TTL of negative answers (RFC 2308).
 const SOA: u16 = 6;
 
 /// The fixed part of a message.
@@ -21,7 +22,7 @@ const SOA: u16 = 6;
 pub(super) struct Header {
     pub(super) id: u16,
     flags: u16,
-    /// How many questions, answers, authorities and additional records there are.
+    /// The numbers of questions, answers, authorities and additional records.
     pub(super) counts: [u16; 4],
 }
 
@@ -43,21 +44,21 @@ impl Header {
         self.flags & 0x0200 != 0
     }
 
-    /// The response code, without the part that EDNS adds.
+    /// The response code, without the extension by EDNS.
     pub(super) const fn code(&self) -> u16 {
         self.flags & 0x000f
     }
 }
 
-/// Gives a message another id.
+/// Replaces the id of a message.
 pub(super) fn set_id(message: &mut [u8], id: u16) {
     if let Some(field) = message.first_chunk_mut() {
         *field = id.to_be_bytes();
     }
 }
 
-/// The bytes of the only question. None where there is not exactly one, or where its name is
-/// compressed, which it has no reason to be.
+/// The bytes of the only question. `None` if there is not exactly one, or if its name is
+/// compressed, for which a question has no reason.
 pub(super) fn question(message: &[u8]) -> Option<&[u8]> {
     let header = Header::of(message)?;
     if header.counts[0] != 1 {
@@ -77,12 +78,12 @@ pub(super) fn question(message: &[u8]) -> Option<&[u8]> {
     message.get(HEADER..at + 5)
 }
 
-/// The type that a question asks for.
+/// The record type of a question.
 pub(super) fn kind(question: &[u8]) -> Option<u16> {
     number(question, question.len().checked_sub(4)?)
 }
 
-/// Whether two questions are the same, whatever the case of their letters.
+/// Whether two questions are the same, ignoring letter case.
 pub(super) fn same_question(one: &[u8], other: &[u8]) -> bool {
     let Some((name, rest)) = one.len().checked_sub(4).map(|at| one.split_at(at)) else {
         return false;
@@ -91,32 +92,32 @@ pub(super) fn same_question(one: &[u8], other: &[u8]) -> bool {
     else {
         return false;
     };
-    // The lengths of labels are below the letters, so that comparing all bytes alike is right.
+    // The length bytes of labels are below the letters, so a comparison of all bytes is correct.
     name.eq_ignore_ascii_case(other_name) && rest == other_rest
 }
 
-/// A question in small letters.
+/// The question in lower case.
 pub(super) fn in_small_letters(question: &[u8]) -> Vec<u8> {
     let mut small = question.to_vec();
-    // Type and class are numbers, whatever letters they look like.
+    // Type and class are numbers: they must not be changed.
     let name = small.len().saturating_sub(4);
     small[..name].make_ascii_lowercase();
     small
 }
 
-/// Puts a question in the place of the same one in other letters.
+/// Replaces the question by an equal one in another letter case.
 pub(super) fn set_question(message: &mut [u8], question: &[u8]) {
     if let Some(field) = message.get_mut(HEADER..HEADER + question.len()) {
         field.copy_from_slice(question);
     }
 }
 
-/// The refusal of a query whose bytes may be anything: a response with this code, the query's id
-/// and, where it has one, its question.
+/// The refusal of a query with arbitrary bytes: a response with this code, the query's id and, if
+/// it has one, its question.
 pub(super) fn refusal(query: &[u8], code: u8) -> Option<Vec<u8>> {
     let header = Header::of(query)?;
     let question = question(query);
-    // Kept are the kind of the query and that recursion was desired, added that it is available.
+    // The opcode and "recursion desired" are kept; "recursion available" is set.
     let flags = 0x8080 | (header.flags & 0x7910) | u16::from(code & 0x0f);
     let mut message = Vec::with_capacity(HEADER + question.map_or(0, <[u8]>::len));
     message.extend(header.id.to_be_bytes());
@@ -127,20 +128,20 @@ pub(super) fn refusal(query: &[u8], code: u8) -> Option<Vec<u8>> {
     Some(message)
 }
 
-/// What a response adds to the question.
+/// The properties of a response besides the question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Terms {
     /// The response code.
     pub(super) code: u8,
-    /// Whether the answer is our own to give.
+    /// Whether the answer is authoritative.
     pub(super) authoritative: bool,
-    /// The payload and whether signatures were wanted, where the query has EDNS.
+    /// The payload size and whether signatures are requested, if the query has EDNS.
     pub(super) edns: Option<(u16, bool)>,
-    /// The most bytes that it may have.
+    /// The maximum size in bytes.
     pub(super) most: usize,
 }
 
-/// A response that is written here, about the question as it was asked.
+/// A response of the proxy's own, with the question as it was sent.
 #[derive(Debug)]
 pub(super) struct Reply {
     message: Vec<u8>,
@@ -150,13 +151,13 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    /// The name of the question, as records refer to it.
+    /// The question's name as a pointer for records.
     pub(super) const ASKED: u16 = 0xc000 | HEADER_16;
     /// The length of an EDNS pseudo-record without options.
     const EDNS: usize = 11;
 
     pub(super) fn to(query: &Header, question: &[u8], terms: Terms) -> Self {
-        // Kept is that recursion was desired and checking disabled; it is available.
+        // "Recursion desired" and "checking disabled" are kept; "recursion available" is set.
         let authoritative = if terms.authoritative { 0x0400 } else { 0 };
         let flags = 0x8080 | (query.flags & 0x0110) | authoritative | u16::from(terms.code & 0x0f);
         let mut message = Vec::with_capacity(512);
@@ -171,8 +172,8 @@ impl Reply {
         }
     }
 
-    /// Adds a record, of which `owner` is the name as a pointer; the result points to what it
-    /// holds. Where it does not fit any more, the response says that it is truncated.
+    /// Adds a record whose owner is the pointer `owner`; returns a pointer to the record's data. If
+    /// the record does not fit, the response is marked as truncated.
     pub(super) fn add(&mut self, owner: u16, kind: u16, lifetime: u32, data: &[u8]) -> Option<u16> {
         let edns = self.terms.edns.map_or(0, |_| Self::EDNS);
         let start = self.message.len() + 12;
@@ -188,7 +189,7 @@ impl Reply {
         self.message.extend(length.to_be_bytes());
         self.message.extend(data);
         self.answers += 1;
-        // A pointer has fourteen bits.
+        // A pointer has 14 bits.
         u16::try_from(start).ok().map(|start| 0xc000 | start)
     }
 
@@ -207,18 +208,18 @@ impl Reply {
     }
 }
 
-/// Where the lifetimes of a message stand, and for how long all of it may be kept.
+/// The positions of the TTLs in a message, and how long the whole message may be cached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Lifetimes {
-    /// Seconds; 0 where it may not be kept.
+    /// Seconds; 0 if it must not be cached.
     pub(super) least: u32,
     places: Vec<usize>,
 }
 
 impl Lifetimes {
-    /// Of a response with one question. None where it is not one from its first byte to its last.
-    /// What has no answer lasts as long as the zone says that nothing is there (RFC 2308, section
-    /// 5), and may not be kept where the zone says nothing.
+    /// The TTLs of a response with one question. `None` if the message is malformed. A negative
+    /// answer lasts for the TTL of the zone's SOA record (RFC 2308, section 5), and must not be
+    /// cached without one.
     pub(super) fn of(message: &[u8]) -> Option<Self> {
         let header = Header::of(message)?;
         let mut at = HEADER + question(message)?.len();
@@ -250,7 +251,7 @@ impl Lifetimes {
         Some(found)
     }
 
-    /// Takes seconds that have passed off every lifetime.
+    /// Subtracts the elapsed seconds from every TTL.
     pub(super) fn count_down(&self, message: &mut [u8], seconds: u32) {
         for &at in &self.places {
             if let Some(left) = wide(message, at)
@@ -283,7 +284,7 @@ impl Record {
     }
 }
 
-/// Where a name ends that may be compressed. What it points to is not looked at.
+/// The end of a name that may be compressed. The target of a pointer is not checked.
 fn name_end(message: &[u8], start: usize) -> Option<usize> {
     let mut at = start;
     while at - start < LONGEST_NAME {

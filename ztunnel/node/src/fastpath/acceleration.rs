@@ -46,8 +46,8 @@ impl Acceleration {
         }
     }
 
-    /// The lanes that the settings allow, as far as this kernel can. Begins the self-test where
-    /// the settings ask for it. The kernel is left alone where another process is in charge of it.
+    /// The paths that the settings allow and this kernel supports. Starts the self-test if a
+    /// setting is `auto`. Does not change the kernel's state while another process is active.
     pub(crate) fn lanes(&mut self, settings: &Settings, in_charge: bool) -> PathSettings {
         let asks = |wish| {
             let own = settings.overrides.iter().filter_map(|own| own.acceleration);

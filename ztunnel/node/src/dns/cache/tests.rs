@@ -1,4 +1,4 @@
-//! What is kept, for whom and for how long.
+//! Which answers are cached, for which pod and for how long.
 
 use proptest::prelude::*;
 
@@ -15,7 +15,7 @@ fn key(pod: u64, name: &str) -> Key {
     Key::of(pod, RESOLVER.into(), &query(name, 1)).unwrap()
 }
 
-/// The response with one record that lasts so long.
+/// A response with one record of this TTL.
 fn response(name: &str, flags: [u8; 2], lifetime: u32, data: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0, 9, flags[0], flags[1], 0, 1, 0, 1, 0, 0, 0, 0];
     bytes.extend(query(name, 1).raw());
@@ -124,7 +124,7 @@ fn the_oldest_makes_room() {
     assert_eq!(cache.entries.len(), MOST_ENTRIES);
     assert_eq!(kept(&cache, 1, &name(9), now), None);
     assert!(kept(&cache, 1, &name(10), now).is_some());
-    // So does what is long.
+    // Large answers are evicted, too.
     for number in 0..200 {
         let name = name(number);
         cache.put(

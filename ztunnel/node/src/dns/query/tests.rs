@@ -1,4 +1,4 @@
-//! Queries taken apart, and what is answered to them.
+//! Decoding of queries, and responses to them.
 
 use hickory_proto::rr::rdata::opt::EdnsOption;
 use proptest::prelude::*;
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::super::example;
 use super::*;
 
-/// A query for addresses: header, question, and what comes behind.
+/// A query for addresses: header, question, and the bytes after them.
 fn bytes(flags: [u8; 2], additional: u8, question: &[u8], rest: &[u8]) -> Vec<u8> {
     let mut message = vec![
         0x12, 0x34, flags[0], flags[1], 0, 1, 0, 0, 0, 0, 0, additional,
@@ -35,7 +35,7 @@ fn records(addresses: u8) -> Answer {
     }
 }
 
-/// The records of an answer, as a person writes them.
+/// The records of an answer as text.
 fn told(reply: &Message) -> Vec<String> {
     reply.answers.iter().map(ToString::to_string).collect()
 }
@@ -116,7 +116,7 @@ fn the_answer_bears_the_question_as_it_was_asked() {
             "WwW.example.com. 30 IN A 10.0.0.1"
         ]
     );
-    // Without EDNS in the query there is none in the answer.
+    // Without EDNS in the query there is none in the response.
     let plain = Query::of(&bytes([0, 0], 0, ASKED, &[])).unwrap();
     let reply = Message::from_vec(&plain.respond(&records(1), 512)).unwrap();
     assert!(reply.edns.is_none() && !reply.metadata.recursion_desired);
@@ -145,15 +145,15 @@ fn what_does_not_fit_is_cut_and_says_so() {
     assert!(Header::of(&cut).unwrap().is_truncated());
     assert!(cut.len() <= 512);
     assert_eq!(Message::from_vec(&cut).unwrap().answers.len(), 29);
-    // On a connection there is room.
+    // Over a stream all records fit.
     let whole = query.respond(&records(200), 65535);
     assert_eq!(Message::from_vec(&whole).unwrap().answers.len(), 200);
-    // EDNS stays where addresses have to go.
+    // EDNS stays in the response when addresses are left out.
     let edns = Query::of(&bytes([1, 0], 1, ASKED, &opt(512, 0, false, &[]))).unwrap();
     let cut = edns.respond(&records(200), 512);
     assert!(cut.len() <= 512);
     assert!(Message::from_vec(&cut).unwrap().edns.is_some());
-    // More than any message holds.
+    // More addresses than any message can hold.
     let most = Answer::Records {
         addresses: vec![[10, 0, 0, 1].into(); 5000],
         canonical: None,

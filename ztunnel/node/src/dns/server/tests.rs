@@ -1,4 +1,4 @@
-//! A server with real sockets: an application on one side, a resolver on the other.
+//! Tests of a server with real sockets, between an application and a resolver.
 
 mod bounds;
 mod connections;

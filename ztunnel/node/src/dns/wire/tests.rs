@@ -1,4 +1,4 @@
-//! Messages as bytes, well formed and not.
+//! Well-formed and malformed messages.
 
 use proptest::prelude::*;
 
@@ -149,7 +149,7 @@ proptest! {
         counts in any::<[u8; 4]>(),
     ) {
         let mut message = message;
-        // Numbers that small make some of it records.
+        // Counts this small make some of the bytes valid records.
         if message.len() > HEADER {
             for (place, count) in [5, 7, 9, 11].into_iter().zip(counts) {
                 message[place - 1] = 0;

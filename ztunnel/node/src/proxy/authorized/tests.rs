@@ -1,4 +1,4 @@
-//! Who is cut by which change.
+//! Which change revokes which connections.
 
 use futures::FutureExt as _;
 
@@ -8,7 +8,7 @@ use mesh::{Uid, local};
 
 const PODS: [(&str, u64); 2] = [("a", 1), ("b", 2)];
 
-/// A mesh of the two pods, each in its own namespace, and these policies.
+/// A mesh of the two pods, each in its own namespace, with these policies.
 fn view(policies: &str, uids: &[&str]) -> Arc<View> {
     let workloads: Vec<String> = uids
         .iter()
@@ -42,7 +42,7 @@ fn policy(action: &str, namespace: &str, client: &str) -> String {
     )
 }
 
-/// A connection of a client, named by its namespace, to a pod.
+/// A connection to a pod from a client, which is given by its namespace.
 fn admitted(client: Option<&str>, pod: u64) -> AuthorizationContext {
     AuthorizationContext {
         pod: NetnsCookie(pod),
@@ -147,7 +147,7 @@ fn a_task_that_waits_is_woken() {
 fn who_was_judged_by_an_older_view_is_judged_again_on_the_way_in() {
     let (before, after) = (view("", BOTH), view(&policy("Deny", "a", "x"), BOTH));
     let set = AuthorizedConnections::new(before.clone());
-    // The change has been looked through already: nobody would come by again.
+    // `reauthorize` has already run for the change and would not run again.
     set.reauthorize(&after);
     assert!(set.admit(admitted(Some("x"), 1), &before, &after).is_err());
     assert!(set.admit(admitted(Some("y"), 1), &before, &after).is_ok());
@@ -161,7 +161,7 @@ fn who_came_between_two_changes_is_judged_although_the_policies_are_those_of_bef
     let live = set
         .admit(admitted(Some("x"), 1), &allowing, &allowing)
         .unwrap();
-    // The very same policy objects as the set has seen last.
+    // The same policy objects as in the set's last view.
     set.reauthorize(&with(denying.mesh.clone()));
     assert!(is_cut(&live).is_some());
 }
@@ -203,7 +203,7 @@ policies:
         .unwrap();
     assert!(admit(Some("10.0.7.7")).is_ok());
     assert!(admit(Some("10.0.7.8")).is_err() && admit(None).is_err());
-    // The very same policies: all that changes is who may speak for others.
+    // The same policies: only the peers that may state a client's address change.
     let mut without = (*before.mesh).clone();
     let workload = without.workload_by_uid(&Uid("a".into())).unwrap();
     let mut workload = (**workload).clone();

@@ -1,4 +1,4 @@
-//! Waiting for a workload, without connections.
+//! Tests of the waits for a workload, without connections.
 
 use std::future::pending;
 use std::rc::Rc;
@@ -9,9 +9,9 @@ use super::*;
 use mesh::{LocalPod, PathSettings};
 use mesh::{Snapshot, Uid, Workload};
 
-/// Longer than any test takes: what ends has not ended because its time was over.
+/// Longer than any test takes: a wait that ends has not reached its limit.
 const LIMIT: Duration = Duration::from_secs(600);
-/// For what is to be over.
+/// The limit for waits that are expected to expire.
 const BRIEFLY: Duration = Duration::from_millis(50);
 const POD: NetnsCookie = NetnsCookie(1);
 const NEIGHBOUR: NetnsCookie = NetnsCookie(2);
@@ -22,7 +22,7 @@ struct World {
     metrics: WaitMetrics,
 }
 
-/// A view of a mesh with these workloads, and of one pod that is to be `new`.
+/// A view of a mesh with these workloads, and of one pod whose workload is `new`.
 fn view(known: &[&str]) -> View {
     let workload = |uid: &&str| Workload::new(uid, uid, "default", "default").unwrap();
     let workloads = known.iter().map(workload).collect();
@@ -52,7 +52,7 @@ impl World {
         }
     }
 
-    /// Begins to wait for the workload of the pod.
+    /// Starts a wait for the pod's workload.
     fn begin(
         &self,
         pod: NetnsCookie,
@@ -77,7 +77,7 @@ impl World {
         self.begin(POD, WaitKind::Outbound, pending())
     }
 
-    /// Lets tasks run until so many connections and questions of a pod wait.
+    /// Runs tasks until this many connections and queries of a pod wait.
     async fn wait_until(&self, pod: NetnsCookie, taken: [usize; 2]) {
         while self.waits.lock().get(&pod) != Some(&taken) {
             tokio::task::yield_now().await;
@@ -90,7 +90,7 @@ impl World {
     }
 }
 
-/// Lets tasks run.
+/// Runs pending tasks.
 async fn settle() {
     for _ in 0..8 {
         tokio::task::yield_now().await;
@@ -102,7 +102,7 @@ async fn it_ends_with_the_view_that_knows_the_workload_and_not_before() {
     let world = World::with_limit(LIMIT);
     let waiting = world.outbound();
     world.wait_until(POD, [1, 0]).await;
-    // Something else has changed.
+    // A change of another workload.
     world.fast_path.change(view(&["other"]));
     settle().await;
     assert!(!waiting.is_finished());
@@ -110,7 +110,7 @@ async fn it_ends_with_the_view_that_knows_the_workload_and_not_before() {
     assert_eq!(waiting.await.unwrap(), Ok(()));
     world.counted(WaitKind::Outbound, WaitOutcome::Known, 1);
     assert!(world.waits.lock().is_empty(), "no place is kept");
-    // Nothing waits for what is known, and nothing is counted.
+    // A known workload needs no wait, and nothing is counted.
     assert_eq!(world.outbound().await.unwrap(), Ok(()));
     world.counted(WaitKind::Outbound, WaitOutcome::Known, 1);
 }
@@ -163,7 +163,7 @@ async fn a_client_that_goes_and_a_pod_that_leaves_end_it_and_give_the_place_back
         world.counted(WaitKind::Inbound, outcome, 1);
         assert!(world.waits.lock().is_empty());
     }
-    // So does one whose task is dropped.
+    // So does a wait whose task is dropped.
     let waiting = world.outbound();
     world.wait_until(POD, [1, 0]).await;
     assert_eq!(world.waits.lock().len(), 1);
@@ -186,7 +186,7 @@ async fn of_one_pod_so_many_wait_and_no_more_and_others_are_not_concerned() {
         assert_eq!(error.reason(), "too_many_waiting");
         assert!(error.to_string().contains("1024 connections"), "{error}");
     }
-    // Questions have places of their own, and so have other pods.
+    // Queries have places of their own, and so do other pods.
     let on_demand: Vec<_> = (0..MOST_QUESTIONS)
         .map(|_| world.begin(POD, WaitKind::Dns, pending()))
         .collect();

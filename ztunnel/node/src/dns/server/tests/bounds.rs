@@ -1,4 +1,4 @@
-//! What a pod cannot have more of.
+//! The limits of a pod.
 
 use tokio::io::AsyncReadExt as _;
 
@@ -18,7 +18,7 @@ fn queries_that_wait_for_a_resolver_are_bounded() {
         let told = world.told().await;
         assert_eq!((header(&told).id, header(&told).code()), (9999, 2));
         world.refused("too_many", 1);
-        // Names of the mesh need no resolver.
+        // Names of the mesh need no place.
         world.ask(&query(9998, "web")).await;
         assert_eq!(header(&world.told().await).id, 9998);
     });
@@ -27,11 +27,11 @@ fn queries_that_wait_for_a_resolver_are_bounded() {
 #[test]
 fn queries_of_all_pods_that_wait_are_bounded_and_shared() {
     run(async |world| {
-        // Others have all but two.
+        // Other pods use all places but two.
         world.common.waiting.set(MOST_WAITING_IN_ALL - 2);
         world.ask(&query(7, "host.example.com")).await;
         let (passed_on, server) = world.passed_on().await;
-        // One is left, for a pod that has none.
+        // One place is left, for a pod that has none.
         world.ask(&query(8, "one-more.example.com")).await;
         let told = world.told().await;
         assert_eq!((header(&told).id, header(&told).code()), (8, 2));
@@ -72,7 +72,7 @@ fn connections_are_bounded() {
         let mut one_more = world.connect().await;
         assert_eq!(one_more.read(&mut [0]).await.unwrap(), 0);
         world.refused("too_many", 1);
-        // One that ends makes room.
+        // A connection that ends frees its place.
         drop(open.pop());
         tokio::time::sleep(Duration::from_millis(50)).await;
         let mut stream = world.connect().await;

@@ -36,7 +36,7 @@ fn another_name_goes_to_the_resolver_by_a_connection() {
         assert_eq!(passed_on[2..], asked[2..]);
         ask(&mut upstream, &reply(&passed_on)).await;
         assert_eq!(told(&mut stream).await, reply(&asked));
-        // What was learnt there serves datagrams, too.
+        // Answers to stream queries are used for datagrams, too.
         world.ask(&query(4, "www.example.com")).await;
         assert_eq!(world.told().await, reply(&query(4, "www.example.com")));
     });

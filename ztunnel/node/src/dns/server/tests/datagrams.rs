@@ -85,7 +85,7 @@ fn only_the_answer_to_the_very_query_counts() {
         for bad in [other_id, other_name, no_response, no_question, vec![1]] {
             world.resolver.send_to(&bad, server).await.unwrap();
         }
-        // The right answer from the wrong place.
+        // The right answer from a wrong address.
         let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         stranger.send_to(&good, server).await.unwrap();
         world.silence().await;

@@ -1,4 +1,4 @@
-//! Another process takes over, or this one ends: what has been asked is answered.
+//! When another process takes over, or this one ends, queries that have been received are answered.
 
 use super::super::forward::{read_frame, write_frame};
 use super::super::*;
@@ -13,7 +13,7 @@ fn questions_go_to_others_at_once_and_what_waits_is_answered() {
         let successor = world.successor();
         world.leave();
         tokio::time::sleep(Duration::from_millis(50)).await;
-        // The kernel chooses by the port that asks.
+        // The kernel selects the socket by the client's port.
         let at = successor.local_addr().unwrap();
         for number in 0..64 {
             let app = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -24,7 +24,7 @@ fn questions_go_to_others_at_once_and_what_waits_is_answered() {
             assert_eq!((room[0], from), (number, app.local_addr().unwrap()));
         }
         assert!(world.serving.is_finished());
-        // The application takes an answer from whom it has asked only.
+        // The application accepts an answer only from the address that it sent the query to.
         let answer = reply(&passed_on);
         world.resolver.send_to(&answer, server).await.unwrap();
         assert_eq!(world.told().await, reply(&asked));

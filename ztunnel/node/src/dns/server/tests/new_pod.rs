@@ -28,7 +28,7 @@ fn a_name_of_the_mesh_is_answered_when_the_workload_is_known() {
         assert_eq!(told, [1, 2]);
         let answer = read_frame(&mut stream).await.unwrap();
         assert!(answer.ends_with(&ADDRESS), "{answer:?}");
-        // Counted once each, with the labels of the workload.
+        // Each query is counted once, with the labels of the workload.
         world.asked("istio_dns_requests_total", "udp", 2);
         world.asked("istio_dns_requests_total", "tcp", 1);
         world.not_passed_on().await;
@@ -42,7 +42,7 @@ fn what_does_not_depend_on_who_asks_goes_to_the_resolver_at_once() {
         let mut other_type = query(0, "web.shop.svc.cluster.local");
         let kind = other_type.len() - 3;
         other_type[kind] = 33;
-        // With search domains, as resolvers ask first.
+        // With search domains, as resolver libraries send them first.
         let foreign = ["www.example.com", "www.example.com.shop.svc.cluster.local"];
         let foreign = foreign.map(|name| query(7, name));
         for asked in foreign.into_iter().chain([other_type]) {

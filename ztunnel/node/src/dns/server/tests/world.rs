@@ -1,4 +1,4 @@
-//! A pod with a server, a resolver that says what the test wants, and an application.
+//! The test set-up: a pod with a server, a scripted resolver, and an application.
 
 use prometheus_client::metrics::counter::Counter;
 use tokio::net::TcpListener;
@@ -14,16 +14,16 @@ services:
 - { name: web, namespace: shop, hostname: web.shop.svc.cluster.local, vips: ["/10.1.0.1"] }
 "#;
 
-/// How long a test waits for what must come.
+/// How long a test waits for an expected event.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// And for what must not.
+/// How long a test waits for an event that must not happen.
 const A_WHILE: Duration = Duration::from_millis(150);
 
-/// What the server sees of the pod.
+/// The pod as the server sees it.
 pub(super) struct Pod {
     mesh: Arc<Snapshot>,
     pub(super) known: Cell<bool>,
-    /// What ends the wait for its workload: it is known then, or why it is not.
+    /// Ends the wait for the workload: with success, or with the reason of a refusal.
     pub(super) pushed: tokio::sync::watch::Sender<Option<Result<(), DnsRefusal>>>,
     pub(super) resolver: Cell<Option<SocketAddr>>,
 }
@@ -95,7 +95,7 @@ async fn is_true(mut told: tokio::sync::watch::Receiver<bool>) {
     drop(told.wait_for(|told| *told).await);
 }
 
-/// A socket that others may have theirs beside.
+/// A socket with `SO_REUSEPORT`, so that other sockets can share its address.
 fn beside(address: SocketAddr) -> UdpSocket {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
     socket.set_reuse_port(true).unwrap();
@@ -108,24 +108,24 @@ pub(super) struct World {
     pub(super) pod: Rc<Pod>,
     telemetry: Arc<Telemetry>,
     pub(super) common: Rc<Common>,
-    /// Tells the server that it is not wanted any more.
+    /// Requests that the server stops serving the socket.
     unwanted: tokio::sync::watch::Sender<bool>,
-    /// Whether it still reads datagrams.
+    /// The task that reads datagrams; finished when it has stopped.
     pub(super) serving: tokio::task::JoinHandle<()>,
-    /// The resolver that the application asks.
+    /// The resolver that the application addresses.
     pub(super) resolver: UdpSocket,
-    /// The same one for connections.
+    /// The same resolver for connections.
     pub(super) resolver_tcp: TcpListener,
     server_tcp: SocketAddr,
     app: UdpSocket,
 }
 
 pub(super) fn run(test: impl AsyncFnOnce(World)) {
-    // Longer than a test waits: what comes has not come because the server has given up.
+    // Longer than a test waits: no answer comes from the server's own timeout.
     with_patience_of(PATIENCE * 6, test);
 }
 
-/// As [`run`], where the server waits for its resolver for a short time only.
+/// As [`run`], with a short resolver timeout.
 pub(super) fn run_with_little_patience(test: impl AsyncFnOnce(World)) {
     with_patience_of(Duration::from_millis(100), test);
 }
@@ -145,7 +145,7 @@ impl World {
     async fn new(timeout: Duration) -> Self {
         let (resolver_tcp, resolver) = loop {
             let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            // The same port for both, which somebody else may have.
+            // Both need the same port, which another process may hold for UDP.
             if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()).await {
                 break (tcp, udp);
             }
@@ -197,17 +197,17 @@ impl World {
         self.app.send(message).await.unwrap();
     }
 
-    /// A socket in the same place as the server's.
+    /// A socket on the same address as the server's.
     pub(super) fn successor(&self) -> UdpSocket {
         beside(self.app.peer_addr().unwrap())
     }
 
-    /// The server is not wanted any more.
+    /// Makes the server stop serving the socket.
     pub(super) fn leave(&self) {
         self.unwanted.send_replace(true);
     }
 
-    /// What the application gets.
+    /// The answer that the application receives.
     pub(super) async fn told(&self) -> Vec<u8> {
         let mut room = vec![0; LONGEST_MESSAGE];
         let received = tokio::time::timeout(PATIENCE, self.app.recv(&mut room));
@@ -216,14 +216,14 @@ impl World {
         room
     }
 
-    /// That the application gets nothing.
+    /// Checks that the application receives no answer.
     pub(super) async fn silence(&self) {
         let mut room = [0; 512];
         let received = tokio::time::timeout(A_WHILE, self.app.recv(&mut room)).await;
         assert!(received.is_err(), "{received:?}");
     }
 
-    /// What the resolver is asked, and by whom.
+    /// The query that the resolver receives, and its sender.
     pub(super) async fn passed_on(&self) -> (Vec<u8>, SocketAddr) {
         let mut room = vec![0; LONGEST_MESSAGE];
         let received = tokio::time::timeout(PATIENCE, self.resolver.recv_from(&mut room));
@@ -232,7 +232,7 @@ impl World {
         (room, from)
     }
 
-    /// That the resolver is not asked.
+    /// Checks that the resolver receives no query.
     pub(super) async fn not_passed_on(&self) {
         let mut room = [0; 512];
         let received = tokio::time::timeout(A_WHILE, self.resolver.recv_from(&mut room)).await;
@@ -243,7 +243,7 @@ impl World {
         TcpStream::connect(self.server_tcp).await.unwrap()
     }
 
-    /// That a metric has this value for the pod's queries over a protocol.
+    /// Checks a metric's value for the pod's queries over a protocol.
     pub(super) fn asked(&self, metric: &str, protocol: &str, value: u64) {
         let labels = format!(
             r#"{{request_query_type="a",request_protocol="{protocol}",source_canonical_service="till",source_canonical_revision="v7"}}"#
@@ -251,7 +251,7 @@ impl World {
         self.sample(&format!("{metric}{labels}"), value);
     }
 
-    /// That so many queries were refused for a reason.
+    /// Checks the number of queries that were refused for a reason.
     pub(super) fn refused(&self, reason: &str, value: u64) {
         let sample = format!(r#"ztunnel_dns_refused_total{{reason="{reason}"}}"#);
         self.sample(&sample, value);

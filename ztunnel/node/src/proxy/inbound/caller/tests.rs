@@ -1,4 +1,4 @@
-//! What the records of arriving connections say of their clients and services.
+//! The client and the service in the reports of inbound connections.
 
 use super::*;
 use mesh::PathSettings;
@@ -27,7 +27,7 @@ fn identity(account: &str) -> Identity {
     Identity::new("cluster.local", "default", account).unwrap()
 }
 
-/// A tunnel from an address, of somebody who tells of a workload `far`.
+/// A tunnel from an address, of a peer whose baggage describes the workload `far`.
 fn tunnel(from: &str, account: &str, authority: &str) -> InboundCaller {
     InboundCaller {
         peer: SocketAddr::new(from.parse().unwrap(), 1000),
@@ -65,14 +65,14 @@ fn baggage_is_believed_only_of_whom_the_mesh_does_not_know() {
         known("near")
     );
     assert_eq!(source(&tunnel("10.7.0.1", "far", "10.0.0.2:80")), far);
-    // Through the gateway of a network, whose own address is known.
+    // Through a network gateway whose own address is known.
     assert_eq!(source(&tunnel("10.0.0.3", "far", "one:80")), far);
     assert_eq!(source(&tunnel("10.0.0.3", "near", "one:80")), known("near"));
-    // A waypoint names its client.
+    // A waypoint states its client's address.
     let mut named = tunnel("10.0.0.9", "wp", "10.0.0.2:80");
     asking(&mut named).forwarded = Some("10.0.0.3".parse().unwrap());
     assert_eq!(source(&named), known("near"));
-    // Who tells nothing is nobody, and plaintext tells nothing.
+    // Without baggage there is no client; plaintext has no baggage.
     let mut silent = tunnel("10.7.0.1", "far", "10.0.0.2:80");
     asking(&mut silent).baggage = Baggage::default();
     assert_eq!(source(&silent), None);
@@ -101,14 +101,14 @@ fn the_service_is_what_was_said_or_what_leads_to_the_port() {
     let two = Some("two".to_owned());
     assert_eq!(service("pod", &caller, "10.0.0.2:8080"), two);
     assert_eq!(service("pod", &caller, "10.0.0.2:9090"), two);
-    // What ends in the application's own tunnel is for no service's port.
+    // A connection to the application's own tunnel is not for a service's port.
     assert_eq!(service("told", &caller, "10.0.0.4:8080"), None);
     asking(&mut caller).host = Some("one".to_owned());
     assert_eq!(
         service("told", &caller, "10.0.0.4:8080").as_deref(),
         Some("one")
     );
-    // Plaintext says nothing; its port does.
+    // Plaintext has no `host`; the port determines the service.
     caller.tunnel = None;
     assert_eq!(
         service("told", &caller, "10.0.0.4:8080").as_deref(),

@@ -1,4 +1,4 @@
-//! An abort of either side becomes an abort of the other, whatever the connection was doing.
+//! An abort of either side becomes an abort of the other, in every state of the connection.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -18,7 +18,7 @@ fn abort(stream: TcpStream) {
     drop(stream);
 }
 
-/// Plays with the one that will abort and the one that shall hear of it, in both roles.
+/// Runs `play` with the aborting end and the other end, in both roles.
 async fn in_both_roles(how: How, play: impl AsyncFn(TcpStream, TcpStream)) {
     for client_aborts in [true, false] {
         let outcome = relayed(how, async |client, server| {
@@ -33,7 +33,7 @@ async fn in_both_roles(how: How, play: impl AsyncFn(TcpStream, TcpStream)) {
     }
 }
 
-/// Reads what there is until the connection breaks.
+/// Reads until the connection breaks.
 async fn hears_a_reset(stream: &mut TcpStream, how: How) {
     let broke = stream.read_to_end(&mut Vec::new()).await;
     let kind = broke.as_ref().map_err(std::io::Error::kind);
@@ -93,7 +93,7 @@ async fn of_the_reader_while_bytes_wait_for_it() {
             assert!(told, "{how:?}: {error}");
         })
         .await;
-        // What was left in the pipe is closed with it.
+        // A pipe with remaining bytes is closed with the connection.
         assert_eq!(pipes::leased(), 0, "{how:?}");
     }
 }
@@ -106,7 +106,7 @@ async fn of_who_has_half_closed_while_the_other_says_nothing() {
             aborts.shutdown().await.unwrap();
             assert_eq!(hears.read_to_end(&mut Vec::new()).await.unwrap(), 1);
             abort(aborts);
-            // Its stream has ended, so only an error can tell; it does not read.
+            // Its stream has ended, so only an error reports the abort; it does not read.
             hears.ready(tokio::io::Interest::ERROR).await.unwrap();
             let error = hears.write_all(b"?").await.unwrap_err();
             let kind = error.kind();

@@ -1,4 +1,4 @@
-//! Every byte arrives once and in order, is counted once, and the end of a stream is no abort.
+//! Every byte arrives once and in order and is counted once; the end of a stream is not an abort.
 
 use std::os::fd::AsFd;
 
@@ -13,7 +13,7 @@ use super::{
     ADAPTIVE, ALL, COPYING, How, SPLICING, pair, pattern, relayed, relayed_between, stretch,
 };
 
-/// Sizes without a pattern, the same in every run.
+/// Pseudo-random sizes, the same in every run.
 struct Sizes(u64);
 
 impl Sizes {
@@ -43,7 +43,7 @@ async fn write(mut half: WriteHalf<'_>, total: usize, seed: u64) {
     half.shutdown().await.unwrap();
 }
 
-/// Reads in pieces until the end of the stream; returns how many bytes there were.
+/// Reads in pieces until the end of the stream; returns the number of bytes.
 async fn read(mut half: ReadHalf<'_>, seed: u64) -> usize {
     let mut sizes = Sizes(seed);
     let mut buffer = vec![0; 1 << 20];
@@ -64,7 +64,7 @@ async fn read(mut half: ReadHalf<'_>, seed: u64) -> usize {
     }
 }
 
-/// Both ends write and read at once; returns what each received.
+/// Both ends write and read at the same time; returns what each received.
 async fn talk(mut client: TcpStream, mut server: TcpStream, totals: [usize; 2]) -> [usize; 2] {
     let (client_reads, client_writes) = client.split();
     let (server_reads, server_writes) = server.split();
@@ -146,7 +146,7 @@ async fn who_has_said_everything_can_still_listen() {
 
 #[tokio::test]
 async fn a_reader_that_does_not_read_stops_its_writer() {
-    /// What each of the four sockets may buffer; the kernel doubles it.
+    /// The buffer size of each of the four sockets; the kernel doubles it.
     const BUFFER: usize = 128 << 10;
     for how in ALL {
         let streams = streams().await;
@@ -157,7 +157,7 @@ async fn a_reader_that_does_not_read_stops_its_writer() {
         relayed_between(how, streams, async |mut client, mut server| {
             let piece = stretch(0, 251 << 8);
             let mut taken = 0;
-            // Nothing was taken for so long: the writer is stopped.
+            // No byte was taken for this long: the writer is blocked.
             let still = std::time::Duration::from_millis(300);
             while let Ok(written) =
                 tokio::time::timeout(still, client.write(&piece[taken % 251..])).await
@@ -184,7 +184,7 @@ async fn without_a_pipe_bytes_are_copied() {
     everything_arrives(ADAPTIVE, streams().await, [3_000_001, 2_000_003]).await;
 }
 
-/// splice(2) refuses a target in append mode with `EINVAL`, here with bytes in the pipe.
+/// `splice(2)` refuses a target in append mode with `EINVAL`, here with bytes in the pipe.
 #[tokio::test]
 async fn a_sink_that_cannot_be_spliced_is_written_to() {
     for how in [ADAPTIVE, SPLICING] {
@@ -200,7 +200,7 @@ async fn a_sink_that_cannot_be_spliced_is_written_to() {
 #[tokio::test]
 async fn a_forbidden_splice_takes_no_pipe() {
     everything_arrives(COPYING, streams().await, [9_000_001, 5_000_003]).await;
-    // A pipe that was used would have been kept.
+    // A used pipe would have been kept.
     assert_eq!(pipes::kept(), 0);
     everything_arrives(ADAPTIVE, streams().await, [9_000_001, 5_000_003]).await;
     assert!(pipes::kept() > 0);

@@ -1,7 +1,7 @@
-//! What a byte and a message cost, directly, copied and spliced: the figures behind
-//! [`Thresholds::MEASURED`](super::Thresholds::MEASURED). Run it alone on a quiet machine with two
-//! cores or more:
-//! `cargo test --lib path::relay::tests::cost -- --ignored --nocapture`.
+//! Measures the cost of a byte and of a message: directly, copied and spliced.
+//! [`Thresholds::MEASURED`](super::Thresholds::MEASURED) is based on the results. Run it alone on
+//! an idle machine with at least two cores:
+//! `cargo test --lib proxy::relay::tests::cost -- --ignored --nocapture`.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -18,17 +18,17 @@ use telemetry::Series;
 
 const ROUNDS: usize = 9;
 
-/// Which cores the relay and the ends run on.
+/// The cores on which the relay and the ends run.
 #[derive(Debug, Clone, Copy)]
 enum Place {
-    /// Where the scheduler puts them.
+    /// Wherever the scheduler puts them.
     Anywhere,
     /// The relay on the first core, both ends on the second.
     Apart,
 }
 
 impl Place {
-    /// Keeps the calling thread, and what it starts, on a core.
+    /// Pins the calling thread, and the threads that it starts, to a core.
     fn pin(self, core: usize) {
         let mut cores = CpuSet::new();
         match self {
@@ -39,16 +39,16 @@ impl Place {
     }
 }
 
-/// What the ends do.
+/// The workload of the ends.
 #[derive(Debug, Clone, Copy)]
 enum Work {
-    /// The client writes so many bytes in pieces of a size.
+    /// The client writes this many bytes in pieces of one size.
     Bulk { bytes: usize, piece: usize },
-    /// So many times a message there and back.
+    /// A message is sent and returned this many times.
     Exchange { times: usize, size: usize },
 }
 
-/// What is between the ends.
+/// What connects the ends.
 #[derive(Debug, Clone, Copy)]
 enum Between {
     Nothing,
@@ -194,7 +194,7 @@ fn measure(work: Work, between: Between, place: Place) -> Sample {
     })
 }
 
-/// The median, and the lowest and highest.
+/// The median, the minimum and the maximum.
 fn spread(samples: &[Sample], value: impl Fn(&Sample) -> f64) -> String {
     let mut values: Vec<f64> = samples.iter().map(value).collect();
     values.sort_by(f64::total_cmp);

@@ -1,5 +1,5 @@
-//! Pipes are few, are held only while bytes are on their way, and never pass bytes on from one
-//! connection to another.
+//! Pipes are few, are held only while bytes are in transit, and never pass bytes of one connection
+//! to another.
 
 use std::process::Command;
 
@@ -54,7 +54,7 @@ async fn an_idle_connection_holds_none() {
             wrote.unwrap();
             read.unwrap();
             assert_eq!(heard, sent);
-            // The relay hears that nothing more is there.
+            // The relay notices that there are no more bytes.
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             assert_eq!(pipes::leased(), 0, "{how:?}");
             assert!(pipes::kept() > 0, "{how:?}: nothing was spliced");
@@ -63,7 +63,8 @@ async fn an_idle_connection_holds_none() {
     }
 }
 
-/// Files that a process may open are counted for all its threads, so this is a process of its own.
+/// The limit of open files applies to all threads of a process, so this test runs in a process of
+/// its own.
 #[test]
 fn without_file_descriptors_bytes_are_copied() {
     let run = Command::new(std::env::current_exe().unwrap())

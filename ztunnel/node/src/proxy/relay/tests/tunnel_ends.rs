@@ -1,5 +1,5 @@
-//! How the end of a tunnel reaches the application. The peer is a script: it sends bytes and the
-//! frames that end them in one write, so that all of it is in h2 before the relay sees any.
+//! How the end of a tunnel reaches the application. The peer runs a script: it sends the bytes and
+//! the frames that end them in one write, so that h2 has all of them before the relay sees any.
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind};
@@ -23,7 +23,7 @@ const GOAWAY: u8 = 7;
 const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
-/// The only stream.
+/// The id of the only stream.
 const STREAM: u32 = 1;
 
 /// Codes of RST_STREAM (RFC 9113, section 7).
@@ -35,7 +35,7 @@ const CONNECT_ERROR: u32 = 10;
 /// More than any socket buffer of a slow reader, and less than a stream's window.
 const SENT: usize = 700_000;
 
-/// What the peer ends the bytes with.
+/// How the peer ends the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Stream,
@@ -52,7 +52,7 @@ enum Seen {
     Reset,
 }
 
-/// Each way to end, and what it is to the application.
+/// Each way to end the stream, and what the application sees.
 const ENDS: [(&[End], Seen); 12] = [
     // Envoy 1.36 to 1.39, and for TCP 1.40.
     (&[End::Stream, End::Reset(NO_ERROR)], Seen::End),
@@ -74,7 +74,7 @@ const ENDS: [(&[End], Seen); 12] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reader {
     Fast,
-    /// With little room, a little at a time, and late.
+    /// With a small receive buffer, in small pieces, after a delay.
     Slow,
 }
 
@@ -87,12 +87,12 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The bytes and what ends them.
+/// The bytes and the frames that end them.
 fn script(ends: &[End]) -> Vec<u8> {
     let bytes = stretch(0, SENT);
     let data = bytes.chunks(16 << 10);
     let data = data.flat_map(|chunk| frame(DATA, 0, STREAM, chunk));
-    // The window that SETTINGS announce counts once they are acknowledged.
+    // The announced window applies once the SETTINGS are acknowledged.
     let mut script = frame(SETTINGS, ACK, 0, &[]);
     script.extend(data);
     for end in ends {
@@ -110,7 +110,7 @@ fn script(ends: &[End]) -> Vec<u8> {
 struct Peer(DuplexStream);
 
 impl Peer {
-    /// Reads frames until there is one of headers.
+    /// Reads frames until a HEADERS frame.
     async fn headers(&mut self) {
         loop {
             let mut head = [0; 9];
@@ -123,8 +123,8 @@ impl Peer {
         }
     }
 
-    /// Writes all at once, and holds the connection until the other end lets go of it, unless it
-    /// shall be lost.
+    /// Writes everything at once and, unless the script ends with `Lost`, keeps the connection open
+    /// until the other end closes it.
     async fn play(mut self, all: Vec<u8>, ends: &[End]) {
         self.0.write_all(&all).await.unwrap();
         if !ends.contains(&End::Lost) {
@@ -133,7 +133,7 @@ impl Peer {
     }
 }
 
-/// A tunnel that we have opened: the peer is the server.
+/// A tunnel that the proxy has opened: the peer is the server.
 async fn opened(ends: &'static [End]) -> Tunnel {
     let (near, far) = tokio::io::duplex(4 << 20);
     tokio::task::spawn_local(async move {
@@ -152,7 +152,7 @@ async fn opened(ends: &'static [End]) -> Tunnel {
     tunnel.unwrap()
 }
 
-/// A tunnel that we have accepted: the peer is the client.
+/// A tunnel that the proxy has accepted: the peer is the client.
 async fn accepted(ends: &'static [End]) -> Tunnel {
     let (near, far) = tokio::io::duplex(4 << 20);
     tokio::task::spawn_local(async move {
@@ -193,7 +193,7 @@ fn config() -> Config {
     }
 }
 
-/// The application's two ends; a slow reader's has little room.
+/// The application's two ends; a slow reader has small buffers.
 async fn application(reader: Reader) -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let socket = TcpSocket::new_v4().unwrap();
@@ -205,7 +205,7 @@ async fn application(reader: Reader) -> (TcpStream, TcpStream) {
     (app.unwrap(), accepted.unwrap().0)
 }
 
-/// Reads to the end, whatever that is.
+/// Reads until the end of the stream or an error.
 async fn read(app: &mut TcpStream, reader: Reader) -> (Vec<u8>, io::Result<()>) {
     let mut all = Vec::new();
     if reader == Reader::Fast {
@@ -223,7 +223,7 @@ async fn read(app: &mut TcpStream, reader: Reader) -> (Vec<u8>, io::Result<()>) 
     }
 }
 
-/// Relays between an application and a tunnel whose peer plays a script.
+/// Relays between an application and a tunnel whose peer runs a script.
 async fn relayed<T>(
     side: Side,
     ends: &'static [End],
@@ -276,7 +276,7 @@ async fn all_bytes_arrive_before_the_end_that_the_peer_has_chosen() {
     }
 }
 
-/// What the record of the connection says.
+/// Checks the report of the connection.
 fn counts(side: Side, ends: &[End], seen: Seen, ended: &Ended, case: &str) {
     let received = match side {
         Side::Source => ended.response,
@@ -300,7 +300,7 @@ fn counts(side: Side, ends: &[End], seen: Seen, ended: &Ended, case: &str) {
 async fn an_application_that_writes_all_before_it_reads_gets_the_whole_answer() {
     for ends in [ENDS[0].0, ENDS[1].0] {
         let (outcome, ended) = relayed(Side::Source, ends, Reader::Fast, async |mut app| {
-            // The peer's window has room for 64 KiB of it.
+            // The peer's window admits 64 KiB of it.
             app.write_all(&stretch(0, 8 << 20)).await.unwrap();
             read(&mut app, Reader::Fast).await
         })
@@ -341,7 +341,7 @@ async fn a_policy_that_revokes_the_connection_waits_for_no_reader() {
         let revoked = async { revoked.await.unwrap() };
         let series = Series::default();
         let play = async {
-            // It has begun, and most of it waits.
+            // The relay has started, and most of the data waits.
             app.read_exact(&mut [0; 1000]).await.unwrap();
             cut.send(super::super::super::authorized::Revoked::UnknownWorkload)
                 .unwrap();

@@ -90,8 +90,8 @@ fn refusals_say_why() {
 }
 
 proptest! {
-    /// A reader that gives what is needed comes to an end, whatever the bytes are, and never reads
-    /// past the message.
+    /// With any bytes, a reader that provides the requested bytes terminates and never reads past
+    /// the message.
     #[test]
     fn every_message_ends_and_no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), LONGEST), known in any::<bool>()) {
         let mut bytes = bytes;
