@@ -28,6 +28,7 @@ mod path;
 mod reachable;
 mod request;
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 
 use crate::{Snapshot, View, Workload};
@@ -35,7 +36,7 @@ use crate::{Snapshot, View, Workload};
 use dialled::{DialledTarget, canonical, is_own_tunnel, target};
 pub use error::{Role, RouteError};
 pub use explain::{
-    CandidateOutcome, CandidateStep, Dialled, Exclusion, Explanation, Step, WaypointStep, explain,
+    CandidateOutcome, CandidateStep, Dialled, Exclusion, Explanation, Step, WaypointStep,
 };
 use explain::{NoTrace, Trace};
 pub(crate) use gateway::{resolves_to, undiscovered_key, waypoints_of};
@@ -69,6 +70,17 @@ impl<T> Copy for Inputs<'_, '_, T> {}
 /// When the destination is in the mesh and the connection must not or cannot go there.
 pub fn route(request: &OutboundRequest<'_>, view: &View, random: u64) -> Result<Route, RouteError> {
     decide(request, view, random, &NoTrace)
+}
+
+/// Decides as [`route`] does and records each step: both run the same code.
+#[must_use]
+pub fn explain(request: &OutboundRequest<'_>, view: &View, random: u64) -> Explanation {
+    let steps = RefCell::new(Vec::new());
+    let result = decide(request, view, random, &steps);
+    Explanation {
+        steps: steps.into_inner(),
+        result,
+    }
 }
 
 fn decide<T: Trace>(

@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use super::{OutboundRequest, Role, Route, RouteError, decide};
-use crate::{GatewayDestination, Service, View, Workload};
+use super::{Role, Route, RouteError};
+use crate::{GatewayDestination, Service, Workload};
 
 /// The object that the dialled address belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,17 +108,6 @@ pub struct Explanation {
     pub steps: Vec<Step>,
     /// The result, the same as that of [`route`](super::route).
     pub result: Result<Route, RouteError>,
-}
-
-/// Decides as [`route`](super::route) does and records each step: both run the same code.
-#[must_use]
-pub fn explain(request: &OutboundRequest<'_>, view: &View, random: u64) -> Explanation {
-    let steps = RefCell::new(Vec::new());
-    let result = decide(request, view, random, &steps);
-    Explanation {
-        steps: steps.into_inner(),
-        result,
-    }
 }
 
 /// Receives the steps of a decision.

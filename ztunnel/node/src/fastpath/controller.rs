@@ -190,7 +190,7 @@ impl FastPath {
     }
 
     /// A changed entry is replaced in place: a connection that uses the entry and has not sent its
-    /// SYN would be reset if the entry were missing.
+    /// SYN would be stopped if the entry were missing.
     fn prune_each(&self, kernel: &Kernel, view: &View) -> Result<(), bpf::Error> {
         for (call, written) in kernel.entries()? {
             match fastpath::outbound_entry(&call, self.absent(&call, view).as_slice(), view) {

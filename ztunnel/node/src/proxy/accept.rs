@@ -5,7 +5,6 @@
 //! socket's own address is the original destination, unless rules inside the pod redirected it.
 //! HBONE: the peer of a tunnel. SOCKS: an application that names its destination. Where DNS is
 //! captured, the pod has DNS sockets, too.
-//! is captured there are sockets for it besides.
 
 use std::future::Future;
 use std::io;

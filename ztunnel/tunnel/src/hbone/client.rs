@@ -113,8 +113,8 @@ impl Connection {
         };
         // h2 answers at once: it only waits for requests queued through this handle, and there are
         // none. An error is a GOAWAY or the end of the connection.
-        let mut nobody = Context::from_waker(Waker::noop());
-        let open = matches!(handle.poll_ready(&mut nobody), Poll::Ready(Ok(())));
+        let mut no_wake = Context::from_waker(Waker::noop());
+        let open = matches!(handle.poll_ready(&mut no_wake), Poll::Ready(Ok(())));
         if !open {
             *requests = None;
         }

@@ -122,8 +122,8 @@ impl Watchdog {
             // h2 accepts a new PING only after the last answer was read. An error means that the
             // connection is closed; the driver detects that by itself. If a PING is unanswered but
             // bytes arrive, no second one is needed.
-            let mut nobody = Context::from_waker(Waker::noop());
-            drop(pings.poll_pong(&mut nobody));
+            let mut no_wake = Context::from_waker(Waker::noop());
+            drop(pings.poll_pong(&mut no_wake));
             drop(pings.send_ping(Ping::opaque()));
             self.pinged = Some(now);
         }

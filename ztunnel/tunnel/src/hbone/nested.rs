@@ -130,9 +130,9 @@ impl AsyncWrite for TunnelStream {
 }
 
 /// The owner of a connection that is in no pool.
-struct Nobody;
+struct NoOwner;
 
-impl Owner for Nobody {
+impl Owner for NoOwner {
     fn released(&self) {}
     fn ended(&self, _connection: &Connection) {}
 }
@@ -151,9 +151,9 @@ pub async fn open_alone<IO, E>(
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let nobody: Weak<dyn Owner> = Weak::<Nobody>::new();
+    let no_owner: Weak<dyn Owner> = Weak::<NoOwner>::new();
     let after = config.handshake_timeout;
-    let handshake = client::handshake(io, config, nobody);
+    let handshake = client::handshake(io, config, no_owner);
     let connection = match tokio::time::timeout(after, handshake).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {

@@ -209,8 +209,8 @@ impl Sender {
 
     /// h2 only reports that the stream is not open; the reset that it stores has the cause.
     fn why_over(&mut self) -> TunnelError {
-        let mut nobody = Context::from_waker(Waker::noop());
-        match self.poll_reset(&mut nobody) {
+        let mut no_wake = Context::from_waker(Waker::noop());
+        match self.poll_reset(&mut no_wake) {
             Poll::Ready(error) => error,
             Poll::Pending => TunnelError::Finished,
         }

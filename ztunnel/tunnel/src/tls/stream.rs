@@ -136,8 +136,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Stream<IO> {
             && self.outgoing.alert(alert).is_ok()
         {
             // Best effort: a waiting writer gets the error anyway.
-            let mut nobody = Context::from_waker(Waker::noop());
-            let _sent = self.drain(&mut nobody);
+            let mut no_wake = Context::from_waker(Waker::noop());
+            let _sent = self.drain(&mut no_wake);
         }
         self.state = State::Failed(error.clone());
         error.into()

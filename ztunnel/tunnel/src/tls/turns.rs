@@ -139,15 +139,15 @@ mod tests {
         let turns = Turns::new(1);
         let log = Arc::default();
         let held = turns.take(std::future::pending()).await;
-        let nobody = || Arc::new(Notify::new());
-        let becomes_wanted = nobody();
+        let unused = || Arc::new(Notify::new());
+        let becomes_wanted = unused();
         let mut visits = vec![
-            visit(&turns, &log, "first", nobody()),
-            visit(&turns, &log, "second", nobody()),
+            visit(&turns, &log, "first", unused()),
+            visit(&turns, &log, "second", unused()),
             visit(&turns, &log, "third", becomes_wanted.clone()),
         ];
         settle().await;
-        let at_once = nobody();
+        let at_once = unused();
         at_once.notify_one();
         visits.push(visit(&turns, &log, "fourth", at_once));
         settle().await;

@@ -115,7 +115,7 @@ impl ExpectedServer {
         }
         let names: Vec<_> = self.expected.iter().take(4).map(Identity::as_str).collect();
         let expected = if names.is_empty() {
-            "nobody".to_owned()
+            "no identity".to_owned()
         } else {
             names.join(" or ")
         };

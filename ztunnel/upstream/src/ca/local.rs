@@ -23,7 +23,7 @@ use rustls_pki_types::{
 };
 use zeroize::Zeroizing;
 
-pub use self::error::LocalCaError;
+pub use self::error::{LocalCaError, MIN_LEAF_TTL};
 pub use self::root::load_roots;
 use self::root::{CERTIFICATE, KEY, create_root, damaged, exists, failed};
 use self::signer::RootSigner;
@@ -35,9 +35,6 @@ const LOCK: &str = ".lock";
 
 /// The default lifetime of leaf certificates.
 pub const DEFAULT_LEAF_TTL: Duration = Duration::from_secs(24 * 3600);
-/// The shortest lifetime of leaf certificates; below it renewal cannot keep up on a slow machine.
-pub const MIN_LEAF_TTL: Duration = Duration::from_secs(2);
-
 /// The embedded authority of one trust domain.
 pub struct LocalCa {
     directory: PathBuf,

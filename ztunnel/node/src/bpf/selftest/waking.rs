@@ -42,7 +42,7 @@ impl Watch {
         })
     }
 
-    fn expect(&self, wanted: EpollFlags, when: &str) -> Result<(), Fault> {
+    fn await_event(&self, wanted: EpollFlags, when: &str) -> Result<(), Fault> {
         let timeout = EpollTimeout::try_from(LIMIT).unwrap_or(EpollTimeout::ZERO);
         if self.next(timeout)?.contains(wanted) {
             Ok(())
@@ -51,7 +51,7 @@ impl Watch {
         }
     }
 
-    fn expect_nothing(&self, when: &str) -> Result<(), Fault> {
+    fn await_silence(&self, when: &str) -> Result<(), Fault> {
         if self.next(EpollTimeout::ZERO)?.is_empty() {
             Ok(())
         } else {
@@ -66,12 +66,12 @@ pub(super) fn epoll_level(kind: &PairKind) -> Result<(), Fault> {
     ping_pong(&pair, EpollFlags::empty())?;
     let watch = Watch::new(&pair.server, EpollFlags::empty())?;
     send(&pair.client, 8)?;
-    watch.expect(EpollFlags::EPOLLIN, "new data")?;
+    watch.await_event(EpollFlags::EPOLLIN, "new data")?;
     receive(&pair.server, 4)?;
-    watch.expect(EpollFlags::EPOLLIN, "the data that was left")?;
+    watch.await_event(EpollFlags::EPOLLIN, "the data that was left")?;
     receive(&pair.server, 4)?;
-    watch.expect_nothing("after all of it was read")?;
-    expect_end(&pair, &watch)
+    watch.await_silence("after all of it was read")?;
+    await_end(&pair, &watch)
 }
 
 /// Data is reported once for each arrival.
@@ -80,20 +80,20 @@ pub(super) fn epoll_edge(kind: &PairKind) -> Result<(), Fault> {
     ping_pong(&pair, EpollFlags::EPOLLET)?;
     let watch = Watch::new(&pair.server, EpollFlags::EPOLLET)?;
     send(&pair.client, 8)?;
-    watch.expect(EpollFlags::EPOLLIN, "new data")?;
+    watch.await_event(EpollFlags::EPOLLIN, "new data")?;
     receive(&pair.server, 4)?;
-    watch.expect_nothing("a second time (EPOLLET)")?;
+    watch.await_silence("a second time (EPOLLET)")?;
     send(&pair.client, 4)?;
-    watch.expect(EpollFlags::EPOLLIN, "more data behind unread data")?;
+    watch.await_event(EpollFlags::EPOLLIN, "more data behind unread data")?;
     receive(&pair.server, 8)?;
-    expect_end(&pair, &watch)
+    await_end(&pair, &watch)
 }
 
 /// The end of the peer's stream is reported.
-fn expect_end(pair: &Pair, watch: &Watch) -> Result<(), Fault> {
+fn await_end(pair: &Pair, watch: &Watch) -> Result<(), Fault> {
     let shut = pair.client.shutdown(Shutdown::Write);
     shut.map_err(call("shutdown"))?;
-    watch.expect(EpollFlags::EPOLLRDHUP, "the peer's end")?;
+    watch.await_event(EpollFlags::EPOLLRDHUP, "the peer's end")?;
     let mut server = &pair.server;
     match server.read(&mut [0; 8]) {
         Ok(0) => Ok(()),
@@ -108,7 +108,7 @@ fn ping_pong(pair: &Pair, trigger: EpollFlags) -> Result<(), Fault> {
     let echo = || {
         let watch = Watch::new(&pair.server, trigger)?;
         (0..ROUNDS).try_for_each(|_| {
-            watch.expect(EpollFlags::EPOLLIN, "a message")?;
+            watch.await_event(EpollFlags::EPOLLIN, "a message")?;
             receive(&pair.server, 4)?;
             send(&pair.server, 4)
         })
@@ -118,7 +118,7 @@ fn ping_pong(pair: &Pair, trigger: EpollFlags) -> Result<(), Fault> {
         let watch = Watch::new(&pair.client, trigger)?;
         let requested = (0..ROUNDS).try_for_each(|_| {
             send(&pair.client, 4)?;
-            watch.expect(EpollFlags::EPOLLIN, "an answer")?;
+            watch.await_event(EpollFlags::EPOLLIN, "an answer")?;
             receive(&pair.client, 4)
         });
         let echoed = echo.join().unwrap_or_else(|_| Err(misbehaved("a panic")));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::super::socks5::message::Destination;
 use super::super::worker::PodContext;
-use super::ResolveError;
+use super::super::resolve::ResolveError;
 use super::error::OutboundError;
 use mesh::NetnsCookie;
 use mesh::names::{Answer, Family, Question, answer};

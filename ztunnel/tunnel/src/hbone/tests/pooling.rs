@@ -195,9 +195,9 @@ fn an_opener_cancelled_before_it_dials_passes_the_right_on() {
         let mut second = Box::pin(pool.open(&key, &connect, || peer.dial()));
         // Both have been polled once; the open that was granted the dial is dropped.
         let poll = |future: std::pin::Pin<&mut dyn Future<Output = _>>| {
-            let mut nobody = std::task::Context::from_waker(std::task::Waker::noop());
+            let mut no_wake = std::task::Context::from_waker(std::task::Waker::noop());
             let ready: std::task::Poll<Result<Tunnel, OpenError<Infallible>>> =
-                future.poll(&mut nobody);
+                future.poll(&mut no_wake);
             ready.is_ready()
         };
         assert!(!poll(first.as_mut()));

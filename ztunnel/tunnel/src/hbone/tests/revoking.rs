@@ -50,7 +50,7 @@ fn only_the_connection_that_showed_it_is_ended_and_its_tunnels_know_why() {
 }
 
 #[test]
-fn nobody_waits_for_it_once_the_connection_has_ended() {
+fn no_task_waits_for_it_once_the_connection_has_ended() {
     run(async {
         let (peer, pool) = (Peer::new(config()), Pool::new(Rc::new(config())));
         let (tunnel, revoke) = open_until(&pool, &peer).await;

@@ -240,7 +240,7 @@ async fn the_server_refuses_a_client_and_the_client_learns_why() {
 }
 
 #[tokio::test]
-async fn over_tcp_the_alert_survives_bytes_that_nobody_read() {
+async fn over_tcp_the_alert_survives_bytes_that_were_not_read() {
     let (ours, other) = (Authority::new(), Authority::new());
     let (a, b) = (identity("a"), identity("b"));
     let client = trusting(&ours, &other, &Leaf::of(&a));

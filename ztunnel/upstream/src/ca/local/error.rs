@@ -4,8 +4,10 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::MIN_LEAF_TTL;
 use tunnel::tls::Fault;
+
+/// The shortest lifetime of leaf certificates; below it renewal cannot keep up on a slow machine.
+pub const MIN_LEAF_TTL: Duration = Duration::from_secs(2);
 
 /// The embedded authority cannot be used. The message says how to fix it.
 #[derive(Debug, thiserror::Error)]
