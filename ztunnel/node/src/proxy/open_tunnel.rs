@@ -293,7 +293,7 @@ pub(super) fn log_established(stream: &tls::Stream<TcpStream>, own: &Identity) {
     }
     let tcp = stream.get_ref();
     let (Ok(local), Ok(remote)) = (pods::local_of(tcp), pods::peer_of(tcp)) else {
-        return; // Already reset; whoever uses the stream next reports that.
+        return; // Already reset: the next use of the stream reports the error.
     };
     let (direction, source, destination) = match stream.role() {
         tls::Role::Client => ("outbound", (local, own), (remote, stream.peer())),

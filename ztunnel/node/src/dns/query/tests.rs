@@ -80,7 +80,7 @@ fn what_is_not_plain_is_somebody_elses() {
     for (what, message) in strange {
         assert!(Query::of(&message).is_none(), "{what}");
     }
-    // Other types are understood, but ask for no addresses.
+    // Queries of other types are understood, but have no address family.
     let service = Query::of(&bytes([1, 0], 0, b"\x01a\0\0\x21\0\x01", none)).unwrap();
     assert_eq!(service.family(), None);
 }
