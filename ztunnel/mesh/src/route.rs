@@ -31,7 +31,7 @@ mod request;
 use std::cell::RefCell;
 use std::net::SocketAddr;
 
-use crate::{Snapshot, View, Workload};
+use crate::{View, Workload};
 
 use dialled::{DialledTarget, canonical, is_own_tunnel, target};
 pub use error::{Role, RouteError};
@@ -47,22 +47,8 @@ use path::{
 };
 use reachable::Reachable;
 pub use reachable::choose_address;
+use request::Inputs;
 pub use request::{OutboundRequest, address_key};
-
-/// What every part of a decision uses.
-struct Inputs<'r, 'a, T> {
-    request: &'r OutboundRequest<'a>,
-    mesh: &'a Snapshot,
-    trace: &'r T,
-}
-
-impl<T> Clone for Inputs<'_, '_, T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<T> Copy for Inputs<'_, '_, T> {}
 
 /// Finds where a connection goes. The same `random` number chooses the same backend.
 ///

@@ -106,7 +106,7 @@ pub fn run(
         let source = SettingsSource { file, overrides };
         let node = Node::build(source, settings, log, on_port_conflict)?;
         tracing::info!(after = ?began.elapsed(), "started");
-        event_loop::run(node).await
+        Box::pin(event_loop::run(node)).await
     })?;
     drop::<LogGuard>(guard);
     Ok(())

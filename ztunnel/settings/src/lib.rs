@@ -55,7 +55,7 @@ pub fn load_from(
 ) -> Result<Settings, ConfigError> {
     let text = path.map(read).transpose()?.unwrap_or_default();
     let file = SettingsFile {
-        path: path.unwrap_or(Path::new("")),
+        path: path.unwrap_or_else(|| Path::new("")),
         text: &text,
     };
     from_text(file, environment, overrides, read)
@@ -115,7 +115,7 @@ fn read(path: &Path) -> Result<String, ConfigError> {
 pub fn bpf_directory(path: Option<&Path>) -> Result<PathBuf, ConfigError> {
     let text = path.map(read).transpose()?.unwrap_or_default();
     let file: file::File = mesh::yaml::read(&text).map_err(|source| ConfigError::Yaml {
-        path: path.unwrap_or(Path::new("")).to_owned(),
+        path: path.unwrap_or_else(|| Path::new("")).to_owned(),
         source,
     })?;
     let named = file.capture.bpf_directory;

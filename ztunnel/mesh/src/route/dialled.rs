@@ -7,7 +7,8 @@ use super::backend::{BackendChoice, Purpose};
 use super::explain::{Dialled, Step, Trace, WaypointStep};
 use super::gateway::{Waypoints, resolves_to, waypoints_of};
 use super::reachable::AddressPreference;
-use super::{Inputs, RouteError, address_key};
+use super::request::Inputs;
+use super::{RouteError, address_key};
 use crate::{HBONE_PORT, LoadBalancingMode, Service, ServiceEntry, Snapshot, Workload};
 
 /// What a dialled address leads to.

@@ -10,7 +10,8 @@ use smallvec::smallvec;
 use super::backend::{BackendChoice, Candidate, Purpose};
 use super::explain::{Step, Trace};
 use super::reachable::{AddressPreference, Reachable};
-use super::{Identities, Inputs, OutboundRequest, Role, RouteError};
+use super::request::Inputs;
+use super::{Identities, OutboundRequest, Role, RouteError};
 use crate::{
     DemandKey, GatewayAddress, GatewayDestination, NetworkAddress, Service, ServiceEntry, Snapshot,
     WeightedWaypoint, Workload,

@@ -9,7 +9,8 @@ use super::dialled::{BehindWaypoint, DialledObject, is_own_tunnel};
 use super::explain::Trace;
 use super::gateway::find;
 use super::reachable::Reachable;
-use super::{Hop, HopKind, Identities, Inputs, Role, Route, RouteError, address_key};
+use super::request::Inputs;
+use super::{Hop, HopKind, Identities, Role, Route, RouteError, address_key};
 use crate::{
     Authority, HBONE_PORT, NetworkMode, PROXY_PORTS, Service, ServiceEntry, TunnelProtocol, View,
     Workload,

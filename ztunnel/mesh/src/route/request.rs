@@ -55,3 +55,18 @@ pub fn address_key(source: &Workload, address: IpAddr) -> DemandKey {
         address: address.to_canonical(),
     })
 }
+
+/// What every part of a decision uses.
+pub(super) struct Inputs<'r, 'a, T> {
+    pub(super) request: &'r OutboundRequest<'a>,
+    pub(super) mesh: &'a Snapshot,
+    pub(super) trace: &'r T,
+}
+
+impl<T> Clone for Inputs<'_, '_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Inputs<'_, '_, T> {}

@@ -38,7 +38,7 @@ use std::sync::Arc;
 use super::*;
 use crate::{
     DemandKey, Identity, LocalPod, NamespacedHostname, NetnsCookie, NetworkAddress, PathSettings,
-    Service, Uid, local,
+    Service, Snapshot, Uid, local,
 };
 
 /// Checks a table and its number of lines, so that no part of it is lost. Also checks that the

@@ -29,12 +29,12 @@ impl ReplyContext<'_> {
         let Some(query) = Query::of(message) else {
             return wire::refusal(message, SERVER_FAILURE);
         };
-        let from_mesh = self.from_mesh(&query, query.payload());
-        Some(from_mesh.unwrap_or_else(|| query.fail()))
+        let answer_from_mesh = self.answer_from_mesh(&query, query.payload());
+        Some(answer_from_mesh.unwrap_or_else(|| query.fail()))
     }
 
     /// The mesh's answer of at most `most` bytes, if the mesh knows the name.
-    pub(super) fn from_mesh(&self, query: &Query, most: usize) -> Option<Vec<u8>> {
+    pub(super) fn answer_from_mesh(&self, query: &Query, most: usize) -> Option<Vec<u8>> {
         let question = Question {
             name: query.name(),
             family: query.family()?,

@@ -388,7 +388,7 @@ impl<S: ServerContext + 'static> Server<S> {
             domain: &self.config.domain,
             random: self.surroundings.random(),
         };
-        context.from_mesh(query, most)
+        context.answer_from_mesh(query, most)
     }
 
     /// The answer of the resolver that the application addressed, from the cache or from the

@@ -1,6 +1,7 @@
 //! Pods of the node that the mesh does not know yet: they are not outside.
 
-use super::{Snapshot, check, check_in, local};
+use super::{check, check_in, local};
+use crate::Snapshot;
 
 const MESH: &str = r#"
 workloads:

@@ -1,7 +1,8 @@
 //! A partial snapshot (on-demand discovery): an unknown address is fetched before it is treated as
 //! outside the mesh.
 
-use super::{Snapshot, check_in, local};
+use super::{check_in, local};
+use crate::Snapshot;
 
 const MESH: &str = r#"
 workloads:

@@ -1,6 +1,7 @@
 //! Services that are visible in their own namespace only.
 
 use super::*;
+use crate::Snapshot;
 use crate::{Change, NetworkRange};
 
 const MESH: &str = r#"

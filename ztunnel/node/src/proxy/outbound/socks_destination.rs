@@ -5,9 +5,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::super::resolve::ResolveError;
 use super::super::socks5::message::Destination;
 use super::super::worker::PodContext;
-use super::super::resolve::ResolveError;
 use super::error::OutboundError;
 use mesh::NetnsCookie;
 use mesh::names::{Answer, Family, Question, answer};
