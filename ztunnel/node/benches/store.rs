@@ -73,7 +73,7 @@ fn run(runtime: &Runtime) {
     let empty = resident();
     let push = LARGE.first_push();
     println!("the push: {:.1} MB", mega(push.len()));
-    // First: memory that somebody has used before does not show when it is used again.
+    // First: memory that another process has used before does not show when it is used again.
     let mut intake = Intake::new("cluster.local");
     let store = measured("the store", || {
         assert_eq!(runtime.block_on(take(&mut intake, &push)), 0);

@@ -64,7 +64,7 @@ services:
             (Some("ONE"), 1, Some("one")),
             // A host name of no service of this workload, or of the mesh, is ignored.
             (Some("other"), 8282, Some("two")),
-            (Some("nobody"), 9090, None),
+            (Some("unknown"), 9090, None),
         ] {
             assert_eq!(
                 named(reported, port).as_deref(),

@@ -76,7 +76,7 @@ impl Claims {
         }
     }
 
-    /// Pods on their node's network share its address; nobody else shares one.
+    /// Pods on their node's network share its address; other workloads share none.
     fn address(
         &mut self,
         owner: &str,

@@ -12,7 +12,7 @@ const PORT: u16 = 53;
 #[must_use]
 pub fn system_resolver() -> Option<SocketAddr> {
     std::fs::read_to_string(FILE)
-        .inspect_err(|error| tracing::warn!(%error, "{FILE} cannot be read: whoever asks by a redirection rule is answered names of the mesh only"))
+        .inspect_err(|error| tracing::warn!(%error, "{FILE} cannot be read: questions that a redirection rule brings here are answered for names of the mesh only"))
         .ok()
         .and_then(|text| first(&text))
 }

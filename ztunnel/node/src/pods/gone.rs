@@ -40,7 +40,7 @@ async fn watch(stream: &TcpStream, end: PeerEnd) -> io::Result<()> {
     // would wait in vain for bytes that have come already.
     let own: OwnedFd = stream.as_fd().try_clone_to_owned()?;
     let interest = Interest::READABLE | Interest::ERROR;
-    // SAFETY: the AsyncFd owns this descriptor, which nobody else closes.
+    // SAFETY: the AsyncFd owns this descriptor, which no other code closes.
     let watched = unsafe { AsyncFd::register_with_interest(own, interest) }?;
     loop {
         let mut guard = watched.ready(interest).await?;

@@ -165,11 +165,11 @@ mod tests {
         drop(leaves);
         assert_eq!(connection_table.carried().len(), 1);
         drop(comes);
-        let nobody = one.enter(Arc::new(ConnectionInfo {
+        let unknown = one.enter(Arc::new(ConnectionInfo {
             source: None,
             ..info(Reporter::Source)
         }));
         assert!(connection_table.carried().is_empty());
-        drop(nobody);
+        drop(unknown);
     }
 }

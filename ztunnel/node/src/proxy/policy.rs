@@ -54,7 +54,7 @@ mod tests {
     #[test]
     fn what_policies_on_trial_say_is_counted_and_not_enforced() {
         let telemetry = Telemetry::new(prometheus_client::metrics::counter::Counter::default());
-        let everybody = |name: &str, dry_run| Policy {
+        let deny_all = |name: &str, dry_run| Policy {
             name: name.into(),
             namespace: "default".into(),
             scope: PolicyScope::Namespace,
@@ -63,9 +63,9 @@ mod tests {
             dry_run,
             has_unknown_conditions: false,
         };
-        let nobody = Policy {
+        let no_rules = Policy {
             rules: Vec::new(),
-            ..everybody("nobody", true)
+            ..deny_all("no-rules", true)
         };
         let workload = Workload::new("w", "w", "default", "default").unwrap();
         let arrival = InboundRequest {
@@ -78,12 +78,12 @@ mod tests {
             let mesh = Snapshot::build(Vec::new(), Vec::new(), policies);
             check(&mesh, &arrival, telemetry.trials())
         };
-        assert!(judge(vec![everybody("all", true), nobody.clone()]).is_ok());
-        let denied = judge(vec![everybody("all", false), nobody]).unwrap_err();
+        assert!(judge(vec![deny_all("all", true), no_rules.clone()]).is_ok());
+        let denied = judge(vec![deny_all("all", false), no_rules]).unwrap_err();
         assert_eq!(denied.to_string(), "denied by policy default/all");
         let trials = telemetry.trials();
         assert_eq!(trials.answers("default/all", true), 1);
         assert_eq!(trials.answers("default/all", false), 0);
-        assert_eq!(trials.answers("default/nobody", false), 2);
+        assert_eq!(trials.answers("default/no-rules", false), 2);
     }
 }

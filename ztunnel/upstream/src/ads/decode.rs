@@ -14,7 +14,7 @@
 //! | tunnel protocol | HBONE | in plain TCP, bytes that were to be encrypted would leave in the clear; a tunnel that the peer does not speak fails |
 //! | application tunnel | PROXY header | the application trusts what comes first; it must not be the client who writes that |
 //! | workload status | unhealthy | it is chosen only where the service takes all |
-//! | network mode | its own network | nobody is reached by a tunnel on the node's network: what was to be encrypted would leave in the clear |
+//! | network mode | its own network | no proxy accepts tunnels on the node's network: bytes that were to be encrypted would leave in the clear |
 //! | visibility | public | who does not see a service reaches its address in the clear, around its waypoint |
 //! | workload type, address families | the API's default | a name in telemetry; a hint for DNS |
 //! | load balancing | left out | every endpoint is as good as any other |

@@ -66,7 +66,7 @@ impl Waiting {
         true
     }
 
-    /// Where the limit is near: takes out the keys for which nobody waits any more.
+    /// Near the limit, removes the keys that no task waits for any more.
     pub(super) fn make_room(&mut self) -> Vec<String> {
         if self.open.len() < KEYS_MAX {
             return Vec::new();

@@ -21,7 +21,9 @@ use tunnel::tls;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OutboundError {
     /// The kernel programs do not know this connection.
-    #[error("nobody redirected this connection: {client} connected to the proxy's port itself")]
+    #[error(
+        "the original destination of this connection is not known: no program or rule of the mesh has redirected it; {client} connected to the proxy's port itself"
+    )]
     NotCaptured {
         /// The client's address.
         client: SocketAddr,

@@ -159,7 +159,7 @@ services:
         for name in [
             "www.example.com",
             "far.example.com",
-            "nobody",
+            "unknown-name",
             "web.nowhere",
         ] {
             assert_eq!(

@@ -41,7 +41,7 @@ impl DecodeError {
         }
     }
 
-    /// Who has to act: whoever describes the mesh.
+    /// Who has to act: the operator of the mesh configuration.
     #[must_use]
     pub const fn fault(&self) -> Fault {
         Fault::Mesh
