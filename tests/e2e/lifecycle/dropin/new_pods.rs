@@ -107,6 +107,11 @@ fn eventually_counted(cluster: &mut Cluster<'_>, labels: &[(&str, &str)], number
     });
 }
 
+/// Has node a hold a service: on demand, names of others are the resolver's.
+fn hold_service(neighbour: &Host, server: &Host) {
+    answered(neighbour, Mesh::service(server).at(Family::V4, 80));
+}
+
 /// A call by name, as `curl http://server/`: the name first, and then its address.
 fn call_by_name(from: &Host, server: &Host, (resolver, way): (SocketAddr, Way)) {
     let told = dns::ask(from, resolver, way, &hostname(server), LIMIT).unwrap();
@@ -122,6 +127,7 @@ fn what_comes_first_waits(mode: Mode) {
     let outside = world.outside();
     let _servers = [new, far, outside].map(|host| host.serve(Kind::Http, HTTP).unwrap());
     let resolver = outside.at(Family::V4, DNS);
+    hold_service(neighbour, far);
 
     cluster.agents[0].add(new, &pod_uid(new)).unwrap();
     thread::scope(|scope| {
@@ -196,6 +202,7 @@ fn without_the_workload(mode: Mode) {
     let (new, neighbour, far) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
     let outside = world.outside();
     let _servers = [new, far].map(|pod| pod.serve(Kind::Http, HTTP).unwrap());
+    hold_service(neighbour, far);
     cluster.agents[0].add(new, &pod_uid(new)).unwrap();
     let ready = cluster.mesh.proxy("a").readiness().unwrap();
     assert_eq!(ready.0, 200, "readiness does not wait: {ready:?}");

@@ -16,6 +16,7 @@ mod events;
 mod foreign_programs;
 mod ip_netns;
 mod join;
+mod layout_2;
 mod log;
 mod maps;
 mod object;
@@ -163,6 +164,7 @@ impl Kernel {
     pub fn load(config: &Config) -> Result<Self, Error> {
         let cgroup = Cgroup::open(config.cgroup.as_deref())?;
         let pins = Pins::open(&config.directory)?;
+        layout_2::share_maps(&pins)?;
         let source = MapSource::Pinned(&pins);
         let options = LoadOptions {
             max_entries: config.max_entries,
@@ -193,6 +195,7 @@ impl Kernel {
     /// When a program cannot be attached, or a map or a pin cannot be written.
     pub fn become_active(&self, config: &Config) -> Result<(), Error> {
         let maps = &self.maps;
+        layout_2::move_links(&self.pins)?;
         maps.adopt_previous_proxy(&self.process_locks)?;
         maps.configure(|settings| {
             settings.mark = config.mark;

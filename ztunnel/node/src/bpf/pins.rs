@@ -6,9 +6,9 @@
 //! <directory>/v3/netns/<cookie>   one link per enrolled namespace
 //! <directory>/v3/lives/<process>  a lock per process that is or was active (`process_locks`)
 //! ```
-//! `v3` is the version of the map layout. A proxy with another layout creates pins of its own, and
-//! removes the others when its own programs capture all pods. Names in a BPF file system have no
-//! dots.
+//! `v3` is the version of the map layout. The pins of layout 2 are taken over (`layout_2`). A proxy
+//! with any other layout creates pins of its own, and removes the others when its own programs
+//! capture all pods. Names in a BPF file system have no dots.
 
 use std::fs;
 use std::io;
@@ -63,6 +63,17 @@ impl Pins {
             }
         }
         Ok(())
+    }
+
+    /// The directory of the pins of map layout 2, if a proxy with that layout has left some.
+    pub(super) fn layout_2(&self) -> Option<PathBuf> {
+        let directory = self.root.parent()?.join("v2");
+        directory.join("links").exists().then_some(directory)
+    }
+
+    /// A directory of pins of one kind: `links`, `netns` or `lives`.
+    pub(super) fn group(&self, kind: &str) -> PathBuf {
+        self.root.join(kind)
     }
 
     /// The pin of a map.

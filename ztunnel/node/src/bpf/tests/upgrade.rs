@@ -10,6 +10,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use aya_obj::{EbpfSectionKind, Object as Parsed};
+use mesh::fastpath::{Backend, Ends, FastPathEntry, FastPathKey};
+use smallvec::smallvec;
 use socket2::Socket;
 use ztunnel_ebpf_types::{Address, LAYOUT};
 
@@ -258,7 +260,7 @@ fn dial_pod() -> Socket {
 
 #[test]
 #[ignore = "needs root"]
-fn pods_of_layout_2_stay_captured_until_the_new_proxy_captures_all() {
+fn a_node_with_layout_2_is_taken_over_in_place() {
     in_namespace(|| {
         let temporary = tempfile::tempdir().unwrap();
         let directory = temporary.path().join("pins");
@@ -281,10 +283,37 @@ fn pods_of_layout_2_stay_captured_until_the_new_proxy_captures_all() {
             let by_old = || old.original_destination(dial_captured(dialled, &accepted));
             assert_eq!(by_old(), Some(dialled));
 
-            let kernel = Kernel::open(&config(directory.clone())).unwrap();
-            assert!(kernel.enrolled().unwrap().is_empty());
-            assert_eq!(captured_pods_below(&directory), 1);
+            // A standby proxy changes nothing that the other one uses.
+            let kernel = Kernel::load(&config(directory.clone())).unwrap();
             assert_eq!(by_old(), Some(dialled));
+            // Both see the same maps: what one writes the other reads.
+            let entry = FastPathEntry {
+                backends: smallvec![Backend {
+                    to: dialled,
+                    server: None,
+                    weight: 1,
+                    ends: Ends::Apart,
+                }],
+                total: 1,
+            };
+            let key = FastPathKey {
+                pod: this_namespace(),
+                destination: at("192.0.2.9:80"),
+            };
+            kernel.insert_entry(&key, &entry).unwrap();
+            let seen_by_old: Map<[u32; 8], u32> = old.map("VERDICTS");
+            assert_eq!(seen_by_old.keys().unwrap().len(), 1);
+
+            kernel.become_active(&config(directory.clone())).unwrap();
+            assert!(!directory.join("v2").exists());
+            assert!(directory.join(format!("v{LAYOUT}")).exists());
+            assert_eq!(kernel.enrolled().unwrap(), [this_namespace()]);
+            assert_eq!(captured_pods_below(&directory), 1);
+            assert_eq!(kernel.entries().unwrap(), [(key, entry)]);
+            // The programs of this version write where the old proxy looks.
+            assert_eq!(by_old(), Some(dialled));
+            let _client = dial_pod();
+            assert!(accept(&old_inbound).is_some());
 
             let inbound = listen(at("[::]:15006"));
             let netns = File::open("/proc/thread-self/ns/net").unwrap();
@@ -296,19 +325,8 @@ fn pods_of_layout_2_stay_captured_until_the_new_proxy_captures_all() {
                 dns: false,
             };
             kernel.enroll(&pod).unwrap();
-            // Both versions are attached. The old one was attached first, so its rewrite of an
-            // outbound destination and its choice of an inbound listener hold.
-            assert_eq!(by_old(), Some(dialled));
-            old.configure(kernel.maps.process().unwrap());
-            let _client = dial_pod();
-            assert!(accept(&old_inbound).is_some());
-
-            kernel.remove_other_layouts().unwrap();
-            assert!(!directory.join("v2").exists());
-            assert!(directory.join(format!("v{LAYOUT}")).exists());
             assert!(is_captured(netns.as_fd()).unwrap());
             let client = dial_captured(dialled, &accepted);
-            assert_eq!(old.original_destination(client), None);
             let found = kernel.original_destination(this_namespace(), client);
             assert_eq!(found.unwrap().unwrap().destination, dialled);
             let _client = dial_pod();
