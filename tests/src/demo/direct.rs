@@ -1,4 +1,4 @@
-//! What the direct lane does not give up: policy cuts what is open, and whoever wants encryption
+//! The limits of the fast path: a policy terminates its open connections, and a pod that wants encryption
 //! even inside a node has it.
 
 use std::io::{self, Read as _, Write as _};

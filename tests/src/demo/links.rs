@@ -116,7 +116,7 @@ pub(super) fn show(page: &mut Page, off: &Crossed, on: &Crossed) {
     );
     page.claim(
         on.within.hits > 0,
-        "inside node a it is: the direct lane is native TCP, and its bytes do not leave the machine",
+        "inside node a it is: the fast path is native TCP, and its bytes do not leave the machine",
     );
     let handshakes = on.handshakes();
     page.claim(

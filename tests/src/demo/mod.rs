@@ -64,7 +64,7 @@ pub fn run(afterwards: Afterwards) -> Result<()> {
     let servers = serve_everywhere(&world)?;
     page.step("The mesh is off: pod a-0 calls pods b-0 and a-1, packet sockets read the links");
     let off = without_mesh(&world)?;
-    page.claim(off.readable(), "whoever reads the links reads the requests");
+    page.claim(off.readable(), "a reader of the links sees the requests");
     page.step("The mesh's certificate authority, and one `ztunnel proxy` on each node");
     let mut mesh = start_mesh(&mut page, &world)?;
     let told = tell(&mut page, &world, &mut mesh, &off);
@@ -107,7 +107,7 @@ fn tell(page: &mut Page, world: &World, mesh: &mut Mesh<'_>, off: &Crossed) -> R
     let tunnels = tunnels::gather(mesh);
     story::show(page, &stories, &tunnels);
     story::check(page, &stories);
-    page.step("The tunnels that carried them, in the words of the proxies at their ends");
+    page.step("The tunnels that carried them, as the proxies at both ends log them");
     tunnels::show(page, &tunnels);
     tunnels::check(page, world, &tunnels, &on.handshakes());
     page.step("What crossed the links, as the packet sockets read it");
@@ -116,7 +116,7 @@ fn tell(page: &mut Page, world: &World, mesh: &mut Mesh<'_>, off: &Crossed) -> R
     policy::show(page, world, mesh)?;
     page.step("The same inside node a: a live connection that no proxy carries, and a policy");
     direct::cut(page, world, mesh)?;
-    page.step("Whoever wants encryption inside a node too: sameNode: tunnel");
+    page.step("Encryption inside a node as well: sameNode: tunnel");
     direct::tunnelled(page, world, mesh)
 }
 

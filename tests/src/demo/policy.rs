@@ -113,6 +113,6 @@ fn name_the_policy(page: &mut Page, mesh: &mut Mesh<'_>, refused: &Host) {
     );
     page.claim(
         !reasons[1].is_empty(),
-        "the log of the caller's node tells of the refusal too",
+        "the log of the client node has the refusal too",
     );
 }
