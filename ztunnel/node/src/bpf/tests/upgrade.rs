@@ -258,6 +258,28 @@ fn dial_pod() -> Socket {
     client
 }
 
+/// Writes a fast-path entry into the maps that both versions share, and checks that the old proxy
+/// has it.
+fn write_entry(kernel: &Kernel, old: &OldProxy, to: SocketAddr) -> (FastPathKey, FastPathEntry) {
+    let entry = FastPathEntry {
+        backends: smallvec![Backend {
+            to,
+            server: None,
+            weight: 1,
+            ends: Ends::Apart,
+        }],
+        total: 1,
+    };
+    let key = FastPathKey {
+        pod: this_namespace(),
+        destination: at("192.0.2.9:80"),
+    };
+    kernel.insert_entry(&key, &entry).unwrap();
+    let seen_by_old: Map<[u32; 8], u32> = old.map("VERDICTS");
+    assert_eq!(seen_by_old.keys().unwrap().len(), 1);
+    (key, entry)
+}
+
 #[test]
 #[ignore = "needs root"]
 fn a_node_with_layout_2_is_taken_over_in_place() {
@@ -286,30 +308,14 @@ fn a_node_with_layout_2_is_taken_over_in_place() {
             // A standby proxy changes nothing that the other one uses.
             let kernel = Kernel::load(&config(directory.clone())).unwrap();
             assert_eq!(by_old(), Some(dialled));
-            // Both see the same maps: what one writes the other reads.
-            let entry = FastPathEntry {
-                backends: smallvec![Backend {
-                    to: dialled,
-                    server: None,
-                    weight: 1,
-                    ends: Ends::Apart,
-                }],
-                total: 1,
-            };
-            let key = FastPathKey {
-                pod: this_namespace(),
-                destination: at("192.0.2.9:80"),
-            };
-            kernel.insert_entry(&key, &entry).unwrap();
-            let seen_by_old: Map<[u32; 8], u32> = old.map("VERDICTS");
-            assert_eq!(seen_by_old.keys().unwrap().len(), 1);
+            let written = write_entry(&kernel, &old, dialled);
 
             kernel.become_active(&config(directory.clone())).unwrap();
             assert!(!directory.join("v2").exists());
             assert!(directory.join(format!("v{LAYOUT}")).exists());
             assert_eq!(kernel.enrolled().unwrap(), [this_namespace()]);
             assert_eq!(captured_pods_below(&directory), 1);
-            assert_eq!(kernel.entries().unwrap(), [(key, entry)]);
+            assert_eq!(kernel.entries().unwrap(), [written]);
             // The programs of this version write where the old proxy looks.
             assert_eq!(by_old(), Some(dialled));
             let _client = dial_pod();
