@@ -17,7 +17,7 @@ use telemetry::{CaseResult, Telemetry};
 #[derive(Debug)]
 enum Test {
     /// The self-test has not been needed so far.
-    NotDiscovered,
+    NotRun,
     /// The self-test runs on a thread of its own, because it would delay the start too long.
     Running(JoinHandle<Report>),
     /// The result: what `auto` means.
@@ -41,7 +41,7 @@ impl Acceleration {
         Self {
             kernel,
             telemetry,
-            test: Test::NotDiscovered,
+            test: Test::NotRun,
             ready: None,
         }
     }
@@ -53,12 +53,12 @@ impl Acceleration {
             let own = settings.overrides.iter().filter_map(|own| own.acceleration);
             own.chain([settings.acceleration]).any(|it| it == wish)
         };
-        if self.kernel.is_some() && asks(Wish::Auto) && matches!(self.test, Test::NotDiscovered) {
+        if self.kernel.is_some() && asks(Wish::Auto) && matches!(self.test, Test::NotRun) {
             self.test = Test::Running(tokio::task::spawn_blocking(selftest::run));
         }
         let auto = match self.test {
             Test::Done(ends) => ends,
-            Test::NotDiscovered | Test::Running(_) => Ends::Apart,
+            Test::NotRun | Test::Running(_) => Ends::Apart,
         };
         if !in_charge {
             // Enabled again if this process becomes active.

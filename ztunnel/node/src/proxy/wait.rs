@@ -30,21 +30,21 @@ const MOST_QUESTIONS: usize = 256;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
     Connections,
-    OnDemandClient,
+    Queries,
 }
 
 impl Class {
     const fn of(kind: WaitKind) -> Self {
         match kind {
             WaitKind::Outbound | WaitKind::Inbound => Self::Connections,
-            WaitKind::Dns => Self::OnDemandClient,
+            WaitKind::Dns => Self::Queries,
         }
     }
 
     const fn most(self) -> usize {
         match self {
             Self::Connections => MOST_CONNECTIONS,
-            Self::OnDemandClient => MOST_QUESTIONS,
+            Self::Queries => MOST_QUESTIONS,
         }
     }
 }
@@ -53,7 +53,7 @@ impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Connections => "connections",
-            Self::OnDemandClient => "DNS questions",
+            Self::Queries => "DNS questions",
         })
     }
 }
