@@ -15,8 +15,8 @@ use crate::pods::{self, Source};
 use mesh::route::{Hop, HopKind};
 use mesh::{Identity, Workload};
 use tunnel::hbone::{
-    self, Baggage, Connect, DialFailure, Dialled, OpenError, PoolKey, RevokedMark, Revoking,
-    TraceParent, Tunnel,
+    self, Baggage, Connect, DialFailure, Dialled, OpenError, PoolKey, RevocationFuture,
+    RevokedMark, TraceParent, Tunnel,
 };
 use tunnel::tls;
 
@@ -117,7 +117,7 @@ pub(super) struct Opened {
     pub(super) tunnel: Tunnel,
     /// Resolves when the certificate of the tunnel's peer is revoked. `None` for a tunnel on a
     /// pooled connection, which ends by itself then.
-    pub(super) revoking: Option<Revoking>,
+    pub(super) revoking: Option<RevocationFuture>,
     /// Whether the pooled connection has ended because of a revocation.
     pub(super) revoked: RevokedMark,
     /// The kind of far end.
@@ -162,7 +162,7 @@ pub(super) async fn open(
 }
 
 /// Opens a second tunnel inside one that a network gateway forwards, with its own TLS: the gateway
-/// sees neither the server nor the data. The tunnel is not shared ([`hbone::open_alone`]).
+/// sees neither the server nor the data. The tunnel is not shared ([`hbone::open_unpooled`]).
 async fn open_inside(
     context: &Rc<PodContext>,
     outer: Tunnel,
@@ -199,11 +199,11 @@ async fn open_inside(
         })?
         .map_err(beyond)?;
     let chain = stream.peer_chain();
-    let revoking: Option<Revoking> = (!chain.is_empty()).then(|| {
+    let revoking: Option<RevocationFuture> = (!chain.is_empty()).then(|| {
         let revoked = shared.certificates.revocations().revoked(chain);
-        Box::pin(revoked) as Revoking
+        Box::pin(revoked) as RevocationFuture
     });
-    let tunnel = hbone::open_alone(stream, connect, &context.worker.hbone).await?;
+    let tunnel = hbone::open_unpooled(stream, connect, &context.worker.hbone).await?;
     Ok(Opened {
         tunnel,
         revoking,

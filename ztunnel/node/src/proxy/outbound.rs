@@ -28,7 +28,7 @@ use mesh::authorize::InboundRequest;
 use mesh::inbound::backed_service;
 use mesh::route::Route;
 use telemetry::Reporter;
-use tunnel::hbone::Revoking;
+use tunnel::hbone::RevocationFuture;
 
 use decide::{OutboundDecision, find};
 use error::OutboundError;
@@ -85,7 +85,7 @@ pub(super) async fn carry(context: Rc<PodContext>, app: TcpStream, client: Socke
     }
 }
 
-async fn revoked(revoking: Option<Revoking>) -> Revoked {
+async fn revoked(revoking: Option<RevocationFuture>) -> Revoked {
     match revoking {
         Some(revoking) => revoking.await,
         None => pending().await,
