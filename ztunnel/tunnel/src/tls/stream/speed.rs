@@ -210,11 +210,11 @@ async fn send(socket: std::net::TcpStream, credentials: &Credentials) -> impl Si
     let mut left = TOTAL;
     while left > 0 {
         send.reserve_capacity(left.min(block.len()));
-        let room = std::future::poll_fn(|cx| send.poll_capacity(cx))
+        let granted = std::future::poll_fn(|cx| send.poll_capacity(cx))
             .await
             .unwrap()
             .unwrap();
-        let count = room.min(left).min(block.len());
+        let count = granted.min(left).min(block.len());
         left -= count;
         send.send_data(block.slice(..count), left == 0).unwrap();
     }
