@@ -277,8 +277,8 @@ fn a_policy_on_trial_is_logged_and_refuses_nobody() {
     for family in Family::BOTH {
         answered(client, server.at(family, HTTP));
         let client = client.address(family).to_string();
-        scene::eventually("a line about the policy on trial", || {
-            let words = ["on trial", "default/trial", "matched=true", &client];
+        scene::eventually("a line about the policy in dry-run mode", || {
+            let words = ["dry-run", "default/trial", "matched=true", &client];
             log_lines(Lane::Tunnel, &mut mesh, &words) == 1
         });
     }

@@ -1,10 +1,10 @@
-//! On-demand discovery: the keys of resources and the outcome of fetching one.
+//! The resources that a decision can lack, and their discovery keys.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{NamespacedHostname, NetworkAddress, Uid};
+use super::{NamespacedHostname, NetworkAddress, Snapshot, Uid};
 
 /// The key of a resource that the control plane can be asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -40,6 +40,31 @@ impl fmt::Display for DemandKey {
             Self::Service(key) => key.fmt(f),
             Self::Workload(uid) => uid.fmt(f),
         }
+    }
+}
+
+/// A resource of the mesh that a decision lacks. The caller obtains it and decides again, by the
+/// view in force then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Missing {
+    /// On-demand discovery has not requested the resource from the control plane.
+    Resource(DemandKey),
+    /// The control plane has not pushed the workload of a pod of this node yet. Until then the
+    /// policies and waypoints of the pod are not known.
+    Workload(Uid),
+}
+
+impl Missing {
+    /// What is missing if the mesh does not contain the workload of a pod of this node. `absent`
+    /// lists keys that the control plane does not have.
+    #[must_use]
+    pub fn own_workload(uid: &Uid, mesh: &Snapshot, absent: &[DemandKey]) -> Self {
+        let key = DemandKey::Workload(uid.clone());
+        let is_known = mesh.is_complete() || mesh.workload_by_uid(uid).is_some();
+        if is_known || absent.contains(&key) {
+            return Self::Workload(uid.clone());
+        }
+        Self::Resource(key)
     }
 }
 

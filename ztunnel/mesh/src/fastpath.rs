@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 
 use crate::NetnsCookie;
 
-pub use decide::{inbound_allowed, may_stay, outbound_entry};
+pub use decide::{entry, entry_after_change, inbound_allowed, inbound_entry, may_stay};
 
 /// The most backends of one entry. The proxy carries the share of the backends beyond.
 pub const MAX_BACKENDS: usize = 8;

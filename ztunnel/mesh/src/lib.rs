@@ -7,8 +7,8 @@
 //! - The decisions: [`route`](route::route) finds where a connection of a pod goes,
 //!   [`authorize`](authorize::authorize) whether a pod accepts a connection, [`inbound`] where a
 //!   tunnel to a pod leads, [`fastpath`] which connections the kernel may carry, [`names`] what a
-//!   DNS name resolves to. With a partial snapshot (on-demand discovery) a decision may instead
-//!   return the [`DemandKey`] of a resource that has to be fetched first.
+//!   DNS name resolves to. A decision that lacks a resource of the mesh returns what is
+//!   [`Missing`]: on-demand discovery has to fetch it, or it is not pushed yet.
 //!
 //! Every decision about a connection of this node uses one [`View`]: a snapshot, the pods of this
 //! node, and the paths that the settings allow them.
@@ -35,7 +35,7 @@ pub mod yaml;
 
 pub use authority::{Authority, ParseAuthorityError};
 pub use change::Change;
-pub use demand::{DemandKey, Fetched};
+pub use demand::{DemandKey, Fetched, Missing};
 pub use fault::Fault;
 pub use identity::{Identity, ParseIdentityError};
 pub use interner::Interner;

@@ -102,7 +102,10 @@ fn who_has_no_certificate_of_the_mesh_gets_no_tunnel() {
                 .proxy("b")
                 .wait_for_log(&format!("peer={from}"), LIMIT)
                 .unwrap();
-            assert!(line.contains("refused a tunnel peer"), "{name}: {line}");
+            assert!(
+                line.contains("refused the connection of a tunnel peer"),
+                "{name}: {line}"
+            );
             assert!(
                 line.to_lowercase().contains(&said.to_lowercase()),
                 "{name}: {line}"

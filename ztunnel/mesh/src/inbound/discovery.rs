@@ -92,17 +92,6 @@ fn first_key<'a>(
     })
 }
 
-/// The key of the pod's own workload, if it has to be discovered.
-pub fn own_workload_key(
-    uid: &crate::Uid,
-    mesh: &Snapshot,
-    absent: &[DemandKey],
-) -> Option<DemandKey> {
-    let unknown = !mesh.is_complete() && mesh.workload_by_uid(uid).is_none();
-    let key = unknown.then(|| DemandKey::Workload(uid.clone()));
-    key.filter(|key| !absent.contains(key))
-}
-
 /// The key of an address, if the partial snapshot has neither a workload nor a service there.
 pub fn unknown_address_key(
     network: &Arc<str>,

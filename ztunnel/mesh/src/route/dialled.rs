@@ -3,10 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::backend::{BackendChoice, Purpose};
 use super::explain::{Dialled, Step, Trace, WaypointStep};
 use super::gateway::{Waypoints, resolves_to, waypoints_of};
-use super::reachable::AddressPreference;
+use super::outcome::NoRoute;
 use super::request::Inputs;
 use super::{RouteError, address_key};
 use crate::{HBONE_PORT, LoadBalancingMode, Service, ServiceEntry, Snapshot, Workload};
@@ -19,7 +18,7 @@ pub(super) enum DialledTarget<'a> {
     /// is no other choice.
     Workload(SocketAddr, &'a Arc<Workload>),
     /// A service, of which an endpoint has to be chosen.
-    Service(BackendChoice<'a>, &'a Arc<ServiceEntry>),
+    Service(&'a Arc<ServiceEntry>),
     /// A service or workload behind a waypoint.
     BehindWaypoint(BehindWaypoint<'a>),
 }
@@ -81,7 +80,7 @@ impl<'a> DialledObject<'a> {
 /// first.
 pub(super) fn target<'a, T: Trace>(
     inputs: Inputs<'_, 'a, T>,
-) -> Result<DialledTarget<'a>, RouteError> {
+) -> Result<DialledTarget<'a>, NoRoute> {
     let Inputs {
         request,
         mesh,
@@ -104,7 +103,7 @@ pub(super) fn target<'a, T: Trace>(
 fn by_own_address<'a, T: Trace>(
     inputs: Inputs<'_, 'a, T>,
     destination: SocketAddr,
-) -> Result<DialledTarget<'a>, RouteError> {
+) -> Result<DialledTarget<'a>, NoRoute> {
     let Inputs {
         request,
         mesh,
@@ -113,7 +112,7 @@ fn by_own_address<'a, T: Trace>(
     let source = request.source;
     let Some(workload) = mesh.workload_by_address(&source.network, destination.ip()) else {
         if let Some(name) = mesh.placeholder_at(&source.network, destination.ip()) {
-            return Err(RouteError::Undecoded { name: name.clone() });
+            return Err(RouteError::Undecoded { name: name.clone() }.into());
         }
         // A service that keeps the address does not tell which workload has it.
         if !is_never_in_mesh(destination.ip()) {
@@ -138,8 +137,8 @@ fn service<'a, T: Trace>(
     inputs: Inputs<'_, 'a, T>,
     destination: SocketAddr,
     entry: &'a Arc<ServiceEntry>,
-) -> Result<DialledTarget<'a>, RouteError> {
-    let (request, service) = (inputs.request, &entry.service);
+) -> Result<DialledTarget<'a>, NoRoute> {
+    let service = &entry.service;
     let dialled = || Step::Dialled(Dialled::Service(service.clone()));
     inputs.trace.step(dialled);
     // The waypoint of a backend does not apply: it is for connections that dial the workload.
@@ -162,24 +161,12 @@ fn service<'a, T: Trace>(
     }
     let port = destination.port();
     if !service.ports.contains_key(&port) {
-        return Err(RouteError::NoSuchPort {
+        return Err(NoRoute::Refuse(RouteError::NoSuchPort {
             service: service.key(),
             port,
-        });
+        }));
     }
-    let choice = BackendChoice {
-        source: request.source,
-        service,
-        endpoints: &entry.endpoints,
-        port,
-        purpose: Purpose::Backend,
-        preference: AddressPreference {
-            like: destination.ip(),
-            families: service.ip_families,
-            resolved: request.resolved,
-        },
-    };
-    Ok(DialledTarget::Service(choice, entry))
+    Ok(DialledTarget::Service(entry))
 }
 
 /// The waypoints that a connection to an object has to go through, if any.

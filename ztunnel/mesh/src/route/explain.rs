@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use super::{Role, Route, RouteError};
+use super::{Decision, Role};
 use crate::{GatewayDestination, Service, Workload};
 
 /// The object that the dialled address belongs to.
@@ -106,8 +106,8 @@ pub enum Step {
 pub struct Explanation {
     /// The steps, in order.
     pub steps: Vec<Step>,
-    /// The result, the same as that of [`route`](super::route).
-    pub result: Result<Route, RouteError>,
+    /// The decision, the same as that of [`route`](super::route).
+    pub decision: Decision,
 }
 
 /// Receives the steps of a decision.

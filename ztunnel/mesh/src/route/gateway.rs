@@ -9,6 +9,7 @@ use smallvec::smallvec;
 
 use super::backend::{BackendChoice, Candidate, Purpose};
 use super::explain::{Step, Trace};
+use super::outcome::NoRoute;
 use super::reachable::{AddressPreference, Reachable};
 use super::request::Inputs;
 use super::{Identities, OutboundRequest, Role, RouteError};
@@ -69,10 +70,10 @@ impl<'a> Waypoints<'a> {
         inputs: Inputs<'_, 'a, T>,
         destination: &impl Fn() -> String,
         random: u64,
-    ) -> Result<(Gateway<'a>, &'a GatewayAddress), RouteError> {
+    ) -> Result<(Gateway<'a>, &'a GatewayAddress), NoRoute> {
         let find = |gateway, random| {
             let found = find(gateway, Role::Waypoint, inputs, destination, random)?;
-            Ok((found, gateway))
+            Ok::<_, NoRoute>((found, gateway))
         };
         let weighted = match self {
             Self::Single(gateway) => return find(gateway, random),
@@ -80,10 +81,10 @@ impl<'a> Waypoints<'a> {
         };
         let weights: u64 = weighted.iter().map(|each| u64::from(each.weight)).sum();
         let Some(mut left) = random.checked_rem(weights) else {
-            return Err(RouteError::NoWaypointWeight {
+            return Err(NoRoute::Refuse(RouteError::NoWaypointWeight {
                 destination: destination(),
                 waypoints: weighted.len(),
-            });
+            }));
         };
         let chosen = weighted.iter().position(|each| {
             let weight = u64::from(each.weight);
@@ -96,16 +97,13 @@ impl<'a> Waypoints<'a> {
         let others = weighted[chosen + 1..].iter().chain(&weighted[..chosen]);
         found.or_else(|error| {
             // Discovery has to tell first whether the chosen waypoint is usable.
-            if matches!(error, RouteError::NotDiscovered { .. }) {
+            if !matches!(error, NoRoute::Refuse(_)) {
                 return Err(error);
             }
             for other in others.filter(|other| other.weight > 0) {
                 match find(&other.destination, random / weights) {
-                    Err(RouteError::NotDiscovered { key }) => {
-                        return Err(RouteError::NotDiscovered { key });
-                    }
-                    Ok(found) => return Ok(found),
-                    Err(_) => {}
+                    Err(NoRoute::Refuse(_)) => {}
+                    found_or_lacking => return found_or_lacking,
                 }
             }
             Err(error)
@@ -124,7 +122,7 @@ pub(super) fn find<'a, T: Trace>(
     inputs: Inputs<'_, 'a, T>,
     destination: &impl Fn() -> String,
     random: u64,
-) -> Result<Gateway<'a>, RouteError> {
+) -> Result<Gateway<'a>, NoRoute> {
     let Inputs {
         request,
         mesh,
@@ -139,11 +137,11 @@ pub(super) fn find<'a, T: Trace>(
     match found {
         None => {
             request.require_absent(gateway_key(gateway), mesh)?;
-            Err(RouteError::GatewayUnknown {
+            Err(NoRoute::Refuse(RouteError::GatewayUnknown {
                 destination: destination(),
                 role,
                 gateway: gateway.destination.clone(),
-            })
+            }))
         }
         Some(GatewayTarget::Workload(workload, at)) => Ok(Gateway {
             workload,

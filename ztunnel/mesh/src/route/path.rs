@@ -8,41 +8,36 @@ use smallvec::smallvec;
 use super::dialled::{BehindWaypoint, DialledObject, is_own_tunnel};
 use super::explain::Trace;
 use super::gateway::find;
+use super::outcome::NoRoute;
 use super::reachable::Reachable;
 use super::request::Inputs;
 use super::{Hop, HopKind, Identities, Role, Route, RouteError, address_key};
 use crate::{
-    Authority, HBONE_PORT, NetworkMode, PROXY_PORTS, Service, ServiceEntry, TunnelProtocol, View,
-    Workload,
+    Authority, HBONE_PORT, Missing, NetworkMode, PROXY_PORTS, Service, ServiceEntry,
+    TunnelProtocol, View, Workload,
 };
 
 /// The route to an address that is not in the mesh.
 ///
 /// # Errors
-/// When a pod of this node has the address and the control plane has not pushed its workload yet:
-/// passed through now, the connection would reach a workload of the mesh in plaintext and bypass its
+/// What is missing when a pod of this node has the address and the control plane has not pushed its
+/// workload yet: passed through now, the connection would reach a workload of the mesh in plaintext and bypass its
 /// waypoint.
 pub(super) fn outside(
     source: &Workload,
     to: SocketAddr,
     service: Option<Arc<Service>>,
     view: &View,
-) -> Result<Route, RouteError> {
+) -> Result<Route, Missing> {
     let expected = view.expects(source, to.ip());
     if let Some(uid) = expected.filter(|_| !is_own_tunnel(source, to)) {
-        return Err(RouteError::NotPushed { uid: uid.clone() });
+        return Err(Missing::Workload(uid.clone()));
     }
     Ok(Route::Passthrough {
         to,
         workload: None,
         service,
     })
-}
-
-pub(super) fn resolve(name: &Arc<str>) -> Route {
-    Route::Resolve {
-        hostname: name.clone(),
-    }
 }
 
 /// Whether a workload is reached without a tunnel. No proxy accepts HBONE for a pod that uses its
@@ -59,7 +54,7 @@ pub(super) fn resolved_workload<'a, T>(
     chosen: &'a Arc<Workload>,
     address: IpAddr,
     view: &View,
-) -> Result<&'a Arc<Workload>, RouteError> {
+) -> Result<&'a Arc<Workload>, NoRoute> {
     if !chosen.workload_ips.is_empty() {
         return Ok(chosen);
     }
@@ -69,11 +64,11 @@ pub(super) fn resolved_workload<'a, T>(
         return Ok(found);
     }
     if let Some(name) = mesh.placeholder_at(&source.network, address) {
-        return Err(RouteError::Undecoded { name: name.clone() });
+        return Err(RouteError::Undecoded { name: name.clone() }.into());
     }
     request.require_absent(address_key(source, address), mesh)?;
     if let Some(uid) = view.expects(source, address) {
-        return Err(RouteError::NotPushed { uid: uid.clone() });
+        return Err(Missing::Workload(uid.clone()).into());
     }
     Ok(chosen)
 }
@@ -83,7 +78,7 @@ pub(super) fn through_waypoint<T: Trace>(
     inputs: Inputs<'_, '_, T>,
     behind: &BehindWaypoint<'_>,
     random: u64,
-) -> Result<Route, RouteError> {
+) -> Result<Route, NoRoute> {
     let name = || behind.object.name();
     let (waypoint, gateway) = behind.waypoints.choose(inputs, &name, random)?;
     let service = match behind.object {
@@ -91,15 +86,15 @@ pub(super) fn through_waypoint<T: Trace>(
         DialledObject::Workload(_) => None,
     };
     match (waypoint.reachable, service) {
-        (Reachable::Hostname(name), _) => Ok(resolve(name)),
+        (Reachable::Hostname(name), _) => Err(NoRoute::Resolve(name.clone())),
         (Reachable::RemoteNetwork, Some(service)) => {
             let then = waypoint.expected;
             through_network_gateway(inputs, waypoint.workload, then, service, random)
         }
-        (Reachable::RemoteNetwork, None) => Err(RouteError::WaypointElsewhere {
+        (Reachable::RemoteNetwork, None) => Err(NoRoute::Refuse(RouteError::WaypointElsewhere {
             destination: name(),
             gateway: gateway.destination.clone(),
-        }),
+        })),
         (Reachable::Address(ip), service) => Ok(Route::Tunnel(Hop {
             kind: HopKind::Waypoint,
             at: SocketAddr::new(ip, waypoint.port),
@@ -119,7 +114,7 @@ pub(super) fn through_network_gateway<T: Trace>(
     then: Identities,
     service: &Arc<Service>,
     random: u64,
-) -> Result<Route, RouteError> {
+) -> Result<Route, NoRoute> {
     let request = inputs.request;
     let no_gateway = || RouteError::NoNetworkGateway {
         service: service.key(),
@@ -130,8 +125,8 @@ pub(super) fn through_network_gateway<T: Trace>(
     let name = || DialledObject::Service(service).name();
     let found = find(gateway, Role::NetworkGateway, inputs, &name, random)?;
     match found.reachable {
-        Reachable::Hostname(name) => Ok(resolve(name)),
-        Reachable::RemoteNetwork => Err(no_gateway()),
+        Reachable::Hostname(name) => Err(NoRoute::Resolve(name.clone())),
+        Reachable::RemoteNetwork => Err(no_gateway().into()),
         Reachable::Address(ip) => Ok(Route::Tunnel(Hop {
             kind: HopKind::NetworkGateway { then },
             at: SocketAddr::new(ip, found.port),

@@ -3,8 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::RouteError;
-use crate::{DemandKey, NetworkAddress, Snapshot, Workload};
+use crate::{DemandKey, Missing, NetworkAddress, Snapshot, Workload};
 
 /// A connection that a pod of this node opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,12 +15,12 @@ pub struct OutboundRequest<'a> {
     /// Backends that the kernel could have chosen from the fast-path entry. Another backend is
     /// preferred if there is an equally near one, so that every backend gets its share.
     pub except: &'a [SocketAddr],
-    /// Addresses of host names that the caller has resolved for an earlier [`Route::Resolve`].
+    /// Addresses of host names that the caller has resolved after [`Decision::Resolve`].
     ///
-    /// [`Route::Resolve`]: super::Route::Resolve
+    /// [`Decision::Resolve`]: super::Decision::Resolve
     pub resolved: &'a [(Arc<str>, IpAddr)],
-    /// Keys that the control plane does not have, as far as the caller has asked for them after
-    /// [`RouteError::NotDiscovered`]. Only used with a partial snapshot.
+    /// Keys that the control plane does not have, as far as the caller has requested them after
+    /// [`Missing::Resource`]. Only used with a partial snapshot.
     pub absent: &'a [DemandKey],
 }
 
@@ -38,12 +37,12 @@ impl<'a> OutboundRequest<'a> {
         }
     }
 
-    /// Fails if on-demand discovery has to ask for a key that the snapshot does not hold.
-    pub(super) fn require_absent(&self, key: DemandKey, mesh: &Snapshot) -> Result<(), RouteError> {
+    /// Fails if on-demand discovery has to request a key that the snapshot does not hold.
+    pub(super) fn require_absent(&self, key: DemandKey, mesh: &Snapshot) -> Result<(), Missing> {
         if mesh.is_complete() || self.absent.contains(&key) {
             return Ok(());
         }
-        Err(RouteError::NotDiscovered { key })
+        Err(Missing::Resource(key))
     }
 }
 

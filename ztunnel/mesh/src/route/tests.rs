@@ -13,6 +13,7 @@
 //! - `tunnel workload@end for authority as identities`,
 //! - `waypoint` the same, `gateway` the same and `then` the identities behind it,
 //! - `resolve name`,
+//! - `needs resource key` or `needs workload uid`,
 //! - `refused reason`, and after a colon a part of the message.
 //!
 //! The dialled service stands at the end, after `of`. Identities are service accounts of
@@ -37,8 +38,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::{
-    DemandKey, Identity, LocalPod, NamespacedHostname, NetnsCookie, NetworkAddress, PathSettings,
-    Service, Snapshot, Uid, local,
+    DemandKey, Identity, LocalPod, Missing, NamespacedHostname, NetnsCookie, NetworkAddress,
+    PathSettings, Service, Snapshot, Uid, local,
 };
 
 /// Checks a table and its number of lines, so that no part of it is lost. Also checks that the
@@ -146,11 +147,17 @@ fn key(text: &str) -> DemandKey {
 }
 
 /// Decides, and checks that the explanation has the same result.
-fn decided(request: &OutboundRequest<'_>, view: &View, random: u64) -> Result<Route, RouteError> {
-    let result = route(request, view, random);
+fn decided(request: &OutboundRequest<'_>, view: &View, random: u64) -> Decision {
+    let decision = route(request, view, random);
     let explained = explain(request, view, random);
-    assert_eq!(explained.result, result);
-    result
+    assert_eq!(explained.decision, decision);
+    if let Decision::Route(routed) = &decision {
+        assert_eq!(
+            destinations(request, view),
+            Some(routed.destinations.clone())
+        );
+    }
+    decision
 }
 
 fn answer(mesh: &Arc<Snapshot>, question: &str, expected: &str) -> String {
@@ -171,8 +178,10 @@ fn answer(mesh: &Arc<Snapshot>, question: &str, expected: &str) -> String {
         return chosen.collect::<Vec<_>>().join(" ");
     }
     match decided(&request, &view, question.random) {
-        Ok(route) => show(&route),
-        Err(error) => {
+        Decision::Route(routed) => show(&routed.route),
+        Decision::Needs(missing) => show_missing(&missing),
+        Decision::Resolve(hostname) => format!("resolve {hostname}"),
+        Decision::Refuse(error) => {
             let short = format!("refused {}", error.reason());
             let part = expected
                 .strip_prefix(&short)
@@ -187,15 +196,26 @@ fn answer(mesh: &Arc<Snapshot>, question: &str, expected: &str) -> String {
 }
 
 /// Only the name of the chosen workload.
-fn chosen(route: Result<Route, RouteError>) -> String {
+fn chosen(decision: Decision) -> String {
+    let route = match decision {
+        Decision::Route(routed) => routed.route,
+        Decision::Resolve(hostname) => return hostname.to_string(),
+        Decision::Needs(missing) => return show_missing(&missing),
+        Decision::Refuse(error) => return error.reason().to_owned(),
+    };
     match route {
-        Ok(Route::Passthrough { workload, to, .. }) => {
+        Route::Passthrough { workload, to, .. } => {
             workload.map_or_else(|| to.to_string(), |workload| workload.name.to_string())
         }
-        Ok(Route::Direct { workload, .. }) => workload.name.to_string(),
-        Ok(Route::Tunnel(hop)) => hop.workload.name.to_string(),
-        Ok(Route::Resolve { hostname }) => hostname.to_string(),
-        Err(error) => error.reason().to_owned(),
+        Route::Direct { workload, .. } => workload.name.to_string(),
+        Route::Tunnel(hop) => hop.workload.name.to_string(),
+    }
+}
+
+fn show_missing(missing: &Missing) -> String {
+    match missing {
+        Missing::Resource(key) => format!("needs resource {key}"),
+        Missing::Workload(uid) => format!("needs workload {uid}"),
     }
 }
 
@@ -220,7 +240,6 @@ fn show(route: &Route) -> String {
             service,
             ..
         } => format!("direct {} {to}{}", workload.name, of(service)),
-        Route::Resolve { hostname } => format!("resolve {hostname}"),
         Route::Tunnel(hop) => {
             let (kind, then) = match &hop.kind {
                 HopKind::Destination => ("tunnel", String::new()),

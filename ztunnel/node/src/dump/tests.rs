@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::*;
-use crate::proxy::Carried;
+use crate::proxy::{Carried, ConnectionId};
 use mesh::fastpath::{FastPathConnection, Opener};
 use mesh::{Identity, Snapshot, Uid, local};
 use mesh::{LocalPod, PathSettings, View};
@@ -82,6 +82,7 @@ fn state() -> Value {
     let pods = [pod("c//Pod/default/web", 1), pod("unknown", 2)];
     let view = View::new(Arc::new(snapshot()), pods, &PathSettings::default());
     let outbound = Carried {
+        id: ConnectionId(1),
         pod: Uid("c//Pod/default/web".into()),
         inbound: false,
         client: at("10.0.0.1:4000"),

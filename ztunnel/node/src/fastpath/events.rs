@@ -12,8 +12,9 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::bpf::{Event, EventKind, Events, Kernel};
 use crate::proxy::ProxyState;
+use crate::proxy::connection_info::ConnectionInfo;
 use crate::proxy::relay::Ended;
-use crate::proxy::report::{ConnectionInfo, Failure, close, count, series};
+use crate::proxy::report::{Failure, close, count, series};
 use mesh::NetnsCookie;
 use mesh::View;
 use mesh::Workload;
@@ -87,7 +88,7 @@ pub struct FastPathEvents {
 
 impl std::fmt::Debug for FastPathEvents {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Accounts")
+        f.debug_struct("FastPathEvents")
             .field("open", &self.open.len())
             .finish_non_exhaustive()
     }
@@ -100,7 +101,7 @@ impl FastPathEvents {
         let lost = Counter::default();
         shared.telemetry.register(
             "ztunnel_direct_events_lost",
-            "Events of connections on the direct lane that were lost because the proxy was too slow",
+            "Events of fast-path connections that were lost because the proxy read them too slowly",
             lost.clone(),
         );
         Self {
@@ -162,7 +163,10 @@ impl FastPathEvents {
         if more > 0 {
             self.lost.inc_by(more);
             self.known_lost = lost;
-            tracing::warn!(more, "events of the direct lane were lost");
+            tracing::warn!(
+                more,
+                "events of fast-path connections were lost: the proxy read them too slowly"
+            );
         }
         more > 0
     }
@@ -206,7 +210,7 @@ impl FastPathEvents {
         };
         // The connection may have met redirection rules inside the pod.
         if let (EventKind::Failed, Some(server)) = (event.kind, flow.server_pod) {
-            self.shared.recheck.name(server);
+            self.shared.recheck.add(server);
         }
         end(&kind, flow.client, &ended, failure.as_ref());
     }

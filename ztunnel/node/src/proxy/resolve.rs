@@ -48,7 +48,9 @@ pub enum ResolveError {
         hostname: Arc<str>,
     },
     /// Too many names of the pod, or of all pods together, are being resolved.
-    #[error("{hostname} was not asked for: no place became free within {after:?}")]
+    #[error(
+        "{hostname} was not resolved: too many names are being resolved, and none finished within {after:?}"
+    )]
     Busy {
         /// The name.
         hostname: Arc<str>,

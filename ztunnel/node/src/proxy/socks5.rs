@@ -41,7 +41,7 @@ pub(super) enum Error {
 /// # Errors
 /// When there is no usable request. The client has got an error reply; the caller closes the
 /// connection.
-pub(super) async fn ask(client: &mut TcpStream) -> Result<Destination, Error> {
+pub(super) async fn read_request(client: &mut TcpStream) -> Result<Destination, Error> {
     let asked = tokio::time::timeout(PATIENCE, async {
         read(client, greeting).await?;
         client.write_all(&CHOSEN).await?;
@@ -76,7 +76,7 @@ pub(super) async fn refuse(client: &mut TcpStream, answer: &[u8]) {
         Ok::<(), io::Error>(())
     };
     if !matches!(tokio::time::timeout(LINGER, say).await, Ok(Ok(()))) {
-        tracing::debug!("a SOCKS client did not wait for its answer");
+        tracing::debug!("a SOCKS client has closed the connection before the reply");
     }
 }
 

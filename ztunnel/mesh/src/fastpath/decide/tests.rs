@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::{AllowedPaths, NetnsCookie, PathSettings, SameNode, Uid, local};
+use crate::{AllowedPaths, Identity, NetnsCookie, PathSettings, SameNode, Uid, local};
 
 const MESH: &str = r#"
 workloads:
@@ -77,7 +77,7 @@ fn entry(pod: u64, to: &str, paths: &PathSettings) -> String {
         pod: NetnsCookie(pod),
         destination: to.parse().unwrap(),
     };
-    let Some(found) = outbound_entry(&call, &[], &view(paths)) else {
+    let Some(found) = entry_after_change(&call, &[], &view(paths)) else {
         return "proxy".to_owned();
     };
     let shown = found.backends.iter().map(|backend| {
@@ -246,7 +246,27 @@ fn plaintext_from_outside_is_authorized() {
             from: "192.0.2.9".parse().unwrap(),
         };
         assert_eq!(inbound_allowed(&entry, &view), expected, "{pod} {to}");
+        let given = given_entry(&entry, None, &view);
+        assert_eq!(given, expected.then_some(entry), "{pod} {to}");
+        // The entry is for plaintext. A tunnel gives none.
+        let identity = Identity::new("cluster.local", "default", "a").unwrap();
+        assert_eq!(given_entry(&entry, Some(&identity), &view), None);
     }
+}
+
+/// The entry that the authorization of a connection gives.
+fn given_entry(
+    entry: &InboundEntry,
+    source: Option<&Identity>,
+    view: &View,
+) -> Option<InboundEntry> {
+    let request = InboundRequest {
+        workload: view.workload(entry.pod)?,
+        source,
+        source_ip: entry.from,
+        destination: entry.to,
+    };
+    inbound_entry(entry.pod, &request, &authorize(&request, &view.mesh), view)
 }
 
 /// An open connection: the watched pod, the destination pod or 0, and both addresses.
@@ -336,7 +356,7 @@ fn backends_beyond_the_limit_of_an_entry_leave_their_share_to_the_proxy() {
         pod: NetnsCookie(1),
         destination: "10.1.0.1:80".parse().unwrap(),
     };
-    let found = outbound_entry(&call, &[], &view).unwrap();
+    let found = entry_after_change(&call, &[], &view).unwrap();
     assert_eq!(found.backends.len(), MAX_BACKENDS);
     assert_eq!(found.total, 12);
 }

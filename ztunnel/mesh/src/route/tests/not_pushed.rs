@@ -20,10 +20,10 @@ fn a_pod_that_is_not_pushed_yet_is_not_reached_in_the_clear() {
         MESH,
         10,
         "
-        src here new@10.0.3.3 -> 10.0.3.3:80 => refused not_pushed: pod new
-        src here new@10.0.3.3 -> [::ffff:10.0.3.3]:80 => refused not_pushed: pod new
-        src here new@10.3.0.3 -> 10.3.0.3:80 => refused not_pushed: pod new
-        src here new@10.0.3.3 with named.example=10.0.3.3 -> 10.1.0.5:80 => refused not_pushed: pod new
+        src here new@10.0.3.3 -> 10.0.3.3:80 => needs workload new
+        src here new@10.0.3.3 -> [::ffff:10.0.3.3]:80 => needs workload new
+        src here new@10.3.0.3 -> 10.3.0.3:80 => needs workload new
+        src here new@10.0.3.3 with named.example=10.0.3.3 -> 10.1.0.5:80 => needs workload new
         # Others are what they were.
         src here new@10.0.3.3 -> 10.0.3.4:80 => passthrough unknown 10.0.3.4:80
         src here b,new@10.0.3.3 -> 10.0.1.1:80 => direct b 10.0.1.1:80
@@ -33,7 +33,7 @@ fn a_pod_that_is_not_pushed_yet_is_not_reached_in_the_clear() {
         b here b@10.0.3.3,new@10.0.3.3 -> 10.0.3.3:80 => passthrough unknown 10.0.3.3:80
         # A tunnel of a gateway's own waits at its other end.
         in here new@10.0.3.3 -> 10.0.3.3:15008 => passthrough unknown 10.0.3.3:15008
-        in here new@10.0.3.3 -> 10.0.3.3:80 => refused not_pushed: pod new
+        in here new@10.0.3.3 -> 10.0.3.3:80 => needs workload new
         ",
     );
 }
@@ -45,8 +45,8 @@ fn a_pod_that_the_control_plane_does_not_know_is_not_outside_either() {
         mesh.partial(),
         2,
         "
-        src here new@10.0.3.3 -> 10.0.3.3:80 => refused unasked: /10.0.3.3
-        src here new@10.0.3.3 absent /10.0.3.3 -> 10.0.3.3:80 => refused not_pushed: pod new
+        src here new@10.0.3.3 -> 10.0.3.3:80 => needs resource /10.0.3.3
+        src here new@10.0.3.3 absent /10.0.3.3 -> 10.0.3.3:80 => needs workload new
         ",
     );
 }
