@@ -40,8 +40,8 @@ pub use fault::Fault;
 pub use identity::{Identity, ParseIdentityError};
 pub use interner::Interner;
 pub use policy::{
-    Action, Clause, Match, Policy, PolicyContext, PolicyScope, Rule, ServiceAccountMatch,
-    StringMatch,
+    Action, Clause, HttpAttributes, HttpMatch, Match, Policy, PolicyContext, PolicyScope, Rule,
+    ServiceAccountMatch, StringMatch,
 };
 pub use ports::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, PROXY_PORTS};
 pub use service::{

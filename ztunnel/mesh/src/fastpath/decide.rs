@@ -123,6 +123,7 @@ fn authorize_direct(
         source: Some(&source.identity),
         source_ip,
         destination: to,
+        http: None,
     };
     authorize(&request, &view.mesh)
 }
@@ -175,6 +176,7 @@ fn authorize_plaintext(entry: &InboundEntry, view: &View) -> Option<Authorizatio
         source: None,
         source_ip: entry.from,
         destination: entry.to,
+        http: None,
     };
     let result = authorize(&request, &view.mesh);
     let is_allowed = is_eligible(pod, workload, entry.to) && result.verdict.is_allow();

@@ -184,6 +184,7 @@ fn judge(admitted: &AuthorizationContext, view: &View) -> Result<(), Revoked> {
             &view.mesh,
         ),
         destination: admitted.destination,
+        http: None,
     };
     match authorize(&arrival, &view.mesh).verdict {
         Verdict::Allow { .. } => Ok(()),

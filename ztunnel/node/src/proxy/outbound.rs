@@ -212,6 +212,7 @@ async fn connect(
                     source: Some(&source.identity),
                     source_ip: connection.client.ip(),
                     destination: *to,
+                    http: None,
                 },
                 context.proxy.telemetry.trials(),
             )?;

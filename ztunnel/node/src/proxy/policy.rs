@@ -87,6 +87,7 @@ mod tests {
             source: None,
             source_ip: "10.0.0.1".parse().unwrap(),
             destination: "10.0.0.2:80".parse().unwrap(),
+            http: None,
         };
         let judge = |policies| {
             let mesh = Snapshot::build(Vec::new(), Vec::new(), policies);

@@ -187,6 +187,7 @@ proptest! {
             source: source.as_ref(),
             source_ip: source_ip.parse().unwrap(),
             destination: destination.parse().unwrap(),
+            http: None,
         };
         let workload = Workload::new("w", "w", "default", "default").unwrap();
         let expected = naive_allowed(&policies, &context);
@@ -196,6 +197,7 @@ proptest! {
             source: source.as_ref(),
             source_ip: context.source_ip,
             destination: context.destination,
+            http: None,
         };
         let result = authorize(&request, &snapshot);
         assert_eq!(explain(&request, &snapshot).result, result);

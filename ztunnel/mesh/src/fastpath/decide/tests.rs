@@ -265,6 +265,7 @@ fn given_entry(
         source,
         source_ip: entry.from,
         destination: entry.to,
+        http: None,
     };
     inbound_entry(entry.pod, &request, &authorize(&request, &view.mesh), view)
 }

@@ -56,6 +56,7 @@ pub(super) async fn deliver(
         source: identity,
         source_ip: to.client.ip(),
         destination,
+        http: None,
     };
     let trials = context.proxy.telemetry.trials();
     let authorization = policy::check(&to.view.mesh, &request, trials)?;

@@ -192,6 +192,7 @@ impl Reader<'_> {
             not_destination_ips: ranges("not_destination_ips", &kinds.not_destination_ips)?,
             destination_ports: ports("destination_ports", &kinds.destination_ports)?,
             not_destination_ports: ports("not_destination_ports", &kinds.not_destination_ports)?,
+            http: None,
         })
     }
 

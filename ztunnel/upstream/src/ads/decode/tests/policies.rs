@@ -111,6 +111,7 @@ fn every_field_of_a_policy_arrives() {
         not_destination_ips: net("::/0"),
         destination_ports: vec![80, 443],
         not_destination_ports: vec![65535, 0],
+        http: None,
     };
     let expected = Policy {
         name: "p".into(),
