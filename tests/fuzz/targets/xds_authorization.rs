@@ -30,6 +30,7 @@ fuzz_target!(|bytes: &[u8]| {
             source: caller.identity.as_ref(),
             source_ip: caller.source,
             destination: caller.destination,
+            http: None,
         };
         let (ours, model) = (
             decoded.policy.matches(&context),

@@ -161,6 +161,7 @@ fuzz_target!(|input: (Policies, Caller, Vec<u8>)| {
         source: caller.identity.as_ref(),
         source_ip: caller.source,
         destination: caller.destination,
+        http: None,
     };
     let decision = authorize(&request, &intake.mesh);
     let applying: Vec<_> = applying.cloned().collect();

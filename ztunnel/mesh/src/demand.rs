@@ -49,9 +49,12 @@ impl fmt::Display for DemandKey {
 pub enum Missing {
     /// On-demand discovery has not requested the resource from the control plane.
     Resource(DemandKey),
-    /// The control plane has not pushed the workload of a pod of this node yet. Until then the
-    /// policies and waypoints of the pod are not known.
-    Workload(Uid),
+    /// The control plane has not pushed the workload of the deciding pod yet.
+    OwnWorkload(Uid),
+    /// The control plane has not pushed the workload of another pod of this node yet. Until then the
+    /// policies and waypoints of that pod are not known. Two pods can briefly have the same uid, so
+    /// the uid can be that of the deciding pod.
+    LocalWorkload(Uid),
 }
 
 impl Missing {
@@ -62,7 +65,7 @@ impl Missing {
         let key = DemandKey::Workload(uid.clone());
         let is_known = mesh.is_complete() || mesh.workload_by_uid(uid).is_some();
         if is_known || absent.contains(&key) {
-            return Self::Workload(uid.clone());
+            return Self::OwnWorkload(uid.clone());
         }
         Self::Resource(key)
     }

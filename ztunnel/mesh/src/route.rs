@@ -2,7 +2,7 @@
 //! number.
 //!
 //! An address outside the mesh is passed through. A destination of the mesh that cannot be reached
-//! as its policies demand (its waypoint has no instance, its network no gateway) is an error and
+//! as its policies demand (its waypoint has no instance, its network no gateway) is refused and
 //! never passed through: bypassing a waypoint would bypass its policies.
 //!
 //! Waypoints follow the rules of Istio's ambient mode. A connection to a service goes through the
@@ -14,16 +14,19 @@
 //!
 //! [`explain`] returns every step of the same decision.
 //!
-//! The files: `request` and `outcome` hold the input and the output, `dialled` finds the object
-//! that was dialled, `destinations` lists every place that it leads to, `backend` chooses an endpoint of a service, `reachable` finds its address,
-//! `gateway` chooses waypoints and network gateways, `path` builds the route to what was chosen.
+//! The files: `request` holds the input, `decision` and `outcome` the output. `dialled` finds the
+//! object that was dialled, `destinations` lists every place that it leads to, `backend` chooses an
+//! endpoint of a service, `reachable` finds its address, `gateway` chooses waypoints and network
+//! gateways, `path` builds the route to what was chosen.
 
 mod backend;
+mod decision;
 mod destinations;
 mod dialled;
 mod error;
 mod explain;
 mod gateway;
+mod no_route;
 mod outcome;
 mod path;
 mod reachable;
@@ -35,6 +38,7 @@ use std::net::SocketAddr;
 use crate::{View, Workload};
 
 use backend::BackendChoice;
+pub use decision::{Decision, Routed};
 pub use destinations::Destinations;
 use dialled::{DialledTarget, canonical, is_own_tunnel, target};
 pub use error::{Role, RouteError};
@@ -43,15 +47,15 @@ pub use explain::{
 };
 use explain::{NoTrace, Trace};
 pub(crate) use gateway::{resolves_to, undiscovered_key, waypoints_of};
-use outcome::NoRoute;
-pub use outcome::{Decision, Hop, HopKind, Identities, Route, Routed};
+use no_route::NoRoute;
+pub use outcome::{Hop, HopKind, Identities, Route};
 use path::{
     backend_identities, is_plaintext, outside, resolved_workload, through_network_gateway,
     through_waypoint, to_workload,
 };
 use reachable::Reachable;
 pub use reachable::choose_address;
-use request::Inputs;
+use request::RouteContext;
 pub use request::{OutboundRequest, address_key};
 
 /// Decides where a connection goes. The same `random` number chooses the same backend.
@@ -77,15 +81,15 @@ fn decide<T: Trace>(
     random: u64,
     trace: &T,
 ) -> Decision {
-    let inputs = Inputs {
+    let context = RouteContext {
         request,
         mesh: &view.mesh,
         trace,
     };
-    let routed = target(inputs).and_then(|target| {
+    let routed = target(context).and_then(|target| {
         Ok(Routed {
             destinations: Destinations::of(&target),
-            route: route_to(target, inputs, view, random)?,
+            route: route_to(target, context, view, random)?,
         })
     });
     routed.map_or_else(Decision::from, Decision::Route)
@@ -93,29 +97,29 @@ fn decide<T: Trace>(
 
 fn route_to<T: Trace>(
     target: DialledTarget<'_>,
-    inputs: Inputs<'_, '_, T>,
+    context: RouteContext<'_, '_, T>,
     view: &View,
     random: u64,
 ) -> Result<Route, NoRoute> {
-    let request = inputs.request;
+    let request = context.request;
     let source = request.source;
     match target {
         DialledTarget::Outside(to, service) => Ok(outside(source, to, service, view)?),
         DialledTarget::Workload(to, workload) => Ok(to_workload(source, workload, to, None, view)),
-        DialledTarget::BehindWaypoint(behind) => through_waypoint(inputs, &behind, random),
+        DialledTarget::BehindWaypoint(behind) => through_waypoint(context, &behind, random),
         DialledTarget::Service(entry) => {
             let dialled = canonical(request.destination);
             let choice = BackendChoice::of_service(source, entry, dialled, request.resolved);
-            let chosen = choice.pick(random, request.except, inputs.trace)?;
+            let chosen = choice.pick(random, request.except, context.trace)?;
             match chosen.reachable {
                 Reachable::Hostname(name) => Err(NoRoute::Resolve(name.clone())),
                 Reachable::RemoteNetwork => {
                     let then = backend_identities(chosen.workload, entry);
-                    through_network_gateway(inputs, chosen.workload, then, &entry.service, random)
+                    through_network_gateway(context, chosen.workload, then, &entry.service, random)
                 }
                 Reachable::Address(ip) => {
                     let to = SocketAddr::new(ip, chosen.port);
-                    let workload = resolved_workload(inputs, chosen.workload, ip, view)?;
+                    let workload = resolved_workload(context, chosen.workload, ip, view)?;
                     Ok(to_workload(source, workload, to, Some(entry), view))
                 }
             }
@@ -127,7 +131,7 @@ fn route_to<T: Trace>(
 /// missing.
 #[must_use]
 pub fn destinations(request: &OutboundRequest<'_>, view: &View) -> Option<Destinations> {
-    let target = target(Inputs {
+    let target = target(RouteContext {
         request,
         mesh: &view.mesh,
         trace: &NoTrace,

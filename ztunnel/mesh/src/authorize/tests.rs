@@ -360,3 +360,36 @@ fn conditions_on_requests_are_evaluated_where_requests_are_known() {
     let policy = policy("p", Action::Deny, vec![vec![vec![other_port]]]);
     assert!(!policy.matches(&context(None)));
 }
+
+#[test]
+fn a_request_is_authorized_and_explained() {
+    let workload = Workload::new("w", "w", "default", "default").unwrap();
+    // Requests with GET below /admin, or any connection to port 81.
+    let rules = vec![vec![vec![http("GET"), port(81)]]];
+    let policies = vec![policy("p", Action::Allow, rules)];
+    let snapshot = Snapshot::build(Vec::new(), Vec::new(), policies);
+    for (method, destination, expected) in [
+        ("GET", "10.0.0.2:80", true),
+        ("POST", "10.0.0.2:80", false),
+        ("POST", "10.0.0.2:81", true),
+    ] {
+        let request = InboundRequest {
+            workload: &workload,
+            source: None,
+            source_ip: "10.0.0.1".parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            http: Some(HttpAttributes {
+                method,
+                host: "shop.example",
+                path: "/admin",
+            }),
+        };
+        let result = authorize(&request, &snapshot);
+        assert_eq!(
+            result.verdict.is_allow(),
+            expected,
+            "{method} {destination}"
+        );
+        assert_eq!(explain(&request, &snapshot).result, result);
+    }
+}

@@ -24,7 +24,7 @@ pub fn entry(key: &FastPathKey, destinations: &Destinations, view: &View) -> Opt
     let source = view.workload(key.pod)?;
     let mut backends = SmallVec::new();
     let mut total = 0_u64;
-    destinations.each(source, key.destination, view, |route, weight| {
+    destinations.visit_each(source, key.destination, view, |route, weight| {
         total += u64::from(weight);
         let has_room = backends.len() < MAX_BACKENDS;
         let backend = route.and_then(|route| direct_backend(client, source, &route, weight, view));

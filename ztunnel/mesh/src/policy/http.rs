@@ -1,5 +1,5 @@
 //! Layer-7 conditions of policies. Only a waypoint sees requests; a node proxy evaluates the same
-//! policies without one.
+//! policies without a request.
 
 use super::{Action, StringMatch, kind};
 
@@ -8,7 +8,7 @@ use super::{Action, StringMatch, kind};
 pub struct HttpAttributes<'a> {
     /// The method, in upper case.
     pub method: &'a str,
-    /// The authority, in lower case and without a port.
+    /// The authority without a port, in lower case; so are the patterns that it is compared with.
     pub host: &'a str,
     /// The path without the query, normalized.
     pub path: &'a str,
@@ -30,7 +30,8 @@ impl HttpMatch {
     /// Whether every kind that is set holds.
     ///
     /// Without a request the conditions are unknown, and the policy is enforced more strictly than
-    /// intended, as Istio's ztunnel does: an ALLOW policy does not match, a DENY policy matches.
+    /// intended: in an ALLOW policy they do not hold, in a DENY policy they do. Istio's control plane
+    /// translates such conditions in the same way for its ztunnel.
     #[must_use]
     pub fn matches(&self, http: Option<&HttpAttributes<'_>>, action: Action) -> bool {
         let Some(http) = http else {

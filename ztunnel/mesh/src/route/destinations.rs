@@ -34,29 +34,31 @@ impl Destinations {
         }
     }
 
-    /// Calls `each` with every place: its weight, and its route if it needs no tunnel. `source` is
+    /// Calls `visit` with every place: its weight, and its route if it needs no tunnel. `source` is
     /// the client and `dialled` the address that these destinations were decided for.
-    pub fn each(
+    pub fn visit_each(
         &self,
         source: &Workload,
         dialled: SocketAddr,
         view: &View,
-        mut each: impl FnMut(Option<Route>, u32),
+        mut visit: impl FnMut(Option<Route>, u32),
     ) {
         let dialled = canonical(dialled);
         match self {
-            Self::Outside(service) => each(outside(source, dialled, service.clone(), view).ok(), 1),
-            Self::Workload(workload) => {
-                each(without_tunnel(source, workload, dialled, None, view), 1);
+            Self::Outside(service) => {
+                visit(outside(source, dialled, service.clone(), view).ok(), 1)
             }
-            Self::Waypoint => each(None, 1),
+            Self::Workload(workload) => {
+                visit(without_tunnel(source, workload, dialled, None, view), 1);
+            }
+            Self::Waypoint => visit(None, 1),
             Self::Service(entry) => {
                 for candidate in BackendChoice::of_service(source, entry, dialled, &[]).best() {
                     // Host names and other networks need the proxy.
                     let route = candidate.address().and_then(|to| {
                         without_tunnel(source, candidate.workload, to, Some(entry), view)
                     });
-                    each(route, candidate.workload.capacity);
+                    visit(route, candidate.workload.capacity);
                 }
             }
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::explain::{Dialled, Step, Trace, WaypointStep};
 use super::gateway::{Waypoints, resolves_to, waypoints_of};
-use super::outcome::NoRoute;
-use super::request::Inputs;
+use super::no_route::NoRoute;
+use super::request::RouteContext;
 use super::{RouteError, address_key};
 use crate::{HBONE_PORT, LoadBalancingMode, Service, ServiceEntry, Snapshot, Workload};
 
@@ -79,13 +79,13 @@ impl<'a> DialledObject<'a> {
 /// When a service was dialled on a port that it does not have, or a resource has to be discovered
 /// first.
 pub(super) fn target<'a, T: Trace>(
-    inputs: Inputs<'_, 'a, T>,
+    context: RouteContext<'_, 'a, T>,
 ) -> Result<DialledTarget<'a>, NoRoute> {
-    let Inputs {
+    let RouteContext {
         request,
         mesh,
         trace,
-    } = inputs;
+    } = context;
     let source = request.source;
     let destination = canonical(request.destination);
     if is_own_tunnel(source, destination) {
@@ -94,21 +94,21 @@ pub(super) fn target<'a, T: Trace>(
     }
     let (network, address) = (&source.network, destination.ip());
     if let Some(entry) = mesh.entry_by_vip(network, address, &source.namespace) {
-        return service(inputs, destination, entry);
+        return service(context, destination, entry);
     }
-    by_own_address(inputs, destination)
+    by_own_address(context, destination)
 }
 
 /// An address that is no virtual address of a service which the source can see.
 fn by_own_address<'a, T: Trace>(
-    inputs: Inputs<'_, 'a, T>,
+    context: RouteContext<'_, 'a, T>,
     destination: SocketAddr,
 ) -> Result<DialledTarget<'a>, NoRoute> {
-    let Inputs {
+    let RouteContext {
         request,
         mesh,
         trace,
-    } = inputs;
+    } = context;
     let source = request.source;
     let Some(workload) = mesh.workload_by_address(&source.network, destination.ip()) else {
         if let Some(name) = mesh.placeholder_at(&source.network, destination.ip()) {
@@ -123,7 +123,7 @@ fn by_own_address<'a, T: Trace>(
     };
     trace.step(|| Step::Dialled(Dialled::Workload(workload.clone())));
     let object = DialledObject::Workload(workload);
-    Ok(match waypoints(inputs, object) {
+    Ok(match waypoints(context, object) {
         Some(waypoints) => DialledTarget::BehindWaypoint(BehindWaypoint {
             waypoints,
             destination,
@@ -134,16 +134,16 @@ fn by_own_address<'a, T: Trace>(
 }
 
 fn service<'a, T: Trace>(
-    inputs: Inputs<'_, 'a, T>,
+    context: RouteContext<'_, 'a, T>,
     destination: SocketAddr,
     entry: &'a Arc<ServiceEntry>,
 ) -> Result<DialledTarget<'a>, NoRoute> {
     let service = &entry.service;
     let dialled = || Step::Dialled(Dialled::Service(service.clone()));
-    inputs.trace.step(dialled);
+    context.trace.step(dialled);
     // The waypoint of a backend does not apply: it is for connections that dial the workload.
     let object = DialledObject::Service(service);
-    if let Some(waypoints) = waypoints(inputs, object) {
+    if let Some(waypoints) = waypoints(context, object) {
         return Ok(DialledTarget::BehindWaypoint(BehindWaypoint {
             waypoints,
             destination,
@@ -154,7 +154,7 @@ fn service<'a, T: Trace>(
     if balancing.is_some_and(|balancing| balancing.mode == LoadBalancingMode::Passthrough) {
         // The dialled address is kept. If a workload of the mesh has it, the workload must not be
         // reached in plaintext because a range of the service holds its address.
-        return Ok(match by_own_address(inputs, destination)? {
+        return Ok(match by_own_address(context, destination)? {
             DialledTarget::Outside(to, None) => DialledTarget::Outside(to, Some(service.clone())),
             other => other,
         });
@@ -171,10 +171,10 @@ fn service<'a, T: Trace>(
 
 /// The waypoints that a connection to an object has to go through, if any.
 fn waypoints<'a, T: Trace>(
-    inputs: Inputs<'_, 'a, T>,
+    context: RouteContext<'_, 'a, T>,
     object: DialledObject<'a>,
 ) -> Option<Waypoints<'a>> {
-    let (source, trace) = (inputs.request.source, inputs.trace);
+    let (source, trace) = (context.request.source, context.trace);
     let Some(waypoints) = object.waypoints() else {
         trace.step(|| Step::Waypoint(WaypointStep::None));
         return None;
@@ -183,7 +183,7 @@ fn waypoints<'a, T: Trace>(
         trace.step(|| Step::Waypoint(WaypointStep::SourceIsGateway));
         return None;
     }
-    if object.is_behind(source, waypoints, inputs.mesh) {
+    if object.is_behind(source, waypoints, context.mesh) {
         trace.step(|| Step::Waypoint(WaypointStep::SourceIsWaypoint));
         return None;
     }

@@ -9,9 +9,9 @@ use smallvec::smallvec;
 
 use super::backend::{BackendChoice, Candidate, Purpose};
 use super::explain::{Step, Trace};
-use super::outcome::NoRoute;
+use super::no_route::NoRoute;
 use super::reachable::{AddressPreference, Reachable};
-use super::request::Inputs;
+use super::request::RouteContext;
 use super::{Identities, OutboundRequest, Role, RouteError};
 use crate::{
     DemandKey, GatewayAddress, GatewayDestination, NetworkAddress, Service, ServiceEntry, Snapshot,
@@ -67,12 +67,12 @@ impl<'a> Waypoints<'a> {
     /// usable instance, the next one takes its share: all waypoints apply the same policies.
     pub(super) fn choose<T: Trace>(
         self,
-        inputs: Inputs<'_, 'a, T>,
+        context: RouteContext<'_, 'a, T>,
         destination: &impl Fn() -> String,
         random: u64,
     ) -> Result<(Gateway<'a>, &'a GatewayAddress), NoRoute> {
         let find = |gateway, random| {
-            let found = find(gateway, Role::Waypoint, inputs, destination, random)?;
+            let found = find(gateway, Role::Waypoint, context, destination, random)?;
             Ok::<_, NoRoute>((found, gateway))
         };
         let weighted = match self {
@@ -119,15 +119,15 @@ impl<'a> Waypoints<'a> {
 pub(super) fn find<'a, T: Trace>(
     gateway: &'a GatewayAddress,
     role: Role,
-    inputs: Inputs<'_, 'a, T>,
+    context: RouteContext<'_, 'a, T>,
     destination: &impl Fn() -> String,
     random: u64,
 ) -> Result<Gateway<'a>, NoRoute> {
-    let Inputs {
+    let RouteContext {
         request,
         mesh,
         trace,
-    } = inputs;
+    } = context;
     let found = lookup(gateway, mesh);
     trace.step(|| Step::Gateway {
         role,
@@ -150,7 +150,7 @@ pub(super) fn find<'a, T: Trace>(
             expected: smallvec![workload.identity.clone()],
         }),
         Some(GatewayTarget::Service(entry)) => {
-            let chosen = choose(gateway, role, inputs, entry, random);
+            let chosen = choose(gateway, role, context, entry, random);
             let chosen = chosen.map_err(|source| RouteError::GatewayUnavailable {
                 destination: destination(),
                 role,
@@ -170,11 +170,11 @@ pub(super) fn find<'a, T: Trace>(
 fn choose<'a, T: Trace>(
     gateway: &GatewayAddress,
     role: Role,
-    inputs: Inputs<'_, 'a, T>,
+    context: RouteContext<'_, 'a, T>,
     entry: &'a ServiceEntry,
     random: u64,
 ) -> Result<Candidate<'a>, RouteError> {
-    let request = inputs.request;
+    let request = context.request;
     // A host name has addresses of both families, an address is of one family.
     let like = match &gateway.destination {
         GatewayDestination::Hostname(_) => request.destination.ip().to_canonical(),
@@ -195,7 +195,7 @@ fn choose<'a, T: Trace>(
             resolved: request.resolved,
         },
     };
-    choice.pick(random, &[], inputs.trace)
+    choice.pick(random, &[], context.trace)
 }
 
 /// How a workload is reached that was named by its address.

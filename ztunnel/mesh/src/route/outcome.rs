@@ -1,69 +1,15 @@
-//! The output of a route decision.
+//! The routes that a connection can take.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{Destinations, RouteError};
 use crate::fastpath::Ends;
-use crate::{Authority, Identity, Missing, NetnsCookie, Service, Workload};
+use crate::{Authority, Identity, NetnsCookie, Service, Workload};
 
 /// Identities of which a peer must prove one.
 pub type Identities = SmallVec<[Identity; 1]>;
-
-/// The decision about a connection that a pod opened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decision {
-    /// The connection takes a route.
-    Route(Routed),
-    /// The decision lacks a resource of the mesh: the caller obtains it and decides again.
-    Needs(Missing),
-    /// The decision lacks the addresses of this host name: the caller resolves it and decides again.
-    Resolve(Arc<str>),
-    /// The destination is in the mesh, and the connection must not or cannot go there.
-    Refuse(RouteError),
-}
-
-/// The route of a connection, and what later connections to the same address can do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Routed {
-    /// The route of this connection.
-    pub route: Route,
-    /// Every place that a connection to the dialled address can go to. The fast-path entry is
-    /// derived from it ([`fastpath::entry`](crate::fastpath::entry)).
-    pub destinations: Destinations,
-}
-
-/// Why a part of the decision found no route.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum NoRoute {
-    Needs(Missing),
-    Resolve(Arc<str>),
-    Refuse(RouteError),
-}
-
-impl From<Missing> for NoRoute {
-    fn from(missing: Missing) -> Self {
-        Self::Needs(missing)
-    }
-}
-
-impl From<RouteError> for NoRoute {
-    fn from(error: RouteError) -> Self {
-        Self::Refuse(error)
-    }
-}
-
-impl From<NoRoute> for Decision {
-    fn from(reason: NoRoute) -> Self {
-        match reason {
-            NoRoute::Needs(missing) => Self::Needs(missing),
-            NoRoute::Resolve(hostname) => Self::Resolve(hostname),
-            NoRoute::Refuse(error) => Self::Refuse(error),
-        }
-    }
-}
 
 /// Where a connection goes, and by which path.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -56,16 +56,16 @@ pub fn address_key(source: &Workload, address: IpAddr) -> DemandKey {
 }
 
 /// What every part of a decision uses.
-pub(super) struct Inputs<'r, 'a, T> {
+pub(super) struct RouteContext<'r, 'a, T> {
     pub(super) request: &'r OutboundRequest<'a>,
     pub(super) mesh: &'a Snapshot,
     pub(super) trace: &'r T,
 }
 
-impl<T> Clone for Inputs<'_, '_, T> {
+impl<T> Clone for RouteContext<'_, '_, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<T> Copy for Inputs<'_, '_, T> {}
+impl<T> Copy for RouteContext<'_, '_, T> {}

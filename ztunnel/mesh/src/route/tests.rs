@@ -37,6 +37,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::*;
+use crate::fastpath::{self, FastPathKey};
 use crate::{
     DemandKey, Identity, LocalPod, Missing, NamespacedHostname, NetnsCookie, NetworkAddress,
     PathSettings, Service, Snapshot, Uid, local,
@@ -152,9 +153,15 @@ fn decided(request: &OutboundRequest<'_>, view: &View, random: u64) -> Decision 
     let explained = explain(request, view, random);
     assert_eq!(explained.decision, decision);
     if let Decision::Route(routed) = &decision {
+        let source = view.pods().find(|pod| pod.uid == request.source.uid);
+        let key = FastPathKey {
+            pod: source.map_or(NetnsCookie(0), |pod| pod.cookie),
+            destination: request.destination,
+        };
+        // The entry that the decision gives is the one that a later check expects.
         assert_eq!(
-            destinations(request, view),
-            Some(routed.destinations.clone())
+            fastpath::entry(&key, &routed.destinations, view),
+            fastpath::entry_after_change(&key, request.absent, view)
         );
     }
     decision
@@ -215,7 +222,8 @@ fn chosen(decision: Decision) -> String {
 fn show_missing(missing: &Missing) -> String {
     match missing {
         Missing::Resource(key) => format!("needs resource {key}"),
-        Missing::Workload(uid) => format!("needs workload {uid}"),
+        Missing::OwnWorkload(uid) => format!("needs own workload {uid}"),
+        Missing::LocalWorkload(uid) => format!("needs workload {uid}"),
     }
 }
 

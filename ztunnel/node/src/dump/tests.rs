@@ -171,6 +171,19 @@ fn a_wrong_type_or_a_missing_key_fails_the_check() {
 }
 
 #[test]
+fn carried_connections_have_a_number_and_those_of_the_fast_path_have_none() {
+    let state = state();
+    let connections = &state["c//Pod/default/web"]["connections"]["outbound"];
+    let all = connections.as_array().unwrap();
+    let number = |direct: bool| {
+        let found = all.iter().find(|each| each["direct"] == direct);
+        found.unwrap().get("id").cloned()
+    };
+    assert_eq!(number(false), Some(json!(1)));
+    assert_eq!(number(true), None);
+}
+
+#[test]
 fn keys_that_istioctl_looks_up_are_spelled_correctly() {
     let dump = dump();
     let named = |section: &str, name: &str| {

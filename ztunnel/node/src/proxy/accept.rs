@@ -100,8 +100,12 @@ fn accept_on<F: Future<Output = ()> + 'static>(
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let at = Instant::now();
-                    context.spawn(serve(context.clone(), Accepted { stream, peer, at }));
+                    let accepted = Accepted {
+                        stream,
+                        peer,
+                        accepted_at: Instant::now(),
+                    };
+                    context.spawn(serve(context.clone(), accepted));
                 }
                 Err(error) if out_of_resources(&error) => {
                     tracing::error!(%error, pod = %context.pod.uid.0, "cannot accept a connection: the process has no descriptor or memory left; raise the limit on open files");

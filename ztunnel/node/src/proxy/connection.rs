@@ -1,5 +1,5 @@
-//! One connection of an application: what is known about it from the moment of its accept to its
-//! end. Every step of the proxy takes this value.
+//! One connection of an application, as far as it is known when it is accepted. The steps that
+//! decide about the connection and open it take this value.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -37,7 +37,7 @@ pub(super) struct Accepted {
     /// The address of the socket's other end.
     pub(super) peer: SocketAddr,
     /// When it was accepted.
-    pub(super) at: Instant,
+    pub(super) accepted_at: Instant,
 }
 
 /// One connection of an application: one captured TCP connection, or one CONNECT request of a peer.
@@ -56,7 +56,7 @@ pub(super) struct Connection {
     pub(super) destination: SocketAddr,
     /// When it was accepted.
     pub(super) accepted: Instant,
-    /// Its position in a distributed trace, which the CONNECT request carries.
+    /// Its position in a distributed trace: that of the CONNECT request, which a tunnel carries.
     pub(super) trace: TraceParent,
 }
 

@@ -46,7 +46,7 @@ pub(crate) struct ConnectionInfo {
 }
 
 impl ConnectionInfo {
-    /// What the accept alone tells about a connection.
+    /// A connection of which only its addresses and its time of accept are known.
     pub(super) const fn new(reporter: Reporter, connection: &Connection) -> Self {
         Self {
             reporter,

@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "local")]
-    async fn what_ends_leaves_and_what_stays_is_cut() {
+    async fn ended_connections_leave_the_table_and_open_ones_are_reset() {
         let connections = Rc::<Connections>::default();
         let dropped = Rc::<Cell<u32>>::default();
         let held = || Held(dropped.clone());

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::pod_context::PodContext;
-use super::wait::{Patience, WaitError};
+use super::wait::{WaitDeadline, WaitError};
 use crate::discovery::{Discovered, DiscoveryFailed, RateLimiter};
 use mesh::{DemandKey, Missing, View};
 use telemetry::WaitKind;
@@ -13,7 +13,7 @@ pub(super) struct Inputs<'a> {
     context: &'a PodContext,
     /// The pod's limit for on-demand discovery in the direction of the connection.
     limit: &'a RateLimiter,
-    patience: Patience,
+    deadline: WaitDeadline,
     discovered: Discovered,
 }
 
@@ -44,7 +44,7 @@ impl<'a> Inputs<'a> {
         Self {
             context,
             limit: &context.outbound_limit,
-            patience: context.proxy.waits.patience(WaitKind::Outbound, accepted),
+            deadline: context.proxy.waits.deadline(WaitKind::Outbound, accepted),
             discovered: Discovered::default(),
         }
     }
@@ -54,14 +54,14 @@ impl<'a> Inputs<'a> {
         Self {
             context,
             limit: &context.inbound_limit,
-            patience: context.proxy.waits.patience(WaitKind::Inbound, accepted),
+            deadline: context.proxy.waits.deadline(WaitKind::Inbound, accepted),
             discovered: Discovered::default(),
         }
     }
 
     /// Limits all waits for workloads to a time from now.
     pub(super) fn wait_at_most(mut self, limit: Duration) -> Self {
-        self.patience = self.patience.at_most(limit);
+        self.deadline = self.deadline.at_most(limit);
         self
     }
 
@@ -86,7 +86,7 @@ impl<'a> Inputs<'a> {
         view: &View,
         client_gone: impl Future<Output = ()>,
     ) -> Result<(), InputError> {
-        let (context, patience) = (self.context, self.patience);
+        let (context, deadline) = (self.context, self.deadline);
         match missing {
             Missing::Resource(key) => {
                 let on_demand = context.proxy.on_demand.as_deref();
@@ -95,12 +95,12 @@ impl<'a> Inputs<'a> {
                     discovered.fetch(on_demand, self.limit, key).await?;
                 }
             }
-            Missing::Workload(uid) if uid == context.pod.uid => {
-                context.wait_for_own_workload(patience, client_gone).await?;
+            Missing::OwnWorkload(_) => {
+                context.wait_for_own_workload(deadline, client_gone).await?;
             }
-            Missing::Workload(uid) => {
+            Missing::LocalWorkload(uid) => {
                 context
-                    .wait_for_local_workload(&uid, patience, client_gone)
+                    .wait_for_local_workload(&uid, deadline, client_gone)
                     .await?;
             }
         }

@@ -73,9 +73,9 @@ impl ServerContext for Names {
     }
 
     async fn known(&self) -> Result<(), DnsRefusal> {
-        let patience = self.0.proxy.waits.patience(WaitKind::Dns, Instant::now());
+        let deadline = self.0.proxy.waits.deadline(WaitKind::Dns, Instant::now());
         // The disappearance of a datagram's client cannot be observed.
-        let waited = self.0.wait_for_own_workload(patience, pending());
+        let waited = self.0.wait_for_own_workload(deadline, pending());
         let Err(error) = waited.await else {
             return Ok(());
         };

@@ -10,6 +10,7 @@ mod socks_destination;
 use std::future::pending;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Instant;
 
 use tokio::net::TcpStream;
 
@@ -85,6 +86,8 @@ async fn open_requested(context: &PodContext, accepted: &mut Accepted) -> Option
             return None;
         }
     };
+    // The connection begins with its request: the client may take its time before.
+    accepted.accepted_at = Instant::now();
     let opened = match socks_destination(context, &request, accepted).await {
         Ok(destination) => {
             let connection = connection(context, accepted, destination);
@@ -107,7 +110,7 @@ async fn open_requested(context: &PodContext, accepted: &mut Accepted) -> Option
 
 fn connection(context: &PodContext, accepted: &Accepted, destination: SocketAddr) -> Connection {
     let client = context.pod.external_address(accepted.peer);
-    context.connection(client, destination, accepted.at)
+    context.connection(client, destination, accepted.accepted_at)
 }
 
 /// The original destination, from the kernel programs or from the rule that redirected the
@@ -169,7 +172,7 @@ async fn open(
         Ok(upstream) => {
             // Only after success: a fast-path entry for an unreachable destination would keep the
             // kernel trying it.
-            if choice == BackendChoice::Any {
+            if choice == BackendChoice::Any && context.proxy.kernel.is_some() {
                 insert_fast_path_entry(context, connection, &decided);
             }
             Ok(Opened { upstream, reports })

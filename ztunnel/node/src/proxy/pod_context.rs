@@ -16,7 +16,7 @@ use super::connections::Connections;
 use super::relay::CopyMode;
 use super::state::ProxyState;
 use super::tunnel_client;
-use super::wait::{Awaited, Interrupted, Patience, WaitError};
+use super::wait::{Awaited, Interrupted, WaitDeadline, WaitError};
 use super::worker_state::WorkerState;
 use crate::discovery::RateLimiter;
 use crate::pods::Pod;
@@ -153,12 +153,12 @@ impl PodContext {
     /// As [`WorkloadWaits::wait`](super::wait::WorkloadWaits::wait).
     pub(super) async fn wait_for_own_workload(
         &self,
-        patience: Patience,
+        deadline: WaitDeadline,
         client_gone: impl Future<Output = ()>,
     ) -> Result<(), WaitError> {
         let is_known = |view: &View| self.pod.workload(&view.mesh).is_some();
         let uid = &self.pod.uid;
-        self.wait(uid, patience, is_known, client_gone).await
+        self.wait(uid, deadline, is_known, client_gone).await
     }
 
     /// Waits until the mesh contains the workload of another pod of this node, or that pod has left
@@ -169,24 +169,24 @@ impl PodContext {
     pub(super) async fn wait_for_local_workload(
         &self,
         uid: &Uid,
-        patience: Patience,
+        deadline: WaitDeadline,
         client_gone: impl Future<Output = ()>,
     ) -> Result<(), WaitError> {
         let is_known = |view: &View| !view.is_expected(&uid.0);
-        self.wait(uid, patience, is_known, client_gone).await
+        self.wait(uid, deadline, is_known, client_gone).await
     }
 
     async fn wait(
         &self,
         uid: &Uid,
-        patience: Patience,
+        deadline: WaitDeadline,
         is_known: impl Fn(&View) -> bool,
         client_gone: impl Future<Output = ()>,
     ) -> Result<(), WaitError> {
         let awaited = Awaited {
             pod: self.cookie(),
             uid: &uid.0,
-            patience,
+            deadline,
         };
         let mut drain = self.drain.clone();
         let interrupted = async {

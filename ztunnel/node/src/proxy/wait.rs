@@ -131,24 +131,25 @@ pub(super) struct Awaited<'a> {
     pub(super) pod: NetnsCookie,
     /// The workload to wait for.
     pub(super) uid: &'a Arc<str>,
-    /// How long the connection or query waits.
-    pub(super) patience: Patience,
+    /// The end of the wait.
+    pub(super) deadline: WaitDeadline,
 }
 
-/// How long a connection or query waits. A connection that waits several times has one deadline.
+/// The end of the waits of a connection or query. A connection that waits several times has one
+/// deadline.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(super) struct WaitDeadline {
     /// The kind of connection or query.
     pub(super) kind: WaitKind,
     /// The end of all its waits.
-    pub(super) deadline: Instant,
+    pub(super) at: Instant,
 }
 
-impl Patience {
-    /// This patience, limited to a time from now.
+impl WaitDeadline {
+    /// This deadline, or the end of a time from now if that is earlier.
     pub(super) fn at_most(self, limit: Duration) -> Self {
         Self {
-            deadline: self.deadline.min(Instant::now() + limit),
+            at: self.at.min(Instant::now() + limit),
             ..self
         }
     }
@@ -184,11 +185,11 @@ impl WorkloadWaits {
         }
     }
 
-    /// How long a connection or query that arrived at `since` waits.
-    pub(super) fn patience(&self, kind: WaitKind, since: std::time::Instant) -> Patience {
-        Patience {
+    /// The deadline of the waits of a connection or query that arrived at `since`.
+    pub(super) fn deadline(&self, kind: WaitKind, since: std::time::Instant) -> WaitDeadline {
+        WaitDeadline {
             kind,
-            deadline: Instant::from_std(since) + self.limit,
+            at: Instant::from_std(since) + self.limit,
         }
     }
 
@@ -216,7 +217,7 @@ impl WorkloadWaits {
             if self.limit.is_zero() {
                 return Err(expired());
             }
-            let class = Class::of(awaited.patience.kind);
+            let class = Class::of(awaited.deadline.kind);
             let Some(_place) = self.take(awaited.pod, class) else {
                 return Err(WaitError::TooMany {
                     uid: uid(),
@@ -235,14 +236,14 @@ impl WorkloadWaits {
                     Interrupted::ClientGone => WaitError::ClientGone { uid: uid() },
                     Interrupted::Leaving => WaitError::Leaving { uid: uid() },
                 }),
-                () = tokio::time::sleep_until(awaited.patience.deadline) => Err(expired()),
+                () = tokio::time::sleep_until(awaited.deadline.at) => Err(expired()),
             }
         };
         let waited = waiting.await;
         let outcome = waited
             .as_ref()
             .map_or_else(WaitError::outcome, |()| WaitOutcome::Known);
-        self.metrics.ended(awaited.patience.kind, outcome);
+        self.metrics.ended(awaited.deadline.kind, outcome);
         waited
     }
 

@@ -161,7 +161,7 @@ fn send(worker: &mpsc::UnboundedSender<Command>, command: Command) {
 }
 
 /// A pod that a worker serves.
-struct ServedPod {
+struct WorkerPod {
     context: Rc<PodContext>,
     /// Set to true when the pod leaves.
     drain: watch::Sender<bool>,
@@ -169,7 +169,7 @@ struct ServedPod {
 
 async fn serve(proxy: Arc<ProxyState>, mut inbox: mpsc::UnboundedReceiver<Command>) {
     let worker = WorkerState::new(&proxy);
-    let mut pods: HashMap<NetnsCookie, ServedPod> = HashMap::new();
+    let mut pods: HashMap<NetnsCookie, WorkerPod> = HashMap::new();
     let (resign, resigned) = watch::channel(false);
     while let Some(command) = inbox.recv().await {
         match command {
@@ -178,7 +178,7 @@ async fn serve(proxy: Arc<ProxyState>, mut inbox: mpsc::UnboundedReceiver<Comman
                 let (proxy, worker) = (proxy.clone(), worker.clone());
                 let context = PodContext::new(proxy, worker, pod, draining, resigned.clone());
                 match accept::start(&context, listeners) {
-                    Ok(()) => drop(pods.insert(context.cookie(), ServedPod { context, drain })),
+                    Ok(()) => drop(pods.insert(context.cookie(), WorkerPod { context, drain })),
                     Err(error) => {
                         tracing::error!(%error, pod = %context.pod.uid.0, "cannot serve the pod");
                     }

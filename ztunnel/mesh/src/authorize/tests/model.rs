@@ -155,6 +155,7 @@ fn one_match() -> impl Strategy<Value = Match> {
             not_destination_ips: nets.3,
             destination_ports: ports.0,
             not_destination_ports: ports.1,
+            http: None,
         })
 }
 

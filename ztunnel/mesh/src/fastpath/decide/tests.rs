@@ -72,12 +72,12 @@ fn joined() -> AllowedPaths {
 }
 
 /// The entry of a pod and a destination: `address>pod weight` for each backend, and the total weight.
-fn entry(pod: u64, to: &str, paths: &PathSettings) -> String {
-    let call = FastPathKey {
+fn shown_entry(pod: u64, to: &str, paths: &PathSettings) -> String {
+    let key = FastPathKey {
         pod: NetnsCookie(pod),
         destination: to.parse().unwrap(),
     };
-    let Some(found) = entry_after_change(&call, &[], &view(paths)) else {
+    let Some(found) = entry_after_change(&key, &[], &view(paths)) else {
         return "proxy".to_owned();
     };
     let shown = found.backends.iter().map(|backend| {
@@ -123,7 +123,7 @@ fn entries_name_the_backends_that_need_no_proxy() {
         (1, "[fd01::2]:80", "[fd00::2]:8080>2 1 of 1"),
     ] {
         assert_eq!(
-            entry(pod, to, &PathSettings::default()),
+            shown_entry(pod, to, &PathSettings::default()),
             expected,
             "{pod} {to}"
         );
@@ -155,7 +155,7 @@ fn connections_that_need_a_waypoint_tunnel_or_name_have_no_entry() {
         (1, "10.1.0.9:80", "10.1.0.9:80>0 1 of 1"),
     ] {
         assert_eq!(
-            entry(pod, to, &PathSettings::default()),
+            shown_entry(pod, to, &PathSettings::default()),
             expected,
             "{pod} {to}"
         );
@@ -213,15 +213,15 @@ fn either_pod_can_demand_a_tunnel_and_both_must_allow_the_join() {
         (with(joined(), &[("b", AllowedPaths::default())]), direct),
         (with(AllowedPaths::default(), &[("a", joined())]), direct),
     ] {
-        assert_eq!(entry(1, "10.0.0.2:80", &paths), expected, "{paths:?}");
+        assert_eq!(shown_entry(1, "10.0.0.2:80", &paths), expected, "{paths:?}");
     }
     // A destination outside the mesh cannot be encrypted, and has no local socket to join.
     assert_eq!(
-        entry(1, "192.0.2.1:443", &with(tunnel, &[])),
+        shown_entry(1, "192.0.2.1:443", &with(tunnel, &[])),
         "192.0.2.1:443>0 1 of 1"
     );
     assert_eq!(
-        entry(1, "192.0.2.1:443", &with(joined(), &[])),
+        shown_entry(1, "192.0.2.1:443", &with(joined(), &[])),
         "192.0.2.1:443>0 1 of 1"
     );
 }

@@ -1,7 +1,10 @@
 //! Pods of the node that the mesh does not know yet: they are not outside.
 
+use std::sync::Arc;
+
 use super::{check, check_in, local};
-use crate::Snapshot;
+use crate::route::{Decision, OutboundRequest, route};
+use crate::{LocalPod, Missing, NetnsCookie, PathSettings, Snapshot, Uid, View};
 
 const MESH: &str = r#"
 workloads:
@@ -49,4 +52,24 @@ fn a_pod_that_the_control_plane_does_not_know_is_not_outside_either() {
         src here new@10.0.3.3 absent /10.0.3.3 -> 10.0.3.3:80 => needs workload new
         ",
     );
+}
+
+#[test]
+fn a_replacement_with_the_uid_of_the_source_is_another_pod() {
+    let mesh = Arc::new(local::parse(MESH).unwrap().into_snapshot());
+    let pod = |cookie, account: &str, address: &str| LocalPod {
+        uid: Uid("b".into()),
+        account: Some(account.into()),
+        cookie: NetnsCookie(cookie),
+        addresses: vec![address.parse().unwrap()],
+        redirected: false,
+    };
+    // The workload of the mesh is that of the first pod.
+    let pods = [pod(1, "b", "10.0.1.1"), pod(2, "new-account", "10.0.3.3")];
+    let view = View::new(mesh.clone(), pods, &PathSettings::default());
+    let source = view.workload(NetnsCookie(1)).unwrap();
+    let request = OutboundRequest::new(source, "10.0.3.3:80".parse().unwrap());
+    let decision = route(&request, &view, 0);
+    let expected = Missing::LocalWorkload(Uid("b".into()));
+    assert_eq!(decision, Decision::Needs(expected));
 }

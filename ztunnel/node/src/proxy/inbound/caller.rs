@@ -15,8 +15,8 @@ use tunnel::hbone::Baggage;
 
 /// The peer and the request of an inbound connection.
 pub(super) struct InboundCaller {
-    /// The connection. Its client is the peer of the TCP connection: the client itself, or a proxy
-    /// that connects on its behalf.
+    /// The connection. In a tunnel its client and its destination are those of the TCP connection
+    /// that carries the tunnel: see [`Self::peer`] and [`Self::local`].
     pub(super) connection: Connection,
     /// The tunnel; `None` for plaintext.
     pub(super) tunnel: Option<TunnelPeer>,
@@ -37,6 +37,17 @@ pub(super) struct TunnelPeer {
 }
 
 impl InboundCaller {
+    /// The peer of the TCP connection: the client, or a proxy that connects on its behalf. The
+    /// client that policies match is [`Self::client`].
+    pub(super) const fn peer(&self) -> SocketAddr {
+        self.connection.client
+    }
+
+    /// The local address of the TCP connection.
+    pub(super) const fn local(&self) -> SocketAddr {
+        self.connection.destination
+    }
+
     pub(super) fn identity(&self) -> Option<&Identity> {
         self.tunnel.as_ref().map(|tunnel| &tunnel.identity)
     }
@@ -44,26 +55,25 @@ impl InboundCaller {
     /// The requested authority as it was received.
     pub(super) fn authority(&self) -> Authority {
         let requested = self.tunnel.as_ref().map(|tunnel| tunnel.authority.clone());
-        requested.unwrap_or(Authority::Address(self.connection.destination))
+        requested.unwrap_or(Authority::Address(self.local()))
     }
 
     /// The client's address as the peer states it, if it differs from the peer's address. Most
     /// peers state their own address, and so does a waypoint's proxy for its own connections.
     pub(super) fn stated_client(&self) -> Option<IpAddr> {
         let stated = self.tunnel.as_ref()?.forwarded?;
-        (stated != self.connection.client.ip()).then_some(stated)
+        (stated != self.peer().ip()).then_some(stated)
     }
 
     /// The client's address. The port is 0 for a client that the peer states, because its port is
     /// unknown.
     pub(super) fn client(&self, workload: Option<&Workload>, view: &View) -> SocketAddr {
         let stated = (self.identity(), self.stated_client());
-        let client = workload.map(|workload| {
-            client_address(self.connection.client.ip(), stated, workload, &view.mesh)
-        });
-        match client.filter(|client| *client != self.connection.client.ip()) {
+        let client =
+            workload.map(|workload| client_address(self.peer().ip(), stated, workload, &view.mesh));
+        match client.filter(|client| *client != self.peer().ip()) {
             Some(client) => SocketAddr::new(client, 0),
-            None => self.connection.client,
+            None => self.peer(),
         }
     }
 
@@ -82,7 +92,7 @@ impl InboundCaller {
         // then the gateway and not the client.
         let by_name = matches!(tunnel.authority, Authority::Host(..));
         let gateway = |found: &Workload| {
-            by_name && client == self.connection.client && found.identity != tunnel.identity
+            by_name && client == self.peer() && found.identity != tunnel.identity
         };
         let found = found.filter(|found| !gateway(found)).cloned();
         found.or_else(|| claimed_client::client(&tunnel.baggage, &tunnel.identity))

@@ -19,7 +19,7 @@ use mesh::inbound::{TunnelTarget, delivery_address};
 use mesh::{View, Workload};
 
 /// Where in the pod an inbound connection leads, by one view.
-pub(super) struct Destination {
+pub(super) struct LocalDestination {
     pub(super) view: Arc<View>,
     /// The client's address.
     pub(super) client: SocketAddr,
@@ -28,7 +28,7 @@ pub(super) struct Destination {
     pub(super) target: TunnelTarget,
 }
 
-impl Destination {
+impl LocalDestination {
     /// The address of the application. Connections from a tunnel go to the application's own
     /// tunnel, if it has one; plaintext goes to its original destination.
     fn address(&self, caller: &InboundCaller, localhost_app_tunnel: bool) -> SocketAddr {
@@ -47,7 +47,7 @@ impl Destination {
 pub(super) async fn deliver(
     context: &PodContext,
     caller: &InboundCaller,
-    to: &Destination,
+    to: &LocalDestination,
 ) -> Result<(TcpStream, ConnectionGuard), InboundError> {
     let identity = caller.identity();
     let destination = to.address(caller, false);
@@ -70,7 +70,7 @@ pub(super) async fn deliver(
     let authorized = AuthorizationContext {
         pod,
         source: identity.cloned(),
-        peer: caller.connection.client.ip(),
+        peer: caller.peer().ip(),
         named: caller.stated_client(),
         destination,
     };
@@ -87,7 +87,7 @@ pub(super) async fn deliver(
 async fn connect(
     context: &PodContext,
     caller: &InboundCaller,
-    destination: &Destination,
+    destination: &LocalDestination,
 ) -> Result<TcpStream, InboundError> {
     let config = &context.proxy.config;
     let to = destination.address(caller, config.localhost_app_tunnel);
@@ -95,7 +95,7 @@ async fn connect(
         destination: to,
         source,
     };
-    let peer = caller.connection.client;
+    let peer = caller.peer();
     // The source address is the tunnel peer's: a waypoint passes the client's address by itself.
     // Only a loopback source can reach a loopback address; there the PROXY header carries the
     // client's address.

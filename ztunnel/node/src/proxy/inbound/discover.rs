@@ -2,6 +2,7 @@
 //! own workload and, with a partial view of the mesh, other resources.
 
 use std::pin::pin;
+use std::sync::Arc;
 
 use super::super::inputs::{InputError, Inputs};
 use super::super::pod_context::PodContext;
@@ -9,47 +10,50 @@ use super::caller::InboundCaller;
 use mesh::inbound::{self, LocalEndpoint};
 use mesh::{DemandKey, Missing, View};
 
-/// Obtains the resources that the authorization of a connection needs. `client_gone` resolves when
-/// the client closes the connection.
+/// Obtains the resources that the authorization of a connection needs, and returns the view that
+/// contains them. `client_gone` resolves when the client closes the connection.
 ///
 /// # Errors
-/// When a resource cannot be obtained.
+/// When a resource cannot be obtained. The view is then the one in force.
 pub(super) async fn discover(
     context: &PodContext,
     caller: &InboundCaller,
     client_gone: impl Future<Output = ()>,
-) -> Result<(), InputError> {
+) -> (Arc<View>, Result<(), InputError>) {
     let mut client_gone = pin!(client_gone);
     let mut inputs = Inputs::inbound(context, caller.connection.accepted);
-    let view = loop {
+    let mut has_requested_name = false;
+    loop {
         let view = context.proxy.fast_path.view_owned();
         let missing = if context.pod.workload(&view.mesh).is_none() {
             inputs.own_workload(&view)
         } else if let Some(key) = missing_resource(context, caller, &view, inputs.absent()) {
             Missing::Resource(key)
+        } else if let Some(key) = client_key(context, caller, &view).filter(|_| !has_requested_name)
+        {
+            // The name of the client is for the report only: without a timely answer the
+            // connection continues. The view may have changed in between.
+            has_requested_name = true;
+            if let Some(on_demand) = context.proxy.on_demand.as_deref() {
+                let limit = &context.inbound_limit;
+                on_demand.fetch_client_name(&key, limit).await;
+            }
+            continue;
         } else {
-            break view;
+            return (view, Ok(()));
         };
-        inputs.obtain(missing, &view, client_gone.as_mut()).await?;
-    };
-    discover_client_name(context, caller, &view).await;
-    Ok(())
+        let obtained = inputs.obtain(missing, &view, client_gone.as_mut()).await;
+        if obtained.is_err() {
+            return (context.proxy.fast_path.view_owned(), obtained);
+        }
+    }
 }
 
-/// Obtains the workload of the client, so that the report names it. The authorization does not need
-/// it: without a timely answer the connection continues.
-async fn discover_client_name(context: &PodContext, caller: &InboundCaller, view: &View) {
-    let Some(on_demand) = context.proxy.on_demand.as_deref() else {
-        return;
-    };
+/// The key of the client's workload, if a partial view lacks it.
+fn client_key(context: &PodContext, caller: &InboundCaller, view: &View) -> Option<DemandKey> {
     let workload = context.pod.workload(&view.mesh).map(|workload| &**workload);
     let client = caller.client(workload, view).ip();
-    let network = &context.proxy.config.network;
-    if let Some(key) = inbound::unknown_address_key(network, client, &view.mesh) {
-        on_demand
-            .fetch_client_name(&key, &context.inbound_limit)
-            .await;
-    }
+    inbound::unknown_address_key(&context.proxy.config.network, client, &view.mesh)
 }
 
 /// The next resource that the authorization needs and a partial view lacks.
@@ -62,7 +66,7 @@ fn missing_resource(
     let endpoint = LocalEndpoint {
         workload: context.pod.workload(&view.mesh)?,
         addresses: &context.pod.addresses,
-        at: caller.connection.destination.ip(),
+        at: caller.local().ip(),
     };
     let on_behalf = caller.stated_client().is_some();
     inbound::next_key(&caller.authority(), on_behalf, endpoint, &view.mesh, absent)

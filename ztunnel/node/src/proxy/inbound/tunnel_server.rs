@@ -8,7 +8,7 @@ use std::time::Instant;
 use futures::FutureExt as _;
 use tokio::net::TcpStream;
 
-use super::super::connection::Accepted;
+use super::super::connection::{Accepted, Connection};
 use super::super::connection_info::ConnectionInfo;
 use super::super::far_end::FarEnd;
 use super::super::inputs::Inputs;
@@ -17,9 +17,9 @@ use super::super::policy::Revoked;
 use super::super::relay::{self, Side};
 use super::super::report::ConnectionReport;
 use super::super::tunnel_client;
+use super::admit::{Delivered, admit};
 use super::caller::{InboundCaller, TunnelPeer};
 use super::error::{InboundError, PeerError};
-use super::{Delivered, admit};
 use crate::pods::{self, PeerEnd, abort_on_drop};
 use mesh::Identity;
 use telemetry::Reporter;
@@ -40,15 +40,19 @@ struct Peer {
 
 /// Serves the tunnels of one peer.
 pub(in super::super) async fn serve_tunnels(context: Rc<PodContext>, accepted: Accepted) {
-    let Accepted { stream, peer, at } = accepted;
+    let Accepted {
+        stream,
+        peer,
+        accepted_at,
+    } = accepted;
     let Ok(local) = pods::local_of(&stream) else {
         return;
     };
-    let (stream, identity) = match Box::pin(handshake(&context, stream, at)).await {
+    let (stream, identity) = match Box::pin(handshake(&context, stream, accepted_at)).await {
         Ok(secured) => secured,
         Err(error) => {
             tracing::warn!(%peer, pod = %context.pod.uid.0, reason = error.reason(), "refused the connection of a tunnel peer: {error}");
-            report_refused(&context, peer, local, at, &error);
+            report_refused(&context, peer, local, accepted_at, &error);
             return;
         }
     };
@@ -168,8 +172,12 @@ async fn accept_tunnel(
     mut request: hbone::Request,
     peer: Peer,
 ) -> Option<(hbone::Tunnel, Delivered)> {
+    let connection = context.connection(peer.address, peer.local, Instant::now());
     let caller = InboundCaller {
-        connection: context.connection(peer.address, peer.local, Instant::now()),
+        connection: Connection {
+            trace: request.traceparent.unwrap_or(connection.trace),
+            ..connection
+        },
         tunnel: Some(TunnelPeer {
             identity: peer.identity,
             authority: request.authority.clone(),
@@ -178,7 +186,7 @@ async fn accept_tunnel(
             baggage: std::mem::take(&mut request.baggage),
         }),
     };
-    let delivered = match admit(&context, &caller, request.cancelled()).await {
+    let delivered = match admit(&context, caller, request.cancelled()).await {
         Ok(delivered) => delivered,
         Err(status) => {
             request.refuse(status);

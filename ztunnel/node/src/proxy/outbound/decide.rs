@@ -70,6 +70,7 @@ pub(super) async fn decide(
             }
             Decision::Needs(missing) => inputs.obtain(missing, &view, client_gone()).await?,
             Decision::Resolve(hostname) => {
+                names.require_room(&hostname)?;
                 context.proxy.telemetry.dns().on_demand(&source, &hostname);
                 names.resolve(context, connection, hostname, random).await?;
             }
@@ -101,6 +102,16 @@ struct ResolvedNames {
 }
 
 impl ResolvedNames {
+    /// Fails if the connection has resolved too many names to resolve another one.
+    fn require_room(&self, hostname: &Arc<str>) -> Result<(), OutboundError> {
+        if self.addresses.len() < MAX_NAMES {
+            return Ok(());
+        }
+        Err(OutboundError::TooManyNames {
+            hostname: hostname.clone(),
+        })
+    }
+
     async fn resolve(
         &mut self,
         context: &PodContext,
@@ -108,9 +119,6 @@ impl ResolvedNames {
         hostname: Arc<str>,
         random: u64,
     ) -> Result<(), OutboundError> {
-        if self.addresses.len() >= MAX_NAMES {
-            return Err(OutboundError::TooManyNames { hostname });
-        }
         let resolver = &context.proxy.resolver;
         let found = resolver.resolve(&hostname, connection.pod).await?;
         let dialled = connection.destination.ip().to_canonical();

@@ -43,12 +43,10 @@ pub(super) async fn socks_destination(
 
 /// The meaning of a name depends on the client, so its workload has to be known.
 async fn wait_for_client(context: &PodContext, accepted: &Accepted) -> Result<(), InputError> {
-    let patience = context
-        .proxy
-        .waits
-        .patience(WaitKind::Outbound, accepted.at);
+    let waits = &context.proxy.waits;
+    let deadline = waits.deadline(WaitKind::Outbound, accepted.accepted_at);
     let client_gone = pods::peer_gone(&accepted.stream, PeerEnd::MayBeHalf);
-    Ok(context.wait_for_own_workload(patience, client_gone).await?)
+    Ok(context.wait_for_own_workload(deadline, client_gone).await?)
 }
 
 async fn resolve(context: &PodContext, name: &Arc<str>) -> Result<IpAddr, OutboundError> {

@@ -158,7 +158,8 @@ impl Drop for Relayed {
     }
 }
 
-/// Relays between two TCP connections, until `revoked` resolves. `client` is the one that was accepted.
+/// Relays between two TCP connections, until `revoked` resolves. `client` is the one that was
+/// accepted.
 pub(in crate::proxy) async fn plain(
     client: TcpStream,
     server: TcpStream,

@@ -65,7 +65,7 @@ impl World {
             let awaited = Awaited {
                 pod,
                 uid: &uid,
-                patience: waits.patience(kind, std::time::Instant::now()),
+                deadline: waits.deadline(kind, std::time::Instant::now()),
             };
             let known = |view: &View| !view.is_expected("new");
             waits.wait(awaited, known, interrupted).await
