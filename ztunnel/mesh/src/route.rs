@@ -38,13 +38,11 @@ use std::net::SocketAddr;
 use crate::{View, Workload};
 
 use backend::BackendChoice;
-pub use decision::{Decision, Routed};
+pub use decision::{Decision, Explanation, Routed};
 pub use destinations::Destinations;
 use dialled::{DialledTarget, canonical, is_own_tunnel, target};
 pub use error::{Role, RouteError};
-pub use explain::{
-    CandidateOutcome, CandidateStep, Dialled, Exclusion, Explanation, Step, WaypointStep,
-};
+pub use explain::{CandidateOutcome, CandidateStep, Dialled, Exclusion, Step, WaypointStep};
 use explain::{NoTrace, Trace};
 pub(crate) use gateway::{resolves_to, undiscovered_key, waypoints_of};
 use no_route::NoRoute;

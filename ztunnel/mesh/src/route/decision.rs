@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::explain::Step;
 use super::no_route::NoRoute;
 use super::{Destinations, Route, RouteError};
 use crate::Missing;
@@ -37,4 +38,13 @@ impl From<NoRoute> for Decision {
             NoRoute::Refuse(error) => Self::Refuse(error),
         }
     }
+}
+
+/// A route decision with the steps that led to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    /// The steps, in order.
+    pub steps: Vec<Step>,
+    /// The decision, the same as that of [`route`](super::route).
+    pub decision: Decision,
 }
