@@ -1,11 +1,11 @@
-//! Single resources, asked for one by one.
+//! On-demand discovery: single resources are fetched.
 
 use std::time::Duration;
 
-use super::plane::{pod, resource, service, uid};
+use super::control_plane::{pod, resource, service, uid};
 use super::*;
 use api::envoy::service::discovery::v3::DeltaDiscoveryRequest;
-use mesh::{DemandKey, Fetched, NamespacedHostname, NetworkAddress};
+use mesh::{DemandKey, FetchOutcome, NamespacedHostname, NetworkAddress};
 
 async fn on_demand() -> World {
     World::with(|config| config.subscription = Subscription::OnDemand).await
@@ -25,7 +25,7 @@ fn by_name(hostname: &str) -> DemandKey {
     })
 }
 
-fn fetch(world: &World, key: DemandKey) -> JoinHandle<Fetched> {
+fn fetch(world: &World, key: DemandKey) -> JoinHandle<FetchOutcome> {
     let demand = world.demand.clone().unwrap();
     tokio::spawn(async move { demand.fetch(&key).await })
 }
@@ -41,23 +41,23 @@ fn subscription(subscribe: &[&str], unsubscribe: &[&str]) -> DeltaDiscoveryReque
 }
 
 #[tokio::test]
-async fn nothing_is_subscribed_at_first_and_all_policies() {
+async fn the_first_requests_subscribe_to_all_policies_and_no_address() {
     let mut world = on_demand().await;
     let mut session = world.session().await;
     let policies = session.request().await;
     assert_eq!(policies.type_url, AUTHORIZATION_TYPE);
     assert!(policies.resource_names_subscribe.is_empty());
     assert_eq!(session.request().await, subscription(&["*"], &["*"]));
-    // Addresses have no beginning that could be waited for.
+    // No response for addresses is awaited: none is subscribed.
     session.policies("n1", vec![]).await;
     world.synced().await;
 }
 
 #[tokio::test]
-async fn who_asks_goes_on_when_the_answer_is_in_force() {
+async fn a_fetch_returns_when_the_batch_is_dropped() {
     let mut world = on_demand().await;
     let mut session = world.subscribed().await;
-    let asking = fetch(&world, address("10.0.0.1"));
+    let fetching = fetch(&world, address("10.0.0.1"));
     assert_eq!(
         session.request().await,
         subscription(&["net/10.0.0.1"], &[])
@@ -67,22 +67,22 @@ async fn who_asks_goes_on_when_the_answer_is_in_force() {
     session.addresses("n1", vec![found]).await;
     session.acked(ADDRESS_TYPE, "n1").await;
     let batch = world.batch().await;
-    assert_eq!(told(&batch.changes), [format!("+{}", uid("a"))]);
+    assert_eq!(summary(&batch.changes), [format!("+{}", uid("a"))]);
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert!(!asking.is_finished(), "the changes are not in force yet");
+    assert!(!fetching.is_finished(), "the changes are not published yet");
     drop(batch);
-    assert_eq!(soon(asking).await.unwrap(), Fetched::Found);
-    // What is held is not asked for again: the control plane would not answer.
+    assert_eq!(soon(fetching).await.unwrap(), FetchOutcome::Found);
+    // A held resource is not requested again: the control plane would not answer.
     let again = fetch(&world, address("10.0.0.1"));
     drop(world.batch().await);
-    assert_eq!(soon(again).await.unwrap(), Fetched::Found);
+    assert_eq!(soon(again).await.unwrap(), FetchOutcome::Found);
 }
 
 #[tokio::test]
-async fn an_address_is_known_without_an_alias() {
+async fn an_address_is_found_without_an_alias() {
     let mut world = on_demand().await;
     let mut session = world.subscribed().await;
-    let asking = {
+    let fetching = {
         let key = DemandKey::Address(NetworkAddress {
             network: "".into(),
             address: "::ffff:10.0.0.1".parse().unwrap(),
@@ -94,15 +94,15 @@ async fn an_address_is_known_without_an_alias() {
         .addresses("n1", vec![pod("a", "1", [10, 0, 0, 1])])
         .await;
     drop(world.batch().await);
-    assert_eq!(soon(asking).await.unwrap(), Fetched::Found);
+    assert_eq!(soon(fetching).await.unwrap(), FetchOutcome::Found);
 }
 
 #[tokio::test]
-async fn what_is_not_there_can_be_asked_for_again() {
+async fn an_absent_resource_can_be_fetched_again() {
     let mut world = on_demand().await;
     let mut session = world.subscribed().await;
     for nonce in ["n1", "n2"] {
-        let asking = fetch(&world, address("10.0.0.1"));
+        let fetching = fetch(&world, address("10.0.0.1"));
         assert_eq!(
             session.request().await,
             subscription(&["net/10.0.0.1"], &[])
@@ -116,22 +116,22 @@ async fn what_is_not_there_can_be_asked_for_again() {
             subscription(&[], &["net/10.0.0.1"])
         );
         drop(world.batch().await);
-        assert_eq!(soon(asking).await.unwrap(), Fetched::Absent);
+        assert_eq!(soon(fetching).await.unwrap(), FetchOutcome::Absent);
     }
 }
 
 #[tokio::test]
-async fn a_resource_that_leaves_takes_its_keys_along() {
+async fn the_keys_of_a_removed_resource_are_unsubscribed() {
     let mut world = on_demand().await;
     let mut session = world.subscribed().await;
-    let asking = fetch(&world, address("10.0.0.1"));
+    let fetching = fetch(&world, address("10.0.0.1"));
     session.request().await;
     let mut found = pod("a", "1", [10, 0, 0, 1]);
     found.aliases = vec!["net/10.0.0.1".to_owned()];
     session.addresses("n1", vec![found]).await;
     session.acked(ADDRESS_TYPE, "n1").await;
     drop(world.batch().await);
-    soon(asking).await.unwrap();
+    soon(fetching).await.unwrap();
     session.push(ADDRESS_TYPE, "n2", vec![], &[&uid("a")]).await;
     session.acked(ADDRESS_TYPE, "n2").await;
     assert_eq!(
@@ -147,10 +147,10 @@ async fn a_resource_that_leaves_takes_its_keys_along() {
 }
 
 #[tokio::test]
-async fn an_address_that_a_workload_gave_up_is_asked_for_again() {
+async fn an_address_that_a_workload_no_longer_has_is_fetched_again() {
     let mut world = on_demand().await;
     let mut session = world.subscribed().await;
-    let asking = fetch(&world, address("10.0.0.1"));
+    let fetching = fetch(&world, address("10.0.0.1"));
     session.request().await;
     let with_alias = |version: &str, address: [u8; 4], alias: &str| {
         let mut found = pod("a", version, address);
@@ -161,7 +161,7 @@ async fn an_address_that_a_workload_gave_up_is_asked_for_again() {
     session.addresses("n1", vec![first]).await;
     session.acked(ADDRESS_TYPE, "n1").await;
     drop(world.batch().await);
-    soon(asking).await.unwrap();
+    soon(fetching).await.unwrap();
     let moved = with_alias("2", [10, 0, 0, 2], "net/10.0.0.2");
     session.addresses("n2", vec![moved]).await;
     session.acked(ADDRESS_TYPE, "n2").await;
@@ -178,10 +178,10 @@ async fn an_address_that_a_workload_gave_up_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn many_who_ask_for_the_same_share_one_question() {
+async fn concurrent_fetches_of_one_key_share_one_request() {
     let mut world = on_demand().await;
     let mut session = world.subscribed().await;
-    let asking: Vec<_> = (0..5)
+    let fetching: Vec<_> = (0..5)
         .map(|_| fetch(&world, by_name("b.example")))
         .collect();
     assert_eq!(
@@ -193,27 +193,27 @@ async fn many_who_ask_for_the_same_share_one_question() {
         .await;
     session.acked(ADDRESS_TYPE, "n1").await;
     drop(world.batch().await);
-    for asking in asking {
-        assert_eq!(soon(asking).await.unwrap(), Fetched::Found);
+    for fetching in fetching {
+        assert_eq!(soon(fetching).await.unwrap(), FetchOutcome::Found);
     }
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_not_taken_for_outside_of_the_mesh() {
+async fn a_resource_that_cannot_be_decoded_is_not_reported_as_absent() {
     let mut world = on_demand().await;
     let mut session = world.subscribed().await;
-    let asking = fetch(&world, address("10.0.0.1"));
+    let fetching = fetch(&world, address("10.0.0.1"));
     session.request().await;
     let mut broken = resource(&uid("a"), "1", ADDRESS_TYPE, vec![0xff]);
     broken.aliases = vec!["net/10.0.0.1".to_owned()];
     session.addresses("n1", vec![broken]).await;
     session.nacked(ADDRESS_TYPE, "n1").await;
     drop(world.batch().await);
-    assert_eq!(soon(asking).await.unwrap(), Fetched::Unknown);
+    assert_eq!(soon(fetching).await.unwrap(), FetchOutcome::Unknown);
 }
 
 #[tokio::test]
-async fn without_an_answer_the_wait_ends() {
+async fn a_fetch_without_an_answer_times_out() {
     let mut world = World::with(|config| {
         config.subscription = Subscription::OnDemand;
         config.demand_timeout = Duration::from_millis(50);
@@ -222,18 +222,18 @@ async fn without_an_answer_the_wait_ends() {
     let _session = world.subscribed().await;
     assert_eq!(
         soon(fetch(&world, by_name("b.example"))).await.unwrap(),
-        Fetched::Unknown
+        FetchOutcome::Unknown
     );
-    // Nor without a client.
+    // Without a client, too.
     world.client.abort();
     assert_eq!(
         soon(fetch(&world, by_name("c.example"))).await.unwrap(),
-        Fetched::Unknown
+        FetchOutcome::Unknown
     );
 }
 
 #[tokio::test]
-async fn what_is_held_and_what_is_awaited_is_subscribed_on_a_new_stream() {
+async fn a_new_stream_subscribes_to_held_resources_and_pending_keys() {
     let mut world = on_demand().await;
     let mut session = world.subscribed().await;
     let held = fetch(&world, by_name("b.example"));
@@ -244,7 +244,7 @@ async fn what_is_held_and_what_is_awaited_is_subscribed_on_a_new_stream() {
     session.acked(ADDRESS_TYPE, "n1").await;
     drop(world.batch().await);
     soon(held).await.unwrap();
-    let asking = fetch(&world, address("10.0.0.1"));
+    let fetching = fetch(&world, address("10.0.0.1"));
     session.request().await;
     drop(session);
     let mut session = world.session().await;
@@ -257,10 +257,10 @@ async fn what_is_held_and_what_is_awaited_is_subscribed_on_a_new_stream() {
         .push(ADDRESS_TYPE, "n1", vec![], &["net/10.0.0.1"])
         .await;
     drop(world.batch().await);
-    assert_eq!(soon(asking).await.unwrap(), Fetched::Absent);
+    assert_eq!(soon(fetching).await.unwrap(), FetchOutcome::Absent);
 }
 
 #[tokio::test]
-async fn there_is_nothing_to_ask_where_everything_is_subscribed() {
+async fn a_full_subscription_has_no_handle_for_fetches() {
     assert!(World::new().await.demand.is_none());
 }

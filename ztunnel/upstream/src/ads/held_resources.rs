@@ -1,5 +1,6 @@
-//! The resources of one type that the client holds, by name: the kind (a removal names only the
-//! resource), the version, and a digest that recognizes a resource that is sent again unchanged.
+//! The resources of one type that the client holds, by name. Each entry has the kind of the resource
+//! (a removal contains only the name), its version, and a digest of its content: an unchanged resource
+//! is not reported again.
 
 use std::collections::HashMap as StdMap;
 use std::sync::Arc;
@@ -42,12 +43,12 @@ struct Entry {
 
 /// The resources of one type that the client holds.
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(super) struct HeldResources {
     entries: HashMap<Arc<str>, Entry>,
 }
 
-impl Known {
-    pub(super) fn holds(&self, name: &str) -> bool {
+impl HeldResources {
+    pub(super) fn contains(&self, name: &str) -> bool {
         self.entries.contains_key(name)
     }
 
@@ -74,8 +75,8 @@ impl Known {
         }
     }
 
-    /// Records a resource. Returns the removal of its former object, if that was of another kind.
-    pub(super) fn hold(
+    /// Adds or replaces a resource. Returns the removal of the previous object, if its kind differs.
+    pub(super) fn insert(
         &mut self,
         name: &str,
         version: &str,
@@ -90,7 +91,7 @@ impl Known {
             // A resource that could not be decoded is not held.
             Change::Placeholder { .. } | Change::RemovePlaceholder(_) => return None,
         };
-        // The uid of a workload is shared with the snapshot.
+        // The text of a workload's uid is shared with the snapshot.
         let key = match change {
             Change::Workload(workload) if *workload.uid.0 == *name => workload.uid.0.clone(),
             _ => name.into(),
@@ -100,15 +101,16 @@ impl Known {
             version: texts.get(version),
             digest,
         };
-        // With its key: the map would keep the former key, which the former workload shares.
-        let before = self.entries.remove_entry(name);
+        // Removes the key, too: `insert` would keep the previous key, whose text the previous workload
+        // shares.
+        let previous = self.entries.remove_entry(name);
         self.entries.insert(key, entry);
-        let (name, before) = before?;
-        (before.kind != kind).then(|| removal(before.kind, name, texts))
+        let (name, previous) = previous?;
+        (previous.kind != kind).then(|| removal(previous.kind, name, texts))
     }
 
     /// Removes a resource. Returns the change that removes its object.
-    pub(super) fn release(&mut self, name: &str, texts: &mut Interner) -> Option<Change> {
+    pub(super) fn remove(&mut self, name: &str, texts: &mut Interner) -> Option<Change> {
         let (name, entry) = self.entries.remove_entry(name)?;
         Some(removal(entry.kind, name, texts))
     }
@@ -131,7 +133,8 @@ impl Known {
 }
 
 fn removal(kind: Kind, name: Arc<str>, texts: &mut Interner) -> Change {
-    // The name of a held resource is its key (`resource::read`), but for the default namespace.
+    // The name of a held resource is its key (`resource::decode`), except that the default namespace
+    // may be empty.
     let (namespace, rest) = name.split_once('/').unwrap_or(("", &name));
     let namespace = if namespace.is_empty() {
         "default"
@@ -159,8 +162,13 @@ mod tests {
         ))
     }
 
-    fn hold(known: &mut Known, name: &str, version: &str, change: &Change) -> Option<Change> {
-        known.hold(
+    fn insert(
+        held: &mut HeldResources,
+        name: &str,
+        version: &str,
+        change: &Change,
+    ) -> Option<Change> {
+        held.insert(
             name,
             version,
             digest_of(name.as_bytes()),
@@ -171,15 +179,15 @@ mod tests {
 
     #[test]
     fn a_removal_has_the_kind_of_the_held_resource() {
-        let mut known = Known::default();
+        let mut held = HeldResources::default();
         let mut texts = Interner::new();
         let uid = "c//v1/Pod/default/a";
-        assert_eq!(hold(&mut known, uid, "1", &workload(uid)), None);
+        assert_eq!(insert(&mut held, uid, "1", &workload(uid)), None);
         let service = Change::Service(Box::default());
-        hold(&mut known, "default/a.example", "1", &service);
-        hold(&mut known, "/b.example", "1", &service);
+        insert(&mut held, "default/a.example", "1", &service);
+        insert(&mut held, "/b.example", "1", &service);
         assert_eq!(
-            known.release(uid, &mut texts),
+            held.remove(uid, &mut texts),
             Some(Change::RemoveWorkload(Uid(uid.into())))
         );
         for (name, hostname) in [
@@ -191,66 +199,66 @@ mod tests {
                 hostname: hostname.into(),
             };
             assert_eq!(
-                known.release(name, &mut texts),
+                held.remove(name, &mut texts),
                 Some(Change::RemoveService(key))
             );
         }
-        assert_eq!(known.release(uid, &mut texts), None);
-        assert!(known.entries.is_empty());
+        assert_eq!(held.remove(uid, &mut texts), None);
+        assert!(held.entries.is_empty());
     }
 
     #[test]
-    fn a_resource_that_changes_its_kind_removes_the_former_object() {
-        let mut known = Known::default();
-        hold(&mut known, "x/y", "1", &workload("x/y"));
+    fn a_resource_that_changes_its_kind_removes_the_previous_object() {
+        let mut held = HeldResources::default();
+        insert(&mut held, "x/y", "1", &workload("x/y"));
         let service = Change::Service(Box::default());
         assert_eq!(
-            hold(&mut known, "x/y", "2", &service),
+            insert(&mut held, "x/y", "2", &service),
             Some(Change::RemoveWorkload(Uid("x/y".into())))
         );
     }
 
-    /// Also after the workload has changed: its former uid is freed.
+    /// After a change of the workload, too: the previous uid is freed.
     #[test]
-    fn the_uid_of_a_workload_is_shared_with_the_mesh() {
-        let mut known = Known::default();
+    fn the_uid_of_a_workload_is_shared_with_the_snapshot() {
+        let mut held = HeldResources::default();
         for version in ["1", "2"] {
             let change = workload("x");
-            hold(&mut known, "x", version, &change);
+            insert(&mut held, "x", version, &change);
             let Change::Workload(workload) = change else {
-                unreachable!("it is one")
+                unreachable!("the change is a workload")
             };
-            let name = known.names().next().unwrap();
+            let name = held.names().next().unwrap();
             assert!(Arc::ptr_eq(name, &workload.uid.0));
         }
-        assert_eq!(known.entries.len(), 1);
+        assert_eq!(held.entries.len(), 1);
     }
 
     #[test]
     fn a_list_of_versions_that_is_too_large_is_not_sent() {
-        let mut known = Known::default();
+        let mut held = HeldResources::default();
         let change = workload("x");
-        hold(&mut known, "x", "7", &change);
+        insert(&mut held, "x", "7", &change);
         assert_eq!(
-            known.versions(),
+            held.versions(),
             Some(StdMap::from([("x".to_owned(), "7".to_owned())]))
         );
         for at in 0..100 {
             let name = format!("{at}{}", "y".repeat(40_000));
-            hold(&mut known, &name, "", &change);
+            insert(&mut held, &name, "", &change);
         }
-        assert_eq!(known.versions(), None);
+        assert_eq!(held.versions(), None);
     }
 
     #[test]
     fn unchanged_content_with_a_new_version_is_unchanged() {
-        let mut known = Known::default();
+        let mut held = HeldResources::default();
         let mut texts = Interner::new();
         let digest = digest_of(b"x");
-        hold(&mut known, "x", "1", &workload("x"));
-        assert!(known.is_same("x", "2", &digest, &mut texts));
-        assert_eq!(known.versions().unwrap()["x"], "2");
-        assert!(!known.is_same("x", "2", &digest_of(b"other"), &mut texts));
-        assert!(!known.is_same("y", "2", &digest, &mut texts));
+        insert(&mut held, "x", "1", &workload("x"));
+        assert!(held.is_same("x", "2", &digest, &mut texts));
+        assert_eq!(held.versions().unwrap()["x"], "2");
+        assert!(!held.is_same("x", "2", &digest_of(b"other"), &mut texts));
+        assert!(!held.is_same("y", "2", &digest, &mut texts));
     }
 }

@@ -1,8 +1,8 @@
-//! What the control plane sends, and how it is answered.
+//! Pushes of the control plane: the events that they cause, and the answers of the client.
 
 use std::time::Duration;
 
-use super::plane::{pod, policy, resource, service, uid};
+use super::control_plane::{pod, policy, resource, service, uid};
 use super::*;
 use api::envoy::service::discovery::v3::Resource;
 
@@ -12,7 +12,10 @@ async fn the_first_requests_subscribe_to_everything() {
     let mut session = world.session().await;
     let policies = session.request().await;
     assert_eq!(policies.type_url, AUTHORIZATION_TYPE);
-    let node = policies.node.clone().expect("the node is named first");
+    let node = policies
+        .node
+        .clone()
+        .expect("the first request must describe the node");
     assert_eq!(
         node.id,
         "ztunnel~10.0.0.9~ztunnel-x.istio-system~istio-system.svc.cluster.local"
@@ -28,23 +31,23 @@ async fn the_first_requests_subscribe_to_everything() {
 }
 
 #[tokio::test]
-async fn a_push_is_told_and_acknowledged() {
+async fn a_push_is_reported_and_acknowledged() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     let resources = vec![pod("a", "1", [10, 0, 0, 1]), service("b.example", "1")];
     session.addresses("n1", resources).await;
     session.acked(ADDRESS_TYPE, "n1").await;
     assert_eq!(
-        told(&world.changes().await),
+        summary(&world.changes().await),
         [format!("+{}", uid("a")), "+default/b.example".to_owned()]
     );
     session.policies("n2", vec![policy("p", 0)]).await;
     session.acked(AUTHORIZATION_TYPE, "n2").await;
-    assert_eq!(told(&world.changes().await), ["+default/p"]);
+    assert_eq!(summary(&world.changes().await), ["+default/p"]);
 }
 
 #[tokio::test]
-async fn synced_is_told_once_when_both_types_have_come() {
+async fn synced_is_sent_once_after_the_first_response_of_both_types() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     session
@@ -52,21 +55,21 @@ async fn synced_is_told_once_when_both_types_have_come() {
         .await;
     session.acked(ADDRESS_TYPE, "n1").await;
     world.changes().await;
-    world.nothing_told();
-    // A mesh without policies: an empty answer.
+    world.assert_no_event();
+    // The response of a mesh without policies is empty.
     session.policies("n2", vec![]).await;
     session.acked(AUTHORIZATION_TYPE, "n2").await;
     world.synced().await;
     session.policies("n3", vec![policy("p", 0)]).await;
-    assert_eq!(told(&world.changes().await), ["+default/p"]);
+    assert_eq!(summary(&world.changes().await), ["+default/p"]);
     session.acked(AUTHORIZATION_TYPE, "n3").await;
     session.addresses("n4", vec![]).await;
     session.acked(ADDRESS_TYPE, "n4").await;
-    world.nothing_told();
+    world.assert_no_event();
 }
 
 #[tokio::test]
-async fn what_is_bad_is_refused_by_name_and_the_rest_counts() {
+async fn invalid_resources_are_refused_by_name_and_the_others_are_applied() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     let mut renamed = pod("d", "1", [10, 0, 0, 4]);
@@ -84,21 +87,21 @@ async fn what_is_bad_is_refused_by_name_and_the_rest_counts() {
         pod("b", "1", [10, 0, 0, 2]),
     ];
     session.addresses("n1", resources).await;
-    let complaint = session.nacked(ADDRESS_TYPE, "n1").await;
+    let refusal = session.nacked(ADDRESS_TYPE, "n1").await;
     for part in [
-        "garbage: no istio.workload.Address: ",
-        "c//v1/Pod/default/e: the resource holds \"c//v1/Pod/default/d\", which could not be removed by the name of the resource",
+        "garbage: the content is not a valid istio.workload.Address: ",
+        "c//v1/Pod/default/e: the resource contains \"c//v1/Pod/default/d\"; expected the name of the resource",
         "nothing: the resource has no content",
-        "other: the resource holds a message of type \"type.googleapis.com/istio.security.Authorization\"",
+        "other: the resource contains a message of type \"type.googleapis.com/istio.security.Authorization\"",
     ] {
-        assert!(complaint.contains(part), "{complaint}");
+        assert!(refusal.contains(part), "{refusal}");
     }
-    assert!(!complaint.contains(&uid("a")), "{complaint}");
+    assert!(!refusal.contains(&uid("a")), "{refusal}");
     assert_eq!(
-        told(&world.changes().await),
+        summary(&world.changes().await),
         [
             format!("+{}", uid("a")),
-            // Its address can be read: it is in the mesh, and nobody knows as what.
+            // Its address can be decoded, so it gets a placeholder.
             format!("?{} at /10.0.0.4", uid("e")),
             format!("+{}", uid("b"))
         ]
@@ -106,33 +109,33 @@ async fn what_is_bad_is_refused_by_name_and_the_rest_counts() {
 }
 
 #[tokio::test]
-async fn a_policy_that_cannot_be_enforced_leaves_the_last_good_one_in_force() {
+async fn the_last_good_version_of_a_policy_stays_enforced() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     session.policies("n1", vec![policy("p", 1)]).await;
     session.acked(AUTHORIZATION_TYPE, "n1").await;
-    assert_eq!(told(&world.changes().await), ["+default/p"]);
+    assert_eq!(summary(&world.changes().await), ["+default/p"]);
     session.policies("n2", vec![policy("p", 77)]).await;
     assert_eq!(
         session.nacked(AUTHORIZATION_TYPE, "n2").await,
-        "default/p: policy default/p: action: 77 is not known here"
+        "default/p: policy default/p: action: 77 is an unknown value"
     );
-    world.nothing_told();
+    world.assert_no_event();
 }
 
 #[tokio::test]
-async fn a_flood_of_bad_resources_is_summed_up() {
+async fn many_refusals_are_summarized() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     let bad = |at: usize| resource(&format!("x{at}"), "", ADDRESS_TYPE, vec![0xff]);
     session.addresses("n1", (0..100).map(bad).collect()).await;
-    let complaint = session.nacked(ADDRESS_TYPE, "n1").await;
-    assert!(complaint.contains("x31: "), "{complaint}");
-    assert!(complaint.ends_with("; and 68 more"), "{complaint}");
+    let refusal = session.nacked(ADDRESS_TYPE, "n1").await;
+    assert!(refusal.contains("x31: "), "{refusal}");
+    assert!(refusal.ends_with("; and 68 more"), "{refusal}");
 }
 
 #[tokio::test]
-async fn what_is_gone_is_told_as_what_it_was() {
+async fn a_removal_is_reported_with_the_kind_of_the_removed_resource() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     let resources = vec![pod("a", "1", [10, 0, 0, 1]), service("b.example", "1")];
@@ -143,22 +146,22 @@ async fn what_is_gone_is_told_as_what_it_was() {
     world.changes().await;
     world.changes().await;
     world.synced().await;
-    let gone = [&*uid("a"), "default/b.example", "default/unheard-of"];
+    let gone = [&*uid("a"), "default/b.example", "default/unknown"];
     session.push(ADDRESS_TYPE, "n3", vec![], &gone).await;
     session.acked(ADDRESS_TYPE, "n3").await;
     assert_eq!(
-        told(&world.changes().await),
+        summary(&world.changes().await),
         [format!("-{}", uid("a")), "-default/b.example".to_owned()]
     );
     session
         .push(AUTHORIZATION_TYPE, "n4", vec![], &["default/p"])
         .await;
     session.acked(AUTHORIZATION_TYPE, "n4").await;
-    assert_eq!(told(&world.changes().await), ["-default/p"]);
+    assert_eq!(summary(&world.changes().await), ["-default/p"]);
 }
 
 #[tokio::test]
-async fn what_goes_comes_before_what_takes_its_place() {
+async fn removals_are_reported_before_additions() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     session
@@ -171,13 +174,13 @@ async fn what_goes_comes_before_what_takes_its_place() {
         .push(ADDRESS_TYPE, "n2", successor, &[&uid("a")])
         .await;
     assert_eq!(
-        told(&world.changes().await),
+        summary(&world.changes().await),
         [format!("-{}", uid("a")), format!("+{}", uid("b"))]
     );
 }
 
 #[tokio::test]
-async fn what_has_not_changed_is_not_told_again() {
+async fn an_unchanged_resource_is_not_reported_again() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     for (nonce, version) in [("n1", "1"), ("n2", "1"), ("n3", "2")] {
@@ -186,17 +189,17 @@ async fn what_has_not_changed_is_not_told_again() {
             .await;
         session.acked(ADDRESS_TYPE, nonce).await;
     }
-    assert_eq!(told(&world.changes().await), [format!("+{}", uid("a"))]);
-    world.nothing_told();
-    // The same version with another content is another resource: what counts is what it says.
+    assert_eq!(summary(&world.changes().await), [format!("+{}", uid("a"))]);
+    world.assert_no_event();
+    // The same version with different content is a change: the content is compared, not the version.
     session
         .addresses("n4", vec![pod("a", "2", [10, 0, 0, 2])])
         .await;
-    assert_eq!(told(&world.changes().await), [format!("+{}", uid("a"))]);
+    assert_eq!(summary(&world.changes().await), [format!("+{}", uid("a"))]);
 }
 
 #[tokio::test]
-async fn every_response_is_answered_even_with_a_nonce_that_was_seen() {
+async fn every_response_is_acknowledged_even_with_a_repeated_nonce() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     session
@@ -211,17 +214,17 @@ async fn every_response_is_answered_even_with_a_nonce_that_was_seen() {
     for nonce in ["n2", "n1", "n1"] {
         session.acked(ADDRESS_TYPE, nonce).await;
     }
-    // The stream's order is the order of events; versions are the control plane's own affair.
+    // The responses are applied in the order of the stream, whatever their versions are.
     for expected in ["a", "a", "b"] {
         assert_eq!(
-            told(&world.changes().await),
+            summary(&world.changes().await),
             [format!("+{}", uid(expected))]
         );
     }
 }
 
 #[tokio::test]
-async fn a_type_that_was_not_asked_for_is_left_alone() {
+async fn a_response_of_a_type_without_subscription_is_ignored() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     let url = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
@@ -232,11 +235,11 @@ async fn a_type_that_was_not_asked_for_is_left_alone() {
         .addresses("n2", vec![pod("b", "1", [10, 0, 0, 2])])
         .await;
     session.acked(ADDRESS_TYPE, "n2").await;
-    assert_eq!(told(&world.changes().await), [format!("+{}", uid("b"))]);
+    assert_eq!(summary(&world.changes().await), [format!("+{}", uid("b"))]);
 }
 
 #[tokio::test]
-async fn a_whole_mesh_comes_in_slices_that_end_once() {
+async fn a_large_push_is_sent_in_batches_of_which_only_the_last_ends_it() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     let many = |at: u16| {
@@ -248,11 +251,11 @@ async fn a_whole_mesh_comes_in_slices_that_end_once() {
     for (size, ends) in [(512, false), (512, false), (76, true)] {
         let batch = world.batch().await;
         assert_eq!((batch.changes.len(), batch.ends_push), (size, ends));
-        seen.extend(told(&batch.changes));
+        seen.extend(summary(&batch.changes));
     }
     session.acked(ADDRESS_TYPE, "n1").await;
     assert_eq!(seen.len(), 1100);
-    // Where the last slice is full, the end is told by an empty batch.
+    // If the last batch is full, an empty batch ends the push.
     session
         .push(ADDRESS_TYPE, "n2", vec![], &[&uid("p0")])
         .await;
@@ -270,10 +273,10 @@ async fn a_whole_mesh_comes_in_slices_that_end_once() {
 }
 
 #[tokio::test]
-async fn nothing_more_is_read_than_the_node_takes() {
+async fn the_client_stops_reading_while_the_event_queue_is_full() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
-    // The channel holds eight; the ninth push waits in the client, unanswered.
+    // The queue has eight places; the ninth push waits in the client without an acknowledgement.
     for at in 0..9_u8 {
         let name = format!("p{at}");
         session
@@ -283,8 +286,8 @@ async fn nothing_more_is_read_than_the_node_takes() {
     for at in 0..8_u8 {
         session.acked(ADDRESS_TYPE, &format!("p{at}")).await;
     }
-    let ninth = tokio::time::timeout(Duration::from_millis(200), session.request()).await;
-    assert!(ninth.is_err(), "{ninth:?}");
+    let ninth_ack = tokio::time::timeout(Duration::from_millis(200), session.request()).await;
+    assert!(ninth_ack.is_err(), "{ninth_ack:?}");
     world.changes().await;
     session.acked(ADDRESS_TYPE, "p8").await;
 }

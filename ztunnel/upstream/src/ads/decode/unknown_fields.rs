@@ -1,81 +1,80 @@
-//! Finds what the decoder leaves out without a word: fields of a policy's rules that are not known
-//! here. In a list of conditions a missing one changes the meaning.
+//! Finds unknown fields in the rules of a policy. The protobuf decoder skips them silently, but a rule
+//! without one of its conditions has a different meaning.
 //!
-//! The walk follows the wire format of Protocol Buffers (`encoding`, "message structure") down to
+//! The scan follows the wire format of Protocol Buffers (`encoding`, "message structure") down to
 //! the matches: `Authorization.rules` = 5, `Rule.clauses` = 1, `Clause.matches` = 2.
 
 const RULES: u64 = 5;
 const CLAUSES: u64 = 1;
 const MATCHES: u64 = 2;
-/// The kinds of a match. Number 13, `extensions`, is not among them: what an extension asks for
-/// is not known here either.
-const KINDS: std::ops::RangeInclusive<u64> = 1..=12;
+/// The known fields of a match. Number 13, `extensions`, counts as unknown: the conditions of an
+/// extension are unknown, too.
+const MATCH_FIELDS: std::ops::RangeInclusive<u64> = 1..=12;
 
-/// What is not known in a rule.
+/// The unknown fields of a rule.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct ForeignRule {
-    /// Something beside its clauses.
-    pub(super) itself: bool,
-    pub(super) clauses: Vec<ForeignClause>,
+pub(super) struct RuleFields {
+    /// Whether the rule has fields other than clauses.
+    pub(super) has_unknown: bool,
+    pub(super) clauses: Vec<ClauseFields>,
 }
 
-/// What is not known in a clause.
+/// The unknown fields of a clause.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct ForeignClause {
-    /// Something beside its matches.
-    pub(super) itself: bool,
-    /// Whether each match asks for something that is not known.
-    pub(super) matches: Vec<bool>,
+pub(super) struct ClauseFields {
+    /// Whether the clause has fields other than matches.
+    pub(super) has_unknown: bool,
+    /// For each match: whether it has unknown fields.
+    pub(super) unknown_in_matches: Vec<bool>,
 }
 
-/// Looks at every rule of an encoded `Authorization`, in order. `None` for bytes that are no
-/// message.
-pub(super) fn rules(mut policy: &[u8]) -> Option<Vec<ForeignRule>> {
+/// Scans every rule of an encoded `Authorization`, in order. `None` if the bytes are not a message.
+pub(super) fn scan_rules(mut policy: &[u8]) -> Option<Vec<RuleFields>> {
     let mut rules = Vec::new();
     while !policy.is_empty() {
         if let (RULES, rule) = field(&mut policy)? {
-            rules.push(self::rule(rule)?);
+            rules.push(scan_rule(rule)?);
         }
     }
     Some(rules)
 }
 
-fn rule(mut bytes: &[u8]) -> Option<ForeignRule> {
-    let mut rule = ForeignRule::default();
+fn scan_rule(mut bytes: &[u8]) -> Option<RuleFields> {
+    let mut rule = RuleFields::default();
     while !bytes.is_empty() {
         match field(&mut bytes)? {
-            (CLAUSES, clause) => rule.clauses.push(self::clause(clause)?),
-            _ => rule.itself = true,
+            (CLAUSES, clause) => rule.clauses.push(scan_clause(clause)?),
+            _ => rule.has_unknown = true,
         }
     }
     Some(rule)
 }
 
-fn clause(mut bytes: &[u8]) -> Option<ForeignClause> {
-    let mut clause = ForeignClause::default();
+fn scan_clause(mut bytes: &[u8]) -> Option<ClauseFields> {
+    let mut clause = ClauseFields::default();
     while !bytes.is_empty() {
         match field(&mut bytes)? {
-            (MATCHES, kinds) => clause.matches.push(has_foreign_kind(kinds)?),
-            _ => clause.itself = true,
+            (MATCHES, fields) => clause.unknown_in_matches.push(has_unknown_field(fields)?),
+            _ => clause.has_unknown = true,
         }
     }
     Some(clause)
 }
 
-fn has_foreign_kind(mut bytes: &[u8]) -> Option<bool> {
-    let mut foreign = false;
+fn has_unknown_field(mut bytes: &[u8]) -> Option<bool> {
+    let mut unknown = false;
     while !bytes.is_empty() {
-        foreign |= !KINDS.contains(&field(&mut bytes)?.0);
+        unknown |= !MATCH_FIELDS.contains(&field(&mut bytes)?.0);
     }
-    Some(foreign)
+    Some(unknown)
 }
 
-/// Takes one field off the front: its number, and its bytes if it has a length.
+/// Takes the first field: its number, and its bytes if it has a length.
 fn field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, &'a [u8])> {
     let (number, kind) = key(bytes)?;
     let mut depth = 0_usize;
     let mut payload = value(bytes, kind, &mut depth)?;
-    // A group ends with a key of its own; nothing here has had one for many years.
+    // A group (deprecated) ends with a key of its own; its content is skipped.
     while depth > 0 {
         payload = &[];
         let (_, kind) = key(bytes)?;

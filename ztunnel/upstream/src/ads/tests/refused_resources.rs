@@ -1,16 +1,16 @@
-//! What stands in the mesh for what was refused.
+//! Placeholders of refused resources.
 
 use prost::Message as _;
 
-use super::plane::{pod, policy, resource, service, uid};
+use super::control_plane::{pod, policy, resource, service, uid};
 use super::*;
 use api::envoy::service::discovery::v3::Resource;
 use api::istio::security::{Authorization, Scope};
 use api::istio::workload;
 use mesh::{Action, Policy, PolicyScope};
 
-/// A workload that is refused: the second of its addresses is none.
-fn spoilt(name: &str, version: &str, address: [u8; 4]) -> Resource {
+/// A workload that is refused, because its second address has 3 bytes.
+fn invalid_pod(name: &str, version: &str, address: [u8; 4]) -> Resource {
     let uid = uid(name);
     let workload = workload::Workload {
         uid: uid.clone(),
@@ -24,26 +24,29 @@ fn spoilt(name: &str, version: &str, address: [u8; 4]) -> Resource {
 }
 
 #[tokio::test]
-async fn what_is_refused_is_known_by_its_addresses_until_it_can_be_read_or_is_gone() {
+async fn the_placeholder_of_a_refused_resource_has_its_addresses_until_the_resource_is_removed() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     let mut garbage = resource("garbage", "1", ADDRESS_TYPE, vec![0xff; 7]);
     garbage.aliases = vec!["net/10.0.0.7".to_owned(), "nothing".to_owned()];
     session.addresses("n1", vec![garbage]).await;
     session.nacked(ADDRESS_TYPE, "n1").await;
-    assert_eq!(told(&world.changes().await), ["?garbage at net/10.0.0.7"]);
+    assert_eq!(
+        summary(&world.changes().await),
+        ["?garbage at net/10.0.0.7"]
+    );
     session.push(ADDRESS_TYPE, "n2", vec![], &["garbage"]).await;
     session.acked(ADDRESS_TYPE, "n2").await;
-    assert_eq!(told(&world.changes().await), ["!garbage"]);
+    assert_eq!(summary(&world.changes().await), ["!garbage"]);
 }
 
 #[tokio::test]
-async fn no_number_of_refused_resources_is_too_large() {
+async fn every_refused_resource_of_a_large_push_gets_a_placeholder() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     let many = |at: u16| {
         let [high, low] = at.to_be_bytes();
-        spoilt(&at.to_string(), "1", [10, 0, high, low])
+        invalid_pod(&at.to_string(), "1", [10, 0, high, low])
     };
     session
         .addresses("n1", (0..10_000).map(many).collect())
@@ -53,7 +56,7 @@ async fn no_number_of_refused_resources_is_too_large() {
 }
 
 #[tokio::test]
-async fn a_refused_update_is_known_by_its_new_addresses_as_well() {
+async fn a_refused_update_adds_a_placeholder_for_its_new_addresses() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     let good = pod("a", "1", [10, 0, 0, 1]);
@@ -61,40 +64,40 @@ async fn a_refused_update_is_known_by_its_new_addresses_as_well() {
     session.acked(ADDRESS_TYPE, "n1").await;
     world.changes().await;
     session
-        .addresses("n2", vec![spoilt("a", "2", [10, 0, 0, 2])])
+        .addresses("n2", vec![invalid_pod("a", "2", [10, 0, 0, 2])])
         .await;
     session.nacked(ADDRESS_TYPE, "n2").await;
     let name = uid("a");
     assert_eq!(
-        told(&world.changes().await),
+        summary(&world.changes().await),
         [format!("?{name} at /10.0.0.2")]
     );
-    // The control plane takes it back: what is held is right again.
+    // The control plane reverts the update: the held version is current again.
     session.addresses("n3", vec![good]).await;
     session.acked(ADDRESS_TYPE, "n3").await;
-    assert_eq!(told(&world.changes().await), [format!("!{name}")]);
+    assert_eq!(summary(&world.changes().await), [format!("!{name}")]);
     session
-        .addresses("n4", vec![spoilt("a", "2", [10, 0, 0, 2])])
+        .addresses("n4", vec![invalid_pod("a", "2", [10, 0, 0, 2])])
         .await;
     session.nacked(ADDRESS_TYPE, "n4").await;
     world.changes().await;
     session.push(ADDRESS_TYPE, "n5", vec![], &[&name]).await;
     session.acked(ADDRESS_TYPE, "n5").await;
     assert_eq!(
-        told(&world.changes().await),
+        summary(&world.changes().await),
         [format!("-{name}"), format!("!{name}")]
     );
 }
 
 #[tokio::test]
-async fn what_stood_in_is_gone_where_a_new_stream_does_not_bring_it_again() {
+async fn a_placeholder_is_removed_if_a_new_stream_does_not_contain_its_resource() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     let held = vec![pod("held", "1", [10, 0, 0, 1])];
     session.addresses("n1", held).await;
     session.acked(ADDRESS_TYPE, "n1").await;
     let bad = [("held", 2), ("gone", 3), ("stays", 4)]
-        .map(|(name, at)| spoilt(name, "2", [10, 0, 0, at]))
+        .map(|(name, at)| invalid_pod(name, "2", [10, 0, 0, at]))
         .to_vec();
     session.addresses("n2", bad).await;
     session.nacked(ADDRESS_TYPE, "n2").await;
@@ -112,11 +115,11 @@ async fn what_stood_in_is_gone_where_a_new_stream_does_not_bring_it_again() {
     assert_eq!(versions.len(), 1, "{versions:?}");
     session.policies("n1", vec![]).await;
     session.acked(AUTHORIZATION_TYPE, "n1").await;
-    assert_eq!(told(&world.changes().await), ["-default/guard"]);
-    let again = vec![spoilt("stays", "2", [10, 0, 0, 4])];
+    assert_eq!(summary(&world.changes().await), ["-default/guard"]);
+    let again = vec![invalid_pod("stays", "2", [10, 0, 0, 4])];
     session.addresses("n2", again).await;
     session.nacked(ADDRESS_TYPE, "n2").await;
-    let mut changes = told(&world.changes().await);
+    let mut changes = summary(&world.changes().await);
     changes.sort();
     let name = |name| format!("!{}", uid(name));
     let stays = format!("?{} at /10.0.0.4", uid("stays"));
@@ -124,10 +127,13 @@ async fn what_stood_in_is_gone_where_a_new_stream_does_not_bring_it_again() {
 }
 
 #[tokio::test]
-async fn on_demand_what_stood_in_is_asked_for_on_a_new_stream() {
+async fn on_demand_a_new_stream_subscribes_to_refused_resources() {
     let mut world = World::with(|config| config.subscription = Subscription::OnDemand).await;
     let mut session = world.subscribed().await;
-    let resources = vec![spoilt("a", "1", [10, 0, 0, 1]), service("b.example", "1")];
+    let resources = vec![
+        invalid_pod("a", "1", [10, 0, 0, 1]),
+        service("b.example", "1"),
+    ];
     session.addresses("n1", resources).await;
     session.nacked(ADDRESS_TYPE, "n1").await;
     world.changes().await;
@@ -141,11 +147,15 @@ async fn on_demand_what_stood_in_is_asked_for_on_a_new_stream() {
         ["*".to_owned(), uid("a"), "default/b.example".to_owned()]
     );
     session.push(ADDRESS_TYPE, "n1", vec![], &[&uid("a")]).await;
-    assert_eq!(told(&world.changes().await), [format!("!{}", uid("a"))]);
+    assert_eq!(summary(&world.changes().await), [format!("!{}", uid("a"))]);
 }
 
-/// What stands for a policy that was refused.
-async fn stand_in(world: &mut World, session: &mut Session, refused: Authorization) -> Policy {
+/// Sends a policy that is refused, and returns its placeholder.
+async fn policy_placeholder(
+    world: &mut World,
+    session: &mut Session,
+    refused: Authorization,
+) -> Policy {
     let bytes = refused.encode_to_vec();
     let refused = resource("default/guard", "1", AUTHORIZATION_TYPE, bytes);
     session.policies("n1", vec![refused]).await;
@@ -159,21 +169,21 @@ async fn stand_in(world: &mut World, session: &mut Session, refused: Authorizati
 }
 
 #[tokio::test]
-async fn of_a_refused_policy_what_can_be_read_counts() {
-    let everybody: &[&[&[_]]] = &[&[&[]]];
-    let read = [
-        // scope, action, dry run; then what stands in.
+async fn the_placeholder_of_a_policy_keeps_its_scope_action_and_dry_run() {
+    let every_connection: &[&[&[_]]] = &[&[&[]]];
+    let cases = [
+        // Scope, action and dry run of the policy; scope and action of the placeholder.
         (0, 7, false, PolicyScope::Global, Action::Deny),
         (1, 7, true, PolicyScope::Namespace, Action::Deny),
         (2, 1, false, PolicyScope::WorkloadSelector, Action::Deny),
         (9, 1, false, PolicyScope::WorkloadSelector, Action::Deny),
         (0, 0, false, PolicyScope::Global, Action::Allow),
     ];
-    for (scope, action, dry_run, concerns, does) in read {
+    for (scope, action, dry_run, expected_scope, expected_action) in cases {
         let mut world = World::new().await;
         let mut session = world.subscribed().await;
         let refused = Authorization {
-            // Which is not its name outside.
+            // Differs from the name of the resource.
             name: "other".to_owned(),
             namespace: "default".to_owned(),
             scope,
@@ -181,18 +191,22 @@ async fn of_a_refused_policy_what_can_be_read_counts() {
             dry_run,
             ..Authorization::default()
         };
-        let policy = stand_in(&mut world, &mut session, refused).await;
-        assert_eq!(policy.scope, concerns);
-        assert_eq!(policy.action, does);
+        let policy = policy_placeholder(&mut world, &mut session, refused).await;
+        assert_eq!(policy.scope, expected_scope);
+        assert_eq!(policy.action, expected_action);
         assert_eq!(policy.dry_run, dry_run);
-        // One that allows allows nobody.
-        let rules = if does == Action::Deny { everybody } else { &[] };
+        // The placeholder of an ALLOW policy matches no connection.
+        let rules = if expected_action == Action::Deny {
+            every_connection
+        } else {
+            &[]
+        };
         assert_eq!(policy.rules, rules);
     }
 }
 
 #[tokio::test]
-async fn a_policy_that_can_be_read_takes_the_place_of_what_stood_for_it() {
+async fn a_valid_policy_replaces_its_placeholder() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     let refused = Authorization {
@@ -202,15 +216,15 @@ async fn a_policy_that_can_be_read_takes_the_place_of_what_stood_for_it() {
         action: 7,
         ..Authorization::default()
     };
-    stand_in(&mut world, &mut session, refused).await;
+    policy_placeholder(&mut world, &mut session, refused).await;
     session.policies("n2", vec![policy("guard", 0)]).await;
     session.acked(AUTHORIZATION_TYPE, "n2").await;
-    assert_eq!(told(&world.changes().await), ["+default/guard"]);
-    // What was held before stays as it was.
+    assert_eq!(summary(&world.changes().await), ["+default/guard"]);
+    // A later invalid version changes nothing.
     session.policies("n3", vec![policy("guard", 7)]).await;
     session.nacked(AUTHORIZATION_TYPE, "n3").await;
     session
         .push(AUTHORIZATION_TYPE, "n4", vec![], &["default/guard"])
         .await;
-    assert_eq!(told(&world.changes().await), ["-default/guard"]);
+    assert_eq!(summary(&world.changes().await), ["-default/guard"]);
 }

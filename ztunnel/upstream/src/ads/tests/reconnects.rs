@@ -1,4 +1,4 @@
-//! What happens when the control plane goes away and comes back.
+//! The client while the control plane is unavailable, and after it is back.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -7,11 +7,11 @@ use std::time::Duration;
 use tokio::net::TcpSocket;
 use tonic::{Code, Status};
 
-use super::plane::{pod, policy, resource, service, uid};
+use super::control_plane::{pod, policy, resource, service, uid};
 use super::*;
 use telemetry::XdsTermination;
 
-async fn counted(metrics: &XdsMetrics, reason: XdsTermination, least: u64) {
+async fn wait_for_count(metrics: &XdsMetrics, reason: XdsTermination, least: u64) {
     soon(async {
         while metrics.terminations(reason) < least {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -21,7 +21,7 @@ async fn counted(metrics: &XdsMetrics, reason: XdsTermination, least: u64) {
 }
 
 #[tokio::test]
-async fn a_new_stream_begins_with_what_is_held() {
+async fn a_new_stream_begins_with_the_versions_of_the_held_resources() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     let resources = vec![
@@ -57,23 +57,23 @@ async fn a_new_stream_begins_with_what_is_held() {
         addresses.initial_resource_versions,
         HashMap::from([(uid("a"), text("7")), (text("default/b.example"), text(""))])
     );
-    // A control plane without versions sends all of it again; only what is new is told.
+    // A control plane without versions sends all resources again; only changes are reported.
     let again = vec![pod("a", "8", [10, 0, 0, 1]), pod("c", "1", [10, 0, 0, 3])];
     let removed = ["default/b.example"];
     session.push(ADDRESS_TYPE, "n1", again, &removed).await;
     session.acked(ADDRESS_TYPE, "n1").await;
     assert_eq!(
-        told(&world.changes().await),
+        summary(&world.changes().await),
         ["-default/b.example".to_owned(), format!("+{}", uid("c"))]
     );
     session.policies("n2", vec![policy("p", 0)]).await;
     session.acked(AUTHORIZATION_TYPE, "n2").await;
-    world.nothing_told();
+    world.assert_no_event();
     assert_eq!(world.metrics.terminations(XdsTermination::Complete), 1);
 }
 
 #[tokio::test]
-async fn a_refused_update_leaves_the_version_that_is_held() {
+async fn a_refused_update_keeps_the_version_of_the_held_resource() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     session
@@ -90,8 +90,8 @@ async fn a_refused_update_leaves_the_version_that_is_held() {
     assert_eq!(addresses.initial_resource_versions[&uid("a")], "1");
 }
 
-/// A socket at an address that only sockets made here can share.
-fn beside(address: SocketAddr) -> TcpSocket {
+/// A socket bound to an address that other processes cannot take (`SO_REUSEPORT`).
+fn reserve(address: SocketAddr) -> TcpSocket {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_reuseport(true).unwrap();
     socket.bind(address).unwrap();
@@ -99,29 +99,29 @@ fn beside(address: SocketAddr) -> TcpSocket {
 }
 
 #[tokio::test]
-async fn a_control_plane_that_is_down_at_the_start_is_waited_for() {
-    // It does not listen, and nobody else gets the port.
-    let place = beside(([127, 0, 0, 1], 0).into());
-    let address = place.local_addr().unwrap();
+async fn the_client_waits_for_a_control_plane_that_starts_later() {
+    // The socket reserves the port and does not listen.
+    let reserved = reserve(([127, 0, 0, 1], 0).into());
+    let address = reserved.local_addr().unwrap();
     let metrics = XdsMetrics::default();
     let (client, mut events) =
         Client::new(config(&format!("http://{address}")), metrics.clone()).unwrap();
     let client = tokio::spawn(client.run());
-    counted(&metrics, XdsTermination::ConnectionError, 2).await;
-    let mut plane = Plane::on(beside(address).listen(16).unwrap());
-    let session = plane.session().await;
+    wait_for_count(&metrics, XdsTermination::ConnectionError, 2).await;
+    let mut control_plane = ControlPlane::on(reserve(address).listen(16).unwrap());
+    let session = control_plane.session().await;
     session
         .addresses("n1", vec![pod("a", "1", [10, 0, 0, 1])])
         .await;
     let Some(Event::Changes(batch)) = soon(events.recv()).await else {
-        panic!("nothing was told")
+        panic!("expected changes")
     };
-    assert_eq!(told(&batch.changes), [format!("+{}", uid("a"))]);
+    assert_eq!(summary(&batch.changes), [format!("+{}", uid("a"))]);
     client.abort();
 }
 
 #[tokio::test]
-async fn ends_are_counted_by_what_they_mean() {
+async fn the_end_of_a_stream_is_counted_by_its_cause() {
     let mut world = World::new().await;
     let ends = [
         (Status::unavailable("going away"), XdsTermination::Reconnect),
@@ -133,36 +133,38 @@ async fn ends_are_counted_by_what_they_mean() {
         world.subscribed().await.fail(status).await;
         let count: &mut u64 = seen.entry(reason).or_default();
         *count += 1;
-        counted(&world.metrics, reason, *count).await;
+        wait_for_count(&world.metrics, reason, *count).await;
     }
     world.subscribed().await.fail(Status::ok("")).await;
-    counted(&world.metrics, XdsTermination::Complete, 1).await;
+    wait_for_count(&world.metrics, XdsTermination::Complete, 1).await;
     drop(world.subscribed().await);
-    counted(&world.metrics, XdsTermination::Complete, 2).await;
-    world.plane.refuse(Status::unauthenticated("bad token"));
+    wait_for_count(&world.metrics, XdsTermination::Complete, 2).await;
+    world
+        .control_plane
+        .refuse(Status::unauthenticated("bad token"));
     drop(world.subscribed().await);
-    counted(&world.metrics, XdsTermination::ConnectionError, 1).await;
+    wait_for_count(&world.metrics, XdsTermination::ConnectionError, 1).await;
     world.subscribed().await;
 }
 
 #[tokio::test]
-async fn a_response_beyond_the_limit_ends_the_stream_and_not_the_client() {
+async fn a_response_above_the_size_limit_ends_the_stream_but_not_the_client() {
     let mut world = World::with(|config| config.max_message = 1000).await;
     let session = world.subscribed().await;
     let large = resource("x", "", ADDRESS_TYPE, vec![0; 2000]);
     session.addresses("n1", vec![large]).await;
-    counted(&world.metrics, XdsTermination::Error, 1).await;
-    world.nothing_told();
+    wait_for_count(&world.metrics, XdsTermination::Error, 1).await;
+    world.assert_no_event();
     let mut session = world.subscribed().await;
     session
         .addresses("n2", vec![pod("a", "1", [10, 0, 0, 1])])
         .await;
     session.acked(ADDRESS_TYPE, "n2").await;
-    assert_eq!(told(&world.changes().await), [format!("+{}", uid("a"))]);
+    assert_eq!(summary(&world.changes().await), [format!("+{}", uid("a"))]);
 }
 
 #[tokio::test]
-async fn more_than_a_request_holds_is_not_listed_and_what_is_not_confirmed_is_gone() {
+async fn without_versions_the_first_response_of_a_stream_replaces_the_held_resources() {
     let mut world = World::new().await;
     let mut session = world.subscribed().await;
     let long = |at: u8| {
@@ -181,17 +183,17 @@ async fn more_than_a_request_holds_is_not_listed_and_what_is_not_confirmed_is_go
     session.acked(ADDRESS_TYPE, "n1").await;
     let changes = world.changes().await;
     let [Change::RemoveWorkload(uid)] = &*changes else {
-        panic!("{:?}", told(&changes))
+        panic!("{:?}", summary(&changes))
     };
     assert!(uid.0.starts_with("c//v1/Pod/default/0-"));
-    // Only the first response is the whole.
+    // Later responses are incremental.
     session.addresses("n2", vec![]).await;
     session.acked(ADDRESS_TYPE, "n2").await;
-    world.nothing_told();
+    world.assert_no_event();
 }
 
 #[tokio::test]
-async fn the_client_ends_when_nobody_listens() {
+async fn the_client_ends_when_the_receiver_is_closed() {
     let mut world = World::new().await;
     let _session = world.subscribed().await;
     world.events.close();
@@ -199,7 +201,7 @@ async fn the_client_ends_when_nobody_listens() {
 }
 
 #[test]
-fn errors_say_whose_fault_they_are() {
+fn an_error_has_a_likely_cause_a_reason_and_a_fault() {
     let refused = Error::Refused {
         address: "https://istiod:15012".to_owned(),
         code: Code::Unauthenticated,
@@ -207,7 +209,7 @@ fn errors_say_whose_fault_they_are() {
     };
     assert_eq!(
         refused.to_string(),
-        "the control plane https://istiod:15012 refused the stream: Unauthenticated: no (it does not accept the token: expired, or of another audience)"
+        "the control plane https://istiod:15012 refused the stream: Unauthenticated: no (it does not accept the token: check its expiry and its audience)"
     );
     assert_eq!(
         (refused.reason(), refused.fault().as_str()),

@@ -1,4 +1,4 @@
-//! Conditions that came after this was written make a policy stricter, never looser.
+//! Unknown conditions make a policy stricter, never less strict.
 
 use prost::Message as _;
 
@@ -9,8 +9,9 @@ use mesh::{Interner, Match, Rule};
 
 const ALLOW: i32 = 0;
 const DENY: i32 = 1;
-/// A field 30 of each wire type: number, eight bytes, text, group with a field in it, four bytes.
-const LATER: [&[u8]; 5] = [
+/// An unknown field, number 30, of each wire type: varint, eight bytes, length-delimited, a group with
+/// one field, four bytes.
+const UNKNOWN: [&[u8]; 5] = [
     &[0xf0, 0x01, 0x05],
     &[0xf1, 0x01, 1, 2, 3, 4, 5, 6, 7, 8],
     &[0xf2, 0x01, 0x02, 0xaa, 0xbb],
@@ -18,7 +19,7 @@ const LATER: [&[u8]; 5] = [
     &[0xf5, 0x01, 1, 2, 3, 4],
 ];
 
-/// Wraps encoded content as field `number` of the message around it.
+/// Encodes content as field `number` of the enclosing message.
 fn field(number: u8, content: &[u8]) -> Vec<u8> {
     let mut bytes = vec![number << 3 | 2, u8::try_from(content.len()).unwrap()];
     bytes.extend_from_slice(content);
@@ -29,8 +30,8 @@ fn join(parts: &[&[u8]]) -> Vec<u8> {
     parts.concat()
 }
 
-/// A policy with these encoded rules.
-fn read(action: i32, rules: &[Vec<u8>]) -> DecodedPolicy {
+/// Decodes a policy with these encoded rules.
+fn decode(action: i32, rules: &[Vec<u8>]) -> DecodedPolicy {
     let mut bytes = wire::Authorization { action, ..bare() }.encode_to_vec();
     for rule in rules {
         bytes.extend(field(5, rule));
@@ -46,7 +47,7 @@ fn on_port(port: u32) -> Vec<u8> {
     kinds.encode_to_vec()
 }
 
-fn known(port: u16) -> Match {
+fn port_match(port: u16) -> Match {
     Match {
         destination_ports: vec![port],
         ..Match::default()
@@ -54,36 +55,39 @@ fn known(port: u16) -> Match {
 }
 
 fn rules(action: i32, rule: &[u8]) -> Vec<Rule> {
-    let decoded = read(action, &[rule.to_vec()]);
-    assert!(!decoded.doubts.is_empty());
+    let decoded = decode(action, &[rule.to_vec()]);
+    assert!(!decoded.warnings.is_empty());
     assert!(decoded.policy.has_unknown_conditions);
     decoded.policy.rules
 }
 
 #[test]
-fn a_match_with_a_later_kind_never_allows_and_denies_by_the_rest() {
-    for later in LATER {
-        let spoiled = join(&[&on_port(80), later]);
-        let alone = field(1, &field(2, &spoiled));
+fn a_match_with_an_unknown_condition_never_allows_and_denies_by_its_known_conditions() {
+    for unknown in UNKNOWN {
+        let changed = join(&[&on_port(80), unknown]);
+        let alone = field(1, &field(2, &changed));
         assert_eq!(rules(ALLOW, &alone), Vec::<Rule>::new());
-        assert_eq!(rules(DENY, &alone), [vec![vec![known(80)]]]);
-        let one_of_two = field(1, &join(&[&field(2, &spoiled), &field(2, &on_port(81))]));
-        assert_eq!(rules(ALLOW, &one_of_two), [vec![vec![known(81)]]]);
-        assert_eq!(rules(DENY, &one_of_two), [vec![vec![known(80), known(81)]]]);
+        assert_eq!(rules(DENY, &alone), [vec![vec![port_match(80)]]]);
+        let one_of_two = field(1, &join(&[&field(2, &changed), &field(2, &on_port(81))]));
+        assert_eq!(rules(ALLOW, &one_of_two), [vec![vec![port_match(81)]]]);
+        assert_eq!(
+            rules(DENY, &one_of_two),
+            [vec![vec![port_match(80), port_match(81)]]]
+        );
     }
 }
 
 #[test]
-fn a_match_of_nothing_but_later_kinds_denies_all() {
-    for later in LATER {
-        let rule = field(1, &field(2, later));
+fn a_match_of_unknown_conditions_only_denies_every_connection() {
+    for unknown in UNKNOWN {
+        let rule = field(1, &field(2, unknown));
         assert_eq!(rules(ALLOW, &rule), Vec::<Rule>::new());
         assert_eq!(rules(DENY, &rule), [vec![vec![]]]);
     }
 }
 
 #[test]
-fn a_text_that_is_compared_in_a_later_way_is_a_condition_that_is_not_known() {
+fn a_text_comparison_of_an_unknown_kind_is_an_unknown_condition() {
     let exact = wire::StringMatch {
         match_type: Some(wire::string_match::MatchType::Exact("a".to_owned())),
     };
@@ -94,11 +98,11 @@ fn a_text_that_is_compared_in_a_later_way_is_a_condition_that_is_not_known() {
     };
     let rule = field(1, &field(2, &kinds.encode_to_vec()));
     assert_eq!(rules(ALLOW, &rule), Vec::<Rule>::new());
-    assert_eq!(rules(DENY, &rule), [vec![vec![known(80)]]]);
+    assert_eq!(rules(DENY, &rule), [vec![vec![port_match(80)]]]);
 }
 
 #[test]
-fn an_extension_is_a_condition_that_is_not_known() {
+fn an_extension_is_an_unknown_condition() {
     let policy = wire::Authorization {
         action: DENY,
         rules: one_match(wire::Match {
@@ -110,48 +114,48 @@ fn an_extension_is_a_condition_that_is_not_known() {
     let decoded = decode_authorization(&policy.encode_to_vec(), &mut Interner::new()).unwrap();
     assert_eq!(decoded.policy.rules, [vec![vec![]]]);
     assert_eq!(
-        decoded.doubts,
+        decoded.warnings,
         [
-            "rules[0].clauses[0].matches[0]: a condition is not known here: it denies without asking for it"
+            "rules[0].clauses[0].matches[0] contains an unknown condition: a DENY policy is enforced without it"
         ]
     );
 }
 
 #[test]
-fn a_clause_with_more_than_matches_allows_less_and_denies_more() {
-    for later in LATER {
-        let clause = join(&[&field(2, &on_port(80)), later]);
+fn a_clause_with_an_unknown_field_never_allows_and_always_denies() {
+    for unknown in UNKNOWN {
+        let clause = join(&[&field(2, &on_port(80)), unknown]);
         let rule = field(1, &clause);
         assert_eq!(rules(ALLOW, &rule), Vec::<Rule>::new());
         assert_eq!(rules(DENY, &rule), [vec![vec![]]]);
         // An empty clause would match everything.
-        assert_eq!(rules(ALLOW, &field(1, later)), Vec::<Rule>::new());
+        assert_eq!(rules(ALLOW, &field(1, unknown)), Vec::<Rule>::new());
     }
 }
 
 #[test]
-fn a_rule_with_more_than_clauses_never_allows() {
-    for later in LATER {
-        let rule = join(&[later, &field(1, &field(2, &on_port(80)))]);
+fn a_rule_with_an_unknown_field_never_allows_and_denies_by_its_clauses() {
+    for unknown in UNKNOWN {
+        let rule = join(&[unknown, &field(1, &field(2, &on_port(80)))]);
         assert_eq!(rules(ALLOW, &rule), Vec::<Rule>::new());
-        assert_eq!(rules(DENY, &rule), [vec![vec![known(80)]]]);
-        assert_eq!(rules(ALLOW, later), Vec::<Rule>::new());
+        assert_eq!(rules(DENY, &rule), [vec![vec![port_match(80)]]]);
+        assert_eq!(rules(ALLOW, unknown), Vec::<Rule>::new());
     }
 }
 
 #[test]
-fn the_other_rules_are_not_touched() {
+fn rules_without_unknown_fields_are_unchanged() {
     let good = field(1, &field(2, &on_port(80)));
-    let spoiled = field(1, &field(2, LATER[0]));
-    let decoded = read(ALLOW, &[good.clone(), spoiled, good]);
+    let changed = field(1, &field(2, UNKNOWN[0]));
+    let decoded = decode(ALLOW, &[good.clone(), changed, good]);
     assert_eq!(
         decoded.policy.rules,
-        [vec![vec![known(80)]], vec![vec![known(80)]]]
+        [vec![vec![port_match(80)]], vec![vec![port_match(80)]]]
     );
-    assert_eq!(decoded.doubts.len(), 1);
+    assert_eq!(decoded.warnings.len(), 1);
     assert!(
-        decoded.doubts[0].starts_with("rules[1]."),
+        decoded.warnings[0].starts_with("rules[1]."),
         "{:?}",
-        decoded.doubts
+        decoded.warnings
     );
 }

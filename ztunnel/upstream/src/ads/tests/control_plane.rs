@@ -1,5 +1,5 @@
-//! A control plane made of the generated server. A mock: each stream is handed to the test, which
-//! reads its requests and writes its responses.
+//! A scripted control plane on the generated server: the test receives each stream, reads its requests
+//! and writes its responses.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
@@ -27,9 +27,9 @@ use api::envoy::service::discovery::v3::aggregated_discovery_service_server::{
 use api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use api::istio::{security, workload};
 
-type Answer = Result<DeltaDiscoveryResponse, Status>;
+type ResponseResult = Result<DeltaDiscoveryResponse, Status>;
 
-pub(super) struct Plane {
+pub(super) struct ControlPlane {
     pub(super) address: SocketAddr,
     scheme: &'static str,
     sessions: mpsc::Receiver<Session>,
@@ -37,11 +37,11 @@ pub(super) struct Plane {
     tasks: Vec<JoinHandle<()>>,
 }
 
-/// One stream of a client. Dropping it ends the stream in order.
+/// One stream of a client. Dropping it ends the stream without an error.
 pub(super) struct Session {
     pub(super) metadata: MetadataMap,
     requests: Streaming<DeltaDiscoveryRequest>,
-    responses: mpsc::Sender<Answer>,
+    responses: mpsc::Sender<ResponseResult>,
 }
 
 struct Service {
@@ -51,7 +51,7 @@ struct Service {
 
 #[tonic::async_trait]
 impl AggregatedDiscoveryService for Service {
-    type DeltaAggregatedResourcesStream = ReceiverStream<Answer>;
+    type DeltaAggregatedResourcesStream = ReceiverStream<ResponseResult>;
 
     async fn delta_aggregated_resources(
         &self,
@@ -71,22 +71,21 @@ impl AggregatedDiscoveryService for Service {
     }
 }
 
-impl Plane {
+impl ControlPlane {
     pub(super) async fn start() -> Self {
         Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap())
     }
 
-    /// Behind TLS.
+    /// Starts with TLS.
     pub(super) async fn with_tls(config: Arc<ServerConfig>) -> Self {
-        let mut plane = Self::start().await;
+        let mut control_plane = Self::start().await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let inside = plane.address;
-        plane.address = listener.local_addr().unwrap();
-        plane.scheme = "https";
-        plane
-            .tasks
-            .push(tokio::spawn(front(listener, inside, config)));
-        plane
+        let plaintext = control_plane.address;
+        control_plane.address = listener.local_addr().unwrap();
+        control_plane.scheme = "https";
+        let tls = tokio::spawn(terminate_tls(listener, plaintext, config));
+        control_plane.tasks.push(tls);
+        control_plane
     }
 
     pub(super) fn on(listener: TcpListener) -> Self {
@@ -116,7 +115,7 @@ impl Plane {
         soon(self.sessions.recv()).await.unwrap()
     }
 
-    /// The next stream is turned away.
+    /// Refuses the next stream.
     pub(super) fn refuse(&self, status: Status) {
         *self.refusal.lock().unwrap() = Some(status);
     }
@@ -132,37 +131,37 @@ async fn serve(listener: TcpListener, service: AggregatedDiscoveryServiceServer<
         });
         let connection = http2::Builder::new(TokioExecutor::new())
             .serve_connection(TokioIo::new(stream), answer);
-        // Clients come and go.
+        // A client may close its connection at any time.
         tokio::spawn(async move { drop(connection.await) });
     }
 }
 
-/// Takes TLS off in front of a server without it.
-async fn front(listener: TcpListener, inside: SocketAddr, config: Arc<ServerConfig>) {
+/// Terminates TLS in front of a plaintext server.
+async fn terminate_tls(listener: TcpListener, plaintext: SocketAddr, config: Arc<ServerConfig>) {
     loop {
-        let (outside, _) = listener.accept().await.unwrap();
+        let (client, _) = listener.accept().await.unwrap();
         let config = config.clone();
-        tokio::spawn(async move { drop(take_off(outside, inside, config).await) });
+        tokio::spawn(async move { drop(terminate_connection(client, plaintext, config).await) });
     }
 }
 
-async fn take_off(
-    mut outside: TcpStream,
-    inside: SocketAddr,
+async fn terminate_connection(
+    mut client: TcpStream,
+    plaintext: SocketAddr,
     config: Arc<ServerConfig>,
 ) -> io::Result<()> {
     let mut session = ServerConnection::new(config).map_err(io::Error::other)?;
-    let mut inside = TcpStream::connect(inside).await?;
-    let (mut sealed, mut open) = (vec![0; 16384], vec![0; 16384]);
+    let mut server = TcpStream::connect(plaintext).await?;
+    let (mut encrypted, mut decrypted) = (vec![0; 16384], vec![0; 16384]);
     loop {
         while session.wants_write() {
             let mut out = Vec::new();
             session.write_tls(&mut out)?;
-            outside.write_all(&out).await?;
+            client.write_all(&out).await?;
         }
         tokio::select! {
-            read = outside.read(&mut sealed) => {
-                let mut bytes = &sealed[..read?];
+            read = client.read(&mut encrypted) => {
+                let mut bytes = &encrypted[..read?];
                 if bytes.is_empty() {
                     return Ok(());
                 }
@@ -171,22 +170,22 @@ async fn take_off(
                     session.process_new_packets().map_err(io::Error::other)?;
                     let mut out = vec![0; 65536];
                     while let Ok(read @ 1..) = session.reader().read(&mut out) {
-                        inside.write_all(&out[..read]).await?;
+                        server.write_all(&out[..read]).await?;
                     }
                 }
             }
-            read = inside.read(&mut open), if !session.is_handshaking() => {
+            read = server.read(&mut decrypted), if !session.is_handshaking() => {
                 let read = read?;
                 if read == 0 {
                     return Ok(());
                 }
-                session.writer().write_all(&open[..read])?;
+                session.writer().write_all(&decrypted[..read])?;
             }
         }
     }
 }
 
-impl Drop for Plane {
+impl Drop for ControlPlane {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
     }
@@ -201,7 +200,7 @@ impl Session {
         soon(self.responses.send(Ok(response))).await.unwrap();
     }
 
-    /// Sends a response about one type.
+    /// Sends a response of one type.
     pub(super) async fn push(
         &self,
         type_url: &str,
@@ -227,7 +226,7 @@ impl Session {
         self.push(AUTHORIZATION_TYPE, nonce, resources, &[]).await;
     }
 
-    /// The next request acknowledges this response and says nothing else.
+    /// Asserts that the next request only acknowledges this response.
     pub(super) async fn acked(&mut self, type_url: &str, nonce: &str) {
         let expected = DeltaDiscoveryRequest {
             type_url: type_url.to_owned(),
@@ -237,14 +236,14 @@ impl Session {
         assert_eq!(self.request().await, expected);
     }
 
-    /// The next request refuses this response; what it says.
+    /// Asserts that the next request refuses this response, and returns its message.
     pub(super) async fn nacked(&mut self, type_url: &str, nonce: &str) -> String {
         let request = self.request().await;
         assert_eq!(
             (&*request.type_url, &*request.response_nonce),
             (type_url, nonce)
         );
-        let detail = request.error_detail.expect("a complaint");
+        let detail = request.error_detail.expect("the response must be refused");
         assert_eq!(detail.code, 3);
         detail.message
     }
