@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: checks, builds, and runs the benchmark (a program of the tests).
+//! `cargo xtask bench`: checks the requirements, builds, and runs the benchmark (a program of the
+//! tests).
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -10,10 +11,10 @@ use crate::{requirements, shell};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A few minutes: short samples, three rounds.
+    /// Short samples and three rounds; takes a few minutes.
     #[arg(long)]
     quick: bool,
-    /// Rounds; every round measures every row with and without the mesh.
+    /// The number of rounds. Each round measures every row with and without the mesh.
     #[arg(long)]
     rounds: Option<usize>,
     /// Measure only rows whose name contains this text, for example `http` or `direct/`. `store`
@@ -59,7 +60,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     shell::run_release("bench", &forwarded)
 }
 
-/// Runs the benchmark of the mesh's store, in a process of its own.
+/// Runs the benchmark of the snapshot store in a separate process.
 fn store() -> Result<ExitCode> {
     requirements::for_building()?;
     let mut bench = shell::cargo(["bench", "--package", "node", "--bench", "store"]);
@@ -69,7 +70,7 @@ fn store() -> Result<ExitCode> {
 
 fn absolute(path: &Path) -> Result<PathBuf> {
     Ok(env::current_dir()
-        .context("asking for the working directory")?
+        .context("reading the working directory")?
         .join(path))
 }
 

@@ -1,5 +1,6 @@
-//! A DNS message, first as an application's query and then as a resolver's answer. A reply repeats the
-//! id and the question and fits the client's buffer; a kept answer is returned whole.
+//! A DNS message, used as an application's query and as a resolver's answer. A reply has the id and
+//! the question of the query and fits into the client's buffer; a cached answer is returned
+//! complete.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -11,7 +12,7 @@ use node::dns::{Cache, CacheKey, Query, ReplyContext};
 
 const HEADER: usize = 12;
 
-/// A mesh with one of everything that has a name.
+/// A mesh with one of each kind of named object.
 const MESH: &str = r#"
 workloads:
 - { uid: w0, name: db-0, workloadIps: ["10.0.0.1", "fd00::1"], services: { default/db.default.svc.cluster.local: {} } }
@@ -53,7 +54,7 @@ fn as_query(message: &[u8]) {
     }
 }
 
-/// Keeps the message as the answer to its own question, and reads it back at three times.
+/// Caches the message as the answer to its own question, and reads it back at three times.
 fn as_answer(message: &[u8]) {
     let Some(question) = question(message) else {
         return;
@@ -92,8 +93,8 @@ fn question(message: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// How long a reply to a plain query may be. `additional` is empty or one EDNS record (RFC 6891,
-/// section 6.1.2), whose class is the size of the client's buffer.
+/// The largest reply to a plain query. `additional` is empty or one EDNS record (RFC 6891, section
+/// 6.1.2), whose class is the size of the client's buffer.
 fn buffer(additional: &[u8]) -> usize {
     match additional {
         [0, 0, 41, high, low, ..] => usize::from(u16::from_be_bytes([*high, *low])).max(512),

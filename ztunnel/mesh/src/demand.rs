@@ -73,7 +73,7 @@ impl Missing {
 
 /// The outcome of fetching one resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fetched {
+pub enum FetchOutcome {
     /// The resource exists and the published snapshot holds it.
     Found,
     /// The control plane does not have the resource: it is outside the mesh.

@@ -35,7 +35,7 @@ pub mod yaml;
 
 pub use authority::{Authority, ParseAuthorityError};
 pub use change::Change;
-pub use demand::{DemandKey, Fetched, Missing};
+pub use demand::{DemandKey, FetchOutcome, Missing};
 pub use fault::Fault;
 pub use identity::{Identity, ParseIdentityError};
 pub use interner::Interner;

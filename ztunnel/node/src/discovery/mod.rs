@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use foldhash::{HashMap, HashMapExt as _};
 use smallvec::SmallVec;
 
-use mesh::{DemandKey, Fetched, NetworkAddress, Snapshot};
+use mesh::{DemandKey, FetchOutcome, NetworkAddress, Snapshot};
 
 /// How long the answer is valid that a resource is not in the mesh.
 pub const LEASE: Duration = Duration::from_secs(10);
@@ -42,7 +42,7 @@ const NAME_BACKOFF: Duration = Duration::from_secs(5);
 const MAX_REQUESTS: usize = 64;
 
 /// The answer to a request.
-pub type DiscoveryFuture = Pin<Box<dyn Future<Output = Fetched> + Send>>;
+pub type DiscoveryFuture = Pin<Box<dyn Future<Output = FetchOutcome> + Send>>;
 
 /// Requests single resources from the control plane. Bounded in time.
 pub trait ResourceFetcher: fmt::Debug + Send + Sync {
@@ -85,23 +85,23 @@ impl OnDemandClient {
     }
 
     /// Requests a resource as soon as the pod's rate limit allows, unless a stored answer is valid.
-    async fn fetch(&self, key: &DemandKey, limiter: &RateLimiter) -> Fetched {
+    async fn fetch(&self, key: &DemandKey, limiter: &RateLimiter) -> FetchOutcome {
         if self.is_absent(key) {
-            return Fetched::Absent;
+            return FetchOutcome::Absent;
         }
         match limiter.reserve(Instant::now()) {
-            None => return Fetched::Unknown,
+            None => return FetchOutcome::Unknown,
             Some(Duration::ZERO) => {}
             Some(delay) => {
                 tokio::time::sleep(delay).await;
                 if self.is_absent(key) {
-                    return Fetched::Absent;
+                    return FetchOutcome::Absent;
                 }
             }
         }
         let fetched = self.fetcher.fetch(key).await;
         // A pod often starts before the control plane knows its workload: that answer is not stored.
-        if fetched == Fetched::Absent && !matches!(key, DemandKey::Workload(_)) {
+        if fetched == FetchOutcome::Absent && !matches!(key, DemandKey::Workload(_)) {
             self.answers().insert(key, Instant::now());
         }
         fetched
@@ -115,7 +115,7 @@ impl OnDemandClient {
             return;
         }
         let fetched = tokio::time::timeout(NAME_TIMEOUT, self.fetch(key, limiter)).await;
-        if !matches!(fetched, Ok(Fetched::Found | Fetched::Absent)) {
+        if !matches!(fetched, Ok(FetchOutcome::Found | FetchOutcome::Absent)) {
             self.answers().name_backoff = Some(Instant::now() + NAME_BACKOFF);
         }
     }
@@ -246,9 +246,9 @@ impl Discovered {
         }
         self.requested.push(key.clone());
         match on_demand.fetch(&key, limiter).await {
-            Fetched::Found => {}
-            Fetched::Absent => self.absent.push(key),
-            Fetched::Unknown => return Err(DiscoveryFailed { key }),
+            FetchOutcome::Found => {}
+            FetchOutcome::Absent => self.absent.push(key),
+            FetchOutcome::Unknown => return Err(DiscoveryFailed { key }),
         }
         Ok(())
     }

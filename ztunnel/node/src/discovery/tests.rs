@@ -16,9 +16,9 @@ impl ResourceFetcher for Table {
     fn fetch(&self, key: &DemandKey) -> DiscoveryFuture {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let fetched = match key.to_string().as_str() {
-            "/10.0.0.1" => Fetched::Found,
-            "/10.0.0.9" => Fetched::Unknown,
-            _ => Fetched::Absent,
+            "/10.0.0.1" => FetchOutcome::Found,
+            "/10.0.0.9" => FetchOutcome::Unknown,
+            _ => FetchOutcome::Absent,
         };
         Box::pin(std::future::ready(fetched))
     }
@@ -105,12 +105,12 @@ async fn an_absent_resource_is_requested_once_and_an_unknown_one_each_time() {
     let limiter = RateLimiter::new(1);
     for _ in 0..3 {
         let fetched = on_demand.fetch(&key("192.0.2.1"), &limiter).await;
-        assert_eq!(fetched, Fetched::Absent);
+        assert_eq!(fetched, FetchOutcome::Absent);
     }
     assert_eq!(table.requests.load(Ordering::Relaxed), 1);
     for _ in 0..3 {
         let fetched = on_demand.fetch(&key("10.0.0.9"), &limiter).await;
-        assert_eq!(fetched, Fetched::Unknown);
+        assert_eq!(fetched, FetchOutcome::Unknown);
     }
     assert_eq!(table.requests.load(Ordering::Relaxed), 4);
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use mesh::{DemandKey, Fetched};
+use mesh::{DemandKey, FetchOutcome};
 
 /// The length of the queue of fetch requests.
 const QUEUE: usize = 256;
@@ -14,7 +14,7 @@ const QUEUE: usize = 256;
 /// A request for one resource.
 pub(super) struct FetchRequest {
     pub(super) key: String,
-    pub(super) answer: oneshot::Sender<Fetched>,
+    pub(super) answer: oneshot::Sender<FetchOutcome>,
 }
 
 /// A handle that fetches single resources from the control plane. Clones share one queue.
@@ -26,22 +26,22 @@ pub struct Demand {
 
 impl Demand {
     pub(super) fn new(limit: Duration) -> (Self, mpsc::Receiver<FetchRequest>) {
-        let (fetches, asked) = mpsc::channel(QUEUE);
-        (Self { fetches, limit }, asked)
+        let (fetches, receiver) = mpsc::channel(QUEUE);
+        (Self { fetches, limit }, receiver)
     }
 
     /// Fetches one resource. Returns when the snapshot with the changes of the answer is published,
-    /// or after [`super::Config::demand_timeout`]. Several requests for one key are sent once.
-    pub async fn fetch(&self, key: &DemandKey) -> Fetched {
-        let ask = async {
+    /// or after [`super::Config::demand_timeout`]. Concurrent requests for one key are sent once.
+    pub async fn fetch(&self, key: &DemandKey) -> FetchOutcome {
+        let request = async {
             let (answer, answered) = oneshot::channel();
             let key = key.to_string();
             let fetch = FetchRequest { key, answer };
             self.fetches.send(fetch).await.ok()?;
             answered.await.ok()
         };
-        let answer = timeout(self.limit, ask).await;
-        answer.ok().flatten().unwrap_or(Fetched::Unknown)
+        let answer = timeout(self.limit, request).await;
+        answer.ok().flatten().unwrap_or(FetchOutcome::Unknown)
     }
 }
 
