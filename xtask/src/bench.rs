@@ -17,8 +17,9 @@ pub(crate) struct Arguments {
     /// The number of rounds. Each round measures every row with and without the mesh.
     #[arg(long)]
     rounds: Option<usize>,
-    /// Measure only rows whose name contains this text, for example `http` or `direct/`. `store`
-    /// measures the cost of a mesh of 100,000 workloads instead, and needs no root.
+    /// Measure only rows whose name contains this text, for example `http` or `direct/`. Two values
+    /// select a measurement of their own, which needs no root: `store` measures the cost of a mesh
+    /// of 100,000 workloads, `tls` compares the CPU time of the TLS record layer with tokio-rustls.
     #[arg(long)]
     only: Option<String>,
     /// The congestion control of every route; the default is `cubic`.
@@ -33,8 +34,10 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    if arguments.only.as_deref() == Some("store") {
-        return store();
+    match arguments.only.as_deref() {
+        Some("store") => return cargo_bench("node", "store"),
+        Some("tls") => return cargo_bench("tunnel", "tls"),
+        _ => {}
     }
     requirements::for_running()?;
     let chart = match &arguments.chart {
@@ -60,10 +63,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     shell::run_release("bench", &forwarded)
 }
 
-/// Runs the benchmark of the snapshot store in a separate process.
-fn store() -> Result<ExitCode> {
+/// Runs a benchmark of one package with `cargo bench`.
+fn cargo_bench(package: &str, name: &str) -> Result<ExitCode> {
     requirements::for_building()?;
-    let mut bench = shell::cargo(["bench", "--package", "node", "--bench", "store"]);
+    let mut bench = shell::cargo(["bench", "--package", package, "--bench", name]);
     shell::must(&mut bench)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -218,6 +218,12 @@ fn imports_and_paths(tokens: &[&str]) -> (Vec<Import>, Vec<Vec<String>>) {
             };
             tree.read(&[]);
             at = tree.at.max(at + 1);
+        } else if *token == "pub" && tokens.get(at + 1..at + 3) == Some(&["(", "in"][..]) {
+            // A visibility such as `pub(in crate::a)` is not an import.
+            at += tokens[at..]
+                .iter()
+                .take_while(|token| **token != ")")
+                .count();
         } else if is_name(token) && before != Some(&"::") && tokens.get(at + 1) == Some(&"::") {
             let mut path = vec![(*token).to_owned()];
             at += 1;
@@ -350,6 +356,15 @@ mod tests {
         let code = "use a::b;\nfn f() { super::c::d(x); g::H::new(); i }";
         let paths = imports_and_paths(&tokens(code)).1;
         assert_eq!(paths, [vec!["super", "c", "d"], vec!["g", "H", "new"]]);
+    }
+
+    #[test]
+    fn a_visibility_is_no_import() {
+        let code = "pub(in crate::a) fn f() { b::c() }\npub(in super::d) use e::F;";
+        let (imported, paths) = imports_and_paths(&tokens(code));
+        assert_eq!(paths, [vec!["b", "c"]]);
+        assert_eq!(imported.len(), 1);
+        assert!(imported[0].exported);
     }
 
     #[test]

@@ -52,7 +52,12 @@ const ENVIRONMENT_CALLS: [&str; 5] = [
     "env::set_var(",
 ];
 /// The folders that may use `anyhow`, because their errors are printed at once.
-const ANYHOW: [&str; 3] = ["ztunnel/src/", "xtask/", "tests/"];
+const ANYHOW: [&str; 4] = [
+    "ztunnel/src/",
+    "ztunnel/tunnel/benches/",
+    "xtask/",
+    "tests/",
+];
 /// File names that do not describe a job.
 const NAMES: [&str; 7] = [
     "util", "utils", "helper", "helpers", "common", "manager", "misc",

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::until;
+use super::deadline::until;
 use crate::handover::StandbyPorts;
 use admin::{self, Bound, Servers, Sources};
 

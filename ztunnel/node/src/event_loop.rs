@@ -4,12 +4,12 @@ use std::ops::ControlFlow;
 
 use super::Error;
 use super::agent::{Agent, zds};
+use super::deadline::until;
 use super::handover::HandoverEvent;
 use super::mesh_updates::MeshUpdate;
 use super::node::Node;
 use super::serving;
 use super::signals::Signals;
-use super::until;
 use mesh::NetnsCookie;
 use settings::Watcher;
 

@@ -11,11 +11,13 @@ pub mod agent;
 mod assembly;
 pub mod bpf;
 mod capture;
+mod deadline;
 pub mod discovery;
 pub mod dns;
 pub mod doctor;
 mod dump;
 mod enrollment;
+mod error;
 mod event_loop;
 pub mod fastpath;
 pub mod handover;
@@ -35,53 +37,14 @@ use std::time::Instant;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use settings::{ConfigError, Overrides};
-use telemetry::{FilterError, LogError, LogGuard, init_logging};
-use tunnel::tls;
-use upstream::ads;
-use upstream::ca::istiod::IstiodError;
-use upstream::ca::local::LocalCaError;
+use settings::Overrides;
+use telemetry::{LogGuard, init_logging};
 
 pub use admin_listeners::OnPortConflict;
+pub use error::Error;
 pub use mesh_updates::pause_after;
 use node::Node;
 use reload::SettingsSource;
-
-/// Why the node could not start, or stopped early.
-#[derive(Debug, thiserror::Error)]
-#[allow(
-    missing_docs,
-    reason = "each variant is the error of the module it names"
-)]
-pub enum Error {
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
-    Log(#[from] LogError),
-    #[error("log.filter: {0}")]
-    Filter(#[from] FilterError),
-    #[error(transparent)]
-    Kernel(#[from] bpf::Error),
-    #[error(transparent)]
-    Ca(#[from] LocalCaError),
-    #[error(transparent)]
-    Istiod(#[from] IstiodError),
-    #[error(transparent)]
-    Xds(#[from] ads::ConfigError),
-    #[error(transparent)]
-    Revocation(#[from] tls::RevocationError),
-    #[error(transparent)]
-    Admin(#[from] admin::Error),
-    #[error(transparent)]
-    Worker(#[from] proxy::WorkerError),
-    #[error(
-        "the client of the {0} has stopped: this node would miss every further update; restart \
-         the proxy"
-    )]
-    Ended(&'static str),
-    #[error("cannot start the event loop: {0}")]
-    Runtime(#[source] std::io::Error),
-}
 
 /// Runs one node until a signal or the admin server stops it. `on_port_conflict` says what to do
 /// when another process holds the admin, metrics and readiness ports.
@@ -119,13 +82,5 @@ fn raise_file_limit() {
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         eprintln!("warning: cannot raise the limit on open files to the hard limit: {error}");
-    }
-}
-
-/// Sleeps until `time`; without a time it never returns.
-async fn until(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time.into()).await,
-        None => std::future::pending().await,
     }
 }

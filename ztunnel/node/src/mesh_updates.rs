@@ -20,6 +20,7 @@ use telemetry::Telemetry;
 use upstream::ads::{self, Batch, Client, Demand, Event};
 
 use super::assembly;
+use super::deadline::until;
 
 /// The shortest time between two changes of the view.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
@@ -153,7 +154,7 @@ impl Mesh {
             let due = control_plane.due();
             let event = tokio::select! {
                 biased;
-                () = super::until(due) => break,
+                () = until(due) => break,
                 event = control_plane.events.recv() => event,
             };
             match event {

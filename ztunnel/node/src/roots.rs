@@ -24,7 +24,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Follows the files that the settings name.
 pub(super) fn follow_files(settings: &Settings, store: &Arc<Store>) {
-    tokio::spawn(store.revocations().clone().follow(INTERVAL));
+    tokio::spawn(store.revocations().clone().watch_file(INTERVAL));
     if let Some(file) = assembly::mesh_roots(settings) {
         tokio::spawn(follow(file, INTERVAL, store.clone()));
     }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use foldhash::HashMap;
 
+use super::environment::WorkloadInfo;
 use super::file::ModeName;
-use super::layers::Chosen;
 use super::units::show;
-use super::{Bytes, CaptureBy, ConfigError, Mode, Settings, lanes};
+use super::{Bytes, CaptureBy, ConfigError, Mode, Settings};
 use mesh::{Identity, NetworkMode, Uid, Workload, yaml};
 use telemetry::Filter;
 
@@ -71,11 +71,19 @@ pub(super) fn trust_domain(trust_domain: &str) -> Result<(), ConfigError> {
     }
 }
 
+/// The layers' values for the mode and its workload.
+pub(super) struct ModeSources {
+    pub(super) mode: Option<ModeName>,
+    pub(super) flag: Option<String>,
+    pub(super) file: Option<String>,
+    pub(super) info: Option<WorkloadInfo>,
+}
+
 /// Determines the mode: the pods of a node, or one workload.
-pub(super) fn mode(settings: &mut Settings, chosen: &Chosen) -> Result<(), ConfigError> {
-    let named = chosen.flag.as_ref().or(chosen.file.as_ref());
+pub(super) fn mode(settings: &mut Settings, sources: &ModeSources) -> Result<(), ConfigError> {
+    let named = sources.flag.as_ref().or(sources.file.as_ref());
     // A flag that names the workload implies the mode.
-    let dedicated = chosen.flag.is_some() || chosen.mode == Some(ModeName::Dedicated);
+    let dedicated = sources.flag.is_some() || sources.mode == Some(ModeName::Dedicated);
     if !dedicated {
         return match named {
             Some(_) => Err(contradiction("workload", "only possible in mode dedicated")),
@@ -92,7 +100,7 @@ pub(super) fn mode(settings: &mut Settings, chosen: &Chosen) -> Result<(), Confi
                        own";
         return Err(contradiction("nodeAgent.socket", problem));
     }
-    let (found, named) = match (named, &chosen.info) {
+    let (found, named) = match (named, &sources.info) {
         (Some(uid), _) => {
             let uid = Uid(uid.as_str().into());
             (find(settings, "workload".to_owned(), &uid), uid)
@@ -122,10 +130,7 @@ pub(super) fn mode(settings: &mut Settings, chosen: &Chosen) -> Result<(), Confi
     Ok(())
 }
 
-fn described<'a>(
-    settings: &'a Settings,
-    info: &super::environment::WorkloadInfo,
-) -> Result<&'a Workload, ConfigError> {
+fn described<'a>(settings: &'a Settings, info: &WorkloadInfo) -> Result<&'a Workload, ConfigError> {
     let mut fitting = settings.local_mesh.workloads.iter().filter(|workload| {
         *workload.namespace == *info.namespace
             && *workload.name == *info.name
@@ -191,12 +196,37 @@ pub(super) fn all(settings: &mut Settings) -> Result<(), ConfigError> {
     node_agent(settings)?;
     numbers(settings)?;
     durations(settings)?;
-    lanes::check(settings)?;
+    overrides(settings)?;
     if settings.capture.by == CaptureBy::Rules {
         let ignored = settings.capture.ignored_by_rules();
         settings.warnings.extend(ignored);
     }
     pods(settings)
+}
+
+/// Checks that each workload has one entry; warns about an entry that changes nothing.
+fn overrides(settings: &mut Settings) -> Result<(), ConfigError> {
+    let mut seen: HashMap<&Uid, usize> = HashMap::default();
+    for (at, entry) in settings.overrides.iter().enumerate() {
+        let key = format!("overrides[{at}].workload");
+        if entry.workload.0.is_empty() {
+            let problem = "must not be empty".to_owned();
+            return Err(ConfigError::Contradiction { key, problem });
+        }
+        if let Some(first) = seen.insert(&entry.workload, at) {
+            return Err(ConfigError::Duplicate {
+                key,
+                found: entry.workload.to_string(),
+                first: format!("overrides[{first}].workload"),
+            });
+        }
+        if entry.same_node.is_none() && entry.acceleration.is_none() {
+            settings.warnings.push(format!(
+                "overrides[{at}]: changes nothing; it sets neither sameNode nor acceleration"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn listeners(settings: &Settings) -> Result<(), ConfigError> {

@@ -1,14 +1,13 @@
 //! The structure of the settings file: every key is optional, unknown keys are errors.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 
-use super::lanes::OverrideEntry;
 use super::units::Span;
-use super::upstream::{CaSection, XdsSection};
 use super::{Acceleration, Bytes, CaptureBy, LogFormat, SameNode};
 use mesh::local::{PolicyEntry, ServiceEntry, WorkloadEntry};
 use mesh::yaml;
@@ -68,6 +67,39 @@ pub(super) struct NodeAgentSection {
     pub(super) socket: Option<PathBuf>,
 }
 
+/// The settings file's section for the discovery service.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct XdsSection {
+    pub(super) address: Option<String>,
+    pub(super) root_certificate: Option<PathBuf>,
+    pub(super) hostname: Option<String>,
+    pub(super) token: Option<PathBuf>,
+    pub(super) headers: BTreeMap<String, String>,
+    pub(super) on_demand: Option<bool>,
+}
+
+/// The settings file's section for the certificate authority.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct CaSection {
+    pub(super) local: Option<LocalSection>,
+    pub(super) address: Option<String>,
+    pub(super) root_certificate: Option<PathBuf>,
+    pub(super) hostname: Option<String>,
+    pub(super) token: Option<PathBuf>,
+    pub(super) headers: BTreeMap<String, String>,
+    pub(super) mesh_roots: Option<PathBuf>,
+    pub(super) leaf_ttl: Option<Span>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct LocalSection {
+    pub(super) directory: PathBuf,
+    pub(super) leaf_ttl: Option<Span>,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct ListenSection {
@@ -107,6 +139,14 @@ pub(super) struct Listen(pub(super) SocketAddr);
 /// An address range; a bare address is a range of one address.
 #[derive(Debug)]
 pub(super) struct Range(pub(super) IpNet);
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct OverrideEntry {
+    pub(super) workload: String,
+    pub(super) same_node: Option<SameNode>,
+    pub(super) acceleration: Option<Acceleration>,
+}
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]

@@ -1,54 +1,21 @@
 //! Merges defaults, file, environment and flags.
 
-use std::net::SocketAddr;
+mod upstream;
+
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::file::{
-    CaptureSection, DnsSection, File, HboneSection, KeepaliveSection, ListenSection, ModeName,
-    Range,
+    CaptureSection, DnsSection, File, HboneSection, KeepaliveSection, ListenSection, Range,
 };
 use super::units::Span;
 use super::{
-    Capture, ConfigError, Dns, Environment, Hbone, Keepalive, LogFormat, NodeAgent, Pod, Settings,
-    check, lanes, upstream,
+    Capture, ConfigError, Dns, Environment, Hbone, Keepalive, NodeAgent, Overrides, PathOverride,
+    Pod, Settings, check,
 };
 use mesh::Uid;
 use mesh::local::{Document, LocalMesh};
-
-/// The flags of the command line; they take precedence over all other layers.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Overrides {
-    /// The node's name.
-    pub node: Option<String>,
-    /// The cluster's id.
-    pub cluster_id: Option<String>,
-    /// The network.
-    pub network: Option<String>,
-    /// The trust domain.
-    pub trust_domain: Option<String>,
-    /// Serve only this workload (mode dedicated).
-    pub workload: Option<String>,
-    /// The file with the description of the mesh.
-    pub mesh_file: Option<PathBuf>,
-    /// The directory of the local certificate authority.
-    pub ca_directory: Option<PathBuf>,
-    /// Where programs and maps are pinned.
-    pub bpf_directory: Option<PathBuf>,
-    /// Where the admin interface listens.
-    pub admin: Option<SocketAddr>,
-    /// Where metrics are served.
-    pub metrics: Option<SocketAddr>,
-    /// Where readiness is served.
-    pub readiness: Option<SocketAddr>,
-    /// Worker threads.
-    pub threads: Option<NonZeroUsize>,
-    /// Levels of the log.
-    pub log_filter: Option<String>,
-    /// How lines of the log look.
-    pub log_format: Option<LogFormat>,
-}
 
 /// Merges the layers and checks the result.
 pub(super) fn assemble(
@@ -61,7 +28,7 @@ pub(super) fn assemble(
     names(&mut settings, &file, env, flags);
     listeners(&mut settings, &file, flags);
     settings.threads = threads(&file, env, flags)?;
-    upstream::lay(&mut settings, &file, env, flags)?;
+    upstream::apply(&mut settings, &file, env, flags)?;
     capture(&mut settings.capture, &file.capture, env, flags);
     settings.dns = dns(&file.dns, env);
     let workload_wait = file.new_pods.workload_wait;
@@ -69,7 +36,7 @@ pub(super) fn assemble(
         &mut settings.workload_wait,
         workload_wait.map(|span| span.0),
     );
-    lanes::lay(&mut settings, &file, env);
+    fast_path(&mut settings, &file, env);
     hbone(&mut settings.hbone, &file.hbone, env);
     set(&mut settings.socks5, env.socks5.or(file.socks5.enabled));
     let localhost = env
@@ -92,7 +59,7 @@ pub(super) fn assemble(
     };
     settings.pods = file.pods.iter().map(pod).collect();
     settings.node_agent = node_agent(&file, env);
-    let chosen = Chosen {
+    let sources = check::ModeSources {
         mode: env.mode.or(file.mode),
         flag: flags.workload.clone(),
         file: file.workload.clone(),
@@ -105,17 +72,9 @@ pub(super) fn assemble(
     settings.warnings.extend(
         ignored.map(|name| format!("environment variable {name}: has no effect in this proxy")),
     );
-    check::mode(&mut settings, &chosen)?;
+    check::mode(&mut settings, &sources)?;
     check::all(&mut settings)?;
     Ok(settings)
-}
-
-/// The layers' values for the mode and its workload.
-pub(super) struct Chosen {
-    pub(super) mode: Option<ModeName>,
-    pub(super) flag: Option<String>,
-    pub(super) file: Option<String>,
-    pub(super) info: Option<super::environment::WorkloadInfo>,
 }
 
 /// Sets a value if there is one.
@@ -219,6 +178,21 @@ fn dns(file: &DnsSection, env: &Environment) -> Option<Dns> {
     let mut dns = Dns::default();
     set(&mut dns.timeout, file.timeout.map(|span| span.0));
     env.dns.or(file.enabled).unwrap_or(true).then_some(dns)
+}
+
+fn fast_path(settings: &mut Settings, file: &File, env: &Environment) {
+    let same_node = env.same_node.or(file.same_node);
+    settings.same_node = same_node.unwrap_or(settings.same_node);
+    let acceleration = env.acceleration.or(file.acceleration);
+    settings.acceleration = acceleration.unwrap_or(settings.acceleration);
+    let verdicts = env.verdicts.or(file.capture.verdicts);
+    settings.capture.verdicts = verdicts.unwrap_or(settings.capture.verdicts);
+    let overrides = file.overrides.iter().map(|entry| PathOverride {
+        workload: Uid(entry.workload.as_str().into()),
+        same_node: entry.same_node,
+        acceleration: entry.acceleration,
+    });
+    settings.overrides = overrides.collect();
 }
 
 fn hbone(hbone: &mut Hbone, file: &HboneSection, env: &Environment) {

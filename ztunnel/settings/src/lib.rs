@@ -11,8 +11,9 @@ mod capture;
 mod check;
 mod environment;
 mod error;
+mod fast_path;
 mod file;
-mod lanes;
+mod flags;
 mod layers;
 pub mod reference;
 mod settings;
@@ -22,14 +23,12 @@ mod watch;
 
 use std::path::{Path, PathBuf};
 
-pub use self::capture::CaptureBy;
+pub use self::capture::{Capture, CaptureBy};
 pub use self::environment::Environment;
 pub use self::error::ConfigError;
-pub use self::lanes::{Acceleration, LaneOverride, SameNode};
-pub use self::layers::Overrides;
-pub use self::settings::{
-    Capture, Dns, Hbone, Keepalive, Log, LogFormat, Mode, NodeAgent, Pod, Settings,
-};
+pub use self::fast_path::{Acceleration, PathOverride, SameNode};
+pub use self::flags::Overrides;
+pub use self::settings::{Dns, Hbone, Keepalive, Log, LogFormat, Mode, NodeAgent, Pod, Settings};
 pub use self::units::{Bytes, ParseUnitError};
 pub use self::upstream::{
     Authority, Headers, Instance, LocalAuthority, RemoteAuthority, Upstream, Xds,

@@ -1,17 +1,15 @@
 //! The settings as the other crates see them: complete, typed, checked.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{
-    Acceleration, Authority, Bytes, CaptureBy, Instance, LaneOverride, LocalAuthority, SameNode,
-    Xds,
+    Acceleration, Authority, Bytes, Capture, Instance, LocalAuthority, PathOverride, SameNode, Xds,
 };
 use mesh::local::LocalMesh;
 use mesh::{Snapshot, Uid};
@@ -54,7 +52,8 @@ pub struct Settings {
     pub capture: Capture,
     /// How captured DNS queries are answered; `None` does not capture them.
     pub dns: Option<Dns>,
-    /// How long connections and DNS questions of a new pod wait for its workload; zero does not wait.
+    /// How long connections and DNS questions of a new pod wait for its workload; zero does not
+    /// wait.
     #[serde(serialize_with = "super::units::as_text")]
     pub workload_wait: Duration,
     /// The path between pods of this node; the fast path only if both ends have it set.
@@ -62,7 +61,7 @@ pub struct Settings {
     /// Whether fast-path connections are joined; only if both ends have it set.
     pub acceleration: Acceleration,
     /// Exceptions from these two for single workloads.
-    pub overrides: Vec<LaneOverride>,
+    pub overrides: Vec<PathOverride>,
     /// Tunnels.
     pub hbone: Hbone,
     /// Whether pods may name their destinations by SOCKS 5.
@@ -117,28 +116,6 @@ pub struct NodeAgent {
 impl NodeAgent {
     /// The default path of its socket.
     pub const SOCKET: &str = "/var/run/ztunnel/ztunnel.sock";
-}
-
-/// How connections are captured.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Capture {
-    /// The mechanism.
-    pub by: CaptureBy,
-    /// Where programs, links and maps are pinned, in a BPF file system.
-    pub bpf_directory: PathBuf,
-    /// The cgroup whose processes are subject to capture; `None` means the root of cgroup v2.
-    pub cgroup: Option<PathBuf>,
-    /// The mark of the proxy's own sockets.
-    pub mark: u32,
-    /// Destination ports of outbound connections that are never captured.
-    pub exempt_ports: Vec<u16>,
-    /// Destinations of outbound connections that are never captured.
-    pub exempt_cidrs: Vec<IpNet>,
-    /// Sources of inbound connections that are never captured.
-    pub exempt_sources: Vec<IpNet>,
-    /// How many fast-path entries of each kind the kernel holds.
-    pub verdicts: u32,
 }
 
 /// How DNS is answered.
@@ -273,26 +250,6 @@ impl Settings {
             termination_deadline: Duration::from_secs(5),
             local_mesh: LocalMesh::default(),
             warnings: Vec::new(),
-        }
-    }
-}
-
-impl Default for Capture {
-    fn default() -> Self {
-        // The addresses that kubelet's probes come from in ambient mode.
-        let probe_v4 = IpAddr::V4(Ipv4Addr::new(169, 254, 7, 127));
-        let probe_v6 = IpAddr::V6(Ipv6Addr::new(
-            0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff,
-        ));
-        Self {
-            by: CaptureBy::default(),
-            bpf_directory: PathBuf::from("/sys/fs/bpf/ztunnel"),
-            cgroup: None,
-            mark: 1337,
-            exempt_ports: Vec::new(),
-            exempt_cidrs: Vec::new(),
-            exempt_sources: vec![probe_v4.into(), probe_v6.into()],
-            verdicts: 16_384,
         }
     }
 }

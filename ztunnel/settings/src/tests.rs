@@ -3,7 +3,7 @@
 mod agent;
 mod bad;
 mod deploy;
-mod lanes;
+mod fast_path;
 mod layers;
 mod reference;
 mod upstream;

@@ -7,18 +7,17 @@
 //! contain is removed. While there is no connection, the pods stay as they are.
 //!
 //! This module validates the packets: lengths, the number of descriptors, that a descriptor is a
-//! network namespace, that names are valid parts of an identity. An invalid request is answered with
-//! an error. After a packet that cannot be decoded the client reconnects.
+//! network namespace, that names are valid parts of an identity. An invalid request is answered
+//! with an error. After a packet that cannot be decoded the client reconnects.
 
 mod announced_pods;
 mod error;
 mod message;
 mod packet;
+mod pod;
 mod session;
 
-use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -27,29 +26,9 @@ pub use self::announced_pods::{Added, AnnouncedPods, Full};
 pub use self::error::{Error, Refusal};
 pub use self::message::Message;
 pub use self::packet::MOST_BYTES;
+pub use self::pod::{PodInfo, PodUid};
 use self::session::{Ended, Session};
 use crate::pods::NetnsDescriptor;
-
-/// The uid of a pod in Kubernetes. It is not the uid of the pod's workload in the mesh.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PodUid(pub Arc<str>);
-
-impl fmt::Display for PodUid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// The names that identify a pod's workload.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodInfo {
-    /// The pod's name.
-    pub name: Arc<str>,
-    /// Its namespace.
-    pub namespace: Arc<str>,
-    /// Its service account.
-    pub service_account: Arc<str>,
-}
 
 /// Takes the answer to a request. An error is sent to the agent, which does not repeat the request.
 pub type Reply = oneshot::Sender<Result<(), String>>;
@@ -96,8 +75,8 @@ pub enum Request {
 pub struct Config {
     /// Its socket.
     pub socket: PathBuf,
-    /// The first pause between two connections; doubles up to [`Self::retry_max`]. The agent accepts
-    /// five connections a second.
+    /// The first pause between two connections; doubles up to [`Self::retry_max`]. The agent
+    /// accepts five connections a second.
     pub retry_min: Duration,
     /// The longest pause.
     pub retry_max: Duration,

@@ -17,9 +17,10 @@ mod locks;
 
 use crate::agent::Agent;
 use crate::bpf::{self, Kernel};
+use crate::deadline::until;
 use crate::fastpath::FastPathEvents;
 use crate::node::Node;
-use crate::{assembly, program_log, until};
+use crate::{assembly, program_log};
 use admin::Pending;
 pub(crate) use locks::{ActiveLock, Handover, HandoverRequests, StandbyLock, StandbyPorts};
 use settings::{NodeAgent, Settings};

@@ -31,7 +31,7 @@ use mesh::authorize::InboundRequest;
 use mesh::fastpath;
 use mesh::route::Route;
 use telemetry::Reporter;
-use tunnel::hbone::Revoking;
+use tunnel::hbone::RevocationFuture;
 
 use decide::{Decided, decide};
 use error::OutboundError;
@@ -266,7 +266,7 @@ async fn relay(context: &PodContext, app: TcpStream, opened: Opened) {
 }
 
 /// Resolves when the certificate of the tunnel's peer is revoked.
-async fn certificate_revoked(revoking: Option<Revoking>) -> Revoked {
+async fn certificate_revoked(revoking: Option<RevocationFuture>) -> Revoked {
     match revoking {
         Some(revoking) => revoking.await,
         None => pending().await,

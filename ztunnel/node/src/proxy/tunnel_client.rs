@@ -17,8 +17,8 @@ use crate::pods::{self, Dial, Pod, Source};
 use mesh::route::{Hop, HopKind};
 use mesh::{Identity, NetnsCookie, Workload};
 use tunnel::hbone::{
-    self, Baggage, Connect, DialFailure, Dialled, OpenError, PoolKey, RevokedMark, Revoking,
-    TraceParent, Tunnel,
+    self, Baggage, Connect, DialFailure, Dialled, OpenError, PoolKey, RevocationFuture,
+    RevokedMark, TraceParent, Tunnel,
 };
 use tunnel::tls;
 
@@ -61,7 +61,7 @@ pub(super) struct OpenTunnel {
     pub(super) tunnel: Tunnel,
     /// Resolves when the certificate of the tunnel's peer is revoked. `None` for a tunnel on a
     /// pooled connection, which ends by itself then.
-    pub(super) revoking: Option<Revoking>,
+    pub(super) revoking: Option<RevocationFuture>,
     /// Whether the pooled connection has ended because of a revocation.
     pub(super) revoked: RevokedMark,
     /// The kind of far end.
@@ -132,7 +132,7 @@ impl TunnelClient {
 
     /// Opens a second tunnel inside one that a network gateway forwards, with its own TLS: the
     /// gateway sees neither the server nor the data. The tunnel is not shared
-    /// ([`hbone::open_alone`]). The end of the second tunnel must prove one of the identities in
+    /// ([`hbone::open_unpooled`]). The end of the second tunnel must prove one of the identities in
     /// `then`.
     async fn open_inside(
         &self,
@@ -170,11 +170,11 @@ impl TunnelClient {
             })?
             .map_err(beyond)?;
         let chain = stream.peer_chain();
-        let revoking: Option<Revoking> = (!chain.is_empty()).then(|| {
+        let revoking: Option<RevocationFuture> = (!chain.is_empty()).then(|| {
             let revoked = certificates.revocations().revoked(chain);
-            Box::pin(revoked) as Revoking
+            Box::pin(revoked) as RevocationFuture
         });
-        let tunnel = hbone::open_alone(stream, connect, &self.hbone).await?;
+        let tunnel = hbone::open_unpooled(stream, connect, &self.hbone).await?;
         Ok(OpenTunnel {
             tunnel,
             revoking,

@@ -106,7 +106,7 @@ impl Baggage {
                 if members > MEMBERS_MAX {
                     return baggage;
                 }
-                baggage.take(member);
+                baggage.add(member);
             }
         }
         baggage
@@ -114,7 +114,7 @@ impl Baggage {
 
     /// Adds one `key=value`. Properties after a `;` are not used. The first of two equal keys is
     /// kept.
-    fn take(&mut self, member: &str) {
+    fn add(&mut self, member: &str) {
         let member = member.split(';').next().unwrap_or_default();
         let Some((key, value)) = member.split_once('=') else {
             return;

@@ -17,9 +17,9 @@ const WINDOW_MAX: u32 = (1 << 31) - 1;
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Bytes that a peer may send on one stream before the proxy has forwarded them: the bound on
-    /// memory for one slow reader. Default 2 MiB.
+    /// memory for one slow application. Default 1 MiB.
     pub stream_window: u32,
-    /// The same bound for all streams of one connection together. Default 64 MiB.
+    /// The same bound for all streams of one connection together. Default 128 MiB.
     pub connection_window: u32,
     /// Largest frame we accept, bytes (SETTINGS_MAX_FRAME_SIZE). The peer's setting and the relay's
     /// read size bound the frames we send. Default 1 MiB.
@@ -30,7 +30,7 @@ pub struct Config {
     /// well. Default 100.
     pub max_streams_per_connection: usize,
     /// Streams a client may have open on one accepted connection
-    /// (SETTINGS_MAX_CONCURRENT_STREAMS). Default 256.
+    /// (SETTINGS_MAX_CONCURRENT_STREAMS). Default 127.
     pub max_concurrent_streams: u32,
     /// Largest header list we accept, bytes as HPACK counts them. Default 16 KiB.
     pub header_list_max: u32,
@@ -95,7 +95,7 @@ impl Default for Config {
 /// The peer's stream limit until its SETTINGS arrive. No peer announces this value, so a change
 /// shows that the SETTINGS have arrived. RFC 9113 advises against limits below 100, and the pool
 /// applies its own limit until then.
-pub(crate) const UNSETTLED_STREAMS: usize = (u32::MAX as usize) - 1;
+pub(crate) const STREAM_LIMIT_BEFORE_SETTINGS: usize = (u32::MAX as usize) - 1;
 
 impl Config {
     fn frame(&self) -> u32 {
@@ -115,7 +115,7 @@ impl Config {
             .max_frame_size(self.frame())
             .max_header_list_size(self.header_list_max)
             .max_send_buffer_size(self.send_buffer())
-            .initial_max_send_streams(UNSETTLED_STREAMS)
+            .initial_max_send_streams(STREAM_LIMIT_BEFORE_SETTINGS)
             .max_local_error_reset_streams(Some(self.error_resets_max))
             .enable_push(false);
         builder

@@ -1,9 +1,9 @@
-//! The byte stream under an HTTP/2 connection, with two features that h2 lacks.
+//! The byte stream under an HTTP/2 connection: defers flushes, and records that bytes arrived.
 //!
-//! h2 flushes after every larger frame. A TLS stream that collects records until it is flushed
-//! would make one system call for each frame. [`DeferredFlush`] therefore ignores h2's flushes, and
-//! the task that drives the connection flushes once when h2 has nothing more to write. It also
-//! records that bytes arrived, so that a busy connection needs no PING to show that it is alive.
+//! h2 flushes after every larger frame. Our TLS stream buffers records until it is flushed, so each
+//! of these flushes would be a system call. [`DeferredFlush`] ignores h2's flushes; the task that
+//! drives the connection flushes once h2 has nothing more to write. Bytes that arrived show the
+//! keepalive that the peer is alive, so a busy connection needs no PING.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A byte stream shared between h2, which reads and writes, and the driver, which flushes.
+/// A byte stream shared by h2, which reads and writes, and the driver, which flushes.
 pub(crate) struct DeferredFlush<IO> {
     shared: Rc<Shared<IO>>,
 }
@@ -22,7 +22,7 @@ pub(crate) struct DeferredFlush<IO> {
 struct Shared<IO> {
     io: RefCell<IO>,
     /// Bytes arrived since the driver last checked.
-    heard: Cell<bool>,
+    received: Cell<bool>,
     /// Bytes were written since the last flush.
     unflushed: Cell<bool>,
 }
@@ -41,15 +41,15 @@ impl<IO> DeferredFlush<IO> {
         Self {
             shared: Rc::new(Shared {
                 io,
-                heard: Cell::new(false),
+                received: Cell::new(false),
                 unflushed: Cell::new(false),
             }),
         }
     }
 
     /// Whether bytes arrived since the last call.
-    pub(crate) fn take_heard(&self) -> bool {
-        self.shared.heard.take()
+    pub(crate) fn take_received(&self) -> bool {
+        self.shared.received.take()
     }
 }
 
@@ -66,12 +66,12 @@ impl<IO: AsyncWrite + Unpin> DeferredFlush<IO> {
         flushed
     }
 
-    /// Runs a step of h2 outside of the connection's driver task (the handshake), and flushes
-    /// whenever the step waits.
-    pub(crate) async fn flushing<F: Future>(&self, step: F) -> io::Result<F::Output> {
-        let mut step = pin!(step);
+    /// Polls a future of h2 outside of the driver task (the handshake), and flushes after each
+    /// poll.
+    pub(crate) async fn flushing<F: Future>(&self, future: F) -> io::Result<F::Output> {
+        let mut future = pin!(future);
         poll_fn(|cx| {
-            let done = step.as_mut().poll(cx);
+            let done = future.as_mut().poll(cx);
             match (self.poll_flush_now(cx), done) {
                 (Poll::Ready(Err(error)), Poll::Pending) => Poll::Ready(Err(error)),
                 (_, Poll::Ready(output)) => Poll::Ready(Ok(output)),
@@ -91,7 +91,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for DeferredFlush<IO> {
         let before = into.filled().len();
         let read = Pin::new(&mut *self.shared.io.borrow_mut()).poll_read(cx, into);
         if into.filled().len() > before {
-            self.shared.heard.set(true);
+            self.shared.received.set(true);
         }
         read
     }
@@ -120,7 +120,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for DeferredFlush<IO> {
         self.shared.io.borrow().is_write_vectored()
     }
 
-    /// Does nothing on purpose: see the module documentation.
+    /// Does nothing: see the module documentation.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -1,4 +1,4 @@
-//! The errors between two ends of a tunnel, one enum for each stage.
+//! The errors of HBONE connections and tunnels, one enum for each stage.
 //!
 //! `node::proxy` turns `reason()` into a metric label and a log field, and `fault()` into a
 //! response flag. Messages name the likely cause, because they appear in access logs.
@@ -20,7 +20,7 @@ pub enum Fault {
     Us,
 }
 
-/// Why a dial produced no connection. Each open that waited for the dial gets a clone.
+/// Why a dial failed. Each request that waited for the dial gets a clone.
 #[derive(Debug, thiserror::Error)]
 pub enum DialFailure<E> {
     /// The caller's dial (TCP and TLS) failed.
@@ -31,7 +31,7 @@ pub enum DialFailure<E> {
     },
     /// The caller's dial took too long.
     #[error(
-        "no connection within {after:?} (is the peer's port 15008 reachable, and is it a proxy?)"
+        "no connection to the peer within {after:?}: check that its port 15008 is reachable and that an HBONE proxy listens there"
     )]
     DialTimeout {
         /// The limit it exceeded.
@@ -39,14 +39,14 @@ pub enum DialFailure<E> {
     },
     /// The HTTP/2 preface could not be written.
     #[error(
-        "the peer ended the connection during the HTTP/2 handshake (it may have refused our certificate): {error}"
+        "the peer closed the connection during the HTTP/2 handshake (it may have refused our certificate): {error}"
     )]
     Handshake {
         /// The HTTP/2 error.
         error: Arc<h2::Error>,
     },
-    /// The task that dialled is gone: its thread is shutting down.
-    #[error("the dial was abandoned: this proxy is shutting down")]
+    /// The task that dialled was dropped: its thread is shutting down.
+    #[error("the dial was cancelled: this proxy is shutting down")]
     Abandoned,
 }
 
@@ -82,12 +82,10 @@ pub enum LostConnection {
 impl fmt::Display for LostConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::GoingAway => "the peer is shutting down",
-            Self::RefusedStream => "the peer takes no more streams",
-            Self::Closed => {
-                "the connection closed (the peer stopped, or did not accept our certificate)"
-            }
-            Self::Revoked => "the connection was ended, because the peer's certificate was revoked",
+            Self::GoingAway => "the peer is shutting down (GOAWAY)",
+            Self::RefusedStream => "the peer refused the stream (REFUSED_STREAM)",
+            Self::Closed => "the connection closed (the peer stopped, or refused our certificate)",
+            Self::Revoked => "this proxy closed the connection: the peer's certificate was revoked",
         })
     }
 }
@@ -101,8 +99,9 @@ pub enum OpenError<E> {
         /// The cause.
         failure: DialFailure<E>,
     },
-    /// The connection was lost before the response, and so was a second one, or there was none.
-    #[error("no answer to CONNECT {authority}: {lost}: {cause}")]
+    /// The connection was lost before the response, and a retry was not possible or failed the same
+    /// way.
+    #[error("no response to CONNECT {authority}: {lost}: {cause}")]
     Lost {
         /// The requested destination.
         authority: String,
@@ -111,7 +110,7 @@ pub enum OpenError<E> {
         /// The error of HTTP/2 or the byte stream, for example a TLS alert.
         cause: String,
     },
-    /// The peer reset the stream instead of answering.
+    /// The peer reset the stream before a response.
     #[error("the peer reset CONNECT {authority}: {reason}")]
     Reset {
         /// The requested destination.
@@ -119,9 +118,9 @@ pub enum OpenError<E> {
         /// The code of its RST_STREAM.
         reason: h2::Reason,
     },
-    /// The peer did not answer in time.
+    /// The response did not arrive in time.
     #[error(
-        "no answer to CONNECT {authority} within {after:?} (the peer may be waiting for its application)"
+        "no response to CONNECT {authority} within {after:?} (the peer may be waiting for its application)"
     )]
     Timeout {
         /// The requested destination.
@@ -129,7 +128,7 @@ pub enum OpenError<E> {
         /// The limit it exceeded.
         after: Duration,
     },
-    /// The peer answered with something other than 200.
+    /// The peer answered with a status other than 200.
     #[error("the peer refused CONNECT {authority} with {status}: {}", likely_cause(*.status))]
     Refused {
         /// The requested destination.
@@ -149,12 +148,12 @@ pub enum OpenError<E> {
 
 fn likely_cause(status: StatusCode) -> &'static str {
     match status.as_u16() {
-        400 => "malformed, or the destination is not a pod behind this peer",
-        401 | 403 => "an authorization policy there denies it",
-        404 | 405 => "the peer is no HBONE proxy",
-        431 => "our headers are too large for it",
-        502..=504 => "the application could not be reached (does it listen on this port?)",
-        _ => "no cause is known for this code",
+        400 => "the request is malformed, or the destination is not a pod of this peer",
+        401 | 403 => "an authorization policy of the destination denies it",
+        404 | 405 => "the peer is not an HBONE proxy",
+        431 => "the request headers exceed the peer's limit",
+        502..=504 => "the application cannot be reached (does it listen on this port?)",
+        _ => "HBONE gives this status no meaning",
     }
 }
 
@@ -205,14 +204,14 @@ pub enum ServeError {
         /// The HTTP/2 error.
         error: h2::Error,
     },
-    /// The byte stream accepted no more bytes.
-    #[error("the connection could not be written to (the client closed it): {error}")]
+    /// Writing to the byte stream failed.
+    #[error("cannot write to the connection (the client closed it): {error}")]
     Unwritable {
         /// The error of the byte stream.
         error: std::io::Error,
     },
     /// The client did not answer a PING.
-    #[error("the client answered no PING for {after:?}: its node or the network is gone")]
+    #[error("the client did not answer PINGs for {after:?}: its node or the network is down")]
     Unresponsive {
         /// How long the client was silent.
         after: Duration,
@@ -255,9 +254,9 @@ impl ServeError {
 /// Which end reset a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ResetBy {
-    /// The far end: an RST_STREAM arrived.
+    /// The peer: an RST_STREAM arrived.
     Peer,
-    /// This proxy: its own code, or h2's answer to a protocol violation.
+    /// This proxy: its own decision, or h2's reaction to a protocol violation.
     Us,
 }
 
@@ -288,17 +287,17 @@ pub enum TunnelError {
         /// Which end sent it.
         by: ResetBy,
     },
-    /// The connection that carried the tunnel is gone.
-    #[error("the connection under the tunnel is gone: {error}")]
+    /// The connection that carried the tunnel was lost.
+    #[error("the connection that carried the tunnel was lost: {error}")]
     Connection {
         /// The HTTP/2 error.
         error: h2::Error,
     },
     /// Bytes were sent after `finish`.
-    #[error("this end of the tunnel was finished already")]
+    #[error("the sending direction of the tunnel is already closed")]
     Finished,
     /// More bytes were released than were received: a bug of the caller.
-    #[error("the tunnel's end was used out of order: {error}")]
+    #[error("more bytes of the tunnel were released than received: {error}")]
     Misuse {
         /// The HTTP/2 error.
         error: h2::Error,
@@ -324,8 +323,7 @@ impl TunnelError {
         matches!(self, Self::Reset { reason, by: ResetBy::Peer } if is_orderly(*reason))
     }
 
-    /// The side that caused the failure. A tunnel looks the same from both ends, so the far end is
-    /// called upstream.
+    /// The side that caused the failure. The peer of a tunnel is always called upstream.
     #[must_use]
     pub fn fault(&self) -> Fault {
         match self {

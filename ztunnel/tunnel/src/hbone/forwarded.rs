@@ -1,5 +1,5 @@
 //! The `forwarded` header (RFC 7239): the original source address of a connection that a gateway
-//! forwards, and the name of the service that was dialled, if there is one.
+//! forwards, and the name of the dialled service, if any.
 //!
 //! Only the first element is read: the address of its `for`, and its `host`. `node::proxy` decides
 //! whether to trust the address: the TLS peer must be a waypoint or gateway of the destination. The
@@ -9,10 +9,10 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use http::HeaderValue;
 
-/// An element is short; a longer one is ignored.
+/// A longer header is ignored, in bytes.
 const HEADER_MAX: usize = 1024;
 
-/// The values of a header. `None`: the header does not have the value.
+/// The parameters of a header. `None`: the header does not have the parameter.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Forwarded {
     /// The address in `for`.
@@ -56,16 +56,16 @@ pub fn decode(value: &HeaderValue) -> Forwarded {
         return Forwarded::default();
     };
     let first = text.split(',').next().unwrap_or_default();
-    let said = |wanted: &str| {
+    let parameter = |name: &str| {
         first.split(';').find_map(|pair| {
-            let (key, said) = pair.trim().split_once('=')?;
-            key.eq_ignore_ascii_case(wanted)
-                .then(|| unquoted(said.trim()))
+            let (key, value) = pair.trim().split_once('=')?;
+            key.eq_ignore_ascii_case(name)
+                .then(|| unquoted(value.trim()))
         })
     };
     Forwarded {
-        client: said("for").and_then(address),
-        host: said("host")
+        client: parameter("for").and_then(address),
+        host: parameter("host")
             .filter(|host| !host.is_empty())
             .map(str::to_owned),
     }

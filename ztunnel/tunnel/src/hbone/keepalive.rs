@@ -1,7 +1,8 @@
-//! One timer for each connection: it detects a dead peer and an unused connection.
+//! The watchdog of a connection: one timer that detects a dead peer and an unused connection.
 //!
-//! The timer causes no work while frames flow; it checks past activity when it fires. A peer that
-//! was silent for the keepalive's interval gets a PING; any byte from the peer is an answer.
+//! Frames do not reset the timer; when it fires, it checks the activity since the last check. A
+//! peer that was silent for the keepalive's interval gets a PING; any byte from the peer counts as
+//! an answer.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
@@ -12,22 +13,22 @@ use tokio::time::{Instant, Sleep};
 
 use super::config::Keepalive;
 
-/// The state of the connection that the timer checks.
-pub(crate) trait Watched {
+/// The activity of a connection, as the watchdog checks it.
+pub(crate) trait Activity {
     /// Whether bytes arrived since the last check.
-    fn take_heard(&mut self) -> bool;
+    fn take_received(&mut self) -> bool;
     /// The time since which no tunnel is open; `None` while one is.
     fn idle_since(&mut self) -> Option<Instant>;
     /// Whether the peer's SETTINGS have arrived.
-    fn is_settled(&self) -> bool;
+    fn has_settings(&self) -> bool;
 }
 
-/// The result of a check.
+/// Why the watchdog fired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Alarm {
     /// The connection was unused for the configured time.
     Idle,
-    /// The peer has not answered for this time.
+    /// The peer has sent nothing for this time.
     Dead(Duration),
 }
 
@@ -38,14 +39,14 @@ pub(crate) struct Watchdog {
     silent_since: Instant,
     pinged: Option<Instant>,
     idle_limit: Duration,
-    settle_by: Option<(Instant, Duration)>,
+    settings_deadline: Option<(Instant, Duration)>,
 }
 
 impl Watchdog {
     pub(crate) fn new(
         keepalive: Option<(Keepalive, PingPong)>,
         idle_limit: Duration,
-        settle_within: Duration,
+        settings_timeout: Duration,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -55,30 +56,37 @@ impl Watchdog {
             silent_since: now,
             pinged: None,
             idle_limit,
-            settle_by: Some((after(now, settle_within), settle_within)),
+            settings_deadline: Some((after(now, settings_timeout), settings_timeout)),
         }
     }
 
     /// Shortens the idle limit from now on.
-    pub(crate) fn hurry(&mut self, idle_limit: Duration) {
+    pub(crate) fn shorten_idle_limit(&mut self, idle_limit: Duration) {
         self.idle_limit = idle_limit;
         self.sleep.as_mut().reset(Instant::now());
     }
 
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, watched: &mut impl Watched) -> Poll<Alarm> {
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        activity: &mut impl Activity,
+    ) -> Poll<Alarm> {
         loop {
             ready!(self.sleep.as_mut().poll(cx));
             let now = Instant::now();
-            let idle = watched
+            let idle = activity
                 .idle_since()
                 .map(|since| after(since, self.idle_limit));
             if idle.is_some_and(|at| at <= now) {
                 return Poll::Ready(Alarm::Idle);
             }
-            // A connection in use may become idle right after this check, so the next check is no
-            // later than its release would then be due.
+            // A connection in use may become idle right after this check, so the next check is due
+            // one idle limit from now at the latest.
             let mut next = idle.unwrap_or_else(|| after(now, self.idle_limit));
-            for check in [self.settle(now, watched), self.listen(now, watched)] {
+            for check in [
+                self.check_settings(now, activity),
+                self.check_peer(now, activity),
+            ] {
                 match check {
                     Ok(at) => next = at.map_or(next, |at| next.min(at)),
                     Err(silence) => return Poll::Ready(Alarm::Dead(silence)),
@@ -88,32 +96,37 @@ impl Watchdog {
         }
     }
 
-    /// Requires the peer's SETTINGS within this time.
-    fn settle(
+    /// The time of the next check, or the limit that a peer without SETTINGS has exceeded.
+    fn check_settings(
         &mut self,
         now: Instant,
-        watched: &impl Watched,
+        activity: &impl Activity,
     ) -> Result<Option<Instant>, Duration> {
-        let Some((by, within)) = self.settle_by else {
+        let Some((deadline, timeout)) = self.settings_deadline else {
             return Ok(None);
         };
-        if watched.is_settled() {
-            self.settle_by = None;
+        if activity.has_settings() {
+            self.settings_deadline = None;
             return Ok(None);
         }
-        if by <= now { Err(within) } else { Ok(Some(by)) }
+        if deadline <= now {
+            Err(timeout)
+        } else {
+            Ok(Some(deadline))
+        }
     }
 
-    /// Pings a silent peer, and reports a peer that stays silent.
-    fn listen(
+    /// Pings a silent peer. Returns the time of the next check, or how long a peer that did not
+    /// answer has been silent.
+    fn check_peer(
         &mut self,
         now: Instant,
-        watched: &mut impl Watched,
+        activity: &mut impl Activity,
     ) -> Result<Option<Instant>, Duration> {
         let Some((keepalive, pings)) = &mut self.keepalive else {
             return Ok(None);
         };
-        if watched.take_heard() {
+        if activity.take_received() {
             self.silent_since = now;
             self.pinged = None;
         }

@@ -1,9 +1,9 @@
-//! A tunnel inside a tunnel: a gateway between two networks forwards the inner one without reading
-//! it.
+//! A tunnel inside a tunnel (double HBONE): a gateway between two networks forwards the inner
+//! tunnel without reading it.
 //!
-//! [`Tunnel::into_stream`] makes a byte stream of the outer tunnel, for TLS to run over;
-//! [`open_alone`] opens the inner one on an HTTP/2 connection of its own, which ends with it. The
-//! inner connection is not pooled: the gateway chooses a backend once for each outer tunnel, so a
+//! [`Tunnel::into_stream`] converts the outer tunnel into a byte stream for TLS; [`open_unpooled`]
+//! opens the inner tunnel on an HTTP/2 connection of its own, which ends with it. The inner
+//! connection is not pooled: the gateway chooses a backend once for each outer tunnel, so a
 //! shared inner connection would send all tunnels to one backend.
 
 use std::io;
@@ -17,37 +17,37 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use super::client::{self, Connection, Owner};
 use super::config::Config;
+use super::connection::{self, Connection, Owner};
 use super::error::{DialFailure, LostConnection, OpenError, TunnelError};
-use super::opening;
+use super::open_tunnel::open_tunnel;
 use super::request::Connect;
 use super::tunnel::Tunnel;
 
-/// The most bytes that one write puts into a frame of its own.
+/// The limit of bytes that one write puts into a frame.
 const CHUNK: usize = 64 * 1024;
 
 /// A tunnel as a byte stream. Dropping it before both directions have ended resets the tunnel.
 #[derive(Debug)]
 pub struct TunnelStream {
     tunnel: Tunnel,
-    /// Bytes of one frame that are not read yet; they occupy the window until they are read.
+    /// The unread bytes of one frame; they occupy the window until they are read.
     unread: Bytes,
-    /// How long the far end may take to end its direction after we ended ours.
-    patience: Duration,
+    /// How long the peer may take to end its direction after we ended ours.
+    end_timeout: Duration,
     closing: Option<Pin<Box<Sleep>>>,
 }
 
 impl Tunnel {
-    /// Converts the tunnel into a byte stream. Shutting it down waits until the far end has ended
-    /// its direction too, at most for `patience`: dropping the tunnel earlier would reset it and
+    /// Converts the tunnel into a byte stream. Shutting it down waits until the peer has ended its
+    /// direction too, at most for `end_timeout`: dropping the tunnel earlier would reset it and
     /// lose bytes in transit.
     #[must_use]
-    pub fn into_stream(self, patience: Duration) -> TunnelStream {
+    pub fn into_stream(self, end_timeout: Duration) -> TunnelStream {
         TunnelStream {
             tunnel: self,
             unread: Bytes::new(),
-            patience,
+            end_timeout,
             closing: None,
         }
     }
@@ -82,11 +82,11 @@ impl AsyncWrite for TunnelStream {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        let want = bytes.len().min(CHUNK);
-        let granted = match ready!(self.tunnel.send.poll_ready(cx, want)) {
+        let wanted = bytes.len().min(CHUNK);
+        let granted = match ready!(self.tunnel.send.poll_ready(cx, wanted)) {
             Ok(granted) => granted,
-            // Only this direction has ended. An error here would end the inner session and lose
-            // bytes that are not read yet; the reader gets the error after it has read them.
+            // Only this direction has ended. An error here would end the inner session and lose its
+            // unread bytes; the reader gets the error after it has read them.
             Err(TunnelError::Reset { .. } | TunnelError::Connection { .. }) => {
                 return Poll::Ready(Ok(bytes.len()));
             }
@@ -109,22 +109,22 @@ impl AsyncWrite for TunnelStream {
             Err(error) => return Poll::Ready(Err(io::Error::other(error))),
         }
         let this = &mut *self;
-        // The stream is no longer read: bytes that still arrive must not stop the far end from
-        // ending.
+        // The stream is no longer read. Received bytes are released, so that flow control does not
+        // keep the peer from ending its direction.
         loop {
             let unread = std::mem::take(&mut this.unread).len();
             this.tunnel.recv.release(unread).map_err(io::Error::other)?;
             match this.tunnel.recv.poll_data(cx) {
                 Poll::Ready(Some(Ok(data))) => this.unread = data,
-                // The far end's direction has ended or failed; there is nothing left to wait for.
+                // The peer's direction has ended or failed.
                 Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Ok(())),
                 Poll::Pending => break,
             }
         }
-        let patience = this.patience;
+        let end_timeout = this.end_timeout;
         let closing = this
             .closing
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(end_timeout)));
         closing.as_mut().poll(cx).map(Ok)
     }
 }
@@ -133,17 +133,17 @@ impl AsyncWrite for TunnelStream {
 struct NoOwner;
 
 impl Owner for NoOwner {
-    fn released(&self) {}
-    fn ended(&self, _connection: &Connection) {}
+    fn slot_released(&self) {}
+    fn connection_ended(&self, _connection: &Connection) {}
 }
 
-/// Opens a tunnel on a connection that carries no other one and ends with it.
+/// Opens a tunnel on a connection that carries no other tunnel and ends with it.
 ///
 /// Must run inside a `LocalSet`. Dropping the future ends the connection.
 ///
 /// # Errors
 /// When the peer does not speak HTTP/2, or does not answer with 200.
-pub async fn open_alone<IO, E>(
+pub async fn open_unpooled<IO, E>(
     io: IO,
     connect: &Connect,
     config: &Config,
@@ -153,7 +153,7 @@ where
 {
     let no_owner: Weak<dyn Owner> = Weak::<NoOwner>::new();
     let after = config.handshake_timeout;
-    let handshake = client::handshake(io, config, no_owner);
+    let handshake = connection::handshake(io, config, no_owner);
     let connection = match tokio::time::timeout(after, handshake).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
@@ -162,15 +162,15 @@ where
         }
         Err(_elapsed) => return Err(failed(DialFailure::DialTimeout { after })),
     };
-    let connection = Last(connection);
-    let Some(slot) = connection.0.take() else {
+    let connection = RetireOnDrop(connection);
+    let Some(slot) = connection.0.try_reserve() else {
         return Err(OpenError::Lost {
             authority: connect.authority.to_string(),
             lost: LostConnection::Closed,
             cause: connection.0.cause(),
         });
     };
-    opening::open(slot, connect, config)
+    open_tunnel(slot, connect, config)
         .await
         .map_err(|failure| failure.error)
 }
@@ -179,10 +179,10 @@ fn failed<E>(failure: DialFailure<E>) -> OpenError<E> {
     OpenError::Connection { failure }
 }
 
-/// The connection accepts no tunnel after this one, however the open ends.
-struct Last(Rc<Connection>);
+/// Retires the connection after its first tunnel, also if the tunnel cannot be opened.
+struct RetireOnDrop(Rc<Connection>);
 
-impl Drop for Last {
+impl Drop for RetireOnDrop {
     fn drop(&mut self) {
         self.0.retire();
     }

@@ -1,9 +1,10 @@
-//! The pool: it chooses the connection of a tunnel, and when another one is dialled.
+//! The connection pool: chooses the connection that carries a tunnel, and dials another one if all
+//! are full.
 //!
 //! A pool belongs to one worker thread. Connections are shared only by tunnels with the same
 //! [`PoolKey`], whose first member is the source identity: bytes of two identities never share a
-//! connection. An open takes the first connection with a free slot; if all are full it waits, and
-//! `group` decides which open dials another connection.
+//! connection. [`Pool::open`] takes the first connection with a free stream slot; if all are full
+//! it waits, and `group` decides which waiting request dials another connection.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,11 +14,11 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::client::{Connection, Dialled};
 use super::config::Config;
+use super::connection::{Connection, Dialled};
 use super::error::{DialFailure, OpenError};
 use super::group::Group;
-use super::opening::{self, Retry};
+use super::open_tunnel::{Retry, open_tunnel};
 use super::request::Connect;
 use super::tunnel::Tunnel;
 use mesh::Identity;
@@ -77,33 +78,33 @@ impl<E: 'static> Pool<E> {
     {
         let group = self.group(key);
         let mut dial = Some(dial);
-        let slot = match group.take(None) {
+        let slot = match group.try_reserve(None) {
             Some(slot) => slot,
             None => group.wait(&mut dial, None).await.map_err(connection)?,
         };
-        let failure = match opening::open(slot, connect, &self.config).await {
+        let failure = match open_tunnel(slot, connect, &self.config).await {
             Ok(tunnel) => return Ok(tunnel),
-            Err(failure) if failure.retry == Retry::No => return Err(failure.error),
+            Err(failure) if failure.retry == Retry::Never => return Err(failure.error),
             Err(failure) => failure,
         };
         tracing::debug!(
             reason = failure.error.reason(),
-            "asking again on another connection"
+            "CONNECT failed before the peer processed it: retrying once on another connection"
         );
         // The group may have been removed from the pool with its last connection.
         let group = self.group(key);
-        let slot = match group.take(Some(&failure.connection)) {
+        let slot = match group.try_reserve(Some(&failure.connection)) {
             Some(slot) => slot,
             None if dial.is_some() => group
                 .wait(&mut dial, Some(failure.connection))
                 .await
                 .map_err(connection)?,
             None => {
-                group.forget_if_unused();
+                group.remove_if_unused();
                 return Err(failure.error);
             }
         };
-        opening::open(slot, connect, &self.config)
+        open_tunnel(slot, connect, &self.config)
             .await
             .map_err(|failure| failure.error)
     }
@@ -111,12 +112,12 @@ impl<E: 'static> Pool<E> {
     /// Retires the connections whose key matches: they carry no new tunnels; open tunnels may
     /// finish.
     pub fn evict(&self, matches: impl Fn(&PoolKey) -> bool) {
-        self.each(matches, Connection::retire);
+        self.for_each(matches, Connection::retire);
     }
 
     /// Ends the connections whose key matches at once; their tunnels see a lost connection.
     pub fn abort(&self, matches: impl Fn(&PoolKey) -> bool) {
-        self.each(matches, Connection::abort);
+        self.for_each(matches, Connection::abort);
     }
 
     /// The number of connections that may carry another tunnel, now or after one of theirs ends.
@@ -130,7 +131,7 @@ impl<E: 'static> Pool<E> {
         })
     }
 
-    /// Whether there is no such connection.
+    /// Whether [`Self::len`] is 0.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -148,7 +149,7 @@ impl<E: 'static> Pool<E> {
     }
 
     #[cfg(test)]
-    pub(crate) fn groups_are_forgotten(&self) -> bool {
+    pub(crate) fn has_no_groups(&self) -> bool {
         self.groups.borrow().is_empty()
     }
 
@@ -160,29 +161,29 @@ impl<E: 'static> Pool<E> {
             .sum()
     }
 
-    fn each(&self, matches: impl Fn(&PoolKey) -> bool, what: impl Fn(&Connection)) {
+    fn for_each(&self, matches: impl Fn(&PoolKey) -> bool, action: impl Fn(&Connection)) {
         let found: Vec<_> = (self.groups.borrow().values())
             .filter(|group| matches(group.key()))
             .flat_map(|group| group.connections())
             .collect();
         for connection in found {
-            what(&connection);
+            action(&connection);
         }
     }
 
-    /// Removes an unused group, unless another one has replaced it.
-    pub(crate) fn forget(&self, group: &Group<E>) {
+    /// Removes an unused group, unless another group has replaced it.
+    pub(crate) fn remove(&self, group: &Group<E>) {
         let mut groups = self.groups.borrow_mut();
-        let is_this = |found: &Rc<Group<E>>| std::ptr::eq(&raw const **found, group);
+        let is_this = |other: &Rc<Group<E>>| std::ptr::eq(&raw const **other, group);
         let found = groups.get(group.key()).is_some_and(is_this);
-        let forgotten = if found {
+        let removed = if found {
             groups.remove(group.key())
         } else {
             None
         };
         drop(groups);
         // Dropped after the borrow has ended: dropping the group may call back into the pool.
-        drop(forgotten);
+        drop(removed);
     }
 
     fn group(self: &Rc<Self>, key: &PoolKey) -> Rc<Group<E>> {

@@ -1,4 +1,4 @@
-//! The CONNECT request as both ends see it: its authority and its headers, as plain data.
+//! The CONNECT request as plain data: its authority and its headers.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,19 +19,19 @@ pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent"
 /// Converts an authority to the type of the `http` crate.
 ///
 /// # Errors
-/// For a host name that was not made by the parser.
+/// For a host name that `Authority`'s parser did not check.
 pub fn to_http(authority: &Authority) -> Result<http::uri::Authority, http::uri::InvalidUri> {
     http::uri::Authority::from_maybe_shared(Bytes::from(authority.to_string()))
 }
 
-/// A tunnel to be opened.
+/// The CONNECT request of a tunnel to open.
 #[derive(Debug, Clone)]
 pub struct Connect {
     /// The real destination.
     pub authority: Authority,
     /// The original source address; the receiver trusts it only from a gateway it knows.
     pub forwarded: Option<IpAddr>,
-    /// The name of the service that was dialled; sent together with the source address only.
+    /// The name of the dialled service; sent only together with the source address.
     pub host: Option<Arc<str>>,
     /// The trace that the tunnel belongs to.
     pub traceparent: Option<TraceParent>,
@@ -61,8 +61,8 @@ impl Connect {
         *request.uri_mut() = Uri::from_parts(parts)?;
         let headers = request.headers_mut();
         if let Some(source) = self.forwarded {
-            let said = forwarded::encode(source, self.host.as_deref())?;
-            headers.insert(http::header::FORWARDED, said);
+            let value = forwarded::encode(source, self.host.as_deref())?;
+            headers.insert(http::header::FORWARDED, value);
         }
         if let Some(trace) = self.traceparent {
             headers.insert(TRACEPARENT, trace.encode()?);

@@ -1,4 +1,4 @@
-//! The accepting end: an HTTP/2 connection whose every stream must be a CONNECT.
+//! The accepting side: an HTTP/2 connection on which every stream must be a CONNECT.
 //!
 //! `node::proxy` calls [`serve`] with the byte stream of an accepted connection, after TLS, and
 //! gets a [`Request`] for each well-formed CONNECT. A malformed request is answered here with 400.
@@ -22,13 +22,13 @@ use super::baggage::Baggage;
 use super::config::Config;
 use super::deferred_flush::DeferredFlush;
 use super::error::{ServeError, TunnelError};
-use super::keepalive::{Alarm, Watchdog, Watched};
+use super::keepalive::{Activity, Alarm, Watchdog};
 use super::request;
 use super::trace::TraceParent;
 use super::tunnel::Tunnel;
 use mesh::Authority;
 
-/// A CONNECT that waits for an answer. If it is dropped without one, its stream is reset.
+/// A CONNECT that waits for its response. If it is dropped without one, its stream is reset.
 #[derive(Debug)]
 pub struct Request {
     /// The requested destination.
@@ -64,7 +64,7 @@ impl Request {
     /// Waits until the client resets the request, so that work for it can stop. Pending for ever if
     /// the client does not.
     pub async fn cancelled(&mut self) {
-        // Any result means that the client no longer waits for the answer.
+        // Any result means that the client no longer waits for the response.
         drop(poll_fn(|cx| self.respond.poll_reset(cx)).await);
     }
 }
@@ -73,13 +73,13 @@ fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode) {
     let mut response = http::Response::new(());
     *response.status_mut() = status;
     if let Err(error) = respond.send_response(response, true) {
-        tracing::debug!(%error, %status, "the client did not wait for its answer");
+        tracing::debug!(%error, %status, "the client reset the stream before the response");
     }
 }
 
 /// Serves one accepted connection until the client or a drain ends it. `on_request` is called for
-/// each CONNECT, on this task: it must hand the request to a task of its own and return. When
-/// `drain` turns true, the client gets a GOAWAY and open tunnels may finish; the caller bounds the
+/// each CONNECT, on this task: it must pass the request to a task of its own and return. When
+/// `drain` becomes true, the client gets a GOAWAY and open tunnels may finish; the caller bounds the
 /// time for that.
 ///
 /// # Errors
@@ -93,9 +93,9 @@ pub async fn serve<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let line = DeferredFlush::new(io);
+    let transport = DeferredFlush::new(io);
     let after = config.handshake_timeout;
-    let handshake = line.flushing(config.server().handshake(line.clone()));
+    let handshake = transport.flushing(config.server().handshake(transport.clone()));
     let mut h2 = match tokio::time::timeout(after, handshake).await {
         Ok(Ok(Ok(h2))) => h2,
         Ok(Ok(Err(error))) => return Err(ServeError::Handshake { error }),
@@ -106,9 +106,9 @@ where
         .keepalive
         .and_then(|keepalive| Some((keepalive, h2.ping_pong()?)));
     let mut server = Server {
-        watch: Watch {
+        activity: ConnectionActivity {
             h2,
-            line,
+            transport,
             idle_since: Instant::now(),
         },
         watchdog: Watchdog::new(keepalive, config.server_idle, config.handshake_timeout),
@@ -120,7 +120,7 @@ where
     poll_fn(|cx| server.poll(cx, drained.as_mut())).await
 }
 
-/// Waits for the drain to begin. If the sender is gone, it never begins.
+/// Waits for the drain to begin. Never resolves if the sender is dropped.
 async fn drained(mut drain: watch::Receiver<bool>) {
     if drain.wait_for(|&draining| draining).await.is_err() {
         pending::<()>().await;
@@ -134,15 +134,15 @@ enum Closing {
     Gracefully,
 }
 
-struct Watch<IO> {
+struct ConnectionActivity<IO> {
     h2: h2::server::Connection<DeferredFlush<IO>, Bytes>,
-    line: DeferredFlush<IO>,
+    transport: DeferredFlush<IO>,
     idle_since: Instant,
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> Watched for Watch<IO> {
-    fn take_heard(&mut self) -> bool {
-        self.line.take_heard()
+impl<IO: AsyncRead + AsyncWrite + Unpin> Activity for ConnectionActivity<IO> {
+    fn take_received(&mut self) -> bool {
+        self.transport.take_received()
     }
 
     fn idle_since(&mut self) -> Option<Instant> {
@@ -153,13 +153,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Watched for Watch<IO> {
         Some(self.idle_since)
     }
 
-    fn is_settled(&self) -> bool {
+    fn has_settings(&self) -> bool {
         true
     }
 }
 
 struct Server<'a, IO, F> {
-    watch: Watch<IO>,
+    activity: ConnectionActivity<IO>,
     watchdog: Watchdog,
     closing: Closing,
     config: &'a Config,
@@ -180,25 +180,25 @@ where
         D: Future<Output = ()>,
     {
         loop {
-            while let Poll::Ready(accepted) = self.watch.h2.poll_accept(cx) {
+            while let Poll::Ready(accepted) = self.activity.h2.poll_accept(cx) {
                 match accepted {
-                    Some(Ok((request, respond))) => self.take(request, respond),
-                    Some(Err(error)) => return Poll::Ready(self.ended(error)),
+                    Some(Ok((request, respond))) => self.handle_request(request, respond),
+                    Some(Err(error)) => return Poll::Ready(self.connection_error(error)),
                     None => return Poll::Ready(Ok(())),
                 }
             }
-            if let Poll::Ready(Err(error)) = self.watch.line.poll_flush_now(cx) {
+            if let Poll::Ready(Err(error)) = self.activity.transport.poll_flush_now(cx) {
                 return Poll::Ready(match self.closing {
                     Closing::No => Err(ServeError::Unwritable { error }),
                     Closing::Gracefully => Ok(()),
                 });
             }
-            let alarm = self.watchdog.poll(cx, &mut self.watch);
+            let alarm = self.watchdog.poll(cx, &mut self.activity);
             match (alarm, self.closing) {
                 (Poll::Ready(Alarm::Dead(after)), _) => {
                     return Poll::Ready(Err(ServeError::Unresponsive { after }));
                 }
-                // The client keeps an unused connection open after GOAWAY: end it.
+                // The client kept an unused connection open after GOAWAY.
                 (Poll::Ready(Alarm::Idle), Closing::Gracefully) => return Poll::Ready(Ok(())),
                 (Poll::Ready(Alarm::Idle), Closing::No) => self.close(),
                 (Poll::Pending, Closing::No) if drained.as_mut().poll(cx).is_ready() => {
@@ -209,16 +209,21 @@ where
         }
     }
 
-    /// Sends GOAWAY. Once no stream is open, the connection must close within a short time.
+    /// Sends GOAWAY. Once no stream is open, the client must close within the handshake timeout.
     fn close(&mut self) {
         self.closing = Closing::Gracefully;
-        self.watch.idle_since = Instant::now();
-        self.watch.h2.graceful_shutdown();
-        self.watchdog.hurry(self.config.handshake_timeout);
+        self.activity.idle_since = Instant::now();
+        self.activity.h2.graceful_shutdown();
+        self.watchdog
+            .shorten_idle_limit(self.config.handshake_timeout);
     }
 
-    fn take(&mut self, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-        self.watch.idle_since = Instant::now();
+    fn handle_request(
+        &mut self,
+        request: http::Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) {
+        self.activity.idle_since = Instant::now();
         let (head, recv) = request.into_parts();
         match request::parse(&head) {
             Ok(request::Parsed {
@@ -239,13 +244,13 @@ where
                 (self.on_request)(request);
             }
             Err(error) => {
-                tracing::debug!(%error, reason = error.reason(), "request answered with 400");
+                tracing::debug!(%error, reason = error.reason(), "malformed request answered with 400");
                 answer(&mut respond, StatusCode::BAD_REQUEST);
             }
         }
     }
 
-    fn ended(&self, error: h2::Error) -> Result<(), ServeError> {
+    fn connection_error(&self, error: h2::Error) -> Result<(), ServeError> {
         match self.closing {
             // After GOAWAY the client may close before it has read the last frames.
             Closing::Gracefully if error.is_io() => Ok(()),

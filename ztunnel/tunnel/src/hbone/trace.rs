@@ -16,7 +16,7 @@ pub struct TraceParent {
     pub flags: u8,
 }
 
-/// Why a text is not a traceparent.
+/// The text is not a traceparent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a traceparent: expected 00-<32 hex digits>-<16 hex digits>-<2 hex digits>")]
 pub struct ParseTraceParentError;

@@ -1,10 +1,10 @@
-//! An open tunnel: two directions with flow control, with an interface made for a relay.
+//! An open tunnel: two directions with flow control.
 //!
 //! Received bytes occupy the stream's window until [`Receiver::release`] reports that they were
-//! written onward, so a slow reader stops the far end instead of filling memory. Sending waits for
+//! forwarded, so a slow application stops the peer instead of filling memory. Sending waits for
 //! [`Sender::poll_ready`], which grants no more than the peer's window and our send buffer allow. A
 //! tunnel that is dropped before both directions have ended is reset, never closed in an orderly
-//! way: the far end must not take a partial transfer for a complete one. A peer's reset ends the
+//! way: the peer must not take a partial transfer for a complete one. A peer's reset ends the
 //! sending direction at once; the receiving direction first returns the bytes that arrived before
 //! it.
 
@@ -14,23 +14,23 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 
-use super::client::{RevokedMark, Slot};
+use super::connection::{RevokedMark, StreamSlot};
 use super::error::{ResetBy, TunnelError};
 
-/// One tunnel. The two directions are independent; borrow them apart as `&mut tunnel.send` and
+/// One tunnel. The two directions are independent; borrow them separately as `&mut tunnel.send` and
 /// `&mut tunnel.recv`.
 #[derive(Debug)]
 pub struct Tunnel {
-    /// Towards the far end.
+    /// To the peer.
     pub send: Sender,
-    /// From the far end.
+    /// From the peer.
     pub recv: Receiver,
     /// The slot on a pooled connection, released after the streams above are dropped.
-    hold: Option<Slot>,
+    slot: Option<StreamSlot>,
 }
 
 impl Tunnel {
-    pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream, hold: Option<Slot>) -> Self {
+    pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream, slot: Option<StreamSlot>) -> Self {
         Self {
             send: Sender {
                 stream: send,
@@ -40,7 +40,7 @@ impl Tunnel {
                 stream: recv,
                 ended: false,
             },
-            hold,
+            slot,
         }
     }
 
@@ -59,16 +59,16 @@ impl Tunnel {
     /// Whether the tunnel runs on a pooled connection that we opened, not on one that we accepted.
     #[must_use]
     pub fn is_pooled(&self) -> bool {
-        self.hold.is_some()
+        self.slot.is_some()
     }
 
     /// After the tunnel has failed: whether its pooled connection was ended because the peer's
-    /// certificate was revoked. Always false for a tunnel on a connection that we accepted: the
-    /// task that serves that connection knows why it ended.
+    /// certificate was revoked. Always false for a tunnel on an accepted connection: there, the
+    /// task that serves the connection has the cause.
     #[must_use]
     pub fn revoked(&self) -> RevokedMark {
-        let hold = self.hold.as_ref();
-        hold.map_or_else(RevokedMark::default, |slot| {
+        let slot = self.slot.as_ref();
+        slot.map_or_else(RevokedMark::default, |slot| {
             slot.connection().revoked().clone()
         })
     }
@@ -76,7 +76,7 @@ impl Tunnel {
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        // A reset would also discard queued bytes of a tunnel that ended in an orderly way.
+        // Not for a finished tunnel: a reset would discard its queued bytes.
         if !self.is_finished() {
             self.send.reset(Reason::CANCEL);
         }
@@ -91,7 +91,7 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Waits until at least one byte may be sent, and returns how many of the `want` bytes may be
+    /// Waits until at least one byte may be sent, and returns how many of the `wanted` bytes may be
     /// sent. Call it only when there are bytes to send: the grant is taken from the connection's
     /// window, which other tunnels share. A reset also wakes the task.
     ///
@@ -100,19 +100,19 @@ impl Sender {
     pub fn poll_ready(
         &mut self,
         cx: &mut Context<'_>,
-        want: usize,
+        wanted: usize,
     ) -> Poll<Result<usize, TunnelError>> {
-        let want = want.max(1);
-        self.stream.reserve_capacity(want);
+        let wanted = wanted.max(1);
+        self.stream.reserve_capacity(wanted);
         loop {
             let granted = self.stream.capacity();
             if granted > 0 {
-                return Poll::Ready(Ok(granted.min(want)));
+                return Poll::Ready(Ok(granted.min(wanted)));
             }
             match ready!(self.stream.poll_capacity(cx)) {
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Poll::Ready(Err(error.into())),
-                None => return Poll::Ready(Err(self.why_over())),
+                None => return Poll::Ready(Err(self.end_cause())),
             }
         }
     }
@@ -128,7 +128,7 @@ impl Sender {
         }
         self.stream
             .send_data(bytes, false)
-            .map_err(|error| self.or_why_over(error))
+            .map_err(|error| self.error_or_end_cause(error))
     }
 
     /// Queues as many of `bytes` as flow control allows; the rest stays in `bytes`. Ready when
@@ -166,7 +166,7 @@ impl Sender {
         }
         self.stream
             .send_data(Bytes::new(), true)
-            .map_err(|error| self.or_why_over(error))?;
+            .map_err(|error| self.error_or_end_cause(error))?;
         self.finished = true;
         Ok(())
     }
@@ -178,22 +178,22 @@ impl Sender {
     pub fn send_last(&mut self, bytes: Bytes) -> Result<(), TunnelError> {
         self.stream
             .send_data(bytes, true)
-            .map_err(|error| self.or_why_over(error))?;
+            .map_err(|error| self.error_or_end_cause(error))?;
         self.finished = true;
         Ok(())
     }
 
-    /// Whether the half-close is done.
+    /// Whether this direction was half-closed.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.finished
     }
 
-    /// Waits for the far end's RST_STREAM or the loss of the connection, for a sender that has
+    /// Waits for the peer's RST_STREAM or the loss of the connection, for a sender that has
     /// nothing to send. It shares its waker with [`Self::poll_ready`], so poll both from one task.
     /// Pending for ever after the tunnel has ended in an orderly way.
     pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<TunnelError> {
-        self.stream.poll_reset(cx).map(|why| match why {
+        self.stream.poll_reset(cx).map(|reset| match reset {
             Ok(reason) => TunnelError::Reset {
                 reason,
                 by: ResetBy::Peer,
@@ -207,8 +207,8 @@ impl Sender {
         self.stream.send_reset(reason);
     }
 
-    /// h2 only reports that the stream is not open; the reset that it stores has the cause.
-    fn why_over(&mut self) -> TunnelError {
+    /// Why the stream is no longer open. h2 stores the cause with the reset.
+    fn end_cause(&mut self) -> TunnelError {
         let mut no_wake = Context::from_waker(Waker::noop());
         match self.poll_reset(&mut no_wake) {
             Poll::Ready(error) => error,
@@ -216,11 +216,11 @@ impl Sender {
         }
     }
 
-    fn or_why_over(&mut self, error: h2::Error) -> TunnelError {
+    fn error_or_end_cause(&mut self, error: h2::Error) -> TunnelError {
         if error.reason().is_some() || error.is_io() {
             error.into()
         } else {
-            self.why_over()
+            self.end_cause()
         }
     }
 }
@@ -233,7 +233,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// The bytes of the next frame; `None` after the far end's half-close, or after a reset that
+    /// The bytes of the next frame; `None` after the peer's half-close, or after a reset that
     /// ends the tunnel in an orderly way ([`TunnelError::is_orderly`]). h2 keeps the bytes that
     /// arrived before a reset, so all of them are returned before either.
     ///
@@ -270,8 +270,8 @@ impl Receiver {
         poll_fn(|cx| self.poll_data(cx)).await
     }
 
-    /// Reports that `bytes` of the received bytes were written onward and freed, so that the far
-    /// end may send as many again.
+    /// Reports that `bytes` of the received bytes were forwarded and freed, so that the peer may
+    /// send as many again.
     ///
     /// # Errors
     /// When more bytes are released than were received.
@@ -285,7 +285,7 @@ impl Receiver {
             .map_err(TunnelError::from)
     }
 
-    /// Whether the far end has half-closed and all its bytes were read.
+    /// Whether the peer has half-closed and all its bytes were read.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         self.ended || self.stream.is_end_stream()

@@ -1,37 +1,37 @@
-//! Buffers for records, kept in a free list of each thread. A stream borrows one only while it
-//! holds bytes, so an idle stream costs nothing, and because the list is last-in first-out the
-//! streams of a thread keep working in memory that is warm in the cache.
+//! Buffers for records, from a free list of each thread. A stream has a buffer only while it holds
+//! bytes, so an idle stream has none. The list is last-in first-out, so that the streams of a
+//! thread reuse memory that is in the cache.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
-use super::record::{FULL_RECORD, LARGEST_RECORD};
+use super::record::{FULL_RECORD_LEN, MAX_RECORD_LEN};
 
-/// Kept free behind the application's records for alerts and key updates.
+/// Bytes of each buffer that are reserved for alerts and key updates.
 pub(super) const CONTROL_RESERVE: usize = 512;
-/// Bytes of a large buffer: an HTTP/2 frame of 256 KiB with its header leaves in one write, which
-/// takes sixteen full records and a short one.
-pub(super) const LARGE: usize = 17 * FULL_RECORD + CONTROL_RESERVE;
-/// Bytes of a small buffer: any one record and the reserve. The rest of a large buffer moves here
-/// when the stream has to wait for the peer.
-pub(super) const SMALL: usize = LARGEST_RECORD + CONTROL_RESERVE;
+/// The size of a large buffer in bytes: an HTTP/2 frame of 256 KiB with its header, which is
+/// sixteen full records and a short one, is sent in one write.
+pub(super) const LARGE: usize = 17 * FULL_RECORD_LEN + CONTROL_RESERVE;
+/// The size of a small buffer in bytes: any single record and the reserve. The last bytes of a
+/// large buffer are moved to a small one while the stream waits for the peer.
+pub(super) const SMALL: usize = MAX_RECORD_LEN + CONTROL_RESERVE;
 
-/// How many unused large buffers a thread keeps (about 1 MiB).
-const KEEP_LARGE: usize = 4;
-/// How many unused small buffers a thread keeps (about 270 KiB).
-const KEEP_SMALL: usize = 16;
+/// The limit of unused large buffers of a thread (about 1 MiB).
+const MAX_FREE_LARGE: usize = 4;
+/// The limit of unused small buffers of a thread (about 270 KiB).
+const MAX_FREE_SMALL: usize = 16;
 
 thread_local! {
-    static FREE: RefCell<Free> = const { RefCell::new(Free { large: Vec::new(), small: Vec::new() }) };
+    static FREE_LIST: RefCell<FreeList> = const { RefCell::new(FreeList { large: Vec::new(), small: Vec::new() }) };
 }
 
-struct Free {
+struct FreeList {
     large: Vec<Vec<u8>>,
     small: Vec<Vec<u8>>,
 }
 
 /// Initialised bytes of one of the two sizes; returned to the thread's free list when dropped. A
-/// buffer may hold bytes of an earlier stream: only bytes that were written since are read.
+/// buffer may contain bytes of an earlier stream: read only bytes that were written since.
 pub(super) struct Buffer {
     bytes: Vec<u8>,
 }
@@ -39,7 +39,7 @@ pub(super) struct Buffer {
 impl Buffer {
     /// A buffer of [`LARGE`] bytes.
     pub(super) fn large() -> Self {
-        let kept = FREE
+        let kept = FREE_LIST
             .try_with(|free| free.borrow_mut().large.pop())
             .ok()
             .flatten();
@@ -50,7 +50,7 @@ impl Buffer {
 
     /// A buffer of [`SMALL`] bytes.
     pub(super) fn small() -> Self {
-        let kept = FREE
+        let kept = FREE_LIST
             .try_with(|free| free.borrow_mut().small.pop())
             .ok()
             .flatten();
@@ -59,8 +59,8 @@ impl Buffer {
         }
     }
 
-    /// Moves the `kept` bytes to the start of a small buffer if they fit. Returns whether it did.
-    pub(super) fn park(&mut self, kept: std::ops::Range<usize>) -> bool {
+    /// Moves the `kept` bytes to the start of a small buffer if they fit. Returns whether they did.
+    pub(super) fn shrink(&mut self, kept: std::ops::Range<usize>) -> bool {
         if self.bytes.len() <= SMALL || kept.len() > SMALL - CONTROL_RESERVE {
             return false;
         }
@@ -88,13 +88,13 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        // While the thread ends, its list no longer exists; then the buffer is freed.
-        let _gone = FREE.try_with(|free| {
+        // While the thread ends, its list no longer exists: the buffer is freed.
+        let _gone = FREE_LIST.try_with(|free| {
             let mut free = free.borrow_mut();
             let (list, keep) = if bytes.len() == LARGE {
-                (&mut free.large, KEEP_LARGE)
+                (&mut free.large, MAX_FREE_LARGE)
             } else {
-                (&mut free.small, KEEP_SMALL)
+                (&mut free.small, MAX_FREE_SMALL)
             };
             if list.len() < keep {
                 list.push(bytes);
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_comes_back_to_the_next_who_asks() {
+    fn a_dropped_buffer_is_reused() {
         let mut first = Buffer::large();
         first[0] = 77;
         let address = first.as_ptr();
@@ -123,19 +123,19 @@ mod tests {
             .map(|_| (Buffer::large(), Buffer::small()))
             .collect();
         drop(many);
-        FREE.with(|free| {
-            assert_eq!(free.borrow().large.len(), KEEP_LARGE);
-            assert_eq!(free.borrow().small.len(), KEEP_SMALL);
+        FREE_LIST.with(|free| {
+            assert_eq!(free.borrow().large.len(), MAX_FREE_LARGE);
+            assert_eq!(free.borrow().small.len(), MAX_FREE_SMALL);
         });
     }
 
     #[test]
-    fn a_remainder_moves_to_a_small_buffer() {
+    fn the_last_bytes_move_to_a_small_buffer() {
         let mut buffer = Buffer::large();
         buffer[100..105].copy_from_slice(b"hello");
-        assert!(!buffer.park(0..SMALL), "too much for a small one");
-        assert!(buffer.park(100..105));
+        assert!(!buffer.shrink(0..SMALL), "too much for a small one");
+        assert!(buffer.shrink(100..105));
         assert_eq!((&buffer[..5], buffer.len()), (&b"hello"[..], SMALL));
-        assert!(!buffer.park(0..5), "already small");
+        assert!(!buffer.shrink(0..5), "already small");
     }
 }

@@ -1,5 +1,5 @@
-//! One identity's certificate, ready for handshakes: parsed, checked against its key, and turned
-//! into rustls configurations once, so that a connection only clones a few references.
+//! The certificate of one identity, ready for handshakes: parsed and checked against its key once,
+//! with the rustls configurations that all of its connections share.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use zeroize::Zeroize;
 use super::error::IssueError;
 use super::issuer::Issued;
 use super::revocation::Revocations;
-use super::verify::{ExpectedServer, MeshClient, Trust, identity_of, provider};
+use super::verify::{ClientVerifier, ServerVerifier, Trust, identity_of, provider};
 use mesh::Identity;
 
-/// The only ALPN protocol of the mesh's TLS.
+/// The ALPN protocol of HBONE, the only one that is offered and accepted.
 pub(super) const ALPN: &[u8] = b"h2";
 
-/// A certificate in use. Connections that use it continue after it was replaced.
+/// A certificate in use. Its connections continue after it was replaced.
 pub struct Credentials {
     identity: Identity,
     trust: Trust,
@@ -95,7 +95,9 @@ impl Credentials {
         }
         let credentials = Self::build(identity, issued, revocations)?;
         if !credentials.is_valid_at(SystemTime::now()) {
-            return Err(unusable(&"it has expired already: is a clock wrong?"));
+            return Err(unusable(
+                &"it has already expired: check the clocks of this node and of the authority",
+            ));
         }
         Ok(credentials)
     }
@@ -122,14 +124,18 @@ impl Credentials {
             roots: Arc::new(root_store(&issued.roots)?),
             revocations: revocations.clone(),
         };
-        let (serial, not_before, not_after) = facts(leaf)?;
+        let LeafFields {
+            serial,
+            not_before,
+            not_after,
+        } = leaf_fields(leaf)?;
         let certified = Arc::new(CertifiedKey::new(issued.chain, signing));
         certified.keys_match().map_err(|error| unusable(&error))?;
-        let chosen = Arc::new(Always(certified.clone()));
+        let resolver = Arc::new(SingleCertificate(certified.clone()));
         Ok(Self {
             identity: identity.clone(),
-            server: Arc::new(server_config(identity, &trust, &chosen)?),
-            client: client_config(&trust, &chosen)?,
+            server: Arc::new(server_config(identity, &trust, &resolver)?),
+            client: client_config(&trust, &resolver)?,
             trust,
             certified,
             roots: issued.roots,
@@ -157,7 +163,7 @@ impl Credentials {
         &self.serial
     }
 
-    /// Whether it may be used at that time.
+    /// Whether the certificate has not expired at that time.
     pub(super) fn is_valid_at(&self, now: SystemTime) -> bool {
         now < self.not_after
     }
@@ -172,8 +178,8 @@ impl Credentials {
                 CertificateState::Expired
             },
             serial: self.serial.clone(),
-            not_before: seconds(self.not_before),
-            not_after: seconds(self.not_after),
+            not_before: unix_seconds(self.not_before),
+            not_after: unix_seconds(self.not_after),
             chain: self.certified.cert.clone(),
             roots: self.roots.clone(),
         }
@@ -184,14 +190,14 @@ impl Credentials {
         &self.trust
     }
 
-    /// The configuration of the accepting side.
+    /// The configuration for accepting connections.
     pub(super) const fn server(&self) -> &Arc<ServerConfig> {
         &self.server
     }
 
-    /// The configuration for connecting to one of `expected`.
+    /// The configuration for connecting to a server that has one of the `expected` identities.
     pub(super) fn client(&self, expected: &[Identity]) -> Arc<ClientConfig> {
-        let verifier = ExpectedServer {
+        let verifier = ServerVerifier {
             trust: self.trust.clone(),
             expected: expected.to_vec(),
         };
@@ -223,30 +229,37 @@ pub(super) fn root_store(roots: &[CertificateDer<'static>]) -> Result<RootCertSt
     for root in roots {
         store
             .add(root.clone())
-            .map_err(|error| unusable(&format!("a root is broken: {error}")))?;
+            .map_err(|error| unusable(&format!("a root certificate is invalid: {error}")))?;
     }
     if store.is_empty() {
-        return Err(unusable(&"it came without a root certificate"));
+        return Err(unusable(&"it was issued without a root certificate"));
     }
     Ok(store)
 }
 
-fn facts(leaf: &CertificateDer<'_>) -> Result<(String, SystemTime, SystemTime), IssueError> {
+/// The fields of a leaf that [`CertificateSummary`] shows.
+struct LeafFields {
+    /// Hexadecimal.
+    serial: String,
+    not_before: SystemTime,
+    not_after: SystemTime,
+}
+
+fn leaf_fields(leaf: &CertificateDer<'_>) -> Result<LeafFields, IssueError> {
     let (_rest, parsed) =
         x509_parser::parse_x509_certificate(leaf).map_err(|error| unusable(&error))?;
     let time = |at: x509_parser::time::ASN1Time| {
         UNIX_EPOCH + Duration::from_secs(u64::try_from(at.timestamp()).unwrap_or(0))
     };
     let validity = parsed.validity();
-    let (not_before, not_after) = (time(validity.not_before), time(validity.not_after));
-    Ok((
-        parsed.raw_serial_as_string().replace(':', ""),
-        not_before,
-        not_after,
-    ))
+    Ok(LeafFields {
+        serial: parsed.raw_serial_as_string().replace(':', ""),
+        not_before: time(validity.not_before),
+        not_after: time(validity.not_after),
+    })
 }
 
-fn seconds(time: SystemTime) -> u64 {
+fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
 }
@@ -254,17 +267,17 @@ fn seconds(time: SystemTime) -> u64 {
 fn server_config(
     identity: &Identity,
     trust: &Trust,
-    chosen: &Arc<Always>,
+    resolver: &Arc<SingleCertificate>,
 ) -> Result<ServerConfig, IssueError> {
-    let verifier = MeshClient {
+    let verifier = ClientVerifier {
         trust: trust.clone(),
-        ours: identity.clone(),
+        local_identity: identity.clone(),
     };
     let mut config = ServerConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&TLS13])
         .map_err(|error| unusable(&error))?
         .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(chosen.clone());
+        .with_cert_resolver(resolver.clone());
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.ignore_client_order = true;
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -273,9 +286,12 @@ fn server_config(
     Ok(config)
 }
 
-fn client_config(trust: &Trust, chosen: &Arc<Always>) -> Result<ClientConfig, IssueError> {
+fn client_config(
+    trust: &Trust,
+    resolver: &Arc<SingleCertificate>,
+) -> Result<ClientConfig, IssueError> {
     // Accepts no server until a connection sets the identities that it expects.
-    let verifier = ExpectedServer {
+    let verifier = ServerVerifier {
         trust: trust.clone(),
         expected: Vec::new(),
     };
@@ -284,7 +300,7 @@ fn client_config(trust: &Trust, chosen: &Arc<Always>) -> Result<ClientConfig, Is
         .map_err(|error| unusable(&error))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_cert_resolver(chosen.clone());
+        .with_client_cert_resolver(resolver.clone());
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.enable_sni = false;
     config.resumption = Resumption::disabled();
@@ -292,17 +308,17 @@ fn client_config(trust: &Trust, chosen: &Arc<Always>) -> Result<ClientConfig, Is
     Ok(config)
 }
 
-/// Presents the one certificate, whatever hints the peer sends.
+/// Presents the same certificate to every peer.
 #[derive(Debug)]
-struct Always(Arc<CertifiedKey>);
+struct SingleCertificate(Arc<CertifiedKey>);
 
-impl ResolvesServerCert for Always {
+impl ResolvesServerCert for SingleCertificate {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.0.clone())
     }
 }
 
-impl ResolvesClientCert for Always {
+impl ResolvesClientCert for SingleCertificate {
     fn resolve(
         &self,
         _root_hints: &[&[u8]],

@@ -1,6 +1,6 @@
 //! The errors of certificates, handshakes and records, one enum for each stage. Each error has a
 //! `reason()` from a closed set (metric label, log field) and a `fault()`; its message names the
-//! likely cause, because an operator sees only the message.
+//! likely cause, because operators see only the message.
 
 mod handshake;
 mod record;
@@ -53,11 +53,11 @@ impl Role {
     }
 }
 
-/// Why there is no TLS session.
+/// Why a TLS session could not be established.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no valid certificate for the local identity of the session.
-    #[error("no certificate for {identity}: {cause}")]
+    #[error("no valid certificate for {identity}: {cause}")]
     Issue {
         /// The local identity.
         identity: Identity,
@@ -112,7 +112,7 @@ pub enum IssueError {
         why: String,
     },
     /// The issuer refused the request.
-    #[error("the certificate authority {issuer} refused: {why}")]
+    #[error("the certificate authority {issuer} refused the request: {why}")]
     Refused {
         /// Which issuer.
         issuer: String,
@@ -125,12 +125,12 @@ pub enum IssueError {
         /// The problem.
         why: String,
     },
-    /// The issuing task ended without an answer: the store has forgotten the identity, or the
-    /// process is shutting down.
+    /// The task that requests the certificate ended first: the store no longer serves the identity,
+    /// or the process is shutting down.
     #[error(
-        "issuing was given up: the identity is no longer served here, or the proxy is stopping"
+        "the certificate request was cancelled: no pod of this node has the identity any more, or the proxy is shutting down"
     )]
-    GivenUp,
+    Cancelled,
 }
 
 impl IssueError {
@@ -141,7 +141,7 @@ impl IssueError {
             Self::Unavailable { .. } => "ca_unavailable",
             Self::Refused { .. } => "ca_refused",
             Self::Unusable { .. } => "ca_unusable",
-            Self::GivenUp => "ca_given_up",
+            Self::Cancelled => "ca_given_up",
         }
     }
 
@@ -150,7 +150,7 @@ impl IssueError {
     pub const fn fault(&self) -> Fault {
         match self {
             Self::Unavailable { .. } | Self::Refused { .. } | Self::Unusable { .. } => Fault::Mesh,
-            Self::GivenUp => Fault::Us,
+            Self::Cancelled => Fault::Us,
         }
     }
 }
@@ -158,22 +158,26 @@ impl IssueError {
 /// The likely cause of an alert with which a peer refuses us.
 fn explain(alert: AlertDescription) -> &'static str {
     match alert {
-        AlertDescription::UnknownCA => "it does not know our root certificate (another mesh?)",
-        AlertDescription::CertificateExpired => "our certificate ran out, or its clock is wrong",
-        AlertDescription::CertificateRequired => "it wants a certificate and got none",
+        AlertDescription::UnknownCA => "it does not trust our root certificate (another mesh?)",
+        AlertDescription::CertificateExpired => {
+            "our certificate has expired, or the peer's clock is wrong"
+        }
+        AlertDescription::CertificateRequired => "it requires a client certificate",
         AlertDescription::AccessDenied | AlertDescription::CertificateUnknown => {
-            "it does not accept our identity (another trust domain, or not whom it expects)"
+            "it does not accept our identity (another trust domain, or not an identity that it expects)"
         }
         AlertDescription::BadCertificate
         | AlertDescription::UnsupportedCertificate
         | AlertDescription::DecryptError => "it does not accept our certificate",
         AlertDescription::CertificateRevoked => {
-            "our certificate, or one of those above it, is on its revocation list"
+            "our certificate, or an intermediate certificate of our chain, is on its revocation list"
         }
-        AlertDescription::NoApplicationProtocol => "it does not speak HTTP/2 on this port",
+        AlertDescription::NoApplicationProtocol => "it does not accept ALPN \"h2\" on this port",
         AlertDescription::ProtocolVersion
         | AlertDescription::HandshakeFailure
-        | AlertDescription::InsufficientSecurity => "no version or cipher in common (TLS 1.3 only)",
+        | AlertDescription::InsufficientSecurity => {
+            "no TLS version or cipher suite in common (this proxy requires TLS 1.3)"
+        }
         _ => "see the peer's log",
     }
 }

@@ -1,9 +1,9 @@
-//! Handshakes: rustls runs the protocol; this file moves the bytes and then takes over the traffic
+//! Handshakes: rustls runs the protocol; this file moves the bytes and then extracts the traffic
 //! keys.
 //!
-//! Records are passed to rustls one by one, so bytes behind the last handshake record stay sealed
-//! and go to the [`Stream`]. The client's last flight is not sent on its own: it leaves with the
-//! first bytes of the application, or before the first read waits.
+//! Records are passed to rustls one by one, so records after the handshake stay sealed for the
+//! [`Stream`]. The client's last flight is not sent on its own: it is sent with the first bytes of
+//! the application, or before the first read waits.
 
 mod flight;
 
@@ -23,18 +23,19 @@ use self::flight::Flight;
 use super::credentials::{ALPN, Credentials};
 use super::error::{Error, HandshakeError, IdentityRefusal, RecordError, Role};
 use super::incoming::Incoming;
-use super::keys::Keys;
+use super::keys::KeySchedule;
 use super::outgoing::Outgoing;
 use super::record::{Opener, Sealer};
 use super::revocation::PeerChain;
-use super::stream::{Agreement, Stream};
+use super::stream::{Negotiated, Stream};
 use super::verify::{Trust, identity_of};
 use mesh::Identity;
 
 /// How long a refused peer may take to read the alert before the socket is closed.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// Opens a session with `credentials` to a server that must have one of the `expected` identities.
+/// Establishes a session with `credentials` to a server that must have one of the `expected`
+/// identities.
 ///
 /// Needs a tokio runtime with a timer. The caller bounds the time.
 ///
@@ -55,7 +56,8 @@ where
     run(connection, io, Role::Client, credentials.trust()).await
 }
 
-/// Accepts a session with `credentials`; the client must present a certificate of the mesh.
+/// Accepts a session with `credentials`. The client must present a certificate of the same trust
+/// domain.
 ///
 /// Needs a tokio runtime with a timer. The caller bounds the time.
 ///
@@ -69,8 +71,8 @@ where
     run(connection, io, Role::Server, credentials.trust()).await
 }
 
-/// Starts a handshake. Boxed, and created outside of any async function: the caller's task lives as
-/// long as its connection and should not have the size of a handshake.
+/// Starts a handshake. It is boxed outside of any async function, so that the caller's future,
+/// which lives as long as its connection, does not contain a handshake.
 fn run<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
     connection: Result<H, rustls::Error>,
     io: IO,
@@ -98,18 +100,18 @@ async fn establish<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<Stream<IO>, Box<HandshakeError>> {
     let mut flight = Flight::default();
     if let Err(error) = drive(&mut connection, &mut io, &mut flight, role).await {
-        part(&mut connection, &mut io, &mut flight, &error).await;
+        send_alert(&mut connection, &mut io, &mut flight, &error).await;
         return Err(Box::new(error));
     }
-    let agreed = agreement(connection.state(), role, &trust);
-    let (keys, incoming, mut outgoing) = take_over(connection, &flight).map_err(Box::new)?;
-    match agreed {
-        Ok(agreed) => Ok(Stream::new(io, keys, incoming, outgoing, agreed)),
+    let result = negotiated(connection.state(), role, &trust);
+    let (keys, incoming, mut outgoing) = extract_keys(connection, &flight).map_err(Box::new)?;
+    match result {
+        Ok(negotiated) => Ok(Stream::new(io, keys, incoming, outgoing, negotiated)),
         Err(error) => {
-            if outgoing.alert(alert_about(&error)).is_ok()
+            if outgoing.alert(alert_for(&error)).is_ok()
                 && let Ok(alert) = outgoing.pending()
             {
-                farewell(&mut io, alert).await;
+                send_and_linger(&mut io, alert).await;
             }
             Err(Box::new(error))
         }
@@ -118,7 +120,7 @@ async fn establish<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
 
 /// The next action that rustls requires.
 enum Step {
-    Again,
+    Continue,
     Send,
     Read,
     Done,
@@ -132,13 +134,13 @@ async fn drive<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<(), HandshakeError> {
     loop {
         match step(connection, flight)? {
-            Step::Again => {}
-            // The client's last flight waits for the first bytes of the application.
+            Step::Continue => {}
+            // The client's last flight is sent with the first bytes of the application.
             Step::Send if !connection.state().is_handshaking() => {}
             Step::Send => flight.send(io).await?,
             Step::Done => return Ok(()),
             Step::Read => {
-                while !flight.show_record() {
+                while !flight.show_next_record() {
                     flight.read(io, role).await?;
                 }
             }
@@ -147,11 +149,13 @@ async fn drive<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
 }
 
 fn step<H: Handshake>(connection: &mut H, flight: &mut Flight) -> Result<Step, HandshakeError> {
-    let mut arrived = std::mem::take(&mut flight.arrived);
-    let UnbufferedStatus { discard, state } = connection.process(&mut arrived[..flight.shown]);
+    let mut received = std::mem::take(&mut flight.received);
+    let UnbufferedStatus { discard, state } = connection.process(&mut received[..flight.visible]);
     let step = match state {
         Err(error) => Err(handshake_error(error)),
-        Ok(ConnectionState::EncodeTlsData(message)) => flight.encode(message).map(|()| Step::Again),
+        Ok(ConnectionState::EncodeTlsData(message)) => {
+            flight.encode(message).map(|()| Step::Continue)
+        }
         Ok(ConnectionState::TransmitTlsData(message)) => {
             message.done();
             Ok(Step::Send)
@@ -159,30 +163,34 @@ fn step<H: Handshake>(connection: &mut H, flight: &mut Flight) -> Result<Step, H
         Ok(ConnectionState::BlockedHandshake) => Ok(Step::Read),
         Ok(ConnectionState::WriteTraffic(_)) => Ok(Step::Done),
         Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => Err(HandshakeError::Closed),
-        Ok(_) => Err(HandshakeError::Misbehaved {
-            why: "data before the handshake's end".into(),
+        Ok(_) => Err(HandshakeError::ProtocolViolation {
+            why: "application data before the end of the handshake".into(),
         }),
     };
-    flight.arrived = arrived;
+    flight.received = received;
     flight.discard(discard);
     match step {
-        // A server may write before it has read the client's Finished; those bytes wait here.
+        // rustls lets a server write before it has read the client's Finished. We wait for it.
         Ok(Step::Done) if connection.state().is_handshaking() => Ok(Step::Read),
         other => other,
     }
 }
 
-fn agreement(state: &CommonState, role: Role, trust: &Trust) -> Result<Agreement, HandshakeError> {
+fn negotiated(
+    state: &CommonState,
+    role: Role,
+    trust: &Trust,
+) -> Result<Negotiated, HandshakeError> {
     if state.alpn_protocol() != Some(ALPN) {
-        return Err(HandshakeError::NoHbone);
+        return Err(HandshakeError::NoAlpn);
     }
     let presented = state.peer_certificates();
     let (leaf, above) = presented
         .and_then(<[_]>::split_first)
         .ok_or(HandshakeError::NoCertificate)?;
     let peer = identity_of(leaf).map_err(|source| HandshakeError::Identity { source })?;
-    // rustls does not expose the chain that the verifier found, so it is built again, but only
-    // where revocation lists are configured.
+    // rustls does not expose the chain that the verifier found, so it is built again if revocation
+    // lists are configured.
     let chain = if trust.revocations.are_configured() {
         let usage = match role {
             Role::Client => KeyUsage::server_auth(),
@@ -199,7 +207,7 @@ fn agreement(state: &CommonState, role: Role, trust: &Trust) -> Result<Agreement
     let group = state
         .negotiated_key_exchange_group()
         .and_then(|group| group.name().as_str());
-    Ok(Agreement {
+    Ok(Negotiated {
         peer,
         chain,
         cipher_suite: suite.unwrap_or("unknown"),
@@ -207,17 +215,17 @@ fn agreement(state: &CommonState, role: Role, trust: &Trust) -> Result<Agreement
     })
 }
 
-fn take_over<H: Handshake>(
+fn extract_keys<H: Handshake>(
     connection: H,
     flight: &Flight,
-) -> Result<(Keys, Incoming, Outgoing), HandshakeError> {
+) -> Result<(KeySchedule, Incoming, Outgoing), HandshakeError> {
     let limit = match connection.state().negotiated_cipher_suite() {
         Some(SupportedCipherSuite::Tls13(suite)) => suite.common.confidentiality_limit,
         _ => 0,
     };
-    if flight.shown > 0 {
-        return Err(HandshakeError::Misbehaved {
-            why: "bytes behind its Finished".into(),
+    if flight.visible > 0 {
+        return Err(HandshakeError::ProtocolViolation {
+            why: "handshake bytes after its Finished".into(),
         });
     }
     let internal = |error: RecordError| HandshakeError::Internal {
@@ -232,16 +240,16 @@ fn take_over<H: Handshake>(
     let opener = Opener::new(sequence, receiving).map_err(internal)?;
     let (sequence, sending) = secrets.tx;
     let sealer = Sealer::new(sequence, sending).map_err(internal)?;
-    let incoming = Incoming::new(opener, &flight.arrived).map_err(internal)?;
+    let incoming = Incoming::new(opener, &flight.received).map_err(internal)?;
     Ok((
         keys,
         incoming,
-        Outgoing::new(sealer, limit, &flight.leaving),
+        Outgoing::new(sealer, limit, &flight.to_send),
     ))
 }
 
-/// Sends the alert to a refused peer, as far as the peer reads it.
-async fn part<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
+/// Sends the alert that rustls has queued for a refused peer.
+async fn send_alert<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
     connection: &mut H,
     io: &mut IO,
     flight: &mut Flight,
@@ -250,52 +258,52 @@ async fn part<H: Handshake, IO: AsyncRead + AsyncWrite + Unpin>(
     if matches!(error, HandshakeError::Io { .. } | HandshakeError::Closed) {
         return;
     }
-    // rustls has queued the alert. It must not process the received bytes again: after an error its
-    // offsets no longer match them, and it would panic.
+    // rustls must not process the received bytes again: after an error its offsets no longer match
+    // them, and it would panic.
     while connection.state().wants_write() {
-        if !matches!(step(connection, flight), Ok(Step::Again)) {
+        if !matches!(step(connection, flight), Ok(Step::Continue)) {
             break;
         }
     }
-    if !flight.leaving.is_empty() {
-        farewell(io, &flight.leaving).await;
+    if !flight.to_send.is_empty() {
+        send_and_linger(io, &flight.to_send).await;
     }
 }
 
-/// Sends an alert and waits briefly for the peer to read it: closing with unread bytes would reset
-/// the connection and discard the alert.
-async fn farewell<IO: AsyncRead + AsyncWrite + Unpin>(io: &mut IO, alert: &[u8]) {
-    let said = async {
+/// Sends an alert, then reads and discards for a short time: closing a socket with unread bytes
+/// resets the connection, and the peer may lose the alert.
+async fn send_and_linger<IO: AsyncRead + AsyncWrite + Unpin>(io: &mut IO, alert: &[u8]) {
+    let closing = async {
         io.write_all(alert).await?;
         io.shutdown().await?;
-        let mut left = [0; 1024];
+        let mut discarded = [0; 1024];
         for _ in 0..64 {
-            if io.read(&mut left).await? == 0 {
+            if io.read(&mut discarded).await? == 0 {
                 break;
             }
         }
         Ok::<_, std::io::Error>(())
     };
-    // The caller reports the error that led here; an error of the alert adds nothing.
-    let _best_effort = tokio::time::timeout(LINGER, said).await;
+    // The caller reports the cause of the alert; an error while sending it adds nothing.
+    let _best_effort = tokio::time::timeout(LINGER, closing).await;
 }
 
 /// The alert for an error that rustls did not detect.
-const fn alert_about(error: &HandshakeError) -> AlertDescription {
+const fn alert_for(error: &HandshakeError) -> AlertDescription {
     match error {
-        HandshakeError::NoHbone => AlertDescription::NoApplicationProtocol,
+        HandshakeError::NoAlpn => AlertDescription::NoApplicationProtocol,
         HandshakeError::Revoked => AlertDescription::CertificateRevoked,
         _ => AlertDescription::BadCertificate,
     }
 }
 
-/// Sorts rustls's errors by the action that an operator can take.
+/// Classifies rustls's errors by the action that an operator can take.
 fn handshake_error(error: rustls::Error) -> HandshakeError {
     match error {
         rustls::Error::InvalidCertificate(cause) => certificate_error(cause),
         rustls::Error::NoCertificatesPresented => HandshakeError::NoCertificate,
-        rustls::Error::NoApplicationProtocol => HandshakeError::NoHbone,
-        rustls::Error::AlertReceived(alert) => HandshakeError::Refused { alert },
+        rustls::Error::NoApplicationProtocol => HandshakeError::NoAlpn,
+        rustls::Error::AlertReceived(alert) => HandshakeError::Rejected { alert },
         rustls::Error::PeerIncompatible(why) => HandshakeError::Incompatible {
             why: format!("{why:?}"),
         },
@@ -304,7 +312,7 @@ fn handshake_error(error: rustls::Error) -> HandshakeError {
         | rustls::Error::General(_)) => HandshakeError::Internal {
             why: error.to_string(),
         },
-        other => HandshakeError::Misbehaved {
+        other => HandshakeError::ProtocolViolation {
             why: other.to_string(),
         },
     }
@@ -335,10 +343,12 @@ fn certificate_error(cause: CertificateError) -> HandshakeError {
 /// The common interface of the client's and the server's connection.
 trait Handshake {
     type Data;
-    fn process<'c, 'i>(&'c mut self, arrived: &'i mut [u8])
-    -> UnbufferedStatus<'c, 'i, Self::Data>;
+    fn process<'c, 'i>(
+        &'c mut self,
+        received: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, Self::Data>;
     fn state(&self) -> &CommonState;
-    fn finish(self) -> Result<(ExtractedSecrets, Keys), rustls::Error>;
+    fn finish(self) -> Result<(ExtractedSecrets, KeySchedule), rustls::Error>;
 }
 
 impl Handshake for UnbufferedClientConnection {
@@ -346,18 +356,18 @@ impl Handshake for UnbufferedClientConnection {
 
     fn process<'c, 'i>(
         &'c mut self,
-        arrived: &'i mut [u8],
+        received: &'i mut [u8],
     ) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(arrived)
+        self.process_tls_records(received)
     }
 
     fn state(&self) -> &CommonState {
         self
     }
 
-    fn finish(self) -> Result<(ExtractedSecrets, Keys), rustls::Error> {
+    fn finish(self) -> Result<(ExtractedSecrets, KeySchedule), rustls::Error> {
         let (secrets, keys) = self.dangerous_into_kernel_connection()?;
-        Ok((secrets, Keys::Client(Box::new(keys))))
+        Ok((secrets, KeySchedule::Client(Box::new(keys))))
     }
 }
 
@@ -366,18 +376,18 @@ impl Handshake for UnbufferedServerConnection {
 
     fn process<'c, 'i>(
         &'c mut self,
-        arrived: &'i mut [u8],
+        received: &'i mut [u8],
     ) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(arrived)
+        self.process_tls_records(received)
     }
 
     fn state(&self) -> &CommonState {
         self
     }
 
-    fn finish(self) -> Result<(ExtractedSecrets, Keys), rustls::Error> {
+    fn finish(self) -> Result<(ExtractedSecrets, KeySchedule), rustls::Error> {
         let (secrets, keys) = self.dangerous_into_kernel_connection()?;
-        Ok((secrets, Keys::Server(Box::new(keys))))
+        Ok((secrets, KeySchedule::Server(Box::new(keys))))
     }
 }
 

@@ -1,8 +1,8 @@
-//! The receiving half of a session, without I/O: sealed records in, plaintext out.
+//! The receiving direction of a session, without I/O: sealed records in, plaintext out.
 //!
-//! Records are opened straight into the reader's memory when they fit, else in place and then
-//! copied out in parts. Handshake messages that follow the handshake (key updates, session tickets)
-//! and alerts are handled here.
+//! Records are opened directly into the reader's memory if they fit, else in place and then copied
+//! out in parts. Post-handshake messages (key updates, session tickets) and alerts are handled
+//! here.
 
 use std::ops::Range;
 
@@ -11,89 +11,91 @@ use tokio::io::ReadBuf;
 
 use super::buffer::{Buffer, LARGE};
 use super::error::{RecordError, Role};
-use super::keys::Keys;
+use super::keys::KeySchedule;
 use super::outgoing::Outgoing;
-use super::record::{Content, HEADER, Opener, record_length};
+use super::record::{ContentType, HEADER_LEN, Opener, record_length};
 
-/// The limit of records in a row without application data (empty records, tickets, key updates).
-const MAX_FRUITLESS: u8 = 32;
-/// The largest handshake message after the handshake: a session ticket has about 300 bytes.
-const MAX_MESSAGE: usize = 1 << 16;
-/// Free space behind the received bytes that is enough to read without moving them.
-const WORTHWHILE: usize = LARGE / 4;
+/// The limit of consecutive records without application data (empty records, tickets, key updates).
+const MAX_RECORDS_WITHOUT_DATA: u8 = 32;
+/// The limit of a post-handshake message, in bytes: a session ticket has about 300.
+const MAX_MESSAGE_LEN: usize = 1 << 16;
+/// With less free space behind the received bytes, they are moved to the front before the next
+/// read.
+const MIN_READ_SPACE: usize = LARGE / 4;
 
 const NEW_SESSION_TICKET: u8 = 4;
 const KEY_UPDATE: u8 = 24;
 
 /// Whether the peer may still send.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
+enum PeerSide {
     /// The peer may send.
     Open,
     /// The peer has sent close_notify.
     Closed,
 }
 
-/// Why [`Incoming::take`] stopped.
+/// Why [`Incoming::read`] stopped.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
-    /// The reader's memory is full.
+    /// The reader's buffer is full.
     Full,
-    /// No complete record is left.
-    Hungry,
-    /// The peer has closed its side.
+    /// No complete record is left: read from the socket.
+    NeedsInput,
+    /// The peer has sent close_notify.
     Closed,
 }
 
-/// The receiving half of a session.
+/// The receiving direction of a session.
 pub(super) struct Incoming {
     opener: Opener,
     buffer: Option<Buffer>,
     /// Received sealed bytes: `buffer[start..end]`.
     start: usize,
     end: usize,
-    /// Opened bytes that did not fit the reader's memory, in front of `start`.
-    plain: Range<usize>,
-    /// A handshake message that continues in the next record.
+    /// Plaintext that did not fit the reader's buffer, before `start`.
+    opened: Range<usize>,
+    /// The first part of a handshake message that continues in the next record.
     message: Vec<u8>,
-    fruitless: u8,
-    /// Whether a record was opened before: the refusal of a client certificate is in the first one.
-    heard: bool,
-    side: Side,
+    records_without_data: u8,
+    /// Whether a record was opened before: an alert in a client's first record means that the
+    /// server refused its certificate.
+    received_record: bool,
+    peer_side: PeerSide,
 }
 
 impl Incoming {
-    /// Starts with the first traffic key and the bytes that were received behind the handshake.
-    pub(super) fn new(opener: Opener, arrived: &[u8]) -> Result<Self, RecordError> {
+    /// Starts with the first traffic key and the bytes that were received after the handshake.
+    pub(super) fn new(opener: Opener, received_bytes: &[u8]) -> Result<Self, RecordError> {
         let mut incoming = Self {
             opener,
             buffer: None,
             start: 0,
             end: 0,
-            plain: 0..0,
+            opened: 0..0,
             message: Vec::new(),
-            fruitless: 0,
-            heard: false,
-            side: Side::Open,
+            records_without_data: 0,
+            received_record: false,
+            peer_side: PeerSide::Open,
         };
-        if !arrived.is_empty() {
+        if !received_bytes.is_empty() {
             incoming
                 .buffer
                 .get_or_insert_with(Buffer::large)
-                .get_mut(..arrived.len())
+                .get_mut(..received_bytes.len())
                 .ok_or(RecordError::Overflow {
-                    length: arrived.len(),
+                    length: received_bytes.len(),
                 })?
-                .copy_from_slice(arrived);
-            incoming.end = arrived.len();
+                .copy_from_slice(received_bytes);
+            incoming.end = received_bytes.len();
         }
         Ok(incoming)
     }
 
-    /// Fills the reader's memory from the received records.
-    pub(super) fn take(
+    /// Fills the reader's buffer from the received records.
+    pub(super) fn read(
         &mut self,
-        keys: &mut Keys,
+        keys: &mut KeySchedule,
         outgoing: &mut Outgoing,
         out: &mut ReadBuf<'_>,
     ) -> Result<Stop, RecordError> {
@@ -102,50 +104,50 @@ impl Incoming {
             if out.remaining() == 0 {
                 return Ok(Stop::Full);
             }
-            if self.side == Side::Closed {
+            if self.peer_side == PeerSide::Closed {
                 self.buffer = None;
                 return Ok(Stop::Closed);
             }
             let Some(buffer) = &mut self.buffer else {
-                return Ok(Stop::Hungry);
+                return Ok(Stop::NeedsInput);
             };
-            let arrived = &mut buffer[self.start..self.end];
-            let length = match record_length(arrived)? {
-                Some(length) if length <= arrived.len() => length,
+            let received_bytes = &mut buffer[self.start..self.end];
+            let length = match record_length(received_bytes)? {
+                Some(length) if length <= received_bytes.len() => length,
                 _ => {
                     self.release_if_empty();
-                    return Ok(Stop::Hungry);
+                    return Ok(Stop::NeedsInput);
                 }
             };
-            let record = &mut arrived[..length];
+            let record = &mut received_bytes[..length];
             let inner = Opener::inner_length(length);
-            let at = self.start + HEADER;
+            let at = self.start + HEADER_LEN;
             self.start += length;
             if out.remaining() >= inner {
-                let place = out.initialize_unfilled_to(inner);
-                let (content, count) = self.opener.open_into(record, place)?;
-                if content == Content::Data && self.message.is_empty() {
+                let target = out.initialize_unfilled_to(inner);
+                let (content, count) = self.opener.open_into(record, target)?;
+                if content == ContentType::ApplicationData && self.message.is_empty() {
                     out.advance(count);
                     self.count_record(count)?;
                 } else {
-                    // Rare enough to afford the copy.
-                    let body = place[..count].to_vec();
-                    self.control(keys, outgoing, content, &body)?;
+                    // Rare, so the copy does not matter.
+                    let body = target[..count].to_vec();
+                    self.handle_control(keys, outgoing, content, &body)?;
                 }
             } else {
                 let (content, count) = self.opener.open_in_place(record)?;
-                if content == Content::Data && self.message.is_empty() {
-                    self.plain = at..at + count;
+                if content == ContentType::ApplicationData && self.message.is_empty() {
+                    self.opened = at..at + count;
                     self.count_record(count)?;
                 } else {
-                    let body = record[HEADER..HEADER + count].to_vec();
-                    self.control(keys, outgoing, content, &body)?;
+                    let body = record[HEADER_LEN..HEADER_LEN + count].to_vec();
+                    self.handle_control(keys, outgoing, content, &body)?;
                 }
             }
         }
     }
 
-    /// Space for the next read of the socket.
+    /// The buffer space for the next read from the socket.
     pub(super) fn space(&mut self) -> &mut [u8] {
         let buffer = self.buffer.get_or_insert_with(Buffer::large);
         if buffer.len() < LARGE {
@@ -155,7 +157,7 @@ impl Incoming {
             *buffer = large;
             self.start = 0;
             self.end = kept;
-        } else if buffer.len() - self.end < WORTHWHILE {
+        } else if buffer.len() - self.end < MIN_READ_SPACE {
             buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
@@ -168,12 +170,12 @@ impl Incoming {
         self.end += count;
     }
 
-    /// The socket has no bytes now: keep no more memory than the waiting bytes need.
-    pub(super) fn park(&mut self) {
+    /// Called when the socket has no bytes: keeps no more memory than the received bytes need.
+    pub(super) fn shrink(&mut self) {
         self.release_if_empty();
         if let Some(buffer) = &mut self.buffer
-            && self.plain.is_empty()
-            && buffer.park(self.start..self.end)
+            && self.opened.is_empty()
+            && buffer.shrink(self.start..self.end)
         {
             self.end -= self.start;
             self.start = 0;
@@ -181,7 +183,7 @@ impl Incoming {
     }
 
     fn release_if_empty(&mut self) {
-        if self.start == self.end && self.plain.is_empty() {
+        if self.start == self.end && self.opened.is_empty() {
             self.buffer = None;
             self.start = 0;
             self.end = 0;
@@ -190,55 +192,56 @@ impl Incoming {
 
     fn copy_opened(&mut self, out: &mut ReadBuf<'_>) {
         if let Some(buffer) = &self.buffer
-            && !self.plain.is_empty()
+            && !self.opened.is_empty()
         {
-            let count = self.plain.len().min(out.remaining());
-            out.put_slice(&buffer[self.plain.start..self.plain.start + count]);
-            self.plain.start += count;
+            let count = self.opened.len().min(out.remaining());
+            out.put_slice(&buffer[self.opened.start..self.opened.start + count]);
+            self.opened.start += count;
             self.release_if_empty();
         }
     }
 
     const fn count_record(&mut self, content: usize) -> Result<(), RecordError> {
-        self.heard = true;
+        self.received_record = true;
         if content > 0 {
-            self.fruitless = 0;
+            self.records_without_data = 0;
             return Ok(());
         }
-        self.fruitless += 1;
-        if self.fruitless > MAX_FRUITLESS {
-            return Err(RecordError::Fruitless {
-                count: self.fruitless,
+        self.records_without_data += 1;
+        if self.records_without_data > MAX_RECORDS_WITHOUT_DATA {
+            return Err(RecordError::NoData {
+                count: self.records_without_data,
             });
         }
         Ok(())
     }
 
-    fn control(
+    fn handle_control(
         &mut self,
-        keys: &mut Keys,
+        keys: &mut KeySchedule,
         outgoing: &mut Outgoing,
-        content: Content,
+        content: ContentType,
         body: &[u8],
     ) -> Result<(), RecordError> {
-        let first = !self.heard;
+        let first = !self.received_record;
         self.count_record(0)?;
         match content {
-            // A message in parts must not be mixed with other records (RFC 8446, section 5.1).
-            Content::Data => Err(RecordError::Unexpected {
-                what: "record inside a message",
+            // The parts of a message must not be interleaved with other records (RFC 8446, section
+            // 5.1).
+            ContentType::ApplicationData => Err(RecordError::Unexpected {
+                what: "data record inside a handshake message",
             }),
-            Content::Alert if !self.message.is_empty() => Err(RecordError::Unexpected {
-                what: "alert inside a message",
+            ContentType::Alert if !self.message.is_empty() => Err(RecordError::Unexpected {
+                what: "alert inside a handshake message",
             }),
-            Content::Alert => self.alert(keys.role(), first, body),
-            Content::Handshake if body.is_empty() => Err(RecordError::Unexpected {
+            ContentType::Alert => self.handle_alert(keys.role(), first, body),
+            ContentType::Handshake if body.is_empty() => Err(RecordError::Unexpected {
                 what: "empty handshake record",
             }),
-            Content::Handshake => {
+            ContentType::Handshake => {
                 self.message.extend_from_slice(body);
                 let mut messages = std::mem::take(&mut self.message);
-                let used = self.messages(keys, outgoing, &messages)?;
+                let used = self.handle_messages(keys, outgoing, &messages)?;
                 messages.drain(..used);
                 if messages.is_empty() {
                     return Ok(());
@@ -249,13 +252,13 @@ impl Incoming {
         }
     }
 
-    fn alert(&mut self, role: Role, first: bool, body: &[u8]) -> Result<(), RecordError> {
+    fn handle_alert(&mut self, role: Role, first: bool, body: &[u8]) -> Result<(), RecordError> {
         let &[_level, code] = body else {
             return Err(RecordError::Malformed { what: "alert" });
         };
         match AlertDescription::from(code) {
             AlertDescription::CloseNotify => {
-                self.side = Side::Closed;
+                self.peer_side = PeerSide::Closed;
                 Ok(())
             }
             // Not an error (RFC 8446, section 6.1); close_notify follows.
@@ -265,10 +268,10 @@ impl Incoming {
         }
     }
 
-    /// Handles the complete messages and returns how many bytes they were.
-    fn messages(
+    /// Handles the complete messages and returns their length in bytes.
+    fn handle_messages(
         &mut self,
-        keys: &mut Keys,
+        keys: &mut KeySchedule,
         outgoing: &mut Outgoing,
         bytes: &[u8],
     ) -> Result<usize, RecordError> {
@@ -282,7 +285,7 @@ impl Incoming {
                     what: "handshake message",
                 });
             }
-            if length > MAX_MESSAGE || (kind == KEY_UPDATE && length != 1) {
+            if length > MAX_MESSAGE_LEN || (kind == KEY_UPDATE && length != 1) {
                 return Err(RecordError::Malformed {
                     what: "handshake message",
                 });
@@ -293,26 +296,26 @@ impl Incoming {
             rest = next;
             // Sessions are never resumed, so tickets are dropped.
             if kind == KEY_UPDATE {
-                self.key_update(keys, outgoing, body, next)?;
+                self.handle_key_update(keys, outgoing, body, next)?;
             }
         }
         Ok(bytes.len() - rest.len())
     }
 
     /// Switches to the peer's next key, from the next record on (RFC 8446, section 4.6.3).
-    fn key_update(
+    fn handle_key_update(
         &mut self,
-        keys: &mut Keys,
+        keys: &mut KeySchedule,
         outgoing: &mut Outgoing,
         body: &[u8],
         behind: &[u8],
     ) -> Result<(), RecordError> {
         if !behind.is_empty() {
             return Err(RecordError::Unexpected {
-                what: "message behind a key update",
+                what: "message after a key update in the same record",
             });
         }
-        let (sequence, secrets) = keys.next_to_receive()?;
+        let (sequence, secrets) = keys.next_receive_secret()?;
         self.opener = Opener::new(sequence, secrets)?;
         match body {
             [0] => Ok(()),
@@ -324,7 +327,7 @@ impl Incoming {
 
 #[cfg(test)]
 impl Incoming {
-    /// The number of bytes of memory held.
+    /// The size of the buffer in bytes.
     pub(super) fn held(&self) -> usize {
         self.buffer.as_ref().map_or(0, |buffer| buffer.len())
     }

@@ -1,4 +1,4 @@
-//! The interface to certificate authorities: the request to an issuer, and its result.
+//! The interface to a certificate authority: the request and its result.
 
 use std::fmt;
 use std::future::Future;
@@ -14,8 +14,7 @@ use super::revocation::Revocations;
 use super::verify::{Trust, identity_of};
 use mesh::Identity;
 
-/// A source of certificates: the embedded authority, or the client of the control plane's
-/// authority.
+/// A source of certificates: the embedded certificate authority, or the client of a remote one.
 pub trait Issuer: Send + Sync + 'static {
     /// Issues a certificate with a fresh key. [`Store`](super::Store) calls it on the main runtime,
     /// one call at a time for each identity, and retries with back-off.
@@ -36,8 +35,8 @@ pub struct Issued {
 }
 
 impl Issued {
-    /// Checks that peers that trust `roots` will accept the certificate for `identity`, as a
-    /// client's and as a server's.
+    /// Checks that peers that trust `roots` accept the certificate for `identity`, both as a client
+    /// and as a server.
     ///
     /// # Errors
     /// [`IssueError::Unusable`], with the cause.
@@ -57,7 +56,7 @@ impl Issued {
         for usage in [KeyUsage::client_auth(), KeyUsage::server_auth()] {
             let checked = trust.check(leaf, above, UnixTime::now(), usage);
             checked.map_err(|error| {
-                unusable(format!("it does not lead up to its root now: {error}"))
+                unusable(format!("its chain to the root is not valid now: {error}"))
             })?;
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! The key schedule of an established session, kept by rustls: it derives the next secret of a
-//! direction when one side updates its keys (RFC 8446, section 7.2).
+//! The key schedule of an established session: rustls derives the next traffic secret of a
+//! direction when a side updates its key (RFC 8446, section 7.2).
 
 use rustls::ConnectionTrafficSecrets;
 use rustls::client::ClientConnectionData;
@@ -8,15 +8,15 @@ use rustls::server::ServerConnectionData;
 
 use super::error::{RecordError, Role};
 
-/// Derives traffic secrets. Boxed, because it is used once in many gigabytes.
-pub(super) enum Keys {
+/// Derives traffic secrets. Boxed, because it is used only once in many gigabytes.
+pub(super) enum KeySchedule {
     /// For a session that we opened.
     Client(Box<KernelConnection<ClientConnectionData>>),
     /// For a session that we accepted.
     Server(Box<KernelConnection<ServerConnectionData>>),
 }
 
-impl Keys {
+impl KeySchedule {
     /// Which end of the session this is.
     pub(super) const fn role(&self) -> Role {
         match self {
@@ -26,7 +26,9 @@ impl Keys {
     }
 
     /// The next secret of the sending direction, with its first sequence number.
-    pub(super) fn next_to_send(&mut self) -> Result<(u64, ConnectionTrafficSecrets), RecordError> {
+    pub(super) fn next_send_secret(
+        &mut self,
+    ) -> Result<(u64, ConnectionTrafficSecrets), RecordError> {
         match self {
             Self::Client(keys) => keys.update_tx_secret(),
             Self::Server(keys) => keys.update_tx_secret(),
@@ -37,7 +39,7 @@ impl Keys {
     }
 
     /// The next secret of the receiving direction, with its first sequence number.
-    pub(super) fn next_to_receive(
+    pub(super) fn next_receive_secret(
         &mut self,
     ) -> Result<(u64, ConnectionTrafficSecrets), RecordError> {
         match self {

@@ -1,9 +1,9 @@
-//! Mutual TLS between workloads: the certificate in use for an identity, the verification of peers,
-//! and the record layer that carries a tunnel's bytes.
+//! Mutual TLS between workloads: the certificates in use, the verification of peers, and the record
+//! layer.
 //!
 //! [`connect`] and [`accept`] let rustls run the handshake (TLS 1.3 only, ALPN `h2`, both sides
-//! present a certificate with exactly one SPIFFE URI) and then take over the traffic keys:
-//! [`Stream`] seals and opens records itself, because copies cost more than ciphers there.
+//! present a certificate with exactly one SPIFFE URI) and then extract the traffic keys: [`Stream`]
+//! seals and opens records itself, which saves copies that cost more than the cipher.
 //! [`Store`] holds one set of [`Credentials`] for each identity and renews them before they expire;
 //! certificates come from an [`Issuer`], which crate `upstream` implements.
 //!
@@ -20,10 +20,10 @@ mod issuer;
 mod keys;
 mod outgoing;
 mod record;
+mod request_limit;
 mod revocation;
 mod store;
 mod stream;
-mod turns;
 mod verify;
 
 #[cfg(test)]

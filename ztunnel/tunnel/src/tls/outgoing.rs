@@ -1,8 +1,8 @@
-//! The sending half of a session, without I/O: plaintext in, sealed records out.
+//! The sending direction of a session, without I/O: plaintext in, sealed records out.
 //!
-//! Small writes are collected behind the header of a record, which is sealed when it is full or
-//! when the caller flushes; large writes are sealed straight from the caller's bytes. The buffer is
-//! refilled only after the socket has taken all of it, so bytes are never moved.
+//! Small writes are collected in a record, which is sealed when it is full or when the caller
+//! flushes; large writes are sealed directly from the caller's bytes. The buffer is refilled only
+//! after the socket has accepted all of it, so bytes are never moved.
 
 use std::io::IoSlice;
 
@@ -10,41 +10,41 @@ use rustls::AlertDescription;
 
 use super::buffer::{Buffer, CONTROL_RESERVE};
 use super::error::RecordError;
-use super::keys::Keys;
-use super::record::{Content, FULL_RECORD, HEADER, MAX_CONTENT, OVERHEAD, Sealer};
+use super::keys::KeySchedule;
+use super::record::{ContentType, FULL_RECORD_LEN, HEADER_LEN, MAX_CONTENT_LEN, OVERHEAD, Sealer};
 
-/// A KeyUpdate message (RFC 8446, section 4.6.3) that does not request one in return.
+/// A KeyUpdate message with `update_not_requested` (RFC 8446, section 4.6.3).
 const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
 
-/// Whether the peer waits for bytes that the application did not write.
+/// Whether protocol messages are pending that the peer waits for. They are sent even if the
+/// application never writes again.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Urgency {
-    /// Pending bytes leave with the application's next flush.
+    /// No: pending bytes are sent with the application's next flush.
     None,
-    /// The end of the handshake is pending: a reader must send it too, because the peer waits for
-    /// it.
+    /// The last flight of the handshake.
     Handshake,
-    /// The answer to a key update is pending: a reader must send it too.
-    Answer,
+    /// The answer to a key update.
+    KeyUpdate,
 }
 
-/// The sending half of a session.
+/// The sending direction of a session.
 pub(super) struct Outgoing {
     sealer: Sealer,
-    /// How many records a key may seal before it is replaced.
+    /// The number of records that a key may seal before it is updated.
     limit: u64,
     buffer: Option<Buffer>,
-    /// Sealed bytes wait in `buffer[start..end]`.
+    /// Sealed bytes that are not sent yet: `buffer[start..end]`.
     start: usize,
     end: usize,
-    /// Plaintext of the unfinished record, at `buffer[end + HEADER..]`.
+    /// The length of the unfinished record's plaintext, at `buffer[end + HEADER_LEN..]`.
     staged: usize,
     urgency: Urgency,
 }
 
 impl Outgoing {
-    /// Starts with the first traffic key, at most `limit` records for each key, and the unsent
-    /// bytes of the handshake.
+    /// Starts with the first traffic key, a limit of records for each key, and the unsent bytes of
+    /// the handshake.
     pub(super) fn new(sealer: Sealer, limit: u64, handshake: &[u8]) -> Self {
         let mut outgoing = Self {
             sealer,
@@ -64,66 +64,67 @@ impl Outgoing {
         outgoing
     }
 
-    /// Takes as many bytes as fit and returns their number; 0 only if the input was empty or
-    /// [`Self::is_full`].
+    /// Accepts as many bytes as fit and returns their number; 0 only if the input is empty or the
+    /// buffer [is full](Self::is_full).
     pub(super) fn write(
         &mut self,
-        keys: &mut Keys,
+        keys: &mut KeySchedule,
         slices: &[IoSlice<'_>],
     ) -> Result<usize, RecordError> {
-        let mut taken = 0;
+        let mut accepted = 0;
         for slice in slices {
-            let wanted = slice.len();
+            let length = slice.len();
             let wrote = self.write_slice(keys, slice)?;
-            taken += wrote;
-            if wrote < wanted {
+            accepted += wrote;
+            if wrote < length {
                 break;
             }
         }
-        Ok(taken)
+        Ok(accepted)
     }
 
-    fn write_slice(&mut self, keys: &mut Keys, slice: &[u8]) -> Result<usize, RecordError> {
+    fn write_slice(&mut self, keys: &mut KeySchedule, slice: &[u8]) -> Result<usize, RecordError> {
         let mut rest = slice;
         while !rest.is_empty() {
             if self.staged == 0 {
-                self.replace_worn_key(keys)?;
+                self.update_key_at_limit(keys)?;
             }
             let buffer = self.buffer.get_or_insert_with(Buffer::large);
-            let room =
+            let space =
                 (buffer.len() - CONTROL_RESERVE).saturating_sub(self.end + self.staged + OVERHEAD);
-            if room == 0 {
+            if space == 0 {
                 break;
             }
-            if self.staged == 0 && rest.len() >= MAX_CONTENT && room >= MAX_CONTENT {
-                let (plain, behind) = rest.split_at(MAX_CONTENT);
-                let record = &mut buffer[self.end..self.end + FULL_RECORD];
-                self.sealer.seal_from(Content::Data, plain, record)?;
-                self.end += FULL_RECORD;
+            if self.staged == 0 && rest.len() >= MAX_CONTENT_LEN && space >= MAX_CONTENT_LEN {
+                let (plain, behind) = rest.split_at(MAX_CONTENT_LEN);
+                let record = &mut buffer[self.end..self.end + FULL_RECORD_LEN];
+                self.sealer
+                    .seal_from(ContentType::ApplicationData, plain, record)?;
+                self.end += FULL_RECORD_LEN;
                 rest = behind;
                 continue;
             }
-            let count = room.min(rest.len()).min(MAX_CONTENT - self.staged);
+            let count = space.min(rest.len()).min(MAX_CONTENT_LEN - self.staged);
             let (plain, behind) = rest.split_at(count);
-            let place = self.end + HEADER + self.staged;
-            buffer[place..place + count].copy_from_slice(plain);
+            let position = self.end + HEADER_LEN + self.staged;
+            buffer[position..position + count].copy_from_slice(plain);
             self.staged += count;
             rest = behind;
-            if self.staged == MAX_CONTENT {
+            if self.staged == MAX_CONTENT_LEN {
                 self.seal_staged()?;
             }
         }
         Ok(slice.len() - rest.len())
     }
 
-    /// Whether no byte fits until the socket has taken the pending bytes.
+    /// Whether the buffer is full until the socket has accepted the pending bytes.
     pub(super) fn is_full(&self) -> bool {
         self.buffer.as_ref().is_some_and(|buffer| {
             buffer.len() - CONTROL_RESERVE <= self.end + self.staged + OVERHEAD
         })
     }
 
-    /// Whether bytes of the protocol itself are pending.
+    /// Whether protocol messages are pending that the peer waits for.
     pub(super) const fn urgency(&self) -> Urgency {
         self.urgency
     }
@@ -142,7 +143,7 @@ impl Outgoing {
             .map_or(&[], |buffer| &buffer[self.start..self.end]))
     }
 
-    /// Records that the socket took that many bytes. Releases the buffer when none is left.
+    /// Records that the socket accepted that many bytes. Releases the buffer when none is left.
     pub(super) fn sent(&mut self, count: usize) {
         self.start += count;
         if self.is_empty() {
@@ -153,11 +154,11 @@ impl Outgoing {
         }
     }
 
-    /// The socket takes no bytes now: keep no more memory than the pending bytes need.
-    pub(super) fn park(&mut self) {
+    /// Called when the socket is full: keeps no more memory than the pending bytes need.
+    pub(super) fn shrink(&mut self) {
         if let Some(buffer) = &mut self.buffer
             && self.staged == 0
-            && buffer.park(self.start..self.end)
+            && buffer.shrink(self.start..self.end)
         {
             self.end -= self.start;
             self.start = 0;
@@ -172,42 +173,42 @@ impl Outgoing {
         } else {
             2
         };
-        self.control(Content::Alert, &[level, alert.into()])
+        self.control(ContentType::Alert, &[level, alert.into()])
     }
 
-    /// Answers a peer that requested an update of our key. One answer is enough for all requests
-    /// that arrived before it could be sent.
-    pub(super) fn answer_key_update(&mut self, keys: &mut Keys) -> Result<(), RecordError> {
-        if self.urgency == Urgency::Answer {
+    /// Queues the answer to a peer that requested an update of our key. One answer serves all
+    /// requests that arrive before it is sent.
+    pub(super) fn answer_key_update(&mut self, keys: &mut KeySchedule) -> Result<(), RecordError> {
+        if self.urgency == Urgency::KeyUpdate {
             return Ok(());
         }
         self.update_key(keys)?;
-        self.urgency = Urgency::Answer;
+        self.urgency = Urgency::KeyUpdate;
         Ok(())
     }
 
-    fn replace_worn_key(&mut self, keys: &mut Keys) -> Result<(), RecordError> {
-        if self.sealer.sealed() < self.limit {
+    fn update_key_at_limit(&mut self, keys: &mut KeySchedule) -> Result<(), RecordError> {
+        if self.sealer.sealed_records() < self.limit {
             Ok(())
         } else {
             self.update_key(keys)
         }
     }
 
-    fn update_key(&mut self, keys: &mut Keys) -> Result<(), RecordError> {
-        self.control(Content::Handshake, &KEY_UPDATE)?;
-        let (sequence, secrets) = keys.next_to_send()?;
+    fn update_key(&mut self, keys: &mut KeySchedule) -> Result<(), RecordError> {
+        self.control(ContentType::Handshake, &KEY_UPDATE)?;
+        let (sequence, secrets) = keys.next_send_secret()?;
         self.sealer = Sealer::new(sequence, secrets)?;
         Ok(())
     }
 
-    fn control(&mut self, content: Content, message: &[u8]) -> Result<(), RecordError> {
+    fn control(&mut self, content: ContentType, message: &[u8]) -> Result<(), RecordError> {
         self.seal_staged()?;
         let buffer = self.buffer.get_or_insert_with(Buffer::small);
         let length = message.len() + OVERHEAD;
         let record = buffer
             .get_mut(self.end..self.end + length)
-            .ok_or(RecordError::Fruitless { count: u8::MAX })?;
+            .ok_or(RecordError::NoData { count: u8::MAX })?;
         self.sealer.seal_from(content, message, record)?;
         self.end += length;
         Ok(())
@@ -219,7 +220,8 @@ impl Outgoing {
         {
             let length = self.staged + OVERHEAD;
             let record = &mut buffer[self.end..self.end + length];
-            self.sealer.seal_in_place(Content::Data, record)?;
+            self.sealer
+                .seal_in_place(ContentType::ApplicationData, record)?;
             self.end += length;
             self.staged = 0;
         }
@@ -230,22 +232,22 @@ impl Outgoing {
 #[cfg(test)]
 impl Outgoing {
     /// Queues a record with the given content.
-    pub(super) fn raw(&mut self, content: Content, bytes: &[u8]) {
+    pub(super) fn raw(&mut self, content: ContentType, bytes: &[u8]) {
         self.control(content, bytes).unwrap();
     }
 
-    /// Sets the number of records after which the key is replaced.
-    pub(super) const fn wear_out_after(&mut self, records: u64) {
+    /// Sets the number of records after which the key is updated.
+    pub(super) const fn set_key_limit(&mut self, records: u64) {
         self.limit = records;
     }
 
-    /// Uses the next key without a KeyUpdate: the test has sent it.
-    pub(super) fn next_key(&mut self, keys: &mut Keys) {
-        let (sequence, secrets) = keys.next_to_send().unwrap();
+    /// Changes to the next key without a KeyUpdate message: the test has queued one.
+    pub(super) fn next_key(&mut self, keys: &mut KeySchedule) {
+        let (sequence, secrets) = keys.next_send_secret().unwrap();
         self.sealer = Sealer::new(sequence, secrets).unwrap();
     }
 
-    /// The number of bytes of memory held.
+    /// The size of the buffer in bytes.
     pub(super) fn held(&self) -> usize {
         self.buffer.as_ref().map_or(0, |buffer| buffer.len())
     }

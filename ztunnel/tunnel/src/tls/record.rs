@@ -1,6 +1,6 @@
-//! TLS 1.3 records (RFC 8446, section 5): sealing and opening, without I/O; the only state is a
-//! key, its IV and the sequence number. Sealing reads the plaintext in place and opening writes it
-//! to its destination, so that the cipher's pass over the bytes is also the copy.
+//! TLS 1.3 records (RFC 8446, section 5): sealing and opening, without I/O. The only state is a
+//! key, its IV and the sequence number. The cipher reads from the source and writes to the
+//! destination, so that no copy is needed before or after it.
 
 use aws_lc_rs::aead::{
     AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
@@ -9,38 +9,38 @@ use rustls::ConnectionTrafficSecrets;
 
 use super::error::RecordError;
 
-/// Bytes of a record's header: type, legacy version, length.
-pub(super) const HEADER: usize = 5;
-/// Most bytes of content in one record (RFC 8446, section 5.1).
-pub(super) const MAX_CONTENT: usize = 1 << 14;
-/// Bytes of the authentication tag; the same for every cipher of TLS 1.3 that is used here.
-const TAG: usize = 16;
+/// The length of a record's header in bytes: type, legacy version, length.
+pub(super) const HEADER_LEN: usize = 5;
+/// The limit of content in one record, in bytes (RFC 8446, section 5.1).
+pub(super) const MAX_CONTENT_LEN: usize = 1 << 14;
+/// The length of the authentication tag in bytes, for each of the ciphers used here.
+const TAG_LEN: usize = 16;
 /// The bytes that sealing adds to the content: header, inner content type, tag.
-pub(super) const OVERHEAD: usize = HEADER + 1 + TAG;
-/// The size of a full record that we send.
-pub(super) const FULL_RECORD: usize = MAX_CONTENT + OVERHEAD;
-/// The largest sealed record behind its header (RFC 8446, section 5.2).
-const MAX_SEALED: usize = MAX_CONTENT + 256;
-/// The largest record a peer may send.
-pub(super) const LARGEST_RECORD: usize = HEADER + MAX_SEALED;
+pub(super) const OVERHEAD: usize = HEADER_LEN + 1 + TAG_LEN;
+/// The length of a full record that we send.
+pub(super) const FULL_RECORD_LEN: usize = MAX_CONTENT_LEN + OVERHEAD;
+/// The limit of a record after its header, in bytes (RFC 8446, section 5.2).
+const MAX_SEALED_LEN: usize = MAX_CONTENT_LEN + 256;
+/// The limit of a record that a peer may send, in bytes.
+pub(super) const MAX_RECORD_LEN: usize = HEADER_LEN + MAX_SEALED_LEN;
 
 /// The content type of a record (RFC 8446, section 5.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Content {
+pub(super) enum ContentType {
     /// An alert.
     Alert,
     /// A handshake message or a part of one.
     Handshake,
-    /// The application's bytes.
-    Data,
+    /// Bytes of the application.
+    ApplicationData,
 }
 
-impl Content {
+impl ContentType {
     const fn byte(self) -> u8 {
         match self {
             Self::Alert => 21,
             Self::Handshake => 22,
-            Self::Data => 23,
+            Self::ApplicationData => 23,
         }
     }
 
@@ -48,7 +48,7 @@ impl Content {
         match byte {
             21 => Ok(Self::Alert),
             22 => Ok(Self::Handshake),
-            23 => Ok(Self::Data),
+            23 => Ok(Self::ApplicationData),
             _ => Err(RecordError::Unexpected {
                 what: "content type",
             }),
@@ -56,35 +56,35 @@ impl Content {
     }
 }
 
-/// The length of the record that starts here, header included; `None` while the header is not
-/// complete.
+/// The length of the record at the start of `bytes`, header included; `None` while its header is
+/// not complete.
 pub(super) fn record_length(bytes: &[u8]) -> Result<Option<usize>, RecordError> {
     let &[kind, _, _, high, low, ..] = bytes else {
         return Ok(None);
     };
-    if kind != Content::Data.byte() {
+    if kind != ContentType::ApplicationData.byte() {
         return Err(RecordError::Unexpected {
             what: "unprotected record",
         });
     }
     let length = usize::from(u16::from_be_bytes([high, low]));
-    if length > MAX_SEALED {
+    if length > MAX_SEALED_LEN {
         return Err(RecordError::Overflow { length });
     }
-    if length < TAG + 1 {
+    if length < TAG_LEN + 1 {
         return Err(RecordError::Malformed { what: "record" });
     }
-    Ok(Some(HEADER + length))
+    Ok(Some(HEADER_LEN + length))
 }
 
-/// The key of one direction, and the number of records it was used for.
-struct Traffic {
+/// The key of one direction, and the sequence number of its next record.
+struct TrafficKey {
     key: LessSafeKey,
     iv: [u8; 12],
     sequence: u64,
 }
 
-impl Traffic {
+impl TrafficKey {
     fn new(sequence: u64, secrets: ConnectionTrafficSecrets) -> Result<Self, RecordError> {
         let (algorithm, key, iv) = match &secrets {
             ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
@@ -128,7 +128,7 @@ impl Traffic {
 
 /// Seals records.
 pub(super) struct Sealer {
-    traffic: Traffic,
+    traffic: TrafficKey,
 }
 
 impl Sealer {
@@ -138,27 +138,27 @@ impl Sealer {
         secrets: ConnectionTrafficSecrets,
     ) -> Result<Self, RecordError> {
         Ok(Self {
-            traffic: Traffic::new(sequence, secrets)?,
+            traffic: TrafficKey::new(sequence, secrets)?,
         })
     }
 
-    /// How many records this key has sealed.
-    pub(super) const fn sealed(&self) -> u64 {
+    /// The number of records that this key has sealed.
+    pub(super) const fn sealed_records(&self) -> u64 {
         self.traffic.sequence
     }
 
-    /// Seals a record whose content is already in place behind the header: `record` is exactly
-    /// header, content, and space for inner type and tag.
+    /// Seals a record whose content is already in `record`: space for the header, the content, and
+    /// space for inner type and tag.
     pub(super) fn seal_in_place(
         &mut self,
-        content: Content,
+        content: ContentType,
         record: &mut [u8],
     ) -> Result<(), RecordError> {
         let nonce = self.traffic.nonce()?;
-        let header = header(record.len() - HEADER)?;
-        record[..HEADER].copy_from_slice(&header);
+        let header = header(record.len() - HEADER_LEN)?;
+        record[..HEADER_LEN].copy_from_slice(&header);
         let content_length = record.len() - OVERHEAD;
-        let (body, tail) = record[HEADER..].split_at_mut(content_length);
+        let (body, tail) = record[HEADER_LEN..].split_at_mut(content_length);
         self.traffic
             .key
             .seal_in_place_scatter(nonce, Aad::from(header), body, &[content.byte()], tail)
@@ -170,14 +170,14 @@ impl Sealer {
     /// Seals `plain` into `record`, which is exactly [`OVERHEAD`] longer.
     pub(super) fn seal_from(
         &mut self,
-        content: Content,
+        content: ContentType,
         plain: &[u8],
         record: &mut [u8],
     ) -> Result<(), RecordError> {
         let nonce = self.traffic.nonce()?;
-        let header = header(record.len() - HEADER)?;
-        record[..HEADER].copy_from_slice(&header);
-        let (body, tail) = record[HEADER..].split_at_mut(plain.len());
+        let header = header(record.len() - HEADER_LEN)?;
+        record[..HEADER_LEN].copy_from_slice(&header);
+        let (body, tail) = record[HEADER_LEN..].split_at_mut(plain.len());
         self.traffic
             .key
             .seal_out_of_place_scatter(
@@ -194,19 +194,19 @@ impl Sealer {
     }
 }
 
-/// The header of a record with that many bytes behind it.
-fn header(sealed: usize) -> Result<[u8; HEADER], RecordError> {
+/// The header of a record with that many bytes after it.
+fn header(sealed: usize) -> Result<[u8; HEADER_LEN], RecordError> {
     let length = u16::try_from(sealed).map_err(|_long| RecordError::Keys {
         what: "record too long",
     })?;
     let [high, low] = length.to_be_bytes();
     // The legacy version is fixed (RFC 8446, section 5.2).
-    Ok([Content::Data.byte(), 3, 3, high, low])
+    Ok([ContentType::ApplicationData.byte(), 3, 3, high, low])
 }
 
 /// Opens records.
 pub(super) struct Opener {
-    traffic: Traffic,
+    traffic: TrafficKey,
 }
 
 impl Opener {
@@ -216,24 +216,24 @@ impl Opener {
         secrets: ConnectionTrafficSecrets,
     ) -> Result<Self, RecordError> {
         Ok(Self {
-            traffic: Traffic::new(sequence, secrets)?,
+            traffic: TrafficKey::new(sequence, secrets)?,
         })
     }
 
-    /// How many bytes a complete record needs at its destination: its content, the inner type and
-    /// the padding.
+    /// The space that a complete record needs at its destination, in bytes: its content, the inner
+    /// type and the padding.
     pub(super) const fn inner_length(record_length: usize) -> usize {
-        record_length - HEADER - TAG
+        record_length - HEADER_LEN - TAG_LEN
     }
 
-    /// Opens a complete record in place. The content is at `record[HEADER..][..length]`.
+    /// Opens a complete record in place. The content is at `record[HEADER_LEN..][..length]`.
     pub(super) fn open_in_place(
         &mut self,
         record: &mut [u8],
-    ) -> Result<(Content, usize), RecordError> {
+    ) -> Result<(ContentType, usize), RecordError> {
         let nonce = self.traffic.nonce()?;
-        let (head, body) = record.split_at_mut(HEADER);
-        let (inner, tag) = body.split_at_mut(body.len() - TAG);
+        let (head, body) = record.split_at_mut(HEADER_LEN);
+        let (inner, tag) = body.split_at_mut(body.len() - TAG_LEN);
         self.traffic
             .key
             .open_in_place_separate_tag(nonce, Aad::from(head), tag, inner)
@@ -247,10 +247,10 @@ impl Opener {
         &mut self,
         record: &[u8],
         out: &mut [u8],
-    ) -> Result<(Content, usize), RecordError> {
+    ) -> Result<(ContentType, usize), RecordError> {
         let nonce = self.traffic.nonce()?;
-        let (head, body) = record.split_at(HEADER);
-        let (inner, tag) = body.split_at(body.len() - TAG);
+        let (head, body) = record.split_at(HEADER_LEN);
+        let (inner, tag) = body.split_at(body.len() - TAG_LEN);
         self.traffic
             .key
             .open_separate_gather(nonce, Aad::from(head), inner, tag, out)
@@ -259,18 +259,18 @@ impl Opener {
     }
 }
 
-/// Finds the content type behind the content and skips the zeros of the padding (RFC 8446, section
-/// 5.4).
-fn unpad(inner: &[u8]) -> Result<(Content, usize), RecordError> {
+/// Finds the content type, which is the last byte before the zeros of the padding (RFC 8446,
+/// section 5.4).
+fn unpad(inner: &[u8]) -> Result<(ContentType, usize), RecordError> {
     let Some(last) = inner.iter().rposition(|byte| *byte != 0) else {
         return Err(RecordError::Unexpected {
             what: "record without a content type",
         });
     };
-    if last > MAX_CONTENT {
+    if last > MAX_CONTENT_LEN {
         return Err(RecordError::Overflow { length: last });
     }
-    Ok((Content::parse(inner[last])?, last))
+    Ok((ContentType::parse(inner[last])?, last))
 }
 
 #[cfg(test)]

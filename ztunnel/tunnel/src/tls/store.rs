@@ -1,15 +1,15 @@
 //! The certificates in use, one for each identity, renewed before they expire.
 //!
-//! A task for each identity on the main runtime issues a certificate, waits for half of its
-//! lifetime and issues a new one. While the authority is unreachable, the task retries with
+//! For each identity, a task on the main runtime requests a certificate, waits for half of its
+//! lifetime and requests a new one. While the authority is unreachable, the task retries with
 //! back-off and the old certificate stays in use. Connections read the current certificate without
-//! a lock; a connection that finds none waits for the attempt in progress, together with all others
-//! for the same identity. `node` calls it for each connection, and when pods are added or removed.
+//! a lock; connections that find none wait together for the attempt in progress. `node` calls the
+//! store for each connection, and when pods are added or removed.
 //!
-//! Only identities that local pods need ([`Store::prefetch`]) are renewed, until they are
-//! forgotten. A connection of a pod that was just removed may still request a certificate: it gets
-//! one, but that one is not renewed unless a connection waits for it. Otherwise the proxy would
-//! request certificates for ever for a service account without a pod on this node.
+//! Only identities of local pods ([`Store::prefetch`]) are renewed, until [`Store::forget`]. A
+//! connection of a pod that was just removed may still request a certificate: it gets one, which is
+//! not renewed unless another connection waits for it. Otherwise the proxy would for ever request
+//! certificates for a service account without a pod on this node.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,8 +24,8 @@ use tokio::time::Instant;
 use super::credentials::{CertificateState, CertificateSummary, Credentials};
 use super::error::{Error, IssueError};
 use super::issuer::Issuer;
+use super::request_limit::RequestLimit;
 use super::revocation::Revocations;
-use super::turns::Turns;
 use mesh::Identity;
 
 /// The timing of issuing, and the revocation lists that peers are checked against.
@@ -38,7 +38,8 @@ pub struct Config {
     pub retry_max: Duration,
     /// An attempt that takes longer than this has failed.
     pub attempt_timeout: Duration,
-    /// How many certificates are requested at a time. Those that a connection waits for go first.
+    /// The number of concurrent certificate requests. Certificates that a connection waits for are
+    /// requested first.
     pub concurrency: usize,
     /// The revocation lists that peers are checked against.
     pub revocations: Revocations,
@@ -61,7 +62,7 @@ pub struct Store {
     issuer: Arc<dyn Issuer>,
     config: Config,
     runtime: Handle,
-    turns: Arc<Turns>,
+    request_limit: Arc<RequestLimit>,
     entries: ArcSwap<HashMap<Identity, Arc<Entry>>>,
     /// Serialises changes of `entries`.
     changes: Mutex<()>,
@@ -69,31 +70,31 @@ pub struct Store {
 
 /// The certificate of one identity, and the task that renews it.
 struct Entry {
-    slot: Arc<Slot>,
+    slot: Arc<CertificateSlot>,
     attempts: watch::Receiver<Attempt>,
     task: AbortHandle,
 }
 
-/// Whether a certificate has to be renewed.
+/// What a certificate is needed for, and so whether it is renewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Need {
-    /// A connection requested it, and no local pod is known to need it further.
-    Passing,
-    /// A local pod needs it.
-    Lasting,
-    /// It is not needed, and the task ends.
-    Over,
+enum Demand {
+    /// A connection requested it; no local pod is known to have the identity. Not renewed.
+    Connection,
+    /// A local pod has the identity. Renewed.
+    Pod,
+    /// Nothing: the task has ended.
+    Ended,
 }
 
 /// The state that an identity's task shares with its readers.
-struct Slot {
+struct CertificateSlot {
     identity: Identity,
-    need: Mutex<Need>,
+    demand: Mutex<Demand>,
     current: ArcSwapOption<Credentials>,
-    /// A caller waits for a certificate: end the back-off early.
-    wanted: Notify,
-    /// The certificate must be replaced before its renewal time.
-    outdated: Notify,
+    /// Notified when a caller waits for a certificate: ends the back-off early.
+    requested: Notify,
+    /// Notified when the certificate must be replaced before its renewal time.
+    renew_now: Notify,
 }
 
 /// The outcome of the last attempt.
@@ -102,27 +103,27 @@ struct Attempt {
     failure: Option<Arc<IssueError>>,
 }
 
-impl Slot {
-    fn need(&self) -> MutexGuard<'_, Need> {
-        self.need.lock().unwrap_or_else(PoisonError::into_inner)
+impl CertificateSlot {
+    fn demand(&self) -> MutexGuard<'_, Demand> {
+        self.demand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Renews the certificate from now on. Returns false when the task has already ended.
-    fn keep(&self) -> bool {
-        let mut need = self.need();
-        if *need != Need::Over {
-            *need = Need::Lasting;
+    /// Renews the certificate from now on, for a local pod. Returns false if the task has ended.
+    fn renew_for_pod(&self) -> bool {
+        let mut demand = self.demand();
+        if *demand != Demand::Ended {
+            *demand = Demand::Pod;
         }
-        *need == Need::Lasting
+        *demand == Demand::Pod
     }
 
-    /// Ends the renewal when no pod needs it. Returns whether it has ended.
-    fn let_go(&self) -> bool {
-        let mut need = self.need();
-        if *need == Need::Passing {
-            *need = Need::Over;
+    /// Ends the renewal if no local pod has the identity. Returns whether it has ended.
+    fn end_if_unneeded(&self) -> bool {
+        let mut demand = self.demand();
+        if *demand == Demand::Connection {
+            *demand = Demand::Ended;
         }
-        *need == Need::Over
+        *demand == Demand::Ended
     }
 
     fn valid(&self) -> Option<Arc<Credentials>> {
@@ -140,7 +141,7 @@ impl Store {
     pub fn new(issuer: Arc<dyn Issuer>, config: Config, runtime: Handle) -> Arc<Self> {
         Arc::new(Self {
             issuer,
-            turns: Turns::new(config.concurrency),
+            request_limit: RequestLimit::new(config.concurrency),
             config,
             runtime,
             entries: ArcSwap::default(),
@@ -148,11 +149,11 @@ impl Store {
         })
     }
 
-    /// The certificate of an identity, never an expired one. Returns at once when there is a valid
-    /// one; otherwise waits for the attempt in progress, or for a new one.
+    /// The certificate of an identity, never an expired one. Returns at once if there is a valid
+    /// certificate; otherwise waits for the attempt in progress, or for a new attempt.
     ///
     /// # Errors
-    /// [`Error::Issue`] when that attempt fails and no valid certificate is left.
+    /// [`Error::Issue`] when that attempt fails.
     pub async fn get(&self, identity: &Identity) -> Result<Arc<Credentials>, Error> {
         if let Some(entry) = self.entries.load().get(identity)
             && let Some(credentials) = entry.slot.valid()
@@ -167,10 +168,10 @@ impl Store {
             if let Some(credentials) = entry.slot.valid() {
                 return Ok(credentials);
             }
-            entry.slot.wanted.notify_one();
+            entry.slot.requested.notify_one();
             let ended = attempts.changed().await.is_err();
-            // The task ended just as this call requested a certificate: a new task will answer.
-            if !(ended && entry.is_over()) {
+            // If the task ended as this call requested a certificate, a new task is started.
+            if !(ended && entry.has_ended()) {
                 break (ended, entry, attempts);
             }
         };
@@ -180,24 +181,24 @@ impl Store {
         let failure = attempts.borrow().failure.clone();
         let cause = failure
             .filter(|_| !ended)
-            .unwrap_or_else(|| Arc::new(IssueError::GivenUp));
+            .unwrap_or_else(|| Arc::new(IssueError::Cancelled));
         Err(Error::Issue {
             identity: identity.clone(),
             cause,
         })
     }
 
-    /// Starts issuing for an identity that will be needed soon. Its certificate is renewed until
-    /// the identity is forgotten.
+    /// Requests the certificate of an identity that a local pod has, and renews it until
+    /// [`Self::forget`].
     pub fn prefetch(&self, identity: &Identity) {
-        while !self.entry(identity).slot.keep() {}
+        while !self.entry(identity).slot.renew_for_pod() {}
     }
 
     /// Replaces every certificate soon, for example because the mesh's roots changed. The old ones
     /// stay in use until then.
     pub fn renew_all(&self) {
         for entry in self.entries.load().values() {
-            entry.slot.outdated.notify_one();
+            entry.slot.renew_now.notify_one();
         }
     }
 
@@ -207,7 +208,7 @@ impl Store {
         &self.config.revocations
     }
 
-    /// Stops renewing and forgets the certificate. Sessions that use it continue.
+    /// Stops renewing the certificate and removes it. Sessions that use it continue.
     pub fn forget(&self, identity: &Identity) {
         let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         let mut entries = HashMap::clone(&self.entries.load());
@@ -222,7 +223,7 @@ impl Store {
     pub fn inventory(&self) -> Vec<CertificateSummary> {
         let now = SystemTime::now();
         let entries = self.entries.load();
-        let all = entries.values().filter(|entry| !entry.is_over());
+        let all = entries.values().filter(|entry| !entry.has_ended());
         let mut all: Vec<_> = all.map(|entry| entry.summary(now)).collect();
         all.sort_by(|a, b| a.identity.cmp(&b.identity));
         all
@@ -230,32 +231,34 @@ impl Store {
 
     /// The entry of an identity, created if it is missing or its task has ended.
     fn entry(&self, identity: &Identity) -> Arc<Entry> {
-        let alive = |entry: &&Arc<Entry>| !entry.is_over() && !entry.task.is_finished();
-        if let Some(entry) = self.entries.load().get(identity).filter(alive) {
+        let is_running = |entry: &&Arc<Entry>| !entry.has_ended() && !entry.task.is_finished();
+        if let Some(entry) = self.entries.load().get(identity).filter(is_running) {
             return entry.clone();
         }
         let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         let mut entries = HashMap::clone(&self.entries.load());
-        if let Some(entry) = entries.get(identity).filter(alive) {
+        if let Some(entry) = entries.get(identity).filter(is_running) {
             return entry.clone();
         }
-        entries.retain(|_, entry| !entry.is_over());
-        // A new task that replaces a panicked one keeps its need.
-        let need = entries.get(identity).map(|died| *died.slot.need());
-        let slot = Arc::new(Slot {
+        entries.retain(|_, entry| !entry.has_ended());
+        // A new task that replaces a panicked one serves the same demand.
+        let demand = entries
+            .get(identity)
+            .map(|previous| *previous.slot.demand());
+        let slot = Arc::new(CertificateSlot {
             identity: identity.clone(),
-            need: Mutex::new(need.unwrap_or(Need::Passing)),
+            demand: Mutex::new(demand.unwrap_or(Demand::Connection)),
             current: ArcSwapOption::empty(),
-            wanted: Notify::new(),
-            outdated: Notify::new(),
+            requested: Notify::new(),
+            renew_now: Notify::new(),
         });
-        let (report, attempts) = watch::channel(Attempt::default());
+        let (outcomes, attempts) = watch::channel(Attempt::default());
         let renewal = Renewal {
             issuer: self.issuer.clone(),
             config: self.config.clone(),
-            turns: self.turns.clone(),
+            request_limit: self.request_limit.clone(),
             slot: slot.clone(),
-            report,
+            outcomes,
         };
         let task = self.runtime.spawn(renewal.run()).abort_handle();
         let entry = Arc::new(Entry {
@@ -278,8 +281,8 @@ impl Drop for Store {
 }
 
 impl Entry {
-    fn is_over(&self) -> bool {
-        *self.slot.need() == Need::Over
+    fn has_ended(&self) -> bool {
+        *self.slot.demand() == Demand::Ended
     }
 
     fn summary(&self, now: SystemTime) -> CertificateSummary {
@@ -308,20 +311,23 @@ impl Entry {
 struct Renewal {
     issuer: Arc<dyn Issuer>,
     config: Config,
-    turns: Arc<Turns>,
-    slot: Arc<Slot>,
-    report: watch::Sender<Attempt>,
+    request_limit: Arc<RequestLimit>,
+    slot: Arc<CertificateSlot>,
+    outcomes: watch::Sender<Attempt>,
 }
 
 impl Renewal {
     async fn run(self) {
         let mut pause = self.config.retry_min;
         loop {
-            let turn = self.turns.take(self.slot.wanted.notified()).await;
-            let attempted = Instant::now();
+            let permit = self
+                .request_limit
+                .acquire(self.slot.requested.notified())
+                .await;
+            let attempt_start = Instant::now();
             let outcome = self.attempt().await;
-            drop(turn);
-            let slept = match outcome {
+            drop(permit);
+            let pause_end = match outcome {
                 Ok(credentials) => {
                     pause = self.config.retry_min;
                     let wait = renew_after(credentials.not_after(), SystemTime::now(), jitter());
@@ -334,26 +340,26 @@ impl Renewal {
                         "certificate issued"
                     );
                     self.slot.current.store(Some(credentials));
-                    self.report.send_replace(Attempt { failure: None });
-                    self.sleep(attempted, wait).await
+                    self.outcomes.send_replace(Attempt { failure: None });
+                    self.sleep(attempt_start, wait).await
                 }
                 Err(failure) => {
                     tracing::warn!(
                         identity = %self.slot.identity,
                         retry_in = ?pause,
                         serving_old = self.slot.valid().is_some(),
-                        "no certificate: {failure}"
+                        "cannot issue a certificate: {failure}"
                     );
-                    self.report.send_replace(Attempt {
+                    self.outcomes.send_replace(Attempt {
                         failure: Some(Arc::new(failure)),
                     });
                     let wait = pause.mul_f64(1.0 - jitter());
                     pause = (pause * 2).min(self.config.retry_max);
-                    self.sleep(attempted, wait).await
+                    self.sleep(attempt_start, wait).await
                 }
             };
-            if slept == Slept::Out && self.slot.let_go() {
-                tracing::debug!(identity = %self.slot.identity, "no pod here needs the certificate: not renewed");
+            if pause_end == PauseEnd::Elapsed && self.slot.end_if_unneeded() {
+                tracing::debug!(identity = %self.slot.identity, "no pod of this node has the identity: its certificate is not renewed");
                 break;
             }
         }
@@ -365,50 +371,49 @@ impl Renewal {
         let issued = tokio::time::timeout(limit, self.issuer.issue(identity)).await;
         let issued = issued.map_err(|_elapsed| IssueError::Unavailable {
             issuer: "of the mesh".to_owned(),
-            why: format!("no answer in {limit:?}"),
+            why: format!("no response within {limit:?}"),
         })??;
         Credentials::new(identity, issued, &self.config.revocations).map(Arc::new)
     }
 
-    /// Sleeps until the pause is over, a caller finds no valid certificate, or the certificate is
-    /// marked as outdated. A caller thus ends the pause after a wall-clock jump or a suspend as
-    /// well.
-    async fn sleep(&self, attempted: Instant, pause: Duration) -> Slept {
-        let earliest = attempted + self.config.retry_min.min(pause);
-        let wanted = async {
+    /// Sleeps until the pause has elapsed, a caller finds no valid certificate (also after the wall
+    /// clock was changed or the machine was suspended), or the certificate must be replaced.
+    async fn sleep(&self, attempt_start: Instant, pause: Duration) -> PauseEnd {
+        let earliest = attempt_start + self.config.retry_min.min(pause);
+        let requested = async {
             tokio::time::sleep_until(earliest).await;
             loop {
-                self.slot.wanted.notified().await;
+                self.slot.requested.notified().await;
                 if self.slot.valid().is_none() {
                     break;
                 }
             }
         };
-        let outdated = async {
+        let renew_now = async {
             tokio::time::sleep_until(earliest).await;
-            self.slot.outdated.notified().await;
+            self.slot.renew_now.notified().await;
         };
         tokio::select! {
             // `biased`: a waiting caller takes precedence over the end of the pause.
             biased;
-            () = wanted => Slept::Woken,
-            () = outdated => Slept::Woken,
-            () = tokio::time::sleep(pause) => Slept::Out,
+            () = requested => PauseEnd::RenewNow,
+            () = renew_now => PauseEnd::RenewNow,
+            () = tokio::time::sleep(pause) => PauseEnd::Elapsed,
         }
     }
 }
 
 /// Why a pause ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Slept {
+enum PauseEnd {
     /// A certificate is needed now.
-    Woken,
-    /// The time was over.
-    Out,
+    RenewNow,
+    /// The time had elapsed.
+    Elapsed,
 }
 
-/// How long to wait before a certificate is renewed: half of its remaining lifetime, less up to a
-/// tenth of that, so that a node does not renew all its certificates in the same second.
+/// The time until a certificate is renewed: half of its remaining lifetime, less up to a tenth of
+/// that, so that a node does not renew all its certificates in the same second.
 fn renew_after(not_after: SystemTime, now: SystemTime, jitter: f64) -> Duration {
     let left = not_after.duration_since(now).unwrap_or_default();
     left.mul_f64(0.5 * (1.0 - jitter))

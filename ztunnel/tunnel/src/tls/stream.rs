@@ -1,6 +1,6 @@
-//! An established session as a byte stream. The two halves implement the protocol; this file moves
-//! their bytes to and from the socket: one large read when no complete record is left, one large
-//! write when the caller flushes or the buffer is full.
+//! An established session as a byte stream. [`Incoming`] and [`Outgoing`] implement the protocol;
+//! this file moves their bytes to and from the socket: one large read when no complete record is
+//! left, one large write when the caller flushes or the buffer is full.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,14 +11,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::error::{RecordError, Role};
 use super::incoming::{Incoming, Stop};
-use super::keys::Keys;
+use super::keys::KeySchedule;
 use super::outgoing::{Outgoing, Urgency};
 use super::revocation::PeerChain;
 use mesh::Identity;
 
 /// The parameters that the handshake negotiated.
 #[derive(Debug, Clone)]
-pub(super) struct Agreement {
+pub(super) struct Negotiated {
     pub(super) peer: Identity,
     pub(super) chain: PeerChain,
     pub(super) cipher_suite: &'static str,
@@ -27,20 +27,20 @@ pub(super) struct Agreement {
 
 /// A mutually authenticated TLS 1.3 session over `IO`.
 ///
-/// Written bytes stay here until 256 KiB are pending or the stream is flushed. Shutting down sends
-/// close_notify and closes the write side of `IO`; reads continue. An end of `IO` without
+/// Written bytes are buffered until 256 KiB are pending or the stream is flushed. Shutting down
+/// sends close_notify and closes the write side of `IO`; reads continue. An end of `IO` without
 /// close_notify is an error ([`RecordError::Truncated`]).
 pub struct Stream<IO> {
     io: IO,
-    keys: Keys,
+    keys: KeySchedule,
     incoming: Incoming,
     outgoing: Outgoing,
-    agreement: Agreement,
+    negotiated: Negotiated,
     state: State,
     writer: Writer,
 }
 
-/// Whether a writing task waits for the socket.
+/// Whether a writing task has registered its waker with the socket.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Writer {
     Idle,
@@ -52,48 +52,48 @@ enum State {
     Open,
     /// close_notify is queued or sent.
     Closing,
-    /// The session has failed; every call returns the error.
+    /// The session has failed; every later call returns the error.
     Failed(RecordError),
 }
 
 impl<IO> Stream<IO> {
     pub(super) const fn new(
         io: IO,
-        keys: Keys,
+        keys: KeySchedule,
         incoming: Incoming,
         outgoing: Outgoing,
-        agreement: Agreement,
+        negotiated: Negotiated,
     ) -> Self {
         Self {
             io,
             keys,
             incoming,
             outgoing,
-            agreement,
+            negotiated,
             state: State::Open,
             writer: Writer::Idle,
         }
     }
 
-    /// The identity that the peer proved.
+    /// The identity in the peer's certificate.
     pub const fn peer(&self) -> &Identity {
-        &self.agreement.peer
+        &self.negotiated.peer
     }
 
     /// The peer's chain, to check against [`Revocations`](super::Revocations) while the session
     /// lasts.
     pub const fn peer_chain(&self) -> &PeerChain {
-        &self.agreement.chain
+        &self.negotiated.chain
     }
 
     /// The cipher suite, by its IANA name.
     pub const fn cipher_suite(&self) -> &'static str {
-        self.agreement.cipher_suite
+        self.negotiated.cipher_suite
     }
 
     /// The key exchange group, by its IANA name.
     pub const fn key_exchange(&self) -> &'static str {
-        self.agreement.key_exchange
+        self.negotiated.key_exchange
     }
 
     /// The protocol version, which is always TLS 1.3.
@@ -113,8 +113,8 @@ impl<IO> Stream<IO> {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Stream<IO> {
-    /// Writes the pending bytes until none is left or the socket takes no more.
-    fn drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Writes the pending bytes until none is left or the socket is full.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outgoing.is_empty() {
             let pending = self.outgoing.pending()?;
             match Pin::new(&mut self.io).poll_write(cx, pending) {
@@ -122,7 +122,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Stream<IO> {
                 Poll::Ready(Ok(count)) => self.outgoing.sent(count),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
-                    self.outgoing.park();
+                    self.outgoing.shrink();
                     return Poll::Pending;
                 }
             }
@@ -130,25 +130,25 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Stream<IO> {
         Poll::Ready(Ok(()))
     }
 
-    /// Ends the session, and sends the peer an alert if the socket takes it at once.
+    /// Ends the session, and sends the peer an alert if the socket accepts it at once.
     fn fail(&mut self, error: RecordError) -> io::Error {
         if let Some(alert) = error.alert()
             && self.outgoing.alert(alert).is_ok()
         {
-            // Best effort: a waiting writer gets the error anyway.
+            // Best effort: a waiting writer gets the error in any case.
             let mut no_wake = Context::from_waker(Waker::noop());
-            let _sent = self.drain(&mut no_wake);
+            let _sent = self.poll_drain(&mut no_wake);
         }
         self.state = State::Failed(error.clone());
         error.into()
     }
 
-    /// Sends pending protocol bytes from the reading side: the application may never write again.
-    fn pay(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        // A writer that waits for the socket sends them anyway, and its waker must stay registered.
+    /// Sends urgent protocol messages from the reading side: the application may never write again.
+    fn send_urgent(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        // A writer that waits for the socket sends them, and its waker must stay registered.
         if self.outgoing.urgency() != Urgency::None
             && self.writer == Writer::Idle
-            && let Poll::Ready(sent) = self.drain(cx)
+            && let Poll::Ready(sent) = self.poll_drain(cx)
         {
             sent?;
             if let Poll::Ready(flushed) = Pin::new(&mut self.io).poll_flush(cx) {
@@ -158,7 +158,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Stream<IO> {
         Ok(())
     }
 
-    fn fill(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_accept(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         match &self.state {
             State::Open => {}
             State::Closing => return Poll::Ready(Err(RecordError::Closed.into())),
@@ -166,10 +170,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Stream<IO> {
         }
         loop {
             if self.outgoing.is_full() {
-                ready!(self.drain_for_writer(cx))?;
+                ready!(self.poll_drain_for_writer(cx))?;
             }
             match self.outgoing.write(&mut self.keys, slices) {
-                // A key update took the rest of the buffer.
+                // A key update has filled the buffer.
                 Ok(0) if self.outgoing.is_full() => {}
                 Ok(count) => return Poll::Ready(Ok(count)),
                 Err(error) => return Poll::Ready(Err(self.fail(error))),
@@ -177,8 +181,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Stream<IO> {
         }
     }
 
-    fn drain_for_writer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let drained = self.drain(cx);
+    fn poll_drain_for_writer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let drained = self.poll_drain(cx);
         self.writer = if drained.is_pending() {
             Writer::Waiting
         } else {
@@ -200,17 +204,17 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<IO> {
         }
         let filled = out.filled().len();
         loop {
-            let stop = match this.incoming.take(&mut this.keys, &mut this.outgoing, out) {
+            let stop = match this.incoming.read(&mut this.keys, &mut this.outgoing, out) {
                 Ok(stop) => stop,
                 Err(error) => {
                     let error = this.fail(error);
                     // Bytes opened before the error are valid; the next call returns the error.
-                    let good = out.filled().len() > filled;
-                    return Poll::Ready(if good { Ok(()) } else { Err(error) });
+                    let has_data = out.filled().len() > filled;
+                    return Poll::Ready(if has_data { Ok(()) } else { Err(error) });
                 }
             };
-            this.pay(cx)?;
-            if out.filled().len() > filled || stop != Stop::Hungry {
+            this.send_urgent(cx)?;
+            if out.filled().len() > filled || stop != Stop::NeedsInput {
                 return Poll::Ready(Ok(()));
             }
             let mut space = ReadBuf::new(this.incoming.space());
@@ -221,7 +225,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<IO> {
                 },
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
-                    this.incoming.park();
+                    this.incoming.shrink();
                     return Poll::Pending;
                 }
             }
@@ -235,7 +239,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<IO> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().fill(cx, &[IoSlice::new(bytes)])
+        self.get_mut().poll_accept(cx, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -243,7 +247,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<IO> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().fill(cx, slices)
+        self.get_mut().poll_accept(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -255,7 +259,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<IO> {
         if let State::Failed(error) = &this.state {
             return Poll::Ready(Err(error.clone().into()));
         }
-        ready!(this.drain_for_writer(cx))?;
+        ready!(this.poll_drain_for_writer(cx))?;
         Pin::new(&mut this.io).poll_flush(cx)
     }
 
@@ -266,7 +270,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<IO> {
             this.state = State::Closing;
         }
         if matches!(this.state, State::Closing) {
-            ready!(this.drain_for_writer(cx))?;
+            ready!(this.poll_drain_for_writer(cx))?;
         }
         Pin::new(&mut this.io).poll_shutdown(cx)
     }

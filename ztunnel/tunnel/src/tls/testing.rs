@@ -1,5 +1,5 @@
-//! Shared by the tests of this module: an authority that can make any kind of invalid certificate,
-//! and pairs of connected streams.
+//! Shared by the tests of this module: a certificate authority that can also issue invalid
+//! certificates, and pairs of connected streams.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,7 +15,8 @@ use tokio::io::DuplexStream;
 use super::{Credentials, Error, Issued, Revocations, Stream, accept, connect};
 use mesh::Identity;
 
-pub(super) struct Authority {
+/// A certificate authority.
+pub(super) struct TestCa {
     root: CertificateDer<'static>,
     /// The certificates between its leaves and the root.
     above: Vec<CertificateDer<'static>>,
@@ -44,7 +45,7 @@ impl Leaf {
     }
 }
 
-impl Authority {
+impl TestCa {
     pub(super) fn new() -> Self {
         let (params, key) = Self::draft("test root");
         let root = params.self_signed(&key).unwrap().der().clone();
@@ -55,8 +56,8 @@ impl Authority {
         }
     }
 
-    /// An authority whose certificate this one signs.
-    pub(super) fn below(&self, name: &str) -> Self {
+    /// An ca whose certificate this one signs.
+    pub(super) fn intermediate(&self, name: &str) -> Self {
         let (params, key) = Self::draft(name);
         let certificate = params.signed_by(&key, &self.signer).unwrap();
         let mut above = self.above.clone();
@@ -138,7 +139,7 @@ impl Authority {
     }
 
     /// Credentials that present `leaf`, which may be invalid, and trust this root.
-    pub(super) fn flawed(&self, identity: &Identity, leaf: &Leaf) -> Credentials {
+    pub(super) fn unchecked_credentials(&self, identity: &Identity, leaf: &Leaf) -> Credentials {
         Credentials::unchecked(identity, self.issue(leaf))
     }
 }
@@ -148,7 +149,7 @@ pub(super) fn identity(account: &str) -> Identity {
 }
 
 /// Runs both ends of a handshake over a pipe of `capacity` bytes.
-pub(super) async fn shake(
+pub(super) async fn handshake_pair(
     client: &Credentials,
     server: &Credentials,
     expected: &[Identity],
@@ -157,23 +158,23 @@ pub(super) async fn shake(
     Result<Stream<DuplexStream>, Error>,
     Result<Stream<DuplexStream>, Error>,
 ) {
-    let (near, far) = tokio::io::duplex(capacity);
-    // The client's last flight leaves with its first flush or read, so the client has to continue.
+    let (local, remote) = tokio::io::duplex(capacity);
+    // The client's last flight is sent with its first flush or read.
     let connecting = async {
-        let mut stream = connect(near, client, expected).await?;
+        let mut stream = connect(local, client, expected).await?;
         tokio::io::AsyncWriteExt::flush(&mut stream).await.unwrap();
         Ok(stream)
     };
-    tokio::join!(connecting, accept(far, server))
+    tokio::join!(connecting, accept(remote, server))
 }
 
-/// A pair of good streams: client, server.
+/// An established session: client, server.
 pub(super) async fn pair(capacity: usize) -> (Stream<DuplexStream>, Stream<DuplexStream>) {
-    let authority = Authority::new();
+    let ca = TestCa::new();
     let (a, b) = (identity("a"), identity("b"));
-    let (client, server) = (authority.credentials(&a), authority.credentials(&b));
-    let (near, far) = shake(&client, &server, &[b], capacity).await;
-    (near.unwrap(), far.unwrap())
+    let (client, server) = (ca.credentials(&a), ca.credentials(&b));
+    let (local, remote) = handshake_pair(&client, &server, &[b], capacity).await;
+    (local.unwrap(), remote.unwrap())
 }
 
 /// Bytes whose period differs from every record length.
@@ -187,14 +188,14 @@ pub(super) fn pattern(length: usize) -> Vec<u8> {
 pub(super) async fn tcp() -> (tokio::net::TcpStream, tokio::net::TcpStream) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (near, far) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
-    let (near, far) = (near.unwrap(), far.unwrap().0);
-    near.set_nodelay(true).unwrap();
-    far.set_nodelay(true).unwrap();
-    (near, far)
+    let (local, remote) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
+    let (local, remote) = (local.unwrap(), remote.unwrap().0);
+    local.set_nodelay(true).unwrap();
+    remote.set_nodelay(true).unwrap();
+    (local, remote)
 }
 
-/// Stock rustls's view of an issued certificate.
+/// An issued certificate as rustls takes it.
 pub(super) fn certified(issued: Issued) -> Arc<rustls::sign::CertifiedKey> {
     let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&issued.key).unwrap();
     Arc::new(rustls::sign::CertifiedKey::new(issued.chain, key))

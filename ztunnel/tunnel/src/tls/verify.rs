@@ -1,5 +1,5 @@
 //! The verification of peers: webpki checks the chain (signatures, validity, extended key usage),
-//! this module checks the name. A workload's certificate has exactly one URI name, its SPIFFE
+//! this module checks the identity. A workload's certificate has exactly one URI name, its SPIFFE
 //! identity; DNS names and subjects are ignored (SPIFFE X.509-SVID, sections 2 and 5.2).
 
 use std::fmt;
@@ -20,8 +20,8 @@ use super::error::IdentityRefusal;
 use super::revocation::{PeerChain, Revocations};
 use mesh::Identity;
 
-/// The ciphers and groups of every handshake: TLS 1.3 only, AES-128-GCM first (the cheapest per
-/// byte), the post-quantum hybrid X25519MLKEM768 first among the groups.
+/// The cipher suites and key exchange groups of every handshake: TLS 1.3 only, AES-128-GCM first
+/// (the cheapest per byte), the post-quantum hybrid X25519MLKEM768 first among the groups.
 pub(super) fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
         Arc::new(CryptoProvider {
@@ -72,7 +72,7 @@ pub(super) struct Trust {
 }
 
 impl Trust {
-    /// Checks a peer's chain, without the names.
+    /// Checks a peer's chain, but not its identity.
     pub(super) fn check(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -93,7 +93,7 @@ impl Trust {
                 None,
             )
             .map_err(certificate_error)?;
-        let chain = self.revocations.note(&path);
+        let chain = self.revocations.peer_chain(&path);
         if self.revocations.is_revoked(&chain) {
             return Err(CertificateError::Revoked.into());
         }
@@ -101,14 +101,45 @@ impl Trust {
     }
 }
 
-/// Checks a server's certificate for one connection.
-pub(super) struct ExpectedServer {
+/// The signature methods of both verifier traits of rustls: TLS 1.3 only, with the algorithms of
+/// [`provider`].
+macro_rules! signature_methods {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _message: &[u8],
+            _certificate: &CertificateDer<'_>,
+            _signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            Err(PeerIncompatible::Tls12NotOfferedOrEnabled.into())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            let algorithms = &provider().signature_verification_algorithms;
+            verify_tls13_signature(message, certificate, signature, algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            provider()
+                .signature_verification_algorithms
+                .supported_schemes()
+        }
+    };
+}
+
+/// Verifies the server of one connection: it must have one of the expected identities.
+pub(super) struct ServerVerifier {
     pub(super) trust: Trust,
     pub(super) expected: Vec<Identity>,
 }
 
-impl ExpectedServer {
-    fn check(&self, certificate: &CertificateDer<'_>) -> Result<(), IdentityRefusal> {
+impl ServerVerifier {
+    fn check_identity(&self, certificate: &CertificateDer<'_>) -> Result<(), IdentityRefusal> {
         let found = identity_of(certificate)?;
         if self.expected.contains(&found) {
             return Ok(());
@@ -123,7 +154,7 @@ impl ExpectedServer {
     }
 }
 
-impl ServerCertVerifier for ExpectedServer {
+impl ServerCertVerifier for ServerVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -134,56 +165,34 @@ impl ServerCertVerifier for ExpectedServer {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let usage = KeyUsage::server_auth();
         self.trust.check(end_entity, intermediates, now, usage)?;
-        self.check(end_entity).map_err(refusal)?;
+        self.check_identity(end_entity).map_err(identity_error)?;
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(PeerIncompatible::Tls12NotOfferedOrEnabled.into())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        signed(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider()
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
+    signature_methods!();
 }
 
-impl fmt::Debug for ExpectedServer {
+impl fmt::Debug for ServerVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ExpectedServer")
+        f.debug_struct("ServerVerifier")
             .field("expected", &self.expected)
             .finish_non_exhaustive()
     }
 }
 
-/// Checks the certificates of all clients of one identity's server side.
-pub(super) struct MeshClient {
+/// Verifies the clients that connect to one local identity: they must be of its trust domain.
+pub(super) struct ClientVerifier {
     pub(super) trust: Trust,
-    pub(super) ours: Identity,
+    pub(super) local_identity: Identity,
 }
 
-impl MeshClient {
-    fn check(&self, certificate: &CertificateDer<'_>) -> Result<(), IdentityRefusal> {
+impl ClientVerifier {
+    fn check_identity(&self, certificate: &CertificateDer<'_>) -> Result<(), IdentityRefusal> {
         let found = identity_of(certificate)?;
-        if found.trust_domain() == self.ours.trust_domain() {
+        if found.trust_domain() == self.local_identity.trust_domain() {
             return Ok(());
         }
-        let trust_domain = self.ours.trust_domain().to_owned();
+        let trust_domain = self.local_identity.trust_domain().to_owned();
         Err(IdentityRefusal::TrustDomain {
             found,
             trust_domain,
@@ -191,8 +200,8 @@ impl MeshClient {
     }
 }
 
-impl ClientCertVerifier for MeshClient {
-    /// No hints: every client of the mesh has only one certificate, so hints would waste bytes.
+impl ClientCertVerifier for ClientVerifier {
+    /// No hints: a client of the mesh has only one certificate to choose from.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -205,59 +214,28 @@ impl ClientCertVerifier for MeshClient {
     ) -> Result<ClientCertVerified, rustls::Error> {
         let usage = KeyUsage::client_auth();
         self.trust.check(end_entity, intermediates, now, usage)?;
-        self.check(end_entity).map_err(refusal)?;
+        self.check_identity(end_entity).map_err(identity_error)?;
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(PeerIncompatible::Tls12NotOfferedOrEnabled.into())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        signed(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider()
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
+    signature_methods!();
 }
 
-impl fmt::Debug for MeshClient {
+impl fmt::Debug for ClientVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MeshClient")
-            .field("ours", &self.ours)
+        f.debug_struct("ClientVerifier")
+            .field("local_identity", &self.local_identity)
             .finish_non_exhaustive()
     }
 }
 
-fn signed(
-    message: &[u8],
-    certificate: &CertificateDer<'_>,
-    signature: &DigitallySignedStruct,
-) -> Result<HandshakeSignatureValid, rustls::Error> {
-    let algorithms = &provider().signature_verification_algorithms;
-    verify_tls13_signature(message, certificate, signature, algorithms)
-}
-
-/// Stores the refusal in rustls's error, from which the handshake extracts it. The peer gets the
+/// Wraps the refusal in rustls's error, from which the handshake extracts it. The peer gets the
 /// alert certificate_unknown.
-fn refusal(refusal: IdentityRefusal) -> rustls::Error {
+fn identity_error(refusal: IdentityRefusal) -> rustls::Error {
     CertificateError::Other(OtherError(Arc::new(refusal))).into()
 }
 
-/// Chooses the variant whose alert describes the problem to the peer.
+/// The rustls error whose alert describes the problem to the peer.
 fn certificate_error(error: webpki::Error) -> rustls::Error {
     match error {
         webpki::Error::CertExpired { time, not_after } => {
@@ -266,7 +244,7 @@ fn certificate_error(error: webpki::Error) -> rustls::Error {
         webpki::Error::CertNotValidYet { time, not_before } => {
             CertificateError::NotValidYetContext { time, not_before }
         }
-        // The roots of two meshes may have the same name; then only the signature differs.
+        // The roots of two meshes may have the same subject; then only the signature check fails.
         webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
             CertificateError::UnknownIssuer
         }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::packet::MOST_BYTES;
+use super::pod::PodUid;
 use crate::pods;
 use mesh::Fault;
 
@@ -116,13 +117,13 @@ pub enum Refusal {
     #[error("pod {uid} was announced without the descriptor of its network namespace")]
     NoDescriptor {
         /// The pod.
-        uid: super::PodUid,
+        uid: PodUid,
     },
     /// Its workload_info is missing.
     #[error("pod {uid} was announced without workload_info")]
     NoInfo {
         /// The pod.
-        uid: super::PodUid,
+        uid: PodUid,
     },
     /// A field of its workload_info is invalid.
     #[error(
@@ -131,7 +132,7 @@ pub enum Refusal {
     )]
     Name {
         /// The pod.
-        uid: super::PodUid,
+        uid: PodUid,
         /// The field.
         field: &'static str,
         /// Its value.

@@ -1,13 +1,13 @@
-//! The behaviour that the module promises, and the helpers that the tests share.
+//! Tests of the module's behaviour, and their shared setup.
 
-mod ending;
-mod flushing;
-mod nesting;
-mod pooling;
-mod releasing;
-mod retrying;
-mod revoking;
-mod serving;
+mod connection_end;
+mod flushes;
+mod nested;
+mod pool;
+mod resets;
+mod retries;
+mod revocation;
+mod server;
 mod tunnels;
 mod wire;
 
@@ -58,7 +58,7 @@ fn key(account: &str) -> PoolKey {
     }
 }
 
-/// Short limits, so that tests of time are short; no PINGs unless a test enables them.
+/// The default settings, without PINGs.
 fn config() -> Config {
     Config {
         keepalive: None,
@@ -66,19 +66,20 @@ fn config() -> Config {
     }
 }
 
-async fn settle() {
+/// Lets the other tasks of the thread run.
+async fn run_other_tasks() {
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
 }
 
-async fn until(what: impl Fn() -> bool) {
-    while !what() {
+async fn until(condition: impl Fn() -> bool) {
+    while !condition() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
-/// A peer that accepts every CONNECT and keeps the tunnels, on any number of connections.
+/// A peer that accepts any number of connections and every CONNECT on them, and keeps the tunnels.
 struct Peer {
     config: Config,
     drain: watch::Sender<bool>,
@@ -105,19 +106,19 @@ impl Peer {
         self.dials.set(self.dials.get() + 1);
         let peer = Rc::clone(self);
         async move {
-            // A dial is not ready at once.
+            // Pending at first, as a real dial is.
             tokio::task::yield_now().await;
-            let (near, far) = tokio::io::duplex(64 * 1024);
+            let (local, remote) = tokio::io::duplex(64 * 1024);
             tokio::task::spawn_local(async move {
                 let keep = |request: Request| {
                     if let Ok(tunnel) = request.accept() {
                         peer.tunnels.borrow_mut().push(tunnel);
                     }
                 };
-                let ended = serve(far, &peer.config, peer.drain.subscribe(), keep).await;
+                let ended = serve(remote, &peer.config, peer.drain.subscribe(), keep).await;
                 peer.ended.borrow_mut().push(ended);
             });
-            Ok(Dialled::new(near))
+            Ok(Dialled::new(local))
         }
     }
 
@@ -131,9 +132,9 @@ async fn open(pool: &Rc<Pool<Infallible>>, key: &PoolKey, peer: &Rc<Peer>) -> Tu
 }
 
 /// Both ends of one tunnel.
-async fn pair(near: Config, far: Config) -> (Tunnel, Tunnel, Rc<Pool<Infallible>>, Rc<Peer>) {
-    let peer = Peer::new(far);
-    let pool = Pool::new(Rc::new(near));
+async fn pair(local: Config, remote: Config) -> (Tunnel, Tunnel, Rc<Pool<Infallible>>, Rc<Peer>) {
+    let peer = Peer::new(remote);
+    let pool = Pool::new(Rc::new(local));
     let tunnel = open(&pool, &key("a"), &peer).await;
     let other = peer.take_tunnel();
     (tunnel, other, pool, peer)

@@ -13,41 +13,51 @@ fn pattern(length: usize) -> Bytes {
 }
 
 #[test]
-fn each_side_may_finish_first_and_the_other_goes_on() {
+fn either_side_may_half_close_first() {
     run(async {
-        let (mut near, mut far, ..) = pair(config(), config()).await;
-        near.send
+        let (mut local, mut remote, ..) = pair(config(), config()).await;
+        local
+            .send
             .send_all(Bytes::from_static(b"request"))
             .await
             .unwrap();
-        near.send.finish().unwrap();
-        assert_eq!(read_all(&mut far.recv).await.unwrap(), b"request");
-        far.send
+        local.send.finish().unwrap();
+        assert_eq!(read_all(&mut remote.recv).await.unwrap(), b"request");
+        remote
+            .send
             .send_all(Bytes::from_static(b"late answer"))
             .await
             .unwrap();
-        far.send.finish().unwrap();
-        assert_eq!(read_all(&mut near.recv).await.unwrap(), b"late answer");
-        assert!(near.is_finished() && far.is_finished());
+        remote.send.finish().unwrap();
+        assert_eq!(read_all(&mut local.recv).await.unwrap(), b"late answer");
+        assert!(local.is_finished() && remote.is_finished());
 
-        let (mut near, mut far, ..) = pair(config(), config()).await;
-        far.send.send_last(Bytes::from_static(b"greeting")).unwrap();
-        assert_eq!(read_all(&mut near.recv).await.unwrap(), b"greeting");
-        near.send
+        let (mut local, mut remote, ..) = pair(config(), config()).await;
+        remote
+            .send
+            .send_last(Bytes::from_static(b"greeting"))
+            .unwrap();
+        assert_eq!(read_all(&mut local.recv).await.unwrap(), b"greeting");
+        local
+            .send
             .send_all(Bytes::from_static(b"and more"))
             .await
             .unwrap();
-        near.send.finish().unwrap();
-        assert_eq!(read_all(&mut far.recv).await.unwrap(), b"and more");
+        local.send.finish().unwrap();
+        assert_eq!(read_all(&mut remote.recv).await.unwrap(), b"and more");
     });
 }
 
 #[test]
-fn an_unfinished_tunnel_that_is_dropped_is_reset_at_the_other_end() {
+fn dropping_an_unfinished_tunnel_resets_it() {
     run(async {
-        for near_drops in [true, false] {
-            let (near, far, ..) = pair(config(), config()).await;
-            let (dropped, mut left) = if near_drops { (near, far) } else { (far, near) };
+        for local_drops in [true, false] {
+            let (local, remote, ..) = pair(config(), config()).await;
+            let (dropped, mut left) = if local_drops {
+                (local, remote)
+            } else {
+                (remote, local)
+            };
             let mut dropped = dropped;
             // A half-closed tunnel is not finished.
             dropped.send.finish().unwrap();
@@ -69,18 +79,22 @@ fn an_unfinished_tunnel_that_is_dropped_is_reset_at_the_other_end() {
 }
 
 #[test]
-fn a_reset_wakes_a_reader_and_a_sender_that_waits_for_room() {
+fn a_reset_wakes_a_reader_and_a_sender_that_waits_for_the_window() {
     run(async {
-        for near_drops in [true, false] {
-            let (near, far, ..) = pair(config(), config()).await;
-            let (dropped, mut left) = if near_drops { (near, far) } else { (far, near) };
+        for local_drops in [true, false] {
+            let (local, remote, ..) = pair(config(), config()).await;
+            let (dropped, mut left) = if local_drops {
+                (local, remote)
+            } else {
+                (remote, local)
+            };
             let both = tokio::task::spawn_local(async move {
                 let Tunnel { send, recv, .. } = &mut left;
                 let flood = send.send_all(pattern(64 << 20));
                 let (sent, received) = futures::future::join(flood, recv.data()).await;
                 (sent.unwrap_err(), received.unwrap().unwrap_err())
             });
-            settle().await;
+            run_other_tasks().await;
             assert!(!both.is_finished());
             drop(dropped);
             let (sent, received) = both.await.unwrap();
@@ -90,21 +104,21 @@ fn a_reset_wakes_a_reader_and_a_sender_that_waits_for_room() {
 }
 
 #[test]
-fn a_finished_tunnel_may_be_dropped_before_its_bytes_are_out() {
+fn a_finished_tunnel_may_be_dropped_before_its_bytes_are_sent() {
     run(async {
-        let (mut near, mut far, ..) = pair(config(), config()).await;
-        near.send.finish().unwrap();
-        assert!(far.recv.data().await.is_none());
+        let (mut local, mut remote, ..) = pair(config(), config()).await;
+        local.send.finish().unwrap();
+        assert!(remote.recv.data().await.is_none());
         let bytes = pattern(300_000);
-        far.send.send_all(bytes.clone()).await.unwrap();
-        far.send.finish().unwrap();
-        drop(far);
-        assert_eq!(read_all(&mut near.recv).await.unwrap(), bytes);
+        remote.send.send_all(bytes.clone()).await.unwrap();
+        remote.send.finish().unwrap();
+        drop(remote);
+        assert_eq!(read_all(&mut local.recv).await.unwrap(), bytes);
     });
 }
 
 /// Sends as many bytes as flow control accepts now.
-async fn give(send: &mut Sender, bytes: &mut Bytes) {
+async fn send_available(send: &mut Sender, bytes: &mut Bytes) {
     poll_fn(|cx| match send.poll_send(cx, bytes) {
         Poll::Ready(Err(error)) => panic!("{error}"),
         _ => Poll::Ready(()),
@@ -113,7 +127,7 @@ async fn give(send: &mut Sender, bytes: &mut Bytes) {
 }
 
 #[test]
-fn a_reader_that_releases_nothing_stops_its_sender() {
+fn a_receiver_that_releases_nothing_stops_the_sender() {
     run(async {
         let (window, buffer) = (256 * 1024, 128 * 1024);
         let both = Config {
@@ -121,50 +135,53 @@ fn a_reader_that_releases_nothing_stops_its_sender() {
             send_buffer: buffer,
             ..config()
         };
-        let (mut near, mut far, ..) = pair(both.clone(), both).await;
+        let (mut local, mut remote, ..) = pair(both.clone(), both).await;
         let total = 8 << 20;
         let mut bytes = pattern(total);
         for _ in 0..50 {
-            give(&mut near.send, &mut bytes).await;
-            settle().await;
+            send_available(&mut local.send, &mut bytes).await;
+            run_other_tasks().await;
         }
-        let given = total - bytes.len();
-        assert!(given <= window as usize + buffer, "{given} bytes taken");
+        let accepted = total - bytes.len();
+        assert!(
+            accepted <= window as usize + buffer,
+            "{accepted} bytes accepted"
+        );
         // The receiver reads, but does not release the bytes.
         let mut held = 0;
         while held < window as usize {
-            held += far.recv.data().await.unwrap().unwrap().len();
+            held += remote.recv.data().await.unwrap().unwrap().len();
         }
         for _ in 0..50 {
-            give(&mut near.send, &mut bytes).await;
-            settle().await;
+            send_available(&mut local.send, &mut bytes).await;
+            run_other_tasks().await;
         }
         assert!(total - bytes.len() <= window as usize + buffer);
         // Now the receiver releases them.
-        far.recv.release(held).unwrap();
+        remote.recv.release(held).unwrap();
         let rest = async {
-            near.send.send_all(bytes).await.unwrap();
-            near.send.finish().unwrap();
+            local.send.send_all(bytes).await.unwrap();
+            local.send.finish().unwrap();
         };
-        let (read, ()) = futures::future::join(read_all(&mut far.recv), rest).await;
+        let (read, ()) = futures::future::join(read_all(&mut remote.recv), rest).await;
         assert_eq!(held + read.unwrap().len(), total);
     });
 }
 
 #[test]
-fn a_slow_tunnel_does_not_stop_its_neighbours() {
+fn a_stalled_tunnel_does_not_stop_other_tunnels_of_the_connection() {
     run(async {
-        let (mut near, _far, pool, peer) = pair(config(), config()).await;
+        let (mut local, _far, pool, peer) = pair(config(), config()).await;
         let mut flood = pattern(16 << 20);
-        give(&mut near.send, &mut flood).await;
-        settle().await;
-        let mut neighbour = open(&pool, &key("a"), &peer).await;
+        send_available(&mut local.send, &mut flood).await;
+        run_other_tasks().await;
+        let mut second = open(&pool, &key("a"), &peer).await;
         assert_eq!(peer.dials.get(), 1);
         let mut other = peer.take_tunnel();
         let bytes = pattern(4 << 20);
         let send = async {
-            neighbour.send.send_all(bytes.clone()).await.unwrap();
-            neighbour.send.finish().unwrap();
+            second.send.send_all(bytes.clone()).await.unwrap();
+            second.send.finish().unwrap();
         };
         let (read, ()) = futures::future::join(read_all(&mut other.recv), send).await;
         assert!(read.unwrap() == bytes);
@@ -172,15 +189,16 @@ fn a_slow_tunnel_does_not_stop_its_neighbours() {
 }
 
 #[test]
-fn more_than_was_received_cannot_be_released() {
+fn releasing_more_than_was_received_is_an_error() {
     run(async {
-        let (_near, mut far, ..) = pair(config(), config()).await;
-        assert_eq!(far.recv.release(1).unwrap_err().reason(), "misuse");
-        far.recv.release(0).unwrap();
-        far.send.finish().unwrap();
-        far.send.finish().unwrap();
+        let (_near, mut remote, ..) = pair(config(), config()).await;
+        assert_eq!(remote.recv.release(1).unwrap_err().reason(), "misuse");
+        remote.recv.release(0).unwrap();
+        remote.send.finish().unwrap();
+        remote.send.finish().unwrap();
         assert_eq!(
-            far.send
+            remote
+                .send
                 .send(Bytes::from_static(b"x"))
                 .unwrap_err()
                 .reason(),
@@ -190,7 +208,7 @@ fn more_than_was_received_cannot_be_released() {
 }
 
 #[test]
-fn sixteen_mebibytes_each_way_over_tcp_arrive_whole() {
+fn sixteen_mib_in_both_directions_over_tcp_arrive_unchanged() {
     run(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

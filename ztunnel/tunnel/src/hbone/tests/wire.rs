@@ -10,7 +10,7 @@ use super::*;
 use mesh::WorkloadType;
 
 #[test]
-fn authorities_are_told_apart() {
+fn valid_authorities_are_parsed() {
     for (text, expected) in [
         ("10.0.0.1:80", Authority::Address(address("10.0.0.1:80"))),
         ("[::1]:65535", Authority::Address(address("[::1]:65535"))),
@@ -33,7 +33,7 @@ fn authorities_are_told_apart() {
 }
 
 #[test]
-fn what_leads_nowhere_is_no_authority() {
+fn invalid_authorities_are_refused() {
     for text in [
         "",
         ":",
@@ -71,7 +71,7 @@ fn what_leads_nowhere_is_no_authority() {
 }
 
 #[test]
-fn forwarded_is_read_in_the_spellings_of_the_field() {
+fn forwarded_is_decoded_in_all_common_forms() {
     for (text, expected) in [
         ("for=10.0.0.1", Some("10.0.0.1")),
         ("For=\"10.0.0.1:1234\"", Some("10.0.0.1")),
@@ -95,17 +95,17 @@ fn forwarded_is_read_in_the_spellings_of_the_field() {
 }
 
 #[test]
-fn the_service_is_told_where_its_name_needs_no_quotes() {
-    let written = |host: &str| {
+fn forwarded_has_the_host_only_if_it_needs_no_quotes() {
+    let encoded = |host: &str| {
         let value = forwarded::encode("10.0.0.1".parse().unwrap(), Some(host)).unwrap();
         value.to_str().unwrap().to_owned()
     };
     assert_eq!(
-        written("web.default.svc"),
+        encoded("web.default.svc"),
         "for=10.0.0.1;host=web.default.svc"
     );
     for odd in ["", "a b", "a;b", "a,b", "a\"b", "a\r\nb", "a:80"] {
-        assert_eq!(written(odd), "for=10.0.0.1", "{odd:?}");
+        assert_eq!(encoded(odd), "for=10.0.0.1", "{odd:?}");
     }
     for (text, expected) in [
         ("for=10.0.0.1;host=web", Some("web")),
@@ -125,7 +125,7 @@ fn the_service_is_told_where_its_name_needs_no_quotes() {
 }
 
 #[test]
-fn traceparents_are_checked() {
+fn traceparents_are_validated() {
     let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let parsed: TraceParent = good.parse().unwrap();
     assert_eq!(parsed.to_string(), good);
@@ -151,7 +151,7 @@ fn traceparents_are_checked() {
 }
 
 #[test]
-fn baggage_is_spelled_as_the_mesh_spells_it() {
+fn baggage_has_the_keys_of_istio() {
     let baggage = Baggage {
         cluster: Some("cluster1".into()),
         namespace: Some("default".into()),
@@ -169,7 +169,7 @@ fn baggage_is_spelled_as_the_mesh_spells_it() {
 }
 
 #[test]
-fn baggage_is_bounded_and_skips_what_it_cannot_use() {
+fn baggage_is_bounded_and_skips_unusable_members() {
     let decode = |text: &str| Baggage::decode([&HeaderValue::from_str(text).unwrap()]);
     let odd = decode(
         ",,=,a=b, service.name = x%20y ;p=1,service.name=later,cloud.region=%0A,k8s.pod.name=p",

@@ -1,4 +1,4 @@
-//! Why a handshake failed, and why the names in a certificate were not accepted.
+//! Errors of handshakes, and of the identity in a peer's certificate.
 
 use std::io;
 
@@ -7,14 +7,14 @@ use rustls::AlertDescription;
 use super::{Fault, Role, explain};
 use mesh::Identity;
 
-/// Why the names in a certificate were not accepted.
+/// Why the identity in a certificate was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityRefusal {
     /// The certificate could not be read.
     #[error("its certificate cannot be parsed")]
     Unreadable,
     /// The certificate has no URI name.
-    #[error("its certificate has no SPIFFE URI name; it was not issued for a mesh workload")]
+    #[error("its certificate has no SPIFFE URI: it was not issued for a mesh workload")]
     Missing,
     /// The SPIFFE X.509-SVID specification (section 2) allows one URI name.
     #[error("its certificate has {count} URI names, exactly one is allowed")]
@@ -30,8 +30,8 @@ pub enum IdentityRefusal {
     },
     /// The peer has an identity other than the ones that the caller expects.
     #[error(
-        "it is {found}, expected {expected}: the address may have been given to another workload, \
-         or the mesh's state is stale"
+        "it is {found}, expected {expected}: another workload may have the address now, or the \
+         mesh configuration is outdated"
     )]
     Unexpected {
         /// The peer's identity.
@@ -40,7 +40,7 @@ pub enum IdentityRefusal {
         expected: String,
     },
     /// The identity is of another trust domain.
-    #[error("it is {found}, not of our trust domain {trust_domain}")]
+    #[error("it is {found}, expected an identity of the trust domain {trust_domain}")]
     TrustDomain {
         /// The peer's identity.
         found: Identity,
@@ -67,8 +67,8 @@ impl IdentityRefusal {
 /// Why a handshake failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
-    /// The connection broke.
-    #[error("the connection broke: {source}")]
+    /// The socket returned an error.
+    #[error("the connection failed: {source}")]
     Io {
         /// The error of the socket.
         source: io::Error,
@@ -77,75 +77,75 @@ pub enum HandshakeError {
     #[error("it closed the connection before the handshake was complete")]
     Closed,
     /// The first bytes are not TLS.
-    #[error("it does not speak TLS (first byte {first:#04x}): plaintext sent to the tunnel port?")]
+    #[error("it sent no TLS record (first byte {first:#04x}): plaintext on the tunnel port?")]
     NotTls {
         /// The first byte it sent.
         first: u8,
     },
-    /// More handshake bytes than any honest peer sends.
-    #[error("it sent more than {limit} bytes of handshake")]
+    /// The handshake is larger than the limit.
+    #[error("its handshake is larger than {limit} bytes")]
     TooLarge {
         /// The limit in bytes.
         limit: usize,
     },
     /// The client has no certificate.
-    #[error("it presented no certificate: not a mesh workload?")]
+    #[error("it presented no client certificate: not a mesh workload?")]
     NoCertificate,
     /// The certificate does not chain to our roots.
     #[error(
-        "its certificate is signed by an unknown authority: another mesh, or a root was replaced"
+        "its certificate is not signed by a trusted root: another mesh, or a root rotation that is not complete"
     )]
     UnknownIssuer,
     /// The certificate has expired, or is not valid yet.
-    #[error("its certificate is not valid now ({why}): is its renewal stuck, or a clock wrong?")]
+    #[error("its certificate is not valid now ({why}): check its renewal and the clocks")]
     NotValidNow {
         /// The limits of its validity.
         why: String,
     },
     /// A certificate of the peer's chain is on a revocation list.
-    #[error("its certificate, or one of those above it, is revoked")]
+    #[error("its certificate, or an intermediate certificate of its chain, is revoked")]
     Revoked,
-    /// The certificate does not allow this side of TLS.
-    #[error("its certificate is not for this use ({why})")]
+    /// The certificate's extended key usage does not allow this role.
+    #[error("its certificate does not allow this use ({why})")]
     WrongPurpose {
-        /// The missing use.
+        /// The missing usage.
         why: String,
     },
     /// The certificate, or the proof that the peer owns its key, is invalid.
-    #[error("its certificate is not acceptable: {why}")]
+    #[error("its certificate is invalid: {why}")]
     BadCertificate {
         /// The problem.
         why: String,
     },
-    /// The certificate is valid but names the wrong workload.
+    /// The certificate is valid, but its identity is not accepted.
     #[error("{source}")]
     Identity {
-        /// The problem with the name.
+        /// The cause.
         source: IdentityRefusal,
     },
     /// The peer did not agree to ALPN `h2`.
-    #[error("it does not agree to ALPN \"h2\": not an HBONE endpoint?")]
-    NoHbone,
+    #[error("it did not negotiate ALPN \"h2\": not an HBONE endpoint?")]
+    NoAlpn,
     /// The two sides have no version, cipher or group in common.
     #[error("it is not compatible: {why} (TLS 1.3 is required)")]
     Incompatible {
         /// The missing feature.
         why: String,
     },
-    /// The peer refused us.
+    /// The peer ended the handshake with an alert.
     #[error("it refused with the alert {alert:?}: {}", explain(*alert))]
-    Refused {
+    Rejected {
         /// The alert it sent.
         alert: AlertDescription,
     },
     /// The peer violated the protocol.
-    #[error("it broke the protocol: {why}")]
-    Misbehaved {
+    #[error("it violated the TLS protocol: {why}")]
+    ProtocolViolation {
         /// The violation.
         why: String,
     },
-    /// An internal operation failed unexpectedly.
-    #[error("internal: {why}")]
+    /// An operation of this proxy failed unexpectedly.
+    #[error("internal error: {why}")]
     Internal {
         /// The operation and its error.
         why: String,
@@ -168,10 +168,10 @@ impl HandshakeError {
             Self::WrongPurpose { .. } => "wrong_purpose",
             Self::BadCertificate { .. } => "bad_certificate",
             Self::Identity { source } => source.reason(),
-            Self::NoHbone => "no_alpn",
+            Self::NoAlpn => "no_alpn",
             Self::Incompatible { .. } => "incompatible",
-            Self::Refused { .. } => "refused_by_peer",
-            Self::Misbehaved { .. } => "misbehaved",
+            Self::Rejected { .. } => "refused_by_peer",
+            Self::ProtocolViolation { .. } => "misbehaved",
             Self::Internal { .. } => "internal",
         }
     }

@@ -11,7 +11,7 @@ use super::{Fault, Role, explain};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// The peer ended the session with an alert.
-    #[error("the TLS peer aborted with the alert {alert:?}")]
+    #[error("the TLS peer ended the session with the alert {alert:?}")]
     Alert {
         /// The alert it sent.
         alert: AlertDescription,
@@ -24,15 +24,15 @@ pub enum RecordError {
         alert: AlertDescription,
     },
     /// The connection ended without close_notify: bytes may be missing.
-    #[error("the TLS connection was cut: it ended without close_notify")]
+    #[error("the TLS connection was truncated: it ended without close_notify")]
     Truncated,
     /// A record's authentication failed.
-    #[error("a TLS record was forged or damaged on the way (authentication failed)")]
+    #[error("the authentication of a TLS record failed: it was forged or damaged")]
     Forged,
     /// A record is longer than RFC 8446, section 5.2, allows.
-    #[error("a TLS record claims {length} bytes, more than the protocol allows")]
+    #[error("a TLS record has a length of {length} bytes, more than the protocol allows")]
     Overflow {
-        /// The length it claims.
+        /// The length in its header.
         length: usize,
     },
     /// A record or message that is not allowed at this point.
@@ -49,7 +49,7 @@ pub enum RecordError {
     },
     /// Too many records in a row without data.
     #[error("the TLS peer sent {count} records in a row without data")]
-    Fruitless {
+    NoData {
         /// The number of records.
         count: u8,
     },
@@ -82,7 +82,7 @@ impl RecordError {
             Self::Overflow { .. } => "record_overflow",
             Self::Unexpected { .. } => "unexpected_message",
             Self::Malformed { .. } => "malformed_message",
-            Self::Fruitless { .. } => "fruitless_records",
+            Self::NoData { .. } => "fruitless_records",
             Self::Keys { .. } => "keys",
             Self::Closed => "closed",
         }
@@ -97,13 +97,14 @@ impl RecordError {
         }
     }
 
-    /// The alert to send for this error (RFC 8446, section 6.2); none when the peer is gone.
+    /// The alert to send for this error (RFC 8446, section 6.2); none when the peer has ended the
+    /// session.
     pub(in crate::tls) const fn alert(&self) -> Option<AlertDescription> {
         match self {
             Self::Alert { .. } | Self::Rejected { .. } | Self::Truncated | Self::Closed => None,
             Self::Forged => Some(AlertDescription::BadRecordMac),
             Self::Overflow { .. } => Some(AlertDescription::RecordOverflow),
-            Self::Unexpected { .. } | Self::Fruitless { .. } => {
+            Self::Unexpected { .. } | Self::NoData { .. } => {
                 Some(AlertDescription::UnexpectedMessage)
             }
             Self::Malformed { .. } => Some(AlertDescription::DecodeError),
@@ -124,7 +125,7 @@ impl From<RecordError> for io::Error {
             | RecordError::Overflow { .. }
             | RecordError::Unexpected { .. }
             | RecordError::Malformed { .. }
-            | RecordError::Fruitless { .. } => io::ErrorKind::InvalidData,
+            | RecordError::NoData { .. } => io::ErrorKind::InvalidData,
         };
         Self::new(kind, error)
     }

@@ -1,4 +1,4 @@
-//! Handshakes that succeed, and each kind of failure with its reason.
+//! Handshakes: success, and the reason of each kind of failure.
 
 use std::time::SystemTime;
 
@@ -6,22 +6,26 @@ use rcgen::ExtendedKeyUsagePurpose;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::super::error::Fault;
-use super::super::testing::{Authority, Leaf, identity, pair, pattern, shake, tcp};
+use super::super::testing::{Leaf, TestCa, handshake_pair, identity, pair, pattern, tcp};
 use super::*;
 
-const ROOM: usize = 64 * 1024;
+const CAPACITY: usize = 64 * 1024;
+const HOUR: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
-async fn two_workloads_learn_who_the_other_is() {
-    let (mut near, mut far) = pair(ROOM).await;
-    assert_eq!((near.peer(), far.peer()), (&identity("b"), &identity("a")));
-    assert_eq!((near.role(), far.role()), (Role::Client, Role::Server));
-    for stream in [&near, &far] {
+async fn both_sides_know_the_peers_identity() {
+    let (mut local, mut remote) = pair(CAPACITY).await;
+    assert_eq!(
+        (local.peer(), remote.peer()),
+        (&identity("b"), &identity("a"))
+    );
+    assert_eq!((local.role(), remote.role()), (Role::Client, Role::Server));
+    for stream in [&local, &remote] {
         assert_eq!(stream.cipher_suite(), "TLS13_AES_128_GCM_SHA256");
         assert_eq!(stream.key_exchange(), "X25519MLKEM768");
         assert_eq!(stream.tls_version(), "TLSv1.3");
     }
-    for (from, to) in [(&mut near, &mut far)] {
+    for (from, to) in [(&mut local, &mut remote)] {
         from.write_all(b"ping").await.unwrap();
         from.flush().await.unwrap();
         let mut got = [0; 4];
@@ -35,51 +39,51 @@ async fn two_workloads_learn_who_the_other_is() {
 }
 
 #[tokio::test]
-async fn any_of_the_expected_identities_will_do() {
-    let authority = Authority::new();
+async fn a_server_may_have_any_of_the_expected_identities() {
+    let ca = TestCa::new();
     let (client, server) = (
-        authority.credentials(&identity("a")),
-        authority.credentials(&identity("b")),
+        ca.credentials(&identity("a")),
+        ca.credentials(&identity("b")),
     );
     let expected = [identity("c"), identity("b")];
-    let (near, far) = shake(&client, &server, &expected, ROOM).await;
+    let (local, remote) = handshake_pair(&client, &server, &expected, CAPACITY).await;
     assert_eq!(
-        (near.unwrap().peer(), far.unwrap().peer()),
+        (local.unwrap().peer(), remote.unwrap().peer()),
         (&identity("b"), &identity("a"))
     );
 }
 
 #[tokio::test]
-async fn a_task_that_shakes_hands_stays_small() {
-    let credentials = Authority::new().credentials(&identity("a"));
-    let (near, far) = tokio::io::duplex(ROOM);
-    let size = size_of_val(&connect(near, &credentials, &[]));
+async fn the_future_of_a_handshake_is_small() {
+    let credentials = TestCa::new().credentials(&identity("a"));
+    let (local, remote) = tokio::io::duplex(CAPACITY);
+    let size = size_of_val(&connect(local, &credentials, &[]));
     assert!(size < 256, "{size}");
-    assert!(size_of_val(&accept(far, &credentials)) < 256);
+    assert!(size_of_val(&accept(remote, &credentials)) < 256);
 }
 
 #[tokio::test]
-async fn bytes_right_behind_the_handshake_are_not_lost() {
-    let authority = Authority::new();
+async fn bytes_sent_directly_after_the_handshake_are_not_lost() {
+    let ca = TestCa::new();
     let (client, server) = (
-        authority.credentials(&identity("a")),
-        authority.credentials(&identity("b")),
+        ca.credentials(&identity("a")),
+        ca.credentials(&identity("b")),
     );
-    let (near, far) = tcp().await;
+    let (local, remote) = tcp().await;
     let sent = pattern(300_000);
     let expected = [identity("b")];
     let writing = async {
-        let mut near = connect(near, &client, &expected).await.unwrap();
-        near.write_all(&sent).await.unwrap();
-        near.shutdown().await.unwrap();
-        near
+        let mut local = connect(local, &client, &expected).await.unwrap();
+        local.write_all(&sent).await.unwrap();
+        local.shutdown().await.unwrap();
+        local
     };
     let reading = async {
         // All bytes arrive before the server reads the client's Finished.
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let mut far = accept(far, &server).await.unwrap();
+        let mut remote = accept(remote, &server).await.unwrap();
         let mut got = Vec::new();
-        far.read_to_end(&mut got).await.unwrap();
+        remote.read_to_end(&mut got).await.unwrap();
         got
     };
     let (_near, got) = tokio::join!(writing, reading);
@@ -87,98 +91,102 @@ async fn bytes_right_behind_the_handshake_are_not_lost() {
 }
 
 #[tokio::test]
-async fn a_client_that_reads_first_still_ends_the_handshake() {
-    let authority = Authority::new();
+async fn a_client_that_reads_first_completes_the_handshake() {
+    let ca = TestCa::new();
     let (client, server) = (
-        authority.credentials(&identity("a")),
-        authority.credentials(&identity("b")),
+        ca.credentials(&identity("a")),
+        ca.credentials(&identity("b")),
     );
-    let (near, far) = tokio::io::duplex(ROOM);
+    let (local, remote) = tokio::io::duplex(CAPACITY);
     let expected = [identity("b")];
     let (got, ()) = tokio::join!(
         async {
-            let mut near = connect(near, &client, &expected).await.unwrap();
-            near.read_u8().await.unwrap()
+            let mut local = connect(local, &client, &expected).await.unwrap();
+            local.read_u8().await.unwrap()
         },
         async {
-            let mut far = accept(far, &server).await.unwrap();
-            far.write_u8(7).await.unwrap();
-            far.flush().await.unwrap();
+            let mut remote = accept(remote, &server).await.unwrap();
+            remote.write_u8(7).await.unwrap();
+            remote.flush().await.unwrap();
         }
     );
     assert_eq!(got, 7);
 }
 
 #[tokio::test]
-async fn the_client_refuses_a_server_that_is_not_whom_it_expects() {
-    let (ours, other) = (Authority::new(), Authority::new());
+async fn a_client_refuses_a_server_without_an_expected_identity() {
+    let (trusted, untrusted) = (TestCa::new(), TestCa::new());
     let (a, b) = (identity("a"), identity("b"));
-    let hour = Duration::from_secs(3600);
     let leaf = |change: &dyn Fn(&mut Leaf)| {
         let mut leaf = Leaf::of(&b);
         change(&mut leaf);
         leaf
     };
-    let cases: [(&Authority, Leaf, &str); 9] = [
-        (&other, leaf(&|_| {}), "unknown_issuer"),
+    let cases: [(&TestCa, Leaf, &str); 9] = [
+        (&untrusted, leaf(&|_| {}), "unknown_issuer"),
         (
-            &ours,
+            &trusted,
             leaf(&|leaf| leaf.uris = vec![identity("c").to_string()]),
             "wrong_identity",
         ),
         (
-            &ours,
+            &trusted,
             leaf(&|leaf| leaf.uris.push(identity("c").to_string())),
             "several_identities",
         ),
         (
-            &ours,
+            &trusted,
             leaf(&|leaf| leaf.uris.push(b.to_string())),
             "several_identities",
         ),
-        (&ours, leaf(&|leaf| leaf.uris.clear()), "no_identity"),
+        (&trusted, leaf(&|leaf| leaf.uris.clear()), "no_identity"),
         (
-            &ours,
+            &trusted,
             leaf(&|leaf| leaf.uris = vec!["https://b".into()]),
             "foreign_identity",
         ),
         (
-            &ours,
+            &trusted,
             leaf(&|leaf| leaf.not_after = leaf.not_before),
             "not_valid_now",
         ),
         (
-            &ours,
-            leaf(&|leaf| leaf.not_before = SystemTime::now() + hour),
+            &trusted,
+            leaf(&|leaf| leaf.not_before = SystemTime::now() + HOUR),
             "not_valid_now",
         ),
         (
-            &ours,
+            &trusted,
             leaf(&|leaf| leaf.usages = vec![ExtendedKeyUsagePurpose::ClientAuth]),
             "wrong_purpose",
         ),
     ];
-    let client = ours.credentials(&a);
-    for (authority, leaf, reason) in cases {
-        let server = authority.flawed(&b, &leaf);
-        let (near, far) = shake(&client, &server, std::slice::from_ref(&b), ROOM).await;
-        let error = near.err().unwrap();
+    let client = trusted.credentials(&a);
+    for (ca, leaf, reason) in cases {
+        let server = ca.unchecked_credentials(&b, &leaf);
+        let (local, remote) =
+            handshake_pair(&client, &server, std::slice::from_ref(&b), CAPACITY).await;
+        let error = local.err().unwrap();
         assert_eq!(error.reason(), reason, "{error}");
         assert_ne!(error.fault(), Fault::Us);
-        assert_eq!(far.err().unwrap().reason(), "refused_by_peer", "{reason}");
+        assert_eq!(
+            remote.err().unwrap().reason(),
+            "refused_by_peer",
+            "{reason}"
+        );
     }
 }
 
-/// A client that trusts `ours`, with a certificate that any authority may have signed.
-fn trusting(ours: &Authority, signer: &Authority, leaf: &Leaf) -> Credentials {
+/// A client that trusts `trusted`, with a certificate that any authority may have signed.
+fn credentials_trusting(trusted: &TestCa, signer: &TestCa, leaf: &Leaf) -> Credentials {
     let mut issued = signer.issue(leaf);
-    issued.roots = vec![ours.root()];
+    issued.roots = vec![trusted.root()];
     Credentials::unchecked(&identity("a"), issued)
 }
 
 #[tokio::test]
-async fn the_server_refuses_a_client_and_the_client_learns_why() {
-    let (ours, other) = (Authority::new(), Authority::new());
+async fn a_server_refuses_a_client_and_its_alert_names_the_cause() {
+    let (trusted, untrusted) = (TestCa::new(), TestCa::new());
     let (a, b) = (identity("a"), identity("b"));
     let foreign = Identity::new("elsewhere", "default", "a").unwrap();
     let leaf = |change: &dyn Fn(&mut Leaf)| {
@@ -186,52 +194,53 @@ async fn the_server_refuses_a_client_and_the_client_learns_why() {
         change(&mut leaf);
         leaf
     };
-    let cases: [(&Authority, Leaf, &str, &str); 7] = [
-        (&other, leaf(&|_| {}), "unknown_issuer", "UnknownCA"),
+    let cases: [(&TestCa, Leaf, &str, &str); 7] = [
+        (&untrusted, leaf(&|_| {}), "unknown_issuer", "UnknownCA"),
         (
-            &ours,
+            &trusted,
             leaf(&|leaf| leaf.uris.push(b.to_string())),
             "several_identities",
             "CertificateUnknown",
         ),
         (
-            &ours,
+            &trusted,
             leaf(&|leaf| leaf.uris.clear()),
             "no_identity",
             "CertificateUnknown",
         ),
         (
-            &ours,
+            &trusted,
             leaf(&|leaf| leaf.uris = vec!["spiffe://x".into()]),
             "foreign_identity",
             "CertificateUnknown",
         ),
         (
-            &ours,
+            &trusted,
             leaf(&|leaf| leaf.uris = vec![foreign.to_string()]),
             "wrong_trust_domain",
             "CertificateUnknown",
         ),
         (
-            &ours,
+            &trusted,
             leaf(&|leaf| leaf.not_after = leaf.not_before),
             "not_valid_now",
             "CertificateExpired",
         ),
         (
-            &ours,
+            &trusted,
             leaf(&|leaf| leaf.usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
             "wrong_purpose",
             "UnsupportedCertificate",
         ),
     ];
-    let server = ours.credentials(&b);
-    for (authority, leaf, reason, alert) in cases {
-        let client = trusting(&ours, authority, &leaf);
-        let (near, far) = shake(&client, &server, std::slice::from_ref(&b), ROOM).await;
-        let error = far.err().unwrap();
+    let server = trusted.credentials(&b);
+    for (ca, leaf, reason, alert) in cases {
+        let client = credentials_trusting(&trusted, ca, &leaf);
+        let (local, remote) =
+            handshake_pair(&client, &server, std::slice::from_ref(&b), CAPACITY).await;
+        let error = remote.err().unwrap();
         assert_eq!(error.reason(), reason, "{error}");
-        let refused = near.unwrap().read_u8().await.unwrap_err();
+        let refused = local.unwrap().read_u8().await.unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
         let found = RecordError::of(&refused).unwrap();
         assert_eq!(found.reason(), "refused_by_peer");
@@ -240,23 +249,23 @@ async fn the_server_refuses_a_client_and_the_client_learns_why() {
 }
 
 #[tokio::test]
-async fn over_tcp_the_alert_survives_bytes_that_were_not_read() {
-    let (ours, other) = (Authority::new(), Authority::new());
+async fn over_tcp_unread_bytes_do_not_discard_the_alert() {
+    let (trusted, untrusted) = (TestCa::new(), TestCa::new());
     let (a, b) = (identity("a"), identity("b"));
-    let client = trusting(&ours, &other, &Leaf::of(&a));
-    let server = ours.credentials(&b);
-    let (near, far) = tcp().await;
+    let client = credentials_trusting(&trusted, &untrusted, &Leaf::of(&a));
+    let server = trusted.credentials(&b);
+    let (local, remote) = tcp().await;
     let expected = [b];
-    let (refused, far) = tokio::join!(
+    let (refused, remote) = tokio::join!(
         async {
-            let mut near = connect(near, &client, &expected).await.unwrap();
-            near.write_all(&pattern(40_000)).await.unwrap();
-            near.flush().await.unwrap();
-            near.read_u8().await.unwrap_err()
+            let mut local = connect(local, &client, &expected).await.unwrap();
+            local.write_all(&pattern(40_000)).await.unwrap();
+            local.flush().await.unwrap();
+            local.read_u8().await.unwrap_err()
         },
-        accept(far, &server)
+        accept(remote, &server)
     );
-    assert_eq!(far.err().unwrap().reason(), "unknown_issuer");
+    assert_eq!(remote.err().unwrap().reason(), "unknown_issuer");
     assert_eq!(
         RecordError::of(&refused).unwrap().reason(),
         "refused_by_peer",
@@ -265,19 +274,19 @@ async fn over_tcp_the_alert_survives_bytes_that_were_not_read() {
 }
 
 /// The server's error and answer when a client sends these bytes and then closes.
-async fn served(bytes: &[u8]) -> (Error, Vec<u8>) {
-    let server = Authority::new().credentials(&identity("b"));
-    let (mut near, far) = tokio::io::duplex(ROOM * 8);
-    near.write_all(bytes).await.unwrap();
-    near.shutdown().await.unwrap();
-    let error = accept(far, &server).await.err().unwrap();
+async fn server_result(bytes: &[u8]) -> (Error, Vec<u8>) {
+    let server = TestCa::new().credentials(&identity("b"));
+    let (mut local, remote) = tokio::io::duplex(CAPACITY * 8);
+    local.write_all(bytes).await.unwrap();
+    local.shutdown().await.unwrap();
+    let error = accept(remote, &server).await.err().unwrap();
     let mut answer = Vec::new();
-    near.read_to_end(&mut answer).await.unwrap();
+    local.read_to_end(&mut answer).await.unwrap();
     (error, answer)
 }
 
 #[tokio::test]
-async fn names_what_is_not_tls() {
+async fn input_that_is_not_tls_has_a_reason() {
     for (bytes, reason) in [
         (&b"GET / HTTP/1.1\r\n\r\n"[..], "not_tls"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "not_tls"),
@@ -291,7 +300,7 @@ async fn names_what_is_not_tls() {
         (b"\x16\x03\x01\x00\x04\x02\x00\x00\x00", "misbehaved"),
         (b"\x16\x03\x01\x00\x00", "misbehaved"),
     ] {
-        let (error, _) = served(bytes).await;
+        let (error, _) = server_result(bytes).await;
         assert_eq!(error.reason(), reason, "{bytes:?}: {error}");
         assert_eq!(error.fault(), Fault::Downstream);
     }
@@ -304,7 +313,7 @@ proptest::proptest! {
         let mut sent = b"\x16\x03\x01\x00\x80\x01\x00\x00\x7c\x03\x03"[..[0, 5, 9, 11][head]].to_vec();
         sent.extend(bytes);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (error, _) = runtime.block_on(served(&sent));
+        let (error, _) = runtime.block_on(server_result(&sent));
         assert_ne!(error.fault(), Fault::Us, "{error}");
     }
 }
@@ -326,38 +335,38 @@ fn tls12_hello() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn refuses_a_client_of_an_older_version() {
-    let (error, answer) = served(&tls12_hello()).await;
+async fn a_tls_1_2_client_is_refused() {
+    let (error, answer) = server_result(&tls12_hello()).await;
     assert_eq!(error.reason(), "incompatible", "{error}");
     // A fatal alert protocol_version, in plaintext.
     assert_eq!(answer, [21, 3, 3, 0, 2, 2, 70]);
 }
 
 /// The client's error when a server answers with these bytes.
-async fn answered(bytes: &[u8]) -> Error {
-    let client = Authority::new().credentials(&identity("a"));
-    let (near, mut far) = tokio::io::duplex(ROOM);
+async fn client_error(bytes: &[u8]) -> Error {
+    let client = TestCa::new().credentials(&identity("a"));
+    let (local, mut remote) = tokio::io::duplex(CAPACITY);
     let (error, ()) = tokio::join!(
         async {
-            connect(near, &client, &[identity("b")])
+            connect(local, &client, &[identity("b")])
                 .await
                 .err()
                 .unwrap()
         },
         async {
             let mut hello = [0; 5];
-            far.read_exact(&mut hello).await.unwrap();
-            far.write_all(bytes).await.unwrap();
-            far.shutdown().await.unwrap();
+            remote.read_exact(&mut hello).await.unwrap();
+            remote.write_all(bytes).await.unwrap();
+            remote.shutdown().await.unwrap();
             let mut rest = Vec::new();
-            far.read_to_end(&mut rest).await.unwrap();
+            remote.read_to_end(&mut rest).await.unwrap();
         }
     );
     error
 }
 
 #[tokio::test]
-async fn the_client_names_what_a_server_does_wrong() {
+async fn a_client_reports_why_a_servers_response_is_wrong() {
     // A ServerHello of TLS 1.2: it has no extension that selects a version.
     let mut old = vec![22, 3, 3, 0, 42, 2, 0, 0, 38, 3, 3];
     old.extend([7; 32]);
@@ -368,70 +377,73 @@ async fn the_client_names_what_a_server_does_wrong() {
         (b"\x15\x03\x03\x00\x02\x02\x28", "refused_by_peer"),
         (b"", "closed"),
     ] {
-        let error = answered(bytes).await;
+        let error = client_error(bytes).await;
         assert_eq!(error.reason(), reason, "{bytes:?}: {error}");
         assert_eq!(error.fault(), Fault::Upstream);
     }
 }
 
 #[tokio::test]
-async fn an_endless_handshake_is_cut_off() {
-    let server = Authority::new().credentials(&identity("b"));
-    let (mut near, far) = tokio::io::duplex(ROOM);
+async fn a_handshake_above_the_limit_is_refused() {
+    let server = TestCa::new().credentials(&identity("b"));
+    let (mut local, remote) = tokio::io::duplex(CAPACITY);
     // One-byte fragments of a ClientHello whose header has a large length.
     let mut fragments = vec![22, 3, 1, 0, 4, 1, 0, 0xff, 0xff];
     for _ in 0..60_000 {
         fragments.extend([22, 3, 1, 0, 1, 0]);
     }
-    let (_, error) = tokio::join!(near.write_all(&fragments), accept(far, &server));
+    let (_, error) = tokio::join!(local.write_all(&fragments), accept(remote, &server));
     assert_eq!(error.err().unwrap().reason(), "too_large");
 }
 
 /// Damages one byte of one side's output, at each position in turn.
 #[tokio::test]
 async fn a_damaged_handshake_fails_without_a_panic() {
-    let authority = Authority::new();
+    let ca = TestCa::new();
     let (client, server) = (
-        authority.credentials(&identity("a")),
-        authority.credentials(&identity("b")),
+        ca.credentials(&identity("a")),
+        ca.credentials(&identity("b")),
     );
     for at in (0..2600).step_by(47) {
         for side in [Role::Client, Role::Server] {
-            let (near, near_wire) = tokio::io::duplex(ROOM);
-            let (far_wire, far) = tokio::io::duplex(ROOM);
-            let wire = damage(near_wire, far_wire, at, side);
+            let (local, local_wire) = tokio::io::duplex(CAPACITY);
+            let (remote_wire, remote) = tokio::io::duplex(CAPACITY);
+            let wire = copy_both_directions(local_wire, remote_wire, at, side);
             let expected = [identity("b")];
             let both = async {
                 let connecting = async {
-                    let mut near = connect(near, &client, &expected).await?;
-                    let _sent = near.flush().await;
-                    Ok::<_, Error>(near)
+                    let mut local = connect(local, &client, &expected).await?;
+                    let _sent = local.flush().await;
+                    Ok::<_, Error>(local)
                 };
-                tokio::join!(connecting, accept(far, &server))
+                tokio::join!(connecting, accept(remote, &server))
             };
             let limited = tokio::time::timeout(Duration::from_millis(60), async {
                 tokio::select! { both = both => Some(both), () = wire => None }
             });
             // After a damaged length, a side waits for more bytes; the caller's timeout ends that.
-            if let Ok(Some((near, far))) = Box::pin(limited).await {
-                assert!(near.is_err() || far.is_err() || at > 1000, "{at} {side:?}");
+            if let Ok(Some((local, remote))) = Box::pin(limited).await {
+                assert!(
+                    local.is_err() || remote.is_err() || at > 1000,
+                    "{at} {side:?}"
+                );
             }
         }
     }
 }
 
-async fn damage(near: DuplexStream, far: DuplexStream, at: usize, side: Role) {
-    let (mut near_read, mut near_write) = tokio::io::split(near);
-    let (mut far_read, mut far_write) = tokio::io::split(far);
+async fn copy_both_directions(local: DuplexStream, remote: DuplexStream, at: usize, side: Role) {
+    let (mut local_read, mut local_write) = tokio::io::split(local);
+    let (mut remote_read, mut remote_write) = tokio::io::split(remote);
     let flip = |role| if role == side { Some(at) } else { None };
     tokio::join!(
-        carry(&mut near_read, &mut far_write, flip(Role::Client)),
-        carry(&mut far_read, &mut near_write, flip(Role::Server))
+        copy_and_damage(&mut local_read, &mut remote_write, flip(Role::Client)),
+        copy_and_damage(&mut remote_read, &mut local_write, flip(Role::Server))
     );
     std::future::pending().await
 }
 
-async fn carry<R, W>(from: &mut R, to: &mut W, mut flip: Option<usize>)
+async fn copy_and_damage<R, W>(from: &mut R, to: &mut W, mut flip: Option<usize>)
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,

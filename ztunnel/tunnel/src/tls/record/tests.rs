@@ -1,4 +1,4 @@
-//! Records on their own: the limits of their format, and unique nonces.
+//! Sealing and opening of single records: the limits of the format, and unique nonces.
 
 use aws_lc_rs::aead::MAX_TAG_LEN;
 use rustls::crypto::cipher::{AeadKey, Iv};
@@ -28,7 +28,7 @@ fn seal_inner(sealer: &mut Sealer, inner: &[u8]) -> Vec<u8> {
     let mut record = header.to_vec();
     record.extend_from_slice(inner);
     let nonce = sealer.traffic.nonce().unwrap();
-    let body = &mut record[HEADER..];
+    let body = &mut record[HEADER_LEN..];
     let tag = sealer
         .traffic
         .key
@@ -39,33 +39,35 @@ fn seal_inner(sealer: &mut Sealer, inner: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn both_ways_to_seal_and_both_ways_to_open_agree() {
+fn all_ways_to_seal_and_open_are_compatible() {
     for cipher in 0..CIPHERS {
         let (mut sealer, mut opener) = pair(cipher);
-        for length in [0, 1, 100, MAX_CONTENT] {
+        for length in [0, 1, 100, MAX_CONTENT_LEN] {
             let plain: Vec<u8> = (0..length)
                 .map(|at| u8::try_from(at % 250).unwrap())
                 .collect();
             for way in 0..4 {
                 let mut record = vec![0; length + OVERHEAD];
                 if way % 2 == 0 {
-                    record[HEADER..HEADER + length].copy_from_slice(&plain);
-                    sealer.seal_in_place(Content::Data, &mut record).unwrap();
+                    record[HEADER_LEN..HEADER_LEN + length].copy_from_slice(&plain);
+                    sealer
+                        .seal_in_place(ContentType::ApplicationData, &mut record)
+                        .unwrap();
                 } else {
                     sealer
-                        .seal_from(Content::Data, &plain, &mut record)
+                        .seal_from(ContentType::ApplicationData, &plain, &mut record)
                         .unwrap();
                 }
                 assert_eq!(record_length(&record).unwrap(), Some(record.len()));
                 let mut out = vec![0; Opener::inner_length(record.len())];
                 let opened = if way < 2 {
                     let opened = opener.open_in_place(&mut record).unwrap();
-                    out.copy_from_slice(&record[HEADER..HEADER + length + 1]);
+                    out.copy_from_slice(&record[HEADER_LEN..HEADER_LEN + length + 1]);
                     opened
                 } else {
                     opener.open_into(&record, &mut out).unwrap()
                 };
-                assert_eq!(opened, (Content::Data, length));
+                assert_eq!(opened, (ContentType::ApplicationData, length));
                 assert_eq!(out[..length], plain);
             }
         }
@@ -75,12 +77,12 @@ fn both_ways_to_seal_and_both_ways_to_open_agree() {
 #[test]
 fn padding_is_accepted_and_skipped() {
     for (inner, expected) in [
-        (&b"abc\x17"[..], (Content::Data, 3)),
-        (b"abc\x17\0\0\0\0", (Content::Data, 3)),
-        (b"abc\0\x17\0", (Content::Data, 4)),
-        (b"\x17\0\0", (Content::Data, 0)),
-        (b"\x01\0\x15\0", (Content::Alert, 2)),
-        (b"\x18\x16", (Content::Handshake, 1)),
+        (&b"abc\x17"[..], (ContentType::ApplicationData, 3)),
+        (b"abc\x17\0\0\0\0", (ContentType::ApplicationData, 3)),
+        (b"abc\0\x17\0", (ContentType::ApplicationData, 4)),
+        (b"\x17\0\0", (ContentType::ApplicationData, 0)),
+        (b"\x01\0\x15\0", (ContentType::Alert, 2)),
+        (b"\x18\x16", (ContentType::Handshake, 1)),
     ] {
         let (mut sealer, mut opener) = pair(0);
         let mut record = seal_inner(&mut sealer, inner);
@@ -91,13 +93,13 @@ fn padding_is_accepted_and_skipped() {
         );
     }
     let (mut sealer, mut opener) = pair(0);
-    let mut long = vec![1; MAX_CONTENT];
+    let mut long = vec![1; MAX_CONTENT_LEN];
     long.push(23);
     let record = seal_inner(&mut sealer, &long);
     let mut out = vec![0; long.len()];
     assert_eq!(
         opener.open_into(&record, &mut out).unwrap(),
-        (Content::Data, MAX_CONTENT)
+        (ContentType::ApplicationData, MAX_CONTENT_LEN)
     );
     // Padding may make a record longer than the limit of its content (RFC 8446, section 5.2).
     long.extend([0; 200]);
@@ -105,13 +107,13 @@ fn padding_is_accepted_and_skipped() {
     let mut out = vec![0; long.len()];
     assert_eq!(
         opener.open_into(&record, &mut out).unwrap(),
-        (Content::Data, MAX_CONTENT)
+        (ContentType::ApplicationData, MAX_CONTENT_LEN)
     );
 }
 
 #[test]
-fn inner_plaintexts_that_no_peer_may_send_are_refused() {
-    let mut long = vec![1; MAX_CONTENT + 1];
+fn invalid_inner_plaintexts_are_refused() {
+    let mut long = vec![1; MAX_CONTENT_LEN + 1];
     long.push(23);
     for (inner, reason) in [
         (&[][..], "unexpected_message"),
@@ -128,19 +130,19 @@ fn inner_plaintexts_that_no_peer_may_send_are_refused() {
 }
 
 #[test]
-fn a_record_opens_only_in_its_place_and_with_its_header() {
+fn a_record_opens_only_in_order_and_with_its_header() {
     let (mut sealer, mut opener) = pair(0);
     let mut records = Vec::new();
     for _ in 0..3 {
         let mut record = vec![0; 10 + OVERHEAD];
         sealer
-            .seal_from(Content::Data, &[1; 10], &mut record)
+            .seal_from(ContentType::ApplicationData, &[1; 10], &mut record)
             .unwrap();
         records.push(record);
     }
     assert_ne!(
         records[0], records[1],
-        "the same plaintext never looks the same"
+        "two records of the same plaintext differ"
     );
     assert!(opener.open_in_place(&mut records[0].clone()).is_ok());
     assert_eq!(
@@ -153,32 +155,32 @@ fn a_record_opens_only_in_its_place_and_with_its_header() {
     assert_eq!(opener.open_in_place(&mut other), Err(RecordError::Forged));
     let mut sealer = Sealer::new(u64::MAX, secrets(0)).unwrap();
     let error = sealer
-        .seal_from(Content::Data, &[], &mut [0; OVERHEAD])
+        .seal_from(ContentType::ApplicationData, &[], &mut [0; OVERHEAD])
         .unwrap_err();
     assert_eq!(error.reason(), "keys");
 }
 
 #[test]
 fn the_nonce_is_the_iv_and_the_sequence_number() {
-    let mut traffic = Traffic::new(0x0102_0304_0506_0708, secrets(0)).unwrap();
+    let mut traffic = TrafficKey::new(0x0102_0304_0506_0708, secrets(0)).unwrap();
     let nonce = traffic.nonce().unwrap();
     assert_eq!(*nonce.as_ref(), [9, 9, 9, 9, 8, 11, 10, 13, 12, 15, 14, 1]);
     assert_eq!(traffic.sequence, 0x0102_0304_0506_0709);
 }
 
 #[test]
-fn a_header_is_judged_as_soon_as_it_is_there() {
+fn a_record_header_is_checked_as_soon_as_it_is_complete() {
     assert_eq!(record_length(&[23, 3, 3, 0]), Ok(None));
     assert_eq!(record_length(&[]), Ok(None));
     assert_eq!(record_length(&[23, 3, 3, 0, 17]), Ok(Some(22)));
     assert_eq!(
         record_length(&[23, 3, 3, 0x41, 0]),
-        Ok(Some(LARGEST_RECORD))
+        Ok(Some(MAX_RECORD_LEN))
     );
     assert_eq!(
         record_length(&[23, 3, 3, 0x41, 1]),
         Err(RecordError::Overflow {
-            length: LARGEST_RECORD - HEADER + 1
+            length: MAX_RECORD_LEN - HEADER_LEN + 1
         })
     );
 }

@@ -1,4 +1,4 @@
-//! Why revocation lists cannot be used; each message names the file.
+//! Errors of the file of revocation lists. Each message names the file.
 
 use std::io;
 use std::path::PathBuf;
@@ -16,20 +16,24 @@ pub enum RevocationError {
         /// The error of the system.
         source: io::Error,
     },
-    /// The file had lists before; it is gone or empty now.
-    #[error("the file of revocation lists {path} is gone or empty: what it held stays in force")]
+    /// The file had lists before; now it is missing or empty.
+    #[error(
+        "the file of revocation lists {path} is missing or empty; the previous lists stay in force"
+    )]
     Gone {
         /// The file.
         path: PathBuf,
     },
     /// The file has no list.
-    #[error("there is no revocation list in {path}: PEM blocks \"X509 CRL\" or one list in DER")]
+    #[error(
+        "no revocation list found in {path}: expected PEM blocks \"X509 CRL\", or one list in DER"
+    )]
     Empty {
         /// The file.
         path: PathBuf,
     },
-    /// The file has more lists than any mesh needs.
-    #[error("there are more than {limit} revocation lists in {path}")]
+    /// The file has more lists than the limit.
+    #[error("{path} has more than {limit} revocation lists")]
     TooMany {
         /// The file.
         path: PathBuf,
@@ -37,7 +41,7 @@ pub enum RevocationError {
         limit: usize,
     },
     /// A list is invalid, or of a kind that is not supported.
-    #[error("revocation list {number} in {path} cannot be used: {why}")]
+    #[error("cannot use revocation list {number} in {path}: {why}")]
     Unusable {
         /// The file.
         path: PathBuf,
@@ -61,7 +65,7 @@ impl RevocationError {
         }
     }
 
-    /// The party that has to act: the provider of the file.
+    /// The party that has to fix the error: the provider of the file.
     #[must_use]
     pub const fn fault(&self) -> Fault {
         Fault::Mesh

@@ -1,5 +1,5 @@
-//! One revocation list: parsed strictly by webpki (version 2, no delta and no indirect lists, no
-//! unknown critical extension) and kept as a set of serial numbers.
+//! One revocation list, as a set of serial numbers. webpki parses it strictly: version 2, no delta
+//! lists, no indirect lists, no unknown critical extensions.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,23 +12,23 @@ use webpki::{BorrowedCertRevocationList, CertRevocationList, RawPublicKeyEntity}
 
 use super::super::verify::provider;
 use super::RevocationError;
-use super::chain::{Authority, Serial};
+use super::chain::{CertificateAuthority, Serial};
 
-/// The limit of lists in a file: more than any mesh has authorities.
+/// The limit of lists in a file. A mesh has far fewer authorities.
 const LIMIT: usize = 256;
 
 /// A certificate revocation list.
 pub struct RevocationList {
     /// The issuer's name: in DER without its outer tag, and as text for people.
     name: Box<[u8]>,
-    readable: String,
+    issuer_text: String,
     revoked: HashSet<Serial>,
     /// `None` when the date cannot be represented.
     next_update: Option<SystemTime>,
-    signed: Box<[u8]>,
+    signed_bytes: Box<[u8]>,
     signature: Box<[u8]>,
-    /// Whether these authorities signed the list; each is checked once.
-    signers: Mutex<Vec<(Arc<Authority>, bool)>>,
+    /// Whether these authorities signed the list. Each signature is checked once.
+    signers: Mutex<Vec<(Arc<CertificateAuthority>, bool)>>,
 }
 
 impl RevocationList {
@@ -72,7 +72,7 @@ impl RevocationList {
         let borrowed = BorrowedCertRevocationList::from_der(der).map_err(|e| e.to_string())?;
         let mut revoked = HashSet::default();
         for entry in &borrowed {
-            let entry = entry.map_err(|error| format!("an entry is broken: {error}"))?;
+            let entry = entry.map_err(|error| format!("an entry is invalid: {error}"))?;
             revoked.insert(Serial::from_slice(entry.serial_number));
         }
         let list = CertRevocationList::from(borrowed);
@@ -84,39 +84,39 @@ impl RevocationList {
         });
         Ok(Self {
             name: list.issuer().into(),
-            readable: tbs.issuer.to_string().chars().take(256).collect(),
+            issuer_text: tbs.issuer.to_string().chars().take(256).collect(),
             revoked,
             next_update,
-            signed: tbs.as_ref().into(),
+            signed_bytes: tbs.as_ref().into(),
             signature: parsed.signature_value.data.as_ref().into(),
             signers: Mutex::default(),
         })
     }
 
-    /// How many certificates the list revokes.
+    /// The number of certificates that the list revokes.
     #[must_use]
-    pub fn revoked(&self) -> usize {
+    pub fn revoked_count(&self) -> usize {
         self.revoked.len()
     }
 
     /// The issuer's name as text, at most 256 characters.
     #[must_use]
     pub fn issuer(&self) -> &str {
-        &self.readable
+        &self.issuer_text
     }
 
     /// Whether the list's `nextUpdate` has passed.
-    pub(super) fn is_old_at(&self, now: SystemTime) -> bool {
+    pub(super) fn is_overdue_at(&self, now: SystemTime) -> bool {
         self.next_update.is_some_and(|until| until <= now)
     }
 
     /// Whether the list revokes that serial number for an issuer of that name.
-    pub(super) fn names(&self, serial: &Serial, issuer: &[u8]) -> bool {
+    pub(super) fn revokes(&self, serial: &Serial, issuer: &[u8]) -> bool {
         *self.name == *issuer && self.revoked.contains(serial)
     }
 
-    /// Whether the authority signed it.
-    pub(super) fn is_signed_by(&self, authority: &Arc<Authority>) -> bool {
+    /// Whether the authority signed the list.
+    pub(super) fn is_signed_by(&self, authority: &Arc<CertificateAuthority>) -> bool {
         let mut signers = self.signers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, is)) = signers.iter().find(|(known, _)| known == authority) {
             return *is;
@@ -124,29 +124,32 @@ impl RevocationList {
         let is = self.verify(authority);
         if !is {
             tracing::warn!(
-                issuer = self.readable,
-                "a revocation list bears the name of an authority but not its signature: ignored \
-                 for that authority's certificates"
+                issuer = self.issuer_text,
+                "a revocation list has the name of an authority but is not signed by its key: it is \
+                 ignored for the certificates of that authority"
             );
         }
         signers.push((authority.clone(), is));
         is
     }
 
-    /// The algorithm that the list claims is ignored: if the authority's key verifies the
-    /// signature, the authority made it.
-    fn verify(&self, authority: &Authority) -> bool {
+    /// Whether the authority's key verifies the signature. The algorithm that the list names is
+    /// ignored: all supported algorithms are tried.
+    fn verify(&self, authority: &CertificateAuthority) -> bool {
         let algorithms = provider().signature_verification_algorithms.all;
         let Ok(key) = RawPublicKeyEntity::try_from(&authority.key) else {
             return false;
         };
-        let by = |algorithm| key.verify_signature(algorithm, &self.signed, &self.signature);
-        algorithms.iter().any(|algorithm| by(*algorithm).is_ok())
+        let verifies =
+            |algorithm| key.verify_signature(algorithm, &self.signed_bytes, &self.signature);
+        algorithms
+            .iter()
+            .any(|algorithm| verifies(*algorithm).is_ok())
     }
 }
 
 impl PartialEq for RevocationList {
     fn eq(&self, other: &Self) -> bool {
-        self.signed == other.signed && self.signature == other.signature
+        self.signed_bytes == other.signed_bytes && self.signature == other.signature
     }
 }

@@ -1,34 +1,34 @@
-//! The store with an issuer that counts, delays and fails on demand.
+//! The store with an issuer that counts its calls, delays its responses and fails on demand.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::super::testing::{Authority, Leaf, identity};
+use super::super::testing::{Leaf, TestCa, identity};
 use super::super::{Fault, Issued};
 use super::*;
 
 /// An issuer under the test's control.
 struct Fake {
-    authority: Authority,
+    ca: TestCa,
     calls: AtomicUsize,
     /// The requested identities, in order.
-    asked: Mutex<Vec<Identity>>,
+    requested: Mutex<Vec<Identity>>,
     /// The lifetime of leaves.
     ttl: Duration,
-    /// The delay of an answer.
+    /// The delay of a response.
     delay: Duration,
-    /// Which calls fail, counted from 0.
+    /// Whether a call fails, by its number from 0.
     fails: fn(usize) -> bool,
 }
 
 impl Fake {
     fn new() -> Self {
         Self {
-            authority: Authority::new(),
+            ca: TestCa::new(),
             calls: AtomicUsize::new(0),
-            asked: Mutex::default(),
+            requested: Mutex::default(),
             ttl: Duration::from_secs(3600),
             delay: Duration::from_millis(10),
             fails: |_| false,
@@ -47,7 +47,7 @@ impl Issuer for Fake {
     ) -> Pin<Box<dyn Future<Output = Result<Issued, IssueError>> + Send + 'a>> {
         Box::pin(async move {
             let call = self.calls.fetch_add(1, Ordering::SeqCst);
-            self.asked.lock().unwrap().push(identity.clone());
+            self.requested.lock().unwrap().push(identity.clone());
             tokio::time::sleep(self.delay).await;
             if (self.fails)(call) {
                 let why = format!("call {call}");
@@ -58,7 +58,7 @@ impl Issuer for Fake {
             }
             let mut leaf = Leaf::of(identity);
             leaf.not_after = SystemTime::now() + self.ttl;
-            Ok(self.authority.issue(&leaf))
+            Ok(self.ca.issue(&leaf))
         })
     }
 }
@@ -76,19 +76,19 @@ fn store(fake: Fake) -> (Arc<Fake>, Arc<Store>) {
 }
 
 /// Waits until the condition is true. The store's tasks may be late on a busy machine.
-async fn until(holds: impl AsyncFn() -> bool) {
-    let holds = async {
-        while !holds().await {
+async fn until(condition: impl AsyncFn() -> bool) {
+    let condition = async {
+        while !condition().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), holds)
+    tokio::time::timeout(Duration::from_secs(10), condition)
         .await
-        .expect("it does not come to hold");
+        .expect("the condition is not true within 10 s");
 }
 
 #[tokio::test]
-async fn everybody_who_misses_waits_for_the_same_issue() {
+async fn concurrent_callers_share_one_request() {
     let (fake, store) = store(Fake::new());
     let a = identity("a");
     let gets = (0..50).map(|_| store.get(&a));
@@ -104,7 +104,7 @@ async fn everybody_who_misses_waits_for_the_same_issue() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_there_is_given_at_once() {
+async fn a_valid_certificate_is_returned_without_waiting() {
     let (_, store) = store(Fake::new());
     let a = identity("a");
     store.get(&a).await.unwrap();
@@ -114,7 +114,7 @@ async fn a_certificate_that_is_there_is_given_at_once() {
 }
 
 #[tokio::test]
-async fn works_from_the_runtime_of_another_thread() {
+async fn callers_may_run_on_another_runtime() {
     let (_, store) = store(Fake::new());
     let other = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -129,7 +129,7 @@ async fn works_from_the_runtime_of_another_thread() {
 }
 
 #[tokio::test]
-async fn renews_at_half_of_the_lifetime_and_leaves_the_old_one_alone() {
+async fn a_certificate_is_renewed_at_half_of_its_lifetime() {
     // At least two seconds, because certificates store times in seconds.
     let (fake, store) = store(Fake {
         ttl: Duration::from_millis(2900),
@@ -155,7 +155,7 @@ async fn renews_at_half_of_the_lifetime_and_leaves_the_old_one_alone() {
 }
 
 #[tokio::test]
-async fn the_old_one_serves_while_the_issuer_is_away() {
+async fn the_old_certificate_stays_in_use_while_the_issuer_is_unavailable() {
     let fails = |call| (1..4).contains(&call);
     let (fake, store) = store(Fake {
         ttl: Duration::from_millis(2900),
@@ -170,7 +170,7 @@ async fn the_old_one_serves_while_the_issuer_is_away() {
 }
 
 #[tokio::test]
-async fn an_expired_one_is_never_given() {
+async fn an_expired_certificate_is_never_returned() {
     let (_, store) = store(Fake {
         ttl: Duration::from_millis(1500),
         fails: |call| call > 0,
@@ -179,9 +179,9 @@ async fn an_expired_one_is_never_given() {
     store.prefetch(&identity("a"));
     let first = store.get(&identity("a")).await.unwrap();
     let error = loop {
-        let asked = SystemTime::now();
+        let start = SystemTime::now();
         match store.get(&identity("a")).await {
-            Ok(credentials) => assert!(asked < credentials.not_after()),
+            Ok(credentials) => assert!(start < credentials.not_after()),
             Err(error) => break error,
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -192,7 +192,7 @@ async fn an_expired_one_is_never_given() {
 }
 
 #[tokio::test]
-async fn a_failed_first_issue_is_told_to_all_and_tried_again() {
+async fn a_failed_first_request_fails_all_callers_and_is_retried() {
     let (fake, store) = store(Fake {
         fails: |call| call == 0,
         ..Fake::new()
@@ -221,7 +221,7 @@ async fn a_failed_first_issue_is_told_to_all_and_tried_again() {
 }
 
 #[tokio::test]
-async fn callers_do_not_make_a_broken_issuer_busier() {
+async fn callers_do_not_raise_the_request_rate_of_a_failing_issuer() {
     let (fake, store) = store(Fake {
         fails: |_| true,
         delay: Duration::ZERO,
@@ -239,18 +239,21 @@ async fn callers_do_not_make_a_broken_issuer_busier() {
 }
 
 #[tokio::test]
-async fn an_issuer_that_hangs_is_given_up() {
+async fn a_request_to_an_issuer_that_hangs_times_out() {
     let (_, store) = store(Fake {
         delay: Duration::from_secs(60),
         ..Fake::new()
     });
     let error = store.get(&identity("a")).await.unwrap_err();
     assert_eq!(error.reason(), "ca_unavailable");
-    assert!(error.to_string().contains("no answer in 300ms"), "{error}");
+    assert!(
+        error.to_string().contains("no response within 300ms"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
-async fn prefetch_issues_and_forget_stops() {
+async fn prefetch_starts_the_renewal_and_forget_stops_it() {
     let (fake, store) = store(Fake {
         ttl: Duration::from_millis(2900),
         ..Fake::new()
@@ -259,12 +262,13 @@ async fn prefetch_issues_and_forget_stops() {
     let is_initializing = || store.inventory()[0].state == CertificateState::Initializing;
     assert!(is_initializing());
     until(async || !is_initializing()).await;
-    let shown = store.inventory();
+    let summaries = store.inventory();
     assert_eq!(
-        (shown.len(), &shown[0].state),
+        (summaries.len(), &summaries[0].state),
         (1, &CertificateState::Available)
     );
-    assert!(!shown[0].serial.is_empty() && shown[0].not_after > shown[0].not_before);
+    let summary = &summaries[0];
+    assert!(!summary.serial.is_empty() && summary.not_after > summary.not_before);
     let kept = store.get(&identity("a")).await.unwrap();
     store.forget(&identity("a"));
     assert!(store.inventory().is_empty());
@@ -275,7 +279,7 @@ async fn prefetch_issues_and_forget_stops() {
 
 /// A connection of a pod that was just removed gets its certificate.
 #[tokio::test]
-async fn what_is_asked_for_after_it_was_forgotten_is_not_renewed() {
+async fn a_certificate_requested_after_forget_is_not_renewed() {
     // It is renewed after half of its lifetime, truncated to whole seconds, less a tenth: 1.7 to
     // 2.5 s.
     let (fake, store) = store(Fake {
@@ -299,7 +303,7 @@ async fn what_is_asked_for_after_it_was_forgotten_is_not_renewed() {
 }
 
 #[tokio::test]
-async fn an_authority_that_is_away_is_not_asked_for_ever_for_a_pod_that_is_gone() {
+async fn failed_requests_for_a_removed_pod_are_not_retried_for_ever() {
     let (fake, store) = store(Fake {
         fails: |_| true,
         ..Fake::new()
@@ -307,8 +311,8 @@ async fn an_authority_that_is_away_is_not_asked_for_ever_for_a_pod_that_is_gone(
     store.get(&identity("gone")).await.unwrap_err();
     store.prefetch(&identity("here"));
     let times = |name| {
-        let asked = fake.asked.lock().unwrap();
-        asked.iter().filter(|it| **it == identity(name)).count()
+        let requested = fake.requested.lock().unwrap();
+        requested.iter().filter(|it| **it == identity(name)).count()
     };
     // `gone` was requested first, so its next attempt would be earlier.
     until(async || times("here") > 3 && store.inventory().len() == 1).await;
@@ -318,7 +322,7 @@ async fn an_authority_that_is_away_is_not_asked_for_ever_for_a_pod_that_is_gone(
 }
 
 #[tokio::test]
-async fn a_few_are_asked_for_at_a_time_and_who_is_waited_for_goes_first() {
+async fn requests_are_limited_and_those_that_a_connection_waits_for_go_first() {
     let fake = Arc::new(Fake::new());
     let config = Config {
         concurrency: 2,
@@ -331,22 +335,22 @@ async fn a_few_are_asked_for_at_a_time_and_who_is_waited_for_goes_first() {
     }
     tokio::time::sleep(Duration::from_millis(2)).await;
     assert_eq!(fake.calls(), 2);
-    // One identity without a prefetch, and one that already waits for its turn.
+    // One identity without a prefetch, and one whose prefetch waits for a permit.
     let (unexpected, last) = (identity("x"), &names[4]);
     let (x, e) = tokio::join!(store.get(&unexpected), store.get(last));
     assert!(x.is_ok() && e.is_ok());
     while store.inventory().iter().any(|c| c.serial.is_empty()) {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    let mut asked: Vec<_> = fake.asked.lock().unwrap().clone();
-    asked[..2].sort();
-    asked[2..4].sort();
-    asked[4..].sort();
-    assert_eq!(asked, ["a", "b", "e", "x", "c", "d"].map(identity));
+    let mut requested: Vec<_> = fake.requested.lock().unwrap().clone();
+    requested[..2].sort();
+    requested[2..4].sort();
+    requested[4..].sort();
+    assert_eq!(requested, ["a", "b", "e", "x", "c", "d"].map(identity));
 }
 
 #[tokio::test]
-async fn all_are_renewed_on_request_and_the_old_ones_serve_until_then() {
+async fn renew_all_replaces_all_certificates_and_the_old_ones_serve_until_then() {
     let (fake, store) = store(Fake::new());
     let all = ["a", "b"].map(identity);
     let mut old = Vec::new();
@@ -366,7 +370,7 @@ async fn all_are_renewed_on_request_and_the_old_ones_serve_until_then() {
 }
 
 #[tokio::test]
-async fn whoever_waits_while_the_identity_is_forgotten_is_told() {
+async fn forget_fails_the_callers_that_wait() {
     let (_, store) = store(Fake {
         delay: Duration::from_secs(60),
         ..Fake::new()
@@ -380,8 +384,8 @@ async fn whoever_waits_while_the_identity_is_forgotten_is_told() {
 }
 
 #[tokio::test]
-async fn a_certificate_of_somebody_else_is_not_used() {
-    struct Wrong(Authority);
+async fn a_certificate_of_another_identity_is_refused() {
+    struct Wrong(TestCa);
     impl Issuer for Wrong {
         fn issue<'a>(
             &'a self,
@@ -390,7 +394,7 @@ async fn a_certificate_of_somebody_else_is_not_used() {
             Box::pin(async { Ok(self.0.issue(&Leaf::of(&identity("b")))) })
         }
     }
-    let issuer = Arc::new(Wrong(Authority::new()));
+    let issuer = Arc::new(Wrong(TestCa::new()));
     let store = Store::new(issuer, Config::default(), Handle::current());
     let error = store.get(&identity("a")).await.unwrap_err();
     assert_eq!(error.reason(), "ca_unusable");
@@ -401,7 +405,7 @@ async fn a_certificate_of_somebody_else_is_not_used() {
 }
 
 #[test]
-fn renewal_is_due_at_half_of_what_is_left_or_a_little_earlier() {
+fn renewal_is_due_at_half_of_the_remaining_lifetime_or_up_to_a_tenth_earlier() {
     let now = SystemTime::now();
     let day = Duration::from_secs(86_400);
     assert_eq!(renew_after(now + day, now, 0.0), day / 2);

@@ -1,106 +1,114 @@
-//! Records without data: tickets, key updates in both directions, and the limit on their number.
+//! Records without data: session tickets, key updates in both directions, and their limit.
 
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::super::record::{Content, OVERHEAD};
+use super::super::record::{ContentType, OVERHEAD};
 use super::super::testing::pattern;
-use super::tests::{reason, settled, wire};
+use super::tests::{established_pair, reason, sealed_bytes};
+
 #[tokio::test]
 async fn session_tickets_are_dropped_by_the_client() {
-    let (mut near, mut far) = settled().await;
+    let (mut local, mut remote) = established_pair().await;
     let ticket: Vec<_> = [4, 0, 0, 200].into_iter().chain([7; 200]).collect();
-    far.outgoing.raw(Content::Handshake, &ticket);
+    remote.outgoing.raw(ContentType::Handshake, &ticket);
     for piece in ticket.chunks(70) {
-        far.outgoing.raw(Content::Handshake, piece);
+        remote.outgoing.raw(ContentType::Handshake, piece);
     }
-    far.outgoing
-        .raw(Content::Handshake, &[&ticket[..], &ticket[..]].concat());
-    far.write_all(b"!").await.unwrap();
-    far.flush().await.unwrap();
-    assert_eq!(near.read_u8().await.unwrap(), b'!');
+    remote
+        .outgoing
+        .raw(ContentType::Handshake, &[&ticket[..], &ticket[..]].concat());
+    remote.write_all(b"!").await.unwrap();
+    remote.flush().await.unwrap();
+    assert_eq!(local.read_u8().await.unwrap(), b'!');
 }
 
 #[tokio::test]
-async fn a_key_update_is_followed_and_answered() {
-    let (mut near, mut far) = settled().await;
+async fn a_key_update_changes_the_key_and_is_answered() {
+    let (mut local, mut remote) = established_pair().await;
     for round in 0..100_u8 {
-        let asks = round % 2;
-        far.outgoing.raw(Content::Handshake, &[24, 0, 0, 1, asks]);
-        far.outgoing.next_key(&mut far.keys);
-        far.write_all(&[round]).await.unwrap();
-        far.flush().await.unwrap();
-        assert_eq!(near.read_u8().await.unwrap(), round);
-        near.write_all(&[round]).await.unwrap();
-        near.flush().await.unwrap();
-        assert_eq!(far.read_u8().await.unwrap(), round);
+        let update_requested = round % 2;
+        remote
+            .outgoing
+            .raw(ContentType::Handshake, &[24, 0, 0, 1, update_requested]);
+        remote.outgoing.next_key(&mut remote.keys);
+        remote.write_all(&[round]).await.unwrap();
+        remote.flush().await.unwrap();
+        assert_eq!(local.read_u8().await.unwrap(), round);
+        local.write_all(&[round]).await.unwrap();
+        local.flush().await.unwrap();
+        assert_eq!(remote.read_u8().await.unwrap(), round);
     }
 }
 
 #[tokio::test]
 async fn a_key_update_is_answered_even_if_the_application_never_writes() {
-    let (mut near, mut far) = settled().await;
-    far.outgoing.raw(Content::Handshake, &[24, 0, 0, 1, 1]);
-    far.outgoing.next_key(&mut far.keys);
-    far.flush().await.unwrap();
-    let waiting = tokio::time::timeout(Duration::from_millis(5), near.read_u8()).await;
+    let (mut local, mut remote) = established_pair().await;
+    remote
+        .outgoing
+        .raw(ContentType::Handshake, &[24, 0, 0, 1, 1]);
+    remote.outgoing.next_key(&mut remote.keys);
+    remote.flush().await.unwrap();
+    let waiting = tokio::time::timeout(Duration::from_millis(5), local.read_u8()).await;
     assert!(waiting.is_err());
-    assert_eq!(wire(&mut far).await.len(), 5 + OVERHEAD);
+    assert_eq!(sealed_bytes(&mut remote).await.len(), 5 + OVERHEAD);
 }
 
 #[tokio::test]
-async fn many_requests_for_key_updates_make_one_answer() {
-    let (mut near, mut far) = settled().await;
+async fn many_requests_for_key_updates_get_one_answer() {
+    let (mut local, mut remote) = established_pair().await;
     for _ in 0..20 {
-        far.outgoing.raw(Content::Handshake, &[24, 0, 0, 1, 1]);
-        far.outgoing.next_key(&mut far.keys);
-        far.flush().await.unwrap();
+        remote
+            .outgoing
+            .raw(ContentType::Handshake, &[24, 0, 0, 1, 1]);
+        remote.outgoing.next_key(&mut remote.keys);
+        remote.flush().await.unwrap();
     }
-    let waiting = tokio::time::timeout(Duration::from_millis(5), near.read_u8()).await;
+    let waiting = tokio::time::timeout(Duration::from_millis(5), local.read_u8()).await;
     assert!(waiting.is_err());
-    assert_eq!(wire(&mut far).await.len(), 5 + OVERHEAD);
+    assert_eq!(sealed_bytes(&mut remote).await.len(), 5 + OVERHEAD);
 }
 
 #[tokio::test]
-async fn records_that_carry_nothing_are_counted() {
-    let (mut near, mut far) = settled().await;
+async fn consecutive_records_without_data_are_limited() {
+    let (mut local, mut remote) = established_pair().await;
     for _ in 0..32 {
-        far.outgoing.raw(Content::Data, &[]);
-        far.flush().await.unwrap();
+        remote.outgoing.raw(ContentType::ApplicationData, &[]);
+        remote.flush().await.unwrap();
     }
-    far.write_all(b"a").await.unwrap();
-    far.flush().await.unwrap();
-    assert_eq!(near.read_u8().await.unwrap(), b'a');
+    remote.write_all(b"a").await.unwrap();
+    remote.flush().await.unwrap();
+    assert_eq!(local.read_u8().await.unwrap(), b'a');
     for _ in 0..33 {
-        far.outgoing.raw(Content::Data, &[]);
-        far.flush().await.unwrap();
+        remote.outgoing.raw(ContentType::ApplicationData, &[]);
+        remote.flush().await.unwrap();
     }
     assert_eq!(
-        reason(&near.read_u8().await.unwrap_err()),
+        reason(&local.read_u8().await.unwrap_err()),
         "fruitless_records"
     );
 }
 
 #[tokio::test]
-async fn a_worn_out_key_is_replaced() {
-    let (mut near, mut far) = settled().await;
-    near.outgoing.wear_out_after(3);
+async fn a_key_is_updated_at_its_record_limit() {
+    let (mut local, mut remote) = established_pair().await;
+    local.outgoing.set_key_limit(3);
     let sent = pattern(600_000);
     let mut got = vec![0; sent.len()];
     let (wrote, read) = tokio::join!(
         async {
             for piece in sent.chunks(9_999) {
-                near.write_all(piece).await?;
-                near.flush().await?;
+                local.write_all(piece).await?;
+                local.flush().await?;
             }
-            near.write_all(&sent).await?;
-            near.flush().await
+            local.write_all(&sent).await?;
+            local.flush().await
         },
         async {
-            far.read_exact(&mut got).await?;
+            remote.read_exact(&mut got).await?;
             assert!(got == sent);
-            far.read_exact(&mut got).await
+            remote.read_exact(&mut got).await
         }
     );
     wrote.unwrap();

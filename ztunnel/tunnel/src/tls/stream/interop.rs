@@ -1,5 +1,5 @@
-//! Our record layer against stock rustls over TCP, in both roles, with key updates during the
-//! transfer. The stock side runs in a blocking thread of its own.
+//! Our record layer against rustls's own over TCP, in both roles, with key updates during the
+//! transfer. The rustls side runs in a blocking thread.
 
 use std::io::{Read, Write};
 use std::net::TcpStream as StdStream;
@@ -12,17 +12,17 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::super::testing::{Authority, Leaf, certified, identity, pattern, tcp};
-use super::super::verify::{ExpectedServer, MeshClient, Trust, provider};
+use super::super::testing::{Leaf, TestCa, certified, identity, pattern, tcp};
+use super::super::verify::{ClientVerifier, ServerVerifier, Trust, provider};
 use super::super::{Revocations, accept, connect};
 use super::*;
 
 const LENGTH: usize = 3 << 20;
 const PIECE: usize = 100_000;
 
-fn trust(authority: &Authority) -> Trust {
+fn trust(ca: &TestCa) -> Trust {
     let mut roots = RootCertStore::empty();
-    roots.add(authority.root()).unwrap();
+    roots.add(ca.root()).unwrap();
     Trust {
         roots: Arc::new(roots),
         revocations: Revocations::default(),
@@ -35,15 +35,11 @@ fn blocking(stream: TcpStream) -> StdStream {
     stream
 }
 
-fn stock_client(
-    authority: &Authority,
-    alpn: &[&[u8]],
-    fragments: Option<usize>,
-) -> ClientConnection {
-    let issued = authority.issue(&Leaf::of(&identity("a")));
+fn rustls_client(ca: &TestCa, alpn: &[&[u8]], fragments: Option<usize>) -> ClientConnection {
+    let issued = ca.issue(&Leaf::of(&identity("a")));
     let (chain, key) = (issued.chain, issued.key);
-    let verifier: Arc<dyn ServerCertVerifier> = Arc::new(ExpectedServer {
-        trust: trust(authority),
+    let verifier: Arc<dyn ServerCertVerifier> = Arc::new(ServerVerifier {
+        trust: trust(ca),
         expected: vec![identity("b")],
     });
     let mut config = ClientConfig::builder_with_provider(provider().clone())
@@ -59,16 +55,12 @@ fn stock_client(
 }
 
 /// The server sends tickets, as other implementations do.
-fn stock_server(
-    authority: &Authority,
-    alpn: &[&[u8]],
-    fragments: Option<usize>,
-) -> ServerConnection {
-    let issued = authority.issue(&Leaf::of(&identity("b")));
+fn rustls_server(ca: &TestCa, alpn: &[&[u8]], fragments: Option<usize>) -> ServerConnection {
+    let issued = ca.issue(&Leaf::of(&identity("b")));
     let key = certified(issued);
-    let verifier: Arc<dyn ClientCertVerifier> = Arc::new(MeshClient {
-        trust: trust(authority),
-        ours: identity("b"),
+    let verifier: Arc<dyn ClientCertVerifier> = Arc::new(ClientVerifier {
+        trust: trust(ca),
+        local_identity: identity("b"),
     });
     let mut config = ServerConfig::builder_with_provider(provider().clone())
         .with_safe_default_protocol_versions()
@@ -83,7 +75,7 @@ fn stock_server(
 }
 
 /// Sends the pattern in pieces with a key update after each, then reads it back to the end.
-fn stock_exchange<S: rustls::SideData>(
+fn rustls_exchange<S: rustls::SideData>(
     mut stream: rustls::StreamOwned<
         impl std::ops::DerefMut<Target = rustls::ConnectionCommon<S>>,
         StdStream,
@@ -113,7 +105,7 @@ fn stock_exchange<S: rustls::SideData>(
 
 /// Sends all received bytes back, and updates its own key all the time.
 async fn echo(mut stream: Stream<TcpStream>) {
-    stream.outgoing.wear_out_after(2);
+    stream.outgoing.set_key_limit(2);
     let mut piece = vec![0; 30_000];
     loop {
         let count = stream.read(&mut piece).await.unwrap();
@@ -127,14 +119,15 @@ async fn echo(mut stream: Stream<TcpStream>) {
 }
 
 #[tokio::test]
-async fn our_server_and_a_stock_client() {
-    let authority = Authority::new();
-    let server = authority.credentials(&identity("b"));
-    let (near, far) = tcp().await;
-    let stock = stock_client(&authority, &[b"h2"], None);
-    let near = blocking(near);
-    let client = std::thread::spawn(move || stock_exchange(rustls::StreamOwned::new(stock, near)));
-    let stream = accept(far, &server).await.unwrap();
+async fn our_server_with_a_rustls_client() {
+    let ca = TestCa::new();
+    let server = ca.credentials(&identity("b"));
+    let (local, remote) = tcp().await;
+    let connection = rustls_client(&ca, &[b"h2"], None);
+    let local = blocking(local);
+    let client =
+        std::thread::spawn(move || rustls_exchange(rustls::StreamOwned::new(connection, local)));
+    let stream = accept(remote, &server).await.unwrap();
     assert_eq!(stream.peer(), &identity("a"));
     echo(stream).await;
     tokio::task::spawn_blocking(move || client.join().unwrap())
@@ -143,14 +136,15 @@ async fn our_server_and_a_stock_client() {
 }
 
 #[tokio::test]
-async fn our_client_and_a_stock_server_with_tickets() {
-    let authority = Authority::new();
-    let client = authority.credentials(&identity("a"));
-    let (near, far) = tcp().await;
-    let stock = stock_server(&authority, &[b"h2"], None);
-    let far = blocking(far);
-    let server = std::thread::spawn(move || stock_exchange(rustls::StreamOwned::new(stock, far)));
-    let stream = connect(near, &client, &[identity("b")]).await.unwrap();
+async fn our_client_with_a_rustls_server_that_sends_tickets() {
+    let ca = TestCa::new();
+    let client = ca.credentials(&identity("a"));
+    let (local, remote) = tcp().await;
+    let connection = rustls_server(&ca, &[b"h2"], None);
+    let remote = blocking(remote);
+    let server =
+        std::thread::spawn(move || rustls_exchange(rustls::StreamOwned::new(connection, remote)));
+    let stream = connect(local, &client, &[identity("b")]).await.unwrap();
     assert_eq!(stream.peer(), &identity("b"));
     echo(stream).await;
     tokio::task::spawn_blocking(move || server.join().unwrap())
@@ -159,29 +153,29 @@ async fn our_client_and_a_stock_server_with_tickets() {
 }
 
 #[tokio::test]
-async fn a_peer_without_the_tunnels_protocol_is_refused() {
-    let authority = Authority::new();
+async fn a_peer_without_alpn_h2_is_refused() {
+    let ca = TestCa::new();
     for alpn in [&[][..], &[&b"http/1.1"[..]]] {
-        let credentials = authority.credentials(&identity("b"));
-        let (near, far) = tcp().await;
-        let (mut stock, mut near) = (stock_client(&authority, alpn, None), blocking(near));
+        let credentials = ca.credentials(&identity("b"));
+        let (local, remote) = tcp().await;
+        let (mut connection, mut local) = (rustls_client(&ca, alpn, None), blocking(local));
         let client = std::thread::spawn(move || {
-            let _failed = stock.complete_io(&mut near);
+            let _failed = connection.complete_io(&mut local);
             // Until the server closes.
-            let _end = near.read_to_end(&mut Vec::new());
+            let _end = local.read_to_end(&mut Vec::new());
         });
-        let error = accept(far, &credentials).await.err().unwrap();
+        let error = accept(remote, &credentials).await.err().unwrap();
         assert_eq!(error.reason(), "no_alpn", "{alpn:?}: {error}");
         client.join().unwrap();
 
-        let credentials = authority.credentials(&identity("a"));
-        let (near, far) = tcp().await;
-        let (mut stock, mut far) = (stock_server(&authority, alpn, None), blocking(far));
+        let credentials = ca.credentials(&identity("a"));
+        let (local, remote) = tcp().await;
+        let (mut connection, mut remote) = (rustls_server(&ca, alpn, None), blocking(remote));
         let server = std::thread::spawn(move || {
-            let _failed = stock.complete_io(&mut far);
-            let _end = far.read_to_end(&mut Vec::new());
+            let _failed = connection.complete_io(&mut remote);
+            let _end = remote.read_to_end(&mut Vec::new());
         });
-        let error = connect(near, &credentials, &[identity("b")])
+        let error = connect(local, &credentials, &[identity("b")])
             .await
             .err()
             .unwrap();
@@ -197,11 +191,11 @@ async fn a_peer_without_the_tunnels_protocol_is_refused() {
 
 #[tokio::test]
 async fn a_client_without_a_certificate_is_refused() {
-    let authority = Authority::new();
-    let credentials = authority.credentials(&identity("b"));
-    let (near, far) = tcp().await;
-    let verifier = Arc::new(ExpectedServer {
-        trust: trust(&authority),
+    let ca = TestCa::new();
+    let credentials = ca.credentials(&identity("b"));
+    let (local, remote) = tcp().await;
+    let verifier = Arc::new(ServerVerifier {
+        trust: trust(&ca),
         expected: vec![identity("b")],
     });
     let mut config = ClientConfig::builder_with_provider(provider().clone())
@@ -212,51 +206,53 @@ async fn a_client_without_a_certificate_is_refused() {
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let name = ServerName::try_from("10.0.0.1").unwrap();
-    let stock = ClientConnection::new(Arc::new(config), name).unwrap();
-    let near = blocking(near);
+    let connection = ClientConnection::new(Arc::new(config), name).unwrap();
+    let local = blocking(local);
     let client = std::thread::spawn(move || {
-        let mut stream = rustls::StreamOwned::new(stock, near);
+        let mut stream = rustls::StreamOwned::new(connection, local);
         stream.read(&mut [0; 9]).unwrap_err().to_string()
     });
-    let error = accept(far, &credentials).await.err().unwrap();
+    let error = accept(remote, &credentials).await.err().unwrap();
     assert_eq!(error.reason(), "no_certificate", "{error}");
-    let told = tokio::task::spawn_blocking(move || client.join().unwrap())
+    let alert = tokio::task::spawn_blocking(move || client.join().unwrap())
         .await
         .unwrap();
-    assert!(told.contains("CertificateRequired"), "{told}");
+    assert!(alert.contains("CertificateRequired"), "{alert}");
 }
 
 #[tokio::test]
 async fn handshakes_in_small_fragments_work() {
-    let authority = Authority::new();
+    let ca = TestCa::new();
     for size in [32, 33, 100, 500, 2000] {
-        let credentials = authority.credentials(&identity("b"));
-        let (near, far) = tcp().await;
-        let stock = stock_client(&authority, &[b"h2"], Some(size));
-        let near = blocking(near);
+        let credentials = ca.credentials(&identity("b"));
+        let (local, remote) = tcp().await;
+        let connection = rustls_client(&ca, &[b"h2"], Some(size));
+        let local = blocking(local);
         let client = std::thread::spawn(move || {
-            let mut stream = rustls::StreamOwned::new(stock, near);
+            let mut stream = rustls::StreamOwned::new(connection, local);
             stream.write_all(&[7; 5000]).unwrap();
             stream.flush().unwrap();
             stream.read_exact(&mut [0; 1]).unwrap();
         });
-        let mut stream = accept(far, &credentials).await.unwrap();
+        let mut stream = accept(remote, &credentials).await.unwrap();
         stream.read_exact(&mut [0; 5000]).await.unwrap();
         stream.write_all(b"!").await.unwrap();
         stream.flush().await.unwrap();
         client.join().unwrap();
 
-        let credentials = authority.credentials(&identity("a"));
-        let (near, far) = tcp().await;
-        let stock = stock_server(&authority, &[b"h2"], Some(size));
-        let far = blocking(far);
+        let credentials = ca.credentials(&identity("a"));
+        let (local, remote) = tcp().await;
+        let connection = rustls_server(&ca, &[b"h2"], Some(size));
+        let remote = blocking(remote);
         let server = std::thread::spawn(move || {
-            let mut stream = rustls::StreamOwned::new(stock, far);
+            let mut stream = rustls::StreamOwned::new(connection, remote);
             stream.read_exact(&mut [0; 1]).unwrap();
             stream.write_all(&[7; 5000]).unwrap();
             stream.flush().unwrap();
         });
-        let mut stream = connect(near, &credentials, &[identity("b")]).await.unwrap();
+        let mut stream = connect(local, &credentials, &[identity("b")])
+            .await
+            .unwrap();
         stream.write_all(b"!").await.unwrap();
         stream.flush().await.unwrap();
         stream.read_exact(&mut [0; 5000]).await.unwrap();

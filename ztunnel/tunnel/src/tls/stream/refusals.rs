@@ -1,66 +1,67 @@
-//! Closes, damage and input that a peer must not send: each has its own error and none yields data.
+//! Truncated sessions, damaged records and input that a peer must not send: each has an error of
+//! its own, and none returns data.
 
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::super::record::{Content, OVERHEAD};
+use super::super::record::{ContentType, OVERHEAD};
 use super::super::testing::pattern;
-use super::tests::{reason, settled};
+use super::tests::{established_pair, reason};
 use super::*;
 
 #[tokio::test]
-async fn a_cut_connection_is_not_an_end() {
-    let (mut near, mut far) = settled().await;
-    near.write_all(b"half a sen").await.unwrap();
-    near.flush().await.unwrap();
-    near.io.shutdown().await.unwrap();
+async fn a_close_without_close_notify_is_an_error() {
+    let (mut local, mut remote) = established_pair().await;
+    local.write_all(b"half a sen").await.unwrap();
+    local.flush().await.unwrap();
+    local.io.shutdown().await.unwrap();
     let mut got = Vec::new();
-    let error = far.read_to_end(&mut got).await.unwrap_err();
+    let error = remote.read_to_end(&mut got).await.unwrap_err();
     assert_eq!(got, b"half a sen");
     assert_eq!(
         (error.kind(), reason(&error)),
         (io::ErrorKind::UnexpectedEof, "truncated")
     );
-    let error = far.read_u8().await.unwrap_err();
+    let error = remote.read_u8().await.unwrap_err();
     assert_eq!(reason(&error), "truncated", "the error stays");
 }
 
 #[tokio::test]
-async fn a_forged_record_ends_the_session_on_both_sides() {
+async fn a_damaged_record_ends_the_session_on_both_sides() {
     let clean = 1000 + OVERHEAD;
     for at in [5, 6, 500, clean - 17, clean - 16, clean - 1] {
-        for room in [2000, 10] {
-            let (mut near, mut far) = settled().await;
-            near.write_all(&pattern(1000)).await.unwrap();
-            let mut sealed = near.outgoing.pending().unwrap().to_vec();
+        for read_size in [2000, 10] {
+            let (mut local, mut remote) = established_pair().await;
+            local.write_all(&pattern(1000)).await.unwrap();
+            let mut sealed = local.outgoing.pending().unwrap().to_vec();
             sealed[at] ^= 1;
-            near.io.write_all(&sealed).await.unwrap();
-            near.outgoing.sent(sealed.len());
-            let error = far.read(&mut vec![0; room]).await.unwrap_err();
+            local.io.write_all(&sealed).await.unwrap();
+            local.outgoing.sent(sealed.len());
+            let error = remote.read(&mut vec![0; read_size]).await.unwrap_err();
             assert_eq!(
                 (error.kind(), reason(&error)),
                 (io::ErrorKind::InvalidData, "forged_record")
             );
-            assert!(far.write_all(b"x").await.is_err());
-            let told = near.read_u8().await.unwrap_err();
+            assert!(remote.write_all(b"x").await.is_err());
+            let alert = local.read_u8().await.unwrap_err();
             // For a client that has not received a record yet, any alert is a refusal.
-            assert_eq!(reason(&told), "refused_by_peer");
-            assert!(told.to_string().contains("BadRecordMac"), "{told}");
+            assert_eq!(reason(&alert), "refused_by_peer");
+            assert!(alert.to_string().contains("BadRecordMac"), "{alert}");
         }
     }
 }
 
 #[tokio::test]
-async fn good_data_before_a_forged_record_is_delivered() {
-    let (mut near, mut far) = settled().await;
-    near.write_all(&pattern(20_000)).await.unwrap();
-    let mut sealed = near.outgoing.pending().unwrap().to_vec();
+async fn data_before_a_damaged_record_is_delivered() {
+    let (mut local, mut remote) = established_pair().await;
+    local.write_all(&pattern(20_000)).await.unwrap();
+    let mut sealed = local.outgoing.pending().unwrap().to_vec();
     *sealed.last_mut().unwrap() ^= 1;
-    near.io.write_all(&sealed).await.unwrap();
+    local.io.write_all(&sealed).await.unwrap();
     let mut got = vec![0; 40_000];
-    assert_eq!(far.read(&mut got).await.unwrap(), 16_384);
+    assert_eq!(remote.read(&mut got).await.unwrap(), 16_384);
     assert_eq!(
-        reason(&far.read(&mut got).await.unwrap_err()),
+        reason(&remote.read(&mut got).await.unwrap_err()),
         "forged_record"
     );
 }
@@ -77,9 +78,9 @@ async fn records_that_no_peer_may_send_are_refused() {
         (&[22, 3, 3, 0, 50], "unexpected_message"),
         (b"GET / ", "unexpected_message"),
     ] {
-        let (mut near, mut far) = settled().await;
-        near.io.write_all(bytes).await.unwrap();
-        let error = far.read_u8().await.unwrap_err();
+        let (mut local, mut remote) = established_pair().await;
+        local.io.write_all(bytes).await.unwrap();
+        let error = remote.read_u8().await.unwrap_err();
         assert_eq!(reason(&error), expected, "{bytes:?}");
     }
 }
@@ -89,70 +90,76 @@ async fn messages_that_no_peer_may_send_are_refused() {
     let ticket = [4, 0, 0, 3, 1, 2, 3];
     for (content, bytes, expected) in [
         (
-            Content::Handshake,
+            ContentType::Handshake,
             &[24, 0, 0, 1, 2][..],
             "malformed_message",
         ),
         (
-            Content::Handshake,
+            ContentType::Handshake,
             &[24, 0, 0, 2, 0, 0],
             "malformed_message",
         ),
         (
-            Content::Handshake,
+            ContentType::Handshake,
             &[24, 0, 0, 1, 0, 24, 0, 0, 1, 0],
             "unexpected_message",
         ),
-        (Content::Handshake, &[13, 0, 0, 1, 0], "unexpected_message"),
         (
-            Content::Handshake,
+            ContentType::Handshake,
+            &[13, 0, 0, 1, 0],
+            "unexpected_message",
+        ),
+        (
+            ContentType::Handshake,
             &[1, 0xff, 0xff, 0xff],
             "unexpected_message",
         ),
-        (Content::Handshake, &[], "unexpected_message"),
-        (Content::Handshake, &ticket, "unexpected_message"),
-        (Content::Alert, &[2], "malformed_message"),
-        (Content::Alert, &[2, 20, 0], "malformed_message"),
-        (Content::Alert, &[2, 80], "alert"),
+        (ContentType::Handshake, &[], "unexpected_message"),
+        (ContentType::Handshake, &ticket, "unexpected_message"),
+        (ContentType::Alert, &[2], "malformed_message"),
+        (ContentType::Alert, &[2, 20, 0], "malformed_message"),
+        (ContentType::Alert, &[2, 80], "alert"),
     ] {
         // Towards the server, because a server gets no tickets.
-        let (mut near, mut far) = settled().await;
-        near.outgoing.raw(content, bytes);
-        near.flush().await.unwrap();
-        let error = far.read_u8().await.unwrap_err();
+        let (mut local, mut remote) = established_pair().await;
+        local.outgoing.raw(content, bytes);
+        local.flush().await.unwrap();
+        let error = remote.read_u8().await.unwrap_err();
         assert_eq!(reason(&error), expected, "{bytes:?}");
     }
 }
 
 #[tokio::test]
-async fn a_message_in_pieces_must_not_be_interrupted() {
-    let (mut near, mut far) = settled().await;
-    far.outgoing.raw(Content::Handshake, &[4, 0, 0, 9, 1]);
-    far.write_all(b"data").await.unwrap();
-    far.flush().await.unwrap();
+async fn data_between_the_parts_of_a_message_is_refused() {
+    let (mut local, mut remote) = established_pair().await;
+    remote
+        .outgoing
+        .raw(ContentType::Handshake, &[4, 0, 0, 9, 1]);
+    remote.write_all(b"data").await.unwrap();
+    remote.flush().await.unwrap();
     assert_eq!(
-        reason(&near.read_u8().await.unwrap_err()),
+        reason(&local.read_u8().await.unwrap_err()),
         "unexpected_message"
     );
 }
 
 #[tokio::test]
-async fn an_endless_message_is_refused() {
-    let (mut near, mut far) = settled().await;
-    far.outgoing.raw(Content::Handshake, &[4, 1, 0, 1]);
-    far.flush().await.unwrap();
+async fn a_message_above_the_limit_is_refused() {
+    let (mut local, mut remote) = established_pair().await;
+    remote.outgoing.raw(ContentType::Handshake, &[4, 1, 0, 1]);
+    remote.flush().await.unwrap();
     assert_eq!(
-        reason(&near.read_u8().await.unwrap_err()),
+        reason(&local.read_u8().await.unwrap_err()),
         "malformed_message"
     );
 }
 
 /// The data that a reader gets from the bytes on the wire, and its final result.
-async fn read_all(far: &mut Stream<tokio::io::DuplexStream>) -> (Vec<u8>, io::Result<()>) {
+async fn read_all(remote: &mut Stream<tokio::io::DuplexStream>) -> (Vec<u8>, io::Result<()>) {
     let mut got = Vec::new();
     let mut piece = vec![0; 20_000];
     loop {
-        match far.read(&mut piece).await {
+        match remote.read(&mut piece).await {
             Ok(0) => return (got, Ok(())),
             Ok(count) => got.extend_from_slice(&piece[..count]),
             Err(error) => return (got, Err(error)),
@@ -164,32 +171,32 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_on_the_wire_only_true_data_is_delivered(
+    fn damaged_or_truncated_bytes_never_deliver_wrong_data(
         length in 1..60_000_usize,
         at in any::<prop::sample::Index>(),
         (damage, cut) in (1..=255_u8, any::<bool>()),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let (mut near, mut far) = settled().await;
-            near.write_all(&pattern(length)).await.unwrap();
-            near.outgoing.alert(AlertDescription::CloseNotify).unwrap();
-            let mut sealed = near.outgoing.pending().unwrap().to_vec();
+            let (mut local, mut remote) = established_pair().await;
+            local.write_all(&pattern(length)).await.unwrap();
+            local.outgoing.alert(AlertDescription::CloseNotify).unwrap();
+            let mut sealed = local.outgoing.pending().unwrap().to_vec();
             let at = at.index(sealed.len());
             sealed[at] ^= damage;
             if cut {
                 sealed.truncate(at);
             }
-            near.io.write_all(&sealed).await.unwrap();
-            near.io.shutdown().await.unwrap();
-            let (got, end) = read_all(&mut far).await;
+            local.io.write_all(&sealed).await.unwrap();
+            local.io.shutdown().await.unwrap();
+            let (got, end) = read_all(&mut remote).await;
             assert!(end.is_err());
             assert!(got == pattern(length)[..got.len()]);
         });
     }
 
     #[test]
-    fn any_message_behind_the_handshake_is_taken_or_refused(
+    fn any_record_after_the_handshake_is_handled_or_refused(
         records in prop::collection::vec(
             (0..3_u8, prop::collection::vec(prop_oneof![Just(24_u8), Just(4), 0..3_u8, any::<u8>()], 0..12)),
             1..40,
@@ -198,20 +205,20 @@ proptest! {
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let (mut near, mut far) = settled().await;
+            let (mut local, mut remote) = established_pair().await;
             let (from, to) =
-                if towards_client { (&mut far, &mut near) } else { (&mut near, &mut far) };
+                if towards_client { (&mut remote, &mut local) } else { (&mut local, &mut remote) };
             for (kind, body) in &records {
                 let content = match kind {
-                    0 => Content::Alert,
-                    1 => Content::Handshake,
-                    _ => Content::Data,
+                    0 => ContentType::Alert,
+                    1 => ContentType::Handshake,
+                    _ => ContentType::ApplicationData,
                 };
                 from.outgoing.raw(content, body);
                 from.flush().await.unwrap();
             }
             from.io.shutdown().await.unwrap();
-            let _taken_or_refused = read_all(to).await;
+            let _handled_or_refused = read_all(to).await;
             assert!(to.outgoing.held() <= super::super::buffer::SMALL);
         });
     }

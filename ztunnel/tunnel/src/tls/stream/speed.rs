@@ -6,30 +6,30 @@ use std::time::Instant;
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use tokio::io::DuplexStream;
 
-use super::super::testing::{Authority, identity, pattern, tcp};
+use super::super::testing::{TestCa, identity, pattern, tcp};
 use super::super::{Credentials, accept, connect};
-use super::tests::settled;
+use super::tests::established_pair;
 use super::*;
 
-/// Seals the slices, copies the records as a socket would, opens them into `out`.
-fn carry(
-    near: &mut Stream<DuplexStream>,
-    far: &mut Stream<DuplexStream>,
+/// Seals the slices, copies the records as a socket would, and opens them into `out`.
+fn transfer(
+    local: &mut Stream<DuplexStream>,
+    remote: &mut Stream<DuplexStream>,
     slices: &[IoSlice<'_>],
     out: &mut [u8],
 ) {
-    let count = near.outgoing.write(&mut near.keys, slices).unwrap();
-    let sealed = near.outgoing.pending().unwrap();
+    let count = local.outgoing.write(&mut local.keys, slices).unwrap();
+    let sealed = local.outgoing.pending().unwrap();
     let length = sealed.len();
-    far.incoming.space()[..length].copy_from_slice(sealed);
-    far.incoming.received(length);
-    near.outgoing.sent(length);
+    remote.incoming.space()[..length].copy_from_slice(sealed);
+    remote.incoming.received(length);
+    local.outgoing.sent(length);
     let mut got = 0;
     while got < count {
         let mut read = ReadBuf::new(out);
-        let _stop = far
+        let _stop = remote
             .incoming
-            .take(&mut far.keys, &mut far.outgoing, &mut read)
+            .read(&mut remote.keys, &mut remote.outgoing, &mut read)
             .unwrap();
         got += read.filled().len();
     }
@@ -37,27 +37,27 @@ fn carry(
 
 #[tokio::test]
 #[ignore = "a measurement"]
-async fn how_fast_records_are() {
-    let (mut near, mut far) = settled().await;
+async fn throughput_of_records() {
+    let (mut local, mut remote) = established_pair().await;
     let plain = pattern(256 * 1024);
     let mut out = vec![0; 256 * 1024];
     let rounds = 4000;
-    for (name, head) in [("straight", 0), ("behind a 9-byte head", 9)] {
-        for room in [out.len(), 16_384] {
+    for (name, head) in [("one slice", 0), ("after a 9-byte header", 9)] {
+        for read_size in [out.len(), 16_384] {
             let begin = Instant::now();
             for _ in 0..rounds {
                 let slices = [IoSlice::new(&plain[..head]), IoSlice::new(&plain[head..])];
-                carry(&mut near, &mut far, &slices, &mut out[..room]);
+                transfer(&mut local, &mut remote, &slices, &mut out[..read_size]);
             }
             let rate = (rounds * plain.len()) as f64 / begin.elapsed().as_secs_f64() / 1e9;
-            println!("seal, copy and open {name}, room {room}: {rate:.2} GB/s");
+            println!("seal, copy and open {name}, reads of {read_size}: {rate:.2} GB/s");
         }
     }
     let begin = Instant::now();
     let rounds = 500_000;
     for _ in 0..rounds {
         let slices = [IoSlice::new(&plain[..9]), IoSlice::new(&plain[..100])];
-        carry(&mut near, &mut far, &slices, &mut out[..16_384]);
+        transfer(&mut local, &mut remote, &slices, &mut out[..16_384]);
     }
     println!(
         "a small message, sealed and opened: {:?}",
@@ -67,7 +67,7 @@ async fn how_fast_records_are() {
 
 #[test]
 #[ignore = "a measurement"]
-fn how_fast_the_cipher_is() {
+fn throughput_of_the_cipher() {
     let key = LessSafeKey::new(UnboundKey::new(&AES_128_GCM, &[1; 16]).unwrap());
     let mut block = vec![0; 16_384];
     let begin = Instant::now();
@@ -89,15 +89,15 @@ fn how_fast_the_cipher_is() {
 
 #[tokio::test]
 #[ignore = "a measurement"]
-async fn how_much_an_idle_stream_holds_and_a_handshake_takes() {
+async fn memory_of_an_idle_stream_and_time_of_a_handshake() {
     let resident = || {
         let status = std::fs::read_to_string("/proc/self/statm").unwrap();
         status.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
     };
-    let authority = Authority::new();
+    let ca = TestCa::new();
     let (a, b) = (
-        authority.credentials(&identity("a")),
-        authority.credentials(&identity("b")),
+        ca.credentials(&identity("a")),
+        ca.credentials(&identity("b")),
     );
     let expected = [identity("b")];
     let mut streams = Vec::with_capacity(10_000);
@@ -107,17 +107,17 @@ async fn how_much_an_idle_stream_holds_and_a_handshake_takes() {
     }
     let mut before = 0;
     let begin = Instant::now();
-    for (turn, (near, far)) in sockets.into_iter().enumerate() {
-        if turn == 100 {
+    for (number, (local, remote)) in sockets.into_iter().enumerate() {
+        if number == 100 {
             before = resident();
         }
-        let near = async {
-            let mut near = connect(near, &a, &expected).await.unwrap();
-            tokio::io::AsyncWriteExt::flush(&mut near).await.unwrap();
-            near
+        let local = async {
+            let mut local = connect(local, &a, &expected).await.unwrap();
+            tokio::io::AsyncWriteExt::flush(&mut local).await.unwrap();
+            local
         };
-        let (near, far) = tokio::join!(near, accept(far, &b));
-        streams.push((near, far.unwrap()));
+        let (local, remote) = tokio::join!(local, accept(remote, &b));
+        streams.push((local, remote.unwrap()));
     }
     println!("a handshake, both sides: {:?}", begin.elapsed() / 400);
     println!("an idle stream: {} bytes", (resident() - before) / 600);
@@ -140,12 +140,12 @@ fn runtime() -> tokio::runtime::Runtime {
 /// One HTTP/2 stream over two threads and loopback TCP; FRAME sets the frame size in bytes.
 #[test]
 #[ignore = "a measurement"]
-fn how_fast_a_tunnel_is() {
+fn throughput_of_an_http2_stream() {
     let frame: u32 = std::env::var("FRAME").map_or(1 << 18, |text| text.parse().unwrap());
-    let authority = Authority::new();
+    let ca = TestCa::new();
     let (a, b) = (
-        authority.credentials(&identity("a")),
-        authority.credentials(&identity("b")),
+        ca.credentials(&identity("a")),
+        ca.credentials(&identity("b")),
     );
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,5 +1,5 @@
-//! The stream as its users see it: bytes arrive complete and in order on any transport, an end and
-//! an error are distinct, and an idle stream holds no buffer.
+//! The stream as a byte stream: bytes arrive complete and in order on any transport, an end of
+//! stream is not an error, and an idle stream holds no buffer.
 
 use std::time::Duration;
 
@@ -11,19 +11,19 @@ use super::super::record::OVERHEAD;
 use super::super::testing::{pair, pattern};
 use super::*;
 
-const ROOM: usize = 1 << 20;
+const CAPACITY: usize = 1 << 20;
 
-/// Takes the transport out of a stream, to read the peer's bytes from it.
-pub(super) async fn wire(stream: &mut Stream<DuplexStream>) -> Vec<u8> {
-    let mut bytes = vec![0; ROOM];
-    let arrived = tokio::time::timeout(Duration::from_millis(20), stream.io.read(&mut bytes)).await;
-    bytes.truncate(arrived.map_or(0, |count| count.unwrap()));
+/// The sealed bytes that the peer has sent.
+pub(super) async fn sealed_bytes(stream: &mut Stream<DuplexStream>) -> Vec<u8> {
+    let mut bytes = vec![0; CAPACITY];
+    let count = tokio::time::timeout(Duration::from_millis(20), stream.io.read(&mut bytes)).await;
+    bytes.truncate(count.map_or(0, |count| count.unwrap()));
     bytes
 }
 
 /// A pair whose handshake is complete on both sides: the client's last flight has been read.
-pub(super) async fn settled() -> (Stream<DuplexStream>, Stream<DuplexStream>) {
-    pair(ROOM).await
+pub(super) async fn established_pair() -> (Stream<DuplexStream>, Stream<DuplexStream>) {
+    pair(CAPACITY).await
 }
 
 pub(super) fn reason(error: &io::Error) -> &'static str {
@@ -31,110 +31,116 @@ pub(super) fn reason(error: &io::Error) -> &'static str {
 }
 
 #[tokio::test]
-async fn a_head_and_its_payload_share_a_record() {
-    let (mut near, mut far) = settled().await;
-    assert!(near.is_write_vectored());
+async fn the_slices_of_a_write_share_a_record() {
+    let (mut local, mut remote) = established_pair().await;
+    assert!(local.is_write_vectored());
     let slices = [
         IoSlice::new(&[1; 9]),
         IoSlice::new(&[]),
         IoSlice::new(&[2; 100]),
     ];
-    assert_eq!(near.write_vectored(&slices).await.unwrap(), 109);
-    near.flush().await.unwrap();
-    let bytes = wire(&mut far).await;
+    assert_eq!(local.write_vectored(&slices).await.unwrap(), 109);
+    local.flush().await.unwrap();
+    let bytes = sealed_bytes(&mut remote).await;
     assert_eq!(bytes.len(), 109 + OVERHEAD);
     assert_eq!(bytes[..5], [23, 3, 3, 0, 126]);
 }
 
 #[tokio::test]
-async fn a_frame_of_256_kib_leaves_in_one_write() {
-    let (mut near, mut far) = settled().await;
+async fn a_frame_of_256_kib_is_sent_in_one_write() {
+    let (mut local, mut remote) = established_pair().await;
     let payload = pattern(1 << 18);
     let slices = [IoSlice::new(&[1; 9]), IoSlice::new(&payload)];
     assert_eq!(
-        near.write_vectored(&slices).await.unwrap(),
+        local.write_vectored(&slices).await.unwrap(),
         9 + payload.len()
     );
-    near.flush().await.unwrap();
+    local.flush().await.unwrap();
     let length = 9 + payload.len() + 17 * OVERHEAD;
-    assert_eq!(wire(&mut far).await.len(), length);
+    assert_eq!(sealed_bytes(&mut remote).await.len(), length);
 }
 
 #[tokio::test]
-async fn full_records_are_filled_across_writes() {
-    let (mut near, mut far) = settled().await;
+async fn records_are_filled_across_writes() {
+    let (mut local, mut remote) = established_pair().await;
     let slices = [IoSlice::new(&[1; 9]), IoSlice::new(&[2; 40_000])];
-    assert_eq!(near.write_vectored(&slices).await.unwrap(), 40_009);
-    near.write_all(&[3; 9_143]).await.unwrap();
-    near.flush().await.unwrap();
-    assert_eq!(wire(&mut far).await.len(), 3 * (16_384 + OVERHEAD));
+    assert_eq!(local.write_vectored(&slices).await.unwrap(), 40_009);
+    local.write_all(&[3; 9_143]).await.unwrap();
+    local.flush().await.unwrap();
+    assert_eq!(
+        sealed_bytes(&mut remote).await.len(),
+        3 * (16_384 + OVERHEAD)
+    );
 }
 
 #[tokio::test]
 async fn nothing_is_sent_before_a_flush_or_a_full_buffer() {
-    let (mut near, mut far) = settled().await;
-    near.write_all(&[1; 1000]).await.unwrap();
-    assert!(wire(&mut far).await.is_empty());
-    near.write_all(&vec![2; 17 * 16_384]).await.unwrap();
-    assert_eq!(wire(&mut far).await.len(), 17 * (16_384 + OVERHEAD));
-    near.flush().await.unwrap();
-    assert_eq!(wire(&mut far).await.len(), 1000 + OVERHEAD);
+    let (mut local, mut remote) = established_pair().await;
+    local.write_all(&[1; 1000]).await.unwrap();
+    assert!(sealed_bytes(&mut remote).await.is_empty());
+    local.write_all(&vec![2; 17 * 16_384]).await.unwrap();
+    assert_eq!(
+        sealed_bytes(&mut remote).await.len(),
+        17 * (16_384 + OVERHEAD)
+    );
+    local.flush().await.unwrap();
+    assert_eq!(sealed_bytes(&mut remote).await.len(), 1000 + OVERHEAD);
 }
 
 #[tokio::test]
 async fn an_idle_stream_holds_no_buffer() {
-    let (mut near, mut far) = settled().await;
+    let (mut local, mut remote) = established_pair().await;
     let sent = pattern(700_000);
     let mut got = vec![0; sent.len()];
     let (wrote, read) = tokio::join!(
         async {
-            near.write_all(&sent).await?;
-            near.flush().await
+            local.write_all(&sent).await?;
+            local.flush().await
         },
-        far.read_exact(&mut got)
+        remote.read_exact(&mut got)
     );
     wrote.unwrap();
     read.unwrap();
-    let waiting = tokio::time::timeout(Duration::from_millis(5), far.read_u8()).await;
+    let waiting = tokio::time::timeout(Duration::from_millis(5), remote.read_u8()).await;
     assert!(waiting.is_err());
-    for stream in [&near, &far] {
+    for stream in [&local, &remote] {
         assert_eq!((stream.incoming.held(), stream.outgoing.held()), (0, 0));
     }
     assert!(size_of::<Stream<tokio::net::TcpStream>>() <= 512);
 }
 
 #[tokio::test]
-async fn a_part_of_a_record_holds_a_small_buffer() {
-    let (mut near, mut far) = settled().await;
-    near.write_all(&pattern(100_000)).await.unwrap();
-    let sealed = near.outgoing.pending().unwrap().to_vec();
+async fn a_partial_record_is_kept_in_a_small_buffer() {
+    let (mut local, mut remote) = established_pair().await;
+    local.write_all(&pattern(100_000)).await.unwrap();
+    let sealed = local.outgoing.pending().unwrap().to_vec();
     let (head, tail) = sealed.split_at(sealed.len() - 1);
-    near.io.write_all(head).await.unwrap();
+    local.io.write_all(head).await.unwrap();
     let mut got = vec![0; 200_000];
     let mut count = 0;
     loop {
         let read =
-            tokio::time::timeout(Duration::from_millis(5), far.read(&mut got[count..])).await;
+            tokio::time::timeout(Duration::from_millis(5), remote.read(&mut got[count..])).await;
         let Ok(read) = read else { break };
         count += read.unwrap();
     }
     assert_eq!(count, 98_304);
-    assert_eq!(far.incoming.held(), SMALL);
-    near.io.write_all(tail).await.unwrap();
-    far.read_exact(&mut got[count..100_000]).await.unwrap();
+    assert_eq!(remote.incoming.held(), SMALL);
+    local.io.write_all(tail).await.unwrap();
+    remote.read_exact(&mut got[count..100_000]).await.unwrap();
     assert_eq!(got[..100_000], pattern(100_000));
-    assert_eq!(far.incoming.held(), 0);
+    assert_eq!(remote.incoming.held(), 0);
 }
 
 #[tokio::test]
-async fn a_reader_with_little_room_gets_everything_in_pieces() {
-    let (mut near, mut far) = settled().await;
-    near.write_all(&pattern(50_000)).await.unwrap();
-    near.flush().await.unwrap();
+async fn a_small_read_buffer_gets_all_bytes_in_parts() {
+    let (mut local, mut remote) = established_pair().await;
+    local.write_all(&pattern(50_000)).await.unwrap();
+    local.flush().await.unwrap();
     let mut got = Vec::new();
     while got.len() < 50_000 {
         let mut piece = [0; 777];
-        let count = far.read(&mut piece).await.unwrap();
+        let count = remote.read(&mut piece).await.unwrap();
         got.extend_from_slice(&piece[..count]);
     }
     assert_eq!(got, pattern(50_000));
@@ -142,7 +148,7 @@ async fn a_reader_with_little_room_gets_everything_in_pieces() {
 
 #[tokio::test]
 async fn large_transfers_both_ways_through_a_narrow_pipe() {
-    let (near, far) = pair(4096).await;
+    let (local, remote) = pair(4096).await;
     let length = 4 << 20;
     let exchange = |stream: Stream<DuplexStream>| async move {
         let (mut reader, mut writer) = tokio::io::split(stream);
@@ -159,28 +165,29 @@ async fn large_transfers_both_ways_through_a_narrow_pipe() {
         read.unwrap();
         got
     };
-    let (a, b) = tokio::join!(exchange(near), exchange(far));
+    let (a, b) = tokio::join!(exchange(local), exchange(remote));
     let sent = pattern(length);
     assert!(a == sent && b == sent);
 }
 
 #[tokio::test]
 async fn a_slow_reader_stops_the_writer() {
-    let (mut near, _far) = pair(4096).await;
+    let (mut local, _far) = pair(4096).await;
     let block = [7; 8192];
     let mut accepted = 0;
-    while let Ok(count) = tokio::time::timeout(Duration::from_millis(5), near.write(&block)).await {
+    while let Ok(count) = tokio::time::timeout(Duration::from_millis(5), local.write(&block)).await
+    {
         accepted += count.unwrap();
         assert!(accepted < 2 * LARGE, "no backpressure");
     }
-    assert!(near.outgoing.held() <= LARGE);
+    assert!(local.outgoing.held() <= LARGE);
 }
 
 #[tokio::test]
 async fn either_side_may_close_first_and_still_read() {
-    let (near, far) = settled().await;
-    for (mut first, mut second) in [(near, far), {
-        let (a, b) = settled().await;
+    let (local, remote) = established_pair().await;
+    for (mut first, mut second) in [(local, remote), {
+        let (a, b) = established_pair().await;
         (b, a)
     }] {
         first.write_all(b"last words").await.unwrap();
@@ -206,14 +213,14 @@ async fn either_side_may_close_first_and_still_read() {
 struct Choppy {
     io: DuplexStream,
     sizes: Vec<u8>,
-    turn: usize,
+    calls: usize,
 }
 
 impl Choppy {
     /// How many bytes to move now; 0 means pending.
     fn next(&mut self, cx: &Context<'_>) -> usize {
-        self.turn += 1;
-        let size = usize::from(self.sizes[self.turn % self.sizes.len()]);
+        self.calls += 1;
+        let size = usize::from(self.sizes[self.calls % self.sizes.len()]);
         if size == 0 {
             cx.waker().wake_by_ref();
         }
@@ -267,17 +274,21 @@ fn choppy(stream: Stream<DuplexStream>, sizes: Vec<u8>) -> Stream<Choppy> {
         keys,
         incoming,
         outgoing,
-        agreement,
+        negotiated,
         state,
         writer,
     } = stream;
-    let io = Choppy { io, sizes, turn: 0 };
+    let io = Choppy {
+        io,
+        sizes,
+        calls: 0,
+    };
     Stream {
         io,
         keys,
         incoming,
         outgoing,
-        agreement,
+        negotiated,
         state,
         writer,
     }
@@ -285,16 +296,16 @@ fn choppy(stream: Stream<DuplexStream>, sizes: Vec<u8>) -> Stream<Choppy> {
 
 #[tokio::test]
 async fn one_byte_at_a_time() {
-    let (near, far) = settled().await;
-    let (mut near, mut far) = (choppy(near, vec![1]), choppy(far, vec![0, 1]));
+    let (local, remote) = established_pair().await;
+    let (mut local, mut remote) = (choppy(local, vec![1]), choppy(remote, vec![0, 1]));
     let sent = pattern(3000);
     let mut got = Vec::new();
     let (wrote, read) = tokio::join!(
         async {
-            near.write_all(&sent).await?;
-            near.shutdown().await
+            local.write_all(&sent).await?;
+            local.shutdown().await
         },
-        far.read_to_end(&mut got)
+        remote.read_to_end(&mut got)
     );
     wrote.unwrap();
     read.unwrap();
@@ -313,7 +324,7 @@ fn writes() -> impl Strategy<Value = Vec<(Vec<usize>, bool)>> {
 }
 
 fn sizes() -> impl Strategy<Value = Vec<u8>> {
-    prop::collection::vec(any::<u8>(), 1..9).prop_filter("something has to move", |sizes| {
+    prop::collection::vec(any::<u8>(), 1..9).prop_filter("some bytes must move", |sizes| {
         sizes.iter().any(|size| *size > 30)
     })
 }
@@ -322,17 +333,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_chunking_arrives_whole_and_in_order(
+    fn bytes_arrive_complete_and_in_order_for_any_chunking(
         writes in writes(),
-        (near_sizes, far_sizes) in (sizes(), sizes()),
-        room in prop_oneof![1..200_usize, 1..40_000_usize, Just(600_000)],
-        key_life in 2..20_u64,
+        (local_sizes, remote_sizes) in (sizes(), sizes()),
+        read_size in prop_oneof![1..200_usize, 1..40_000_usize, Just(600_000)],
+        key_limit in 2..20_u64,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let (near, far) = pair(1 << 16).await;
-            let (mut near, mut far) = (choppy(near, near_sizes), choppy(far, far_sizes));
-            near.outgoing.wear_out_after(key_life);
+            let (local, remote) = pair(1 << 16).await;
+            let (mut local, mut remote) = (choppy(local, local_sizes), choppy(remote, remote_sizes));
+            local.outgoing.set_key_limit(key_limit);
             let total: usize = writes.iter().flat_map(|(lengths, _)| lengths).sum();
             let source = pattern(total);
             let sending = async {
@@ -344,20 +355,20 @@ proptest! {
                         slices.push(IoSlice::new(&rest[end..end + length]));
                         end += length;
                     }
-                    let count = near.write_vectored(&slices).await.unwrap();
-                    near.write_all(&rest[count..end]).await.unwrap();
+                    let count = local.write_vectored(&slices).await.unwrap();
+                    local.write_all(&rest[count..end]).await.unwrap();
                     rest = &rest[end..];
                     if *flush {
-                        near.flush().await.unwrap();
+                        local.flush().await.unwrap();
                     }
                 }
-                near.shutdown().await.unwrap();
+                local.shutdown().await.unwrap();
             };
             let receiving = async {
                 let mut got = Vec::with_capacity(total);
-                let mut piece = vec![0; room];
+                let mut piece = vec![0; read_size];
                 loop {
-                    match far.read(&mut piece).await.unwrap() {
+                    match remote.read(&mut piece).await.unwrap() {
                         0 => break got,
                         count => got.extend_from_slice(&piece[..count]),
                     }
@@ -365,7 +376,7 @@ proptest! {
             };
             let ((), got) = tokio::join!(sending, receiving);
             assert!(got == source);
-            assert_eq!((far.incoming.held(), near.outgoing.held()), (0, 0));
+            assert_eq!((remote.incoming.held(), local.outgoing.held()), (0, 0));
         });
     }
 }

@@ -12,7 +12,7 @@ use tokio::task::LocalSet;
 
 use super::super::tcp::{Side, tunnelled};
 use super::*;
-use tunnel::hbone::{Config, Connect, OpenError, Request, Tunnel, open_alone, serve};
+use tunnel::hbone::{Config, Connect, OpenError, Request, Tunnel, open_unpooled, serve};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
@@ -148,7 +148,7 @@ async fn opened(ends: &'static [End]) -> Tunnel {
     });
     let to: std::net::SocketAddr = "10.0.0.2:8080".parse().unwrap();
     let tunnel: Result<_, OpenError<io::Error>> =
-        open_alone(near, &Connect::to(to), &config()).await;
+        open_unpooled(near, &Connect::to(to), &config()).await;
     tunnel.unwrap()
 }
 

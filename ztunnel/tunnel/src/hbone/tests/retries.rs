@@ -2,9 +2,9 @@
 
 use super::*;
 
-/// A peer that writes frames by hand and misbehaves: it answers the first CONNECT with 200 and the
-/// next one with the bytes of `then`.
-async fn misbehave(mut io: DuplexStream, then: Vec<u8>) {
+/// A peer of raw frames: it answers the first CONNECT with 200 and the second one with the bytes of
+/// `then`. If `then` is empty, it closes the connection.
+async fn raw_peer(mut io: DuplexStream, then: Vec<u8>) {
     let mut buffer = vec![0; 64 * 1024];
     let mut seen = Vec::new();
     io.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
@@ -39,10 +39,10 @@ fn count_headers(seen: &[u8]) -> usize {
 /// Opens one tunnel, then a second one whose CONNECT the peer answers with `then`.
 async fn second_open_after(then: Vec<u8>) -> (Result<Tunnel, OpenError<Infallible>>, Rc<Peer>) {
     let (peer, pool) = (Peer::new(config()), Pool::new(Rc::new(config())));
-    let (near, far) = tokio::io::duplex(64 * 1024);
-    tokio::task::spawn_local(misbehave(far, then));
+    let (local, remote) = tokio::io::duplex(64 * 1024);
+    tokio::task::spawn_local(raw_peer(remote, then));
     let first = pool
-        .open(&key("a"), &connect(), || async { Ok(Dialled::new(near)) })
+        .open(&key("a"), &connect(), || async { Ok(Dialled::new(local)) })
         .await
         .unwrap();
     let second = pool.open(&key("a"), &connect(), || peer.dial()).await;
@@ -51,7 +51,7 @@ async fn second_open_after(then: Vec<u8>) -> (Result<Tunnel, OpenError<Infallibl
 }
 
 #[test]
-fn a_stream_the_goaway_leaves_out_is_opened_on_a_fresh_connection() {
+fn a_stream_above_the_goaways_last_stream_is_retried_on_a_new_connection() {
     run(async {
         // Last stream 1, NO_ERROR: stream 3 was not processed.
         let goaway = frame(GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]);
@@ -62,7 +62,7 @@ fn a_stream_the_goaway_leaves_out_is_opened_on_a_fresh_connection() {
 }
 
 #[test]
-fn a_refused_stream_is_opened_on_another_connection() {
+fn a_refused_stream_is_retried_on_another_connection() {
     run(async {
         let refused = frame(RST_STREAM, 0, 3, &[0, 0, 0, 7]);
         let (second, peer) = second_open_after(refused).await;
@@ -72,7 +72,7 @@ fn a_refused_stream_is_opened_on_another_connection() {
 }
 
 #[test]
-fn a_connection_that_closes_under_a_connect_is_replaced() {
+fn a_connect_on_a_used_connection_that_closes_is_retried() {
     run(async {
         let (second, peer) = second_open_after(Vec::new()).await;
         second.unwrap();
@@ -81,7 +81,7 @@ fn a_connection_that_closes_under_a_connect_is_replaced() {
 }
 
 #[test]
-fn a_stream_reset_for_other_reasons_is_not_tried_again() {
+fn a_stream_reset_with_another_code_is_not_retried() {
     run(async {
         // INTERNAL_ERROR
         let (second, peer) = second_open_after(frame(RST_STREAM, 0, 3, &[0, 0, 0, 2])).await;
@@ -91,13 +91,13 @@ fn a_stream_reset_for_other_reasons_is_not_tried_again() {
 }
 
 #[test]
-fn a_fresh_connection_that_closes_is_reported_not_retried() {
+fn a_connect_on_a_new_connection_that_closes_is_not_retried() {
     run(async {
         let pool = Pool::<Infallible>::new(Rc::new(config()));
         let dial = || async {
-            let (near, mut far) = tokio::io::duplex(64 * 1024);
-            tokio::task::spawn_local(async move { far.read(&mut [0; 1024]).await });
-            Ok(Dialled::new(near))
+            let (local, mut remote) = tokio::io::duplex(64 * 1024);
+            tokio::task::spawn_local(async move { remote.read(&mut [0; 1024]).await });
+            Ok(Dialled::new(local))
         };
         let error = pool.open(&key("a"), &connect(), dial).await.unwrap_err();
         assert_eq!(
@@ -109,7 +109,7 @@ fn a_fresh_connection_that_closes_is_reported_not_retried() {
 }
 
 #[test]
-fn a_connection_that_is_going_away_is_not_chosen_again() {
+fn a_connection_that_received_goaway_gets_no_new_tunnel() {
     run(async {
         let (first, other, pool, peer) = pair(config(), config()).await;
         peer.drain.send_replace(true);

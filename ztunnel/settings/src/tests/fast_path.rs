@@ -1,6 +1,6 @@
 //! The settings of the fast path.
 
-use super::super::{Acceleration, LaneOverride, SameNode};
+use super::super::{Acceleration, PathOverride, SameNode};
 use super::{GOOD, complaint, load};
 use mesh::Uid;
 
@@ -22,7 +22,7 @@ fn the_default_is_the_fast_path_with_automatic_acceleration() {
     assert_eq!(settings.same_node, SameNode::Tunnel);
     assert_eq!(settings.acceleration, Acceleration::On);
     assert_eq!(settings.capture.verdicts, 1_048_576);
-    let entry = |uid: &str, same_node, acceleration| LaneOverride {
+    let entry = |uid: &str, same_node, acceleration| PathOverride {
         workload: Uid(uid.into()),
         same_node,
         acceleration,

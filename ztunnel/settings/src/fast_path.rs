@@ -3,12 +3,8 @@
 
 use std::fmt;
 
-use foldhash::HashMap;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::environment::Environment;
-use super::file::File;
-use super::{ConfigError, Settings};
 use mesh::{Uid, yaml};
 
 /// The path between pods of one node.
@@ -38,7 +34,7 @@ pub enum Acceleration {
 /// The exception for one workload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct LaneOverride {
+pub struct PathOverride {
     /// The workload; it may be unknown to the mesh.
     pub workload: Uid,
     /// Its path to pods of its node; `None` means that of the node.
@@ -47,55 +43,6 @@ pub struct LaneOverride {
     /// Whether its connections are joined; `None` means the value of the node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acceleration: Option<Acceleration>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct OverrideEntry {
-    workload: String,
-    same_node: Option<SameNode>,
-    acceleration: Option<Acceleration>,
-}
-
-/// Applies the file and the environment to the defaults.
-pub(super) fn lay(settings: &mut Settings, file: &File, env: &Environment) {
-    let same_node = env.same_node.or(file.same_node);
-    settings.same_node = same_node.unwrap_or(settings.same_node);
-    let acceleration = env.acceleration.or(file.acceleration);
-    settings.acceleration = acceleration.unwrap_or(settings.acceleration);
-    let verdicts = env.verdicts.or(file.capture.verdicts);
-    settings.capture.verdicts = verdicts.unwrap_or(settings.capture.verdicts);
-    let overrides = file.overrides.iter().map(|entry| LaneOverride {
-        workload: Uid(entry.workload.as_str().into()),
-        same_node: entry.same_node,
-        acceleration: entry.acceleration,
-    });
-    settings.overrides = overrides.collect();
-}
-
-/// Checks that each workload has one entry; warns about an entry that changes nothing.
-pub(super) fn check(settings: &mut Settings) -> Result<(), ConfigError> {
-    let mut seen: HashMap<&Uid, usize> = HashMap::default();
-    for (at, entry) in settings.overrides.iter().enumerate() {
-        let key = format!("overrides[{at}].workload");
-        if entry.workload.0.is_empty() {
-            let problem = "must not be empty".to_owned();
-            return Err(ConfigError::Contradiction { key, problem });
-        }
-        if let Some(first) = seen.insert(&entry.workload, at) {
-            return Err(ConfigError::Duplicate {
-                key,
-                found: entry.workload.to_string(),
-                first: format!("overrides[{first}].workload"),
-            });
-        }
-        if entry.same_node.is_none() && entry.acceleration.is_none() {
-            settings.warnings.push(format!(
-                "overrides[{at}]: changes nothing; it sets neither sameNode nor acceleration"
-            ));
-        }
-    }
-    Ok(())
 }
 
 impl SameNode {

@@ -1,28 +1,28 @@
-//! When connections end: unused, evicted, or with a peer that stops answering.
+//! The end of connections: idle, evicted, aborted, or with a peer that does not respond.
 
 use super::*;
 
 #[test]
-fn an_idle_connection_is_released_politely() {
+fn an_idle_connection_is_closed_gracefully() {
     run(async {
-        let near = Config {
+        let local = Config {
             idle_release: Duration::from_millis(50),
             ..config()
         };
-        let (tunnel, other, pool, peer) = pair(near, config()).await;
+        let (tunnel, other, pool, peer) = pair(local, config()).await;
         tokio::time::sleep(Duration::from_millis(120)).await;
         assert_eq!(pool.len(), 1, "in use for longer than the limit");
         drop((tunnel, other));
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert_eq!(pool.len(), 1, "idle for less than the limit");
-        until(|| pool.groups_are_forgotten()).await;
+        until(|| pool.has_no_groups()).await;
         until(|| !peer.ended.borrow().is_empty()).await;
         assert!(matches!(peer.ended.borrow()[0], Ok(())), "{:?}", peer.ended);
     });
 }
 
 #[test]
-fn an_evicted_connection_takes_no_tunnels_and_keeps_its_own() {
+fn an_evicted_connection_accepts_no_new_tunnels_and_keeps_its_open_ones() {
     run(async {
         let (mut tunnel, mut other, pool, peer) = pair(config(), config()).await;
         let kept = open(&pool, &key("kept"), &peer).await;
@@ -56,41 +56,41 @@ fn an_aborted_connection_breaks_its_tunnels() {
 }
 
 #[test]
-fn a_peer_that_breaks_http2_leaves_nothing_behind() {
+fn a_peer_that_violates_http2_leaves_no_state_in_the_pool() {
     run(async {
         let pool = Pool::<Infallible>::new(Rc::new(config()));
-        let (io, mut far) = tokio::io::duplex(64 * 1024);
-        far.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+        let (io, mut remote) = tokio::io::duplex(64 * 1024);
+        remote.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
         // A response that arrives before its request.
-        far.write_all(&ok_headers(1)).await.unwrap();
+        remote.write_all(&ok_headers(1)).await.unwrap();
         let opened = pool
             .open(&key("a"), &connect(), || async { Ok(Dialled::new(io)) })
             .await;
         assert_eq!(opened.unwrap_err().reason(), "connection_lost");
-        until(|| pool.groups_are_forgotten()).await;
+        until(|| pool.has_no_groups()).await;
     });
 }
 
 #[test]
-fn tunnels_of_a_peer_that_falls_silent_are_broken() {
+fn a_peer_that_does_not_answer_pings_loses_its_tunnels() {
     run(async {
         let keepalive = Keepalive {
             interval: Duration::from_millis(20),
             timeout: Duration::from_millis(20),
         };
-        let near = Config {
+        let local = Config {
             keepalive: Some(keepalive),
             ..config()
         };
-        let pool = Pool::<Infallible>::new(Rc::new(near));
-        let (io, mut far) = tokio::io::duplex(64 * 1024);
+        let pool = Pool::<Infallible>::new(Rc::new(local));
+        let (io, mut remote) = tokio::io::duplex(64 * 1024);
         let peer = tokio::task::spawn_local(async move {
             let mut buffer = [0; 4096];
-            far.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
-            assert!(far.read(&mut buffer).await.unwrap() > 0);
+            remote.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+            assert!(remote.read(&mut buffer).await.unwrap() > 0);
             tokio::time::sleep(Duration::from_millis(5)).await;
-            far.write_all(&ok_headers(1)).await.unwrap();
-            while let Ok(1..) = far.read(&mut buffer).await {}
+            remote.write_all(&ok_headers(1)).await.unwrap();
+            while let Ok(1..) = remote.read(&mut buffer).await {}
         });
         let mut tunnel = pool
             .open(&key("a"), &connect(), || async { Ok(Dialled::new(io)) })
@@ -121,17 +121,17 @@ fn a_peer_that_answers_pings_is_kept() {
 }
 
 #[test]
-fn a_peer_that_never_sends_settings_is_given_up() {
+fn a_peer_that_never_sends_settings_times_out() {
     run(async {
-        let near = Config {
+        let local = Config {
             handshake_timeout: Duration::from_millis(30),
             ..config()
         };
-        let pool = Pool::<Infallible>::new(Rc::new(near));
-        let (io, mut far) = tokio::io::duplex(64 * 1024);
-        tokio::task::spawn_local(
-            async move { while let Ok(1..) = far.read(&mut [0; 4096]).await {} },
-        );
+        let pool = Pool::<Infallible>::new(Rc::new(local));
+        let (io, mut remote) = tokio::io::duplex(64 * 1024);
+        tokio::task::spawn_local(async move {
+            while let Ok(1..) = remote.read(&mut [0; 4096]).await {}
+        });
         let error = pool
             .open(&key("a"), &connect(), || async { Ok(Dialled::new(io)) })
             .await
@@ -141,18 +141,18 @@ fn a_peer_that_never_sends_settings_is_given_up() {
 }
 
 #[test]
-fn an_answer_that_does_not_come_in_time_is_an_error() {
+fn a_late_response_is_a_timeout() {
     run(async {
-        let near = Config {
+        let local = Config {
             response_timeout: Duration::from_millis(30),
             ..config()
         };
-        let pool = Pool::<Infallible>::new(Rc::new(near));
-        let (io, mut far) = tokio::io::duplex(64 * 1024);
-        far.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
-        tokio::task::spawn_local(
-            async move { while let Ok(1..) = far.read(&mut [0; 4096]).await {} },
-        );
+        let pool = Pool::<Infallible>::new(Rc::new(local));
+        let (io, mut remote) = tokio::io::duplex(64 * 1024);
+        remote.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+        tokio::task::spawn_local(async move {
+            while let Ok(1..) = remote.read(&mut [0; 4096]).await {}
+        });
         let error = pool
             .open(&key("a"), &connect(), || async { Ok(Dialled::new(io)) })
             .await

@@ -1,4 +1,4 @@
-//! Tunnels inside tunnels.
+//! Tunnels inside tunnels (double HBONE).
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -9,7 +9,7 @@ use mesh::Authority;
 use super::*;
 use crate::tls::{self, Credentials, Issued, Revocations};
 
-/// Opens a tunnel to the peer, and a second one inside it, answered by a server at its other end.
+/// Opens a tunnel to the peer and a second one inside it, which a server accepts.
 async fn nested(config: Config) -> (Tunnel, Tunnel, Rc<Pool<Infallible>>) {
     let peer = Peer::new(config.clone());
     let pool = Pool::new(Rc::new(config.clone()));
@@ -17,41 +17,42 @@ async fn nested(config: Config) -> (Tunnel, Tunnel, Rc<Pool<Infallible>>) {
         .open(&key("a"), &connect(), || peer.dial())
         .await
         .unwrap();
-    let far = peer.take_tunnel().into_stream(config.handshake_timeout);
-    let (inner, accepted) = over(outer.into_stream(config.handshake_timeout), far, &config).await;
+    let remote = peer.take_tunnel().into_stream(config.handshake_timeout);
+    let (inner, accepted) =
+        open_over(outer.into_stream(config.handshake_timeout), remote, &config).await;
     (inner.unwrap(), accepted.unwrap(), pool)
 }
 
-/// Opens an unpooled tunnel over one end of a byte stream; a server at the other end accepts it.
-async fn over<IO>(
-    near: IO,
-    far: IO,
+/// Opens an unpooled tunnel over one end of a byte stream; a server on the remote end accepts it.
+async fn open_over<IO>(
+    local: IO,
+    remote: IO,
     config: &Config,
 ) -> (Result<Tunnel, OpenError<Infallible>>, Option<Tunnel>)
 where
     IO: AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
 {
-    let taken = Rc::new(RefCell::new(None));
+    let accepted = Rc::new(RefCell::new(None));
     let serving = {
-        let (taken, config) = (taken.clone(), config.clone());
+        let (accepted, config) = (accepted.clone(), config.clone());
         async move {
             let drain = watch::Sender::new(false);
-            let take = |request: Request| {
+            let accept = |request: Request| {
                 assert_eq!(request.authority.to_string(), "s.example:80");
-                *taken.borrow_mut() = request.accept().ok();
+                *accepted.borrow_mut() = request.accept().ok();
             };
-            drop(serve(far, &config, drain.subscribe(), take).await);
+            drop(serve(remote, &config, drain.subscribe(), accept).await);
         }
     };
     tokio::task::spawn_local(serving);
     let connect = Connect::to("s.example:80".parse::<Authority>().unwrap());
-    let opened = open_alone(near, &connect, config).await;
-    let accepted = taken.borrow_mut().take();
+    let opened = open_unpooled(local, &connect, config).await;
+    let accepted = accepted.borrow_mut().take();
     (opened, accepted)
 }
 
 #[test]
-fn bytes_go_both_ways_and_ends_are_seen() {
+fn bytes_and_half_closes_pass_in_both_directions() {
     run(async {
         let (mut inner, mut accepted, pool) = nested(config()).await;
         let text = Bytes::from(vec![7; 3 << 20]);
@@ -79,7 +80,7 @@ fn bytes_go_both_ways_and_ends_are_seen() {
 
 /// The outer tunnel must not be reset while it still holds the last bytes of the inner one.
 #[test]
-fn the_last_bytes_arrive_after_the_inner_tunnel_is_let_go() {
+fn the_last_bytes_arrive_after_the_inner_tunnel_is_dropped() {
     run(async {
         let small = Config {
             stream_window: 16 * 1024,
@@ -99,8 +100,8 @@ fn the_last_bytes_arrive_after_the_inner_tunnel_is_let_go() {
 #[test]
 fn a_lost_outer_tunnel_breaks_the_inner_one() {
     run(async {
-        let (near, far) = tokio::io::duplex(64 * 1024);
-        let (inner, accepted) = over(near, far, &config()).await;
+        let (local, remote) = tokio::io::duplex(64 * 1024);
+        let (inner, accepted) = open_over(local, remote, &config()).await;
         let mut inner = inner.unwrap();
         // An aborted tunnel must not look like an end of stream.
         drop(accepted);
@@ -109,12 +110,13 @@ fn a_lost_outer_tunnel_breaks_the_inner_one() {
 }
 
 #[test]
-fn what_does_not_speak_http2_is_told_apart() {
+fn a_peer_that_closes_before_http2_is_an_error() {
     run(async {
-        let (near, far) = tokio::io::duplex(1024);
-        drop(far);
+        let (local, remote) = tokio::io::duplex(1024);
+        drop(remote);
         let connect = connect();
-        let opened: Result<_, OpenError<Infallible>> = open_alone(near, &connect, &config()).await;
+        let opened: Result<_, OpenError<Infallible>> =
+            open_unpooled(local, &connect, &config()).await;
         assert!(matches!(
             opened.unwrap_err().reason(),
             "h2_handshake" | "connection_lost"
@@ -123,7 +125,7 @@ fn what_does_not_speak_http2_is_told_apart() {
 }
 
 #[test]
-fn a_far_end_that_never_ends_is_waited_for_only_so_long() {
+fn shutdown_waits_for_the_peer_only_for_the_end_timeout() {
     run(async {
         let config = Config {
             handshake_timeout: Duration::from_millis(50),
@@ -138,10 +140,10 @@ fn a_far_end_that_never_ends_is_waited_for_only_so_long() {
         let mut stream = outer.into_stream(config.handshake_timeout);
         stream.write_all(b"x").await.unwrap();
         stream.shutdown().await.unwrap();
-        let mut far = peer.take_tunnel();
-        let data = far.recv.data().await.unwrap().unwrap();
+        let mut remote = peer.take_tunnel();
+        let data = remote.recv.data().await.unwrap().unwrap();
         assert_eq!(data, "x");
-        assert!(far.recv.data().await.is_none());
+        assert!(remote.recv.data().await.is_none());
     });
 }
 
@@ -168,41 +170,41 @@ fn credentials<const N: usize>(accounts: [&str; N]) -> [(Identity, Credentials);
     })
 }
 
-/// As between two networks: the gateway forwards TLS that it cannot read, and the workload behind
-/// it has to prove its identity.
+/// As through a network gateway, which forwards TLS that it cannot read: the workload behind it has
+/// to prove its identity.
 #[test]
 fn mutual_tls_runs_inside_a_tunnel() {
     run(async {
         let config = config();
         let [(_, a), (b, server), (c, _)] = credentials(["a", "b", "c"]);
         let server = Rc::new(server);
-        for (expected, welcome) in [(b, true), (c, false)] {
+        for (expected, accepted) in [(b, true), (c, false)] {
             let peer = Peer::new(config.clone());
             let pool = Pool::<Infallible>::new(Rc::new(config.clone()));
             let outer = open(&pool, &key("a"), &peer).await;
-            let patience = config.handshake_timeout;
-            let far = peer.take_tunnel().into_stream(patience);
+            let end_timeout = config.handshake_timeout;
+            let remote = peer.take_tunnel().into_stream(end_timeout);
             let server = server.clone();
-            let behind = tokio::task::spawn_local(async move {
+            let serving = tokio::task::spawn_local(async move {
                 let config = super::config();
-                let stream = tls::accept(far, &server).await.ok()?;
+                let stream = tls::accept(remote, &server).await.ok()?;
                 let echo = |request: Request| {
                     tokio::task::spawn_local(async move {
                         let mut tunnel = request.accept().unwrap();
-                        let said = read_all(&mut tunnel.recv).await.unwrap();
-                        tunnel.send.send_all(said.into()).await.unwrap();
+                        let received = read_all(&mut tunnel.recv).await.unwrap();
+                        tunnel.send.send_all(received.into()).await.unwrap();
                         tunnel.send.finish().unwrap();
                     });
                 };
                 let drain = watch::Sender::new(false);
                 serve(stream, &config, drain.subscribe(), echo).await.ok()
             });
-            let near = tls::connect(outer.into_stream(patience), &a, &[expected]).await;
-            assert_eq!(near.is_ok(), welcome);
-            let Ok(near) = near else { continue };
+            let local = tls::connect(outer.into_stream(end_timeout), &a, &[expected]).await;
+            assert_eq!(local.is_ok(), accepted);
+            let Ok(local) = local else { continue };
             let connect = Connect::to("s.example:80".parse::<Authority>().unwrap());
             let opened: Result<_, OpenError<Infallible>> =
-                open_alone(near, &connect, &config).await;
+                open_unpooled(local, &connect, &config).await;
             let mut inner = opened.unwrap();
             inner
                 .send
@@ -212,8 +214,8 @@ fn mutual_tls_runs_inside_a_tunnel() {
             inner.send.finish().unwrap();
             assert_eq!(read_all(&mut inner.recv).await.unwrap(), b"hello");
             drop(inner);
-            // An orderly end, on all four levels.
-            assert!(behind.await.unwrap().is_some());
+            // All four levels (outer tunnel, TLS, HTTP/2, inner tunnel) end in an orderly way.
+            assert!(serving.await.unwrap().is_some());
             until(|| pool.tunnels() == 0).await;
         }
     });

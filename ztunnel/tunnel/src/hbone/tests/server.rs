@@ -1,4 +1,4 @@
-//! How an accepted connection handles malformed and hostile input.
+//! Accepted connections: malformed and hostile input, headers, drain and timeouts.
 
 use http::{Method, StatusCode};
 
@@ -13,11 +13,11 @@ fn server(
     watch::Sender<bool>,
     tokio::task::JoinHandle<Result<(), ServeError>>,
 ) {
-    let (near, far) = tokio::io::duplex(64 * 1024);
+    let (local, remote) = tokio::io::duplex(64 * 1024);
     let (drain, drained) = watch::channel(false);
     let serving =
-        tokio::task::spawn_local(async move { serve(far, &config, drained, answer).await });
-    (near, drain, serving)
+        tokio::task::spawn_local(async move { serve(remote, &config, drained, answer).await });
+    (local, drain, serving)
 }
 
 async fn client(io: DuplexStream) -> h2::client::SendRequest<Bytes> {
@@ -37,7 +37,8 @@ fn request(method: Method, uri: &str) -> http::Request<()> {
 #[test]
 fn garbage_instead_of_http2_is_refused() {
     run(async {
-        let (mut io, _drain, serving) = server(config(), |_| panic!("a request out of garbage"));
+        let (mut io, _drain, serving) =
+            server(config(), |_| panic!("garbage was accepted as a request"));
         io.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             .await
             .unwrap();
@@ -69,7 +70,7 @@ fn garbage_after_the_preface_is_refused() {
 }
 
 #[test]
-fn a_client_that_says_nothing_is_sent_away() {
+fn a_client_that_sends_nothing_times_out() {
     run(async {
         let limits = Config {
             handshake_timeout: Duration::from_millis(20),
@@ -84,9 +85,10 @@ fn a_client_that_says_nothing_is_sent_away() {
 }
 
 #[test]
-fn what_is_not_a_well_formed_connect_gets_400() {
+fn a_malformed_connect_or_another_method_gets_400() {
     run(async {
-        let (io, _drain, _serving) = server(config(), |_| panic!("a request out of this"));
+        let (io, _drain, _serving) =
+            server(config(), |_| panic!("a malformed request was accepted"));
         let mut requests = client(io).await;
         for request in [
             request(Method::GET, "http://10.0.0.2:8080/"),
@@ -97,19 +99,19 @@ fn what_is_not_a_well_formed_connect_gets_400() {
             request(Method::CONNECT, "10.0.0:80"),
             request(Method::CONNECT, "user@10.0.0.2:80"),
         ] {
-            let what = format!("{request:?}");
+            let text = format!("{request:?}");
             let (response, _body) = requests.send_request(request, false).unwrap();
             assert_eq!(
                 response.await.unwrap().status(),
                 StatusCode::BAD_REQUEST,
-                "{what}"
+                "{text}"
             );
         }
     });
 }
 
 #[test]
-fn giant_headers_are_refused_and_the_connection_goes_on() {
+fn oversized_headers_get_431_and_the_connection_stays_open() {
     run(async {
         let (io, _drain, _serving) =
             server(config(), |request| request.refuse(StatusCode::UNAUTHORIZED));
@@ -161,14 +163,14 @@ fn a_flood_of_opened_and_reset_streams_ends_the_connection() {
 }
 
 #[test]
-fn an_answer_other_than_200_is_an_error_with_its_status() {
+fn a_response_other_than_200_is_an_error_with_its_status() {
     run(async {
         for (status, cause) in [
             (StatusCode::BAD_REQUEST, "not a pod"),
             (StatusCode::UNAUTHORIZED, "policy"),
             (StatusCode::FORBIDDEN, "policy"),
             (StatusCode::SERVICE_UNAVAILABLE, "application"),
-            (StatusCode::NO_CONTENT, "no cause"),
+            (StatusCode::NO_CONTENT, "no meaning"),
         ] {
             let (io, _drain, _serving) = server(config(), move |request| request.refuse(status));
             let pool = Pool::<Infallible>::new(Rc::new(config()));
@@ -186,7 +188,7 @@ fn an_answer_other_than_200_is_an_error_with_its_status() {
 }
 
 #[test]
-fn the_headers_arrive() {
+fn the_headers_of_a_connect_arrive() {
     run(async {
         let seen = Rc::new(RefCell::new(None));
         let (io, _drain, _serving) = server(config(), {
@@ -229,23 +231,24 @@ fn the_headers_arrive() {
 #[test]
 fn a_drain_lets_open_tunnels_finish() {
     run(async {
-        let (mut near, mut far, pool, peer) = pair(config(), config()).await;
+        let (mut local, mut remote, pool, peer) = pair(config(), config()).await;
         peer.drain.send_replace(true);
         until(|| pool.is_empty()).await;
-        near.send
+        local
+            .send
             .send_all(Bytes::from_static(b"after the drain began"))
             .await
             .unwrap();
         assert_eq!(
-            far.recv.data().await.unwrap().unwrap(),
+            remote.recv.data().await.unwrap().unwrap(),
             "after the drain began"
         );
         assert!(peer.ended.borrow().is_empty());
-        near.send.finish().unwrap();
-        far.send.finish().unwrap();
-        assert!(read_all(&mut near.recv).await.unwrap().is_empty());
-        assert!(far.recv.data().await.is_none());
-        drop((near, far));
+        local.send.finish().unwrap();
+        remote.send.finish().unwrap();
+        assert!(read_all(&mut local.recv).await.unwrap().is_empty());
+        assert!(remote.recv.data().await.is_none());
+        drop((local, remote));
         until(|| !peer.ended.borrow().is_empty()).await;
         assert!(matches!(peer.ended.borrow()[0], Ok(())));
     });
@@ -263,7 +266,7 @@ fn a_drain_does_not_wait_for_a_client_without_tunnels() {
             .await
             .unwrap();
         io.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
-        settle().await;
+        run_other_tasks().await;
         // The client never acknowledges a frame.
         drain.send_replace(true);
         serving.await.unwrap().unwrap();
@@ -271,7 +274,7 @@ fn a_drain_does_not_wait_for_a_client_without_tunnels() {
 }
 
 #[test]
-fn a_client_that_never_asks_for_anything_is_sent_away() {
+fn a_client_that_opens_no_stream_is_closed_after_the_idle_limit() {
     run(async {
         let limit = Duration::from_millis(30);
         let limits = Config {
@@ -286,7 +289,7 @@ fn a_client_that_never_asks_for_anything_is_sent_away() {
 }
 
 #[test]
-fn a_client_that_answers_no_ping_is_dropped() {
+fn a_client_that_answers_no_ping_is_disconnected() {
     run(async {
         let limit = Duration::from_millis(20);
         let keepalive = Some(Keepalive {

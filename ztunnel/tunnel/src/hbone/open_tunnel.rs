@@ -1,5 +1,5 @@
-//! A CONNECT on a pooled connection: the request, the response, and whether a failure may be
-//! retried.
+//! One CONNECT exchange on a connection: the request, the response, and whether a failure may be
+//! retried on another connection.
 
 use std::rc::Rc;
 
@@ -8,14 +8,14 @@ use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Response, StatusCode};
 
-use super::client::{Connection, Slot};
 use super::config::Config;
+use super::connection::{Connection, StreamSlot};
 use super::error::{LostConnection, OpenError};
 use super::request::Connect;
 use super::tunnel::Tunnel;
 
-/// Why a CONNECT on a connection failed.
-pub(crate) struct Failure<E> {
+/// A failed CONNECT.
+pub(crate) struct OpenFailure<E> {
     pub(crate) error: OpenError<E>,
     pub(crate) retry: Retry,
     /// The connection on which it failed.
@@ -25,66 +25,69 @@ pub(crate) struct Failure<E> {
 /// Whether the same CONNECT may be sent on another connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Retry {
-    /// Retry is safe: the peer did not process the request; or the connection, which had worked
+    /// Yes: the peer did not process the request; or the connection, on which the peer had answered
     /// before, was lost before a byte of the tunnel was sent.
-    Elsewhere,
-    /// A retry would fail again.
-    No,
+    OtherConnection,
+    /// No: a retry would fail again.
+    Never,
 }
 
 /// Opens a tunnel in the given slot. Dropping the future resets the stream and frees the slot.
-pub(crate) async fn open<E>(
-    slot: Slot,
+pub(crate) async fn open_tunnel<E>(
+    slot: StreamSlot,
     connect: &Connect,
     config: &Config,
-) -> Result<Tunnel, Failure<E>> {
+) -> Result<Tunnel, OpenFailure<E>> {
     let connection = Rc::clone(slot.connection());
-    let failed = |(error, retry)| Failure {
+    let failure = |(error, retry)| OpenFailure {
         error,
         retry,
         connection: Rc::clone(&connection),
     };
-    let (response, send) = send(&connection, connect).map_err(failed)?;
+    let (response, send) = send(&connection, connect).map_err(failure)?;
     let after = config.response_timeout;
     let response = match tokio::time::timeout(after, response).await {
         Ok(Ok(response)) => response,
-        Ok(Err(error)) => return Err(failed(unanswered(error, connect, &connection))),
+        Ok(Err(error)) => return Err(failure(no_response(error, connect, &connection))),
         Err(_elapsed) => {
             let authority = connect.authority.to_string();
-            return Err(failed((OpenError::Timeout { authority, after }, Retry::No)));
+            return Err(failure((
+                OpenError::Timeout { authority, after },
+                Retry::Never,
+            )));
         }
     };
-    connection.prove();
+    connection.record_response();
     let status = response.status();
     if status != StatusCode::OK {
         let authority = connect.authority.to_string();
-        return Err(failed((
+        return Err(failure((
             OpenError::Refused { authority, status },
-            Retry::No,
+            Retry::Never,
         )));
     }
     Ok(tunnel(send, response, slot))
 }
 
-fn tunnel(send: SendStream<Bytes>, response: Response<RecvStream>, slot: Slot) -> Tunnel {
+fn tunnel(send: SendStream<Bytes>, response: Response<RecvStream>, slot: StreamSlot) -> Tunnel {
     Tunnel::new(send, response.into_body(), Some(slot))
 }
 
-/// Queues the request; h2 refuses it when the connection has ended since it was chosen.
+/// Queues the request. Fails if the connection has ended since it was chosen.
 fn send<E>(
     connection: &Connection,
     connect: &Connect,
 ) -> Result<(ResponseFuture, SendStream<Bytes>), (OpenError<E>, Retry)> {
     let authority = || connect.authority.to_string();
     let request = connect.to_http().map_err(|_malformed| {
-        // Only a host name that was not made by the parser fails here.
+        // Only a host name that `Authority`'s parser did not check can fail here.
         let error = h2::Error::from(Reason::INTERNAL_ERROR);
         (
             OpenError::Unsendable {
                 authority: authority(),
                 error,
             },
-            Retry::No,
+            Retry::Never,
         )
     })?;
     let Some(mut handle) = connection.request_handle() else {
@@ -100,14 +103,14 @@ fn send<E>(
                 lost,
                 cause,
             },
-            Retry::Elsewhere,
+            Retry::OtherConnection,
         ));
     };
     handle.send_request(request, false).map_err(|error| {
         // This includes a connection whose stream ids are used up.
         connection.retire();
         let authority = authority();
-        let error = match lost(&error) {
+        let error = match loss(&error) {
             Some(lost) => OpenError::Lost {
                 authority,
                 lost,
@@ -115,28 +118,28 @@ fn send<E>(
             },
             None => OpenError::Unsendable { authority, error },
         };
-        (error, Retry::Elsewhere)
+        (error, Retry::OtherConnection)
     })
 }
 
-/// The stream or its connection ended before a response.
-fn unanswered<E>(
+/// The error, and whether to retry, when the stream or its connection ended before a response.
+fn no_response<E>(
     error: h2::Error,
     connect: &Connect,
     connection: &Connection,
 ) -> (OpenError<E>, Retry) {
     let authority = connect.authority.to_string();
-    let lost = match lost(&error) {
+    let lost = match loss(&error) {
         Some(_) if connection.revoked().is_set() => Some(LostConnection::Revoked),
         lost => lost,
     };
     let retry = match lost {
-        // A new handshake shows whether the peer has a valid certificate by now.
+        // A new handshake shows whether the peer has a valid certificate now.
         Some(
             LostConnection::GoingAway | LostConnection::RefusedStream | LostConnection::Revoked,
-        ) => Retry::Elsewhere,
-        Some(LostConnection::Closed) if connection.is_proven() => Retry::Elsewhere,
-        Some(LostConnection::Closed) | None => Retry::No,
+        ) => Retry::OtherConnection,
+        Some(LostConnection::Closed) if connection.has_responded() => Retry::OtherConnection,
+        Some(LostConnection::Closed) | None => Retry::Never,
     };
     let error = match (lost, error.reason()) {
         (Some(lost), _) => OpenError::Lost {
@@ -150,8 +153,8 @@ fn unanswered<E>(
     (error, retry)
 }
 
-/// How the connection was lost; `None` when only the stream was.
-fn lost(error: &h2::Error) -> Option<LostConnection> {
+/// How the connection was lost; `None` if only the stream failed.
+fn loss(error: &h2::Error) -> Option<LostConnection> {
     if error.reason() == Some(Reason::REFUSED_STREAM) {
         Some(LostConnection::RefusedStream)
     } else if error.is_go_away() && error.is_remote() {

@@ -6,15 +6,19 @@ use super::*;
 
 const TEXT: &[u8] = &[7; 100_000];
 
-/// A tunnel whose far end has sent bytes and then reset it, with or without END_STREAM before. All
-/// frames have arrived, and none was read.
-async fn ended(
-    near_opens: bool,
+/// A tunnel whose peer has sent bytes and then reset it, with or without END_STREAM before. All
+/// frames have arrived; none was read.
+async fn reset_by_peer(
+    local_opens: bool,
     finished: bool,
     reason: Reason,
 ) -> (Tunnel, (Tunnel, Rc<Pool<Infallible>>, Rc<Peer>)) {
-    let (near, far, pool, peer) = pair(config(), config()).await;
-    let (mut left, mut resets) = if near_opens { (near, far) } else { (far, near) };
+    let (local, remote, pool, peer) = pair(config(), config()).await;
+    let (mut left, mut resets) = if local_opens {
+        (local, remote)
+    } else {
+        (remote, local)
+    };
     resets
         .send
         .send_all(Bytes::from_static(TEXT))
@@ -24,16 +28,16 @@ async fn ended(
         resets.send.finish().unwrap();
     }
     // A reset discards bytes that are not sent yet.
-    settle().await;
+    run_other_tasks().await;
     resets.send.reset(reason);
     std::future::poll_fn(|cx| left.send.poll_reset(cx)).await;
     (left, (resets, pool, peer))
 }
 
 #[test]
-fn what_came_before_a_reset_is_read_and_the_code_says_what_follows() {
+fn bytes_before_a_reset_are_read_and_its_code_decides_if_the_end_is_orderly() {
     run(async {
-        for near_opens in [true, false] {
+        for local_opens in [true, false] {
             for (finished, reason, orderly) in [
                 (true, Reason::NO_ERROR, true),
                 (true, Reason::CONNECT_ERROR, true),
@@ -44,8 +48,8 @@ fn what_came_before_a_reset_is_read_and_the_code_says_what_follows() {
                 (false, Reason::CANCEL, false),
                 (false, Reason::INTERNAL_ERROR, false),
             ] {
-                let case = format!("{near_opens}, {finished}, {reason:?}");
-                let (mut left, _others) = ended(near_opens, finished, reason).await;
+                let case = format!("{local_opens}, {finished}, {reason:?}");
+                let (mut left, _others) = reset_by_peer(local_opens, finished, reason).await;
                 let mut read = Vec::new();
                 let end = loop {
                     match left.recv.data().await {
@@ -59,19 +63,19 @@ fn what_came_before_a_reset_is_read_and_the_code_says_what_follows() {
                 assert!(read == TEXT, "{case}: {} bytes", read.len());
                 assert_eq!(end.is_none(), orderly, "{case}: {end:?}");
                 let refused = left.send.send(Bytes::from_static(b"x")).unwrap_err();
-                let said = format!("the peer reset the tunnel with {reason:?}");
+                let expected = format!("the peer reset the tunnel with {reason:?}");
                 for error in [Some(refused), end].into_iter().flatten() {
-                    assert!(error.to_string().contains(&said), "{case}: {error}");
+                    assert!(error.to_string().contains(&expected), "{case}: {error}");
                 }
             }
         }
     });
 }
 
-/// TLS and the inner tunnel use the outer one like this: a write error would end them together with
-/// bytes that they have not read.
+/// TLS and the inner tunnel use the outer tunnel like this: a write error would end them before
+/// they have read all bytes.
 #[test]
-fn a_reset_outer_tunnel_is_read_to_its_end_though_it_takes_nothing_more() {
+fn a_reset_outer_tunnel_is_read_to_its_end_and_ignores_writes() {
     run(async {
         for (finished, reason, orderly) in [
             (true, Reason::NO_ERROR, true),
@@ -79,7 +83,7 @@ fn a_reset_outer_tunnel_is_read_to_its_end_though_it_takes_nothing_more() {
             (true, Reason::CANCEL, true),
             (false, Reason::CANCEL, false),
         ] {
-            let (left, _others) = ended(true, finished, reason).await;
+            let (left, _others) = reset_by_peer(true, finished, reason).await;
             let mut stream = left.into_stream(config().handshake_timeout);
             stream.write_all(b"too late").await.unwrap();
             let mut read = Vec::new();

@@ -1,4 +1,4 @@
-//! One pooled connection: its handshake, its slots for tunnels, and the task that drives it.
+//! One HTTP/2 connection to a peer: its handshake, its stream slots, and the task that drives it.
 //!
 //! The pool and every tunnel on the connection share a [`Connection`]; only the driver task owns
 //! the byte stream and h2's state machine. When the last handle to h2's request side is dropped
@@ -16,17 +16,17 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::config::{Config, UNSETTLED_STREAMS};
+use super::config::{Config, STREAM_LIMIT_BEFORE_SETTINGS};
 use super::deferred_flush::DeferredFlush;
-use super::keepalive::{Alarm, Watchdog, Watched};
+use super::keepalive::{Activity, Alarm, Watchdog};
 
 /// Resolves when the certificate that the peer of a connection presented is revoked.
-pub type Revoking = Pin<Box<dyn Future<Output = ()>>>;
+pub type RevocationFuture = Pin<Box<dyn Future<Output = ()>>>;
 
-/// The result of a dial: the byte stream of a connection, and a future that ends its use.
+/// A dialled byte stream, and the future that ends its use.
 pub struct Dialled<IO> {
     pub(crate) stream: IO,
-    pub(crate) revoking: Option<Revoking>,
+    pub(crate) revoking: Option<RevocationFuture>,
 }
 
 impl<IO> Dialled<IO> {
@@ -38,10 +38,9 @@ impl<IO> Dialled<IO> {
         }
     }
 
-    /// The same byte stream, used until `revoking` resolves: then this connection ends, and its
-    /// tunnels break.
+    /// Aborts the connection, with its tunnels, as soon as `revoking` resolves.
     #[must_use]
-    pub fn until(self, revoking: Revoking) -> Self {
+    pub fn until(self, revoking: RevocationFuture) -> Self {
         Self {
             revoking: Some(revoking),
             ..self
@@ -74,28 +73,29 @@ impl RevokedMark {
     }
 }
 
-/// Receives the events of a connection: its group in the pool.
+/// Receives the events of a connection. Implemented by the pool's group.
 pub(crate) trait Owner {
-    /// A tunnel ended, so another one may be opened.
-    fn released(&self);
+    /// A stream slot became free, or the peer's SETTINGS arrived: another tunnel may be opened.
+    fn slot_released(&self);
     /// The connection ended.
-    fn ended(&self, connection: &Connection);
+    fn connection_ended(&self, connection: &Connection);
 }
 
-/// A connection as the pool and its tunnels see it.
+/// The part of a connection that the pool and its tunnels share.
 pub(crate) struct Connection {
-    /// `None` when no further tunnel may be opened.
+    /// h2's request side; `None` when no further tunnel may be opened.
     requests: RefCell<Option<SendRequest<Bytes>>>,
     /// The number of tunnels that are open or being opened.
     active: Cell<usize>,
+    /// Our own limit of tunnels on the connection.
     limit: usize,
     idle_since: Cell<Instant>,
-    /// Whether the peer has answered a CONNECT on this connection: if so, it accepted our
+    /// Whether the peer has answered a CONNECT on this connection: then it accepted our
     /// certificate.
-    proven: Cell<bool>,
+    responded: Cell<bool>,
     /// Whether the peer's SETTINGS have arrived.
-    settled: Cell<bool>,
-    /// The reason for which the driver ended.
+    settings_received: Cell<bool>,
+    /// Why the driver ended.
     cause: RefCell<Option<String>>,
     driver: RefCell<Option<AbortHandle>>,
     revoked: RevokedMark,
@@ -105,7 +105,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Whether a tunnel may still be opened, according to the frames received so far.
+    /// Whether a tunnel may still be opened: no GOAWAY was received and the connection is open.
     pub(crate) fn is_open(&self) -> bool {
         let mut requests = self.requests.borrow_mut();
         let Some(handle) = requests.as_mut() else {
@@ -122,36 +122,36 @@ impl Connection {
     }
 
     /// Whether the peer's SETTINGS, which hold its stream limit, have not arrived yet.
-    pub(crate) fn is_unsettled(&self) -> bool {
-        !self.settled.get()
+    pub(crate) fn awaits_settings(&self) -> bool {
+        !self.settings_received.get()
     }
 
-    /// The number of tunnels allowed. It is one until the peer has announced its limit: a peer that
-    /// allows few streams would refuse a burst, or leave it waiting inside h2.
+    /// The limit of tunnels. It is one until the peer's SETTINGS arrive: a peer that allows few
+    /// streams would refuse a burst, or h2 would queue it.
     fn limit(&self) -> usize {
-        if self.is_unsettled() {
+        if self.awaits_settings() {
             1
         } else {
             self.limit.min(self.peer_limit())
         }
     }
 
-    /// Checks whether the SETTINGS have arrived, and wakes the opens that wait for them.
-    fn settle(&self) {
-        if self.is_unsettled() && self.peer_limit() != UNSETTLED_STREAMS {
-            self.settled.set(true);
+    /// Checks whether the peer's SETTINGS have arrived, and wakes the requests that wait for them.
+    fn check_settings(&self) {
+        if self.awaits_settings() && self.peer_limit() != STREAM_LIMIT_BEFORE_SETTINGS {
+            self.settings_received.set(true);
             if let Some(owner) = self.owner.upgrade() {
-                owner.released();
+                owner.slot_released();
             }
         }
     }
 
-    /// The reason why no tunnel can be opened.
+    /// Why no tunnel can be opened.
     pub(crate) fn cause(&self) -> String {
         self.cause
             .borrow()
             .clone()
-            .unwrap_or_else(|| "it was being closed".to_owned())
+            .unwrap_or_else(|| "the connection is closing".to_owned())
     }
 
     fn peer_limit(&self) -> usize {
@@ -161,12 +161,12 @@ impl Connection {
             .map_or(0, SendRequest::current_max_send_streams)
     }
 
-    /// A slot for a tunnel, if one is free.
-    pub(crate) fn take(self: &Rc<Self>) -> Option<Slot> {
+    /// Reserves a stream slot, if one is free.
+    pub(crate) fn try_reserve(self: &Rc<Self>) -> Option<StreamSlot> {
         let free = self.is_open() && self.active.get() < self.limit();
         free.then(|| {
             self.active.set(self.active.get() + 1);
-            Slot {
+            StreamSlot {
                 connection: Rc::clone(self),
             }
         })
@@ -179,18 +179,18 @@ impl Connection {
     }
 
     /// Records that the peer answered a CONNECT.
-    pub(crate) fn prove(&self) {
-        self.proven.set(true);
+    pub(crate) fn record_response(&self) {
+        self.responded.set(true);
     }
 
     /// Whether the peer has answered a CONNECT.
-    pub(crate) fn is_proven(&self) -> bool {
-        self.proven.get()
+    pub(crate) fn has_responded(&self) -> bool {
+        self.responded.get()
     }
 
-    /// Opens no further tunnels. Open tunnels may finish, then the connection closes.
+    /// Refuses new tunnels. Open tunnels may finish, then the connection closes.
     pub(crate) fn retire(&self) {
-        // The handle is taken out first: dropping it wakes the driver.
+        // Taken out of the cell before it is dropped: the drop wakes the driver.
         let handle = self.requests.borrow_mut().take();
         drop(handle);
     }
@@ -203,9 +203,9 @@ impl Connection {
         }
     }
 
-    /// Ends the connection when its peer's certificate is revoked. Other connections to the same
+    /// Aborts the connection when `revoking` resolves. Other connections to the same
     /// peer, which may have presented another certificate, stay open.
-    pub(crate) fn end_when(self: &Rc<Self>, revoking: Revoking) {
+    pub(crate) fn abort_on_revocation(self: &Rc<Self>, revoking: RevocationFuture) {
         let this = Rc::downgrade(self);
         let task = tokio::task::spawn_local(async move {
             revoking.await;
@@ -217,7 +217,7 @@ impl Connection {
         *self.revoking.borrow_mut() = Some(task.abort_handle());
     }
 
-    /// The mark that is set when the connection ends by revocation.
+    /// The mark that is set when the connection is aborted because of a revocation.
     pub(crate) const fn revoked(&self) -> &RevokedMark {
         &self.revoked
     }
@@ -228,26 +228,27 @@ impl Connection {
     }
 }
 
-/// A slot on a connection. A tunnel holds it from before its CONNECT until it is dropped.
-pub(crate) struct Slot {
+/// A reserved stream slot on a connection. A tunnel holds it from before its CONNECT until it is
+/// dropped.
+pub(crate) struct StreamSlot {
     connection: Rc<Connection>,
 }
 
-impl Slot {
+impl StreamSlot {
     pub(crate) fn connection(&self) -> &Rc<Connection> {
         &self.connection
     }
 }
 
-impl std::fmt::Debug for Slot {
+impl std::fmt::Debug for StreamSlot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Slot")
+        f.debug_struct("StreamSlot")
             .field("active", &self.connection.active.get())
             .finish()
     }
 }
 
-impl Drop for Slot {
+impl Drop for StreamSlot {
     fn drop(&mut self) {
         let connection = &self.connection;
         connection.active.set(connection.active.get() - 1);
@@ -255,13 +256,13 @@ impl Drop for Slot {
             connection.idle_since.set(Instant::now());
         }
         if let Some(owner) = connection.owner.upgrade() {
-            owner.released();
+            owner.slot_released();
         }
     }
 }
 
-/// Starts HTTP/2 on a byte stream and spawns its driver. It does not wait for the peer's SETTINGS:
-/// the first CONNECT travels with our own SETTINGS.
+/// Starts HTTP/2 on a byte stream and spawns its driver. Does not wait for the peer's SETTINGS: the
+/// first CONNECT leaves together with our own.
 pub(crate) async fn handshake<IO>(
     io: IO,
     config: &Config,
@@ -270,16 +271,16 @@ pub(crate) async fn handshake<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let line = DeferredFlush::new(io);
-    // This only writes the preface; it waits for space in the socket.
-    let (requests, mut h2) = config.client().handshake(line.clone()).await?;
+    let transport = DeferredFlush::new(io);
+    // This only writes the preface; it waits while the socket's buffer is full.
+    let (requests, mut h2) = config.client().handshake(transport.clone()).await?;
     let connection = Rc::new(Connection {
         requests: RefCell::new(Some(requests)),
         active: Cell::new(0),
         limit: config.max_streams_per_connection.max(1),
         idle_since: Cell::new(Instant::now()),
-        proven: Cell::new(false),
-        settled: Cell::new(false),
+        responded: Cell::new(false),
+        settings_received: Cell::new(false),
         cause: RefCell::new(None),
         driver: RefCell::new(None),
         revoked: RevokedMark::default(),
@@ -294,8 +295,8 @@ where
         h2,
         watchdog,
         closing_limit: config.handshake_timeout,
-        watch: Watch {
-            line,
+        activity: ConnectionActivity {
+            transport,
             connection: Rc::clone(&connection),
         },
     };
@@ -304,34 +305,34 @@ where
     Ok(connection)
 }
 
-struct Watch<IO> {
-    line: DeferredFlush<IO>,
+struct ConnectionActivity<IO> {
+    transport: DeferredFlush<IO>,
     connection: Rc<Connection>,
 }
 
-impl<IO> Watched for Watch<IO> {
-    fn take_heard(&mut self) -> bool {
-        self.line.take_heard()
+impl<IO> Activity for ConnectionActivity<IO> {
+    fn take_received(&mut self) -> bool {
+        self.transport.take_received()
     }
 
     fn idle_since(&mut self) -> Option<Instant> {
         (self.connection.active.get() == 0).then(|| self.connection.idle_since.get())
     }
 
-    fn is_settled(&self) -> bool {
-        !self.connection.is_unsettled()
+    fn has_settings(&self) -> bool {
+        !self.connection.awaits_settings()
     }
 }
 
-/// Reports the end of the driver to the pool, also when the task is aborted.
-impl<IO> Drop for Watch<IO> {
+/// Reports the end of the driver to the pool, even if the task is aborted.
+impl<IO> Drop for ConnectionActivity<IO> {
     fn drop(&mut self) {
         self.connection.retire();
         if let Some(revoking) = self.connection.revoking.take() {
             revoking.abort();
         }
         if let Some(owner) = self.connection.owner.upgrade() {
-            owner.ended(&self.connection);
+            owner.connection_ended(&self.connection);
         }
     }
 }
@@ -341,38 +342,38 @@ struct Driver<IO> {
     h2: h2::client::Connection<DeferredFlush<IO>>,
     watchdog: Watchdog,
     closing_limit: std::time::Duration,
-    watch: Watch<IO>,
+    activity: ConnectionActivity<IO>,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     async fn run(mut self) {
         let cause = poll_fn(|cx| self.poll(cx)).await;
-        tracing::debug!(cause, "connection to a peer ended");
-        *self.watch.connection.cause.borrow_mut() = Some(cause);
+        tracing::debug!(cause, "HBONE connection to a peer ended");
+        *self.activity.connection.cause.borrow_mut() = Some(cause);
     }
 
-    /// Ready with the reason for which the connection ended.
+    /// Ready when the connection has ended, with the cause.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<String> {
         if let Poll::Ready(result) = Pin::new(&mut self.h2).poll(cx) {
             return Poll::Ready(result.map_or_else(|error| error.to_string(), |()| closed()));
         }
-        if let Poll::Ready(Err(error)) = self.watch.line.poll_flush_now(cx) {
+        if let Poll::Ready(Err(error)) = self.activity.transport.poll_flush_now(cx) {
             return Poll::Ready(error.to_string());
         }
-        self.watch.connection.settle();
-        while let Poll::Ready(alarm) = self.watchdog.poll(cx, &mut self.watch) {
+        self.activity.connection.check_settings();
+        while let Poll::Ready(alarm) = self.watchdog.poll(cx, &mut self.activity) {
             match alarm {
                 Alarm::Dead(silence) => {
-                    return Poll::Ready(format!("no answer for {silence:?}"));
+                    return Poll::Ready(format!("the peer sent nothing for {silence:?}"));
                 }
-                // The close took too long, or only the driver still used the connection.
-                Alarm::Idle if self.watch.connection.requests.borrow().is_none() => {
+                // Already retired: the close took too long, or no tunnel used the connection.
+                Alarm::Idle if self.activity.connection.requests.borrow().is_none() => {
                     return Poll::Ready(closed());
                 }
                 Alarm::Idle => {
-                    self.watch.connection.retire();
-                    self.watch.connection.idle_since.set(Instant::now());
-                    self.watchdog.hurry(self.closing_limit);
+                    self.activity.connection.retire();
+                    self.activity.connection.idle_since.set(Instant::now());
+                    self.watchdog.shorten_idle_limit(self.closing_limit);
                 }
             }
         }

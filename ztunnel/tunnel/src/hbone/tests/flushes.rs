@@ -1,4 +1,4 @@
-//! How often the byte stream below is flushed: each flush is a system call for TLS.
+//! The number of flushes of the byte stream below: for TLS, each flush is a system call.
 
 use std::io;
 use std::pin::Pin;
@@ -63,7 +63,7 @@ fn frames_of_many_tunnels_leave_in_one_flush() {
         for _ in 0..20 {
             tunnels.push(pool.open(&key, &connect, dial).await.unwrap());
         }
-        settle().await;
+        run_other_tasks().await;
         flushes.set(0);
         for tunnel in &mut tunnels {
             tunnel
@@ -72,10 +72,10 @@ fn frames_of_many_tunnels_leave_in_one_flush() {
                 .await
                 .unwrap();
         }
-        settle().await;
+        run_other_tasks().await;
         assert_eq!(flushes.get(), 1);
-        for mut far in peer.tunnels.take() {
-            assert_eq!(far.recv.data().await.unwrap().unwrap().len(), 2000);
+        for mut accepted in peer.tunnels.take() {
+            assert_eq!(accepted.recv.data().await.unwrap().unwrap().len(), 2000);
         }
     });
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_hundred_tunnels_share_a_connection_and_the_next_gets_another() {
+fn a_connection_carries_100_tunnels_and_the_next_tunnel_dials_another() {
     run(async {
         let (peer, pool) = (Peer::new(config()), Pool::new(Rc::new(config())));
         let mut tunnels = Vec::new();
@@ -19,7 +19,7 @@ fn a_hundred_tunnels_share_a_connection_and_the_next_gets_another() {
 }
 
 #[test]
-fn a_burst_of_a_thousand_opens_dials_ten_times() {
+fn a_burst_of_1000_requests_dials_ten_times() {
     run(async {
         let (peer, pool) = (Peer::new(config()), Pool::new(Rc::new(config())));
         let key = key("a");
@@ -62,7 +62,7 @@ fn connections_are_never_shared_across_keys() {
 }
 
 #[test]
-fn the_peers_stream_limit_is_kept() {
+fn the_peers_stream_limit_is_respected() {
     run(async {
         let peer = Peer::new(Config {
             max_concurrent_streams: 10,
@@ -92,21 +92,21 @@ fn a_burst_before_the_peers_settings_still_gets_its_tunnels() {
 }
 
 #[test]
-fn a_place_that_falls_free_goes_to_whoever_waits() {
+fn a_released_slot_goes_to_a_waiting_request() {
     run(async {
-        let near = Config {
+        let local = Config {
             max_streams_per_connection: 1,
             ..config()
         };
-        let (peer, pool) = (Peer::new(config()), Pool::new(Rc::new(near)));
+        let (peer, pool) = (Peer::new(config()), Pool::new(Rc::new(local)));
         let first = open(&pool, &key("a"), &peer).await;
         let waiting = tokio::task::spawn_local({
             let pool = Rc::clone(&pool);
-            // The dial of this open never ends.
+            // The dial of this request never ends.
             let never = std::future::pending::<Result<Dialled<DuplexStream>, Infallible>>;
             async move { pool.open(&key("a"), &connect(), never).await }
         });
-        settle().await;
+        run_other_tasks().await;
         assert!(!waiting.is_finished());
         drop(first);
         assert!(waiting.await.unwrap().is_ok());
@@ -114,7 +114,7 @@ fn a_place_that_falls_free_goes_to_whoever_waits() {
 }
 
 #[test]
-fn a_dial_error_reaches_all_who_wait_for_it() {
+fn a_dial_error_fails_all_requests_that_wait_for_the_dial() {
     run(async {
         let pool = Pool::<std::io::Error>::new(Rc::new(config()));
         let dials = Cell::new(0);
@@ -133,21 +133,21 @@ fn a_dial_error_reaches_all_who_wait_for_it() {
             assert!(error.to_string().contains("refused"), "{error}");
         }
         assert_eq!(dials.get(), 1);
-        // The next open dials again.
+        // The next request dials again.
         assert!(pool.open(&key, &connect, fail).await.is_err());
         assert_eq!(dials.get(), 2);
-        assert!(pool.groups_are_forgotten());
+        assert!(pool.has_no_groups());
     });
 }
 
 #[test]
-fn a_dial_that_hangs_is_given_up() {
+fn a_dial_that_hangs_times_out() {
     run(async {
-        let near = Config {
+        let local = Config {
             connect_timeout: Duration::from_millis(20),
             ..config()
         };
-        let pool = Pool::<Infallible>::new(Rc::new(near));
+        let pool = Pool::<Infallible>::new(Rc::new(local));
         let never = std::future::pending::<Result<Dialled<DuplexStream>, Infallible>>;
         let error = pool.open(&key("a"), &connect(), never).await.unwrap_err();
         assert_eq!(error.reason(), "dial_timeout");
@@ -155,7 +155,7 @@ fn a_dial_that_hangs_is_given_up() {
 }
 
 #[test]
-fn a_cancelled_opener_does_not_end_the_dial_others_wait_for() {
+fn a_cancelled_request_does_not_cancel_its_dial() {
     run(async {
         let (peer, pool) = (Peer::new(config()), Pool::new(Rc::new(config())));
         let gate = Rc::new(tokio::sync::Notify::new());
@@ -172,28 +172,28 @@ fn a_cancelled_opener_does_not_end_the_dial_others_wait_for() {
                 pool.open(&key(name), &connect(), dial).await
             })
         };
-        let dialler = spawn("a");
-        settle().await;
-        let waiter = spawn("a");
-        settle().await;
-        dialler.abort();
-        settle().await;
+        let first = spawn("a");
+        run_other_tasks().await;
+        let second = spawn("a");
+        run_other_tasks().await;
+        first.abort();
+        run_other_tasks().await;
         gate.notify_one();
-        assert!(waiter.await.unwrap().is_ok());
+        assert!(second.await.unwrap().is_ok());
         assert_eq!(peer.dials.get(), 1);
-        settle().await;
+        run_other_tasks().await;
         assert_eq!(pool.tunnels(), 0);
     });
 }
 
 #[test]
-fn an_opener_cancelled_before_it_dials_passes_the_right_on() {
+fn a_request_cancelled_before_its_dial_returns_the_permit() {
     run(async {
         let (peer, pool) = (Peer::new(config()), Pool::new(Rc::new(config())));
         let (key, connect) = (key("a"), connect());
         let mut first = Box::pin(pool.open(&key, &connect, || peer.dial()));
         let mut second = Box::pin(pool.open(&key, &connect, || peer.dial()));
-        // Both have been polled once; the open that was granted the dial is dropped.
+        // Both have been polled once; the request that was granted the dial is dropped.
         let poll = |future: std::pin::Pin<&mut dyn Future<Output = _>>| {
             let mut no_wake = std::task::Context::from_waker(std::task::Waker::noop());
             let ready: std::task::Poll<Result<Tunnel, OpenError<Infallible>>> =
@@ -208,9 +208,9 @@ fn an_opener_cancelled_before_it_dials_passes_the_right_on() {
 }
 
 #[test]
-fn a_cancelled_opener_frees_its_place_and_its_stream() {
+fn a_cancelled_request_frees_its_slot_and_resets_its_stream() {
     run(async {
-        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (local, remote) = tokio::io::duplex(64 * 1024);
         let cancelled = Rc::new(Cell::new(false));
         tokio::task::spawn_local({
             let cancelled = Rc::clone(&cancelled);
@@ -223,12 +223,12 @@ fn a_cancelled_opener_frees_its_place_and_its_stream() {
                         cancelled.set(true);
                     }));
                 };
-                serve(far, &config(), drained, never_answer).await
+                serve(remote, &config(), drained, never_answer).await
             }
         });
         let pool = Pool::<Infallible>::new(Rc::new(config()));
         let (key, connect) = (key("a"), connect());
-        let opening = pool.open(&key, &connect, || async { Ok(Dialled::new(near)) });
+        let opening = pool.open(&key, &connect, || async { Ok(Dialled::new(local)) });
         assert!(
             tokio::time::timeout(Duration::from_millis(20), opening)
                 .await
