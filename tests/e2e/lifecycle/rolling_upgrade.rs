@@ -100,7 +100,7 @@ impl Load {
             let mut open: Option<(Stream, usize)> = None;
             while self.next(&self.long_connections) {
                 let (mut stream, used) = match open.take() {
-                    Some(long_connections) => long_connections,
+                    Some(connection) => connection,
                     None => match Stream::connect(route.to, IoMode::Blocking, LIMIT) {
                         Ok(stream) => (stream, 0),
                         Err(error) => {

@@ -39,7 +39,7 @@ pub enum Kind {
     Reset,
     /// Never reads; keeps the connection until the client resets it or the server stops.
     NoRead,
-    /// HTTP/1.1 with keep-alive; see [`crate::traffic::Answer`] for the response.
+    /// HTTP/1.1 with keep-alive. The body has the addresses that the server sees, and the marker.
     Http,
 }
 
