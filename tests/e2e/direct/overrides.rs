@@ -21,7 +21,7 @@ fn set_override(settings: &mut Settings, pod: &Host, key: &str, value: &str) {
 }
 
 /// Whether the third connection of each key takes the fast path, after two through the proxy.
-fn lanes(topology: &Topology) -> Vec<((usize, usize), bool)> {
+fn expected_paths(topology: &Topology) -> Vec<((usize, usize), bool)> {
     let mut all = Vec::new();
     for (client, from) in topology.clients().into_iter().enumerate() {
         for (server, host) in topology.servers().into_iter().enumerate() {
@@ -44,19 +44,19 @@ fn an_override_requires_a_tunnel_at_either_end() {
     let _servers = topology
         .servers()
         .map(|pod| pod.serve(Kind::Http, PORT).unwrap());
-    for ((client, server), direct) in lanes(&topology) {
+    for ((client, server), direct) in expected_paths(&topology) {
         assert!(direct, "client {client} to server {server}");
     }
     change(&mut mesh, |settings| {
         set_override(settings, topology.server(), "sameNode", "tunnel");
     });
-    for ((client, server), direct) in lanes(&topology) {
+    for ((client, server), direct) in expected_paths(&topology) {
         assert_eq!(direct, server != 0, "client {client} to server {server}");
     }
     change(&mut mesh, |settings| {
         set_override(settings, topology.client(), "sameNode", "tunnel");
     });
-    for ((client, server), direct) in lanes(&topology) {
+    for ((client, server), direct) in expected_paths(&topology) {
         assert_eq!(direct, client != 0, "client {client} to server {server}");
     }
     assert_all_running(&mut mesh);
@@ -76,7 +76,7 @@ fn one_override_cannot_disable_the_tunnel() {
     let _servers = topology
         .servers()
         .map(|pod| pod.serve(Kind::Http, PORT).unwrap());
-    for ((client, server), direct) in lanes(&topology) {
+    for ((client, server), direct) in expected_paths(&topology) {
         assert!(!direct, "client {client} to server {server}");
     }
     assert_all_running(&mut mesh);

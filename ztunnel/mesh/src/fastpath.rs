@@ -30,7 +30,7 @@ pub struct FastPathKey {
 
 /// Whether a sockmap joins the two sockets of a connection, so that its bytes bypass TCP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Ends {
+pub enum JoinMode {
     /// The sockets speak TCP.
     Apart,
     /// The sockmap joins the sockets.
@@ -47,7 +47,7 @@ pub struct Backend {
     /// The share of this backend among all backends.
     pub weight: u32,
     /// Whether the sockets of such a connection are joined.
-    pub ends: Ends,
+    pub join_mode: JoinMode,
 }
 
 /// The value of a fast-path entry: it lets the kernel carry later connections of a pod to a

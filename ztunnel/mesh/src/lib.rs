@@ -16,7 +16,6 @@
 mod authority;
 pub mod authorize;
 mod change;
-mod demand;
 pub mod fastpath;
 mod fault;
 mod identity;
@@ -26,6 +25,7 @@ pub mod local;
 pub mod names;
 mod policy;
 mod ports;
+mod resource;
 pub mod route;
 mod service;
 mod snapshot;
@@ -35,7 +35,6 @@ pub mod yaml;
 
 pub use authority::{Authority, ParseAuthorityError};
 pub use change::Change;
-pub use demand::{DemandKey, FetchOutcome, Missing};
 pub use fault::Fault;
 pub use identity::{Identity, ParseIdentityError};
 pub use interner::Interner;
@@ -44,6 +43,7 @@ pub use policy::{
     ServiceAccountMatch, StringMatch,
 };
 pub use ports::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, PROXY_PORTS};
+pub use resource::{FetchOutcome, Missing, ResourceKey};
 pub use service::{
     HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, NetworkRange, RoutingScope,
     Service, Visibility, WeightedWaypoint,

@@ -6,14 +6,14 @@ use std::net::{IpAddr, SocketAddr};
 use smallvec::SmallVec;
 
 use super::{
-    Backend, Ends, FastPathConnection, FastPathEntry, FastPathKey, InboundEntry, MAX_BACKENDS,
+    Backend, FastPathConnection, FastPathEntry, FastPathKey, InboundEntry, JoinMode, MAX_BACKENDS,
     Opener,
 };
 use crate::authorize::{Authorization, InboundRequest, authorize};
 use crate::route::{
     Destinations, OutboundRequest, Route, destinations, is_behind_waypoint, is_outside,
 };
-use crate::{DemandKey, LocalPod, NetnsCookie, View, Workload};
+use crate::{LocalPod, NetnsCookie, ResourceKey, View, Workload};
 
 /// The fast-path entry that a decision about a connection gives for later connections of the same
 /// pod to the same destination; `None` if the proxy has to carry all of them. `destinations` come
@@ -45,7 +45,7 @@ pub fn entry(key: &FastPathKey, destinations: &Destinations, view: &View) -> Opt
 #[must_use]
 pub fn entry_after_change(
     key: &FastPathKey,
-    absent: &[DemandKey],
+    absent: &[ResourceKey],
     view: &View,
 ) -> Option<FastPathEntry> {
     let request = OutboundRequest {
@@ -71,20 +71,20 @@ fn direct_backend(
                 to: *to,
                 server: None,
                 weight,
-                ends: Ends::Apart,
+                join_mode: JoinMode::Apart,
             })
         }
         Route::Direct {
             to,
             server,
             workload,
-            ends,
+            join_mode,
             ..
         } => policy_allows(client, source, workload, *to, view).then_some(Backend {
             to: *to,
             server: Some(*server),
             weight,
-            ends: *ends,
+            join_mode: *join_mode,
         }),
         Route::Tunnel(_) => None,
     }

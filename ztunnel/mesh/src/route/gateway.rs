@@ -14,8 +14,8 @@ use super::reachable::{AddressPreference, Reachable};
 use super::request::RouteContext;
 use super::{Identities, OutboundRequest, Role, RouteError};
 use crate::{
-    DemandKey, GatewayAddress, GatewayDestination, NetworkAddress, Service, ServiceEntry, Snapshot,
-    WeightedWaypoint, Workload,
+    GatewayAddress, GatewayDestination, NetworkAddress, ResourceKey, Service, ServiceEntry,
+    Snapshot, WeightedWaypoint, Workload,
 };
 
 /// The chosen instance of a waypoint or network gateway.
@@ -241,10 +241,10 @@ fn lookup<'a>(gateway: &GatewayAddress, mesh: &'a Snapshot) -> Option<GatewayTar
     }
 }
 
-fn gateway_key(gateway: &GatewayAddress) -> DemandKey {
+fn gateway_key(gateway: &GatewayAddress) -> ResourceKey {
     match &gateway.destination {
-        GatewayDestination::Hostname(key) => DemandKey::Service(key.clone()),
-        GatewayDestination::Address(at) => DemandKey::Address(NetworkAddress {
+        GatewayDestination::Hostname(key) => ResourceKey::Service(key.clone()),
+        GatewayDestination::Address(at) => ResourceKey::Address(NetworkAddress {
             network: at.network.clone(),
             address: at.address.to_canonical(),
         }),
@@ -252,7 +252,7 @@ fn gateway_key(gateway: &GatewayAddress) -> DemandKey {
 }
 
 /// The key to discover before a decision can use a waypoint or network gateway.
-pub(crate) fn undiscovered_key(gateway: &GatewayAddress, mesh: &Snapshot) -> Option<DemandKey> {
+pub(crate) fn undiscovered_key(gateway: &GatewayAddress, mesh: &Snapshot) -> Option<ResourceKey> {
     (!mesh.is_complete() && lookup(gateway, mesh).is_none()).then(|| gateway_key(gateway))
 }
 

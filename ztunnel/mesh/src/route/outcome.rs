@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::fastpath::Ends;
+use crate::fastpath::JoinMode;
 use crate::{Authority, Identity, NetnsCookie, Service, Workload};
 
 /// Identities of which a peer must prove one.
@@ -30,7 +30,7 @@ pub enum Route {
         /// The network namespace of the destination pod.
         server: NetnsCookie,
         /// Whether a sockmap may join the sockets of later connections.
-        ends: Ends,
+        join_mode: JoinMode,
         /// The destination.
         workload: Arc<Workload>,
         /// The dialled service, if a service was dialled.

@@ -196,11 +196,11 @@ pub(super) fn without_tunnel(
     if PROXY_PORTS.contains(&to.port()) {
         return None;
     }
-    let (server, ends) = view.direct(source, workload, to.ip())?;
+    let (server, join_mode) = view.direct(source, workload, to.ip())?;
     Some(Route::Direct {
         to,
         server,
-        ends,
+        join_mode,
         workload: workload.clone(),
         service: service(),
     })

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::{DemandKey, Missing, NetworkAddress, Snapshot, Workload};
+use crate::{Missing, NetworkAddress, ResourceKey, Snapshot, Workload};
 
 /// A connection that a pod of this node opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct OutboundRequest<'a> {
     pub resolved: &'a [(Arc<str>, IpAddr)],
     /// Keys that the control plane does not have, as far as the caller has requested them after
     /// [`Missing::Resource`]. Only used with a partial snapshot.
-    pub absent: &'a [DemandKey],
+    pub absent: &'a [ResourceKey],
 }
 
 impl<'a> OutboundRequest<'a> {
@@ -38,7 +38,7 @@ impl<'a> OutboundRequest<'a> {
     }
 
     /// Fails if on-demand discovery has to request a key that the snapshot does not hold.
-    pub(super) fn require_absent(&self, key: DemandKey, mesh: &Snapshot) -> Result<(), Missing> {
+    pub(super) fn require_absent(&self, key: ResourceKey, mesh: &Snapshot) -> Result<(), Missing> {
         if mesh.is_complete() || self.absent.contains(&key) {
             return Ok(());
         }
@@ -48,8 +48,8 @@ impl<'a> OutboundRequest<'a> {
 
 /// The discovery key of an address in a workload's network.
 #[must_use]
-pub fn address_key(source: &Workload, address: IpAddr) -> DemandKey {
-    DemandKey::Address(NetworkAddress {
+pub fn address_key(source: &Workload, address: IpAddr) -> ResourceKey {
+    ResourceKey::Address(NetworkAddress {
         network: source.network.clone(),
         address: address.to_canonical(),
     })

@@ -39,8 +39,8 @@ use std::sync::Arc;
 use super::*;
 use crate::fastpath::{self, FastPathKey};
 use crate::{
-    DemandKey, Identity, LocalPod, Missing, NamespacedHostname, NetnsCookie, NetworkAddress,
-    PathSettings, Service, Snapshot, Uid, local,
+    Identity, LocalPod, Missing, NamespacedHostname, NetnsCookie, NetworkAddress, PathSettings,
+    ResourceKey, Service, Snapshot, Uid, local,
 };
 
 /// Checks a table and its number of lines, so that no part of it is lost. Also checks that the
@@ -77,7 +77,7 @@ struct Question<'a> {
     resolved: Vec<(Arc<str>, IpAddr)>,
     local_pods: Vec<&'a str>,
     except: Vec<SocketAddr>,
-    absent: Vec<DemandKey>,
+    absent: Vec<ResourceKey>,
 }
 
 impl<'a> Question<'a> {
@@ -133,14 +133,14 @@ impl<'a> Question<'a> {
 }
 
 /// A discovery key: `network/address` or `namespace/hostname`.
-fn key(text: &str) -> DemandKey {
+fn key(text: &str) -> ResourceKey {
     let (before, after) = text.split_once('/').unwrap();
     match after.parse() {
-        Ok(address) => DemandKey::Address(NetworkAddress {
+        Ok(address) => ResourceKey::Address(NetworkAddress {
             network: before.into(),
             address,
         }),
-        Err(_no_address) => DemandKey::Service(NamespacedHostname {
+        Err(_no_address) => ResourceKey::Service(NamespacedHostname {
             namespace: before.into(),
             hostname: after.into(),
         }),

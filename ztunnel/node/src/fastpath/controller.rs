@@ -20,8 +20,8 @@ use tokio::sync::watch;
 use crate::bpf::{self, Kernel};
 use crate::discovery::OnDemandClient;
 use crate::pods::{self, Connection, Outcome};
-use mesh::DemandKey;
 use mesh::NetnsCookie;
+use mesh::ResourceKey;
 use mesh::View;
 use mesh::fastpath;
 use mesh::fastpath::{FastPathConnection, FastPathEntry, FastPathKey, InboundEntry, Opener};
@@ -146,7 +146,7 @@ impl FastPath {
         self.prune(kernel, &view);
         self.put_in_force(view.clone());
         for pod in view.pods() {
-            if let Err(error) = kernel.set_ends(pod.cookie, view.ends(pod.cookie)) {
+            if let Err(error) = kernel.set_join_mode(pod.cookie, view.join_mode(pod.cookie)) {
                 tracing::warn!(%error, pod = %pod.uid.0, "cannot change whether a sockmap joins the connections of the pod with the proxy");
             }
         }
@@ -171,7 +171,7 @@ impl FastPath {
     }
 
     /// The on-demand answer that the view does not contain: the destination is not in the mesh.
-    fn absent(&self, key: &FastPathKey, view: &View) -> Option<DemandKey> {
+    fn absent(&self, key: &FastPathKey, view: &View) -> Option<ResourceKey> {
         let (on_demand, source) = (self.on_demand.as_ref()?, view.workload(key.pod)?);
         let key = address_key(source, key.destination.ip());
         on_demand.is_absent(&key).then_some(key)

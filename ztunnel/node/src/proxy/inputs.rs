@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::pod_context::PodContext;
 use super::wait::{WaitDeadline, WaitError};
 use crate::discovery::{Discovered, DiscoveryFailed, RateLimiter};
-use mesh::{DemandKey, Missing, View};
+use mesh::{Missing, ResourceKey, View};
 use telemetry::WaitKind;
 
 /// The resources that were obtained for one connection.
@@ -66,7 +66,7 @@ impl<'a> Inputs<'a> {
     }
 
     /// The keys that the control plane does not have.
-    pub(super) fn absent(&self) -> &[DemandKey] {
+    pub(super) fn absent(&self) -> &[ResourceKey] {
         &self.discovered.absent
     }
 

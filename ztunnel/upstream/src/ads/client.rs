@@ -9,9 +9,9 @@ use tonic::Request;
 use super::backoff::Backoff;
 use super::config::{Config, ConfigError, Subscription, ValidConfig};
 use super::connection;
-use super::demand::{Demand, FetchRequest};
 use super::error::Error;
 use super::event::Event;
+use super::on_demand::{FetchRequest, OnDemandRequests};
 use super::push::State;
 use super::stream::{REQUESTS, Stream, truncated};
 use api::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -29,7 +29,7 @@ pub struct Client {
     metrics: XdsMetrics,
     state: State,
     events: mpsc::Sender<Event>,
-    demand: Option<Demand>,
+    demand: Option<OnDemandRequests>,
     fetches: Option<mpsc::Receiver<FetchRequest>>,
     synced: bool,
 }
@@ -55,7 +55,7 @@ impl Client {
         let (demand, fetches) = match config.settings.subscription {
             Subscription::Everything => (None, None),
             Subscription::OnDemand => {
-                let (demand, fetches) = Demand::new(config.settings.demand_timeout);
+                let (demand, fetches) = OnDemandRequests::new(config.settings.demand_timeout);
                 (Some(demand), Some(fetches))
             }
         };
@@ -73,7 +73,7 @@ impl Client {
 
     /// The handle that fetches single resources; `None` if the whole mesh is subscribed.
     #[must_use]
-    pub fn demand(&self) -> Option<Demand> {
+    pub fn demand(&self) -> Option<OnDemandRequests> {
         self.demand.clone()
     }
 

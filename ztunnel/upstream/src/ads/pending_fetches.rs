@@ -5,8 +5,8 @@ use std::sync::Arc;
 use foldhash::{HashMap, HashMapExt as _};
 use tokio::sync::oneshot;
 
-use super::demand::FetchRequest;
 use super::event::Answer;
+use super::on_demand::FetchRequest;
 use mesh::{Change, FetchOutcome, NetworkAddress};
 
 /// The largest number of pending keys.

@@ -6,9 +6,9 @@ use tokio::sync::mpsc;
 use tonic::Streaming;
 
 use super::config::{Node, Subscription};
-use super::demand::FetchRequest;
 use super::error::Error;
 use super::event::{Answer, Batch, Event};
+use super::on_demand::FetchRequest;
 use super::pending_fetches::Added;
 use super::push::{PushOutcome, State, TypeState};
 use super::resource::Type;

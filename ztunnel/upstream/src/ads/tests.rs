@@ -24,7 +24,7 @@ struct World {
     control_plane: ControlPlane,
     events: mpsc::Receiver<Event>,
     metrics: XdsMetrics,
-    demand: Option<Demand>,
+    demand: Option<OnDemandRequests>,
     client: JoinHandle<()>,
 }
 

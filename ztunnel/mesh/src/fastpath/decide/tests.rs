@@ -66,7 +66,7 @@ fn view(paths: &PathSettings) -> View {
 
 fn joined() -> AllowedPaths {
     AllowedPaths {
-        ends: Ends::Joined,
+        join_mode: JoinMode::Joined,
         ..AllowedPaths::default()
     }
 }
@@ -82,11 +82,11 @@ fn shown_entry(pod: u64, to: &str, paths: &PathSettings) -> String {
     };
     let shown = found.backends.iter().map(|backend| {
         let server = backend.server.map_or(0, |cookie| cookie.0);
-        let ends = match backend.ends {
-            Ends::Apart => "",
-            Ends::Joined => " joined",
+        let join_mode = match backend.join_mode {
+            JoinMode::Apart => "",
+            JoinMode::Joined => " joined",
         };
-        format!("{}>{server} {}{ends}", backend.to, backend.weight)
+        format!("{}>{server} {}{join_mode}", backend.to, backend.weight)
     });
     let listed: Vec<String> = shown.collect();
     format!("{} of {}", listed.join(", "), found.total)

@@ -8,7 +8,7 @@ use super::super::inputs::{InputError, Inputs};
 use super::super::pod_context::PodContext;
 use super::caller::InboundCaller;
 use mesh::inbound::{self, LocalEndpoint};
-use mesh::{DemandKey, Missing, View};
+use mesh::{Missing, ResourceKey, View};
 
 /// Obtains the resources that the authorization of a connection needs, and returns the view that
 /// contains them. `client_gone` resolves when the client closes the connection.
@@ -50,7 +50,7 @@ pub(super) async fn discover(
 }
 
 /// The key of the client's workload, if a partial view lacks it.
-fn client_key(context: &PodContext, caller: &InboundCaller, view: &View) -> Option<DemandKey> {
+fn client_key(context: &PodContext, caller: &InboundCaller, view: &View) -> Option<ResourceKey> {
     let workload = context.pod.workload(&view.mesh).map(|workload| &**workload);
     let client = caller.client(workload, view).ip();
     inbound::unknown_address_key(&context.proxy.config.network, client, &view.mesh)
@@ -61,8 +61,8 @@ fn missing_resource(
     context: &PodContext,
     caller: &InboundCaller,
     view: &View,
-    absent: &[DemandKey],
-) -> Option<DemandKey> {
+    absent: &[ResourceKey],
+) -> Option<ResourceKey> {
     let endpoint = LocalEndpoint {
         workload: context.pod.workload(&view.mesh)?,
         addresses: &context.pod.addresses,

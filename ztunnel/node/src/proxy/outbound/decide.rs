@@ -16,7 +16,7 @@ use crate::bpf::BackendChoice;
 use crate::pods::{self, PeerEnd};
 use mesh::fastpath;
 use mesh::route::{Decision, OutboundRequest, Routed, choose_address, route};
-use mesh::{DemandKey, View, Workload};
+use mesh::{ResourceKey, View, Workload};
 
 /// The maximum number of host names to resolve for one connection: a waypoint's or a backend's, and
 /// a gateway's.
@@ -84,7 +84,7 @@ pub(super) async fn decide(
 fn kernel_backends(
     connection: &Connection,
     choice: BackendChoice,
-    absent: &[DemandKey],
+    absent: &[ResourceKey],
     view: &View,
 ) -> SmallVec<[SocketAddr; 8]> {
     if choice != BackendChoice::Unlisted {

@@ -5,27 +5,27 @@ use std::time::Duration;
 use super::control_plane::{pod, resource, service, uid};
 use super::*;
 use api::envoy::service::discovery::v3::DeltaDiscoveryRequest;
-use mesh::{DemandKey, FetchOutcome, NamespacedHostname, NetworkAddress};
+use mesh::{FetchOutcome, NamespacedHostname, NetworkAddress, ResourceKey};
 
 async fn on_demand() -> World {
     World::with(|config| config.subscription = Subscription::OnDemand).await
 }
 
-fn address(text: &str) -> DemandKey {
-    DemandKey::Address(NetworkAddress {
+fn address(text: &str) -> ResourceKey {
+    ResourceKey::Address(NetworkAddress {
         network: "net".into(),
         address: text.parse().unwrap(),
     })
 }
 
-fn by_name(hostname: &str) -> DemandKey {
-    DemandKey::Service(NamespacedHostname {
+fn by_name(hostname: &str) -> ResourceKey {
+    ResourceKey::Service(NamespacedHostname {
         namespace: "default".into(),
         hostname: hostname.into(),
     })
 }
 
-fn fetch(world: &World, key: DemandKey) -> JoinHandle<FetchOutcome> {
+fn fetch(world: &World, key: ResourceKey) -> JoinHandle<FetchOutcome> {
     let demand = world.demand.clone().unwrap();
     tokio::spawn(async move { demand.fetch(&key).await })
 }
@@ -83,7 +83,7 @@ async fn an_address_is_found_without_an_alias() {
     let mut world = on_demand().await;
     let mut session = world.subscribed().await;
     let fetching = {
-        let key = DemandKey::Address(NetworkAddress {
+        let key = ResourceKey::Address(NetworkAddress {
             network: "".into(),
             address: "::ffff:10.0.0.1".parse().unwrap(),
         });

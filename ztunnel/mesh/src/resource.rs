@@ -8,7 +8,7 @@ use super::{NamespacedHostname, NetworkAddress, Snapshot, Uid};
 
 /// The key of a resource that the control plane can be asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum DemandKey {
+pub enum ResourceKey {
     /// The workload with this address, or the service with this virtual address.
     Address(NetworkAddress),
     /// A service.
@@ -17,7 +17,7 @@ pub enum DemandKey {
     Workload(Uid),
 }
 
-impl DemandKey {
+impl ResourceKey {
     /// The key of an address in a network.
     #[must_use]
     pub fn at(network: &Arc<str>, address: IpAddr) -> Self {
@@ -28,7 +28,7 @@ impl DemandKey {
     }
 }
 
-impl fmt::Display for DemandKey {
+impl fmt::Display for ResourceKey {
     /// The resource name that the control plane uses.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -48,7 +48,7 @@ impl fmt::Display for DemandKey {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Missing {
     /// On-demand discovery has not requested the resource from the control plane.
-    Resource(DemandKey),
+    Resource(ResourceKey),
     /// The control plane has not pushed the workload of the deciding pod yet.
     OwnWorkload(Uid),
     /// The control plane has not pushed the workload of another pod of this node yet. Until then the
@@ -61,8 +61,8 @@ impl Missing {
     /// What is missing if the mesh does not contain the workload of a pod of this node. `absent`
     /// lists keys that the control plane does not have.
     #[must_use]
-    pub fn own_workload(uid: &Uid, mesh: &Snapshot, absent: &[DemandKey]) -> Self {
-        let key = DemandKey::Workload(uid.clone());
+    pub fn own_workload(uid: &Uid, mesh: &Snapshot, absent: &[ResourceKey]) -> Self {
+        let key = ResourceKey::Workload(uid.clone());
         let is_known = mesh.is_complete() || mesh.workload_by_uid(uid).is_some();
         if is_known || absent.contains(&key) {
             return Self::OwnWorkload(uid.clone());

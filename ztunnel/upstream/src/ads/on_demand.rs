@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use mesh::{DemandKey, FetchOutcome};
+use mesh::{FetchOutcome, ResourceKey};
 
 /// The length of the queue of fetch requests.
 const QUEUE: usize = 256;
@@ -19,12 +19,12 @@ pub(super) struct FetchRequest {
 
 /// A handle that fetches single resources from the control plane. Clones share one queue.
 #[derive(Clone)]
-pub struct Demand {
+pub struct OnDemandRequests {
     fetches: mpsc::Sender<FetchRequest>,
     limit: Duration,
 }
 
-impl Demand {
+impl OnDemandRequests {
     pub(super) fn new(limit: Duration) -> (Self, mpsc::Receiver<FetchRequest>) {
         let (fetches, receiver) = mpsc::channel(QUEUE);
         (Self { fetches, limit }, receiver)
@@ -32,7 +32,7 @@ impl Demand {
 
     /// Fetches one resource. Returns when the snapshot with the changes of the answer is published,
     /// or after [`super::Config::demand_timeout`]. Concurrent requests for one key are sent once.
-    pub async fn fetch(&self, key: &DemandKey) -> FetchOutcome {
+    pub async fn fetch(&self, key: &ResourceKey) -> FetchOutcome {
         let request = async {
             let (answer, answered) = oneshot::channel();
             let key = key.to_string();
@@ -45,8 +45,8 @@ impl Demand {
     }
 }
 
-impl fmt::Debug for Demand {
+impl fmt::Debug for OnDemandRequests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Demand").finish_non_exhaustive()
+        f.debug_struct("OnDemandRequests").finish_non_exhaustive()
     }
 }
