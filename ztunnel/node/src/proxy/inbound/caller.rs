@@ -55,7 +55,7 @@ impl InboundCaller {
     /// The requested authority as it was received.
     pub(super) fn authority(&self) -> Authority {
         let requested = self.tunnel.as_ref().map(|tunnel| tunnel.authority.clone());
-        requested.unwrap_or(Authority::Address(self.local()))
+        requested.unwrap_or_else(|| Authority::Address(self.local()))
     }
 
     /// The client's address as the peer states it, if it differs from the peer's address. Most
