@@ -47,7 +47,7 @@ fn as_query(message: &[u8]) {
     };
     assert_eq!(reply[..2], message[..2]);
     assert_eq!(reply[2] & 0x80, 0x80, "a reply is a response");
-    if Query::of(message).is_some() {
+    if Query::decode(message).is_some() {
         let question = question(message).unwrap();
         assert_eq!(self::question(&reply), Some(question));
         assert!(reply.len() <= buffer(&message[HEADER + question.len()..]));
@@ -60,7 +60,7 @@ fn as_answer(message: &[u8]) {
         return;
     };
     let query = [&[0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0], question].concat();
-    let Some(query) = Query::of(&query) else {
+    let Some(query) = Query::decode(&query) else {
         return;
     };
     let resolver = ([192, 0, 2, 1], 53).into();
@@ -70,10 +70,10 @@ fn as_answer(message: &[u8]) {
     cache.put(key.clone(), message, now);
     for seconds in [0, 1, 3600] {
         let later = now + Duration::from_secs(seconds);
-        if let Some(kept) = cache.get(&key, &query, usize::MAX, later) {
-            assert_eq!(kept.len(), message.len());
-            assert_eq!(kept[..2], [0, 7]);
-            assert_eq!(self::question(&kept), Some(question));
+        if let Some(cached) = cache.get(&key, &query, usize::MAX, later) {
+            assert_eq!(cached.len(), message.len());
+            assert_eq!(cached[..2], [0, 7]);
+            assert_eq!(self::question(&cached), Some(question));
         }
     }
 }

@@ -32,13 +32,13 @@ pub(super) fn server(context: &Rc<PodContext>) -> Option<Rc<Server<Names>>> {
 
 impl Names {
     /// The original destination of a query, as the kernel programs recorded it.
-    fn noted(
+    fn recorded(
         &self,
-        note: impl FnOnce(&Kernel) -> Result<Option<SocketAddr>, bpf::Error>,
+        lookup: impl FnOnce(&Kernel) -> Result<Option<SocketAddr>, bpf::Error>,
     ) -> Option<SocketAddr> {
         let kernel = self.0.proxy.kernel.as_ref()?;
-        note(kernel).unwrap_or_else(|error| {
-            tracing::error!(%error, "cannot look up the resolver that a DNS query was sent to");
+        lookup(kernel).unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot look up the resolver of a DNS query");
             None
         })
     }
@@ -65,14 +65,14 @@ impl ServerContext for Names {
         self.0.pod.workload(mesh).cloned()
     }
 
-    fn namespace(&self) -> Option<&str> {
+    fn kubernetes_namespace(&self) -> Option<&str> {
         // A view that contains the pod belongs to a known mesh; an empty view has no names.
         let view = self.0.proxy.fast_path.view();
         view.pod(self.0.cookie())?;
         self.0.pod.uid.pod_namespace()
     }
 
-    async fn known(&self) -> Result<(), DnsRefusal> {
+    async fn wait_for_workload(&self) -> Result<(), DnsRefusal> {
         let deadline = self.0.proxy.waits.deadline(WaitKind::Dns, Instant::now());
         // The disappearance of a datagram's client cannot be observed.
         let waited = self.0.wait_for_own_workload(deadline, pending());
@@ -93,47 +93,52 @@ impl ServerContext for Names {
         })
     }
 
-    fn pod(&self) -> u64 {
+    fn netns_cookie(&self) -> u64 {
         self.0.pod.netns.cookie()
     }
 
-    fn asked_by_datagram(&self, client: SocketAddr) -> Option<SocketAddr> {
-        let noted = self.noted(|kernel| kernel.resolver_of(self.0.cookie(), client));
-        noted.or_else(|| self.fallback())
+    fn resolver_of_datagram(&self, client: SocketAddr) -> Option<SocketAddr> {
+        let recorded = self.recorded(|kernel| kernel.resolver_of(self.0.cookie(), client));
+        recorded.or_else(|| self.fallback())
     }
 
-    fn asked_by_stream(&self, stream: &TcpStream, client: SocketAddr) -> Option<SocketAddr> {
-        let noted = self.noted(|kernel| {
+    fn resolver_of_stream(&self, stream: &TcpStream, client: SocketAddr) -> Option<SocketAddr> {
+        let recorded = self.recorded(|kernel| {
             let origin = kernel.original_destination(self.0.cookie(), client)?;
             Ok(origin.map(|origin| origin.destination))
         });
         // For a connection that a rule redirected, the kernel knows the original destination.
-        noted
+        recorded
             .or_else(|| pods::redirected_from(stream).ok().flatten())
             .or_else(|| self.fallback())
     }
 
-    fn spawn(&self, answering: impl Future<Output = ()> + 'static) {
-        self.0.spawn(answering);
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.0.spawn(task);
     }
 
-    fn step_aside(&self, socket: &UdpSocket) -> io::Result<()> {
+    fn leave_reuseport_group(&self, socket: &UdpSocket) -> io::Result<()> {
         pods::leave_reuseport_group(socket)
     }
 
-    fn socket(&self, resolver: SocketAddr) -> io::Result<UdpSocket> {
+    fn resolver_socket(&self, resolver: SocketAddr) -> io::Result<UdpSocket> {
         let mark = self.0.proxy.config.mark;
         Dial::connect_udp(&self.0.pod.netns, resolver, mark)
     }
 
-    async fn connect(&self, resolver: SocketAddr) -> io::Result<TcpStream> {
+    async fn connect_to_resolver(&self, resolver: SocketAddr) -> io::Result<TcpStream> {
         let config = &self.0.proxy.config;
         let source = Source::Pod { mark: config.mark };
         let netns = &self.0.pod.netns;
         config.dial.connect(netns, resolver, source).await
     }
 
-    async fn reply(&self, socket: &UdpSocket, reply: &[u8], client: SocketAddr) -> io::Result<()> {
+    async fn send_reply(
+        &self,
+        socket: &UdpSocket,
+        reply: &[u8],
+        client: SocketAddr,
+    ) -> io::Result<()> {
         match bpf::reply_source(client) {
             Some(source) => pods::send_from(socket, source, client, reply).await,
             None => socket.send_to(reply, client).await.map(drop),

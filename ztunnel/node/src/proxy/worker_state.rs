@@ -25,7 +25,7 @@ pub(super) struct WorkerState {
     /// The authorized open connections.
     pub(super) authorized: Rc<AuthorizedConnections>,
     /// The resolver answers that the worker's DNS servers share.
-    pub(super) names: Rc<dns::Common>,
+    pub(super) names: Rc<dns::SharedState>,
     random: RefCell<rand::rngs::SmallRng>,
     open: Cell<usize>,
     closed: Notify,
