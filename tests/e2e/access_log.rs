@@ -1,5 +1,4 @@
-//! One line of the access log for each finished connection, with the fields that people and
-//! tools look for.
+//! The access log has one line for each finished connection, with the fields of the documentation.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -9,7 +8,7 @@ use serde_json::Value;
 use ztunnel_tests::net::{Family, World};
 use ztunnel_tests::proxy::{Mesh, Proxy};
 
-use crate::ends::{PATIENCE, connect, dial, eventually, listen};
+use crate::connections::{TIMEOUT, connect, dial, eventually, listen};
 
 const REQUEST: usize = 1_234;
 const RESPONSE: usize = 5_678;
@@ -36,7 +35,7 @@ fn fields(line: &Value) -> BTreeSet<&str> {
         .collect()
 }
 
-/// What a line about a tunnelled connection always has.
+/// The fields of every line about a tunnelled connection.
 const ALWAYS: [&str; 13] = [
     "src.addr",
     "src.workload",
@@ -54,7 +53,7 @@ const ALWAYS: [&str; 13] = [
 ];
 
 #[test]
-fn one_tunnelled_connection_is_one_line_at_each_end() {
+fn a_tunnelled_connection_has_one_line_at_each_end() {
     let world = World::two_nodes().unwrap();
     let mut mesh = json_mesh(&world);
     let (a, b) = (world.pod("a", 0), world.pod("b", 0));
@@ -101,7 +100,7 @@ fn one_tunnelled_connection_is_one_line_at_each_end() {
             line["direction"],
             if is_source { "outbound" } else { "inbound" }
         );
-        // Seen from the workload that the line is about.
+        // Sent and received from the view of the workload of the line.
         let (sent, received) = if is_source {
             (REQUEST, RESPONSE)
         } else {
@@ -114,7 +113,7 @@ fn one_tunnelled_connection_is_one_line_at_each_end() {
 }
 
 #[test]
-fn a_connection_that_failed_says_why() {
+fn a_failed_connection_is_logged_with_its_error() {
     let world = World::two_nodes().unwrap();
     let mut mesh = json_mesh(&world);
     let (a, b) = (world.pod("a", 0), world.pod("b", 0));
@@ -139,10 +138,7 @@ fn the_text_format_has_the_same_fields() {
     let (a, b) = (world.pod("a", 0), world.pod("b", 0));
     let outcome = dial(a, b.at(Family::V4, 8080)).and_then(|mut stream| stream.read(&mut [0]));
     assert!(outcome.is_err(), "{outcome:?}");
-    let line = mesh
-        .proxy("a")
-        .wait_for_log("\taccess\t", PATIENCE)
-        .unwrap();
+    let line = mesh.proxy("a").wait_for_log("\taccess\t", TIMEOUT).unwrap();
     for field in ALWAYS {
         assert!(line.contains(&format!("{field}=")), "no {field} in {line}");
     }

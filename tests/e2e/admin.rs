@@ -1,4 +1,4 @@
-//! What an operator can ask a running proxy.
+//! The admin endpoint of a running proxy.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use ztunnel_tests::net::{Family, World};
 use ztunnel_tests::proxy::Mesh;
 use ztunnel_tests::traffic::{self, Kind};
 
-use crate::ends::{PATIENCE, eventually};
+use crate::connections::{TIMEOUT, eventually};
 
 #[test]
 fn the_config_dump_shows_the_mesh_and_no_secret() {
@@ -15,7 +15,7 @@ fn the_config_dump_shows_the_mesh_and_no_secret() {
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let _running = server.serve(Kind::Http, 8080).unwrap();
     let to = server.at(Family::V4, 8080);
-    client.enter(|| traffic::get(to, "x", PATIENCE)).unwrap();
+    client.enter(|| traffic::get(to, "x", TIMEOUT)).unwrap();
     let dump = mesh.proxy("a").config_dump().unwrap();
     assert_eq!(dump["workloads"].as_array().unwrap().len(), 4);
     assert_eq!(dump["services"].as_array().unwrap().len(), 4);
@@ -50,8 +50,8 @@ fn the_admin_interface_lists_its_pages_and_changes_the_log() {
     for page in ["/config_dump", "/logging", "/quitquitquit"] {
         assert!(index.contains(page), "{index}");
     }
-    let (status, said) = proxy.admin("POST", "/logging?level=debug").unwrap();
-    assert_eq!((status, said.contains("debug")), (200, true), "{said}");
+    let (status, output) = proxy.admin("POST", "/logging?level=debug").unwrap();
+    assert_eq!((status, output.contains("debug")), (200, true), "{output}");
     let (status, _) = proxy.admin("POST", "/logging?level=nonsense").unwrap();
     assert_eq!(status, 400);
     assert_eq!(proxy.admin("GET", "/absent").unwrap().0, 404);
@@ -60,20 +60,20 @@ fn the_admin_interface_lists_its_pages_and_changes_the_log() {
 }
 
 #[test]
-fn a_proxy_that_is_told_to_quit_ends_by_itself() {
+fn quitquitquit_ends_the_proxy() {
     let world = World::two_nodes().unwrap();
     let mut mesh = Mesh::start(&world).unwrap();
     let proxy = mesh.proxy("a");
     assert_eq!(proxy.admin("POST", "/quitquitquit").unwrap().0, 200);
     eventually("the proxy has ended", || (!proxy.alive()).then_some(()));
     assert!(proxy.terminate(Duration::from_secs(1)).is_err() || !proxy.alive());
-    // It can come back.
+    // The proxy can be started again.
     proxy.start().unwrap();
     let server = world.pod("b", 0);
     let _running = server.serve(Kind::Http, 8080).unwrap();
     let to = server.at(Family::V4, 8080);
     world
         .pod("a", 0)
-        .enter(|| traffic::get(to, "x", PATIENCE))
+        .enter(|| traffic::get(to, "x", TIMEOUT))
         .unwrap();
 }

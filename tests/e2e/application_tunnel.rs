@@ -1,34 +1,34 @@
-//! An application that asks for the PROXY protocol is told who called, before the first byte of
-//! the connection, on the port it asked for.
+//! An application with the PROXY protocol receives a PROXY header with the client's address and
+//! identity before the first byte, on the configured port.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde_json::json;
-use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::data_path::{DataPath, Topology};
 use ztunnel_tests::net::Family;
 use ztunnel_tests::net::{Host, World};
-use ztunnel_tests::on_lanes;
+use ztunnel_tests::on_paths;
 use ztunnel_tests::proxy::identity;
 use ztunnel_tests::proxy::{Mesh, Policy, Settings};
-use ztunnel_tests::traffic::End;
+use ztunnel_tests::traffic::Stream;
 
-use crate::ends::{canonical, connect, listen};
+use crate::connections::{canonical, connect, listen};
 
 /// The PROXY protocol specification, section 2.2.
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
-/// The type that Istio's ztunnel gives the client's identity.
+/// The type of the field in which Istio's ztunnel sends the client's identity.
 const IDENTITY: u8 = 0xd0;
 
 #[derive(Debug)]
 struct Header {
     source: SocketAddr,
     destination: SocketAddr,
-    /// Type and value of each further field.
+    /// Type and value of each additional field.
     fields: Vec<(u8, Vec<u8>)>,
 }
 
-fn read_header(mut stream: &End) -> Header {
+fn read_header(mut stream: &Stream) -> Header {
     let mut fixed = [0; 16];
     stream.read_exact(&mut fixed).unwrap();
     assert_eq!(&fixed[..12], SIGNATURE);
@@ -38,7 +38,7 @@ fn read_header(mut stream: &End) -> Header {
     let width = match fixed[13] {
         0x11 => 4,
         0x21 => 16,
-        other => panic!("family and protocol {other:#x}"),
+        other => panic!("unexpected family and protocol {other:#x}"),
     };
     let (addresses, rest) = body.split_at(2 * width);
     let (ports, mut rest) = rest.split_at(4);
@@ -64,8 +64,9 @@ fn address(octets: &[u8]) -> IpAddr {
     }
 }
 
-/// A pod's application takes what comes in tunnels on port 7777, with a header.
-fn wants_to_be_told(settings: &mut Settings, pod: &Host) {
+/// Configures a pod's application to receive tunnelled connections on port 7777 with a PROXY
+/// header.
+fn enable_proxy_header(settings: &mut Settings, pod: &Host) {
     for workload in &mut settings.workloads {
         if workload.name == pod.name {
             let tunnel = json!({ "protocol": "PROXY", "port": 7777 });
@@ -76,27 +77,30 @@ fn wants_to_be_told(settings: &mut Settings, pod: &Host) {
     }
 }
 
-// On one node too: what needs a header needs the proxy, each time.
-on_lanes!(the_header_tells_address_and_identity_on_the_port_that_was_asked_for: tunnel, direct, auto);
-fn the_header_tells_address_and_identity_on_the_port_that_was_asked_for(lane: Lane) {
-    let scene = Scene::set(lane).unwrap();
-    let (client, server) = (scene.client(), scene.server());
-    let _mesh = scene
+// On one node, too: the proxy carries each connection that needs a header.
+on_paths!(the_proxy_header_has_the_client_address_and_identity: tunnel, direct, auto);
+fn the_proxy_header_has_the_client_address_and_identity(data_path: DataPath) {
+    let topology = Topology::new(data_path).unwrap();
+    let (client, server) = (topology.client(), topology.server());
+    let _mesh = topology
         .mesh()
-        .settings(|settings| wants_to_be_told(settings, server))
+        .settings(|settings| enable_proxy_header(settings, server))
         .start()
         .unwrap();
     let listener = listen(server, 7777);
     for family in [Family::V4, Family::V6, Family::V4, Family::V6] {
         let to = server.at(family, 8080);
-        let mut near = scene.knock(client, to).unwrap();
+        let mut near = topology.dial_once(client, to).unwrap();
         near.write_all(b"payload").unwrap();
-        let mut far = scene.accept(&listener).unwrap();
-        // Where nobody but the proxy gets.
+        let mut far = topology.accept(&listener).unwrap();
+        // Only the proxy can connect to the pod's loopback address.
         assert!(canonical(far.local_addr().unwrap()).ip().is_loopback());
         let header = read_header(&far);
         assert_eq!(header.source.ip(), client.address(family));
-        assert_eq!(header.destination, to, "what the client called");
+        assert_eq!(
+            header.destination, to,
+            "the address that the client dialled"
+        );
         assert_eq!(header.fields, [(IDENTITY, identity(client).into_bytes())]);
         let mut payload = [0; 7];
         far.read_exact(&mut payload).unwrap();
@@ -108,18 +112,18 @@ fn the_header_tells_address_and_identity_on_the_port_that_was_asked_for(lane: La
     }
 }
 
-on_lanes!(policies_judge_the_port_of_the_tunnel: tunnel, direct);
-fn policies_judge_the_port_of_the_tunnel(lane: Lane) {
-    let scene = Scene::set(lane).unwrap();
-    let (client, server) = (scene.client(), scene.server());
+on_paths!(policies_apply_to_the_port_of_the_application_tunnel: tunnel, direct);
+fn policies_apply_to_the_port_of_the_application_tunnel(data_path: DataPath) {
+    let topology = Topology::new(data_path).unwrap();
+    let (client, server) = (topology.client(), topology.server());
     let port = |name, port: u16| {
         let rules = json!([[[{ "destinationPorts": [port] }]]]);
         Policy::namespace(name, "Allow", rules)
     };
-    let mut mesh = scene
+    let mut mesh = topology
         .mesh()
         .settings(|settings| {
-            wants_to_be_told(settings, server);
+            enable_proxy_header(settings, server);
             settings.policies = vec![port("allow-tunnels", 7777)];
         })
         .start()
@@ -130,27 +134,27 @@ fn policies_judge_the_port_of_the_tunnel(lane: Lane) {
     assert_eq!(read_header(&far).destination, to);
     far.write_all(b"answer").unwrap();
     near.read_exact(&mut [0; 6]).unwrap();
-    // The port that was called does not count, for what is open and for what comes.
-    mesh.change(|settings| settings.policies = vec![port("allow-called", 8080)])
+    // Policies apply to the port of the application tunnel, for open and for new connections.
+    mesh.change(|settings| settings.policies = vec![port("allow-dialled", 8080)])
         .unwrap();
-    let refused = |mut end: End| {
+    let refused = |mut end: Stream| {
         let error = end.read(&mut [0; 1]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     };
     refused(near);
-    if let Ok(knocking) = scene.knock(client, to) {
+    if let Ok(knocking) = topology.dial_once(client, to) {
         refused(knocking);
     }
 }
 
-on_lanes!(nobody_else_gets_a_header: tunnel, direct, joined, auto);
-fn nobody_else_gets_a_header(lane: Lane) {
-    let scene = Scene::set(lane).unwrap();
-    let _mesh = scene.mesh().start().unwrap();
-    let listener = listen(scene.server(), 8080);
+on_paths!(an_application_without_the_setting_gets_no_header: tunnel, direct, joined, auto);
+fn an_application_without_the_setting_gets_no_header(data_path: DataPath) {
+    let topology = Topology::new(data_path).unwrap();
+    let _mesh = topology.mesh().start().unwrap();
+    let listener = listen(topology.server(), 8080);
     for family in Family::BOTH {
-        let to = scene.server().at(family, 8080);
-        let (mut near, mut far) = scene.connect(to, &listener).unwrap();
+        let to = topology.server().at(family, 8080);
+        let (mut near, mut far) = topology.connect(to, &listener).unwrap();
         near.write_all(b"payload").unwrap();
         let mut first = [0; 7];
         far.read_exact(&mut first).unwrap();
@@ -159,14 +163,14 @@ fn nobody_else_gets_a_header(lane: Lane) {
 }
 
 #[test]
-fn plaintext_goes_where_it_was_sent_as_it_is() {
+fn plaintext_arrives_at_the_dialled_port_without_a_header() {
     let world = World::two_nodes().unwrap();
     let server = world.pod("b", 0);
-    // It is judged so, too.
+    // Policies apply to the dialled port.
     let rules = json!([[[{ "destinationPorts": [8080] }]]]);
     let _mesh = Mesh::builder(&world)
-        .settings(|settings| wants_to_be_told(settings, server))
-        .policy(Policy::namespace("allow-called", "Allow", rules))
+        .settings(|settings| enable_proxy_header(settings, server))
+        .policy(Policy::namespace("allow-dialled", "Allow", rules))
         .start()
         .unwrap();
     let listener = listen(server, 8080);
@@ -182,11 +186,11 @@ fn plaintext_goes_where_it_was_sent_as_it_is() {
 }
 
 #[test]
-fn a_header_goes_to_the_pods_own_address_where_loopback_is_not_wanted() {
+fn without_localhost_the_header_goes_to_the_pods_own_address() {
     let world = World::two_nodes().unwrap();
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let _mesh = Mesh::builder(&world)
-        .settings(|settings| wants_to_be_told(settings, server))
+        .settings(|settings| enable_proxy_header(settings, server))
         .environment("LOCALHOST_APP_TUNNEL", "false")
         .start()
         .unwrap();

@@ -1,27 +1,27 @@
-//! Many bytes arrive, all of them, in order, and none besides; both ways at once.
+//! Large transfers in both directions at once arrive complete and in order.
 
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::thread;
 
-use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::data_path::{DataPath, Topology};
 use ztunnel_tests::net::Family;
-use ztunnel_tests::on_lanes;
-use ztunnel_tests::traffic::End;
+use ztunnel_tests::on_paths;
+use ztunnel_tests::traffic::Stream;
 
-use crate::ends::listen;
+use crate::connections::listen;
 
 const TOTAL: usize = 64 << 20;
-/// Of no buffer's size, so that chunks end anywhere.
+/// Not a multiple of any buffer size, so that chunks end at varying positions.
 const CHUNK: usize = 100_003;
 
-/// A stream of bytes that never repeats, and a sum over it that knows the order (FNV-1a).
-struct Stream {
+/// A pseudo-random byte stream, and a checksum that depends on the order (FNV-1a).
+struct ByteStream {
     state: u64,
     sum: u64,
 }
 
-impl Stream {
+impl ByteStream {
     const fn new(seed: u64) -> Self {
         Self {
             state: seed,
@@ -31,7 +31,7 @@ impl Stream {
 
     fn fill(&mut self, chunk: &mut [u8]) {
         for byte in chunk.iter_mut() {
-            // An LCG's upper bits (Knuth, MMIX).
+            // The upper bits of an LCG (Knuth, MMIX).
             self.state = self
                 .state
                 .wrapping_mul(6_364_136_223_846_793_005)
@@ -48,8 +48,8 @@ impl Stream {
     }
 }
 
-fn send(mut to: &End, seed: u64) -> (usize, u64) {
-    let mut stream = Stream::new(seed);
+fn send(mut to: &Stream, seed: u64) -> (usize, u64) {
+    let mut stream = ByteStream::new(seed);
     let mut chunk = vec![0; CHUNK];
     let mut left = TOTAL;
     while left > 0 {
@@ -62,8 +62,8 @@ fn send(mut to: &End, seed: u64) -> (usize, u64) {
     (TOTAL, stream.sum)
 }
 
-fn receive(mut from: &End) -> (usize, u64) {
-    let mut stream = Stream::new(0);
+fn receive(mut from: &Stream) -> (usize, u64) {
+    let mut stream = ByteStream::new(0);
     let mut chunk = vec![0; CHUNK];
     let mut total = 0;
     loop {
@@ -77,27 +77,27 @@ fn receive(mut from: &End) -> (usize, u64) {
     }
 }
 
-on_lanes!(sixty_four_mebibytes_arrive_each_way_at_once: tunnel, direct, joined, auto);
-fn sixty_four_mebibytes_arrive_each_way_at_once(lane: Lane) {
-    let scene = Scene::set(lane).unwrap();
-    let _mesh = scene.mesh().start().unwrap();
-    let listener = listen(scene.server(), 8080);
+on_paths!(sixty_four_mebibytes_arrive_in_both_directions_at_once: tunnel, direct, joined, auto);
+fn sixty_four_mebibytes_arrive_in_both_directions_at_once(data_path: DataPath) {
+    let topology = Topology::new(data_path).unwrap();
+    let _mesh = topology.mesh().start().unwrap();
+    let listener = listen(topology.server(), 8080);
     for family in Family::BOTH {
-        let to = scene.server().at(family, 8080);
-        let (near, far) = scene.connect(to, &listener).unwrap();
+        let to = topology.server().at(family, 8080);
+        let (near, far) = topology.connect(to, &listener).unwrap();
         thread::scope(|scope| {
-            let there = scope.spawn(|| send(&near, 1));
-            let arrived = scope.spawn(|| receive(&far));
-            let back = scope.spawn(|| send(&far, 2));
-            let returned = scope.spawn(|| receive(&near));
+            let sent_by_client = scope.spawn(|| send(&near, 1));
+            let received_by_server = scope.spawn(|| receive(&far));
+            let sent_by_server = scope.spawn(|| send(&far, 2));
+            let received_by_client = scope.spawn(|| receive(&near));
             assert_eq!(
-                arrived.join().unwrap(),
-                there.join().unwrap(),
+                received_by_server.join().unwrap(),
+                sent_by_client.join().unwrap(),
                 "to the server"
             );
             assert_eq!(
-                returned.join().unwrap(),
-                back.join().unwrap(),
+                received_by_client.join().unwrap(),
+                sent_by_server.join().unwrap(),
                 "to the client"
             );
         });

@@ -1,33 +1,34 @@
-//! A port on which nobody listens: the client learns it at once, not by a timeout.
+//! A connection to a port without a listener is reset at once; the client does not run into a
+//! timeout.
 
 use std::io::Read as _;
 use std::time::{Duration, Instant};
 
-use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::data_path::{DataPath, Topology};
 use ztunnel_tests::net::Family;
-use ztunnel_tests::on_lanes;
+use ztunnel_tests::on_paths;
 use ztunnel_tests::proxy::Mesh;
 use ztunnel_tests::traffic::Kind;
 
 const SOON: Duration = Duration::from_secs(1);
 
-on_lanes!(the_client_learns_within_a_second_that_nobody_listens: tunnel, direct, joined, auto);
-fn the_client_learns_within_a_second_that_nobody_listens(lane: Lane) {
-    let scene = Scene::set(lane).unwrap();
-    let _mesh = scene.mesh().start().unwrap();
-    let (client, server) = (scene.client(), scene.server());
-    let _running = scene.serve(Kind::Http, 8080).unwrap();
+on_paths!(a_closed_port_resets_the_client_within_a_second: tunnel, direct, joined, auto);
+fn a_closed_port_resets_the_client_within_a_second(data_path: DataPath) {
+    let topology = Topology::new(data_path).unwrap();
+    let _mesh = topology.mesh().start().unwrap();
+    let (client, server) = (topology.client(), topology.server());
+    let _running = topology.serve(Kind::Http, 8080).unwrap();
     for family in Family::BOTH {
-        // The lane itself works.
-        scene.get(server.at(family, 8080), "x").unwrap();
+        // The path works.
+        topology.get(server.at(family, 8080), "x").unwrap();
         let service = Mesh::service(server);
         for to in [server.at(family, 9999), service.at(family, 9000)] {
-            // The fastest of three: the machine may be busy with something else.
+            // The fastest of three attempts, because the machine may be busy.
             let fastest = (0..3)
                 .map(|_| {
                     let started = Instant::now();
-                    let outcome = scene
-                        .knock(client, to)
+                    let outcome = topology
+                        .dial_once(client, to)
                         .and_then(|mut end| end.read(&mut [0]));
                     assert!(outcome.is_err(), "{to}: {outcome:?}");
                     started.elapsed()

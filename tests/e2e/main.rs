@@ -1,27 +1,27 @@
-//! End-to-end tests: real proxies in simulated nodes, real connections, one file a promise.
+//! End-to-end tests: real proxies in simulated nodes with real connections, one file per feature.
 //!
-//! Each test has a world of its own, so they run side by side and leave nothing behind. What
-//! they assert comes from the ends of the connection and from the link between the nodes, not
-//! from the proxies' word, except where the proxies' word is the promise.
+//! Each test has its own world, so tests run in parallel and leave nothing behind. Assertions use
+//! the ends of the connections and the link between the nodes, and the proxies' logs and metrics
+//! only if these are the subject of the test.
 #![allow(
     clippy::unwrap_used,
-    reason = "a test fails by panicking, in its functions too"
+    reason = "tests and their functions fail by panicking"
 )]
 
-mod ends;
+mod connections;
 
 mod access_log;
 mod admin;
 mod application_tunnel;
-mod around;
 mod backend_choice;
 mod bulk;
+mod capture_bypass;
 mod closed_port;
+mod encryption;
 mod half_close;
-mod in_the_clear;
 mod metrics;
-mod node_gone;
 mod passthrough;
+mod peer_proxy_down;
 mod pod_address;
 mod reset;
 mod server_first;

@@ -1,4 +1,4 @@
-//! The metrics have the names, labels and directions that dashboards depend on.
+//! The metrics have the names, labels and directions that dashboards use.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -9,20 +9,20 @@ use ztunnel_tests::net::{Family, World};
 use ztunnel_tests::proxy::{Mesh, MeshBuilder, Proxy};
 use ztunnel_tests::traffic::{self, Kind};
 
-use crate::ends::{PATIENCE, connect, dial, eventually, listen};
+use crate::connections::{TIMEOUT, connect, dial, eventually, listen};
 
 const OPENED: &str = "istio_tcp_connections_opened_total";
 const CLOSED: &str = "istio_tcp_connections_closed_total";
 const FAILED: &str = "istio_tcp_connections_failed_total";
-/// Requests: from the client to the server, whoever reports.
+/// Bytes from the client to the server, for both reporters.
 const RECEIVED: &str = "istio_tcp_received_bytes_total";
-/// Responses: from the server to the client, whoever reports.
+/// Bytes from the server to the client, for both reporters.
 const SENT: &str = "istio_tcp_sent_bytes_total";
 
 const REQUEST: usize = 12_345;
 const RESPONSE: usize = 67_890;
 
-/// A mesh whose workloads have everything that labels show.
+/// A mesh with values for all labels of workloads.
 fn described(world: &World) -> MeshBuilder<'_> {
     Mesh::builder(world).settings(|settings| {
         for workload in &mut settings.workloads {
@@ -66,7 +66,7 @@ fn labels(reporter: &str, destination_service: [&str; 3]) -> BTreeMap<String, St
     labels
 }
 
-/// The one sample of a metric: its labels and its value.
+/// Labels and value of the only sample of a metric.
 fn only(proxy: &Proxy<'_>, name: &str) -> (BTreeMap<String, String>, f64) {
     let metrics = proxy.metrics().unwrap();
     let samples: Vec<_> = metrics.find(name, &[]).collect();
@@ -117,14 +117,14 @@ fn one_tunnelled_connection_is_counted_at_both_ends() {
 }
 
 #[test]
-fn what_is_not_in_the_mesh_is_unknown() {
+fn a_destination_outside_the_mesh_has_unknown_labels() {
     let world = World::two_nodes().unwrap();
     let mut mesh = described(&world).start().unwrap();
     let outside = world.outside();
     let _running = outside.serve(Kind::Http, 8080).unwrap();
     world
         .pod("a", 0)
-        .enter(|| traffic::get(outside.at(Family::V4, 8080), "x", PATIENCE))
+        .enter(|| traffic::get(outside.at(Family::V4, 8080), "x", TIMEOUT))
         .unwrap();
     let proxy = mesh.proxy("a");
     eventually("the connection is counted as closed", || {
@@ -159,7 +159,7 @@ fn a_connection_that_fails_is_counted_with_its_reason() {
 }
 
 #[test]
-fn build_and_pods_are_shown_from_the_start() {
+fn build_and_pod_metrics_exist_from_the_start() {
     let world = World::two_nodes().unwrap();
     let mut mesh = Mesh::start(&world).unwrap();
     let metrics = mesh.proxy("a").metrics().unwrap();

@@ -1,5 +1,5 @@
-//! What is not in the mesh is reached as if there were none: other hosts, other protocols, and
-//! the pod itself.
+//! Traffic outside the mesh is not changed: other hosts, other protocols, and connections of a pod
+//! to itself.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -8,17 +8,17 @@ use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::Mesh;
 use ztunnel_tests::traffic::{self, Kind};
 
-use crate::ends::PATIENCE;
+use crate::connections::TIMEOUT;
 
 #[test]
-fn a_host_outside_of_the_mesh_is_reached_with_the_pods_address() {
+fn a_host_outside_the_mesh_sees_the_pods_address() {
     let world = World::two_nodes().unwrap();
     let _mesh = Mesh::start(&world).unwrap();
     let (client, outside) = (world.pod("a", 0), world.outside());
     let _running = outside.serve(Kind::Http, 8080).unwrap();
     for family in Family::BOTH {
         let to = outside.at(family, 8080);
-        let answer = client.enter(|| traffic::get(to, "out", PATIENCE)).unwrap();
+        let answer = client.enter(|| traffic::get(to, "out", TIMEOUT)).unwrap();
         assert_eq!(answer.local, to);
         assert_eq!(answer.peer.ip(), client.address(family));
         assert_eq!(answer.client_peer, to);
@@ -27,20 +27,20 @@ fn a_host_outside_of_the_mesh_is_reached_with_the_pods_address() {
 }
 
 #[test]
-fn a_pod_that_is_no_workload_is_called_in_plain() {
+fn a_pod_that_is_not_a_workload_is_reached_in_plaintext() {
     let world = World::two_nodes().unwrap();
     let (client, server) = (world.pod("a", 0), world.pod("b", 1));
     let _mesh = Mesh::builder(&world).without(server).start().unwrap();
     let _running = server.serve(Kind::Http, 8080).unwrap();
     for family in Family::BOTH {
         let to = server.at(family, 8080);
-        let answer = client.enter(|| traffic::get(to, "out", PATIENCE)).unwrap();
+        let answer = client.enter(|| traffic::get(to, "out", TIMEOUT)).unwrap();
         assert_eq!(answer.peer.ip(), client.address(family));
     }
 }
 
 #[test]
-fn udp_is_left_alone() {
+fn udp_is_not_captured() {
     let world = World::two_nodes().unwrap();
     let _mesh = Mesh::start(&world).unwrap();
     let client = world.pod("a", 0);
@@ -48,17 +48,17 @@ fn udp_is_left_alone() {
         for family in Family::BOTH {
             let far = udp(server, server.at(family, 5353));
             let near = udp(client, client.at(family, 0));
-            // Connected, because that passes the hook of connect() too.
+            // A connected socket also passes the connect hook.
             near.connect(server.at(family, 5353)).unwrap();
-            near.send(b"ask").unwrap();
+            near.send(b"query").unwrap();
             let mut buffer = [0; 16];
             let (count, from) = far.recv_from(&mut buffer).unwrap();
-            assert_eq!(&buffer[..count], b"ask");
+            assert_eq!(&buffer[..count], b"query");
             assert_eq!(from, near.local_addr().unwrap());
             assert_eq!(from.ip(), client.address(family));
-            far.send_to(b"tell", from).unwrap();
+            far.send_to(b"reply", from).unwrap();
             let count = near.recv(&mut buffer).unwrap();
-            assert_eq!(&buffer[..count], b"tell");
+            assert_eq!(&buffer[..count], b"reply");
             assert_eq!(near.peer_addr().unwrap(), server.at(family, 5353));
         }
     }
@@ -66,12 +66,12 @@ fn udp_is_left_alone() {
 
 fn udp(host: &Host, address: SocketAddr) -> UdpSocket {
     let socket = host.enter(|| UdpSocket::bind(address)).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket
 }
 
 #[test]
-fn a_pod_that_calls_itself_is_left_alone() {
+fn a_connection_of_a_pod_to_itself_is_not_captured() {
     let world = World::two_nodes().unwrap();
     let _mesh = Mesh::start(&world).unwrap();
     let pod = world.pod("a", 0);
@@ -84,21 +84,21 @@ fn a_pod_that_calls_itself_is_left_alone() {
     ];
     for address in own {
         let to = SocketAddr::new(address, 8080);
-        let answer = pod.enter(|| traffic::get(to, "self", PATIENCE)).unwrap();
-        // The very same port at both ends: there is nobody in between.
+        let answer = pod.enter(|| traffic::get(to, "self", TIMEOUT)).unwrap();
+        // Both ends see the same port, so there is no proxy in between.
         assert_eq!(answer.peer, answer.client_local, "{to}");
         assert_eq!(answer.local, to);
     }
 }
 
 #[test]
-fn nobody_listens_outside_and_the_client_learns_it() {
+fn a_closed_port_outside_the_mesh_is_reported_to_the_client() {
     let world = World::two_nodes().unwrap();
     let _mesh = Mesh::start(&world).unwrap();
     let (client, outside) = (world.pod("a", 0), world.outside());
     for family in Family::BOTH {
         let to = outside.at(family, 1);
-        let outcome: io::Result<_> = client.enter(|| traffic::get(to, "x", PATIENCE));
+        let outcome: io::Result<_> = client.enter(|| traffic::get(to, "x", TIMEOUT));
         assert!(outcome.is_err(), "{outcome:?}");
     }
 }

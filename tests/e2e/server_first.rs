@@ -1,20 +1,20 @@
-//! A server may speak first: nothing on the way waits for the client's first byte.
+//! A server may send first: no part of the path waits for the client's first byte.
 
 use std::io::{Read as _, Write as _};
 
-use ztunnel_tests::lane::{Lane, Scene};
-use ztunnel_tests::on_lanes;
+use ztunnel_tests::data_path::{DataPath, Topology};
+use ztunnel_tests::on_paths;
 use ztunnel_tests::traffic::{GREETING, Kind};
 
-use crate::ends::ways_to;
+use crate::connections::addresses_of;
 
-on_lanes!(a_greeting_arrives_before_the_client_says_anything: tunnel, direct, joined, auto);
-fn a_greeting_arrives_before_the_client_says_anything(lane: Lane) {
-    let scene = Scene::set(lane).unwrap();
-    let _mesh = scene.mesh().start().unwrap();
-    let _running = scene.serve(Kind::First, 8080).unwrap();
-    for to in ways_to(scene.server()) {
-        let mut stream = scene.dial(scene.client(), to).unwrap();
+on_paths!(the_servers_greeting_arrives_before_the_client_sends_data: tunnel, direct, joined, auto);
+fn the_servers_greeting_arrives_before_the_client_sends_data(data_path: DataPath) {
+    let topology = Topology::new(data_path).unwrap();
+    let _mesh = topology.mesh().start().unwrap();
+    let _running = topology.serve(Kind::First, 8080).unwrap();
+    for to in addresses_of(topology.server()) {
+        let mut stream = topology.dial(topology.client(), to).unwrap();
         let mut greeting = vec![0; GREETING.len()];
         stream.read_exact(&mut greeting).unwrap();
         assert_eq!(greeting, GREETING, "{to}");

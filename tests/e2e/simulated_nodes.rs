@@ -1,4 +1,4 @@
-//! The simulated nodes themselves, without a proxy: what every other test stands on.
+//! The simulated nodes without a proxy, which all other tests use.
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -8,33 +8,36 @@ use std::time::Duration;
 
 use ztunnel_tests::net::{Family, World};
 use ztunnel_tests::sniff::Sniffer;
-use ztunnel_tests::traffic::{self, End, Kind, Manner, tune};
+use ztunnel_tests::traffic::{self, IoMode, Kind, Stream, tune};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[test]
-fn pods_of_two_nodes_talk_in_plain_and_the_sniffer_sees_it() {
+fn the_sniffer_captures_plaintext_between_two_nodes() {
     let world = World::two_nodes().unwrap();
     let (client, server) = (world.pod("a", 0), world.pod("b", 1));
     let running = server.serve(Kind::Http, 8080).unwrap();
     for family in Family::BOTH {
-        let sniffer = Sniffer::between(world.node("a"), "b", b"in-the-clear").unwrap();
+        let sniffer = Sniffer::between(world.node("a"), "b", b"plaintext").unwrap();
         let answer = client
-            .enter(|| traffic::get(server.at(family, 8080), "in-the-clear", PATIENCE))
+            .enter(|| traffic::get(server.at(family, 8080), "plaintext", TIMEOUT))
             .unwrap();
         assert_eq!(answer.peer.ip(), client.address(family));
         assert_eq!(answer.local, server.at(family, 8080));
-        assert_eq!(answer.marker, "in-the-clear");
+        assert_eq!(answer.marker, "plaintext");
         assert_eq!(answer.peer, answer.client_local);
         std::thread::sleep(ztunnel_tests::sniff::SETTLE);
         let seen = sniffer.finish().unwrap();
-        assert!(seen.hits >= 2, "the request and the answer: {seen:?}");
+        assert!(
+            seen.marker_packets >= 2,
+            "expected the request and its answer: {seen:?}"
+        );
     }
     assert_eq!(running.accepted(), 2);
 }
 
 #[test]
-fn every_host_reaches_the_one_outside_and_the_other_pods() {
+fn every_pod_reaches_the_host_outside_and_the_other_pods() {
     let world = World::two_nodes().unwrap();
     let hosts = [world.outside(), world.pod("a", 1), world.pod("b", 0)];
     for server in hosts {
@@ -42,7 +45,7 @@ fn every_host_reaches_the_one_outside_and_the_other_pods() {
         for family in Family::BOTH {
             let to = server.at(family, running.port());
             let client = world.pod("a", 0);
-            let answer = client.enter(|| traffic::get(to, "x", PATIENCE)).unwrap();
+            let answer = client.enter(|| traffic::get(to, "x", TIMEOUT)).unwrap();
             assert_eq!(answer.peer.ip(), client.address(family), "{to}");
         }
     }
@@ -72,18 +75,18 @@ fn routes_choose_the_congestion_control() {
 }
 
 #[test]
-fn nothing_is_left_of_a_world() {
+fn a_dropped_world_leaves_nothing_behind() {
     let world = World::two_nodes().unwrap();
     let prefix = world.prefix().to_owned();
     let directory = world.directory().to_owned();
     assert!(directory.exists());
-    assert!(mentioned(&prefix));
+    assert!(has_resources(&prefix));
     drop(world);
     assert!(!directory.exists());
-    assert!(!mentioned(&prefix));
+    assert!(!has_resources(&prefix));
 }
 
-fn mentioned(prefix: &str) -> bool {
+fn has_resources(prefix: &str) -> bool {
     let mark = format!("{prefix}-");
     let names = fs::read_dir(Path::new("/run/netns")).unwrap();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
@@ -94,25 +97,25 @@ fn mentioned(prefix: &str) -> bool {
 }
 
 #[test]
-fn many_bytes_come_back_as_they_were_sent() {
+fn an_echo_returns_the_sent_bytes() {
     let world = World::two_nodes().unwrap();
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let echo = server.serve(Kind::Echo, 0).unwrap();
     for family in Family::BOTH {
         let to = server.at(family, echo.port());
         let stream = client
-            .enter(|| End::connect(to, Manner::Blocking, PATIENCE))
+            .enter(|| Stream::connect(to, IoMode::Blocking, TIMEOUT))
             .unwrap();
         traffic::exchange(&stream, 8 << 20).unwrap();
     }
 }
 
 #[test]
-fn servers_reset_and_refuse_to_read_on_demand() {
+fn servers_can_reset_connections_and_stop_reading() {
     let world = World::two_nodes().unwrap();
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let reset = server.serve(Kind::Reset, 0).unwrap();
-    let deaf = server.serve(Kind::Deaf, 0).unwrap();
+    let no_read = server.serve(Kind::NoRead, 0).unwrap();
     let mut stream = client
         .enter(|| TcpStream::connect(server.at(Family::V4, reset.port())))
         .unwrap();
@@ -121,7 +124,7 @@ fn servers_reset_and_refuse_to_read_on_demand() {
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 
     let mut stream = client
-        .enter(|| TcpStream::connect(server.at(Family::V4, deaf.port())))
+        .enter(|| TcpStream::connect(server.at(Family::V4, no_read.port())))
         .unwrap();
     stream
         .set_write_timeout(Some(Duration::from_millis(300)))

@@ -1,29 +1,29 @@
-//! A reader that does not read stops its writer; the proxies do not fill up in between.
+//! A reader that does not read stalls its writer, and the memory of the proxies stays bounded.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::Shutdown;
 use std::time::Duration;
 
-use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::data_path::{DataPath, Topology};
 use ztunnel_tests::net::Family;
-use ztunnel_tests::on_lanes;
+use ztunnel_tests::on_paths;
 use ztunnel_tests::proxy::Mesh;
-use ztunnel_tests::traffic::End;
+use ztunnel_tests::traffic::Stream;
 
-use crate::ends::{PATIENCE, listen};
+use crate::connections::{TIMEOUT, listen};
 
-/// What is written at most. A way without back-pressure would take all of it.
+/// The largest number of bytes to write. A path without back-pressure would accept all of them.
 const OFFERED: usize = 512 << 20;
-/// More than all windows and socket buffers of the way together.
+/// More than all windows and socket buffers of the path.
 const STALLS_BEFORE: usize = 128 << 20;
-/// What a proxy may grow by for one such connection: the stream's window (2 MiB), what waits to
-/// be sent (1 MiB) and reading buffers, with room for the allocator.
+/// The largest growth of a proxy for one such connection: the stream's window (2 MiB), the send
+/// queue (1 MiB) and read buffers, with a margin for the allocator.
 const GROWTH: u64 = 24 << 20;
-/// No byte was taken for so long: the writer is stopped.
+/// The writer is stalled if no byte is accepted for this long.
 const STILL: Duration = Duration::from_secs(2);
 
-/// Writes until nothing more is taken; returns how much was.
-fn write_until_it_stalls(mut stream: &End) -> usize {
+/// Writes until no more bytes are accepted. Returns the number of accepted bytes.
+fn write_until_stalled(mut stream: &Stream) -> usize {
     stream.set_write_timeout(Some(STILL)).unwrap();
     let mut written = 0;
     let mut chunk = vec![0; 64 << 10];
@@ -40,12 +40,12 @@ fn write_until_it_stalls(mut stream: &End) -> usize {
     written
 }
 
-/// The byte at a place of the stream; 251 divides no buffer's size.
+/// The byte at a position of the stream; 251 divides no buffer size.
 fn pattern(at: usize) -> u8 {
     u8::try_from(at % 251).unwrap()
 }
 
-fn drain(mut stream: &End) -> usize {
+fn drain(mut stream: &Stream) -> usize {
     let mut buffer = vec![0; 1 << 20];
     let mut total = 0;
     loop {
@@ -60,13 +60,13 @@ fn drain(mut stream: &End) -> usize {
     }
 }
 
-// Not where an operator has had ends joined unseen: there the writer never stops, which is one of
-// the reasons why `auto` asks the kernel first.
-on_lanes!(a_reader_that_does_not_read_stops_its_writer: tunnel, direct, auto);
-fn a_reader_that_does_not_read_stops_its_writer(lane: Lane) {
-    let scene = Scene::set(lane).unwrap();
-    let mut mesh = scene.mesh().start().unwrap();
-    let listener = listen(scene.server(), 8080);
+// Not with `acceleration: on`: there the writer never stalls, which is one of the reasons why
+// `auto` tests the kernel first.
+on_paths!(a_slow_reader_stalls_its_writer: tunnel, direct, auto);
+fn a_slow_reader_stalls_its_writer(data_path: DataPath) {
+    let topology = Topology::new(data_path).unwrap();
+    let mut mesh = topology.mesh().start().unwrap();
+    let listener = listen(topology.server(), 8080);
     for (family, client_writes) in [
         (Family::V4, true),
         (Family::V4, false),
@@ -74,8 +74,8 @@ fn a_reader_that_does_not_read_stops_its_writer(lane: Lane) {
         (Family::V6, false),
     ] {
         let case = format!("{family:?}, the client writes: {client_writes}");
-        let to = scene.server().at(family, 8080);
-        let (client, server) = scene.connect(to, &listener).unwrap();
+        let to = topology.server().at(family, 8080);
+        let (client, server) = topology.connect(to, &listener).unwrap();
         let (writer, reader) = if client_writes {
             (client, server)
         } else {
@@ -83,7 +83,7 @@ fn a_reader_that_does_not_read_stops_its_writer(lane: Lane) {
         };
         let rss = |mesh: &mut Mesh<'_>| ["a", "b"].map(|node| mesh.proxy(node).rss().unwrap());
         let before = rss(&mut mesh);
-        let written = write_until_it_stalls(&writer);
+        let written = write_until_stalled(&writer);
         let after = rss(&mut mesh);
         assert!(
             written < STALLS_BEFORE,
@@ -94,8 +94,8 @@ fn a_reader_that_does_not_read_stops_its_writer(lane: Lane) {
             println!("{case}: {written} bytes taken, a proxy grew by {growth}");
             assert!(growth < GROWTH, "{case}: a proxy grew by {growth} bytes");
         }
-        // Nothing of it is lost, and it goes on as soon as somebody reads.
-        writer.set_write_timeout(Some(PATIENCE)).unwrap();
+        // No byte is lost, and the transfer continues as soon as the reader reads.
+        writer.set_write_timeout(Some(TIMEOUT)).unwrap();
         writer.shutdown(Shutdown::Write).unwrap();
         assert_eq!(drain(&reader), written, "{case}");
     }

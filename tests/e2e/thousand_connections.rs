@@ -1,36 +1,36 @@
-//! A thousand connections at the same time, each of them alive.
+//! A thousand open connections work at the same time.
 
 use std::thread;
 
-use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::data_path::{DataPath, Topology};
 use ztunnel_tests::net::Family;
-use ztunnel_tests::on_lanes;
-use ztunnel_tests::traffic::{self, End, Kind, tune};
+use ztunnel_tests::on_paths;
+use ztunnel_tests::traffic::{self, Kind, Stream, tune};
 
-use crate::ends::{PATIENCE, eventually};
+use crate::connections::{TIMEOUT, eventually};
 
 const THREADS: usize = 10;
 const EACH: usize = 100;
 const CLOSED: &str = "istio_tcp_connections_closed_total";
 
-on_lanes!(a_thousand_connections_are_open_and_answer: tunnel, direct, joined, auto);
-fn a_thousand_connections_are_open_and_answer(lane: Lane) {
-    let scene = Scene::set(lane).unwrap();
-    let mut mesh = scene.mesh().start().unwrap();
-    // Only now, so that the proxies have the limit that they find and set themselves.
+on_paths!(a_thousand_open_connections_answer: tunnel, direct, joined, auto);
+fn a_thousand_open_connections_answer(data_path: DataPath) {
+    let topology = Topology::new(data_path).unwrap();
+    let mut mesh = topology.mesh().start().unwrap();
+    // Raised after the start of the proxies, so that they raise their own limit.
     tune::raise_file_limit().unwrap();
-    let (client, server) = (scene.client(), scene.server());
-    let running = scene.serve(Kind::Http, 8080).unwrap();
-    let mut open: Vec<End> = Vec::new();
+    let (client, server) = (topology.client(), topology.server());
+    let running = topology.serve(Kind::Http, 8080).unwrap();
+    let mut open: Vec<Stream> = Vec::new();
     thread::scope(|scope| {
         let dialling: Vec<_> = (0..THREADS)
             .map(|thread| {
                 let family = Family::BOTH[thread % 2];
                 let to = server.at(family, 8080);
-                let scene = &scene;
+                let topology = &topology;
                 scope.spawn(move || {
                     (0..EACH)
-                        .map(|_| scene.dial(client, to).unwrap())
+                        .map(|_| topology.dial(client, to).unwrap())
                         .collect::<Vec<_>>()
                 })
             })
@@ -42,22 +42,22 @@ fn a_thousand_connections_are_open_and_answer(lane: Lane) {
     assert_eq!(open.len(), THREADS * EACH);
     for round in ["first", "second"] {
         for stream in &mut open {
-            let answer = traffic::get_over(stream, round, PATIENCE).unwrap();
+            let answer = traffic::get_over(stream, round, TIMEOUT).unwrap();
             assert_eq!(answer.marker, round);
         }
     }
-    eventually("nothing but what was dialled has arrived", || {
-        (running.accepted() == scene.knocks()).then_some(())
+    eventually("all dialled connections have been accepted", || {
+        (running.accepted() == topology.dialled()).then_some(())
     });
     drop(open);
-    for (node, reporter) in [("a", "source"), (lane.server_node(), "destination")] {
+    for (node, reporter) in [("a", "source"), (data_path.server_node(), "destination")] {
         let proxy = mesh.proxy(node);
         eventually("every connection is counted as closed, once", || {
             let closed = proxy
                 .metrics()
                 .unwrap()
                 .sum(CLOSED, &[("reporter", reporter)]);
-            (closed == scene.knocks() as f64).then_some(())
+            (closed == topology.dialled() as f64).then_some(())
         });
         assert!(proxy.alive());
     }

@@ -1,9 +1,8 @@
-//! Leaving nothing behind: on success, on failure, on a signal, and after a run that was killed.
+//! Cleanup after success, failure, a signal, and a run that was killed.
 //!
-//! Whatever the harness makes outside its own process is [`register`]ed first. Values take
-//! their own resource away when they are dropped; [`on_signal`] takes away what is registered
-//! when SIGINT or SIGTERM comes; and [`sweep`] removes what runs left whose process is gone
-//! (the pid is part of every name).
+//! Every resource outside the process is [`register`]ed when it is created. Each value removes its own
+//! resource when it is dropped; on SIGINT and SIGTERM, [`on_signal`] removes all registered resources;
+//! [`sweep`] removes the resources of runs whose process has ended (the pid is part of every name).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,16 +20,16 @@ use nix::unistd::Pid;
 
 use crate::net::remove_namespace;
 
-/// What every name of ours begins with; the pid and a dash follow.
+/// The prefix of every name of the harness; the pid and a dash follow.
 pub const PREFIX: &str = "zt";
-/// Where run directories are made.
+/// The parent of run directories.
 const RUN: &str = "/run";
-/// How long a killed process may take to end.
-const DYING: Duration = Duration::from_secs(2);
-/// Where BPF file systems and namespaces of a run may be mounted.
+/// The time limit for the end of a killed process.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+/// The list of mounts, among them BPF file systems and namespaces of a run.
 const MOUNTS: &str = "/proc/self/mounts";
 
-/// Something outside this process that must be taken away again.
+/// A resource outside this process that must be removed.
 #[derive(Debug, Clone)]
 pub(crate) enum Resource {
     /// A process, by its pid.
@@ -41,9 +40,9 @@ pub(crate) enum Resource {
     Directory(PathBuf),
 }
 
-/// The registration of one resource.
+/// The registration of a resource.
 #[derive(Debug)]
-pub(crate) struct Registered(u64);
+pub(crate) struct Registration(u64);
 
 #[derive(Default)]
 struct Registry {
@@ -56,17 +55,17 @@ fn registry() -> &'static Mutex<Registry> {
     REGISTRY.get_or_init(Mutex::default)
 }
 
-/// Notes a resource, so that a signal finds it.
-pub(crate) fn register(resource: Resource) -> Registered {
+/// Registers a resource, so that it is removed on a signal.
+pub(crate) fn register(resource: Resource) -> Registration {
     let mut registry = registry().lock().unwrap_or_else(PoisonError::into_inner);
     registry.next += 1;
     let id = registry.next;
     registry.resources.insert(id, resource);
-    Registered(id)
+    Registration(id)
 }
 
-impl Registered {
-    /// The resource is gone.
+impl Registration {
+    /// Ends the registration after the resource was removed.
     pub(crate) fn forget(&self) {
         registry()
             .lock()
@@ -76,23 +75,22 @@ impl Registered {
     }
 }
 
-/// Held for reading while something is made, see [`making`]; for writing from a signal on.
-static MAKING: RwLock<()> = RwLock::new(());
+/// Held for reading while a resource is created, see [`creation_guard`]; held for writing after a signal.
+static CREATION: RwLock<()> = RwLock::new(());
 
-/// To be held from before something is made until it is made and registered: a signal waits for
-/// that, and after one nothing is made any more (this blocks until the process ends). Not to be
-/// held twice by one thread.
-pub(crate) fn making() -> RwLockReadGuard<'static, ()> {
-    MAKING.read().unwrap_or_else(PoisonError::into_inner)
+/// Hold this guard while a resource is created and registered. A signal waits for it; after a signal
+/// this function blocks until the process ends. A thread must not hold two guards.
+pub(crate) fn creation_guard() -> RwLockReadGuard<'static, ()> {
+    CREATION.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Held while [`run`] works.
-static WORKING: Mutex<()> = Mutex::new(());
+/// Held while [`run`] removes resources.
+static CLEANING_UP: Mutex<()> = Mutex::new(());
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Takes away everything that is registered, newest first.
+/// Removes all registered resources, newest first.
 pub fn run() {
-    let _working = WORKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _running = CLEANING_UP.lock().unwrap_or_else(PoisonError::into_inner);
     let resources = {
         let mut registry = registry().lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut registry.resources)
@@ -102,7 +100,7 @@ pub fn run() {
     }
 }
 
-/// Forgets everything that is registered: it stays when the process ends.
+/// Ends all registrations: the resources stay when the process ends.
 pub fn keep() {
     registry()
         .lock()
@@ -111,17 +109,17 @@ pub fn keep() {
         .clear();
 }
 
-/// Whether a signal has come that ends this process.
+/// Whether a signal that ends this process has arrived.
 pub(crate) fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// Waits until a clean-up that is under way has ended: the process must not end before.
-pub(crate) fn settle() {
-    drop(WORKING.lock().unwrap_or_else(PoisonError::into_inner));
+/// Waits until a running cleanup has ended. The process must not end earlier.
+pub(crate) fn wait_for_cleanup() {
+    drop(CLEANING_UP.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
-/// How a program ends: prints an error, unless the error came from being interrupted.
+/// The exit code of a program. Prints an error, unless a signal caused it.
 #[must_use]
 pub fn exit(outcome: anyhow::Result<()>) -> ExitCode {
     if interrupted() {
@@ -139,7 +137,7 @@ pub fn exit(outcome: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-/// From now on SIGINT and SIGTERM clean up and end the process with status 130.
+/// Installs the handler: SIGINT and SIGTERM remove all resources and end the process with status 130.
 pub fn on_signal() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
@@ -151,11 +149,11 @@ pub fn on_signal() {
             }
             INTERRUPTED.store(true, Ordering::Relaxed);
             eprintln!("\ninterrupted: cleaning up");
-            let _nothing_new = MAKING.write().unwrap_or_else(PoisonError::into_inner);
+            let _no_creation = CREATION.write().unwrap_or_else(PoisonError::into_inner);
             run();
             std::process::exit(130);
         });
-        // Nothing is ever sent: this ends when the thread lets go of its end.
+        // Waits until the thread drops its sender; it never sends a value.
         for () in wait {}
     });
 }
@@ -188,7 +186,7 @@ fn release(resource: &Resource) {
     }
 }
 
-/// Kills a process that this one started. Not finding it is fine.
+/// Kills a process that the harness started. It may have ended already.
 pub(crate) fn kill(pid: i32) {
     if let Err(errno) = signal::kill(Pid::from_raw(pid), Signal::SIGKILL)
         && errno != nix::errno::Errno::ESRCH
@@ -197,17 +195,16 @@ pub(crate) fn kill(pid: i32) {
     }
 }
 
-/// Waits until a killed process can make nothing any more. Its parent may be busy, so this does
-/// not collect its status.
+/// Waits until a killed process has ended. Does not reap it, because that is the task of its parent.
 fn await_end(pid: i32) {
     let started = Instant::now();
-    while u32::try_from(pid).is_ok_and(lives) && started.elapsed() < DYING {
+    while u32::try_from(pid).is_ok_and(is_running) && started.elapsed() < KILL_TIMEOUT {
         thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Removes a run's directory and what is mounted below it (BPF file systems: unmounting one
-/// drops its pins, and with them the links that nothing else holds).
+/// Removes a run's directory and the mounts below it. Unmounting a BPF file system drops its pins, and
+/// with them the links that no process holds.
 pub(crate) fn remove_directory(path: &Path) {
     for mount in mounts_below(path).into_iter().rev() {
         if let Err(errno) = nix::mount::umount2(&mount, MntFlags::MNT_DETACH) {
@@ -232,11 +229,11 @@ fn mounts_below(path: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Removes what runs left whose process no longer lives: processes they had noted, run
-/// directories with their mounts, namespaces.
+/// Removes the resources of runs whose process has ended: recorded processes, run directories with their
+/// mounts, and namespaces.
 pub fn sweep() {
     for directory in leftovers(Path::new(RUN)) {
-        kill_noted(&directory.join("pids"));
+        kill_recorded(&directory.join("pids"));
         remove_directory(&directory);
     }
     for namespace in leftovers(Path::new(crate::net::NAMESPACES)) {
@@ -250,13 +247,15 @@ fn leftovers(parent: &Path) -> Vec<PathBuf> {
     };
     entries
         .flatten()
-        .filter(|entry| owner(&entry.file_name().to_string_lossy()).is_some_and(|pid| !lives(pid)))
+        .filter(|entry| {
+            owner(&entry.file_name().to_string_lossy()).is_some_and(|pid| !is_running(pid))
+        })
         .map(|entry| entry.path())
         .collect()
 }
 
-/// Whether a process exists and is no zombie (field 3 of `/proc/PID/stat`, proc(5)).
-fn lives(pid: u32) -> bool {
+/// Whether a process exists and is not a zombie (field 3 of `/proc/PID/stat`, proc(5)).
+fn is_running(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
         let state = stat
             .rsplit_once(')')
@@ -265,13 +264,13 @@ fn lives(pid: u32) -> bool {
     })
 }
 
-/// The pid in a name of ours, for example 42 in `zt42-0-a`.
+/// The pid in a name of the harness, for example 42 in `zt42-0-a`.
 fn owner(name: &str) -> Option<u32> {
     name.strip_prefix(PREFIX)?.split_once('-')?.0.parse().ok()
 }
 
-/// Notes a process in a run's directory, so that a later sweep finds it.
-pub(crate) fn note_process(directory: &Path, pid: u32) -> io::Result<()> {
+/// Records a process in a run's directory, so that a later sweep can kill it.
+pub(crate) fn record_process(directory: &Path, pid: u32) -> io::Result<()> {
     use std::io::Write as _;
     let mut file = fs::OpenOptions::new()
         .create(true)
@@ -280,16 +279,16 @@ pub(crate) fn note_process(directory: &Path, pid: u32) -> io::Result<()> {
     writeln!(file, "{pid} {}", start_time(pid).unwrap_or_default())
 }
 
-fn kill_noted(file: &Path) {
-    let noted = fs::read_to_string(file).unwrap_or_default();
-    for line in noted.lines() {
+fn kill_recorded(file: &Path) {
+    let recorded = fs::read_to_string(file).unwrap_or_default();
+    for line in recorded.lines() {
         let Some((pid, started)) = line.split_once(' ') else {
             continue;
         };
         let (Ok(pid), Ok(started)) = (pid.parse::<u32>(), started.parse::<u64>()) else {
             continue;
         };
-        // The start time tells our process from a later one with the same number.
+        // The start time distinguishes the recorded process from a later one with the same pid.
         if start_time(pid) == Some(started)
             && let Ok(pid) = i32::try_from(pid)
         {
@@ -298,7 +297,7 @@ fn kill_noted(file: &Path) {
     }
 }
 
-/// When a process started, in clock ticks since boot (field 22 of `/proc/PID/stat`, proc(5)).
+/// The start time of a process, in clock ticks since boot (field 22 of `/proc/PID/stat`, proc(5)).
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?
@@ -314,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_owner_is_read_from_our_names_only() {
+    fn only_names_of_the_harness_have_an_owner() {
         assert_eq!(owner("zt42-0-a-p1"), Some(42));
         assert_eq!(owner("ztunnel"), None);
         assert_eq!(owner("zt-0"), None);
@@ -324,7 +323,7 @@ mod tests {
     #[test]
     fn this_process_has_a_start_time() {
         assert!(start_time(std::process::id()).is_some());
-        assert!(lives(std::process::id()));
-        assert!(!lives(u32::MAX));
+        assert!(is_running(std::process::id()));
+        assert!(!is_running(u32::MAX));
     }
 }

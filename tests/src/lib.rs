@@ -1,15 +1,15 @@
-//! What tests, the demo and the benchmark build their world from.
+//! The harness of the end-to-end tests, the demo and the benchmark.
 //!
-//! [`net`] makes simulated nodes and pods, [`lane`] puts the ends of a connection into them,
-//! [`proxy`] runs real proxies in them, [`traffic`] has clients and servers that say what they
-//! saw, [`sniff`] reads what crosses a link, and [`cleanup`] leaves nothing behind. Nothing in
-//! here knows the proxy's code: it speaks to the binary as a user does.
+//! [`net`] creates simulated nodes and pods, [`data_path`] places clients and servers in them,
+//! [`control`] is a control plane and a node agent, [`proxy`] runs real proxies, [`traffic`] contains
+//! clients and servers, [`sniff`] captures the packets of a link, and [`cleanup`] removes everything
+//! afterwards. The harness uses the proxy only through its binary, as a user does.
 
 pub mod bench;
 pub mod cleanup;
 pub mod control;
+pub mod data_path;
 pub mod demo;
-pub mod lane;
 pub mod net;
 pub mod process;
 pub mod proxy;
@@ -18,11 +18,11 @@ pub mod traffic;
 
 use std::time::{Duration, Instant};
 
-/// Asks again and again until `what` is true; whether it became so within `limit`.
-pub fn eventually(limit: Duration, mut what: impl FnMut() -> bool) -> bool {
+/// Polls until `condition` holds. Returns whether it held within `limit`.
+pub fn eventually(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let started = Instant::now();
     loop {
-        if what() {
+        if condition() {
             return true;
         }
         if started.elapsed() > limit {

@@ -1,4 +1,4 @@
-//! Processes of the harness, and what `/proc` says about them.
+//! Processes of the harness, and their CPU time, memory and sockets from `/proc`.
 
 use std::collections::HashSet;
 use std::fs;
@@ -15,20 +15,20 @@ use nix::unistd::{Pid, SysconfVar, sysconf};
 use crate::cleanup::{self, Resource};
 use crate::net::Host;
 
-/// Whether a process runs.
+/// Suspends or resumes a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pause {
-    /// It does not.
-    Stop,
-    /// It does.
-    GoOn,
+    /// SIGSTOP.
+    Suspend,
+    /// SIGCONT.
+    Resume,
 }
 
 /// A child process that is killed when this value is dropped.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
-    registered: cleanup::Registered,
+    registered: cleanup::Registration,
 }
 
 impl Process {
@@ -37,27 +37,28 @@ impl Process {
     /// # Errors
     /// When it cannot be started.
     pub fn start(host: &Host, command: &mut Command) -> Result<Self> {
-        Self::start_seeing(host, command, &[])
+        Self::start_with_files(host, command, &[])
     }
 
-    /// As [`Self::start`]; the process sees the first file of each pair in the place of the second.
+    /// As [`Self::start`]; the first file of each pair is mounted over the second.
     ///
     /// # Errors
-    /// As [`Self::start`], and when a file is not there.
-    pub fn start_seeing(
+    /// As [`Self::start`], and when a file does not exist.
+    pub fn start_with_files(
         host: &Host,
         command: &mut Command,
         files: &[(&Path, &Path)],
     ) -> Result<Self> {
         use std::os::unix::process::CommandExt as _;
-        let _making = cleanup::making();
-        // A group of its own: the terminal's Ctrl-C is for this process, which cleans up.
-        let child = host.start_seeing(command.process_group(0), files)?;
+        let _guard = cleanup::creation_guard();
+        // A process group of its own, so that Ctrl-C in the terminal reaches only the harness, which
+        // cleans up.
+        let child = host.start_with_files(command.process_group(0), files)?;
         let registered = cleanup::register(Resource::Process(pid_of(&child)));
         Ok(Self { child, registered })
     }
 
-    /// Its pid.
+    /// The process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -71,44 +72,44 @@ impl Process {
     /// Sends a signal.
     ///
     /// # Errors
-    /// When the process is gone.
+    /// When the process has ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         signal::kill(Pid::from_raw(pid_of(&self.child)), signal).context("sending a signal")
     }
 
-    /// Stops it from running, or lets it go on: it keeps all that it has and does nothing.
+    /// Suspends or resumes the process.
     ///
     /// # Errors
-    /// When the process is gone.
+    /// When the process has ended.
     pub fn pause(&self, pause: Pause) -> Result<()> {
         self.signal(match pause {
-            Pause::Stop => Signal::SIGSTOP,
-            Pause::GoOn => Signal::SIGCONT,
+            Pause::Suspend => Signal::SIGSTOP,
+            Pause::Resume => Signal::SIGCONT,
         })
     }
 
-    /// Kills it with SIGKILL and waits for its end.
+    /// Sends SIGKILL and waits until the process has ended.
     ///
     /// # Errors
-    /// When it cannot be waited for.
+    /// When waiting for the process fails.
     pub fn kill(&mut self) -> Result<ExitStatus> {
         self.child.kill().context("killing a process")?;
         self.child.wait().context("waiting for a process")
     }
 
-    /// Asks it to end with SIGTERM and waits.
+    /// Sends SIGTERM and waits until the process has ended.
     ///
     /// # Errors
-    /// When it is still there after `limit`.
+    /// When the process has not ended within `limit`.
     pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
         self.wait(limit)
     }
 
-    /// Waits for its end.
+    /// Waits until the process has ended.
     ///
     /// # Errors
-    /// When it is still there after `limit`.
+    /// When the process has not ended within `limit`.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         let started = Instant::now();
         loop {
@@ -116,18 +117,18 @@ impl Process {
                 return Ok(status);
             }
             if started.elapsed() > limit {
-                bail!("process {} is still there after {limit:?}", self.pid());
+                bail!("process {} has not ended within {limit:?}", self.pid());
             }
             thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// Whether it still runs.
+    /// Whether the process is running.
     pub fn alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Lets it run on after this process ended.
+    /// Leaves the process running after the harness has ended.
     pub fn leak(self) {
         self.registered.forget();
         std::mem::forget(self);
@@ -139,18 +140,18 @@ impl Drop for Process {
         if self.alive() {
             cleanup::kill(pid_of(&self.child));
         }
-        // Collects the status; a process that was killed cannot refuse.
+        // Reaps the process; waiting for a killed process does not fail.
         drop(self.child.wait());
         self.registered.forget();
     }
 }
 
 fn pid_of(child: &Child) -> i32 {
-    // Linux pids end at 2^22.
+    // The largest pid of Linux is 2^22.
     i32::try_from(child.id()).unwrap_or(i32::MAX)
 }
 
-/// CPU time of a process, all its threads and dead ones included.
+/// CPU time of a process, including threads that have ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct CpuSeconds {
     /// In user space, seconds.
@@ -160,27 +161,27 @@ pub struct CpuSeconds {
 }
 
 impl CpuSeconds {
-    /// Both together, seconds.
+    /// The sum of both, seconds.
     #[must_use]
     pub fn total(self) -> f64 {
         self.user + self.system
     }
 }
 
-/// How many clock ticks `/proc` counts in a second.
+/// The number of clock ticks of `/proc` per second.
 #[must_use]
 pub fn ticks_per_second() -> f64 {
     let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
     f64::from(u32::try_from(ticks).unwrap_or(100))
 }
 
-/// CPU time of a process so far.
+/// The CPU time that a process has used so far.
 ///
 /// # Errors
-/// When the process is gone.
+/// When the process has ended.
 pub fn cpu_seconds(pid: u32) -> io::Result<CpuSeconds> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // Fields 14 and 15 of proc(5); the name in field 2 may hold spaces and brackets.
+    // Fields 14 and 15 of proc(5); the name in field 2 may contain spaces and brackets.
     let mut fields = stat
         .rsplit_once(')')
         .map_or("", |(_, rest)| rest)
@@ -203,7 +204,7 @@ pub fn cpu_seconds(pid: u32) -> io::Result<CpuSeconds> {
 /// Resident memory of a process, bytes.
 ///
 /// # Errors
-/// When the process is gone.
+/// When the process has ended.
 pub fn rss_bytes(pid: u32) -> io::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let kilobytes = status
@@ -215,14 +216,14 @@ pub fn rss_bytes(pid: u32) -> io::Result<u64> {
     Ok(kilobytes * 1024)
 }
 
-/// The inodes of the sockets that a process holds.
+/// The inodes of the open sockets of a process.
 ///
 /// # Errors
-/// When the process is gone.
+/// When the process has ended.
 pub fn socket_inodes(pid: u32) -> io::Result<HashSet<u64>> {
     let mut inodes = HashSet::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
-        // What is closed meanwhile is no socket of it any more.
+        // The descriptor may have been closed in the meantime.
         let Ok(target) = fs::read_link(entry?.path()) else {
             continue;
         };

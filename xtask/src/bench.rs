@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: checks, builds, and runs the benchmark (a program of the tests).
+//! `cargo xtask bench`: checks the requirements, builds, and runs the benchmark (a program of the
+//! tests).
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -10,10 +11,10 @@ use crate::{requirements, shell};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A few minutes: short samples, three rounds.
+    /// Short samples and three rounds; takes a few minutes.
     #[arg(long)]
     quick: bool,
-    /// Rounds; every round measures every row with and without the mesh.
+    /// The number of rounds. Each round measures every row with and without the mesh.
     #[arg(long)]
     rounds: Option<usize>,
     /// Measure only rows whose name contains this text, for example `http` or `direct/`. Two values
@@ -72,7 +73,7 @@ fn cargo_bench(package: &str, name: &str) -> Result<ExitCode> {
 
 fn absolute(path: &Path) -> Result<PathBuf> {
     Ok(env::current_dir()
-        .context("asking for the working directory")?
+        .context("reading the working directory")?
         .join(path))
 }
 

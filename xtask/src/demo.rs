@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: checks, builds, and runs the demonstration (a program of the tests).
+//! `cargo xtask demo`: checks the requirements, builds, and runs the demo (a program of the tests).
 
 use std::process::ExitCode;
 
@@ -8,10 +8,10 @@ use crate::{requirements, shell};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Leave nodes and proxies running at the end, and print commands to try.
+    /// Keep nodes and proxies running at the end, and print commands to try.
     #[arg(long)]
     keep: bool,
-    /// Only remove the nodes that an earlier run with --keep left.
+    /// Only remove the nodes of an earlier run with --keep.
     #[arg(long, conflicts_with = "keep")]
     clean: bool,
 }

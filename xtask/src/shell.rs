@@ -1,4 +1,4 @@
-//! Runs other programs, always from the workspace's root, and prints each command.
+//! Runs other programs in the workspace's root, and prints each command.
 
 use std::env;
 use std::ffi::OsStr;
@@ -20,7 +20,7 @@ pub(crate) fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// The triple of this machine, as the compiler names it.
+/// The target triple of this machine.
 pub(crate) fn host() -> Result<String> {
     let output = Command::new("rustc")
         .arg("-vV")
@@ -29,17 +29,18 @@ pub(crate) fn host() -> Result<String> {
         .context("rustc cannot be run")?;
     let text = String::from_utf8_lossy(&output.stdout);
     let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).context("rustc -vV names no host")
+    host.map(str::to_owned)
+        .context("the output of rustc -vV has no host")
 }
 
-/// A call of cargo.
+/// A command of cargo.
 pub(crate) fn cargo<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(arguments: I) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());
     command
 }
 
-/// Runs a command; whether it succeeded.
+/// Runs a command. Returns whether it succeeded.
 pub(crate) fn succeeds(command: &mut Command) -> Result<bool> {
     print(command);
     let status = command
@@ -56,7 +57,7 @@ pub(crate) fn must(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command, passes each line of its standard output to `see`, and prints it.
+/// Runs a command, passes each line of its standard output to `see`, and prints the line.
 pub(crate) fn watched(command: &mut Command, mut see: impl FnMut(&str)) -> Result<bool> {
     print(command);
     let mut child = command
@@ -75,8 +76,8 @@ pub(crate) fn watched(command: &mut Command, mut see: impl FnMut(&str)) -> Resul
     Ok(child.wait().context("waiting for a child")?.success())
 }
 
-/// Builds the release binaries of proxy and tests, and replaces this process by one of the tests'
-/// programs; returns only if that fails.
+/// Builds the release binaries of proxy and tests, and replaces this process with a program of the
+/// tests. Returns only if that fails.
 pub(crate) fn run_release(program: &str, arguments: &[String]) -> Result<ExitCode> {
     must(&mut cargo([
         "build",
@@ -89,8 +90,8 @@ pub(crate) fn run_release(program: &str, arguments: &[String]) -> Result<ExitCod
     ]))?;
     let mut command = Command::new(target().join("release").join(program));
     command.args(arguments);
-    // The program replaces this process, so that signals reach it and the shell prompts only
-    // after it has cleaned up.
+    // The program replaces this process, so that it receives signals directly and the shell waits
+    // for its cleanup.
     Err(command.exec()).with_context(|| format!("running {command:?}"))
 }
 

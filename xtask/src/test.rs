@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every check in order; the last line sums up.
+//! `cargo xtask test`: runs all checks and prints a summary.
 
 use std::process::{Command, ExitCode};
 use std::time::Instant;
@@ -7,15 +7,15 @@ use anyhow::Result;
 
 use crate::{envoy, fuzz, requirements, shell, tidy};
 
-/// End-to-end tests at the same time. Each has its own nodes and proxies; more would make
+/// The number of concurrent end-to-end tests. Each has its own nodes and proxies; more would make
 /// tests with time limits wait for the CPU.
 const E2E_THREADS: &str = "--test-threads=2";
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Only this part; all parts if it is left out.
+    /// Run only this part; the default is all parts.
     part: Option<Part>,
-    /// How long each fuzz target runs.
+    /// The run time of each fuzz target, in seconds.
     #[arg(long, default_value_t = 15, value_name = "N")]
     fuzz_seconds: u64,
 }
@@ -26,7 +26,7 @@ enum Part {
     Lint,
     /// Unit tests. Needs no root.
     Unit,
-    /// Every fuzz target, some seconds each. Needs a C++ compiler, but no root.
+    /// Every fuzz target for some seconds. Needs a C++ compiler, but no root.
     Fuzz,
     /// End-to-end tests in network namespaces. Needs root.
     E2e,
@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if wanted(Part::E2e) {
         requirements::for_e2e()?;
     }
-    // Checked before the other parts run, not after them.
+    // Requirements of all parts are checked before the first part runs.
     if wanted(Part::Fuzz) {
         requirements::for_fuzzing()?;
     } else {
@@ -104,8 +104,8 @@ fn lint(steps: &mut Vec<Step>) -> Result<()> {
 }
 
 fn e2e(steps: &mut Vec<Step>) -> Result<()> {
-    // The tests start these binaries. All commands select the same packages: another selection would unify other features, and
-    // build every dependency again.
+    // The tests start these binaries. All commands select the same packages, because another
+    // selection would unify other features and rebuild every dependency.
     let mut build = shell::cargo(["build", "--bins"]);
     if !shell::succeeds(&mut build)? {
         steps.push(Step {
@@ -115,8 +115,7 @@ fn e2e(steps: &mut Vec<Step>) -> Result<()> {
         });
         return Ok(());
     }
-    // Tests of the proxy's own code that need root; they are ignored without it.
-    // One at a time: each attaches programs to the machine's one root cgroup.
+    // Unit tests of `node` that need root are ignored by default.
     const ALONE: &str = "--test-threads=1";
     let parts = ["bpf::", "pods::", "handover::", "agent::"];
     let mut rooted = shell::cargo(["test", "--package", "node", "--lib", "--"]);

@@ -14,14 +14,14 @@ const FILES: [&str; 5] = [
 fn main() {
     println!("cargo::rerun-if-changed=proto");
     let Some(out) = std::env::var_os("OUT_DIR").map(PathBuf::from) else {
-        return println!("cargo::error=cargo set no OUT_DIR");
+        return println!("cargo::error=OUT_DIR is not set");
     };
-    if let Err(problem) = generate(&out) {
-        println!("cargo::error=proto: {problem}");
+    if let Err(error) = generate(&out) {
+        println!("cargo::error=cannot generate code from proto/: {error}");
     }
 }
 
-/// Writes `mod.rs` with the types of every package, nested as the packages are.
+/// Writes `mod.rs` with the types of each package in nested modules.
 fn generate(out: &Path) -> Result<(), String> {
     let descriptors = protox::compile(FILES, ["proto"]).map_err(|error| format!("{error:?}"))?;
     tonic_prost_build::configure()

@@ -1,24 +1,26 @@
-//! An address that belongs to another pod by now: nothing that was known of the old pod lets a
-//! connection reach, or come from, the new one.
+//! An address that is reused by another pod: no fast-path entry of the old pod lets a connection
+//! reach the new pod, or come from it.
 
 use std::io::{Read as _, Write as _};
 
-use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::data_path::{DataPath, Topology};
 use ztunnel_tests::net::{Family, Host};
 use ztunnel_tests::proxy::{Mesh, PodEntry, Settings, identity, workload_uid};
 use ztunnel_tests::traffic::Kind;
 
-use crate::proof::{PATIENCE, PORT, about, ask, call, change, unharmed};
+use crate::assertions::{
+    PORT, TIMEOUT, assert_all_running, call, change, policy_for, send_request,
+};
 
-/// Whether the proxy lives when the address changes hands.
+/// Whether the proxy runs while the address is reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Proxy {
     Runs,
     Killed,
 }
 
-/// Puts a pod in the place of another one, as another workload with another service account.
-fn succeed(settings: &mut Settings, old: &Host, new: &Host) {
+/// Replaces a pod by another one, with another workload and another service account.
+fn replace_workload(settings: &mut Settings, old: &Host, new: &Host) {
     for entry in &mut settings.pods {
         if entry.workload == workload_uid(old) {
             *entry = PodEntry {
@@ -36,9 +38,9 @@ fn succeed(settings: &mut Settings, old: &Host, new: &Host) {
     }
 }
 
-/// A call that must not be answered: neither at once, nor after it seemed to come up.
-fn never_answered(scene: &Scene, from: &Host, to: std::net::SocketAddr) {
-    let outcome = scene.knock(from, to).and_then(|mut end| {
+/// Asserts that a request gets no answer, whether it is refused at once or after the connect.
+fn assert_no_answer(topology: &Topology, from: &Host, to: std::net::SocketAddr) {
+    let outcome = topology.dial_once(from, to).and_then(|mut end| {
         end.set_read_timeout(Some(std::time::Duration::from_secs(5)))?;
         end.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
         end.read_exact(&mut [0])
@@ -46,34 +48,34 @@ fn never_answered(scene: &Scene, from: &Host, to: std::net::SocketAddr) {
     assert!(outcome.is_err(), "{} got an answer from {to}", from.name);
 }
 
-fn the_server_is_succeeded(proxy: Proxy) {
-    let scene = Scene::set(Lane::Direct).unwrap();
-    let client = scene.client();
-    // Whoever this address belongs to next may not be called by the client.
-    let mut mesh = scene.mesh().start().unwrap();
-    let old = scene.server();
+fn replace_the_server(proxy: Proxy) {
+    let topology = Topology::new(DataPath::Direct).unwrap();
+    let client = topology.client();
+    // The client may not connect to the next owner of this address.
+    let mut mesh = topology.mesh().start().unwrap();
+    let old = topology.server();
     let before = old.serve(Kind::Http, PORT).unwrap();
     let service = Mesh::service(old);
-    let ways = Family::BOTH.map(|family| [old.at(family, PORT), service.at(family, 80)]);
-    for to in ways.into_iter().flatten() {
-        scene.get(to, "known").unwrap();
+    let addresses = Family::BOTH.map(|family| [old.at(family, PORT), service.at(family, 80)]);
+    for to in addresses.into_iter().flatten() {
+        topology.get(to, "first").unwrap();
     }
     if proxy == Proxy::Killed {
         mesh.proxy("a").kill().unwrap();
     }
     drop(before);
-    let new = scene.world().successor("a", 2).unwrap();
+    let new = topology.world().replace_pod("a", 2).unwrap();
     let running = new.serve(Kind::Http, PORT).unwrap();
-    for to in ways.into_iter().flatten() {
+    for to in addresses.into_iter().flatten() {
         for _ in 0..2 {
-            never_answered(&scene, client, to);
+            assert_no_answer(&topology, client, to);
         }
     }
     let deny = |settings: &mut Settings| {
-        succeed(settings, old, &new);
+        replace_workload(settings, old, &new);
         settings
             .policies
-            .push(about(client, "not-the-new-one", "Deny"));
+            .push(policy_for(client, "not-the-new-one", "Deny"));
     };
     match proxy {
         Proxy::Runs => change(&mut mesh, deny),
@@ -82,53 +84,53 @@ fn the_server_is_succeeded(proxy: Proxy) {
             mesh.proxy("a").start().unwrap();
         }
     }
-    mesh.proxy("a").wait_for_log(&new.name, PATIENCE).unwrap();
-    for to in ways.into_iter().flatten() {
+    mesh.proxy("a").wait_for_log(&new.name, TIMEOUT).unwrap();
+    for to in addresses.into_iter().flatten() {
         for _ in 0..2 {
-            never_answered(&scene, client, to);
+            assert_no_answer(&topology, client, to);
         }
     }
-    // As itself it is reached, by whom its policy allows.
+    // The new pod is reached by the clients that its policy allows.
     for family in Family::BOTH {
         let to = new.at(family, PORT);
-        let last = (0..3).map(|_| ask(&scene, scene.clients()[1], to).unwrap());
-        let directs: Vec<_> = last.map(|asked| asked.direct).collect();
-        assert_eq!(directs, [false, true, true], "{to}");
+        let last = (0..3).map(|_| send_request(&topology, topology.clients()[1], to).unwrap());
+        let fast_path: Vec<_> = last.map(|sent| sent.direct).collect();
+        assert_eq!(fast_path, [false, true, true], "{to}");
     }
-    let heard = running.accepted();
-    assert_eq!(heard, 6, "somebody was let in who is not allowed");
-    unharmed(&mut mesh);
+    let accepted = running.accepted();
+    assert_eq!(accepted, 6, "a client that is not allowed was admitted");
+    assert_all_running(&mut mesh);
 }
 
 #[test]
-fn a_server_is_succeeded_while_the_proxy_runs() {
-    the_server_is_succeeded(Proxy::Runs);
+fn a_server_pod_is_replaced_while_the_proxy_runs() {
+    replace_the_server(Proxy::Runs);
 }
 
 #[test]
-fn a_server_is_succeeded_while_no_proxy_runs() {
-    the_server_is_succeeded(Proxy::Killed);
+fn a_server_pod_is_replaced_while_no_proxy_runs() {
+    replace_the_server(Proxy::Killed);
 }
 
-fn the_client_is_succeeded(proxy: Proxy) {
-    let scene = Scene::set(Lane::Direct).unwrap();
-    let old = scene.client();
-    // The old client, and nobody else.
-    let mut mesh = scene
+fn replace_the_client(proxy: Proxy) {
+    let topology = Topology::new(DataPath::Direct).unwrap();
+    let old = topology.client();
+    // Only the old client.
+    let mut mesh = topology
         .mesh()
-        .policy(about(old, "only-the-old-one", "Allow"))
+        .policy(policy_for(old, "only-the-old-one", "Allow"))
         .start()
         .unwrap();
-    let running = scene.serve(Kind::Http, PORT).unwrap();
-    let server = scene.server();
+    let running = topology.serve(Kind::Http, PORT).unwrap();
+    let server = topology.server();
     for family in Family::BOTH {
-        scene.get(server.at(family, PORT), "known").unwrap();
+        topology.get(server.at(family, PORT), "first").unwrap();
     }
-    let heard = running.accepted();
+    let accepted = running.accepted();
     if proxy == Proxy::Killed {
         mesh.proxy("a").kill().unwrap();
     }
-    let new = scene.world().successor("a", 0).unwrap();
+    let new = topology.world().replace_pod("a", 0).unwrap();
     let all_fail = || {
         for family in Family::BOTH {
             for _ in 0..2 {
@@ -138,7 +140,7 @@ fn the_client_is_succeeded(proxy: Proxy) {
         }
     };
     all_fail();
-    let other = |settings: &mut Settings| succeed(settings, old, &new);
+    let other = |settings: &mut Settings| replace_workload(settings, old, &new);
     match proxy {
         Proxy::Runs => change(&mut mesh, other),
         Proxy::Killed => {
@@ -146,28 +148,28 @@ fn the_client_is_succeeded(proxy: Proxy) {
             mesh.proxy("a").start().unwrap();
         }
     }
-    mesh.proxy("a").wait_for_log(&new.name, PATIENCE).unwrap();
+    mesh.proxy("a").wait_for_log(&new.name, TIMEOUT).unwrap();
     all_fail();
-    assert_eq!(running.accepted(), heard);
+    assert_eq!(running.accepted(), accepted);
     change(&mut mesh, |settings| settings.policies.clear());
     for family in Family::BOTH {
         let to = server.at(family, PORT);
-        let directs = [0; 3].map(|_| ask(&scene, &new, to).unwrap().direct);
-        assert_eq!(directs, [false, true, true], "{to}");
+        let fast_path = [0; 3].map(|_| send_request(&topology, &new, to).unwrap().direct);
+        assert_eq!(fast_path, [false, true, true], "{to}");
     }
-    // What it says is said in its own name.
+    // Connections of the new pod have its own identity.
     mesh.proxy("a")
-        .wait_for_log(&identity(&new), PATIENCE)
+        .wait_for_log(&identity(&new), TIMEOUT)
         .unwrap();
-    unharmed(&mut mesh);
+    assert_all_running(&mut mesh);
 }
 
 #[test]
-fn a_client_is_succeeded_while_the_proxy_runs() {
-    the_client_is_succeeded(Proxy::Runs);
+fn a_client_pod_is_replaced_while_the_proxy_runs() {
+    replace_the_client(Proxy::Runs);
 }
 
 #[test]
-fn a_client_is_succeeded_while_no_proxy_runs() {
-    the_client_is_succeeded(Proxy::Killed);
+fn a_client_pod_is_replaced_while_no_proxy_runs() {
+    replace_the_client(Proxy::Killed);
 }

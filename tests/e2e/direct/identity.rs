@@ -1,49 +1,52 @@
-//! Who a client is counts on the direct lane as it does in a tunnel: the kernel vouches for it.
+//! The identity of a client is enforced on the fast path as in a tunnel: the kernel guarantees the
+//! client's pod.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
-use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::data_path::{DataPath, Topology};
 use ztunnel_tests::net::{Family, Host};
-use ztunnel_tests::on_lanes;
+use ztunnel_tests::on_paths;
 use ztunnel_tests::proxy::{Mesh, Policy, identity};
 use ztunnel_tests::traffic::Kind;
 
-use crate::proof::{PATIENCE, PORT, about, ask, call, eventually, unharmed};
+use crate::assertions::{
+    PORT, TIMEOUT, assert_all_running, call, eventually, policy_for, send_request,
+};
 
-on_lanes!(a_policy_that_allows_one_identity_refuses_the_others: direct, auto);
-fn a_policy_that_allows_one_identity_refuses_the_others(lane: Lane) {
-    let scene = Scene::set(lane).unwrap();
-    let [one, other] = scene.clients();
-    let mut mesh = scene
+on_paths!(a_policy_that_allows_one_identity_refuses_others: direct, auto);
+fn a_policy_that_allows_one_identity_refuses_others(data_path: DataPath) {
+    let topology = Topology::new(data_path).unwrap();
+    let [one, other] = topology.clients();
+    let mut mesh = topology
         .mesh()
-        .policy(about(one, "only-one", "Allow"))
+        .policy(policy_for(one, "only-one", "Allow"))
         .start()
         .unwrap();
-    scene.chosen(&mut mesh).unwrap();
-    let running = scene.serve(Kind::Http, PORT).unwrap();
-    let service = Mesh::service(scene.server());
+    topology.wait_for_acceleration(&mut mesh).unwrap();
+    let running = topology.serve(Kind::Http, PORT).unwrap();
+    let service = Mesh::service(topology.server());
     for family in Family::BOTH {
-        for to in [scene.server().at(family, PORT), service.at(family, 80)] {
-            // In turns, so that what is known of one could be mistaken for the other.
+        for to in [topology.server().at(family, PORT), service.at(family, 80)] {
+            // Alternating, so that an entry of one client could be applied to the other by mistake.
             for round in 0..4 {
-                let asked = ask(&scene, one, to).unwrap();
-                assert_eq!(asked.direct, round > 0, "{to}, round {round}");
+                let sent = send_request(&topology, one, to).unwrap();
+                assert_eq!(sent.direct, round > 0, "{to}, round {round}");
                 let refused = call(other, to);
                 assert!(refused.is_err(), "{to}, round {round}: {refused:?}");
             }
         }
     }
-    assert_eq!(running.accepted(), scene.knocks());
+    assert_eq!(running.accepted(), topology.dialled());
     mesh.proxy("a")
-        .wait_for_log(&identity(one), PATIENCE)
-        .expect("the identity in the access log");
-    unharmed(&mut mesh);
+        .wait_for_log(&identity(one), TIMEOUT)
+        .expect("the access log must contain the identity");
+    assert_all_running(&mut mesh);
 }
 
-/// Connects from an address that need not be the host's own.
+/// Connects from an address that may belong to another host.
 fn call_as(host: &Host, from: SocketAddr, to: SocketAddr) -> io::Result<()> {
     host.enter(|| {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
@@ -53,72 +56,77 @@ fn call_as(host: &Host, from: SocketAddr, to: SocketAddr) -> io::Result<()> {
             socket.set_freebind_v6(true)?;
         }
         socket.bind(&from.into())?;
-        // An answer would go to whom the address belongs to, so this waits for nothing.
+        // An answer would be sent to the owner of the address, so this does not wait for one.
         socket.connect_timeout(&to.into(), std::time::Duration::from_secs(3))?;
         let mut stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         stream.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
         let mut answer = [0; 16];
         stream.read_exact(&mut answer)
     })
 }
 
-/// A privileged pod can put any address on its packets. It does not become who has the address.
+/// A privileged pod can send packets with any source address. It does not get the identity of the
+/// address's owner.
 #[test]
-fn an_address_alone_is_no_identity() {
-    let scene = Scene::set(Lane::Direct).unwrap();
-    let [one, thief] = scene.clients();
-    let outside = scene.world().outside();
-    let mut mesh = scene
+fn a_spoofed_address_does_not_give_an_identity() {
+    let topology = Topology::new(DataPath::Direct).unwrap();
+    let [one, thief] = topology.clients();
+    let outside = topology.world().outside();
+    let mut mesh = topology
         .mesh()
-        .policy(about(one, "only-one", "Allow"))
+        .policy(policy_for(one, "only-one", "Allow"))
         .start()
         .unwrap();
-    let running = scene.serve(Kind::Http, PORT).unwrap();
+    let running = topology.serve(Kind::Http, PORT).unwrap();
     for family in Family::BOTH {
-        let to = scene.server().at(family, PORT);
-        scene.get(to, "known").unwrap();
-        eventually("what was let in has arrived", || {
-            (running.accepted() == scene.knocks()).then_some(())
+        let to = topology.server().at(family, PORT);
+        topology.get(to, "first").unwrap();
+        eventually("all admitted connections have arrived", || {
+            (running.accepted() == topology.dialled()).then_some(())
         });
         for host in [thief, outside] {
             let outcome = call_as(host, one.at(family, 0), to);
             assert!(outcome.is_err(), "{} as {}", host.name, one.name);
         }
-        assert_eq!(running.accepted(), scene.knocks(), "{family:?}: it got in");
+        assert_eq!(
+            running.accepted(),
+            topology.dialled(),
+            "{family:?}: a spoofed connection was admitted"
+        );
     }
-    unharmed(&mut mesh);
+    assert_all_running(&mut mesh);
 }
 
-/// Namespaces and addresses are matched too.
+/// Namespaces and addresses are matched, too.
 #[test]
-fn a_deny_is_kept_beside_an_allow() {
-    let scene = Scene::set(Lane::Direct).unwrap();
-    let [one, other] = scene.clients();
-    let everybody = Policy::namespace(
-        "everybody",
+fn a_deny_is_enforced_beside_an_allow() {
+    let topology = Topology::new(DataPath::Direct).unwrap();
+    let [one, other] = topology.clients();
+    let allow_all = Policy::namespace(
+        "allow-all",
         "Allow",
         json!([[[{ "namespaces": [{ "exact": "default" }] }]]]),
     );
-    let mut mesh = scene
+    let mut mesh = topology
         .mesh()
-        .policy(everybody)
-        .policy(about(other, "but-one", "Deny"))
+        .policy(allow_all)
+        .policy(policy_for(other, "but-one", "Deny"))
         .start()
         .unwrap();
-    let running = scene.serve(Kind::Http, PORT).unwrap();
+    let running = topology.serve(Kind::Http, PORT).unwrap();
     for family in Family::BOTH {
-        let to = scene.server().at(family, PORT);
+        let to = topology.server().at(family, PORT);
         for round in 0..3 {
-            assert_eq!(ask(&scene, one, to).unwrap().direct, round > 0);
+            assert_eq!(send_request(&topology, one, to).unwrap().direct, round > 0);
             assert!(call(other, to).is_err());
         }
     }
-    assert_eq!(running.accepted(), scene.knocks());
+    assert_eq!(running.accepted(), topology.dialled());
     let denied = [("reporter", "destination"), ("response_flags", "DENY")];
     eventually("six denials are counted", || {
         let metrics = mesh.proxy("a").metrics().unwrap();
         (metrics.sum("istio_tcp_connections_failed_total", &denied) == 6.0).then_some(())
     });
-    unharmed(&mut mesh);
+    assert_all_running(&mut mesh);
 }

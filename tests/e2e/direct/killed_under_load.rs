@@ -1,5 +1,5 @@
-//! Clients that call all the time do not notice that the proxy is killed and started again, as
-//! long as they call what they have called before.
+//! Clients under load do not notice that the proxy is killed and started again, as long as their
+//! connections have a fast-path entry.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,38 +8,38 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::data_path::{DataPath, Topology};
 use ztunnel_tests::net::{Family, Host};
-use ztunnel_tests::on_lanes;
+use ztunnel_tests::on_paths;
 use ztunnel_tests::proxy::Mesh;
 use ztunnel_tests::traffic::{self, Kind};
 
-use crate::proof::{MARKER, PATIENCE, PORT, eventually, unharmed};
+use crate::assertions::{MARKER, PORT, TIMEOUT, assert_all_running, eventually};
 
-/// Between two blows.
-const ROUNDS: usize = 5;
-/// Between two requests of a client.
-const HASTE: Duration = Duration::from_millis(1);
-/// The same where events wait for the next proxy: all must fit in their ring, however long it takes to
-/// start.
-const PACE: Duration = Duration::from_millis(8);
+/// The pause between two kills.
+const KILLS: usize = 5;
+/// The pause between two requests of a client.
+const REQUEST_PAUSE: Duration = Duration::from_millis(1);
+/// The pause if events wait for the next proxy: all of them must fit into the ring buffer until it
+/// has started.
+const POLL_INTERVAL: Duration = Duration::from_millis(8);
 
-on_lanes!(known_calls_never_fail: direct, joined);
-fn known_calls_never_fail(lane: Lane) {
-    let scene = Scene::set(lane).unwrap();
-    let mut mesh = scene.mesh().start().unwrap();
-    let (server, outside) = (scene.server(), scene.world().outside());
+on_paths!(connections_with_a_fast_path_entry_never_fail: direct, joined);
+fn connections_with_a_fast_path_entry_never_fail(data_path: DataPath) {
+    let topology = Topology::new(data_path).unwrap();
+    let mut mesh = topology.mesh().start().unwrap();
+    let (server, outside) = (topology.server(), topology.world().outside());
     let _servers = [server, outside].map(|host| host.serve(Kind::Http, PORT).unwrap());
     let service = Mesh::service(server);
     let mut calls = Vec::new();
-    for from in scene.clients() {
+    for from in topology.clients() {
         for family in Family::BOTH {
             for to in [
                 server.at(family, PORT),
                 service.at(family, 80),
                 outside.at(family, PORT),
             ] {
-                scene.get_from(from, to, "known").unwrap();
+                topology.get_from(from, to, "first").unwrap();
                 calls.push((from, to));
             }
         }
@@ -48,10 +48,12 @@ fn known_calls_never_fail(lane: Lane) {
     let failures: Vec<_> = thread::scope(|scope| {
         let threads: Vec<_> = calls
             .iter()
-            .map(|(from, to)| scope.spawn(|| load(lane, from, (*to, HASTE), &stop, &answers)))
+            .map(|(from, to)| {
+                scope.spawn(|| load(data_path, from, (*to, REQUEST_PAUSE), &stop, &answers))
+            })
             .collect();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            blows(&mut mesh, &answers);
+            kill_repeatedly(&mut mesh, &answers);
         }));
         stop.store(true, Ordering::Relaxed);
         let ended = threads.into_iter().map(|thread| thread.join().unwrap());
@@ -62,17 +64,17 @@ fn known_calls_never_fail(lane: Lane) {
         failures
     });
     assert!(failures.is_empty(), "{failures:?}");
-    unharmed(&mut mesh);
+    assert_all_running(&mut mesh);
 }
 
-fn blows(mesh: &mut Mesh<'_>, answers: &AtomicU64) {
+fn kill_repeatedly(mesh: &mut Mesh<'_>, answers: &AtomicU64) {
     let a_while = || {
         let wanted = answers.load(Ordering::Relaxed) + 500;
         eventually("five hundred answers", || {
             (answers.load(Ordering::Relaxed) >= wanted).then_some(())
         });
     };
-    for round in 0..ROUNDS {
+    for round in 0..KILLS {
         a_while();
         mesh.proxy("a").kill().unwrap();
         if round % 2 == 0 {
@@ -84,7 +86,7 @@ fn blows(mesh: &mut Mesh<'_>, answers: &AtomicU64) {
 }
 
 fn load(
-    lane: Lane,
+    data_path: DataPath,
     from: &Host,
     (to, pace): (SocketAddr, Duration),
     stop: &AtomicBool,
@@ -92,7 +94,7 @@ fn load(
 ) -> io::Result<()> {
     from.enter(|| {
         while !stop.load(Ordering::Relaxed) {
-            let answer = traffic::get_as(lane.manner(), to, MARKER, PATIENCE)
+            let answer = traffic::get_as(data_path.io_mode(), to, MARKER, TIMEOUT)
                 .map_err(|error| io::Error::new(error.kind(), format!("{to}: {error}")))?;
             assert_eq!(answer.client_peer, to);
             answers.fetch_add(1, Ordering::Relaxed);
@@ -102,23 +104,25 @@ fn load(
     })
 }
 
-/// A proxy that is asked to end passes on what it has not heard of: no connection is missing in
-/// the access log, and none is there twice.
+/// A proxy that gets SIGTERM leaves unread events to the next one: every connection is in the
+/// access log exactly once.
 #[test]
-fn every_connection_has_its_line_whichever_proxy_was_there() {
-    let scene = Scene::set(Lane::Direct).unwrap();
-    let mut mesh = scene.mesh().start().unwrap();
-    let _running = scene.serve(Kind::Http, PORT).unwrap();
-    let calls = Family::BOTH.map(|family| scene.server().at(family, PORT));
+fn every_connection_is_logged_exactly_once_across_proxies() {
+    let topology = Topology::new(DataPath::Direct).unwrap();
+    let mut mesh = topology.mesh().start().unwrap();
+    let _running = topology.serve(Kind::Http, PORT).unwrap();
+    let calls = Family::BOTH.map(|family| topology.server().at(family, PORT));
     for to in calls {
-        scene.get(to, "known").unwrap();
+        topology.get(to, "first").unwrap();
     }
     let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
-        let client = scene.client();
+        let client = topology.client();
         for to in calls {
             let (stop, answers) = (&stop, &answers);
-            scope.spawn(move || load(Lane::Direct, client, (to, PACE), stop, answers).unwrap());
+            scope.spawn(move || {
+                load(DataPath::Direct, client, (to, POLL_INTERVAL), stop, answers).unwrap()
+            });
         }
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for _ in 0..3 {
@@ -126,7 +130,7 @@ fn every_connection_has_its_line_whichever_proxy_was_there() {
                 eventually("two hundred answers", || {
                     (answers.load(Ordering::Relaxed) >= wanted).then_some(())
                 });
-                mesh.proxy("a").terminate(PATIENCE).unwrap();
+                mesh.proxy("a").terminate(TIMEOUT).unwrap();
                 thread::sleep(Duration::from_millis(200));
                 mesh.proxy("a").start().unwrap();
             }
@@ -134,7 +138,7 @@ fn every_connection_has_its_line_whichever_proxy_was_there() {
         stop.store(true, Ordering::Relaxed);
         outcome.unwrap();
     });
-    let truth = usize::try_from(answers.load(Ordering::Relaxed) + scene.knocks()).unwrap();
+    let truth = usize::try_from(answers.load(Ordering::Relaxed) + topology.dialled()).unwrap();
     let proxy = mesh.proxy("a");
     for direction in ["outbound", "inbound"] {
         let reached = ztunnel_tests::eventually(Duration::from_secs(10), || {
@@ -146,13 +150,13 @@ fn every_connection_has_its_line_whichever_proxy_was_there() {
             reached,
             "{} lines, {truth} connections; twice: {:#?}",
             lines.len(),
-            twice(&lines)
+            duplicates(&lines)
         );
     }
-    unharmed(&mut mesh);
+    assert_all_running(&mut mesh);
 }
 
-/// The lines of the access log about one direction.
+/// The lines of the access log with this direction.
 fn lines<'log>(log: &'log str, direction: &str) -> Vec<&'log str> {
     let wanted = format!("direction=\"{direction}\"");
     log.lines()
@@ -160,8 +164,8 @@ fn lines<'log>(log: &'log str, direction: &str) -> Vec<&'log str> {
         .collect()
 }
 
-/// Lines about one and the same client's port.
-fn twice<'log>(lines: &[&'log str]) -> Vec<Vec<&'log str>> {
+/// Lines with the same client port.
+fn duplicates<'log>(lines: &[&'log str]) -> Vec<Vec<&'log str>> {
     let mut by_client: BTreeMap<&str, Vec<&'log str>> = BTreeMap::new();
     for line in lines {
         let client = line

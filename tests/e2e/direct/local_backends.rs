@@ -1,5 +1,5 @@
-//! A service with backends on this node and on another one: each gets its share, the ones here
-//! directly; one that is drained is called no more, and nobody is refused.
+//! A service with backends on this node and on another one: each backend gets its share, local ones
+//! on the fast path. A drained backend gets no new connections, and no connection is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -9,18 +9,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use ztunnel_tests::lane::{Lane, bypasses_the_proxy};
+use ztunnel_tests::data_path::{DataPath, bypasses_the_proxy};
 use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::{Mesh, Settings, service_hostname, workload_uid};
-use ztunnel_tests::traffic::{self, End, Kind, Manner, Server};
+use ztunnel_tests::traffic::{self, IoMode, Kind, Server, Stream};
 
-use crate::proof::{MARKER, PATIENCE, PORT, about, change, eventually, quiet, unharmed};
+use crate::assertions::{
+    MARKER, PORT, TIMEOUT, assert_all_running, change, disable_access_log, eventually, policy_for,
+};
 
-/// How many connections are looked at for the shares: with four backends each share is within
-/// 5 standard deviations of a quarter (97 of 2000), or the choice is not even.
+/// The number of connections for measuring shares. With four backends, each share must be within 5
+/// standard deviations of a quarter (97 of 2000).
 const MANY: usize = 2000;
 const TOLERANCE: usize = 97;
-/// How long clients call in each step of the churn.
+/// The duration of each step of the churn.
 const STEP: Duration = Duration::from_millis(500);
 
 /// Two clients, three backends on their node, one on the other.
@@ -37,13 +39,13 @@ fn backends(world: &World) -> [&Host; 4] {
     ]
 }
 
-/// The service in front of the first backend leads to all four.
+/// The service of the first backend has all four backends.
 fn mesh(world: &World) -> Mesh<'_> {
     let key = format!("default/{}", service_hostname(backends(world)[0]));
     Mesh::builder(world)
         .settings(move |settings| {
-            Lane::Direct.choose(settings);
-            quiet(settings);
+            DataPath::Direct.configure(settings);
+            disable_access_log(settings);
             for workload in &mut settings.workloads {
                 let names = backends(world).map(|pod| pod.name.as_str());
                 if names.contains(&workload.name.as_str()) {
@@ -76,16 +78,17 @@ fn leave_or_join(settings: &mut Settings, world: &World, pod: &Host, member: boo
     }
 }
 
-/// One request: who answered, and whether the connection was direct.
+/// Sends one request. Returns the backend that answered, and whether the connection took the fast
+/// path.
 fn call(from: &Host, to: SocketAddr) -> std::io::Result<(SocketAddr, bool)> {
-    let mut end = from.enter(|| End::connect(to, Manner::Blocking, PATIENCE))?;
-    let answer = traffic::get_over(&mut end, MARKER, PATIENCE)?;
-    assert_eq!(end.peer_addr()?, to, "the client sees whom it called");
+    let mut end = from.enter(|| Stream::connect(to, IoMode::Blocking, TIMEOUT))?;
+    let answer = traffic::get_over(&mut end, MARKER, TIMEOUT)?;
+    assert_eq!(end.peer_addr()?, to, "the client sees the dialled address");
     Ok((answer.local, bypasses_the_proxy(from, &end)?))
 }
 
 #[test]
-fn each_backend_gets_its_share_and_the_ones_here_directly() {
+fn each_backend_gets_its_share_and_local_backends_use_the_fast_path() {
     let world = world();
     let mut mesh = mesh(&world);
     let all = backends(&world);
@@ -93,7 +96,7 @@ fn each_backend_gets_its_share_and_the_ones_here_directly() {
     let service = Mesh::service(all[0]);
     for family in Family::BOTH {
         let to = service.at(family, 80);
-        eventually("a verdict about the service", || {
+        eventually("a fast-path entry for the service", || {
             call(world.pod("a", 0), to).unwrap().1.then_some(())
         });
         let mut shares: BTreeMap<SocketAddr, (usize, usize)> = BTreeMap::new();
@@ -114,52 +117,59 @@ fn each_backend_gets_its_share_and_the_ones_here_directly() {
         }
         assert!(shares.is_empty(), "{shares:?}");
     }
-    unharmed(&mut mesh);
+    assert_all_running(&mut mesh);
 }
 
 const CLIENTS: usize = 8;
 
-/// What clients heard, which of them, and when they asked.
-type Heard = Mutex<Vec<(usize, Instant, Result<SocketAddr, String>)>>;
+/// The client, the time and the result of each request.
+type Results = Mutex<Vec<(usize, Instant, Result<SocketAddr, String>)>>;
 
-fn load(world: &World, stop: &AtomicBool, heard: &Heard, client: usize) {
+fn load(world: &World, stop: &AtomicBool, results: &Results, client: usize) {
     let from = world.pod("a", client % 2);
     let to = Mesh::service(backends(world)[0]).at(Family::BOTH[client / 2 % 2], 80);
     from.enter(|| {
         while !stop.load(Ordering::Relaxed) {
             let began = Instant::now();
-            let outcome = traffic::get(to, MARKER, PATIENCE)
+            let outcome = traffic::get(to, MARKER, TIMEOUT)
                 .map(|answer| answer.local)
                 .map_err(|error| error.to_string());
-            heard.lock().unwrap().push((client, began, outcome));
+            results.lock().unwrap().push((client, began, outcome));
         }
     });
 }
 
 #[test]
-fn backends_come_and_go_under_load_and_nobody_is_refused() {
+fn no_connection_is_refused_while_backends_are_drained_under_load() {
     let world = world();
     let mut mesh = mesh(&world);
     let all = backends(&world);
     let mut servers = all.map(|pod| Some(pod.serve(Kind::Http, PORT).unwrap()));
-    let (stop, heard) = (AtomicBool::new(false), Heard::default());
+    let (stop, results) = (AtomicBool::new(false), Results::default());
     thread::scope(|scope| {
         for client in 0..CLIENTS {
-            let (world, stop, heard) = (&world, &stop, &heard);
-            scope.spawn(move || load(world, stop, heard, client));
+            let (world, stop, results) = (&world, &stop, &results);
+            scope.spawn(move || load(world, stop, results, client));
         }
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for (index, pod) in all.into_iter().enumerate() {
-                for way in [Way::Unhealthy, Way::Removed] {
-                    drain(&world, &mut mesh, pod, way, &mut servers[index], &heard);
+                for method in [DrainMethod::Unhealthy, DrainMethod::Removed] {
+                    drain(
+                        &world,
+                        &mut mesh,
+                        pod,
+                        method,
+                        &mut servers[index],
+                        &results,
+                    );
                 }
             }
         }));
         stop.store(true, Ordering::Relaxed);
         outcome.unwrap();
     });
-    let heard = heard.into_inner().unwrap();
-    let failures: Vec<_> = heard
+    let results = results.into_inner().unwrap();
+    let failures: Vec<_> = results
         .iter()
         .filter_map(|(_, _, outcome)| outcome.as_ref().err())
         .collect();
@@ -167,61 +177,65 @@ fn backends_come_and_go_under_load_and_nobody_is_refused() {
         failures.is_empty(),
         "{} of {} failed: {:?}",
         failures.len(),
-        heard.len(),
+        results.len(),
         &failures[..failures.len().min(5)]
     );
-    println!("{} connections", heard.len());
-    unharmed(&mut mesh);
+    println!("{} connections", results.len());
+    assert_all_running(&mut mesh);
 }
 
-/// How a backend is drained.
+/// The way in which a backend is drained.
 #[derive(Debug, Clone, Copy)]
-enum Way {
+enum DrainMethod {
     Unhealthy,
     Removed,
 }
 
-/// Drains a backend, has its server end, and brings it back.
+/// Drains a backend, stops its server, and adds it again.
 fn drain(
     world: &World,
     mesh: &mut Mesh<'_>,
     pod: &Host,
-    way: Way,
+    method: DrainMethod,
     server: &mut Option<Server>,
-    heard: &Heard,
+    results: &Results,
 ) {
-    change(mesh, |settings| match way {
-        Way::Unhealthy => set_health(settings, pod, "Unhealthy"),
-        Way::Removed => leave_or_join(settings, world, pod, false),
+    change(mesh, |settings| match method {
+        DrainMethod::Unhealthy => set_health(settings, pod, "Unhealthy"),
+        DrainMethod::Removed => leave_or_join(settings, world, pod, false),
     });
     let drained = Instant::now();
-    // What was sent on its way before still arrives.
-    eventually("nobody waits for a call from before", || {
-        let heard = heard.lock().unwrap();
-        let since = heard.iter().filter(|(_, began, _)| *began >= drained);
+    // Connections from before the change still arrive.
+    eventually("no earlier request is pending", || {
+        let results = results.lock().unwrap();
+        let since = results.iter().filter(|(_, began, _)| *began >= drained);
         let clients: BTreeSet<_> = since.map(|(client, ..)| client).collect();
         (clients.len() == CLIENTS).then_some(())
     });
     *server = None;
     thread::sleep(STEP);
-    let late = calls_of(heard, pod, drained);
-    assert_eq!(late, 0, "{} was called after it was {way:?}", pod.name);
+    let late = connections_of(results, pod, drained);
+    assert_eq!(
+        late, 0,
+        "{} received a connection after it was {method:?}",
+        pod.name
+    );
     *server = Some(pod.serve(Kind::Http, PORT).unwrap());
-    change(mesh, |settings| match way {
-        Way::Unhealthy => set_health(settings, pod, "Healthy"),
-        Way::Removed => leave_or_join(settings, world, pod, true),
+    change(mesh, |settings| match method {
+        DrainMethod::Unhealthy => set_health(settings, pod, "Healthy"),
+        DrainMethod::Removed => leave_or_join(settings, world, pod, true),
     });
     let back = Instant::now();
-    eventually("its share is its own again", || {
-        (calls_of(heard, pod, back) >= 20).then_some(())
+    eventually("the backend gets its share again", || {
+        (connections_of(results, pod, back) >= 20).then_some(())
     });
 }
 
-/// How many connections that were begun after a moment a pod has answered.
-fn calls_of(heard: &Heard, pod: &Host, after: Instant) -> usize {
+/// The number of connections after a point in time that a pod has answered.
+fn connections_of(results: &Results, pod: &Host, after: Instant) -> usize {
     let own = Family::BOTH.map(|family| pod.at(family, PORT));
-    let heard = heard.lock().unwrap();
-    heard
+    let results = results.lock().unwrap();
+    results
         .iter()
         .filter(|(_, began, outcome)| {
             *began >= after && outcome.as_ref().is_ok_and(|from| own.contains(from))
@@ -229,18 +243,18 @@ fn calls_of(heard: &Heard, pod: &Host, after: Instant) -> usize {
         .count()
 }
 
-/// A service whose backends are all elsewhere, or all here, is no other case.
+/// A service may have only remote or only local backends.
 #[test]
-fn a_service_may_have_all_its_backends_on_one_side() {
+fn all_backends_may_be_local_or_remote() {
     let world = world();
     let mut mesh = mesh(&world);
     let all = backends(&world);
     let _servers = all.map(|pod| pod.serve(Kind::Http, PORT).unwrap());
     let to = Mesh::service(all[0]).at(Family::V4, 80);
-    for (leave, wanted) in [(&all[..3], false), (&all[3..], true)] {
+    for (remove_pod, wanted) in [(&all[..3], false), (&all[3..], true)] {
         change(&mut mesh, |settings| {
             for pod in all {
-                let away = leave.iter().any(|one| one.name == pod.name);
+                let away = remove_pod.iter().any(|one| one.name == pod.name);
                 let status = if away { "Unhealthy" } else { "Healthy" };
                 set_health(settings, pod, status);
             }
@@ -248,19 +262,19 @@ fn a_service_may_have_all_its_backends_on_one_side() {
         let directs: Vec<_> = (0..30)
             .map(|_| call(world.pod("a", 0), to).unwrap().1)
             .collect();
-        // The first may be judged, the others go where the only ones are.
+        // The proxy may carry the first one; the others go to the only backends.
         assert!(
             directs[5..].iter().all(|direct| *direct == wanted),
             "{directs:?}"
         );
     }
-    unharmed(&mut mesh);
+    assert_all_running(&mut mesh);
 }
 
-/// What the proxy would refuse after choosing a backend is refused on the direct lane too: policy
-/// does not change whom a service's connections go to.
+/// A connection that the proxy would deny after choosing a backend is denied on the fast path, too:
+/// policy does not change the choice of the backend.
 #[test]
-fn a_backend_that_refuses_the_client_keeps_its_share() {
+fn a_backend_that_denies_the_client_keeps_its_share() {
     let world = world();
     let mut mesh = mesh(&world);
     let all = backends(&world);
@@ -268,7 +282,7 @@ fn a_backend_that_refuses_the_client_keeps_its_share() {
     let client = world.pod("a", 0);
     let to = Mesh::service(all[0]).at(Family::V4, 80);
     change(&mut mesh, |settings| {
-        let mut deny = about(client, "not-to-this-one", "Deny");
+        let mut deny = policy_for(client, "not-to-this-one", "Deny");
         "WorkloadSelector".clone_into(&mut deny.scope);
         settings.policies.push(deny);
         for workload in &mut settings.workloads {
@@ -288,15 +302,19 @@ fn a_backend_that_refuses_the_client_keeps_its_share() {
             Err(_) => refused += 1,
         }
     }
-    assert_eq!(servers[1].accepted(), 0, "it got what it refuses");
+    assert_eq!(
+        servers[1].accepted(),
+        0,
+        "a backend received denied connections"
+    );
     println!("{refused} of {MANY} refused, {directs} direct");
     assert!(refused.abs_diff(MANY / 4) < TOLERANCE, "{refused} refused");
     assert!(directs.abs_diff(MANY / 2) < TOLERANCE, "{directs} direct");
-    unharmed(&mut mesh);
+    assert_all_running(&mut mesh);
 }
 
 #[test]
-fn a_backend_that_wants_a_tunnel_keeps_its_share() {
+fn a_backend_that_requires_a_tunnel_keeps_its_share() {
     let world = world();
     let mut mesh = mesh(&world);
     let all = backends(&world);
@@ -324,7 +342,7 @@ fn a_backend_that_wants_a_tunnel_keeps_its_share() {
         let wanted = if index < 2 { count } else { 0 };
         assert_eq!(direct, wanted, "{name}: {counts:?}");
     }
-    unharmed(&mut mesh);
+    assert_all_running(&mut mesh);
 }
 
 /// A pod may be a backend of the service that it calls.
@@ -335,26 +353,26 @@ fn a_pod_reaches_itself_through_its_service() {
     let all = backends(&world);
     let _servers = all.map(|pod| pod.serve(Kind::Http, PORT).unwrap());
     for family in Family::BOTH {
-        // One of four backends of the first service, the only one of another.
+        // It is one of four backends of the first service, and the only backend of the other.
         for (from, to) in [
             (all[1], Mesh::service(all[0]).at(family, 80)),
             (all[3], Mesh::service(all[0]).at(family, 80)),
             (all[2], Mesh::service(all[2]).at(family, 80)),
         ] {
             let own = from.at(family, PORT);
-            let mut heard = 0;
+            let mut reached = 0;
             for _ in 0..60 {
-                let answer = from.enter(|| traffic::get(to, MARKER, PATIENCE));
+                let answer = from.enter(|| traffic::get(to, MARKER, TIMEOUT));
                 let answer =
-                    answer.unwrap_or_else(|error| panic!("{} calling {to}: {error}", from.name));
+                    answer.unwrap_or_else(|error| panic!("{} to {to}: {error}", from.name));
                 assert_eq!(answer.client_peer, to);
                 if answer.local == own {
-                    heard += 1;
+                    reached += 1;
                     assert_eq!(answer.peer.ip(), from.address(family), "{to}");
                 }
             }
-            assert!(heard > 0, "{} never reached itself at {to}", from.name);
+            assert!(reached > 0, "{} never reached itself at {to}", from.name);
         }
     }
-    unharmed(&mut mesh);
+    assert_all_running(&mut mesh);
 }

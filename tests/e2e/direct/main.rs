@@ -1,32 +1,32 @@
-//! The direct lane: what a pod says to a pod of its own node, or to somebody outside the mesh,
-//! goes past the proxy once the proxy has judged it. Each file is one promise. The tests need
-//! root; each has simulated nodes of its own and takes everything away again.
+//! The fast path: connections of a pod to a pod of its own node or to a destination outside the
+//! mesh bypass the proxy after the first one was authorized. One file per feature. The tests need
+//! root; each test creates its own simulated nodes and removes them.
 //!
-//! The witness that a connection is direct is the kernel's own table of sockets: whom the
-//! client's socket is really connected to, and that the proxy has no socket for it.
+//! The evidence for the fast path is the kernel's socket table: the real remote end of the client's
+//! socket, and the absence of a socket of the proxy.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a test fails by panicking, in its functions too"
+    reason = "tests and their functions fail by panicking"
 )]
 
-mod proof;
+mod assertions;
 
 mod address_reuse;
-mod arrivals;
-mod choice;
-mod cut;
-mod first_is_judged;
-mod flips;
-mod full;
+mod deferred_syn;
+mod entry_eviction;
+mod event_loss;
+mod first_connection;
 mod identity;
+mod inbound_plaintext;
 mod joined;
 mod killed_under_load;
-mod late;
+mod load_balancing;
 mod local_backends;
 mod outside;
 mod overrides;
-mod records;
-mod same_node;
-mod storm;
-mod survival;
+mod policy_changes;
+mod same_node_tunnel;
+mod telemetry;
+mod termination;
+mod without_proxy;

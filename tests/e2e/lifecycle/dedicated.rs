@@ -1,4 +1,4 @@
-//! A proxy in the mode dedicated works for the one workload whose namespace it shares.
+//! A proxy in dedicated mode serves the workload whose network namespace it shares.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,9 +14,9 @@ use ztunnel_tests::proxy::{Mesh, Settings, identity, workload_uid, ztunnel};
 use ztunnel_tests::sniff::{SETTLE, Sniffer};
 use ztunnel_tests::traffic::Kind;
 
-use crate::scene::{self, HTTP, LIMIT, MARKER, answered, answered_soon};
+use crate::assertions::{self, HTTP, LIMIT, MARKER, expect_answer, wait_for_answer};
 
-/// A proxy in a pod's own namespace.
+/// A proxy in a pod's network namespace.
 struct Dedicated {
     process: Process,
     log: PathBuf,
@@ -57,19 +57,19 @@ impl Dedicated {
             process: Process::start(pod, &mut command).unwrap(),
             log,
         };
-        scene::eventually("readiness of the dedicated proxy", || {
+        assertions::eventually("readiness of the dedicated proxy", || {
             pod.enter(|| TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], 15021))).is_ok())
-                && this.said().contains("pod enrolled")
+                && this.output().contains("pod enrolled")
         });
         this
     }
 
-    fn said(&self) -> String {
+    fn output(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
 
-/// A mesh in which pod 1 of node a is served by nobody but itself.
+/// A mesh in which no node proxy serves pod 1 of node a.
 fn mesh_without<'world>(world: &'world World) -> Mesh<'world> {
     let own = workload_uid(world.pod("a", 1));
     Mesh::builder(world)
@@ -78,8 +78,12 @@ fn mesh_without<'world>(world: &'world World) -> Mesh<'world> {
         .unwrap()
 }
 
-/// Requests both ways between a workload with its own proxy and a pod of another node.
-fn speaks_both_ways(by: &[(&str, &str)], keys: impl FnOnce(&Host) -> Vec<(&'static str, String)>) {
+/// Sends requests in both directions between a workload with its own proxy and a pod of another
+/// node.
+fn assert_traffic_in_both_directions(
+    by: &[(&str, &str)],
+    keys: impl FnOnce(&Host) -> Vec<(&'static str, String)>,
+) {
     let world = World::two_nodes().unwrap();
     let mut mesh = mesh_without(&world);
     let (own, other) = (world.pod("a", 1), world.pod("b", 0));
@@ -89,43 +93,43 @@ fn speaks_both_ways(by: &[(&str, &str)], keys: impl FnOnce(&Host) -> Vec<(&'stat
     let sniffer = Sniffer::between(world.node("a"), "b", MARKER.as_bytes()).unwrap();
     for family in Family::BOTH {
         for to in [other.at(family, HTTP), Mesh::service(other).at(family, 80)] {
-            let answer = answered_soon(own, to);
+            let answer = wait_for_answer(own, to);
             assert_eq!(answer.peer.ip().to_canonical(), own.address(family));
             assert_eq!(answer.client_peer, to);
         }
-        let answer = answered(other, own.at(family, HTTP));
+        let answer = expect_answer(other, own.at(family, HTTP));
         assert_eq!(answer.peer.ip().to_canonical(), other.address(family));
-        answered(other, Mesh::service(own).at(family, 80));
-        // Outside of the mesh is reached as before.
+        expect_answer(other, Mesh::service(own).at(family, 80));
+        // Destinations outside the mesh are reached without a tunnel.
         let away = world.outside().serve(Kind::Http, HTTP).unwrap();
-        answered(own, world.outside().at(family, HTTP));
+        expect_answer(own, world.outside().at(family, HTTP));
         drop(away);
     }
     let line = format!("src.identity=\"{}\"", identity(own));
     mesh.proxy("b").wait_for_log(&line, LIMIT).unwrap();
-    scene::eventually(
-        "the caller's identity in the log of the dedicated proxy",
+    assertions::eventually(
+        "the client's identity in the log of the dedicated proxy",
         || {
             dedicated
-                .said()
+                .output()
                 .contains(&format!("src.identity=\"{}\"", identity(other)))
         },
     );
     thread::sleep(SETTLE);
     assert_eq!(
-        sniffer.finish().unwrap().hits,
+        sniffer.finish().unwrap().marker_packets,
         0,
-        "something crossed in the clear"
+        "the marker crossed the link in plaintext"
     );
-    assert!(!dedicated.said().contains("panicked"));
+    assert!(!dedicated.output().contains("panicked"));
     let status = dedicated.process.terminate(LIMIT).unwrap();
     assert!(status.success(), "{status}");
-    scene::unharmed(&mut mesh);
+    assertions::assert_all_running(&mut mesh);
 }
 
 #[test]
-fn a_workload_with_its_own_proxy_speaks_with_the_mesh() {
-    speaks_both_ways(&[], |own| {
+fn a_dedicated_proxy_connects_its_workload_to_the_mesh() {
+    assert_traffic_in_both_directions(&[], |own| {
         vec![
             ("mode", "dedicated".to_owned()),
             ("workload", workload_uid(own)),
@@ -134,10 +138,10 @@ fn a_workload_with_its_own_proxy_speaks_with_the_mesh() {
 }
 
 #[test]
-fn the_environment_names_the_workload_of_a_dedicated_proxy() {
+fn the_environment_selects_the_workload_of_a_dedicated_proxy() {
     let environment = [
         ("PROXY_MODE", "dedicated"),
         ("PROXY_WORKLOAD_INFO", "default/a-1/a-1"),
     ];
-    speaks_both_ways(&environment, |_own| Vec::new());
+    assert_traffic_in_both_directions(&environment, |_own| Vec::new());
 }

@@ -1,4 +1,4 @@
-//! `ztunnel doctor` says what a machine lacks, and leaves a node alone that works.
+//! `ztunnel doctor` reports problems of a machine and does not disturb a running node.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,9 +8,9 @@ use ztunnel_tests::net::{Family, Node, World};
 use ztunnel_tests::proxy::{Mesh, ztunnel};
 use ztunnel_tests::traffic::Kind;
 
-use crate::scene::{self, HTTP, LIMIT, answered};
+use crate::assertions::{self, HTTP, LIMIT, expect_answer};
 
-/// What it says on a node, and its exit code.
+/// The output of the doctor on a node, and its exit code.
 fn doctor(node: &Node, settings: &Path) -> (Value, i32) {
     let output = node.host.enter(|| {
         let mut command = Command::new(ztunnel().unwrap());
@@ -19,29 +19,33 @@ fn doctor(node: &Node, settings: &Path) -> (Value, i32) {
             .arg(settings);
         command.output().unwrap()
     });
-    let said = serde_json::from_slice(&output.stdout);
-    let said = said.unwrap_or_else(|error| panic!("{error}: {output:?}"));
-    (said, output.status.code().unwrap())
+    let report = serde_json::from_slice(&output.stdout);
+    let report = report.unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    (report, output.status.code().unwrap())
 }
 
-fn check<'a>(said: &'a Value, name: &str) -> &'a Value {
-    let checks = said["checks"].as_array().unwrap();
+fn check<'a>(report: &'a Value, name: &str) -> &'a Value {
+    let checks = report["checks"].as_array().unwrap();
     let found = checks.iter().find(|check| check["name"] == name);
-    found.unwrap_or_else(|| panic!("no {name} in {said:#}"))
+    found.unwrap_or_else(|| panic!("no {name} in {report:#}"))
 }
 
 #[test]
-fn a_node_at_work_is_found_well_and_not_disturbed() {
+fn all_checks_pass_on_a_running_node_without_side_effects() {
     let world = World::two_nodes().unwrap();
     let mut mesh = Mesh::start(&world).unwrap();
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let _http = server.serve(Kind::Http, HTTP).unwrap();
-    answered(client, server.at(Family::V4, HTTP));
+    expect_answer(client, server.at(Family::V4, HTTP));
     let settings = mesh.proxy("a").settings_path();
-    let (said, code) = doctor(world.node("a"), &settings);
-    assert_eq!((code, &said["failed"]), (0, &Value::from(0)), "{said:#}");
+    let (report, code) = doctor(world.node("a"), &settings);
+    assert_eq!(
+        (code, &report["failed"]),
+        (0, &Value::from(0)),
+        "{report:#}"
+    );
     for name in ["ports.admin", "ports.metrics", "ports.readiness"] {
-        let check = check(&said, name);
+        let check = check(&report, name);
         assert!(
             check["detail"]
                 .as_str()
@@ -52,36 +56,40 @@ fn a_node_at_work_is_found_well_and_not_disturbed() {
     }
     let pod = format!("pod.{}", mesh.proxy("a").settings.pods[0].workload);
     for port in [15001, 15006, 15008, 15053] {
-        let check = check(&said, &format!("{pod}.port_{port}"));
+        let check = check(&report, &format!("{pod}.port_{port}"));
         assert_eq!(check["verdict"], "ok", "{check}");
     }
-    let pins = check(&said, "capture.pins")["detail"].as_str().unwrap();
+    let pins = check(&report, "capture.pins")["detail"].as_str().unwrap();
     assert!(pins.contains("pods are captured"), "{pins}");
-    check(&said, "acceleration.exact_bytes");
-    answered(client, server.at(Family::V6, HTTP));
-    scene::unharmed(&mut mesh);
+    check(&report, "acceleration.exact_bytes");
+    expect_answer(client, server.at(Family::V6, HTTP));
+    assertions::assert_all_running(&mut mesh);
 }
 
 #[test]
-fn what_stands_in_the_way_fails_with_its_remedy() {
+fn failed_checks_have_a_remedy() {
     let world = World::two_nodes().unwrap();
     let mut mesh = Mesh::start(&world).unwrap();
     let settings = mesh.proxy("a").settings_path();
     let workload = mesh.proxy("a").settings.pods[0].workload.clone();
     mesh.proxy("a").terminate(LIMIT).unwrap();
     let _squatters = [15006, 15053].map(|port| world.pod("a", 0).serve(Kind::Http, port).unwrap());
-    let (said, code) = doctor(world.node("a"), &settings);
-    assert_eq!((code, &said["failed"]), (1, &Value::from(1)), "{said:#}");
-    let squatted = check(&said, &format!("pod.{workload}.port_15006"));
+    let (report, code) = doctor(world.node("a"), &settings);
+    assert_eq!(
+        (code, &report["failed"]),
+        (1, &Value::from(1)),
+        "{report:#}"
+    );
+    let squatted = check(&report, &format!("pod.{workload}.port_15006"));
     assert_eq!(squatted["verdict"], "fail");
     assert!(!squatted["remedy"].as_str().unwrap().is_empty());
-    // Without names the pod is served all the same.
-    let squatted = check(&said, &format!("pod.{workload}.port_15053"));
+    // Without DNS the pod is still served.
+    let squatted = check(&report, &format!("pod.{workload}.port_15053"));
     assert_eq!(squatted["verdict"], "warn");
     assert!(!squatted["remedy"].as_str().unwrap().is_empty());
-    assert_eq!(check(&said, "ports.admin")["verdict"], "ok");
+    assert_eq!(check(&report, "ports.admin")["verdict"], "ok");
 
-    let (said, code) = doctor(world.node("a"), Path::new("/nonexistent.yaml"));
+    let (report, code) = doctor(world.node("a"), Path::new("/nonexistent.yaml"));
     assert_eq!(code, 1);
-    assert_eq!(check(&said, "settings")["verdict"], "fail");
+    assert_eq!(check(&report, "settings")["verdict"], "fail");
 }

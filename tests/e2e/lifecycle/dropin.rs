@@ -1,5 +1,5 @@
-//! A node that is told everything by Istio's protocols: its environment is that of Istio's chart,
-//! the mesh comes by delta ADS, certificates from the control plane, pods from the node agent.
+//! A node that is configured by Istio's protocols only: the environment of Istio's chart, the mesh
+//! over delta ADS, certificates from the control plane, pods from the node agent.
 
 use std::io::{Read as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,14 +12,14 @@ use ztunnel_tests::net::{Family, Host, Node, World};
 use ztunnel_tests::proxy::{Mesh, Settings};
 use ztunnel_tests::traffic::Kind;
 
-mod demand;
 mod new_pods;
+mod on_demand;
 
-use crate::scene::{self, HTTP, LIMIT, answered, answered_soon, eventually, reset};
+use crate::assertions::{self, HTTP, LIMIT, eventually, expect_answer, reset, wait_for_answer};
 
 const CLUSTER: &str = "Kubernetes";
 
-/// The uid that Kubernetes gives a pod, as the node agent names it.
+/// The Kubernetes uid of a pod, as the node agent sends it.
 fn pod_uid(pod: &Host) -> String {
     format!("uid-of-{}", pod.name)
 }
@@ -79,7 +79,7 @@ fn service(pod: &Host) -> workload::Service {
     }
 }
 
-/// Refuses one pod everything.
+/// A policy that denies all connections of one pod.
 fn deny(pod: &Host) -> Resource {
     let principal = format!("cluster.local/ns/default/sa/{}", pod.name);
     let exact = security::string_match::MatchType::Exact(principal);
@@ -102,7 +102,7 @@ fn deny(pod: &Host) -> Resource {
     }))
 }
 
-/// A mesh that nobody but the control plane and the node agents describe.
+/// A mesh that is configured only by a control plane and node agents.
 struct Cluster<'world> {
     mesh: Mesh<'world>,
     control: ControlPlane,
@@ -114,12 +114,12 @@ impl<'world> Cluster<'world> {
         Self::start_with(world, &[])
     }
 
-    /// With more variables in the environment.
+    /// Starts with additional environment variables.
     fn start_with(world: &'world World, environment: &[(&str, &str)]) -> Self {
         Self::start_as(world, environment, |_settings| {})
     }
 
-    /// And with other settings.
+    /// Starts with additional environment variables and changed settings.
     fn start_as(
         world: &'world World,
         environment: &[(&str, &str)],
@@ -163,7 +163,7 @@ impl<'world> Cluster<'world> {
         let mut agents: Vec<NodeAgent> = agents.collect();
         for (agent, node) in agents.iter_mut().zip(world.nodes()) {
             mesh.proxy(node.name()).launch().unwrap();
-            agent.meet().unwrap();
+            agent.accept_proxy().unwrap();
             for pod in &node.pods {
                 agent.add(pod, &pod_uid(pod)).unwrap();
             }
@@ -179,14 +179,14 @@ impl<'world> Cluster<'world> {
 }
 
 #[test]
-fn pods_talk_in_tunnels_and_by_service_addresses() {
+fn pods_communicate_in_tunnels_and_by_service_addresses() {
     let world = World::two_nodes().unwrap();
     let mut cluster = Cluster::start(&world);
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let _http = server.serve(Kind::Http, HTTP).unwrap();
     for family in Family::BOTH {
-        answered(client, server.at(family, HTTP));
-        answered(client, Mesh::service(server).at(family, 80));
+        expect_answer(client, server.at(family, HTTP));
+        expect_answer(client, Mesh::service(server).at(family, 80));
     }
     let line = cluster
         .mesh
@@ -197,17 +197,17 @@ fn pods_talk_in_tunnels_and_by_service_addresses() {
         line.contains("spiffe://cluster.local/ns/default/sa/a-0"),
         "{line}"
     );
-    scene::unharmed(&mut cluster.mesh);
+    assertions::assert_all_running(&mut cluster.mesh);
 }
 
 #[test]
-fn a_policy_that_is_pushed_counts_for_new_connections_and_cuts_open_ones() {
+fn a_pushed_policy_denies_new_connections_and_terminates_open_ones() {
     let world = World::two_nodes().unwrap();
     let mut cluster = Cluster::start(&world);
     let (client, other, server) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
     let _http = server.serve(Kind::Http, HTTP).unwrap();
     let to = server.at(Family::V4, HTTP);
-    answered(client, to);
+    expect_answer(client, to);
     let open = |from: &Host| {
         let mut stream = from.enter(|| std::net::TcpStream::connect(to)).unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
@@ -217,23 +217,23 @@ fn a_policy_that_is_pushed_counts_for_new_connections_and_cuts_open_ones() {
         assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
         stream
     };
-    let (mut concerned, unconcerned) = (open(client), open(other));
+    let (mut affected, unaffected) = (open(client), open(other));
     cluster.control.state.put(&deny(client));
-    let cut = concerned.read(&mut [0; 1024]);
+    let outcome = affected.read(&mut [0; 1024]);
     assert!(
-        matches!(&cut, Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset),
-        "{cut:?}"
+        matches!(&outcome, Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset),
+        "{outcome:?}"
     );
     reset(client, to);
-    unconcerned
+    unaffected
         .set_read_timeout(Some(Duration::from_millis(300)))
         .unwrap();
-    let left_alone = (&unconcerned).read(&mut [0; 1024]);
+    let left_alone = (&unaffected).read(&mut [0; 1024]);
     assert!(
         matches!(&left_alone, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock),
         "{left_alone:?}"
     );
-    answered(other, to);
+    expect_answer(other, to);
     cluster
         .mesh
         .proxy("b")
@@ -243,20 +243,20 @@ fn a_policy_that_is_pushed_counts_for_new_connections_and_cuts_open_ones() {
         )
         .unwrap();
     cluster.control.state.remove(&deny(client));
-    answered_soon(client, to);
-    scene::unharmed(&mut cluster.mesh);
+    wait_for_answer(client, to);
+    assertions::assert_all_running(&mut cluster.mesh);
 }
 
 #[test]
-fn what_is_wrong_in_a_push_is_refused_by_name_and_the_rest_counts() {
+fn invalid_resources_of_a_push_are_refused_and_the_others_are_applied() {
     let world = World::two_nodes().unwrap();
     let mut cluster = Cluster::start(&world);
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let _http = server.serve(Kind::Http, HTTP).unwrap();
-    let garbage = Resource::Garbage("default/garbage".to_owned(), vec![0xff; 9]);
+    let garbage = Resource::Invalid("default/garbage".to_owned(), vec![0xff; 9]);
     cluster.control.state.put(&garbage);
     cluster.control.state.put(&deny(client));
-    eventually("both nodes refuse the garbage by its name", || {
+    eventually("both nodes refuse the invalid resource by its name", || {
         let refusals = cluster.control.state.refusals();
         refusals
             .iter()
@@ -264,19 +264,19 @@ fn what_is_wrong_in_a_push_is_refused_by_name_and_the_rest_counts() {
             .count()
             >= 2
     });
-    eventually("the policy behind it counts", || {
-        scene::call(client, server.at(Family::V4, HTTP)).is_err()
+    eventually("the policy after it is enforced", || {
+        assertions::call(client, server.at(Family::V4, HTTP)).is_err()
     });
-    scene::unharmed(&mut cluster.mesh);
+    assertions::assert_all_running(&mut cluster.mesh);
 }
 
 #[test]
-fn the_mesh_survives_without_its_control_plane() {
+fn the_mesh_works_while_the_control_plane_is_down() {
     let world = World::two_nodes().unwrap();
     let mut cluster = Cluster::start(&world);
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let _http = server.serve(Kind::Http, HTTP).unwrap();
-    answered(client, server.at(Family::V4, HTTP));
+    expect_answer(client, server.at(Family::V4, HTTP));
     cluster.control.stop();
     for node in ["a", "b"] {
         cluster
@@ -286,15 +286,15 @@ fn the_mesh_survives_without_its_control_plane() {
             .unwrap();
     }
     for family in Family::BOTH {
-        answered(client, server.at(family, HTTP));
+        expect_answer(client, server.at(family, HTTP));
     }
-    // Its certificate was fetched when it was enrolled.
-    answered(world.pod("a", 1), server.at(Family::V4, HTTP));
-    scene::unharmed(&mut cluster.mesh);
+    // Its certificate was fetched when the pod was enrolled.
+    expect_answer(world.pod("a", 1), server.at(Family::V4, HTTP));
+    assertions::assert_all_running(&mut cluster.mesh);
 }
 
 #[test]
-fn a_pod_that_the_agent_deletes_leaves_and_one_that_it_adds_comes() {
+fn pods_are_enrolled_and_removed_by_the_node_agent() {
     let world = World::two_nodes().unwrap();
     let mut cluster = Cluster::start(&world);
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
@@ -305,23 +305,25 @@ fn a_pod_that_the_agent_deletes_leaves_and_one_that_it_adds_comes() {
     };
     eventually("both pods are enrolled", || enrolled(&mut cluster) == 2.0);
     cluster.agents[0].delete(&pod_uid(client)).unwrap();
-    eventually("one pod is left", || enrolled(&mut cluster) == 1.0);
+    eventually("one pod is still enrolled", || {
+        enrolled(&mut cluster) == 1.0
+    });
     cluster.agents[0].add(client, &pod_uid(client)).unwrap();
-    answered_soon(client, server.at(Family::V4, HTTP));
-    scene::unharmed(&mut cluster.mesh);
+    wait_for_answer(client, server.at(Family::V4, HTTP));
+    assertions::assert_all_running(&mut cluster.mesh);
 }
 
-/// As in a DaemonSet's rolling update: the new proxy hears of the mesh from the control plane, of
-/// the pods from the agent when it has taken over, and has certificates of its own to get.
+/// As in a rolling update of a DaemonSet: the new proxy gets the mesh from the control plane, the
+/// pods from the agent after it has taken over, and its own certificates.
 #[test]
-fn no_request_fails_while_a_proxy_is_replaced_that_istio_tells_everything() {
+fn no_request_fails_during_an_upgrade_with_istios_protocols() {
     let world = World::two_nodes().unwrap();
     let mut cluster = Cluster::start(&world);
     let (here, there) = (world.pod("a", 0), world.pod("b", 0));
     let _servers = [here, there].map(|pod| pod.serve(Kind::Http, HTTP).unwrap());
     let ways = [(here, there), (there, here)];
     for (from, to) in ways {
-        answered(from, to.at(Family::V4, HTTP));
+        expect_answer(from, to.at(Family::V4, HTTP));
     }
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -330,7 +332,7 @@ fn no_request_fails_while_a_proxy_is_replaced_that_istio_tells_everything() {
             scope.spawn(move || {
                 let mut answers = 0_u32;
                 while !over.load(Ordering::Relaxed) {
-                    answered(from, to.at(Family::V4, HTTP));
+                    expect_answer(from, to.at(Family::V4, HTTP));
                     answers += 1;
                 }
                 answers
@@ -338,13 +340,13 @@ fn no_request_fails_while_a_proxy_is_replaced_that_istio_tells_everything() {
         });
         let replaced = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let (proxy, agent) = (cluster.mesh.proxy("a"), &mut cluster.agents[0]);
-            let mut before = proxy.launch_heir().unwrap();
-            agent.meet_heir().unwrap();
+            let mut before = proxy.launch_standby().unwrap();
+            agent.accept_standby().unwrap();
             for pod in &world.node("a").pods {
                 agent.add(pod, &pod_uid(pod)).unwrap();
             }
             agent.snapshot_sent().unwrap();
-            if let Err(error) = proxy.wait_taken_over() {
+            if let Err(error) = proxy.wait_for_takeover() {
                 let log = proxy.log();
                 let lines: Vec<_> = log
                     .lines()
@@ -361,44 +363,44 @@ fn no_request_fails_while_a_proxy_is_replaced_that_istio_tells_everything() {
         }
         replaced.unwrap();
     });
-    scene::unharmed(&mut cluster.mesh);
+    assertions::assert_all_running(&mut cluster.mesh);
 }
 
-/// A process that was to take over dies before it serves. The one before is in charge again, has to be
-/// told of its pods anew, and lets none of them out of capture meanwhile.
+/// A standby is killed before it serves. The previous proxy is active again, receives its pods from
+/// the agent again, and keeps all of them captured in the meantime.
 #[test]
-fn who_is_in_charge_again_keeps_the_pods_of_the_agent() {
+fn a_proxy_that_is_active_again_keeps_the_pods_of_the_agent() {
     let world = World::two_nodes().unwrap();
     let mut cluster = Cluster::start(&world);
     let (here, there) = (world.pod("a", 0), world.pod("b", 0));
     let _servers = [here, there].map(|pod| pod.serve(Kind::Http, HTTP).unwrap());
-    answered(here, there.at(Family::V4, HTTP));
+    expect_answer(here, there.at(Family::V4, HTTP));
     let (proxy, agent) = (cluster.mesh.proxy("a"), &mut cluster.agents[0]);
-    let mut heir = proxy.launch_second(&["--take-over"]).unwrap();
-    // It has taken charge, and is told of no pod.
-    agent.meet_heir().unwrap();
-    heir.kill().unwrap();
+    let mut standby = proxy.launch_another(&["--take-over"]).unwrap();
+    // The standby has taken over and has no pods yet.
+    agent.accept_standby().unwrap();
+    standby.kill().unwrap();
     proxy.wait_for_log("active again", LIMIT).unwrap();
-    agent.meet_heir().unwrap();
+    agent.accept_standby().unwrap();
     for _ in 0..20 {
-        answered(here, there.at(Family::V4, HTTP));
-        answered(there, here.at(Family::V4, HTTP));
+        expect_answer(here, there.at(Family::V4, HTTP));
+        expect_answer(there, here.at(Family::V4, HTTP));
     }
     for pod in &world.node("a").pods {
         agent.add(pod, &pod_uid(pod)).unwrap();
     }
     agent.snapshot_sent().unwrap();
-    answered(there, here.at(Family::V6, HTTP));
+    expect_answer(there, here.at(Family::V6, HTTP));
     let log = cluster.mesh.proxy("a").log();
     assert!(!log.contains("pod left"), "{log}");
-    scene::unharmed(&mut cluster.mesh);
+    assertions::assert_all_running(&mut cluster.mesh);
 }
 
-/// Where a waypoint is told what was dialled.
+/// The port on which the waypoint receives the PROXY header with the dialled address.
 const PROXY_PORT: u16 = 15088;
 
-/// The service in front of a pod, behind a waypoint.
-fn behind(pod: &Host, waypoint: &Host) -> workload::Service {
+/// The service of a pod, behind a waypoint.
+fn service_with_waypoint(pod: &Host, waypoint: &Host) -> workload::Service {
     let at = workload::NetworkAddress {
         network: String::new(),
         address: waypoint.v4.octets().to_vec().into(),
@@ -413,10 +415,10 @@ fn behind(pod: &Host, waypoint: &Host) -> workload::Service {
     }
 }
 
-/// Takes one connection, tells of the PROXY header it begins with, and answers by itself.
-fn answer_as_a_waypoint(
+/// Accepts one connection, returns the PROXY header at its beginning, and sends its own answer.
+fn serve_as_waypoint(
     waypoint: &Host,
-    told: std::sync::mpsc::Sender<Vec<u8>>,
+    sender: std::sync::mpsc::Sender<Vec<u8>>,
 ) -> std::thread::JoinHandle<()> {
     let listener = waypoint
         .enter(|| std::net::TcpListener::bind(("::", PROXY_PORT)))
@@ -428,23 +430,24 @@ fn answer_as_a_waypoint(
         let rest = usize::from(u16::from_be_bytes([header[14], header[15]]));
         header.resize(16 + rest, 0);
         stream.read_exact(&mut header[16..]).unwrap();
-        told.send(header).unwrap();
+        sender.send(header).unwrap();
         stream.write_all(b"from the waypoint").unwrap();
     })
 }
 
 #[test]
-fn what_dials_a_service_with_a_waypoint_comes_to_the_waypoint() {
+fn connections_to_a_service_with_a_waypoint_go_to_the_waypoint() {
     let world = World::two_nodes().unwrap();
     let mut cluster = Cluster::start(&world);
     let (client, server, waypoint) = (world.pod("a", 0), world.pod("b", 0), world.pod("b", 1));
     let _http = server.serve(Kind::Http, HTTP).unwrap();
     let dialled = Mesh::service(server).at(Family::V4, 80);
-    answered(client, dialled);
+    expect_answer(client, dialled);
 
-    // A waypoint whose tunnels the node's proxy ends: it is told by a PROXY header what was dialled.
-    let (told, heard) = std::sync::mpsc::channel();
-    let accepting = answer_as_a_waypoint(waypoint, told);
+    // A waypoint whose tunnels the node's proxy terminates. A PROXY header contains the dialled
+    // address.
+    let (sender, headers) = std::sync::mpsc::channel();
+    let accepting = serve_as_waypoint(waypoint, sender);
     let mut workload = workload(world.node("b"), waypoint);
     workload.application_tunnel = Some(workload::ApplicationTunnel {
         protocol: workload::application_tunnel::Protocol::Proxy.into(),
@@ -452,8 +455,10 @@ fn what_dials_a_service_with_a_waypoint_comes_to_the_waypoint() {
     });
     let state = &cluster.control.state;
     state.put(&Resource::Workload(Box::new(workload)));
-    state.put(&Resource::Service(Box::new(behind(server, waypoint))));
-    let knows_it = |cluster: &mut Cluster<'_>, node| {
+    state.put(&Resource::Service(Box::new(service_with_waypoint(
+        server, waypoint,
+    ))));
+    let has_waypoint = |cluster: &mut Cluster<'_>, node| {
         let dump = cluster.mesh.proxy(node).config_dump().unwrap();
         let services = dump["services"].as_array().cloned().unwrap_or_default();
         services
@@ -461,7 +466,9 @@ fn what_dials_a_service_with_a_waypoint_comes_to_the_waypoint() {
             .any(|service| !service["waypoint"].is_null())
     };
     for node in ["a", "b"] {
-        eventually("the waypoint is known", || knows_it(&mut cluster, node));
+        eventually("the waypoint has arrived", || {
+            has_waypoint(&mut cluster, node)
+        });
     }
 
     let mut stream = client
@@ -471,15 +478,19 @@ fn what_dials_a_service_with_a_waypoint_comes_to_the_waypoint() {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     assert_eq!(answer, b"from the waypoint");
-    let header = heard.recv_timeout(LIMIT).unwrap();
+    let header = headers.recv_timeout(LIMIT).unwrap();
     assert_eq!(header[12..14], [0x21, 0x11], "version 2, TCP over IPv4");
     let std::net::SocketAddr::V4(v4) = dialled else {
         unreachable!()
     };
-    assert_eq!(header[20..24], v4.ip().octets(), "the service was dialled");
+    assert_eq!(
+        header[20..24],
+        v4.ip().octets(),
+        "the address of the service"
+    );
     assert_eq!(header[26..28], 80_u16.to_be_bytes());
     accepting.join().unwrap();
-    // Dialled by its own address the pod is reached directly, as it has no waypoint of its own.
-    answered(client, server.at(Family::V4, HTTP));
-    scene::unharmed(&mut cluster.mesh);
+    // Connections to the pod's own address do not use the waypoint, which is the service's.
+    expect_answer(client, server.at(Family::V4, HTTP));
+    assertions::assert_all_running(&mut cluster.mesh);
 }

@@ -1,4 +1,4 @@
-//! Pods come and go while a node runs: the others do not notice.
+//! Pods are enrolled and removed while a node runs, without effects on other pods.
 
 use std::os::unix::fs::symlink;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,26 +7,27 @@ use std::thread;
 use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::{Mesh, Settings, Workload, workload_uid};
 use ztunnel_tests::sniff::{SETTLE, Sniffer};
-use ztunnel_tests::traffic::{self, End, Kind, Manner};
+use ztunnel_tests::traffic::{self, IoMode, Kind, Stream};
 
-use crate::scene::{self, HTTP, LIMIT, MARKER, answered, answered_soon};
+use crate::assertions::{self, HTTP, LIMIT, MARKER, expect_answer, wait_for_answer};
 
-/// What the undisturbed say: other words than the sniffer looks for.
+/// The marker of the other pods, for which the sniffer does not search.
 const QUIET: &str = "undisturbed";
 
-/// Calls in both families; returns how often the link between the nodes showed the request.
-fn crossings(world: &World, client: &Host, server: &Host) -> u64 {
+/// Sends requests in both families. Returns the number of packets with the marker between the
+/// nodes.
+fn marker_packets_between_nodes(world: &World, client: &Host, server: &Host) -> u64 {
     let sniffer = Sniffer::between(world.node("a"), "b", MARKER.as_bytes()).unwrap();
     for family in Family::BOTH {
-        let answer = answered(client, server.at(family, HTTP));
+        let answer = expect_answer(client, server.at(family, HTTP));
         assert_eq!(answer.peer.ip().to_canonical(), client.address(family));
     }
     thread::sleep(SETTLE);
-    sniffer.finish().unwrap().hits
+    sniffer.finish().unwrap().marker_packets
 }
 
-/// Takes a pod out of the mesh, or puts it in again as it was.
-fn leave(mesh: &mut Mesh<'_>, pod: &Host) -> Vec<Settings> {
+/// Removes a pod from the mesh. Returns the previous settings, for adding it again.
+fn remove_pod(mesh: &mut Mesh<'_>, pod: &Host) -> Vec<Settings> {
     let mut before = Vec::new();
     let uid = workload_uid(pod);
     mesh.change(|settings| {
@@ -36,8 +37,8 @@ fn leave(mesh: &mut Mesh<'_>, pod: &Host) -> Vec<Settings> {
     })
     .unwrap();
     for proxy in mesh.proxies() {
-        scene::eventually("the change of workloads", || {
-            !scene::listed(proxy, "workloads").contains(&pod.name)
+        assertions::eventually("the change of workloads", || {
+            !assertions::listed(proxy, "workloads").contains(&pod.name)
         });
     }
     mesh.proxy("a").wait_for_log("pod left", LIMIT).unwrap();
@@ -52,7 +53,7 @@ fn active(mesh: &mut Mesh<'_>) -> f64 {
 }
 
 #[test]
-fn a_pod_leaves_and_comes_back_and_the_others_do_not_notice() {
+fn removing_and_adding_a_pod_does_not_affect_others() {
     let world = World::two_nodes().unwrap();
     let mut mesh = Mesh::start(&world).unwrap();
     let (leaver, stayer, server) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
@@ -62,7 +63,8 @@ fn a_pod_leaves_and_comes_back_and_the_others_do_not_notice() {
         let load: Vec<_> = Family::BOTH
             .into_iter()
             .flat_map(|family| {
-                [load_anew as Load, load_on_one_connection].map(|load| (load, family))
+                [load_with_new_connections as Load, load_on_one_connection]
+                    .map(|load| (load, family))
             })
             .map(|(load, family)| {
                 let (stop, answers) = (&stop, &answers);
@@ -70,7 +72,7 @@ fn a_pod_leaves_and_comes_back_and_the_others_do_not_notice() {
             })
             .collect();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            story(&world, &mut mesh, leaver, &answers);
+            remove_and_add_twice(&world, &mut mesh, leaver, &answers);
         }));
         stop.store(true, Ordering::Relaxed);
         let failures: Vec<_> = load
@@ -82,43 +84,50 @@ fn a_pod_leaves_and_comes_back_and_the_others_do_not_notice() {
         }
         failures
     });
-    assert!(failures.is_empty(), "the other pod noticed: {failures:?}");
-    scene::unharmed(&mut mesh);
+    assert!(
+        failures.is_empty(),
+        "requests of the other pod failed: {failures:?}"
+    );
+    assertions::assert_all_running(&mut mesh);
 }
 
-/// Twice: what a pod leaves behind must not hinder it when it comes back.
-fn story(world: &World, mesh: &mut Mesh<'_>, leaver: &Host, answers: &AtomicU64) {
+/// Twice: the removed pod must not leave anything that prevents its return.
+fn remove_and_add_twice(world: &World, mesh: &mut Mesh<'_>, leaver: &Host, answers: &AtomicU64) {
     let server = world.pod("b", 0);
     for round in 0..2 {
-        assert_eq!(crossings(world, leaver, server), 0, "round {round}");
+        assert_eq!(
+            marker_packets_between_nodes(world, leaver, server),
+            0,
+            "round {round}"
+        );
         assert_eq!(active(mesh), 2.0);
-        let before = leave(mesh, leaver);
+        let before = remove_pod(mesh, leaver);
         assert!(
-            crossings(world, leaver, server) >= 2,
+            marker_packets_between_nodes(world, leaver, server) >= 2,
             "round {round}: still captured"
         );
-        // Nor is it called through the mesh.
-        answered(server, leaver.at(Family::V4, HTTP));
+        // The pod is not reached through the mesh, either.
+        expect_answer(server, leaver.at(Family::V4, HTTP));
         assert_eq!(active(mesh), 1.0);
         let mut before = before.into_iter();
         mesh.change(|settings| *settings = before.next().unwrap())
             .unwrap();
-        scene::eventually("the pod's return", || active(mesh) == 2.0);
-        scene::eventually("the workload's return", || {
-            scene::listed(mesh.proxy("b"), "workloads").contains(&leaver.name)
+        assertions::eventually("the pod's return", || active(mesh) == 2.0);
+        assertions::eventually("the workload's return", || {
+            assertions::listed(mesh.proxy("b"), "workloads").contains(&leaver.name)
         });
-        answered_soon(server, leaver.at(Family::V6, HTTP));
+        wait_for_answer(server, leaver.at(Family::V6, HTTP));
         let wanted = answers.load(Ordering::Relaxed) + 20;
-        scene::eventually("twenty answers to the other pod", || {
+        assertions::eventually("twenty answers to the other pod", || {
             answers.load(Ordering::Relaxed) >= wanted
         });
     }
-    assert_eq!(crossings(world, leaver, server), 0);
+    assert_eq!(marker_packets_between_nodes(world, leaver, server), 0);
 }
 
 type Load = fn(&Host, std::net::SocketAddr, &AtomicBool, &AtomicU64) -> std::io::Result<()>;
 
-fn load_anew(
+fn load_with_new_connections(
     from: &Host,
     to: std::net::SocketAddr,
     stop: &AtomicBool,
@@ -141,7 +150,7 @@ fn load_on_one_connection(
     stop: &AtomicBool,
     answers: &AtomicU64,
 ) -> std::io::Result<()> {
-    let mut stream = from.enter(|| End::connect(to, Manner::Blocking, LIMIT))?;
+    let mut stream = from.enter(|| Stream::connect(to, IoMode::Blocking, LIMIT))?;
     while !stop.load(Ordering::Relaxed) {
         traffic::get_over(&mut stream, QUIET, LIMIT)?;
         answers.fetch_add(1, Ordering::Relaxed);
@@ -150,7 +159,7 @@ fn load_on_one_connection(
 }
 
 #[test]
-fn a_pod_whose_namespace_is_missing_is_tried_again_and_the_others_are_served() {
+fn a_pod_without_its_namespace_is_retried_while_others_are_served() {
     let world = World::two_nodes().unwrap();
     let (late, early, server) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
     let path = world.directory().join("late");
@@ -174,9 +183,9 @@ fn a_pod_whose_namespace_is_missing_is_tried_again_and_the_others_are_served() {
         "{line}"
     );
     for family in Family::BOTH {
-        answered(early, server.at(family, HTTP));
+        expect_answer(early, server.at(family, HTTP));
     }
-    assert_eq!(crossings(&world, early, server), 0);
+    assert_eq!(marker_packets_between_nodes(&world, early, server), 0);
     let pending = mesh
         .proxy("a")
         .metrics()
@@ -184,28 +193,29 @@ fn a_pod_whose_namespace_is_missing_is_tried_again_and_the_others_are_served() {
         .sum("istio_pending_proxy_count_total", &[]);
     assert_eq!(pending, 1.0);
 
-    // It appears, as a container runtime would make it, and nobody has to say so.
+    // The namespace is created later, as by a container runtime, and the proxy finds it without a
+    // notification.
     symlink(late.namespace.path(), &path).unwrap();
-    scene::eventually("the late pod's enrolment", || active(&mut mesh) == 2.0);
-    assert_eq!(crossings(&world, late, server), 0);
+    assertions::eventually("the late pod's enrolment", || active(&mut mesh) == 2.0);
+    assert_eq!(marker_packets_between_nodes(&world, late, server), 0);
     let pending = mesh
         .proxy("a")
         .metrics()
         .unwrap()
         .sum("istio_pending_proxy_count_total", &[]);
     assert_eq!(pending, 0.0);
-    scene::unharmed(&mut mesh);
+    assertions::assert_all_running(&mut mesh);
 }
 
-/// A pod that cannot be captured is not served, and that is said; one that was captured before stays
-/// so, and refused.
+/// A pod that cannot be captured is not served, and the reason is logged. A pod that was captured
+/// before stays captured, and its connections are refused.
 #[test]
-fn a_pod_in_which_a_port_of_capture_is_taken_is_tried_again_and_the_others_are_served() {
+fn a_pod_with_an_occupied_capture_port_is_retried_while_others_are_served() {
     let world = World::two_nodes().unwrap();
     let (pod, other, server) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
     let _http = server.serve(Kind::Http, HTTP).unwrap();
     let mut mesh = Mesh::start(&world).unwrap();
-    answered(pod, server.at(Family::V4, HTTP));
+    expect_answer(pod, server.at(Family::V4, HTTP));
     for port in [15001, 15006, 15008] {
         mesh.proxy("a").terminate(LIMIT).unwrap();
         let taken = pod.serve(Kind::Http, port).unwrap();
@@ -220,23 +230,29 @@ fn a_pod_in_which_a_port_of_capture_is_taken_is_tried_again_and_the_others_are_s
         );
         assert_eq!(active(&mut mesh), 1.0, "{port}");
         for family in Family::BOTH {
-            answered(other, server.at(family, HTTP));
+            expect_answer(other, server.at(family, HTTP));
         }
-        // Captured connections end at 15001, which is the taker's in the first round.
+        // Captured connections lead to port 15001, which the other process occupies in the first
+        // round.
         if port != 15001 {
-            let outcome = scene::call(pod, server.at(Family::V6, HTTP));
-            assert!(scene::is_refused(&outcome), "{port}: {outcome:?}");
+            let outcome = assertions::call(pod, server.at(Family::V6, HTTP));
+            assert!(assertions::is_refused(&outcome), "{port}: {outcome:?}");
         }
         drop(taken);
-        scene::eventually("the pod's enrolment", || active(&mut mesh) == 2.0);
-        assert_eq!(crossings(&world, pod, server), 0, "{port}");
+        assertions::eventually("the pod's enrolment", || active(&mut mesh) == 2.0);
+        assert_eq!(
+            marker_packets_between_nodes(&world, pod, server),
+            0,
+            "{port}"
+        );
     }
-    scene::unharmed(&mut mesh);
+    assertions::assert_all_running(&mut mesh);
 }
 
-/// A gateway or waypoint that is captured too: tunnels to it are its own, what it opens is captured.
+/// A captured gateway or waypoint: it terminates tunnels itself, and its outbound connections are
+/// captured.
 #[test]
-fn a_pod_that_speaks_hbone_itself_keeps_its_port_and_is_served() {
+fn a_pod_that_terminates_hbone_keeps_its_port() {
     let world = World::two_nodes().unwrap();
     let (gateway, other, server) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
     let own = gateway.serve(Kind::Http, 15008).unwrap();
@@ -254,19 +270,19 @@ fn a_pod_that_speaks_hbone_itself_keeps_its_port_and_is_served() {
     assert_eq!(active(&mut mesh), 2.0);
     for family in Family::BOTH {
         for client in [world.outside(), &world.node("a").host] {
-            answered(client, gateway.at(family, 15008));
+            expect_answer(client, gateway.at(family, 15008));
         }
         for client in [gateway, other] {
-            answered(client, server.at(family, HTTP));
+            expect_answer(client, server.at(family, HTTP));
         }
     }
     assert_eq!(own.accepted(), 4);
-    assert_eq!(crossings(&world, gateway, server), 0);
-    scene::unharmed(&mut mesh);
+    assert_eq!(marker_packets_between_nodes(&world, gateway, server), 0);
+    assertions::assert_all_running(&mut mesh);
 }
 
 #[test]
-fn a_path_that_is_no_namespace_keeps_nobody_from_being_served() {
+fn a_path_that_is_not_a_namespace_does_not_affect_other_pods() {
     let world = World::two_nodes().unwrap();
     let (broken, fine, server) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
     let path = world.directory().join("no-namespace");
@@ -286,7 +302,7 @@ fn a_path_that_is_no_namespace_keeps_nobody_from_being_served() {
         .wait_for_log("cannot enroll the pod", LIMIT)
         .unwrap();
     for family in Family::BOTH {
-        answered(fine, server.at(family, HTTP));
+        expect_answer(fine, server.at(family, HTTP));
     }
-    scene::unharmed(&mut mesh);
+    assertions::assert_all_running(&mut mesh);
 }

@@ -1,9 +1,9 @@
-//! Whatever a peer does at a pod's HBONE port, it is refused, the proxy lives on without a
-//! panic, and everybody else is served.
+//! Hostile peers at a pod's HBONE port: they are refused, the proxy does not panic, and other
+//! clients are served.
 
 mod certificates;
 mod floods;
-mod noise;
+mod malformed_tls;
 mod requests;
 mod servers;
 
@@ -15,80 +15,80 @@ use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::{Mesh, identity};
 use ztunnel_tests::traffic::{Kind, Server};
 
+use crate::assertions::{self, HTTP, expect_answer};
 use crate::peer::{Authority, Leaf, Secure, Tunnels, client, client_config};
-use crate::scene::{self, HTTP, answered};
 
 const HBONE: u16 = 15008;
 
-/// A mesh, a pod that is attacked, and a host from which it is attacked.
-struct Stage<'world> {
+/// A mesh, the attacked pod, and the attacking host.
+struct AttackSetup<'world> {
     mesh: Mesh<'world>,
-    victim: &'world Host,
-    friend: &'world Host,
+    attacked_pod: &'world Host,
+    client_pod: &'world Host,
     attacker: &'world Host,
     authority: Authority,
     _http: Server,
 }
 
-/// How long a handshake may take where the stage is hasty.
-const HASTE: Duration = Duration::from_secs(2);
+/// The handshake timeout for tests that wait for it.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
-impl<'world> Stage<'world> {
-    fn set(world: &'world World) -> Self {
-        Self::around(world, Mesh::start(world).unwrap())
+impl<'world> AttackSetup<'world> {
+    fn new(world: &'world World) -> Self {
+        Self::with_mesh(world, Mesh::start(world).unwrap())
     }
 
-    /// For tests in which somebody waits until the proxy gives a handshake up, after [`HASTE`].
-    fn hasty(world: &'world World) -> Self {
+    /// With a short handshake timeout ([`HANDSHAKE_TIMEOUT`]).
+    fn with_short_handshake_timeout(world: &'world World) -> Self {
         let mesh = Mesh::builder(world).settings(|settings| {
             let timeouts =
-                serde_json::json!({ "handshakeTimeout": format!("{}s", HASTE.as_secs()) });
+                serde_json::json!({ "handshakeTimeout": format!("{}s", HANDSHAKE_TIMEOUT.as_secs()) });
             settings.extra.insert("hbone".to_owned(), timeouts);
         });
-        Self::around(world, mesh.start().unwrap())
+        Self::with_mesh(world, mesh.start().unwrap())
     }
 
-    fn around(world: &'world World, mesh: Mesh<'world>) -> Self {
-        let victim = world.pod("b", 0);
+    fn with_mesh(world: &'world World, mesh: Mesh<'world>) -> Self {
+        let attacked_pod = world.pod("b", 0);
         Self {
             mesh,
-            victim,
-            friend: world.pod("a", 0),
+            attacked_pod,
+            client_pod: world.pod("a", 0),
             attacker: world.outside(),
             authority: Authority::of_mesh(world.directory()),
-            _http: victim.serve(Kind::Http, HTTP).unwrap(),
+            _http: attacked_pod.serve(Kind::Http, HTTP).unwrap(),
         }
     }
 
-    /// A certificate of a pod of the mesh, as somebody who stole it would have it.
-    fn stolen(&self) -> Leaf {
-        self.authority.leaf(&[&identity(self.friend)])
+    /// A valid certificate of a pod of the mesh, as after a theft.
+    fn stolen_certificate(&self) -> Leaf {
+        self.authority.leaf(&[&identity(self.client_pod)])
     }
 
     fn hbone(&self, family: Family) -> SocketAddr {
-        self.victim.at(family, HBONE)
+        self.attacked_pod.at(family, HBONE)
     }
 
-    /// Does something on the attacking host.
-    fn attack<T: Send>(&self, deed: impl FnOnce() -> T + Send) -> T {
-        self.attacker.enter(deed)
+    /// Runs the attack on the attacking host.
+    fn attack<T: Send>(&self, attack: impl FnOnce() -> T + Send) -> T {
+        self.attacker.enter(attack)
     }
 
-    /// An HTTP/2 connection with a good certificate, from the attacking host.
+    /// An HTTP/2 connection with a valid certificate from the attacking host.
     fn tunnels(&self, family: Family) -> Tunnels<Secure> {
-        let (to, leaf) = (self.hbone(family), self.stolen());
+        let (to, leaf) = (self.hbone(family), self.stolen_certificate());
         self.attack(|| -> io::Result<_> {
             Tunnels::open(client(to, &client_config(Some(leaf), &[b"h2"]))?)
         })
         .unwrap()
     }
 
-    /// After an attack: nobody died, and a pod of the mesh is served.
+    /// Asserts that no proxy has ended, and that a pod of the mesh is served.
     #[track_caller]
-    fn stands(&mut self) {
-        scene::unharmed(&mut self.mesh);
+    fn assert_still_serving(&mut self) {
+        assertions::assert_all_running(&mut self.mesh);
         for family in Family::BOTH {
-            answered(self.friend, self.victim.at(family, HTTP));
+            expect_answer(self.client_pod, self.attacked_pod.at(family, HTTP));
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Beside the rules that Istio's node agent puts into pods: everything goes as it does without
-//! them, and what they redirect is judged by what was dialled.
+//! The rules of Istio's node agent in the pods: all connections work as without them, and
+//! redirected connections are authorized by the dialled destination.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -11,9 +11,9 @@ use socket2::{Domain, Socket, Type};
 use ztunnel_tests::net::{Family, Host, Rules, World};
 use ztunnel_tests::proxy::{Mesh, Policy};
 use ztunnel_tests::traffic::Kind;
-use ztunnel_tests::traffic::dns::{self, DNS, Resolver, Way};
+use ztunnel_tests::traffic::dns::{self, DNS, Resolver, Transport};
 
-use crate::scene::{self, HTTP, LIMIT, answered, answered_soon, reset};
+use crate::assertions::{self, HTTP, LIMIT, expect_answer, reset, wait_for_answer};
 
 const OTHER: u16 = 9000;
 
@@ -23,21 +23,21 @@ fn install(world: &World, rules: Rules) {
     }
 }
 
-/// Calls more often than the first of a kind, which the proxy carries in any case.
+/// Sends several requests, so that both the proxy and the fast path carry one.
 #[track_caller]
-fn known_as_itself(client: &Host, family: Family, to: SocketAddr) {
+fn assert_source_address(client: &Host, family: Family, to: SocketAddr) {
     for _ in 0..3 {
-        let answer = answered(client, to);
+        let answer = expect_answer(client, to);
         assert_eq!(answer.peer.ip().to_canonical(), client.address(family));
     }
 }
 
 #[track_caller]
-fn everywhere(world: &World) {
+fn check_all_paths(world: &World) {
     let (one, two, far) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
     let outside = world.outside();
     for family in Family::BOTH {
-        // In tunnels, there and back; inside the node; out of the mesh; into it.
+        // In tunnels in both directions, inside the node, out of the mesh, and into it.
         for (client, server) in [
             (one, far),
             (far, one),
@@ -45,19 +45,19 @@ fn everywhere(world: &World) {
             (two, one),
             (one, outside),
         ] {
-            known_as_itself(client, family, server.at(family, HTTP));
+            assert_source_address(client, family, server.at(family, HTTP));
         }
         for server in [far, two] {
-            known_as_itself(one, family, Mesh::service(server).at(family, 80));
+            assert_source_address(one, family, Mesh::service(server).at(family, 80));
         }
         let server = far.at(family, HTTP);
         for _ in 0..3 {
-            let answer = answered(outside, server);
-            // It has an address on each of its links.
+            let answer = expect_answer(outside, server);
+            // The host outside has an address on each of its links.
             assert_eq!(answer.peer.ip().to_canonical(), answer.client_local.ip());
             assert_eq!(answer.local.ip().to_canonical(), server.ip());
         }
-        // To itself, by every name.
+        // To itself, by each of its addresses.
         let loopback: IpAddr = match family {
             Family::V4 => [127, 0, 0, 1].into(),
             Family::V6 => std::net::Ipv6Addr::LOCALHOST.into(),
@@ -68,60 +68,65 @@ fn everywhere(world: &World) {
             SocketAddr::new(loopback, HTTP),
             service,
         ] {
-            answered(one, to);
-            answered(one, to);
+            expect_answer(one, to);
+            expect_answer(one, to);
         }
     }
 }
 
-fn everything_goes_as_without(rules: Rules) {
+fn check_with_programs_and_rules(rules: Rules) {
     let world = World::two_nodes().unwrap();
     install(&world, rules);
     let mut mesh = Mesh::start(&world).unwrap();
-    everything_goes(&world, &mut mesh);
+    check_mesh(&world, &mut mesh);
 }
 
-fn everything_goes(world: &World, mesh: &mut Mesh<'_>) {
+fn check_mesh(world: &World, mesh: &mut Mesh<'_>) {
     let pods = world.nodes().iter().flat_map(|node| &node.pods);
     let hosts = pods.chain([world.outside()]);
     let _servers: Vec<_> = hosts
         .map(|host| host.serve(Kind::Http, HTTP).unwrap())
         .collect();
-    everywhere(world);
+    check_all_paths(world);
     let server = world.pod("b", 0);
     for family in Family::BOTH {
         let dialled = format!("dst.addr={}", server.at(family, HTTP));
-        // A line is written when its connection has ended, a moment after the client is done.
-        scene::eventually("plaintext in the access log, by what was dialled", || {
-            let log = mesh.proxy("b").log();
-            let arrived = |line: &str| line.contains(&dialled) && !line.contains("src.identity");
-            log.lines().any(arrived)
-        });
+        // The line is written after the connection has ended, shortly after the client has
+        // finished.
+        assertions::eventually(
+            "plaintext connections in the access log with the dialled address",
+            || {
+                let log = mesh.proxy("b").log();
+                let arrived =
+                    |line: &str| line.contains(&dialled) && !line.contains("src.identity");
+                log.lines().any(arrived)
+            },
+        );
     }
     for proxy in mesh.proxies() {
         assert!(!proxy.log().contains(":15006 "), "{}", proxy.log());
     }
-    scene::unharmed(mesh);
+    assertions::assert_all_running(mesh);
 }
 
 #[test]
-fn everything_goes_as_without_rules_of_the_old_iptables() {
-    everything_goes_as_without(Rules::Legacy);
+fn connections_work_beside_rules_of_iptables_legacy() {
+    check_with_programs_and_rules(Rules::Legacy);
 }
 
 #[test]
-fn everything_goes_as_without_rules_of_iptables_on_nf_tables() {
-    everything_goes_as_without(Rules::IptablesNft);
+fn connections_work_beside_rules_of_iptables_nft() {
+    check_with_programs_and_rules(Rules::IptablesNft);
 }
 
 #[test]
-fn everything_goes_as_without_rules_of_nft() {
-    everything_goes_as_without(Rules::Nft);
+fn connections_work_beside_rules_of_nft() {
+    check_with_programs_and_rules(Rules::Nft);
 }
 
-/// In a container that cannot have the programs the rules are all there is.
+/// In a container that cannot load the eBPF programs, only the rules capture.
 #[test]
-fn without_programs_the_rules_capture() {
+fn rules_capture_without_programs() {
     let world = World::two_nodes().unwrap();
     install(&world, Rules::IptablesNft);
     let mut mesh = Mesh::builder(&world)
@@ -131,26 +136,28 @@ fn without_programs_the_rules_capture() {
         })
         .start()
         .unwrap();
-    everything_goes(&world, &mut mesh);
+    check_mesh(&world, &mut mesh);
     for proxy in mesh.proxies() {
         assert!(
             !proxy.settings.capture.bpf_directory.exists(),
-            "it has pins"
+            "the proxy has pins"
         );
     }
-    // Without the rules nothing captures; with them and without a proxy everything is refused.
+    // Without the rules nothing is captured. With rules and without a proxy, every connection is
+    // refused.
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     mesh.proxy("a").kill().unwrap();
     for family in Family::BOTH {
-        let outcome = scene::call(client, server.at(family, HTTP));
-        assert!(scene::is_refused(&outcome), "{outcome:?}");
+        let outcome = assertions::call(client, server.at(family, HTTP));
+        assert!(assertions::is_refused(&outcome), "{outcome:?}");
     }
 }
 
-/// What the container's resolver answers, and what one answers that it does not know.
+/// The answers of the container's resolver and of another resolver.
 const ANSWERS: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 77), Ipv4Addr::new(192, 0, 2, 78)];
 
-/// The container's resolver outside by IPv4, and another one by IPv6.
+/// The container's resolver at the IPv4 address of the host outside, and another one at its IPv6
+/// address.
 fn resolvers(world: &World) -> [Resolver; 2] {
     let outside = world.outside();
     [Family::V4, Family::V6].map(|family| {
@@ -159,7 +166,7 @@ fn resolvers(world: &World) -> [Resolver; 2] {
     })
 }
 
-fn names_come_by(rules: Rules) {
+fn check_dns(rules: Rules) {
     let world = World::two_nodes().unwrap();
     install(&world, rules);
     let resolvers = resolvers(&world);
@@ -173,49 +180,53 @@ fn names_come_by(rules: Rules) {
         .unwrap();
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let service = [IpAddr::V4(Mesh::service(server).v4)];
-    let mut asked = 0.0;
+    let mut queries = 0.0;
     for family in Family::BOTH {
         let at = world.outside().at(family, DNS);
-        for way in Way::ALL {
-            let told = |name: &str| dns::ask(client, at, way, name, LIMIT).unwrap();
+        for transport in Transport::ALL {
+            let resolve = |name: &str| dns::resolve(client, at, transport, name, LIMIT).unwrap();
             assert_eq!(
-                told(&server.name),
+                resolve(&server.name),
                 service,
-                "{rules:?}, {family:?}, {way:?}"
+                "{rules:?}, {family:?}, {transport:?}"
             );
-            let foreign = format!("{family:?}.{way:?}.example.com");
-            // Of a connection it is known where it was to go.
-            let other = family == Family::V6 && way == Way::Connection;
+            let foreign = format!("{family:?}.{transport:?}.example.com");
+            // The destination of a TCP connection is known.
+            let other = family == Family::V6 && transport == Transport::Connection;
             let answer = [IpAddr::V4(ANSWERS[usize::from(other)])];
-            assert_eq!(told(&foreign), answer, "{rules:?}, {family:?}, {way:?}");
-            asked += 2.0;
+            assert_eq!(
+                resolve(&foreign),
+                answer,
+                "{rules:?}, {family:?}, {transport:?}"
+            );
+            queries += 2.0;
         }
     }
-    assert_eq!(resolvers.map(|resolver| resolver.asked().len()), [5, 1]);
+    assert_eq!(resolvers.map(|resolver| resolver.queries().len()), [5, 1]);
     let metrics = mesh.proxy("a").metrics().unwrap();
-    assert_eq!(metrics.sum("istio_dns_requests_total", &[]), asked);
-    scene::unharmed(&mut mesh);
+    assert_eq!(metrics.sum("istio_dns_requests_total", &[]), queries);
+    assertions::assert_all_running(&mut mesh);
 }
 
 #[test]
-fn without_programs_names_come_by_rules_of_the_old_iptables() {
-    names_come_by(Rules::Legacy);
+fn dns_works_with_rules_of_iptables_legacy_only() {
+    check_dns(Rules::Legacy);
 }
 
 #[test]
-fn without_programs_names_come_by_rules_of_iptables_on_nf_tables() {
-    names_come_by(Rules::IptablesNft);
+fn dns_works_with_rules_of_iptables_nft_only() {
+    check_dns(Rules::IptablesNft);
 }
 
 #[test]
-fn without_programs_names_come_by_rules_of_nft() {
-    names_come_by(Rules::Nft);
+fn dns_works_with_rules_of_nft_only() {
+    check_dns(Rules::Nft);
 }
 
-/// A socket that was connected before the pod was enrolled passes no program. The rules redirect
-/// what it asks, whether they were there before the proxy or not.
+/// A socket that was connected before the pod was enrolled does not pass the programs. The rules
+/// redirect its queries, whether they were installed before the proxy started or later.
 #[test]
-fn what_the_rules_redirect_past_the_programs_is_answered() {
+fn queries_that_only_the_rules_redirect_are_answered() {
     let world = World::two_nodes().unwrap();
     let _resolvers = resolvers(&world);
     let at = world.outside().at(Family::V4, DNS);
@@ -231,20 +242,20 @@ fn what_the_rules_redirect_past_the_programs_is_answered() {
     let mut mesh = Mesh::builder(&world).resolver(at.ip()).start().unwrap();
     Rules::IptablesNft.install(late).unwrap();
     let service = [IpAddr::V4(Mesh::service(server).v4)];
-    let told = |socket: &UdpSocket, name: &str| dns::ask_over(socket, name, LIMIT);
+    let resolve = |socket: &UdpSocket, name: &str| dns::resolve_over(socket, name, LIMIT);
     for socket in &sockets {
-        assert_eq!(told(socket, &server.name).unwrap(), service);
+        assert_eq!(resolve(socket, &server.name).unwrap(), service);
     }
     let foreign = [IpAddr::V4(ANSWERS[0])];
-    assert_eq!(told(&sockets[0], "www.example.com").unwrap(), foreign);
-    scene::eventually("the pod has been looked into again", || {
-        told(&sockets[1], "www.example.org").is_ok_and(|found| found == foreign)
+    assert_eq!(resolve(&sockets[0], "www.example.com").unwrap(), foreign);
+    assertions::eventually("the pod has been checked again", || {
+        resolve(&sockets[1], "www.example.org").is_ok_and(|found| found == foreign)
     });
-    scene::unharmed(&mut mesh);
+    assertions::assert_all_running(&mut mesh);
 }
 
 #[test]
-fn policies_judge_the_port_that_was_dialled() {
+fn policies_apply_to_the_dialled_port() {
     let world = World::two_nodes().unwrap();
     install(&world, Rules::IptablesNft);
     let ports = json!([[[{ "destinationPorts": [OTHER] }]]]);
@@ -257,16 +268,16 @@ fn policies_judge_the_port_that_was_dialled() {
     let refused = server.serve(Kind::Http, OTHER).unwrap();
     for family in Family::BOTH {
         for client in [world.outside(), world.pod("a", 0), world.pod("b", 1)] {
-            answered(client, server.at(family, HTTP));
+            expect_answer(client, server.at(family, HTTP));
             reset(client, server.at(family, OTHER));
         }
     }
     assert_eq!(refused.accepted(), 0);
-    scene::unharmed(&mut mesh);
+    assertions::assert_all_running(&mut mesh);
 }
 
 #[test]
-fn the_ports_of_the_proxy_lead_nowhere() {
+fn connections_to_the_ports_of_the_proxy_are_refused() {
     let world = World::two_nodes().unwrap();
     install(&world, Rules::IptablesNft);
     let mut mesh = Mesh::start(&world).unwrap();
@@ -276,21 +287,21 @@ fn the_ports_of_the_proxy_lead_nowhere() {
         for port in [15001, 15006] {
             reset(world.outside(), server.at(family, port));
         }
-        answered(world.outside(), server.at(family, HTTP));
+        expect_answer(world.outside(), server.at(family, HTTP));
     }
-    scene::unharmed(&mut mesh);
+    assertions::assert_all_running(&mut mesh);
 }
 
-/// What kubelet's probes come from, once the node has translated their source.
+/// The sources of kubelet's probes after the node's translation.
 const PROBE: [&str; 2] = ["169.254.7.127", "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"];
 
 #[test]
-fn probes_of_the_node_pass_whatever_policy_says() {
+fn kubelet_probes_bypass_policies() {
     let world = World::two_nodes().unwrap();
     install(&world, Rules::IptablesNft);
-    let everybody = json!([[[{ "notPrincipals": [{ "presence": {} }] }]]]);
+    let no_principal = json!([[[{ "notPrincipals": [{ "presence": {} }] }]]]);
     let mut mesh = Mesh::builder(&world)
-        .policy(Policy::namespace("strict", "Deny", everybody))
+        .policy(Policy::namespace("strict", "Deny", no_principal))
         .start()
         .unwrap();
     let (node, pod) = (&world.node("b").host, world.pod("b", 0));
@@ -308,19 +319,19 @@ fn probes_of_the_node_pass_whatever_policy_says() {
                     .success()
             );
             let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
-            // An IPv6 address cannot be used before it is known to be nobody else's.
-            scene::eventually("the address can be used", || {
+            // A new IPv6 address cannot be used before duplicate address detection has finished.
+            assertions::eventually("the address can be used", || {
                 socket.bind(&SocketAddr::new(source, 0).into()).is_ok()
             });
             socket.connect_timeout(&to.into(), LIMIT).unwrap();
         });
     }
-    scene::eventually("both probes have arrived", || http.accepted() == 2);
-    scene::unharmed(&mut mesh);
+    assertions::eventually("both probes have arrived", || http.accepted() == 2);
+    assertions::assert_all_running(&mut mesh);
 }
 
 #[test]
-fn rules_may_come_and_go_while_the_pod_is_served() {
+fn rules_may_be_added_and_removed_while_the_pod_is_served() {
     let world = World::two_nodes().unwrap();
     let mut mesh = Mesh::start(&world).unwrap();
     let pods = world.nodes().iter().flat_map(|node| &node.pods);
@@ -328,30 +339,30 @@ fn rules_may_come_and_go_while_the_pod_is_served() {
     let _servers: Vec<_> = hosts
         .map(|host| host.serve(Kind::Http, HTTP).unwrap())
         .collect();
-    // The kernel carries what is known, until the rules hide it.
-    everywhere(&world);
+    // The fast path carries connections with an entry until the rules redirect them.
+    check_all_paths(&world);
     for rules in Rules::ALL {
         install(&world, rules);
         let pods = world.nodes().iter().flat_map(|node| &node.pods);
         for (pod, family) in pods.flat_map(|pod| Family::BOTH.map(|family| (pod, family))) {
             for client in [world.pod("a", 0), world.pod("b", 0), world.outside()] {
-                answered_soon(client, pod.at(family, HTTP));
+                wait_for_answer(client, pod.at(family, HTTP));
             }
         }
-        everywhere(&world);
+        check_all_paths(&world);
         for pod in world.nodes().iter().flat_map(|node| &node.pods) {
             rules.remove(pod).unwrap();
         }
-        everywhere(&world);
+        check_all_paths(&world);
     }
-    scene::unharmed(&mut mesh);
+    assertions::assert_all_running(&mut mesh);
 }
 
-/// With the last of the rules connection tracking ends in the pod, and with it the translation of
-/// what was redirected: the kernel answers its next segment with a reset. What came in a tunnel was
-/// never translated.
+/// Without rules, connection tracking ends in the pod, and with it the translation of redirected
+/// connections: the kernel answers their next segment with a reset. Tunnel connections were never
+/// translated.
 #[test]
-fn when_the_rules_go_tunnels_go_on_and_what_was_redirected_is_reset() {
+fn removing_the_rules_resets_redirected_connections_and_keeps_tunnels() {
     let world = World::two_nodes().unwrap();
     install(&world, Rules::Legacy);
     let mut mesh = Mesh::start(&world).unwrap();
@@ -366,12 +377,12 @@ fn when_the_rules_go_tunnels_go_on_and_what_was_redirected_is_reset() {
         });
     Rules::Legacy.remove(server).unwrap();
     far.set_read_timeout(Some(LIMIT)).unwrap();
-    tunnelled.write_all(b"still here").unwrap();
-    let mut heard = [0; 10];
-    far.read_exact(&mut heard).unwrap();
-    assert_eq!(&heard, b"still here");
-    redirected.write_all(b"anybody here?").unwrap();
-    let outcome = redirected.read(&mut heard).map_err(|error| error.kind());
+    tunnelled.write_all(b"still open").unwrap();
+    let mut received = [0; 10];
+    far.read_exact(&mut received).unwrap();
+    assert_eq!(&received, b"still open");
+    redirected.write_all(b"more data").unwrap();
+    let outcome = redirected.read(&mut received).map_err(|error| error.kind());
     assert_eq!(outcome, Err(std::io::ErrorKind::ConnectionReset));
-    scene::unharmed(&mut mesh);
+    assertions::assert_all_running(&mut mesh);
 }

@@ -1,5 +1,5 @@
-//! A proxy that is killed leaves its pods captured and refused, never in the clear; the next
-//! one takes over what is pinned, and the pods go on as they are.
+//! After a proxy is killed, its pods stay captured and their connections are refused, never sent in
+//! plaintext. The next proxy takes over the pinned programs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,9 +15,11 @@ use ztunnel_tests::proxy::Mesh;
 use ztunnel_tests::sniff::Sniffer;
 use ztunnel_tests::traffic::Kind;
 
-use crate::scene::{self, HTTP, LIMIT, MARKER, answered, answered_soon, call, is_refused};
+use crate::assertions::{
+    self, HTTP, LIMIT, MARKER, call, expect_answer, is_refused, wait_for_answer,
+};
 
-/// Every pin below a directory with its inode: a pin that was made anew has another one.
+/// Every pin below a directory with its inode, which differs for a new pin.
 fn pins(directory: &Path) -> BTreeMap<String, u64> {
     let mut found = BTreeMap::new();
     let mut left = vec![directory.to_owned()];
@@ -35,7 +37,7 @@ fn pins(directory: &Path) -> BTreeMap<String, u64> {
 }
 
 #[test]
-fn a_killed_proxy_is_a_closed_door_until_the_next_one_takes_over() {
+fn connections_are_refused_after_a_kill_until_the_next_proxy_takes_over() {
     let world = World::two_nodes().unwrap();
     let mut mesh = Mesh::start(&world).unwrap();
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
@@ -47,7 +49,7 @@ fn a_killed_proxy_is_a_closed_door_until_the_next_one_takes_over() {
         before.keys().any(|path| path.contains("links")),
         "{before:?}"
     );
-    answered(client, server.at(Family::V4, HTTP));
+    expect_answer(client, server.at(Family::V4, HTTP));
 
     let sniffer = Sniffer::between(world.node("a"), "b", MARKER.as_bytes()).unwrap();
     mesh.proxy("a").kill().unwrap();
@@ -61,7 +63,7 @@ fn a_killed_proxy_is_a_closed_door_until_the_next_one_takes_over() {
             let outcome = call(client, to);
             assert!(is_refused(&outcome), "{to}: {outcome:?}");
         }
-        // What arrives finds nobody, in the clear or not.
+        // Inbound connections are refused, in plaintext and in tunnels.
         for port in [HTTP, 15006, 15008] {
             let outcome = call(world.outside(), client.at(family, port));
             assert!(is_refused(&outcome), "port {port}: {outcome:?}");
@@ -70,26 +72,29 @@ fn a_killed_proxy_is_a_closed_door_until_the_next_one_takes_over() {
     }
     thread::sleep(ztunnel_tests::sniff::SETTLE);
     let seen = sniffer.finish().unwrap();
-    assert_eq!(seen.hits, 0, "something left in the clear");
+    assert_eq!(
+        seen.marker_packets, 0,
+        "the marker left the node in plaintext"
+    );
     assert_eq!(pins(&pinned), before);
 
     mesh.proxy("a").start().unwrap();
     let sniffer = Sniffer::between(world.node("a"), "b", MARKER.as_bytes()).unwrap();
     for family in Family::BOTH {
-        let answer = answered_soon(client, server.at(family, HTTP));
+        let answer = wait_for_answer(client, server.at(family, HTTP));
         assert_eq!(answer.peer.ip().to_canonical(), client.address(family));
-        answered_soon(server, client.at(family, HTTP));
-        answered_soon(client, Mesh::service(server).at(family, 80));
+        wait_for_answer(server, client.at(family, HTTP));
+        wait_for_answer(client, Mesh::service(server).at(family, 80));
     }
     thread::sleep(ztunnel_tests::sniff::SETTLE);
     let seen = sniffer.finish().unwrap();
-    assert!(seen.packets > 0 && seen.hits == 0, "{seen:?}");
-    assert_eq!(pins(&pinned), before, "the new proxy pinned something anew");
-    scene::unharmed(&mut mesh);
+    assert!(seen.packets > 0 && seen.marker_packets == 0, "{seen:?}");
+    assert_eq!(pins(&pinned), before, "the new proxy has replaced pins");
+    assertions::assert_all_running(&mut mesh);
 }
 
 #[test]
-fn a_connection_learns_that_its_proxy_was_killed() {
+fn open_connections_end_when_their_proxy_is_killed() {
     let world = World::two_nodes().unwrap();
     let mut mesh = Mesh::start(&world).unwrap();
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
@@ -102,19 +107,21 @@ fn a_connection_learns_that_its_proxy_was_killed() {
         stream.write_all(b"hello").unwrap();
         stream.read_exact(&mut [0; 5]).unwrap();
         mesh.proxy(node).kill().unwrap();
-        // The kernel closes the sockets of a process that was killed, in an orderly way where
-        // nothing was left unread; a proxy that lives tells its client by a reset.
+        // The kernel closes the sockets of a killed process, in an orderly way if no data was
+        // unread. A running proxy resets its clients.
         match (node, stream.read(&mut [0; 5])) {
             ("a", Ok(0)) => {}
             (_, Err(error)) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
-            (_, other) => panic!("with the proxy of node {node} gone the client saw {other:?}"),
+            (_, other) => {
+                panic!("after the proxy of node {node} was killed, the client saw {other:?}")
+            }
         }
         mesh.proxy(node).start().unwrap();
     }
 }
 
 #[test]
-fn killed_and_started_again_five_times_under_load() {
+fn no_plaintext_leaves_while_the_proxy_is_killed_five_times_under_load() {
     let world = World::two_nodes().unwrap();
     let mut mesh = Mesh::start(&world).unwrap();
     let server = world.pod("b", 0);
@@ -129,7 +136,7 @@ fn killed_and_started_again_five_times_under_load() {
             let (stop, answers) = (&stop, &answers);
             scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
-                    // An error is fine while a proxy is away; an answer must be a right one.
+                    // Errors are allowed while the proxy is down; each answer must be correct.
                     if let Ok(answer) = call(client, server.at(family, HTTP)) {
                         assert_eq!(answer.peer.ip().to_canonical(), client.address(family));
                         assert_eq!(answer.marker, MARKER);
@@ -144,14 +151,14 @@ fn killed_and_started_again_five_times_under_load() {
             for round in 0..5 {
                 let node = ["a", "b"][round % 2];
                 let wanted = answers.load(Ordering::Relaxed) + 20;
-                scene::eventually("twenty answers", || {
+                assertions::eventually("twenty answers", || {
                     answers.load(Ordering::Relaxed) >= wanted
                 });
                 mesh.proxy(node).kill().unwrap();
                 mesh.proxy(node).start().unwrap();
             }
             let wanted = answers.load(Ordering::Relaxed) + 20;
-            scene::eventually("answers at the end", || {
+            assertions::eventually("answers at the end", || {
                 answers.load(Ordering::Relaxed) >= wanted
             });
         }));
@@ -160,10 +167,13 @@ fn killed_and_started_again_five_times_under_load() {
     });
     for client in [0, 1].map(|pod| world.pod("a", pod)) {
         for family in Family::BOTH {
-            answered_soon(client, server.at(family, HTTP));
+            wait_for_answer(client, server.at(family, HTTP));
         }
     }
     let seen = sniffer.finish().unwrap();
-    assert_eq!(seen.hits, 0, "something crossed in the clear");
-    scene::unharmed(&mut mesh);
+    assert_eq!(
+        seen.marker_packets, 0,
+        "the marker crossed the link in plaintext"
+    );
+    assertions::assert_all_running(&mut mesh);
 }

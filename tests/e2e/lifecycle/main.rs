@@ -1,31 +1,31 @@
-//! What holds while a mesh lives: policies, hostile peers, pods and proxies that come and go,
-//! certificates that change, settings that are wrong. Each file is one promise. The tests need
-//! root; each has simulated nodes of its own and takes everything away again.
+//! The life cycle of a mesh: policies, hostile peers, enrolment and upgrades, certificate rotation,
+//! invalid settings. One file per feature. The tests need root; each test creates its own simulated
+//! nodes and removes them.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a test fails by panicking, in its functions too"
+    reason = "tests and their functions fail by panicking"
 )]
 
+mod assertions;
+mod certificate_rotation;
 mod dedicated;
+mod dns;
 mod doctor;
 mod dropin;
 mod enrollment;
+mod handover_failures;
 mod hostile;
 mod istio_rules;
+mod kernel_remove;
 mod killed;
-mod names;
 mod peer;
 mod plaintext;
 mod policy;
 mod programs_to_rules;
-mod removal;
-mod replaced;
-mod rotation;
-mod scene;
+mod rolling_upgrade;
 mod settings;
 mod socks5;
 mod stream_end;
-mod succession;
 mod terminated;

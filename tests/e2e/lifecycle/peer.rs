@@ -1,5 +1,5 @@
-//! A tunnel peer that the test plays itself: certificates of any authority, TLS with any
-//! settings, and HTTP/2 frames that no library would send.
+//! A scripted tunnel peer: certificates of any authority, TLS with any settings, and arbitrary
+//! HTTP/2 frames.
 
 mod certificate;
 mod frames;

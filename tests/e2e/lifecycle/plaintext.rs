@@ -1,14 +1,14 @@
-//! Plaintext that arrives at a pod of the mesh: taken, with its source address, unless the
-//! pod's policy demands mutual TLS.
+//! Plaintext to a pod of the mesh is accepted with its source address, unless the pod's policy
+//! requires mutual TLS.
 
 use serde_json::json;
 use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::{Mesh, Policy};
 use ztunnel_tests::traffic::Kind;
 
-use crate::scene::{self, HTTP, answered, reset};
+use crate::assertions::{self, HTTP, expect_answer, reset};
 
-/// What PeerAuthentication STRICT becomes at a node: DENY, where no principal is present.
+/// The policy of PeerAuthentication STRICT at a node: DENY connections without a principal.
 fn strict() -> Policy {
     Policy::namespace(
         "strict",
@@ -17,8 +17,8 @@ fn strict() -> Policy {
     )
 }
 
-/// The host outside, and a pod that the mesh does not know.
-fn strangers(world: &World) -> [&Host; 2] {
+/// The host outside, and a pod that is not a workload.
+fn hosts_outside_the_mesh(world: &World) -> [&Host; 2] {
     [world.outside(), world.pod("a", 1)]
 }
 
@@ -31,9 +31,9 @@ fn plaintext_arrives_with_its_source_address() {
         .unwrap();
     let server = world.pod("b", 0);
     let _http = server.serve(Kind::Http, HTTP).unwrap();
-    for client in strangers(&world) {
+    for client in hosts_outside_the_mesh(&world) {
         for family in Family::BOTH {
-            let answer = answered(client, server.at(family, HTTP));
+            let answer = expect_answer(client, server.at(family, HTTP));
             assert_eq!(answer.peer.ip().to_canonical(), answer.client_local.ip());
             assert_eq!(answer.local.ip().to_canonical(), server.address(family));
             assert_eq!(answer.client_peer, server.at(family, HTTP));
@@ -43,18 +43,18 @@ fn plaintext_arrives_with_its_source_address() {
         ("reporter", "destination"),
         ("connection_security_policy", "unknown"),
     ];
-    scene::eventually("four plain connections in the metrics", || {
+    assertions::eventually("four plaintext connections in the metrics", || {
         mesh.proxy("b")
             .metrics()
             .unwrap()
             .sum("istio_tcp_connections_opened_total", &plain)
             == 4.0
     });
-    scene::unharmed(&mut mesh);
+    assertions::assert_all_running(&mut mesh);
 }
 
 #[test]
-fn plaintext_is_refused_where_mutual_tls_is_demanded() {
+fn plaintext_is_refused_if_mutual_tls_is_required() {
     let world = World::two_nodes().unwrap();
     let mut mesh = Mesh::builder(&world)
         .without(world.pod("a", 1))
@@ -63,14 +63,14 @@ fn plaintext_is_refused_where_mutual_tls_is_demanded() {
         .unwrap();
     let server = world.pod("b", 0);
     let http = server.serve(Kind::Http, HTTP).unwrap();
-    for client in strangers(&world) {
+    for client in hosts_outside_the_mesh(&world) {
         for family in Family::BOTH {
             reset(client, server.at(family, HTTP));
         }
     }
     assert_eq!(http.accepted(), 0);
     let denied = [("reporter", "destination"), ("response_flags", "DENY")];
-    scene::eventually("four denials in the metrics", || {
+    assertions::eventually("four denials in the metrics", || {
         mesh.proxy("b")
             .metrics()
             .unwrap()
@@ -78,10 +78,10 @@ fn plaintext_is_refused_where_mutual_tls_is_demanded() {
             == 4.0
     });
     mesh.proxy("b")
-        .wait_for_log("denied by policy default/strict", scene::LIMIT)
+        .wait_for_log("denied by policy default/strict", assertions::LIMIT)
         .unwrap();
     for family in Family::BOTH {
-        answered(world.pod("a", 0), server.at(family, HTTP));
+        expect_answer(world.pod("a", 0), server.at(family, HTTP));
     }
-    scene::unharmed(&mut mesh);
+    assertions::assert_all_running(&mut mesh);
 }

@@ -1,23 +1,23 @@
-//! Policies are enforced at the destination, and a change of them counts for new connections.
+//! Policies are enforced at the destination, and a change of them applies to new connections.
 
 use serde_json::{Value, json};
-use ztunnel_tests::lane::{Lane, Scene};
+use ztunnel_tests::data_path::{DataPath, Topology};
 use ztunnel_tests::net::{Family, Host, World};
-use ztunnel_tests::on_lanes;
+use ztunnel_tests::on_paths;
 use ztunnel_tests::proxy::{Mesh, Policy, Settings, identity};
 use ztunnel_tests::traffic::Kind;
 
-use crate::scene::{self, HTTP, MARKER, answered, reset};
+use crate::assertions::{self, HTTP, MARKER, expect_answer, reset};
 
 const OTHER: u16 = 9000;
-const NOBODY: &str = "ALLOW policies apply and none matches";
+const NO_ALLOW_MATCHES: &str = "ALLOW policies apply and none matches";
 
-/// One set of policies and what it means for the connections of two clients to a server.
+/// A set of policies, and the expected decisions for connections of two clients to a server.
 struct Case {
     policies: Vec<Policy>,
-    /// Which of them the server's workload lists.
+    /// The policies that the server's workload lists.
     listed: &'static [&'static str],
-    /// Client and server by their numbers, port, and what the refusal names.
+    /// Indices of client and server, the port, and the text in the log of a refusal.
     expected: Vec<(usize, usize, u16, Option<&'static str>)>,
 }
 
@@ -41,8 +41,8 @@ fn case(policies: Vec<Policy>, expected: Vec<(usize, usize, u16, Option<&'static
     }
 }
 
-fn by_what_the_client_is(scene: &Scene) -> Vec<Case> {
-    let one = scene.client();
+fn client_cases(topology: &Topology) -> Vec<Case> {
+    let one = topology.client();
     let deny = |name, rule| vec![Policy::namespace(name, "Deny", matching(rule))];
     let allow = |name, rule| vec![Policy::namespace(name, "Allow", matching(rule))];
     vec![
@@ -55,7 +55,7 @@ fn by_what_the_client_is(scene: &Scene) -> Vec<Case> {
         ),
         case(
             allow("allow-principal", json!({ "principals": [principal(one)] })),
-            vec![(0, 0, HTTP, None), (1, 0, HTTP, Some(NOBODY))],
+            vec![(0, 0, HTTP, None), (1, 0, HTTP, Some(NO_ALLOW_MATCHES))],
         ),
         case(
             deny(
@@ -69,7 +69,7 @@ fn by_what_the_client_is(scene: &Scene) -> Vec<Case> {
                 "allow-stranger",
                 json!({ "notNamespaces": [{ "exact": "default" }] }),
             ),
-            vec![(0, 0, HTTP, Some(NOBODY))],
+            vec![(0, 0, HTTP, Some(NO_ALLOW_MATCHES))],
         ),
         case(
             deny("deny-source", json!({ "sourceIps": addresses(one) })),
@@ -88,8 +88,8 @@ fn by_what_the_client_is(scene: &Scene) -> Vec<Case> {
     ]
 }
 
-fn by_what_is_called(scene: &Scene) -> Vec<Case> {
-    let server = scene.server();
+fn destination_cases(topology: &Topology) -> Vec<Case> {
+    let server = topology.server();
     vec![
         case(
             vec![Policy::namespace(
@@ -97,7 +97,7 @@ fn by_what_is_called(scene: &Scene) -> Vec<Case> {
                 "Allow",
                 matching(json!({ "destinationPorts": [HTTP] })),
             )],
-            vec![(0, 0, HTTP, None), (0, 0, OTHER, Some(NOBODY))],
+            vec![(0, 0, HTTP, None), (0, 0, OTHER, Some(NO_ALLOW_MATCHES))],
         ),
         case(
             vec![Policy::namespace(
@@ -124,9 +124,9 @@ fn by_what_is_called(scene: &Scene) -> Vec<Case> {
     ]
 }
 
-fn by_how_policies_meet(scene: &Scene) -> Vec<Case> {
-    let everybody = || json!([[[]]]);
-    let one = matching(json!({ "principals": [principal(scene.client())] }));
+fn precedence_cases(topology: &Topology) -> Vec<Case> {
+    let every_connection = || json!([[[]]]);
+    let one = matching(json!({ "principals": [principal(topology.client())] }));
     let global = Policy {
         scope: "Global".to_owned(),
         ..Policy::namespace("deny-everywhere", "Deny", one.clone())
@@ -138,14 +138,17 @@ fn by_how_policies_meet(scene: &Scene) -> Vec<Case> {
     vec![
         case(
             vec![
-                Policy::namespace("allow-all", "Allow", everybody()),
+                Policy::namespace("allow-all", "Allow", every_connection()),
                 Policy::namespace("deny-one", "Deny", one.clone()),
             ],
             vec![(0, 0, HTTP, Some("default/deny-one")), (1, 0, HTTP, None)],
         ),
         case(
             vec![Policy::namespace("allow-nothing", "Allow", json!([]))],
-            vec![(0, 0, HTTP, Some(NOBODY)), (1, 1, HTTP, Some(NOBODY))],
+            vec![
+                (0, 0, HTTP, Some(NO_ALLOW_MATCHES)),
+                (1, 1, HTTP, Some(NO_ALLOW_MATCHES)),
+            ],
         ),
         Case {
             policies: vec![Policy::selector("deny-here", "Deny", one)],
@@ -160,8 +163,8 @@ fn by_how_policies_meet(scene: &Scene) -> Vec<Case> {
     ]
 }
 
-/// Puts policies in force by rewriting the settings of running proxies.
-fn adopt(mesh: &mut Mesh<'_>, server: &str, case: &Case) {
+/// Applies policies by rewriting the settings of running proxies.
+fn apply_policies(mesh: &mut Mesh<'_>, server: &str, case: &Case) {
     let set = |settings: &mut Settings| {
         settings.policies.clone_from(&case.policies);
         for workload in settings
@@ -181,57 +184,64 @@ fn adopt(mesh: &mut Mesh<'_>, server: &str, case: &Case) {
         .collect();
     wanted.sort();
     for proxy in mesh.proxies() {
-        scene::eventually("the change of policies", || {
-            let mut found = scene::listed(proxy, "policies");
+        assertions::eventually("the change of policies", || {
+            let mut found = assertions::listed(proxy, "policies");
             found.sort();
             found == wanted
         });
     }
 }
 
-fn check(scene: &Scene, mesh: &mut Mesh<'_>, cases: &[Case]) {
+fn check(topology: &Topology, mesh: &mut Mesh<'_>, cases: &[Case]) {
     for case in cases {
-        adopt(mesh, &scene.server().name, case);
+        apply_policies(mesh, &topology.server().name, case);
         for (client, server, port, refusal) in &case.expected {
-            let (client, server) = (scene.clients()[*client], scene.servers()[*server]);
+            let (client, server) = (topology.clients()[*client], topology.servers()[*server]);
             for family in Family::BOTH {
                 let to = server.at(family, *port);
                 match refusal {
-                    None => drop(scene.get_from(client, to, MARKER).unwrap()),
-                    Some(name) => refused(scene.lane(), mesh, client, to, name),
+                    None => drop(topology.get_from(client, to, MARKER).unwrap()),
+                    Some(name) => refused(topology.data_path(), mesh, client, to, name),
                 }
             }
         }
     }
-    scene::unharmed(mesh);
+    assertions::assert_all_running(mesh);
 }
 
-/// The client sees a reset, the destination's log names the policy, both ends count a denial.
-fn refused(lane: Lane, mesh: &mut Mesh<'_>, client: &Host, to: std::net::SocketAddr, name: &str) {
-    let before = denials(lane, mesh);
-    let lines = log_lines(lane, mesh, &["denied by", name]);
+/// Asserts that the client gets a reset, the destination's log contains the policy, and both ends
+/// count a denial.
+fn refused(
+    data_path: DataPath,
+    mesh: &mut Mesh<'_>,
+    client: &Host,
+    to: std::net::SocketAddr,
+    name: &str,
+) {
+    let before = denials(data_path, mesh);
+    let lines = log_lines(data_path, mesh, &["denied by", name]);
     reset(client, to);
-    scene::eventually("a denial in the metrics of both ends", || {
-        denials(lane, mesh)
+    assertions::eventually("a denial in the metrics of both ends", || {
+        denials(data_path, mesh)
             .iter()
             .zip(&before)
             .all(|(now, before)| *now == before + 1.0)
     });
-    scene::eventually("a line that names the policy", || {
-        log_lines(lane, mesh, &["denied by", name]) > lines
+    assertions::eventually("a log line with the policy", || {
+        log_lines(data_path, mesh, &["denied by", name]) > lines
     });
 }
 
-fn log_lines(lane: Lane, mesh: &mut Mesh<'_>, words: &[&str]) -> usize {
-    let log = mesh.proxy(lane.server_node()).log();
+fn log_lines(data_path: DataPath, mesh: &mut Mesh<'_>, words: &[&str]) -> usize {
+    let log = mesh.proxy(data_path.server_node()).log();
     log.lines()
         .filter(|line| words.iter().all(|word| line.contains(word)))
         .count()
 }
 
-/// Denied connections, as the source's node and the destination's node count them.
-fn denials(lane: Lane, mesh: &mut Mesh<'_>) -> Vec<f64> {
-    let ends = [("a", "source"), (lane.server_node(), "destination")];
+/// The denials in the metrics of the source node and of the destination node.
+fn denials(data_path: DataPath, mesh: &mut Mesh<'_>) -> Vec<f64> {
+    let ends = [("a", "source"), (data_path.server_node(), "destination")];
     let count = |(node, reporter)| {
         let metrics = mesh.proxy(node).metrics().unwrap();
         let labels = [("reporter", reporter), ("response_flags", "DENY")];
@@ -240,32 +250,32 @@ fn denials(lane: Lane, mesh: &mut Mesh<'_>) -> Vec<f64> {
     ends.map(count).to_vec()
 }
 
-fn told(lane: Lane, cases: impl FnOnce(&Scene) -> Vec<Case>) {
-    let scene = Scene::set(lane).unwrap();
-    let mut mesh = scene.mesh().start().unwrap();
-    let _servers = scene
+fn check_cases(data_path: DataPath, cases: impl FnOnce(&Topology) -> Vec<Case>) {
+    let topology = Topology::new(data_path).unwrap();
+    let mut mesh = topology.mesh().start().unwrap();
+    let _servers = topology
         .servers()
         .map(|pod| [HTTP, OTHER].map(|port| pod.serve(Kind::Http, port).unwrap()));
-    check(&scene, &mut mesh, &cases(&scene));
+    check(&topology, &mut mesh, &cases(&topology));
 }
 
-on_lanes!(a_client_is_judged_by_identity_namespace_and_address: tunnel, direct);
-fn a_client_is_judged_by_identity_namespace_and_address(lane: Lane) {
-    told(lane, by_what_the_client_is);
+on_paths!(policies_match_the_clients_identity_namespace_and_address: tunnel, direct);
+fn policies_match_the_clients_identity_namespace_and_address(data_path: DataPath) {
+    check_cases(data_path, client_cases);
 }
 
-on_lanes!(a_connection_is_judged_by_the_port_and_address_it_calls: tunnel, direct);
-fn a_connection_is_judged_by_the_port_and_address_it_calls(lane: Lane) {
-    told(lane, by_what_is_called);
+on_paths!(policies_match_the_destination_port_and_address: tunnel, direct);
+fn policies_match_the_destination_port_and_address(data_path: DataPath) {
+    check_cases(data_path, destination_cases);
 }
 
-on_lanes!(deny_beats_allow_and_a_policy_counts_only_where_it_applies: tunnel, direct);
-fn deny_beats_allow_and_a_policy_counts_only_where_it_applies(lane: Lane) {
-    told(lane, by_how_policies_meet);
+on_paths!(deny_takes_precedence_and_a_policy_applies_only_in_its_scope: tunnel, direct);
+fn deny_takes_precedence_and_a_policy_applies_only_in_its_scope(data_path: DataPath) {
+    check_cases(data_path, precedence_cases);
 }
 
 #[test]
-fn a_policy_on_trial_is_logged_and_refuses_nobody() {
+fn a_dry_run_policy_is_logged_and_not_enforced() {
     let world = World::two_nodes().unwrap();
     let trial = Policy {
         extra: [("dryRun".to_owned(), json!(true))].into(),
@@ -275,12 +285,12 @@ fn a_policy_on_trial_is_logged_and_refuses_nobody() {
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let _http = server.serve(Kind::Http, HTTP).unwrap();
     for family in Family::BOTH {
-        answered(client, server.at(family, HTTP));
+        expect_answer(client, server.at(family, HTTP));
         let client = client.address(family).to_string();
-        scene::eventually("a line about the policy on trial", || {
-            let words = ["on trial", "default/trial", "matched=true", &client];
-            log_lines(Lane::Tunnel, &mut mesh, &words) == 1
+        assertions::eventually("a log line about the dry-run policy", || {
+            let words = ["dry-run", "default/trial", "matched=true", &client];
+            log_lines(DataPath::Tunnel, &mut mesh, &words) == 1
         });
     }
-    assert_eq!(denials(Lane::Tunnel, &mut mesh), [0.0, 0.0]);
+    assert_eq!(denials(DataPath::Tunnel, &mut mesh), [0.0, 0.0]);
 }

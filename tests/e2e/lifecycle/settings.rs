@@ -1,5 +1,5 @@
-//! Settings that are wrong: every one is refused with a message that names the key, and a
-//! running proxy stays with the last good ones.
+//! Invalid settings are refused with a message that contains the key, and a running proxy keeps the
+//! last valid settings.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,9 +10,9 @@ use ztunnel_tests::process::Process;
 use ztunnel_tests::proxy::{Mesh, Policy, ztunnel};
 use ztunnel_tests::traffic::Kind;
 
-use crate::scene::{self, HTTP, LIMIT, answered, reset};
+use crate::assertions::{self, HTTP, LIMIT, expect_answer, reset};
 
-const GOOD: &str = "\
+const VALID: &str = "\
 node: n
 ca: { local: { directory: state/ca } }
 pods:
@@ -26,8 +26,8 @@ policies:
 - { name: p, namespace: default, scope: Namespace, action: Allow, rules: [[[{ destinationPorts: [80] }]]] }
 ";
 
-/// What is replaced in the good file, by what, and the message.
-const BAD: &[(&str, &str, &str)] = &[
+/// A text in the valid file, its replacement, and the expected message.
+const INVALID: &[(&str, &str, &str)] = &[
     (
         "node: n\n",
         "nodee: n\n",
@@ -204,9 +204,9 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
 ];
 
-fn bad(old: &str, new: &str) -> String {
-    assert!(GOOD.contains(old), "{old}");
-    GOOD.replacen(old, new, 1)
+fn with_replacement(old: &str, new: &str) -> String {
+    assert!(VALID.contains(old), "{old}");
+    VALID.replacen(old, new, 1)
 }
 
 fn text_of(output: &Output) -> String {
@@ -226,17 +226,17 @@ fn check(directory: &Path, text: &str) -> Output {
 }
 
 #[test]
-fn every_bad_setting_is_named_by_config_check() {
+fn config_check_names_every_invalid_setting() {
     let directory = tempfile::tempdir().unwrap();
-    let good = check(directory.path(), GOOD);
-    assert!(good.status.success(), "{}", text_of(&good));
+    let valid = check(directory.path(), VALID);
+    assert!(valid.status.success(), "{}", text_of(&valid));
     let mut wrong = String::new();
-    for (old, new, message) in BAD {
-        let output = check(directory.path(), &bad(old, new));
-        let said = text_of(&output);
-        if output.status.code() != Some(1) || !said.contains(message) {
+    for (old, new, message) in INVALID {
+        let output = check(directory.path(), &with_replacement(old, new));
+        let text = text_of(&output);
+        if output.status.code() != Some(1) || !text.contains(message) {
             wrong.push_str(&format!(
-                "{new:?}: {}, wanted {message:?}\n    {said}\n",
+                "{new:?}: {}, expected {message:?}\n    {text}\n",
                 output.status
             ));
         }
@@ -244,7 +244,7 @@ fn every_bad_setting_is_named_by_config_check() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// Starts a proxy that shall not start; returns its exit code and what it said.
+/// Starts a proxy that must not start. Returns its exit code and its output.
 fn start(host: &Host, directory: &Path, text: &str) -> (Option<i32>, String) {
     let (file, log) = (directory.join("settings.yaml"), directory.join("log"));
     fs::write(&file, text).unwrap();
@@ -262,37 +262,40 @@ fn start(host: &Host, directory: &Path, text: &str) -> (Option<i32>, String) {
     (status.code(), fs::read_to_string(log).unwrap())
 }
 
-/// A directory of its own for a proxy of the test.
+/// A directory for the files of a proxy.
 fn directory(world: &World) -> PathBuf {
-    let path = world.directory().join("bad");
+    let path = world.directory().join("invalid");
     fs::create_dir_all(&path).unwrap();
     path
 }
 
 #[test]
-fn a_proxy_does_not_start_with_bad_settings() {
+fn a_proxy_does_not_start_with_invalid_settings() {
     let world = World::builder().node("a", 1).build().unwrap();
     let (node, directory) = (&world.node("a").host, directory(&world));
-    for (old, new, message) in BAD.iter().step_by(4) {
-        let (code, said) = start(node, &directory, &bad(old, new));
-        assert_eq!(code, Some(1), "{new:?}: {said}");
-        assert!(said.contains(message), "{new:?}: {said}");
-        assert!(!said.contains("panicked"), "{said}");
+    for (old, new, message) in INVALID.iter().step_by(4) {
+        let (code, output) = start(node, &directory, &with_replacement(old, new));
+        assert_eq!(code, Some(1), "{new:?}: {output}");
+        assert!(output.contains(message), "{new:?}: {output}");
+        assert!(!output.contains("panicked"), "{output}");
     }
-    let (code, said) = start(node, &directory, "\0\u{1}");
-    assert_eq!(code, Some(1), "{said}");
+    let (code, output) = start(node, &directory, "\0\u{1}");
+    assert_eq!(code, Some(1), "{output}");
     fs::create_dir_all(directory.join("state/ca")).unwrap();
     fs::write(directory.join("state/ca/root-cert.pem"), "no certificate").unwrap();
     let pinned = format!(
-        "{GOOD}capture: {{ bpfDirectory: {} }}\n",
+        "{VALID}capture: {{ bpfDirectory: {} }}\n",
         directory.join("bpf").display()
     );
-    let (code, said) = start(node, &directory, &pinned);
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("state/ca"), "a broken authority: {said}");
+    let (code, output) = start(node, &directory, &pinned);
+    assert_eq!(code, Some(1), "{output}");
+    assert!(
+        output.contains("state/ca"),
+        "the error must contain the damaged directory: {output}"
+    );
 }
 
-/// A change that is bad, as text that is added to a good file, and what the log must name.
+/// An invalid text to append to a valid file, and the expected message in the log.
 const LIVE: &[(&str, &str)] = &[
     ("threads: 0\n", "threads: 0 is out of range"),
     ("nodde: x\n", "nodde: unknown field"),
@@ -305,7 +308,7 @@ const LIVE: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn a_running_proxy_stays_with_the_last_good_settings() {
+fn a_running_proxy_keeps_the_last_valid_settings() {
     let world = World::two_nodes().unwrap();
     let rules = serde_json::json!([[[{ "destinationPorts": [9000] }]]]);
     let policy = Policy::namespace("no-9000", "Deny", rules);
@@ -321,32 +324,32 @@ fn a_running_proxy_stays_with_the_last_good_settings() {
         let line = proxy.wait_for_log(named, LIMIT).unwrap();
         assert!(line.contains("the last good ones stay in force"), "{line}");
         for family in Family::BOTH {
-            answered(client, server.at(family, HTTP));
+            expect_answer(client, server.at(family, HTTP));
             reset(client, server.at(family, 9000));
         }
     }
-    // An empty file, and none at all.
+    // An empty file, and a missing one.
     let refusals = |mesh: &mut Mesh<'_>| mesh.proxy("b").log().matches("stay in force").count();
     let before = refusals(&mut mesh);
     mesh.proxy("b").write_settings_text("").unwrap();
-    scene::eventually("a line about the empty file", || {
+    assertions::eventually("a line about the empty file", || {
         refusals(&mut mesh) > before
     });
     let before = refusals(&mut mesh);
     fs::remove_file(mesh.proxy("b").settings_path()).unwrap();
-    scene::eventually("a line about the missing file", || {
+    assertions::eventually("a line about the missing file", || {
         refusals(&mut mesh) > before
     });
-    answered(client, server.at(Family::V4, HTTP));
+    expect_answer(client, server.at(Family::V4, HTTP));
     reset(client, server.at(Family::V4, 9000));
 
-    // A good one is taken again.
+    // A valid file is applied again.
     mesh.change(|settings| settings.policies.clear()).unwrap();
-    scene::eventually("the good settings", || {
-        scene::listed(mesh.proxy("b"), "policies").is_empty()
+    assertions::eventually("the good settings", || {
+        assertions::listed(mesh.proxy("b"), "policies").is_empty()
     });
     for family in Family::BOTH {
-        answered(client, server.at(family, 9000));
+        expect_answer(client, server.at(family, 9000));
     }
-    scene::unharmed(&mut mesh);
+    assertions::assert_all_running(&mut mesh);
 }

@@ -1,6 +1,6 @@
-//! However a peer ends a tunnel, the application gets every byte that came before, and then the
-//! end that the peer has meant: an orderly one after END_STREAM and after the resets by which Envoy
-//! ends a tunnel, a reset after any other. The peer is a script, and says all in one write.
+//! The end of a tunnel: the application gets every byte that the peer has sent, and then the end
+//! that the peer meant: an orderly end after END_STREAM and after the resets with which Envoy ends
+//! a tunnel, otherwise a reset. The peer is scripted and sends everything in one write.
 
 mod envoy;
 
@@ -14,54 +14,73 @@ use socket2::{Domain, Socket, Type};
 use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::{Mesh, identity, service_hostname, workload_uid};
 
+use crate::assertions::{self, HTTP, LIMIT};
 use crate::peer::{
     Authority, CODES, Kind, Reply, Scripted, Tunnels, client, client_config, connect, frame,
 };
-use crate::scene::{self, HTTP, LIMIT};
 
 const HBONE: u16 = 15008;
 const END_STREAM: u8 = 1;
-/// Less than the window of a stream, and more than the room of a slow reader.
+/// Smaller than the window of a stream, and larger than the buffer of a slow reader.
 const SENT: usize = 600_000;
 
-/// How a tunnel ends.
+/// The end of a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    Stream,
+enum TunnelEnd {
+    EndStream,
     Reset(u32),
     GoAway,
 }
 
-/// What the application sees after the bytes.
+/// The end that the application sees after the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Seen {
-    End,
+enum ExpectedEnd {
+    Orderly,
     Reset,
 }
 
-const ENDS: [(&[End], Seen); 8] = [
-    // Envoy 1.36 to 1.39, and 1.40 where it carries TCP.
-    (&[End::Stream, End::Reset(CODES.no_error)], Seen::End),
-    // Envoy 1.40 where it carries HTTP.
-    (&[End::Reset(CODES.connect_error)], Seen::End),
-    (&[End::Reset(CODES.no_error)], Seen::End),
+const ENDS: [(&[TunnelEnd], ExpectedEnd); 8] = [
+    // Envoy 1.36 to 1.39, and 1.40 as a TCP waypoint.
     (
-        &[End::GoAway, End::Stream, End::Reset(CODES.no_error)],
-        Seen::End,
+        &[TunnelEnd::EndStream, TunnelEnd::Reset(CODES.no_error)],
+        ExpectedEnd::Orderly,
     ),
-    (&[End::Stream, End::Reset(CODES.cancel)], Seen::End),
-    (&[End::Stream, End::Reset(CODES.internal_error)], Seen::End),
-    (&[End::Reset(CODES.cancel)], Seen::Reset),
-    (&[End::Reset(CODES.internal_error)], Seen::Reset),
+    // Envoy 1.40 as an HTTP waypoint.
+    (
+        &[TunnelEnd::Reset(CODES.connect_error)],
+        ExpectedEnd::Orderly,
+    ),
+    (&[TunnelEnd::Reset(CODES.no_error)], ExpectedEnd::Orderly),
+    (
+        &[
+            TunnelEnd::GoAway,
+            TunnelEnd::EndStream,
+            TunnelEnd::Reset(CODES.no_error),
+        ],
+        ExpectedEnd::Orderly,
+    ),
+    (
+        &[TunnelEnd::EndStream, TunnelEnd::Reset(CODES.cancel)],
+        ExpectedEnd::Orderly,
+    ),
+    (
+        &[TunnelEnd::EndStream, TunnelEnd::Reset(CODES.internal_error)],
+        ExpectedEnd::Orderly,
+    ),
+    (&[TunnelEnd::Reset(CODES.cancel)], ExpectedEnd::Reset),
+    (
+        &[TunnelEnd::Reset(CODES.internal_error)],
+        ExpectedEnd::Reset,
+    ),
 ];
 
-/// The byte at a place of a stream; 251 divides no buffer's size.
+/// The byte at a position of the stream; 251 divides no buffer size.
 fn pattern(at: usize) -> u8 {
     u8::try_from(at % 251).unwrap()
 }
 
-/// The frames of a script on a stream.
-fn script(ends: &[End], stream: u32) -> Vec<u8> {
+/// The frames of a script for a stream.
+fn script(ends: &[TunnelEnd], stream: u32) -> Vec<u8> {
     let bytes: Vec<u8> = (0..SENT).map(pattern).collect();
     let mut script: Vec<u8> = bytes
         .chunks(16 << 10)
@@ -69,9 +88,9 @@ fn script(ends: &[End], stream: u32) -> Vec<u8> {
         .collect();
     for end in ends {
         script.extend(match end {
-            End::Stream => frame(Kind::Data, END_STREAM, stream, &[]),
-            End::Reset(code) => frame(Kind::Reset, 0, stream, &code.to_be_bytes()),
-            End::GoAway => {
+            TunnelEnd::EndStream => frame(Kind::Data, END_STREAM, stream, &[]),
+            TunnelEnd::Reset(code) => frame(Kind::Reset, 0, stream, &code.to_be_bytes()),
+            TunnelEnd::GoAway => {
                 let body = [stream.to_be_bytes(), CODES.no_error.to_be_bytes()].concat();
                 frame(Kind::GoAway, 0, 0, &body)
             }
@@ -80,11 +99,11 @@ fn script(ends: &[End], stream: u32) -> Vec<u8> {
     script
 }
 
-/// How the application reads.
+/// The reading behaviour of the application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reader {
     Fast,
-    /// With little room, a little at a time.
+    /// With a small buffer and pauses.
     Slow,
 }
 
@@ -101,7 +120,7 @@ impl Reader {
         socket
     }
 
-    /// Reads to the end, whatever that is.
+    /// Reads to the end or the error. Returns the number of bytes, and the error.
     fn read(self, mut stream: &TcpStream) -> (usize, io::Result<()>) {
         let mut room = vec![
             0;
@@ -131,17 +150,17 @@ impl Reader {
 }
 
 #[track_caller]
-fn is_whole((read, end): (usize, io::Result<()>), seen: Seen, case: &str) {
+fn assert_complete((read, end): (usize, io::Result<()>), seen: ExpectedEnd, case: &str) {
     assert_eq!(read, SENT, "{case}: {end:?}");
     let kind = end.map_err(|error| error.kind());
     let expected = match seen {
-        Seen::End => Ok(()),
-        Seen::Reset => Err(ErrorKind::ConnectionReset),
+        ExpectedEnd::Orderly => Ok(()),
+        ExpectedEnd::Reset => Err(ErrorKind::ConnectionReset),
     };
     assert_eq!(kind, expected, "{case}");
 }
 
-/// A mesh in which a waypoint that no proxy serves is in front of the service of pod `b-0`.
+/// A mesh with a waypoint, which no proxy serves, for the service of pod `b-0`.
 fn mesh(world: &World, port: u16) -> Mesh<'_> {
     let (server, waypoint) = (world.pod("b", 0), world.pod("b", 1));
     let adjusted = Mesh::builder(world).settings(move |settings| {
@@ -169,7 +188,7 @@ fn errors(mesh: &mut Mesh<'_>, node: &str) -> Vec<String> {
 }
 
 #[test]
-fn an_answer_through_a_waypoint_is_whole_however_the_waypoint_ends_it() {
+fn an_answer_through_a_waypoint_is_complete_for_each_kind_of_end() {
     let world = World::two_nodes().unwrap();
     let (client, server, waypoint) = (world.pod("a", 0), world.pod("b", 0), world.pod("b", 1));
     let mut mesh = mesh(&world, HBONE);
@@ -177,32 +196,39 @@ fn an_answer_through_a_waypoint_is_whole_however_the_waypoint_ends_it() {
     let scripted = Scripted::start(waypoint, HBONE, leaf);
     let to = Mesh::service(server).at(Family::V4, 80);
     for (ends, seen) in ENDS {
-        scripted.plays(move |stream| script(ends, stream));
+        scripted.set_script(move |stream| script(ends, stream));
         let before = errors(&mut mesh, "a").len();
         for reader in READERS {
             for number in 0..5 {
                 let case = format!("{ends:?}, {reader:?}, {number}");
-                let stream = called(client, to, reader);
-                is_whole(reader.read(&stream), seen, &case);
+                let stream = connect_with_reader(client, to, reader);
+                assert_complete(reader.read(&stream), seen, &case);
             }
         }
         match seen {
-            Seen::End => {
-                let said = errors(&mut mesh, "a");
-                assert_eq!(said.len(), before, "{ends:?}: {:?}", said.last());
+            ExpectedEnd::Orderly => {
+                let error_lines = errors(&mut mesh, "a");
+                assert_eq!(
+                    error_lines.len(),
+                    before,
+                    "{ends:?}: {:?}",
+                    error_lines.last()
+                );
             }
-            Seen::Reset => scene::eventually("the log says who reset the tunnel", || {
-                let said = errors(&mut mesh, "a");
-                said[before..].iter().any(|line| {
-                    line.contains("tunnel to the waypoint: the peer reset the tunnel with")
+            ExpectedEnd::Reset => {
+                assertions::eventually("a log line about the reset of the tunnel", || {
+                    let error_lines = errors(&mut mesh, "a");
+                    error_lines[before..].iter().any(|line| {
+                        line.contains("tunnel to the waypoint: the peer reset the tunnel with")
+                    })
                 })
-            }),
+            }
         }
     }
-    scene::unharmed(&mut mesh);
+    assertions::assert_all_running(&mut mesh);
 }
 
-fn called(client: &Host, to: SocketAddr, reader: Reader) -> TcpStream {
+fn connect_with_reader(client: &Host, to: SocketAddr, reader: Reader) -> TcpStream {
     client.enter(|| {
         let socket = reader.socket();
         socket.connect_timeout(&to.into(), LIMIT).unwrap();
@@ -211,7 +237,7 @@ fn called(client: &Host, to: SocketAddr, reader: Reader) -> TcpStream {
 }
 
 #[test]
-fn a_request_is_whole_however_the_client_of_the_tunnel_ends_it() {
+fn a_request_is_complete_for_each_kind_of_end() {
     let world = World::two_nodes().unwrap();
     let (server, caller) = (world.pod("b", 0), world.pod("b", 1));
     let mut mesh = mesh(&world, HBONE);
@@ -237,8 +263,8 @@ fn a_request_is_whole_however_the_client_of_the_tunnel_ends_it() {
             app.set_read_timeout(Some(LIMIT)).unwrap();
             assert_eq!(tunnels.reply(1), Reply::Status(200), "{case}");
             tunnels.raw(&script(ends, 1)).unwrap();
-            is_whole(reader.read(&app), seen, &case);
+            assert_complete(reader.read(&app), seen, &case);
         }
     }
-    scene::unharmed(&mut mesh);
+    assertions::assert_all_running(&mut mesh);
 }

@@ -1,5 +1,5 @@
-//! Shared by several fuzz targets: names and addresses from small sets, and a policy evaluator that
-//! follows the documentation word by word.
+//! Code that several fuzz targets share: names and addresses from small sets, and a simple policy
+//! evaluator.
 
 pub mod naive;
 pub mod world;

@@ -1,7 +1,8 @@
-//! A policy evaluator that follows Istio's API documentation, straight from the messages and without
-//! shortcuts: rules are ORed, clauses of a rule ANDed, matches of a clause ORed, kinds inside a match
-//! ANDed, values of a kind ORed; a `not_` kind negates. A policy without rules matches nothing, an
-//! empty clause matches everything, a match without kinds matches nothing.
+//! A simple policy evaluator that implements Istio's API documentation directly on the messages:
+//! the rules of a policy are combined with OR, the clauses of a rule with AND, the matches of a
+//! clause with OR, the fields of a match with AND, and the values of a field with OR; a `not_`
+//! field negates. A policy without rules matches nothing, an empty clause matches everything, a
+//! match without fields matches nothing.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,7 +15,7 @@ use mesh::Identity;
 /// A connection to authorize.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// The identity that the client proved.
+    /// The authenticated identity of the client.
     pub identity: Option<Identity>,
     /// The client's address.
     pub source: IpAddr,
@@ -22,7 +23,7 @@ pub struct Caller {
     pub destination: SocketAddr,
 }
 
-/// Whether policies, all of which apply to the destination, allow a connection.
+/// Whether the policies allow a connection. All of them must apply to the destination.
 #[must_use]
 pub fn allowed(policies: &[Authorization], caller: &Caller) -> bool {
     let enforced: Vec<_> = policies.iter().filter(|policy| !policy.dry_run).collect();
@@ -41,12 +42,16 @@ pub fn allowed(policies: &[Authorization], caller: &Caller) -> bool {
 pub fn matches(policy: &Authorization, caller: &Caller) -> bool {
     policy.rules.iter().any(|rule| {
         rule.clauses.iter().all(|clause| {
-            clause.matches.is_empty() || clause.matches.iter().any(|kinds| all_kinds(kinds, caller))
+            clause.matches.is_empty()
+                || clause
+                    .matches
+                    .iter()
+                    .any(|match_fields| match_matches(match_fields, caller))
         })
     })
 }
 
-fn all_kinds(kinds: &Match, caller: &Caller) -> bool {
+fn match_matches(match_fields: &Match, caller: &Caller) -> bool {
     let identity = caller.identity.as_ref();
     let namespace = identity.map(Identity::namespace);
     let principal = identity.map(|identity| identity.as_str().trim_start_matches("spiffe://"));
@@ -62,28 +67,48 @@ fn all_kinds(kinds: &Match, caller: &Caller) -> bool {
     let to = |range: &Address| contains(range, caller.destination.ip());
     let port = |port: &u32| *port == u32::from(caller.destination.port());
     let results = [
-        one_kind(&kinds.namespaces, &kinds.not_namespaces, in_namespace),
-        one_kind(&kinds.principals, &kinds.not_principals, by_name),
-        one_kind(
-            &kinds.service_accounts,
-            &kinds.not_service_accounts,
+        field_matches(
+            &match_fields.namespaces,
+            &match_fields.not_namespaces,
+            in_namespace,
+        ),
+        field_matches(
+            &match_fields.principals,
+            &match_fields.not_principals,
+            by_name,
+        ),
+        field_matches(
+            &match_fields.service_accounts,
+            &match_fields.not_service_accounts,
             account,
         ),
-        one_kind(&kinds.source_ips, &kinds.not_source_ips, from),
-        one_kind(&kinds.destination_ips, &kinds.not_destination_ips, to),
-        one_kind(&kinds.destination_ports, &kinds.not_destination_ports, port),
+        field_matches(&match_fields.source_ips, &match_fields.not_source_ips, from),
+        field_matches(
+            &match_fields.destination_ips,
+            &match_fields.not_destination_ips,
+            to,
+        ),
+        field_matches(
+            &match_fields.destination_ports,
+            &match_fields.not_destination_ports,
+            port,
+        ),
     ];
     let mut present = results.into_iter().flatten().peekable();
     present.peek().is_some() && present.all(|matched| matched)
 }
 
-/// Whether a kind and its negation match; `None` if the match has neither.
-fn one_kind<T>(wanted: &[T], unwanted: &[T], agrees: impl Fn(&T) -> bool) -> Option<bool> {
-    if wanted.is_empty() && unwanted.is_empty() {
+/// Whether a field and its negation match; `None` if the match has neither.
+fn field_matches<T>(
+    values: &[T],
+    negated_values: &[T],
+    matches_value: impl Fn(&T) -> bool,
+) -> Option<bool> {
+    if values.is_empty() && negated_values.is_empty() {
         return None;
     }
-    let positive = wanted.is_empty() || wanted.iter().any(&agrees);
-    Some(positive && !unwanted.iter().any(&agrees))
+    let positive = values.is_empty() || values.iter().any(&matches_value);
+    Some(positive && !negated_values.iter().any(&matches_value))
 }
 
 fn text_matches(want: &StringMatch, found: Option<&str>, scheme: &str) -> bool {
@@ -119,7 +144,7 @@ fn contains(range: &Address, address: IpAddr) -> bool {
     })
 }
 
-/// An address as IPv6, and how many bits that adds to a prefix length.
+/// An address as IPv6, and the difference of its prefix length.
 fn as_v6(address: &[u8]) -> Option<([u8; 16], u32)> {
     if let Ok(v4) = <[u8; 4]>::try_from(address) {
         return Some((std::net::Ipv4Addr::from(v4).to_ipv6_mapped().octets(), 96));

@@ -1,5 +1,5 @@
-//! Records of the ring of fast-path events. Only a record of the right length and a known kind is an
-//! event, and the event has the record's numbers.
+//! Records of the ring buffer of fast-path events. Only a record of the right length and a known
+//! kind is an event, with the fields of the record.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

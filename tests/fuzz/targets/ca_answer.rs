@@ -1,5 +1,5 @@
-//! The answer of a certificate authority: pieces of a good answer and of others, in any order and
-//! damaged. An accepted chain starts with a certificate that was issued for our key.
+//! The answer of a certificate authority: certificates of a valid answer and of others, in any
+//! order and damaged. An accepted chain starts with a certificate for the requested key.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -17,8 +17,8 @@ use ztunnel_fuzz::pem;
 struct Answers {
     key: KeyPair,
     identity: Identity,
-    /// A good leaf, its intermediate, its root; a leaf for our key and name that another authority of
-    /// the same name signed; a leaf for another key; a leaf for another name.
+    /// A valid leaf, its intermediate, its root; a leaf for the same key and identity from another
+    /// authority of the same name; a leaf for another key; a leaf for another identity.
     certificates: Vec<Vec<u8>>,
 }
 
@@ -39,7 +39,7 @@ static ANSWERS: LazyLock<Answers> = LazyLock::new(|| {
         ];
         params
     };
-    let (ours, name) = (key(), "spiffe://td/ns/a/sa/b");
+    let (leaf_key, name) = (key(), "spiffe://td/ns/a/sa/b");
     let (root_key, root) = (key(), authority("root"));
     let root_certificate = root.self_signed(&root_key).unwrap();
     let root = Issuer::new(root, root_key);
@@ -50,14 +50,14 @@ static ANSWERS: LazyLock<Answers> = LazyLock::new(|| {
     let impostor = Issuer::new(impostor, impostor_key);
     let certificates = vec![
         leaf(name)
-            .signed_by(&ours, &intermediate)
+            .signed_by(&leaf_key, &intermediate)
             .unwrap()
             .der()
             .to_vec(),
         intermediate_certificate.der().to_vec(),
         root_certificate.der().to_vec(),
         leaf(name)
-            .signed_by(&ours, &impostor)
+            .signed_by(&leaf_key, &impostor)
             .unwrap()
             .der()
             .to_vec(),
@@ -67,13 +67,13 @@ static ANSWERS: LazyLock<Answers> = LazyLock::new(|| {
             .der()
             .to_vec(),
         leaf("spiffe://td/ns/a/sa/c")
-            .signed_by(&ours, &intermediate)
+            .signed_by(&leaf_key, &intermediate)
             .unwrap()
             .der()
             .to_vec(),
     ];
     Answers {
-        key: ours,
+        key: leaf_key,
         identity: name.parse().unwrap(),
         certificates,
     }
@@ -118,12 +118,16 @@ fuzz_target!(|parts: Vec<Vec<Piece<'_>>>| {
         })
         .collect();
     if plain == [vec![0], vec![1], vec![2]] {
-        assert!(read.is_ok(), "the good answer: {:?}", read.err());
+        assert!(
+            read.is_ok(),
+            "the valid answer was refused: {:?}",
+            read.err()
+        );
     }
     if let Ok(issued) = read {
         let leaf = &*issued.chain[0];
         assert!(!issued.roots.is_empty());
-        // The root of another authority may be in the answer: the answer's sender is trusted.
+        // The answer may contain the root of another authority: its sender is trusted.
         let known = [&all.certificates[0], &all.certificates[3]];
         assert!(known.iter().any(|known| leaf == known.as_slice()));
     }

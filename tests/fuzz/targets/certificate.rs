@@ -1,4 +1,4 @@
-//! A peer's certificate. An identity that is read from it is part of its bytes.
+//! A peer's certificate. The identity that is read from it occurs in its bytes.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,6 @@
-//! A DNS message, first as an application's query and then as a resolver's answer. A reply repeats the
-//! id and the question and fits the client's buffer; a kept answer is returned whole.
+//! A DNS message, used as an application's query and as a resolver's answer. A reply has the id and
+//! the question of the query and fits into the client's buffer; a cached answer is returned
+//! complete.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -11,7 +12,7 @@ use node::dns::{Cache, CacheKey, Query, ReplyContext};
 
 const HEADER: usize = 12;
 
-/// A mesh with one of everything that has a name.
+/// A mesh with one of each kind of named object.
 const MESH: &str = r#"
 workloads:
 - { uid: w0, name: db-0, workloadIps: ["10.0.0.1", "fd00::1"], services: { default/db.default.svc.cluster.local: {} } }
@@ -46,20 +47,20 @@ fn as_query(message: &[u8]) {
     };
     assert_eq!(reply[..2], message[..2]);
     assert_eq!(reply[2] & 0x80, 0x80, "a reply is a response");
-    if Query::of(message).is_some() {
+    if Query::decode(message).is_some() {
         let question = question(message).unwrap();
         assert_eq!(self::question(&reply), Some(question));
         assert!(reply.len() <= buffer(&message[HEADER + question.len()..]));
     }
 }
 
-/// Keeps the message as the answer to its own question, and reads it back at three times.
+/// Caches the message as the answer to its own question, and reads it back at three times.
 fn as_answer(message: &[u8]) {
     let Some(question) = question(message) else {
         return;
     };
     let query = [&[0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0], question].concat();
-    let Some(query) = Query::of(&query) else {
+    let Some(query) = Query::decode(&query) else {
         return;
     };
     let resolver = ([192, 0, 2, 1], 53).into();
@@ -69,10 +70,10 @@ fn as_answer(message: &[u8]) {
     cache.put(key.clone(), message, now);
     for seconds in [0, 1, 3600] {
         let later = now + Duration::from_secs(seconds);
-        if let Some(kept) = cache.get(&key, &query, usize::MAX, later) {
-            assert_eq!(kept.len(), message.len());
-            assert_eq!(kept[..2], [0, 7]);
-            assert_eq!(self::question(&kept), Some(question));
+        if let Some(cached) = cache.get(&key, &query, usize::MAX, later) {
+            assert_eq!(cached.len(), message.len());
+            assert_eq!(cached[..2], [0, 7]);
+            assert_eq!(self::question(&cached), Some(question));
         }
     }
 }
@@ -92,8 +93,8 @@ fn question(message: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// How long a reply to a plain query may be. `additional` is empty or one EDNS record (RFC 6891,
-/// section 6.1.2), whose class is the size of the client's buffer.
+/// The largest reply to a plain query. `additional` is empty or one EDNS record (RFC 6891, section
+/// 6.1.2), whose class is the size of the client's buffer.
 fn buffer(additional: &[u8]) -> usize {
     match additional {
         [0, 0, 41, high, low, ..] => usize::from(u16::from_be_bytes([*high, *low])).max(512),

@@ -1,5 +1,5 @@
-//! The authority of a CONNECT, and the address in a pod to which it leads: always the pod's own, and
-//! never a port of the proxy.
+//! The authority of a CONNECT request, and the address in a pod that it leads to: always an address
+//! of the pod, and never a port of the proxy.
 #![no_main]
 
 use std::sync::LazyLock;

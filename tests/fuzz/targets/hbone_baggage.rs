@@ -1,5 +1,5 @@
-//! `baggage` headers of a peer, one a line. Every value that is read is bounded and printable, and
-//! reads the same after it was encoded.
+//! `baggage` headers of a peer, one per line. Every decoded value is bounded and printable, and is
+//! the same after encoding and decoding.
 #![no_main]
 
 use http::HeaderValue;

@@ -1,4 +1,4 @@
-//! A `forwarded` header. The client address that is read survives encoding and decoding.
+//! A `forwarded` header. The decoded client address is the same after encoding and decoding.
 #![no_main]
 
 use http::HeaderValue;

@@ -1,4 +1,5 @@
-//! A `traceparent` header. What is read is encoded as version 00 and reads the same.
+//! A `traceparent` header. The decoded value is encoded as version 00 and decodes to the same
+//! value.
 #![no_main]
 
 use http::HeaderValue;

@@ -1,4 +1,4 @@
-//! The local mesh file. Everything in an accepted file is found in the snapshot that it makes.
+//! The local mesh file. Everything in an accepted file is in its snapshot.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
-//! The PROXY protocol header for an application. The proxy only writes it; this target reads it back as
-//! the specification says (version 2, section 2.2) and compares.
+//! The PROXY protocol header for an application. The proxy only writes it; this target parses it as
+//! the specification says (version 2, section 2.2) and compares the fields.
 #![no_main]
 
 use std::net::{IpAddr, SocketAddr};
@@ -25,7 +25,7 @@ fuzz_target!(|input: ((IpAddr, u16), (IpAddr, u16), String)| {
     let (width, body) = match rest[1] {
         0x11 => (4, body),
         0x21 => (16, body),
-        family => panic!("family {family:#x}"),
+        family => panic!("unexpected family {family:#x}"),
     };
     let address = |bytes: &[u8]| match <[u8; 4]>::try_from(bytes) {
         Ok(v4) => IpAddr::from(v4),

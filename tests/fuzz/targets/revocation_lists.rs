@@ -1,5 +1,4 @@
-//! A file of certificate revocation lists. A list in DER is the same list when it is wrapped in
-//! PEM.
+//! A file of certificate revocation lists. A DER list is the same when it is wrapped in PEM.
 #![no_main]
 
 use std::path::Path;
@@ -17,8 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
     };
     assert!((1..=256).contains(&lists.len()));
     for list in &lists {
-        // An entry takes at least three bytes of DER for the serial number and fifteen for the
-        // date.
+        // An entry has at least three bytes of DER for the serial number and fifteen for the date.
         assert!(list.issuer().chars().count() <= 256 && list.revoked_count() <= bytes.len() / 18);
     }
     if bytes.first() == Some(&0x30) {

@@ -1,4 +1,4 @@
-//! The environment: known variables with any value, and unknown ones.
+//! The environment: known variables with arbitrary values, and unknown ones.
 #![no_main]
 
 use std::path::Path;

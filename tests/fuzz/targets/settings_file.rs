@@ -1,5 +1,5 @@
-//! A settings file and, after a line `---`, the content of each file that it names. Settings that are
-//! accepted are the same when they are read again.
+//! A settings file and, after a line `---`, the content of each file that it references. Accepted
+//! settings are the same when they are read again.
 #![no_main]
 
 use std::path::Path;

@@ -1,8 +1,8 @@
-//! The record layer of an accepted session against a naive peer. What the peer sent as data is what is
-//! read, however the bytes arrive. A peer that breaks the protocol ends the session, and nothing is read
-//! that was not sent.
+//! The record layer of an accepted session against a simple peer. The session reads exactly the
+//! data that the peer has sent, however the bytes arrive. A peer that violates the protocol ends
+//! the session, and no data is read that was not sent.
 //!
-//! Each run starts with a handshake: stock rustls plays the client and then gives its keys away.
+//! Each run starts with a handshake: rustls is the client and exports its keys.
 #![no_main]
 
 use std::cell::RefCell;
@@ -35,17 +35,17 @@ const HANDSHAKE: u8 = 22;
 const ALERT: u8 = 21;
 const SERVER_NAME: &str = "server";
 const SERVER_IDENTITY: &str = "spiffe://td/ns/a/sa/b";
-/// The longest content of a record, and what padding may bring it to (RFC 8446, section 5.2).
+/// The longest content of a record, and the longest with padding (RFC 8446, section 5.2).
 const MAX_CONTENT: usize = 16384;
 const MAX_PADDED: usize = 16640 - 17;
-/// The records without data that the receiver accepts in a row.
+/// The largest number of consecutive records without data that the receiver accepts.
 const MAX_FRUITLESS: u8 = 32;
 
 #[derive(Debug, Arbitrary)]
 enum Step<'a> {
     /// A valid data record with padding.
     Data { length: u16, padding: u8 },
-    /// A key update that may request another one.
+    /// A key update, which may request another one.
     KeyUpdate { request: bool },
     /// The end of the peer's data.
     CloseNotify,
@@ -55,9 +55,9 @@ enum Step<'a> {
     Raw(&'a [u8]),
     /// A valid record with one changed byte.
     Damaged { at: u8, with: u8 },
-    /// So many bytes of those sent arrive, and are read.
+    /// This many of the sent bytes arrive and are read.
     Arrive(u16),
-    /// All bytes arrive, and are read into a buffer of this size.
+    /// All bytes arrive and are read into a buffer of this size.
     Read(u16),
 }
 
@@ -108,7 +108,7 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// What both ends need for a handshake.
+/// The configuration of both ends for a handshake.
 struct Ends {
     server: Credentials,
     client: Arc<ClientConfig>,
@@ -163,7 +163,7 @@ static ENDS: LazyLock<Ends> = LazyLock::new(|| {
     }
 });
 
-/// The client, after the handshake. It seals as RFC 8446, section 5.2 says.
+/// The client after the handshake. It encrypts records as in RFC 8446, section 5.2.
 struct Peer {
     schedule: KernelConnection<ClientConnectionData>,
     key: LessSafeKey,
@@ -190,7 +190,7 @@ impl Peer {
         [&header[..], &inner].concat()
     }
 
-    /// Changes to the next key.
+    /// Switches to the next key.
     fn update_key(&mut self) {
         let (sequence, secrets) = self.schedule.update_tx_secret().unwrap();
         (self.key, self.iv) = cipher(&secrets);
@@ -206,7 +206,7 @@ fn cipher(secrets: &ConnectionTrafficSecrets) -> (LessSafeKey, [u8; 12]) {
     (LessSafeKey::new(key), iv.as_ref().try_into().unwrap())
 }
 
-/// Runs a handshake; returns the session and its peer.
+/// Runs a handshake. Returns the session and its peer.
 fn connect(socket: &Socket) -> (Stream<Socket>, Peer) {
     let name = SERVER_NAME.try_into().unwrap();
     let mut client = UnbufferedClientConnection::new(ENDS.client.clone(), name).unwrap();
@@ -250,19 +250,19 @@ fn connect(socket: &Socket) -> (Stream<Socket>, Peer) {
 struct Session {
     stream: Stream<Socket>,
     socket: Socket,
-    /// Sent and not arrived.
+    /// Bytes that were sent and have not arrived.
     sent: VecDeque<u8>,
     read: Vec<u8>,
     over: bool,
 }
 
 impl Session {
-    /// Lets bytes arrive and reads, into a buffer of `size`, until the session wants more bytes.
+    /// Lets bytes arrive and reads into a buffer of `size` until the session needs more bytes.
     fn read(&mut self, arriving: usize, size: usize) {
         let count = arriving.min(self.sent.len());
         let arrived = self.sent.drain(..count);
         self.socket.0.borrow_mut().to_server.extend(arrived);
-        // A small buffer takes too many reads where many bytes wait.
+        // A small buffer needs too many reads for many bytes.
         let mut memory = vec![0; size.max(1 + count / 1024)];
         let mut context = Context::from_waker(Waker::noop());
         while !self.over {
@@ -277,14 +277,14 @@ impl Session {
     }
 }
 
-/// What the receiver may read, and what it has to.
+/// The data that the receiver may read, and the part that it must read.
 #[derive(Default)]
 struct Model {
     /// The content of all data records.
     data: Vec<u8>,
-    /// Records without data in a row.
+    /// Consecutive records without data.
     fruitless: u8,
-    /// The peer has broken the protocol or closed, so that not all of the data has to be read.
+    /// Whether the peer has violated the protocol or closed, so that not all data has to be read.
     ended: bool,
 }
 

@@ -1,6 +1,6 @@
-//! Any bytes as an `istio.workload.Address`. An accepted resource decodes the same after it was encoded
-//! again, is found in a snapshot by each of its names and addresses, and leaves nothing behind when it is
-//! removed.
+//! Arbitrary bytes as an `istio.workload.Address`. An accepted resource decodes to the same value
+//! after encoding, is in a snapshot under each of its names and addresses, and leaves nothing in it
+//! when it is removed.
 #![no_main]
 
 use api::istio::workload::Address;
@@ -24,7 +24,7 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(snapshot.apply(change.clone()));
     assert!(
         !snapshot.apply(change.clone()),
-        "the same change again changes nothing"
+        "a repeated change must change nothing"
     );
     let removal = match change {
         Change::Workload(workload) => {

@@ -1,5 +1,5 @@
-//! Any bytes as an `istio.security.Authorization`. A policy that is decoded without doubts decides as the
-//! documentation says. One with doubts allows no more and denies no less.
+//! Arbitrary bytes as an `istio.security.Authorization`. A policy that is decoded without warnings
+//! decides as the documentation says. One with warnings allows no more and denies no less.
 #![no_main]
 
 use api::istio::security::Authorization;
@@ -16,7 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     };
     let wire = Authorization::decode(bytes).unwrap();
-    let certain = decoded.doubts.is_empty();
+    let certain = decoded.warnings.is_empty();
     if certain {
         let again = decode_authorization(&wire.encode_to_vec(), &mut texts);
         assert_eq!(again.as_ref(), Ok(&decoded));
@@ -30,6 +30,7 @@ fuzz_target!(|bytes: &[u8]| {
             source: caller.identity.as_ref(),
             source_ip: caller.source,
             destination: caller.destination,
+            http: None,
         };
         let (ours, model) = (
             decoded.policy.matches(&context),

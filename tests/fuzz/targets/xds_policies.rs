@@ -1,4 +1,5 @@
-//! Policies and a connection. The verdict is that of an evaluator that follows the documentation.
+//! Policies and a connection. The decision equals that of an evaluator that implements the
+//! documentation.
 #![no_main]
 
 use std::collections::BTreeSet;
@@ -16,7 +17,7 @@ use mesh::Workload;
 use mesh::authorize::{InboundRequest, authorize};
 use prost::Message as _;
 use prost_types::Any;
-use upstream::ads::{AUTHORIZATION_TYPE, Intake};
+use upstream::ads::{AUTHORIZATION_TYPE, OfflineClient};
 use ztunnel_fuzz::naive::{self, Caller};
 use ztunnel_fuzz::world::{NAMES, address, one_of};
 
@@ -40,7 +41,7 @@ fn up_to<'a, T>(
     (0..count).map(|_| each(input)).collect()
 }
 
-/// Mostly empty, so that the kinds that are set match together often enough.
+/// Mostly empty, so that the other fields match together often enough.
 fn rarely<'a, T>(
     input: &mut Unstructured<'a>,
     each: impl Fn(&mut Unstructured<'a>) -> Result<T>,
@@ -142,17 +143,17 @@ fuzz_target!(|input: (Policies, Caller, Vec<u8>)| {
         .iter()
         .filter_map(|at| policies.get(usize::from(*at)))
         .map(|policy| Arc::from(format!("{}/{}", policy.namespace, policy.name)));
-    // A decoded workload names no policy twice.
+    // A decoded workload lists no policy twice.
     let keys: BTreeSet<Arc<str>> = keys.collect();
     workload.authorization_policies = keys.into_iter().collect();
 
-    let mut intake = Intake::new("td");
+    let mut client = OfflineClient::new("td");
     let response = DeltaDiscoveryResponse {
         type_url: AUTHORIZATION_TYPE.to_owned(),
         resources: policies.iter().map(resource).collect(),
         ..DeltaDiscoveryResponse::default()
     };
-    let refused = ztunnel_fuzz::block_on(intake.take(response));
+    let refused = ztunnel_fuzz::block_on(client.apply(response));
     assert_eq!(refused, Some(0), "{policies:?}");
 
     let applying = policies.iter().filter(|policy| applies(policy, &workload));
@@ -161,8 +162,9 @@ fuzz_target!(|input: (Policies, Caller, Vec<u8>)| {
         source: caller.identity.as_ref(),
         source_ip: caller.source,
         destination: caller.destination,
+        http: None,
     };
-    let decision = authorize(&request, &intake.mesh);
+    let decision = authorize(&request, &client.mesh);
     let applying: Vec<_> = applying.cloned().collect();
     let expected = naive::allowed(&applying, &caller);
     assert_eq!(

@@ -1,5 +1,5 @@
-//! A series of responses with good and bad resources. After each response the snapshot holds what a naive
-//! model holds: the last good resource of each name.
+//! A series of responses with valid and invalid resources. After each response the snapshot
+//! contains what a simple model contains: the last valid resource of each name.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use mesh::{Change, Interner};
 use prost::Message as _;
 use prost_types::Any;
 use upstream::ads::decode::decode_address;
-use upstream::ads::{ADDRESS_TYPE, AUTHORIZATION_TYPE, Intake};
+use upstream::ads::{ADDRESS_TYPE, AUTHORIZATION_TYPE, OfflineClient};
 use ztunnel_fuzz::world::{NAMES, one_of};
 
 /// A resource of a response, or the name of a removed one.
@@ -20,7 +20,7 @@ use ztunnel_fuzz::world::{NAMES, one_of};
 enum Piece<'a> {
     Workload(Workload),
     Service(Service),
-    Garbage(Named, &'a [u8]),
+    Invalid(Named, &'a [u8]),
     Empty(Named),
     OtherType(Named),
     Removed(Named),
@@ -69,7 +69,7 @@ impl<'a> Arbitrary<'a> for Service {
     }
 }
 
-/// The kind of resource that a name stands for.
+/// The kind of resource with a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Workload,
@@ -80,28 +80,28 @@ type Model = BTreeMap<String, Kind>;
 
 fuzz_target!(|pushes: Vec<Vec<Piece<'_>>>| {
     ztunnel_fuzz::block_on(async {
-        let mut intake = Intake::new("td");
+        let mut client = OfflineClient::new("td");
         let mut model = Model::new();
         for push in &pushes {
             let response = response(push);
             let bad = update_model(&response, push, &mut model);
-            let refused = intake.take(response).await;
+            let refused = client.apply(response).await;
             assert_eq!(refused, Some(bad), "{push:?}");
-            compare(&intake, &model, push);
+            compare(&client, &model, push);
         }
         // A response of the other type changes no workload and no service.
         let other = DeltaDiscoveryResponse {
             type_url: AUTHORIZATION_TYPE.to_owned(),
             ..DeltaDiscoveryResponse::default()
         };
-        assert_eq!(intake.take(other).await, Some(0));
+        assert_eq!(client.apply(other).await, Some(0));
         let everything = DeltaDiscoveryResponse {
             type_url: ADDRESS_TYPE.to_owned(),
             removed_resources: model.keys().cloned().collect(),
             ..DeltaDiscoveryResponse::default()
         };
-        assert_eq!(intake.take(everything).await, Some(0));
-        compare(&intake, &Model::new(), &[]);
+        assert_eq!(client.apply(everything).await, Some(0));
+        compare(&client, &Model::new(), &[]);
     });
 });
 
@@ -127,7 +127,7 @@ fn resource(piece: &Piece<'_>) -> Resource {
     let (name, content) = match piece {
         Piece::Workload(workload) => (&workload.name, Some(any(of_workload(workload)))),
         Piece::Service(service) => (&service.name, Some(any(of_service(service)))),
-        Piece::Garbage(name, bytes) => (name, Some(any(bytes.to_vec()))),
+        Piece::Invalid(name, bytes) => (name, Some(any(bytes.to_vec()))),
         Piece::OtherType(name) => {
             let mut content = any(Vec::new());
             content.type_url = AUTHORIZATION_TYPE.to_owned();
@@ -205,7 +205,7 @@ fn update_model(response: &DeltaDiscoveryResponse, push: &[Piece<'_>], model: &m
             Piece::Service(service) => {
                 model.insert(service.name.0.clone(), Kind::Service);
             }
-            Piece::Garbage(name, bytes) => match kind_of(&name.0, bytes) {
+            Piece::Invalid(name, bytes) => match kind_of(&name.0, bytes) {
                 Some(kind) => {
                     model.insert(name.0.clone(), kind);
                 }
@@ -218,7 +218,7 @@ fn update_model(response: &DeltaDiscoveryResponse, push: &[Piece<'_>], model: &m
     bad
 }
 
-/// The kind of resource if random bytes happen to be one of this name.
+/// The kind of resource if arbitrary bytes happen to be a valid one of this name.
 fn kind_of(name: &str, bytes: &[u8]) -> Option<Kind> {
     let change = decode_address(bytes, "td", &mut Interner::new()).ok()?;
     match change {
@@ -228,9 +228,9 @@ fn kind_of(name: &str, bytes: &[u8]) -> Option<Kind> {
     }
 }
 
-fn compare(intake: &Intake, model: &Model, push: &[Piece<'_>]) {
-    let workloads = intake.mesh.workloads();
-    let services = intake.mesh.services();
+fn compare(client: &OfflineClient, model: &Model, push: &[Piece<'_>]) {
+    let workloads = client.mesh.workloads();
+    let services = client.mesh.services();
     let mut found: Vec<_> = workloads
         .map(|workload| (workload.uid.to_string(), Kind::Workload))
         .chain(services.map(|service| (service.key().to_string(), Kind::Service)))
@@ -241,13 +241,13 @@ fn compare(intake: &Intake, model: &Model, push: &[Piece<'_>]) {
         .map(|(name, kind)| (name.clone(), *kind))
         .collect();
     assert_eq!(found, expected, "after {push:?}");
-    // Every backend of a service is in the snapshot and names the service.
-    for entry in intake.mesh.entries() {
+    // Every backend of a service is in the snapshot and lists the service.
+    for entry in client.mesh.entries() {
         for endpoint in &entry.endpoints {
             let services = endpoint.workload.services.iter();
             assert!(services.clone().any(|(key, _)| *key == entry.service.key()));
             assert!(
-                intake
+                client
                     .mesh
                     .workload_by_uid(&endpoint.workload.uid)
                     .is_some()

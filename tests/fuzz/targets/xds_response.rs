@@ -1,11 +1,11 @@
-//! Any bytes as a `DeltaDiscoveryResponse`, applied to a mesh twice. The second time changes nothing and
-//! refuses the same number of resources.
+//! Arbitrary bytes as a `DeltaDiscoveryResponse`, applied to a mesh twice. The second time changes
+//! nothing and refuses the same number of resources.
 #![no_main]
 
 use api::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use libfuzzer_sys::fuzz_target;
 use prost::Message as _;
-use upstream::ads::{ADDRESS_TYPE, AUTHORIZATION_TYPE, Intake};
+use upstream::ads::{ADDRESS_TYPE, AUTHORIZATION_TYPE, OfflineClient};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((first, rest)) = bytes.split_first() else {
@@ -20,19 +20,19 @@ fuzz_target!(|bytes: &[u8]| {
         _ => {}
     }
     ztunnel_fuzz::block_on(async {
-        let mut intake = Intake::new("td");
-        let Some(refused) = intake.take(response.clone()).await else {
+        let mut client = OfflineClient::new("td");
+        let Some(refused) = client.apply(response.clone()).await else {
             return;
         };
         assert!(refused <= response.resources.len());
-        let before = sizes(&intake);
-        assert_eq!(intake.take(response).await, Some(refused));
-        assert_eq!(sizes(&intake), before);
+        let before = sizes(&client);
+        assert_eq!(client.apply(response).await, Some(refused));
+        assert_eq!(sizes(&client), before);
     });
 });
 
-fn sizes(intake: &Intake) -> [usize; 3] {
-    let mesh = &intake.mesh;
+fn sizes(client: &OfflineClient) -> [usize; 3] {
+    let mesh = &client.mesh;
     [
         mesh.workloads().len(),
         mesh.services().len(),

@@ -1,5 +1,5 @@
-//! Packets of the node agent in a row, with and without a descriptor. The announced pods are those of a
-//! naive model.
+//! A series of packets of the node agent, with and without a descriptor. The announced pods equal
+//! those of a simple model.
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use node::agent::zds::{AnnouncedPods, Message};
 
-/// What a packet carries beside its bytes.
+/// The descriptor of a packet.
 #[derive(Debug, Arbitrary)]
 enum Descriptor {
     None,
@@ -49,7 +49,7 @@ fuzz_target!(|packets: Vec<(Descriptor, Vec<u8>)>| {
                 announced.add(uid, info).unwrap();
             }
             Err(_) => {}
-            Ok(_) if has_descriptor => panic!("only an Add may carry a descriptor"),
+            Ok(_) if has_descriptor => panic!("only AddWorkload may carry a descriptor"),
             Ok(Message::Keep(uid)) => {
                 announced.keep(&uid).unwrap();
                 named.insert(uid);

@@ -1,4 +1,4 @@
-//! The chart: one SVG, written by hand, readable on light and dark pages.
+//! The chart: an SVG that is readable on light and dark pages.
 
 use std::fmt::Write as _;
 
@@ -13,7 +13,7 @@ const BAR: f64 = 16.0;
 const HEAD: f64 = 64.0;
 const SECTION: f64 = 44.0;
 
-/// Draws rates as their part of plain, and what has to be small beside it.
+/// Draws the rates relative to plain TCP, latencies and costs.
 #[must_use]
 pub fn svg(results: &Results, title: &str) -> String {
     let mut body = String::new();
@@ -24,7 +24,7 @@ pub fn svg(results: &Results, title: &str) -> String {
 }
 
 fn rates(body: &mut String, y: f64, results: &Results) -> f64 {
-    let rows = chosen(results, |row| {
+    let rows = select_rows(results, |row| {
         row.better == Better::Higher && row.ratio().is_some()
     });
     if rows.is_empty() {
@@ -44,7 +44,7 @@ fn rates(body: &mut String, y: f64, results: &Results) -> f64 {
 }
 
 fn latencies(body: &mut String, y: f64, results: &Results) -> f64 {
-    let rows = chosen(results, |row| row.unit == "µs" && row.ratio().is_some());
+    let rows = select_rows(results, |row| row.unit == "µs" && row.ratio().is_some());
     if rows.is_empty() {
         return y;
     }
@@ -60,7 +60,7 @@ fn latencies(body: &mut String, y: f64, results: &Results) -> f64 {
 }
 
 fn costs(body: &mut String, y: f64, results: &Results) -> f64 {
-    let rows = chosen(results, |row| {
+    let rows = select_rows(results, |row| {
         row.plain.is_empty() && row.better == Better::Lower
     });
     if rows.is_empty() {
@@ -77,7 +77,7 @@ fn costs(body: &mut String, y: f64, results: &Results) -> f64 {
     y
 }
 
-fn chosen(results: &Results, wanted: impl Fn(&Row) -> bool) -> Vec<&Row> {
+fn select_rows(results: &Results, wanted: impl Fn(&Row) -> bool) -> Vec<&Row> {
     results.rows().filter(|row| wanted(row)).collect()
 }
 
@@ -149,16 +149,16 @@ mod tests {
     use super::*;
     use crate::bench::rows::Measured;
     use crate::bench::work::Work;
-    use crate::bench::{Variant, Way};
+    use crate::bench::{MeasuredPath, Variant};
 
     #[test]
-    fn every_row_stands_in_the_chart() {
+    fn the_chart_contains_every_row() {
         let mut results = Results::new(|name| ["tunnel/bulk_8", "tunnel/ready_ms"].contains(&name));
         for variant in [Variant::Plain, Variant::Mesh] {
             results.keep_sample(
                 variant,
                 &Measured {
-                    way: Way::Tunnel,
+                    path: MeasuredPath::Tunnel,
                     work: Work::Bulk(8),
                     values: vec![4.0],
                 },

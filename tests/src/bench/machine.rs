@@ -1,4 +1,4 @@
-//! CPU time of the whole machine, and how much of it was not ours.
+//! The CPU time of the machine, and the part that other processes used.
 
 use std::fs;
 use std::time::Instant;
@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result};
 
 use crate::process::{CpuSeconds, ticks_per_second};
 
-/// The part of a sample's wall time that others may use before it counts as disturbed.
+/// The part of a sample's wall time that other processes may use before the sample counts as disturbed.
 pub const TOLERANCE: f64 = 0.10;
 
-/// A moment, with the CPU times up to then.
+/// A point in time with the CPU times until then.
 #[derive(Debug, Clone)]
 pub(crate) struct Moment {
     at: Instant,
@@ -19,7 +19,7 @@ pub(crate) struct Moment {
     proxies: f64,
 }
 
-/// Seconds of all CPUs together, from `/proc/stat`.
+/// The CPU seconds of all CPUs, from `/proc/stat`.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Machine {
     user: f64,
@@ -28,30 +28,30 @@ struct Machine {
     steal: f64,
 }
 
-/// What happened between two moments.
+/// The usage between two points in time.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Usage {
     /// Wall time, seconds.
     pub wall: f64,
     /// CPU seconds of the proxies.
     pub proxies: f64,
-    /// CPU seconds of the whole machine, interrupts included: work that the kernel does for a
-    /// connection is not always in a process's account.
+    /// CPU seconds of the machine, including interrupts: the kernel's work for a connection is not always
+    /// attributed to a process.
     pub machine: f64,
-    /// CPU seconds of processes that have nothing to do with the benchmark.
+    /// CPU seconds of processes outside the benchmark.
     pub foreign: f64,
-    /// CPU seconds that the hypervisor gave to others.
+    /// CPU seconds that the hypervisor gave to other machines.
     pub steal: f64,
 }
 
 impl Usage {
-    /// Whether others used more of the CPU than a sample tolerates.
+    /// Whether other processes used more CPU time than a sample tolerates.
     #[must_use]
     pub fn disturbed(&self) -> bool {
         self.disturbance() > TOLERANCE
     }
 
-    /// The part of the wall time that others used.
+    /// The part of the wall time that other processes used.
     #[must_use]
     pub fn disturbance(&self) -> f64 {
         (self.foreign + self.steal) / self.wall.max(f64::MIN_POSITIVE)
@@ -59,8 +59,8 @@ impl Usage {
 }
 
 impl Moment {
-    /// Now. `servers` and `proxies` are pids; this process and the children that it has waited
-    /// for are ours as well.
+    /// The current point in time. `servers` and `proxies` are pids; this process and its reaped children
+    /// belong to the benchmark, too.
     pub(crate) fn now(servers: &[u32], proxies: &[u32]) -> Result<Self> {
         let stat = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
         let machine = machine(&stat).context("/proc/stat has no line for all CPUs")?;
@@ -90,16 +90,15 @@ impl Moment {
         })
     }
 
-    /// What happened from this moment until a later one.
+    /// The usage until a later point in time.
     pub(crate) fn until(&self, later: &Self) -> Usage {
         let machine = |pick: fn(&Machine) -> f64| pick(&later.machine) - pick(&self.machine);
         let user = machine(|machine| machine.user);
         let system = machine(|machine| machine.system);
         let ours_user = later.ours.user - self.ours.user;
         let ours = later.ours.total() - self.ours.total();
-        // Interrupts run in the time of whatever process is there: the kernel books them for
-        // the process as well as for the machine, so the whole difference can come out too
-        // small. Foreign work is mostly in user space, where nothing hides it.
+        // Interrupts are counted for the interrupted process as well as for the machine, so the
+        // difference of the totals can be too small. Other processes mostly use user time, which is exact.
         let foreign = (user - ours_user).max(user + system - ours).max(0.0);
         Usage {
             wall: (later.at - self.at).as_secs_f64(),
@@ -131,7 +130,7 @@ fn machine(stat: &str) -> Option<Machine> {
     })
 }
 
-/// This process and the children that it has waited for (fields 14 to 17 of proc(5)).
+/// CPU time of this process and its reaped children (fields 14 to 17 of proc(5)).
 fn own() -> Result<CpuSeconds> {
     let stat = fs::read_to_string("/proc/self/stat").context("reading /proc/self/stat")?;
     let ticks = ticks_per_second();
@@ -150,8 +149,7 @@ fn own() -> Result<CpuSeconds> {
     })
 }
 
-/// Kernel threads (children of kthreadd, pid 2): what they do in a sample is mostly the network
-/// work of that sample.
+/// CPU seconds of kernel threads (children of kthreadd, pid 2): mostly the network work of the sample.
 fn kernel_threads() -> Vec<f64> {
     let ticks = ticks_per_second();
     let Ok(entries) = fs::read_dir("/proc") else {
@@ -181,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_machines_line_is_read() {
+    fn the_line_of_all_cpus_is_parsed() {
         let text = "cpu  100 50 200 9 9 0 50 30 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n";
         let ticks = ticks_per_second();
         let expected = Machine {
@@ -195,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_is_disturbed_beyond_the_tolerance() {
+    fn a_sample_above_the_tolerance_is_disturbed() {
         let usage = Usage {
             wall: 1.0,
             foreign: 0.06,
@@ -213,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn time_passes() {
+    fn usage_includes_wall_and_cpu_time() {
         let before = Moment::now(&[], &[]).unwrap();
         let after = Moment::now(&[], &[]).unwrap();
         assert!(before.until(&after).wall >= 0.0);

@@ -1,58 +1,57 @@
 //! The benchmark: the same work with and without the mesh, in the same simulated nodes.
 //!
-//! Pod 0 of node `a` is in the mesh, pod 1 is not; each calls servers of its own kind, which are
-//! on another node, on the same node, or outside ([`Way`]): the traffic of both takes the same
-//! links, and one of the two meets the mesh. Every client and every server is a
-//! process of its own, so that `/proc` tells its CPU time from the proxies'. Rounds interleave
-//! the two variants, and take turns in which goes first; samples that something else on the
-//! machine disturbed are dropped by one rule for both ([`machine::Usage::disturbed`]).
+//! Pod 0 of node `a` is in the mesh, pod 1 is not. Each sends requests to its own servers on another
+//! node, on the same node, or outside ([`MeasuredPath`]), over the same links. Every client and every
+//! server is a process, so that `/proc` separates its CPU time from that of the proxies. Rounds
+//! interleave the two variants and alternate their order. A sample that other processes disturbed is
+//! dropped, by the same rule for both variants ([`machine::Usage::disturbed`]).
 
 pub mod chart;
 pub mod machine;
+mod measured_path;
 mod memory;
 mod report;
 mod rows;
-mod stage;
-mod way;
+mod setup;
 mod work;
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+pub use measured_path::{MeasuredPath, Target};
 pub use report::{json, table, targets};
 pub use rows::{Better, Results, Row};
-use stage::Stage;
-pub use way::{Target, Way};
+use setup::Setup;
 use work::Work;
 
-/// How often one disturbed sample is taken again.
+/// The largest number of retries of one disturbed sample.
 const RETRIES: usize = 2;
 
-/// What to measure, and how long.
+/// The parameters of a benchmark.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Rounds; each measures every kind of work in both variants.
+    /// The number of rounds. Each round measures every kind of work in both variants.
     pub rounds: usize,
     /// The length of one sample.
     pub sample: Duration,
-    /// Only rows whose name, such as `direct/bulk_1`, holds this text.
+    /// Measures only rows whose name, such as `direct/bulk_1`, contains this text.
     pub only: Option<String>,
     /// The numbers of idle connections at which memory is measured.
     pub idle: Vec<usize>,
-    /// How many disturbed samples are taken again, in the whole run; the others are missing. No
-    /// sample is taken again more than [`RETRIES`] times: both variants have the same chances.
+    /// The largest number of retries of disturbed samples in the whole run. Each sample is retried at most
+    /// [`RETRIES`] times, so that both variants have the same chances.
     pub retries: usize,
-    /// Starts of the proxies for the time to ready.
+    /// The number of starts for the time to ready.
     pub starts: usize,
-    /// The proxies' log filter. Access logs are written at `info`.
+    /// The log filter of the proxies. The access log has the level `info`.
     pub log: String,
     /// The congestion control of every route.
     pub congestion: String,
 }
 
 impl Plan {
-    /// The full benchmark: about a quarter of an hour.
+    /// The full benchmark, which takes about a quarter of an hour.
     #[must_use]
     pub fn full() -> Self {
         Self {
@@ -67,7 +66,7 @@ impl Plan {
         }
     }
 
-    /// A few minutes.
+    /// A short benchmark, which takes a few minutes.
     #[must_use]
     pub fn quick() -> Self {
         Self {
@@ -84,13 +83,13 @@ impl Plan {
 /// With or without the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
-    /// Between two pods that are not in the mesh.
+    /// Between pods outside the mesh.
     Plain,
-    /// Between two pods that are.
+    /// Between pods in the mesh.
     Mesh,
 }
 
-/// Runs the benchmark; says on standard error how far it is.
+/// Runs the benchmark. Prints its progress to standard error.
 ///
 /// # Errors
 /// When nodes or proxies cannot be started, or work fails.
@@ -102,30 +101,30 @@ pub fn run(plan: &Plan) -> Result<Results> {
         .build()?;
     let wanted = |name: &str| plan.only.as_deref().is_none_or(|only| name.contains(only));
     let works = works(wanted);
-    let mut ways: Vec<Way> = works.iter().map(|(way, _)| *way).collect();
-    // Memory is measured with tunnels.
-    ways.push(Way::Tunnel);
-    let mut stage = Stage::set(&world, &plan.log, &ways)?;
+    let mut paths: Vec<MeasuredPath> = works.iter().map(|(path, _)| *path).collect();
+    // Memory is measured with tunnel connections.
+    paths.push(MeasuredPath::Tunnel);
+    let mut setup = Setup::new(&world, &plan.log, &paths)?;
     let mut results = Results::new(wanted);
     if works.is_empty() {
         ensure!(
             results.wants_memory(),
-            "no row's name holds {:?}",
+            "no row has a name that contains {:?}",
             plan.only
         );
     }
-    // The first connection of a kind is the proxy's; what is measured are the others.
+    // The proxy carries the first connection of a kind; only later ones are measured.
     for work in &works {
         for variant in [Variant::Plain, Variant::Mesh] {
-            stage.measure(*work, variant, Duration::from_millis(300))?;
+            setup.measure(*work, variant, Duration::from_millis(300))?;
         }
     }
     let mut retries = plan.retries;
     for round in 0..plan.rounds {
         for work in &works {
-            let (way, what) = work;
+            let (path, what) = work;
             let round_of = format!("round {} of {}", round + 1, plan.rounds);
-            eprintln!("{round_of}: {}: {what}", way.name());
+            eprintln!("{round_of}: {}: {what}", path.name());
             let order = if round % 2 == 0 {
                 [Variant::Plain, Variant::Mesh]
             } else {
@@ -133,7 +132,7 @@ pub fn run(plan: &Plan) -> Result<Results> {
             };
             for variant in order {
                 sample(
-                    &stage,
+                    &setup,
                     *work,
                     variant,
                     plan.sample,
@@ -144,34 +143,34 @@ pub fn run(plan: &Plan) -> Result<Results> {
         }
     }
     if results.wants_memory() {
-        memory::measure(&mut stage, plan, &mut results)?;
+        memory::measure(&mut setup, plan, &mut results)?;
     }
     Ok(results)
 }
 
-/// What is done on each way, as far as one of its rows is wanted.
-fn works(wanted: impl Fn(&str) -> bool) -> Vec<(Way, Work)> {
-    let all = Way::ALL
+/// The paths and kinds of work of which at least one row is selected.
+fn works(wanted: impl Fn(&str) -> bool) -> Vec<(MeasuredPath, Work)> {
+    let all = MeasuredPath::ALL
         .into_iter()
-        .flat_map(|way| way.works().iter().map(move |work| (way, *work)));
-    let fills = |way, work: &Work| {
+        .flat_map(|path| path.works().iter().map(move |work| (path, *work)));
+    let fills = |path, work: &Work| {
         let rows = work.rows();
         rows.iter()
-            .any(|row| wanted(&rows::full_name(way, row.name)))
+            .any(|row| wanted(&rows::full_name(path, row.name)))
     };
-    all.filter(|(way, work)| fills(*way, work)).collect()
+    all.filter(|(path, work)| fills(*path, work)).collect()
 }
 
 fn sample(
-    stage: &Stage<'_>,
-    work: (Way, Work),
+    setup: &Setup<'_>,
+    work: (MeasuredPath, Work),
     variant: Variant,
     length: Duration,
     retries: &mut usize,
     results: &mut Results,
 ) -> Result<()> {
     for tried in 0..=RETRIES {
-        let (measured, usage) = stage.measure(work, variant, length)?;
+        let (measured, usage) = setup.measure(work, variant, length)?;
         if !usage.disturbed() {
             results.keep_sample(variant, &measured);
             return Ok(());

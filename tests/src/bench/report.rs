@@ -1,4 +1,4 @@
-//! The results as a table for people and as JSON for machines.
+//! The results as a table and as JSON.
 
 use std::fmt::Write as _;
 
@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::rows::{Results, Row};
 
-/// The rows as JSON: `{"rows":[{"name","unit","plain","mesh","ratio","runs"}]}`; `plain` and
-/// `ratio` are null where nothing can be measured without a proxy.
+/// The rows as JSON: `{"rows":[{"name","unit","plain","mesh","ratio","runs"}]}`. `plain` and `ratio` are
+/// null for rows without a plain variant.
 #[must_use]
 pub fn json(results: &Results) -> Value {
     let rows: Vec<_> = results
@@ -26,7 +26,7 @@ pub fn json(results: &Results) -> Value {
     json!({ "rows": rows })
 }
 
-/// The rows as a table: medians with smallest and largest sample.
+/// The rows as a table: medians with the smallest and the largest sample.
 #[must_use]
 pub fn table(results: &Results) -> String {
     let mut lines = vec![
@@ -75,19 +75,19 @@ pub fn table(results: &Results) -> String {
     if results.rows().any(Row::disturbed) {
         writeln_to(
             &mut text,
-            "* no undisturbed sample of a variant: its least disturbed one is shown.",
+            "* a variant has no undisturbed sample: the least disturbed one is shown.",
         );
     }
     text
 }
 
-/// What was promised, and whether it was kept: a line for each row that has a target.
+/// A line for each row with a target, and whether the target is met.
 #[must_use]
 pub fn targets(results: &Results) -> String {
     let mut text = String::new();
     for row in results.rows() {
-        let target = row.way.target(row.name, row.better);
-        if let Some((reached, wanted, kept)) = target.and_then(|target| target.judge(row)) {
+        let target = row.path.target(row.name, row.better);
+        if let Some((reached, wanted, kept)) = target.and_then(|target| target.evaluate(row)) {
             let verdict = if kept { "kept  " } else { "MISSED" };
             let line = format!(
                 "{verdict}  {}: {}, {wanted}",
@@ -121,7 +121,7 @@ fn aligned(lines: &[Vec<String>]) -> String {
         let mut out = String::new();
         for (column, (cell, width)) in line.iter().zip(&widths).enumerate() {
             let space = " ".repeat(width - cell.chars().count());
-            // Names and units to the left, numbers to the right.
+            // Names and units are aligned left, numbers right.
             if column < 2 {
                 out.push_str(cell);
                 out.push_str(&space);
@@ -164,14 +164,14 @@ mod tests {
     use super::*;
     use crate::bench::rows::Measured;
     use crate::bench::work::Work;
-    use crate::bench::{Variant, Way};
+    use crate::bench::{MeasuredPath, Variant};
 
     fn results() -> Results {
         let mut results = Results::new(|name| {
             ["tunnel/bulk_8", "tunnel/ready_ms", "joined/bulk_1"].contains(&name)
         });
         let measured = |value| Measured {
-            way: Way::Tunnel,
+            path: MeasuredPath::Tunnel,
             work: Work::Bulk(8),
             values: vec![value],
         };
@@ -192,11 +192,11 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_kept_or_missed() {
+    fn a_target_is_met_or_missed() {
         let mut results = results();
         assert_eq!(targets(&results), "");
         let measured = |value| Measured {
-            way: Way::Joined,
+            path: MeasuredPath::Joined,
             work: Work::Bulk(1),
             values: vec![value, 0.0, 0.0],
         };

@@ -1,10 +1,10 @@
-//! What was measured, row by row.
+//! The rows of the results.
 
 use super::machine::Usage;
 use super::work::Work;
-use super::{Variant, Way};
+use super::{MeasuredPath, Variant};
 
-/// Which direction is the good one.
+/// Whether larger or smaller values are better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Better {
     /// A rate.
@@ -13,7 +13,7 @@ pub enum Better {
     Lower,
 }
 
-/// A row before anything was measured.
+/// The name and unit of a row.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RowKind {
     pub(super) name: &'static str,
@@ -24,23 +24,23 @@ pub(super) struct RowKind {
 /// A row with its samples.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// The way that was measured.
-    pub way: Way,
-    /// Its name, without the way.
+    /// The measured path.
+    pub path: MeasuredPath,
+    /// The name, without the path.
     pub name: &'static str,
-    /// Its unit.
+    /// The unit.
     pub unit: &'static str,
-    /// Which direction is the good one.
+    /// Whether larger or smaller values are better.
     pub better: Better,
-    /// Samples without the mesh; empty where there is nothing to measure without a proxy.
+    /// Samples without the mesh; empty for rows without a plain variant.
     pub plain: Vec<f64>,
-    /// Samples with it.
+    /// Samples with the mesh.
     pub mesh: Vec<f64>,
-    /// The least disturbed of the dropped samples, with its disturbance, for each variant.
+    /// For each variant, the least disturbed of the dropped samples, with its disturbance.
     fallback: [Option<(f64, f64)>; 2],
 }
 
-/// Rows of memory and start-up, which have no variant without the mesh.
+/// Rows of memory and start-up, which have no plain variant.
 const ALONE: [RowKind; 6] = [
     RowKind {
         name: "rss_idle_mb",
@@ -75,10 +75,10 @@ const ALONE: [RowKind; 6] = [
 ];
 
 impl Row {
-    fn new((way, kind): (Way, RowKind)) -> Self {
+    fn new((path, kind): (MeasuredPath, RowKind)) -> Self {
         let RowKind { name, unit, better } = kind;
         Self {
-            way,
+            path,
             name,
             unit,
             better,
@@ -88,10 +88,10 @@ impl Row {
         }
     }
 
-    /// Its name with the way's before it.
+    /// The name with the path as prefix.
     #[must_use]
     pub fn full_name(&self) -> String {
-        full_name(self.way, self.name)
+        full_name(self.path, self.name)
     }
 
     /// The median without the mesh.
@@ -100,20 +100,19 @@ impl Row {
         self.median(&self.plain, Variant::Plain)
     }
 
-    /// The median with it.
+    /// The median with the mesh.
     #[must_use]
     pub fn mesh_median(&self) -> Option<f64> {
         self.median(&self.mesh, Variant::Mesh)
     }
 
-    /// Mesh over plain.
+    /// The ratio of mesh to plain.
     #[must_use]
     pub fn ratio(&self) -> Option<f64> {
         Some(self.mesh_median()? / self.plain_median().filter(|plain| *plain > 0.0)?)
     }
 
-    /// Whether a variant has nothing but dropped samples, so that the least disturbed one
-    /// stands for it.
+    /// Whether a variant has only dropped samples, of which the least disturbed one is used.
     #[must_use]
     pub fn disturbed(&self) -> bool {
         (self.plain.is_empty() && self.fallback[0].is_some())
@@ -125,8 +124,8 @@ impl Row {
     }
 }
 
-pub(super) fn full_name(way: Way, name: &str) -> String {
-    format!("{}/{name}", way.name())
+pub(super) fn full_name(path: MeasuredPath, name: &str) -> String {
+    format!("{}/{name}", path.name())
 }
 
 fn index(variant: Variant) -> usize {
@@ -136,7 +135,7 @@ fn index(variant: Variant) -> usize {
     }
 }
 
-/// The middle sample, or the mean of the two in the middle.
+/// The median: the middle sample, or the mean of the two in the middle.
 pub(super) fn median(samples: &[f64]) -> Option<f64> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -148,34 +147,34 @@ pub(super) fn median(samples: &[f64]) -> Option<f64> {
     Some(f64::midpoint(lower, upper))
 }
 
-/// Everything that was measured.
+/// The results of a benchmark.
 #[derive(Debug, Clone)]
 pub struct Results {
     rows: Vec<Row>,
-    /// Samples that were kept, both variants.
+    /// The number of kept samples of both variants.
     pub kept: usize,
-    /// Samples that were dropped because something else used the machine, both variants.
+    /// The number of samples of both variants that were dropped because other processes used the machine.
     pub dropped: usize,
 }
 
-/// The values of one sample, one for each row of its work.
+/// The values of one sample, one for each row of the work.
 pub(super) struct Measured {
-    pub(super) way: Way,
+    pub(super) path: MeasuredPath,
     pub(super) work: Work,
     pub(super) values: Vec<f64>,
 }
 
 impl Results {
-    /// Rows whose names are wanted, without samples.
+    /// The selected rows, without samples.
     pub(super) fn new(wanted: impl Fn(&str) -> bool) -> Self {
-        let works = Way::ALL
+        let works = MeasuredPath::ALL
             .into_iter()
-            .flat_map(|way| way.works().iter().map(move |work| (way, work)));
-        let alone = ALONE.map(|kind| (Way::Tunnel, kind));
+            .flat_map(|path| path.works().iter().map(move |work| (path, work)));
+        let alone = ALONE.map(|kind| (MeasuredPath::Tunnel, kind));
         let rows = works
-            .flat_map(|(way, work)| work.rows().into_iter().map(move |kind| (way, kind)))
+            .flat_map(|(path, work)| work.rows().into_iter().map(move |kind| (path, kind)))
             .chain(alone)
-            .filter(|(way, kind)| wanted(&full_name(*way, kind.name)))
+            .filter(|(path, kind)| wanted(&full_name(*path, kind.name)))
             .map(Row::new)
             .collect();
         Self {
@@ -185,12 +184,12 @@ impl Results {
         }
     }
 
-    /// Rows that have samples.
+    /// The rows with samples.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
         self.rows.iter().filter(|row| row.mesh_median().is_some())
     }
 
-    /// Whether memory or start-up is to be measured.
+    /// Whether a row of memory or start-up is selected.
     pub(super) fn wants_memory(&self) -> bool {
         ALONE
             .iter()
@@ -210,7 +209,7 @@ impl Results {
         let disturbance = usage.disturbance();
         self.fill(variant, measured, |row, value| {
             let best = &mut row.fallback[index(variant)];
-            if best.is_none_or(|(_, known)| disturbance < known) {
+            if best.is_none_or(|(_, smallest)| disturbance < smallest) {
                 *best = Some((value, disturbance));
             }
         });
@@ -218,12 +217,12 @@ impl Results {
 
     fn fill(&mut self, variant: Variant, measured: &Measured, mut put: impl FnMut(&mut Row, f64)) {
         for (kind, value) in measured.work.rows().into_iter().zip(&measured.values) {
-            // Without a mesh there are no proxies whose CPU time could be counted.
+            // Without a mesh there is no CPU time of proxies.
             if variant == Variant::Plain && kind.name.starts_with("cpu_s") {
                 continue;
             }
             let mut rows = self.rows.iter_mut();
-            if let Some(row) = rows.find(|row| (row.way, row.name) == (measured.way, kind.name)) {
+            if let Some(row) = rows.find(|row| (row.path, row.name) == (measured.path, kind.name)) {
                 put(row, *value);
             }
         }
@@ -250,10 +249,10 @@ mod tests {
     }
 
     #[test]
-    fn dropped_samples_stand_in_only_where_no_clean_one_is() {
+    fn a_dropped_sample_is_used_only_without_a_kept_one() {
         let mut results = Results::new(|name| name == "tunnel/bulk_8");
         let measured = |value| Measured {
-            way: Way::Tunnel,
+            path: MeasuredPath::Tunnel,
             work: Work::Bulk(8),
             values: vec![value],
         };

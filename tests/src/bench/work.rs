@@ -1,4 +1,4 @@
-//! The kinds of work, the rows each one fills, and how a client is told to do it.
+//! The kinds of work, their rows, and the arguments of their clients.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,34 +9,34 @@ use serde_json::Value;
 use super::machine::Usage;
 use super::rows::{Better, RowKind};
 
-/// The CPU of the client and of the server in the pinned ping-pong.
+/// The CPUs of client and server in the pinned ping-pong.
 pub(super) const CLIENT_CPU: usize = 0;
 pub(super) const SERVER_CPU: usize = 1;
 
-/// The small writes.
+/// The size of small writes, in bytes.
 const SMALL: usize = 16 << 10;
 
-/// What clients do.
+/// The work of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Work {
     Bulk(usize),
     Reverse,
     Http(usize),
-    /// Bulk of one connection, in writes of [`SMALL`] bytes.
+    /// A bulk transfer on one connection in writes of [`SMALL`] bytes.
     SmallWrites,
-    /// New connections, so many at a time.
+    /// New connections, this many at a time.
     Connect(usize),
     PingPong(Placement),
 }
 
-/// Whether client and server are bound to a CPU each.
+/// Whether client and server are pinned to a CPU each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Placement {
     Pinned,
     Free,
 }
 
-/// The servers that the work needs; each listens on its own port.
+/// The servers of the work; each listens on its own port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Service {
     Sink,
@@ -134,7 +134,7 @@ impl Work {
         arguments
     }
 
-    /// The rows that a sample of this work fills, in the order of [`Self::values`].
+    /// The rows of a sample of this work, in the order of [`Self::values`].
     pub(super) fn rows(self) -> Vec<RowKind> {
         use Better::{Higher, Lower};
         match self {
@@ -241,10 +241,10 @@ impl Work {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::Way;
+    use crate::bench::MeasuredPath;
 
     #[test]
-    fn each_work_gives_a_value_for_each_of_its_rows() {
+    fn each_work_has_a_value_for_each_of_its_rows() {
         let report = serde_json::json!({
             "bytes": 1e9, "gbit_per_second": 8.0, "requests": 1e5, "connections": 1e5,
             "per_second": 1.0, "latency": { "p50_us": 1.0, "p99_us": 2.0 },
@@ -254,9 +254,9 @@ mod tests {
             machine: 2.0,
             ..Usage::default()
         };
-        for way in Way::ALL {
+        for path in MeasuredPath::ALL {
             let mut names = Vec::new();
-            for work in way.works() {
+            for work in path.works() {
                 let rows = work.rows();
                 let values = work.values(&report, &usage).unwrap();
                 assert_eq!(values.len(), rows.len(), "{work}");
@@ -265,7 +265,11 @@ mod tests {
             let count = names.len();
             names.sort_unstable();
             names.dedup();
-            assert_eq!(names.len(), count, "two rows of {way:?} bear one name");
+            assert_eq!(
+                names.len(),
+                count,
+                "two rows of {path:?} have the same name"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The benchmark as a program; `cargo xtask bench` builds and runs it.
+//! The benchmark program; `cargo xtask bench` builds and runs it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,25 +9,25 @@ use clap::Parser;
 use ztunnel_tests::bench::{self, Plan};
 use ztunnel_tests::cleanup;
 
-/// Measures the mesh against the same work without it.
+/// Compares the mesh with plain TCP.
 #[derive(Parser)]
 struct Arguments {
-    /// A few minutes: short samples, three rounds.
+    /// Short samples and three rounds; takes a few minutes.
     #[arg(long)]
     quick: bool,
-    /// Rounds; every round measures every row with and without the mesh.
+    /// The number of rounds. Each round measures every row with and without the mesh.
     #[arg(long)]
     rounds: Option<usize>,
-    /// Length of one sample, seconds.
+    /// The length of one sample, in seconds.
     #[arg(long)]
     seconds: Option<f64>,
-    /// Measure only rows whose name holds this text, for example `direct/`.
+    /// Measure only rows whose name contains this text, for example `direct/`.
     #[arg(long)]
     only: Option<String>,
-    /// The proxies' log filter; access logs are written at `info`.
+    /// The log filter of the proxies. The access log has the level `info`.
     #[arg(long)]
     log: Option<String>,
-    /// The congestion control of every route, of those that the kernel has.
+    /// The congestion control of every route; the kernel must support it.
     #[arg(long)]
     congestion: Option<String>,
     /// Write the rows to this file as JSON.
@@ -68,7 +68,7 @@ fn run(arguments: Arguments) -> Result<()> {
         fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
     }
     if let Some(path) = &arguments.chart {
-        let title = format!("the lanes beside plain TCP, {cpus} CPUs");
+        let title = format!("the data paths compared with plain TCP, {cpus} CPUs");
         fs::write(path, bench::chart::svg(&results, &title))
             .with_context(|| format!("writing {}", path.display()))?;
         println!("chart: {}", path.display());

@@ -1,18 +1,18 @@
-//! The demonstration as a program; `cargo xtask demo` builds and runs it.
+//! The demo program; `cargo xtask demo` builds and runs it.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use ztunnel_tests::cleanup;
-use ztunnel_tests::demo::{self, Afterwards};
+use ztunnel_tests::demo::{self, OnExit};
 
-/// Shows the mesh at work in two simulated nodes.
+/// Shows the mesh in two simulated nodes.
 #[derive(Parser)]
 struct Arguments {
-    /// Leave nodes and proxies running at the end, and print what to try.
+    /// Keep nodes and proxies running at the end, and print commands to try.
     #[arg(long)]
     keep: bool,
-    /// Only remove what an earlier run with --keep left.
+    /// Only remove the resources of an earlier run with --keep.
     #[arg(long, conflicts_with = "keep")]
     clean: bool,
 }
@@ -23,10 +23,10 @@ fn main() -> ExitCode {
         demo::clean();
         return ExitCode::SUCCESS;
     }
-    let afterwards = if arguments.keep {
-        Afterwards::Keep
+    let on_exit = if arguments.keep {
+        OnExit::Keep
     } else {
-        Afterwards::CleanUp
+        OnExit::CleanUp
     };
-    cleanup::exit(demo::run(afterwards))
+    cleanup::exit(demo::run(on_exit))
 }

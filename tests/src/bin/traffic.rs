@@ -1,6 +1,6 @@
-//! The load generator as a program: one server or one client, results as JSON on standard
-//! output. It runs in whatever network namespace it is started in, also on the host itself,
-//! where it can be compared with other generators.
+//! The load generator program: one server or one client, with its results as JSON on standard output.
+//! It runs in the network namespace in which it is started. On the host it can be compared with other
+//! load generators.
 
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
@@ -11,17 +11,17 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use ztunnel_tests::cleanup;
 use ztunnel_tests::traffic::bulk::{self, Direction};
-use ztunnel_tests::traffic::{self, Manner, connects, http_load, idle, pingpong, tune};
+use ztunnel_tests::traffic::{self, IoMode, connects, http_load, idle, pingpong, tune};
 
-/// Servers and clients that measure.
+/// Servers, and clients that measure.
 #[derive(Parser)]
 struct Arguments {
     /// Run on this CPU only.
     #[arg(long, global = true)]
     cpu: Option<usize>,
-    /// How bulk and ping-pong wait, and the servers `echo`, `sink` and `source`.
+    /// The I/O mode of `bulk`, `pingpong`, and the servers `echo`, `sink` and `source`.
     #[arg(long, global = true, default_value = "blocking")]
-    manner: Manner,
+    io_mode: IoMode,
     #[command(subcommand)]
     command: Command,
 }
@@ -30,28 +30,28 @@ struct Arguments {
 enum Command {
     /// Serve until killed. Prints {"port":N} when it listens.
     Serve {
-        /// What to do with each connection.
+        /// The behaviour of the server.
         kind: traffic::Kind,
-        /// Where to listen.
+        /// The address to listen on.
         #[arg(long, default_value = "[::]:0")]
         listen: SocketAddr,
     },
-    /// A bulk transfer, to `serve sink`, or with --reverse from `serve source`.
+    /// A bulk transfer to `serve sink`, or with --reverse from `serve source`.
     Bulk {
         #[command(flatten)]
         load: Load,
         /// From the server to the client.
         #[arg(long)]
         reverse: bool,
-        /// Bytes of one write.
+        /// The size of one write, in bytes.
         #[arg(long, default_value_t = traffic::BULK_BYTES)]
         chunk: usize,
     },
     /// Requests over keep-alive connections, to `serve http`.
     Http(Load),
-    /// A connection for each request, to `serve http`; --connections of them at a time.
+    /// A new connection for each request to `serve http`, --connections of them at a time.
     Connect(Load),
-    /// One byte there and back, to `serve echo`.
+    /// Round trips of one byte with `serve echo`.
     Pingpong(Load),
     /// Holds idle connections to `serve http` until standard input ends.
     Idle(Load),
@@ -62,10 +62,10 @@ struct Load {
     /// The server's address.
     #[arg(long)]
     to: SocketAddr,
-    /// Connections side by side.
+    /// The number of concurrent connections.
     #[arg(long, default_value_t = 1)]
     connections: usize,
-    /// How long.
+    /// The duration, in seconds.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
 }
@@ -85,10 +85,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(cpu) = arguments.cpu {
         tune::pin(cpu)?;
     }
-    let manner = arguments.manner;
+    let io_mode = arguments.io_mode;
     let report = match &arguments.command {
         Command::Serve { kind, listen } => {
-            let server = traffic::serve_as(*kind, *listen, manner)?;
+            let server = traffic::serve_as(*kind, *listen, io_mode)?;
             print(&serde_json::json!({ "port": server.port() }))?;
             server.run_forever();
             return Ok(());
@@ -109,7 +109,7 @@ fn run(arguments: &Arguments) -> Result<()> {
                 length: load.length(),
                 direction,
                 chunk: *chunk,
-                manner,
+                io_mode,
             };
             serde_json::to_value(bulk::run(&plan)?)
         }
@@ -120,7 +120,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             serde_json::to_value(connects::run(load.to, load.connections, load.length())?)
         }
         Command::Pingpong(load) => {
-            serde_json::to_value(pingpong::run(load.to, load.length(), manner)?)
+            serde_json::to_value(pingpong::run(load.to, load.length(), io_mode)?)
         }
         Command::Idle(load) => {
             let held = idle::open(load.to, load.connections)?;

@@ -1,4 +1,4 @@
-//! The node agent: names the pods of one node to its proxy, with their network namespaces.
+//! The node agent: announces the pods of a node to its proxy, with their network namespaces.
 
 use std::io::IoSlice;
 use std::io::Read as _;
@@ -19,24 +19,24 @@ use api::istio::workload::zds::{
     WorkloadResponse, ZdsHello,
 };
 
-/// How long a proxy may take to connect or to answer.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// The time limit for a proxy to connect and to answer.
+const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A node agent that waits for its proxy, and then talks to that one only.
+/// A node agent, connected to one proxy at a time.
 #[derive(Debug)]
 pub struct NodeAgent {
     path: PathBuf,
     listener: Socket,
     proxy: Option<Socket>,
-    /// The proxy that came before, which hears nothing any more.
-    before: Option<Socket>,
+    /// The connection of the previous proxy, kept open without requests.
+    previous: Option<Socket>,
 }
 
 impl NodeAgent {
     /// Listens at a path.
     ///
     /// # Errors
-    /// When it cannot.
+    /// When the socket cannot be bound.
     pub fn listen(path: &Path) -> Result<Self> {
         let listener = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
         listener
@@ -48,57 +48,61 @@ impl NodeAgent {
             path: path.to_owned(),
             listener,
             proxy: None,
-            before: None,
+            previous: None,
         })
     }
 
-    /// Where it listens.
+    /// The path of the socket.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Waits for a proxy to connect and to say hello.
+    /// Waits until a proxy connects and sends its hello. Closes the connection of the previous proxy.
     ///
     /// # Errors
-    /// When none does in time, or it says something else.
-    pub fn meet(&mut self) -> Result<()> {
+    /// When no proxy connects in time, or its first packet is not a hello.
+    pub fn accept_proxy(&mut self) -> Result<()> {
         self.proxy = None;
-        self.welcome()
+        self.accept()
     }
 
-    /// As [`Self::meet`], while the connection of the proxy before stays open.
+    /// As [`Self::accept_proxy`], but the connection of the previous proxy stays open.
     ///
     /// # Errors
-    /// As [`Self::meet`].
-    pub fn meet_heir(&mut self) -> Result<()> {
-        self.before = self.proxy.take();
-        self.welcome()
+    /// As [`Self::accept_proxy`].
+    pub fn accept_standby(&mut self) -> Result<()> {
+        self.previous = self.proxy.take();
+        self.accept()
     }
 
-    fn welcome(&mut self) -> Result<()> {
+    fn accept(&mut self) -> Result<()> {
         let waiting = Instant::now();
         let proxy = loop {
             match self.listener.accept() {
                 Ok((proxy, _)) => break proxy,
-                Err(error) if waiting.elapsed() > PATIENCE => {
+                Err(error) if waiting.elapsed() > TIMEOUT => {
                     return Err(error).context("no proxy has connected");
                 }
-                Err(_nobody) => std::thread::sleep(Duration::from_millis(5)),
+                Err(_would_block) => std::thread::sleep(Duration::from_millis(5)),
             }
         };
         proxy.set_nonblocking(false)?;
-        proxy.set_read_timeout(Some(PATIENCE))?;
+        proxy.set_read_timeout(Some(TIMEOUT))?;
         self.proxy = Some(proxy);
         let hello = ZdsHello::decode(self.receive()?.as_slice())?;
-        ensure!(hello.version == 1, "a hello of version {}", hello.version);
+        ensure!(
+            hello.version == 1,
+            "expected a hello of version 1, found {}",
+            hello.version
+        );
         Ok(())
     }
 
-    /// Tells of a pod; `uid` is that of Kubernetes.
+    /// Announces a pod; `uid` is that of Kubernetes.
     ///
     /// # Errors
-    /// When the proxy does not take it.
+    /// When the proxy refuses it.
     pub fn add(&self, pod: &Host, uid: &str) -> Result<()> {
         let added = Payload::Add(AddWorkload {
             uid: uid.to_owned(),
@@ -108,36 +112,36 @@ impl NodeAgent {
                 service_account: pod.name.clone(),
             }),
         });
-        self.ask(added, Some(pod.namespace.handle().as_raw_fd()))
+        self.request(added, Some(pod.namespace.handle().as_raw_fd()))
     }
 
-    /// Says that a pod is still there.
+    /// Announces that a pod stays enrolled.
     ///
     /// # Errors
-    /// When the proxy does not take it.
+    /// When the proxy refuses it.
     pub fn keep(&self, uid: &str) -> Result<()> {
         let uid = uid.to_owned();
-        self.ask(Payload::Keep(KeepWorkload { uid }), None)
+        self.request(Payload::Keep(KeepWorkload { uid }), None)
     }
 
-    /// Says that a pod is gone.
+    /// Announces that a pod was removed.
     ///
     /// # Errors
-    /// When the proxy does not take it.
+    /// When the proxy refuses it.
     pub fn delete(&self, uid: &str) -> Result<()> {
         let uid = uid.to_owned();
-        self.ask(Payload::Del(DelWorkload { uid }), None)
+        self.request(Payload::Del(DelWorkload { uid }), None)
     }
 
-    /// Says that everything has been named.
+    /// Announces the end of the initial list of pods.
     ///
     /// # Errors
-    /// When the proxy does not take it.
+    /// When the proxy refuses it.
     pub fn snapshot_sent(&self) -> Result<()> {
-        self.ask(Payload::SnapshotSent(SnapshotSent {}), None)
+        self.request(Payload::SnapshotSent(SnapshotSent {}), None)
     }
 
-    fn ask(&self, payload: Payload, descriptor: Option<RawFd>) -> Result<()> {
+    fn request(&self, payload: Payload, descriptor: Option<RawFd>) -> Result<()> {
         let proxy = self.proxy.as_ref().context("no proxy has connected")?;
         let packet = WorkloadRequest {
             payload: Some(payload),
@@ -160,8 +164,8 @@ impl NodeAgent {
         let answer = WorkloadResponse::decode(self.receive()?.as_slice())?;
         match answer.payload {
             Some(Answer::Ack(ack)) if ack.error.is_empty() => Ok(()),
-            Some(Answer::Ack(ack)) => bail!("the proxy refused: {}", ack.error),
-            None => bail!("the proxy answered with nothing"),
+            Some(Answer::Ack(ack)) => bail!("the proxy refused the request: {}", ack.error),
+            None => bail!("the proxy sent an empty response"),
         }
     }
 
@@ -170,8 +174,8 @@ impl NodeAgent {
         let mut packet = vec![0; 1 << 16];
         let length = proxy
             .read(&mut packet)
-            .context("the proxy has not answered")?;
-        ensure!(length > 0, "the proxy hung up");
+            .context("waiting for a packet of the proxy")?;
+        ensure!(length > 0, "the proxy closed the connection");
         packet.truncate(length);
         Ok(packet)
     }

@@ -1,4 +1,4 @@
-//! The certificate authority: signs what a proxy asks for in the name of one of its pods.
+//! The certificate authority: signs requests of proxies for the identities of their pods.
 
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
@@ -25,10 +25,10 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes the root.
+    /// Creates the root.
     ///
     /// # Errors
-    /// When the library refuses to.
+    /// When the certificate cannot be created.
     pub fn new() -> Result<Self> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
@@ -37,7 +37,7 @@ impl Authority {
         params.distinguished_name = DistinguishedName::new();
         params
             .distinguished_name
-            .push(rcgen::DnType::OrganizationName, "root of a test");
+            .push(rcgen::DnType::OrganizationName, "test root");
         let root = params.self_signed(&key).context("signing the root")?;
         Ok(Self {
             root,
@@ -55,7 +55,7 @@ impl Authority {
     /// A certificate and its key, PEM, for the control plane itself.
     ///
     /// # Errors
-    /// When the library refuses to.
+    /// When the certificate cannot be created.
     pub fn server(&self) -> Result<(String, String)> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(vec![NAME.to_owned()])?;
@@ -65,7 +65,7 @@ impl Authority {
     }
 
     fn sign(&self, request: &IstioCertificateRequest) -> Result<String, Status> {
-        let invalid = |what: &str| Status::invalid_argument(what.to_owned());
+        let invalid = |problem: &str| Status::invalid_argument(problem.to_owned());
         let metadata = request.metadata.as_ref();
         let named = metadata.and_then(|it| it.fields.get("ImpersonatedIdentity"));
         let identity = match named.and_then(|value| value.kind.as_ref()) {
@@ -77,7 +77,7 @@ impl Authority {
         let uri = identity
             .as_str()
             .try_into()
-            .map_err(|_no_text| invalid("the identity is no URI"))?;
+            .map_err(|_no_text| invalid("the identity is not a URI"))?;
         let validity = u64::try_from(request.validity_duration)
             .map_err(|_negative| invalid("a negative validity"))?;
         let now = SystemTime::now();

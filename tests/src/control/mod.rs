@@ -1,9 +1,7 @@
-//! A control plane for tests: it tells proxies what the mesh is (delta ADS), signs their
-//! certificates, and stands in for the node agent that names the pods of a node.
+//! A control plane for tests: a delta ADS server, a certificate authority, and a node agent.
 //!
-//! It speaks Istio's protocols over real sockets, so a proxy that is started with the environment of
-//! Istio's chart and nothing else notices no difference. What istiod computes from a cluster, a test
-//! says here itself.
+//! It uses Istio's protocols over real sockets, so a proxy can be started with only the environment of
+//! Istio's chart. The test sets the resources that istiod would compute from a cluster.
 
 mod agent;
 mod authority;
@@ -13,4 +11,4 @@ mod state;
 pub use agent::NodeAgent;
 pub use authority::Authority;
 pub use server::{ControlPlane, PORT};
-pub use state::{Manner, Resource, State};
+pub use state::{AnswerMode, Resource, State};

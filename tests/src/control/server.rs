@@ -1,4 +1,4 @@
-//! The servers: one in the namespace of every node, at the node's loopback address.
+//! The servers of the control plane: one on the loopback address of each node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -19,7 +19,7 @@ use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::authority::Authority;
-use super::state::{ADDRESS, Manner, State, Told};
+use super::state::{ADDRESS, AnswerMode, State, VersionedResource};
 use crate::cleanup;
 use crate::net::{Node, World};
 use api::envoy::service::discovery::v3::aggregated_discovery_service_server::{
@@ -32,17 +32,17 @@ use api::istio::v1::auth::istio_certificate_service_server::{
     IstioCertificateServiceServer, SERVICE_NAME as AUTHORITY,
 };
 
-/// Where a node's proxy finds it: this port of the node's loopback address.
+/// The port of the control plane on the loopback address of each node.
 pub const PORT: u16 = 15012;
-/// The token that proxies have to send.
+/// The token that proxies must send.
 const TOKEN: &str = "token-of-the-node";
-/// Answers that a proxy has not read yet.
+/// The length of the queue of responses to a proxy.
 const QUEUE: usize = 16;
 
-/// A control plane; ends when it is dropped.
+/// A control plane. Its servers stop when it is dropped.
 #[derive(Debug)]
 pub struct ControlPlane {
-    /// What it tells.
+    /// The resources that it serves.
     pub state: State,
     directory: PathBuf,
     servers: Vec<Running>,
@@ -55,15 +55,16 @@ struct Running {
 }
 
 impl ControlPlane {
-    /// Starts one server a node, all of them telling the same.
+    /// Starts a server on each node. All servers have the same resources.
     ///
     /// # Errors
-    /// When a file cannot be written or a port not be bound.
+    /// When a file cannot be written or a port cannot be bound.
     pub fn start(world: &World) -> Result<Self> {
         let directory = world.directory().join("control");
         {
-            let _making = cleanup::making();
-            std::fs::create_dir_all(&directory).context("making the control plane's directory")?;
+            let _guard = cleanup::creation_guard();
+            std::fs::create_dir_all(&directory)
+                .context("creating the control plane's directory")?;
         }
         let authority = Arc::new(Authority::new()?);
         std::fs::write(directory.join("root.pem"), authority.root_pem())
@@ -81,7 +82,7 @@ impl ControlPlane {
         })
     }
 
-    /// What Istio's chart would tell a proxy of a node in its environment.
+    /// The environment of a proxy, as Istio's chart sets it.
     #[must_use]
     pub fn environment(&self) -> BTreeMap<String, String> {
         let path = |name: &str| self.directory.join(name).display().to_string();
@@ -100,13 +101,13 @@ impl ControlPlane {
         owned.into()
     }
 
-    /// Its directory.
+    /// The directory with the root certificate and the token.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Ends the servers: proxies are on their own from here on.
+    /// Stops the servers.
     pub fn stop(&mut self) {
         self.servers.clear();
     }
@@ -139,7 +140,7 @@ fn serve(node: &Node, state: &State, authority: &Arc<Authority>) -> Result<Runni
                 Ok(listener) => {
                     drop(started.send(Ok(())));
                     if let Err(error) = run(listener, state, authority, stopped).await {
-                        eprintln!("the test's control plane ended: {error:#}");
+                        eprintln!("the control plane of the test has failed: {error:#}");
                     }
                 }
                 Err(error) => drop(started.send(Err(anyhow!(error)))),
@@ -176,7 +177,7 @@ async fn run(
     }
 }
 
-/// Both services at one port, told apart by the path.
+/// Both services on one port, selected by the path.
 #[derive(Clone)]
 struct Services {
     discovery: AggregatedDiscoveryServiceServer<Discovery>,
@@ -197,19 +198,19 @@ impl Service<http::Request<Body>> for Services {
         if request.uri().path().starts_with(&authority) {
             self.authority.call(request)
         } else {
-            // Which answers "unimplemented" to what it does not know.
+            // Answers "unimplemented" to unknown paths.
             self.discovery.call(request)
         }
     }
 }
 
-/// Whoever has no token is nobody.
+/// Refuses requests without the token.
 pub(super) fn check_token<T>(request: &Request<T>) -> Result<(), Status> {
     let sent = request.metadata().get("authorization");
     if sent.is_some_and(|value| value.as_bytes() == format!("Bearer {TOKEN}").as_bytes()) {
         Ok(())
     } else {
-        Err(Status::unauthenticated("no token, or not the node's"))
+        Err(Status::unauthenticated("the token is missing or wrong"))
     }
 }
 
@@ -235,8 +236,8 @@ impl AggregatedDiscoveryService for Discovery {
             let subscriber = Subscriber {
                 state,
                 answers,
-                known: BTreeMap::new(),
-                single: None,
+                sent: BTreeMap::new(),
+                subscribed: None,
                 nonce: 0,
             };
             subscriber.follow(request.into_inner()).await;
@@ -245,13 +246,14 @@ impl AggregatedDiscoveryService for Discovery {
     }
 }
 
-/// One proxy's stream: what it has subscribed to and was told.
+/// The stream of one proxy: its subscriptions and the resources that were sent.
 struct Subscriber {
     state: State,
     answers: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
-    known: BTreeMap<String, BTreeMap<String, Told>>,
-    /// What it wants to know of workloads and services; none for all of it.
-    single: Option<BTreeSet<String>>,
+    /// The resources that the proxy holds, by type and name.
+    sent: BTreeMap<String, BTreeMap<String, VersionedResource>>,
+    /// The names of subscribed workloads and services; `None` if all are subscribed.
+    subscribed: Option<BTreeSet<String>>,
     nonce: u64,
 }
 
@@ -259,79 +261,81 @@ impl Subscriber {
     async fn follow(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
         let mut changes = self.state.changes();
         loop {
-            let told = tokio::select! {
+            let handled = tokio::select! {
                 request = requests.next() => match request {
-                    Some(Ok(request)) => self.heed(request).await,
+                    Some(Ok(request)) => self.handle_request(request).await,
                     _ => break,
                 },
                 changed = changes.changed() => {
                     if changed.is_err() {
                         break;
                     }
-                    self.tell_all().await
+                    self.push_all().await
                 }
             };
-            if told.is_none() {
+            if handled.is_none() {
                 break;
             }
         }
     }
 
-    /// None: the proxy is gone.
-    async fn heed(&mut self, request: DeltaDiscoveryRequest) -> Option<()> {
+    /// Handles a request. `None` if the proxy has closed the stream.
+    async fn handle_request(&mut self, request: DeltaDiscoveryRequest) -> Option<()> {
         if let Some(error) = request.error_detail.clone() {
-            self.state.refused(error.message);
+            self.state.record_refusal(error.message);
         }
-        let first = !self.known.contains_key(&request.type_url);
+        let first = !self.sent.contains_key(&request.type_url);
         if first && request.resource_names_unsubscribe.contains(&"*".to_owned()) {
-            self.single = Some(BTreeSet::new());
-            self.known.insert(request.type_url.clone(), BTreeMap::new());
+            self.subscribed = Some(BTreeSet::new());
+            self.sent.insert(request.type_url.clone(), BTreeMap::new());
         }
-        if request.type_url == ADDRESS && self.single.is_some() {
-            return self.answer(request).await;
+        if request.type_url == ADDRESS && self.subscribed.is_some() {
+            return self.handle_subscription(request).await;
         }
         if !first {
             return Some(());
         }
-        // What it has kept from an earlier stream, as far as it is what we would tell.
+        // The resources that the proxy still holds in the current version.
         let now = self.state.of_type(&request.type_url);
         let held = request.initial_resource_versions;
-        let kept = now.into_iter().filter(|(name, told)| {
+        let kept = now.into_iter().filter(|(name, resource)| {
             held.get(name)
-                .is_some_and(|version| *version == told.version.to_string())
+                .is_some_and(|version| *version == resource.version.to_string())
         });
-        let mut known: BTreeMap<_, _> = kept.collect();
+        let mut previous: BTreeMap<_, _> = kept.collect();
         for name in held.into_keys() {
-            known.entry(name).or_insert(Told::nothing());
+            previous
+                .entry(name)
+                .or_insert(VersionedResource::outdated());
         }
-        self.known.insert(request.type_url.clone(), known);
-        self.tell(&request.type_url, true).await
+        self.sent.insert(request.type_url.clone(), previous);
+        self.push(&request.type_url, true).await
     }
 
-    async fn tell_all(&mut self) -> Option<()> {
-        let kinds: Vec<String> = self.known.keys().cloned().collect();
+    async fn push_all(&mut self) -> Option<()> {
+        let kinds: Vec<String> = self.sent.keys().cloned().collect();
         for kind in kinds {
-            self.tell(&kind, false).await?;
+            self.push(&kind, false).await?;
         }
         Some(())
     }
 
-    /// Answers questions for single keys, as istiod does: with a service come its backends, all of
-    /// it counts as subscribed, and what is not there counts as removed.
-    async fn answer(&mut self, request: DeltaDiscoveryRequest) -> Option<()> {
+    /// Answers a subscription to single keys as istiod does: a service is sent with its backends, which
+    /// are subscribed, too; a missing resource is sent as removed.
+    async fn handle_subscription(&mut self, request: DeltaDiscoveryRequest) -> Option<()> {
         let mut names = request.resource_names_subscribe;
         names.retain(|name| name != "*");
-        let single = self.single.get_or_insert_default();
+        let subscribed = self.subscribed.get_or_insert_default();
         for name in &request.resource_names_unsubscribe {
-            single.remove(name);
+            subscribed.remove(name);
         }
         if names.is_empty() {
             return Some(());
         }
-        match self.state.hear(&names) {
-            Manner::Prompt => {}
-            Manner::Slow(time) => tokio::time::sleep(time).await,
-            Manner::Silent => return Some(()),
+        match self.state.record_fetch(&names) {
+            AnswerMode::Immediate => {}
+            AnswerMode::Delayed(time) => tokio::time::sleep(time).await,
+            AnswerMode::Never => return Some(()),
         }
         let all = self.state.of_type(ADDRESS);
         let mut found = BTreeMap::new();
@@ -339,47 +343,52 @@ impl Subscriber {
         for name in names {
             let hit = all
                 .iter()
-                .find(|(own, told)| **own == name || told.aliases.contains(&name));
-            single.insert(name.clone());
-            let Some((own, told)) = hit else {
+                .find(|(own, resource)| **own == name || resource.aliases.contains(&name));
+            subscribed.insert(name.clone());
+            let Some((own, resource)) = hit else {
                 removed.push(name);
                 continue;
             };
-            let backends = all.iter().filter(|(_, other)| other.backs.contains(own));
-            found.extend(backends.map(|(name, told)| (name.clone(), told.clone())));
-            found.insert(own.clone(), told.clone());
+            let backends = all.iter().filter(|(_, other)| other.services.contains(own));
+            found.extend(backends.map(|(name, resource)| (name.clone(), resource.clone())));
+            found.insert(own.clone(), resource.clone());
         }
-        single.extend(found.keys().cloned());
-        let resources = found.iter().map(|(name, told)| wire(ADDRESS, name, told));
+        subscribed.extend(found.keys().cloned());
+        let resources = found
+            .iter()
+            .map(|(name, resource)| wire(ADDRESS, name, resource));
         let resources = resources.collect();
-        self.known
+        self.sent
             .entry(ADDRESS.to_owned())
             .or_default()
             .extend(found);
         self.respond(ADDRESS, resources, removed).await
     }
 
-    /// What the proxy wants to know of a type.
-    fn wanted(&self, kind: &str) -> BTreeMap<String, Told> {
+    /// The subscribed resources of a type.
+    fn subscribed_resources(&self, kind: &str) -> BTreeMap<String, VersionedResource> {
         let mut all = self.state.of_type(kind);
-        if let Some(single) = self.single.as_ref().filter(|_| kind == ADDRESS) {
-            all.retain(|name, told| {
-                single.contains(name) || told.backs.iter().any(|of| single.contains(of))
+        if let Some(subscribed) = self.subscribed.as_ref().filter(|_| kind == ADDRESS) {
+            all.retain(|name, resource| {
+                subscribed.contains(name)
+                    || resource.services.iter().any(|of| subscribed.contains(of))
             });
         }
         all
     }
 
-    /// Tells what is new of a type, and what is gone; the first time also that there is nothing.
-    async fn tell(&mut self, kind: &str, first: bool) -> Option<()> {
-        let now = self.wanted(kind);
-        let known = self.known.insert(kind.to_owned(), now.clone())?;
-        let fresh = now
+    /// Sends the new and the removed resources of a type. The first response of a stream may be empty.
+    async fn push(&mut self, kind: &str, first: bool) -> Option<()> {
+        let now = self.subscribed_resources(kind);
+        let previous = self.sent.insert(kind.to_owned(), now.clone())?;
+        let changed = now
             .iter()
-            .filter(|(name, told)| known.get(*name) != Some(told));
-        let resources: Vec<Wire> = fresh.map(|(name, told)| wire(kind, name, told)).collect();
-        let gone = known.keys().filter(|name| !now.contains_key(*name));
-        let removed_resources: Vec<String> = gone.cloned().collect();
+            .filter(|(name, resource)| previous.get(*name) != Some(resource));
+        let resources: Vec<Wire> = changed
+            .map(|(name, resource)| wire(kind, name, resource))
+            .collect();
+        let removed = previous.keys().filter(|name| !now.contains_key(*name));
+        let removed_resources: Vec<String> = removed.cloned().collect();
         if resources.is_empty() && removed_resources.is_empty() && !first {
             return Some(());
         }
@@ -404,14 +413,14 @@ impl Subscriber {
     }
 }
 
-fn wire(kind: &str, name: &str, told: &Told) -> Wire {
+fn wire(kind: &str, name: &str, resource: &VersionedResource) -> Wire {
     Wire {
-        version: told.version.to_string(),
+        version: resource.version.to_string(),
         resource: Some(prost_types::Any {
             type_url: kind.to_owned(),
-            value: told.bytes.clone(),
+            value: resource.bytes.clone(),
         }),
         name: name.to_owned(),
-        aliases: told.aliases.clone(),
+        aliases: resource.aliases.clone(),
     }
 }

@@ -1,4 +1,4 @@
-//! What the control plane tells: named resources, which change while proxies listen.
+//! The resources of the control plane, which tests change while proxies are subscribed.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,26 +15,26 @@ pub(super) const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
 /// The type of policies.
 pub(super) const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
 
-/// One thing to tell.
+/// A resource.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs, reason = "the names say it")]
+#[allow(missing_docs, reason = "the names describe the variants")]
 pub enum Resource {
     Workload(Box<workload::Workload>),
     Service(Box<workload::Service>),
     Policy(Box<security::Authorization>),
-    /// Bytes that are no resource, under a name of the address type.
-    Garbage(String, Vec<u8>),
+    /// Bytes that cannot be decoded, with a name, of the address type.
+    Invalid(String, Vec<u8>),
 }
 
 impl Resource {
-    /// The type and the name that it is told under.
+    /// The type and the name of the resource.
     #[must_use]
     pub fn key(&self) -> (&'static str, String) {
         match self {
             Self::Workload(it) => (ADDRESS, it.uid.clone()),
             Self::Service(it) => (ADDRESS, format!("{}/{}", it.namespace, it.hostname)),
             Self::Policy(it) => (AUTHORIZATION, format!("{}/{}", it.namespace, it.name)),
-            Self::Garbage(name, _) => (ADDRESS, name.clone()),
+            Self::Invalid(name, _) => (ADDRESS, name.clone()),
         }
     }
 
@@ -57,11 +57,11 @@ impl Resource {
                     .filter_map(|at| alias(&at.network, &at.address))
                     .collect()
             }
-            Self::Policy(_) | Self::Garbage(..) => Vec::new(),
+            Self::Policy(_) | Self::Invalid(..) => Vec::new(),
         }
     }
 
-    fn backs(&self) -> Vec<String> {
+    fn services(&self) -> Vec<String> {
         match self {
             Self::Workload(it) => it.services.keys().cloned().collect(),
             _ => Vec::new(),
@@ -75,55 +75,56 @@ impl Resource {
             Self::Workload(it) => address(Type::Workload((**it).clone())),
             Self::Service(it) => address(Type::Service((**it).clone())),
             Self::Policy(it) => it.encode_to_vec(),
-            Self::Garbage(_, bytes) => bytes.clone(),
+            Self::Invalid(_, bytes) => bytes.clone(),
         }
     }
 }
 
-/// A resource as it is told: its bytes and when they changed last.
+/// An encoded resource and its version.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Told {
+pub(super) struct VersionedResource {
     pub(super) bytes: Vec<u8>,
     pub(super) version: u64,
-    /// Other keys that lead to it: `network/ip`.
+    /// Other names of the resource: `network/ip`.
     pub(super) aliases: Vec<String>,
-    /// The services that it backs.
-    pub(super) backs: Vec<String>,
+    /// The services of which the workload is a backend.
+    pub(super) services: Vec<String>,
 }
 
-impl Told {
-    pub(super) const fn nothing() -> Self {
+impl VersionedResource {
+    /// A version that differs from every current one.
+    pub(super) const fn outdated() -> Self {
         Self {
             bytes: Vec::new(),
             version: 0,
             aliases: Vec::new(),
-            backs: Vec::new(),
+            services: Vec::new(),
         }
     }
 }
 
-/// How single questions are answered.
+/// The time of the answers to on-demand subscriptions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Manner {
+pub enum AnswerMode {
     /// At once.
     #[default]
-    Prompt,
-    /// After a while.
-    Slow(Duration),
-    /// Never.
-    Silent,
+    Immediate,
+    /// After a delay.
+    Delayed(Duration),
+    /// No answer.
+    Never,
 }
 
-type Resources = BTreeMap<(&'static str, String), Told>;
+type Resources = BTreeMap<(&'static str, String), VersionedResource>;
 
-/// What is told, shared by all the servers of a control plane. Clones share everything.
+/// The resources, shared by all servers of a control plane. Clones share one state.
 #[derive(Debug, Clone)]
 pub struct State {
     resources: Arc<Mutex<Resources>>,
     version: watch::Sender<u64>,
     refusals: Arc<Mutex<Vec<String>>>,
-    asked: Arc<Mutex<Vec<String>>>,
-    manner: Arc<Mutex<Manner>>,
+    fetched: Arc<Mutex<Vec<String>>>,
+    answer_mode: Arc<Mutex<AnswerMode>>,
 }
 
 impl Default for State {
@@ -132,57 +133,57 @@ impl Default for State {
             resources: Arc::default(),
             version: watch::Sender::new(0),
             refusals: Arc::default(),
-            asked: Arc::default(),
-            manner: Arc::default(),
+            fetched: Arc::default(),
+            answer_mode: Arc::default(),
         }
     }
 }
 
 impl State {
-    /// Tells a resource, or tells it anew.
+    /// Adds or replaces a resource.
     pub fn put(&self, resource: &Resource) {
         self.change(|resources, version| {
-            let told = Told {
+            let versioned = VersionedResource {
                 bytes: resource.bytes(),
                 version,
                 aliases: resource.aliases(),
-                backs: resource.backs(),
+                services: resource.services(),
             };
-            resources.insert(resource.key(), told);
+            resources.insert(resource.key(), versioned);
         });
     }
 
-    /// Takes a resource back.
+    /// Removes a resource.
     pub fn remove(&self, resource: &Resource) {
         self.change(|resources, _| {
             resources.remove(&resource.key());
         });
     }
 
-    /// What proxies have refused, as they said it.
+    /// The messages of all refused responses.
     #[must_use]
     pub fn refusals(&self) -> Vec<String> {
         lock(&self.refusals).clone()
     }
 
-    /// What proxies that do not want everything have asked for, in order.
+    /// The names in all on-demand subscriptions, in order.
     #[must_use]
-    pub fn asked(&self) -> Vec<String> {
-        lock(&self.asked).clone()
+    pub fn fetched(&self) -> Vec<String> {
+        lock(&self.fetched).clone()
     }
 
-    /// How single questions are answered from now on.
-    pub fn answer(&self, manner: Manner) {
-        *lock(&self.manner) = manner;
+    /// Sets the time of the answers to on-demand subscriptions.
+    pub fn set_answer_mode(&self, answer_mode: AnswerMode) {
+        *lock(&self.answer_mode) = answer_mode;
     }
 
-    pub(super) fn hear(&self, names: &[String]) -> Manner {
-        lock(&self.asked).extend_from_slice(names);
-        *lock(&self.manner)
+    pub(super) fn record_fetch(&self, names: &[String]) -> AnswerMode {
+        lock(&self.fetched).extend_from_slice(names);
+        *lock(&self.answer_mode)
     }
 
-    pub(super) fn refused(&self, why: String) {
-        lock(&self.refusals).push(why);
+    pub(super) fn record_refusal(&self, message: String) {
+        lock(&self.refusals).push(message);
     }
 
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
@@ -190,19 +191,19 @@ impl State {
     }
 
     /// All resources of a type by name.
-    pub(super) fn of_type(&self, kind: &str) -> BTreeMap<String, Told> {
+    pub(super) fn of_type(&self, kind: &str) -> BTreeMap<String, VersionedResource> {
         let resources = lock(&self.resources);
         let of_type = resources.iter().filter(|((of, _), _)| *of == kind);
         of_type
-            .map(|((_, name), told)| (name.clone(), told.clone()))
+            .map(|((_, name), resource)| (name.clone(), resource.clone()))
             .collect()
     }
 
-    fn change(&self, how: impl FnOnce(&mut Resources, u64)) {
+    fn change(&self, change: impl FnOnce(&mut Resources, u64)) {
         let mut resources = lock(&self.resources);
         self.version.send_modify(|version| {
             *version += 1;
-            how(&mut resources, *version);
+            change(&mut resources, *version);
         });
     }
 }

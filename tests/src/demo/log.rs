@@ -1,5 +1,5 @@
-//! What the proxies' logs (JSON lines) say: a line for each connection that has ended (target
-//! `access`), and a line for each connection between proxies (target `ztunnel::node::proxy::open_tunnel`).
+//! The logs of the proxies (JSON lines): a line for each connection that has ended (target `access`), and
+//! a line for each connection between proxies (target `ztunnel::node::proxy::open_tunnel`).
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,10 +8,10 @@ use serde_json::Value;
 
 use crate::proxy::Proxy;
 
-/// What the demonstration's proxies log.
+/// The log filter of the proxies.
 pub(super) const FILTER: &str = "info,ztunnel::node::proxy::open_tunnel=debug";
-/// A line is written when its connection has ended, and in batches.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The time limit for a line: lines are written in batches after the connection has ended.
+const TIMEOUT: Duration = Duration::from_secs(5);
 const ACCESS: &str = "access";
 const TUNNEL: &str = "ztunnel::node::proxy::open_tunnel";
 /// The message of a tunnel's line.
@@ -27,8 +27,8 @@ impl Line {
         self.0.get(name)?.as_str()
     }
 
-    /// Whether a field says exactly this.
-    pub(super) fn says(&self, name: &str, text: &str) -> bool {
+    /// Whether a field has this value.
+    pub(super) fn has(&self, name: &str, text: &str) -> bool {
         self.field(name) == Some(text)
     }
 
@@ -38,26 +38,26 @@ impl Line {
     }
 }
 
-/// The access log's line that is wanted, as soon as it is there.
-pub(super) fn access(proxy: &Proxy<'_>, wanted: impl Fn(&Line) -> bool) -> Option<Line> {
+/// Waits for a line of the access log. `None` if it is not written in time.
+pub(super) fn access(proxy: &Proxy<'_>, matches: impl Fn(&Line) -> bool) -> Option<Line> {
     let started = Instant::now();
     loop {
         let log = proxy.log();
-        if let Some(line) = lines(&log, ACCESS).find(|line| wanted(line)) {
+        if let Some(line) = lines(&log, ACCESS).find(|line| matches(line)) {
             return Some(line);
         }
-        if started.elapsed() > PATIENCE {
+        if started.elapsed() > TIMEOUT {
             return None;
         }
         thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// The connections between proxies of which this proxy was an end, so far. Where requests have
-/// been answered and their lines are there, those of their tunnels are there too.
+/// The tunnel connections of this proxy so far. They are logged before the access log of the requests
+/// in them.
 pub(super) fn tunnels(proxy: &Proxy<'_>) -> Vec<Line> {
     lines(&proxy.log(), TUNNEL)
-        .filter(|line| line.says("message", ESTABLISHED))
+        .filter(|line| line.has("message", ESTABLISHED))
         .collect()
 }
 
@@ -65,7 +65,7 @@ fn lines<'a>(log: &'a str, scope: &'a str) -> impl Iterator<Item = Line> + 'a {
     log.lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .map(Line)
-        .filter(move |line| line.says("scope", scope))
+        .filter(move |line| line.has("scope", scope))
 }
 
 #[cfg(test)]
@@ -73,11 +73,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn access_lines_are_told_from_others() {
+    fn access_lines_are_selected_by_their_scope() {
         let log = "plain text\n{\"scope\":\"node\",\"message\":\"x\"}\n{\"scope\":\"access\",\"src.addr\":\"10.0.0.1:1\"}\n";
         let found: Vec<_> = lines(log, ACCESS).collect();
         assert_eq!(found.len(), 1);
-        assert!(found[0].says("src.addr", "10.0.0.1:1"));
+        assert!(found[0].has("src.addr", "10.0.0.1:1"));
         assert_eq!(found[0].field("error"), None);
     }
 }

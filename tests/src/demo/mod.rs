@@ -1,17 +1,16 @@
-//! The demonstration: the mesh at work, told as a story with its evidence.
+//! The demo: a mesh in simulated nodes, with claims that are checked.
 //!
-//! Every claim is checked, and comes from a witness that is not the claim's author where there
-//! is one: source addresses from the server's answer, capture from the kernel's own table of
-//! sockets, encryption from packet sockets on the links; identities and lanes from the proxies'
-//! logs, those of a tunnel from both of its ends. A claim that does not hold is the outcome.
+//! Each claim is checked against independent evidence where there is one: source addresses in the
+//! answer of the server, capture in the kernel's socket table, encryption in captured packets,
+//! identities and paths in the logs of the proxies at both ends. The demo fails if a claim does not hold.
 
-mod direct;
-mod ending;
+mod cleanup_check;
+mod fast_path;
 mod links;
 mod log;
 mod page;
 mod policy;
-mod story;
+mod requests;
 mod tunnels;
 
 use std::fs;
@@ -27,48 +26,50 @@ use crate::net::{Family, Host, World};
 use crate::process::Process;
 use crate::proxy::{Mesh, companion};
 use crate::traffic;
-use ending::Traces;
-pub use ending::clean;
-use links::{Crossed, Watch};
+use cleanup_check::Leftovers;
+pub use cleanup_check::clean;
+use links::{LinkCapture, LinkTraffic};
 use page::Page;
-use story::{Story, milliseconds};
+use requests::{RequestResult, milliseconds};
 
 /// The application's port.
 const PORT: u16 = 8080;
-/// The services' port, which leads to [`PORT`].
+/// The services' port, which maps to [`PORT`].
 const SERVICE_PORT: u16 = 80;
-/// How long a request may take; more than a busy machine needs.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// What to look for on the links; part of every request and of every answer.
-const MARKER: &str = "marker-that-must-not-cross-in-the-clear";
+/// The time limit of a request; far more than a busy machine needs.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The marker that the sniffers search for; part of every request and every answer.
+const MARKER: &str = "marker-that-must-be-encrypted";
 
-/// What to leave behind.
+/// What happens to the nodes at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Afterwards {
-    /// Nothing.
+pub enum OnExit {
+    /// Everything is removed.
     CleanUp,
-    /// Nodes, proxies and servers, and a text that says what to try.
+    /// Nodes, proxies and servers stay, and commands to try are printed.
     Keep,
 }
 
-/// Runs the demonstration; the story goes to standard output.
+/// Runs the demo and prints it to standard output.
 ///
 /// # Errors
 /// When nodes or proxies cannot be started, or a claim does not hold.
-pub fn run(afterwards: Afterwards) -> Result<()> {
+pub fn run(on_exit: OnExit) -> Result<()> {
     cleanup::on_signal();
     let mut page = Page::new();
     page.step("Two nodes with two pods each, and a host outside the mesh, in network namespaces");
     let world = World::two_nodes()?;
     page.text(&map(&world));
-    let servers = serve_everywhere(&world)?;
-    page.step("The mesh is off: pod a-0 calls pods b-0 and a-1, packet sockets read the links");
+    let servers = start_servers(&world)?;
+    page.step(
+        "The mesh is off: requests from pod a-0 to pods b-0 and a-1, and a capture of the links",
+    );
     let off = without_mesh(&world)?;
-    page.claim(off.readable(), "a reader of the links sees the requests");
-    page.step("The mesh's certificate authority, and one `ztunnel proxy` on each node");
+    page.claim(off.readable(), "the captured packets contain the requests");
+    page.step("The certificate authority of the mesh, and one `ztunnel proxy` on each node");
     let mut mesh = start_mesh(&mut page, &world)?;
-    let told = tell(&mut page, &world, &mut mesh, &off);
-    if (told.is_err() || !page.good()) && !cleanup::interrupted() {
+    let outcome = run_with_mesh(&mut page, &world, &mut mesh, &off);
+    if (outcome.is_err() || !page.good()) && !cleanup::interrupted() {
         for proxy in mesh.proxies() {
             eprintln!(
                 "--- the log of node {} ends:\n{}",
@@ -77,47 +78,52 @@ pub fn run(afterwards: Afterwards) -> Result<()> {
             );
         }
     }
-    told?;
-    if afterwards == Afterwards::Keep && page.good() {
-        page.step("Everything stays: what to try");
-        ending::what_to_try(&page, &world, &companion("traffic")?);
+    outcome?;
+    if on_exit == OnExit::Keep && page.good() {
+        page.step("Everything stays: commands to try");
+        cleanup_check::print_commands(&page, &world, &companion("traffic")?);
         mesh.leak();
         servers.into_iter().for_each(Process::leak);
         world.leak();
         return page.close();
     }
-    page.step("Everything is removed again");
+    page.step("Everything is removed");
     let pids = servers.iter().map(Process::pid).chain(mesh.pids()?);
-    let traces = Traces::of(&world, pids.collect());
+    let leftovers = Leftovers::of(&world, pids.collect());
     drop((mesh, servers));
     drop(world);
-    traces.check(&mut page);
+    leftovers.check(&mut page);
     page.close()
 }
 
 /// The steps with the mesh on.
-fn tell(page: &mut Page, world: &World, mesh: &mut Mesh<'_>, off: &Crossed) -> Result<()> {
-    page.step("The mesh is on: HTTP from pod to pod, each request on a connection of its own");
-    let watch = Watch::begin(world)?;
-    let mut stories: Vec<Story<'_>> = Vec::new();
-    for request in story::requests(world) {
-        stories.push(story::tell(request, mesh)?);
+fn run_with_mesh(
+    page: &mut Page,
+    world: &World,
+    mesh: &mut Mesh<'_>,
+    off: &LinkTraffic,
+) -> Result<()> {
+    page.step("The mesh is on: HTTP requests between pods, each on a new connection");
+    let capture = LinkCapture::start(world)?;
+    let mut results: Vec<RequestResult<'_>> = Vec::new();
+    for request in requests::requests(world) {
+        results.push(requests::send(request, mesh)?);
     }
-    let on = watch.finish()?;
-    let tunnels = tunnels::gather(mesh);
-    story::show(page, &stories, &tunnels);
-    story::check(page, &stories);
-    page.step("The tunnels that carried them, as the proxies at both ends log them");
+    let on = capture.finish()?;
+    let tunnels = tunnels::collect(mesh);
+    requests::show(page, &results, &tunnels);
+    requests::check(page, &results);
+    page.step("The tunnels of these requests, as logged by the proxies at both ends");
     tunnels::show(page, &tunnels);
     tunnels::check(page, world, &tunnels, &on.handshakes());
-    page.step("What crossed the links, as the packet sockets read it");
+    page.step("The traffic that was captured on the links");
     links::show(page, off, &on);
-    page.step("A policy: pod b-1 refuses pod a-1");
+    page.step("A policy denies connections from pod a-1 to pod b-1");
     policy::show(page, world, mesh)?;
-    page.step("The same inside node a: a live connection that no proxy carries, and a policy");
-    direct::cut(page, world, mesh)?;
-    page.step("Encryption inside a node as well: sameNode: tunnel");
-    direct::tunnelled(page, world, mesh)
+    page.step("A policy terminates an open connection inside node a, which no proxy carries");
+    fast_path::terminate(page, world, mesh)?;
+    page.step("Encryption inside a node: sameNode: tunnel");
+    fast_path::tunnel_inside_node(page, world, mesh)
 }
 
 fn map(world: &World) -> String {
@@ -144,8 +150,8 @@ fn map(world: &World) -> String {
     )
 }
 
-/// Servers are processes of their own, so that they live on when everything is kept.
-fn serve_everywhere(world: &World) -> Result<Vec<Process>> {
+/// Starts the servers as processes, so that they stay with `OnExit::Keep`.
+fn start_servers(world: &World) -> Result<Vec<Process>> {
     let hosts = || {
         let pods = world.nodes().iter().flat_map(|node| &node.pods);
         pods.chain([world.outside()])
@@ -169,9 +175,9 @@ fn serve(host: &Host) -> Result<Process> {
 fn wait_for(host: &Host) -> Result<()> {
     let to = host.at(Family::V4, PORT);
     let started = Instant::now();
-    while host.enter(|| traffic::get(to, "hello", PATIENCE)).is_err() {
+    while host.enter(|| traffic::get(to, "hello", TIMEOUT)).is_err() {
         ensure!(
-            started.elapsed() < PATIENCE,
+            started.elapsed() < TIMEOUT,
             "the server on {} does not answer",
             host.name
         );
@@ -180,16 +186,21 @@ fn wait_for(host: &Host) -> Result<()> {
     Ok(())
 }
 
-fn without_mesh(world: &World) -> Result<Crossed> {
-    let watch = Watch::begin(world)?;
+fn without_mesh(world: &World) -> Result<LinkTraffic> {
+    let capture = LinkCapture::start(world)?;
     for server in [world.pod("b", 0), world.pod("a", 1)] {
         let to = server.at(Family::V4, PORT);
         world
             .pod("a", 0)
-            .enter(|| traffic::get(to, MARKER, PATIENCE))
-            .with_context(|| format!("pod a-0 calls pod {} without the mesh", server.name))?;
+            .enter(|| traffic::get(to, MARKER, TIMEOUT))
+            .with_context(|| {
+                format!(
+                    "requesting from pod a-0 to pod {} without the mesh",
+                    server.name
+                )
+            })?;
     }
-    watch.finish()
+    capture.finish()
 }
 
 fn start_mesh<'world>(page: &mut Page, world: &'world World) -> Result<Mesh<'world>> {
@@ -222,7 +233,7 @@ fn start_mesh<'world>(page: &mut Page, world: &'world World) -> Result<Mesh<'wor
         .collect::<std::io::Result<_>>()?;
     page.claim(
         modes == [0o600],
-        "both proxies share one certificate authority, whose key only root can read (0600)",
+        "both proxies use one certificate authority, whose key only root can read (mode 0600)",
     );
     Ok(mesh)
 }

@@ -1,7 +1,7 @@
-//! How the demonstration looks: numbered steps, tables, and claims that were checked.
+//! The output of the demo: numbered steps, tables, and claims with their results.
 //!
-//! Nothing is wider than 112 columns as long as cells stay below their usual lengths. Colour is
-//! for terminals only, and not where `NO_COLOR` is set (<https://no-color.org>).
+//! Lines have at most 112 columns with cells of the usual lengths. Colours are used on terminals only,
+//! unless `NO_COLOR` is set (<https://no-color.org>).
 
 use std::env;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -11,12 +11,12 @@ use anyhow::{Result, ensure};
 
 use crate::cleanup;
 
-/// How many steps there are.
+/// The number of steps.
 const STEPS: usize = 10;
-/// Where the width of a heading ends.
+/// The width of a heading, in columns.
 const WIDTH: usize = 110;
 
-/// Whether the output may be coloured.
+/// The use of colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Colour {
     Plain,
@@ -44,7 +44,7 @@ impl Emphasis {
     }
 }
 
-/// The page that the story is written on; it remembers which claims did not hold.
+/// The output, and the claims that did not hold.
 #[derive(Debug)]
 pub(super) struct Page {
     colour: Colour,
@@ -55,10 +55,10 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// An empty page on standard output.
+    /// An empty page.
     pub(super) fn new() -> Self {
-        let refused = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let colour = if io::stdout().is_terminal() && !refused {
+        let disabled = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let colour = if io::stdout().is_terminal() && !disabled {
             Colour::Ansi
         } else {
             Colour::Plain
@@ -72,7 +72,7 @@ impl Page {
         }
     }
 
-    /// Begins the next step; its title says what is about to happen.
+    /// Prints the heading of the next step.
     pub(super) fn step(&mut self, title: &str) {
         self.step += 1;
         let heading = format!("[{}/{STEPS}] {title}", self.step);
@@ -83,7 +83,7 @@ impl Page {
         print(&format!("\n{heading}{}{clock}\n", " ".repeat(gap.max(2))));
     }
 
-    /// Text as it is, indented below its step.
+    /// Prints text, indented below its step.
     pub(super) fn text(&self, text: &str) {
         for line in text.lines() {
             print(format!("      {line}").trim_end());
@@ -91,12 +91,12 @@ impl Page {
         }
     }
 
-    /// A sentence of any length, broken between words; what follows the first line is indented.
+    /// Prints a sentence, wrapped between words, with indented continuation lines.
     pub(super) fn prose(&self, text: &str) {
         self.text(&wrap(text));
     }
 
-    /// Rows in columns; the first row holds their headings.
+    /// Prints rows in columns; the first row contains the headings.
     pub(super) fn table(&self, rows: &[Vec<String>]) {
         let columns = columns(rows);
         let mut lines = columns.lines();
@@ -111,7 +111,7 @@ impl Page {
         }
     }
 
-    /// Something that must be so, and whether it is.
+    /// Prints a claim and whether it holds.
     pub(super) fn claim(&mut self, holds: bool, claim: &str) {
         if holds {
             self.held += 1;
@@ -124,19 +124,19 @@ impl Page {
         }
     }
 
-    /// Whether every claim so far holds.
+    /// Whether all claims so far hold.
     pub(super) fn good(&self) -> bool {
         self.failed.is_empty()
     }
 
-    /// The last line, and the demonstration's outcome.
+    /// Prints the last line.
     ///
     /// # Errors
-    /// When a claim did not hold; names each.
+    /// When claims did not hold; the error lists them.
     pub(super) fn close(&self) -> Result<()> {
         ensure!(
             self.good(),
-            "what the demonstration claims is not so:\n  - {}",
+            "these claims of the demo do not hold:\n  - {}",
             self.failed.join("\n  - ")
         );
         let seconds = self.started.elapsed().as_secs_f64();
@@ -153,10 +153,10 @@ impl Page {
     }
 }
 
-/// Writes at once, so that a step is seen while it works. A reader that is gone (`| head`) is
-/// no reason to leave namespaces behind, so it is no error.
+/// Prints and flushes, so that each step is visible while it runs. A closed output (`| head`) is not an
+/// error, because the demo still has to clean up.
 ///
-/// Nothing is said after a signal: what fails then fails because the mesh is being removed.
+/// Prints nothing after a signal: later failures are caused by the removal of the mesh.
 fn print(text: &str) {
     if cleanup::interrupted() {
         return;
@@ -165,7 +165,7 @@ fn print(text: &str) {
     drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
 }
 
-/// Cells in columns as wide as their longest cell, two spaces apart.
+/// Aligns cells in columns of the width of their longest cell, two spaces apart.
 fn columns(rows: &[Vec<String>]) -> String {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..count)
@@ -216,14 +216,14 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_aligned_and_nothing_trails() {
+    fn columns_are_aligned_without_trailing_spaces() {
         let rows = [["a", "long cell"], ["longer", "b"]].map(|row| row.map(str::to_owned).to_vec());
         assert_eq!(columns(&rows), "a       long cell\nlonger  b\n");
         assert_eq!(columns(&[]), "");
     }
 
     #[test]
-    fn prose_is_broken_between_words() {
+    fn prose_is_wrapped_between_words() {
         assert_eq!(wrap("a short one"), "a short one");
         let long = wrap(&"word ".repeat(40));
         assert_eq!(long.split_whitespace().count(), 40);
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn colour_is_only_where_it_may_be() {
+    fn plain_output_has_no_colours() {
         assert_eq!(page(Colour::Plain).emphasise(Emphasis::Bad, "x"), "x");
         assert_eq!(
             page(Colour::Ansi).emphasise(Emphasis::Good, "x"),
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_does_not_hold_is_the_outcome() {
+    fn a_claim_that_does_not_hold_is_an_error() {
         let mut page = page(Colour::Plain);
         page.claim(true, "water is wet");
         assert!(page.close().is_ok());

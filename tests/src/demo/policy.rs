@@ -1,4 +1,4 @@
-//! A policy that is added while the proxies run: who was answered before is refused after.
+//! A policy is added while the proxies run: a client that was answered before is refused afterwards.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,70 +10,73 @@ use serde_json::json;
 
 use super::log;
 use super::page::Page;
-use super::story::milliseconds;
-use super::{MARKER, PATIENCE, PORT};
+use super::requests::milliseconds;
+use super::{MARKER, PORT, TIMEOUT};
 use crate::net::{Family, Host, World};
 use crate::proxy::{Mesh, Policy, identity};
 use crate::traffic::{self, Answer};
 
-/// The policy, in the namespace `default`.
-const NAME: &str = "keep-a-1-out";
-/// How long until a changed settings file must count.
+/// The name of the policy in the namespace `default`.
+const NAME: &str = "deny-a-1";
+/// The time limit for changed settings to take effect.
 const RELOAD: Duration = Duration::from_secs(10);
-/// How long a request is given that may be refused.
+/// The time limit of a request that may be refused.
 const BRIEF: Duration = Duration::from_secs(2);
 
-/// Pod b-1 is called by a-0 and a-1, before and after a policy that refuses a-1.
+/// Requests from pods a-0 and a-1 to pod b-1, before and after a policy that denies pod a-1.
 pub(super) fn show(page: &mut Page, world: &World, mesh: &mut Mesh<'_>) -> Result<()> {
-    let (friend, other, guarded) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 1));
-    let to = guarded.at(Family::V4, PORT);
-    let before = [friend, other].map(|caller| call(caller, to, PATIENCE).is_ok());
+    let (allowed, denied, server) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 1));
+    let to = server.at(Family::V4, PORT);
+    let before = [allowed, denied].map(|client| request(client, to, TIMEOUT).is_ok());
     page.claim(
         before == [true, true],
         "without a policy, pod b-1 answers pod a-0 and pod a-1",
     );
 
     let changed = Instant::now();
-    add(mesh, guarded, other)?;
+    add_policy(mesh, server, denied)?;
     page.text(&format!(
-        "now both settings files get this policy, and the running proxies read them again:\n  \
+        "both settings files now contain this policy, and the running proxies read them again:\n  \
          name: {NAME}, action: Deny, for: b-1\n  \
          principals: {}",
-        principal(other)
+        principal(denied)
     ));
-    let refused = refusal(other, to, changed);
-    page.claim(refused.is_some(), "pod b-1 refuses pod a-1 from then on");
+    let refused = wait_for_refusal(denied, to, changed);
+    page.claim(
+        refused.is_some(),
+        "after the change pod b-1 refuses pod a-1",
+    );
     if let Some((error, after)) = &refused {
         page.text(&format!(
             "pod a-1 sees: {error} ({} after the change)",
             milliseconds(*after)
         ));
     }
-    name_the_policy(page, mesh, other);
+    check_logs(page, mesh, denied);
     page.claim(
-        call(friend, to, PATIENCE).is_ok(),
-        "pod a-0 is answered as before",
+        request(allowed, to, TIMEOUT).is_ok(),
+        "pod b-1 still answers pod a-0",
     );
     Ok(())
 }
 
-fn call(caller: &Host, to: SocketAddr, limit: Duration) -> io::Result<Answer> {
-    caller.enter(|| traffic::get(to, MARKER, limit))
+fn request(client: &Host, to: SocketAddr, limit: Duration) -> io::Result<Answer> {
+    client.enter(|| traffic::get(to, MARKER, limit))
 }
 
-/// A pod's identity as policies write it (without the scheme).
+/// A pod's identity as in policies, without the scheme.
 fn principal(pod: &Host) -> String {
     identity(pod).trim_start_matches("spiffe://").to_owned()
 }
 
-fn add(mesh: &mut Mesh<'_>, guarded: &Host, refused: &Host) -> Result<()> {
-    let rules = json!([[[{ "principals": [{ "exact": principal(refused) }] }]]]);
+fn add_policy(mesh: &mut Mesh<'_>, server: &Host, denied: &Host) -> Result<()> {
+    let rules = json!([[[{ "principals": [{ "exact": principal(denied) }] }]]]);
     mesh.change(|settings| {
         settings
             .policies
             .push(Policy::selector(NAME, "Deny", rules.clone()));
         for workload in &mut settings.workloads {
-            if workload.name == guarded.name {
+            if workload.name == server.name {
                 workload
                     .authorization_policies
                     .push(format!("default/{NAME}"));
@@ -83,10 +86,14 @@ fn add(mesh: &mut Mesh<'_>, guarded: &Host, refused: &Host) -> Result<()> {
     .context("adding a policy")
 }
 
-/// Calls until it is refused; what the caller saw, and how long after the change.
-fn refusal(caller: &Host, to: SocketAddr, changed: Instant) -> Option<(io::Error, Duration)> {
+/// Sends requests until one is refused. Returns the error and the time since the change.
+fn wait_for_refusal(
+    client: &Host,
+    to: SocketAddr,
+    changed: Instant,
+) -> Option<(io::Error, Duration)> {
     while changed.elapsed() < RELOAD {
-        if let Err(error) = call(caller, to, BRIEF) {
+        if let Err(error) = request(client, to, BRIEF) {
             return Some((error, changed.elapsed()));
         }
         thread::sleep(Duration::from_millis(10));
@@ -94,25 +101,25 @@ fn refusal(caller: &Host, to: SocketAddr, changed: Instant) -> Option<(io::Error
     None
 }
 
-/// The reason must be in the logs of both nodes: which policy, and what became of the caller.
-fn name_the_policy(page: &mut Page, mesh: &mut Mesh<'_>, refused: &Host) {
-    let who = identity(refused);
+/// Checks the reason of the refusal in the logs of both nodes.
+fn check_logs(page: &mut Page, mesh: &mut Mesh<'_>, denied: &Host) {
+    let client_identity = identity(denied);
     let reasons = ["b", "a"].map(|node| {
         log::access(mesh.proxy(node), |line| {
-            line.says("src.identity", &who) && line.field("error").is_some()
+            line.has("src.identity", &client_identity) && line.field("error").is_some()
         })
         .and_then(|line| line.field("error").map(str::to_owned))
         .unwrap_or_default()
     });
     for (node, reason) in ["b", "a"].iter().zip(&reasons) {
-        page.prose(&format!("node {node}'s log: {reason}"));
+        page.prose(&format!("log of node {node}: {reason}"));
     }
     page.claim(
         reasons[0].contains(&format!("default/{NAME}")),
-        &format!("the log of the refusing node names the policy default/{NAME}"),
+        &format!("the log of the server's node contains the policy default/{NAME}"),
     );
     page.claim(
         !reasons[1].is_empty(),
-        "the log of the client node has the refusal too",
+        "the log of the client's node contains the refusal, too",
     );
 }

@@ -1,5 +1,5 @@
-//! The tunnels that carried the requests, as three witnesses describe each: the proxy that
-//! opened it, the proxy that accepted it, and a packet socket that saw its handshake.
+//! The tunnels of the requests, from three sources: the log of the proxy that opened the tunnel, the log
+//! of the proxy that accepted it, and the captured TLS handshake.
 
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
@@ -11,12 +11,12 @@ use crate::net::World;
 use crate::proxy::{Mesh, identity};
 use crate::sniff::Handshake;
 
-/// Logs are written in batches.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The time limit for the log lines of tunnels: logs are written in batches.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What one end of a connection between proxies says about it.
+/// A connection between proxies in the log of one end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Testimony {
+struct TunnelRecord {
     client: SocketAddr,
     server: SocketAddr,
     client_identity: String,
@@ -26,8 +26,8 @@ struct Testimony {
     key_exchange: String,
 }
 
-impl Testimony {
-    fn read(line: &Line) -> Option<Self> {
+impl TunnelRecord {
+    fn parse(line: &Line) -> Option<Self> {
         let text = |name: &str| line.field(name).map(str::to_owned);
         Some(Self {
             client: line.field("src.addr")?.parse().ok()?,
@@ -40,15 +40,17 @@ impl Testimony {
         })
     }
 
-    /// Whether a handshake on the wire agreed on the same: names differ in their spelling.
-    fn agrees(&self, seen: &Handshake) -> bool {
-        let cipher = seen.cipher_name().replace('-', "_").to_uppercase();
-        seen.version_name().replace("TLS ", "TLSv") == self.version
+    /// Whether a captured handshake has the same parameters. The names are spelled differently.
+    fn matches(&self, handshake: &Handshake) -> bool {
+        let cipher = handshake.cipher_name().replace('-', "_").to_uppercase();
+        handshake.version_name().replace("TLS ", "TLSv") == self.version
             && self.cipher.contains(&cipher)
-            && seen.group_name().eq_ignore_ascii_case(&self.key_exchange)
+            && handshake
+                .group_name()
+                .eq_ignore_ascii_case(&self.key_exchange)
     }
 
-    fn same_terms(&self, other: &Self) -> bool {
+    fn has_same_parameters(&self, other: &Self) -> bool {
         self.version == other.version
             && self.cipher == other.cipher
             && self.key_exchange == other.key_exchange
@@ -57,58 +59,58 @@ impl Testimony {
     }
 }
 
-/// All connections between the same two ends: every worker thread has one of its own.
+/// All connections between the same two ends; each worker thread opens its own.
 #[derive(Debug)]
 pub(super) struct Tunnel {
     /// For example `T1`.
     pub(super) name: String,
-    opened: Vec<Testimony>,
-    /// What the accepting ends say, in the same order.
-    accepted: Vec<Option<Testimony>>,
+    opened: Vec<TunnelRecord>,
+    /// The records of the accepting ends, in the same order.
+    accepted: Vec<Option<TunnelRecord>>,
 }
 
 impl Tunnel {
-    /// The calling address and the address where it ends.
+    /// The client's address and the address where the tunnel ends.
     pub(super) fn key(&self) -> (IpAddr, SocketAddr) {
         let first = &self.opened[0];
         (first.client.ip(), first.server)
     }
 
-    fn confirmed(&self) -> bool {
+    fn is_consistent(&self) -> bool {
         let mut pairs = self.opened.iter().zip(&self.accepted);
         let uniform = self
             .opened
             .iter()
-            .all(|one| one.same_terms(&self.opened[0]));
+            .all(|one| one.has_same_parameters(&self.opened[0]));
         uniform && pairs.all(|(opened, accepted)| accepted.as_ref() == Some(opened))
     }
 }
 
-/// All tunnels so far, from both proxies' logs.
-pub(super) fn gather(mesh: &mut Mesh<'_>) -> Vec<Tunnel> {
+/// All tunnels so far, from the logs of both proxies.
+pub(super) fn collect(mesh: &mut Mesh<'_>) -> Vec<Tunnel> {
     let started = Instant::now();
     loop {
         let (mut opened, mut accepted) = (Vec::new(), Vec::new());
         for line in mesh.proxies().iter().flat_map(|proxy| log::tunnels(proxy)) {
-            let side = if line.says("direction", "outbound") {
+            let side = if line.has("direction", "outbound") {
                 &mut opened
             } else {
                 &mut accepted
             };
-            side.extend(Testimony::read(&line));
+            side.extend(TunnelRecord::parse(&line));
         }
         let tunnels = group(opened, &accepted);
         let complete = tunnels
             .iter()
             .all(|tunnel| tunnel.accepted.iter().all(Option::is_some));
-        if complete || started.elapsed() > PATIENCE {
+        if complete || started.elapsed() > TIMEOUT {
             return tunnels;
         }
         thread::sleep(Duration::from_millis(10));
     }
 }
 
-fn group(opened: Vec<Testimony>, accepted: &[Testimony]) -> Vec<Tunnel> {
+fn group(opened: Vec<TunnelRecord>, accepted: &[TunnelRecord]) -> Vec<Tunnel> {
     let mut tunnels: Vec<Tunnel> = Vec::new();
     for one in opened {
         let other = accepted
@@ -130,10 +132,10 @@ fn group(opened: Vec<Testimony>, accepted: &[Testimony]) -> Vec<Tunnel> {
     tunnels
 }
 
-/// Each tunnel in two lines: who, and how.
+/// Prints each tunnel in two lines: identities, and addresses with TLS parameters.
 pub(super) fn show(page: &Page, tunnels: &[Tunnel]) {
     for tunnel in tunnels {
-        let Testimony {
+        let TunnelRecord {
             client,
             server,
             client_identity,
@@ -150,33 +152,34 @@ pub(super) fn show(page: &Page, tunnels: &[Tunnel]) {
     }
 }
 
-/// What must be so for every tunnel. `handshakes` are those that crossed the links.
+/// Checks the claims about all tunnels. `handshakes` are the captured ones.
 pub(super) fn check(page: &mut Page, world: &World, tunnels: &[Tunnel], handshakes: &[Handshake]) {
     page.claim(
-        !tunnels.is_empty() && tunnels.iter().all(Tunnel::confirmed),
-        "both ends of each tunnel log the same TLS version, cipher, key exchange and identities",
+        !tunnels.is_empty() && tunnels.iter().all(Tunnel::is_consistent),
+        "both ends of each tunnel log the same TLS version, cipher suite, key exchange and identities",
     );
     let all = || tunnels.iter().flat_map(|tunnel| &tunnel.opened);
-    let named = |one: &Testimony| {
+    let has_identity_of_pod = |one: &TunnelRecord| {
         owner(world, one.client.ip()) == Some(one.client_identity.clone())
             && owner(world, one.server.ip()) == Some(one.server_identity.clone())
     };
     page.claim(
-        all().all(named),
-        "each identity is the one of the pod at that address",
+        all().all(has_identity_of_pod),
+        "each identity is that of the pod with this address",
     );
-    let witnessed = |one: &Testimony| {
-        handshakes
-            .iter()
-            .any(|seen| (seen.client, seen.server) == (one.client, one.server) && one.agrees(seen))
+    let was_captured = |one: &TunnelRecord| {
+        handshakes.iter().any(|handshake| {
+            (handshake.client, handshake.server) == (one.client, one.server)
+                && one.matches(handshake)
+        })
     };
     page.claim(
-        all().all(witnessed),
-        "the ServerHello of each, read from a link on its way, says the same version and cipher",
+        all().all(was_captured),
+        "the captured ServerHello of each tunnel has the same version, cipher suite and key exchange",
     );
     page.claim(
         all().all(|one| one.version == "TLSv1.3"),
-        "every one of them is TLS 1.3",
+        "every tunnel uses TLS 1.3",
     );
 }
 
@@ -201,40 +204,40 @@ mod tests {
         }))
     }
 
-    fn testimony(client: &str, cipher: &str) -> Testimony {
-        Testimony::read(&line(client, cipher)).unwrap()
+    fn record(client: &str, cipher: &str) -> TunnelRecord {
+        TunnelRecord::parse(&line(client, cipher)).unwrap()
     }
 
     #[test]
     fn connections_between_the_same_ends_are_one_tunnel() {
         let (one, two) = (
-            testimony("10.0.0.1:1000", "TLS13_AES_128_GCM_SHA256"),
-            testimony("10.0.0.1:1001", "TLS13_AES_128_GCM_SHA256"),
+            record("10.0.0.1:1000", "TLS13_AES_128_GCM_SHA256"),
+            record("10.0.0.1:1001", "TLS13_AES_128_GCM_SHA256"),
         );
         let both = [two.clone(), one.clone()];
         let tunnels = group(vec![one.clone(), two.clone()], &both);
         assert_eq!(tunnels.len(), 1);
-        assert!(tunnels[0].confirmed());
-        assert!(!group(vec![one.clone(), two], &[one])[0].confirmed());
+        assert!(tunnels[0].is_consistent());
+        assert!(!group(vec![one.clone(), two], &[one])[0].is_consistent());
     }
 
     #[test]
-    fn ends_that_disagree_do_not_confirm() {
-        let one = testimony("10.0.0.1:1000", "TLS13_AES_128_GCM_SHA256");
-        let other = testimony("10.0.0.1:1000", "TLS13_AES_256_GCM_SHA384");
-        assert!(!group(vec![one], &[other])[0].confirmed());
+    fn ends_with_different_records_are_inconsistent() {
+        let one = record("10.0.0.1:1000", "TLS13_AES_128_GCM_SHA256");
+        let other = record("10.0.0.1:1000", "TLS13_AES_256_GCM_SHA384");
+        assert!(!group(vec![one], &[other])[0].is_consistent());
     }
 
     #[test]
-    fn a_handshake_is_compared_by_meaning() {
-        let seen = Handshake {
+    fn a_handshake_is_compared_with_the_spelling_of_the_log() {
+        let handshake = Handshake {
             client: "10.0.0.1:1000".parse().unwrap(),
             server: "10.0.0.2:15008".parse().unwrap(),
             version: 0x0304,
             cipher: 0x1301,
             group: Some(0x11ec),
         };
-        assert!(testimony("10.0.0.1:1000", "TLS_AES_128_GCM_SHA256").agrees(&seen));
-        assert!(!testimony("10.0.0.1:1000", "TLS_AES_256_GCM_SHA384").agrees(&seen));
+        assert!(record("10.0.0.1:1000", "TLS_AES_128_GCM_SHA256").matches(&handshake));
+        assert!(!record("10.0.0.1:1000", "TLS_AES_256_GCM_SHA384").matches(&handshake));
     }
 }

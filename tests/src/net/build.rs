@@ -1,4 +1,4 @@
-//! The steps that make a world: namespaces, links, addresses, routes, kernel settings.
+//! The steps that create a world: namespaces, links, addresses, routes, kernel settings.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,8 +10,8 @@ use super::Namespace;
 use super::netlink::{Netlink, Route, Via};
 use super::world::{Host, Node};
 
-/// Settings of every namespace. Addresses must be usable at once, redirects and router
-/// discovery must not interfere, and a client must not run out of ports in a benchmark.
+/// Kernel settings of every namespace: addresses are usable at once, redirects and router discovery
+/// are off, and a client has enough ports for a benchmark.
 const SETTINGS: [(&str, &str); 7] = [
     ("net/ipv6/conf/all/accept_dad", "0"),
     ("net/ipv6/conf/default/accept_dad", "0"),
@@ -21,38 +21,38 @@ const SETTINGS: [(&str, &str); 7] = [
     ("net/ipv4/tcp_tw_reuse", "1"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
 ];
-/// Settings of a node, which routes.
+/// Kernel settings of a node, which forwards packets.
 pub(super) const ROUTER: [(&str, &str); 4] = [
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv6/conf/all/forwarding", "1"),
     ("net/ipv4/conf/all/send_redirects", "0"),
     ("net/ipv4/conf/default/send_redirects", "0"),
 ];
-/// The address of the host outside, from the ranges for documentation.
+/// The addresses of the host outside, from the ranges for documentation.
 const OUTSIDE: (Ipv4Addr, Ipv6Addr) = (
     Ipv4Addr::new(203, 0, 113, 10),
     Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0x10),
 );
 
-/// What all hosts of one world have in common.
+/// The parameters that all hosts of a world share.
 pub(super) struct Plan<'a> {
     pub(super) prefix: &'a str,
     pub(super) directory: &'a Path,
     pub(super) congestion: &'a str,
 }
 
-/// The link of a node that leads to its pod of this number.
+/// The name of a node's link to its pod with this index.
 pub(super) fn pod_link(index: impl std::fmt::Display) -> String {
     format!("pod{index}")
 }
 
-/// The link of a node that leads to the node `to`.
+/// The name of a node's link to the node `to`.
 pub(super) fn link_to(to: &str) -> String {
     format!("to-{to}")
 }
 
 impl Plan<'_> {
-    /// Makes a node and its pods.
+    /// Creates a node and its pods.
     pub(super) fn node(&self, index: u8, name: &str, pods: u8) -> Result<Node> {
         ensure!(
             name.len() <= 8,
@@ -100,8 +100,8 @@ impl Plan<'_> {
         })
     }
 
-    /// The machine's default congestion control may be another one than the link's; a proxy
-    /// and its application speak over routes to local addresses, so these name it too.
+    /// Sets the congestion control of routes to local addresses, over which a proxy and its application
+    /// communicate. The default of the machine may differ from that of the links.
     fn local_routes(
         &self,
         netlink: &mut Netlink,
@@ -151,13 +151,13 @@ impl Plan<'_> {
         Ok(pod)
     }
 
-    /// Links a pod to its node.
+    /// Connects a pod to its node.
     pub(super) fn attach(&self, node: &Host, node_index: u8, index: u8, pod: &Host) -> Result<()> {
         self.stub(node, &pod_link(index), gateway(node_index), pod, "eth0")
     }
 
-    /// Links a stub host to a router: the router reaches the host's addresses over the link,
-    /// the host sends everything to the router's.
+    /// Connects a host to a router: the router has routes to the host's addresses, and the host has a
+    /// default route to the router.
     pub(super) fn stub(
         &self,
         router: &Host,
@@ -197,7 +197,7 @@ impl Plan<'_> {
         })
     }
 
-    /// Links every node to every other.
+    /// Connects each pair of nodes.
     pub(super) fn connect(&self, nodes: &mut [Node]) -> Result<()> {
         for left in 0..nodes.len() {
             for right in left + 1..nodes.len() {
@@ -206,7 +206,7 @@ impl Plan<'_> {
         }
         let count = nodes.len();
         for node in nodes.iter_mut().filter(|_| count > 1) {
-            // The first link is the one to the lowest other node.
+            // The address on the first link, which leads to the other node with the lowest index.
             let other = u8::from(node.index == 0);
             (node.host.v4, node.host.v6) = underlay(node.index, other);
         }
@@ -221,27 +221,32 @@ impl Plan<'_> {
                 &right.host.namespace,
             )
         })?;
-        self.end(left, right)?;
-        self.end(right, left)
+        self.configure_end(left, right)?;
+        self.configure_end(right, left)
     }
 
-    fn end(&self, here: &Node, there: &Node) -> Result<()> {
-        let (mine, theirs) = (
-            underlay(here.index, there.index),
-            underlay(there.index, here.index),
+    fn configure_end(&self, node: &Node, peer: &Node) -> Result<()> {
+        let (own, peer_addresses) = (
+            underlay(node.index, peer.index),
+            underlay(peer.index, node.index),
         );
-        here.host.enter(|| -> Result<()> {
+        node.host.enter(|| -> Result<()> {
             let mut netlink = Netlink::open()?;
-            let link = netlink.set_up(&link_to(there.name()))?;
-            netlink.add_address(link, mine.0.into(), 24)?;
-            netlink.add_address(link, mine.1.into(), 64)?;
-            let pods = pod_network(there.index);
-            netlink.set_route(&self.route(pods.0, 24, Via::Gateway(theirs.0.into()), link))?;
-            netlink.set_route(&self.route(pods.1, 64, Via::Gateway(theirs.1.into()), link))
+            let link = netlink.set_up(&link_to(peer.name()))?;
+            netlink.add_address(link, own.0.into(), 24)?;
+            netlink.add_address(link, own.1.into(), 64)?;
+            let pods = pod_network(peer.index);
+            netlink.set_route(&self.route(
+                pods.0,
+                24,
+                Via::Gateway(peer_addresses.0.into()),
+                link,
+            ))?;
+            netlink.set_route(&self.route(pods.1, 64, Via::Gateway(peer_addresses.1.into()), link))
         })
     }
 
-    /// Makes the host outside and links it to every node.
+    /// Creates the host outside and connects it to every node.
     pub(super) fn outside(&self, nodes: &[Node]) -> Result<Host> {
         let host = self.host("outside", "outside", OUTSIDE)?;
         host.enter(|| -> Result<()> {
@@ -287,7 +292,7 @@ impl Plan<'_> {
 
 pub(super) fn settings(values: &[(&str, &str)]) -> Result<()> {
     for (key, value) in values {
-        // /proc/sys/net shows the namespace of the thread that opens it.
+        // /proc/sys/net belongs to the network namespace of the thread that opens it.
         fs::write(format!("/proc/sys/{key}"), value)
             .with_context(|| format!("setting {key} to {value}"))?;
     }
@@ -308,12 +313,12 @@ fn pod_network(node: u8) -> (IpAddr, IpAddr) {
     )
 }
 
-/// The address of node `here` on its link to node `there`.
-fn underlay(here: u8, there: u8) -> (Ipv4Addr, Ipv6Addr) {
-    let link = here.min(there) * 16 + here.max(there);
+/// The address of node `node` on its link to node `peer`.
+fn underlay(node: u8, peer: u8) -> (Ipv4Addr, Ipv6Addr) {
+    let link = node.min(peer) * 16 + node.max(peer);
     (
-        Ipv4Addr::new(10, 41, link, 1 + here),
-        Ipv6Addr::new(0xfd41, 0, 0, u16::from(link), 0, 0, 0, 1 + u16::from(here)),
+        Ipv4Addr::new(10, 41, link, 1 + node),
+        Ipv6Addr::new(0xfd41, 0, 0, u16::from(link), 0, 0, 0, 1 + u16::from(node)),
     )
 }
 

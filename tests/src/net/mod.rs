@@ -1,22 +1,21 @@
 //! Simulated nodes on one machine: network namespaces, links, addresses and routes.
 //!
-//! Everything is made over netlink and two mounts; no program such as `ip` is run, but for
-//! [`Rules`]. A
-//! [`World`] owns what it made and takes it away again when it is dropped. Tests and the
-//! benchmark start here: build a world, then [`Host::enter`] a pod.
+//! A world is created with netlink and mounts. Only [`Rules`] runs programs such as `ip`. A [`World`]
+//! owns its resources and removes them when it is dropped. Tests and the benchmark build a world and
+//! then [`Host::enter`] a pod.
 
 mod build;
 mod namespace;
-mod nested;
+mod nested_host;
 mod netlink;
+mod replacement_pod;
 mod rules;
-mod successor;
-mod table;
+mod socket_table;
 mod world;
 
 pub use namespace::Namespace;
 pub(crate) use namespace::{DIRECTORY as NAMESPACES, remove as remove_namespace};
 pub(crate) use netlink::index_of;
 pub use rules::Rules;
-pub use table::{TcpSocket, TcpState, remote_end, tcp_sockets};
+pub use socket_table::{TcpSocket, TcpState, remote_end, tcp_sockets};
 pub use world::{Family, Host, Node, World, WorldBuilder};

@@ -1,4 +1,4 @@
-//! Named network namespaces: made, entered, and removed.
+//! Named network namespaces.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,7 +11,7 @@ use nix::sched::CloneFlags;
 
 use crate::cleanup::{self, Resource};
 
-/// Where named namespaces are mounted, so that `ip netns` and `nsenter` find them too.
+/// The directory of named namespaces, which `ip netns` and `nsenter` use, too.
 pub(crate) const DIRECTORY: &str = "/run/netns";
 
 /// A network namespace that is mounted under `/run/netns` for as long as this value lives.
@@ -20,21 +20,21 @@ pub struct Namespace {
     name: String,
     path: PathBuf,
     handle: File,
-    registered: cleanup::Registered,
+    registered: cleanup::Registration,
 }
 
 impl Namespace {
-    /// Makes an empty namespace (its loopback is still down).
+    /// Creates an empty namespace. Its loopback device is down.
     ///
     /// # Errors
-    /// Without the right to make namespaces or mounts.
+    /// Without the privilege to create namespaces or mounts.
     pub(crate) fn create(name: &str) -> Result<Self> {
-        let _making = cleanup::making();
+        let _guard = cleanup::creation_guard();
         let path = Path::new(DIRECTORY).join(name);
-        fs::create_dir_all(DIRECTORY).with_context(|| format!("making {DIRECTORY}"))?;
-        File::create(&path).with_context(|| format!("making {}", path.display()))?;
+        fs::create_dir_all(DIRECTORY).with_context(|| format!("creating {DIRECTORY}"))?;
+        File::create(&path).with_context(|| format!("creating {}", path.display()))?;
         let registered = cleanup::register(Resource::Namespace(path.clone()));
-        // A thread of its own, because unshare changes the namespace of the calling thread.
+        // In a separate thread, because unshare changes the namespace of the calling thread.
         let mount_point = path.clone();
         thread::spawn(move || -> io::Result<()> {
             nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
@@ -48,8 +48,8 @@ impl Namespace {
             Ok(())
         })
         .join()
-        .map_err(|_panic| anyhow!("the thread that made namespace {name} panicked"))?
-        .with_context(|| format!("making network namespace {name}"))?;
+        .map_err(|_panic| anyhow!("the thread that created namespace {name} panicked"))?
+        .with_context(|| format!("creating network namespace {name}"))?;
         let handle = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
         Ok(Self {
             name: name.to_owned(),
@@ -59,29 +59,29 @@ impl Namespace {
         })
     }
 
-    /// Its name under `/run/netns`.
+    /// The name under `/run/netns`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The file that stands for it.
+    /// The mounted file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The open namespace.
+    /// The open file.
     #[must_use]
     pub fn handle(&self) -> &File {
         &self.handle
     }
 
-    /// Runs `work` in a new thread inside this namespace and returns what it returned; a panic
-    /// of `work` goes on in the caller. Processes started by `work` live in the namespace too.
+    /// Runs `work` in a new thread inside this namespace and returns its result. A panic of `work`
+    /// resumes in the caller. Processes that `work` starts are in the namespace, too.
     ///
     /// # Panics
-    /// When `work` panics, or when the namespace cannot be entered (no root).
+    /// When `work` panics, or when the namespace cannot be entered (without root).
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let outcome = thread::scope(|scope| {
             scope
@@ -97,10 +97,10 @@ impl Namespace {
         }
     }
 
-    /// Like [`Self::enter`], but returns at once; the thread goes on by itself.
+    /// Like [`Self::enter`], but does not wait for the thread.
     ///
     /// # Errors
-    /// When the namespace's handle cannot be duplicated or the thread cannot be made.
+    /// When the namespace's handle cannot be duplicated or the thread cannot be created.
     pub fn spawn<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -126,16 +126,16 @@ impl Drop for Namespace {
     }
 }
 
-/// Gives this thread, and the processes that it starts, mounts of their own, in which the first file
-/// of each pair is in the place of the second.
+/// Gives this thread and the processes that it starts a mount namespace of their own, in which the
+/// first file of each pair is mounted over the second.
 pub(crate) fn replace_files(files: &[(&Path, &Path)]) -> io::Result<()> {
     let none = None::<&str>;
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
-    // What is mounted from here on is nobody else's.
+    // The mounts below do not propagate to other mount namespaces.
     let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
     nix::mount::mount(none, "/", none, flags, none)?;
-    for (file, place) in files {
-        nix::mount::mount(Some(*file), *place, none, MsFlags::MS_BIND, none)?;
+    for (file, target) in files {
+        nix::mount::mount(Some(*file), *target, none, MsFlags::MS_BIND, none)?;
     }
     Ok(())
 }
@@ -146,9 +146,9 @@ fn enter_current_thread(handle: &File, name: &str) {
     }
 }
 
-/// Takes a namespace's mount and file away. Not finding them is fine.
+/// Removes a namespace's mount and file. They may be missing.
 pub(crate) fn remove(path: &Path) {
-    // Detached, so that a socket still open in there does not keep the name alive.
+    // Detached, so that an open socket in the namespace does not keep the mount.
     let unmounted = nix::mount::umount2(path, MntFlags::MNT_DETACH);
     if let Err(errno) = unmounted
         && !matches!(errno, nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT)

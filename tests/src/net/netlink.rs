@@ -1,7 +1,7 @@
 //! A small rtnetlink client: links, addresses, routes.
 //!
-//! A [`Netlink`] speaks for the network namespace of the thread that opened it. Each request
-//! waits for the kernel's acknowledgement.
+//! A [`Netlink`] acts on the network namespace of the thread that opened it. Each request waits for the
+//! kernel's acknowledgement.
 
 use std::io;
 use std::net::IpAddr;
@@ -32,19 +32,19 @@ use super::Namespace;
 
 /// The kernel's table of local addresses (`RT_TABLE_LOCAL`).
 const TABLE_LOCAL: u8 = 255;
-/// The largest answer to a request that asks for nothing but an acknowledgement.
+/// The largest acknowledgement, in bytes.
 const ANSWER_BYTES: usize = 32 * 1024;
-/// How long the kernel may take to make a new address usable.
+/// The time limit for a new address to become usable.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a route leads to.
+/// The next hop of a route.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Via {
-    /// Neighbours on the link itself.
+    /// Neighbours on the link.
     Link,
-    /// A gateway on the link, which need not be in any subnet of ours.
+    /// A gateway on the link, which need not be in a subnet of the link.
     Gateway(IpAddr),
-    /// This host; replaces the entry that the kernel made for the address.
+    /// This host. Replaces the kernel's own route to the address.
     Local,
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct Route<'a> {
     pub(crate) to: IpAddr,
     /// The prefix's length in bits.
     pub(crate) prefix: u8,
-    /// What it leads to.
+    /// The next hop.
     pub(crate) via: Via,
     /// The interface index.
     pub(crate) link: u32,
@@ -83,7 +83,7 @@ impl Netlink {
         })
     }
 
-    /// Makes a veth pair: `name` here, `peer` in another namespace.
+    /// Creates a veth pair: `name` in this namespace, `peer` in another one.
     pub(crate) fn add_veth(
         &mut self,
         name: &str,
@@ -107,10 +107,10 @@ impl Netlink {
             RouteNetlinkMessage::NewLink(link),
             NLM_F_CREATE | NLM_F_EXCL,
         )
-        .with_context(|| format!("making the link {name}"))
+        .with_context(|| format!("creating the link {name}"))
     }
 
-    /// Removes a link, and with it the other end of a veth pair.
+    /// Removes a link, and the other end of a veth pair.
     pub(crate) fn remove_link(&mut self, name: &str) -> Result<()> {
         let mut link = LinkMessage::default();
         link.header.index = index_of(name)?;
@@ -130,7 +130,7 @@ impl Netlink {
         Ok(index)
     }
 
-    /// Gives a link an address, usable at once (no duplicate address detection).
+    /// Adds an address to a link, usable at once (without duplicate address detection).
     pub(crate) fn add_address(&mut self, link: u32, address: IpAddr, prefix: u8) -> Result<()> {
         let mut message = AddressMessage::default();
         message.header.family = family(address);
@@ -192,9 +192,9 @@ impl Netlink {
         .with_context(|| format!("adding the route to {}/{}", route.to, route.prefix))
     }
 
-    /// Removes the kernel's own route to a local IPv6 address. It has metric 0, which no user
-    /// can replace or undercut; without it [`Via::Local`] of the same address counts. The
-    /// kernel adds it a moment after the address itself (from its work queue), so this waits.
+    /// Removes the kernel's own route to a local IPv6 address, so that a route [`Via::Local`] to the same
+    /// address takes effect: the kernel's route has metric 0 and cannot be replaced. The kernel adds it
+    /// from its work queue after the address, so this function waits for it.
     pub(crate) fn remove_local(&mut self, address: IpAddr) -> Result<()> {
         let started = Instant::now();
         loop {
@@ -232,7 +232,7 @@ impl Netlink {
             .recv(&mut answer, 0)
             .context("receiving from netlink")?;
         let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
-            .context("reading netlink's answer")?;
+            .context("parsing netlink's answer")?;
         match answer.payload {
             NetlinkPayload::Error(error) => match error.code {
                 None => Ok(()),
@@ -247,7 +247,7 @@ impl Netlink {
 
 /// The index of a link in the current thread's network namespace.
 pub(crate) fn index_of(name: &str) -> Result<u32> {
-    nix::net::if_::if_nametoindex(name).with_context(|| format!("there is no link {name}"))
+    nix::net::if_::if_nametoindex(name).with_context(|| format!("the link {name} does not exist"))
 }
 
 fn family(address: IpAddr) -> AddressFamily {

@@ -1,24 +1,24 @@
-//! The rules that Istio's node agent (istio-cni) puts into the pods of an ambient mesh. They
-//! redirect what capture by kernel programs takes too, so both have to get along in one pod.
+//! The iptables or nftables rules of Istio's node agent (istio-cni) in the pods of an ambient mesh. They
+//! redirect connections that the eBPF programs capture, too, so both have to work in one pod.
 //!
-//! What they do, per family, as of Istio 1.27 to 1.30 (`cni/pkg/iptables` and `cni/pkg/nftables`
-//! of istio/istio):
+//! The rules of each address family, as of Istio 1.27 to 1.30 (`cni/pkg/iptables` and
+//! `cni/pkg/nftables` of istio/istio):
 //!
-//! - In: TCP that is not for loopback goes to port 15006 (REDIRECT, so connection tracking knows
-//!   the original destination). Left alone: port 15008, packets with the proxy's mark 0x539 of
-//!   0xfff, and kubelet's probes, which the node gives the source 169.254.7.127 or
-//!   fd16:9254:7127:1337:ffff:ffff:ffff:ffff.
-//! - Out: TCP that is not for loopback goes to port 15001. Left alone: the mark 0x539, the mark
-//!   0x111, answers to probes, what leaves by the loopback device. With DNS capture port 53 goes to
-//!   15053 first, of UDP by whatever device but loopback.
-//! - What comes in with the mark 0x539 (only over loopback: a mark does not leave its namespace)
-//!   gives its connection the mark 0x111, which what goes out on it gets; a routing rule (priority
-//!   32764, table 100) leads that back to loopback.
-//! - With DNS capture the proxy's own questions are in a connection tracking zone of their own.
+//! - Inbound: TCP to an address other than loopback is redirected to port 15006 (REDIRECT, so that
+//!   connection tracking has the original destination). Exempt: port 15008, packets with the proxy's
+//!   mark 0x539 (mask 0xfff), and kubelet's probes, whose source the node translates to 169.254.7.127
+//!   or fd16:9254:7127:1337:ffff:ffff:ffff:ffff.
+//! - Outbound: TCP to an address other than loopback is redirected to port 15001. Exempt: the mark
+//!   0x539, the mark 0x111, answers to probes, and packets that leave by the loopback device. With DNS
+//!   capture, port 53 is redirected to 15053 first, UDP on every device but loopback.
+//! - An inbound packet with the mark 0x539 (only on loopback: a mark does not leave its namespace)
+//!   marks its connection with 0x111; outbound packets of this connection get the mark, and a routing
+//!   rule (priority 32764, table 100) routes them to loopback.
+//! - With DNS capture, the proxy's own queries have a connection tracking zone of their own.
 //!
-//! The agent uses iptables, in its legacy or nft form as the node does, or nft natively
-//! (`nativeNftables`). It adds them before it announces a pod. Istio 1.20 to 1.23 could use TPROXY
-//! instead of REDIRECT for what comes in (an `ISTIO_PRERT` chain in mangle); those are not built here.
+//! The agent uses iptables, in the variant of the node (legacy or nft), or nft (`nativeNftables`). It
+//! adds the rules before it announces a pod. Istio 1.20 to 1.23 could use TPROXY instead of REDIRECT for
+//! inbound connections (an `ISTIO_PRERT` chain in mangle); this module does not implement that.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -27,12 +27,12 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{Family, Host};
 
-/// With which program the rules are made.
+/// The program that creates the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rules {
-    /// `iptables` on the old tables.
+    /// `iptables-legacy`.
     Legacy,
-    /// `iptables` on nf_tables.
+    /// `iptables-nft`.
     IptablesNft,
     /// `nft`.
     Nft,
@@ -42,43 +42,43 @@ const PROXY: &str = "0x539/0xfff";
 const PASS: &str = "0x111/0xfff";
 
 impl Rules {
-    /// All of them.
+    /// All variants.
     pub const ALL: [Self; 3] = [Self::Legacy, Self::IptablesNft, Self::Nft];
 
-    /// Puts the rules into a pod.
+    /// Installs the rules in a pod.
     ///
     /// # Errors
-    /// When a program is missing or refuses.
+    /// When a program is missing or fails.
     pub fn install(self, pod: &Host) -> Result<()> {
-        for (flag, everything) in [("-4", "0.0.0.0/0"), ("-6", "::/0")] {
+        for (flag, any) in [("-4", "0.0.0.0/0"), ("-6", "::/0")] {
             let rule = "rule add fwmark 0x111/0xfff pref 32764 lookup 100";
             ip(pod, flag, rule)?;
             ip(
                 pod,
                 flag,
-                &format!("route add local {everything} dev lo table 100"),
+                &format!("route add local {any} dev lo table 100"),
             )?;
         }
         for family in Family::BOTH {
             match self {
-                Self::Legacy => restore(pod, "legacy", family, &add(family))?,
-                Self::IptablesNft => restore(pod, "nft", family, &add(family))?,
-                Self::Nft => nft(pod, &native(family))?,
+                Self::Legacy => restore(pod, "legacy", family, &iptables_rules(family))?,
+                Self::IptablesNft => restore(pod, "nft", family, &iptables_rules(family))?,
+                Self::Nft => nft(pod, &nft_rules(family))?,
             }
         }
         Ok(())
     }
 
-    /// Takes the rules away again.
+    /// Removes the rules.
     ///
     /// # Errors
-    /// When a program is missing or refuses.
+    /// When a program is missing or fails.
     pub fn remove(self, pod: &Host) -> Result<()> {
         for family in Family::BOTH {
             match self {
-                Self::Legacy => restore(pod, "legacy", family, &delete())?,
-                Self::IptablesNft => restore(pod, "nft", family, &delete())?,
-                Self::Nft => nft(pod, &native_delete(family))?,
+                Self::Legacy => restore(pod, "legacy", family, &iptables_removal())?,
+                Self::IptablesNft => restore(pod, "nft", family, &iptables_removal())?,
+                Self::Nft => nft(pod, &nft_removal(family))?,
             }
         }
         for flag in ["-4", "-6"] {
@@ -93,7 +93,7 @@ impl Rules {
     }
 }
 
-/// Loopback and the source of probes, as rules write them.
+/// The addresses of loopback and of probes, in the syntax of rules.
 fn addresses(family: Family) -> (&'static str, &'static str) {
     match family {
         Family::V4 => ("127.0.0.1/32", "169.254.7.127"),
@@ -101,7 +101,7 @@ fn addresses(family: Family) -> (&'static str, &'static str) {
     }
 }
 
-fn add(family: Family) -> String {
+fn iptables_rules(family: Family) -> String {
     let (loopback, probe) = addresses(family);
     format!(
         "*mangle
@@ -138,7 +138,7 @@ COMMIT
     )
 }
 
-fn delete() -> String {
+fn iptables_removal() -> String {
     ["mangle", "nat", "raw"]
         .map(|table| {
             format!(
@@ -156,8 +156,8 @@ COMMIT
         .concat()
 }
 
-/// The agent has one set of tables of the family `inet`; here each address family has its own.
-fn native(family: Family) -> String {
+/// The rules for nft. The agent has tables of the family `inet`; here each address family has its own.
+fn nft_rules(family: Family) -> String {
     let (loopback, probe) = addresses(family);
     let ip = table_family(family);
     format!(
@@ -195,7 +195,7 @@ table {ip} istio-ambient-raw {{
     )
 }
 
-fn native_delete(family: Family) -> String {
+fn nft_removal(family: Family) -> String {
     let ip = table_family(family);
     ["nat", "mangle", "raw"]
         .map(|table| format!("delete table {ip} istio-ambient-{table}\n"))
@@ -230,7 +230,7 @@ fn ip(pod: &Host, flag: &str, arguments: &str) -> Result<()> {
     )
 }
 
-/// Runs a program in a pod, with something to read.
+/// Runs a program in a pod, with `input` as its standard input.
 fn run(pod: &Host, command: &mut Command, input: &str) -> Result<()> {
     let output = pod.enter(|| -> Result<_> {
         command
@@ -243,15 +243,16 @@ fn run(pod: &Host, command: &mut Command, input: &str) -> Result<()> {
             )
         })?;
         if let Some(mut stdin) = child.stdin.take() {
-            // Who refuses does not read to the end; its message says more than the broken pipe.
+            // A program that refuses the rules may not read all of them. Its message is more useful
+            // than the broken pipe.
             drop(stdin.write_all(input.as_bytes()));
         }
         Ok(child.wait_with_output()?)
     })?;
-    let said = String::from_utf8_lossy(&output.stderr);
+    let message = String::from_utf8_lossy(&output.stderr);
     ensure!(
         output.status.success(),
-        "{command:?} in {}: {said}",
+        "{command:?} in {}: {message}",
         pod.name
     );
     Ok(())

@@ -1,13 +1,12 @@
-//! The world of a test: nodes, their pods, and a host outside of the mesh.
+//! The world of a test: nodes, their pods, and a host outside the mesh.
 //!
 //! ```text
 //!   pod a/0 ── veth ─┐                          ┌─ veth ── pod b/0
 //!   pod a/1 ── veth ─┤ node a ═══ veth ═══ node b├─ veth ── pod b/1
 //!                    └──── veth ── outside ── veth ──┘
 //! ```
-//! Nodes route (no bridge, no address translation). Each host has one IPv4 and one IPv6
-//! address. Service addresses are routed nowhere: a host that dials one without a mesh gets
-//! "unreachable" from its node.
+//! Nodes forward packets (no bridge, no address translation). Each host has one IPv4 and one IPv6
+//! address. Service addresses have no route: without a mesh, a connection to one is unreachable.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -21,22 +20,22 @@ use super::build;
 use super::namespace;
 use crate::cleanup::{self, Resource};
 
-/// A host of the world: a pod, or the one outside.
+/// A host of the world: a pod, a node, or the host outside.
 #[derive(Debug)]
 pub struct Host {
-    /// Its short name, such as `a-0` or `outside`.
+    /// The short name, such as `a-0` or `outside`.
     pub name: String,
-    /// Its IPv4 address.
+    /// The IPv4 address.
     pub v4: Ipv4Addr,
-    /// Its IPv6 address.
+    /// The IPv6 address.
     pub v6: Ipv6Addr,
-    /// Its network namespace.
+    /// The network namespace.
     pub namespace: Namespace,
     pub(super) run_directory: PathBuf,
 }
 
 impl Host {
-    /// Its address in the family of the caller's choice.
+    /// The address of this family.
     #[must_use]
     pub fn address(&self, family: Family) -> IpAddr {
         match family {
@@ -56,13 +55,13 @@ impl Host {
         self.namespace.enter(work)
     }
 
-    /// Starts a process on this host, which sees the first file of each pair in the place of the
-    /// second. It is noted, so that a later sweep finds it should this process be killed. The caller
-    /// ends it (see [`crate::process::Process`]).
+    /// Starts a process on this host, with the first file of each pair mounted over the second. The
+    /// process is recorded, so that a later sweep kills it if the harness is killed. The caller ends it
+    /// (see [`crate::process::Process`]).
     ///
     /// # Errors
-    /// When it cannot be started, or a file is not there.
-    pub(crate) fn start_seeing(
+    /// When it cannot be started, or a file does not exist.
+    pub(crate) fn start_with_files(
         &self,
         command: &mut Command,
         files: &[(&Path, &Path)],
@@ -70,18 +69,18 @@ impl Host {
         let child = self
             .namespace
             .enter(|| {
-                // This thread's view of the mounts is the process's, and ends with both.
+                // The process inherits the mount namespace of this thread.
                 if !files.is_empty() {
                     namespace::replace_files(files)?;
                 }
                 command.spawn()
             })
             .with_context(|| format!("starting {command:?} on {}", self.name))?;
-        cleanup::note_process(&self.run_directory, child.id()).context("noting a process")?;
+        cleanup::record_process(&self.run_directory, child.id()).context("recording a process")?;
         Ok(child)
     }
 
-    /// The directory for this world's files.
+    /// The directory for files of the world.
     #[must_use]
     pub fn run_directory(&self) -> &Path {
         &self.run_directory
@@ -98,17 +97,17 @@ pub enum Family {
 }
 
 impl Family {
-    /// Both, to loop over.
+    /// Both families.
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 }
 
-/// A simulated node: its own namespace, in which its proxy runs, and its pods.
+/// A simulated node: a network namespace, in which its proxy runs, and its pods.
 #[derive(Debug)]
 pub struct Node {
-    /// The node itself. Its addresses are those of its first link to another node, or, alone,
-    /// its side of the pods' links.
+    /// The node itself. Its addresses are those on its first link to another node; a single node has
+    /// those on the links to its pods.
     pub host: Host,
-    /// Its pods.
+    /// The pods.
     pub pods: Vec<Host>,
     pub(super) index: u8,
 }
@@ -121,7 +120,7 @@ impl Node {
     }
 }
 
-/// How many nodes and pods a world gets.
+/// The nodes and pods of a world to build.
 #[derive(Debug, Default)]
 pub struct WorldBuilder {
     nodes: Vec<(String, u8)>,
@@ -136,14 +135,14 @@ impl WorldBuilder {
         self
     }
 
-    /// The congestion control on every route, `cubic` unless told otherwise.
+    /// Sets the congestion control of every route; the default is `cubic`.
     #[must_use]
     pub fn congestion(mut self, name: &str) -> Self {
         self.congestion = Some(name.to_owned());
         self
     }
 
-    /// Makes the world; leftovers of dead runs are removed first.
+    /// Builds the world. Removes the resources of runs that were killed first.
     ///
     /// # Errors
     /// Without root, or when the kernel lacks namespaces or veth.
@@ -158,14 +157,14 @@ impl WorldBuilder {
         let sequence = SEQUENCE.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("{}{}-{sequence}", cleanup::PREFIX, std::process::id());
         let directory = PathBuf::from(format!("/run/{prefix}"));
-        let making = cleanup::making();
+        let creation_guard = cleanup::creation_guard();
         std::fs::create_dir_all(&directory)
-            .with_context(|| format!("making {}", directory.display()))?;
+            .with_context(|| format!("creating {}", directory.display()))?;
         let run_directory = RunDirectory {
             registered: cleanup::register(Resource::Directory(directory.clone())),
             path: directory,
         };
-        drop(making);
+        drop(creation_guard);
         let congestion = self.congestion.as_deref().unwrap_or("cubic");
         let plan = build::Plan {
             prefix: &prefix,
@@ -190,12 +189,12 @@ impl WorldBuilder {
 #[derive(Debug)]
 struct RunDirectory {
     path: PathBuf,
-    registered: cleanup::Registered,
+    registered: cleanup::Registration,
 }
 
 impl Drop for RunDirectory {
     fn drop(&mut self) {
-        cleanup::settle();
+        cleanup::wait_for_cleanup();
         cleanup::remove_directory(&self.path);
         self.registered.forget();
     }
@@ -207,12 +206,12 @@ pub struct World {
     nodes: Vec<Node>,
     outside: Host,
     prefix: String,
-    // Last, because fields are dropped in order and hosts may still use it.
+    // The last field: fields are dropped in order, and hosts may use the directory.
     run_directory: RunDirectory,
 }
 
 impl World {
-    /// Starts to describe a world.
+    /// A builder without nodes.
     #[must_use]
     pub fn builder() -> WorldBuilder {
         WorldBuilder::default()
@@ -229,19 +228,19 @@ impl World {
     /// A node by its name.
     ///
     /// # Panics
-    /// When there is none.
+    /// When it does not exist.
     #[must_use]
     pub fn node(&self, name: &str) -> &Node {
         match self.nodes.iter().find(|node| node.name() == name) {
             Some(node) => node,
-            None => panic!("this world has no node {name}"),
+            None => panic!("the world has no node {name}"),
         }
     }
 
-    /// A pod by its node's name and its number.
+    /// A pod by the name of its node and its index.
     ///
     /// # Panics
-    /// When there is none.
+    /// When it does not exist.
     #[must_use]
     pub fn pod(&self, node: &str, index: usize) -> &Host {
         match self.node(node).pods.get(index) {
@@ -256,37 +255,37 @@ impl World {
         &self.nodes
     }
 
-    /// A host that is no part of any mesh; every pod reaches it.
+    /// A host outside the mesh, which every pod can reach.
     #[must_use]
     pub fn outside(&self) -> &Host {
         &self.outside
     }
 
-    /// What every name of this world begins with.
+    /// The prefix of every name of this world.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// The directory for this world's files; goes away with it.
+    /// The directory for files of the world; removed with the world.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.run_directory.path
     }
 
-    /// The name of the link of node `from` that leads to node `to`.
+    /// The name of a node's link to the node `to`.
     #[must_use]
     pub fn link_to(to: &str) -> String {
         build::link_to(to)
     }
 
-    /// The name of the link of a node that leads to its pod of this number.
+    /// The name of a node's link to its pod with this index.
     #[must_use]
     pub fn link_to_pod(index: usize) -> String {
         build::pod_link(index)
     }
 
-    /// Leaves everything in place when the process ends.
+    /// Keeps all resources when the process ends.
     pub fn leak(self) {
         cleanup::keep();
         std::mem::forget(self);

@@ -1,4 +1,4 @@
-//! Asking a running proxy: its HTTP endpoints, and metrics as numbers.
+//! A client of the proxy's HTTP endpoints, and a parser of its metrics.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sends a request in the calling thread's network namespace; returns status and body.
 pub(super) fn call(method: &str, to: SocketAddr, path: &str) -> io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    // HTTP/1.0: the answer comes in one piece and ends with the connection.
+    let mut stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    // HTTP/1.0: the response is not chunked and ends with the connection.
     stream.write_all(format!("{method} {path} HTTP/1.0\r\nhost: {to}\r\n\r\n").as_bytes())?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
@@ -22,7 +22,7 @@ pub(super) fn call(method: &str, to: SocketAddr, path: &str) -> io::Result<(u16,
         .split_whitespace()
         .nth(1)
         .and_then(|status| status.parse().ok())
-        .ok_or_else(|| io::Error::other(format!("not an HTTP answer: {head}")))?;
+        .ok_or_else(|| io::Error::other(format!("expected an HTTP response, found {head:?}")))?;
     Ok((status, body.to_owned()))
 }
 
@@ -38,7 +38,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// The value of a label, empty when it has none.
+    /// The value of a label; empty if the sample does not have it.
     #[must_use]
     pub fn label(&self, name: &str) -> &str {
         self.labels
@@ -48,14 +48,14 @@ impl Sample {
     }
 }
 
-/// Everything that a metrics endpoint said.
+/// The samples of a metrics endpoint.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
     samples: Vec<Sample>,
 }
 
 impl Metrics {
-    /// Reads the text format of Prometheus and OpenMetrics.
+    /// Parses the text format of Prometheus and OpenMetrics.
     ///
     /// # Errors
     /// When a line is not a sample.
@@ -63,12 +63,12 @@ impl Metrics {
         let samples = text
             .lines()
             .filter(|line| !line.is_empty() && !line.starts_with('#'))
-            .map(|line| sample(line).with_context(|| format!("reading the metric {line:?}")))
+            .map(|line| sample(line).with_context(|| format!("parsing the metric {line:?}")))
             .collect::<Result<_>>()?;
         Ok(Self { samples })
     }
 
-    /// The samples of one metric whose labels have the wanted values.
+    /// The samples of a metric with these labels.
     pub fn find<'a>(
         &'a self,
         name: &'a str,
@@ -82,7 +82,7 @@ impl Metrics {
         })
     }
 
-    /// Their sum, 0 without any.
+    /// The sum of the samples of a metric with these labels; 0 if there are none.
     #[must_use]
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.find(name, labels).map(|sample| sample.value).sum()
@@ -132,7 +132,7 @@ fn number(text: &str) -> Result<f64> {
         .with_context(|| format!("{value} is not a number"))
 }
 
-/// Reads up to the closing quotation mark; returns the text and what follows the mark.
+/// Parses a quoted text. Returns the text and the rest after the closing quotation mark.
 fn quoted(text: &str) -> Result<(String, &str)> {
     let mut value = String::new();
     let mut characters = text.char_indices();
@@ -147,7 +147,7 @@ fn quoted(text: &str) -> Result<(String, &str)> {
             other => value.push(other),
         }
     }
-    bail!("a label's value does not end")
+    bail!("a label's value has no closing quotation mark")
 }
 
 #[cfg(test)]
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn metrics_are_read_with_their_labels() {
+    fn samples_are_parsed_with_their_labels() {
         let text = "# HELP x y\nplain 3\nlabelled{a=\"1\",b=\"x,\\\"y}\"} 2.5\nlabelled{a=\"2\",b=\"z\"} 1\n";
         let metrics = Metrics::parse(text).unwrap();
         assert_eq!(metrics.sum("plain", &[]), 3.0);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_metric_is_an_error() {
+    fn an_invalid_line_is_an_error() {
         for text in ["lonely", "open{a=\"1", "word{a=\"1\"} many"] {
             assert!(Metrics::parse(text).is_err(), "{text}");
         }

@@ -1,14 +1,14 @@
-//! Finding the programs under test: `ZTUNNEL_BIN`, or next to the running program.
+//! The paths of the programs under test.
 
 use std::env;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
-/// Names another proxy binary, for example one of an earlier build to compare with.
+/// The variable with the path of another proxy binary, for example of an earlier build.
 const VARIABLE: &str = "ZTUNNEL_BIN";
 
-/// The proxy.
+/// The path of the proxy: `ZTUNNEL_BIN`, or the binary beside the running program.
 ///
 /// # Errors
 /// When it was not built.
@@ -18,18 +18,18 @@ pub fn ztunnel() -> Result<PathBuf> {
         if path.is_file() {
             return Ok(path);
         }
-        bail!("{VARIABLE} names {}, which is no file", path.display());
+        bail!("{VARIABLE}={}: the file does not exist", path.display());
     }
     companion("ztunnel")
 }
 
-/// A program that was built into the same target directory as the running one.
+/// The path of a program in the same target directory as the running one.
 ///
 /// # Errors
 /// When it was not built.
 pub fn companion(name: &str) -> Result<PathBuf> {
-    let running = env::current_exe().context("asking for the running program's path")?;
-    // A test runs from `deps`, a level below the programs.
+    let running = env::current_exe().context("reading the path of the running program")?;
+    // A test binary is in `deps`, below the programs.
     for directory in running.ancestors().skip(1).take(2) {
         let path = directory.join(name);
         if path.is_file() {
@@ -37,7 +37,7 @@ pub fn companion(name: &str) -> Result<PathBuf> {
         }
     }
     bail!(
-        "there is no {name} beside {}: `cargo build --workspace` makes it, {VARIABLE} names another proxy",
+        "there is no {name} beside {}: run `cargo build --workspace`, or set {VARIABLE} to a proxy binary",
         running.display()
     )
 }

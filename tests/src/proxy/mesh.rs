@@ -1,8 +1,8 @@
-//! A whole mesh: one proxy a node, every pod a workload, a service in front of every pod.
+//! A mesh: a proxy on each node, a workload for each pod, and a service for each pod.
 //!
 //! Pod 1 of node `a` is the workload `a-1` with the service account `a-1`, behind the service
-//! `a-1.default.svc.cluster.local`, whose port 80 leads to the pod's port 8080 and whose other
-//! ports lead to themselves. Service addresses are 10.96.N.P and fd96::N:P.
+//! `a-1.default.svc.cluster.local`. The service's port 80 maps to the pod's port 8080; its other ports
+//! map to the same ports. Service addresses are 10.96.N.P and fd96::N:P.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,7 +18,7 @@ use super::settings::{
 use crate::net::{Family, Host, Node, World};
 
 const CLUSTER: &str = "cluster1";
-/// Ports that every service has, with their target ports.
+/// The ports of every service, with their target ports.
 const PORTS: [(u16, u16); 4] = [(80, 8080), (8080, 8080), (9000, 9000), (9001, 9001)];
 
 /// The uid of a pod's workload.
@@ -69,7 +69,7 @@ impl ServiceAddress {
 
 type Adjust<'world> = Box<dyn FnMut(&mut Settings) + 'world>;
 
-/// What a mesh shall be like.
+/// The parameters of a mesh.
 pub struct MeshBuilder<'world> {
     world: &'world World,
     outsiders: Vec<String>,
@@ -79,20 +79,20 @@ pub struct MeshBuilder<'world> {
 }
 
 impl<'world> MeshBuilder<'world> {
-    /// Leaves a pod out: it is no workload and is not captured.
+    /// Excludes a pod: it is not a workload and is not captured.
     #[must_use]
     pub fn without(mut self, pod: &Host) -> Self {
         self.outsiders.push(pod.name.clone());
         self
     }
 
-    /// Adds a policy, which every node knows.
+    /// Adds a policy on every node.
     #[must_use]
     pub fn policy(self, policy: Policy) -> Self {
         self.settings(move |settings| settings.policies.push(policy.clone()))
     }
 
-    /// Changes the settings of every node before it starts.
+    /// Changes the settings of every node before the proxies start.
     #[must_use]
     pub fn settings(mut self, adjust: impl FnMut(&mut Settings) + 'world) -> Self {
         self.adjust.push(Box::new(adjust));
@@ -106,7 +106,7 @@ impl<'world> MeshBuilder<'world> {
         self
     }
 
-    /// Gives every proxy's container this resolver.
+    /// Sets the DNS resolver in the resolv.conf of every proxy.
     #[must_use]
     pub fn resolver(mut self, resolver: IpAddr) -> Self {
         self.resolver = Some(resolver);
@@ -128,10 +128,10 @@ impl<'world> MeshBuilder<'world> {
         Ok(mesh)
     }
 
-    /// Like [`Self::start`], but starts nothing: see [`Proxy::start`].
+    /// Like [`Self::start`], but does not start the proxies: see [`Proxy::start`].
     ///
     /// # Errors
-    /// When a directory cannot be made.
+    /// When a directory cannot be created.
     pub fn prepare(mut self) -> Result<Mesh<'world>> {
         let mut proxies = Vec::new();
         for node in self.world.nodes() {
@@ -158,7 +158,7 @@ impl<'world> MeshBuilder<'world> {
     }
 
     fn base(&self, node: &'world Node, directory: &Path) -> Settings {
-        let everyone = || {
+        let all_pods = || {
             self.world
                 .nodes()
                 .iter()
@@ -174,8 +174,8 @@ impl<'world> MeshBuilder<'world> {
                     netns: pod.namespace.path().to_owned(),
                 })
                 .collect(),
-            workloads: everyone().map(|(node, pod)| workload(node, pod)).collect(),
-            services: everyone().map(|(_, pod)| service(pod)).collect(),
+            workloads: all_pods().map(|(node, pod)| workload(node, pod)).collect(),
+            services: all_pods().map(|(_, pod)| service(pod)).collect(),
             policies: Vec::new(),
             ca: Some(Authority {
                 local: LocalAuthority {
@@ -248,7 +248,7 @@ impl<'world> Mesh<'world> {
         Self::builder(world).start()
     }
 
-    /// Starts to describe a mesh.
+    /// A builder for a mesh with every pod.
     #[must_use]
     pub fn builder(world: &'world World) -> MeshBuilder<'world> {
         MeshBuilder {
@@ -263,7 +263,7 @@ impl<'world> Mesh<'world> {
     /// The proxy of a node.
     ///
     /// # Panics
-    /// When there is no such node.
+    /// When the node does not exist.
     pub fn proxy(&mut self, node: &str) -> &mut Proxy<'world> {
         match self
             .proxies
@@ -271,7 +271,7 @@ impl<'world> Mesh<'world> {
             .find(|proxy| proxy.node().name() == node)
         {
             Some(proxy) => proxy,
-            None => panic!("this mesh has no node {node}"),
+            None => panic!("the mesh has no node {node}"),
         }
     }
 
@@ -280,7 +280,7 @@ impl<'world> Mesh<'world> {
         &mut self.proxies
     }
 
-    /// The world it runs in.
+    /// The world of the mesh.
     #[must_use]
     pub fn world(&self) -> &'world World {
         self.world
@@ -309,12 +309,12 @@ impl<'world> Mesh<'world> {
     /// The pids of all proxies.
     ///
     /// # Errors
-    /// When one does not run.
+    /// When a proxy is not running.
     pub fn pids(&self) -> Result<Vec<u32>> {
         self.proxies.iter().map(Proxy::pid).collect()
     }
 
-    /// Lets the proxies run on after this process ended.
+    /// Leaves the proxies running after the harness has ended.
     pub fn leak(self) {
         for proxy in self.proxies {
             proxy.leak();

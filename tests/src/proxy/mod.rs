@@ -1,8 +1,8 @@
 //! Real proxies in simulated nodes: their settings, their processes, and a whole mesh of them.
 //!
-//! [`Mesh::start`] is what most tests want: one proxy a node, every pod a workload with its own
-//! service account, and a service in front of every pod. [`Proxy`] is one process, which can be
-//! killed, restarted and given other [`Settings`].
+//! Most tests use [`Mesh::start`]: a proxy on each node, and for each pod a workload with its own service
+//! account and a service. [`Proxy`] is one process, which can be killed, restarted and given other
+//! [`Settings`].
 
 mod admin;
 mod binary;

@@ -1,4 +1,4 @@
-//! One proxy: its files, its process, and what it says about itself.
+//! One proxy: its files, its process, its admin pages and its log.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -19,41 +19,40 @@ use crate::process::{self, CpuSeconds, Pause, Process};
 const ADMIN: u16 = 15000;
 const METRICS: u16 = 15020;
 const READINESS: u16 = 15021;
-/// How long a proxy may take until it is ready.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// The search domains of a container that has a resolver of its own.
+/// The time limit for a proxy to become ready.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// The search domains in the resolv.conf of a proxy with a resolver.
 pub const SEARCH: &str = "istio-system.svc.cluster.local svc.cluster.local cluster.local";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
-/// How much of the log a failing test shows.
+/// The number of log lines that a failing test prints.
 const LOG_LINES: usize = 40;
 
-/// A proxy in a node's namespace; killed when dropped. Its pins go away with the world's
-/// directory.
+/// A proxy in a node's namespace. It is killed when this value is dropped; its pins are removed with the
+/// world's directory.
 pub struct Proxy<'world> {
     node: &'world Node,
     directory: PathBuf,
     environment: BTreeMap<String, String>,
     process: Option<Process>,
-    /// Whom its container's resolv.conf names, if it has one of its own, with the search domains of
-    /// [`SEARCH`].
+    /// The DNS resolver in the proxy's resolv.conf. `None` uses the resolv.conf of the machine.
     pub resolver: Option<IpAddr>,
-    /// What its settings file says, or will say after [`Self::write_settings`].
+    /// The settings. [`Self::write_settings`] writes them to the file.
     pub settings: Settings,
     launched: Instant,
     ready_after: Duration,
 }
 
 impl<'world> Proxy<'world> {
-    /// Prepares a proxy for a node; nothing runs yet. `directory` is for its files alone.
+    /// Prepares a proxy for a node without starting it. `directory` is for its files only.
     pub(super) fn prepare(
         node: &'world Node,
         directory: PathBuf,
         settings: Settings,
         environment: BTreeMap<String, String>,
     ) -> Result<Self> {
-        let _making = cleanup::making();
+        let _guard = cleanup::creation_guard();
         fs::create_dir_all(&directory)
-            .with_context(|| format!("making {}", directory.display()))?;
+            .with_context(|| format!("creating {}", directory.display()))?;
         Ok(Self {
             node,
             directory,
@@ -66,44 +65,44 @@ impl<'world> Proxy<'world> {
         })
     }
 
-    /// Starts it and waits until it is ready.
+    /// Starts the proxy and waits until it is ready.
     ///
     /// # Errors
-    /// When it ends or is not ready in time; the error holds the end of its log.
+    /// When it ends or is not ready in time; the error contains the end of its log.
     pub fn start(&mut self) -> Result<()> {
         self.launch()?;
         self.wait_ready()
     }
 
-    /// Starts it without waiting.
+    /// Starts the proxy without waiting.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn launch(&mut self) -> Result<()> {
-        // Never two by mistake: the one before ends first.
+        // Ends the previous process first, so that two never run by mistake.
         self.process = None;
-        self.process = Some(self.launch_second(&[])?);
+        self.process = Some(self.launch_another(&[])?);
         self.launched = Instant::now();
         Ok(())
     }
 
-    /// Starts a process beside the running one, to take over from it; this is then the one that is
-    /// meant here. Does not wait for it. Returns the one before.
+    /// Starts a standby process that takes over from the running one. From then on this value refers to
+    /// the standby. Does not wait for it. Returns the previous process.
     ///
     /// # Errors
-    /// When none runs, or the new one cannot be started.
-    pub fn launch_heir(&mut self) -> Result<Process> {
-        let heir = self.launch_second(&["--take-over"])?;
-        let before = self.process.replace(heir);
+    /// When no process is running, or the standby cannot be started.
+    pub fn launch_standby(&mut self) -> Result<Process> {
+        let standby = self.launch_another(&["--take-over"])?;
+        let previous = self.process.replace(standby);
         self.launched = Instant::now();
-        before.context("the proxy did not run")
+        previous.context("the proxy was not running")
     }
 
-    /// Starts a process beside the running one, which stays the one that is meant here.
+    /// Starts another process with the same settings. This value still refers to the running process.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn launch_second(&self, flags: &[&str]) -> Result<Process> {
+    pub fn launch_another(&self, flags: &[&str]) -> Result<Process> {
         self.write_settings()?;
         let log = File::options()
             .create(true)
@@ -128,20 +127,19 @@ impl<'world> Proxy<'world> {
         let text = format!("search {SEARCH}\noptions ndots:5\nnameserver {resolver}\n");
         fs::write(&file, text).context("writing a resolv.conf")?;
         let files = [(file.as_path(), Path::new(RESOLV_CONF))];
-        Process::start_seeing(&self.node.host, &mut command, &files)
+        Process::start_with_files(&self.node.host, &mut command, &files)
     }
 
-    /// Waits until a process that was launched as an heir has the ports of the one before, and is
-    /// ready.
+    /// Waits until a process that was launched as standby has taken over the ports and is ready.
     ///
     /// # Errors
     /// As [`Self::wait_ready`].
-    pub fn wait_taken_over(&mut self) -> Result<()> {
+    pub fn wait_for_takeover(&mut self) -> Result<()> {
         while self.alive() {
             if self.listens_in(&self.node.host, READINESS)? {
                 return self.wait_ready();
             }
-            if self.launched.elapsed() > PATIENCE {
+            if self.launched.elapsed() > TIMEOUT {
                 break;
             }
             thread::sleep(Duration::from_millis(2));
@@ -153,21 +151,21 @@ impl<'world> Proxy<'world> {
         )
     }
 
-    /// Replaces its process as a rolling upgrade does: a new one is started beside it and takes
-    /// over; when it is ready, the one before is asked to end. Waits for its end.
+    /// Replaces the process as a rolling upgrade does: a new process takes over, and when it is ready, the
+    /// previous process gets SIGTERM. Waits until it has ended.
     ///
     /// # Errors
-    /// When the new one does not become ready, or the old one does not end in time.
+    /// When the new process does not become ready, or the previous one does not end in time.
     pub fn replace(&mut self, limit: Duration) -> Result<std::process::ExitStatus> {
-        let mut before = self.launch_heir()?;
-        self.wait_taken_over()?;
-        before.terminate(limit)
+        let mut previous = self.launch_standby()?;
+        self.wait_for_takeover()?;
+        previous.terminate(limit)
     }
 
-    /// Waits until the readiness endpoint says yes.
+    /// Waits until the readiness endpoint answers 200.
     ///
     /// # Errors
-    /// When the proxy ends or is not ready in time; the error holds the end of its log.
+    /// When the proxy ends or is not ready in time; the error contains the end of its log.
     pub fn wait_ready(&mut self) -> Result<()> {
         let started = self.launched;
         let process = self.process.as_mut().context("the proxy was not started")?;
@@ -180,8 +178,8 @@ impl<'world> Proxy<'world> {
                 if !process.alive() {
                     bail!("the proxy ended");
                 }
-                if started.elapsed() > PATIENCE {
-                    bail!("the proxy was not ready after {PATIENCE:?}");
+                if started.elapsed() > TIMEOUT {
+                    bail!("the proxy was not ready after {TIMEOUT:?}");
                 }
                 thread::sleep(Duration::from_micros(500));
             }
@@ -196,46 +194,46 @@ impl<'world> Proxy<'world> {
         })
     }
 
-    /// How long the last start took, from the process's start to the readiness endpoint's yes.
+    /// The duration of the last start, until the readiness endpoint answered 200.
     #[must_use]
     pub fn ready_after(&self) -> Duration {
         self.ready_after
     }
 
-    /// Kills it as `kill -9` does.
+    /// Kills the process with SIGKILL.
     ///
     /// # Errors
-    /// When it does not run.
+    /// When it is not running.
     pub fn kill(&mut self) -> Result<()> {
         self.process
             .take()
-            .context("the proxy does not run")?
+            .context("the proxy is not running")?
             .kill()?;
         Ok(())
     }
 
-    /// Stops it from running, or lets it go on.
+    /// Suspends or resumes the process.
     ///
     /// # Errors
-    /// When it does not run.
+    /// When it is not running.
     pub fn pause(&self, pause: Pause) -> Result<()> {
-        let process = self.process.as_ref().context("the proxy does not run")?;
+        let process = self.process.as_ref().context("the proxy is not running")?;
         process.pause(pause)
     }
 
-    /// Asks it to end (SIGTERM) and waits.
+    /// Sends SIGTERM and waits until the process has ended.
     ///
     /// # Errors
-    /// When it does not run, or does not end in time.
+    /// When it is not running, or does not end in time.
     pub fn terminate(&mut self, limit: Duration) -> Result<std::process::ExitStatus> {
         self.process
             .take()
-            .context("the proxy does not run")?
+            .context("the proxy is not running")?
             .terminate(limit)
     }
 
-    /// Writes changed [`Self::settings`] to the file that the running proxy watches, by
-    /// renaming a new file over it.
+    /// Writes [`Self::settings`] to the file that the running proxy watches, by renaming a new file
+    /// over it.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -248,31 +246,31 @@ impl<'world> Proxy<'world> {
     /// # Errors
     /// When the file cannot be written.
     pub fn write_settings_text(&self, text: &str) -> Result<()> {
-        let _making = cleanup::making();
+        let _guard = cleanup::creation_guard();
         let path = self.settings_path();
         let fresh = path.with_extension("yaml.new");
         fs::write(&fresh, text).with_context(|| format!("writing {}", fresh.display()))?;
         fs::rename(&fresh, &path).with_context(|| format!("replacing {}", path.display()))
     }
 
-    /// Whether its process runs.
+    /// Whether the process is running.
     pub fn alive(&mut self) -> bool {
         self.process.as_mut().is_some_and(Process::alive)
     }
 
-    /// Its pid.
+    /// The process id.
     ///
     /// # Errors
-    /// When it does not run.
+    /// When it is not running.
     pub fn pid(&self) -> Result<u32> {
         Ok(self
             .process
             .as_ref()
-            .context("the proxy does not run")?
+            .context("the proxy is not running")?
             .pid())
     }
 
-    /// Its metrics as they are now.
+    /// The current metrics.
     ///
     /// # Errors
     /// When the endpoint does not answer.
@@ -280,7 +278,7 @@ impl<'world> Proxy<'world> {
         Metrics::parse(&self.get(METRICS, "/metrics")?)
     }
 
-    /// Its `/config_dump`.
+    /// The content of `/config_dump`.
     ///
     /// # Errors
     /// When the endpoint does not answer with JSON.
@@ -288,7 +286,7 @@ impl<'world> Proxy<'world> {
         serde_json::from_str(&self.get(ADMIN, "/config_dump")?).context("reading the config dump")
     }
 
-    /// Calls its admin endpoint; returns status and body.
+    /// Sends a request to the admin endpoint. Returns status and body.
     ///
     /// # Errors
     /// When it does not answer.
@@ -299,13 +297,13 @@ impl<'world> Proxy<'world> {
             .with_context(|| format!("{method} {path} at node {}", self.node.name()))
     }
 
-    /// What its readiness endpoint says: status and body.
+    /// Status and body of the readiness endpoint.
     ///
     /// # Errors
     /// When it does not answer.
     pub fn readiness(&self) -> Result<(u16, String)> {
-        let ask = || admin::call("GET", local(READINESS), "/healthz/ready");
-        Ok(self.node.host.enter(ask)?)
+        let request = || admin::call("GET", local(READINESS), "/healthz/ready");
+        Ok(self.node.host.enter(request)?)
     }
 
     fn get(&self, port: u16, path: &str) -> Result<String> {
@@ -313,7 +311,7 @@ impl<'world> Proxy<'world> {
             .node
             .host
             .enter(|| admin::call("GET", local(port), path))
-            .with_context(|| format!("asking node {} for {path}", self.node.name()))?;
+            .with_context(|| format!("requesting {path} from node {}", self.node.name()))?;
         if status != 200 {
             bail!(
                 "node {} answered {path} with status {status}: {body}",
@@ -323,46 +321,46 @@ impl<'world> Proxy<'world> {
         Ok(body)
     }
 
-    /// CPU time that its process has used.
+    /// The CPU time that the process has used.
     ///
     /// # Errors
-    /// When it does not run.
+    /// When it is not running.
     pub fn cpu(&self) -> Result<CpuSeconds> {
         process::cpu_seconds(self.pid()?).context("reading the proxy's CPU time")
     }
 
-    /// Its resident memory, bytes.
+    /// The resident memory, bytes.
     ///
     /// # Errors
-    /// When it does not run.
+    /// When it is not running.
     pub fn rss(&self) -> Result<u64> {
         process::rss_bytes(self.pid()?).context("reading the proxy's memory")
     }
 
-    /// All that it has logged, over all its starts.
+    /// The log of all starts.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
-    /// Waits until a line of the log holds `text`; returns the line.
+    /// Waits until a line of the log contains `text`. Returns the line.
     ///
     /// # Errors
-    /// When none does in time.
+    /// When no line contains it in time.
     pub fn wait_for_log(&self, text: &str, limit: Duration) -> Result<String> {
         let started = Instant::now();
         loop {
-            // A line without its end is just being written.
+            // A line without a line feed is being written.
             let log = self.log();
-            let mut whole = log
+            let mut complete = log
                 .split_inclusive('\n')
                 .filter_map(|line| line.strip_suffix('\n'));
-            if let Some(line) = whole.find(|line| line.contains(text)) {
+            if let Some(line) = complete.find(|line| line.contains(text)) {
                 return Ok(line.to_owned());
             }
             if started.elapsed() > limit {
                 bail!(
-                    "node {} did not log {text:?} in {limit:?}; its log ends:\n{}",
+                    "node {} did not log {text:?} within {limit:?}; its log ends:\n{}",
                     self.node.name(),
                     self.log_tail()
                 );
@@ -371,7 +369,7 @@ impl<'world> Proxy<'world> {
         }
     }
 
-    /// The end of its log.
+    /// The last lines of the log.
     #[must_use]
     pub fn log_tail(&self) -> String {
         let log = self.log();
@@ -379,25 +377,25 @@ impl<'world> Proxy<'world> {
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
 
-    /// Its settings file.
+    /// The path of the settings file.
     #[must_use]
     pub fn settings_path(&self) -> PathBuf {
         self.directory.join("settings.yaml")
     }
 
-    /// Its directory.
+    /// The directory of the proxy.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// The node it runs on.
+    /// The node of the proxy.
     #[must_use]
     pub fn node(&self) -> &'world Node {
         self.node
     }
 
-    /// Lets it run on after this process ended.
+    /// Leaves the process running after the harness has ended.
     pub fn leak(mut self) {
         if let Some(process) = self.process.take() {
             process.leak();

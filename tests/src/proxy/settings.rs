@@ -1,7 +1,4 @@
-//! A proxy's settings file, typed as far as tests change it.
-//!
-//! Written with the key names that users write, so that a test reads like a settings file.
-//! What has no field here goes into `extra`.
+//! The settings file of a proxy, with a field for each key that tests change. Other keys go into `extra`.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,7 +11,7 @@ use serde::Serialize;
 #[serde(rename_all = "camelCase")]
 #[allow(
     missing_docs,
-    reason = "the fields bear the names of the settings file"
+    reason = "the fields have the names of the settings file"
 )]
 pub struct Settings {
     pub node: String,
@@ -30,13 +27,13 @@ pub struct Settings {
     pub readiness: Address,
     pub capture: Capture,
     pub log: Log,
-    /// Whatever else a test wants to set.
+    /// Other keys.
     #[serde(flatten)]
     pub extra: BTreeMap<String, serde_json::Value>,
 }
 
 impl Settings {
-    /// Sets how long what is open may last after the proxy was asked to end, as `60s`.
+    /// Sets `termination.deadline`, for example `60s`.
     pub fn set_deadline(&mut self, deadline: &str) {
         let termination = serde_json::json!({ "deadline": deadline });
         drop(self.extra.insert("termination".to_owned(), termination));
@@ -47,7 +44,7 @@ impl Settings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[allow(
     missing_docs,
-    reason = "the fields bear the names of the settings file"
+    reason = "the fields have the names of the settings file"
 )]
 pub struct PodEntry {
     pub workload: String,
@@ -57,7 +54,7 @@ pub struct PodEntry {
 /// A workload of the mesh.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(missing_docs, reason = "the fields bear the names of the workload API")]
+#[allow(missing_docs, reason = "the fields have the names of the workload API")]
 pub struct Workload {
     pub uid: String,
     pub name: String,
@@ -75,7 +72,7 @@ pub struct Workload {
 
 /// A service of the mesh.
 #[derive(Debug, Clone, Serialize)]
-#[allow(missing_docs, reason = "the fields bear the names of the workload API")]
+#[allow(missing_docs, reason = "the fields have the names of the workload API")]
 pub struct Service {
     pub name: String,
     pub namespace: String,
@@ -89,7 +86,7 @@ pub struct Service {
 
 /// An authorization policy.
 #[derive(Debug, Clone, Serialize)]
-#[allow(missing_docs, reason = "the fields bear the names of the workload API")]
+#[allow(missing_docs, reason = "the fields have the names of the workload API")]
 pub struct Policy {
     pub name: String,
     pub namespace: String,
@@ -103,11 +100,11 @@ pub struct Policy {
     pub extra: BTreeMap<String, serde_json::Value>,
 }
 
-/// Where certificates come from.
+/// The certificate authority.
 #[derive(Debug, Clone, Serialize)]
 #[allow(
     missing_docs,
-    reason = "the fields bear the names of the settings file"
+    reason = "the fields have the names of the settings file"
 )]
 pub struct Authority {
     pub local: LocalAuthority,
@@ -118,7 +115,7 @@ pub struct Authority {
 #[serde(rename_all = "camelCase")]
 #[allow(
     missing_docs,
-    reason = "the fields bear the names of the settings file"
+    reason = "the fields have the names of the settings file"
 )]
 pub struct LocalAuthority {
     pub directory: PathBuf,
@@ -130,18 +127,18 @@ pub struct LocalAuthority {
 #[derive(Debug, Clone, Serialize)]
 #[allow(
     missing_docs,
-    reason = "the fields bear the names of the settings file"
+    reason = "the fields have the names of the settings file"
 )]
 pub struct Address {
     pub address: String,
 }
 
-/// How connections are captured.
+/// The settings of capture.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(
     missing_docs,
-    reason = "the fields bear the names of the settings file"
+    reason = "the fields have the names of the settings file"
 )]
 pub struct Capture {
     pub bpf_directory: PathBuf,
@@ -149,11 +146,11 @@ pub struct Capture {
     pub extra: BTreeMap<String, serde_json::Value>,
 }
 
-/// What is logged, and how.
+/// The log.
 #[derive(Debug, Clone, Serialize)]
 #[allow(
     missing_docs,
-    reason = "the fields bear the names of the settings file"
+    reason = "the fields have the names of the settings file"
 )]
 pub struct Log {
     pub filter: String,
@@ -161,10 +158,10 @@ pub struct Log {
 }
 
 impl Settings {
-    /// The file's text.
+    /// The text of the file.
     ///
     /// # Errors
-    /// When `extra` holds something that YAML cannot say.
+    /// When `extra` contains a value that YAML cannot represent.
     pub fn to_yaml(&self) -> anyhow::Result<String> {
         Ok(serde_yaml_ng::to_string(self)?)
     }
@@ -184,7 +181,7 @@ impl Policy {
         }
     }
 
-    /// A policy for the workloads that name it, see [`Workload::authorization_policies`].
+    /// A policy for the workloads that list it, see [`Workload::authorization_policies`].
     #[must_use]
     pub fn selector(name: &str, action: &str, rules: serde_json::Value) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! Which sockets a proxy has: the witness that it has nothing to do with a connection.
+//! The sockets of a proxy. Tests use them to prove that the proxy does not carry a connection.
 
 use std::collections::HashSet;
 use std::io;
@@ -10,10 +10,10 @@ use crate::net::{Host, TcpSocket, TcpState};
 use crate::process;
 
 impl Proxy<'_> {
-    /// Its connected TCP sockets in a host's namespace.
+    /// The proxy's connected TCP sockets in a host's namespace.
     ///
     /// # Errors
-    /// When it does not run.
+    /// When the proxy is not running.
     pub fn connections_in(&self, host: &Host) -> Result<Vec<TcpSocket>> {
         let inodes = self.socket_inodes().context("reading the proxy's files")?;
         let sockets = host.tcp_sockets().context("reading a host's sockets")?;
@@ -24,19 +24,19 @@ impl Proxy<'_> {
             .collect())
     }
 
-    /// Whether it has a socket in a host's namespace whose other end has this port.
+    /// Whether the proxy has a socket in a host's namespace whose remote end has this port.
     ///
     /// # Errors
-    /// When it does not run.
-    pub fn speaks_with(&self, host: &Host, port: u16) -> Result<bool> {
+    /// When the proxy is not running.
+    pub fn has_connection_to(&self, host: &Host, port: u16) -> Result<bool> {
         let mut connections = self.connections_in(host)?.into_iter();
         Ok(connections.any(|socket| socket.remote.port() == port))
     }
 
-    /// Whether it listens on a port in a host's namespace.
+    /// Whether the proxy listens on a port in a host's namespace.
     ///
     /// # Errors
-    /// When it does not run.
+    /// When the proxy is not running.
     pub fn listens_in(&self, host: &Host, port: u16) -> Result<bool> {
         let inodes = self.socket_inodes().context("reading the proxy's files")?;
         let sockets = host.tcp_sockets().context("reading a host's sockets")?;

@@ -1,22 +1,22 @@
-//! What a TLS server agreed to, read from its first message on the link.
+//! The parameters of TLS handshakes, parsed from captured ServerHello messages.
 //!
-//! The ServerHello is sent in the clear (RFC 8446, section 4.1.3): this is evidence of the
-//! version, the cipher and the key exchange that does not depend on what a proxy says.
+//! A ServerHello is not encrypted (RFC 8446, section 4.1.3): it proves the version, the cipher suite and
+//! the key exchange independently of the proxies' logs.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// A TLS handshake that was seen.
+/// A captured TLS handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handshake {
-    /// Who called.
+    /// The address of the client.
     pub client: SocketAddr,
-    /// Who answered.
+    /// The address of the server.
     pub server: SocketAddr,
     /// The version, such as 0x0304 for TLS 1.3.
     pub version: u16,
-    /// The cipher suite's number.
+    /// The number of the cipher suite.
     pub cipher: u16,
-    /// The number of the group in which keys were exchanged, if the server said one.
+    /// The number of the key exchange group, if the message contains one.
     pub group: Option<u16>,
 }
 
@@ -58,11 +58,11 @@ impl Handshake {
     }
 }
 
-/// Reads an Ethernet frame that holds the beginning of a server's first TLS message.
-pub(super) fn read(frame: &[u8]) -> Option<Handshake> {
+/// Parses an Ethernet frame with the beginning of a ServerHello.
+pub(super) fn parse(frame: &[u8]) -> Option<Handshake> {
     let (source, destination, payload) = tcp(frame)?;
-    let hello = record(payload)?;
-    // legacy_version, random, session id, cipher, compression, extensions
+    let hello = server_hello(payload)?;
+    // The fields: legacy_version, random, session id, cipher suite, compression, extensions.
     let after_random = hello.get(2 + 32..)?;
     let (session, rest) = after_random.split_first()?;
     let rest = rest.get(usize::from(*session)..)?;
@@ -91,7 +91,7 @@ pub(super) fn read(frame: &[u8]) -> Option<Handshake> {
 }
 
 /// The body of a ServerHello at the beginning of a TCP payload.
-fn record(payload: &[u8]) -> Option<&[u8]> {
+fn server_hello(payload: &[u8]) -> Option<&[u8]> {
     const HANDSHAKE: u8 = 22;
     const SERVER_HELLO: u8 = 2;
     let message = payload.get(5..)?;
@@ -155,7 +155,7 @@ mod tests {
         bytes.extend([0x3a, 0xa0, 0x10, 0x00]);
         bytes.extend([0; 8]);
         bytes.extend([0x50, 0x18, 0, 0, 0, 0, 0, 0]);
-        // The record and the message, with their lengths left at zero: nobody looks at them.
+        // The record and the message. Their lengths are zero, because `parse` does not use them.
         bytes.extend([22, 3, 3, 0, 0, 2, 0, 0, 0, 3, 3]);
         bytes.extend([7; 32]);
         bytes.extend([1, 9, 0x13, 0x01, 0, 0, 14]);
@@ -164,22 +164,26 @@ mod tests {
     }
 
     #[test]
-    fn a_server_hello_is_read() {
-        let seen = read(&frame()).unwrap();
-        assert_eq!(seen.client, "10.0.0.1:4096".parse().unwrap());
-        assert_eq!(seen.server, "10.0.0.2:15008".parse().unwrap());
+    fn a_server_hello_is_parsed() {
+        let handshake = parse(&frame()).unwrap();
+        assert_eq!(handshake.client, "10.0.0.1:4096".parse().unwrap());
+        assert_eq!(handshake.server, "10.0.0.2:15008".parse().unwrap());
         assert_eq!(
-            (seen.version_name(), seen.cipher_name(), seen.group_name()),
+            (
+                handshake.version_name(),
+                handshake.cipher_name(),
+                handshake.group_name()
+            ),
             ("TLS 1.3", "AES-128-GCM", "X25519MLKEM768")
         );
     }
 
     #[test]
-    fn a_frame_cut_anywhere_is_no_handshake_or_a_shorter_one() {
+    fn a_truncated_frame_is_parsed_in_part_or_not_at_all() {
         let whole = frame();
         for length in 0..whole.len() {
-            if let Some(seen) = read(&whole[..length]) {
-                assert_eq!(seen.cipher, 0x1301);
+            if let Some(handshake) = parse(&whole[..length]) {
+                assert_eq!(handshake.cipher, 0x1301);
             }
         }
     }

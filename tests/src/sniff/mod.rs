@@ -1,7 +1,5 @@
-//! Reads every packet that crosses a link, as tcpdump would, and looks for a marker in it.
-//!
-//! This is how tests and the demo prove that a payload does, or does not, cross the link
-//! between two nodes in the clear.
+//! A sniffer: captures every packet of a link, as tcpdump does, and searches it for a marker. Tests and
+//! the demo use it to prove whether a payload crosses a link in plaintext.
 
 mod handshake;
 
@@ -22,47 +20,46 @@ use crate::net::{Host, Node, World};
 
 pub use handshake::{Handshake, TLS_1_3};
 
-/// More than the largest packet that segmentation offload hands over.
+/// The buffer size, in bytes; larger than the largest packet with segmentation offload.
 const PACKET_BYTES: usize = 256 * 1024;
-/// How many handshakes are kept.
+/// The largest number of handshakes that are kept.
 const HANDSHAKES: usize = 1000;
-/// How much may queue while the reader is not running, bytes.
+/// The size of the packet queue, in bytes.
 const QUEUE_BYTES: usize = 64 * 1024 * 1024;
 
-/// What was seen on the link.
+/// The captured traffic of a link.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Seen {
-    /// Packets, both directions. Offloads make one of many.
+pub struct SniffedTraffic {
+    /// Packets in both directions. Offloads combine several packets into one.
     pub packets: u64,
-    /// Their bytes, headers included.
+    /// Bytes, including headers.
     pub bytes: u64,
-    /// Packets that held the marker.
-    pub hits: u64,
+    /// Packets that contain the marker.
+    pub marker_packets: u64,
     /// TLS handshakes, the first [`HANDSHAKES`] of them.
     pub handshakes: Vec<Handshake>,
 }
 
-/// A sniffer at work.
+/// A running sniffer.
 #[derive(Debug)]
 pub struct Sniffer {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<Seen>>,
+    thread: JoinHandle<Result<SniffedTraffic>>,
 }
 
 impl Sniffer {
-    /// Listens on the link from `node` to the node named `to`.
+    /// Captures on the link from `node` to the node named `to`.
     ///
     /// # Errors
-    /// When there is no such link, or without the right to open a packet socket.
+    /// When the link does not exist, or without the privilege to open a packet socket.
     pub fn between(node: &Node, to: &str, marker: &[u8]) -> Result<Self> {
         Self::on_link(&node.host, &World::link_to(to), marker)
     }
 
-    /// Listens on a link of a host, by the link's name. Packets that cross after this call
-    /// are seen.
+    /// Captures on a link of a host, from the return of this call on.
     ///
     /// # Errors
-    /// When there is no such link, or without the right to open a packet socket.
+    /// When the link does not exist, or without the privilege to open a packet socket.
     pub fn on_link(host: &Host, link: &str, marker: &[u8]) -> Result<Self> {
         let (socket, index) = host.enter(|| -> Result<(OwnedFd, usize)> {
             let index = crate::net::index_of(link)?;
@@ -75,11 +72,11 @@ impl Sniffer {
         Ok(Self { stop, thread })
     }
 
-    /// Reads what still is queued, then reports.
+    /// Reads the queued packets and returns the result.
     ///
     /// # Errors
     /// When reading failed.
-    pub fn finish(self) -> Result<Seen> {
+    pub fn finish(self) -> Result<SniffedTraffic> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread
             .join()
@@ -87,7 +84,7 @@ impl Sniffer {
     }
 }
 
-/// On a link that never falls silent, what is queued is read for this long after the stop.
+/// The longest time that the queue is read after the stop, if packets keep arriving.
 const DRAIN: Duration = Duration::from_secs(1);
 
 fn open() -> Result<OwnedFd> {
@@ -104,28 +101,33 @@ fn open() -> Result<OwnedFd> {
     Ok(socket)
 }
 
-fn read(socket: &OwnedFd, index: usize, marker: &[u8], stop: &AtomicBool) -> Result<Seen> {
-    let mut seen = Seen::default();
+fn read(
+    socket: &OwnedFd,
+    index: usize,
+    marker: &[u8],
+    stop: &AtomicBool,
+) -> Result<SniffedTraffic> {
+    let mut traffic = SniffedTraffic::default();
     let mut buffer = vec![0; PACKET_BYTES];
     let mut end = None;
     loop {
-        // Asked before reading, so that whatever was queued by then is read.
+        // Loaded before reading, so that the packets that are queued at the stop are read.
         let last = stop.load(Ordering::Relaxed);
         if last && *end.get_or_insert_with(|| Instant::now() + DRAIN) <= Instant::now() {
-            return Ok(seen);
+            return Ok(traffic);
         }
         match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer) {
             Ok((length, Some(from))) if from.ifindex() == index => {
                 let packet = buffer.get(..length).unwrap_or(&buffer);
-                seen.packets += 1;
-                seen.bytes += u64::try_from(length)?;
-                seen.hits += u64::from(contains(packet, marker));
-                if seen.handshakes.len() < HANDSHAKES {
-                    seen.handshakes.extend(handshake::read(packet));
+                traffic.packets += 1;
+                traffic.bytes += u64::try_from(length)?;
+                traffic.marker_packets += u64::from(contains(packet, marker));
+                if traffic.handshakes.len() < HANDSHAKES {
+                    traffic.handshakes.extend(handshake::parse(packet));
                 }
             }
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(nix::errno::Errno::EAGAIN) if last => return Ok(seen),
+            Err(nix::errno::Errno::EAGAIN) if last => return Ok(traffic),
             Err(nix::errno::Errno::EAGAIN) => {}
             Err(errno) => return Err(errno).context("reading packets"),
         }
@@ -143,7 +145,7 @@ fn contains(packet: &[u8], marker: &[u8]) -> bool {
         .any(|(at, _)| packet.get(at..at + marker.len()) == Some(marker))
 }
 
-/// How long a packet may take from one end of a simulated link to a sniffer.
+/// The time that a packet may take from one end of a simulated link to the sniffer.
 pub const SETTLE: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
@@ -151,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_marker_is_found_wherever_it_stands() {
+    fn a_marker_is_found_at_any_position() {
         for (packet, found) in [
             ("marker", true),
             ("xxmarker", true),

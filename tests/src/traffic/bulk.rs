@@ -1,4 +1,4 @@
-//! Bulk transfers: one thread a connection.
+//! Bulk transfers, one thread per connection.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
@@ -9,12 +9,12 @@ use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
 
 use super::server::BULK_BYTES;
-use super::{End, Manner, tune};
+use super::{IoMode, Stream, tune};
 
-/// How long a connection may take to come up.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time limit for connecting.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Which way the bytes go.
+/// The direction of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From the client to a [`super::Kind::Sink`].
@@ -23,29 +23,29 @@ pub enum Direction {
     Reverse,
 }
 
-/// A bulk transfer to make.
+/// The parameters of a bulk transfer.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     /// The server.
     pub to: SocketAddr,
-    /// Connections at the same time.
+    /// The number of concurrent connections.
     pub connections: usize,
-    /// How long.
+    /// The duration.
     pub length: Duration,
-    /// Which way.
+    /// The direction.
     pub direction: Direction,
-    /// Bytes of one write of the client.
+    /// The size of one write of the client, in bytes.
     pub chunk: usize,
-    /// How the client waits.
-    pub manner: Manner,
+    /// The I/O mode of the client.
+    pub io_mode: IoMode,
 }
 
-/// What was transferred.
+/// The result of a transfer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
-    /// Payload bytes that arrived, all connections.
+    /// Payload bytes that arrived on all connections.
     pub bytes: u64,
-    /// From the first connect to the last byte's arrival.
+    /// The time from the first connect to the arrival of the last byte.
     pub seconds: f64,
     /// The rate.
     pub gbit_per_second: f64,
@@ -53,14 +53,14 @@ pub struct Report {
     pub congestion: String,
 }
 
-/// Makes the transfer.
+/// Runs the transfer.
 ///
 /// # Errors
 /// When a connection fails.
 pub fn run(plan: &Plan) -> Result<Report> {
     let mut streams = Vec::new();
     for _ in 0..plan.connections {
-        streams.push(End::connect(plan.to, plan.manner, PATIENCE)?);
+        streams.push(Stream::connect(plan.to, plan.io_mode, TIMEOUT)?);
     }
     let congestion = streams
         .first()
@@ -101,7 +101,7 @@ pub fn run(plan: &Plan) -> Result<Report> {
     })
 }
 
-fn send(mut stream: &End, chunk: usize, end: Instant) -> io::Result<u64> {
+fn send(mut stream: &Stream, chunk: usize, end: Instant) -> io::Result<u64> {
     let buffer = vec![0xa5; chunk];
     while Instant::now() < end {
         stream.write_all(&buffer)?;
@@ -112,7 +112,7 @@ fn send(mut stream: &End, chunk: usize, end: Instant) -> io::Result<u64> {
     Ok(u64::from_be_bytes(count))
 }
 
-fn receive(mut stream: &End, end: Instant) -> io::Result<u64> {
+fn receive(mut stream: &Stream, end: Instant) -> io::Result<u64> {
     let mut buffer = vec![0; BULK_BYTES];
     let mut total = 0;
     while Instant::now() < end {

@@ -1,4 +1,4 @@
-//! New connections: each one carries a single request, and the server closes it.
+//! New connections: each carries one request, and the server closes it.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -10,20 +10,20 @@ use serde::{Deserialize, Serialize};
 
 use super::latency::{Latency, Recorder};
 
-/// What was measured.
+/// The result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     /// Connections that were opened, answered and closed.
     pub connections: u64,
-    /// How long it took.
+    /// The duration.
     pub seconds: f64,
     /// The rate.
     pub per_second: f64,
-    /// From connect to the end of the stream.
+    /// The latency from connect to the end of the stream.
     pub latency: Latency,
 }
 
-/// Opens connections, `at_a_time` of them side by side, for `length`.
+/// Opens connections for `length`, `at_a_time` of them concurrently.
 ///
 /// # Errors
 /// When a connection fails.
@@ -34,7 +34,7 @@ pub fn run(to: SocketAddr, at_a_time: usize, length: Duration) -> Result<Report>
         .map(|_| {
             thread::spawn(move || -> Result<Recorder> {
                 let mut recorder = Recorder::new();
-                // At least one, also where the thread begins late.
+                // At least one, even if the thread starts late.
                 loop {
                     let begun = Instant::now();
                     once(to)?;
@@ -71,7 +71,7 @@ pub fn run(to: SocketAddr, at_a_time: usize, length: Duration) -> Result<Report>
 
 fn once(to: SocketAddr) -> Result<()> {
     let mut stream = TcpStream::connect(to).with_context(|| format!("connecting to {to}"))?;
-    // The server closes first: the port that waits for late packets is its, not the client's.
+    // The server closes first, so that TIME_WAIT occupies a port of the server, not of the client.
     stream
         .write_all(b"GET / HTTP/1.1\r\nhost: load\r\nconnection: close\r\n\r\n")
         .context("sending a request")?;

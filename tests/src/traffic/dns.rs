@@ -1,4 +1,4 @@
-//! DNS: questions of a pod, and a resolver that answers all of them alike.
+//! DNS queries of a pod, and a resolver that answers every query with one address.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -10,116 +10,122 @@ use anyhow::{Context as _, Result};
 
 use crate::net::Host;
 
-/// Where resolvers listen.
+/// The port of DNS.
 pub const DNS: u16 = 53;
 /// The type of a record with an IPv4 address (RFC 1035, section 3.2.2).
 const A: u8 = 1;
-/// Where the questions begin in a message.
+/// The length of a message header, in bytes.
 const HEADER: usize = 12;
-/// An answer whose record has the question's name: type A, class IN, for a minute, four bytes.
+/// The beginning of an answer record: the name of the question, type A, class IN, TTL 60 s, 4 bytes.
 const RECORD: [u8; 12] = [0xc0, 12, 0, A, 0, 1, 0, 0, 0, 60, 0, 4];
 
-/// How a pod asks.
+/// The transport of a DNS query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// From a socket that could ask several resolvers.
+pub enum Transport {
+    /// A UDP socket that is not connected.
     Datagram,
-    /// From a socket that is connected to its resolver.
+    /// A UDP socket that is connected to the resolver.
     ConnectedDatagram,
-    /// On a connection.
+    /// A TCP connection.
     Connection,
 }
 
-impl Way {
-    /// All of them.
+impl Transport {
+    /// All transports.
     pub const ALL: [Self; 3] = [Self::Datagram, Self::ConnectedDatagram, Self::Connection];
 }
 
 /// A query for the IPv4 addresses of a name.
 ///
 /// # Panics
-/// When a label is longer than a byte says.
+/// When a label is longer than 255 bytes.
 #[must_use]
 pub fn query(id: u16, name: &str) -> Vec<u8> {
     let mut message = id.to_be_bytes().to_vec();
     message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     for label in name.split('.') {
-        message.push(u8::try_from(label.len()).expect("a label of at most 255 bytes"));
+        message.push(u8::try_from(label.len()).expect("a label must have at most 255 bytes"));
         message.extend(label.as_bytes());
     }
     message.extend([0, 0, A, 0, 1]);
     message
 }
 
-/// What a pod is told about a name, in order.
+/// Resolves a name in a pod. Returns the addresses in the order of the answer.
 ///
 /// # Errors
-/// Those of the socket, `TimedOut` or `WouldBlock` after `limit`, and `InvalidData` for what is no
-/// answer to the question or comes from somebody else.
-pub fn ask(
+/// Errors of the socket, `TimedOut` or `WouldBlock` after `limit`, and `InvalidData` for a message that is
+/// not an answer to the query or comes from another address.
+pub fn resolve(
     from: &Host,
     resolver: SocketAddr,
-    way: Way,
+    transport: Transport,
     name: &str,
     limit: Duration,
 ) -> io::Result<Vec<IpAddr>> {
-    from.enter(|| ask_here(resolver, way, name, limit))
+    from.enter(|| resolve_here(resolver, transport, name, limit))
 }
 
-/// As [`ask`], in the network namespace of this thread.
+/// As [`resolve`], in the network namespace of the calling thread.
 ///
 /// # Errors
-/// As [`ask`].
-pub fn ask_here(
+/// As [`resolve`].
+pub fn resolve_here(
     resolver: SocketAddr,
-    way: Way,
+    transport: Transport,
     name: &str,
     limit: Duration,
 ) -> io::Result<Vec<IpAddr>> {
     let query = query(rand::random(), name);
-    let response = match way {
-        Way::Connection => {
+    let response = match transport {
+        Transport::Connection => {
             let mut stream = TcpStream::connect(resolver)?;
             stream.set_read_timeout(Some(limit))?;
             write_frame(&mut stream, &query)?;
             read_frame(&mut stream)?
         }
-        Way::Datagram | Way::ConnectedDatagram => {
+        Transport::Datagram | Transport::ConnectedDatagram => {
             let any: IpAddr = if resolver.is_ipv4() {
                 Ipv4Addr::UNSPECIFIED.into()
             } else {
                 std::net::Ipv6Addr::UNSPECIFIED.into()
             };
             let socket = UdpSocket::bind((any, 0))?;
-            if way == Way::ConnectedDatagram {
+            if transport == Transport::ConnectedDatagram {
                 socket.connect(resolver)?;
             }
-            exchange(&socket, resolver, way, &query, limit)?
+            exchange(&socket, resolver, transport, &query, limit)?
         }
     };
     addresses(&query, &response)
 }
 
-/// What a pod is told about a name that it asks for on a socket which is connected to its resolver.
+/// Resolves a name over a socket that is connected to the resolver.
 ///
 /// # Errors
-/// As [`ask`].
-pub fn ask_over(socket: &UdpSocket, name: &str, limit: Duration) -> io::Result<Vec<IpAddr>> {
+/// As [`resolve`].
+pub fn resolve_over(socket: &UdpSocket, name: &str, limit: Duration) -> io::Result<Vec<IpAddr>> {
     let query = query(rand::random(), name);
     let resolver = socket.peer_addr()?;
-    let response = exchange(socket, resolver, Way::ConnectedDatagram, &query, limit)?;
+    let response = exchange(
+        socket,
+        resolver,
+        Transport::ConnectedDatagram,
+        &query,
+        limit,
+    )?;
     addresses(&query, &response)
 }
 
 fn exchange(
     socket: &UdpSocket,
     resolver: SocketAddr,
-    way: Way,
+    transport: Transport,
     query: &[u8],
     limit: Duration,
 ) -> io::Result<Vec<u8>> {
     socket.set_read_timeout(Some(limit))?;
-    if way == Way::ConnectedDatagram {
+    if transport == Transport::ConnectedDatagram {
         socket.send(query)?;
     } else {
         socket.send_to(query, resolver)?;
@@ -133,7 +139,7 @@ fn exchange(
     Ok(room)
 }
 
-/// The addresses of a response whose records have pointers for names, if it is one to the query.
+/// The addresses of a response to this query. The names of its records must be pointers.
 fn addresses(query: &[u8], response: &[u8]) -> io::Result<Vec<IpAddr>> {
     let same = response.get(..2) == query.get(..2)
         && response.get(HEADER..query.len()) == query.get(HEADER..);
@@ -168,17 +174,17 @@ fn write_frame(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
     stream.write_all(&[&length.to_be_bytes()[..], message].concat())
 }
 
-/// A resolver that answers one IPv4 address to everything, and knows what it was asked.
+/// A resolver that answers every query with one IPv4 address and records the queried names.
 #[derive(Debug, Clone)]
 pub struct Resolver {
     answer: Ipv4Addr,
     delay: Duration,
-    asked: Arc<Mutex<Vec<String>>>,
+    queries: Arc<Mutex<Vec<String>>>,
 }
 
 impl Resolver {
-    /// Serves on a host, at an address of its own (an answer is to come from the one that was
-    /// asked), until the test ends. Every answer takes `delay`.
+    /// Serves on a host until the test ends. The address must be a specific one, because an answer must
+    /// come from the address that the query was sent to. Each answer is delayed by `delay`.
     ///
     /// # Errors
     /// When the port is taken.
@@ -188,7 +194,7 @@ impl Resolver {
         let resolver = Self {
             answer,
             delay,
-            asked: Arc::default(),
+            queries: Arc::default(),
         };
         let serving = resolver.clone();
         thread::spawn(move || serving.datagrams(udp));
@@ -197,14 +203,14 @@ impl Resolver {
         Ok(resolver)
     }
 
-    /// The names that it was asked for, each as often as it was.
+    /// The queried names, with repetitions.
     #[must_use]
-    pub fn asked(&self) -> Vec<String> {
+    pub fn queries(&self) -> Vec<String> {
         self.lock().clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<String>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn datagrams(&self, udp: UdpSocket) {
@@ -232,7 +238,7 @@ impl Resolver {
         }
     }
 
-    /// After the delay; nobody else waits for it.
+    /// Sends an answer after the delay, without delaying other answers.
     fn later(&self, answer: impl FnOnce(&Self) + Send + 'static) {
         let resolver = self.clone();
         thread::spawn(move || {
@@ -241,11 +247,11 @@ impl Resolver {
         });
     }
 
-    /// The address where one is asked for, otherwise that there is nothing of the kind.
+    /// The response: the address for a query of type A, otherwise an empty answer.
     fn answer(&self, query: &[u8]) -> Option<Vec<u8>> {
-        let (name, question) = asked_for(query)?;
+        let (name, question) = question(query)?;
         self.lock().push(name);
-        // Without what stands behind the question: this one knows no EDNS.
+        // Without the records after the question: the resolver does not support EDNS.
         let mut answer = query.get(..question)?.to_vec();
         let kind = *answer.get(question.checked_sub(3)?)?;
         let count = u8::from(kind == A);
@@ -260,8 +266,8 @@ impl Resolver {
     }
 }
 
-/// The name of a query's question, and where the question ends.
-fn asked_for(query: &[u8]) -> Option<(String, usize)> {
+/// The name in the question of a query, and the end of the question.
+fn question(query: &[u8]) -> Option<(String, usize)> {
     let (mut labels, mut at) = (Vec::new(), HEADER);
     loop {
         let length = usize::from(*query.get(at)?);

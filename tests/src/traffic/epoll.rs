@@ -1,4 +1,4 @@
-//! The readiness calls of everything here that is event-driven: epoll, level-triggered.
+//! Level-triggered epoll for event-driven clients and servers.
 #![allow(
     unsafe_code,
     reason = "epoll has no safe binding among this workspace's dependencies"
@@ -8,15 +8,15 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
-/// How many events one wait returns at most.
+/// The largest number of events of one wait.
 const EVENTS: usize = 256;
 
-/// What a descriptor is watched for.
+/// The readiness that is awaited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Interest {
-    /// Something to read, or the end.
+    /// Readable, or closed.
     Input,
-    /// Room to write, or the end.
+    /// Writable, or closed.
     Output,
 }
 
@@ -34,7 +34,7 @@ impl Epoll {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the descriptor is fresh and nobody else owns it.
+        // SAFETY: the descriptor is new and has no other owner.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self {
             fd,
@@ -45,7 +45,7 @@ impl Epoll {
     /// Watches a descriptor; `token` comes back from [`Self::wait`].
     pub(crate) fn add(
         &self,
-        watched: &impl AsRawFd,
+        sniffed: &impl AsRawFd,
         token: u64,
         interest: Interest,
     ) -> io::Result<()> {
@@ -61,7 +61,7 @@ impl Epoll {
             libc::epoll_ctl(
                 self.fd.as_raw_fd(),
                 libc::EPOLL_CTL_ADD,
-                watched.as_raw_fd(),
+                sniffed.as_raw_fd(),
                 &raw mut event,
             )
         };
@@ -72,8 +72,7 @@ impl Epoll {
         }
     }
 
-    /// Waits and returns the tokens of the descriptors that have what they are watched for; none when
-    /// `limit` passed or a signal came.
+    /// Waits and returns the tokens of the ready descriptors; none after `limit` or a signal.
     pub(crate) fn wait(
         &mut self,
         limit: Duration,

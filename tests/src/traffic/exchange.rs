@@ -1,16 +1,16 @@
-//! Many bytes there and back, compared one by one.
+//! Sends many bytes to an echo server and compares the echo.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
 use std::thread;
 
-use super::End;
+use super::Stream;
 use anyhow::{Context as _, Result, anyhow, ensure};
 
 const CHUNK: usize = 64 * 1024;
 
-/// A stream of bytes that looks random and is the same each time (xorshift, Marsaglia 2003):
-/// a lost, doubled or swapped piece cannot go unnoticed.
+/// A reproducible pseudo-random byte stream (xorshift, Marsaglia 2003), which detects lost, duplicated
+/// and reordered pieces.
 struct Pattern(u64);
 
 impl Pattern {
@@ -28,12 +28,12 @@ impl Pattern {
     }
 }
 
-/// Sends `bytes` (rounded up to 64 KiB) to a [`super::Kind::Echo`] while it reads them back,
-/// half-closes, and checks that exactly what was sent came back and the stream then ended.
+/// Sends `bytes` (rounded up to 64 KiB) to a [`super::Kind::Echo`], reads the echo at the same time,
+/// half-closes, and checks that the echo is exactly what was sent, followed by the end of the stream.
 ///
 /// # Errors
 /// When the connection fails, or a byte differs.
-pub fn exchange(stream: &End, bytes: usize) -> Result<()> {
+pub fn exchange(stream: &Stream, bytes: usize) -> Result<()> {
     let chunks = bytes.div_ceil(CHUNK);
     thread::scope(|scope| {
         let sender = scope.spawn(|| send(stream, chunks));
@@ -46,7 +46,7 @@ pub fn exchange(stream: &End, bytes: usize) -> Result<()> {
     })
 }
 
-fn send(mut stream: &End, chunks: usize) -> io::Result<()> {
+fn send(mut stream: &Stream, chunks: usize) -> io::Result<()> {
     let mut pattern = Pattern::new();
     let mut chunk = [0; CHUNK];
     for _ in 0..chunks {
@@ -56,7 +56,7 @@ fn send(mut stream: &End, chunks: usize) -> io::Result<()> {
     stream.shutdown(Shutdown::Write)
 }
 
-fn receive(mut stream: &End, chunks: usize) -> Result<()> {
+fn receive(mut stream: &Stream, chunks: usize) -> Result<()> {
     let mut pattern = Pattern::new();
     let (mut expected, mut found) = ([0; CHUNK], [0; CHUNK]);
     for index in 0..chunks {
@@ -69,12 +69,15 @@ fn receive(mut stream: &End, chunks: usize) -> Result<()> {
             .zip(&found)
             .position(|(expected, found)| expected != found);
         if let Some(at) = differs {
-            anyhow::bail!("byte {} is not the one that was sent", index * CHUNK + at);
+            anyhow::bail!(
+                "byte {} of the echo differs from the sent byte",
+                index * CHUNK + at
+            );
         }
     }
     ensure!(
         stream.read(&mut found).context("waiting for the end")? == 0,
-        "more came back than was sent"
+        "the echo is longer than the sent data"
     );
     Ok(())
 }

@@ -1,34 +1,34 @@
-//! As much of HTTP/1.1 as the load generator's two ends say to each other.
+//! The part of HTTP/1.1 that the load generator uses.
 
 use std::io;
 
-/// The header whose value the server gives back.
+/// The header whose value the server returns in the body.
 pub(crate) const MARKER: &str = "x-marker";
 const MAX_HEADERS: usize = 16;
 
-/// A request's head, as far as the server looks at it.
+/// The head of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Request<'a> {
-    /// Bytes of the head.
+    /// The length of the head, in bytes.
     pub(crate) length: usize,
-    /// The marker, empty when there is none.
+    /// The marker; empty if it is missing.
     pub(crate) marker: &'a str,
-    /// Whether the connection ends after the answer.
+    /// Whether the server closes the connection after the response.
     pub(crate) close: bool,
 }
 
-/// A response's head.
+/// The head of a response.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Response {
-    /// Bytes of head and body.
+    /// The length of head and body, in bytes.
     pub(crate) length: usize,
-    /// Where the body begins.
+    /// The offset of the body.
     pub(crate) body: usize,
     /// The status.
     pub(crate) status: u16,
 }
 
-/// Reads a request without a body; none while it is not complete.
+/// Parses a request without a body; `None` if it is incomplete.
 pub(crate) fn request(bytes: &[u8]) -> io::Result<Option<Request<'_>>> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
@@ -51,7 +51,7 @@ pub(crate) fn request(bytes: &[u8]) -> io::Result<Option<Request<'_>>> {
     }))
 }
 
-/// Reads a response with a `content-length`; none while head or body is not complete.
+/// Parses a response with a `content-length`; `None` if head or body are incomplete.
 pub(crate) fn response(bytes: &[u8]) -> io::Result<Option<Response>> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_read_when_it_is_complete() {
+    fn a_complete_request_is_parsed() {
         let text = b"GET / HTTP/1.1\r\nX-Marker: abc\r\nConnection: close\r\n\r\nmore";
         assert_eq!(request(&text[..20]).unwrap(), None);
         let whole = request(text).unwrap().unwrap();
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_is_read_with_its_body() {
+    fn a_response_is_parsed_with_its_body() {
         let text = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nbody";
         assert_eq!(response(&text[..text.len() - 1]).unwrap(), None);
         let whole = response(text).unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! HTTP requests over keep-alive connections: one epoll loop, one request at a time on each
+//! HTTP requests over keep-alive connections: one epoll loop, and one request at a time on each
 //! connection.
 
 use std::io::{self, Read as _, Write as _};
@@ -12,21 +12,21 @@ use super::epoll::{Epoll, Interest};
 use super::http;
 use super::latency::{Latency, Recorder};
 
-/// How long a connection may be silent before the run is called stuck.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// More than any response.
+/// The longest wait for an answer on any connection before the run fails.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The buffer size for a response, in bytes.
 const RESPONSE_BYTES: usize = 8 * 1024;
 
-/// What was measured.
+/// The result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
-    /// Requests that were answered.
+    /// The number of answered requests.
     pub requests: u64,
-    /// How long it took.
+    /// The duration.
     pub seconds: f64,
     /// The rate.
     pub per_second: f64,
-    /// From sending a request to having its answer.
+    /// The latency from sending a request to its complete answer.
     pub latency: Latency,
 }
 
@@ -38,17 +38,17 @@ struct Connection {
     pending: Vec<u8>,
 }
 
-/// Makes requests over `connections` connections for `length`.
+/// Sends requests over `connections` connections for `length`.
 ///
 /// # Errors
 /// When a connection fails or the server stops answering.
 pub fn run(to: SocketAddr, connections: usize, length: Duration) -> Result<Report> {
-    let mut epoll = Epoll::new().context("making an epoll instance")?;
+    let mut epoll = Epoll::new().context("creating an epoll instance")?;
     let mut all = connect(to, connections, &epoll)?;
     let mut recorder = Recorder::new();
     let started = Instant::now();
     for connection in &mut all {
-        connection.ask(Instant::now())?;
+        connection.send_request(Instant::now())?;
     }
     drive(&mut epoll, &mut all, started + length, &mut recorder)
         .with_context(|| format!("requests to {to}"))?;
@@ -95,10 +95,10 @@ fn drive(
         tokens.clear();
         tokens.extend(
             epoll
-                .wait(PATIENCE)?
+                .wait(TIMEOUT)?
                 .filter_map(|token| usize::try_from(token).ok()),
         );
-        ensure!(!tokens.is_empty(), "no answer for {PATIENCE:?}");
+        ensure!(!tokens.is_empty(), "no answer within {TIMEOUT:?}");
         for token in &tokens {
             let Some(connection) = all.get_mut(*token) else {
                 continue;
@@ -106,7 +106,7 @@ fn drive(
             if connection.read(&mut buffer)? {
                 let now = Instant::now();
                 recorder.record(now - connection.sent);
-                connection.ask(now)?;
+                connection.send_request(now)?;
             }
         }
     }
@@ -114,12 +114,12 @@ fn drive(
 }
 
 impl Connection {
-    fn ask(&mut self, now: Instant) -> Result<()> {
+    fn send_request(&mut self, now: Instant) -> Result<()> {
         self.sent = now;
         self.stream.write_all(REQUEST).context("sending a request")
     }
 
-    /// Whether the answer is complete.
+    /// Reads more of the answer. Returns whether it is complete.
     fn read(&mut self, buffer: &mut [u8]) -> Result<bool> {
         let count = match self.stream.read(buffer) {
             Ok(count) => count,

@@ -1,12 +1,12 @@
-//! Connections that do nothing after their first byte: what each costs in memory.
+//! Idle connections, for measuring the memory of each.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
 use anyhow::{Context as _, Result};
 
-/// Opens `count` connections to a [`super::Kind::Http`] server, makes one request on each so
-/// that the whole path exists, and holds them until the value is dropped.
+/// Opens `count` connections to a [`super::Kind::Http`] server and sends one request on each, so that the
+/// whole path is established. The connections stay open until the value is dropped.
 ///
 /// # Errors
 /// When a connection fails.

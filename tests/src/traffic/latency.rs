@@ -5,13 +5,13 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// One minute in nanoseconds; whatever takes longer counts as that.
+/// The largest recorded latency, in nanoseconds: one minute.
 const LONGEST: u64 = 60_000_000_000;
 
 /// Collects latencies.
 pub struct Recorder(Histogram<u64>);
 
-/// What was collected, microseconds.
+/// The collected latencies, in microseconds.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the names say which percentile")]
 pub struct Latency {
@@ -29,7 +29,7 @@ impl Default for Recorder {
 }
 
 impl Recorder {
-    /// An empty one.
+    /// A recorder without latencies.
     #[must_use]
     pub fn new() -> Self {
         match Histogram::new_with_max(LONGEST, 3) {
@@ -38,19 +38,19 @@ impl Recorder {
         }
     }
 
-    /// Adds one operation.
+    /// Records one operation.
     pub fn record(&mut self, latency: Duration) {
         self.0
             .saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    /// How many were recorded.
+    /// The number of recorded operations.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.0.len()
     }
 
-    /// Adds what another one collected.
+    /// Adds the latencies of another recorder.
     pub fn merge(&mut self, other: &Self) {
         self.0 += &other.0;
     }

@@ -1,15 +1,14 @@
 //! The load generator: servers, and clients that measure.
 //!
-//! Everything runs in the calling thread's network namespace, either in threads of a test
-//! ([`serve`] from inside [`crate::net::Host::enter`], or [`crate::net::Host`]'s
-//! `serve`), or as a process of its own (the binary `traffic`), which is how the benchmark
-//! keeps the CPU time of client, server and proxies apart. Bulk transfers use one thread a
-//! connection, which blocks or waits for events ([`Manner`]); HTTP uses one epoll loop a side.
+//! Servers and clients run in the network namespace of the calling thread, either in threads of a test
+//! ([`serve`] inside [`crate::net::Host::enter`], or the methods `serve` and `serve_as` of
+//! [`crate::net::Host`]) or as a process (the binary `traffic`). The benchmark uses processes to separate
+//! the CPU time of client, server and proxies. Bulk transfers use one thread per connection, which blocks
+//! or is event-driven ([`IoMode`]); HTTP uses one epoll loop per side.
 
 pub mod bulk;
 pub mod connects;
 pub mod dns;
-mod end;
 mod epoll;
 mod exchange;
 mod http;
@@ -20,9 +19,10 @@ pub mod pingpong;
 mod request;
 mod server;
 mod server_http;
+mod stream;
 pub mod tune;
 
-pub use end::{End, Manner};
 pub use exchange::exchange;
 pub use request::{Answer, get, get_as, get_over};
 pub use server::{BULK_BYTES, GREETING, Kind, Server, serve, serve_as};
+pub use stream::{IoMode, Stream};

@@ -1,4 +1,4 @@
-//! One byte there and back, again and again: the latency that the path adds.
+//! Round trips of one byte, which measure the latency of the path.
 
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
@@ -8,27 +8,27 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use super::latency::{Latency, Recorder};
-use super::{End, Manner};
+use super::{IoMode, Stream};
 
-/// How long a connection may take to come up.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time limit for connecting.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What was measured.
+/// The result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
-    /// Round trips.
+    /// The number of round trips.
     pub rounds: u64,
-    /// Of one round trip.
+    /// The latency of one round trip.
     pub latency: Latency,
 }
 
-/// Plays with a [`super::Kind::Echo`] for `length`.
+/// Exchanges bytes with a [`super::Kind::Echo`] for `length`.
 ///
 /// # Errors
 /// When the connection fails.
-pub fn run(to: SocketAddr, length: Duration, manner: Manner) -> Result<Report> {
+pub fn run(to: SocketAddr, length: Duration, io_mode: IoMode) -> Result<Report> {
     let mut stream =
-        End::connect(to, manner, PATIENCE).with_context(|| format!("connecting to {to}"))?;
+        Stream::connect(to, io_mode, TIMEOUT).with_context(|| format!("connecting to {to}"))?;
     stream.set_nodelay(true)?;
     let mut recorder = Recorder::new();
     let end = Instant::now() + length;

@@ -1,4 +1,4 @@
-//! One HTTP request, with everything that both ends saw.
+//! One HTTP request, with the addresses that both ends see.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
@@ -7,24 +7,24 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use super::http;
-use super::{End, Manner};
+use super::{IoMode, Stream};
 
-/// An answer of [`super::Kind::Http`], and what the client saw itself.
+/// The answer of a [`super::Kind::Http`] server, and the addresses of the client's socket.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
     /// The status.
     pub status: u16,
-    /// The client's address as the server saw it.
+    /// The client's address from the view of the server.
     pub peer: SocketAddr,
-    /// The address at which the server was called, as it saw it.
+    /// The server's local address from the view of the server.
     pub local: SocketAddr,
-    /// The marker, given back.
+    /// The marker that the server returned.
     pub marker: String,
     /// The client's `getsockname`.
     pub client_local: SocketAddr,
     /// The client's `getpeername`.
     pub client_peer: SocketAddr,
-    /// From before connect to the last byte.
+    /// The time from connect to the last byte.
     pub latency: Duration,
 }
 
@@ -35,36 +35,36 @@ struct Body {
     marker: String,
 }
 
-/// Connects and makes one request.
+/// Connects and sends one request.
 ///
 /// # Errors
 /// When connecting, sending or receiving fails or takes longer than `limit`.
 pub fn get(address: SocketAddr, marker: &str, limit: Duration) -> io::Result<Answer> {
-    get_as(Manner::Blocking, address, marker, limit)
+    get_as(IoMode::Blocking, address, marker, limit)
 }
 
-/// As [`get`], in the manner of the caller's choice.
+/// As [`get`], with an I/O mode.
 ///
 /// # Errors
 /// When connecting, sending or receiving fails or takes longer than `limit`.
 pub fn get_as(
-    manner: Manner,
+    io_mode: IoMode,
     address: SocketAddr,
     marker: &str,
     limit: Duration,
 ) -> io::Result<Answer> {
     let started = Instant::now();
-    let mut stream = End::connect(address, manner, limit)?;
+    let mut stream = Stream::connect(address, io_mode, limit)?;
     let mut answer = get_over(&mut stream, marker, limit)?;
     answer.latency = started.elapsed();
     Ok(answer)
 }
 
-/// Makes one request over a connection that exists.
+/// Sends one request over an open connection.
 ///
 /// # Errors
 /// When sending or receiving fails or takes longer than `limit`.
-pub fn get_over(stream: &mut End, marker: &str, limit: Duration) -> io::Result<Answer> {
+pub fn get_over(stream: &mut Stream, marker: &str, limit: Duration) -> io::Result<Answer> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;

@@ -1,4 +1,4 @@
-//! Servers: what they do, and running one in threads of this process.
+//! Servers that run in threads of this process.
 
 use std::collections::HashMap;
 use std::io::{self, Read as _, Write as _};
@@ -12,38 +12,38 @@ use anyhow::{Context as _, Result};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::server_http;
-use super::{End, Manner};
+use super::{IoMode, Stream};
 use crate::net::Host;
 
-/// How much one system call moves in a bulk transfer.
+/// The size of one read or write in a bulk transfer, in bytes.
 pub const BULK_BYTES: usize = 256 * 1024;
-/// Waiting connections that a listener holds; more than any test opens at once.
+/// The backlog of a listener; larger than the number of connections of any test.
 const BACKLOG: i32 = 8192;
-/// Enough for the few calls of a connection's thread.
+/// The stack size of a connection's thread, in bytes.
 const STACK_BYTES: usize = 128 * 1024;
-/// What a server that speaks first says.
+/// The greeting of [`Kind::First`].
 pub const GREETING: &[u8] = b"220 ready when you are\r\n";
 
-/// What a server does with each connection.
+/// The behaviour of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
-    /// Sends back what it reads; half-closes when the client does.
+    /// Echoes, and half-closes after the client has.
     Echo,
-    /// Reads everything, then answers with the number of bytes, 8 bytes big-endian.
+    /// Reads to the end, then sends the number of bytes, 8 bytes big-endian.
     Sink,
     /// Sends until the client closes.
     Source,
-    /// Sends a greeting at once, then echoes.
+    /// Sends a greeting first, then echoes.
     First,
     /// Waits for the first byte, then resets the connection.
     Reset,
-    /// Never reads; keeps the connection until the client has gone or the server stops.
-    Deaf,
-    /// HTTP/1.1 with keep-alive; see [`crate::traffic::Answer`] for what it says.
+    /// Never reads; keeps the connection until the client resets it or the server stops.
+    NoRead,
+    /// HTTP/1.1 with keep-alive. The body has the addresses that the server sees, and the marker.
     Http,
 }
 
-/// A server that runs in threads of this process until it is dropped.
+/// A running server. It stops when it is dropped.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
@@ -65,16 +65,16 @@ impl Host {
     /// # Errors
     /// When the port is taken.
     pub fn serve(&self, kind: Kind, port: u16) -> Result<Server> {
-        self.serve_as(kind, port, Manner::Blocking)
+        self.serve_as(kind, port, IoMode::Blocking)
     }
 
-    /// As [`Self::serve`], in the manner of the caller's choice.
+    /// As [`Self::serve`], with an I/O mode.
     ///
     /// # Errors
     /// When the port is taken.
-    pub fn serve_as(&self, kind: Kind, port: u16, manner: Manner) -> Result<Server> {
+    pub fn serve_as(&self, kind: Kind, port: u16, io_mode: IoMode) -> Result<Server> {
         let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
-        self.enter(|| serve_as(kind, any, manner))
+        self.enter(|| serve_as(kind, any, io_mode))
     }
 }
 
@@ -83,18 +83,18 @@ impl Host {
 /// # Errors
 /// When the address is taken.
 pub fn serve(kind: Kind, address: SocketAddr) -> Result<Server> {
-    serve_as(kind, address, Manner::Blocking)
+    serve_as(kind, address, IoMode::Blocking)
 }
 
-/// As [`serve`], in the manner of the caller's choice. HTTP is event-driven in both.
+/// As [`serve`], with an I/O mode. HTTP is always event-driven.
 ///
 /// # Errors
 /// When the address is taken.
-pub fn serve_as(kind: Kind, address: SocketAddr, manner: Manner) -> Result<Server> {
+pub fn serve_as(kind: Kind, address: SocketAddr, io_mode: IoMode) -> Result<Server> {
     let listener = listen(address)?;
     let address = listener
         .local_addr()
-        .context("asking for the server's address")?;
+        .context("reading the server's address")?;
     let shared = Arc::new(Shared {
         listener,
         stopping: AtomicBool::new(false),
@@ -105,10 +105,10 @@ pub fn serve_as(kind: Kind, address: SocketAddr, manner: Manner) -> Result<Serve
     let thread = thread::spawn(move || {
         let outcome = match kind {
             Kind::Http => server_http::run(&run),
-            other => accept(other, manner, &run),
+            other => accept(other, io_mode, &run),
         };
         if let Err(error) = outcome {
-            eprintln!("the server at {address} ended: {error}");
+            eprintln!("the server at {address} has failed: {error}");
         }
     });
     Ok(Server {
@@ -119,13 +119,13 @@ pub fn serve_as(kind: Kind, address: SocketAddr, manner: Manner) -> Result<Serve
 }
 
 impl Server {
-    /// Its port.
+    /// The port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.address.port()
     }
 
-    /// How many connections it has accepted so far.
+    /// The number of accepted connections so far.
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.shared.accepted.load(Ordering::Relaxed)
@@ -142,7 +142,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::Relaxed);
-        // Wakes the thread that waits in accept(); fails only when that is gone already.
+        // Wakes the thread that blocks in accept(). Fails only if the thread has ended.
         drop(SockRef::from(&self.shared.listener).shutdown(Shutdown::Both));
         for stream in self.shared.live().values() {
             drop(stream.shutdown(Shutdown::Both));
@@ -161,7 +161,7 @@ impl Shared {
 
 fn listen(address: SocketAddr) -> Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)
-        .context("making a listening socket")?;
+        .context("creating a listening socket")?;
     socket
         .set_reuse_address(true)
         .context("setting SO_REUSEADDR")?;
@@ -179,7 +179,7 @@ fn listen(address: SocketAddr) -> Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn accept(kind: Kind, manner: Manner, shared: &Arc<Shared>) -> io::Result<()> {
+fn accept(kind: Kind, io_mode: IoMode, shared: &Arc<Shared>) -> io::Result<()> {
     loop {
         let stream = match shared.listener.accept() {
             Ok((stream, _)) => stream,
@@ -189,25 +189,25 @@ fn accept(kind: Kind, manner: Manner, shared: &Arc<Shared>) -> io::Result<()> {
         };
         let id = shared.accepted.fetch_add(1, Ordering::Relaxed);
         shared.live().insert(id, stream.try_clone()?);
-        let stream = End::new(stream, manner)?;
+        let stream = Stream::new(stream, io_mode)?;
         let run = Arc::clone(shared);
         thread::Builder::new()
             .stack_size(STACK_BYTES)
             .spawn(move || {
-                // The client's reset or a stop of the server end a connection; neither is news.
-                drop(speak(kind, &stream));
+                // A reset by the client and a stop of the server are normal ends of a connection.
+                drop(serve_connection(kind, &stream));
                 run.live().remove(&id);
             })?;
     }
 }
 
-fn speak(kind: Kind, stream: &End) -> io::Result<()> {
+fn serve_connection(kind: Kind, stream: &Stream) -> io::Result<()> {
     match kind {
         Kind::Echo | Kind::Http => echo(stream),
         Kind::Sink => sink(stream),
         Kind::Source => source(stream),
         Kind::Reset => reset(stream),
-        Kind::Deaf => deaf(stream),
+        Kind::NoRead => no_read(stream),
         Kind::First => {
             let mut writer = stream;
             writer.write_all(GREETING)?;
@@ -216,7 +216,7 @@ fn speak(kind: Kind, stream: &End) -> io::Result<()> {
     }
 }
 
-fn echo(mut stream: &End) -> io::Result<()> {
+fn echo(mut stream: &Stream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -228,7 +228,7 @@ fn echo(mut stream: &End) -> io::Result<()> {
     }
 }
 
-fn sink(mut stream: &End) -> io::Result<()> {
+fn sink(mut stream: &Stream) -> io::Result<()> {
     let mut buffer = vec![0; BULK_BYTES];
     let mut total = 0u64;
     loop {
@@ -242,25 +242,25 @@ fn sink(mut stream: &End) -> io::Result<()> {
     stream.shutdown(Shutdown::Write)
 }
 
-fn source(mut stream: &End) -> io::Result<()> {
+fn source(mut stream: &Stream) -> io::Result<()> {
     let buffer = vec![0x5a; BULK_BYTES];
     loop {
         stream.write_all(&buffer)?;
     }
 }
 
-fn reset(mut stream: &End) -> io::Result<()> {
+fn reset(mut stream: &Stream) -> io::Result<()> {
     stream.read_exact(&mut [0])?;
-    // With a lingering time of zero, closing sends RST (socket(7)); the copy of this socket in
-    // the list of live ones is closed right after this.
+    // With SO_LINGER of zero, closing sends RST (socket(7)). The copy of this socket in the list of live
+    // ones is closed right after this.
     SockRef::from(stream).set_linger(Some(Duration::ZERO))
 }
 
-fn deaf(stream: &End) -> io::Result<()> {
+fn no_read(stream: &Stream) -> io::Result<()> {
     loop {
         thread::sleep(Duration::from_millis(50));
-        // The client's reset is a pending error; a stop of the server has shut the socket down,
-        // which a look at the queue without taking from it shows as the end.
+        // A reset by the client is a pending error of the socket. After a stop of the server, the
+        // socket is shut down and `peek` returns 0.
         if stream.take_error()?.is_some() || stream.peek(&mut [0])? == 0 {
             return Ok(());
         }

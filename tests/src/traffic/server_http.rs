@@ -1,7 +1,7 @@
 //! The HTTP server: one epoll loop, as many connections as the file limit allows.
 //!
-//! The body is JSON: the address that the server sees as its client's, the address it was
-//! called at, and the marker it was sent.
+//! The body of a response is JSON: the address of the client, the local address of the server, and the
+//! marker of the request.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -14,9 +14,9 @@ use super::server::Shared;
 
 /// The token of the listener.
 const LISTENER: u64 = u64::MAX;
-/// How often the loop looks whether it shall stop.
-const PATIENCE: Duration = Duration::from_millis(100);
-/// More than any request of ours; a connection that sends a longer head is closed.
+/// The interval at which the loop checks whether to stop.
+const TIMEOUT: Duration = Duration::from_millis(100);
+/// The largest head of a request, in bytes; a connection with a longer one is closed.
 const HEAD_BYTES: usize = 16 * 1024;
 
 struct Connection {
@@ -31,7 +31,7 @@ enum Next {
     Close,
 }
 
-/// Serves until told to stop.
+/// Serves until the server is stopped.
 pub(super) fn run(shared: &Shared) -> io::Result<()> {
     shared.listener.set_nonblocking(true)?;
     let mut epoll = Epoll::new()?;
@@ -42,11 +42,11 @@ pub(super) fn run(shared: &Shared) -> io::Result<()> {
     let mut buffer = vec![0; HEAD_BYTES];
     while !shared.stopping.load(Ordering::Relaxed) {
         tokens.clear();
-        tokens.extend(epoll.wait(PATIENCE)?);
+        tokens.extend(epoll.wait(TIMEOUT)?);
         for token in &tokens {
             if *token == LISTENER {
                 if !shared.stopping.load(Ordering::Relaxed) {
-                    welcome(shared, &epoll, &mut connections, &mut free)?;
+                    accept_all(shared, &epoll, &mut connections, &mut free)?;
                 }
                 continue;
             }
@@ -67,7 +67,7 @@ pub(super) fn run(shared: &Shared) -> io::Result<()> {
     Ok(())
 }
 
-fn welcome(
+fn accept_all(
     shared: &Shared,
     epoll: &Epoll,
     connections: &mut Vec<Option<Connection>>,
@@ -83,7 +83,7 @@ fn welcome(
         shared.accepted.fetch_add(1, Ordering::Relaxed);
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
-        // A client that is gone already has no address any more.
+        // A connection that was closed already has no address.
         let Ok(local) = stream.local_addr() else {
             continue;
         };
@@ -104,7 +104,7 @@ fn welcome(
     }
 }
 
-/// An IPv4 client of a dual-stack socket, written as IPv4.
+/// Converts an IPv4-mapped address to IPv4.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
@@ -133,13 +133,13 @@ impl Connection {
         }
     }
 
-    /// Answers every complete request in `bytes`; returns how many bytes they were.
+    /// Answers every complete request in `bytes`. Returns the number of bytes of these requests.
     fn answer_all(&mut self, bytes: &[u8]) -> io::Result<(usize, Next)> {
         let mut used = 0;
         while let Some(request) = http::request(&bytes[used..])? {
             used += request.length;
             let close = request.close;
-            self.say(request.marker, close)?;
+            self.respond(request.marker, close)?;
             if close {
                 return Ok((used, Next::Close));
             }
@@ -147,7 +147,7 @@ impl Connection {
         Ok((used, Next::Keep))
     }
 
-    fn say(&mut self, marker: &str, close: bool) -> io::Result<()> {
+    fn respond(&mut self, marker: &str, close: bool) -> io::Result<()> {
         let body = format!(
             r#"{{"peer":"{}","local":"{}","marker":"{marker}"}}"#,
             self.peer, self.local
@@ -157,8 +157,8 @@ impl Connection {
             "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: {connection}\r\n\r\n{body}",
             body.len(),
         );
-        // A few hundred bytes always fit into the send buffer of a client that reads its
-        // answers; from one that does not, the connection is taken away.
+        // The response fits into the send buffer if the client reads its answers. Otherwise the connection
+        // is closed.
         self.stream.write_all(response.as_bytes())
     }
 }

@@ -1,5 +1,4 @@
-//! What a load process sets up for itself: its CPU, its number of open files, the congestion
-//! control of its sockets.
+//! Tuning of a load process: its CPU, its file limit, and the congestion control of its sockets.
 
 use std::io;
 
@@ -10,17 +9,17 @@ use nix::unistd::Pid;
 use socket2::SockRef;
 use std::os::fd::AsFd;
 
-/// Runs this process on one CPU only.
+/// Pins this process to one CPU.
 ///
 /// # Errors
-/// When there is no such CPU.
+/// When the CPU does not exist.
 pub fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu).with_context(|| format!("CPU {cpu}"))?;
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("pinning to CPU {cpu}"))
 }
 
-/// Allows this process as many open files as the system lets it.
+/// Raises the soft limit of open files to the hard limit.
 ///
 /// # Errors
 /// When the limit cannot be read or set.
@@ -42,11 +41,11 @@ pub fn congestion(socket: &impl AsFd) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&name[..end]).into_owned())
 }
 
-/// Sets the congestion control of a TCP socket. On a listener it holds for the connections it
-/// accepts, unless their route names another one.
+/// Sets the congestion control of a TCP socket. Connections of a listener inherit it, unless their route
+/// has another one.
 ///
 /// # Errors
-/// When the kernel does not have it.
+/// When the kernel does not support it.
 pub fn set_congestion(socket: &impl AsFd, name: &str) -> io::Result<()> {
     SockRef::from(socket).set_tcp_congestion(name.as_bytes())
 }

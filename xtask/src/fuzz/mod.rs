@@ -1,10 +1,10 @@
 //! `cargo xtask fuzz`: builds the fuzz targets of `tests/fuzz` and runs them.
 //!
-//! They are targets of cargo-fuzz and libFuzzer, built with AddressSanitizer by the pinned stable
-//! compiler, whose sanitizer runtime comes with it; no other toolchain is needed. Inputs that reach
-//! new code stay in `target/fuzz/corpus`, where the next run begins. A run as a check
-//! (`cargo xtask test`) begins with the committed seeds and a fixed random seed, so that its result
-//! depends on the change that is checked and not on chance.
+//! The targets are built with cargo-fuzz, libFuzzer and AddressSanitizer by the pinned stable
+//! compiler, which includes the sanitizer runtime; no other toolchain is needed. Inputs that reach
+//! new code stay in `target/fuzz/corpus` for the next run. A run as a check (`cargo xtask test`)
+//! starts from the committed seeds with a fixed random seed, so that its result depends only on the
+//! checked code.
 
 mod outcome;
 
@@ -21,39 +21,39 @@ use self::outcome::Outcome;
 use crate::{requirements, shell};
 
 const CARGO_FUZZ: &str = "0.13.1";
-/// Where the targets are.
+/// The directory of the targets.
 const WORKSPACE: &str = "tests/fuzz";
 /// The workspace's manifest.
 pub(crate) const MANIFEST: &str = "tests/fuzz/Cargo.toml";
-/// The most memory of a target, and of one allocation. Decoders are bounded: an input of a few
-/// kilobytes that takes more than that is a fault.
+/// The memory limits of a target and of one allocation, in MB. Decoders are bounded: exceeding a
+/// limit with an input of a few kilobytes is a failure.
 const RSS_LIMIT_MB: u32 = 1024;
 const MALLOC_LIMIT_MB: u32 = 128;
-/// The longest that one input may take, seconds.
+/// The time limit of one input, in seconds.
 const UNIT_LIMIT: u32 = 20;
-/// How often the running targets are polled for their end.
+/// The interval of polling for the end of the targets.
 const POLL: Duration = Duration::from_millis(200);
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Only these targets; all targets if none is given.
+    /// Run only these targets; the default is all targets.
     targets: Vec<String>,
-    /// How long each target runs.
+    /// The run time of each target, in seconds.
     #[arg(long, default_value_t = 60, value_name = "N")]
     seconds: u64,
-    /// How many run at once.
+    /// The number of concurrent targets.
     #[arg(long, default_value_t = 2, value_name = "N")]
     jobs: usize,
-    /// How the result is printed.
+    /// The format of the result.
     #[arg(long, short, default_value = "table")]
     output: Output,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Output {
-    /// For people.
+    /// A table.
     Table,
-    /// For programs: one array.
+    /// A JSON array.
     Json,
 }
 
@@ -77,15 +77,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 struct Options {
-    /// How long each target runs.
+    /// The run time of each target, in seconds.
     seconds: u64,
-    /// How many run at once.
+    /// The number of concurrent targets.
     jobs: usize,
-    /// Whether to begin with nothing but the committed seeds, and with a fixed random seed.
+    /// Whether to start from the committed seeds only, with a fixed random seed.
     reproducible: bool,
 }
 
-/// Runs every target for some seconds, reproducibly; whether all passed, and how many there are.
+/// Runs every target for some seconds, reproducibly. Returns whether all passed, and their number.
 pub(crate) fn check(seconds: u64) -> Result<(bool, usize)> {
     let options = Options {
         seconds,
@@ -101,7 +101,7 @@ fn fuzz(wanted: &[String], options: &Options) -> Result<Vec<Outcome>> {
     requirements::for_fuzzing()?;
     ensure!(
         options.seconds > 0 && options.jobs > 0,
-        "--seconds and --jobs are 1 or more"
+        "--seconds and --jobs must be at least 1"
     );
     let all = targets()?;
     if let Some(unknown) = wanted.iter().find(|name| !all.contains(name)) {
@@ -144,7 +144,7 @@ fn fuzz(wanted: &[String], options: &Options) -> Result<Vec<Outcome>> {
     Ok(outcomes)
 }
 
-/// The names of all targets: the files in `targets`.
+/// The names of all targets: the file names in `targets`.
 fn targets() -> Result<Vec<String>> {
     let directory = shell::root().join(WORKSPACE).join("targets");
     let mut names = Vec::new();
@@ -160,15 +160,15 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Builds the targets, with one call unless only one is wanted.
+/// Builds the targets with one command, or a single target.
 fn build(chosen: &[String]) -> Result<()> {
     let tools = tools()?;
     // cargo-fuzz has no --locked: this call fails if the lock file is out of date.
     let fetch = ["fetch", "--locked", "--manifest-path", MANIFEST];
     shell::must(&mut shell::cargo(fetch))?;
     let mut command = cargo_fuzz(&tools, "build");
-    // With the default, one unit, a single core would build the proxy. The targets run a little
-    // slower.
+    // With the default of one codegen unit, a single core would build the proxy. The targets run a
+    // little slower.
     command.arg("--codegen-units=8");
     if let [only] = chosen {
         command.arg(only);
@@ -176,8 +176,8 @@ fn build(chosen: &[String]) -> Result<()> {
     shell::must(&mut command)
 }
 
-/// A call of cargo-fuzz with the pinned compiler, which accepts a sanitizer's unstable flags only
-/// with RUSTC_BOOTSTRAP.
+/// A command of cargo-fuzz with the pinned compiler, which accepts the unstable flags of a
+/// sanitizer only with RUSTC_BOOTSTRAP.
 fn cargo_fuzz(tools: &Path, subcommand: &str) -> Command {
     let mut command = Command::new(tools.join("bin/cargo-fuzz"));
     command
@@ -188,7 +188,7 @@ fn cargo_fuzz(tools: &Path, subcommand: &str) -> Command {
     command
 }
 
-/// The directory of cargo-fuzz, which is compiled if it is missing or has another version.
+/// The directory of cargo-fuzz. Compiles it if it is missing or has another version.
 fn tools() -> Result<PathBuf> {
     let tools = shell::root().join("target/tools");
     let version = Command::new(tools.join("bin/cargo-fuzz"))
@@ -209,7 +209,7 @@ fn tools() -> Result<PathBuf> {
 /// The directories of a run.
 struct Directories {
     binaries: PathBuf,
-    /// Of corpora, artifacts and logs.
+    /// The directory of corpora, artifacts and logs.
     output: PathBuf,
 }
 
@@ -229,7 +229,7 @@ impl Directories {
         })
     }
 
-    /// Starts a target. It stays in our process group, so that Ctrl-C ends it as well.
+    /// Starts a target in the process group of this process, so that Ctrl-C ends it, too.
     fn start(&self, name: &str, options: &Options) -> Result<Running> {
         let corpora = if options.reproducible {
             "reproducible"

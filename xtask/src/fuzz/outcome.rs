@@ -1,4 +1,4 @@
-//! The outcome of a target's run, read from libFuzzer's output.
+//! The outcome of a target's run, parsed from libFuzzer's output.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,30 +12,30 @@ use anyhow::{Context as _, Result};
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Outcome {
     pub(super) target: String,
-    /// Inputs that were tried.
+    /// The number of inputs.
     executions: u64,
-    /// Inputs a second.
+    /// Inputs per second.
     rate: u64,
-    /// Edges of the program that were reached.
+    /// The number of reached edges of the program.
     coverage: u64,
-    /// Inputs that each reach code that no other one reaches.
+    /// The number of inputs in the corpus.
     corpus: u64,
     /// The failure; empty if there was none.
     fault: String,
-    /// The input that caused it.
+    /// The path of the input that caused the failure.
     artifact: Option<String>,
-    /// The same in Base64, for a reader who has only the printed output.
+    /// The input in Base64, for readers of the printed output.
     base64: Option<String>,
     log: String,
 }
 
-/// Lines of a panic's message that are shown.
+/// The number of printed lines of a panic's message.
 const MESSAGE_LINES: usize = 3;
-/// The most characters of a failure that are shown.
+/// The largest number of printed characters of a failure.
 const FAULT_MAX: usize = 400;
 
 impl Outcome {
-    /// Reads the log of a target that has ended.
+    /// Parses the log of a target that has ended.
     pub(super) fn read(target: &str, succeeded: bool, log: &Path) -> Result<Self> {
         let bytes = fs::read(log).with_context(|| log.display().to_string())?;
         let mut outcome = Self::of(target, succeeded, &String::from_utf8_lossy(&bytes));
@@ -79,11 +79,11 @@ impl Outcome {
             }
         }
         if !succeeded && outcome.fault.is_empty() {
-            "it ended with an error".clone_into(&mut outcome.fault);
+            "the target ended with an error".clone_into(&mut outcome.fault);
         }
-        // Without inputs, success means nothing.
+        // A run without inputs has tested nothing.
         if succeeded && outcome.executions == 0 {
-            "no input was tried".clone_into(&mut outcome.fault);
+            "the target has tried no input".clone_into(&mut outcome.fault);
         }
         outcome
     }
@@ -92,7 +92,7 @@ impl Outcome {
         self.fault.is_empty()
     }
 
-    /// One line about a run that has ended.
+    /// A line about a run that has ended.
     pub(super) fn line(&self, took: Duration) -> String {
         let (name, executions, seconds) = (&self.target, self.executions, took.as_secs());
         if self.passed() {
@@ -102,7 +102,7 @@ impl Outcome {
     }
 }
 
-/// The results for people, with a command that reproduces each failure.
+/// The results as a table, with a command that reproduces each failure.
 pub(super) fn table(outcomes: &[Outcome]) -> String {
     let mut text = String::new();
     let mut row = |cells: [&str; 6]| {
@@ -144,7 +144,7 @@ pub(super) fn table(outcomes: &[Outcome]) -> String {
     text
 }
 
-/// The command that runs one input, with a readable trace.
+/// The command that runs one input and prints a readable trace.
 fn reproduce(target: &str, artifact: &str) -> String {
     format!(
         "RUSTC_BOOTSTRAP=1 target/tools/bin/cargo-fuzz fuzz run --fuzz-dir tests/fuzz --target-dir \
@@ -152,7 +152,7 @@ fn reproduce(target: &str, artifact: &str) -> String {
     )
 }
 
-/// The results for programs.
+/// The results as JSON.
 pub(super) fn json(outcomes: &[Outcome]) -> String {
     let objects: Vec<_> = outcomes.iter().map(object).collect();
     format!("[{}]", objects.join(","))

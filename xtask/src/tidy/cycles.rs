@@ -13,20 +13,9 @@ use super::source::Source;
 /// The most files of an allowed cycle.
 const LONGEST: usize = 3;
 
-/// Files whose cycle is known and still to be broken. An entry without a cycle is a finding, so
-/// that the list only gets shorter.
-const KNOWN: [&str; 1] = [
-    // A worker starts connections, and each connection borrows the worker's state.
-    "ztunnel/node/src/proxy/worker.rs",
-];
-
 type Arrows<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
 
 pub(super) fn check(sources: &[Source<'_>], findings: &mut Vec<Finding>) {
-    check_with(sources, &KNOWN, findings);
-}
-
-fn check_with(sources: &[Source<'_>], known: &[&str], findings: &mut Vec<Finding>) {
     let mut crates: BTreeMap<&str, Modules> = BTreeMap::new();
     for source in sources {
         if let Some((name, inside)) = crate_and_file(source.path)
@@ -35,24 +24,13 @@ fn check_with(sources: &[Source<'_>], known: &[&str], findings: &mut Vec<Finding
             crates.entry(name).or_default().add(inside, source);
         }
     }
-    let mut cyclic = BTreeSet::new();
     for modules in crates.values() {
         let arrows = modules.arrows();
         for group in strongly_connected(&arrows) {
-            let Some(cycle) = long_cycle(&arrows, &group) else {
-                continue;
-            };
-            if !known.iter().any(|file| group.contains(file)) {
+            if let Some(cycle) = long_cycle(&arrows, &group) {
                 findings.push(finding(cycle[0], cycle_text(&cycle)));
             }
-            cyclic.extend(group.iter().map(|file| (*file).to_owned()));
         }
-    }
-    for file in known.iter().filter(|file| !cyclic.contains(**file)) {
-        findings.push(finding(
-            "xtask/src/tidy/cycles.rs",
-            format!("{file} is in the list of known cycles and in no cycle"),
-        ));
     }
 }
 
@@ -62,7 +40,7 @@ fn finding(path: &str, found: String) -> Finding {
         line: 1,
         rule: "cycles",
         found,
-        way_out: "move what both sides use into a file of its own, or correct the list of known cycles",
+        way_out: "move what both sides use into a file of its own",
     }
 }
 
@@ -155,13 +133,13 @@ fn completes<'a>(
 mod tests {
     use super::*;
 
-    fn found(files: &[(&str, &str)], known: &[&str]) -> Vec<String> {
+    fn found(files: &[(&str, &str)]) -> Vec<String> {
         let sources: Vec<_> = files
             .iter()
             .map(|(path, text)| Source::new(path, text, &[]))
             .collect();
         let mut findings = Vec::new();
-        check_with(&sources, known, &mut findings);
+        check(&sources, &mut findings);
         findings.into_iter().map(|finding| finding.found).collect()
     }
 
@@ -182,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_cycle_of_four_files_is_found() {
-        let found = found(&RING, &[]);
+        let found = found(&RING);
         assert_eq!(
             found,
             [
@@ -193,18 +171,10 @@ mod tests {
     }
 
     #[test]
-    fn a_known_cycle_is_no_finding_and_a_known_file_without_one_is() {
-        assert!(found(&RING, &["ztunnel/x/src/c.rs"]).is_empty());
-        let stale = found(&RING[..4], &["ztunnel/x/src/c.rs"]);
-        assert_eq!(stale.len(), 1, "{stale:?}");
-        assert!(stale[0].contains("in no cycle"), "{stale:?}");
-    }
-
-    #[test]
     fn a_cycle_of_three_files_is_allowed() {
         let mut ring = RING;
         ring[4].1 = "use super::b::B; pub struct D;";
-        assert!(found(&ring, &[]).is_empty());
+        assert!(found(&ring).is_empty());
     }
 
     #[test]

@@ -1,13 +1,13 @@
-//! Links in the documents, and the files that they name, exist.
+//! Checks that links and file names in the documents exist.
 
 use std::collections::BTreeSet;
 
 use super::Finding;
 
-/// Endings that make a word in backticks the name of a file of ours.
+/// File name extensions that identify a word in backticks as a file of the repository.
 const ENDINGS: [&str; 4] = [".rs", ".md", ".toml", ".proto"];
 
-/// Checks the relative links of a Markdown file; `exists` knows paths from the root.
+/// Checks the relative links of a Markdown file. `exists` checks a path from the root.
 pub(super) fn check_links(
     path: &str,
     text: &str,
@@ -34,13 +34,13 @@ pub(super) fn check_links(
     }
 }
 
-/// Whether the names of files in this document are checked.
+/// Whether the file names in a document are checked.
 pub(super) fn names_files(path: &str) -> bool {
     matches!(path, "README.md" | "ARCHITECTURE.md") || path.starts_with("docs/")
 }
 
-/// Checks the files and folders that a document names in backticks; `tree` has the paths of all
-/// files and folders from the root.
+/// Checks the files and folders in backticks of a document. `tree` has the paths of all files and
+/// folders from the root.
 pub(super) fn check_names(
     path: &str,
     text: &str,
@@ -48,7 +48,7 @@ pub(super) fn check_names(
     findings: &mut Vec<Finding>,
 ) {
     for (line, content) in prose(text) {
-        // Every second part of a line that is split at its backticks is inside of them.
+        // In a line that is split at its backticks, every second part is inside of them.
         for name in content.split('`').skip(1).step_by(2) {
             if !is_file_name(name, tree) {
                 continue;
@@ -70,15 +70,15 @@ pub(super) fn check_names(
     }
 }
 
-/// Whether a word in backticks names a file or folder of this repository: it ends like a source
-/// file or with a slash, or it begins with one of our folders.
+/// Whether a word in backticks is a file or folder of this repository: it has an extension of a
+/// source file, ends with a slash, or begins with a top-level folder.
 fn is_file_name(name: &str, tree: &BTreeSet<String>) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
     if !name.chars().all(plain) || name.starts_with(['/', '-']) || name.contains("//") {
         return false;
     }
     let Some((first, rest)) = name.split_once('/') else {
-        // `.rs` alone is an ending, not a file.
+        // `.rs` alone is an extension, not a file.
         return ENDINGS
             .iter()
             .any(|ending| name.ends_with(ending) && name.len() > ending.len());
@@ -91,7 +91,8 @@ fn is_file_name(name: &str, tree: &BTreeSet<String>) -> bool {
     rest.is_empty() || ending || ours
 }
 
-/// How many paths a name can stand for: one if it is exact, else those that end with it.
+/// The number of paths that a name may refer to: one if it is exact, otherwise those that end with
+/// it.
 fn matching(directory: &str, name: &str, tree: &BTreeSet<String>) -> usize {
     let exact = [
         name.to_owned(),
@@ -105,7 +106,7 @@ fn matching(directory: &str, name: &str, tree: &BTreeSet<String>) -> usize {
     tree.iter().filter(|path| path.ends_with(&ending)).count()
 }
 
-/// The lines outside of fenced blocks, with their numbers.
+/// The lines outside fenced blocks, with their numbers.
 fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut fenced = false;
     (1..).zip(text.lines()).filter(move |(_, content)| {
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn other_words_in_backticks_are_no_files() {
+    fn other_words_in_backticks_are_not_files() {
         let text = "`/sys/fs/bpf` `heir/ports` `hbone.idle` `ztunnel version` `a//b` `node-a.yaml` `.rs`\n```\n`gone.rs`\n```";
         assert_eq!(found(text), [""; 0]);
     }

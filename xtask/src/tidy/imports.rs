@@ -1,13 +1,13 @@
-//! Reads from a source which names it imports, and finds the files that define them.
+//! Parses the imports of a source file and finds the files that define the imported names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::source::Source;
 
-/// Re-exports of re-exports that are followed; more would be a loop.
+/// The largest number of re-exports that are followed; more would be a loop.
 const DEPTH: usize = 16;
 
-/// The modules of one crate, by module path: `[]` is the crate's root.
+/// The modules of one crate, by module path; `[]` is the crate's root.
 #[derive(Default)]
 pub(super) struct Modules {
     by_path: BTreeMap<Vec<String>, Module>,
@@ -16,22 +16,22 @@ pub(super) struct Modules {
 struct Module {
     file: String,
     imports: Vec<Import>,
-    /// Qualified paths in the code outside of `use` declarations.
+    /// Qualified paths in code outside `use` declarations.
     paths: Vec<Vec<String>>,
     definitions: BTreeSet<String>,
 }
 
-/// One name that a `use` declaration brings in.
+/// One name of a `use` declaration.
 #[derive(Debug, PartialEq, Eq)]
 struct Import {
     path: Vec<String>,
-    /// The name it has here; `None` for `*`.
+    /// The local name; `None` for `*`.
     name: Option<String>,
-    /// Whether others can import it from here.
+    /// Whether the import is a re-export.
     exported: bool,
 }
 
-/// What a path leads to.
+/// The target of a path.
 enum Target<'a> {
     Module(&'a [String]),
     Item(&'a [String]),
@@ -46,7 +46,7 @@ impl<'a> Target<'a> {
 }
 
 impl Modules {
-    /// Adds a file; `inside` is its path below the crate's `src`.
+    /// Adds a file. `inside` is its path below the crate's `src`.
     pub(super) fn add(&mut self, inside: &str, source: &Source<'_>) {
         let tokens = tokens(source.production_code());
         let (imports, paths) = imports_and_paths(&tokens);
@@ -59,7 +59,7 @@ impl Modules {
         self.by_path.insert(module_path(inside), module);
     }
 
-    /// For each file the files that define what it imports.
+    /// For each file, the files that define its imports.
     pub(super) fn arrows(&self) -> BTreeMap<&str, BTreeSet<&str>> {
         let mut arrows: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for (path, module) in &self.by_path {
@@ -75,7 +75,7 @@ impl Modules {
         arrows
     }
 
-    /// Follows a path that stands in the module `from`; `None` where it leaves the crate.
+    /// Resolves a path in the module `from`; `None` if it leads to another crate.
     fn resolve<'a>(
         &'a self,
         from: &'a [String],
@@ -122,7 +122,7 @@ impl Modules {
         Some(Target::Module(at))
     }
 
-    /// What a name means in a module that has no child of that name.
+    /// Resolves a name in a module that has no child of this name.
     fn imported<'a>(
         &'a self,
         at: &'a [String],
@@ -153,7 +153,7 @@ impl Modules {
         Some(Target::Item(at))
     }
 
-    /// The path of a module's child.
+    /// The path of a child of a module.
     fn child<'a>(&'a self, parent: &[String], name: &str) -> Option<&'a [String]> {
         let mut path = parent.to_vec();
         path.push(name.to_owned());
@@ -163,7 +163,7 @@ impl Modules {
     }
 }
 
-/// The module that a file below `src` is.
+/// The module path of a file below `src`.
 fn module_path(inside: &str) -> Vec<String> {
     let mut parts: Vec<_> = inside
         .trim_end_matches(".rs")
@@ -177,7 +177,7 @@ fn module_path(inside: &str) -> Vec<String> {
     parts
 }
 
-/// Words, `::`, and single characters.
+/// Splits code into words, `::`, and single characters.
 fn tokens(code: &str) -> Vec<&str> {
     let mut tokens = Vec::new();
     let mut rest = code.trim_start();
@@ -241,7 +241,7 @@ fn imports_and_paths(tokens: &[&str]) -> (Vec<Import>, Vec<Vec<String>>) {
     (imports, paths)
 }
 
-/// Reads one `use` declaration.
+/// Parses one `use` declaration.
 struct Tree<'a, 'b> {
     tokens: &'a [&'a str],
     at: usize,
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_use_declaration_is_a_list_of_names() {
+    fn a_use_declaration_is_parsed_into_names() {
         assert_eq!(
             imports("use super::{a::{self, B}, c as d, e::*};\npub(super) use f::G;\nuse ::h::I;"),
             [
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_qualified_path_is_found_outside_of_imports() {
+    fn qualified_paths_are_found_outside_imports() {
         let code = "use a::b;\nfn f() { super::c::d(x); g::H::new(); i }";
         let paths = imports_and_paths(&tokens(code)).1;
         assert_eq!(paths, [vec!["super", "c", "d"], vec!["g", "H", "new"]]);
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_a_module() {
+    fn the_module_path_follows_from_the_file_path() {
         for (inside, expected) in [
             ("lib.rs", ""),
             ("main.rs", ""),

@@ -1,8 +1,8 @@
-//! The top-level directory, whose names are fixed.
+//! Checks the top-level directory, whose names are fixed.
 
 use super::Finding;
 
-/// The names that may stand there.
+/// The allowed names.
 const ALLOWED: [&str; 13] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
@@ -18,7 +18,7 @@ const ALLOWED: [&str; 13] = [
     "xtask",
     "ztunnel",
 ];
-/// Files that tools look for by name.
+/// Files with names that tools require.
 const TOOLS: [&str; 4] = [
     "clippy.toml",
     "deny.toml",
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_known_names_stand_at_the_top() {
+    fn unknown_names_at_the_top_level_are_found() {
         let names = [
             ".ci",
             "Cargo.toml",

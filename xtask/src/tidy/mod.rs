@@ -1,7 +1,7 @@
-//! `cargo xtask tidy`: the house rules that no compiler knows, as failing checks.
+//! `cargo xtask tidy`: checks the house rules that the compiler does not check.
 //!
-//! A rule looks at one [`Source`] (or at the directory tree) and returns [`Finding`]s; it has
-//! no state and reads no file itself, so its tests are text in, findings out.
+//! A rule checks one [`Source`] or the directory tree and returns [`Finding`]s. Rules have no state
+//! and read no files, so their tests compare a text with its findings.
 
 mod cycles;
 mod documents;
@@ -21,24 +21,24 @@ use anyhow::{Context as _, Result};
 use crate::shell;
 use source::Source;
 
-/// Where Rust sources are.
+/// The folders with Rust sources.
 const SOURCES: [&str; 4] = ["ebpf", "tests", "xtask", "ztunnel"];
 
 /// The top-level folders.
 const FOLDERS: [&str; 6] = ["deploy", "docs", "ebpf", "tests", "xtask", "ztunnel"];
 
-/// A broken rule.
+/// A violation of a rule.
 #[derive(Debug, PartialEq, Eq)]
 struct Finding {
-    /// The file, from the workspace's root.
+    /// The path of the file from the workspace's root.
     path: String,
-    /// The line, from 1.
+    /// The line number, from 1.
     line: usize,
     /// The rule's name.
     rule: &'static str,
-    /// What the rule found.
+    /// The violation.
     found: String,
-    /// How to correct it.
+    /// The remedy.
     way_out: &'static str,
 }
 
@@ -50,7 +50,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     })
 }
 
-/// Checks everything and prints the findings; whether there is none.
+/// Checks everything and prints the findings. Returns whether there are none.
 pub(crate) fn check() -> Result<bool> {
     let root = shell::root();
     let mut findings = layout::top_level(&names(root)?);
@@ -66,7 +66,7 @@ pub(crate) fn check() -> Result<bool> {
     Ok(findings.is_empty())
 }
 
-/// Checks all Rust sources; how many there are.
+/// Checks all Rust sources. Returns their number.
 fn sources(root: &Path, findings: &mut Vec<Finding>) -> Result<usize> {
     let mut texts = Vec::new();
     for path in files_below(root, &SOURCES, "rs")? {
@@ -89,7 +89,7 @@ fn sources(root: &Path, findings: &mut Vec<Finding>) -> Result<usize> {
     Ok(sources.len())
 }
 
-/// Checks all documents; how many there are.
+/// Checks all documents. Returns their number.
 fn documents(root: &Path, tree: &BTreeSet<String>, findings: &mut Vec<Finding>) -> Result<usize> {
     let paths = markdown(root)?;
     for path in &paths {
@@ -147,7 +147,7 @@ fn files_below(root: &Path, directories: &[&str], extension: &str) -> Result<Vec
     Ok(found)
 }
 
-/// All files and folders that documents may name, as paths from the root.
+/// All files and folders that documents may reference, as paths from the root.
 fn tree(root: &Path) -> Result<BTreeSet<String>> {
     let mut found: BTreeSet<String> = names(root)?.into_iter().collect();
     walk(root, &FOLDERS, |path, _| {
@@ -156,7 +156,7 @@ fn tree(root: &Path) -> Result<BTreeSet<String>> {
     Ok(found)
 }
 
-/// Shows `see` every file and folder below some directories, without what builds leave.
+/// Calls `see` for every file and folder below some directories, except those that builds create.
 fn walk(root: &Path, directories: &[&str], mut see: impl FnMut(&str, bool)) -> Result<()> {
     let mut waiting: Vec<PathBuf> = directories
         .iter()

@@ -1,14 +1,14 @@
-//! Rules about single source files: size, `unsafe`, the environment, names, reasons, and the
-//! crates that only one folder may use.
+//! Rules for single source files: size, `unsafe`, the environment, names, reasons, and crates that
+//! only some folders may use.
 
 use super::Finding;
 use super::source::Source;
 
-/// The most lines of production code in a file.
+/// The largest number of lines of production code in a file.
 const LINES: usize = 500;
-/// Files that may be longer, and why.
+/// Files that may be longer, with the reason.
 const LONG: [(&str, &str); 0] = [];
-/// Where `unsafe` may stand.
+/// The files and folders that may contain `unsafe`.
 const UNSAFE: [&str; 5] = [
     "ebpf/",
     "ztunnel/node/src/bpf/",
@@ -17,7 +17,7 @@ const UNSAFE: [&str; 5] = [
     "ztunnel/node/src/agent/zds/packet.rs",
     "tests/",
 ];
-/// Crates that only some folders may use: names in code, folders, why.
+/// Crates that only some folders may use: names in code, folders, remedy.
 const CONFINED: [(&[&str], &[&str], &str); 2] = [
     (
         &["aya", "aya_log", "aya_obj", "ztunnel_ebpf_types"],
@@ -35,7 +35,7 @@ const CONFINED: [(&[&str], &[&str], &str); 2] = [
         "decode it at the edge: generated types stay in `upstream` and `node::agent`",
     ),
 ];
-/// Where the environment may be read.
+/// The files and folders that may read the environment.
 const ENVIRONMENT: [&str; 5] = [
     "ztunnel/settings/",
     "ztunnel/api/build.rs",
@@ -51,14 +51,14 @@ const ENVIRONMENT_CALLS: [&str; 5] = [
     "env::vars_os(",
     "env::set_var(",
 ];
-/// Where errors need no type of their own, because a person reads them at once.
+/// The folders that may use `anyhow`, because their errors are printed at once.
 const ANYHOW: [&str; 4] = [
     "ztunnel/src/",
     "ztunnel/tunnel/benches/",
     "xtask/",
     "tests/",
 ];
-/// Names that say nothing about the job.
+/// File names that do not describe a job.
 const NAMES: [&str; 7] = [
     "util", "utils", "helper", "helpers", "common", "manager", "misc",
 ];
@@ -95,7 +95,7 @@ pub(super) fn check(source: &Source<'_>, findings: &mut Vec<Finding>) {
             report(
                 line,
                 "unsafe",
-                "`unsafe` outside of the folders that may".to_owned(),
+                "`unsafe` outside the allowed folders".to_owned(),
                 "use a safe call (nix, socket2), or move it into `bpf` or `pods`",
             );
         }
@@ -105,7 +105,7 @@ pub(super) fn check(source: &Source<'_>, findings: &mut Vec<Finding>) {
             line,
             "reasons",
             found,
-            "add `reason = \"…\"`: why does the rule not fit here?",
+            "add `reason = \"…\"`, which explains why the lint does not apply",
         );
     }
     for (line, code) in source.production() {
@@ -182,7 +182,7 @@ fn has_word(code: &str, wanted: &str) -> bool {
         .any(|word| word == wanted)
 }
 
-/// Attributes that allow a lint and give no reason; they may span lines.
+/// Attributes that allow a lint without a reason; they may span lines.
 fn allows_without_reason(source: &Source<'_>) -> Vec<(usize, String)> {
     let lines: Vec<_> = source.lines().collect();
     let mut found = Vec::new();
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn allowed_code_is_no_finding() {
+    fn allowed_code_has_no_finding() {
         for (path, text) in [
             ("ztunnel/node/src/bpf/x.rs", "unsafe { b() }"),
             (

@@ -1,15 +1,15 @@
-//! A Rust source, prepared for rules: comments and the contents of string literals are blanked
-//! out, and the part that only tests compile is known.
+//! A Rust source file prepared for rules: comments and string literals are blanked out, and the
+//! test code is separated.
 
 /// A source file.
 pub(super) struct Source<'a> {
     /// Its path from the workspace's root.
     pub(super) path: &'a str,
-    /// The file as it is.
+    /// The text of the file.
     text: &'a str,
-    /// The same lines, with comments and string literals blanked out.
+    /// The text with comments and string literals blanked out.
     code: String,
-    /// How many lines come before the file's test module.
+    /// The number of lines before the file's test module.
     production: usize,
 }
 
@@ -30,12 +30,12 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Lines of code that end up in a program, with their numbers from 1.
+    /// The lines of production code, with their numbers from 1.
     pub(super) fn production(&self) -> impl Iterator<Item = (usize, &str)> {
         self.lines().take(self.production)
     }
 
-    /// The same lines with their comments and string literals.
+    /// The lines of production code with comments and string literals.
     pub(super) fn production_text(&self) -> impl Iterator<Item = (usize, &'a str)> {
         (1..).zip(self.text.lines()).take(self.production)
     }
@@ -45,7 +45,7 @@ impl<'a> Source<'a> {
         (1..).zip(self.code.lines())
     }
 
-    /// The production part as one piece.
+    /// The production code as one text.
     pub(super) fn production_code(&self) -> &str {
         let end = self
             .code
@@ -56,13 +56,13 @@ impl<'a> Source<'a> {
         self.code.get(..end).unwrap_or_default()
     }
 
-    /// How many lines the production part has, comments included.
+    /// The number of lines of the production part, including comments.
     pub(super) fn production_count(&self) -> usize {
         self.production
     }
 }
 
-/// A module of tests in a file of its own, or a part of one.
+/// Whether a file is a test module or a part of one.
 fn is_test_file(path: &str, tests: &[String]) -> bool {
     let declared = tests.iter().any(|module| {
         path.strip_prefix(module.as_str())
@@ -71,7 +71,7 @@ fn is_test_file(path: &str, tests: &[String]) -> bool {
     declared || path.ends_with("/tests.rs") || path.contains("/tests/")
 }
 
-/// Lines before the first test module that is written out in the file.
+/// The number of lines before the first inline test module.
 fn production_lines(code: &str) -> usize {
     let lines: Vec<_> = code.lines().map(str::trim).collect();
     lines
@@ -83,7 +83,7 @@ fn production_lines(code: &str) -> usize {
         .unwrap_or(lines.len())
 }
 
-/// Paths, without `.rs`, of the modules that a file declares for tests only.
+/// The paths, without `.rs`, of the modules that a file declares for tests only.
 pub(super) fn test_modules(path: &str, text: &str) -> Vec<String> {
     let lines: Vec<_> = text.lines().map(str::trim).collect();
     let file = path.trim_end_matches(".rs");
@@ -100,7 +100,7 @@ pub(super) fn test_modules(path: &str, text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Replaces comments and string literals by spaces; line ends stay.
+/// Replaces comments and string literals with spaces and keeps line ends.
 fn blank(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     let mut rest = text;
@@ -185,7 +185,7 @@ fn character_literal(text: &str) -> usize {
     let mut characters = text.char_indices().skip(1);
     match characters.next() {
         Some((_, '\\')) => text[2..].find('\'').map_or(0, |at| {
-            // In '\'' the first mark found is the escaped one.
+            // In '\'' the first quotation mark is the escaped one.
             let end = 2 + at + 1;
             if at == 0 { end + 1 } else { end }
         }),
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comments_and_string_literals_are_blanked_and_code_stays() {
+    fn comments_and_string_literals_are_blanked_and_code_is_kept() {
         for (text, code) in [
             ("let a = 1; // unsafe", "let a = 1;          "),
             ("a /* b /* c */ d */ e", "a                   e"),
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_test_module_is_no_production_code() {
+    fn the_test_module_is_not_production_code() {
         let text = "fn a() {}\n\n#[cfg(test)]\nmod tests {\n    fn b() {}\n}\n";
         let source = Source::new("ztunnel/src/x.rs", text, &[]);
         assert_eq!(source.production_count(), 2);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn modules_for_tests_are_known_from_their_parent() {
+    fn test_modules_are_declared_by_their_parent() {
         let text = "mod a;\n#[cfg(test)]\npub(crate) mod testing;\nmod b;\n";
         assert_eq!(
             test_modules("ztunnel/src/tls/mod.rs", text),

@@ -1,15 +1,15 @@
-//! Comments and documents name things: a sentence whose subject is "somebody" says less than its
-//! writer knew.
+//! Checks for words that hide the subject of a sentence. Each sentence should name its subject.
 
 use super::Finding;
 use super::source::Source;
 
-/// Words that stand in place of a name.
+/// Words that are used instead of a name.
 const WORDS: [&str; 4] = ["somebody", "nobody", "whoever", "everybody"];
 
-/// Where the words are searched for.
-const CHECKED: [&str; 6] = [
+/// The checked files and folders.
+const CHECKED: [&str; 7] = [
     "ztunnel/",
+    "tests/",
     "ebpf/",
     "xtask/",
     "docs/",
@@ -17,7 +17,7 @@ const CHECKED: [&str; 6] = [
     "ARCHITECTURE.md",
 ];
 
-/// Checks the production part of a source, comments and texts included.
+/// Checks the production part of a source, including comments and texts.
 pub(super) fn check_source(source: &Source<'_>, findings: &mut Vec<Finding>) {
     check_lines(source.path, source.production_text(), findings);
 }
@@ -33,7 +33,7 @@ fn check_lines<'a>(
     findings: &mut Vec<Finding>,
 ) {
     let below = |places: &[&str]| places.iter().any(|place| path.starts_with(place));
-    // This file has to spell them.
+    // This file contains the words itself.
     if !below(&CHECKED) || path == "xtask/src/tidy/words.rs" {
         return;
     }
@@ -63,21 +63,21 @@ mod tests {
     }
 
     #[test]
-    fn comments_and_messages_name_their_subject() {
+    fn words_without_a_subject_are_found_in_comments_and_messages() {
         let text = "// Nobody waits.\nlet x = \"whoever asks\";\n// nobodys\n#[cfg(test)]\nmod tests {\n// somebody\n}";
         assert_eq!(lines("ztunnel/settings/src/x.rs", text), [1, 2]);
     }
 
     #[test]
-    fn other_folders_are_left_alone() {
-        assert_eq!(lines("tests/e2e/x.rs", "// nobody"), [0; 0]);
+    fn other_folders_are_not_checked() {
+        assert_eq!(lines("deploy/x.rs", "// nobody"), [0; 0]);
     }
 
     #[test]
     fn documents_are_checked_too() {
         let mut findings = Vec::new();
-        check_document("docs/a.md", "fine\nEverybody knows.", &mut findings);
-        check_document("tests/fuzz/README.md", "Everybody knows.", &mut findings);
+        check_document("docs/a.md", "valid\nEverybody knows.", &mut findings);
+        check_document("deploy/README.md", "Everybody knows.", &mut findings);
         assert_eq!(findings.len(), 1);
         assert_eq!(findings[0].line, 2);
     }

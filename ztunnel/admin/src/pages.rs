@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use hyper::{Method, StatusCode};
+use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
 use super::Sources;
@@ -227,25 +228,9 @@ fn query(query: &str) -> Result<FilterChange, String> {
 
 /// Decodes percent-encoding (RFC 3986, section 2.1).
 fn unescape(text: &str) -> Result<String, String> {
-    let refuse = || "the level is not well-formed percent-encoded UTF-8\n".to_owned();
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        if *first != b'%' {
-            bytes.push(*first);
-            rest = after;
-            continue;
-        }
-        let digit = |at: usize| {
-            after
-                .get(at)
-                .and_then(|&byte| char::from(byte).to_digit(16))
-        };
-        let (high, low) = digit(0).zip(digit(1)).ok_or_else(refuse)?;
-        bytes.push(u8::try_from(high * 16 + low).map_err(|_too_large| refuse())?);
-        rest = after.get(2..).unwrap_or_default();
-    }
-    String::from_utf8(bytes).map_err(|_not_utf8| refuse())
+    let refuse = |_| "the level is not percent-encoded UTF-8\n".to_owned();
+    let decoded = percent_decode_str(text).decode_utf8().map_err(refuse)?;
+    Ok(decoded.into_owned())
 }
 
 fn ready(sources: &Sources) -> PageResponse {

@@ -296,63 +296,72 @@ fn a_connection_beyond_the_limit_closes_the_oldest() {
     assert!(is_open(1) && is_open(63), "more than one was closed");
 }
 
-#[test]
-fn the_log_filter_is_shown_and_changed() {
+/// Runs a test with servers whose log has the filter `info`.
+fn with_log(test: impl FnOnce(World)) {
     let config = LogConfig {
         filter: "info".parse().unwrap(),
         format: LogFormat::Text,
     };
     let (_subscriber, handle, _guard) = build_log(&config, std::io::sink()).unwrap();
-    let world = world(Some(handle));
-    for (method, path, status, expected) in [
-        ("GET", "/logging", 200, "current log level is info\n"),
-        (
-            "POST",
-            "/logging?level=debug",
-            200,
-            "current log level is debug\n",
-        ),
-        (
-            "POST",
-            "/logging?level=ztunnel::path=trace%2Caccess=off",
-            200,
-            "current log level is debug,access=off,ztunnel::path=trace\n",
-        ),
-        ("GET", "/logging?level=info", 405, "GET only shows"),
-        (
-            "POST",
-            "/logging?level=loud",
-            400,
-            "\"loud\" is not a level: expected off, error",
-        ),
-        (
-            "POST",
-            "/logging?level=%zz",
-            400,
-            "the level is not well-formed",
-        ),
-        (
-            "POST",
-            "/logging?what=1",
-            400,
-            "unknown parameter \"what\": expected level or reset",
-        ),
-        (
-            "DELETE",
-            "/logging",
-            405,
-            "/logging allows GET, POST, PUT, not DELETE",
-        ),
-        (
-            "POST",
-            "/logging",
-            200,
-            "current log level is debug,access=off,ztunnel::path=trace\n",
-        ),
-        ("POST", "/logging?reset", 200, "current log level is info\n"),
-    ] {
-        let (got, _, body) = request(world.admin, method, path);
-        assert_eq!(got, status, "{method} {path}: {body}");
-        assert!(body.starts_with(expected), "{method} {path}: {body}");
-    }
+    test(world(Some(handle)));
+}
+
+#[test]
+fn an_invalid_change_of_the_log_filter_is_refused() {
+    with_log(|world| {
+        for (query, expected) in [
+            ("level=loud", "\"loud\" is not a level: expected off, error"),
+            ("level=%zz", "\"%zz\" is not a level: expected off, error"),
+            ("level=%ff", "the level is not percent-encoded UTF-8"),
+            (
+                "what=1",
+                "unknown parameter \"what\": expected level or reset",
+            ),
+        ] {
+            let (status, _, body) = request(world.admin, "POST", &format!("/logging?{query}"));
+            assert_eq!(status, 400, "{query}: {body}");
+            assert!(body.starts_with(expected), "{query}: {body}");
+        }
+        let (_, _, body) = request(world.admin, "GET", "/logging");
+        assert_eq!(body, "current log level is info\n");
+    });
+}
+
+#[test]
+fn the_log_filter_is_shown_and_changed() {
+    with_log(|world| {
+        for (method, path, status, expected) in [
+            ("GET", "/logging", 200, "current log level is info\n"),
+            (
+                "POST",
+                "/logging?level=debug",
+                200,
+                "current log level is debug\n",
+            ),
+            (
+                "POST",
+                "/logging?level=ztunnel::path=trace%2Caccess=off",
+                200,
+                "current log level is debug,access=off,ztunnel::path=trace\n",
+            ),
+            ("GET", "/logging?level=info", 405, "GET only shows"),
+            (
+                "DELETE",
+                "/logging",
+                405,
+                "/logging allows GET, POST, PUT, not DELETE",
+            ),
+            (
+                "POST",
+                "/logging",
+                200,
+                "current log level is debug,access=off,ztunnel::path=trace\n",
+            ),
+            ("POST", "/logging?reset", 200, "current log level is info\n"),
+        ] {
+            let (got, _, body) = request(world.admin, method, path);
+            assert_eq!(got, status, "{method} {path}: {body}");
+            assert!(body.starts_with(expected), "{method} {path}: {body}");
+        }
+    });
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::{Action, Identity, Policy, PolicyContext, Snapshot, Workload};
+use crate::{Action, HttpAttributes, Identity, Policy, PolicyContext, Snapshot, Workload};
 
 /// A connection that reached its destination's node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct InboundRequest<'a> {
     /// The address and port of the workload. For a tunnelled connection the port is that of the
     /// application tunnel, if the workload has one.
     pub destination: SocketAddr,
+    /// The HTTP request, at a waypoint; `None` for a connection.
+    pub http: Option<HttpAttributes<'a>>,
 }
 
 /// Whether a connection is allowed, and the policy that decided.
@@ -105,6 +107,7 @@ fn evaluate<'s>(
         source: request.source,
         source_ip: request.source_ip,
         destination: request.destination,
+        http: request.http,
     };
     let mut dry_runs = SmallVec::new();
     let mut denied = None;

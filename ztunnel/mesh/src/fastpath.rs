@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 
 use crate::NetnsCookie;
 
-pub use decide::{inbound_allowed, may_stay, outbound_entry};
+pub use decide::{entry, entry_after_change, inbound_allowed, inbound_entry, may_stay};
 
 /// The most backends of one entry. The proxy carries the share of the backends beyond.
 pub const MAX_BACKENDS: usize = 8;
@@ -30,7 +30,7 @@ pub struct FastPathKey {
 
 /// Whether a sockmap joins the two sockets of a connection, so that its bytes bypass TCP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Ends {
+pub enum JoinMode {
     /// The sockets speak TCP.
     Apart,
     /// The sockmap joins the sockets.
@@ -47,7 +47,7 @@ pub struct Backend {
     /// The share of this backend among all backends.
     pub weight: u32,
     /// Whether the sockets of such a connection are joined.
-    pub ends: Ends,
+    pub join_mode: JoinMode,
 }
 
 /// The value of a fast-path entry: it lets the kernel carry later connections of a pod to a

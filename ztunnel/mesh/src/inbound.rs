@@ -6,7 +6,7 @@ mod discovery;
 mod service;
 mod target;
 
-pub use discovery::{gateways_of, next_key, own_workload_key, unknown_address_key};
+pub use discovery::{gateways_of, next_key, unknown_address_key};
 pub use service::backed_service;
 pub use target::{
     LocalEndpoint, TargetError, TunnelTarget, client_address, delivery_address, target,

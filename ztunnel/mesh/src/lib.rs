@@ -7,8 +7,8 @@
 //! - The decisions: [`route`](route::route) finds where a connection of a pod goes,
 //!   [`authorize`](authorize::authorize) whether a pod accepts a connection, [`inbound`] where a
 //!   tunnel to a pod leads, [`fastpath`] which connections the kernel may carry, [`names`] what a
-//!   DNS name resolves to. With a partial snapshot (on-demand discovery) a decision may instead
-//!   return the [`DemandKey`] of a resource that has to be fetched first.
+//!   DNS name resolves to. A decision that lacks a resource of the mesh returns what is
+//!   [`Missing`]: on-demand discovery has to fetch it, or it is not pushed yet.
 //!
 //! Every decision about a connection of this node uses one [`View`]: a snapshot, the pods of this
 //! node, and the paths that the settings allow them.
@@ -16,7 +16,6 @@
 mod authority;
 pub mod authorize;
 mod change;
-mod demand;
 pub mod fastpath;
 mod fault;
 mod identity;
@@ -26,6 +25,7 @@ pub mod local;
 pub mod names;
 mod policy;
 mod ports;
+mod resource;
 pub mod route;
 mod service;
 mod snapshot;
@@ -35,15 +35,15 @@ pub mod yaml;
 
 pub use authority::{Authority, ParseAuthorityError};
 pub use change::Change;
-pub use demand::{DemandKey, Fetched};
 pub use fault::Fault;
 pub use identity::{Identity, ParseIdentityError};
 pub use interner::Interner;
 pub use policy::{
-    Action, Clause, Match, Policy, PolicyContext, PolicyScope, Rule, ServiceAccountMatch,
-    StringMatch,
+    Action, Clause, HttpAttributes, HttpMatch, Match, Policy, PolicyContext, PolicyScope, Rule,
+    ServiceAccountMatch, StringMatch,
 };
 pub use ports::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, PROXY_PORTS};
+pub use resource::{FetchOutcome, Missing, ResourceKey};
 pub use service::{
     HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, NetworkRange, RoutingScope,
     Service, Visibility, WeightedWaypoint,

@@ -18,7 +18,7 @@ use crate::{HealthPolicy, HealthStatus, IpFamilies, ServiceEntry, Snapshot, Work
 pub const TTL: u32 = 30;
 
 /// The most addresses of one answer. More do not fit into a message (65,535 bytes, 16 for each).
-const MOST_ADDRESSES: usize = 4000;
+const MAX_ADDRESSES: usize = 4000;
 
 /// The address family of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -98,7 +98,7 @@ pub fn answer(
             return Answer::NoData;
         }
         addresses.shuffle(&mut rand::rngs::SmallRng::seed_from_u64(random));
-        addresses.truncate(MOST_ADDRESSES);
+        addresses.truncate(MAX_ADDRESSES);
         return Answer::Records {
             addresses,
             canonical: alias.stripped.filter(|_| exact),

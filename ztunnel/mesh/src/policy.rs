@@ -1,6 +1,8 @@
 //! Authorization policies (`istio.security.Authorization`) and how one policy is matched.
 //! [`authorize`](crate::authorize) combines several policies to a verdict.
 
+mod http;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -8,6 +10,8 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::Identity;
+
+pub use http::{HttpAttributes, HttpMatch};
 
 /// What a matching policy does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -64,6 +68,8 @@ pub struct Match {
     pub not_destination_ips: Vec<IpNet>,
     pub destination_ports: Vec<u16>,
     pub not_destination_ports: Vec<u16>,
+    /// Boxed, because policies of a node proxy rarely have one.
+    pub http: Option<Box<HttpMatch>>,
 }
 
 /// Matches of a clause are ORed; an empty clause matches everything.
@@ -93,7 +99,7 @@ pub struct Policy {
     pub has_unknown_conditions: bool,
 }
 
-/// The attributes of a connection that policies match.
+/// The attributes of a connection or request that policies match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyContext<'a> {
     /// The client's identity, if mutual TLS proved one.
@@ -103,6 +109,8 @@ pub struct PolicyContext<'a> {
     /// The destination's address and port. For a tunnelled connection the port is that of the
     /// application tunnel, if the workload has one (as in Istio).
     pub destination: SocketAddr,
+    /// The request; `None` for a connection, of which only layer 4 is known.
+    pub http: Option<HttpAttributes<'a>>,
 }
 
 impl Policy {
@@ -122,8 +130,9 @@ impl Policy {
     #[must_use]
     pub fn matching_rule(&self, context: &PolicyContext<'_>) -> Option<usize> {
         self.rules.iter().position(|rule| {
-            rule.iter()
-                .all(|clause| clause.is_empty() || clause.iter().any(|each| each.matches(context)))
+            rule.iter().all(|clause| {
+                clause.is_empty() || clause.iter().any(|each| each.matches(context, self.action))
+            })
         })
     }
 }
@@ -151,9 +160,10 @@ impl ServiceAccountMatch {
 impl Match {
     /// Whether every kind that is set holds. For a client without an identity, each condition on
     /// the identity is false and its negation true: "not any principal" matches exactly the clients
-    /// without an identity, so a DENY policy with it demands mutual TLS.
+    /// without an identity, so a DENY policy with it demands mutual TLS. `action` is that of the
+    /// policy.
     #[must_use]
-    pub fn matches(&self, context: &PolicyContext<'_>) -> bool {
+    pub fn matches(&self, context: &PolicyContext<'_>, action: Action) -> bool {
         let source = context.source;
         let namespace = |want: &StringMatch| source.is_some_and(|id| want.matches(id.namespace()));
         let principal = |want: &StringMatch| source.is_some_and(|id| want.matches(id.principal()));
@@ -171,6 +181,10 @@ impl Match {
             && kind(&self.source_ips, &self.not_source_ips, from)
             && kind(&self.destination_ips, &self.not_destination_ips, to)
             && kind(&self.destination_ports, &self.not_destination_ports, port)
+            && self
+                .http
+                .as_ref()
+                .is_none_or(|http| http.matches(context.http.as_ref(), action))
     }
 
     /// Whether no kind is set.

@@ -2,7 +2,7 @@
 //! number.
 //!
 //! An address outside the mesh is passed through. A destination of the mesh that cannot be reached
-//! as its policies demand (its waypoint has no instance, its network no gateway) is an error and
+//! as its policies demand (its waypoint has no instance, its network no gateway) is refused and
 //! never passed through: bypassing a waypoint would bypass its policies.
 //!
 //! Waypoints follow the rules of Istio's ambient mode. A connection to a service goes through the
@@ -14,15 +14,19 @@
 //!
 //! [`explain`] returns every step of the same decision.
 //!
-//! The files: `request` and `outcome` hold the input and the output, `dialled` finds the object
-//! that was dialled, `backend` chooses an endpoint of a service, `reachable` finds its address,
-//! `gateway` chooses waypoints and network gateways, `path` builds the route to what was chosen.
+//! The files: `request` holds the input, `decision` and `outcome` the output. `dialled` finds the
+//! object that was dialled, `destinations` lists every place that it leads to, `backend` chooses an
+//! endpoint of a service, `reachable` finds its address, `gateway` chooses waypoints and network
+//! gateways, `path` builds the route to what was chosen.
 
 mod backend;
+mod decision;
+mod destinations;
 mod dialled;
 mod error;
 mod explain;
 mod gateway;
+mod no_route;
 mod outcome;
 mod path;
 mod reachable;
@@ -33,28 +37,28 @@ use std::net::SocketAddr;
 
 use crate::{View, Workload};
 
+use backend::BackendChoice;
+pub use decision::{Decision, Explanation, Routed};
+pub use destinations::Destinations;
 use dialled::{DialledTarget, canonical, is_own_tunnel, target};
 pub use error::{Role, RouteError};
-pub use explain::{
-    CandidateOutcome, CandidateStep, Dialled, Exclusion, Explanation, Step, WaypointStep,
-};
+pub use explain::{CandidateOutcome, CandidateStep, Dialled, Exclusion, Step, WaypointStep};
 use explain::{NoTrace, Trace};
 pub(crate) use gateway::{resolves_to, undiscovered_key, waypoints_of};
+use no_route::NoRoute;
 pub use outcome::{Hop, HopKind, Identities, Route};
 use path::{
-    backend_identities, is_plaintext, outside, resolve, resolved_workload, through_network_gateway,
-    through_waypoint, to_workload, without_tunnel,
+    backend_identities, is_plaintext, outside, resolved_workload, through_network_gateway,
+    through_waypoint, to_workload,
 };
 use reachable::Reachable;
 pub use reachable::choose_address;
-use request::Inputs;
+use request::RouteContext;
 pub use request::{OutboundRequest, address_key};
 
-/// Finds where a connection goes. The same `random` number chooses the same backend.
-///
-/// # Errors
-/// When the destination is in the mesh and the connection must not or cannot go there.
-pub fn route(request: &OutboundRequest<'_>, view: &View, random: u64) -> Result<Route, RouteError> {
+/// Decides where a connection goes. The same `random` number chooses the same backend.
+#[must_use]
+pub fn route(request: &OutboundRequest<'_>, view: &View, random: u64) -> Decision {
     decide(request, view, random, &NoTrace)
 }
 
@@ -62,10 +66,10 @@ pub fn route(request: &OutboundRequest<'_>, view: &View, random: u64) -> Result<
 #[must_use]
 pub fn explain(request: &OutboundRequest<'_>, view: &View, random: u64) -> Explanation {
     let steps = RefCell::new(Vec::new());
-    let result = decide(request, view, random, &steps);
+    let decision = decide(request, view, random, &steps);
     Explanation {
         steps: steps.into_inner(),
-        result,
+        decision,
     }
 }
 
@@ -74,84 +78,69 @@ fn decide<T: Trace>(
     view: &View,
     random: u64,
     trace: &T,
-) -> Result<Route, RouteError> {
-    let inputs = Inputs {
+) -> Decision {
+    let context = RouteContext {
         request,
         mesh: &view.mesh,
         trace,
     };
-    match target(inputs)? {
-        DialledTarget::Outside(to, service) => outside(request.source, to, service, view),
-        DialledTarget::Workload(to, workload) => {
-            Ok(to_workload(request.source, workload, to, None, view))
-        }
-        DialledTarget::BehindWaypoint(behind) => through_waypoint(inputs, &behind, random),
-        DialledTarget::Service(choice, entry) => {
-            let chosen = choice.pick(random, request.except, trace)?;
+    let routed = target(context).and_then(|target| {
+        Ok(Routed {
+            destinations: Destinations::of(&target),
+            route: route_to(target, context, view, random)?,
+        })
+    });
+    routed.map_or_else(Decision::from, Decision::Route)
+}
+
+fn route_to<T: Trace>(
+    target: DialledTarget<'_>,
+    context: RouteContext<'_, '_, T>,
+    view: &View,
+    random: u64,
+) -> Result<Route, NoRoute> {
+    let request = context.request;
+    let source = request.source;
+    match target {
+        DialledTarget::Outside(to, service) => Ok(outside(source, to, service, view)?),
+        DialledTarget::Workload(to, workload) => Ok(to_workload(source, workload, to, None, view)),
+        DialledTarget::BehindWaypoint(behind) => through_waypoint(context, &behind, random),
+        DialledTarget::Service(entry) => {
+            let dialled = canonical(request.destination);
+            let choice = BackendChoice::of_service(source, entry, dialled, request.resolved);
+            let chosen = choice.pick(random, request.except, context.trace)?;
             match chosen.reachable {
-                Reachable::Hostname(name) => Ok(resolve(name)),
+                Reachable::Hostname(name) => Err(NoRoute::Resolve(name.clone())),
                 Reachable::RemoteNetwork => {
                     let then = backend_identities(chosen.workload, entry);
-                    through_network_gateway(inputs, chosen.workload, then, &entry.service, random)
+                    through_network_gateway(context, chosen.workload, then, &entry.service, random)
                 }
                 Reachable::Address(ip) => {
                     let to = SocketAddr::new(ip, chosen.port);
-                    let workload = resolved_workload(inputs, chosen.workload, ip, view)?;
-                    Ok(to_workload(request.source, workload, to, Some(entry), view))
+                    let workload = resolved_workload(context, chosen.workload, ip, view)?;
+                    Ok(to_workload(source, workload, to, Some(entry), view))
                 }
             }
         }
     }
 }
 
-/// Calls `each` with every place that a connection could go to: the weight of the place, and the
-/// route if it needs no tunnel.
-///
-/// # Errors
-/// As [`route`].
-pub fn options(
-    request: &OutboundRequest<'_>,
-    view: &View,
-    mut each: impl FnMut(Option<Route>, u32),
-) -> Result<(), RouteError> {
-    let source = request.source;
-    match untraced_target(request, view)? {
-        DialledTarget::Outside(to, service) => each(Some(outside(source, to, service, view)?), 1),
-        DialledTarget::Workload(to, workload) => {
-            each(without_tunnel(source, workload, to, None, view), 1);
-        }
-        DialledTarget::BehindWaypoint(_) => each(None, 1),
-        DialledTarget::Service(choice, entry) => {
-            for candidate in choice.best() {
-                // Host names and other networks need the proxy.
-                let route = candidate.address().and_then(|to| {
-                    without_tunnel(source, candidate.workload, to, Some(entry), view)
-                });
-                each(route, candidate.workload.capacity);
-            }
-        }
-    }
-    Ok(())
+/// Every place that a connection can go to; `None` if the connection is refused or an input is
+/// missing.
+#[must_use]
+pub fn destinations(request: &OutboundRequest<'_>, view: &View) -> Option<Destinations> {
+    let target = target(RouteContext {
+        request,
+        mesh: &view.mesh,
+        trace: &NoTrace,
+    });
+    Some(Destinations::of(&target.ok()?))
 }
 
 /// Whether the connection has to go through a waypoint.
 #[must_use]
 pub fn is_behind_waypoint(request: &OutboundRequest<'_>, view: &View) -> bool {
-    matches!(
-        untraced_target(request, view),
-        Ok(DialledTarget::BehindWaypoint(_))
-    )
-}
-
-fn untraced_target<'a>(
-    request: &OutboundRequest<'a>,
-    view: &'a View,
-) -> Result<DialledTarget<'a>, RouteError> {
-    target(Inputs {
-        request,
-        mesh: &view.mesh,
-        trace: &NoTrace,
-    })
+    destinations(request, view) == Some(Destinations::Waypoint)
 }
 
 /// Whether a connection to an address goes outside the mesh, or is itself a tunnel of the source.

@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::fastpath::Ends;
+use crate::fastpath::JoinMode;
 use crate::{Snapshot, Uid, Workload};
 
 /// The number of a network namespace (`SO_NETNS_COOKIE`), which is unique until the machine
@@ -37,14 +37,14 @@ pub struct AllowedPaths {
     /// How the workload talks to pods of its own node.
     pub same_node: SameNode,
     /// Whether a sockmap may join the sockets of its connections.
-    pub ends: Ends,
+    pub join_mode: JoinMode,
 }
 
 impl Default for AllowedPaths {
     fn default() -> Self {
         Self {
             same_node: SameNode::default(),
-            ends: Ends::Apart,
+            join_mode: JoinMode::Apart,
         }
     }
 }
@@ -176,10 +176,10 @@ impl View {
 
     /// Whether a sockmap joins the connections between a pod and the proxy.
     #[must_use]
-    pub fn ends(&self, cookie: NetnsCookie) -> Ends {
+    pub fn join_mode(&self, cookie: NetnsCookie) -> JoinMode {
         self.pods
             .get(&cookie)
-            .map_or(Ends::Apart, |served| served.paths.ends)
+            .map_or(JoinMode::Apart, |served| served.paths.join_mode)
     }
 
     /// The pods that this node serves.
@@ -208,7 +208,7 @@ impl View {
         source: &Workload,
         workload: &Workload,
         to: IpAddr,
-    ) -> Option<(NetnsCookie, Ends)> {
+    ) -> Option<(NetnsCookie, JoinMode)> {
         let server = self.find(workload)?;
         let client = self.find(source)?;
         let both = [client.paths, server.paths];
@@ -220,8 +220,12 @@ impl View {
         if encrypt || needs_tunnel || redirected || !server.pod.addresses.contains(&to) {
             return None;
         }
-        let joined = both.iter().all(|end| end.ends == Ends::Joined);
-        let ends = if joined { Ends::Joined } else { Ends::Apart };
-        Some((server.pod.cookie, ends))
+        let joined = both.iter().all(|end| end.join_mode == JoinMode::Joined);
+        let join_mode = if joined {
+            JoinMode::Joined
+        } else {
+            JoinMode::Apart
+        };
+        Some((server.pod.cookie, join_mode))
     }
 }

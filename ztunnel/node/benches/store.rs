@@ -21,7 +21,7 @@ use mesh::Snapshot;
 use node::pause_after;
 use prost::Message as _;
 use tokio::runtime::Runtime;
-use upstream::ads::Intake;
+use upstream::ads::OfflineClient;
 
 #[path = "store/world.rs"]
 mod world;
@@ -74,11 +74,11 @@ fn run(runtime: &Runtime) {
     let push = LARGE.first_push();
     println!("the push: {:.1} MB", mega(push.len()));
     // First: memory that another process has used before does not show when it is used again.
-    let mut intake = Intake::new("cluster.local");
+    let mut client = OfflineClient::new("cluster.local");
     let store = measured("the store", || {
-        assert_eq!(runtime.block_on(take(&mut intake, &push)), 0);
+        assert_eq!(runtime.block_on(apply(&mut client, &push)), 0);
     });
-    assert_eq!(intake.mesh.workloads().len(), LARGE.workloads as usize);
+    assert_eq!(client.mesh.workloads().len(), LARGE.workloads as usize);
     let (messages, plain) = {
         let mut decoded = Vec::new();
         let plain = measured("a plain decode of the same messages", || {
@@ -88,7 +88,7 @@ fn run(runtime: &Runtime) {
     };
     println!("{messages} messages");
     let again = measured("the same push once more", || {
-        assert_eq!(runtime.block_on(take(&mut intake, &push)), 0);
+        assert_eq!(runtime.block_on(apply(&mut client, &push)), 0);
     });
     println!(
         "beside the plain decode: {:.2} of its processor time, {:.2} of its memory; once more: {:.2} of its time",
@@ -97,19 +97,19 @@ fn run(runtime: &Runtime) {
         again.processor / plain.processor
     );
     drop(push);
-    churn(runtime, &mut intake);
+    churn(runtime, &mut client);
     // At the end nothing but the mesh is held, and the allocator had ten seconds to give back the
     // rest.
     let each = (resident() - empty) / f64::from(LARGE.workloads);
-    drop(intake);
+    drop(client);
     judge("seconds to load", store.seconds, SECONDS);
     judge("bytes per workload", each, BYTES);
 }
 
 /// Takes an encoded response; how many resources were refused.
-async fn take(intake: &mut Intake, push: &[u8]) -> usize {
+async fn apply(client: &mut OfflineClient, push: &[u8]) -> usize {
     match DeltaDiscoveryResponse::decode(push) {
-        Ok(response) => intake.take(response).await.unwrap_or(usize::MAX),
+        Ok(response) => client.apply(response).await.unwrap_or(usize::MAX),
         Err(_) => usize::MAX,
     }
 }
@@ -149,12 +149,12 @@ fn measured(what: &str, work: impl FnOnce()) -> Cost {
 }
 
 /// Replaces pods, each at its time, and prints how long it took until readers saw it.
-fn churn(runtime: &Runtime, intake: &mut Intake) {
+fn churn(runtime: &Runtime, client: &mut OfflineClient) {
     let count = PODS_A_SECOND * u32::try_from(CHURN.as_secs()).unwrap_or(u32::MAX);
     let pushes: Vec<_> = (0..count)
         .map(|at| LARGE.replacement(at).encode_to_vec())
         .collect();
-    let published = ArcSwap::from_pointee(intake.mesh.clone());
+    let published = ArcSwap::from_pointee(client.mesh.clone());
     let (before, began) = (resident(), Instant::now());
     let (mut waiting, mut waits) = (Vec::new(), Vec::new());
     let (mut applies, mut busy) = (Vec::new(), Duration::ZERO);
@@ -163,13 +163,13 @@ fn churn(runtime: &Runtime, intake: &mut Intake) {
         let now = Instant::now();
         let arrives = |at: usize| began + Duration::from_secs(1) * index(at) / PODS_A_SECOND;
         if next < pushes.len() && arrives(next) <= now {
-            assert_eq!(runtime.block_on(take(intake, &pushes[next])), 0);
+            assert_eq!(runtime.block_on(apply(client, &pushes[next])), 0);
             applies.push(now.elapsed());
             busy += now.elapsed();
             waiting.push(arrives(next));
             next += 1;
         } else if !waiting.is_empty() && due <= now {
-            let previous_proxy = published.swap(Arc::new(intake.mesh.clone()));
+            let previous_proxy = published.swap(Arc::new(client.mesh.clone()));
             let newest = IpAddr::from(LARGE.address_after(index(next - 1)));
             let seen: Arc<Snapshot> = published.load_full();
             assert!(seen.workload_by_address("network-1", newest).is_some());

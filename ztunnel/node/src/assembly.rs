@@ -221,16 +221,16 @@ fn hbone(settings: &settings::Hbone) -> hbone::Config {
 
 /// Which paths the operator allows; `ends` turns the acceleration setting into what this kernel
 /// can do.
-pub(super) fn lanes(
+pub(super) fn path_settings(
     settings: &Settings,
-    ends: impl Fn(settings::Acceleration) -> mesh::fastpath::Ends,
+    join_mode: impl Fn(settings::Acceleration) -> mesh::fastpath::JoinMode,
 ) -> mesh::PathSettings {
     let allowed = |same_node, acceleration| mesh::AllowedPaths {
         same_node: match same_node {
             settings::SameNode::Direct => mesh::SameNode::Direct,
             settings::SameNode::Tunnel => mesh::SameNode::Tunnel,
         },
-        ends: ends(acceleration),
+        join_mode: join_mode(acceleration),
     };
     let (same_node, acceleration) = (settings.same_node, settings.acceleration);
     let overrides = settings.overrides.iter().map(|own| {

@@ -288,7 +288,9 @@ impl Enrollment {
         {
             tracing::error!(%error, pod = %key, "cannot stop capturing the pod");
         }
-        context.workers.remove(cookie, context.deadline);
+        context
+            .workers
+            .remove(NetnsCookie(cookie), context.deadline);
         self.forget_certificate(enrolled.identity);
         self.shared.telemetry.pod_removed();
         tracing::info!(pod = %key, "pod left");
@@ -389,7 +391,9 @@ impl Enrollment {
             && let Err(error) = capture(kernel, &pod.netns, &captured, &inbound, dns)
         {
             // What the kernel captures by now stays captured and is refused.
-            context.workers.remove(cookie, context.deadline);
+            context
+                .workers
+                .remove(NetnsCookie(cookie), context.deadline);
             return Err(error);
         }
         let identity = identity(&pod, desired, context.mesh);

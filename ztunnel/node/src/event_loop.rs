@@ -93,7 +93,7 @@ impl EventLoop {
             request = serving::next_request(node.agent.as_mut()) => {
                 NodeEvent::AgentRequest(request)
             }
-            pods = node.shared.recheck.named() => NodeEvent::PodsToRecheck(pods),
+            pods = node.shared.recheck.take() => NodeEvent::PodsToRecheck(pods),
             () = until(snapshot_due) => NodeEvent::SnapshotOverdue,
             () = until(node.own_pods.due()) => NodeEvent::OwnPodsDue,
             () = node.acceleration.tested() => NodeEvent::AccelerationTested,

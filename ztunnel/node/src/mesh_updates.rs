@@ -17,7 +17,7 @@ use mesh::local::LocalMesh;
 use mesh::{Change, Snapshot};
 use settings::Settings;
 use telemetry::Telemetry;
-use upstream::ads::{self, Batch, Client, Demand, Event};
+use upstream::ads::{self, Batch, Client, Event, OnDemandRequests};
 
 use super::assembly;
 use super::deadline::until;
@@ -40,7 +40,7 @@ pub(super) struct Mesh {
     local: LocalMesh,
     control_plane: Option<ControlPlane>,
     /// Requests single resources; only with on-demand discovery.
-    demand: Option<Demand>,
+    demand: Option<OnDemandRequests>,
 }
 
 /// Changes of the control plane that are ready to be put in force.
@@ -104,7 +104,7 @@ impl Mesh {
     }
 
     /// Requests single resources; none without on-demand discovery.
-    pub(super) const fn demand(&self) -> Option<&Demand> {
+    pub(super) const fn demand(&self) -> Option<&OnDemandRequests> {
         self.demand.as_ref()
     }
 

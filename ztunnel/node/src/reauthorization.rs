@@ -58,13 +58,13 @@ impl Node {
             return;
         }
         let active = self.handover_state.is_active();
-        let mut lanes = self.acceleration.lanes(&self.settings, active);
+        let mut path_settings = self.acceleration.path_settings(&self.settings, active);
         if self.shared.kernel.is_none() {
             // Only the kernel programs know which pod a plaintext connection comes from.
-            lanes.tunnel_everything();
+            path_settings.tunnel_everything();
         }
         let mesh = self.mesh.current();
-        let view = View::new(mesh.clone(), self.enrollment.pods(), &lanes);
+        let view = View::new(mesh.clone(), self.enrollment.pods(), &path_settings);
         if self.reauthorization_waits() {
             self.shared.fast_path.look_ahead(view);
             self.waiting_batches.clear();

@@ -1,6 +1,6 @@
-//! New pods: the node agent announces a pod, its application begins at once, and the control plane
-//! pushes its workload a moment later. What comes in between waits for the workload, by both
-//! captures, whether the whole mesh is subscribed or what is asked for.
+//! New pods: the node agent announces a pod, its application starts at once, and the control plane
+//! pushes the pod's workload a moment later. Connections and queries in between wait for the
+//! workload, with both kinds of capture, with a full and with an on-demand subscription.
 
 use std::io::{ErrorKind, Read as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -12,20 +12,20 @@ use ztunnel_tests::control::Resource;
 use ztunnel_tests::net::{Family, Host, Rules, World};
 use ztunnel_tests::proxy::{Mesh, Settings, Workload};
 use ztunnel_tests::traffic::Kind;
-use ztunnel_tests::traffic::dns::{self, DNS, Resolver, Way};
+use ztunnel_tests::traffic::dns::{self, DNS, Resolver, Transport};
 
 use super::{CLUSTER, Cluster, hostname, pod_uid, workload};
-use crate::scene::{self, HTTP, LIMIT, answered, eventually, listed, reset};
+use crate::assertions::{self, HTTP, LIMIT, eventually, expect_answer, listed, reset};
 
-/// How long the control plane takes to push the workload.
+/// The delay until the control plane pushes the workload.
 const LATE: Duration = Duration::from_millis(1500);
-/// A wait that no test sees the end of.
+/// A wait that is longer than any test.
 const LONG: &str = "60s";
 const WAITS: &str = "ztunnel_workload_waits_total";
-/// What the resolver outside answers to everything.
+/// The answer of the resolver outside to every query.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
 
-/// How pods are captured, and what is subscribed.
+/// The capture and the subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Programs,
@@ -49,20 +49,20 @@ impl Mode {
                 Rules::IptablesNft.install(pod).unwrap();
             }
         }
-        about_to_come(world, &self.environment(), wait)
+        cluster_with_future_pod(world, &self.environment(), wait)
     }
 }
 
-/// A cluster in which the first pod of node a is about to come: no agent has announced it, and the
-/// control plane does not know it. Only node b does, by its settings: it opens tunnels to it. What
-/// comes too early waits for so long.
-fn about_to_come<'world>(
+/// A cluster into which the first pod of node a comes later: no agent has announced it, and the
+/// control plane does not have it. Only node b has it in its settings and opens tunnels to it.
+/// Early connections wait for up to `wait`.
+fn cluster_with_future_pod<'world>(
     world: &'world World,
     environment: &[(&str, &str)],
     wait: &'static str,
 ) -> Cluster<'world> {
     let new = world.pod("a", 0);
-    let known = Workload {
+    let held = Workload {
         uid: format!("{CLUSTER}//Pod/default/{}", new.name),
         name: new.name.clone(),
         namespace: "default".to_owned(),
@@ -76,7 +76,7 @@ fn about_to_come<'world>(
     };
     let settings = move |settings: &mut Settings| {
         if settings.node == "b" {
-            settings.workloads.push(known.clone());
+            settings.workloads.push(held.clone());
         }
         let new_pods = json!({ "workloadWait": wait });
         settings.extra.insert("newPods".to_owned(), new_pods);
@@ -84,9 +84,9 @@ fn about_to_come<'world>(
     let mut cluster = Cluster::start_as(world, environment, settings);
     cluster.agents[0].delete(&pod_uid(new)).unwrap();
     cluster.control.state.remove(&resource(world, new));
-    eventually("node a has forgotten the pod", || {
-        let known = listed(cluster.mesh.proxy("a"), "workloads");
-        !known.contains(&new.name)
+    eventually("node a has removed the pod", || {
+        let held = listed(cluster.mesh.proxy("a"), "workloads");
+        !held.contains(&new.name)
     });
     cluster
 }
@@ -95,7 +95,7 @@ fn resource(world: &World, new: &Host) -> Resource {
     Resource::Workload(Box::new(workload(world.node("a"), new)))
 }
 
-fn waits(cluster: &mut Cluster<'_>, labels: &[(&str, &str)]) -> f64 {
+fn wait_count(cluster: &mut Cluster<'_>, labels: &[(&str, &str)]) -> f64 {
     let metrics = cluster.mesh.proxy("a").metrics().unwrap();
     metrics.sum(WAITS, labels)
 }
@@ -103,24 +103,28 @@ fn waits(cluster: &mut Cluster<'_>, labels: &[(&str, &str)]) -> f64 {
 #[track_caller]
 fn eventually_counted(cluster: &mut Cluster<'_>, labels: &[(&str, &str)], number: f64) {
     eventually(&format!("{number} waits of {labels:?}"), || {
-        waits(cluster, labels) >= number
+        wait_count(cluster, labels) >= number
     });
 }
 
-/// Has node a hold a service: on demand, names of others are the resolver's.
+/// Makes node a hold a service. On demand, queries for unknown names go to the resolver.
 fn hold_service(neighbour: &Host, server: &Host) {
-    answered(neighbour, Mesh::service(server).at(Family::V4, 80));
+    expect_answer(neighbour, Mesh::service(server).at(Family::V4, 80));
 }
 
-/// A call by name, as `curl http://server/`: the name first, and then its address.
-fn call_by_name(from: &Host, server: &Host, (resolver, way): (SocketAddr, Way)) {
-    let told = dns::ask(from, resolver, way, &hostname(server), LIMIT).unwrap();
-    assert_eq!(told, [IpAddr::V4(Mesh::service(server).v4)], "{way:?}");
-    answered(from, SocketAddr::new(told[0], 80));
+/// Resolves a name and sends a request, as `curl http://server/` does.
+fn request_by_name(from: &Host, server: &Host, (resolver, transport): (SocketAddr, Transport)) {
+    let addresses = dns::resolve(from, resolver, transport, &hostname(server), LIMIT).unwrap();
+    assert_eq!(
+        addresses,
+        [IpAddr::V4(Mesh::service(server).v4)],
+        "{transport:?}"
+    );
+    expect_answer(from, SocketAddr::new(addresses[0], 80));
 }
 
-/// Everything at once that a pod does first and that is done with it first.
-fn what_comes_first_waits(mode: Mode) {
+/// The first connections from and to a new pod, and its first queries, all at once.
+fn first_connections_wait(mode: Mode) {
     let world = World::two_nodes().unwrap();
     let mut cluster = mode.cluster(&world, "12s");
     let (new, neighbour, far) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
@@ -132,8 +136,8 @@ fn what_comes_first_waits(mode: Mode) {
     cluster.agents[0].add(new, &pod_uid(new)).unwrap();
     thread::scope(|scope| {
         let mut first = Vec::new();
-        for way in Way::ALL {
-            first.push(scope.spawn(move || call_by_name(new, far, (resolver, way))));
+        for transport in Transport::ALL {
+            first.push(scope.spawn(move || request_by_name(new, far, (resolver, transport))));
         }
         for family in Family::BOTH {
             let pairs = [
@@ -144,7 +148,7 @@ fn what_comes_first_waits(mode: Mode) {
                 (neighbour, new),
             ];
             for (from, to) in pairs {
-                first.push(scope.spawn(move || drop(answered(from, to.at(family, HTTP)))));
+                first.push(scope.spawn(move || drop(expect_answer(from, to.at(family, HTTP)))));
             }
         }
         thread::sleep(LATE);
@@ -154,12 +158,12 @@ fn what_comes_first_waits(mode: Mode) {
         }
     });
     for kind in ["outbound", "inbound", "dns"] {
-        let counted = waits(&mut cluster, &[("kind", kind), ("outcome", "known")]);
+        let counted = wait_count(&mut cluster, &[("kind", kind), ("outcome", "known")]);
         assert!(counted > 0.0, "{mode:?}: nothing {kind} has waited");
     }
-    let all = waits(&mut cluster, &[]);
+    let all = wait_count(&mut cluster, &[]);
     assert_eq!(
-        waits(&mut cluster, &[("outcome", "known")]),
+        wait_count(&mut cluster, &[("outcome", "known")]),
         all,
         "{mode:?}"
     );
@@ -167,36 +171,36 @@ fn what_comes_first_waits(mode: Mode) {
         "src.identity=\"spiffe://cluster.local/ns/default/sa/{}\"",
         far.name
     );
-    eventually("a tunnel has come to the new pod", || {
+    eventually("a tunnel to the new pod was opened", || {
         let log = cluster.mesh.proxy("a").log();
         let mut lines = log.lines();
         lines.any(|line| line.contains(&identity) && line.contains("direction=\"inbound\""))
     });
-    scene::unharmed(&mut cluster.mesh);
+    assertions::assert_all_running(&mut cluster.mesh);
 }
 
 #[test]
-fn what_a_new_pod_does_first_waits_for_its_workload() {
-    what_comes_first_waits(Mode::Programs);
+fn connections_and_queries_of_a_new_pod_wait_for_its_workload() {
+    first_connections_wait(Mode::Programs);
 }
 
 #[test]
-fn what_a_new_pod_does_first_waits_for_its_workload_by_rules() {
-    what_comes_first_waits(Mode::Rules);
+fn connections_and_queries_of_a_new_pod_wait_for_its_workload_with_rules() {
+    first_connections_wait(Mode::Rules);
 }
 
 #[test]
-fn what_a_new_pod_does_first_waits_for_its_workload_on_demand() {
-    what_comes_first_waits(Mode::ProgramsOnDemand);
+fn connections_and_queries_of_a_new_pod_wait_for_its_workload_on_demand() {
+    first_connections_wait(Mode::ProgramsOnDemand);
 }
 
 #[test]
-fn what_a_new_pod_does_first_waits_for_its_workload_by_rules_on_demand() {
-    what_comes_first_waits(Mode::RulesOnDemand);
+fn connections_and_queries_of_a_new_pod_wait_for_its_workload_with_rules_on_demand() {
+    first_connections_wait(Mode::RulesOnDemand);
 }
 
-/// A workload that never comes: an error that says what was awaited, and for how long.
-fn without_the_workload(mode: Mode) {
+/// A workload that never arrives: the error contains what was awaited and for how long.
+fn workload_never_arrives(mode: Mode) {
     let world = World::two_nodes().unwrap();
     let mut cluster = mode.cluster(&world, "300ms");
     let (new, neighbour, far) = (world.pod("a", 0), world.pod("a", 1), world.pod("b", 0));
@@ -211,10 +215,20 @@ fn without_the_workload(mode: Mode) {
             reset(from, to.at(family, HTTP));
         }
     }
-    for way in Way::ALL {
-        let told = dns::ask(new, outside.at(Family::V4, DNS), way, &hostname(far), LIMIT);
-        let error = told.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::InvalidData, "{way:?}: {error}");
+    for transport in Transport::ALL {
+        let addresses = dns::resolve(
+            new,
+            outside.at(Family::V4, DNS),
+            transport,
+            &hostname(far),
+            LIMIT,
+        );
+        let error = addresses.unwrap_err();
+        assert_eq!(
+            error.kind(),
+            ErrorKind::InvalidData,
+            "{transport:?}: {error}"
+        );
     }
     for kind in ["outbound", "inbound", "dns"] {
         eventually_counted(&mut cluster, &[("kind", kind), ("outcome", "expired")], 2.0);
@@ -228,25 +242,25 @@ fn without_the_workload(mode: Mode) {
     for part in ["within 300ms", "newPods.workloadWait", "clusterId"] {
         assert!(line.contains(part), "{line}");
     }
-    // It comes after all.
+    // The workload arrives after all.
     cluster.control.state.put(&resource(&world, new));
-    scene::answered_soon(new, far.at(Family::V4, HTTP));
-    scene::answered_soon(neighbour, new.at(Family::V4, HTTP));
-    scene::unharmed(&mut cluster.mesh);
+    assertions::wait_for_answer(new, far.at(Family::V4, HTTP));
+    assertions::wait_for_answer(neighbour, new.at(Family::V4, HTTP));
+    assertions::assert_all_running(&mut cluster.mesh);
 }
 
 #[test]
-fn a_pod_whose_workload_never_comes_is_refused_with_a_reason() {
-    without_the_workload(Mode::Programs);
+fn a_pod_without_a_workload_is_refused_with_a_reason() {
+    workload_never_arrives(Mode::Programs);
 }
 
 #[test]
-fn a_pod_whose_workload_never_comes_is_refused_with_a_reason_by_rules_on_demand() {
-    without_the_workload(Mode::RulesOnDemand);
+fn a_pod_without_a_workload_is_refused_with_a_reason_with_rules_on_demand() {
+    workload_never_arrives(Mode::RulesOnDemand);
 }
 
 #[test]
-fn without_time_to_wait_a_new_pod_is_refused_at_once() {
+fn with_a_wait_of_zero_a_new_pod_is_refused_at_once() {
     let world = World::two_nodes().unwrap();
     let mut cluster = Mode::Programs.cluster(&world, "0s");
     let (new, far) = (world.pod("a", 0), world.pod("b", 0));
@@ -254,37 +268,37 @@ fn without_time_to_wait_a_new_pod_is_refused_at_once() {
     cluster.agents[0].add(new, &pod_uid(new)).unwrap();
     reset(new, far.at(Family::V4, HTTP));
     cluster.control.state.put(&resource(&world, new));
-    scene::answered_soon(new, far.at(Family::V4, HTTP));
-    scene::unharmed(&mut cluster.mesh);
+    assertions::wait_for_answer(new, far.at(Family::V4, HTTP));
+    assertions::assert_all_running(&mut cluster.mesh);
 }
 
 #[test]
-fn names_that_are_not_of_the_mesh_do_not_wait() {
+fn queries_for_names_outside_the_mesh_do_not_wait() {
     let world = World::two_nodes().unwrap();
     let mut cluster = Mode::Programs.cluster(&world, LONG);
     let (new, outside) = (world.pod("a", 0), world.outside());
     let at = outside.at(Family::V4, DNS);
     let _resolver = Resolver::serve(outside, at, ELSEWHERE, Duration::ZERO).unwrap();
     cluster.agents[0].add(new, &pod_uid(new)).unwrap();
-    for way in Way::ALL {
+    for transport in Transport::ALL {
         for name in [
             "www.example.com",
             "www.example.com.default.svc.cluster.local",
         ] {
-            let told = dns::ask(new, at, way, name, LIMIT).unwrap();
-            assert_eq!(told, [IpAddr::V4(ELSEWHERE)], "{way:?}");
+            let addresses = dns::resolve(new, at, transport, name, LIMIT).unwrap();
+            assert_eq!(addresses, [IpAddr::V4(ELSEWHERE)], "{transport:?}");
         }
     }
-    assert_eq!(waits(&mut cluster, &[]), 0.0);
-    scene::unharmed(&mut cluster.mesh);
+    assert_eq!(wait_count(&mut cluster, &[]), 0.0);
+    assertions::assert_all_running(&mut cluster.mesh);
 }
 
-/// The questions of a pod that may wait at one time.
-const MOST_QUESTIONS: u16 = 256;
-/// And some more.
-const ASKED: u16 = MOST_QUESTIONS + 24;
+/// The largest number of waiting queries of a pod.
+const MAX_WAITING_QUERIES: u16 = 256;
+/// The number of queries that the test sends.
+const QUERIES: u16 = MAX_WAITING_QUERIES + 24;
 
-/// The response code and the id of what comes next.
+/// The response code and the id of the next response.
 fn next(socket: &UdpSocket) -> (u8, u16) {
     let mut room = [0; 1024];
     let length = socket.recv(&mut room).unwrap();
@@ -293,7 +307,7 @@ fn next(socket: &UdpSocket) -> (u8, u16) {
 }
 
 #[test]
-fn of_the_questions_of_a_new_pod_so_many_wait_and_no_more() {
+fn the_number_of_waiting_queries_of_a_pod_is_limited() {
     let world = World::two_nodes().unwrap();
     let mut cluster = Mode::Programs.cluster(&world, LONG);
     let (new, far) = (world.pod("a", 0), world.pod("b", 0));
@@ -305,42 +319,42 @@ fn of_the_questions_of_a_new_pod_so_many_wait_and_no_more() {
         socket
     });
     socket.set_read_timeout(Some(LIMIT)).unwrap();
-    for id in 0..ASKED {
+    for id in 0..QUERIES {
         socket.send(&dns::query(id, &hostname(far))).unwrap();
-        // The server's socket holds fewer than all of them.
+        // The receive queue of the server's socket is smaller than that.
         if id % 32 == 0 {
             thread::sleep(Duration::from_millis(10));
         }
     }
     let mut ids = Vec::new();
-    for _ in MOST_QUESTIONS..ASKED {
+    for _ in MAX_WAITING_QUERIES..QUERIES {
         let (code, id) = next(&socket);
-        assert_eq!(code, 2, "question {id} is refused at once");
+        assert_eq!(code, 2, "query {id} is refused at once");
         ids.push(id);
     }
     let too_many = [("kind", "dns"), ("outcome", "too_many")];
     assert_eq!(
-        waits(&mut cluster, &too_many),
-        f64::from(ASKED - MOST_QUESTIONS)
+        wait_count(&mut cluster, &too_many),
+        f64::from(QUERIES - MAX_WAITING_QUERIES)
     );
     cluster.control.state.put(&resource(&world, new));
-    for _ in 0..MOST_QUESTIONS {
+    for _ in 0..MAX_WAITING_QUERIES {
         let (code, id) = next(&socket);
-        assert_eq!(code, 0, "question {id} has waited");
+        assert_eq!(code, 0, "query {id} has waited");
         ids.push(id);
     }
     ids.sort_unstable();
-    assert!(ids.into_iter().eq(0..ASKED), "each is answered once");
-    scene::unharmed(&mut cluster.mesh);
+    assert!(ids.into_iter().eq(0..QUERIES), "each is answered once");
+    assertions::assert_all_running(&mut cluster.mesh);
 }
 
 #[test]
-fn a_client_that_goes_away_gives_its_place_back() {
+fn a_closed_client_frees_its_place_among_the_waiting() {
     let world = World::two_nodes().unwrap();
     let mut cluster = Mode::Programs.cluster(&world, LONG);
     let (new, far, outside) = (world.pod("a", 0), world.pod("b", 0), world.outside());
     cluster.agents[0].add(new, &pod_uid(new)).unwrap();
-    // Outbound, inbound in the clear, and towards a tunnel.
+    // Outbound, inbound plaintext, and inbound tunnel.
     let calls = [
         (new, far.at(Family::V4, HTTP), "outbound", 1.0),
         (outside, new.at(Family::V4, HTTP), "inbound", 1.0),
@@ -351,10 +365,10 @@ fn a_client_that_goes_away_gives_its_place_back() {
         let gone = [("kind", kind), ("outcome", "client_gone")];
         eventually_counted(&mut cluster, &gone, number);
     }
-    scene::unharmed(&mut cluster.mesh);
+    assertions::assert_all_running(&mut cluster.mesh);
 }
 
-/// What waits, and is to end although nothing has come.
+/// A connection that waits and must end although no workload has arrived.
 fn waiting(cluster: &Cluster<'_>, new: &Host, far: &Host) -> TcpStream {
     cluster.agents[0].add(new, &pod_uid(new)).unwrap();
     let to = far.at(Family::V4, HTTP);
@@ -364,31 +378,31 @@ fn waiting(cluster: &Cluster<'_>, new: &Host, far: &Host) -> TcpStream {
 }
 
 #[track_caller]
-fn is_reset(mut stream: TcpStream) {
+fn assert_reset(mut stream: TcpStream) {
     let ended = stream.read(&mut [0]).map_err(|error| error.kind());
     assert_eq!(ended, Err(ErrorKind::ConnectionReset));
 }
 
 #[test]
-fn what_waits_is_reset_when_the_pod_leaves() {
+fn waiting_connections_are_reset_when_the_pod_is_removed() {
     let world = World::two_nodes().unwrap();
     let mut cluster = Mode::Programs.cluster(&world, LONG);
     let (new, far) = (world.pod("a", 0), world.pod("b", 0));
     let stream = waiting(&cluster, new, far);
     cluster.agents[0].delete(&pod_uid(new)).unwrap();
-    is_reset(stream);
+    assert_reset(stream);
     eventually_counted(&mut cluster, &[("outcome", "leaving")], 1.0);
-    scene::unharmed(&mut cluster.mesh);
+    assertions::assert_all_running(&mut cluster.mesh);
 }
 
 #[test]
-fn what_waits_does_not_keep_a_proxy_from_ending() {
+fn waiting_connections_do_not_delay_the_end_of_a_proxy() {
     let world = World::two_nodes().unwrap();
     let environment = [("CONNECTION_TERMINATION_DEADLINE", LONG)];
-    let mut cluster = about_to_come(&world, &environment, LONG);
+    let mut cluster = cluster_with_future_pod(&world, &environment, LONG);
     let (new, far) = (world.pod("a", 0), world.pod("b", 0));
     let stream = waiting(&cluster, new, far);
     let status = cluster.mesh.proxy("a").terminate(LIMIT).unwrap();
     assert!(status.success(), "{status}");
-    is_reset(stream);
+    assert_reset(stream);
 }

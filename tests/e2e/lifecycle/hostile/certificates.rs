@@ -1,4 +1,4 @@
-//! Peers whose certificate is none of the mesh's.
+//! Peers without a valid certificate of the mesh.
 
 use std::net::SocketAddr;
 
@@ -8,13 +8,13 @@ use ztunnel_tests::net::{Family, World};
 use ztunnel_tests::proxy::{Mesh, Proxy, identity};
 use ztunnel_tests::traffic::Kind;
 
-use super::Stage;
+use super::AttackSetup;
+use crate::assertions::{self, HTTP, LIMIT};
 use crate::peer::{Authority, Leaf, Reply, Tunnels, client, client_config, connect};
-use crate::scene::{self, HTTP, LIMIT};
 
 const GOOD: &str = "spiffe://cluster.local/ns/default/sa/a-0";
 
-/// Certificates with what the log must say about each.
+/// Invalid certificates, and the expected text in the log.
 fn certificates(mesh: &Authority) -> Vec<(&'static str, Option<Leaf>, &'static str)> {
     let signed = |uris: &[&str]| Some(mesh.leaf(uris));
     let dns = mesh.changed(&[], |params| {
@@ -65,17 +65,21 @@ fn certificates(mesh: &Authority) -> Vec<(&'static str, Option<Leaf>, &'static s
     ]
 }
 
-/// How many arriving connections have failed for a reason.
+/// The number of inbound connections that have failed for a reason.
 fn failed(proxy: &Proxy<'_>, flag: &str) -> f64 {
     let labels = [("reporter", "destination"), ("response_flags", flag)];
     let metrics = proxy.metrics().unwrap();
     metrics.sum("istio_tcp_connections_failed_total", &labels)
 }
 
-/// Asks for a tunnel; returns from where, and what came back.
-fn try_one(stage: &Stage<'_>, family: Family, leaf: Option<Leaf>) -> (SocketAddr, Reply) {
-    let (to, app) = (stage.hbone(family), stage.victim.at(family, HTTP));
-    stage.attack(|| {
+/// Requests a tunnel. Returns the source address and the reply.
+fn request_tunnel(
+    setup: &AttackSetup<'_>,
+    family: Family,
+    leaf: Option<Leaf>,
+) -> (SocketAddr, Reply) {
+    let (to, app) = (setup.hbone(family), setup.attacked_pod.at(family, HTTP));
+    setup.attack(|| {
         let stream = client(to, &client_config(leaf, &[b"h2"])).unwrap();
         let from = stream.sock.local_addr().unwrap();
         let reply = Tunnels::open(stream).and_then(|mut tunnels| {
@@ -90,24 +94,27 @@ fn try_one(stage: &Stage<'_>, family: Family, leaf: Option<Leaf>) -> (SocketAddr
 }
 
 #[test]
-fn who_has_no_certificate_of_the_mesh_gets_no_tunnel() {
+fn a_peer_without_a_certificate_of_the_mesh_gets_no_tunnel() {
     let world = World::two_nodes().unwrap();
-    let mut stage = Stage::set(&world);
+    let mut setup = AttackSetup::new(&world);
     for family in Family::BOTH {
-        for (name, leaf, said) in certificates(&stage.authority) {
-            let (from, reply) = try_one(&stage, family, leaf);
+        for (name, leaf, expected_text) in certificates(&setup.authority) {
+            let (from, reply) = request_tunnel(&setup, family, leaf);
             assert!(matches!(reply, Reply::Closed(_)), "{name}: {reply:?}");
-            let line = stage
+            let line = setup
                 .mesh
                 .proxy("b")
                 .wait_for_log(&format!("peer={from}"), LIMIT)
                 .unwrap();
-            assert!(line.contains("refused a tunnel peer"), "{name}: {line}");
             assert!(
-                line.to_lowercase().contains(&said.to_lowercase()),
+                line.contains("refused the connection of a tunnel peer"),
                 "{name}: {line}"
             );
-            let line = stage
+            assert!(
+                line.to_lowercase().contains(&expected_text.to_lowercase()),
+                "{name}: {line}"
+            );
+            let line = setup
                 .mesh
                 .proxy("b")
                 .wait_for_log(&format!("src.addr={from}"), LIMIT)
@@ -117,18 +124,18 @@ fn who_has_no_certificate_of_the_mesh_gets_no_tunnel() {
                 "{name}: {line}"
             );
         }
-        let expected = certificates(&stage.authority).len() as f64;
-        let counted = failed(stage.mesh.proxy("b"), "TLS_FAILURE");
+        let expected = certificates(&setup.authority).len() as f64;
+        let counted = failed(setup.mesh.proxy("b"), "TLS_FAILURE");
         assert!(counted >= expected, "{counted} of {expected}");
-        stage.stands();
-        // The same attempt with a good certificate: it is the certificate that was refused.
-        let good = Some(stage.stolen());
-        assert_eq!(try_one(&stage, family, good).1, Reply::Status(200));
+        setup.assert_still_serving();
+        // The same attempt with a valid certificate succeeds.
+        let good = Some(setup.stolen_certificate());
+        assert_eq!(request_tunnel(&setup, family, good).1, Reply::Status(200));
     }
 }
 
 #[test]
-fn what_a_revoked_certificate_has_open_is_cut_and_says_why() {
+fn connections_of_a_revoked_certificate_are_terminated_with_a_reason() {
     let world = World::two_nodes().unwrap();
     let lists = world.directory().join("revoked.pem");
     let mut mesh = Mesh::builder(&world)
@@ -137,14 +144,17 @@ fn what_a_revoked_certificate_has_open_is_cut_and_says_why() {
         })
         .start()
         .unwrap();
-    let (victim, friend) = (world.pod("b", 0), world.pod("a", 0));
-    let _http = victim.serve(Kind::Http, HTTP).unwrap();
+    let (attacked_pod, client_pod) = (world.pod("b", 0), world.pod("a", 0));
+    let _http = attacked_pod.serve(Kind::Http, HTTP).unwrap();
     let authority = Authority::of_mesh(world.directory());
     let serial = SerialNumber::from(4711);
-    let leaf = authority.changed(&[&identity(friend)], |params| {
+    let leaf = authority.changed(&[&identity(client_pod)], |params| {
         params.serial_number = Some(serial.clone());
     });
-    let (to, app) = (victim.at(Family::V4, 15008), victim.at(Family::V4, HTTP));
+    let (to, app) = (
+        attacked_pod.at(Family::V4, 15008),
+        attacked_pod.at(Family::V4, HTTP),
+    );
     let attempt = || client(to, &client_config(Some(leaf.clone()), &[b"h2"])).unwrap();
     let stream = world.outside().enter(attempt);
     let from = stream.sock.local_addr().unwrap();
@@ -154,18 +164,18 @@ fn what_a_revoked_certificate_has_open_is_cut_and_says_why() {
     assert_eq!(failed(mesh.proxy("b"), "CERT_REVOKED"), 0.0);
 
     std::fs::write(&lists, authority.revoke(serial)).unwrap();
-    let said = format!("src.addr={from}");
-    let line = mesh.proxy("b").wait_for_log(&said, LIMIT).unwrap();
+    let expected_text = format!("src.addr={from}");
+    let line = mesh.proxy("b").wait_for_log(&expected_text, LIMIT).unwrap();
     assert!(line.contains("revoked"), "{line}");
     assert_eq!(failed(mesh.proxy("b"), "CERT_REVOKED"), 1.0);
-    // The next attempt gets no further than the handshake, and is counted too.
+    // The next attempt fails in the handshake and is counted, too.
     let again = world.outside().enter(|| {
         let stream = client(to, &client_config(Some(leaf.clone()), &[b"h2"])).unwrap();
         stream.sock.local_addr().unwrap()
     });
-    let said = format!("src.addr={again}");
-    let line = mesh.proxy("b").wait_for_log(&said, LIMIT).unwrap();
+    let expected_text = format!("src.addr={again}");
+    let line = mesh.proxy("b").wait_for_log(&expected_text, LIMIT).unwrap();
     assert!(line.contains("revoked"), "{line}");
     assert_eq!(failed(mesh.proxy("b"), "CERT_REVOKED"), 2.0);
-    scene::unharmed(&mut mesh);
+    assertions::assert_all_running(&mut mesh);
 }

@@ -1,34 +1,33 @@
-//! Peers that send more than anybody could want.
+//! Peers that flood the proxy.
 
 use ztunnel_tests::net::{Family, World};
 
-use super::Stage;
+use super::AttackSetup;
+use crate::assertions::HTTP;
 use crate::peer::{Kind, Reply, connect, dial, literal};
-use crate::scene::HTTP;
 
-/// What a flood may cost a proxy, bytes. Far below what the floods here would cost if all they
-/// send was kept.
+/// The largest growth of a proxy's memory, in bytes; far below the total size of each flood.
 const MEMORY: u64 = 48 << 20;
-/// The code of a stream that its client no longer wants (RFC 9113, section 7).
+/// The error code CANCEL (RFC 9113, section 7).
 const CANCEL: [u8; 4] = [0, 0, 0, 8];
 
-fn memory(stage: &mut Stage<'_>) -> u64 {
-    stage.mesh.proxy("b").rss().unwrap()
+fn memory(setup: &mut AttackSetup<'_>) -> u64 {
+    setup.mesh.proxy("b").rss().unwrap()
 }
 
 #[track_caller]
-fn bounded(stage: &mut Stage<'_>, before: u64) {
-    let after = memory(stage);
+fn assert_memory_bounded(setup: &mut AttackSetup<'_>, before: u64) {
+    let after = memory(setup);
     assert!(after < before + MEMORY, "{before} bytes became {after}");
 }
 
 #[test]
-fn streams_that_are_reset_at_once_end_the_connection() {
+fn rapid_stream_resets_end_the_connection() {
     let world = World::two_nodes().unwrap();
-    let mut stage = Stage::set(&world);
-    let before = memory(&mut stage);
-    let app = connect(&stage.victim.at(Family::V4, HTTP).to_string());
-    let mut tunnels = stage.tunnels(Family::V4);
+    let mut setup = AttackSetup::new(&world);
+    let before = memory(&mut setup);
+    let app = connect(&setup.attacked_pod.at(Family::V4, HTTP).to_string());
+    let mut tunnels = setup.tunnels(Family::V4);
     let mut opened = 0_u32;
     while opened < 200_000 {
         let stream = opened * 2 + 1;
@@ -41,20 +40,20 @@ fn streams_that_are_reset_at_once_end_the_connection() {
         opened += 1;
     }
     if opened == 200_000 {
-        // It was borne; then it must not have cost anything.
-        bounded(&mut stage, before);
+        // The proxy has tolerated the flood, so its memory must not have grown.
+        assert_memory_bounded(&mut setup, before);
     }
     drop(tunnels);
-    stage.stands();
-    bounded(&mut stage, before);
+    setup.assert_still_serving();
+    assert_memory_bounded(&mut setup, before);
 }
 
 #[test]
-fn a_block_of_headers_that_never_ends_is_cut_off() {
+fn an_endless_header_block_ends_the_connection() {
     let world = World::two_nodes().unwrap();
-    let mut stage = Stage::set(&world);
-    let before = memory(&mut stage);
-    let mut tunnels = stage.tunnels(Family::V4);
+    let mut setup = AttackSetup::new(&world);
+    let before = memory(&mut setup);
+    let mut tunnels = setup.tunnels(Family::V4);
     tunnels
         .send(Kind::Headers, 0, 1, &connect("10.42.1.10:8080"))
         .unwrap();
@@ -68,17 +67,17 @@ fn a_block_of_headers_that_never_ends_is_cut_off() {
         tunnels.reply(1),
         Reply::GoAway(1..) | Reply::Closed(_)
     ));
-    bounded(&mut stage, before);
-    stage.stands();
+    assert_memory_bounded(&mut setup, before);
+    setup.assert_still_serving();
 }
 
 #[test]
 fn more_streams_than_announced_are_refused() {
     let world = World::two_nodes().unwrap();
-    let mut stage = Stage::set(&world);
-    let before = memory(&mut stage);
-    let app = connect(&stage.victim.at(Family::V4, HTTP).to_string());
-    let mut tunnels = stage.tunnels(Family::V4);
+    let mut setup = AttackSetup::new(&world);
+    let before = memory(&mut setup);
+    let app = connect(&setup.attacked_pod.at(Family::V4, HTTP).to_string());
+    let mut tunnels = setup.tunnels(Family::V4);
     for index in 0..2000 {
         if tunnels.request(index * 2 + 1, &app).is_err() {
             break;
@@ -89,18 +88,18 @@ fn more_streams_than_announced_are_refused() {
         !matches!(last, Reply::Status(200)),
         "stream 2000 was accepted"
     );
-    bounded(&mut stage, before);
-    stage.stands();
+    assert_memory_bounded(&mut setup, before);
+    setup.assert_still_serving();
 }
 
 #[test]
-fn connections_that_only_wait_keep_nobody_out() {
+fn idle_connections_do_not_block_others() {
     let world = World::two_nodes().unwrap();
-    let mut stage = Stage::set(&world);
-    let before = memory(&mut stage);
-    let to = stage.hbone(Family::V4);
-    let waiting: Vec<_> = stage.attack(|| (0..500).map(|_| dial(to).unwrap()).collect());
-    stage.stands();
-    bounded(&mut stage, before);
+    let mut setup = AttackSetup::new(&world);
+    let before = memory(&mut setup);
+    let to = setup.hbone(Family::V4);
+    let waiting: Vec<_> = setup.attack(|| (0..500).map(|_| dial(to).unwrap()).collect());
+    setup.assert_still_serving();
+    assert_memory_bounded(&mut setup, before);
     drop(waiting);
 }

@@ -1,24 +1,28 @@
-//! Peers with a good certificate that ask for what they may not have.
+//! Peers with a valid certificate that send forbidden requests.
 
 use serde_json::json;
 use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::Policy;
 
-use super::Stage;
+use super::AttackSetup;
+use crate::assertions::{self, HTTP};
 use crate::peer::{Kind, Reply, connect, header, literal};
-use crate::scene::{self, HTTP};
 
 const CLOSED: u16 = 9999;
 
-fn ask(stage: &Stage<'_>, family: Family, authority: &str) -> Reply {
-    let mut tunnels = stage.tunnels(family);
+fn send_request(setup: &AttackSetup<'_>, family: Family, authority: &str) -> Reply {
+    let mut tunnels = setup.tunnels(family);
     tunnels.request(1, &connect(authority)).unwrap();
     tunnels.reply(1)
 }
 
-/// Destinations with the answer to each.
-fn destinations(world: &World, victim: &Host, family: Family) -> Vec<(&'static str, String, u16)> {
-    let own = |port| victim.at(family, port).to_string();
+/// Destinations and the expected status.
+fn destinations(
+    world: &World,
+    attacked_pod: &Host,
+    family: Family,
+) -> Vec<(&'static str, String, u16)> {
+    let own = |port| attacked_pod.at(family, port).to_string();
     let other = |host: &Host| host.at(family, HTTP).to_string();
     vec![
         ("a pod of the other node", other(world.pod("a", 0)), 400),
@@ -30,18 +34,18 @@ fn destinations(world: &World, victim: &Host, family: Family) -> Vec<(&'static s
         ("the proxy's outbound port", own(15001), 400),
         ("the proxy's inbound port", own(15006), 400),
         ("the proxy's tunnel port", own(15008), 400),
-        ("a strange host name", "b-0.example:8080".to_owned(), 400),
+        ("an unknown host name", "b-0.example:8080".to_owned(), 400),
         (
             "the service of another pod",
             "b-1.default.svc.cluster.local:8080".to_owned(),
             400,
         ),
         (
-            "its service on a port that this has not",
+            "its service on a port that it does not have",
             "b-0.default.svc.cluster.local:1".to_owned(),
             400,
         ),
-        // As who comes through a network gateway asks for it.
+        // As requested through a network gateway.
         (
             "its own service",
             "b-0.default.svc.cluster.local:80".to_owned(),
@@ -63,16 +67,16 @@ const NONSENSE: [&str; 7] = [
 ];
 
 #[test]
-fn a_tunnel_leads_nowhere_but_to_the_applications_of_the_pod() {
+fn a_tunnel_reaches_only_the_applications_of_the_pod() {
     let world = World::two_nodes().unwrap();
-    let mut stage = Stage::set(&world);
+    let mut setup = AttackSetup::new(&world);
     for family in Family::BOTH {
-        for (name, authority, status) in destinations(&world, stage.victim, family) {
-            let reply = ask(&stage, family, &authority);
+        for (name, authority, status) in destinations(&world, setup.attacked_pod, family) {
+            let reply = send_request(&setup, family, &authority);
             assert_eq!(reply, Reply::Status(status), "{name}: {authority}");
         }
         for nonsense in NONSENSE {
-            let reply = ask(&stage, family, nonsense);
+            let reply = send_request(&setup, family, nonsense);
             let refused = matches!(
                 reply,
                 Reply::Status(400) | Reply::Reset(_) | Reply::GoAway(_)
@@ -80,10 +84,13 @@ fn a_tunnel_leads_nowhere_but_to_the_applications_of_the_pod() {
             assert!(refused, "{nonsense:?}: {reply:?}");
         }
     }
-    // The peer of these tests speaks as a proxy does: bytes flow, and flow back.
-    let mut tunnels = stage.tunnels(Family::V4);
+    // A valid request transfers data in both directions.
+    let mut tunnels = setup.tunnels(Family::V4);
     tunnels
-        .request(1, &connect(&stage.victim.at(Family::V4, HTTP).to_string()))
+        .request(
+            1,
+            &connect(&setup.attacked_pod.at(Family::V4, HTTP).to_string()),
+        )
         .unwrap();
     assert_eq!(tunnels.reply(1), Reply::Status(200));
     tunnels
@@ -95,41 +102,41 @@ fn a_tunnel_leads_nowhere_but_to_the_applications_of_the_pod() {
         )
         .unwrap();
     tunnels.read_until(1, "by-hand").unwrap();
-    stage.stands();
+    setup.assert_still_serving();
 }
 
 #[test]
 fn a_tunnel_that_policy_denies_is_answered_with_401() {
     let world = World::two_nodes().unwrap();
-    let mut stage = Stage::set(&world);
-    let one = stage.tunnels(Family::V4);
+    let mut setup = AttackSetup::new(&world);
+    let one = setup.tunnels(Family::V4);
     let rules = json!([[[{ "destinationPorts": [CLOSED] }]]]);
     let policy = Policy::namespace("no-nines", "Deny", rules);
-    stage
+    setup
         .mesh
         .change(|settings| settings.policies = vec![policy.clone()])
         .unwrap();
-    scene::eventually("the policy", || {
-        scene::listed(stage.mesh.proxy("b"), "policies") == ["no-nines"]
+    assertions::eventually("the policy", || {
+        assertions::listed(setup.mesh.proxy("b"), "policies") == ["no-nines"]
     });
-    // Also on a connection that is older than the policy.
+    // Also on a connection that was opened before the policy.
     let mut one = one;
     one.request(
         1,
-        &connect(&stage.victim.at(Family::V4, CLOSED).to_string()),
+        &connect(&setup.attacked_pod.at(Family::V4, CLOSED).to_string()),
     )
     .unwrap();
     assert_eq!(one.reply(1), Reply::Status(401));
-    let v6 = stage.victim.at(Family::V6, CLOSED).to_string();
-    assert_eq!(ask(&stage, Family::V6, &v6), Reply::Status(401));
-    stage.stands();
+    let v6 = setup.attacked_pod.at(Family::V6, CLOSED).to_string();
+    assert_eq!(send_request(&setup, Family::V6, &v6), Reply::Status(401));
+    setup.assert_still_serving();
 }
 
 #[test]
-fn what_is_no_connect_is_no_tunnel() {
+fn requests_other_than_connect_are_refused() {
     let world = World::two_nodes().unwrap();
-    let mut stage = Stage::set(&world);
-    let app = stage.victim.at(Family::V4, HTTP).to_string();
+    let mut setup = AttackSetup::new(&world);
+    let app = setup.attacked_pod.at(Family::V4, HTTP).to_string();
     let path = |method| {
         header(&[
             (":method", method),
@@ -170,7 +177,7 @@ fn what_is_no_connect_is_no_tunnel() {
         ("an empty block", Vec::new()),
     ];
     for (name, block) in cases {
-        let mut tunnels = stage.tunnels(Family::V4);
+        let mut tunnels = setup.tunnels(Family::V4);
         let reply = tunnels.request(1, &block).map(|()| tunnels.reply(1));
         let accepted = matches!(&reply, Ok(Reply::Status(200..=299)));
         assert!(!accepted, "{name}: {reply:?}");
@@ -178,28 +185,28 @@ fn what_is_no_connect_is_no_tunnel() {
             assert_eq!(reply.unwrap(), Reply::Status(400), "{name}");
         }
     }
-    stage.stands();
+    setup.assert_still_serving();
 }
 
 #[test]
-fn frames_out_of_place_end_the_connection_and_nothing_else() {
+fn unexpected_frames_end_only_their_connection() {
     let world = World::two_nodes().unwrap();
-    let mut stage = Stage::set(&world);
-    let app = stage.victim.at(Family::V4, HTTP).to_string();
+    let mut setup = AttackSetup::new(&world);
+    let app = setup.attacked_pod.at(Family::V4, HTTP).to_string();
     let cases: [(&str, Kind, u32, Vec<u8>); 5] = [
         ("an even stream", Kind::Headers, 2, connect(&app)),
         ("stream zero", Kind::Headers, 0, connect(&app)),
-        ("data of no stream", Kind::Data, 7, vec![0; 100]),
+        ("data for an idle stream", Kind::Data, 7, vec![0; 100]),
         ("settings of odd length", Kind::Settings, 0, vec![0; 5]),
         (
-            "a continuation of nothing",
+            "a continuation without headers",
             Kind::Continuation,
             1,
             vec![0; 9],
         ),
     ];
     for (name, kind, stream, body) in cases {
-        let mut tunnels = stage.tunnels(Family::V4);
+        let mut tunnels = setup.tunnels(Family::V4);
         tunnels.send(kind, 4, stream, &body).unwrap();
         let reply = tunnels.reply(stream.max(1));
         assert!(
@@ -210,12 +217,12 @@ fn frames_out_of_place_end_the_connection_and_nothing_else() {
             "{name}: {reply:?}"
         );
     }
-    let mut tunnels = stage.tunnels(Family::V4);
+    let mut tunnels = setup.tunnels(Family::V4);
     tunnels.raw(&[0xff; 4096]).unwrap();
     let reply = tunnels.reply(1);
     assert!(
         matches!(reply, Reply::GoAway(_) | Reply::Closed(_)),
         "garbage after TLS: {reply:?}"
     );
-    stage.stands();
+    setup.assert_still_serving();
 }

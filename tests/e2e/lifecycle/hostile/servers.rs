@@ -1,5 +1,5 @@
-//! A server in the place of the destination's proxy that is not who it should be: the source's
-//! proxy tells it nothing.
+//! A server with a wrong identity at the address of a destination: the source's proxy sends it no
+//! data.
 
 use std::io;
 use std::net::{Ipv6Addr, TcpListener};
@@ -9,27 +9,27 @@ use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::{Mesh, identity, workload_uid};
 
 use super::HBONE;
+use crate::assertions::{self, HTTP, call};
 use crate::peer::{Authority, Leaf, serve_once};
-use crate::scene::{self, HTTP, call};
 
-/// What the server in the pod read from the source's proxy.
-fn calls(client: &Host, server: &Host, family: Family, leaf: Leaf) -> io::Result<Vec<u8>> {
+/// The data that the server in the pod receives from the source's proxy.
+fn serve_impostor(client: &Host, server: &Host, family: Family, leaf: Leaf) -> io::Result<Vec<u8>> {
     let bind = || TcpListener::bind((Ipv6Addr::UNSPECIFIED, HBONE)).ok();
-    // A process that another test starts may still hold a copy of the last one.
-    let listener = scene::wait(|| server.enter(bind)).expect("the port of HBONE is free");
+    // A process that another test has just forked may hold a copy of the previous listener.
+    let listener = assertions::wait(|| server.enter(bind)).expect("the HBONE port must be free");
     thread::scope(|scope| {
-        let heard = scope.spawn(|| serve_once(&listener, leaf));
+        let received = scope.spawn(|| serve_once(&listener, leaf));
         let outcome = call(client, server.at(family, HTTP));
-        assert!(outcome.is_err(), "nobody there speaks HTTP");
-        heard.join().unwrap()
+        assert!(outcome.is_err(), "the server does not implement HTTP");
+        received.join().unwrap()
     })
 }
 
 #[test]
-fn a_destination_with_another_identity_is_told_nothing() {
+fn no_data_is_sent_to_a_destination_with_another_identity() {
     let world = World::two_nodes().unwrap();
     let (client, server) = (world.pod("a", 0), world.pod("b", 1));
-    // The mesh knows the pod, and no proxy serves it.
+    // The pod is a workload of the mesh, and no proxy serves it.
     let mut mesh = Mesh::builder(&world)
         .settings(|settings| {
             settings
@@ -52,38 +52,41 @@ fn a_destination_with_another_identity_is_told_nothing() {
             ("no identity", authority.leaf(&[]), "SPIFFE"),
             ("two identities", authority.leaf(&[&right, &other]), "2"),
         ];
-        for (name, leaf, said) in wrong {
-            let (before, told) = (failures(&mut mesh), lines(&mut mesh).len());
-            let heard = calls(client, server, family, leaf);
-            assert!(heard.is_err(), "{name}: the server heard {heard:?}");
-            scene::eventually("a failure of TLS in the metrics", || {
+        for (name, leaf, expected) in wrong {
+            let (before, logged) = (failures(&mut mesh), lines(&mut mesh).len());
+            let received = serve_impostor(client, server, family, leaf);
+            assert!(
+                received.is_err(),
+                "{name}: the server received {received:?}"
+            );
+            assertions::eventually("a failure of TLS in the metrics", || {
                 failures(&mut mesh) == before + 1.0
             });
-            let line = scene::wait(|| lines(&mut mesh).get(told).cloned());
-            let line = line.expect("a line about the connection");
+            let line = assertions::wait(|| lines(&mut mesh).get(logged).cloned());
+            let line = line.expect("the access log must contain the connection");
             assert!(
                 line.contains("TLS handshake with the server failed"),
                 "{name}: {line}"
             );
             assert!(
-                line.to_lowercase().contains(&said.to_lowercase()),
+                line.to_lowercase().contains(&expected.to_lowercase()),
                 "{name}: {line}"
             );
         }
-        // The same server with the right identity is spoken to: HTTP/2 begins so.
-        let heard = calls(client, server, family, authority.leaf(&[&right])).unwrap();
-        assert!(heard.starts_with(b"PRI * HTTP/2.0"), "{heard:?}");
-        scene::eventually("a line about the good server, too", || {
+        // The same server with the right identity receives the HTTP/2 preface.
+        let received = serve_impostor(client, server, family, authority.leaf(&[&right])).unwrap();
+        assert!(received.starts_with(b"PRI * HTTP/2.0"), "{received:?}");
+        assertions::eventually("a line about the valid server", || {
             lines(&mut mesh).len().is_multiple_of(5)
         });
     }
-    scene::unharmed(&mut mesh);
+    assertions::assert_all_running(&mut mesh);
 }
 
-/// What the source's access log says about connections to the server.
+/// The lines of the source's access log about connections to the server.
 fn lines(mesh: &mut Mesh<'_>) -> Vec<String> {
     let log = mesh.proxy("a").log();
-    // The last one counts when it is whole.
+    // The last line may be incomplete.
     log.split_inclusive('\n')
         .filter_map(|line| line.strip_suffix('\n'))
         .filter(|line| line.contains("dst.workload=\"b-1\""))

@@ -1,4 +1,4 @@
-//! Certificates as a peer may show them.
+//! Certificates of a test peer.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
-/// Somebody who signs certificates.
+/// A certificate authority.
 pub(crate) struct Authority(Issuer<'static, KeyPair>);
 
 /// A certificate and its key.
@@ -31,14 +31,14 @@ impl Clone for Leaf {
 }
 
 impl Authority {
-    /// The mesh's own, from the directory that its proxies share.
+    /// The authority of the mesh, from the directory that its proxies share.
     pub(crate) fn of_mesh(world: &Path) -> Self {
         let read = |name: &str| fs::read_to_string(world.join("ca").join(name)).unwrap();
         let key = KeyPair::from_pem(&read("root-key.pem")).unwrap();
         Self(Issuer::from_ca_cert_pem(&read("root-cert.pem"), key).unwrap())
     }
 
-    /// One that the mesh does not know, with a name like the mesh's.
+    /// An authority outside the mesh, with a name like the mesh's.
     pub(crate) fn foreign() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
@@ -48,7 +48,7 @@ impl Authority {
         Self(Issuer::new(params, key))
     }
 
-    /// A revocation list with this certificate's number, as PEM.
+    /// A revocation list with this serial number, as PEM.
     pub(crate) fn revoke(&self, serial: SerialNumber) -> String {
         let list = CertificateRevocationListParams {
             this_update: date_time_ymd(2021, 1, 1),
@@ -66,18 +66,18 @@ impl Authority {
         list.signed_by(&self.0).unwrap().pem().unwrap()
     }
 
-    /// A leaf that bears these URIs, for both ends of a connection.
+    /// A leaf with these URIs, for client and server.
     pub(crate) fn leaf(&self, uris: &[&str]) -> Leaf {
         self.changed(uris, |_params| {})
     }
 
-    /// The same, and its key, as PEM.
+    /// The same leaf and its key, as PEM.
     pub(crate) fn leaf_pem(&self, uris: &[&str]) -> [String; 2] {
         let (certificate, key) = self.issue(uris, |_params| {});
         [certificate.pem(), key.serialize_pem()]
     }
 
-    /// A leaf with something else about it.
+    /// A leaf with changed parameters.
     pub(crate) fn changed(&self, uris: &[&str], change: impl Fn(&mut CertificateParams)) -> Leaf {
         let (certificate, key) = self.issue(uris, change);
         Leaf {

@@ -1,10 +1,10 @@
-//! HTTP/2 by hand (RFC 9113, RFC 7541): every frame a test wants to send, well-formed or not.
+//! A minimal HTTP/2 client (RFC 9113, RFC 7541) that can send any frame, valid or not.
 
 use std::io::{self, Read, Write};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Kinds of frames (RFC 9113, section 6).
+/// Frame types (RFC 9113, section 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Data = 0,
@@ -32,7 +32,7 @@ pub(crate) const CODES: Codes = Codes {
     connect_error: 10,
 };
 
-/// One frame.
+/// Encodes a frame.
 pub(crate) fn frame(kind: Kind, flags: u8, stream: u32, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len()).unwrap().to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind as u8, flags];
@@ -46,23 +46,23 @@ const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
 const ACK: u8 = 1;
-/// The block of headers ends here.
+/// The flag END_HEADERS.
 pub(crate) const END_HEADERS: u8 = 4;
 
-/// What became of a request.
+/// The reply to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Reply {
-    /// A response's status.
+    /// The status of a response.
     Status(u16),
-    /// The stream was reset, with this code.
+    /// The stream was reset with this code.
     Reset(u32),
-    /// The connection is being ended, with this code.
+    /// GOAWAY with this code.
     GoAway(u32),
-    /// The connection has ended, and how.
+    /// The connection has ended, with this error.
     Closed(String),
 }
 
-/// One header, never indexed, its texts as they are.
+/// A header as a literal that is never indexed, without Huffman coding.
 pub(crate) fn literal(name: &[u8], value: &[u8]) -> Vec<u8> {
     let mut block = vec![0];
     for text in [name, value] {
@@ -72,7 +72,7 @@ pub(crate) fn literal(name: &[u8], value: &[u8]) -> Vec<u8> {
     block
 }
 
-/// A number with a prefix of seven bits (RFC 7541, section 5.1).
+/// An integer with a prefix of seven bits (RFC 7541, section 5.1).
 fn length(mut number: usize, block: &mut Vec<u8>) {
     let byte = |number: usize| u8::try_from(number).unwrap();
     if number < 127 {
@@ -88,7 +88,7 @@ fn length(mut number: usize, block: &mut Vec<u8>) {
     block.push(byte(number));
 }
 
-/// Several headers.
+/// Encodes several headers.
 pub(crate) fn header(pairs: &[(&str, &str)]) -> Vec<u8> {
     pairs
         .iter()
@@ -107,7 +107,7 @@ pub(crate) struct Tunnels<IO> {
 }
 
 impl<IO: Read + Write> Tunnels<IO> {
-    /// Says that this is HTTP/2.
+    /// Sends the preface and the settings.
     pub(crate) fn open(io: IO) -> io::Result<Self> {
         let mut this = Self { io };
         this.io.write_all(PREFACE)?;
@@ -132,13 +132,13 @@ impl<IO: Read + Write> Tunnels<IO> {
         self.send(Kind::Headers, END_HEADERS, stream, block)
     }
 
-    /// Sends bytes that are no frame, perhaps.
+    /// Sends raw bytes, which need not be a frame.
     pub(crate) fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.io.write_all(bytes)?;
         self.io.flush()
     }
 
-    /// Waits for what becomes of a stream.
+    /// Waits for the reply on a stream.
     pub(crate) fn reply(&mut self, stream: u32) -> Reply {
         loop {
             match self.frame() {
@@ -154,7 +154,7 @@ impl<IO: Read + Write> Tunnels<IO> {
         }
     }
 
-    /// Reads the bytes of a tunnel until they hold `text`.
+    /// Reads the data of a tunnel until it contains `text`.
     pub(crate) fn read_until(&mut self, stream: u32, text: &str) -> io::Result<String> {
         let mut bytes = Vec::new();
         loop {
@@ -186,9 +186,9 @@ fn number(bytes: &[u8], at: usize) -> u32 {
         .map_or(u32::MAX, u32::from_be_bytes)
 }
 
-/// The status at the beginning of the first block of headers of a connection.
+/// The status at the beginning of the first header block of a connection.
 fn status(block: &[u8]) -> u16 {
-    // RFC 7541, appendix A: the entries 8 to 14 are statuses.
+    // RFC 7541, appendix A: entries 8 to 14 are statuses.
     const INDEXED: [u16; 7] = [200, 204, 206, 304, 400, 404, 500];
     match block {
         [first @ 0x88..=0x8e, ..] => INDEXED[usize::from(first - 0x88)],
@@ -202,7 +202,8 @@ fn status(block: &[u8]) -> u16 {
     }
 }
 
-/// Three digits in the code of RFC 7541, appendix B: 0 to 2 have five bits, the others six.
+/// Decodes three Huffman-coded digits (RFC 7541, appendix B): 0 to 2 have five bits, the others
+/// six.
 fn digits(value: &[u8]) -> u16 {
     let mut bits = value
         .iter()

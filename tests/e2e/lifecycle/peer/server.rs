@@ -1,4 +1,4 @@
-//! An HBONE server that answers every CONNECT with the same frames.
+//! A scripted HBONE server that answers every CONNECT with the same frames.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -14,19 +14,19 @@ use ztunnel_tests::net::Host;
 
 use super::Leaf;
 use super::frames::{END_HEADERS, Kind, frame};
-use crate::scene::{self, LIMIT};
+use crate::assertions::{self, LIMIT};
 
-/// What a client says first.
+/// The length of the client's preface.
 const PREFACE: usize = 24;
 /// `:status: 200` is entry 8 of HPACK's static table.
 const OK: u8 = 0x88;
 const ACK: u8 = 1;
 
-/// The frames that follow a response, on the stream of this number.
+/// The frames after a response, for the stream with this number.
 type Script = Arc<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
 
-/// A server that plays a script in every tunnel, until it is dropped. Response and script leave in
-/// one write.
+/// A server that sends the script in every tunnel, until it is dropped. Response and script are
+/// sent in one write.
 pub(crate) struct Scripted {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -43,9 +43,9 @@ impl Scripted {
     /// Listens on a port of a host that no proxy serves.
     pub(crate) fn start(host: &Host, port: u16, leaf: Leaf) -> Self {
         let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
-        // A process that another test starts may still hold a copy of the last one.
-        let listener = scene::wait(|| host.enter(|| TcpListener::bind(any)).ok()).unwrap();
-        // It also limits accept, see socket(7).
+        // A process that another test has just forked may hold a copy of the previous listener.
+        let listener = assertions::wait(|| host.enter(|| TcpListener::bind(any)).ok()).unwrap();
+        // SO_RCVTIMEO also limits accept, see socket(7).
         SockRef::from(&listener)
             .set_read_timeout(Some(Duration::from_millis(50)))
             .unwrap();
@@ -72,10 +72,10 @@ impl Scripted {
         }
     }
 
-    /// What tunnels that are opened from now on are answered with.
-    pub(crate) fn plays(&self, script: impl Fn(u32) -> Vec<u8> + Send + Sync + 'static) {
+    /// Sets the script for tunnels that are opened from now on.
+    pub(crate) fn set_script(&self, script: impl Fn(u32) -> Vec<u8> + Send + Sync + 'static) {
         *self.shared.script.lock().unwrap() = Arc::new(script);
-        // A connection that was told to go away takes no more tunnels; the next one is a new one.
+        // A connection with GOAWAY accepts no more tunnels; the client opens a new one.
         for connection in self.shared.connections.lock().unwrap().drain(..) {
             drop(connection.shutdown(Shutdown::Both));
         }

@@ -1,4 +1,4 @@
-//! TLS for a peer: blocking, and not careful about whom it speaks to.
+//! Blocking TLS without verification of the peer.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,12 +13,12 @@ use rustls::{
 };
 
 use super::Leaf;
-use crate::scene::LIMIT;
+use crate::assertions::LIMIT;
 
 /// A client's session.
 pub(crate) type Secure = StreamOwned<ClientConnection, TcpStream>;
 
-/// Connects and bounds every wait, in the calling thread's network namespace.
+/// Connects with a time limit for each wait, in the calling thread's network namespace.
 pub(crate) fn dial(to: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&to, LIMIT)?;
     stream.set_nodelay(true)?;
@@ -31,13 +31,13 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-/// A client's settings: with or without a certificate, and the protocols it offers.
+/// The configuration of a client: an optional certificate, and its ALPN protocols.
 pub(crate) fn client_config(leaf: Option<Leaf>, protocols: &[&[u8]]) -> Arc<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(provider())));
+        .with_custom_certificate_verifier(Arc::new(AcceptAny(provider())));
     let mut config = match leaf {
         Some(leaf) => builder.with_client_auth_cert(leaf.chain, leaf.key).unwrap(),
         None => builder.with_no_client_auth(),
@@ -46,8 +46,8 @@ pub(crate) fn client_config(leaf: Option<Leaf>, protocols: &[&[u8]]) -> Arc<Clie
     Arc::new(config)
 }
 
-/// Connects and finishes the handshake as far as the client knows: whether the server takes the
-/// certificate shows only when something is read.
+/// Connects and completes the client's part of the handshake. Whether the server accepts the
+/// certificate is known only after a read.
 pub(crate) fn client(to: SocketAddr, config: &Arc<ClientConfig>) -> io::Result<Secure> {
     let mut tcp = dial(to)?;
     let name = ServerName::IpAddress(to.ip().into());
@@ -58,7 +58,7 @@ pub(crate) fn client(to: SocketAddr, config: &Arc<ClientConfig>) -> io::Result<S
     Ok(StreamOwned::new(session, tcp))
 }
 
-/// Accepts one connection as the proxy of another node would, and says what it read first.
+/// Accepts one connection as the proxy of another node would. Returns the first data that it reads.
 pub(crate) fn serve_once(listener: &TcpListener, leaf: Leaf) -> io::Result<Vec<u8>> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -80,11 +80,11 @@ pub(crate) fn serve_once(listener: &TcpListener, leaf: Leaf) -> io::Result<Vec<u
     Ok(buffer)
 }
 
-/// Believes every server.
+/// Accepts every server certificate.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct AcceptAny(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAny {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,

@@ -1,5 +1,5 @@
-//! The same with Envoy itself as the waypoint, in the two shapes that Istio gives it: it ends the
-//! tunnel and carries HTTP inside, or TCP. `cargo xtask test` fetches the binary where it can.
+//! The same with Envoy as the waypoint, in both configurations of Istio: it terminates the tunnel
+//! and carries HTTP or TCP. `cargo xtask test` downloads the binary if possible.
 
 use std::env;
 use std::fs;
@@ -14,19 +14,19 @@ use ztunnel_tests::process::Process;
 use ztunnel_tests::proxy::{Mesh, identity};
 
 use super::{errors, mesh};
+use crate::assertions::{self, HTTP};
 use crate::peer::{Authority, dial};
-use crate::scene::{self, HTTP};
 
-/// Names the binary.
+/// The variable with the path of the binary.
 const VARIABLE: &str = "ZTUNNEL_TEST_ENVOY";
 const HTTP_SHAPE: u16 = 15008;
 const TCP_SHAPE: u16 = 15009;
-/// New connections for each size of answer.
+/// The number of connections for each size of answer.
 const CONNECTIONS: usize = 100;
 const SIZES: [usize; 2] = [1000, 64 << 10];
 
-/// Envoy's binary. Where there is none, the output says so: a test that failed would make Envoy a
-/// requirement, and an ignored test would not run in the gate.
+/// The path of Envoy's binary. If there is none, the tests print that they are skipped: a failure
+/// would make Envoy a requirement, and ignored tests would not run in CI.
 fn binary() -> Option<PathBuf> {
     if let Some(named) = env::var_os(VARIABLE) {
         return Some(named.into());
@@ -36,16 +36,16 @@ fn binary() -> Option<PathBuf> {
         .map(|directory| directory.join("envoy"))
         .find(|candidate| candidate.is_file());
     if found.is_none() {
-        // Not by a macro: libtest would keep what a test prints that passes.
-        let said = format!(
-            "SKIPPED: the tests with a real Envoy, because there is no `envoy` in PATH and {VARIABLE} names none\n"
+        // Not with a macro, because libtest hides what a passing test prints.
+        let message = format!(
+            "SKIPPED: the tests with a real Envoy, because there is no `envoy` in PATH and {VARIABLE} is not set\n"
         );
-        io::stderr().write_all(said.as_bytes()).unwrap();
+        io::stderr().write_all(message.as_bytes()).unwrap();
     }
     found
 }
 
-/// Starts Envoy on a host: it ends tunnels on two ports and leads what is inside to `server`.
+/// Starts Envoy on a host: it terminates tunnels on two ports and connects to `server`.
 fn start(binary: &Path, directory: &Path, waypoint: &Host, server: SocketAddr) -> Process {
     let authority = Authority::of_mesh(directory);
     let certificate = authority.leaf_pem(&[&identity(waypoint)]);
@@ -65,7 +65,7 @@ fn start(binary: &Path, directory: &Path, waypoint: &Host, server: SocketAddr) -
         .stdout(Stdio::null())
         .stderr(log);
     let mut envoy = Process::start(waypoint, &mut command).unwrap();
-    scene::eventually("Envoy listens", || {
+    assertions::eventually("Envoy listens", || {
         assert!(
             envoy.alive(),
             "{}",
@@ -142,7 +142,7 @@ fn inner(shape: &str) -> String {
     )
 }
 
-/// A listener that ends tunnels and hands what is inside to the internal listener of a shape.
+/// A listener that terminates tunnels and passes their content to an internal listener.
 fn terminating(directory: &Path, shape: &str, port: u16) -> String {
     let file = |name: &str| directory.join(name).display().to_string();
     let (certificate, key) = (file("envoy-cert.pem"), file("envoy-key.pem"));
@@ -182,7 +182,7 @@ fn terminating(directory: &Path, shape: &str, port: u16) -> String {
     )
 }
 
-/// Answers each connection once, with as many bytes as the path asks for, and closes it first.
+/// Answers each connection once with the number of bytes in the path, and closes first.
 fn serve(listener: &TcpListener) {
     for stream in listener.incoming() {
         let stream = stream.unwrap();
@@ -209,7 +209,7 @@ fn answer(mut stream: TcpStream) -> io::Result<()> {
     stream.write_all(&response)
 }
 
-/// One request on a connection of its own; the body that came.
+/// Sends one request on a new connection. Returns the length of the body.
 fn get(client: &Host, to: SocketAddr, size: usize) -> io::Result<usize> {
     let mut stream = client.enter(|| dial(to))?;
     let request =
@@ -222,8 +222,8 @@ fn get(client: &Host, to: SocketAddr, size: usize) -> io::Result<usize> {
         .ok_or_else(|| io::Error::other(String::from_utf8_lossy(&response).into_owned()))
 }
 
-/// A server that closes first behind a real waypoint, in one of its shapes.
-fn answers_are_whole(port: u16) {
+/// Answers of a server that closes first arrive complete through Envoy in one configuration.
+fn assert_complete_answers(port: u16) {
     let Some(binary) = binary() else { return };
     let world = World::two_nodes().unwrap();
     let (client, server, waypoint) = (world.pod("a", 0), world.pod("b", 0), world.pod("b", 1));
@@ -242,17 +242,17 @@ fn answers_are_whole(port: u16) {
             }
         }
     }
-    let said = errors(&mut mesh, "a");
-    assert!(said.is_empty(), "{said:?}");
-    scene::unharmed(&mut mesh);
+    let error_lines = errors(&mut mesh, "a");
+    assert!(error_lines.is_empty(), "{error_lines:?}");
+    assertions::assert_all_running(&mut mesh);
 }
 
 #[test]
-fn answers_through_envoy_that_carries_http_are_whole() {
-    answers_are_whole(HTTP_SHAPE);
+fn answers_through_envoy_as_http_waypoint_are_complete() {
+    assert_complete_answers(HTTP_SHAPE);
 }
 
 #[test]
-fn answers_through_envoy_that_carries_tcp_are_whole() {
-    answers_are_whole(TCP_SHAPE);
+fn answers_through_envoy_as_tcp_waypoint_are_complete() {
+    assert_complete_answers(TCP_SHAPE);
 }

@@ -3,7 +3,7 @@
 mod model;
 
 use super::*;
-use crate::{Match, PolicyScope, StringMatch};
+use crate::{HttpMatch, Match, PolicyScope, StringMatch};
 
 fn policy(name: &str, action: Action, rules: Vec<Vec<Vec<Match>>>) -> Policy {
     Policy {
@@ -41,6 +41,7 @@ fn authorized(policies: Vec<Policy>, source: Option<&Identity>) -> Authorization
         source,
         source_ip: "10.0.0.1".parse().unwrap(),
         destination: "10.0.0.2:80".parse().unwrap(),
+        http: None,
     };
     let result = authorize(&request, &snapshot);
     assert_eq!(explain(&request, &snapshot).result, result);
@@ -267,6 +268,7 @@ fn an_explanation_names_each_policy_and_the_rule_that_matches() {
         source: None,
         source_ip: "10.0.0.1".parse().unwrap(),
         destination: "10.0.0.2:80".parse().unwrap(),
+        http: None,
     };
     let explained = explain(&request, &snapshot);
     let steps = explained.policies.iter();
@@ -303,6 +305,91 @@ fn a_mapped_source_is_its_ipv4_address() {
         source: None,
         source_ip: "::ffff:10.0.0.1".parse().unwrap(),
         destination: "[::ffff:10.0.0.2]:80".parse().unwrap(),
+        http: None,
     };
     assert!(!authorize(&request, &snapshot).verdict.is_allow());
+}
+
+/// A match of the requests with one method, which have a path of `/admin` or below.
+fn http(method: &str) -> Match {
+    let conditions = HttpMatch {
+        methods: vec![StringMatch::Exact(method.into())],
+        paths: vec![StringMatch::Prefix("/admin".into())],
+        not_hosts: vec![StringMatch::Suffix(".test".into())],
+        ..HttpMatch::default()
+    };
+    Match {
+        http: Some(Box::new(conditions)),
+        ..Match::default()
+    }
+}
+
+#[test]
+fn conditions_on_requests_are_evaluated_where_requests_are_known() {
+    let request = |method, host, path| HttpAttributes { method, host, path };
+    let context = |http| PolicyContext {
+        source: None,
+        source_ip: "10.0.0.1".parse().unwrap(),
+        destination: "10.0.0.2:80".parse().unwrap(),
+        http,
+    };
+    for (http_request, expected) in [
+        (request("GET", "shop.example", "/admin/x"), true),
+        (request("POST", "shop.example", "/admin/x"), false),
+        (request("GET", "shop.example", "/public"), false),
+        (request("GET", "shop.test", "/admin"), false),
+    ] {
+        for action in [Action::Allow, Action::Deny] {
+            let policy = policy("p", action, vec![vec![vec![http("GET")]]]);
+            let found = policy.matches(&context(Some(http_request)));
+            assert_eq!(found, expected, "{action:?} {http_request:?}");
+        }
+    }
+    // A node proxy does not see requests: the policy is enforced more strictly.
+    let without_request = |action| {
+        let policy = policy("p", action, vec![vec![vec![http("GET")]]]);
+        policy.matches(&context(None))
+    };
+    assert!(!without_request(Action::Allow));
+    assert!(without_request(Action::Deny));
+    // The conditions on the connection still apply.
+    let other_port = Match {
+        http: http("GET").http,
+        ..port(81)
+    };
+    let policy = policy("p", Action::Deny, vec![vec![vec![other_port]]]);
+    assert!(!policy.matches(&context(None)));
+}
+
+#[test]
+fn a_request_is_authorized_and_explained() {
+    let workload = Workload::new("w", "w", "default", "default").unwrap();
+    // Requests with GET below /admin, or any connection to port 81.
+    let rules = vec![vec![vec![http("GET"), port(81)]]];
+    let policies = vec![policy("p", Action::Allow, rules)];
+    let snapshot = Snapshot::build(Vec::new(), Vec::new(), policies);
+    for (method, destination, expected) in [
+        ("GET", "10.0.0.2:80", true),
+        ("POST", "10.0.0.2:80", false),
+        ("POST", "10.0.0.2:81", true),
+    ] {
+        let request = InboundRequest {
+            workload: &workload,
+            source: None,
+            source_ip: "10.0.0.1".parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            http: Some(HttpAttributes {
+                method,
+                host: "shop.example",
+                path: "/admin",
+            }),
+        };
+        let result = authorize(&request, &snapshot);
+        assert_eq!(
+            result.verdict.is_allow(),
+            expected,
+            "{method} {destination}"
+        );
+        assert_eq!(explain(&request, &snapshot).result, result);
+    }
 }

@@ -6,30 +6,25 @@ use std::net::{IpAddr, SocketAddr};
 use smallvec::SmallVec;
 
 use super::{
-    Backend, Ends, FastPathConnection, FastPathEntry, FastPathKey, InboundEntry, MAX_BACKENDS,
+    Backend, FastPathConnection, FastPathEntry, FastPathKey, InboundEntry, JoinMode, MAX_BACKENDS,
     Opener,
 };
 use crate::authorize::{Authorization, InboundRequest, authorize};
-use crate::route::{OutboundRequest, Route, is_behind_waypoint, is_outside, options};
-use crate::{DemandKey, LocalPod, View, Workload};
+use crate::route::{
+    Destinations, OutboundRequest, Route, destinations, is_behind_waypoint, is_outside,
+};
+use crate::{LocalPod, NetnsCookie, ResourceKey, View, Workload};
 
-/// The fast-path entry of a pod and a destination; `None` if the proxy has to carry all of its
-/// connections. `absent` lists keys that the control plane does not have (on-demand discovery).
+/// The fast-path entry that a decision about a connection gives for later connections of the same
+/// pod to the same destination; `None` if the proxy has to carry all of them. `destinations` come
+/// from the decision, and `view` is the one that it was made by.
 #[must_use]
-pub fn outbound_entry(
-    key: &FastPathKey,
-    absent: &[DemandKey],
-    view: &View,
-) -> Option<FastPathEntry> {
+pub fn entry(key: &FastPathKey, destinations: &Destinations, view: &View) -> Option<FastPathEntry> {
     let client = view.pod(key.pod)?;
     let source = view.workload(key.pod)?;
-    let request = OutboundRequest {
-        absent,
-        ..OutboundRequest::new(source, key.destination)
-    };
     let mut backends = SmallVec::new();
     let mut total = 0_u64;
-    let visited = options(&request, view, |route, weight| {
+    destinations.visit_each(source, key.destination, view, |route, weight| {
         total += u64::from(weight);
         let has_room = backends.len() < MAX_BACKENDS;
         let backend = route.and_then(|route| direct_backend(client, source, &route, weight, view));
@@ -40,9 +35,24 @@ pub fn outbound_entry(
             backends.push(backend);
         }
     });
-    visited.ok()?;
     let total = u32::try_from(total).ok()?;
     (!backends.is_empty()).then_some(FastPathEntry { backends, total })
+}
+
+/// The entry that is valid by another view than that of the decision, which writes it or removes
+/// it after a change. `absent` lists keys that the control plane does not have (on-demand
+/// discovery).
+#[must_use]
+pub fn entry_after_change(
+    key: &FastPathKey,
+    absent: &[ResourceKey],
+    view: &View,
+) -> Option<FastPathEntry> {
+    let request = OutboundRequest {
+        absent,
+        ..OutboundRequest::new(view.workload(key.pod)?, key.destination)
+    };
+    entry(key, &destinations(&request, view)?, view)
 }
 
 /// The backend that a route leads to, if the route needs no proxy.
@@ -61,22 +71,22 @@ fn direct_backend(
                 to: *to,
                 server: None,
                 weight,
-                ends: Ends::Apart,
+                join_mode: JoinMode::Apart,
             })
         }
         Route::Direct {
             to,
             server,
             workload,
-            ends,
+            join_mode,
             ..
         } => policy_allows(client, source, workload, *to, view).then_some(Backend {
             to: *to,
             server: Some(*server),
             weight,
-            ends: *ends,
+            join_mode: *join_mode,
         }),
-        Route::Tunnel(_) | Route::Resolve { .. } => None,
+        Route::Tunnel(_) => None,
     }
 }
 
@@ -113,12 +123,42 @@ fn authorize_direct(
         source: Some(&source.identity),
         source_ip,
         destination: to,
+        http: None,
     };
     authorize(&request, &view.mesh)
 }
 
-/// Whether the kernel may deliver plaintext from outside the mesh to a pod without the proxy. If
-/// iptables rules inside the pod redirect inbound connections, it may not.
+/// The fast-path entry that the authorization of a connection gives for later plaintext connections
+/// of the client to the same destination; `None` if the proxy has to carry them. `view` is the one
+/// that the connection was authorized by.
+#[must_use]
+pub fn inbound_entry(
+    pod: NetnsCookie,
+    request: &InboundRequest<'_>,
+    authorization: &Authorization,
+    view: &View,
+) -> Option<InboundEntry> {
+    let local = view.pod(pod)?;
+    let kernel_delivers = request.source.is_none()
+        && !local.redirected
+        && is_eligible(local, request.workload, request.destination)
+        && authorization.verdict.is_allow()
+        && authorization.dry_runs.is_empty();
+    kernel_delivers.then_some(InboundEntry {
+        pod,
+        to: request.destination,
+        from: request.source_ip,
+    })
+}
+
+/// Whether the kernel may deliver plaintext to this destination. A workload with an application
+/// tunnel rarely gets plaintext, so the proxy carries it.
+fn is_eligible(pod: &LocalPod, workload: &Workload, to: SocketAddr) -> bool {
+    workload.application_tunnel.is_none() && pod.addresses.contains(&to.ip())
+}
+
+/// Whether an entry is valid by another view than that of the authorization that gave it. If
+/// iptables rules inside the pod redirect inbound connections, it is not.
 #[must_use]
 pub fn inbound_allowed(entry: &InboundEntry, view: &View) -> bool {
     if view.pod(entry.pod).is_none_or(|pod| pod.redirected) {
@@ -136,11 +176,11 @@ fn authorize_plaintext(entry: &InboundEntry, view: &View) -> Option<Authorizatio
         source: None,
         source_ip: entry.from,
         destination: entry.to,
+        http: None,
     };
-    // A workload with an application tunnel rarely gets plaintext, so the proxy carries it.
-    let eligible = workload.application_tunnel.is_none() && pod.addresses.contains(&entry.to.ip());
     let result = authorize(&request, &view.mesh);
-    (eligible && result.verdict.is_allow()).then_some(result)
+    let is_allowed = is_eligible(pod, workload, entry.to) && result.verdict.is_allow();
+    is_allowed.then_some(result)
 }
 
 /// Whether an open connection may stay open. Connections of a pod that this node no longer serves

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::target::LocalEndpoint;
-use crate::{Authority, DemandKey, GatewayAddress, Service, Snapshot, route};
+use crate::{Authority, GatewayAddress, ResourceKey, Service, Snapshot, route};
 
 /// The next key to discover, if any. `absent` lists keys that the control plane does not have;
 /// `on_behalf` is set if the peer names a client that it speaks for.
@@ -13,12 +13,12 @@ pub fn next_key(
     on_behalf: bool,
     endpoint: LocalEndpoint<'_>,
     mesh: &Snapshot,
-    absent: &[DemandKey],
-) -> Option<DemandKey> {
+    absent: &[ResourceKey],
+) -> Option<ResourceKey> {
     if mesh.is_complete() {
         return None;
     }
-    let open = |key: &DemandKey| !absent.contains(key);
+    let open = |key: &ResourceKey| !absent.contains(key);
     let workload = endpoint.workload;
     // The waypoints of the workload's services may speak for clients.
     let mut services = workload.services.iter().map(|(key, _)| key);
@@ -29,7 +29,7 @@ pub fn next_key(
     let service = services.find_map(|key| {
         let is_relevant = on_behalf || is_named(&key.hostname);
         let unknown = is_relevant && mesh.service(key).is_none();
-        let key = unknown.then(|| DemandKey::Service(key.clone()));
+        let key = unknown.then(|| ResourceKey::Service(key.clone()));
         key.filter(open)
     });
     if service.is_some() {
@@ -51,8 +51,8 @@ fn waypoint_key(
     authority: &Authority,
     endpoint: LocalEndpoint<'_>,
     mesh: &Snapshot,
-    absent: &[DemandKey],
-) -> Option<DemandKey> {
+    absent: &[ResourceKey],
+) -> Option<ResourceKey> {
     let Authority::Address(to) = authority else {
         return None;
     };
@@ -71,7 +71,7 @@ fn waypoint_key(
     if found.is_some() || gateways.peek().is_some() {
         return first_key(gateways, mesh, absent);
     }
-    Some(DemandKey::at(network, to.ip())).filter(|key| !absent.contains(key))
+    Some(ResourceKey::at(network, to.ip())).filter(|key| !absent.contains(key))
 }
 
 /// All waypoints of a service.
@@ -85,22 +85,11 @@ pub fn gateways_of(service: &Arc<Service>) -> impl Iterator<Item = &GatewayAddre
 fn first_key<'a>(
     mut gateways: impl Iterator<Item = &'a GatewayAddress>,
     mesh: &Snapshot,
-    absent: &[DemandKey],
-) -> Option<DemandKey> {
+    absent: &[ResourceKey],
+) -> Option<ResourceKey> {
     gateways.find_map(|gateway| {
         route::undiscovered_key(gateway, mesh).filter(|key| !absent.contains(key))
     })
-}
-
-/// The key of the pod's own workload, if it has to be discovered.
-pub fn own_workload_key(
-    uid: &crate::Uid,
-    mesh: &Snapshot,
-    absent: &[DemandKey],
-) -> Option<DemandKey> {
-    let unknown = !mesh.is_complete() && mesh.workload_by_uid(uid).is_none();
-    let key = unknown.then(|| DemandKey::Workload(uid.clone()));
-    key.filter(|key| !absent.contains(key))
 }
 
 /// The key of an address, if the partial snapshot has neither a workload nor a service there.
@@ -108,9 +97,9 @@ pub fn unknown_address_key(
     network: &Arc<str>,
     client: std::net::IpAddr,
     mesh: &Snapshot,
-) -> Option<DemandKey> {
+) -> Option<ResourceKey> {
     let unknown = !mesh.is_complete() && !mesh.knows_address(network, client);
-    unknown.then(|| DemandKey::at(network, client))
+    unknown.then(|| ResourceKey::at(network, client))
 }
 
 #[cfg(test)]

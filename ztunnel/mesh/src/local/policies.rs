@@ -100,6 +100,7 @@ impl MatchEntry {
             not_destination_ips: ranges(&self.not_destination_ips),
             destination_ports: ports(&self.destination_ports),
             not_destination_ports: ports(&self.not_destination_ports),
+            http: None,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! The choice passes over the endpoints several times and allocates nothing: the first pass finds
 //! the best rank, the second the sum of its weights, the third the endpoint of the random number.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::RouteError;
@@ -11,7 +11,7 @@ use super::explain::{CandidateOutcome, CandidateStep, Exclusion, Step, Trace};
 use super::reachable::{AddressPreference, Reachable};
 use crate::{
     Endpoint, HealthPolicy, HealthStatus, LoadBalancing, LoadBalancingMode, RoutingScope, Service,
-    Workload,
+    ServiceEntry, Workload,
 };
 
 /// The role of the endpoint to choose.
@@ -66,6 +66,28 @@ impl Candidate<'_> {
 }
 
 impl<'a> BackendChoice<'a> {
+    /// The choice of a backend of the service at a dialled address. `resolved` holds the addresses
+    /// of host names.
+    pub(super) fn of_service(
+        source: &'a Workload,
+        entry: &'a ServiceEntry,
+        dialled: SocketAddr,
+        resolved: &'a [(Arc<str>, IpAddr)],
+    ) -> Self {
+        Self {
+            source,
+            service: &entry.service,
+            endpoints: &entry.endpoints,
+            port: dialled.port(),
+            purpose: Purpose::Backend,
+            preference: AddressPreference {
+                like: dialled.ip(),
+                families: entry.service.ip_families,
+                resolved,
+            },
+        }
+    }
+
     /// Chooses by the random number among the best candidates; one of `except` only if there is no
     /// other.
     ///

@@ -3,11 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::backend::{BackendChoice, Purpose};
 use super::explain::{Dialled, Step, Trace, WaypointStep};
 use super::gateway::{Waypoints, resolves_to, waypoints_of};
-use super::reachable::AddressPreference;
-use super::request::Inputs;
+use super::no_route::NoRoute;
+use super::request::RouteContext;
 use super::{RouteError, address_key};
 use crate::{HBONE_PORT, LoadBalancingMode, Service, ServiceEntry, Snapshot, Workload};
 
@@ -19,7 +18,7 @@ pub(super) enum DialledTarget<'a> {
     /// is no other choice.
     Workload(SocketAddr, &'a Arc<Workload>),
     /// A service, of which an endpoint has to be chosen.
-    Service(BackendChoice<'a>, &'a Arc<ServiceEntry>),
+    Service(&'a Arc<ServiceEntry>),
     /// A service or workload behind a waypoint.
     BehindWaypoint(BehindWaypoint<'a>),
 }
@@ -80,13 +79,13 @@ impl<'a> DialledObject<'a> {
 /// When a service was dialled on a port that it does not have, or a resource has to be discovered
 /// first.
 pub(super) fn target<'a, T: Trace>(
-    inputs: Inputs<'_, 'a, T>,
-) -> Result<DialledTarget<'a>, RouteError> {
-    let Inputs {
+    context: RouteContext<'_, 'a, T>,
+) -> Result<DialledTarget<'a>, NoRoute> {
+    let RouteContext {
         request,
         mesh,
         trace,
-    } = inputs;
+    } = context;
     let source = request.source;
     let destination = canonical(request.destination);
     if is_own_tunnel(source, destination) {
@@ -95,25 +94,25 @@ pub(super) fn target<'a, T: Trace>(
     }
     let (network, address) = (&source.network, destination.ip());
     if let Some(entry) = mesh.entry_by_vip(network, address, &source.namespace) {
-        return service(inputs, destination, entry);
+        return service(context, destination, entry);
     }
-    by_own_address(inputs, destination)
+    by_own_address(context, destination)
 }
 
 /// An address that is no virtual address of a service which the source can see.
 fn by_own_address<'a, T: Trace>(
-    inputs: Inputs<'_, 'a, T>,
+    context: RouteContext<'_, 'a, T>,
     destination: SocketAddr,
-) -> Result<DialledTarget<'a>, RouteError> {
-    let Inputs {
+) -> Result<DialledTarget<'a>, NoRoute> {
+    let RouteContext {
         request,
         mesh,
         trace,
-    } = inputs;
+    } = context;
     let source = request.source;
     let Some(workload) = mesh.workload_by_address(&source.network, destination.ip()) else {
         if let Some(name) = mesh.placeholder_at(&source.network, destination.ip()) {
-            return Err(RouteError::Undecoded { name: name.clone() });
+            return Err(RouteError::Undecoded { name: name.clone() }.into());
         }
         // A service that keeps the address does not tell which workload has it.
         if !is_never_in_mesh(destination.ip()) {
@@ -124,7 +123,7 @@ fn by_own_address<'a, T: Trace>(
     };
     trace.step(|| Step::Dialled(Dialled::Workload(workload.clone())));
     let object = DialledObject::Workload(workload);
-    Ok(match waypoints(inputs, object) {
+    Ok(match waypoints(context, object) {
         Some(waypoints) => DialledTarget::BehindWaypoint(BehindWaypoint {
             waypoints,
             destination,
@@ -135,16 +134,16 @@ fn by_own_address<'a, T: Trace>(
 }
 
 fn service<'a, T: Trace>(
-    inputs: Inputs<'_, 'a, T>,
+    context: RouteContext<'_, 'a, T>,
     destination: SocketAddr,
     entry: &'a Arc<ServiceEntry>,
-) -> Result<DialledTarget<'a>, RouteError> {
-    let (request, service) = (inputs.request, &entry.service);
+) -> Result<DialledTarget<'a>, NoRoute> {
+    let service = &entry.service;
     let dialled = || Step::Dialled(Dialled::Service(service.clone()));
-    inputs.trace.step(dialled);
+    context.trace.step(dialled);
     // The waypoint of a backend does not apply: it is for connections that dial the workload.
     let object = DialledObject::Service(service);
-    if let Some(waypoints) = waypoints(inputs, object) {
+    if let Some(waypoints) = waypoints(context, object) {
         return Ok(DialledTarget::BehindWaypoint(BehindWaypoint {
             waypoints,
             destination,
@@ -155,39 +154,27 @@ fn service<'a, T: Trace>(
     if balancing.is_some_and(|balancing| balancing.mode == LoadBalancingMode::Passthrough) {
         // The dialled address is kept. If a workload of the mesh has it, the workload must not be
         // reached in plaintext because a range of the service holds its address.
-        return Ok(match by_own_address(inputs, destination)? {
+        return Ok(match by_own_address(context, destination)? {
             DialledTarget::Outside(to, None) => DialledTarget::Outside(to, Some(service.clone())),
             other => other,
         });
     }
     let port = destination.port();
     if !service.ports.contains_key(&port) {
-        return Err(RouteError::NoSuchPort {
+        return Err(NoRoute::Refuse(RouteError::NoSuchPort {
             service: service.key(),
             port,
-        });
+        }));
     }
-    let choice = BackendChoice {
-        source: request.source,
-        service,
-        endpoints: &entry.endpoints,
-        port,
-        purpose: Purpose::Backend,
-        preference: AddressPreference {
-            like: destination.ip(),
-            families: service.ip_families,
-            resolved: request.resolved,
-        },
-    };
-    Ok(DialledTarget::Service(choice, entry))
+    Ok(DialledTarget::Service(entry))
 }
 
 /// The waypoints that a connection to an object has to go through, if any.
 fn waypoints<'a, T: Trace>(
-    inputs: Inputs<'_, 'a, T>,
+    context: RouteContext<'_, 'a, T>,
     object: DialledObject<'a>,
 ) -> Option<Waypoints<'a>> {
-    let (source, trace) = (inputs.request.source, inputs.trace);
+    let (source, trace) = (context.request.source, context.trace);
     let Some(waypoints) = object.waypoints() else {
         trace.step(|| Step::Waypoint(WaypointStep::None));
         return None;
@@ -196,7 +183,7 @@ fn waypoints<'a, T: Trace>(
         trace.step(|| Step::Waypoint(WaypointStep::SourceIsGateway));
         return None;
     }
-    if object.is_behind(source, waypoints, inputs.mesh) {
+    if object.is_behind(source, waypoints, context.mesh) {
         trace.step(|| Step::Waypoint(WaypointStep::SourceIsWaypoint));
         return None;
     }

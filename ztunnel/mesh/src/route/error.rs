@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{DemandKey, Fault, GatewayDestination, NamespacedHostname, Uid};
+use crate::{Fault, GatewayDestination, NamespacedHostname};
 
 /// The role of a workload between source and destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,24 +27,6 @@ impl fmt::Display for Role {
 /// Why a connection has no route.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
-    /// On-demand discovery has not asked the control plane for a resource yet. The caller asks for
-    /// it and then for the route again.
-    #[error("on-demand discovery has not asked the control plane for {key} yet")]
-    NotDiscovered {
-        /// The key of the resource.
-        key: DemandKey,
-    },
-    /// The destination is a pod of this node whose workload the control plane has not pushed yet: its
-    /// policies and waypoints are not known. The caller waits for the workload and asks for the route
-    /// again.
-    #[error(
-        "the destination is pod {uid} of this node, whose workload is not in the mesh: refused, \
-         because its policies and waypoints are not known"
-    )]
-    NotPushed {
-        /// The uid of the workload in the mesh.
-        uid: Uid,
-    },
     /// The destination is a resource that could not be decoded.
     #[error(
         "the destination is {name}, a resource of the control plane that this proxy could not \
@@ -157,8 +139,6 @@ impl RouteError {
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
-            Self::NotDiscovered { .. } => "unasked",
-            Self::NotPushed { .. } => "not_pushed",
             Self::Undecoded { .. } => "unreadable",
             Self::NoSuchPort { .. } => "no_such_port",
             Self::NoHealthyBackend { .. } => "no_healthy_backend",
@@ -183,9 +163,7 @@ impl RouteError {
         match self {
             Self::NoSuchPort { .. } => Fault::Downstream,
             Self::NoHealthyBackend { .. } | Self::GatewayUnavailable { .. } => Fault::Upstream,
-            Self::NotDiscovered { .. }
-            | Self::NotPushed { .. }
-            | Self::Undecoded { .. }
+            Self::Undecoded { .. }
             | Self::NoAddress { .. }
             | Self::NoNetworkGateway { .. }
             | Self::GatewayUnknown { .. }

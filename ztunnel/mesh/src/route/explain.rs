@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use super::{Role, Route, RouteError};
+use super::Role;
 use crate::{GatewayDestination, Service, Workload};
 
 /// The object that the dialled address belongs to.
@@ -99,15 +99,6 @@ pub enum Step {
         /// All endpoints of the service.
         candidates: Vec<CandidateStep>,
     },
-}
-
-/// A route decision with the steps that led to it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Explanation {
-    /// The steps, in order.
-    pub steps: Vec<Step>,
-    /// The result, the same as that of [`route`](super::route).
-    pub result: Result<Route, RouteError>,
 }
 
 /// Receives the steps of a decision.

@@ -9,12 +9,13 @@ use smallvec::smallvec;
 
 use super::backend::{BackendChoice, Candidate, Purpose};
 use super::explain::{Step, Trace};
+use super::no_route::NoRoute;
 use super::reachable::{AddressPreference, Reachable};
-use super::request::Inputs;
+use super::request::RouteContext;
 use super::{Identities, OutboundRequest, Role, RouteError};
 use crate::{
-    DemandKey, GatewayAddress, GatewayDestination, NetworkAddress, Service, ServiceEntry, Snapshot,
-    WeightedWaypoint, Workload,
+    GatewayAddress, GatewayDestination, NetworkAddress, ResourceKey, Service, ServiceEntry,
+    Snapshot, WeightedWaypoint, Workload,
 };
 
 /// The chosen instance of a waypoint or network gateway.
@@ -66,13 +67,13 @@ impl<'a> Waypoints<'a> {
     /// usable instance, the next one takes its share: all waypoints apply the same policies.
     pub(super) fn choose<T: Trace>(
         self,
-        inputs: Inputs<'_, 'a, T>,
+        context: RouteContext<'_, 'a, T>,
         destination: &impl Fn() -> String,
         random: u64,
-    ) -> Result<(Gateway<'a>, &'a GatewayAddress), RouteError> {
+    ) -> Result<(Gateway<'a>, &'a GatewayAddress), NoRoute> {
         let find = |gateway, random| {
-            let found = find(gateway, Role::Waypoint, inputs, destination, random)?;
-            Ok((found, gateway))
+            let found = find(gateway, Role::Waypoint, context, destination, random)?;
+            Ok::<_, NoRoute>((found, gateway))
         };
         let weighted = match self {
             Self::Single(gateway) => return find(gateway, random),
@@ -80,10 +81,10 @@ impl<'a> Waypoints<'a> {
         };
         let weights: u64 = weighted.iter().map(|each| u64::from(each.weight)).sum();
         let Some(mut left) = random.checked_rem(weights) else {
-            return Err(RouteError::NoWaypointWeight {
+            return Err(NoRoute::Refuse(RouteError::NoWaypointWeight {
                 destination: destination(),
                 waypoints: weighted.len(),
-            });
+            }));
         };
         let chosen = weighted.iter().position(|each| {
             let weight = u64::from(each.weight);
@@ -96,16 +97,13 @@ impl<'a> Waypoints<'a> {
         let others = weighted[chosen + 1..].iter().chain(&weighted[..chosen]);
         found.or_else(|error| {
             // Discovery has to tell first whether the chosen waypoint is usable.
-            if matches!(error, RouteError::NotDiscovered { .. }) {
+            if !matches!(error, NoRoute::Refuse(_)) {
                 return Err(error);
             }
             for other in others.filter(|other| other.weight > 0) {
                 match find(&other.destination, random / weights) {
-                    Err(RouteError::NotDiscovered { key }) => {
-                        return Err(RouteError::NotDiscovered { key });
-                    }
-                    Ok(found) => return Ok(found),
-                    Err(_) => {}
+                    Err(NoRoute::Refuse(_)) => {}
+                    found_or_lacking => return found_or_lacking,
                 }
             }
             Err(error)
@@ -121,15 +119,15 @@ impl<'a> Waypoints<'a> {
 pub(super) fn find<'a, T: Trace>(
     gateway: &'a GatewayAddress,
     role: Role,
-    inputs: Inputs<'_, 'a, T>,
+    context: RouteContext<'_, 'a, T>,
     destination: &impl Fn() -> String,
     random: u64,
-) -> Result<Gateway<'a>, RouteError> {
-    let Inputs {
+) -> Result<Gateway<'a>, NoRoute> {
+    let RouteContext {
         request,
         mesh,
         trace,
-    } = inputs;
+    } = context;
     let found = lookup(gateway, mesh);
     trace.step(|| Step::Gateway {
         role,
@@ -139,11 +137,11 @@ pub(super) fn find<'a, T: Trace>(
     match found {
         None => {
             request.require_absent(gateway_key(gateway), mesh)?;
-            Err(RouteError::GatewayUnknown {
+            Err(NoRoute::Refuse(RouteError::GatewayUnknown {
                 destination: destination(),
                 role,
                 gateway: gateway.destination.clone(),
-            })
+            }))
         }
         Some(GatewayTarget::Workload(workload, at)) => Ok(Gateway {
             workload,
@@ -152,7 +150,7 @@ pub(super) fn find<'a, T: Trace>(
             expected: smallvec![workload.identity.clone()],
         }),
         Some(GatewayTarget::Service(entry)) => {
-            let chosen = choose(gateway, role, inputs, entry, random);
+            let chosen = choose(gateway, role, context, entry, random);
             let chosen = chosen.map_err(|source| RouteError::GatewayUnavailable {
                 destination: destination(),
                 role,
@@ -172,11 +170,11 @@ pub(super) fn find<'a, T: Trace>(
 fn choose<'a, T: Trace>(
     gateway: &GatewayAddress,
     role: Role,
-    inputs: Inputs<'_, 'a, T>,
+    context: RouteContext<'_, 'a, T>,
     entry: &'a ServiceEntry,
     random: u64,
 ) -> Result<Candidate<'a>, RouteError> {
-    let request = inputs.request;
+    let request = context.request;
     // A host name has addresses of both families, an address is of one family.
     let like = match &gateway.destination {
         GatewayDestination::Hostname(_) => request.destination.ip().to_canonical(),
@@ -197,7 +195,7 @@ fn choose<'a, T: Trace>(
             resolved: request.resolved,
         },
     };
-    choice.pick(random, &[], inputs.trace)
+    choice.pick(random, &[], context.trace)
 }
 
 /// How a workload is reached that was named by its address.
@@ -243,10 +241,10 @@ fn lookup<'a>(gateway: &GatewayAddress, mesh: &'a Snapshot) -> Option<GatewayTar
     }
 }
 
-fn gateway_key(gateway: &GatewayAddress) -> DemandKey {
+fn gateway_key(gateway: &GatewayAddress) -> ResourceKey {
     match &gateway.destination {
-        GatewayDestination::Hostname(key) => DemandKey::Service(key.clone()),
-        GatewayDestination::Address(at) => DemandKey::Address(NetworkAddress {
+        GatewayDestination::Hostname(key) => ResourceKey::Service(key.clone()),
+        GatewayDestination::Address(at) => ResourceKey::Address(NetworkAddress {
             network: at.network.clone(),
             address: at.address.to_canonical(),
         }),
@@ -254,7 +252,7 @@ fn gateway_key(gateway: &GatewayAddress) -> DemandKey {
 }
 
 /// The key to discover before a decision can use a waypoint or network gateway.
-pub(crate) fn undiscovered_key(gateway: &GatewayAddress, mesh: &Snapshot) -> Option<DemandKey> {
+pub(crate) fn undiscovered_key(gateway: &GatewayAddress, mesh: &Snapshot) -> Option<ResourceKey> {
     (!mesh.is_complete() && lookup(gateway, mesh).is_none()).then(|| gateway_key(gateway))
 }
 

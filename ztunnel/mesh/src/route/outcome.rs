@@ -1,11 +1,11 @@
-//! The output of a route decision.
+//! The routes that a connection can take.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::fastpath::Ends;
+use crate::fastpath::JoinMode;
 use crate::{Authority, Identity, NetnsCookie, Service, Workload};
 
 /// Identities of which a peer must prove one.
@@ -30,7 +30,7 @@ pub enum Route {
         /// The network namespace of the destination pod.
         server: NetnsCookie,
         /// Whether a sockmap may join the sockets of later connections.
-        ends: Ends,
+        join_mode: JoinMode,
         /// The destination.
         workload: Arc<Workload>,
         /// The dialled service, if a service was dialled.
@@ -38,11 +38,6 @@ pub enum Route {
     },
     /// Through an HBONE tunnel.
     Tunnel(Hop),
-    /// Not decided: the caller has to resolve a host name and then ask for the route again.
-    Resolve {
-        /// The host name.
-        hostname: Arc<str>,
-    },
 }
 
 /// The other end of a tunnel.

@@ -8,41 +8,36 @@ use smallvec::smallvec;
 use super::dialled::{BehindWaypoint, DialledObject, is_own_tunnel};
 use super::explain::Trace;
 use super::gateway::find;
+use super::no_route::NoRoute;
 use super::reachable::Reachable;
-use super::request::Inputs;
+use super::request::RouteContext;
 use super::{Hop, HopKind, Identities, Role, Route, RouteError, address_key};
 use crate::{
-    Authority, HBONE_PORT, NetworkMode, PROXY_PORTS, Service, ServiceEntry, TunnelProtocol, View,
-    Workload,
+    Authority, HBONE_PORT, Missing, NetworkMode, PROXY_PORTS, Service, ServiceEntry,
+    TunnelProtocol, View, Workload,
 };
 
 /// The route to an address that is not in the mesh.
 ///
 /// # Errors
-/// When a pod of this node has the address and the control plane has not pushed its workload yet:
-/// passed through now, the connection would reach a workload of the mesh in plaintext and bypass its
-/// waypoint.
+/// When a pod of this node has the address and the control plane has not pushed its workload yet.
+/// Passed through now, the connection would reach a workload of the mesh in plaintext and bypass
+/// its waypoint.
 pub(super) fn outside(
     source: &Workload,
     to: SocketAddr,
     service: Option<Arc<Service>>,
     view: &View,
-) -> Result<Route, RouteError> {
+) -> Result<Route, Missing> {
     let expected = view.expects(source, to.ip());
     if let Some(uid) = expected.filter(|_| !is_own_tunnel(source, to)) {
-        return Err(RouteError::NotPushed { uid: uid.clone() });
+        return Err(Missing::LocalWorkload(uid.clone()));
     }
     Ok(Route::Passthrough {
         to,
         workload: None,
         service,
     })
-}
-
-pub(super) fn resolve(name: &Arc<str>) -> Route {
-    Route::Resolve {
-        hostname: name.clone(),
-    }
 }
 
 /// Whether a workload is reached without a tunnel. No proxy accepts HBONE for a pod that uses its
@@ -55,51 +50,51 @@ pub(super) fn is_plaintext(workload: &Workload) -> bool {
 /// host name, a workload of the mesh may have it, and must not be reached in plaintext because the
 /// backend is outside the mesh.
 pub(super) fn resolved_workload<'a, T>(
-    inputs: Inputs<'_, 'a, T>,
+    context: RouteContext<'_, 'a, T>,
     chosen: &'a Arc<Workload>,
     address: IpAddr,
     view: &View,
-) -> Result<&'a Arc<Workload>, RouteError> {
+) -> Result<&'a Arc<Workload>, NoRoute> {
     if !chosen.workload_ips.is_empty() {
         return Ok(chosen);
     }
-    let Inputs { request, mesh, .. } = inputs;
+    let RouteContext { request, mesh, .. } = context;
     let source = request.source;
     if let Some(found) = mesh.workload_by_address(&source.network, address) {
         return Ok(found);
     }
     if let Some(name) = mesh.placeholder_at(&source.network, address) {
-        return Err(RouteError::Undecoded { name: name.clone() });
+        return Err(RouteError::Undecoded { name: name.clone() }.into());
     }
     request.require_absent(address_key(source, address), mesh)?;
     if let Some(uid) = view.expects(source, address) {
-        return Err(RouteError::NotPushed { uid: uid.clone() });
+        return Err(Missing::LocalWorkload(uid.clone()).into());
     }
     Ok(chosen)
 }
 
 /// The route through a waypoint of the dialled object.
 pub(super) fn through_waypoint<T: Trace>(
-    inputs: Inputs<'_, '_, T>,
+    context: RouteContext<'_, '_, T>,
     behind: &BehindWaypoint<'_>,
     random: u64,
-) -> Result<Route, RouteError> {
+) -> Result<Route, NoRoute> {
     let name = || behind.object.name();
-    let (waypoint, gateway) = behind.waypoints.choose(inputs, &name, random)?;
+    let (waypoint, gateway) = behind.waypoints.choose(context, &name, random)?;
     let service = match behind.object {
         DialledObject::Service(service) => Some(service),
         DialledObject::Workload(_) => None,
     };
     match (waypoint.reachable, service) {
-        (Reachable::Hostname(name), _) => Ok(resolve(name)),
+        (Reachable::Hostname(name), _) => Err(NoRoute::Resolve(name.clone())),
         (Reachable::RemoteNetwork, Some(service)) => {
             let then = waypoint.expected;
-            through_network_gateway(inputs, waypoint.workload, then, service, random)
+            through_network_gateway(context, waypoint.workload, then, service, random)
         }
-        (Reachable::RemoteNetwork, None) => Err(RouteError::WaypointElsewhere {
+        (Reachable::RemoteNetwork, None) => Err(NoRoute::Refuse(RouteError::WaypointElsewhere {
             destination: name(),
             gateway: gateway.destination.clone(),
-        }),
+        })),
         (Reachable::Address(ip), service) => Ok(Route::Tunnel(Hop {
             kind: HopKind::Waypoint,
             at: SocketAddr::new(ip, waypoint.port),
@@ -114,13 +109,13 @@ pub(super) fn through_waypoint<T: Trace>(
 /// The route into another network, through the gateway that the workload `far` there names. The end
 /// of the inner tunnel must prove one of the identities in `then`.
 pub(super) fn through_network_gateway<T: Trace>(
-    inputs: Inputs<'_, '_, T>,
+    context: RouteContext<'_, '_, T>,
     far: &Workload,
     then: Identities,
     service: &Arc<Service>,
     random: u64,
-) -> Result<Route, RouteError> {
-    let request = inputs.request;
+) -> Result<Route, NoRoute> {
+    let request = context.request;
     let no_gateway = || RouteError::NoNetworkGateway {
         service: service.key(),
         network: far.network.clone(),
@@ -128,10 +123,10 @@ pub(super) fn through_network_gateway<T: Trace>(
     };
     let gateway = far.network_gateway.as_ref().ok_or_else(no_gateway)?;
     let name = || DialledObject::Service(service).name();
-    let found = find(gateway, Role::NetworkGateway, inputs, &name, random)?;
+    let found = find(gateway, Role::NetworkGateway, context, &name, random)?;
     match found.reachable {
-        Reachable::Hostname(name) => Ok(resolve(name)),
-        Reachable::RemoteNetwork => Err(no_gateway()),
+        Reachable::Hostname(name) => Err(NoRoute::Resolve(name.clone())),
+        Reachable::RemoteNetwork => Err(no_gateway().into()),
         Reachable::Address(ip) => Ok(Route::Tunnel(Hop {
             kind: HopKind::NetworkGateway { then },
             at: SocketAddr::new(ip, found.port),
@@ -201,11 +196,11 @@ pub(super) fn without_tunnel(
     if PROXY_PORTS.contains(&to.port()) {
         return None;
     }
-    let (server, ends) = view.direct(source, workload, to.ip())?;
+    let (server, join_mode) = view.direct(source, workload, to.ip())?;
     Some(Route::Direct {
         to,
         server,
-        ends,
+        join_mode,
         workload: workload.clone(),
         service: service(),
     })

@@ -3,8 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::RouteError;
-use crate::{DemandKey, NetworkAddress, Snapshot, Workload};
+use crate::{Missing, NetworkAddress, ResourceKey, Snapshot, Workload};
 
 /// A connection that a pod of this node opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,13 +15,13 @@ pub struct OutboundRequest<'a> {
     /// Backends that the kernel could have chosen from the fast-path entry. Another backend is
     /// preferred if there is an equally near one, so that every backend gets its share.
     pub except: &'a [SocketAddr],
-    /// Addresses of host names that the caller has resolved for an earlier [`Route::Resolve`].
+    /// Addresses of host names that the caller has resolved after [`Decision::Resolve`].
     ///
-    /// [`Route::Resolve`]: super::Route::Resolve
+    /// [`Decision::Resolve`]: super::Decision::Resolve
     pub resolved: &'a [(Arc<str>, IpAddr)],
-    /// Keys that the control plane does not have, as far as the caller has asked for them after
-    /// [`RouteError::NotDiscovered`]. Only used with a partial snapshot.
-    pub absent: &'a [DemandKey],
+    /// Keys that the control plane does not have, as far as the caller has requested them after
+    /// [`Missing::Resource`]. Only used with a partial snapshot.
+    pub absent: &'a [ResourceKey],
 }
 
 impl<'a> OutboundRequest<'a> {
@@ -38,35 +37,35 @@ impl<'a> OutboundRequest<'a> {
         }
     }
 
-    /// Fails if on-demand discovery has to ask for a key that the snapshot does not hold.
-    pub(super) fn require_absent(&self, key: DemandKey, mesh: &Snapshot) -> Result<(), RouteError> {
+    /// Fails if on-demand discovery has to request a key that the snapshot does not hold.
+    pub(super) fn require_absent(&self, key: ResourceKey, mesh: &Snapshot) -> Result<(), Missing> {
         if mesh.is_complete() || self.absent.contains(&key) {
             return Ok(());
         }
-        Err(RouteError::NotDiscovered { key })
+        Err(Missing::Resource(key))
     }
 }
 
 /// The discovery key of an address in a workload's network.
 #[must_use]
-pub fn address_key(source: &Workload, address: IpAddr) -> DemandKey {
-    DemandKey::Address(NetworkAddress {
+pub fn address_key(source: &Workload, address: IpAddr) -> ResourceKey {
+    ResourceKey::Address(NetworkAddress {
         network: source.network.clone(),
         address: address.to_canonical(),
     })
 }
 
 /// What every part of a decision uses.
-pub(super) struct Inputs<'r, 'a, T> {
+pub(super) struct RouteContext<'r, 'a, T> {
     pub(super) request: &'r OutboundRequest<'a>,
     pub(super) mesh: &'a Snapshot,
     pub(super) trace: &'r T,
 }
 
-impl<T> Clone for Inputs<'_, '_, T> {
+impl<T> Clone for RouteContext<'_, '_, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<T> Copy for Inputs<'_, '_, T> {}
+impl<T> Copy for RouteContext<'_, '_, T> {}

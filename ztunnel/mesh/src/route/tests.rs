@@ -13,6 +13,7 @@
 //! - `tunnel workload@end for authority as identities`,
 //! - `waypoint` the same, `gateway` the same and `then` the identities behind it,
 //! - `resolve name`,
+//! - `needs resource key` or `needs workload uid`,
 //! - `refused reason`, and after a colon a part of the message.
 //!
 //! The dialled service stands at the end, after `of`. Identities are service accounts of
@@ -36,9 +37,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::*;
+use crate::fastpath::{self, FastPathKey};
 use crate::{
-    DemandKey, Identity, LocalPod, NamespacedHostname, NetnsCookie, NetworkAddress, PathSettings,
-    Service, Snapshot, Uid, local,
+    Identity, LocalPod, Missing, NamespacedHostname, NetnsCookie, NetworkAddress, PathSettings,
+    ResourceKey, Service, Snapshot, Uid, local,
 };
 
 /// Checks a table and its number of lines, so that no part of it is lost. Also checks that the
@@ -75,7 +77,7 @@ struct Question<'a> {
     resolved: Vec<(Arc<str>, IpAddr)>,
     local_pods: Vec<&'a str>,
     except: Vec<SocketAddr>,
-    absent: Vec<DemandKey>,
+    absent: Vec<ResourceKey>,
 }
 
 impl<'a> Question<'a> {
@@ -131,14 +133,14 @@ impl<'a> Question<'a> {
 }
 
 /// A discovery key: `network/address` or `namespace/hostname`.
-fn key(text: &str) -> DemandKey {
+fn key(text: &str) -> ResourceKey {
     let (before, after) = text.split_once('/').unwrap();
     match after.parse() {
-        Ok(address) => DemandKey::Address(NetworkAddress {
+        Ok(address) => ResourceKey::Address(NetworkAddress {
             network: before.into(),
             address,
         }),
-        Err(_no_address) => DemandKey::Service(NamespacedHostname {
+        Err(_no_address) => ResourceKey::Service(NamespacedHostname {
             namespace: before.into(),
             hostname: after.into(),
         }),
@@ -146,11 +148,23 @@ fn key(text: &str) -> DemandKey {
 }
 
 /// Decides, and checks that the explanation has the same result.
-fn decided(request: &OutboundRequest<'_>, view: &View, random: u64) -> Result<Route, RouteError> {
-    let result = route(request, view, random);
+fn decided(request: &OutboundRequest<'_>, view: &View, random: u64) -> Decision {
+    let decision = route(request, view, random);
     let explained = explain(request, view, random);
-    assert_eq!(explained.result, result);
-    result
+    assert_eq!(explained.decision, decision);
+    if let Decision::Route(routed) = &decision {
+        let source = view.pods().find(|pod| pod.uid == request.source.uid);
+        let key = FastPathKey {
+            pod: source.map_or(NetnsCookie(0), |pod| pod.cookie),
+            destination: request.destination,
+        };
+        // The entry that the decision gives is the one that a later check expects.
+        assert_eq!(
+            fastpath::entry(&key, &routed.destinations, view),
+            fastpath::entry_after_change(&key, request.absent, view)
+        );
+    }
+    decision
 }
 
 fn answer(mesh: &Arc<Snapshot>, question: &str, expected: &str) -> String {
@@ -171,8 +185,10 @@ fn answer(mesh: &Arc<Snapshot>, question: &str, expected: &str) -> String {
         return chosen.collect::<Vec<_>>().join(" ");
     }
     match decided(&request, &view, question.random) {
-        Ok(route) => show(&route),
-        Err(error) => {
+        Decision::Route(routed) => show(&routed.route),
+        Decision::Needs(missing) => show_missing(&missing),
+        Decision::Resolve(hostname) => format!("resolve {hostname}"),
+        Decision::Refuse(error) => {
             let short = format!("refused {}", error.reason());
             let part = expected
                 .strip_prefix(&short)
@@ -187,15 +203,27 @@ fn answer(mesh: &Arc<Snapshot>, question: &str, expected: &str) -> String {
 }
 
 /// Only the name of the chosen workload.
-fn chosen(route: Result<Route, RouteError>) -> String {
+fn chosen(decision: Decision) -> String {
+    let route = match decision {
+        Decision::Route(routed) => routed.route,
+        Decision::Resolve(hostname) => return hostname.to_string(),
+        Decision::Needs(missing) => return show_missing(&missing),
+        Decision::Refuse(error) => return error.reason().to_owned(),
+    };
     match route {
-        Ok(Route::Passthrough { workload, to, .. }) => {
+        Route::Passthrough { workload, to, .. } => {
             workload.map_or_else(|| to.to_string(), |workload| workload.name.to_string())
         }
-        Ok(Route::Direct { workload, .. }) => workload.name.to_string(),
-        Ok(Route::Tunnel(hop)) => hop.workload.name.to_string(),
-        Ok(Route::Resolve { hostname }) => hostname.to_string(),
-        Err(error) => error.reason().to_owned(),
+        Route::Direct { workload, .. } => workload.name.to_string(),
+        Route::Tunnel(hop) => hop.workload.name.to_string(),
+    }
+}
+
+fn show_missing(missing: &Missing) -> String {
+    match missing {
+        Missing::Resource(key) => format!("needs resource {key}"),
+        Missing::OwnWorkload(uid) => format!("needs own workload {uid}"),
+        Missing::LocalWorkload(uid) => format!("needs workload {uid}"),
     }
 }
 
@@ -220,7 +248,6 @@ fn show(route: &Route) -> String {
             service,
             ..
         } => format!("direct {} {to}{}", workload.name, of(service)),
-        Route::Resolve { hostname } => format!("resolve {hostname}"),
         Route::Tunnel(hop) => {
             let (kind, then) = match &hop.kind {
                 HopKind::Destination => ("tunnel", String::new()),

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use self::announced_pods::{Added, AnnouncedPods, Full};
 pub use self::error::{Error, Refusal};
 pub use self::message::Message;
-pub use self::packet::MOST_BYTES;
+pub use self::packet::MAX_BYTES;
 pub use self::pod::{PodInfo, PodUid};
 use self::session::{Ended, Session};
 use crate::pods::NetnsDescriptor;

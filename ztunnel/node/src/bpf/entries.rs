@@ -13,7 +13,7 @@ use ztunnel_ebpf_types::{
 
 use mesh::NetnsCookie;
 use mesh::fastpath::{
-    Backend, Ends, FastPathConnection, FastPathEntry, FastPathKey, InboundEntry, MAX_BACKENDS,
+    Backend, FastPathConnection, FastPathEntry, FastPathKey, InboundEntry, JoinMode, MAX_BACKENDS,
     Opener,
 };
 
@@ -24,18 +24,18 @@ use super::{Error, Kernel};
 const _: () = assert!(MAX_BACKENDS == shared::MAX_BACKENDS);
 
 /// The flags of a connection whose ends are joined or not.
-fn join_flags(ends: Ends) -> u32 {
-    match ends {
-        Ends::Apart => 0,
-        Ends::Joined => CONNECTION_JOIN,
+fn join_flags(join_mode: JoinMode) -> u32 {
+    match join_mode {
+        JoinMode::Apart => 0,
+        JoinMode::Joined => CONNECTION_JOIN,
     }
 }
 
-fn ends_of(flags: u32) -> Ends {
+fn join_mode_of(flags: u32) -> JoinMode {
     if flags & CONNECTION_JOIN == 0 {
-        Ends::Apart
+        JoinMode::Apart
     } else {
-        Ends::Joined
+        JoinMode::Joined
     }
 }
 
@@ -119,7 +119,7 @@ impl Kernel {
                 server_pod: cookie(backend.server),
                 port: backend.to.port(),
                 // Every bit is below 16.
-                flags: u16::try_from(join_flags(backend.ends)).unwrap_or_default(),
+                flags: u16::try_from(join_flags(backend.join_mode)).unwrap_or_default(),
                 weight: backend.weight,
             };
             value.backend_count += 1;
@@ -275,7 +275,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When the map cannot be read or written.
-    pub fn set_ends(&self, pod: NetnsCookie, ends: Ends) -> Result<(), Error> {
+    pub fn set_join_mode(&self, pod: NetnsCookie, join_mode: JoinMode) -> Result<(), Error> {
         let pods = &self.maps.pods;
         let enrolled = pods.get(&pod.0).map_err(failed(pods, "read"))?;
         let Some(mut entry) = enrolled else {
@@ -283,7 +283,7 @@ impl Kernel {
         };
         let before = entry.flags;
         entry.flags &= !POD_JOIN;
-        if ends == Ends::Joined {
+        if join_mode == JoinMode::Joined {
             entry.flags |= POD_JOIN;
         }
         if entry.flags == before {
@@ -317,7 +317,7 @@ fn entry(key: &shared::FastPathKey, value: &shared::FastPathEntry) -> (FastPathK
         to: SocketAddr::new(backend.address.into(), backend.port),
         server: pod(backend.server_pod),
         weight: backend.weight,
-        ends: ends_of(backend.flags.into()),
+        join_mode: join_mode_of(backend.flags.into()),
     };
     let key = FastPathKey {
         pod: NetnsCookie(key.pod),

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use foldhash::{HashMap, HashMapExt as _};
 use smallvec::SmallVec;
 
-use mesh::{DemandKey, Fetched, NetworkAddress, Snapshot};
+use mesh::{FetchOutcome, NetworkAddress, ResourceKey, Snapshot};
 
 /// How long the answer is valid that a resource is not in the mesh.
 pub const LEASE: Duration = Duration::from_secs(10);
@@ -42,12 +42,12 @@ const NAME_BACKOFF: Duration = Duration::from_secs(5);
 const MAX_REQUESTS: usize = 64;
 
 /// The answer to a request.
-pub type DiscoveryFuture = Pin<Box<dyn Future<Output = Fetched> + Send>>;
+pub type DiscoveryFuture = Pin<Box<dyn Future<Output = FetchOutcome> + Send>>;
 
 /// Requests single resources from the control plane. Bounded in time.
 pub trait ResourceFetcher: fmt::Debug + Send + Sync {
     /// Requests a resource, and returns when the answer is in force. May be awaited on any thread.
-    fn fetch(&self, key: &DemandKey) -> DiscoveryFuture;
+    fn fetch(&self, key: &ResourceKey) -> DiscoveryFuture;
 }
 
 /// The control plane has not said whether a resource is in the mesh.
@@ -58,7 +58,7 @@ pub trait ResourceFetcher: fmt::Debug + Send + Sync {
 )]
 pub struct DiscoveryFailed {
     /// The requested resource.
-    pub key: DemandKey,
+    pub key: ResourceKey,
 }
 
 /// Requests resources for all workers, and stores which ones are absent.
@@ -80,28 +80,28 @@ impl OnDemandClient {
 
     /// Whether the control plane has answered within [`LEASE`] that a resource is not in the mesh.
     #[must_use]
-    pub fn is_absent(&self, key: &DemandKey) -> bool {
+    pub fn is_absent(&self, key: &ResourceKey) -> bool {
         self.answers().contains(key, Instant::now())
     }
 
     /// Requests a resource as soon as the pod's rate limit allows, unless a stored answer is valid.
-    async fn fetch(&self, key: &DemandKey, limiter: &RateLimiter) -> Fetched {
+    async fn fetch(&self, key: &ResourceKey, limiter: &RateLimiter) -> FetchOutcome {
         if self.is_absent(key) {
-            return Fetched::Absent;
+            return FetchOutcome::Absent;
         }
         match limiter.reserve(Instant::now()) {
-            None => return Fetched::Unknown,
+            None => return FetchOutcome::Unknown,
             Some(Duration::ZERO) => {}
             Some(delay) => {
                 tokio::time::sleep(delay).await;
                 if self.is_absent(key) {
-                    return Fetched::Absent;
+                    return FetchOutcome::Absent;
                 }
             }
         }
         let fetched = self.fetcher.fetch(key).await;
         // A pod often starts before the control plane knows its workload: that answer is not stored.
-        if fetched == Fetched::Absent && !matches!(key, DemandKey::Workload(_)) {
+        if fetched == FetchOutcome::Absent && !matches!(key, ResourceKey::Workload(_)) {
             self.answers().insert(key, Instant::now());
         }
         fetched
@@ -109,13 +109,13 @@ impl OnDemandClient {
 
     /// Requests the workload of a client, so that records can name it. Authorization does not need
     /// it: without a timely answer the connection continues.
-    pub(super) async fn fetch_client_name(&self, key: &DemandKey, limiter: &RateLimiter) {
+    pub(super) async fn fetch_client_name(&self, key: &ResourceKey, limiter: &RateLimiter) {
         let backoff = self.answers().name_backoff;
         if backoff.is_some_and(|until| Instant::now() < until) {
             return;
         }
         let fetched = tokio::time::timeout(NAME_TIMEOUT, self.fetch(key, limiter)).await;
-        if !matches!(fetched, Ok(Fetched::Found | Fetched::Absent)) {
+        if !matches!(fetched, Ok(FetchOutcome::Found | FetchOutcome::Absent)) {
             self.answers().name_backoff = Some(Instant::now() + NAME_BACKOFF);
         }
     }
@@ -128,9 +128,9 @@ impl OnDemandClient {
 /// Resources that are not in the mesh, and until when each answer is valid.
 #[derive(Debug)]
 struct AbsentResources {
-    until: HashMap<DemandKey, Instant>,
+    until: HashMap<ResourceKey, Instant>,
     /// The oldest answer first.
-    order: VecDeque<(Instant, DemandKey)>,
+    order: VecDeque<(Instant, ResourceKey)>,
     /// Until when no connection waits for a client's name.
     name_backoff: Option<Instant>,
 }
@@ -144,11 +144,11 @@ impl AbsentResources {
         }
     }
 
-    fn contains(&self, key: &DemandKey, now: Instant) -> bool {
+    fn contains(&self, key: &ResourceKey, now: Instant) -> bool {
         self.until.get(key).is_some_and(|until| now < *until)
     }
 
-    fn insert(&mut self, key: &DemandKey, now: Instant) {
+    fn insert(&mut self, key: &ResourceKey, now: Instant) {
         let until = now + LEASE;
         self.until.insert(key.clone(), until);
         self.order.push_back((until, key.clone()));
@@ -203,8 +203,8 @@ impl RateLimiter {
 #[derive(Debug, Default)]
 pub(super) struct Discovered {
     /// Resources that are not in the mesh.
-    pub(super) absent: SmallVec<[DemandKey; 1]>,
-    requested: SmallVec<[DemandKey; 1]>,
+    pub(super) absent: SmallVec<[ResourceKey; 1]>,
+    requested: SmallVec<[ResourceKey; 1]>,
 }
 
 impl Discovered {
@@ -214,7 +214,7 @@ impl Discovered {
     pub(super) fn found_only_service(
         &mut self,
         on_demand: Option<&OnDemandClient>,
-        key: &DemandKey,
+        key: &ResourceKey,
         mesh: &Snapshot,
     ) -> bool {
         let only_service = self.requested.contains(key) && belongs_only_to_services(key, mesh);
@@ -236,7 +236,7 @@ impl Discovered {
         &mut self,
         on_demand: Option<&OnDemandClient>,
         limiter: &RateLimiter,
-        key: DemandKey,
+        key: ResourceKey,
     ) -> Result<(), DiscoveryFailed> {
         let Some(on_demand) = on_demand else {
             return Err(DiscoveryFailed { key });
@@ -246,17 +246,17 @@ impl Discovered {
         }
         self.requested.push(key.clone());
         match on_demand.fetch(&key, limiter).await {
-            Fetched::Found => {}
-            Fetched::Absent => self.absent.push(key),
-            Fetched::Unknown => return Err(DiscoveryFailed { key }),
+            FetchOutcome::Found => {}
+            FetchOutcome::Absent => self.absent.push(key),
+            FetchOutcome::Unknown => return Err(DiscoveryFailed { key }),
         }
         Ok(())
     }
 }
 
 /// Whether an address belongs to services and to no workload.
-fn belongs_only_to_services(key: &DemandKey, mesh: &Snapshot) -> bool {
-    let DemandKey::Address(NetworkAddress { network, address }) = key else {
+fn belongs_only_to_services(key: &ResourceKey, mesh: &Snapshot) -> bool {
+    let ResourceKey::Address(NetworkAddress { network, address }) = key else {
         return false;
     };
     let workload = mesh.workload_by_address(network, *address);

@@ -17,8 +17,8 @@ use tokio::task::JoinSet;
 
 use super::{DiscoveryFuture, LEASE, OnDemandClient, ResourceFetcher};
 use crate::node::Node;
-use mesh::{DemandKey, Snapshot, Uid};
-use upstream::ads::Demand;
+use mesh::{ResourceKey, Snapshot, Uid};
+use upstream::ads::OnDemandRequests;
 
 /// How long the first reauthorization waits for the workloads of the node's pods.
 const WAIT_MAX: Duration = Duration::from_secs(5);
@@ -33,25 +33,25 @@ const NEW: Duration = Duration::from_secs(30);
 
 /// Requests over the connection to the control plane.
 #[derive(Debug)]
-struct DemandFetcher(Demand);
+struct AdsFetcher(OnDemandRequests);
 
-impl ResourceFetcher for DemandFetcher {
-    fn fetch(&self, key: &DemandKey) -> DiscoveryFuture {
+impl ResourceFetcher for AdsFetcher {
+    fn fetch(&self, key: &ResourceKey) -> DiscoveryFuture {
         let (demand, key) = (self.0.clone(), key.clone());
         Box::pin(async move { demand.fetch(&key).await })
     }
 }
 
 /// The client that all workers use; none without on-demand discovery.
-pub(crate) fn on_demand(demand: Option<&Demand>) -> Option<Arc<OnDemandClient>> {
-    let fetcher = DemandFetcher(demand?.clone());
+pub(crate) fn on_demand(demand: Option<&OnDemandRequests>) -> Option<Arc<OnDemandClient>> {
+    let fetcher = AdsFetcher(demand?.clone());
     Some(Arc::new(OnDemandClient::new(Arc::new(fetcher))))
 }
 
 /// The requests for the workloads of the node's own pods.
 #[derive(Debug)]
 pub(crate) struct OwnPods {
-    demand: Option<Demand>,
+    demand: Option<OnDemandRequests>,
     /// Workloads that need not be requested now.
     requested: HashSet<Uid>,
     /// Workloads that the mesh does not have, and since when.
@@ -68,7 +68,7 @@ pub(crate) struct OwnPods {
 }
 
 impl OwnPods {
-    pub(crate) fn new(demand: Option<&Demand>) -> Self {
+    pub(crate) fn new(demand: Option<&OnDemandRequests>) -> Self {
         let now = demand.map(|_| Instant::now());
         Self {
             demand: demand.cloned(),
@@ -93,7 +93,7 @@ impl OwnPods {
             let since = previous.get(&uid).copied().unwrap_or(now);
             self.unknown.insert(uid.clone(), since);
             if self.requested.insert(uid.clone()) {
-                let (demand, key) = (demand.clone(), DemandKey::Workload(uid.clone()));
+                let (demand, key) = (demand.clone(), ResourceKey::Workload(uid.clone()));
                 self.requests.spawn(async move {
                     demand.fetch(&key).await;
                     uid

@@ -13,12 +13,12 @@ struct Table {
 }
 
 impl ResourceFetcher for Table {
-    fn fetch(&self, key: &DemandKey) -> DiscoveryFuture {
+    fn fetch(&self, key: &ResourceKey) -> DiscoveryFuture {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let fetched = match key.to_string().as_str() {
-            "/10.0.0.1" => Fetched::Found,
-            "/10.0.0.9" => Fetched::Unknown,
-            _ => Fetched::Absent,
+            "/10.0.0.1" => FetchOutcome::Found,
+            "/10.0.0.9" => FetchOutcome::Unknown,
+            _ => FetchOutcome::Absent,
         };
         Box::pin(std::future::ready(fetched))
     }
@@ -29,12 +29,12 @@ fn table() -> (Arc<Table>, OnDemandClient) {
     (table.clone(), OnDemandClient::new(table))
 }
 
-fn key(text: &str) -> DemandKey {
-    DemandKey::at(&"".into(), text.parse().unwrap())
+fn key(text: &str) -> ResourceKey {
+    ResourceKey::at(&"".into(), text.parse().unwrap())
 }
 
-fn number(at: u32) -> DemandKey {
-    DemandKey::at(&"".into(), std::net::Ipv4Addr::from_bits(at).into())
+fn number(at: u32) -> ResourceKey {
+    ResourceKey::at(&"".into(), std::net::Ipv4Addr::from_bits(at).into())
 }
 
 #[tokio::test]
@@ -105,12 +105,12 @@ async fn an_absent_resource_is_requested_once_and_an_unknown_one_each_time() {
     let limiter = RateLimiter::new(1);
     for _ in 0..3 {
         let fetched = on_demand.fetch(&key("192.0.2.1"), &limiter).await;
-        assert_eq!(fetched, Fetched::Absent);
+        assert_eq!(fetched, FetchOutcome::Absent);
     }
     assert_eq!(table.requests.load(Ordering::Relaxed), 1);
     for _ in 0..3 {
         let fetched = on_demand.fetch(&key("10.0.0.9"), &limiter).await;
-        assert_eq!(fetched, Fetched::Unknown);
+        assert_eq!(fetched, FetchOutcome::Unknown);
     }
     assert_eq!(table.requests.load(Ordering::Relaxed), 4);
 }
@@ -167,7 +167,7 @@ async fn connections_do_not_wait_long_for_the_name_of_a_client() {
     #[derive(Debug)]
     struct Silent;
     impl ResourceFetcher for Silent {
-        fn fetch(&self, _key: &DemandKey) -> DiscoveryFuture {
+        fn fetch(&self, _key: &ResourceKey) -> DiscoveryFuture {
             Box::pin(std::future::pending())
         }
     }

@@ -7,17 +7,17 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::query::{Flavour, Query};
-use super::wire::{self, Header, Lifetimes};
+use hickory_proto::op::ResponseCode;
+
+use super::query::{Query, QueryFlags};
+use super::wire::{self, Ttls};
 
 /// The maximum number of answers.
-const MOST_ENTRIES: usize = 4096;
+const MAX_ENTRIES: usize = 4096;
 /// The maximum size of all answers in bytes.
-const MOST_BYTES: usize = 4 << 20;
+const MAX_BYTES: usize = 4 << 20;
 /// The maximum time that an answer is kept, whatever its TTL.
-const LONGEST: Duration = Duration::from_secs(60 * 60);
-/// The response codes that may be cached: success and "no such name".
-const ANSWERS: [u16; 2] = [0, 3];
+const MAX_AGE: Duration = Duration::from_secs(60 * 60);
 
 /// The cache key: queries with equal keys have the same answer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -27,7 +27,7 @@ pub struct Key {
     resolver: SocketAddr,
     /// In lower case.
     question: Vec<u8>,
-    flavour: Flavour,
+    flags: QueryFlags,
 }
 
 impl Key {
@@ -38,8 +38,8 @@ impl Key {
         Some(Self {
             pod,
             resolver,
-            question: wire::in_small_letters(query.raw()),
-            flavour: query.flavour()?,
+            question: wire::lowercase_question(query.question_bytes()),
+            flags: query.flags()?,
         })
     }
 }
@@ -47,16 +47,17 @@ impl Key {
 #[derive(Debug)]
 struct Entry {
     answer: Vec<u8>,
-    lifetimes: Lifetimes,
-    since: Instant,
+    ttls: Ttls,
+    inserted: Instant,
     number: u64,
 }
 
 impl Entry {
+    /// The age in seconds; `None` if the entry has expired.
     fn age(&self, now: Instant) -> Option<u32> {
-        let age = now.saturating_duration_since(self.since).as_secs();
+        let age = now.saturating_duration_since(self.inserted).as_secs();
         let age = u32::try_from(age).ok()?;
-        (age < self.lifetimes.least && u64::from(age) < LONGEST.as_secs()).then_some(age)
+        (age < self.ttls.min && u64::from(age) < MAX_AGE.as_secs()).then_some(age)
     }
 }
 
@@ -67,60 +68,76 @@ pub struct Cache {
     /// In order of insertion; a replaced entry stays in the list with its old number.
     order: VecDeque<(Key, u64)>,
     bytes: usize,
-    numbers: u64,
+    last_number: u64,
 }
 
 impl Cache {
     /// The cached answer to a query, with the query's id and the letter case of its name, if there
-    /// is one of at most `most` bytes.
+    /// is one of at most `max_length` bytes.
     #[must_use]
-    pub fn get(&self, key: &Key, query: &Query, most: usize, now: Instant) -> Option<Vec<u8>> {
+    pub fn get(
+        &self,
+        key: &Key,
+        query: &Query,
+        max_length: usize,
+        now: Instant,
+    ) -> Option<Vec<u8>> {
         let entry = self.entries.get(key)?;
-        let age = entry.age(now).filter(|_| entry.answer.len() <= most)?;
+        let age = entry
+            .age(now)
+            .filter(|_| entry.answer.len() <= max_length)?;
         let mut answer = entry.answer.clone();
-        entry.lifetimes.count_down(&mut answer, age);
+        entry.ttls.subtract(&mut answer, age);
         wire::set_id(&mut answer, query.id());
-        wire::set_question(&mut answer, query.raw());
+        wire::set_question(&mut answer, query.question_bytes());
         Some(answer)
     }
 
-    /// Caches an answer if it may be cached.
+    /// Caches an answer if it may be cached: it must be complete and answer the key's question, and
+    /// its code must be success or "no such name".
     pub fn put(&mut self, key: Key, answer: &[u8], now: Instant) {
-        let Some(header) = Header::of(answer) else {
+        let Some(header) = wire::header(answer) else {
             return;
         };
-        let complete = ANSWERS.contains(&header.code()) && !header.is_truncated();
-        let asked = wire::question(answer)
+        let is_cacheable = !header.truncation
+            && matches!(
+                header.response_code,
+                ResponseCode::NoError | ResponseCode::NXDomain
+            );
+        let has_same_question = wire::question(answer)
             .is_some_and(|question| wire::same_question(question, &key.question));
-        let Some(lifetimes) = Lifetimes::of(answer).filter(|_| complete && asked) else {
+        if !is_cacheable || !has_same_question {
+            return;
+        }
+        let Some(ttls) = Ttls::of(answer) else {
             return;
         };
-        if lifetimes.least == 0 || answer.len() > MOST_BYTES / 16 {
+        if ttls.min == 0 || answer.len() > MAX_BYTES / 16 {
             return;
         }
         self.remove(&key);
-        self.numbers += 1;
+        self.last_number += 1;
         self.bytes += answer.len();
         let entry = Entry {
             answer: answer.to_vec(),
-            lifetimes,
-            since: now,
-            number: self.numbers,
+            ttls,
+            inserted: now,
+            number: self.last_number,
         };
-        self.order.push_back((key.clone(), self.numbers));
+        self.order.push_back((key.clone(), self.last_number));
         self.entries.insert(key, entry);
-        self.shrink();
+        self.evict();
     }
 
-    /// Removes the answers of a pod that has left.
-    pub(super) fn forget(&mut self, pod: u64) {
+    /// Removes the answers of a pod that has been removed.
+    pub(super) fn remove_pod(&mut self, pod: u64) {
         let bytes = &mut self.bytes;
         self.entries.retain(|key, entry| {
-            let stays = key.pod != pod;
-            if !stays {
+            let is_kept = key.pod != pod;
+            if !is_kept {
                 *bytes -= entry.answer.len();
             }
-            stays
+            is_kept
         });
         self.order.retain(|(key, _)| key.pod != pod);
     }
@@ -132,10 +149,10 @@ impl Cache {
     }
 
     /// Evicts the oldest entries until the limits hold.
-    fn shrink(&mut self) {
-        let full = |cache: &Self| cache.entries.len() > MOST_ENTRIES || cache.bytes > MOST_BYTES;
+    fn evict(&mut self) {
+        let is_full = |cache: &Self| cache.entries.len() > MAX_ENTRIES || cache.bytes > MAX_BYTES;
         // The list needs a limit of its own, because replacements add to it without adding entries.
-        while full(self) || self.order.len() > 2 * MOST_ENTRIES {
+        while is_full(self) || self.order.len() > 2 * MAX_ENTRIES {
             let Some((key, number)) = self.order.pop_front() else {
                 return;
             };

@@ -7,7 +7,7 @@ use super::query::Query;
 use super::wire;
 use mesh::{Snapshot, Workload};
 
-/// A mesh with one resource of each kind that has a name.
+/// A mesh with one resource of each record_type that has a name.
 const MESH: &str = r#"
 workloads:
 - { uid: w0, name: db-0, workloadIps: ["10.0.0.1", "fd00::1"], services: { default/db.default.svc.cluster.local: {} } }
@@ -40,9 +40,9 @@ pub(super) fn name<L: AsRef<[u8]>>(labels: impl IntoIterator<Item = L>) -> Vec<u
 }
 
 /// A question for records of a type and of the class IN.
-pub(super) fn question(text: &str, kind: u16) -> Vec<u8> {
+pub(super) fn question(text: &str, record_type: u16) -> Vec<u8> {
     let mut question = name(text.split('.'));
-    question.extend(kind.to_be_bytes());
+    question.extend(record_type.to_be_bytes());
     question.extend([0, 1]);
     question
 }
@@ -69,9 +69,9 @@ pub(super) fn reply(message: &[u8]) -> Option<Vec<u8>> {
         random: 7,
     };
     let reply = context.reply(message);
-    if let (Some(reply), Some(query)) = (&reply, Query::of(message)) {
+    if let (Some(reply), Some(query)) = (&reply, Query::decode(message)) {
         assert_eq!(wire::question(reply), wire::question(message));
-        assert!(reply.len() <= query.payload());
+        assert!(reply.len() <= query.max_datagram());
     }
     reply
 }

@@ -4,61 +4,72 @@
 //! attacker who does not see the query cannot forge an answer: each query has its own port, a
 //! connected socket and a random id (RFC 5452).
 
+use std::cell::RefCell;
 use std::io;
 use std::time::Duration;
 
+use hickory_proto::op::{MessageType, ResponseCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::{TcpStream, UdpSocket};
 
-use super::wire::{self, Header};
+use super::wire;
 
-/// The longest message (RFC 1035, section 4.2.2).
-pub(super) const LONGEST_MESSAGE: usize = u16::MAX as usize;
+/// The maximum length of a message (RFC 1035, section 4.2.2).
+pub(super) const MAX_MESSAGE: usize = u16::MAX as usize;
 
-/// The parts of a query that its answer must match.
-struct Sent<'a> {
-    id: u16,
+/// A query on its way to a resolver, with a random id.
+struct OutgoingQuery<'a> {
+    /// The query as the application sent it.
+    original: &'a [u8],
     question: Option<&'a [u8]>,
+    id: u16,
+    message: Vec<u8>,
 }
 
-impl Sent<'_> {
+impl<'a> OutgoingQuery<'a> {
+    fn new(original: &'a [u8]) -> Self {
+        let id = rand::random();
+        let mut message = original.to_vec();
+        wire::set_id(&mut message, id);
+        Self {
+            original,
+            question: wire::question(original),
+            id,
+            message,
+        }
+    }
+
     /// Whether a message answers the query. A resolver that refuses may omit the question.
     fn is_answered_by(&self, message: &[u8]) -> bool {
-        let Some(header) = Header::of(message) else {
+        let Some(header) = wire::header(message) else {
             return false;
         };
-        let same = match (self.question, wire::question(message)) {
-            (Some(sent), Some(told)) => wire::same_question(sent, told),
-            (Some(_), None) => header.counts[0] == 0 && header.code() != 0,
+        let same_question = match (self.question, wire::question(message)) {
+            (Some(sent), Some(answered)) => wire::same_question(sent, answered),
+            (Some(_), None) => {
+                header.counts.queries == 0 && header.response_code != ResponseCode::NoError
+            }
             (None, _) => true,
         };
-        header.is_response() && header.id == self.id && same
+        header.message_type == MessageType::Response && header.id == self.id && same_question
+    }
+
+    /// The answer with the application's own id.
+    fn restore_id(&self, mut answer: Vec<u8>) -> Vec<u8> {
+        if let Some(header) = wire::header(self.original) {
+            wire::set_id(&mut answer, header.id);
+        }
+        answer
     }
 }
 
-/// The query with an unpredictable id; returns that id, too.
-fn disguised(query: &[u8]) -> (Vec<u8>, u16) {
-    let id = rand::random();
-    let mut disguised = query.to_vec();
-    wire::set_id(&mut disguised, id);
-    (disguised, id)
-}
-
-/// The answer with the application's own id.
-fn undisguised(mut answer: Vec<u8>, query: &[u8]) -> Vec<u8> {
-    if let Some(header) = Header::of(query) {
-        wire::set_id(&mut answer, header.id);
-    }
-    answer
-}
-
-fn late(after: Duration) -> io::Error {
+fn timed_out(after: Duration) -> io::Error {
     let text = format!("the resolver did not answer within {after:?}");
     io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
 /// Sends the query over a socket that is connected to the resolver and used for this query only.
-/// The answer is read into `room`.
+/// The answer is read into `buffer`.
 ///
 /// # Errors
 /// Those of the socket; `TimedOut` after `timeout`.
@@ -66,21 +77,17 @@ pub(super) async fn by_datagram(
     socket: UdpSocket,
     query: &[u8],
     timeout: Duration,
-    room: &std::cell::RefCell<Vec<u8>>,
+    buffer: &RefCell<Vec<u8>>,
 ) -> io::Result<Vec<u8>> {
-    let (message, id) = disguised(query);
-    let sent = Sent {
-        id,
-        question: wire::question(query),
-    };
+    let query = OutgoingQuery::new(query);
     let exchange = async {
-        socket.send(&message).await?;
+        socket.send(&query.message).await?;
         loop {
-            wait(&socket).await?;
-            let mut room = room.borrow_mut();
-            match socket.try_recv(&mut room) {
-                Ok(length) if sent.is_answered_by(&room[..length]) => {
-                    return Ok(undisguised(room[..length].to_vec(), query));
+            readable(&socket).await?;
+            let mut buffer = buffer.borrow_mut();
+            match socket.try_recv(&mut buffer) {
+                Ok(length) if query.is_answered_by(&buffer[..length]) => {
+                    return Ok(query.restore_id(buffer[..length].to_vec()));
                 }
                 // Not an answer to this query.
                 Ok(_) => {}
@@ -89,13 +96,13 @@ pub(super) async fn by_datagram(
             }
         }
     };
-    let answered = tokio::time::timeout(timeout, exchange).await;
-    answered.unwrap_or_else(|_elapsed| Err(late(timeout)))
+    let answer = tokio::time::timeout(timeout, exchange).await;
+    answer.unwrap_or_else(|_elapsed| Err(timed_out(timeout)))
 }
 
 /// Waits until the socket is readable. An ICMP error arrives as a socket error, which waiting for
 /// data alone would miss.
-async fn wait(socket: &UdpSocket) -> io::Result<()> {
+async fn readable(socket: &UdpSocket) -> io::Result<()> {
     let ready = socket.ready(Interest::READABLE | Interest::ERROR).await?;
     if !ready.is_error() {
         return Ok(());
@@ -104,8 +111,8 @@ async fn wait(socket: &UdpSocket) -> io::Result<()> {
         return Err(error);
     }
     // The error is consumed: clear the readiness and wait again.
-    let over = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
-    drop(socket.try_io(Interest::ERROR, over));
+    let clear = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+    drop(socket.try_io(Interest::ERROR, clear));
     Ok(())
 }
 
@@ -119,24 +126,20 @@ pub(super) async fn by_stream(
     query: &[u8],
     timeout: Duration,
 ) -> io::Result<Vec<u8>> {
-    let (message, id) = disguised(query);
-    let sent = Sent {
-        id,
-        question: wire::question(query),
-    };
+    let query = OutgoingQuery::new(query);
     let exchange = async {
         let mut stream = connect.await?;
-        write_frame(&mut stream, &message).await?;
+        write_frame(&mut stream, &query.message).await?;
         let answer = read_frame(&mut stream).await?;
-        if sent.is_answered_by(&answer) {
-            Ok(undisguised(answer, query))
+        if query.is_answered_by(&answer) {
+            Ok(query.restore_id(answer))
         } else {
             let text = "the resolver answered another query";
             Err(io::Error::new(io::ErrorKind::InvalidData, text))
         }
     };
-    let answered = tokio::time::timeout(timeout, exchange).await;
-    answered.unwrap_or_else(|_elapsed| Err(late(timeout)))
+    let answer = tokio::time::timeout(timeout, exchange).await;
+    answer.unwrap_or_else(|_elapsed| Err(timed_out(timeout)))
 }
 
 /// Reads one message, preceded by its length, from a stream.

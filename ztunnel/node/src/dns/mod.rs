@@ -3,9 +3,9 @@
 //!
 //! The kernel programs redirect an enrolled pod's traffic to port 53 to a server inside the pod
 //! ([`Server`], one for each pod and worker). A plain query for addresses is answered from the
-//! snapshot ([`answer()`], a pure function). Any other query leaves the pod unchanged, except for
-//! its id, from a marked socket, and the answer is cached for its TTL. The module does not depend
-//! on eBPF or on connections: [`ServerContext`] is its only interface to the caller.
+//! snapshot ([`mesh::names::answer`], a pure function). Any other query leaves the pod unchanged,
+//! except for its id, from a marked socket, and the answer is cached for its TTL. The module does
+//! not depend on eBPF or on connections: [`ServerContext`] is its only interface to the caller.
 //!
 //! Input from applications and resolvers is bounded: messages in length, queries and connections in
 //! number (per pod, and per worker), waits in time, the cache in entries and bytes.
@@ -14,6 +14,7 @@ mod cache;
 mod forward;
 mod query;
 mod reply;
+mod response;
 mod server;
 mod system;
 mod wire;
@@ -21,7 +22,7 @@ mod wire;
 pub use cache::{Cache, Key as CacheKey};
 pub use query::Query;
 pub use reply::ReplyContext;
-pub use server::{Common, Server};
+pub use server::{Server, SharedState};
 pub use system::system_resolver;
 
 use std::io;
@@ -39,7 +40,7 @@ use telemetry::DnsRefusal;
 pub struct Config {
     /// The cluster's domain, in lower case and without a trailing dot: `cluster.local`.
     pub domain: Arc<str>,
-    /// How long a resolver may take.
+    /// The time limit for a resolver's answer.
     pub timeout: Duration,
     /// The resolver for queries whose original resolver is unknown.
     pub resolver: Option<SocketAddr>,
@@ -50,57 +51,60 @@ pub trait ServerContext {
     /// The current snapshot of the mesh.
     fn mesh(&self) -> Arc<Snapshot>;
 
-    /// The pod's workload, if the mesh knows it.
+    /// The pod's workload, if the snapshot contains it.
     fn client(&self, mesh: &Snapshot) -> Option<Arc<Workload>>;
 
     /// The Kubernetes namespace of the pod, as far as it is known without the pod's workload;
     /// `None` before the first snapshot.
-    fn namespace(&self) -> Option<&str>;
+    fn kubernetes_namespace(&self) -> Option<&str>;
 
-    /// Waits, for a bounded time, until the mesh knows the pod: the pod may have been announced
-    /// before its workload was pushed.
+    /// Waits, for a bounded time, until the snapshot contains the pod's workload: the pod may have
+    /// been announced before its workload was pushed.
     ///
     /// # Errors
     /// Why the waiting query is refused.
-    fn known(&self) -> impl Future<Output = Result<(), DnsRefusal>>;
+    fn wait_for_workload(&self) -> impl Future<Output = Result<(), DnsRefusal>>;
 
     /// The cookie of the pod's network namespace.
-    fn pod(&self) -> u64;
+    fn netns_cookie(&self) -> u64;
 
     /// The resolver that the application addressed with its UDP socket bound to `client`.
-    fn asked_by_datagram(&self, client: SocketAddr) -> Option<SocketAddr>;
+    fn resolver_of_datagram(&self, client: SocketAddr) -> Option<SocketAddr>;
 
     /// The resolver of the application's TCP connection whose own address is `client`.
-    fn asked_by_stream(&self, stream: &TcpStream, client: SocketAddr) -> Option<SocketAddr>;
+    fn resolver_of_stream(&self, stream: &TcpStream, client: SocketAddr) -> Option<SocketAddr>;
 
-    /// Runs a resolution as a task of this thread. The thread does not end before the task.
-    fn spawn(&self, answering: impl Future<Output = ()> + 'static);
+    /// Runs a task on this thread. The thread does not end before the task.
+    fn spawn(&self, task: impl Future<Output = ()> + 'static);
 
     /// Makes the kernel deliver new datagrams to other sockets on the same address. Datagrams
     /// already queued stay, and the socket can still send answers.
     ///
     /// # Errors
-    /// When the kernel refuses.
-    fn step_aside(&self, socket: &UdpSocket) -> io::Result<()>;
+    /// As `connect(2)`.
+    fn leave_reuseport_group(&self, socket: &UdpSocket) -> io::Result<()>;
 
     /// A socket inside the pod, connected to a resolver, with its own port and excluded from
     /// capture.
     ///
     /// # Errors
     /// As `socket(2)` and `connect(2)`.
-    fn socket(&self, resolver: SocketAddr) -> io::Result<UdpSocket>;
+    fn resolver_socket(&self, resolver: SocketAddr) -> io::Result<UdpSocket>;
 
     /// A connection from inside the pod to a resolver, excluded from capture.
     ///
     /// # Errors
     /// As `connect(2)`.
-    fn connect(&self, resolver: SocketAddr) -> impl Future<Output = io::Result<TcpStream>>;
+    fn connect_to_resolver(
+        &self,
+        resolver: SocketAddr,
+    ) -> impl Future<Output = io::Result<TcpStream>>;
 
     /// Sends an answer with the address of the resolver that the application addressed.
     ///
     /// # Errors
     /// As `sendmsg(2)`.
-    fn reply(
+    fn send_reply(
         &self,
         socket: &UdpSocket,
         reply: &[u8],

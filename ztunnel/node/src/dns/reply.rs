@@ -5,9 +5,6 @@ use super::wire;
 use mesh::names::{Answer, Question, answer};
 use mesh::{Snapshot, Workload};
 
-/// The response code for a query that cannot be answered now.
-pub(super) const SERVER_FAILURE: u8 = 2;
-
 /// The inputs of a reply, besides the query.
 #[derive(Debug, Clone, Copy)]
 pub struct ReplyContext<'a> {
@@ -23,25 +20,26 @@ pub struct ReplyContext<'a> {
 
 impl ReplyContext<'_> {
     /// The reply to a datagram whose query is not forwarded: the mesh's answer, or a server failure
-    /// if the mesh does not know the name. `None` if the message is shorter than a DNS header.
+    /// if the mesh does not contain the name. `None` if the message is shorter than a DNS header.
     #[must_use]
     pub fn reply(&self, message: &[u8]) -> Option<Vec<u8>> {
-        let Some(query) = Query::of(message) else {
-            return wire::refusal(message, SERVER_FAILURE);
+        let Some(query) = Query::decode(message) else {
+            return wire::server_failure(message);
         };
-        let answer_from_mesh = self.answer_from_mesh(&query, query.payload());
-        Some(answer_from_mesh.unwrap_or_else(|| query.fail()))
+        let answer_from_mesh = self.answer_from_mesh(&query, query.max_datagram());
+        Some(answer_from_mesh.unwrap_or_else(|| query.server_failure()))
     }
 
-    /// The mesh's answer of at most `most` bytes, if the mesh knows the name.
-    pub(super) fn answer_from_mesh(&self, query: &Query, most: usize) -> Option<Vec<u8>> {
+    /// The response with the mesh's answer, of at most `max_length` bytes. `None` if the mesh does
+    /// not contain the name.
+    pub(super) fn answer_from_mesh(&self, query: &Query, max_length: usize) -> Option<Vec<u8>> {
         let question = Question {
             name: query.name(),
             family: query.family()?,
         };
         match answer(self.mesh, self.domain, self.client, &question, self.random) {
             Answer::NotMine => None,
-            answer => Some(query.respond(&answer, most)),
+            answer => Some(query.respond(&answer, max_length)),
         }
     }
 }

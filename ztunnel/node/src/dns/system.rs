@@ -1,7 +1,7 @@
-//! The resolver of the proxy's own container, for queries that arrive by redirection rules: a rule
-//! does not keep the original resolver of a datagram. In a cluster the pods use the same resolver.
-//! It is contacted from inside the pod, where a loopback address would be another process, so
-//! loopback resolvers are skipped.
+//! The resolver of the proxy's own container, for datagrams that redirection rules inside a pod bring
+//! to the proxy: a rule does not keep a datagram's original resolver. In a cluster the pods use the
+//! same resolver. It is contacted from inside the pod, where a loopback address would reach another
+//! process, so loopback resolvers are skipped.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,18 +12,24 @@ const PORT: u16 = 53;
 #[must_use]
 pub fn system_resolver() -> Option<SocketAddr> {
     std::fs::read_to_string(FILE)
-        .inspect_err(|error| tracing::warn!(%error, "{FILE} cannot be read: questions that a redirection rule brings here are answered for names of the mesh only"))
+        .inspect_err(|error| {
+            tracing::warn!(
+                %error,
+                "cannot read {FILE}: of the DNS queries that redirection rules inside pods bring \
+                 to the proxy, only those for names of the mesh are answered"
+            );
+        })
         .ok()
-        .and_then(|text| first(&text))
+        .and_then(|text| first_usable(&text))
 }
 
-fn first(text: &str) -> Option<SocketAddr> {
+fn first_usable(text: &str) -> Option<SocketAddr> {
     text.lines().find_map(|line| {
         let mut words = line.split_ascii_whitespace();
-        let names_one = words.next() == Some("nameserver");
-        let address: IpAddr = names_one.then(|| words.next()?.parse().ok()).flatten()?;
-        let elsewhere = !address.is_loopback() && !address.is_unspecified();
-        elsewhere.then(|| SocketAddr::new(address, PORT))
+        words.next().filter(|keyword| *keyword == "nameserver")?;
+        let address: IpAddr = words.next()?.parse().ok()?;
+        let is_local = address.is_loopback() || address.is_unspecified();
+        (!is_local).then(|| SocketAddr::new(address, PORT))
     })
 }
 
@@ -32,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_resolver_that_can_be_read_counts() {
+    fn the_first_usable_resolver_is_chosen() {
         for (text, expected) in [
             (
                 "nameserver 10.96.0.10\nnameserver 10.96.0.11\n",
@@ -54,7 +60,7 @@ mod tests {
             ("", None),
         ] {
             let expected = expected.map(|resolver| resolver.parse().unwrap());
-            assert_eq!(first(text), expected, "{text:?}");
+            assert_eq!(first_usable(text), expected, "{text:?}");
         }
     }
 }

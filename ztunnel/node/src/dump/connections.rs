@@ -100,6 +100,9 @@ impl PodView {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ConnectionView {
+    // A key of this proxy: the number of a connection that the proxy carries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<u64>,
     src: String,
     /// The destination that the client dialled, or the authority of the tunnel's request.
     original_dst: String,
@@ -113,6 +116,7 @@ struct ConnectionView {
 impl ConnectionView {
     fn carried(carried: &Carried) -> Self {
         Self {
+            id: Some(carried.id.0),
             src: carried.client.to_string(),
             original_dst: carried.dialled.clone(),
             actual_dst: carried.to.to_string(),
@@ -123,6 +127,7 @@ impl ConnectionView {
 
     fn direct(connection: &FastPathConnection) -> Self {
         Self {
+            id: None,
             src: connection.client.to_string(),
             original_dst: connection.dialled.to_string(),
             actual_dst: connection.server.to_string(),

@@ -11,10 +11,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use mesh::{
-    Action, ApplicationTunnel, Endpoint, GatewayAddress, HealthPolicy, HealthStatus, Identity,
-    IpFamilies, LoadBalancing, LoadBalancingMode, Locality, Match, NetworkAddress, NetworkMode,
-    Policy, PolicyScope, Ports, RoutingScope, ServiceAccountMatch, ServiceEntry, Snapshot,
-    StringMatch, TunnelProtocol, Visibility, WeightedWaypoint, Workload, WorkloadType,
+    Action, ApplicationTunnel, Endpoint, GatewayAddress, HealthPolicy, HealthStatus, HttpMatch,
+    Identity, IpFamilies, LoadBalancing, LoadBalancingMode, Locality, Match, NetworkAddress,
+    NetworkMode, Policy, PolicyScope, Ports, RoutingScope, ServiceAccountMatch, ServiceEntry,
+    Snapshot, StringMatch, TunnelProtocol, Visibility, WeightedWaypoint, Workload, WorkloadType,
 };
 
 /// The key `workloads`.
@@ -320,11 +320,41 @@ struct MatchView<'a> {
     not_destination_ips: &'a [IpNet],
     destination_ports: &'a [u16],
     not_destination_ports: &'a [u16],
+    // A key of this proxy: the conditions on requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http: Option<HttpMatchView<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HttpMatchView<'a> {
+    methods: Vec<StringMatchView<'a>>,
+    not_methods: Vec<StringMatchView<'a>>,
+    hosts: Vec<StringMatchView<'a>>,
+    not_hosts: Vec<StringMatchView<'a>>,
+    paths: Vec<StringMatchView<'a>>,
+    not_paths: Vec<StringMatchView<'a>>,
+}
+
+impl<'a> HttpMatchView<'a> {
+    fn of(http: &'a HttpMatch) -> Self {
+        Self {
+            methods: texts(&http.methods),
+            not_methods: texts(&http.not_methods),
+            hosts: texts(&http.hosts),
+            not_hosts: texts(&http.not_hosts),
+            paths: texts(&http.paths),
+            not_paths: texts(&http.not_paths),
+        }
+    }
+}
+
+fn texts(list: &[StringMatch]) -> Vec<StringMatchView<'_>> {
+    list.iter().map(StringMatchView::of).collect()
 }
 
 impl<'a> MatchView<'a> {
     fn of(each: &'a Match) -> Self {
-        let texts = |list: &'a [StringMatch]| list.iter().map(StringMatchView::of).collect();
         Self {
             namespaces: texts(&each.namespaces),
             not_namespaces: texts(&each.not_namespaces),
@@ -338,6 +368,7 @@ impl<'a> MatchView<'a> {
             not_destination_ips: &each.not_destination_ips,
             destination_ports: &each.destination_ports,
             not_destination_ports: &each.not_destination_ports,
+            http: each.http.as_deref().map(HttpMatchView::of),
         }
     }
 }

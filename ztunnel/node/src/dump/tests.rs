@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::*;
-use crate::proxy::Carried;
+use crate::proxy::{Carried, ConnectionId};
 use mesh::fastpath::{FastPathConnection, Opener};
 use mesh::{Identity, Snapshot, Uid, local};
 use mesh::{LocalPod, PathSettings, View};
@@ -82,6 +82,7 @@ fn state() -> Value {
     let pods = [pod("c//Pod/default/web", 1), pod("unknown", 2)];
     let view = View::new(Arc::new(snapshot()), pods, &PathSettings::default());
     let outbound = Carried {
+        id: ConnectionId(1),
         pod: Uid("c//Pod/default/web".into()),
         inbound: false,
         client: at("10.0.0.1:4000"),
@@ -167,6 +168,19 @@ fn a_wrong_type_or_a_missing_key_fails_the_check() {
         Some(json!([[[{ "principals": ["Presence"] }]]])),
     );
     refused("/workloadState", Some(json!([])));
+}
+
+#[test]
+fn carried_connections_have_a_number_and_those_of_the_fast_path_have_none() {
+    let state = state();
+    let connections = &state["c//Pod/default/web"]["connections"]["outbound"];
+    let all = connections.as_array().unwrap();
+    let number = |direct: bool| {
+        let found = all.iter().find(|each| each["direct"] == direct);
+        found.unwrap().get("id").cloned()
+    };
+    assert_eq!(number(false), Some(json!(1)));
+    assert_eq!(number(true), None);
 }
 
 #[test]

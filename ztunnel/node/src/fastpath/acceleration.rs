@@ -9,7 +9,7 @@ use crate::assembly;
 use crate::bpf::Kernel;
 use crate::bpf::selftest::{self, Report};
 use mesh::PathSettings;
-use mesh::fastpath::Ends;
+use mesh::fastpath::JoinMode;
 use settings::{Acceleration as Wish, Settings};
 use telemetry::{CaseResult, Telemetry};
 
@@ -21,7 +21,7 @@ enum Test {
     /// The self-test runs on a thread of its own, because it would delay the start too long.
     Running(JoinHandle<Report>),
     /// The result: what `auto` means.
-    Done(Ends),
+    Done(JoinMode),
 }
 
 /// The state of the join (sockmap).
@@ -32,7 +32,7 @@ pub(crate) struct Acceleration {
     telemetry: Arc<Telemetry>,
     test: Test,
     /// The result of enabling the join in the kernel, which is tried once.
-    ready: Option<Ends>,
+    ready: Option<JoinMode>,
 }
 
 impl Acceleration {
@@ -48,7 +48,7 @@ impl Acceleration {
 
     /// The paths that the settings allow and this kernel supports. Starts the self-test if a
     /// setting is `auto`. Does not change the kernel's state while another process is active.
-    pub(crate) fn lanes(&mut self, settings: &Settings, in_charge: bool) -> PathSettings {
+    pub(crate) fn path_settings(&mut self, settings: &Settings, is_active: bool) -> PathSettings {
         let asks = |wish| {
             let own = settings.overrides.iter().filter_map(|own| own.acceleration);
             own.chain([settings.acceleration]).any(|it| it == wish)
@@ -57,37 +57,37 @@ impl Acceleration {
             self.test = Test::Running(tokio::task::spawn_blocking(selftest::run));
         }
         let auto = match self.test {
-            Test::Done(ends) => ends,
-            Test::NotRun | Test::Running(_) => Ends::Apart,
+            Test::Done(join_mode) => join_mode,
+            Test::NotRun | Test::Running(_) => JoinMode::Apart,
         };
-        if !in_charge {
+        if !is_active {
             // Enabled again if this process becomes active.
             self.ready = None;
         }
-        let wanted = asks(Wish::On) || (asks(Wish::Auto) && auto == Ends::Joined);
-        let joins = in_charge && wanted;
-        let possible = if joins { self.join() } else { Ends::Apart };
-        let effective = i64::from(possible == Ends::Joined);
+        let wanted = asks(Wish::On) || (asks(Wish::Auto) && auto == JoinMode::Joined);
+        let joins = is_active && wanted;
+        let possible = if joins { self.join() } else { JoinMode::Apart };
+        let effective = i64::from(possible == JoinMode::Joined);
         self.telemetry.acceleration().effective.set(effective);
         let meaning = |wish| match wish {
             Wish::On => possible,
-            Wish::Auto if auto == Ends::Joined => possible,
-            Wish::Auto | Wish::Off => Ends::Apart,
+            Wish::Auto if auto == JoinMode::Joined => possible,
+            Wish::Auto | Wish::Off => JoinMode::Apart,
         };
-        assembly::lanes(settings, meaning)
+        assembly::path_settings(settings, meaning)
     }
 
     /// Enables the join in the kernel.
-    fn join(&mut self) -> Ends {
+    fn join(&mut self) -> JoinMode {
         let kernel = self.kernel.as_ref();
         *self
             .ready
             .get_or_insert_with(|| match kernel.map(|kernel| kernel.enable_join()) {
-                None => Ends::Apart,
-                Some(Ok(())) => Ends::Joined,
+                None => JoinMode::Apart,
+                Some(Ok(())) => JoinMode::Joined,
                 Some(Err(error)) => {
                     tracing::error!(%error, "acceleration: connections cannot be joined");
-                    Ends::Apart
+                    JoinMode::Apart
                 }
             })
     }
@@ -102,12 +102,12 @@ impl Acceleration {
             Ok(report) => self.conclude(&report),
             Err(error) => {
                 tracing::error!(%error, "acceleration: the self-test ended early");
-                Ends::Apart
+                JoinMode::Apart
             }
         });
     }
 
-    fn conclude(&self, report: &Report) -> Ends {
+    fn conclude(&self, report: &Report) -> JoinMode {
         let failed: Vec<_> = report.failed().map(|(case, _)| case).collect();
         let results = report.findings.iter().map(|finding| {
             let result = if failed.contains(&finding.case) {
@@ -120,9 +120,9 @@ impl Acceleration {
         self.telemetry.acceleration().show(results);
         tracing::info!(took = ?report.took, "acceleration auto: {report}");
         if report.passed() {
-            Ends::Joined
+            JoinMode::Joined
         } else {
-            Ends::Apart
+            JoinMode::Apart
         }
     }
 }

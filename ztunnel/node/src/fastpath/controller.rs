@@ -20,8 +20,8 @@ use tokio::sync::watch;
 use crate::bpf::{self, Kernel};
 use crate::discovery::OnDemandClient;
 use crate::pods::{self, Connection, Outcome};
-use mesh::DemandKey;
 use mesh::NetnsCookie;
+use mesh::ResourceKey;
 use mesh::View;
 use mesh::fastpath;
 use mesh::fastpath::{FastPathConnection, FastPathEntry, FastPathKey, InboundEntry, Opener};
@@ -115,20 +115,20 @@ impl FastPath {
 
     /// Writes the fast-path entry of an outbound key, as decided by `view`. Does nothing if another
     /// view is in force by now.
-    pub fn insert_entry(&self, call: &FastPathKey, verdict: &FastPathEntry, view: &Arc<View>) {
+    pub fn insert_entry(&self, key: &FastPathKey, entry: &FastPathEntry, view: &Arc<View>) {
         if let Some(kernel) = &self.kernel
             && let Some(_lock) = self.in_force(view)
         {
-            told(kernel.insert_entry(call, verdict));
+            log_failure(kernel.insert_entry(key, entry));
         }
     }
 
     /// Writes the entry of an inbound plaintext connection, as authorized by `view`.
-    pub fn insert_inbound_entry(&self, arrival: &InboundEntry, view: &Arc<View>) {
+    pub fn insert_inbound_entry(&self, entry: &InboundEntry, view: &Arc<View>) {
         if let Some(kernel) = &self.kernel
             && let Some(_lock) = self.in_force(view)
         {
-            told(kernel.insert_inbound_entry(arrival));
+            log_failure(kernel.insert_inbound_entry(entry));
         }
     }
 
@@ -146,8 +146,8 @@ impl FastPath {
         self.prune(kernel, &view);
         self.put_in_force(view.clone());
         for pod in view.pods() {
-            if let Err(error) = kernel.set_ends(pod.cookie, view.ends(pod.cookie)) {
-                tracing::warn!(%error, pod = %pod.uid.0, "its connections with the proxy stay as they are");
+            if let Err(error) = kernel.set_join_mode(pod.cookie, view.join_mode(pod.cookie)) {
+                tracing::warn!(%error, pod = %pod.uid.0, "cannot change whether a sockmap joins the connections of the pod with the proxy");
             }
         }
     }
@@ -171,9 +171,9 @@ impl FastPath {
     }
 
     /// The on-demand answer that the view does not contain: the destination is not in the mesh.
-    fn absent(&self, call: &FastPathKey, view: &View) -> Option<DemandKey> {
-        let (on_demand, source) = (self.on_demand.as_ref()?, view.workload(call.pod)?);
-        let key = address_key(source, call.destination.ip());
+    fn absent(&self, key: &FastPathKey, view: &View) -> Option<ResourceKey> {
+        let (on_demand, source) = (self.on_demand.as_ref()?, view.workload(key.pod)?);
+        let key = address_key(source, key.destination.ip());
         on_demand.is_absent(&key).then_some(key)
     }
 
@@ -181,10 +181,10 @@ impl FastPath {
     /// one, removes all.
     fn prune(&self, kernel: &Kernel, view: &View) {
         if let Err(error) = self.prune_each(kernel, view) {
-            tracing::error!(%error, "verdicts cannot be checked one by one: all are void now");
+            tracing::error!(%error, "cannot check the fast-path entries one by one: all of them are invalidated");
             // If this fails, too, there is no other remedy: the error is logged.
             if let Err(error) = kernel.invalidate_entries() {
-                tracing::error!(%error, "verdicts cannot be made void");
+                tracing::error!(%error, "cannot invalidate the fast-path entries");
             }
         }
     }
@@ -192,16 +192,16 @@ impl FastPath {
     /// A changed entry is replaced in place: a connection that uses the entry and has not sent its
     /// SYN would be stopped if the entry were missing.
     fn prune_each(&self, kernel: &Kernel, view: &View) -> Result<(), bpf::Error> {
-        for (call, written) in kernel.entries()? {
-            match fastpath::outbound_entry(&call, self.absent(&call, view).as_slice(), view) {
+        for (key, written) in kernel.entries()? {
+            match fastpath::entry_after_change(&key, self.absent(&key, view).as_slice(), view) {
                 Some(now) if now == written => {}
-                Some(now) => kernel.insert_entry(&call, &now)?,
-                None => kernel.remove_entry(&call)?,
+                Some(now) => kernel.insert_entry(&key, &now)?,
+                None => kernel.remove_entry(&key)?,
             }
         }
-        for arrival in kernel.inbound_entries()? {
-            if !fastpath::inbound_allowed(&arrival, view) {
-                kernel.remove_inbound_entry(&arrival)?;
+        for entry in kernel.inbound_entries()? {
+            if !fastpath::inbound_allowed(&entry, view) {
+                kernel.remove_inbound_entry(&entry)?;
             }
         }
         Ok(())
@@ -217,25 +217,27 @@ impl FastPath {
             return;
         }
         let view = self.view.load_full();
-        let fast_path_connections = match kernel.fast_path_connections() {
-            Ok(fast_path_connections) => fast_path_connections,
+        let connections = match kernel.fast_path_connections() {
+            Ok(connections) => connections,
             Err(error) => {
-                tracing::error!(%error, "the connections of the direct lane cannot be listed");
+                tracing::error!(%error, "cannot list the connections of the fast path: those that are no longer allowed stay open");
                 return;
             }
         };
         let mut forbidden: HashMap<NetnsCookie, Vec<FastPathConnection>> = HashMap::new();
-        for flow in fast_path_connections {
-            if !fastpath::may_stay(&flow, &view) {
-                forbidden.entry(flow.pod).or_default().push(flow);
+        for connection in connections {
+            if !fastpath::may_stay(&connection, &view) {
+                forbidden
+                    .entry(connection.pod)
+                    .or_default()
+                    .push(connection);
             }
         }
-        for (cookie, fast_path_connections) in forbidden {
-            if let Some(pod) = pod(cookie) {
-                for flow in end(&pod, &fast_path_connections) {
-                    if let Err(error) = kernel.remove_connection(flow) {
-                        tracing::warn!(%error, "a connection that is gone stays written down");
-                    }
+        for (cookie, connections) in forbidden {
+            let Some(pod) = pod(cookie) else { continue };
+            for gone in terminate(&pod, &connections) {
+                if let Err(error) = kernel.remove_connection(gone) {
+                    tracing::warn!(%error, "cannot remove the record of a closed connection");
                 }
             }
         }
@@ -243,37 +245,37 @@ impl FastPath {
 }
 
 /// An entry that could not be written costs only speed.
-fn told(written: Result<(), bpf::Error>) {
+fn log_failure(written: Result<(), bpf::Error>) {
     if let Err(error) = written {
-        tracing::warn!(%error, "a verdict was not written; the proxy goes on judging");
+        tracing::warn!(%error, "cannot write a fast-path entry: the proxy carries the next connection, too");
     }
 }
 
 /// Terminates connections of one pod; returns those that were gone before.
-fn end<'a>(
+fn terminate<'a>(
     pod: &pods::Pod,
-    fast_path_connections: &'a [FastPathConnection],
+    connections: &'a [FastPathConnection],
 ) -> Vec<&'a FastPathConnection> {
-    let connections: Vec<Connection> = fast_path_connections.iter().map(watched_end).collect();
-    let ended = pod.netns.visit(|| pods::destroy(&connections));
+    let sockets: Vec<Connection> = connections.iter().map(watched_end).collect();
+    let destroyed = pod.netns.visit(|| pods::destroy(&sockets));
     let failed = |error: &dyn std::error::Error| {
-        tracing::error!(%error, pod = %pod.uid.0, "connections that are no longer allowed go on");
+        tracing::error!(%error, pod = %pod.uid.0, "cannot terminate connections that are no longer allowed");
         Vec::new()
     };
     let mut gone = Vec::new();
-    let outcomes = match ended {
-        Ok(Ok(ended)) => ended.outcomes,
+    let outcomes = match destroyed {
+        Ok(Ok(destroyed)) => destroyed.outcomes,
         Ok(Err(error)) => return failed(&error),
         Err(error) => return failed(&error),
     };
-    for (flow, outcome) in fast_path_connections.iter().zip(outcomes) {
+    for (connection, outcome) in connections.iter().zip(outcomes) {
         match outcome {
             Outcome::Destroyed => {
-                tracing::info!(pod = %pod.uid.0, client = %flow.client, server = %flow.server, "connection ended: it is no longer allowed");
+                tracing::info!(pod = %pod.uid.0, client = %connection.client, server = %connection.server, "a connection was terminated: it is no longer allowed");
             }
-            Outcome::Gone => gone.push(flow),
+            Outcome::Gone => gone.push(connection),
             Outcome::Failed(error) => {
-                tracing::error!(%error, pod = %pod.uid.0, client = %flow.client, server = %flow.server, "a connection that is no longer allowed goes on");
+                tracing::error!(%error, pod = %pod.uid.0, client = %connection.client, server = %connection.server, "cannot terminate a connection that is no longer allowed");
             }
         }
     }
@@ -281,14 +283,15 @@ fn end<'a>(
 }
 
 /// The end of a connection whose socket the kernel programs track.
-fn watched_end(flow: &FastPathConnection) -> Connection {
-    let (local, remote) = match flow.opener {
-        Opener::Outside => (flow.server, flow.client),
-        Opener::Pod | Opener::Proxy => (flow.client, flow.server),
+fn watched_end(connection: &FastPathConnection) -> Connection {
+    let (client, server) = (connection.client, connection.server);
+    let (local, remote) = match connection.opener {
+        Opener::Outside => (server, client),
+        Opener::Pod | Opener::Proxy => (client, server),
     };
     Connection {
         local,
         remote,
-        cookie: NonZeroU64::new(flow.socket),
+        cookie: NonZeroU64::new(connection.socket),
     }
 }

@@ -12,8 +12,9 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::bpf::{Event, EventKind, Events, Kernel};
 use crate::proxy::ProxyState;
+use crate::proxy::connection_info::ConnectionInfo;
 use crate::proxy::relay::Ended;
-use crate::proxy::report::{ConnectionInfo, Failure, close, count, series};
+use crate::proxy::report::{Failure, close, count, series};
 use mesh::NetnsCookie;
 use mesh::View;
 use mesh::Workload;
@@ -23,7 +24,7 @@ use telemetry::{Reporter, ResponseFlag, Series};
 
 /// The delay between a loss of events and the removal of connections that are gone: their own
 /// events may still be queued.
-const PATIENCE: Duration = Duration::from_secs(5);
+const RECONCILE_DELAY: Duration = Duration::from_secs(5);
 
 /// Why a connection of the fast path failed.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +88,7 @@ pub struct FastPathEvents {
 
 impl std::fmt::Debug for FastPathEvents {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Accounts")
+        f.debug_struct("FastPathEvents")
             .field("open", &self.open.len())
             .finish_non_exhaustive()
     }
@@ -100,7 +101,7 @@ impl FastPathEvents {
         let lost = Counter::default();
         shared.telemetry.register(
             "ztunnel_direct_events_lost",
-            "Events of connections on the direct lane that were lost because the proxy was too slow",
+            "Events of fast-path connections that were lost because the proxy read them too slowly",
             lost.clone(),
         );
         Self {
@@ -122,32 +123,34 @@ impl FastPathEvents {
     pub async fn follow(mut self, mut events: Events) -> std::io::Result<()> {
         // The open connections first, then the events since an earlier process ended: the end of an
         // open connection may be among the events.
-        self.look_around();
+        self.refresh_view();
         self.adopt();
         events.drain(|event| self.record(&event));
         // After a loss of events: when to look for connections whose close event was lost.
-        let mut doubt: Option<Instant> = None;
+        let mut reconcile_at: Option<Instant> = None;
         loop {
-            let patience = doubt.map_or(PATIENCE, |until| until.duration_since(Instant::now()));
+            let delay = reconcile_at.map_or(RECONCILE_DELAY, |until| {
+                until.duration_since(Instant::now())
+            });
             tokio::select! {
                 gathered = events.wait_for_batch() => {
                     gathered?;
-                    self.look_around();
+                    self.refresh_view();
                     events.drain(|event| self.record(&event));
                 }
-                () = tokio::time::sleep(patience), if doubt.is_some() => {
-                    doubt = None;
+                () = tokio::time::sleep(delay), if reconcile_at.is_some() => {
+                    reconcile_at = None;
                     self.reconcile();
                 }
             }
             if self.count_losses() {
-                doubt = Some(Instant::now() + PATIENCE);
+                reconcile_at = Some(Instant::now() + RECONCILE_DELAY);
             }
         }
     }
 
     /// Updates the time and the view for the current events.
-    fn look_around(&mut self) {
+    fn refresh_view(&mut self) {
         self.now = Instant::now();
         let view = self.shared.fast_path.view();
         if !Arc::ptr_eq(&view, &self.view) {
@@ -162,7 +165,10 @@ impl FastPathEvents {
         if more > 0 {
             self.lost.inc_by(more);
             self.known_lost = lost;
-            tracing::warn!(more, "events of the direct lane were lost");
+            tracing::warn!(
+                more,
+                "events of fast-path connections were lost: the proxy read them too slowly"
+            );
         }
         more > 0
     }
@@ -206,7 +212,7 @@ impl FastPathEvents {
         };
         // The connection may have met redirection rules inside the pod.
         if let (EventKind::Failed, Some(server)) = (event.kind, flow.server_pod) {
-            self.shared.recheck.name(server);
+            self.shared.recheck.add(server);
         }
         end(&kind, flow.client, &ended, failure.as_ref());
     }
@@ -260,7 +266,7 @@ impl FastPathEvents {
         let alive: HashSet<u64> = flows.iter().map(|flow| flow.socket).collect();
         // The close event of a newer connection may still be queued.
         let gone = |socket: &u64, open: &mut Open| {
-            !alive.contains(socket) && open.since.elapsed() > PATIENCE / 2
+            !alive.contains(socket) && open.since.elapsed() > RECONCILE_DELAY / 2
         };
         for (_, open) in self.open.extract_if(gone) {
             let ended = Ended {

@@ -1,20 +1,21 @@
-//! Step 1: accept a connection and determine its client and its original destination.
+//! Step 1: accept a connection.
 //!
 //! Each pod has listeners for four kinds of clients. Outbound: the pod's application; the kernel
 //! programs know the original destination. Inbound plaintext: a client without a tunnel; the
 //! socket's own address is the original destination, unless rules inside the pod redirected it.
 //! HBONE: the peer of a tunnel. SOCKS: an application that names its destination. Where DNS is
-//! captured, the pod has DNS sockets, too.
+//! captured, the pod has DNS sockets, too. `outbound` and `inbound` find the original destination
+//! and make a [`Connection`](super::connection::Connection) of the accepted socket.
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, UdpSocket};
 
-use super::worker::PodContext;
+use super::connection::Accepted;
+use super::pod_context::PodContext;
 use super::{inbound, names, outbound};
 use crate::pods::{self, DnsSockets, Listeners};
 
@@ -38,7 +39,7 @@ pub(super) fn start(context: &Rc<PodContext>, listeners: Listeners) -> io::Resul
         accept_on(context, listener, outbound::carry)?;
     }
     for listener in socks5 {
-        accept_on(context, listener, outbound::carry_asked)?;
+        accept_on(context, listener, outbound::carry_socks)?;
     }
     accept_on(context, inbound, inbound::carry_plain)?;
     if let Some(hbone) = hbone {
@@ -49,9 +50,9 @@ pub(super) fn start(context: &Rc<PodContext>, listeners: Listeners) -> io::Resul
     };
     for DnsSockets { udp, tcp } in dns {
         let server = names.clone();
-        accept_on(context, tcp, move |context, stream, client| {
-            let left = left(&context);
-            server.clone().serve_stream(stream, client, left)
+        accept_on(context, tcp, move |context, accepted| {
+            let Accepted { stream, peer, .. } = accepted;
+            server.clone().serve_stream(stream, peer, left(&context))
         })?;
         let socket = UdpSocket::from_std(udp)?;
         let unwanted = unwanted(context);
@@ -83,7 +84,7 @@ fn unwanted(context: &PodContext) -> impl Future<Output = ()> + use<> {
 fn accept_on<F: Future<Output = ()> + 'static>(
     context: &Rc<PodContext>,
     listener: std::net::TcpListener,
-    serve: impl Fn(Rc<PodContext>, TcpStream, SocketAddr) -> F + 'static,
+    serve: impl Fn(Rc<PodContext>, Accepted) -> F + 'static,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let context = context.clone();
@@ -98,9 +99,16 @@ fn accept_on<F: Future<Output = ()> + 'static>(
                 _other = resigned.wait_for(|resigned| *resigned) => break,
             };
             match accepted {
-                Ok((stream, client)) => context.spawn(serve(context.clone(), stream, client)),
+                Ok((stream, peer)) => {
+                    let accepted = Accepted {
+                        stream,
+                        peer,
+                        accepted_at: Instant::now(),
+                    };
+                    context.spawn(serve(context.clone(), accepted));
+                }
                 Err(error) if out_of_resources(&error) => {
-                    tracing::error!(%error, pod = %context.pod.uid.0, "cannot accept; raise the limit on open files");
+                    tracing::error!(%error, pod = %context.pod.uid.0, "cannot accept a connection: the process has no descriptor or memory left; raise the limit on open files");
                     tokio::time::sleep(EXHAUSTED).await;
                 }
                 // The client closed the connection before it was accepted.

@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Waker};
 use foldhash::{HashMap, HashMapExt as _};
 use slab::Slab;
 
-use super::policy::Denied;
+use super::policy::{Denied, Revoked};
 use mesh::Identity;
 use mesh::NetnsCookie;
 use mesh::View;
@@ -36,20 +36,6 @@ pub(super) struct AuthorizationContext {
     pub(super) named: Option<IpAddr>,
     /// The destination address, as policies see it.
     pub(super) destination: SocketAddr,
-}
-
-/// Why an open connection is no longer allowed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Revoked {
-    /// A policy now denies it.
-    #[error("no longer allowed: {0}")]
-    Denied(#[from] Denied),
-    /// The workload whose policies would apply is unknown.
-    #[error("no longer allowed: the pod's workload is not in the mesh any more")]
-    UnknownWorkload,
-    /// The certificate of the tunnel's peer was revoked.
-    #[error("no longer allowed: the certificate of the tunnel's peer was revoked")]
-    Certificate,
 }
 
 /// The connections of one worker.
@@ -198,6 +184,7 @@ fn judge(admitted: &AuthorizationContext, view: &View) -> Result<(), Revoked> {
             &view.mesh,
         ),
         destination: admitted.destination,
+        http: None,
     };
     match authorize(&arrival, &view.mesh).verdict {
         Verdict::Allow { .. } => Ok(()),

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use slab::Slab;
 
-use super::report::ConnectionInfo;
+use super::connection::ConnectionId;
+use super::connection_info::ConnectionInfo;
 use mesh::Uid;
 use telemetry::Reporter;
 
@@ -19,6 +20,8 @@ pub struct ConnectionTable {
 /// One connection as the admin API shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Carried {
+    /// Its number. The two ends of a connection between pods of this node have the same one.
+    pub id: ConnectionId,
     /// The pod of the connection: the client's pod for outbound, the server's for inbound.
     pub pod: Uid,
     /// Whether the connection is inbound.
@@ -51,22 +54,29 @@ impl ConnectionTable {
             let entries = locked(&shard.0);
             entries
                 .iter()
-                .map(|(_, info)| info.clone())
+                .map(|(_, row)| row.clone())
                 .collect::<Vec<_>>()
         };
         let all = shards.into_iter().flat_map(copy);
-        all.filter_map(|info| carried(&info)).collect()
+        all.filter_map(|row| carried(&row)).collect()
     }
+}
+
+/// A row of the table.
+#[derive(Debug, Clone)]
+struct Row {
+    id: ConnectionId,
+    info: Arc<ConnectionInfo>,
 }
 
 /// One worker's connections.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Shard(Arc<Mutex<Slab<Arc<ConnectionInfo>>>>);
+pub(super) struct Shard(Arc<Mutex<Slab<Row>>>);
 
 impl Shard {
     /// Adds a connection until the returned value is dropped.
-    pub(super) fn enter(&self, info: Arc<ConnectionInfo>) -> Entry {
-        let key = locked(&self.0).insert(info);
+    pub(super) fn add(&self, id: ConnectionId, info: Arc<ConnectionInfo>) -> Entry {
+        let key = locked(&self.0).insert(Row { id, info });
         Entry {
             shard: self.clone(),
             key,
@@ -91,7 +101,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn carried(info: &ConnectionInfo) -> Option<Carried> {
+fn carried(row: &Row) -> Option<Carried> {
+    let info = &row.info;
     let inbound = info.reporter == Reporter::Destination;
     let pod = if inbound {
         &info.workload
@@ -101,6 +112,7 @@ fn carried(info: &ConnectionInfo) -> Option<Carried> {
     let tunnel = info.hbone.as_ref();
     let authority = tunnel.filter(|_| inbound);
     Some(Carried {
+        id: row.id,
         pod: pod.as_ref()?.uid.clone(),
         inbound,
         client: info.client,
@@ -119,7 +131,7 @@ fn carried(info: &ConnectionInfo) -> Option<Carried> {
 mod tests {
     use std::time::Instant;
 
-    use super::super::report::Tunnelled;
+    use super::super::connection_info::Tunnelled;
     use super::*;
     use mesh::Workload;
 
@@ -144,11 +156,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_open_is_shown_and_what_has_ended_is_not() {
+    fn the_table_holds_a_connection_until_it_ends() {
         let connection_table = ConnectionTable::default();
         let (one, other) = (connection_table.shard(), connection_table.shard());
-        let leaves = one.enter(Arc::new(info(Reporter::Source)));
-        let comes = other.enter(Arc::new(info(Reporter::Destination)));
+        let outbound = one.add(ConnectionId(1), Arc::new(info(Reporter::Source)));
+        let inbound = other.add(ConnectionId(2), Arc::new(info(Reporter::Destination)));
         let shown = |carried: &Carried| {
             let (dialled, to) = (carried.dialled.clone(), carried.to.to_string());
             (carried.pod.to_string(), carried.inbound, dialled, to)
@@ -162,13 +174,14 @@ mod tests {
             texts("server", true, "web.default:80", "10.0.0.2:8080"),
         ];
         assert_eq!(all, expected);
-        drop(leaves);
+        drop(outbound);
         assert_eq!(connection_table.carried().len(), 1);
-        drop(comes);
-        let unknown = one.enter(Arc::new(ConnectionInfo {
+        drop(inbound);
+        let info = ConnectionInfo {
             source: None,
             ..info(Reporter::Source)
-        }));
+        };
+        let unknown = one.add(ConnectionId(3), Arc::new(info));
         assert!(connection_table.carried().is_empty());
         drop(unknown);
     }

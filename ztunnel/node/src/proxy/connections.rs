@@ -36,7 +36,7 @@ impl Connections {
     }
 
     /// Aborts the open connections; their sockets are closed as if the process had ended.
-    pub(super) fn cut(&self) {
+    pub(super) fn reset(&self) {
         // Each task removes itself from the table when it is dropped.
         let open: Vec<AbortHandle> = self.open.borrow().values().cloned().collect();
         for task in open {
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "local")]
-    async fn what_ends_leaves_and_what_stays_is_cut() {
+    async fn ended_connections_leave_the_table_and_open_ones_are_reset() {
         let connections = Rc::<Connections>::default();
         let dropped = Rc::<Cell<u32>>::default();
         let held = || Held(dropped.clone());
@@ -88,11 +88,11 @@ mod tests {
         assert_eq!((connections.count(), dropped.get()), (4, 0));
         tokio::task::yield_now().await;
         assert_eq!((connections.count(), dropped.get()), (3, 1));
-        connections.cut();
+        connections.reset();
         tokio::task::yield_now().await;
         assert_eq!((connections.count(), dropped.get()), (0, 4));
         // The table is empty and accepts new connections.
-        connections.cut();
+        connections.reset();
         connections.spawn(held(), async {});
         assert_eq!(connections.count(), 1);
     }

@@ -1,9 +1,10 @@
-//! A connection that a pod's application opened: accept → route → tunnel, fast path or passthrough
+//! A connection that a pod's application opened: accept → decide → tunnel, fast path or passthrough
 //! → relay → report. The proxy carries only the first connection of a kind that needs no tunnel. It
 //! then writes a fast-path entry, and the kernel carries the later ones.
 
 mod decide;
 mod error;
+mod reports;
 mod socks_destination;
 
 use std::future::pending;
@@ -13,237 +14,194 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
-use super::authorized::Revoked;
-use super::open_tunnel::{self, FarEnd, Opened};
+use super::connection::{Accepted, Connection};
+use super::connection_info::ConnectionInfo;
+use super::far_end::FarEnd;
 use super::passthrough;
-use super::policy;
-use super::relay::{self, Ended, Side};
-use super::report::{ConnectionInfo, ConnectionReport};
-use super::socks5::{self, message::Destination};
-use super::worker::PodContext;
-use crate::pods::{self, PeerEnd, abort_on_drop};
+use super::pod_context::PodContext;
+use super::policy::{self, Revoked};
+use super::relay::{self, Side};
+use super::report::ConnectionReport;
+use super::socks5;
+use super::tunnel_client::{OpenTunnel, TunnelRequest};
+use crate::bpf::{BackendChoice, CapturedDestination};
+use crate::pods::{self, abort_on_drop};
 use mesh::NetnsCookie;
-use mesh::View;
 use mesh::authorize::InboundRequest;
-use mesh::inbound::backed_service;
+use mesh::fastpath;
 use mesh::route::Route;
 use telemetry::Reporter;
 use tunnel::hbone::RevocationFuture;
 
-use decide::{OutboundDecision, find};
+use decide::{Decided, decide};
 use error::OutboundError;
+use reports::ConnectionReports;
+use socks_destination::socks_destination;
 
 /// The upstream side of a connection.
-enum Onward {
-    Tunnel(Opened),
+enum Upstream {
+    Tunnel(OpenTunnel),
     /// A plain connection. The cookie is that of the destination pod if it is on this node.
     Plain(TcpStream, Option<NetnsCookie>),
 }
 
-/// The reports of one connection. A connection to a pod of this node without a tunnel is reported
-/// at both ends, as if each pod had its own proxy.
-struct ConnectionReports {
-    source: ConnectionReport,
-    destination: Option<ConnectionReport>,
-}
-
-impl ConnectionReports {
-    fn open(
-        context: &PodContext,
-        info: ConnectionInfo,
-        destination: Option<ConnectionInfo>,
-    ) -> Self {
-        let local = &context.worker;
-        Self {
-            source: ConnectionReport::open(local, info),
-            destination: destination.map(|info| ConnectionReport::open(local, info)),
-        }
-    }
-
-    fn end(self, ended: &Ended) {
-        if let Some(destination) = self.destination {
-            destination.end_beside(ended);
-        }
-        self.source.end(ended);
-    }
-
-    fn fail(self, error: &OutboundError) {
-        if let Some(destination) = self.destination {
-            destination.fail(error);
-        }
-        self.source.fail(error);
-    }
+/// A connection whose upstream side is connected.
+struct Opened {
+    upstream: Upstream,
+    reports: ConnectionReports,
 }
 
 /// Handles one captured connection from accept to close.
-pub(super) async fn carry(context: Rc<PodContext>, app: TcpStream, client: SocketAddr) {
+pub(super) async fn carry(context: Rc<PodContext>, accepted: Accepted) {
     // Boxed, so that the memory of the set-up is freed while the connection is open.
-    match Box::pin(depart(&context, client, Dialled::captured(&app))).await {
-        Ok(departed) => relay(&context, app, departed).await,
+    match Box::pin(open_captured(&context, &accepted)).await {
+        Ok(opened) => relay(&context, accepted.stream, opened).await,
         // A refusal must reach the application as a reset, not as an orderly end.
-        Err(_refused) => abort_on_drop(&app),
+        Err(_refused) => abort_on_drop(&accepted.stream),
     }
-}
-
-async fn revoked(revoking: Option<RevocationFuture>) -> Revoked {
-    match revoking {
-        Some(revoking) => revoking.await,
-        None => pending().await,
-    }
-    Revoked::Certificate
 }
 
 /// Handles one connection whose destination the application names by SOCKS.
-pub(super) async fn carry_asked(context: Rc<PodContext>, mut app: TcpStream, client: SocketAddr) {
-    if let Some(departed) = Box::pin(depart_asked(&context, &mut app, client)).await {
-        relay(&context, app, departed).await;
+pub(super) async fn carry_socks(context: Rc<PodContext>, mut accepted: Accepted) {
+    if let Some(opened) = Box::pin(open_requested(&context, &mut accepted)).await {
+        relay(&context, accepted.stream, opened).await;
     }
 }
 
-async fn depart_asked(
-    context: &Rc<PodContext>,
-    app: &mut TcpStream,
-    client: SocketAddr,
-) -> Option<(Onward, ConnectionReports)> {
-    let asked = match socks5::ask(app).await {
-        Ok(asked) => asked,
+async fn open_captured(context: &PodContext, accepted: &Accepted) -> Result<Opened, OutboundError> {
+    match original_destination(context, accepted) {
+        Ok(captured) => {
+            let connection = connection(context, accepted, captured.destination);
+            open(context, &connection, captured.choice, &accepted.stream).await
+        }
+        Err(error) => Err(refuse(context, accepted, error)),
+    }
+}
+
+async fn open_requested(context: &PodContext, accepted: &mut Accepted) -> Option<Opened> {
+    let request = match socks5::read_request(&mut accepted.stream).await {
+        Ok(request) => request,
         Err(error) => {
-            tracing::debug!(pod = %context.pod.uid.0, "a SOCKS client is not served: {error}");
+            tracing::debug!(pod = %context.pod.uid.0, "cannot read a SOCKS request: {error}");
             return None;
         }
     };
-    match depart(context, client, Dialled::asked(app, asked)).await {
-        Ok(departed) => {
-            let confirmed = socks5::confirm(app).await;
+    // The connection begins with its request: the client may take its time before.
+    accepted.accepted_at = Instant::now();
+    let opened = match socks_destination(context, &request, accepted).await {
+        Ok(destination) => {
+            let connection = connection(context, accepted, destination);
+            open(context, &connection, BackendChoice::Any, &accepted.stream).await
+        }
+        Err(error) => Err(refuse(context, accepted, error)),
+    };
+    match opened {
+        Ok(opened) => {
+            let confirmed = socks5::confirm(&mut accepted.stream).await;
             // A report that is dropped without an end is recorded as a failure.
-            confirmed.is_ok().then_some(departed)
+            confirmed.is_ok().then_some(opened)
         }
         Err(error) => {
-            socks5::refuse(app, &error.reply().message()).await;
+            socks5::refuse(&mut accepted.stream, &error.reply().message()).await;
             None
         }
     }
 }
 
-async fn relay(
+fn connection(context: &PodContext, accepted: &Accepted, destination: SocketAddr) -> Connection {
+    let client = context.pod.external_address(accepted.peer);
+    context.connection(client, destination, accepted.accepted_at)
+}
+
+/// The original destination, from the kernel programs or from the rule that redirected the
+/// connection.
+fn original_destination(
     context: &PodContext,
-    app: TcpStream,
-    (onward, records): (Onward, ConnectionReports),
-) {
-    let series = records.source.series();
-    let ended = match onward {
-        Onward::Tunnel(opened) => {
-            let (tunnel, cut) = (opened.tunnel, revoked(opened.revoking));
-            let ended = relay::tunnelled(app, tunnel, Side::Source, series, cut).await;
-            ended.explained(&opened.revoked, opened.far_end)
-        }
-        Onward::Plain(server, pod) => {
-            let ended = relay::plain(app, server, context.copy_mode(), series, pending()).await;
-            // The kernel resets the connection if rules inside the pod redirected it.
-            let shared = &context.worker.proxy;
-            if let (Some(pod), Some(_), Some(_)) = (pod, &ended.broken, &shared.kernel) {
-                shared.recheck.name(pod);
-            }
-            ended
-        }
+    accepted: &Accepted,
+) -> Result<CapturedDestination, OutboundError> {
+    let client = accepted.peer;
+    let not_captured = || OutboundError::NotCaptured { client };
+    if let Some(kernel) = &context.proxy.kernel {
+        let captured = kernel.original_destination(context.cookie(), client)?;
+        return captured.ok_or_else(not_captured);
+    }
+    let original = pods::redirected_from(&accepted.stream).map_err(OutboundError::Original)?;
+    if original.is_none() {
+        // Applications do not dial this port; programs of another component may have redirected the
+        // connection.
+        context.proxy.recheck.add(context.cookie());
+    }
+    Ok(CapturedDestination {
+        destination: original.ok_or_else(not_captured)?,
+        choice: BackendChoice::Any,
+    })
+}
+
+/// Reports a connection whose destination is not known. The report names the listener that accepted
+/// it.
+fn refuse(context: &PodContext, accepted: &Accepted, error: OutboundError) -> OutboundError {
+    let listener = pods::local_of(&accepted.stream).unwrap_or(accepted.peer);
+    report_refused(context, &connection(context, accepted, listener), &error);
+    error
+}
+
+fn report_refused(context: &PodContext, connection: &Connection, error: &OutboundError) {
+    let info = ConnectionInfo {
+        source: context.workload(),
+        ..ConnectionInfo::new(Reporter::Source, connection)
     };
-    records.end(&ended);
+    ConnectionReport::open(&context.worker.reports, connection.id, info).fail(error);
 }
 
-/// An application's connection and the source of its original destination.
-struct Dialled<'a> {
-    app: &'a TcpStream,
-    /// The destination of the SOCKS request. `None`: the kernel programs or the redirection rule
-    /// know it.
-    asked: Option<Destination>,
-}
-
-impl<'a> Dialled<'a> {
-    const fn captured(app: &'a TcpStream) -> Self {
-        Self { app, asked: None }
-    }
-
-    const fn asked(app: &'a TcpStream, asked: Destination) -> Self {
-        Self {
-            app,
-            asked: Some(asked),
-        }
-    }
-
-    /// Resolves when the application has closed the connection.
-    fn gone(&self) -> impl Future<Output = ()> + use<'a> {
-        pods::peer_gone(self.app, PeerEnd::MayBeHalf)
-    }
-}
-
-async fn depart(
-    context: &Rc<PodContext>,
-    client: SocketAddr,
-    dialled: Dialled<'_>,
-) -> Result<(Onward, ConnectionReports), OutboundError> {
-    let mut info = ConnectionInfo {
-        reporter: Reporter::Source,
-        began: Instant::now(),
-        client: context.pod.external_address(client),
-        dialled: client,
-        source: None,
-        source_identity: None,
-        destination: client,
-        hbone: None,
-        workload: None,
-        destination_identity: None,
-        service: None,
-    };
-    let (view, decision) = match find(context, (client, &dialled), &mut info).await {
-        Ok(found) => found,
+/// Decides where a connection goes and connects its upstream side.
+async fn open(
+    context: &PodContext,
+    connection: &Connection,
+    choice: BackendChoice,
+    app: &TcpStream,
+) -> Result<Opened, OutboundError> {
+    let decided = match decide(context, connection, choice, app).await {
+        Ok(decided) => decided,
         Err(error) => {
-            ConnectionReports::open(context, info, None).fail(&error);
+            report_refused(context, connection, &error);
             return Err(error);
         }
     };
-    let arrival = matches!(decision.route, Route::Direct { .. }).then(|| ConnectionInfo {
-        reporter: Reporter::Destination,
-        service: info.workload.as_deref().and_then(|workload| {
-            let said = info.service.as_ref().map(|service| &*service.hostname);
-            backed_service(workload, &view.mesh, said, info.destination.port())
-        }),
-        ..info.clone()
-    });
-    let records = ConnectionReports::open(context, info, arrival);
-    let OutboundDecision { route, key, entry } = decision;
-    match connect(context, &records.source, (key.destination, route), &view).await {
-        Ok(onward) => {
+    let reports = ConnectionReports::open(&context.worker.reports, connection, &decided);
+    match connect(context, connection, &decided).await {
+        Ok(upstream) => {
             // Only after success: a fast-path entry for an unreachable destination would keep the
             // kernel trying it.
-            if let Some(entry) = entry {
-                context
-                    .worker
-                    .proxy
-                    .fast_path
-                    .insert_entry(&key, &entry, &view);
+            if choice == BackendChoice::Any && context.proxy.kernel.is_some() {
+                insert_fast_path_entry(context, connection, &decided);
             }
-            Ok((onward, records))
+            Ok(Opened { upstream, reports })
         }
         Err(error) => {
-            records.fail(&error);
+            reports.fail(&error);
             Err(error)
         }
     }
 }
 
+/// Writes the fast-path entry for later connections, if the decision gives one.
+fn insert_fast_path_entry(context: &PodContext, connection: &Connection, decided: &Decided) {
+    let key = connection.fast_path_key();
+    let entry = fastpath::entry(&key, &decided.routed.destinations, &decided.view);
+    if let Some(entry) = entry {
+        let fast_path = &context.proxy.fast_path;
+        fast_path.insert_entry(&key, &entry, &decided.view);
+    }
+}
+
 async fn connect(
-    context: &Rc<PodContext>,
-    record: &ConnectionReport,
-    (dialled, route): (SocketAddr, Route),
-    view: &View,
-) -> Result<Onward, OutboundError> {
-    let unknown = || OutboundError::UnknownWorkload {
-        uid: context.pod.uid.0.clone(),
-    };
-    let source = record.source().ok_or_else(unknown)?;
-    let source_ip = record.client().ip();
-    let (to, server) = match route {
-        Route::Passthrough { to, .. } => (to, None),
+    context: &PodContext,
+    connection: &Connection,
+    decided: &Decided,
+) -> Result<Upstream, OutboundError> {
+    let source = &decided.source;
+    let (to, server) = match &decided.routed.route {
+        Route::Passthrough { to, .. } => (*to, None),
         Route::Direct {
             to,
             server,
@@ -251,33 +209,67 @@ async fn connect(
             ..
         } => {
             policy::check(
-                &view.mesh,
+                &decided.view.mesh,
                 &InboundRequest {
-                    workload: &workload,
+                    workload,
                     source: Some(&source.identity),
-                    source_ip,
-                    destination: to,
+                    source_ip: connection.client.ip(),
+                    destination: *to,
+                    http: None,
                 },
-                context.worker.proxy.telemetry.trials(),
+                context.proxy.telemetry.trials(),
             )?;
-            (to, Some(server))
+            (*to, Some(*server))
         }
         Route::Tunnel(hop) => {
-            let request = open_tunnel::Request {
+            let request = TunnelRequest {
+                pod: &context.pod,
                 source,
-                source_ip,
+                client: connection.client,
                 hop,
+                trace: connection.trace,
+                baggage: context.baggage(source),
             };
-            let far_end = FarEnd::of(&request.hop.kind);
-            let opened = open_tunnel::open(context, request).await;
+            let far_end = FarEnd::of(&hop.kind);
+            let opened = context.worker.tunnels.open(request).await;
             let failed = |source| OutboundError::Tunnel { far_end, source };
-            return opened.map(Onward::Tunnel).map_err(failed);
+            return opened.map(Upstream::Tunnel).map_err(failed);
         }
-        Route::Resolve { hostname } => return Err(OutboundError::TooManyNames { hostname }),
     };
-    let connected = passthrough::connect(context, dialled, to, server).await;
+    let connected = passthrough::connect(context, connection, to, server).await;
     let failed = |source| OutboundError::Connect { to, source };
     connected
-        .map(|stream| Onward::Plain(stream, server))
+        .map(|stream| Upstream::Plain(stream, server))
         .map_err(failed)
+}
+
+async fn relay(context: &PodContext, app: TcpStream, opened: Opened) {
+    let Opened { upstream, reports } = opened;
+    let series = reports.series();
+    let ended = match upstream {
+        Upstream::Tunnel(opened) => {
+            let (tunnel, revoked) = (opened.tunnel, certificate_revoked(opened.revoking));
+            let ended = relay::tunnelled(app, tunnel, Side::Source, series, revoked).await;
+            ended.explained(&opened.revoked, opened.far_end)
+        }
+        Upstream::Plain(server, pod) => {
+            let ended = relay::plain(app, server, context.copy_mode(), series, pending()).await;
+            // The kernel resets the connection if rules inside the pod redirected it.
+            let proxy = &context.proxy;
+            if let (Some(pod), Some(_), Some(_)) = (pod, &ended.broken, &proxy.kernel) {
+                proxy.recheck.add(pod);
+            }
+            ended
+        }
+    };
+    reports.end(&ended);
+}
+
+/// Resolves when the certificate of the tunnel's peer is revoked.
+async fn certificate_revoked(revoking: Option<RevocationFuture>) -> Revoked {
+    match revoking {
+        Some(revoking) => revoking.await,
+        None => pending().await,
+    }
+    Revoked::Certificate
 }

@@ -6,7 +6,8 @@ use std::os::fd::AsFd as _;
 
 use tokio::net::TcpStream;
 
-use super::worker::PodContext;
+use super::connection::Connection;
+use super::pod_context::PodContext;
 use crate::pods::Source;
 use mesh::NetnsCookie;
 
@@ -17,24 +18,26 @@ use mesh::NetnsCookie;
 /// As `connect(2)`.
 pub(super) async fn connect(
     context: &PodContext,
-    dialled: SocketAddr,
+    connection: &Connection,
     to: SocketAddr,
     server: Option<NetnsCookie>,
 ) -> std::io::Result<TcpStream> {
-    let shared = &context.worker.proxy;
+    let proxy = &context.proxy;
     let source = Source::Pod {
-        mark: shared.config.mark,
+        mark: proxy.config.mark,
     };
-    let mark_fast_path_socket = |socket: &socket2::Socket| match &shared.kernel {
-        Some(kernel) => kernel.mark_fast_path_socket(socket.as_fd(), dialled, to, server),
+    let mark_fast_path_socket = |socket: &socket2::Socket| match &proxy.kernel {
+        Some(kernel) => {
+            kernel.mark_fast_path_socket(socket.as_fd(), connection.destination, to, server)
+        }
         None => Ok(()),
     };
-    let dial = &shared.config.dial;
+    let dial = &proxy.config.dial;
     let connected = dial
         .connect_after(&context.pod.netns, to, source, mark_fast_path_socket)
         .await;
     if let (Err(_), Some(server)) = (&connected, server) {
-        shared.recheck.name(server);
+        proxy.recheck.add(server);
     }
     connected
 }

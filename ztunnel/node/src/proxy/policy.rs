@@ -24,23 +24,37 @@ impl Denied {
     }
 }
 
-/// Whether policy allows an inbound connection.
+/// Why an open connection is no longer allowed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Revoked {
+    /// A policy now denies it.
+    #[error("no longer allowed: {0}")]
+    Denied(#[from] Denied),
+    /// The workload whose policies would apply is unknown.
+    #[error("no longer allowed: the pod's workload is not in the mesh any more")]
+    UnknownWorkload,
+    /// The certificate of the tunnel's peer was revoked.
+    #[error("no longer allowed: the certificate of the tunnel's peer was revoked")]
+    Certificate,
+}
+
+/// Authorizes an inbound connection.
 ///
 /// # Errors
 /// The policy that denies it.
 pub(super) fn check(
     mesh: &Snapshot,
-    arrival: &InboundRequest<'_>,
-    trials: &TrialMetrics,
-) -> Result<(), Denied> {
-    let Authorization { verdict, dry_runs } = authorize(arrival, mesh);
-    for trial in dry_runs {
-        let matched = matches!(trial.outcome, DryRunOutcome::Matched);
-        trials.answered(trial.policy.key(), matched);
-        tracing::info!(policy = %trial.policy.key(), matched, client = %arrival.source_ip, destination = %arrival.destination, "policy on trial (dry run)");
+    request: &InboundRequest<'_>,
+    metrics: &TrialMetrics,
+) -> Result<Authorization, Denied> {
+    let authorization = authorize(request, mesh);
+    for dry_run in &authorization.dry_runs {
+        let matched = matches!(dry_run.outcome, DryRunOutcome::Matched);
+        metrics.answered(dry_run.policy.key(), matched);
+        tracing::info!(policy = %dry_run.policy.key(), matched, client = %request.source_ip, destination = %request.destination, "a policy in dry-run mode was evaluated");
     }
-    match verdict {
-        Verdict::Allow { .. } => Ok(()),
+    match &authorization.verdict {
+        Verdict::Allow { .. } => Ok(authorization),
         Verdict::Deny { by } => Err(Denied::new(by.as_deref())),
     }
 }
@@ -73,6 +87,7 @@ mod tests {
             source: None,
             source_ip: "10.0.0.1".parse().unwrap(),
             destination: "10.0.0.2:80".parse().unwrap(),
+            http: None,
         };
         let judge = |policies| {
             let mesh = Snapshot::build(Vec::new(), Vec::new(), policies);

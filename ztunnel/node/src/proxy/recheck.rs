@@ -13,42 +13,42 @@ use mesh::NetnsCookie;
 
 /// The minimum interval between two checks of a pod: connections to a closed port must not cause
 /// more.
-const PACE: Duration = Duration::from_millis(500);
+const MIN_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Pods to check.
 #[derive(Debug, Default)]
 pub struct RecheckQueue {
     /// When each pod was added last, and whether it has been checked since.
-    named: Mutex<HashMap<NetnsCookie, (Instant, bool)>>,
-    told: Notify,
+    queue: Mutex<HashMap<NetnsCookie, (Instant, bool)>>,
+    added: Notify,
 }
 
 impl RecheckQueue {
     /// Adds a pod. Cheap, callable from any thread.
-    pub(crate) fn name(&self, pod: NetnsCookie) {
-        self.name_at(pod, Instant::now());
+    pub(crate) fn add(&self, pod: NetnsCookie) {
+        self.add_at(pod, Instant::now());
     }
 
-    fn name_at(&self, pod: NetnsCookie, now: Instant) {
-        let Ok(mut named) = self.named.lock() else {
+    fn add_at(&self, pod: NetnsCookie, now: Instant) {
+        let Ok(mut queue) = self.queue.lock() else {
             return;
         };
-        named.retain(|_, (since, seen)| !*seen || now.duration_since(*since) < PACE);
-        if named.contains_key(&pod) {
+        queue.retain(|_, (since, seen)| !*seen || now.duration_since(*since) < MIN_INTERVAL);
+        if queue.contains_key(&pod) {
             return;
         }
-        named.insert(pod, (now, false));
-        self.told.notify_one();
+        queue.insert(pod, (now, false));
+        self.added.notify_one();
     }
 
     /// Waits until there are pods to check, and takes them.
-    pub async fn named(&self) -> Vec<NetnsCookie> {
-        self.told.notified().await;
-        let Ok(mut named) = self.named.lock() else {
+    pub async fn take(&self) -> Vec<NetnsCookie> {
+        self.added.notified().await;
+        let Ok(mut queue) = self.queue.lock() else {
             return Vec::new();
         };
         let mut pods = Vec::new();
-        for (pod, (_, seen)) in named.iter_mut().filter(|(_, (_, seen))| !*seen) {
+        for (pod, (_, seen)) in queue.iter_mut().filter(|(_, (_, seen))| !*seen) {
             *seen = true;
             pods.push(*pod);
         }
@@ -63,17 +63,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_pod_is_named_once_for_a_while() {
+    async fn a_pod_is_added_once_in_an_interval() {
         let (recheck, now) = (RecheckQueue::default(), Instant::now());
-        recheck.name_at(NetnsCookie(1), now);
-        recheck.name_at(NetnsCookie(1), now);
-        recheck.name_at(NetnsCookie(2), now);
-        let mut named = recheck.named().await;
+        recheck.add_at(NetnsCookie(1), now);
+        recheck.add_at(NetnsCookie(1), now);
+        recheck.add_at(NetnsCookie(2), now);
+        let mut named = recheck.take().await;
         named.sort_unstable_by_key(|pod| pod.0);
         assert_eq!(named, [NetnsCookie(1), NetnsCookie(2)]);
-        recheck.name_at(NetnsCookie(1), now + PACE / 2);
-        assert!(recheck.named().now_or_never().is_none());
-        recheck.name_at(NetnsCookie(1), now + PACE);
-        assert_eq!(recheck.named().await, [NetnsCookie(1)]);
+        recheck.add_at(NetnsCookie(1), now + MIN_INTERVAL / 2);
+        assert!(recheck.take().now_or_never().is_none());
+        recheck.add_at(NetnsCookie(1), now + MIN_INTERVAL);
+        assert_eq!(recheck.take().await, [NetnsCookie(1)]);
     }
 }

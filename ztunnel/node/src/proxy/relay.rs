@@ -26,8 +26,8 @@ use bytes::Bytes;
 pub(super) use splice::CopyMode;
 pub(super) use tcp::{Side, plain, tunnelled};
 
-use super::authorized::Revoked;
-use super::open_tunnel::FarEnd;
+use super::far_end::FarEnd;
+use super::policy::Revoked;
 use telemetry::Series;
 use tunnel::hbone::{RevokedMark, TunnelError};
 
@@ -250,20 +250,20 @@ impl Ended {
     }
 }
 
-/// Polls both directions until both are done, one breaks, or `cut` resolves.
+/// Polls both directions until both are done, one breaks, or `revoked` resolves.
 async fn run(
     mut out: impl Transfer,
     mut back: impl Transfer,
     series: &Series,
-    cut: impl Future<Output = Revoked>,
+    revoked: impl Future<Output = Revoked>,
 ) -> Ended {
-    let mut cut = pin!(cut);
+    let mut revoked = pin!(revoked);
     let broken = poll_fn(|cx| {
-        if let Poll::Ready(revoked) = cut.as_mut().poll(cx) {
+        if let Poll::Ready(revoked) = revoked.as_mut().poll(cx) {
             return Poll::Ready(Err(revoked.into()));
         }
-        let (there, context) = (out.poll(cx, series)?, back.poll(cx, series)?);
-        match (there.is_ready(), context.is_ready()) {
+        let (out_done, back_done) = (out.poll(cx, series)?, back.poll(cx, series)?);
+        match (out_done.is_ready(), back_done.is_ready()) {
             (true, true) => Poll::Ready(Ok(())),
             (true, false) => out.poll_aborted(cx).map(Err),
             (false, true) => back.poll_aborted(cx).map(Err),

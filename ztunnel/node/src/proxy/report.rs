@@ -4,53 +4,16 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
-use super::authorized::Revoked;
+use super::connection::ConnectionId;
+use super::connection_info::ConnectionInfo;
 use super::connection_table::Entry;
+use super::policy::Revoked;
 use super::relay::{Broken, Ended};
-use super::worker::WorkerState;
-use mesh::Authority;
-use mesh::{Identity, Service, Workload};
+use super::worker_state::Reports;
 use telemetry::{
     AccessLogEntry, Reporter, ResponseFlag, SecurityPolicy, Series, SeriesKey, Telemetry,
 };
-
-/// The tunnel of a connection.
-#[derive(Debug, Clone)]
-pub(crate) struct Tunnelled {
-    /// The tunnel's far end: the destination, its waypoint or a network gateway.
-    pub(crate) at: SocketAddr,
-    /// The authority of its CONNECT request.
-    pub(crate) authority: Authority,
-}
-
-/// What is known about a connection when its report is opened.
-#[derive(Debug, Clone)]
-pub(crate) struct ConnectionInfo {
-    /// Whether this node is the source or the destination.
-    pub(crate) reporter: Reporter,
-    /// When it was accepted.
-    pub(crate) began: Instant,
-    /// The client's address.
-    pub(crate) client: SocketAddr,
-    /// The address that the client dialled, if known.
-    pub(crate) dialled: SocketAddr,
-    /// The client, if the mesh knows it.
-    pub(crate) source: Option<Arc<Workload>>,
-    /// The client's identity, if mutual TLS proves it.
-    pub(crate) source_identity: Option<Identity>,
-    /// The destination: the chosen backend, or the dialled address.
-    pub(crate) destination: SocketAddr,
-    /// The tunnel, if the connection uses one.
-    pub(crate) hbone: Option<Tunnelled>,
-    /// The server, if the mesh knows it.
-    pub(crate) workload: Option<Arc<Workload>>,
-    /// The server's identity, if mutual TLS proves it.
-    pub(crate) destination_identity: Option<Identity>,
-    /// The dialled service, if there is one.
-    pub(crate) service: Option<Arc<Service>>,
-}
 
 /// A failure that ends a connection before or while it is carried.
 pub(crate) trait Failure: std::error::Error {
@@ -83,17 +46,17 @@ pub(crate) struct ConnectionReport {
     series: Arc<Series>,
     ended: bool,
     /// Keeps the connection in the connection table until the report is dropped.
-    _place: Entry,
+    _entry: Entry,
 }
 
 impl ConnectionReport {
     /// Opens the report and counts the connection as opened.
-    pub(super) fn open(local: &WorkerState, info: ConnectionInfo) -> Self {
-        let series = series(&local.proxy.telemetry, &info);
+    pub(super) fn open(reports: &Reports, id: ConnectionId, info: ConnectionInfo) -> Self {
+        let series = series(&reports.telemetry, &info);
         series.opened.inc();
         let info = Arc::new(info);
         Self {
-            _place: local.shard.enter(info.clone()),
+            _entry: reports.shard.add(id, info.clone()),
             info,
             series,
             ended: false,
@@ -103,16 +66,6 @@ impl ConnectionReport {
     /// The counters that the relay increments.
     pub(crate) fn series(&self) -> &Series {
         &self.series
-    }
-
-    /// The client, if the mesh knows it.
-    pub(crate) fn source(&self) -> Option<&Arc<Workload>> {
-        self.info.source.as_ref()
-    }
-
-    /// The client's address.
-    pub(crate) fn client(&self) -> SocketAddr {
-        self.info.client
     }
 
     /// Ends the report of a connection whose bytes another report's series has counted.
@@ -244,7 +197,7 @@ impl std::fmt::Display for Chain<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::open_tunnel::FarEnd;
+    use super::super::far_end::FarEnd;
     use super::*;
     use tunnel::hbone::{RevokedMark, TunnelError};
 

@@ -1,10 +1,13 @@
 //! Resolves backends that have a name instead of an address, when a connection needs them.
 //!
 //! A worker must start no thread, because the thread would stay in a pod's namespace, and a
-//! resolver may need one. So resolvers are behind [`Resolve`] and run on the main thread's runtime.
-//! Waiting is bounded in time and in number, and one pod cannot take all places.
+//! resolver may need one. So resolvers implement [`Resolve`] and run on the main thread's runtime.
+//! The lookups are limited in time and in number, and one pod cannot take all permits.
 //!
 //! Names are absolute: the search domains of the proxy's own pod do not apply.
+//!
+//! The system's `getaddrinfo(3)` looks names up: it follows changes of `/etc/resolv.conf` and the
+//! name services that the machine is configured with.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -22,33 +25,35 @@ use tokio::sync::Semaphore;
 use mesh::NetnsCookie;
 
 /// How long an answer is cached. `getaddrinfo(3)` returns no TTL.
-const KEPT: Duration = Duration::from_secs(5);
+const CACHE_TTL: Duration = Duration::from_secs(5);
 
 /// The maximum number of cached answers.
-const MOST_KEPT: usize = 1024;
+const MAX_CACHED: usize = 1024;
 
-/// One pod gets at most this fraction of the places.
-const PART: usize = 16;
+/// One pod gets at most one permit in this many.
+const POD_SHARE: usize = 16;
 
 /// Why a name has no address.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
     /// The resolver returned an error.
-    #[error("{hostname} cannot be resolved: {source}")]
+    #[error("cannot resolve {hostname}: {source}")]
     Refused {
         /// The name.
         hostname: Arc<str>,
         /// The resolver's error.
         source: io::Error,
     },
-    /// The name exists, but has no address.
+    /// The name exists but has no address.
     #[error("{hostname} resolves to no address")]
     Empty {
         /// The name.
         hostname: Arc<str>,
     },
     /// Too many names of the pod, or of all pods together, are being resolved.
-    #[error("{hostname} was not asked for: no place became free within {after:?}")]
+    #[error(
+        "cannot resolve {hostname}: too many other lookups are in progress, and none ended within {after:?}"
+    )]
     Busy {
         /// The name.
         hostname: Arc<str>,
@@ -56,7 +61,7 @@ pub enum ResolveError {
         after: Duration,
     },
     /// The resolver did not answer.
-    #[error("{hostname} was not resolved within {after:?}")]
+    #[error("cannot resolve {hostname}: no answer within {after:?}")]
     Timeout {
         /// The name.
         hostname: Arc<str>,
@@ -92,69 +97,86 @@ pub trait Resolve: fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub struct SystemResolver {
     runtime: Handle,
-    /// The limit of concurrent resolutions: each needs a thread of the runtime.
-    places: Arc<Semaphore>,
-    shares: Shares,
+    /// The limit of concurrent lookups: each needs a thread of the runtime.
+    permits: Arc<Semaphore>,
+    pod_permits: PodPermits,
     timeout: Duration,
-    kept: Arc<Mutex<Kept>>,
+    cache: Arc<Mutex<Cache>>,
 }
 
 /// The cached answers.
 #[derive(Debug, Default)]
-struct Kept(HashMap<Arc<str>, (Instant, Vec<IpAddr>)>);
+struct Cache(HashMap<Arc<str>, Answer>);
 
-impl Kept {
+#[derive(Debug)]
+struct Answer {
+    received: Instant,
+    addresses: Vec<IpAddr>,
+}
+
+impl Answer {
+    fn is_fresh(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.received) < CACHE_TTL
+    }
+}
+
+impl Cache {
     fn get(&self, hostname: &str, now: Instant) -> Option<Vec<IpAddr>> {
-        let (since, found) = self.0.get(hostname)?;
-        (now.saturating_duration_since(*since) < KEPT).then(|| found.clone())
+        let answer = self.0.get(hostname)?;
+        answer.is_fresh(now).then(|| answer.addresses.clone())
     }
 
-    fn put(&mut self, hostname: &Arc<str>, found: &[IpAddr], now: Instant) {
-        if self.0.len() >= MOST_KEPT {
-            let fresh = |since: &Instant| now.saturating_duration_since(*since) < KEPT;
-            self.0.retain(|_, (since, _)| fresh(since));
+    fn put(&mut self, hostname: &Arc<str>, addresses: &[IpAddr], now: Instant) {
+        if self.0.len() >= MAX_CACHED {
+            self.0.retain(|_, answer| answer.is_fresh(now));
         }
-        if self.0.len() < MOST_KEPT {
-            self.0.insert(hostname.clone(), (now, found.to_vec()));
+        if self.0.len() < MAX_CACHED {
+            let answer = Answer {
+                received: now,
+                addresses: addresses.to_vec(),
+            };
+            self.0.insert(hostname.clone(), answer);
         }
     }
 }
 
-/// The places of each pod.
+/// The permits of each pod.
 #[derive(Debug)]
-struct Shares {
-    places: usize,
-    /// The pods that resolve names now; an entry expires when no task waits for a place or holds
+struct PodPermits {
+    /// The number of permits of one pod.
+    limit: usize,
+    /// The pods that resolve names now; an entry expires when no task waits for a permit or holds
     /// one.
     pods: Mutex<HashMap<NetnsCookie, Weak<Semaphore>>>,
 }
 
-impl Shares {
-    fn of(places: usize) -> Self {
+impl PodPermits {
+    /// The shares of `permits` permits of all pods together.
+    fn share_of(permits: usize) -> Self {
         Self {
-            places: places.div_ceil(PART),
+            limit: permits.div_ceil(POD_SHARE),
             pods: Mutex::default(),
         }
     }
 
-    fn share(&self, pod: NetnsCookie) -> Arc<Semaphore> {
+    fn of(&self, pod: NetnsCookie) -> Arc<Semaphore> {
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = pods.get(&pod).and_then(Weak::upgrade) {
-            return known;
+        if let Some(permits) = pods.get(&pod).and_then(Weak::upgrade) {
+            return permits;
         }
-        pods.retain(|_, share| share.strong_count() > 0);
-        let share = Arc::new(Semaphore::new(self.places));
-        pods.insert(pod, Arc::downgrade(&share));
-        share
+        pods.retain(|_, permits| permits.strong_count() > 0);
+        let permits = Arc::new(Semaphore::new(self.limit));
+        pods.insert(pod, Arc::downgrade(&permits));
+        permits
     }
 }
 
-/// The name in a form for which the system tries no search domain. Addresses are no names. The
+/// The name in a form for which the system tries no search domain. Addresses are not names. The
 /// system resolves `localhost` itself (RFC 6761, section 6.3) and only without a trailing dot.
-fn absolute(hostname: &str) -> Cow<'_, str> {
-    let as_it_is =
+fn absolute_name(hostname: &str) -> Cow<'_, str> {
+    let is_absolute =
         hostname.ends_with('.') || hostname == "localhost" || hostname.parse::<IpAddr>().is_ok();
-    if as_it_is {
+    if is_absolute {
         Cow::Borrowed(hostname)
     } else {
         Cow::Owned(format!("{hostname}."))
@@ -162,91 +184,109 @@ fn absolute(hostname: &str) -> Cow<'_, str> {
 }
 
 impl SystemResolver {
-    /// Creates a resolver on a runtime whose threads are in the node's namespace. `timeout` bounds
-    /// the resolution and the wait for a place together.
+    /// Creates a resolver on a runtime whose threads are in the node's namespace. `permits` is the
+    /// maximum number of concurrent lookups; `timeout` bounds a lookup and the wait for a permit
+    /// together.
     #[must_use]
-    pub fn new(runtime: Handle, places: usize, timeout: Duration) -> Self {
+    pub fn new(runtime: Handle, permits: usize, timeout: Duration) -> Self {
         Self {
             runtime,
-            places: Arc::new(Semaphore::new(places)),
-            shares: Shares::of(places),
+            permits: Arc::new(Semaphore::new(permits)),
+            pod_permits: PodPermits::share_of(permits),
             timeout,
-            kept: Arc::default(),
+            cache: Arc::default(),
         }
     }
 }
 
 impl Resolve for SystemResolver {
     fn resolve(&self, hostname: &Arc<str>, pod: NetnsCookie) -> Resolving {
-        let kept = self.kept.clone();
-        let known = lock(&kept).get(hostname, Instant::now());
-        if let Some(known) = known {
-            return Box::pin(std::future::ready(Ok(known)));
+        let cache = self.cache.clone();
+        let cached = lock(&cache).get(hostname, Instant::now());
+        if let Some(addresses) = cached {
+            return Box::pin(std::future::ready(Ok(addresses)));
         }
-        let (places, share, after) = (self.places.clone(), self.shares.share(pod), self.timeout);
+        let lookup = Lookup {
+            hostname: hostname.clone(),
+            pod_permits: self.pod_permits.of(pod),
+            permits: self.permits.clone(),
+            timeout: self.timeout,
+        };
         let hostname = hostname.clone();
-        let asking = self
-            .runtime
-            .spawn(ask(hostname.clone(), (share, places), after));
+        let lookup = self.runtime.spawn(lookup.run());
         Box::pin(async move {
-            let refused = |source| ResolveError::Refused {
+            let aborted = |error: tokio::task::JoinError| ResolveError::Refused {
                 hostname: hostname.clone(),
-                source,
+                source: io::Error::other(error),
             };
-            let stopped = |error: tokio::task::JoinError| refused(io::Error::other(error));
-            let found = asking.await.map_err(stopped)??;
-            if found.is_empty() {
+            let addresses = lookup.await.map_err(aborted)??;
+            if addresses.is_empty() {
                 return Err(ResolveError::Empty { hostname });
             }
-            lock(&kept).put(&hostname, &found, Instant::now());
-            Ok(found)
+            lock(&cache).put(&hostname, &addresses, Instant::now());
+            Ok(addresses)
         })
     }
 }
 
-/// Waits for a place of the pod and for one of all pods, then resolves the name.
-async fn ask(
+/// The lookup of one name for a pod.
+struct Lookup {
     hostname: Arc<str>,
-    (share, places): (Arc<Semaphore>, Arc<Semaphore>),
-    after: Duration,
-) -> Result<Vec<IpAddr>, ResolveError> {
-    let refused = |source| ResolveError::Refused {
-        hostname: hostname.clone(),
-        source,
-    };
-    let until = tokio::time::Instant::now() + after;
-    let waiting = tokio::time::timeout_at(until, async {
-        let own = share.acquire_owned().await.map_err(io::Error::other)?;
-        let place = places.acquire_owned().await.map_err(io::Error::other)?;
-        Ok((own, place))
-    });
-    let busy = |_elapsed| ResolveError::Busy {
-        hostname: hostname.clone(),
-        after,
-    };
-    let held = waiting.await.map_err(busy)?.map_err(refused)?;
-    let name = hostname.clone();
-    // A resolution holds its places after its caller has given up, because its thread is busy until
-    // the system answers.
-    let asked = tokio::spawn(async move {
-        let name = absolute(&name);
-        let found = tokio::net::lookup_host((&*name, 0)).await?;
-        drop(held);
-        Ok::<Vec<IpAddr>, io::Error>(found.map(|at| at.ip().to_canonical()).collect())
-    });
-    let late = |_elapsed| ResolveError::Timeout {
-        hostname: hostname.clone(),
-        after,
-    };
-    let answered = tokio::time::timeout_at(until, asked).await.map_err(late)?;
-    answered
-        .map_err(io::Error::other)
-        .and_then(|found| found)
-        .map_err(refused)
+    /// The permits of the pod.
+    pod_permits: Arc<Semaphore>,
+    /// The permits of all pods together.
+    permits: Arc<Semaphore>,
+    timeout: Duration,
 }
 
-fn lock(kept: &Mutex<Kept>) -> std::sync::MutexGuard<'_, Kept> {
-    kept.lock().unwrap_or_else(PoisonError::into_inner)
+impl Lookup {
+    /// Waits for a permit of the pod and for one of all pods, then resolves the name.
+    async fn run(self) -> Result<Vec<IpAddr>, ResolveError> {
+        let (hostname, after) = (self.hostname, self.timeout);
+        let refused = |source| ResolveError::Refused {
+            hostname: hostname.clone(),
+            source,
+        };
+        let deadline = tokio::time::Instant::now() + after;
+        let (pod_permits, permits) = (self.pod_permits, self.permits);
+        let waiting = tokio::time::timeout_at(deadline, async {
+            let of_pod = pod_permits.acquire_owned().await;
+            let of_all = permits.acquire_owned().await;
+            Ok((
+                of_pod.map_err(io::Error::other)?,
+                of_all.map_err(io::Error::other)?,
+            ))
+        });
+        let busy = |_elapsed| ResolveError::Busy {
+            hostname: hostname.clone(),
+            after,
+        };
+        let held = waiting.await.map_err(busy)?.map_err(refused)?;
+        let name = hostname.clone();
+        // A lookup holds its permits after its caller has given up, because its thread is busy
+        // until the system answers.
+        let lookup = tokio::spawn(async move {
+            let name = absolute_name(&name);
+            let found = tokio::net::lookup_host((&*name, 0)).await?;
+            drop(held);
+            Ok::<Vec<IpAddr>, io::Error>(found.map(|at| at.ip().to_canonical()).collect())
+        });
+        let late = |_elapsed| ResolveError::Timeout {
+            hostname: hostname.clone(),
+            after,
+        };
+        let answer = tokio::time::timeout_at(deadline, lookup)
+            .await
+            .map_err(late)?;
+        answer
+            .map_err(io::Error::other)
+            .and_then(|addresses| addresses)
+            .map_err(refused)
+    }
+}
+
+fn lock(cache: &Mutex<Cache>) -> std::sync::MutexGuard<'_, Cache> {
+    cache.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -254,11 +294,11 @@ mod tests {
     use super::*;
 
     const POD: NetnsCookie = NetnsCookie(1);
-    /// The timeout of a test that gets no place.
-    const BRIEFLY: Duration = Duration::from_millis(100);
+    /// The timeout of a test that gets no permit.
+    const SHORT_TIMEOUT: Duration = Duration::from_millis(100);
 
     /// Runs a test on a worker's thread, whose runtime has no timer and no blocking threads.
-    fn with_places<T>(places: usize, test: impl AsyncFnOnce(&mut SystemResolver) -> T) -> T {
+    fn with_permits<T>(permits: usize, test: impl AsyncFnOnce(&mut SystemResolver) -> T) -> T {
         let main = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -266,7 +306,7 @@ mod tests {
         let handle = main.handle().clone();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let node = std::thread::spawn(move || drop(main.block_on(stopped)));
-        let mut resolver = SystemResolver::new(handle, places, Duration::from_secs(10));
+        let mut resolver = SystemResolver::new(handle, permits, Duration::from_secs(10));
         let worker = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
@@ -276,8 +316,8 @@ mod tests {
         outcome
     }
 
-    fn resolve(name: &str, places: usize) -> Result<Vec<IpAddr>, ResolveError> {
-        with_places(places, async |resolver| {
+    fn resolve(name: &str, permits: usize) -> Result<Vec<IpAddr>, ResolveError> {
+        with_permits(permits, async |resolver| {
             resolver.resolve(&name.into(), POD).await
         })
     }
@@ -289,75 +329,76 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_its_own_name() {
+    fn an_address_resolves_to_itself() {
         let found = resolve("192.0.2.7", 1).unwrap();
         assert_eq!(found, ["192.0.2.7".parse::<IpAddr>().unwrap()]);
     }
 
     #[test]
-    fn a_name_that_cannot_be_is_refused_with_its_name() {
+    fn an_invalid_name_is_refused_with_the_name_in_the_error() {
         let error = resolve("not a name", 1).unwrap_err();
         assert_eq!(error.reason(), "name_refused");
         assert!(error.to_string().contains("not a name"), "{error}");
     }
 
     #[test]
-    fn answers_are_kept_for_a_while_and_in_bounds() {
-        let (mut kept, now) = (Kept::default(), Instant::now());
+    fn answers_are_cached_for_a_limited_time_and_in_limited_number() {
+        let (mut cache, now) = (Cache::default(), Instant::now());
         let found = ["192.0.2.7".parse::<IpAddr>().unwrap()];
-        kept.put(&"web.example".into(), &found, now);
-        assert_eq!(kept.get("web.example", now).as_deref(), Some(&found[..]));
-        assert_eq!(kept.get("web.example", now + KEPT), None);
-        for number in 0..MOST_KEPT + 1 {
-            kept.put(&format!("host-{number}").into(), &found, now);
+        cache.put(&"web.example".into(), &found, now);
+        assert_eq!(cache.get("web.example", now).as_deref(), Some(&found[..]));
+        assert_eq!(cache.get("web.example", now + CACHE_TTL), None);
+        for number in 0..MAX_CACHED + 1 {
+            cache.put(&format!("host-{number}").into(), &found, now);
         }
-        assert_eq!(kept.0.len(), MOST_KEPT);
-        kept.put(&"late.example".into(), &found, now + KEPT);
-        assert_eq!(kept.0.len(), 1, "what is too old makes room");
+        assert_eq!(cache.0.len(), MAX_CACHED);
+        cache.put(&"late.example".into(), &found, now + CACHE_TTL);
+        assert_eq!(cache.0.len(), 1, "expired answers are removed");
     }
 
     #[test]
-    fn waiting_is_bounded() {
-        with_places(0, async |resolver| {
-            resolver.timeout = BRIEFLY;
+    fn the_wait_for_a_permit_is_limited() {
+        with_permits(0, async |resolver| {
+            resolver.timeout = SHORT_TIMEOUT;
             let error = resolver.resolve(&"localhost".into(), POD).await;
             assert_eq!(error.unwrap_err().reason(), "name_busy");
         });
     }
 
     #[test]
-    fn one_pod_does_not_take_the_places_of_another() {
-        with_places(32, async |resolver| {
-            let share = resolver.shares.share(POD);
-            let held: Vec<_> = (0..2).map(|_| share.clone().try_acquire_owned()).collect();
+    fn one_pod_cannot_take_the_permits_of_another() {
+        with_permits(32, async |resolver| {
+            let permits = resolver.pod_permits.of(POD);
+            let held: Vec<_> = (0..2)
+                .map(|_| permits.clone().try_acquire_owned())
+                .collect();
             assert!(held.iter().all(Result::is_ok));
-            assert_eq!(share.available_permits(), 0);
-            // The short timeout is for the pod without a free place; the other pod gets the full
-            // one.
-            let patience = std::mem::replace(&mut resolver.timeout, BRIEFLY);
+            assert_eq!(permits.available_permits(), 0);
+            // The short timeout is for the pod without a permit; the other pod gets the full one.
+            let timeout = std::mem::replace(&mut resolver.timeout, SHORT_TIMEOUT);
             let error = resolver.resolve(&"localhost".into(), POD).await;
             assert_eq!(error.unwrap_err().reason(), "name_busy");
-            resolver.timeout = patience;
+            resolver.timeout = timeout;
             let other = resolver.resolve(&"localhost".into(), NetnsCookie(2)).await;
             assert!(other.is_ok(), "{other:?}");
         });
     }
 
     #[test]
-    fn shares_are_gone_when_nobody_asks() {
-        let shares = Shares::of(128);
+    fn the_permits_of_idle_pods_are_removed() {
+        let shares = PodPermits::share_of(128);
         for pod in 0..100 {
-            assert_eq!(shares.share(NetnsCookie(pod)).available_permits(), 8);
+            assert_eq!(shares.of(NetnsCookie(pod)).available_permits(), 8);
         }
         assert_eq!(shares.pods.lock().unwrap().len(), 1);
-        let held = shares.share(POD);
-        let share = shares.share(POD);
+        let held = shares.of(POD);
+        let share = shares.of(POD);
         assert!(Arc::ptr_eq(&held, &share));
     }
 
     #[test]
-    fn names_are_asked_for_without_search_domains() {
-        for (name, asked) in [
+    fn names_are_resolved_without_search_domains() {
+        for (name, expected) in [
             ("web", "web."),
             ("web.example", "web.example."),
             ("web.example.", "web.example."),
@@ -365,7 +406,7 @@ mod tests {
             ("192.0.2.7", "192.0.2.7"),
             ("2001:db8::7", "2001:db8::7"),
         ] {
-            assert_eq!(absolute(name), asked);
+            assert_eq!(absolute_name(name), expected);
         }
     }
 }

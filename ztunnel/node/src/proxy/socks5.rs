@@ -15,11 +15,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use self::message::{
-    CHOSEN, Destination, LONGEST, MessageError, Progress, Reply, greeting, request,
+    CHOSEN, Destination, MAX_LENGTH, MessageError, Progress, Reply, greeting, request,
 };
 
 /// How long a client may take to send its request.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a client sent no usable request.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +31,7 @@ pub(super) enum Error {
     #[error(transparent)]
     Message(#[from] MessageError),
     /// The client sent no request in time.
-    #[error("no request within {PATIENCE:?}")]
+    #[error("no request within {REQUEST_TIMEOUT:?}")]
     Timeout,
 }
 
@@ -41,8 +41,8 @@ pub(super) enum Error {
 /// # Errors
 /// When there is no usable request. The client has got an error reply; the caller closes the
 /// connection.
-pub(super) async fn ask(client: &mut TcpStream) -> Result<Destination, Error> {
-    let asked = tokio::time::timeout(PATIENCE, async {
+pub(super) async fn read_request(client: &mut TcpStream) -> Result<Destination, Error> {
+    let asked = tokio::time::timeout(REQUEST_TIMEOUT, async {
         read(client, greeting).await?;
         client.write_all(&CHOSEN).await?;
         read(client, request).await
@@ -71,12 +71,12 @@ pub(super) async fn refuse(client: &mut TcpStream, answer: &[u8]) {
     let say = async {
         client.write_all(answer).await?;
         client.shutdown().await?;
-        let mut rest = [0; LONGEST];
+        let mut rest = [0; MAX_LENGTH];
         while client.read(&mut rest).await? > 0 {}
         Ok::<(), io::Error>(())
     };
     if !matches!(tokio::time::timeout(LINGER, say).await, Ok(Ok(()))) {
-        tracing::debug!("a SOCKS client did not wait for its answer");
+        tracing::debug!("a SOCKS client has closed the connection before the reply");
     }
 }
 
@@ -88,7 +88,7 @@ async fn read<T>(
     client: &mut TcpStream,
     parse: impl Fn(&[u8]) -> Result<Progress<T>, MessageError>,
 ) -> Result<T, Error> {
-    let mut bytes = [0; LONGEST];
+    let mut bytes = [0; MAX_LENGTH];
     let mut have = 0;
     loop {
         let total = match parse(bytes.get(..have).unwrap_or_default())? {

@@ -15,16 +15,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::worker::PodContext;
 use crate::fastpath::FastPath;
 use mesh::NetnsCookie;
 use mesh::View;
 use telemetry::{WaitKind, WaitMetrics, WaitOutcome};
 
 /// The maximum number of waiting connections of one pod, outbound and inbound together.
-const MOST_CONNECTIONS: usize = 1024;
+const MAX_CONNECTIONS: usize = 1024;
 /// The maximum number of waiting DNS queries of one pod.
-const MOST_QUESTIONS: usize = 256;
+const MAX_QUERIES: usize = 256;
 
 /// The two kinds of waiting places of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,10 +40,10 @@ impl Class {
         }
     }
 
-    const fn most(self) -> usize {
+    const fn limit(self) -> usize {
         match self {
-            Self::Connections => MOST_CONNECTIONS,
-            Self::Queries => MOST_QUESTIONS,
+            Self::Connections => MAX_CONNECTIONS,
+            Self::Queries => MAX_QUERIES,
         }
     }
 }
@@ -53,7 +52,7 @@ impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Connections => "connections",
-            Self::Queries => "DNS questions",
+            Self::Queries => "DNS queries",
         })
     }
 }
@@ -76,14 +75,14 @@ pub(super) enum WaitError {
     },
     /// The maximum number of waiting connections or queries is reached.
     #[error(
-        "workload {uid} is not in the mesh yet, and {most} {class} of the pod wait for it already: \
+        "workload {uid} is not in the mesh yet, and {limit} {class} of the pod wait for it already: \
          refused at once"
     )]
     TooMany {
         /// The workload.
         uid: Arc<str>,
         /// The maximum number.
-        most: usize,
+        limit: usize,
         /// The kind, as text.
         class: String,
     },
@@ -132,10 +131,28 @@ pub(super) struct Awaited<'a> {
     pub(super) pod: NetnsCookie,
     /// The workload to wait for.
     pub(super) uid: &'a Arc<str>,
+    /// The end of the wait.
+    pub(super) deadline: WaitDeadline,
+}
+
+/// The end of the waits of a connection or query. A connection that waits several times has one
+/// deadline.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WaitDeadline {
     /// The kind of connection or query.
     pub(super) kind: WaitKind,
-    /// The end of the wait. A connection that waits several times has one deadline.
-    pub(super) deadline: Instant,
+    /// The end of all its waits.
+    pub(super) at: Instant,
+}
+
+impl WaitDeadline {
+    /// This deadline, or the end of a time from now if that is earlier.
+    pub(super) fn at_most(self, limit: Duration) -> Self {
+        Self {
+            at: self.at.min(Instant::now() + limit),
+            ..self
+        }
+    }
 }
 
 /// Why a wait is interrupted.
@@ -168,24 +185,27 @@ impl WorkloadWaits {
         }
     }
 
-    /// The deadline of the waits of a connection that was accepted now.
-    pub(super) fn deadline(&self) -> Instant {
-        Instant::now() + self.limit
+    /// The deadline of the waits of a connection or query that arrived at `since`.
+    pub(super) fn deadline(&self, kind: WaitKind, since: std::time::Instant) -> WaitDeadline {
+        WaitDeadline {
+            kind,
+            at: Instant::from_std(since) + self.limit,
+        }
     }
 
-    /// Waits until `known` accepts the view in force.
+    /// Waits until `is_known` accepts the view in force.
     ///
     /// # Errors
     /// When the deadline passes, the pod has no free place, or the wait is interrupted.
     pub(super) async fn wait(
         &self,
         awaited: Awaited<'_>,
-        known: impl Fn(&View) -> bool,
+        is_known: impl Fn(&View) -> bool,
         interrupted: impl Future<Output = Interrupted>,
     ) -> Result<(), WaitError> {
         // Subscribed before the first check, so that no change is missed in between.
         let mut changes = self.fast_path.changes();
-        if known(&self.fast_path.view()) {
+        if is_known(&self.fast_path.view()) {
             return Ok(());
         }
         let uid = || awaited.uid.clone();
@@ -197,17 +217,17 @@ impl WorkloadWaits {
             if self.limit.is_zero() {
                 return Err(expired());
             }
-            let class = Class::of(awaited.kind);
+            let class = Class::of(awaited.deadline.kind);
             let Some(_place) = self.take(awaited.pod, class) else {
                 return Err(WaitError::TooMany {
                     uid: uid(),
-                    most: class.most(),
+                    limit: class.limit(),
                     class: class.to_string(),
                 });
             };
             let until_known = async {
                 // The sender is not dropped before `self`.
-                while changes.changed().await.is_ok() && !known(&self.fast_path.view()) {}
+                while changes.changed().await.is_ok() && !is_known(&self.fast_path.view()) {}
             };
             tokio::select! {
                 biased;
@@ -216,21 +236,21 @@ impl WorkloadWaits {
                     Interrupted::ClientGone => WaitError::ClientGone { uid: uid() },
                     Interrupted::Leaving => WaitError::Leaving { uid: uid() },
                 }),
-                () = tokio::time::sleep_until(awaited.deadline) => Err(expired()),
+                () = tokio::time::sleep_until(awaited.deadline.at) => Err(expired()),
             }
         };
         let waited = waiting.await;
         let outcome = waited
             .as_ref()
             .map_or_else(WaitError::outcome, |()| WaitOutcome::Known);
-        self.metrics.ended(awaited.kind, outcome);
+        self.metrics.ended(awaited.deadline.kind, outcome);
         waited
     }
 
     fn take(&self, pod: NetnsCookie, class: Class) -> Option<Place<'_>> {
         let mut waiting = self.lock();
         let taken = &mut waiting.entry(pod).or_default()[class as usize];
-        if *taken >= class.most() {
+        if *taken >= class.limit() {
             return None;
         }
         *taken += 1;
@@ -262,57 +282,6 @@ impl Drop for Place<'_> {
         taken[self.class as usize] = taken[self.class as usize].saturating_sub(1);
         if taken.iter().all(|count| *count == 0) {
             waiting.remove(&self.pod);
-        }
-    }
-}
-
-impl PodContext {
-    /// Waits until the mesh knows this pod. `gone` resolves when the client closes the connection.
-    ///
-    /// # Errors
-    /// As [`WorkloadWaits::wait`].
-    pub(super) async fn wait_for_own(
-        &self,
-        (kind, deadline): (WaitKind, Instant),
-        gone: impl Future<Output = ()>,
-    ) -> Result<(), WaitError> {
-        let awaited = Awaited {
-            pod: NetnsCookie(self.pod.netns.cookie()),
-            uid: &self.pod.uid.0,
-            kind,
-            deadline,
-        };
-        let known = |view: &View| self.pod.workload(&view.mesh).is_some();
-        let waits = &self.worker.proxy.waits;
-        waits.wait(awaited, known, self.interrupted(gone)).await
-    }
-
-    /// Waits until the mesh knows another pod of this node, or the pod has left the node.
-    ///
-    /// # Errors
-    /// As [`WorkloadWaits::wait`].
-    pub(super) async fn wait_for_neighbour(
-        &self,
-        uid: &Arc<str>,
-        deadline: Instant,
-        gone: impl Future<Output = ()>,
-    ) -> Result<(), WaitError> {
-        let awaited = Awaited {
-            pod: NetnsCookie(self.pod.netns.cookie()),
-            uid,
-            kind: WaitKind::Outbound,
-            deadline,
-        };
-        let known = |view: &View| !view.is_expected(uid);
-        let waits = &self.worker.proxy.waits;
-        waits.wait(awaited, known, self.interrupted(gone)).await
-    }
-
-    async fn interrupted(&self, gone: impl Future<Output = ()>) -> Interrupted {
-        let mut drain = self.drain.clone();
-        tokio::select! {
-            () = gone => Interrupted::ClientGone,
-            _left = drain.wait_for(|draining| *draining) => Interrupted::Leaving,
         }
     }
 }

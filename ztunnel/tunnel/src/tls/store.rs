@@ -77,7 +77,7 @@ struct Entry {
 
 /// What a certificate is needed for, and so whether it is renewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Demand {
+enum OnDemandRequests {
     /// A connection requested it; no local pod is known to have the identity. Not renewed.
     Connection,
     /// A local pod has the identity. Renewed.
@@ -89,7 +89,7 @@ enum Demand {
 /// The state that an identity's task shares with its readers.
 struct CertificateSlot {
     identity: Identity,
-    demand: Mutex<Demand>,
+    demand: Mutex<OnDemandRequests>,
     current: ArcSwapOption<Credentials>,
     /// Notified when a caller waits for a certificate: ends the back-off early.
     requested: Notify,
@@ -104,26 +104,26 @@ struct Attempt {
 }
 
 impl CertificateSlot {
-    fn demand(&self) -> MutexGuard<'_, Demand> {
+    fn demand(&self) -> MutexGuard<'_, OnDemandRequests> {
         self.demand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Renews the certificate from now on, for a local pod. Returns false if the task has ended.
     fn renew_for_pod(&self) -> bool {
         let mut demand = self.demand();
-        if *demand != Demand::Ended {
-            *demand = Demand::Pod;
+        if *demand != OnDemandRequests::Ended {
+            *demand = OnDemandRequests::Pod;
         }
-        *demand == Demand::Pod
+        *demand == OnDemandRequests::Pod
     }
 
     /// Ends the renewal if no local pod has the identity. Returns whether it has ended.
     fn end_if_unneeded(&self) -> bool {
         let mut demand = self.demand();
-        if *demand == Demand::Connection {
-            *demand = Demand::Ended;
+        if *demand == OnDemandRequests::Connection {
+            *demand = OnDemandRequests::Ended;
         }
-        *demand == Demand::Ended
+        *demand == OnDemandRequests::Ended
     }
 
     fn valid(&self) -> Option<Arc<Credentials>> {
@@ -247,7 +247,7 @@ impl Store {
             .map(|previous| *previous.slot.demand());
         let slot = Arc::new(CertificateSlot {
             identity: identity.clone(),
-            demand: Mutex::new(demand.unwrap_or(Demand::Connection)),
+            demand: Mutex::new(demand.unwrap_or(OnDemandRequests::Connection)),
             current: ArcSwapOption::empty(),
             requested: Notify::new(),
             renew_now: Notify::new(),
@@ -282,7 +282,7 @@ impl Drop for Store {
 
 impl Entry {
     fn has_ended(&self) -> bool {
-        *self.slot.demand() == Demand::Ended
+        *self.slot.demand() == OnDemandRequests::Ended
     }
 
     fn summary(&self, now: SystemTime) -> CertificateSummary {

@@ -7,35 +7,35 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
 
 use super::backoff::Backoff;
-use super::config::{Checked, Config, ConfigError, Subscription};
+use super::config::{Config, ConfigError, Subscription, ValidConfig};
 use super::connection;
-use super::demand::{Demand, FetchRequest};
 use super::error::Error;
 use super::event::Event;
+use super::on_demand::{FetchRequest, OnDemandRequests};
 use super::push::State;
-use super::stream::{REQUESTS, Stream, shown};
+use super::stream::{REQUESTS, Stream, truncated};
 use api::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use telemetry::{XdsMetrics, XdsTermination};
 
-/// The length of the event queue: a few slices of a large push.
-pub(super) const EVENTS: usize = 8;
+/// The length of the event queue: a few batches of a large push.
+pub(super) const EVENT_QUEUE: usize = 8;
 
-/// After a stream of this duration the back-off starts again.
-const LASTING: Duration = Duration::from_secs(10);
+/// A stream of at least this duration resets the back-off.
+const STABLE_STREAM: Duration = Duration::from_secs(10);
 
 /// The client of one control plane.
 pub struct Client {
-    to: Checked,
+    config: ValidConfig,
     metrics: XdsMetrics,
     state: State,
-    outlet: mpsc::Sender<Event>,
-    demand: Option<Demand>,
+    events: mpsc::Sender<Event>,
+    demand: Option<OnDemandRequests>,
     fetches: Option<mpsc::Receiver<FetchRequest>>,
     synced: bool,
 }
 
 /// How an attempt ended.
-struct End {
+struct StreamEnd {
     /// Whether the control plane has sent a response.
     answered: bool,
     outcome: Result<(), Error>,
@@ -50,55 +50,55 @@ impl Client {
         config: Config,
         metrics: XdsMetrics,
     ) -> Result<(Self, mpsc::Receiver<Event>), ConfigError> {
-        let to = Checked::new(config)?;
-        let (outlet, events) = mpsc::channel(EVENTS);
-        let (demand, fetches) = match to.config.subscription {
+        let config = ValidConfig::new(config)?;
+        let (events, receiver) = mpsc::channel(EVENT_QUEUE);
+        let (demand, fetches) = match config.settings.subscription {
             Subscription::Everything => (None, None),
             Subscription::OnDemand => {
-                let (demand, fetches) = Demand::new(to.config.demand_timeout);
+                let (demand, fetches) = OnDemandRequests::new(config.settings.demand_timeout);
                 (Some(demand), Some(fetches))
             }
         };
         let client = Self {
-            state: State::new(&to.config.trust_domain),
-            to,
+            state: State::new(&config.settings.trust_domain),
+            config,
             metrics,
-            outlet,
+            events,
             demand,
             fetches,
             synced: false,
         };
-        Ok((client, events))
+        Ok((client, receiver))
     }
 
     /// The handle that fetches single resources; `None` if the whole mesh is subscribed.
     #[must_use]
-    pub fn demand(&self) -> Option<Demand> {
+    pub fn demand(&self) -> Option<OnDemandRequests> {
         self.demand.clone()
     }
 
     /// Serves the control plane. Returns when the receiver of the events is dropped.
     pub async fn run(mut self) {
-        // The channel of requests closes when all other handles are dropped.
+        // Drops the own handle: the queue of fetches closes when all other handles are dropped.
         self.demand = None;
-        let outlet = self.outlet.clone();
+        let events = self.events.clone();
         tokio::select! {
-            () = outlet.closed() => {}
-            () = Box::pin(self.connect_for_ever()) => {}
+            () = events.closed() => {}
+            () = Box::pin(self.reconnect_loop()) => {}
         }
     }
 
-    async fn connect_for_ever(&mut self) {
+    async fn reconnect_loop(&mut self) {
         let mut backoff = Backoff::default();
         loop {
             let began = Instant::now();
             let end = self.attempt().await;
-            // A stream that ends at once must not be repeated without a wait: each sends the whole mesh.
-            if end.answered && began.elapsed() >= LASTING {
+            // A new stream may send the whole mesh again, so a short stream does not reset the wait.
+            if end.answered && began.elapsed() >= STABLE_STREAM {
                 backoff.reset();
             }
             let wait = backoff.next();
-            let address = &self.to.config.address;
+            let address = &self.config.settings.address;
             let termination = match &end.outcome {
                 Ok(()) => {
                     tracing::info!(%address, again_in = ?wait, "the control plane ended the stream");
@@ -115,19 +115,19 @@ impl Client {
         }
     }
 
-    async fn attempt(&mut self) -> End {
+    async fn attempt(&mut self) -> StreamEnd {
         let (requests, outgoing) = mpsc::channel(REQUESTS);
         let mut stream = Stream {
             state: &mut self.state,
-            subscription: self.to.config.subscription,
+            subscription: self.config.settings.subscription,
             requests,
-            outlet: &self.outlet,
+            events: &self.events,
             fetches: self.fetches.as_mut(),
             synced: &mut self.synced,
             answered: false,
         };
-        let outcome = serve(&self.to, &mut stream, ReceiverStream::new(outgoing)).await;
-        End {
+        let outcome = serve(&self.config, &mut stream, ReceiverStream::new(outgoing)).await;
+        StreamEnd {
             answered: stream.answered,
             outcome,
         }
@@ -135,33 +135,33 @@ impl Client {
 }
 
 async fn serve(
-    to: &Checked,
+    config: &ValidConfig,
     stream: &mut Stream<'_>,
     outgoing: ReceiverStream<api::envoy::service::discovery::v3::DeltaDiscoveryRequest>,
 ) -> Result<(), Error> {
-    let config = &to.config;
-    let channel = connection::connect(to).await?;
+    let settings = &config.settings;
+    let channel = connection::connect(config).await?;
     let mut request = Request::new(outgoing);
-    *request.metadata_mut() = connection::metadata(to).await?;
+    *request.metadata_mut() = connection::metadata(config).await?;
     // The control plane may send nothing before it has read the first request.
-    stream.subscribe(&config.node).await?;
+    stream.subscribe(&settings.node).await?;
     let mut service = AggregatedDiscoveryServiceClient::new(channel)
-        .max_decoding_message_size(config.max_message)
+        .max_decoding_message_size(settings.max_message)
         .max_encoding_message_size(usize::MAX);
     let response = service.delta_aggregated_resources(request).await;
     let inbound = response.map_err(|status| Error::Refused {
-        address: config.address.clone(),
+        address: settings.address.clone(),
         code: status.code(),
-        message: shown(status.message()),
+        message: truncated(status.message()),
     })?;
-    tracing::info!(address = %config.address, "connected to the control plane");
+    tracing::info!(address = %settings.address, "connected to the control plane");
     stream.follow(inbound.into_inner()).await
 }
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Client")
-            .field("config", &self.to.config)
+            .field("config", &self.config.settings)
             .finish_non_exhaustive()
     }
 }

@@ -31,7 +31,7 @@ pub struct Config {
     pub node: Node,
     /// The trust domain of workloads that set none.
     pub trust_domain: String,
-    /// Which part of the mesh is subscribed.
+    /// The part of the mesh that is subscribed.
     pub subscription: Subscription,
     /// The idle time after which the connection is pinged; istiod refuses less than 15 s. Default 30 s.
     pub keepalive_interval: Duration,
@@ -54,16 +54,16 @@ pub enum Root {
     System,
 }
 
-/// Which part of the mesh is subscribed.
+/// The part of the mesh that is subscribed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subscription {
     /// The whole mesh.
     Everything,
-    /// All policies, and the workloads and services that [`super::Demand`] asks for.
+    /// All policies, and the workloads and services that [`super::Demand`] fetches.
     OnDemand,
 }
 
-/// The description of the node, by which the control plane chooses what to send.
+/// The description of the node. The control plane may choose the resources by it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Node {
     /// The address of the proxy's pod.
@@ -165,41 +165,41 @@ impl fmt::Debug for Config {
     }
 }
 
-/// The settings after they were checked.
+/// The settings after validation.
 #[derive(Clone)]
-pub(super) struct Checked {
-    pub(super) config: Config,
-    pub(super) address: Uri,
+pub(super) struct ValidConfig {
+    pub(super) settings: Config,
+    pub(super) uri: Uri,
     /// The authority of requests, if it is not that of the address.
     pub(super) origin: Option<Uri>,
     pub(super) headers: Vec<(AsciiMetadataKey, AsciiMetadataValue)>,
 }
 
-impl Checked {
-    pub(super) fn new(config: Config) -> Result<Self, ConfigError> {
-        let address = address(&config.address)?;
-        let origin = match &config.alt_hostname {
-            Some(name) => Some(origin(&address, name)?),
+impl ValidConfig {
+    pub(super) fn new(settings: Config) -> Result<Self, ConfigError> {
+        let uri = uri(&settings.address)?;
+        let origin = match &settings.alt_hostname {
+            Some(name) => Some(origin(&uri, name)?),
             None => None,
         };
-        let mut headers = Vec::with_capacity(config.headers.len());
-        for (name, value) in &config.headers {
+        let mut headers = Vec::with_capacity(settings.headers.len());
+        for (name, value) in &settings.headers {
             headers.push(header(name, value)?);
         }
         Ok(Self {
-            config,
-            address,
+            settings,
+            uri,
             origin,
             headers,
         })
     }
 
     pub(super) fn is_encrypted(&self) -> bool {
-        self.address.scheme_str() == Some("https")
+        self.uri.scheme_str() == Some("https")
     }
 }
 
-fn address(text: &str) -> Result<Uri, ConfigError> {
+fn uri(text: &str) -> Result<Uri, ConfigError> {
     let refuse = |why: String| ConfigError::Address {
         address: text.to_owned(),
         why,
@@ -216,7 +216,7 @@ fn address(text: &str) -> Result<Uri, ConfigError> {
         Some("https") => {}
         Some("http") if is_loopback => {}
         Some("http") => {
-            let why = "it is not on this machine, so it must begin with https://";
+            let why = "it is not a loopback address, so it must begin with https://";
             return Err(refuse(why.to_owned()));
         }
         _ => return Err(refuse("expected https://host:port".to_owned())),
@@ -256,7 +256,7 @@ fn header(name: &str, value: &str) -> Result<(AsciiMetadataKey, AsciiMetadataVal
 }
 
 impl Node {
-    /// `ztunnel~<instance ip>~<pod>.<ns>~<ns>.svc.<cluster domain>`, which istiod takes apart.
+    /// `ztunnel~<instance ip>~<pod>.<ns>~<ns>.svc.<cluster domain>`, which istiod parses.
     pub(super) fn id(&self) -> String {
         let Self {
             instance_ip,

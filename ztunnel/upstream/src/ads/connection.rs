@@ -12,7 +12,7 @@ use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use zeroize::Zeroizing;
 
-use super::config::{Checked, Root};
+use super::config::{Root, ValidConfig};
 use super::error::Error;
 
 /// The largest file of root certificates, in bytes.
@@ -23,47 +23,47 @@ const TOKEN_MAX: u64 = 64 << 10;
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
-/// Connects.
-pub(super) async fn connect(to: &Checked) -> Result<Channel, Error> {
-    let config = &to.config;
+/// Connects to the control plane.
+pub(super) async fn connect(config: &ValidConfig) -> Result<Channel, Error> {
+    let settings = &config.settings;
     let failed = |error: tonic::transport::Error| Error::Connect {
-        address: config.address.clone(),
-        why: explain(&error, &config.root),
+        address: settings.address.clone(),
+        why: explain(&error, &settings.root),
     };
-    let mut endpoint = Endpoint::from(to.address.clone())
-        .connect_timeout(config.connect_timeout)
+    let mut endpoint = Endpoint::from(config.uri.clone())
+        .connect_timeout(settings.connect_timeout)
         .tcp_nodelay(true)
-        .http2_keep_alive_interval(config.keepalive_interval)
-        .keep_alive_timeout(config.keepalive_timeout)
+        .http2_keep_alive_interval(settings.keepalive_interval)
+        .keep_alive_timeout(settings.keepalive_timeout)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
-    if to.is_encrypted() {
-        endpoint = endpoint.tls_config(tls(to).await?).map_err(failed)?;
+    if config.is_encrypted() {
+        endpoint = endpoint.tls_config(tls(config).await?).map_err(failed)?;
     }
-    if let Some(origin) = &to.origin {
+    if let Some(origin) = &config.origin {
         endpoint = endpoint.origin(origin.clone());
     }
     // The endpoint's own limit does not cover every step of the handshake.
-    let connecting = tokio::time::timeout(config.connect_timeout, endpoint.connect());
+    let connecting = tokio::time::timeout(settings.connect_timeout, endpoint.connect());
     match connecting.await {
         Ok(connected) => connected.map_err(failed),
         Err(_elapsed) => Err(Error::ConnectTimeout {
-            address: config.address.clone(),
-            after: config.connect_timeout,
+            address: settings.address.clone(),
+            after: settings.connect_timeout,
         }),
     }
 }
 
-async fn tls(to: &Checked) -> Result<ClientTlsConfig, Error> {
-    let tls = match &to.config.root {
+async fn tls(config: &ValidConfig) -> Result<ClientTlsConfig, Error> {
+    let tls = match &config.settings.root {
         Root::System => ClientTlsConfig::new().with_native_roots(),
         Root::File(path) => {
             let pem = roots(path).await?;
             ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))
         }
     };
-    Ok(match &to.config.alt_hostname {
+    Ok(match &config.settings.alt_hostname {
         Some(name) => tls.domain_name(name),
         None => tls,
     })
@@ -90,14 +90,14 @@ async fn roots(path: &Path) -> Result<Vec<u8>, Error> {
 
 /// The metadata of the request that opens the stream. The token is read each time, because
 /// Kubernetes replaces it before it expires.
-pub(super) async fn metadata(to: &Checked) -> Result<MetadataMap, Error> {
+pub(super) async fn metadata(config: &ValidConfig) -> Result<MetadataMap, Error> {
     let mut metadata = MetadataMap::new();
-    if let Some(path) = &to.config.token
-        && to.is_encrypted()
+    if let Some(path) = &config.settings.token
+        && config.is_encrypted()
     {
         metadata.insert("authorization", bearer(path).await?);
     }
-    for (name, value) in &to.headers {
+    for (name, value) in &config.headers {
         metadata.insert(name.clone(), value.clone());
     }
     Ok(metadata)
@@ -170,18 +170,18 @@ fn likely_cause(cause: &(dyn StdError + 'static), root: &Root) -> Option<String>
         rustls::Error::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
         ) => Some(match root {
-            Root::File(path) => format!("it is not signed by a root in {}", path.display()),
-            Root::System => "it is not signed by a root that this system trusts".to_owned(),
+            Root::File(path) => format!("its certificate is not signed by a root in {}", path.display()),
+            Root::System => "its certificate is not signed by a root that this system trusts".to_owned(),
         }),
         rustls::Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         ) => Some(
-            "its certificate is for other names: set the expected name with ALT_XDS_HOSTNAME"
+            "its certificate is for other names: set ALT_XDS_HOSTNAME to a name of the certificate"
                 .to_owned(),
         ),
         rustls::Error::InvalidCertificate(
             CertificateError::Expired | CertificateError::ExpiredContext { .. },
-        ) => Some("its certificate has expired, or a clock is wrong".to_owned()),
+        ) => Some("its certificate has expired, or the clock of this node or of the control plane is wrong".to_owned()),
         _ => None,
     }
 }

@@ -1,43 +1,43 @@
-//! From the bytes of a resource to what the mesh's types say: pure, total, and strict where a
-//! guess could open something.
+//! Decodes resources into the types of `mesh`. Decoding is a pure function that never panics. A value
+//! that cannot be interpreted safely refuses the resource.
 //!
 //! Facts (Istio's workload API, `istio.workload.Address` and `istio.security.Authorization`): an
 //! empty trust domain is the mesh's own, an empty namespace or service account is `default`,
 //! addresses are 4 or 16 bytes, a `NetworkAddress` with a `length` shorter than its address is a
-//! range, a target port of 0 in a service says that every backend names its own.
+//! range, a target port of 0 in a service means that each backend sets its own.
 //!
-//! A control plane may be newer than this proxy. A number of an enum that is not known here never
-//! costs the resource, except where nothing safe can stand for it:
+//! A control plane may be newer than this proxy. An unknown enum value does not refuse the resource,
+//! unless no value is a safe substitute:
 //!
-//! | unknown | is read as | because |
+//! | unknown value | substitute | reason |
 //! | --- | --- | --- |
-//! | tunnel protocol | HBONE | in plain TCP, bytes that were to be encrypted would leave in the clear; a tunnel that the peer does not speak fails |
-//! | application tunnel | PROXY header | the application trusts what comes first; it must not be the client who writes that |
-//! | workload status | unhealthy | it is chosen only where the service takes all |
-//! | network mode | its own network | no proxy accepts tunnels on the node's network: bytes that were to be encrypted would leave in the clear |
-//! | visibility | public | who does not see a service reaches its address in the clear, around its waypoint |
-//! | workload type, address families | the API's default | a name in telemetry; a hint for DNS |
-//! | load balancing | left out | every endpoint is as good as any other |
-//! | scope or action of a policy | refused | whatever stood for it would enforce another policy |
+//! | tunnel protocol | HBONE | Plain TCP could send bytes in plaintext that have to be encrypted. A tunnel fails if the peer does not support it. |
+//! | application tunnel | PROXY header | The application may trust a PROXY header at the start of the connection; the client must not be able to write it. |
+//! | workload status | unhealthy | The workload is chosen only for services that accept unhealthy backends. |
+//! | network mode | standard | A workload on the node's network is reached in plaintext; the bytes may have to be encrypted. |
+//! | visibility | public | A client for which the service is invisible reaches the address in plaintext and bypasses the waypoint. |
+//! | workload type, address families | the API's default | The former is only telemetry, the latter only a hint for DNS. |
+//! | load balancing | ignored | All endpoints are equally valid. |
+//! | scope or action of a policy | none: the policy is refused | Each substitute would enforce a different policy. |
 //!
-//! Conditions of a policy that are not known here (fields that came after this was written, or an
-//! extension) are handled as Istio handles attributes that a node proxy cannot see: an ALLOW never
-//! matches by them, a DENY is enforced without them. To refuse such a policy would be worse:
-//! without the only ALLOW policy everything is allowed, and without the DENY nothing is denied.
-//! A text that is compared in a way that is not known here is such a condition. A value that cannot
-//! be read (an address of five bytes) refuses the whole policy.
+//! Unknown conditions of a policy (fields of a newer API, an extension, or a text comparison of an
+//! unknown kind) are handled as Istio handles attributes that a node proxy cannot see: an ALLOW rule
+//! with an unknown condition never matches, a DENY rule is enforced without the condition. To refuse
+//! the policy would be less safe: without the only ALLOW policy every connection is allowed, and
+//! without the DENY policy none is denied. A value that cannot be decoded (an address of five bytes)
+//! refuses the whole policy.
 
 mod error;
 mod fields;
-mod foreign;
 mod policy;
 mod service;
+mod unknown_fields;
 mod workload;
 
 use prost::Message as _;
 
 pub use self::error::DecodeError;
-use self::fields::BadField;
+use self::fields::FieldError;
 use api::istio::security::Authorization;
 use api::istio::workload::{Address, address};
 use mesh::{Change, Interner, Policy};
@@ -47,16 +47,16 @@ use mesh::{Change, Interner, Policy};
 pub struct DecodedPolicy {
     /// The policy.
     pub policy: Policy,
-    /// Where conditions are not known here; the policy is stricter than it was meant. To be
-    /// logged.
-    pub doubts: Vec<String>,
+    /// One message for each unknown condition, which makes the policy stricter than intended. The
+    /// caller logs them.
+    pub warnings: Vec<String>,
 }
 
-/// Reads an `istio.workload.Address`: the change that says that the workload or the service is
-/// there. `trust_domain` is that of workloads that name none.
+/// Decodes an `istio.workload.Address` into the change that adds or replaces the workload or service.
+/// `trust_domain` is that of workloads that set none.
 ///
 /// # Errors
-/// When it is no such message or a field cannot be used.
+/// When the bytes are not such a message or a field is invalid.
 pub fn decode_address(
     bytes: &[u8],
     trust_domain: &str,
@@ -69,18 +69,21 @@ pub fn decode_address(
     match address.r#type {
         Some(address::Type::Workload(wire)) => workload::build(&wire, trust_domain, texts)
             .map(|workload| Change::Workload(Box::new(workload)))
-            .map_err(|bad| bad.of("workload", &wire.uid)),
+            .map_err(|error| error.in_resource("workload", &wire.uid)),
         Some(address::Type::Service(wire)) => service::build(&wire, texts)
             .map(|service| Change::Service(Box::new(service)))
-            .map_err(|bad| bad.of("service", &format!("{}/{}", wire.namespace, wire.hostname))),
+            .map_err(|error| {
+                let key = format!("{}/{}", wire.namespace, wire.hostname);
+                error.in_resource("service", &key)
+            }),
         None => Err(DecodeError::Empty),
     }
 }
 
-/// Reads an `istio.security.Authorization`.
+/// Decodes an `istio.security.Authorization`.
 ///
 /// # Errors
-/// When it is no such message or a field cannot be used.
+/// When the bytes are not such a message or a field is invalid.
 pub fn decode_authorization(
     bytes: &[u8],
     texts: &mut Interner,
@@ -91,9 +94,10 @@ pub fn decode_authorization(
     };
     let wire = Authorization::decode(bytes).map_err(malformed)?;
     let name = || format!("{}/{}", wire.namespace, wire.name);
-    let foreign = foreign::rules(bytes)
-        .ok_or_else(|| BadField::new("not the rules that were read").of("policy", &name()))?;
-    policy::build(&wire, &foreign, texts).map_err(|bad| bad.of("policy", &name()))
+    let rules = unknown_fields::scan_rules(bytes).ok_or_else(|| {
+        FieldError::new("the fields of the rules cannot be decoded").in_resource("policy", &name())
+    })?;
+    policy::build(&wire, &rules, texts).map_err(|error| error.in_resource("policy", &name()))
 }
 
 #[cfg(test)]

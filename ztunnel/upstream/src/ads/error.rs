@@ -1,4 +1,4 @@
-//! Why a stream failed. Each message names the likely cause, because an operator sees nothing else.
+//! The errors of a stream. Each message names the likely cause: an operator sees only the message.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -67,20 +67,22 @@ pub enum Error {
         /// The limit.
         after: Duration,
     },
-    /// The receiver of the events is gone.
-    #[error("the receiver of mesh changes is gone")]
-    Abandoned,
+    /// The receiver of the events was dropped.
+    #[error("the receiver of mesh changes was dropped")]
+    ReceiverDropped,
 }
 
 /// The likely cause of a status.
 const fn hint(code: Code) -> &'static str {
     match code {
-        Code::Unauthenticated => " (it does not accept the token: expired, or of another audience)",
+        Code::Unauthenticated => {
+            " (it does not accept the token: check its expiry and its audience)"
+        }
         Code::PermissionDenied => " (this node is not allowed to subscribe)",
         Code::Unimplemented => {
             " (it does not support delta ADS: check that the address is that of a control plane)"
         }
-        Code::ResourceExhausted => " (a message is too large, or it is busy)",
+        Code::ResourceExhausted => " (a message is too large, or the control plane is overloaded)",
         _ => "",
     }
 }
@@ -97,7 +99,7 @@ impl Error {
             Self::Refused { .. } => "xds_refused",
             Self::Ended { .. } => "xds_ended",
             Self::Stalled { .. } => "xds_stalled",
-            Self::Abandoned => "xds_abandoned",
+            Self::ReceiverDropped => "xds_abandoned",
         }
     }
 
@@ -105,7 +107,7 @@ impl Error {
     #[must_use]
     pub const fn fault(&self) -> Fault {
         match self {
-            Self::Root { .. } | Self::Token { .. } | Self::Abandoned => Fault::Us,
+            Self::Root { .. } | Self::Token { .. } | Self::ReceiverDropped => Fault::Us,
             Self::Connect { .. }
             | Self::ConnectTimeout { .. }
             | Self::Refused { .. }
@@ -114,8 +116,8 @@ impl Error {
         }
     }
 
-    /// How the end of the stream is counted. An end with the connection, or because the control plane
-    /// restarts, is normal.
+    /// The metric's label for the end of the stream. The end of the connection and a restart of the
+    /// control plane are normal.
     pub(super) const fn termination(&self) -> XdsTermination {
         match self {
             Self::Ended { code, .. } => match code {
@@ -124,7 +126,7 @@ impl Error {
                 }
                 _ => XdsTermination::Error,
             },
-            Self::Stalled { .. } | Self::Abandoned => XdsTermination::Error,
+            Self::Stalled { .. } | Self::ReceiverDropped => XdsTermination::Error,
             _ => XdsTermination::ConnectionError,
         }
     }

@@ -2,7 +2,7 @@
 
 use tokio::sync::oneshot;
 
-use mesh::{Change, Fetched};
+use mesh::{Change, FetchOutcome};
 
 /// An event of the client.
 #[derive(Debug)]
@@ -14,13 +14,13 @@ pub enum Event {
 }
 
 /// Changes that arrived together. Drop the batch when a snapshot with its changes is published, not
-/// earlier: this completes the requests ([`super::Demand::fetch`]) that it answers.
+/// earlier: the drop completes the fetch requests ([`super::Demand::fetch`]) that the batch answers.
 #[derive(Debug)]
 pub struct Batch {
     /// The changes, to be applied in order. May be empty.
     pub changes: Vec<Change>,
-    /// Whether this batch ends a push. A large push comes in several batches, and a snapshot should be
-    /// published at its end.
+    /// Whether this batch ends a push. A large push arrives in several batches; publish a snapshot
+    /// after the last one.
     pub ends_push: bool,
     answers: Vec<Answer>,
 }
@@ -28,8 +28,8 @@ pub struct Batch {
 /// The answer to a fetch request.
 #[derive(Debug)]
 pub(super) struct Answer {
-    pub(super) to: oneshot::Sender<Fetched>,
-    pub(super) fetched: Fetched,
+    pub(super) requester: oneshot::Sender<FetchOutcome>,
+    pub(super) outcome: FetchOutcome,
 }
 
 impl Batch {
@@ -41,13 +41,13 @@ impl Batch {
         }
     }
 
-    /// A batch that answers no request.
+    /// A batch that answers no fetch request.
     #[must_use]
     pub const fn of(changes: Vec<Change>, ends_push: bool) -> Self {
         Self::new(changes, ends_push, Vec::new())
     }
 
-    pub(super) const fn is_idle(&self) -> bool {
+    pub(super) const fn is_empty(&self) -> bool {
         self.changes.is_empty() && self.answers.is_empty()
     }
 }
@@ -56,7 +56,7 @@ impl Drop for Batch {
     fn drop(&mut self) {
         for answer in self.answers.drain(..) {
             // The requester may have timed out.
-            answer.to.send(answer.fetched).ok();
+            answer.requester.send(answer.outcome).ok();
         }
     }
 }

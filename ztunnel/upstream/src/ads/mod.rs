@@ -2,10 +2,10 @@
 //! sequence of [`mesh::Change`](mesh::Change)s.
 //!
 //! [`Client::new`] returns the client and a bounded channel of [`Event`]s. While the channel is full,
-//! the client reads nothing. [`Client::run`] never gives up: without a control plane the known state
-//! stays in use, and the next stream begins with the versions of the held resources, so that nothing
-//! is sent twice. [`Demand`] fetches single resources for on-demand discovery. A resource that was
-//! found stays subscribed, as with Istio's node proxy, so that the client hears of its changes.
+//! the client reads nothing. [`Client::run`] never gives up: without a control plane the resources
+//! stay in use, and the next stream begins with their versions, so that nothing
+//! is sent twice. [`OnDemandRequests`] fetches single resources for on-demand discovery. A resource that was
+//! found stays subscribed, as with Istio's node proxy, so that its changes arrive.
 //!
 //! Facts, from Envoy's xDS protocol specification ("Incremental xDS", "ACK/NACK and resource type
 //! instance version") and Istio's workload API:
@@ -33,23 +33,23 @@ mod client;
 mod config;
 mod connection;
 pub mod decode;
-mod demand;
 mod error;
 mod event;
-mod intake;
-mod known;
+mod held_resources;
+mod offline;
+mod on_demand;
+mod pending_fetches;
 mod placeholder;
 mod push;
 mod resource;
 mod stream;
-mod waiting;
 
 pub use client::Client;
 pub use config::{Config, ConfigError, Node, Root, Subscription};
-pub use demand::Demand;
 pub use error::Error;
 pub use event::{Batch, Event};
-pub use intake::Intake;
+pub use offline::OfflineClient;
+pub use on_demand::OnDemandRequests;
 pub use resource::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use api::istio::workload::{Address, address};
 use mesh::{Action, Change, NetworkAddress, Policy, PolicyScope};
 
 /// The placeholder of a refused resource; `None` if not even its key can be decoded.
-pub(super) fn of(kind: Type, resource: &Resource) -> Option<Change> {
+pub(super) fn for_refused(kind: Type, resource: &Resource) -> Option<Change> {
     match kind {
         Type::Address => {
             let addresses = addresses(resource);
@@ -35,11 +35,14 @@ pub(super) fn of(kind: Type, resource: &Resource) -> Option<Change> {
 }
 
 fn policy(resource: &Resource) -> Option<Policy> {
-    let (namespace, name) = parts(&resource.name)?;
+    let (namespace, name) = policy_key(&resource.name)?;
     let content = content(Type::Authorization, resource).ok();
-    let read = content.and_then(|content| Authorization::decode(content).ok());
-    let allows = matches!(&read, Some(read) if read.action == i32::from(wire::Action::Allow));
-    let scope = read.as_ref().map(|read| wire::Scope::try_from(read.scope));
+    let decoded = content.and_then(|content| Authorization::decode(content).ok());
+    let allow = i32::from(wire::Action::Allow);
+    let allows = decoded.as_ref().is_some_and(|wire| wire.action == allow);
+    let scope = decoded
+        .as_ref()
+        .map(|policy| wire::Scope::try_from(policy.scope));
     Some(Policy {
         name,
         namespace,
@@ -51,20 +54,20 @@ fn policy(resource: &Resource) -> Option<Policy> {
             }
         },
         action: if allows { Action::Allow } else { Action::Deny },
-        // Without a rule nothing matches; an empty clause matches everything.
+        // A policy without rules matches nothing; an empty clause matches everything.
         rules: if allows {
             Vec::new()
         } else {
             vec![vec![Vec::new()]]
         },
-        dry_run: read.is_some_and(|read| read.dry_run),
+        dry_run: decoded.is_some_and(|policy| policy.dry_run),
         has_unknown_conditions: true,
     })
 }
 
-/// The change that removes the placeholder.
+/// The change that removes a placeholder.
 pub(super) fn removal(kind: Type, name: &str) -> Change {
-    match (kind, parts(name)) {
+    match (kind, policy_key(name)) {
         (Type::Authorization, Some((namespace, name))) => {
             Change::RemovePolicy(format!("{namespace}/{name}").into())
         }
@@ -73,7 +76,7 @@ pub(super) fn removal(kind: Type, name: &str) -> Change {
 }
 
 /// The namespace and the name of a policy.
-fn parts(name: &str) -> Option<(Arc<str>, Arc<str>)> {
+fn policy_key(name: &str) -> Option<(Arc<str>, Arc<str>)> {
     let (namespace, name) = name.split_once('/')?;
     let namespace = if namespace.is_empty() {
         "default"
@@ -110,7 +113,7 @@ fn addresses(resource: &Resource) -> Vec<NetworkAddress> {
             addresses.for_each(|bytes| add(&workload.network, ip(bytes)));
         }
         Some(address::Type::Service(service)) => {
-            // A range is left out: it may hold all addresses.
+            // Ranges are omitted: a range may contain all addresses.
             let single = service.addresses.iter().filter(|at| at.length.is_none());
             single.for_each(|at| add(&at.network, ip(&at.address)));
         }

@@ -1,7 +1,7 @@
 //! Applies one response of the control plane: its changes, the resources that are refused, and the
 //! fetch requests that it answers.
 //!
-//! Resources are decoded and handed on in slices, so that a push of a whole mesh does not block other
+//! Resources are decoded and sent in batches, so that a push of a whole mesh does not block the other
 //! tasks of this thread. Removals come first: an address may have moved from a removed workload to a
 //! new one.
 
@@ -13,37 +13,37 @@ use tokio::sync::mpsc;
 use super::config::Subscription;
 use super::error::Error;
 use super::event::{Answer, Batch, Event};
-use super::known::{Known, digest_of};
+use super::held_resources::{HeldResources, digest_of};
+use super::pending_fetches::{PendingFetches, ReceivedResource};
 use super::placeholder;
-use super::resource::{ResourceError, Type, content, read};
-use super::waiting::{ReceivedResource, Waiting};
+use super::resource::{ResourceError, Type, content, decode};
 use api::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
-use mesh::{Change, Fetched, Interner};
+use mesh::{Change, FetchOutcome, Interner};
 
-/// Resources in a batch.
-const SLICE: usize = 512;
+/// The number of resources in a batch.
+const BATCH_SIZE: usize = 512;
 /// The most refusals of a response that are reported in detail.
 const DETAILED_REFUSALS: usize = 32;
 
 /// The state that outlives a stream.
 pub(super) struct State {
     pub(super) trust_domain: String,
-    pub(super) addresses: Holding,
-    pub(super) policies: Holding,
-    pub(super) waiting: Waiting,
+    pub(super) addresses: TypeState,
+    pub(super) policies: TypeState,
+    pub(super) pending: PendingFetches,
     texts: Interner,
 }
 
 /// The state of one resource type.
 #[derive(Debug, Default)]
-pub(super) struct Holding {
-    pub(super) known: Known,
-    /// Resources that are removed unless the first response of a new stream names them.
+pub(super) struct TypeState {
+    pub(super) held: HeldResources,
+    /// Resources that are removed unless the first response of a new stream contains them.
     unconfirmed: Unconfirmed,
     /// The names of resources with a placeholder in the mesh.
     pub(super) placeholders: HashSet<Arc<str>>,
     /// Whether a response has arrived.
-    pub(super) answered: bool,
+    pub(super) received: bool,
 }
 
 #[derive(Debug, Default)]
@@ -52,14 +52,14 @@ struct Unconfirmed {
     placeholders: HashSet<Arc<str>>,
 }
 
-impl Holding {
+impl TypeState {
     /// Prepares a new stream. `versions_sent` is false if the versions of the held resources did not
     /// fit in the request: then the control plane sends all resources again. Refused resources have no
     /// version, so with a full subscription they are sent again if they still exist.
-    pub(super) fn begins(&mut self, versions_sent: bool, subscription: Subscription) {
+    pub(super) fn begin_stream(&mut self, versions_sent: bool, subscription: Subscription) {
         let mut unconfirmed = Unconfirmed::default();
         if !versions_sent {
-            unconfirmed.held.extend(self.known.names().cloned());
+            unconfirmed.held.extend(self.held.names().cloned());
         }
         if subscription == Subscription::Everything {
             unconfirmed
@@ -72,40 +72,40 @@ impl Holding {
 
 /// The result of a response.
 #[derive(Debug, Default)]
-pub(super) struct Outcome {
+pub(super) struct PushOutcome {
     /// The number of refused resources.
     pub(super) refused: usize,
     /// The first refusals, with their reasons.
-    pub(super) complaints: Vec<String>,
-    /// Names and keys whose resource was removed.
-    pub(super) gone: Vec<String>,
+    pub(super) refusals: Vec<String>,
+    /// Names and keys whose resource was removed; the client unsubscribes from them.
+    pub(super) removed_keys: Vec<String>,
 }
 
 impl State {
     pub(super) fn new(trust_domain: &str) -> Self {
         Self {
             trust_domain: trust_domain.to_owned(),
-            addresses: Holding::default(),
-            policies: Holding::default(),
-            waiting: Waiting::new(),
+            addresses: TypeState::default(),
+            policies: TypeState::default(),
+            pending: PendingFetches::new(),
             texts: Interner::new(),
         }
     }
 
-    pub(super) const fn holding(&mut self, kind: Type) -> &mut Holding {
+    pub(super) const fn type_state(&mut self, kind: Type) -> &mut TypeState {
         match kind {
             Type::Address => &mut self.addresses,
             Type::Authorization => &mut self.policies,
         }
     }
 
-    /// Applies a response. Returns when all of its changes were handed on.
-    pub(super) async fn take(
+    /// Applies a response. Returns when all of its changes were sent.
+    pub(super) async fn apply(
         &mut self,
         kind: Type,
         response: DeltaDiscoveryResponse,
-        outlet: &mpsc::Sender<Event>,
-    ) -> Result<Outcome, Error> {
+        events: &mpsc::Sender<Event>,
+    ) -> Result<PushOutcome, Error> {
         let DeltaDiscoveryResponse {
             resources,
             removed_resources: removed,
@@ -114,15 +114,15 @@ impl State {
         let mut push = Push::new(self, kind);
         for (at, name) in removed.iter().enumerate() {
             push.remove_resource(name);
-            push.pause(at, outlet).await?;
+            push.yield_after_batch(at, events).await?;
         }
         for (at, resource) in resources.into_iter().enumerate() {
-            push.resource(&resource);
-            push.pause(at, outlet).await?;
+            push.apply_resource(&resource);
+            push.yield_after_batch(at, events).await?;
         }
-        push.drop_unconfirmed();
+        push.remove_unconfirmed();
         removed.iter().for_each(|name| push.answer_absent(name));
-        push.finish(outlet).await
+        push.finish(events).await
     }
 }
 
@@ -132,21 +132,21 @@ struct Push<'a> {
     unconfirmed: Unconfirmed,
     changes: Vec<Change>,
     answers: Vec<Answer>,
-    outcome: Outcome,
-    /// Whether changes of this push were handed on, so that its end has to be reported.
-    handed_on: bool,
+    outcome: PushOutcome,
+    /// Whether a batch with changes was sent, so that the end of the push has to be sent, too.
+    sent_changes: bool,
 }
 
 impl<'a> Push<'a> {
     fn new(state: &'a mut State, kind: Type) -> Self {
         Self {
-            unconfirmed: std::mem::take(&mut state.holding(kind).unconfirmed),
+            unconfirmed: std::mem::take(&mut state.type_state(kind).unconfirmed),
             state,
             kind,
             changes: Vec::new(),
             answers: Vec::new(),
-            outcome: Outcome::default(),
-            handed_on: false,
+            outcome: PushOutcome::default(),
+            sent_changes: false,
         }
     }
 
@@ -157,32 +157,32 @@ impl<'a> Push<'a> {
             texts,
             ..
         } = &mut *self.state;
-        let known = match self.kind {
-            Type::Address => &mut addresses.known,
-            Type::Authorization => &mut policies.known,
+        let held = match self.kind {
+            Type::Address => &mut addresses.held,
+            Type::Authorization => &mut policies.held,
         };
-        self.changes.extend(known.release(name, texts));
+        self.changes.extend(held.remove(name, texts));
         self.remove_placeholder(name);
     }
 
     /// Removes the placeholder of a resource.
     fn remove_placeholder(&mut self, name: &str) {
-        if self.state.holding(self.kind).placeholders.remove(name) {
+        if self.state.type_state(self.kind).placeholders.remove(name) {
             self.changes.push(placeholder::removal(self.kind, name));
         }
     }
 
     /// Answers the requests for a removed name, unless the same response added it again.
     fn answer_absent(&mut self, name: &str) {
-        if self.kind == Type::Address && !self.state.addresses.known.holds(name) {
-            let waiting = &mut self.state.waiting;
-            waiting.answer(name, Fetched::Absent, &mut self.answers);
-            self.outcome.gone.extend(waiting.forget(name));
-            self.outcome.gone.push(name.to_owned());
+        if self.kind == Type::Address && !self.state.addresses.held.contains(name) {
+            let pending = &mut self.state.pending;
+            pending.answer(name, FetchOutcome::Absent, &mut self.answers);
+            self.outcome.removed_keys.extend(pending.forget(name));
+            self.outcome.removed_keys.push(name.to_owned());
         }
     }
 
-    fn drop_unconfirmed(&mut self) {
+    fn remove_unconfirmed(&mut self) {
         let Unconfirmed { held, placeholders } = std::mem::take(&mut self.unconfirmed);
         for name in placeholders {
             self.remove_placeholder(&name);
@@ -193,10 +193,10 @@ impl<'a> Push<'a> {
         }
     }
 
-    fn resource(&mut self, resource: &Resource) {
+    fn apply_resource(&mut self, resource: &Resource) {
         self.unconfirmed.held.remove(&*resource.name);
         self.unconfirmed.placeholders.remove(&*resource.name);
-        match self.read(resource) {
+        match self.decode(resource) {
             Ok(change) => {
                 match self.kind {
                     Type::Address => self.remove_placeholder(&resource.name),
@@ -218,8 +218,8 @@ impl<'a> Push<'a> {
         }
     }
 
-    /// The change, or `None` if the resource is unchanged.
-    fn read(&mut self, resource: &Resource) -> Result<Option<Change>, ResourceError> {
+    /// Decodes a resource. Returns its change, or `None` if the resource is unchanged.
+    fn decode(&mut self, resource: &Resource) -> Result<Option<Change>, ResourceError> {
         let content = content(self.kind, resource)?;
         let digest = digest_of(content);
         let State {
@@ -227,27 +227,27 @@ impl<'a> Push<'a> {
             policies,
             texts,
             trust_domain,
-            waiting,
+            pending,
             ..
         } = &mut *self.state;
-        let known = match self.kind {
-            Type::Address => &mut addresses.known,
-            Type::Authorization => &mut policies.known,
+        let held = match self.kind {
+            Type::Address => &mut addresses.held,
+            Type::Authorization => &mut policies.held,
         };
         let (name, version) = (&resource.name, &resource.version);
-        let same = known.is_same(name, version, &digest, texts);
-        // A request may be for an address, which only the content names.
-        if same && (waiting.is_empty() || self.kind == Type::Authorization) {
+        let unchanged = held.is_same(name, version, &digest, texts);
+        // A fetch request may be for an address, which only the content contains.
+        if unchanged && (pending.is_empty() || self.kind == Type::Authorization) {
             return Ok(None);
         }
-        let doubt = |doubt: &str| tracing::warn!(policy = %name.escape_debug(), "{doubt}");
-        let change = read(self.kind, name, content, trust_domain, texts, doubt)?;
-        if same {
+        let warn = |warning: &str| tracing::warn!(policy = %name.escape_debug(), "{warning}");
+        let change = decode(self.kind, name, content, trust_domain, texts, warn)?;
+        if unchanged {
             self.answer_received(resource, Some(&change));
             return Ok(None);
         }
-        let before = known.hold(name, version, digest, &change, texts);
-        self.changes.extend(before);
+        let removal = held.insert(name, version, digest, &change, texts);
+        self.changes.extend(removal);
         Ok(Some(change))
     }
 
@@ -258,14 +258,17 @@ impl<'a> Push<'a> {
                 aliases: &resource.aliases,
                 change,
             };
-            let lost = self.state.waiting.received(&received, &mut self.answers);
-            self.outcome.gone.extend(lost);
+            let stale = self
+                .state
+                .pending
+                .answer_received(&received, &mut self.answers);
+            self.outcome.removed_keys.extend(stale);
         }
     }
 
     fn refuse(&mut self, resource: &Resource, error: &ResourceError) {
         self.outcome.refused += 1;
-        if self.outcome.complaints.len() >= DETAILED_REFUSALS {
+        if self.outcome.refusals.len() >= DETAILED_REFUSALS {
             return;
         }
         let name: String = resource.name.chars().take(256).collect();
@@ -273,48 +276,54 @@ impl<'a> Push<'a> {
             resource = %name.escape_debug(),
             reason = error.reason(),
             fault = error.fault().as_str(),
-            "refused: {error}"
+            "refused a resource of the control plane: {error}"
         );
-        self.outcome.complaints.push(format!("{name}: {error}"));
+        self.outcome.refusals.push(format!("{name}: {error}"));
     }
 
-    /// A resource that cannot be decoded must not be treated as missing. The last good version of a
-    /// policy stays enforced. A workload or service stays as it was, and its new addresses get a
-    /// placeholder.
+    /// Adds a placeholder for a refused resource, which must not be treated as missing. The last good
+    /// version of a policy stays enforced. The last good version of a workload or service stays in
+    /// use, and the new addresses get a placeholder.
     fn add_placeholder(&mut self, resource: &Resource) {
-        let holding = self.state.holding(self.kind);
-        if self.kind == Type::Authorization && holding.known.holds(&resource.name) {
+        let type_state = self.state.type_state(self.kind);
+        if self.kind == Type::Authorization && type_state.held.contains(&resource.name) {
             return;
         }
-        if let Some(change) = placeholder::of(self.kind, resource) {
-            holding.placeholders.insert(resource.name.as_str().into());
+        if let Some(change) = placeholder::for_refused(self.kind, resource) {
+            type_state
+                .placeholders
+                .insert(resource.name.as_str().into());
             self.changes.push(change);
         }
     }
 
-    /// After every slice: hands on the changes and lets other tasks run.
-    async fn pause(&mut self, at: usize, outlet: &mpsc::Sender<Event>) -> Result<(), Error> {
-        if (at + 1).is_multiple_of(SLICE) {
-            self.hand_on(false, outlet).await?;
+    /// After every [`BATCH_SIZE`] resources: sends the changes and lets other tasks run.
+    async fn yield_after_batch(
+        &mut self,
+        at: usize,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<(), Error> {
+        if (at + 1).is_multiple_of(BATCH_SIZE) {
+            self.send_batch(false, events).await?;
             tokio::task::yield_now().await;
         }
         Ok(())
     }
 
-    async fn finish(mut self, outlet: &mpsc::Sender<Event>) -> Result<Outcome, Error> {
-        self.hand_on(true, outlet).await?;
+    async fn finish(mut self, events: &mpsc::Sender<Event>) -> Result<PushOutcome, Error> {
+        self.send_batch(true, events).await?;
         Ok(self.outcome)
     }
 
-    async fn hand_on(&mut self, last: bool, outlet: &mpsc::Sender<Event>) -> Result<(), Error> {
+    async fn send_batch(&mut self, last: bool, events: &mpsc::Sender<Event>) -> Result<(), Error> {
         let changes = std::mem::take(&mut self.changes);
         let answers = std::mem::take(&mut self.answers);
-        self.handed_on |= !changes.is_empty();
+        self.sent_changes |= !changes.is_empty();
         let batch = Batch::new(changes, last, answers);
-        if batch.is_idle() && !(last && self.handed_on) {
+        if batch.is_empty() && !(last && self.sent_changes) {
             return Ok(());
         }
-        let sent = outlet.send(Event::Changes(batch)).await;
-        sent.map_err(|_closed| Error::Abandoned)
+        let sent = events.send(Event::Changes(batch)).await;
+        sent.map_err(|_closed| Error::ReceiverDropped)
     }
 }

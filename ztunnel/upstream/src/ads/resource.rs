@@ -1,4 +1,4 @@
-//! The two resource types, and the checks of a resource around its decoding.
+//! The two resource types, and the checks of a resource before and after decoding.
 
 use mesh::{Change, Fault, Interner};
 
@@ -34,16 +34,16 @@ impl Type {
     }
 }
 
-/// Why a resource is refused.
+/// A resource is refused.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ResourceError {
     #[error("the resource has no content")]
     NoContent,
-    #[error("the resource holds a message of type {found:?}")]
+    #[error("the resource contains a message of type {found:?}, which is not the subscribed type")]
     WrongType { found: String },
     /// A removal contains only the name of the resource, so it has to be the key of the content.
-    #[error("the resource holds {holds:?}, which could not be removed by the name of the resource")]
-    Misnamed { holds: String },
+    #[error("the resource contains {key:?}; expected the name of the resource")]
+    Misnamed { key: String },
     #[error(transparent)]
     Decode(#[from] DecodeError),
 }
@@ -75,25 +75,25 @@ pub(super) fn content(kind: Type, resource: &Resource) -> Result<&[u8], Resource
     })
 }
 
-/// Decodes a resource. `doubts` gets warnings about policies that are enforced more strictly than
+/// Decodes a resource. `warn` is called for each rule of a policy that is enforced more strictly than
 /// intended.
-pub(super) fn read(
+pub(super) fn decode(
     kind: Type,
     name: &str,
     content: &[u8],
     trust_domain: &str,
     texts: &mut Interner,
-    mut doubts: impl FnMut(&str),
+    mut warn: impl FnMut(&str),
 ) -> Result<Change, ResourceError> {
     let change = match kind {
         Type::Address => decode_address(content, trust_domain, texts)?,
         Type::Authorization => {
             let decoded = decode_authorization(content, texts)?;
-            decoded.doubts.iter().for_each(|doubt| doubts(doubt));
+            decoded.warnings.iter().for_each(|warning| warn(warning));
             Change::Policy(Box::new(decoded.policy))
         }
     };
-    let holds = match &change {
+    let key = match &change {
         Change::Workload(workload) => workload.uid.to_string(),
         Change::Service(service) => service.key().to_string(),
         Change::Policy(policy) => policy.key(),
@@ -103,14 +103,14 @@ pub(super) fn read(
         | Change::Placeholder { .. }
         | Change::RemovePlaceholder(_) => String::new(),
     };
-    // An empty namespace is `default`; the name may spell it either way.
-    let by_default = !matches!(change, Change::Workload(_))
+    // An empty namespace means `default`; the name may have either.
+    let is_default_namespace = !matches!(change, Change::Workload(_))
         && name
             .strip_prefix('/')
-            .is_some_and(|bare| holds.strip_prefix("default/") == Some(bare));
-    if name == holds || by_default {
+            .is_some_and(|bare| key.strip_prefix("default/") == Some(bare));
+    if name == key || is_default_namespace {
         return Ok(change);
     }
-    let holds = holds.chars().take(256).collect();
-    Err(ResourceError::Misnamed { holds })
+    let key = key.chars().take(256).collect();
+    Err(ResourceError::Misnamed { key })
 }

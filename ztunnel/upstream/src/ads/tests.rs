@@ -1,11 +1,11 @@
-//! The client against a control plane that does what the test tells it.
+//! The client against a scripted control plane.
 
-mod demanding;
-mod plane;
-mod proving;
-mod pushing;
-mod reconnecting;
-mod refusing;
+mod authentication;
+mod control_plane;
+mod on_demand;
+mod pushes;
+mod reconnects;
+mod refused_resources;
 mod settings;
 
 use std::future::Future;
@@ -14,17 +14,17 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use self::plane::{Plane, Session};
+use self::control_plane::{ControlPlane, Session};
 use super::*;
 use mesh::Change;
 use telemetry::XdsMetrics;
 
-/// A client that runs, and its control plane.
+/// A running client and its control plane.
 struct World {
-    plane: Plane,
+    control_plane: ControlPlane,
     events: mpsc::Receiver<Event>,
     metrics: XdsMetrics,
-    demand: Option<Demand>,
+    demand: Option<OnDemandRequests>,
     client: JoinHandle<()>,
 }
 
@@ -34,16 +34,16 @@ impl World {
     }
 
     async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        Self::around(Plane::start().await, change)
+        Self::with_control_plane(ControlPlane::start().await, change)
     }
 
-    fn around(plane: Plane, change: impl FnOnce(&mut Config)) -> Self {
-        let mut config = config(&plane.url());
+    fn with_control_plane(control_plane: ControlPlane, change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = config(&control_plane.url());
         change(&mut config);
         let metrics = XdsMetrics::default();
         let (client, events) = Client::new(config, metrics.clone()).unwrap();
         Self {
-            plane,
+            control_plane,
             events,
             metrics,
             demand: client.demand(),
@@ -53,10 +53,10 @@ impl World {
 
     /// The next stream that the client opens.
     async fn session(&mut self) -> Session {
-        self.plane.session().await
+        self.control_plane.session().await
     }
 
-    /// The next stream, when its first requests were read.
+    /// The next stream, after its two first requests were read.
     async fn subscribed(&mut self) -> Session {
         let mut session = self.session().await;
         session.request().await;
@@ -90,9 +90,10 @@ impl World {
         }
     }
 
-    /// Nothing is told as long as the control plane takes for a round trip.
-    fn nothing_told(&mut self) {
-        assert!(self.events.try_recv().is_err(), "something was told");
+    /// Asserts that the client has sent no event.
+    fn assert_no_event(&mut self) {
+        let event = self.events.try_recv();
+        assert!(event.is_err(), "unexpected event: {event:?}");
     }
 }
 
@@ -115,15 +116,16 @@ fn config(url: &str) -> Config {
     Config::new(url, Root::System, node)
 }
 
-/// What has to happen, and soon.
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), what)
+/// Awaits a future with a time limit of 20 seconds.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), future)
         .await
-        .expect("it did not happen")
+        .expect("timed out")
 }
 
-/// What a list of changes says, in short: `+` is there, `-` is gone.
-fn told(changes: &[Change]) -> Vec<String> {
+/// A list of changes in short: `+` added or replaced, `-` removed, `?` a placeholder, `!` a placeholder
+/// removed.
+fn summary(changes: &[Change]) -> Vec<String> {
     let short = |change: &Change| match change {
         Change::Workload(workload) => format!("+{}", workload.uid),
         Change::RemoveWorkload(uid) => format!("-{uid}"),

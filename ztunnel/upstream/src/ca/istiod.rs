@@ -1,7 +1,7 @@
 //! A client of the certificate authority of Istio's control plane, over gRPC
 //! (`istio.v1.auth.IstioCertificateService`).
 //!
-//! Each certificate has a fresh key, which never leaves this process: the authority gets a signing
+//! Each certificate has a fresh key, which never leaves this process: the authority receives a signing
 //! request and the node's token. The answer is checked as a peer would check it. All requests share
 //! one connection. [`tls::Store`] does pacing, retries and renewal.
 //!
@@ -39,7 +39,7 @@ use tunnel::tls::{IssueError, Issued, Issuer};
 /// The default lifetime of a certificate.
 pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(24 * 3600);
 
-/// How to reach the control plane's authority, and as whom.
+/// The settings of the client.
 #[derive(Clone)]
 pub struct Config {
     /// `https://host:port`; the default scheme is https. `http://` is accepted for loopback addresses
@@ -66,8 +66,8 @@ pub struct Config {
     /// The time limit for connecting, including the TLS handshake.
     pub connect_timeout: Duration,
     /// The time limit for a request, including connecting. It should be less than
-    /// [`tls::Config::attempt_timeout`](tunnel::tls::Config::attempt_timeout), whose error says less
-    /// about the cause.
+    /// [`tls::Config::attempt_timeout`](tunnel::tls::Config::attempt_timeout), whose error is less
+    /// specific.
     pub request_timeout: Duration,
 }
 
@@ -189,7 +189,7 @@ impl IstiodCa {
             Err(_elapsed) => None,
         };
         let Some(answer) = answer else {
-            // The other end may be gone without an error on the connection.
+            // The connection may be dead without an error.
             self.channel.reset();
             return Err(self.unavailable(format!("no answer within {limit:?}")));
         };

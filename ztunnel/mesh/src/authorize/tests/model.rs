@@ -155,6 +155,7 @@ fn one_match() -> impl Strategy<Value = Match> {
             not_destination_ips: nets.3,
             destination_ports: ports.0,
             not_destination_ports: ports.1,
+            http: None,
         })
 }
 
@@ -187,6 +188,7 @@ proptest! {
             source: source.as_ref(),
             source_ip: source_ip.parse().unwrap(),
             destination: destination.parse().unwrap(),
+            http: None,
         };
         let workload = Workload::new("w", "w", "default", "default").unwrap();
         let expected = naive_allowed(&policies, &context);
@@ -196,6 +198,7 @@ proptest! {
             source: source.as_ref(),
             source_ip: context.source_ip,
             destination: context.destination,
+            http: None,
         };
         let result = authorize(&request, &snapshot);
         assert_eq!(explain(&request, &snapshot).result, result);

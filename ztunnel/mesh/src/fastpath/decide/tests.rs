@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::{AllowedPaths, NetnsCookie, PathSettings, SameNode, Uid, local};
+use crate::{AllowedPaths, Identity, NetnsCookie, PathSettings, SameNode, Uid, local};
 
 const MESH: &str = r#"
 workloads:
@@ -66,27 +66,27 @@ fn view(paths: &PathSettings) -> View {
 
 fn joined() -> AllowedPaths {
     AllowedPaths {
-        ends: Ends::Joined,
+        join_mode: JoinMode::Joined,
         ..AllowedPaths::default()
     }
 }
 
 /// The entry of a pod and a destination: `address>pod weight` for each backend, and the total weight.
-fn entry(pod: u64, to: &str, paths: &PathSettings) -> String {
-    let call = FastPathKey {
+fn shown_entry(pod: u64, to: &str, paths: &PathSettings) -> String {
+    let key = FastPathKey {
         pod: NetnsCookie(pod),
         destination: to.parse().unwrap(),
     };
-    let Some(found) = outbound_entry(&call, &[], &view(paths)) else {
+    let Some(found) = entry_after_change(&key, &[], &view(paths)) else {
         return "proxy".to_owned();
     };
     let shown = found.backends.iter().map(|backend| {
         let server = backend.server.map_or(0, |cookie| cookie.0);
-        let ends = match backend.ends {
-            Ends::Apart => "",
-            Ends::Joined => " joined",
+        let join_mode = match backend.join_mode {
+            JoinMode::Apart => "",
+            JoinMode::Joined => " joined",
         };
-        format!("{}>{server} {}{ends}", backend.to, backend.weight)
+        format!("{}>{server} {}{join_mode}", backend.to, backend.weight)
     });
     let listed: Vec<String> = shown.collect();
     format!("{} of {}", listed.join(", "), found.total)
@@ -123,7 +123,7 @@ fn entries_name_the_backends_that_need_no_proxy() {
         (1, "[fd01::2]:80", "[fd00::2]:8080>2 1 of 1"),
     ] {
         assert_eq!(
-            entry(pod, to, &PathSettings::default()),
+            shown_entry(pod, to, &PathSettings::default()),
             expected,
             "{pod} {to}"
         );
@@ -155,7 +155,7 @@ fn connections_that_need_a_waypoint_tunnel_or_name_have_no_entry() {
         (1, "10.1.0.9:80", "10.1.0.9:80>0 1 of 1"),
     ] {
         assert_eq!(
-            entry(pod, to, &PathSettings::default()),
+            shown_entry(pod, to, &PathSettings::default()),
             expected,
             "{pod} {to}"
         );
@@ -213,15 +213,15 @@ fn either_pod_can_demand_a_tunnel_and_both_must_allow_the_join() {
         (with(joined(), &[("b", AllowedPaths::default())]), direct),
         (with(AllowedPaths::default(), &[("a", joined())]), direct),
     ] {
-        assert_eq!(entry(1, "10.0.0.2:80", &paths), expected, "{paths:?}");
+        assert_eq!(shown_entry(1, "10.0.0.2:80", &paths), expected, "{paths:?}");
     }
     // A destination outside the mesh cannot be encrypted, and has no local socket to join.
     assert_eq!(
-        entry(1, "192.0.2.1:443", &with(tunnel, &[])),
+        shown_entry(1, "192.0.2.1:443", &with(tunnel, &[])),
         "192.0.2.1:443>0 1 of 1"
     );
     assert_eq!(
-        entry(1, "192.0.2.1:443", &with(joined(), &[])),
+        shown_entry(1, "192.0.2.1:443", &with(joined(), &[])),
         "192.0.2.1:443>0 1 of 1"
     );
 }
@@ -246,7 +246,28 @@ fn plaintext_from_outside_is_authorized() {
             from: "192.0.2.9".parse().unwrap(),
         };
         assert_eq!(inbound_allowed(&entry, &view), expected, "{pod} {to}");
+        let given = given_entry(&entry, None, &view);
+        assert_eq!(given, expected.then_some(entry), "{pod} {to}");
+        // The entry is for plaintext. A tunnel gives none.
+        let identity = Identity::new("cluster.local", "default", "a").unwrap();
+        assert_eq!(given_entry(&entry, Some(&identity), &view), None);
     }
+}
+
+/// The entry that the authorization of a connection gives.
+fn given_entry(
+    entry: &InboundEntry,
+    source: Option<&Identity>,
+    view: &View,
+) -> Option<InboundEntry> {
+    let request = InboundRequest {
+        workload: view.workload(entry.pod)?,
+        source,
+        source_ip: entry.from,
+        destination: entry.to,
+        http: None,
+    };
+    inbound_entry(entry.pod, &request, &authorize(&request, &view.mesh), view)
 }
 
 /// An open connection: the watched pod, the destination pod or 0, and both addresses.
@@ -336,7 +357,7 @@ fn backends_beyond_the_limit_of_an_entry_leave_their_share_to_the_proxy() {
         pod: NetnsCookie(1),
         destination: "10.1.0.1:80".parse().unwrap(),
     };
-    let found = outbound_entry(&call, &[], &view).unwrap();
+    let found = entry_after_change(&call, &[], &view).unwrap();
     assert_eq!(found.backends.len(), MAX_BACKENDS);
     assert_eq!(found.total, 12);
 }

@@ -26,7 +26,7 @@ fn steps(source: &str, destination: &str) -> Vec<Step> {
     let source = mesh.workload_by_uid(&Uid(source.into())).unwrap();
     let request = OutboundRequest::new(source, destination.parse().unwrap());
     let explained = explain(&request, &view, 0);
-    assert_eq!(explained.result, route(&request, &view, 0));
+    assert_eq!(explained.decision, route(&request, &view, 0));
     explained.steps
 }
 

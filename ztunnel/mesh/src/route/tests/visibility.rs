@@ -59,7 +59,7 @@ services:
 fn sharing(addresses: &[(&str, &str)]) -> Snapshot {
     let mut mesh = local::parse(SHARED).unwrap().into_snapshot();
     for (name, at) in addresses {
-        let DemandKey::Service(name) = key(name) else {
+        let ResourceKey::Service(name) = key(name) else {
             panic!("{name} is no service");
         };
         let mut service = (**mesh.service(&name).unwrap()).clone();

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::PodUid;
 
 /// More pods than any node has. Pods beyond this number are refused.
-const MOST_PODS: usize = 10_000;
+const MAX_PODS: usize = 10_000;
 
 /// The announced pods; `P` is the data of one pod.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl<P> Default for AnnouncedPods<P> {
             pods: BTreeMap::new(),
             announced: BTreeSet::new(),
             complete: false,
-            most: MOST_PODS,
+            most: MAX_PODS,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::packet::MOST_BYTES;
+use super::packet::MAX_BYTES;
 use super::pod::PodUid;
 use crate::pods;
 use mesh::Fault;
@@ -36,7 +36,7 @@ pub enum Error {
     },
     /// A packet was longer than any request.
     #[error(
-        "the node agent has sent a packet of more than {MOST_BYTES} bytes, the limit of a request"
+        "the node agent has sent a packet of more than {MAX_BYTES} bytes, the limit of a request"
     )]
     TooLong,
     /// A packet came with more than one descriptor, or this process cannot open more files.

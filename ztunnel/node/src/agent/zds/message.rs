@@ -12,10 +12,10 @@ use api::istio::workload::zds::workload_request::Payload;
 use api::istio::workload::zds::{AddWorkload, WorkloadInfo, WorkloadRequest};
 
 /// The longest uid of a pod. Kubernetes uses 36 bytes, and 32 for static pods.
-const MOST_UID: usize = 256;
+const MAX_UID: usize = 256;
 
 /// The longest name in Kubernetes.
-const MOST_NAME: usize = 253;
+const MAX_NAME: usize = 253;
 
 /// A request of the node agent.
 #[derive(Debug)]
@@ -76,10 +76,10 @@ impl Message {
 }
 
 fn uid(text: &str) -> Result<PodUid, Error> {
-    if text.is_empty() || text.len() > MOST_UID {
+    if text.is_empty() || text.len() > MAX_UID {
         return Err(Error::Uid {
             length: text.len(),
-            most: MOST_UID,
+            most: MAX_UID,
         });
     }
     Ok(PodUid(text.into()))
@@ -97,7 +97,7 @@ fn read_add(add: AddWorkload, descriptor: Option<OwnedFd>) -> Result<Message, Er
 fn pod_info(uid: &PodUid, info: Option<WorkloadInfo>) -> Result<PodInfo, Refusal> {
     let info = info.ok_or_else(|| Refusal::NoInfo { uid: uid.clone() })?;
     let name = |field, text: String| {
-        let valid_length = !text.is_empty() && text.len() <= MOST_NAME;
+        let valid_length = !text.is_empty() && text.len() <= MAX_NAME;
         // A slash would make the name a part of another identity or uid. Kubernetes allows even less.
         if valid_length && text.chars().all(|c| c.is_ascii_graphic() && c != '/') {
             return Ok(Arc::from(text));
@@ -105,7 +105,7 @@ fn pod_info(uid: &PodUid, info: Option<WorkloadInfo>) -> Result<PodInfo, Refusal
         Err(Refusal::Name {
             uid: uid.clone(),
             field,
-            found: text.chars().take(MOST_NAME).collect(),
+            found: text.chars().take(MAX_NAME).collect(),
         })
     };
     // The default of Kubernetes for a pod without a service account.

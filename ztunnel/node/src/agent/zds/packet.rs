@@ -15,7 +15,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// The longest request: names in Kubernetes have at most 253 bytes, and a request has four names.
-pub const MOST_BYTES: usize = 4096;
+pub const MAX_BYTES: usize = 4096;
 
 /// A connection that keeps the boundaries of packets (`SOCK_SEQPACKET`).
 #[derive(Debug)]
@@ -68,7 +68,7 @@ struct Control {
 const CONTROL_BYTES: usize = offset_of!(Control, descriptor) + size_of::<RawFd>();
 
 fn receive(socket: &Socket) -> io::Result<Packet> {
-    let mut bytes = vec![0; MOST_BYTES];
+    let mut bytes = vec![0; MAX_BYTES];
     let mut part = libc::iovec {
         iov_base: bytes.as_mut_ptr().cast(),
         iov_len: bytes.len(),

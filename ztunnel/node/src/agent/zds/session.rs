@@ -11,7 +11,7 @@ use super::{Error, Reply, Request};
 use api::istio::workload::zds::{Ack, Version, WorkloadResponse, ZdsHello, workload_response};
 
 /// The longest error text: the agent reads answers into a buffer of 1024 bytes.
-const MOST_ERROR: usize = 900;
+const MAX_ERROR: usize = 900;
 
 /// One connection.
 #[derive(Debug)]
@@ -102,7 +102,7 @@ impl Session {
     }
 
     async fn acknowledge(&self, mut error: String) -> Result<(), Error> {
-        error.truncate(error.floor_char_boundary(MOST_ERROR));
+        error.truncate(error.floor_char_boundary(MAX_ERROR));
         let response = WorkloadResponse {
             payload: Some(workload_response::Payload::Ack(Ack { error })),
         };

@@ -20,7 +20,7 @@ use super::world::{
 };
 use crate::pods::netlab::{add_address, index, request, set_link_up};
 use mesh::NetnsCookie;
-use mesh::fastpath::{Backend, Ends, FastPathEntry, FastPathKey};
+use mesh::fastpath::{Backend, FastPathEntry, FastPathKey, JoinMode};
 
 const SERVER4: &str = "10.9.0.3";
 const SERVER6: &str = "fd09::3";
@@ -112,7 +112,7 @@ fn allow(world: &World, server: NetnsCookie, to: SocketAddr) {
             to,
             server: Some(server),
             weight: 1,
-            ends: Ends::Joined,
+            join_mode: JoinMode::Joined,
         }],
         total: 1,
     };

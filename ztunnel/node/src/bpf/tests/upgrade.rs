@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use aya_obj::{EbpfSectionKind, Object as Parsed};
-use mesh::fastpath::{Backend, Ends, FastPathEntry, FastPathKey};
+use mesh::fastpath::{Backend, FastPathEntry, FastPathKey, JoinMode};
 use smallvec::smallvec;
 use socket2::Socket;
 use ztunnel_ebpf_types::{Address, LAYOUT};
@@ -266,7 +266,7 @@ fn write_entry(kernel: &Kernel, old: &OldProxy, to: SocketAddr) -> (FastPathKey,
             to,
             server: None,
             weight: 1,
-            ends: Ends::Apart,
+            join_mode: JoinMode::Apart,
         }],
         total: 1,
     };

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket};
 
-use self::world::{Ends, Side, World, at, error_of, is_broken, reader, seen};
+use self::world::{JoinMode, Side, World, at, error_of, is_broken, reader, seen};
 use super::diag::Diag;
 use super::segment::{Kind, Segment};
 use super::sniffer::Sniffer;
@@ -230,7 +230,7 @@ fn a_thousand_at_once() {
     for (method, side) in TABLE {
         for (listen, dial) in FAMILIES {
             let listener = world.listen(listen);
-            let all: Vec<Ends> = (0..1000).map(|_| world.connect(&listener, dial)).collect();
+            let all: Vec<JoinMode> = (0..1000).map(|_| world.connect(&listener, dial)).collect();
             let neighbour = world.connect(&listener, dial);
             let connections: Vec<_> = all.iter().map(|ends| ends.seen_by(side)).collect();
             let started = Instant::now();
@@ -254,7 +254,7 @@ fn connections_full_of_traffic() {
     for (method, side) in TABLE {
         for (up, down) in [(true, false), (false, true), (true, true)] {
             let listener = world.listen("[::]:80");
-            let all: Vec<Ends> = (0..4)
+            let all: Vec<JoinMode> = (0..4)
                 .map(|_| world.connect(&listener, "10.11.0.2:80"))
                 .collect();
             let carried = Arc::new(AtomicU64::new(0));
@@ -418,7 +418,7 @@ fn both_ends_in_one_pod() {
                 socket.connect(&at(address).into()).unwrap();
                 let (server, _) = listener.accept().unwrap();
                 let client = socket.into();
-                Ends { client, server }
+                JoinMode { client, server }
             });
             let ends = ends.unwrap();
             let both = [ends.seen_by(Side::Client), ends.seen_by(Side::Server)];

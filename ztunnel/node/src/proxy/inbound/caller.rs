@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::super::connection::Connection;
 use super::claimed_client;
 use mesh::Authority;
 use mesh::View;
@@ -14,10 +15,9 @@ use tunnel::hbone::Baggage;
 
 /// The peer and the request of an inbound connection.
 pub(super) struct InboundCaller {
-    /// The peer of the TCP connection: the client, or a proxy that connects on its behalf.
-    pub(super) peer: SocketAddr,
-    /// The local address of the connection.
-    pub(super) at: SocketAddr,
+    /// The connection. In a tunnel its client and its destination are those of the TCP connection
+    /// that carries the tunnel: see [`Self::peer`] and [`Self::local`].
+    pub(super) connection: Connection,
     /// The tunnel; `None` for plaintext.
     pub(super) tunnel: Option<TunnelPeer>,
 }
@@ -37,32 +37,43 @@ pub(super) struct TunnelPeer {
 }
 
 impl InboundCaller {
+    /// The peer of the TCP connection: the client, or a proxy that connects on its behalf. The
+    /// client that policies match is [`Self::client`].
+    pub(super) const fn peer(&self) -> SocketAddr {
+        self.connection.client
+    }
+
+    /// The local address of the TCP connection.
+    pub(super) const fn local(&self) -> SocketAddr {
+        self.connection.destination
+    }
+
     pub(super) fn identity(&self) -> Option<&Identity> {
         self.tunnel.as_ref().map(|tunnel| &tunnel.identity)
     }
 
     /// The requested authority as it was received.
     pub(super) fn authority(&self) -> Authority {
-        let said = self.tunnel.as_ref().map(|tunnel| tunnel.authority.clone());
-        said.unwrap_or(Authority::Address(self.at))
+        let requested = self.tunnel.as_ref().map(|tunnel| tunnel.authority.clone());
+        requested.unwrap_or_else(|| Authority::Address(self.local()))
     }
 
     /// The client's address as the peer states it, if it differs from the peer's address. Most
     /// peers state their own address, and so does a waypoint's proxy for its own connections.
-    pub(super) fn named(&self) -> Option<IpAddr> {
-        let named = self.tunnel.as_ref()?.forwarded?;
-        (named != self.peer.ip()).then_some(named)
+    pub(super) fn stated_client(&self) -> Option<IpAddr> {
+        let stated = self.tunnel.as_ref()?.forwarded?;
+        (stated != self.peer().ip()).then_some(stated)
     }
 
     /// The client's address. The port is 0 for a client that the peer states, because its port is
     /// unknown.
     pub(super) fn client(&self, workload: Option<&Workload>, view: &View) -> SocketAddr {
-        let said = (self.identity(), self.named());
+        let stated = (self.identity(), self.stated_client());
         let client =
-            workload.map(|workload| client_address(self.peer.ip(), said, workload, &view.mesh));
-        match client.filter(|client| *client != self.peer.ip()) {
+            workload.map(|workload| client_address(self.peer().ip(), stated, workload, &view.mesh));
+        match client.filter(|client| *client != self.peer().ip()) {
             Some(client) => SocketAddr::new(client, 0),
-            None => self.peer,
+            None => self.peer(),
         }
     }
 
@@ -80,8 +91,9 @@ impl InboundCaller {
         // Requests for a name come through a network gateway. The workload at the peer's address is
         // then the gateway and not the client.
         let by_name = matches!(tunnel.authority, Authority::Host(..));
-        let gateway =
-            |found: &Workload| by_name && client == self.peer && found.identity != tunnel.identity;
+        let gateway = |found: &Workload| {
+            by_name && client == self.peer() && found.identity != tunnel.identity
+        };
         let found = found.filter(|found| !gateway(found)).cloned();
         found.or_else(|| claimed_client::client(&tunnel.baggage, &tunnel.identity))
     }

@@ -6,11 +6,9 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::super::authorized::Revoked;
-use super::super::policy::Denied;
+use super::super::inputs::InputError;
+use super::super::policy::{Denied, Revoked};
 use super::super::report::Failure;
-use super::super::wait::WaitError;
-use crate::discovery::DiscoveryFailed;
 use mesh::inbound::TargetError;
 use telemetry::ResponseFlag;
 use tunnel::hbone::TunnelError;
@@ -25,12 +23,9 @@ pub(super) enum InboundError {
         /// The pod's workload.
         uid: Arc<str>,
     },
-    /// The pod's workload was not pushed while it waited.
+    /// A resource that the authorization needs could not be obtained.
     #[error(transparent)]
-    Wait(#[from] WaitError),
-    /// On-demand discovery failed.
-    #[error(transparent)]
-    DiscoveryFailed(#[from] DiscoveryFailed),
+    Input(#[from] InputError),
     /// The peer requests a target that is not in this pod.
     #[error(transparent)]
     TunnelTarget(#[from] TargetError),
@@ -60,8 +55,7 @@ impl InboundError {
             Self::TunnelTarget(_) => StatusCode::BAD_REQUEST,
             Self::Denied(_) | Self::Revoked(_) => StatusCode::UNAUTHORIZED,
             Self::UnknownWorkload { .. }
-            | Self::Wait(_)
-            | Self::DiscoveryFailed(_)
+            | Self::Input(_)
             | Self::Application { .. }
             | Self::Gone(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -73,8 +67,10 @@ impl Failure for InboundError {
         match self {
             Self::Denied(_) => ResponseFlag::Deny,
             Self::Revoked(revoked) => revoked.flag(),
-            Self::UnknownWorkload { .. } | Self::Wait(_) => ResponseFlag::IdentityError,
-            Self::DiscoveryFailed(_)
+            Self::UnknownWorkload { .. } | Self::Input(InputError::Wait(_)) => {
+                ResponseFlag::IdentityError
+            }
+            Self::Input(InputError::Discovery(_))
             | Self::TunnelTarget(_)
             | Self::Application { .. }
             | Self::Gone(_) => ResponseFlag::Connect,
@@ -85,12 +81,9 @@ impl Failure for InboundError {
 /// Why a peer cannot open tunnels to the pod.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PeerError {
-    /// The pod is enrolled, but the mesh does not know it, so it has no certificate.
+    /// The pod's workload could not be obtained, so the pod has no certificate.
     #[error(transparent)]
-    Wait(#[from] WaitError),
-    /// On-demand discovery of the pod's workload failed.
-    #[error(transparent)]
-    DiscoveryFailed(#[from] DiscoveryFailed),
+    Input(#[from] InputError),
     /// Mutual TLS failed.
     #[error(transparent)]
     Tls(#[from] tls::Error),
@@ -105,8 +98,10 @@ pub(super) enum PeerError {
 impl Failure for PeerError {
     fn flag(&self) -> ResponseFlag {
         match self {
-            Self::Wait(_) | Self::Tls(tls::Error::Issue { .. }) => ResponseFlag::IdentityError,
-            Self::DiscoveryFailed(_) => ResponseFlag::Connect,
+            Self::Input(InputError::Wait(_)) | Self::Tls(tls::Error::Issue { .. }) => {
+                ResponseFlag::IdentityError
+            }
+            Self::Input(InputError::Discovery(_)) => ResponseFlag::Connect,
             Self::Tls(error) if error.is_revocation() => ResponseFlag::CertRevoked,
             Self::Tls(_) | Self::Timeout { .. } => ResponseFlag::TlsFailure,
         }
@@ -116,8 +111,7 @@ impl Failure for PeerError {
 impl PeerError {
     pub(super) fn reason(&self) -> &'static str {
         match self {
-            Self::Wait(error) => error.reason(),
-            Self::DiscoveryFailed(_) => "not_told",
+            Self::Input(error) => error.reason(),
             Self::Tls(error) => error.reason(),
             Self::Timeout { .. } => "handshake_timeout",
         }
@@ -126,6 +120,7 @@ impl PeerError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::wait::WaitError;
     use super::*;
     use tls::{HandshakeError, Role};
 
@@ -150,7 +145,7 @@ mod tests {
             ResponseFlag::TlsFailure
         );
         let uid = "uid".into();
-        let unknown = PeerError::Wait(WaitError::Leaving { uid });
+        let unknown = PeerError::Input(WaitError::Leaving { uid }.into());
         assert_eq!(unknown.flag(), ResponseFlag::IdentityError);
     }
 }

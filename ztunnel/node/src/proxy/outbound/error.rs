@@ -4,14 +4,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::super::open_tunnel::{DialError, FarEnd};
+use super::super::far_end::FarEnd;
+use super::super::inputs::InputError;
 use super::super::policy::Denied;
 use super::super::report::Failure;
 use super::super::resolve::ResolveError;
 use super::super::socks5::message::Reply;
-use super::super::wait::WaitError;
+use super::super::tunnel_client::DialError;
 use crate::bpf;
-use crate::discovery::DiscoveryFailed;
 use mesh::route::RouteError;
 use telemetry::ResponseFlag;
 use tunnel::hbone::{DialFailure, LostConnection, OpenError};
@@ -22,21 +22,25 @@ use tunnel::tls;
 pub(super) enum OutboundError {
     /// The kernel programs do not know this connection.
     #[error(
-        "the original destination of this connection is not known: no program or rule of the mesh has redirected it; {client} connected to the proxy's port itself"
+        "the original destination of this connection is not known: no program or rule of the mesh \
+         has redirected it; {client} connected to the proxy's port itself"
     )]
     NotCaptured {
         /// The client's address.
         client: SocketAddr,
     },
     /// Looking up the map of original destinations failed.
-    #[error("cannot learn the original destination: {0}")]
+    #[error("cannot look up the original destination: {0}")]
     Kernel(#[from] bpf::Error),
     /// Looking up the redirection rule's original destination failed.
-    #[error("cannot learn the original destination: {0}")]
+    #[error("cannot look up the original destination: {0}")]
     Original(#[source] io::Error),
     /// The destination of a SOCKS request is not allowed.
-    #[error("{destination} is not to be asked for")]
-    NotToBeAsked {
+    #[error(
+        "SOCKS destination {destination} is not allowed: it is a loopback, unspecified or multicast \
+         address, or its port is 0"
+    )]
+    SocksDestination {
         /// The requested destination.
         destination: SocketAddr,
     },
@@ -46,12 +50,9 @@ pub(super) enum OutboundError {
         /// The pod's workload.
         uid: Arc<str>,
     },
-    /// The workload of the pod, or of another pod of this node, was not pushed in time.
+    /// A resource of the mesh that the decision needs could not be obtained.
     #[error(transparent)]
-    Wait(#[from] WaitError),
-    /// On-demand discovery failed.
-    #[error(transparent)]
-    DiscoveryFailed(#[from] DiscoveryFailed),
+    Input(#[from] InputError),
     /// There is no route to the destination.
     #[error(transparent)]
     Route(#[from] RouteError),
@@ -59,7 +60,7 @@ pub(super) enum OutboundError {
     #[error(transparent)]
     Name(#[from] ResolveError),
     /// Resolving the names of one route took too many steps.
-    #[error("too many names to resolve on one way, the last one is {hostname}")]
+    #[error("too many host names to resolve for one route; the last one is {hostname}")]
     TooManyNames {
         /// The last name.
         hostname: Arc<str>,
@@ -89,12 +90,11 @@ impl Failure for OutboundError {
     fn flag(&self) -> ResponseFlag {
         match self {
             Self::NotCaptured { .. }
-            | Self::NotToBeAsked { .. }
+            | Self::SocksDestination { .. }
             | Self::Kernel(_)
             | Self::Original(_)
             | Self::UnknownWorkload { .. }
-            | Self::Wait(_)
-            | Self::DiscoveryFailed(_)
+            | Self::Input(_)
             | Self::Route(_)
             | Self::Name(_)
             | Self::TooManyNames { .. }
@@ -112,12 +112,11 @@ impl OutboundError {
             Self::NotCaptured { .. }
             | Self::Kernel(_)
             | Self::Original(_)
-            | Self::DiscoveryFailed(_)
             | Self::UnknownWorkload { .. }
-            | Self::Wait(_)
+            | Self::Input(_)
             // The client may retry: the name may exist.
             | Self::Name(ResolveError::Busy { .. }) => Reply::Failed,
-            Self::NotToBeAsked { .. } | Self::Denied(_) => Reply::NotAllowed,
+            Self::SocksDestination { .. } | Self::Denied(_) => Reply::NotAllowed,
             Self::Route(RouteError::NoSuchPort { .. }) => Reply::Refused,
             Self::Route(_) | Self::Name(_) | Self::TooManyNames { .. } => Reply::HostUnreachable,
             Self::Tunnel { source, .. } => tunnel_reply(source),

@@ -5,14 +5,17 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::super::connection::Accepted;
+use super::super::inputs::InputError;
+use super::super::pod_context::PodContext;
 use super::super::resolve::ResolveError;
 use super::super::socks5::message::Destination;
-use super::super::worker::PodContext;
 use super::error::OutboundError;
-use mesh::NetnsCookie;
+use crate::pods::{self, PeerEnd};
 use mesh::names::{Answer, Family, Question, answer};
 use mesh::route::choose_address;
 use mesh::{Snapshot, Workload};
+use telemetry::WaitKind;
 
 /// Resolves the destination to an address.
 ///
@@ -20,28 +23,40 @@ use mesh::{Snapshot, Workload};
 /// When the destination is not allowed, or the name has no address.
 pub(super) async fn socks_destination(
     context: &PodContext,
-    asked: &Destination,
+    requested: &Destination,
+    accepted: &Accepted,
 ) -> Result<SocketAddr, OutboundError> {
-    let to = match asked {
+    let to = match requested {
         Destination::Address(to) => *to,
-        Destination::Name(name, port) => SocketAddr::new(meant_by(context, name).await?, *port),
+        Destination::Name(name, port) => {
+            wait_for_client(context, accepted).await?;
+            SocketAddr::new(resolve(context, name).await?, *port)
+        }
     };
     let ip = to.ip();
     // The pod's loopback belongs to the application, and the proxy's listeners are on it.
     if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || to.port() == 0 {
-        return Err(OutboundError::NotToBeAsked { destination: to });
+        return Err(OutboundError::SocksDestination { destination: to });
     }
     Ok(to)
 }
 
-async fn meant_by(context: &PodContext, name: &Arc<str>) -> Result<IpAddr, OutboundError> {
-    let shared = &context.worker.proxy;
+/// The meaning of a name depends on the client, so its workload has to be known.
+async fn wait_for_client(context: &PodContext, accepted: &Accepted) -> Result<(), InputError> {
+    let waits = &context.proxy.waits;
+    let deadline = waits.deadline(WaitKind::Outbound, accepted.accepted_at);
+    let client_gone = pods::peer_gone(&accepted.stream, PeerEnd::MayBeHalf);
+    Ok(context.wait_for_own_workload(deadline, client_gone).await?)
+}
+
+async fn resolve(context: &PodContext, name: &Arc<str>) -> Result<IpAddr, OutboundError> {
+    let proxy = &context.proxy;
     let random = context.worker.random();
     let empty = || ResolveError::Empty {
         hostname: name.clone(),
     };
-    let said = {
-        let view = shared.fast_path.view();
+    let answer = {
+        let view = proxy.fast_path.view();
         let source = context.pod.workload(&view.mesh);
         let source = source.ok_or_else(|| OutboundError::UnknownWorkload {
             uid: context.pod.uid.0.clone(),
@@ -49,19 +64,18 @@ async fn meant_by(context: &PodContext, name: &Arc<str>) -> Result<IpAddr, Outbo
         let families = families(context.pod.addresses.iter().chain(&source.workload_ips));
         in_mesh(
             &view.mesh,
-            &shared.config.domain,
+            &proxy.config.domain,
             source,
             &families,
             (name, random),
         )
     };
-    match said {
-        Said::Address(address) => return Ok(address),
-        Said::NoAddress => return Err(empty().into()),
-        Said::NotMine => {}
+    match answer {
+        MeshAnswer::Address(address) => return Ok(address),
+        MeshAnswer::NoAddress => return Err(empty().into()),
+        MeshAnswer::NotInMesh => {}
     }
-    let pod = NetnsCookie(context.pod.netns.cookie());
-    let found = shared.resolver.resolve(name, pod).await?;
+    let found = proxy.resolver.resolve(name, context.cookie()).await?;
     let like = context.pod.addresses.first().copied();
     let chosen = like.and_then(|like| choose_address(&found, like, random));
     let chosen = chosen.or_else(|| found.first().copied());
@@ -77,13 +91,13 @@ fn families<'a>(own: impl Iterator<Item = &'a IpAddr> + Clone) -> Vec<Family> {
 
 /// The mesh's answer for a name.
 #[derive(Debug, PartialEq, Eq)]
-enum Said {
+enum MeshAnswer {
     /// The name's address.
     Address(IpAddr),
     /// The name is in the mesh, and has no address that the client can reach.
     NoAddress,
     /// The name is not in the mesh.
-    NotMine,
+    NotInMesh,
 }
 
 fn in_mesh(
@@ -92,19 +106,19 @@ fn in_mesh(
     client: &Workload,
     families: &[Family],
     (name, random): (&str, u64),
-) -> Said {
-    let mut said = Said::NotMine;
+) -> MeshAnswer {
+    let mut found = MeshAnswer::NotInMesh;
     for &family in families {
         match answer(mesh, domain, client, &Question { name, family }, random) {
             Answer::Records { addresses, .. } => match addresses.first() {
-                Some(address) => return Said::Address(*address),
-                None => said = Said::NoAddress,
+                Some(address) => return MeshAnswer::Address(*address),
+                None => found = MeshAnswer::NoAddress,
             },
-            Answer::NoData => said = Said::NoAddress,
+            Answer::NoData => found = MeshAnswer::NoAddress,
             Answer::NotMine => {}
         }
     }
-    said
+    found
 }
 
 #[cfg(test)]
@@ -124,7 +138,7 @@ services:
 - { name: far, namespace: shop, hostname: far.example.com }
 "#;
 
-    fn said(families: &[Family], name: &str) -> Said {
+    fn answered(families: &[Family], name: &str) -> MeshAnswer {
         let mesh = local::parse(MESH).unwrap().into_snapshot();
         let client = mesh.workload_by_uid(&Uid("client".into())).unwrap();
         in_mesh(&mesh, "cluster.local", client, families, (name, 7))
@@ -142,16 +156,20 @@ services:
             ("db-0.db", "10.0.0.2"),
             ("six", "fd01::6"),
         ] {
-            let found = said(&[Family::V4, Family::V6], name);
-            assert_eq!(found, Said::Address(address.parse().unwrap()), "{name}");
+            let found = answered(&[Family::V4, Family::V6], name);
+            assert_eq!(
+                found,
+                MeshAnswer::Address(address.parse().unwrap()),
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn only_what_the_pod_can_call_counts() {
         let v6 = "fd01::1".parse().unwrap();
-        assert_eq!(said(&[Family::V6], "web"), Said::Address(v6));
-        assert_eq!(said(&[Family::V4], "six"), Said::NoAddress);
+        assert_eq!(answered(&[Family::V6], "web"), MeshAnswer::Address(v6));
+        assert_eq!(answered(&[Family::V4], "six"), MeshAnswer::NoAddress);
     }
 
     #[test]
@@ -163,8 +181,8 @@ services:
             "web.nowhere",
         ] {
             assert_eq!(
-                said(&[Family::V4, Family::V6], name),
-                Said::NotMine,
+                answered(&[Family::V4, Family::V6], name),
+                MeshAnswer::NotInMesh,
                 "{name}"
             );
         }

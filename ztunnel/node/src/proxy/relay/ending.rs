@@ -24,14 +24,14 @@ use tunnel::hbone::{Receiver, Sender, TunnelError};
 /// An application that takes no byte for this long is considered to have stopped reading. TCP
 /// announces a larger window in steps: a reader of 10 KiB a second announces one about every 40
 /// seconds.
-const STALLED: Duration = Duration::from_secs(60);
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long an application that has received all data may take to close the connection after the
 /// peer has reset the tunnel.
-const GRACE: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The shortest and the longest interval between two checks of a send queue.
-const PACE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
+const CHECK_INTERVAL: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
 /// The size of a read whose bytes are discarded.
-const DISCARDED: usize = 16 << 10;
+const DISCARD_SIZE: usize = 16 << 10;
 
 /// The two directions of a tunnel's relay.
 pub(super) struct Pair<'a> {
@@ -175,12 +175,12 @@ pub(super) async fn settle(stream: &TcpStream, close: Close) {
     }
 }
 
-/// Waits until the application has received everything, and then up to [`GRACE`] until it closes.
+/// Waits until the application has received everything, and then up to [`CLOSE_TIMEOUT`] until it closes.
 async fn graced(stream: &TcpStream) {
     drained(stream).await;
     let asked = Instant::now();
-    while asked.elapsed() < GRACE && !has_ended(stream) {
-        sleep(PACE.1).await;
+    while asked.elapsed() < CLOSE_TIMEOUT && !has_ended(stream) {
+        sleep(CHECK_INTERVAL.1).await;
     }
 }
 
@@ -190,14 +190,14 @@ fn has_ended(stream: &TcpStream) -> bool {
     matches!(ready, Some(Ok(ready)) if ready.is_read_closed())
 }
 
-/// Waits until the application's kernel has acknowledged everything, or nothing for [`STALLED`].
+/// Waits until the application's kernel has acknowledged everything, or nothing for [`STALL_TIMEOUT`].
 async fn drained(stream: &TcpStream) {
-    let (mut pace, slowest) = PACE;
+    let (mut pace, slowest) = CHECK_INTERVAL;
     let mut last = (usize::MAX, Instant::now());
     while let Ok(left @ 1..) = unsent(stream) {
         if left < last.0 {
             last = (left, Instant::now());
-        } else if last.1.elapsed() >= STALLED {
+        } else if last.1.elapsed() >= STALL_TIMEOUT {
             return;
         }
         sleep(pace).await;
@@ -208,7 +208,7 @@ async fn drained(stream: &TcpStream) {
 /// Reads and discards until the stream ends. The kernel would send a reset if the connection were
 /// closed with unread data.
 async fn discarded(stream: &TcpStream) {
-    let mut room = vec![0; DISCARDED];
+    let mut room = vec![0; DISCARD_SIZE];
     while stream.readable().await.is_ok() {
         match stream.try_read(&mut room) {
             Ok(0) => return,
@@ -228,7 +228,7 @@ struct Stall {
 impl Stall {
     fn new() -> Self {
         Self {
-            timer: Box::pin(sleep(STALLED)),
+            timer: Box::pin(sleep(STALL_TIMEOUT)),
             moved: 0,
         }
     }
@@ -236,7 +236,7 @@ impl Stall {
     fn poll(&mut self, cx: &mut Context<'_>, moved: u64) -> Poll<()> {
         if moved > self.moved {
             self.moved = moved;
-            self.timer.as_mut().reset(Instant::now() + STALLED);
+            self.timer.as_mut().reset(Instant::now() + STALL_TIMEOUT);
         }
         self.timer.as_mut().poll(cx)
     }

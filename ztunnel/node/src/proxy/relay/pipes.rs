@@ -21,7 +21,7 @@ const ROOM: i32 = 1 << 20;
 /// The number of empty pipes that a worker keeps.
 pub(super) const KEPT: usize = 8;
 /// The maximum number of pipes of a worker: each costs two file descriptors.
-pub(super) const MOST: usize = 64;
+pub(super) const MAX_PIPES: usize = 64;
 
 thread_local! {
     static POOL: RefCell<Pool> = const { RefCell::new(Pool::new()) };
@@ -42,7 +42,7 @@ impl Pool {
     }
 
     fn lease(&mut self) -> io::Result<Pipe> {
-        if self.leased >= MOST {
+        if self.leased >= MAX_PIPES {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
         let pipe = self.kept.pop().map_or_else(Pipe::open, Ok)?;

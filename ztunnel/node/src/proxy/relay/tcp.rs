@@ -158,15 +158,23 @@ impl Drop for Relayed {
     }
 }
 
-/// Relays between two TCP connections, until `cut` resolves. `client` is the one that was accepted.
+/// Relays between two TCP connections, until `revoked` resolves. `client` is the one that was
+/// accepted.
 pub(in crate::proxy) async fn plain(
     client: TcpStream,
     server: TcpStream,
     carry: CopyMode,
     series: &Series,
-    cut: impl Future<Output = Revoked>,
+    revoked: impl Future<Output = Revoked>,
 ) -> Ended {
-    between(client, server, (carry, Thresholds::MEASURED), series, cut).await
+    between(
+        client,
+        server,
+        (carry, Thresholds::MEASURED),
+        series,
+        revoked,
+    )
+    .await
 }
 
 /// As [`plain`], with given thresholds.
@@ -175,7 +183,7 @@ pub(super) async fn between(
     server: TcpStream,
     (carry, thresholds): (CopyMode, Thresholds),
     series: &Series,
-    cut: impl Future<Output = Revoked>,
+    revoked: impl Future<Output = Revoked>,
 ) -> Ended {
     let (mut client, mut server) = (Relayed::new(client), Relayed::new(server));
     let ended = {
@@ -184,7 +192,7 @@ pub(super) async fn between(
         let out = Flow::new(client_source, server_sink, Direction::Request);
         let back = Flow::new(server_source, client_sink, Direction::Response);
         let [out, back] = [out, back].map(|flow| Adaptive::new(flow, carry, thresholds));
-        run(out, back, series, cut).await
+        run(out, back, series, revoked).await
     };
     client.finished = ended.broken.is_none();
     server.finished = client.finished;
@@ -200,26 +208,26 @@ pub(in crate::proxy) enum Side {
     Destination,
 }
 
-/// Relays between an application's TCP connection and a tunnel, until `cut` resolves.
+/// Relays between an application's TCP connection and a tunnel, until `revoked` resolves.
 pub(in crate::proxy) async fn tunnelled(
     app: TcpStream,
     mut tunnel: Tunnel,
     side: Side,
     series: &Series,
-    cut: impl Future<Output = Revoked>,
+    revoked: impl Future<Output = Revoked>,
 ) -> Ended {
     let (into, from) = match side {
         Side::Source => (Direction::Request, Direction::Response),
         Side::Destination => (Direction::Response, Direction::Request),
     };
     let mut app = Relayed::new(app);
-    let mut cut = pin!(cut);
+    let mut revoked = pin!(revoked);
     let (moved, close, broken) = {
         let (app_source, app_sink) = halves(&mut app.stream);
         let out = Flow::new(app_source, &mut tunnel.send, into);
         let back = Flow::new(&mut tunnel.recv, app_sink, from);
         let mut pair = Pair::new(out, back);
-        let result = poll_fn(|cx| match cut.as_mut().poll(cx) {
+        let result = poll_fn(|cx| match revoked.as_mut().poll(cx) {
             Poll::Ready(revoked) => Poll::Ready(Err(revoked.into())),
             Poll::Pending => pair.poll(cx, series),
         })
@@ -243,9 +251,9 @@ pub(in crate::proxy) async fn tunnelled(
         // Boxed, so that open connections do not carry its memory.
         tokio::select! {
             () = Box::pin(ending::settle(&app.stream, close)) => {}
-            revoked = cut => {
+            reason = revoked => {
                 app.finished = false;
-                ended.broken = Some(revoked.into());
+                ended.broken = Some(reason.into());
             }
         }
     }

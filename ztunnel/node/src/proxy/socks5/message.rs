@@ -2,13 +2,13 @@
 //!
 //! A reader passes the bytes that it has. The result states the total length that the message
 //! needs, as far as it is known. So no byte after the message is read, and no message is longer
-//! than [`LONGEST`].
+//! than [`MAX_LENGTH`].
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// The longest message: a request with a name of 255 bytes.
-pub const LONGEST: usize = 4 + 1 + 255 + 2;
+pub const MAX_LENGTH: usize = 4 + 1 + 255 + 2;
 
 const VERSION: u8 = 5;
 const NO_AUTHENTICATION: u8 = 0;
@@ -17,7 +17,7 @@ const IPV4: u8 = 1;
 const NAME: u8 = 3;
 const IPV6: u8 = 4;
 /// The longest DNS name (RFC 1035, 2.3.4), without the trailing dot.
-const LONGEST_NAME: usize = 253;
+const MAX_NAME: usize = 253;
 
 /// The destination of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -192,7 +192,7 @@ fn named(rest: &[u8]) -> Result<Progress<Destination>, MessageError> {
         return Ok(Progress::Done(Destination::Address(to)));
     }
     let may_be = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    if name.is_empty() || name.len() > LONGEST_NAME || !name.iter().all(may_be) {
+    if name.is_empty() || name.len() > MAX_NAME || !name.iter().all(may_be) {
         return Err(MessageError::Name);
     }
     let name = text.to_ascii_lowercase();

@@ -65,8 +65,7 @@ impl World {
             let awaited = Awaited {
                 pod,
                 uid: &uid,
-                kind,
-                deadline: waits.deadline(),
+                deadline: waits.deadline(kind, std::time::Instant::now()),
             };
             let known = |view: &View| !view.is_expected("new");
             waits.wait(awaited, known, interrupted).await
@@ -176,10 +175,10 @@ async fn a_client_that_goes_and_a_pod_that_leaves_end_it_and_give_the_place_back
 async fn of_one_pod_so_many_wait_and_no_more_and_others_are_not_concerned() {
     let world = World::with_limit(LIMIT);
     let kinds = [WaitKind::Outbound, WaitKind::Inbound];
-    let held: Vec<_> = (0..MOST_CONNECTIONS)
+    let held: Vec<_> = (0..MAX_CONNECTIONS)
         .map(|number| world.begin(POD, kinds[number % 2], pending()))
         .collect();
-    world.wait_until(POD, [MOST_CONNECTIONS, 0]).await;
+    world.wait_until(POD, [MAX_CONNECTIONS, 0]).await;
     for kind in kinds {
         let refused = world.begin(POD, kind, pending()).await.unwrap();
         let error = refused.unwrap_err();
@@ -187,13 +186,11 @@ async fn of_one_pod_so_many_wait_and_no_more_and_others_are_not_concerned() {
         assert!(error.to_string().contains("1024 connections"), "{error}");
     }
     // Queries have places of their own, and so do other pods.
-    let on_demand: Vec<_> = (0..MOST_QUESTIONS)
+    let on_demand: Vec<_> = (0..MAX_QUERIES)
         .map(|_| world.begin(POD, WaitKind::Dns, pending()))
         .collect();
     let neighbour = world.begin(NEIGHBOUR, WaitKind::Outbound, pending());
-    world
-        .wait_until(POD, [MOST_CONNECTIONS, MOST_QUESTIONS])
-        .await;
+    world.wait_until(POD, [MAX_CONNECTIONS, MAX_QUERIES]).await;
     world.wait_until(NEIGHBOUR, [1, 0]).await;
     let refused = world.begin(POD, WaitKind::Dns, pending()).await.unwrap();
     assert!(matches!(refused, Err(WaitError::TooMany { .. })));

@@ -1,31 +1,31 @@
-//! Why the bytes of a resource are not used.
+//! The errors of decoding a resource.
 
 use mesh::Fault;
 
-/// Why the bytes of a resource are not used.
+/// A resource cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// The bytes are not the message that they should be.
-    #[error("no {message}: {source}")]
+    /// The bytes are not a message of the expected type.
+    #[error("the content is not a valid {message}: {source}")]
     Malformed {
-        /// What was expected.
+        /// The expected type.
         message: &'static str,
-        /// What the decoder said.
+        /// The error of the decoder.
         source: prost::DecodeError,
     },
-    /// An address that is neither of the two that are known.
-    #[error("neither a workload nor a service")]
+    /// An `Address` of an unknown kind.
+    #[error("the content is neither a workload nor a service")]
     Empty,
-    /// A field holds what it may not hold.
+    /// The value of a field is invalid.
     #[error("{kind} {name}: {field}: {problem}")]
     Field {
         /// `workload`, `service` or `policy`.
         kind: &'static str,
-        /// Which one, at most 256 characters of its name.
+        /// The name of the resource, at most 256 characters.
         name: String,
         /// The path of the field.
         field: String,
-        /// What is wrong with it.
+        /// The problem.
         problem: String,
     },
 }
@@ -41,7 +41,7 @@ impl DecodeError {
         }
     }
 
-    /// Who has to act: the operator of the mesh configuration.
+    /// The party that has to act: the operator of the mesh configuration.
     #[must_use]
     pub const fn fault(&self) -> Fault {
         Fault::Mesh

@@ -1,4 +1,4 @@
-//! The small values of the two APIs: addresses, ranges, ports, gateways.
+//! Decodes the common values of the two APIs: addresses, ranges, ports, gateways.
 
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -9,19 +9,19 @@ use super::error::DecodeError;
 use api::istio::workload as wire;
 use mesh::{GatewayAddress, GatewayDestination, Interner, NamespacedHostname, NetworkAddress};
 
-/// The port of HBONE, where a gateway names none.
+/// The port of HBONE for a gateway that sets none.
 const HBONE_PORT: u16 = 15008;
-/// The most characters of a text from outside that a complaint repeats.
-const SHOWN: usize = 256;
+/// The largest number of characters of a received text in an error message.
+const TEXT_MAX: usize = 256;
 
-/// A field and what is wrong with it. The path is put together on the way out.
+/// An invalid field. Each caller adds its part of the field's path with [`FieldError::at`].
 #[derive(Debug)]
-pub(super) struct BadField {
+pub(super) struct FieldError {
     field: String,
     problem: String,
 }
 
-impl BadField {
+impl FieldError {
     pub(super) fn new(problem: impl Display) -> Self {
         Self {
             field: String::new(),
@@ -29,54 +29,58 @@ impl BadField {
         }
     }
 
-    /// The same, seen from one step further out.
+    /// Prepends a step to the path of the field.
     pub(super) fn at(mut self, step: impl Display) -> Self {
         let dot = if self.field.is_empty() { "" } else { "." };
         self.field = format!("{step}{dot}{}", self.field);
         self
     }
 
-    /// The complaint about the whole resource.
-    pub(super) fn of(self, kind: &'static str, name: &str) -> DecodeError {
+    /// The error for the resource that contains the field.
+    pub(super) fn in_resource(self, kind: &'static str, name: &str) -> DecodeError {
         DecodeError::Field {
             kind,
-            name: shown(name),
+            name: truncated(name),
             field: self.field,
             problem: self.problem,
         }
     }
 }
 
-/// As much of a text as a complaint repeats.
-pub(super) fn shown(text: &str) -> String {
-    text.chars().take(SHOWN).collect()
+/// Truncates a received text for an error message.
+pub(super) fn truncated(text: &str) -> String {
+    text.chars().take(TEXT_MAX).collect()
 }
 
-pub(super) fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
-    if text.is_empty() { otherwise } else { text }
+/// A text, or the default if the text is empty.
+pub(super) fn or_default<'a>(text: &'a str, default: &'a str) -> &'a str {
+    if text.is_empty() { default } else { text }
 }
 
-/// Four or sixteen bytes; an IPv4-mapped address is its IPv4 address.
-pub(super) fn ip(bytes: &[u8]) -> Result<IpAddr, BadField> {
+/// An address of 4 or 16 bytes. An IPv4-mapped address becomes an IPv4 address.
+pub(super) fn ip(bytes: &[u8]) -> Result<IpAddr, FieldError> {
     raw_ip(bytes).map(|address| address.to_canonical())
 }
 
-fn raw_ip(bytes: &[u8]) -> Result<IpAddr, BadField> {
+fn raw_ip(bytes: &[u8]) -> Result<IpAddr, FieldError> {
     if let Ok(four) = <[u8; 4]>::try_from(bytes) {
         return Ok(four.into());
     }
     <[u8; 16]>::try_from(bytes)
         .map(IpAddr::from)
         .map_err(|_other_length| {
-            BadField::new(format_args!("{} bytes are no IP address", bytes.len()))
+            FieldError::new(format_args!(
+                "{} bytes are not an IP address, expected 4 or 16",
+                bytes.len()
+            ))
         })
 }
 
-/// A range without the bits that do not count. What is asked later is canonical, so a range of
-/// IPv4-mapped addresses becomes one of IPv4 addresses.
-pub(super) fn range(bytes: &[u8], length: u32) -> Result<IpNet, BadField> {
+/// A range with its host bits cleared. A range of IPv4-mapped addresses becomes a range of IPv4
+/// addresses, because addresses are canonical when they are compared with it.
+pub(super) fn range(bytes: &[u8], length: u32) -> Result<IpNet, FieldError> {
     let address = raw_ip(bytes)?;
-    let refuse = || BadField::new(format_args!("{length} is no prefix length of {address}"));
+    let refuse = || FieldError::new(format_args!("{length} is not a prefix length of {address}"));
     let length = u8::try_from(length).map_err(|_too_long| refuse())?;
     let range = IpNet::new(address, length).map_err(|_too_long| refuse())?;
     let mapped = match address.to_canonical() {
@@ -89,17 +93,21 @@ pub(super) fn range(bytes: &[u8], length: u32) -> Result<IpNet, BadField> {
 }
 
 /// A port, 1 to 65535.
-pub(super) fn port(number: u32) -> Result<u16, BadField> {
+pub(super) fn port(number: u32) -> Result<u16, FieldError> {
     match port_or_zero(number)? {
-        0 => Err(BadField::new("0 is no port")),
+        0 => Err(FieldError::new("0 is not a port")),
         port => Ok(port),
     }
 }
 
-/// A port or 0: a target port that is left open, a port of a policy, which may match nothing.
-pub(super) fn port_or_zero(number: u32) -> Result<u16, BadField> {
-    u16::try_from(number)
-        .map_err(|_too_large| BadField::new(format_args!("{number} is no port, 65535 is the last")))
+/// A port or 0. As a target port, 0 means that each backend sets its own; in a policy, it matches
+/// nothing.
+pub(super) fn port_or_zero(number: u32) -> Result<u16, FieldError> {
+    u16::try_from(number).map_err(|_too_large| {
+        FieldError::new(format_args!(
+            "{number} is not a port, expected at most 65535"
+        ))
+    })
 }
 
 /// The key of a service.
@@ -107,41 +115,41 @@ pub(super) fn service_key(
     namespace: &str,
     hostname: &str,
     texts: &mut Interner,
-) -> Result<NamespacedHostname, BadField> {
+) -> Result<NamespacedHostname, FieldError> {
     if hostname.is_empty() || hostname.contains('/') {
-        let found = shown(hostname);
-        return Err(BadField::new(format_args!("{found:?} is not a host name")).at("hostname"));
+        let found = truncated(hostname);
+        return Err(FieldError::new(format_args!("{found:?} is not a host name")).at("hostname"));
     }
     if namespace.contains('/') {
-        let found = shown(namespace);
-        return Err(BadField::new(format_args!("{found:?} is not a namespace")).at("namespace"));
+        let found = truncated(namespace);
+        return Err(FieldError::new(format_args!("{found:?} is not a namespace")).at("namespace"));
     }
     Ok(NamespacedHostname {
-        namespace: texts.get(or(namespace, "default")),
+        namespace: texts.get(or_default(namespace, "default")),
         hostname: texts.get(hostname),
     })
 }
 
-/// A waypoint or an east-west gateway. One that cannot be read costs the whole resource: without
-/// it, connections would go around whatever it enforces.
+/// A waypoint or a network gateway. An invalid one refuses the whole resource: without it,
+/// connections would bypass the policies that it enforces.
 pub(super) fn gateway(
     gateway: &wire::GatewayAddress,
     texts: &mut Interner,
-) -> Result<GatewayAddress, BadField> {
+) -> Result<GatewayAddress, FieldError> {
     use wire::gateway_address::Destination;
     let destination = match &gateway.destination {
         Some(Destination::Hostname(name)) => GatewayDestination::Hostname(
             service_key(&name.namespace, &name.hostname, texts)
-                .map_err(|bad| bad.at("hostname"))?,
+                .map_err(|error| error.at("hostname"))?,
         ),
         Some(Destination::Address(address)) => GatewayDestination::Address(
-            network_address(address, texts).map_err(|bad| bad.at("address"))?,
+            network_address(address, texts).map_err(|error| error.at("address"))?,
         ),
-        None => return Err(BadField::new("no destination that is known here").at("destination")),
+        None => return Err(FieldError::new("missing or of an unknown kind").at("destination")),
     };
     let hbone_mtls_port = match gateway.hbone_mtls_port {
         0 => HBONE_PORT,
-        number => port(number).map_err(|bad| bad.at("hbone_mtls_port"))?,
+        number => port(number).map_err(|error| error.at("hbone_mtls_port"))?,
     };
     Ok(GatewayAddress {
         destination,
@@ -152,17 +160,19 @@ pub(super) fn gateway(
 fn network_address(
     address: &wire::NetworkAddress,
     texts: &mut Interner,
-) -> Result<NetworkAddress, BadField> {
+) -> Result<NetworkAddress, FieldError> {
     if is_range(address) {
-        return Err(BadField::new("a range of addresses is no gateway").at("length"));
+        return Err(
+            FieldError::new("a gateway must be a single address, not a range").at("length"),
+        );
     }
     Ok(NetworkAddress {
         network: texts.get(&address.network),
-        address: ip(&address.address).map_err(|bad| bad.at("address"))?,
+        address: ip(&address.address).map_err(|error| error.at("address"))?,
     })
 }
 
-/// Whether it has a prefix length, and not that of a single address.
+/// Whether the prefix length is shorter than the address.
 pub(super) fn is_range(address: &wire::NetworkAddress) -> bool {
     let bits = u32::try_from(address.address.len().saturating_mul(8)).unwrap_or(u32::MAX);
     address.length.is_some_and(|length| length != bits)

@@ -1,4 +1,4 @@
-//! `istio.security.Authorization`.
+//! Decodes `istio.security.Authorization`.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -6,8 +6,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::DecodedPolicy;
-use super::fields::{BadField, or, port_or_zero, range, shown};
-use super::foreign::{ForeignClause, ForeignRule};
+use super::fields::{FieldError, or_default, port_or_zero, range, truncated};
+use super::unknown_fields::{ClauseFields, RuleFields};
 use api::istio::security as wire;
 use mesh::{
     Action, Clause, Interner, Match, Policy, PolicyScope, Rule, ServiceAccountMatch, StringMatch,
@@ -15,183 +15,188 @@ use mesh::{
 
 pub(super) fn build(
     policy: &wire::Authorization,
-    foreign: &[ForeignRule],
+    fields: &[RuleFields],
     texts: &mut Interner,
-) -> Result<DecodedPolicy, BadField> {
+) -> Result<DecodedPolicy, FieldError> {
     for (field, text) in [("name", &policy.name), ("namespace", &policy.namespace)] {
         if text.contains('/') || (field == "name" && text.is_empty()) {
-            let found = shown(text);
-            let problem = format_args!("{found:?} is not a {field} of a policy");
-            return Err(BadField::new(problem).at(field));
+            let found = truncated(text);
+            let problem = format_args!("{found:?} is not a valid {field} of a policy");
+            return Err(FieldError::new(problem).at(field));
         }
     }
-    let mut reader = Reader {
+    let mut decoder = RuleDecoder {
         action: action(policy.action)?,
         texts,
-        doubts: Vec::new(),
+        warnings: Vec::new(),
     };
-    let nothing = ForeignRule::default();
+    let no_unknown = RuleFields::default();
     let mut rules = Vec::with_capacity(policy.rules.len());
     for (at, each) in policy.rules.iter().enumerate() {
-        let foreign = foreign.get(at).unwrap_or(&nothing);
+        let fields = fields.get(at).unwrap_or(&no_unknown);
         let path = format!("rules[{at}]");
-        let rule = reader.rule(each, foreign, &path);
-        rules.extend(rule.map_err(|bad| bad.at(path))?);
+        let rule = decoder.rule(each, fields, &path);
+        rules.extend(rule.map_err(|error| error.at(path))?);
     }
-    let (action, doubts) = (reader.action, reader.doubts);
+    let (action, warnings) = (decoder.action, decoder.warnings);
     Ok(DecodedPolicy {
         policy: Policy {
             name: texts.get(&policy.name),
-            namespace: texts.get(or(&policy.namespace, "default")),
+            namespace: texts.get(or_default(&policy.namespace, "default")),
             scope: scope(policy.scope)?,
             action,
             rules,
             dry_run: policy.dry_run,
-            has_unknown_conditions: !doubts.is_empty(),
+            has_unknown_conditions: !warnings.is_empty(),
         },
-        doubts,
+        warnings,
     })
 }
 
-fn action(number: i32) -> Result<Action, BadField> {
+fn action(number: i32) -> Result<Action, FieldError> {
     match wire::Action::try_from(number) {
         Ok(wire::Action::Allow) => Ok(Action::Allow),
         Ok(wire::Action::Deny) => Ok(Action::Deny),
-        Err(_) => Err(BadField::new(format_args!("{number} is not known here")).at("action")),
+        Err(_) => Err(FieldError::new(format_args!("{number} is an unknown value")).at("action")),
     }
 }
 
-fn scope(number: i32) -> Result<PolicyScope, BadField> {
+fn scope(number: i32) -> Result<PolicyScope, FieldError> {
     match wire::Scope::try_from(number) {
         Ok(wire::Scope::Global) => Ok(PolicyScope::Global),
         Ok(wire::Scope::Namespace) => Ok(PolicyScope::Namespace),
         Ok(wire::Scope::WorkloadSelector) => Ok(PolicyScope::WorkloadSelector),
-        Err(_) => Err(BadField::new(format_args!("{number} is not known here")).at("scope")),
+        Err(_) => Err(FieldError::new(format_args!("{number} is an unknown value")).at("scope")),
     }
 }
 
-/// A match without the kinds of which a text is compared in a way that is not known here: what such
-/// a kind asks for is not known as a whole.
-fn readable(kinds: &wire::Match) -> Cow<'_, wire::Match> {
-    let odd = |values: &[wire::StringMatch]| values.iter().any(|value| value.match_type.is_none());
-    let found = [
-        odd(&kinds.namespaces),
-        odd(&kinds.not_namespaces),
-        odd(&kinds.principals),
-        odd(&kinds.not_principals),
+/// A match without the conditions that contain a text comparison of an unknown kind. Such a condition
+/// is unknown as a whole.
+fn without_unknown_comparisons(whole: &wire::Match) -> Cow<'_, wire::Match> {
+    let has_unknown =
+        |values: &[wire::StringMatch]| values.iter().any(|value| value.match_type.is_none());
+    let unknown = [
+        has_unknown(&whole.namespaces),
+        has_unknown(&whole.not_namespaces),
+        has_unknown(&whole.principals),
+        has_unknown(&whole.not_principals),
     ];
-    if found == [false; 4] {
-        return Cow::Borrowed(kinds);
+    if unknown == [false; 4] {
+        return Cow::Borrowed(whole);
     }
-    let mut rest = kinds.clone();
-    let all = [
-        &mut rest.namespaces,
-        &mut rest.not_namespaces,
-        &mut rest.principals,
-        &mut rest.not_principals,
+    let mut known = whole.clone();
+    let conditions = [
+        &mut known.namespaces,
+        &mut known.not_namespaces,
+        &mut known.principals,
+        &mut known.not_principals,
     ];
-    for (values, odd) in all.into_iter().zip(found) {
-        if odd {
-            values.clear();
+    for (condition, is_unknown) in conditions.into_iter().zip(unknown) {
+        if is_unknown {
+            condition.clear();
         }
     }
-    Cow::Owned(rest)
+    Cow::Owned(known)
 }
 
-struct Reader<'a> {
+/// Decodes the rules of one policy.
+struct RuleDecoder<'a> {
     action: Action,
     texts: &'a mut Interner,
-    doubts: Vec<String>,
+    warnings: Vec<String>,
 }
 
-impl Reader<'_> {
-    /// `None` where the rule never matches.
+impl RuleDecoder<'_> {
+    /// Decodes a rule. `None` if the rule can never match.
     fn rule(
         &mut self,
         rule: &wire::Rule,
-        foreign: &ForeignRule,
+        fields: &RuleFields,
         path: &str,
-    ) -> Result<Option<Rule>, BadField> {
-        if foreign.itself {
-            self.doubt(path);
+    ) -> Result<Option<Rule>, FieldError> {
+        if fields.has_unknown {
+            self.warn(path);
         }
-        let mut matches = !foreign.itself || self.action == Action::Deny;
-        let nothing = ForeignClause::default();
-        let mut read = Vec::with_capacity(rule.clauses.len());
+        let mut can_match = !fields.has_unknown || self.action == Action::Deny;
+        let no_unknown = ClauseFields::default();
+        let mut decoded = Vec::with_capacity(rule.clauses.len());
         for (at, each) in rule.clauses.iter().enumerate() {
-            let foreign = foreign.clauses.get(at).unwrap_or(&nothing);
+            let fields = fields.clauses.get(at).unwrap_or(&no_unknown);
             let step = format!("clauses[{at}]");
-            let clause = self.clause(each, foreign, &format!("{path}.{step}"));
-            match clause.map_err(|bad| bad.at(step))? {
-                Some(clause) => read.push(clause),
-                None => matches = false,
+            let clause = self.clause(each, fields, &format!("{path}.{step}"));
+            match clause.map_err(|error| error.at(step))? {
+                Some(clause) => decoded.push(clause),
+                None => can_match = false,
             }
         }
-        Ok(matches.then_some(read))
+        Ok(can_match.then_some(decoded))
     }
 
-    /// `None` where the clause never matches. An empty clause always does, so the last match must
-    /// not simply be left out.
+    /// Decodes a clause. `None` if the clause can never match. An empty clause always matches, so a
+    /// clause must not become empty because its matches are unknown.
     fn clause(
         &mut self,
         clause: &wire::Clause,
-        foreign: &ForeignClause,
+        fields: &ClauseFields,
         path: &str,
-    ) -> Result<Option<Clause>, BadField> {
-        if foreign.itself {
-            self.doubt(path);
+    ) -> Result<Option<Clause>, FieldError> {
+        if fields.has_unknown {
+            self.warn(path);
         }
-        if foreign.itself && self.action == Action::Allow {
+        if fields.has_unknown && self.action == Action::Allow {
             return Ok(None);
         }
-        let mut always = clause.matches.is_empty() || foreign.itself;
-        let mut read = Vec::with_capacity(clause.matches.len());
+        let mut always = clause.matches.is_empty() || fields.has_unknown;
+        let mut decoded = Vec::with_capacity(clause.matches.len());
         for (at, each) in clause.matches.iter().enumerate() {
             let step = format!("matches[{at}]");
-            let readable = readable(each);
-            let known = self.kinds(&readable).map_err(|bad| bad.at(&step))?;
-            let foreign = foreign.matches.get(at).copied().unwrap_or(false)
-                || matches!(readable, Cow::Owned(_));
-            if foreign {
-                self.doubt(&format!("{path}.{step}"));
+            let comparable = without_unknown_comparisons(each);
+            let known = self
+                .conditions(&comparable)
+                .map_err(|error| error.at(&step))?;
+            let has_unknown = fields.unknown_in_matches.get(at).copied().unwrap_or(false)
+                || matches!(comparable, Cow::Owned(_));
+            if has_unknown {
+                self.warn(&format!("{path}.{step}"));
             }
             match self.action {
-                Action::Allow if foreign => {}
-                Action::Deny if foreign && known.is_empty() => always = true,
-                Action::Allow | Action::Deny => read.push(known),
+                Action::Allow if has_unknown => {}
+                Action::Deny if has_unknown && known.is_empty() => always = true,
+                Action::Allow | Action::Deny => decoded.push(known),
             }
         }
         if always {
             return Ok(Some(Clause::new()));
         }
-        Ok((!read.is_empty()).then_some(read))
+        Ok((!decoded.is_empty()).then_some(decoded))
     }
 
-    fn doubt(&mut self, path: &str) {
+    fn warn(&mut self, path: &str) {
         let consequence = match self.action {
-            Action::Allow => "it allows nothing by it",
-            Action::Deny => "it denies without asking for it",
+            Action::Allow => "an ALLOW policy never matches by it",
+            Action::Deny => "a DENY policy is enforced without it",
         };
-        self.doubts.push(format!(
-            "{path}: a condition is not known here: {consequence}"
+        self.warnings.push(format!(
+            "{path} contains an unknown condition: {consequence}"
         ));
     }
 
-    fn kinds(&mut self, kinds: &wire::Match) -> Result<Match, BadField> {
+    fn conditions(&mut self, wire: &wire::Match) -> Result<Match, FieldError> {
         Ok(Match {
-            namespaces: self.strings("namespaces", &kinds.namespaces, plain)?,
-            not_namespaces: self.strings("not_namespaces", &kinds.not_namespaces, plain)?,
-            principals: self.strings("principals", &kinds.principals, principal)?,
-            not_principals: self.strings("not_principals", &kinds.not_principals, principal)?,
-            service_accounts: self.accounts("service_accounts", &kinds.service_accounts)?,
+            namespaces: self.strings("namespaces", &wire.namespaces, unchanged)?,
+            not_namespaces: self.strings("not_namespaces", &wire.not_namespaces, unchanged)?,
+            principals: self.strings("principals", &wire.principals, principal)?,
+            not_principals: self.strings("not_principals", &wire.not_principals, principal)?,
+            service_accounts: self.accounts("service_accounts", &wire.service_accounts)?,
             not_service_accounts: self
-                .accounts("not_service_accounts", &kinds.not_service_accounts)?,
-            source_ips: ranges("source_ips", &kinds.source_ips)?,
-            not_source_ips: ranges("not_source_ips", &kinds.not_source_ips)?,
-            destination_ips: ranges("destination_ips", &kinds.destination_ips)?,
-            not_destination_ips: ranges("not_destination_ips", &kinds.not_destination_ips)?,
-            destination_ports: ports("destination_ports", &kinds.destination_ports)?,
-            not_destination_ports: ports("not_destination_ports", &kinds.not_destination_ports)?,
+                .accounts("not_service_accounts", &wire.not_service_accounts)?,
+            source_ips: ranges("source_ips", &wire.source_ips)?,
+            not_source_ips: ranges("not_source_ips", &wire.not_source_ips)?,
+            destination_ips: ranges("destination_ips", &wire.destination_ips)?,
+            not_destination_ips: ranges("not_destination_ips", &wire.not_destination_ips)?,
+            destination_ports: ports("destination_ports", &wire.destination_ports)?,
+            not_destination_ports: ports("not_destination_ports", &wire.not_destination_ports)?,
+            http: None,
         })
     }
 
@@ -199,17 +204,17 @@ impl Reader<'_> {
         &mut self,
         field: &str,
         values: &[wire::StringMatch],
-        spelling: impl Fn(&str) -> &str,
-    ) -> Result<Vec<StringMatch>, BadField> {
+        normalize: impl Fn(&str) -> &str,
+    ) -> Result<Vec<StringMatch>, FieldError> {
         use wire::string_match::MatchType;
-        each(field, values, |value| {
+        decode_each(field, values, |value| {
             let mut text = |text: &str| -> Arc<str> { self.texts.get(text) };
             Ok(match &value.match_type {
-                Some(MatchType::Exact(exact)) => StringMatch::Exact(text(spelling(exact))),
-                Some(MatchType::Prefix(prefix)) => StringMatch::Prefix(text(spelling(prefix))),
+                Some(MatchType::Exact(exact)) => StringMatch::Exact(text(normalize(exact))),
+                Some(MatchType::Prefix(prefix)) => StringMatch::Prefix(text(normalize(prefix))),
                 Some(MatchType::Suffix(suffix)) => StringMatch::Suffix(text(suffix)),
                 Some(MatchType::Presence(())) => StringMatch::Presence,
-                None => return Err(BadField::new("a match of no kind that is known here")),
+                None => return Err(FieldError::new("the kind of text comparison is unknown")),
             })
         })
     }
@@ -218,11 +223,11 @@ impl Reader<'_> {
         &mut self,
         field: &str,
         values: &[wire::ServiceAccountMatch],
-    ) -> Result<Vec<ServiceAccountMatch>, BadField> {
-        each(field, values, |value| {
+    ) -> Result<Vec<ServiceAccountMatch>, FieldError> {
+        decode_each(field, values, |value| {
             if value.namespace.is_empty() || value.service_account.is_empty() {
-                return Err(BadField::new(
-                    "a namespace and a service account are needed",
+                return Err(FieldError::new(
+                    "expected a namespace and a service account",
                 ));
             }
             Ok(ServiceAccountMatch {
@@ -233,31 +238,32 @@ impl Reader<'_> {
     }
 }
 
-fn plain(text: &str) -> &str {
+fn unchanged(text: &str) -> &str {
     text
 }
 
-/// Principals are compared without `spiffe://`; with it, one would silently never match.
+/// A principal without `spiffe://`: principals are compared without the scheme.
 fn principal(text: &str) -> &str {
     text.strip_prefix("spiffe://").unwrap_or(text)
 }
 
-fn ranges(field: &str, values: &[wire::Address]) -> Result<Vec<IpNet>, BadField> {
-    each(field, values, |value| range(&value.address, value.length))
+fn ranges(field: &str, values: &[wire::Address]) -> Result<Vec<IpNet>, FieldError> {
+    decode_each(field, values, |value| range(&value.address, value.length))
 }
 
-fn ports(field: &str, values: &[u32]) -> Result<Vec<u16>, BadField> {
-    each(field, values, |&value| port_or_zero(value))
+fn ports(field: &str, values: &[u32]) -> Result<Vec<u16>, FieldError> {
+    decode_each(field, values, |&value| port_or_zero(value))
 }
 
-fn each<T, U>(
+/// Decodes the elements of a repeated field.
+fn decode_each<T, U>(
     field: &str,
     values: &[T],
-    mut read: impl FnMut(&T) -> Result<U, BadField>,
-) -> Result<Vec<U>, BadField> {
+    mut decode: impl FnMut(&T) -> Result<U, FieldError>,
+) -> Result<Vec<U>, FieldError> {
     values
         .iter()
         .enumerate()
-        .map(|(at, value)| read(value).map_err(|bad| bad.at(format_args!("{field}[{at}]"))))
+        .map(|(at, value)| decode(value).map_err(|error| error.at(format_args!("{field}[{at}]"))))
         .collect()
 }

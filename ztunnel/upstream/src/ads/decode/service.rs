@@ -1,18 +1,18 @@
-//! `istio.workload.Service`.
+//! Decodes `istio.workload.Service`.
 
-use super::fields::{BadField, gateway, ip, is_range, port, port_or_zero, range, service_key};
+use super::fields::{FieldError, gateway, ip, is_range, port, port_or_zero, range, service_key};
 use api::istio::workload as wire;
 use mesh::{
     HealthPolicy, Interner, IpFamilies, LoadBalancing, LoadBalancingMode, NetworkAddress,
     NetworkRange, Ports, RoutingScope, Service, Visibility, WeightedWaypoint,
 };
 
-pub(super) fn build(service: &wire::Service, texts: &mut Interner) -> Result<Service, BadField> {
+pub(super) fn build(service: &wire::Service, texts: &mut Interner) -> Result<Service, FieldError> {
     let key = service_key(&service.namespace, &service.hostname, texts)?;
     let (vips, ranges) = addresses(service, texts)?;
     let waypoint = service.waypoint.as_ref();
     let waypoint = waypoint
-        .map(|waypoint| gateway(waypoint, texts).map_err(|bad| bad.at("waypoint")))
+        .map(|waypoint| gateway(waypoint, texts).map_err(|error| error.at("waypoint")))
         .transpose()?;
     Ok(Service {
         name: texts.get(&service.name),
@@ -39,18 +39,18 @@ pub(super) fn build(service: &wire::Service, texts: &mut Interner) -> Result<Ser
 fn addresses(
     service: &wire::Service,
     texts: &mut Interner,
-) -> Result<(Vec<NetworkAddress>, Vec<NetworkRange>), BadField> {
+) -> Result<(Vec<NetworkAddress>, Vec<NetworkRange>), FieldError> {
     let (mut vips, mut ranges) = (Vec::new(), Vec::new());
     for (at, each) in service.addresses.iter().enumerate() {
-        let bad = |bad: BadField| bad.at(format_args!("addresses[{at}]"));
+        let at_index = |error: FieldError| error.at(format_args!("addresses[{at}]"));
         let network = texts.get(&each.network);
         match each.length {
             Some(length) if is_range(each) => {
-                let range = range(&each.address, length).map_err(bad)?;
+                let range = range(&each.address, length).map_err(at_index)?;
                 ranges.push(NetworkRange { network, range });
             }
             _ => {
-                let address = ip(&each.address).map_err(bad)?;
+                let address = ip(&each.address).map_err(at_index)?;
                 vips.push(NetworkAddress { network, address });
             }
         }
@@ -58,39 +58,41 @@ fn addresses(
     Ok((vips, ranges))
 }
 
-fn ports(ports: &[wire::Port]) -> Result<Ports, BadField> {
-    let mut read = Ports::new();
+fn ports(ports: &[wire::Port]) -> Result<Ports, FieldError> {
+    let mut decoded = Ports::new();
     for (at, each) in ports.iter().enumerate() {
-        let bad = |bad: BadField| bad.at(format_args!("ports[{at}]"));
-        let from = port(each.service_port).map_err(|wrong| bad(wrong.at("service_port")))?;
-        let to = port_or_zero(each.target_port).map_err(|wrong| bad(wrong.at("target_port")))?;
-        read.insert(from, to);
+        let at_index = |error: FieldError| error.at(format_args!("ports[{at}]"));
+        let from = port(each.service_port).map_err(|error| at_index(error.at("service_port")))?;
+        let to =
+            port_or_zero(each.target_port).map_err(|error| at_index(error.at("target_port")))?;
+        decoded.insert(from, to);
     }
-    Ok(read)
+    Ok(decoded)
 }
 
 fn weighted_waypoints(
     service: &wire::Service,
     texts: &mut Interner,
-) -> Result<Vec<WeightedWaypoint>, BadField> {
-    let mut read = Vec::with_capacity(service.weighted_waypoints.len());
+) -> Result<Vec<WeightedWaypoint>, FieldError> {
+    let mut decoded = Vec::with_capacity(service.weighted_waypoints.len());
     for (at, each) in service.weighted_waypoints.iter().enumerate() {
         let destination = each
             .destination
             .as_ref()
-            .ok_or_else(|| BadField::new("missing"))
+            .ok_or_else(|| FieldError::new("missing"))
             .and_then(|destination| gateway(destination, texts))
-            .map_err(|bad| {
-                bad.at("destination")
+            .map_err(|error| {
+                error
+                    .at("destination")
                     .at(format_args!("weighted_waypoints[{at}]"))
             })?;
         let weight = each.weight;
-        read.push(WeightedWaypoint {
+        decoded.push(WeightedWaypoint {
             destination,
             weight,
         });
     }
-    Ok(read)
+    Ok(decoded)
 }
 
 fn load_balancing(balancing: &wire::LoadBalancing) -> LoadBalancing {

@@ -1,7 +1,7 @@
-//! Every field of the two APIs, what stands for an unknown number, and what is refused.
+//! Decoding of every field of the two APIs, of unknown enum values and of invalid values.
 
-mod foreign;
 mod policies;
+mod unknown_fields;
 
 use std::collections::HashMap;
 
@@ -23,13 +23,13 @@ fn text(text: &str) -> String {
     text.to_owned()
 }
 
-fn read(kind: address::Type) -> Result<Change, DecodeError> {
+fn decode(kind: address::Type) -> Result<Change, DecodeError> {
     let bytes = Address { r#type: Some(kind) }.encode_to_vec();
     decode_address(&bytes, "mesh.example", &mut Interner::new())
 }
 
 fn workload(wire: wire::Workload) -> Result<Workload, String> {
-    match read(address::Type::Workload(wire)) {
+    match decode(address::Type::Workload(wire)) {
         Ok(Change::Workload(workload)) => Ok(*workload),
         Ok(other) => panic!("{other:?}"),
         Err(error) => Err(error.to_string()),
@@ -37,14 +37,14 @@ fn workload(wire: wire::Workload) -> Result<Workload, String> {
 }
 
 fn service(wire: wire::Service) -> Result<Service, String> {
-    match read(address::Type::Service(wire)) {
+    match decode(address::Type::Service(wire)) {
         Ok(Change::Service(service)) => Ok(*service),
         Ok(other) => panic!("{other:?}"),
         Err(error) => Err(error.to_string()),
     }
 }
 
-/// The least that a workload needs.
+/// A workload with only the required field.
 fn bare() -> wire::Workload {
     wire::Workload {
         uid: text("c//v1/Pod/ns/a"),
@@ -140,7 +140,7 @@ fn full_workload() -> wire::Workload {
             ),
             (text("/a.example"), wire::PortList::default()),
         ]),
-        // The first is named twice.
+        // The first policy is listed twice.
         authorization_policies: vec![text("ns/p1"), text("ns/p2"), text("ns/p1")],
         status: 1,
         cluster_id: text("c"),
@@ -210,7 +210,7 @@ fn every_field_of_a_workload_arrives() {
 }
 
 #[test]
-fn what_is_left_out_of_a_workload_has_the_apis_default() {
+fn missing_fields_of_a_workload_have_the_defaults_of_the_api() {
     let mut expected = Workload::new("c//v1/Pod/ns/a", "", "default", "default").unwrap();
     expected.trust_domain = "mesh.example".into();
     expected.identity = Identity::new("mesh.example", "default", "default").unwrap();
@@ -227,7 +227,7 @@ fn a_capacity_of_zero_is_not_a_missing_one() {
 }
 
 #[test]
-fn a_newer_control_planes_words_are_taken_for_what_is_safest() {
+fn unknown_enum_values_become_the_safest_known_value() {
     let newer = workload(wire::Workload {
         tunnel_protocol: 9,
         workload_type: 9,
@@ -268,7 +268,7 @@ fn a_newer_control_planes_words_are_taken_for_what_is_safest() {
 }
 
 #[test]
-fn the_numbers_of_the_enums() {
+fn the_enum_values_have_the_numbers_of_the_api() {
     for (number, protocol) in [
         (0, TunnelProtocol::Tcp),
         (1, TunnelProtocol::Hbone),
@@ -405,25 +405,25 @@ fn every_field_of_a_service_arrives() {
     assert_eq!(service(bare_service()), Ok(expected));
 }
 
-fn spoiled(spoil: impl FnOnce(&mut wire::Workload)) -> Result<Workload, String> {
+fn decode_changed(change: impl FnOnce(&mut wire::Workload)) -> Result<Workload, String> {
     let mut wire = bare();
-    spoil(&mut wire);
+    change(&mut wire);
     workload(wire)
 }
 
 #[test]
-fn what_is_wrong_with_a_workload_is_said() {
+fn the_error_names_the_invalid_field_of_a_workload() {
     let services =
         |key: &str, ports: Vec<wire::Port>| HashMap::from([(text(key), wire::PortList { ports })]);
-    type Spoil = Box<dyn FnOnce(&mut wire::Workload)>;
-    let cases: [(Spoil, &str); 11] = [
+    type Change = Box<dyn FnOnce(&mut wire::Workload)>;
+    let cases: [(Change, &str); 11] = [
         (
             Box::new(|w| w.uid.clear()),
             "workload : uid: must not be empty",
         ),
         (
             Box::new(|w| w.addresses = vec![vec![1, 2, 3, 4].into(), vec![0; 5].into()]),
-            "workload c//v1/Pod/ns/a: addresses[1]: 5 bytes are no IP address",
+            "workload c//v1/Pod/ns/a: addresses[1]: 5 bytes are not an IP address, expected 4 or 16",
         ),
         (
             Box::new(|w| w.waypoint = Some(host("a", "", 0))),
@@ -431,15 +431,15 @@ fn what_is_wrong_with_a_workload_is_said() {
         ),
         (
             Box::new(|w| w.waypoint = Some(host("a", "b", 65536))),
-            "waypoint.hbone_mtls_port: 65536 is no port, 65535 is the last",
+            "waypoint.hbone_mtls_port: 65536 is not a port, expected at most 65535",
         ),
         (
             Box::new(|w| w.network_gateway = Some(wire::GatewayAddress::default())),
-            "network_gateway.destination: no destination that is known here",
+            "network_gateway.destination: missing or of an unknown kind",
         ),
         (
             Box::new(|w| w.waypoint = Some(at(network("", &[1, 2, 3, 4], Some(8)), 0))),
-            "waypoint.address.length: a range of addresses is no gateway",
+            "waypoint.address.length: a gateway must be a single address, not a range",
         ),
         (
             Box::new(|w| {
@@ -448,7 +448,7 @@ fn what_is_wrong_with_a_workload_is_said() {
                     port: 70000,
                 });
             }),
-            "application_tunnel.port: 70000 is no port, 65535 is the last",
+            "application_tunnel.port: 70000 is not a port, expected at most 65535",
         ),
         (
             Box::new(move |w| w.services = services("nowhere", vec![])),
@@ -456,7 +456,7 @@ fn what_is_wrong_with_a_workload_is_said() {
         ),
         (
             Box::new(move |w| w.services = services("a/b", vec![port(80, 1), port(0, 1)])),
-            "services[\"a/b\"].ports[1].service_port: 0 is no port",
+            "services[\"a/b\"].ports[1].service_port: 0 is not a port",
         ),
         (
             Box::new(move |w| w.services = services("a/b/c", vec![])),
@@ -467,36 +467,42 @@ fn what_is_wrong_with_a_workload_is_said() {
             "service_account: \"spiffe://mesh.example/ns/default/sa/a/b\" is not a workload identity",
         ),
     ];
-    for (spoil, complaint) in cases {
-        let error = spoiled(spoil).expect_err(complaint);
-        assert!(error.contains(complaint), "{error}\nexpected: {complaint}");
+    for (change, expected) in cases {
+        let error = decode_changed(change).expect_err(expected);
+        assert!(error.contains(expected), "{error}\nexpected: {expected}");
     }
 }
 
 #[test]
-fn what_is_wrong_with_a_service_is_said() {
-    let complaint = |wire| service(wire).expect_err("refused");
+fn the_error_names_the_invalid_field_of_a_service() {
+    let error_of = |wire| service(wire).expect_err("the service must be refused");
     assert_eq!(
-        complaint(wire::Service {
+        error_of(wire::Service {
             namespace: text("ns"),
             ..wire::Service::default()
         }),
         "service ns/: hostname: \"\" is not a host name"
     );
     for (addresses, expected) in [
-        (network("", &[1, 2, 3], None), "3 bytes are no IP address"),
-        (network("", &[], Some(0)), "0 bytes are no IP address"),
+        (
+            network("", &[1, 2, 3], None),
+            "3 bytes are not an IP address, expected 4 or 16",
+        ),
+        (
+            network("", &[], Some(0)),
+            "0 bytes are not an IP address, expected 4 or 16",
+        ),
         (
             network("", &[1, 2, 3, 4], Some(33)),
-            "33 is no prefix length of 1.2.3.4",
+            "33 is not a prefix length of 1.2.3.4",
         ),
         (
             network("", &[1, 2, 3, 4], Some(u32::MAX)),
-            "4294967295 is no prefix length of 1.2.3.4",
+            "4294967295 is not a prefix length of 1.2.3.4",
         ),
     ] {
         let addresses = vec![addresses];
-        let error = complaint(wire::Service {
+        let error = error_of(wire::Service {
             addresses,
             ..bare_service()
         });
@@ -505,7 +511,7 @@ fn what_is_wrong_with_a_service_is_said() {
             format!("service /b.example: addresses[0]: {expected}")
         );
     }
-    let error = complaint(wire::Service {
+    let error = error_of(wire::Service {
         weighted_waypoints: vec![wire::WeightedWaypoint::default()],
         ..bare_service()
     });
@@ -513,7 +519,7 @@ fn what_is_wrong_with_a_service_is_said() {
         error.ends_with("weighted_waypoints[0].destination: missing"),
         "{error}"
     );
-    let error = complaint(wire::Service {
+    let error = error_of(wire::Service {
         ports: vec![port(80, 65536)],
         ..bare_service()
     });
@@ -521,18 +527,19 @@ fn what_is_wrong_with_a_service_is_said() {
 }
 
 #[test]
-fn an_address_of_no_kind_is_refused() {
+fn an_address_of_an_unknown_kind_is_refused() {
     let mut texts = Interner::new();
     assert_eq!(
         decode_address(&[], "td", &mut texts),
         Err(DecodeError::Empty)
     );
-    // A kind that came after this was written: field 3.
+    // A kind of a newer API: field 3.
     assert_eq!(
         decode_address(&[0x1a, 0], "td", &mut texts),
         Err(DecodeError::Empty)
     );
-    let error = decode_address(&[0x0a, 200], "td", &mut texts).expect_err("cut short");
+    let error =
+        decode_address(&[0x0a, 200], "td", &mut texts).expect_err("the bytes are truncated");
     assert_eq!(
         (error.reason(), error.fault().as_str()),
         ("malformed", "mesh")
@@ -540,39 +547,45 @@ fn an_address_of_no_kind_is_refused() {
 }
 
 #[test]
-fn a_complaint_repeats_only_so_much() {
+fn an_error_truncates_long_names() {
     let error = workload(wire::Workload {
         uid: "é".repeat(100_000),
         addresses: vec![vec![0; 5].into()],
         ..wire::Workload::default()
     });
-    assert!(error.expect_err("refused").chars().count() < 400);
+    assert!(
+        error
+            .expect_err("the workload must be refused")
+            .chars()
+            .count()
+            < 400
+    );
 }
 
 #[test]
-fn texts_are_shared() {
+fn equal_texts_share_one_allocation() {
     let mut texts = Interner::new();
     let bytes = Address {
         r#type: Some(address::Type::Workload(full_workload())),
     }
     .encode_to_vec();
-    let mut read = || match decode_address(&bytes, "td", &mut texts) {
+    let mut decode = || match decode_address(&bytes, "td", &mut texts) {
         Ok(Change::Workload(workload)) => workload.namespace,
         other => panic!("{other:?}"),
     };
-    assert!(Arc::ptr_eq(&read(), &read()));
+    assert!(Arc::ptr_eq(&decode(), &decode()));
 }
 
 proptest! {
     #[test]
-    fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let mut texts = Interner::new();
         drop(decode_address(&bytes, "td", &mut texts));
         drop(decode_authorization(&bytes, &mut texts));
     }
 
     #[test]
-    fn a_spoiled_workload_is_read_or_refused(
+    fn a_corrupted_workload_does_not_panic(
         at in any::<proptest::sample::Index>(),
         byte in any::<u8>(),
         cut in any::<proptest::sample::Index>(),

@@ -1,8 +1,10 @@
-//! `istio.workload.Workload`.
+//! Decodes `istio.workload.Workload`.
 
 use std::sync::Arc;
 
-use super::fields::{BadField, gateway, ip, or, port, port_or_zero, service_key, shown};
+use super::fields::{
+    FieldError, gateway, ip, or_default, port, port_or_zero, service_key, truncated,
+};
 use api::istio::workload as wire;
 use mesh::{
     ApplicationTunnel, Backed, HealthStatus, Interner, Locality, NetworkMode, Ports,
@@ -13,25 +15,25 @@ pub(super) fn build(
     workload: &wire::Workload,
     trust_domain: &str,
     texts: &mut Interner,
-) -> Result<Workload, BadField> {
+) -> Result<Workload, FieldError> {
     if workload.uid.is_empty() {
-        return Err(BadField::new("must not be empty").at("uid"));
+        return Err(FieldError::new("must not be empty").at("uid"));
     }
-    let namespace = or(&workload.namespace, "default");
-    let service_account = or(&workload.service_account, "default");
-    let trust_domain = or(&workload.trust_domain, trust_domain);
+    let namespace = or_default(&workload.namespace, "default");
+    let service_account = or_default(&workload.service_account, "default");
+    let trust_domain = or_default(&workload.trust_domain, trust_domain);
     let identity = texts
         .identity(trust_domain, namespace, service_account)
-        .map_err(|error| BadField::new(error).at("service_account"))?;
+        .map_err(|error| FieldError::new(error).at("service_account"))?;
     let mut workload_ips = Vec::with_capacity(workload.addresses.len());
     for (at, bytes) in workload.addresses.iter().enumerate() {
-        let address = ip(bytes).map_err(|bad| bad.at(format_args!("addresses[{at}]")))?;
+        let address = ip(bytes).map_err(|error| error.at(format_args!("addresses[{at}]")))?;
         workload_ips.push(address);
     }
     let mut gateway = |wire: &Option<wire::GatewayAddress>, field: &str| {
-        let read = wire.as_ref().map(|wire| gateway(wire, texts));
-        let read = read.transpose().map_err(|bad| bad.at(field))?;
-        Ok(read.map(|gateway| texts.gateway(gateway)))
+        let decoded = wire.as_ref().map(|wire| gateway(wire, texts));
+        let decoded = decoded.transpose().map_err(|error| error.at(field))?;
+        Ok(decoded.map(|gateway| texts.gateway(gateway)))
     };
     let waypoint = gateway(&workload.waypoint, "waypoint")?;
     let network_gateway = gateway(&workload.network_gateway, "network_gateway")?;
@@ -62,13 +64,14 @@ pub(super) fn build(
         cluster_id: texts.get(&workload.cluster_id),
         locality: locality(workload.locality.as_ref(), texts),
         network_mode: network_mode(workload.network_mode),
-        // A wrapper, so that "not said" (1) and "never choose it" (0) differ.
+        // The wrapper type distinguishes an unset capacity (1) from a capacity of 0, which means that
+        // the workload is never chosen.
         capacity: workload.capacity.unwrap_or(1),
     })
 }
 
-/// Plain TCP only where the control plane says so. A workload with a sidecar
-/// (`LEGACY_ISTIO_MTLS`) takes plain TCP from a node proxy, as it does from Istio's own.
+/// Plain TCP only for the values that mean it. A workload with a sidecar (`LEGACY_ISTIO_MTLS`)
+/// accepts plain TCP from a node proxy, as it does from Istio's.
 fn protocol(number: i32) -> TunnelProtocol {
     match wire::TunnelProtocol::try_from(number) {
         Ok(wire::TunnelProtocol::None | wire::TunnelProtocol::LegacyIstioMtls) => {
@@ -103,14 +106,14 @@ fn network_mode(number: i32) -> NetworkMode {
 
 fn application_tunnel(
     tunnel: Option<&wire::ApplicationTunnel>,
-) -> Result<Option<ApplicationTunnel>, BadField> {
+) -> Result<Option<ApplicationTunnel>, FieldError> {
     use wire::application_tunnel::Protocol;
     let Some(tunnel) = tunnel else {
         return Ok(None);
     };
     let port = match tunnel.port {
         0 => None,
-        number => Some(port(number).map_err(|bad| bad.at("application_tunnel.port"))?),
+        number => Some(port(number).map_err(|error| error.at("application_tunnel.port"))?),
     };
     let proxy_protocol = match Protocol::try_from(tunnel.protocol) {
         Ok(Protocol::None) => false,
@@ -122,34 +125,36 @@ fn application_tunnel(
     }))
 }
 
-/// In the order of their keys: a map has none of its own, and equal workloads should be equal.
-fn services(workload: &wire::Workload, texts: &mut Interner) -> Result<Arc<Backed>, BadField> {
+/// The services in the order of their keys: the map has no order, and equal workloads have to compare
+/// as equal.
+fn services(workload: &wire::Workload, texts: &mut Interner) -> Result<Arc<Backed>, FieldError> {
     let mut services = Vec::with_capacity(workload.services.len());
     for (key, ports) in &workload.services {
-        let at = |bad: BadField| bad.at(format_args!("services[{:?}]", shown(key)));
+        let at_key = |error: FieldError| error.at(format_args!("services[{:?}]", truncated(key)));
         let (namespace, hostname) = key
             .split_once('/')
-            .ok_or_else(|| at(BadField::new("the key is not namespace/hostname")))?;
-        let service = service_key(namespace, hostname, texts).map_err(at)?;
-        let ports = target_ports(&ports.ports).map_err(at)?;
+            .ok_or_else(|| at_key(FieldError::new("the key is not namespace/hostname")))?;
+        let service = service_key(namespace, hostname, texts).map_err(at_key)?;
+        let ports = target_ports(&ports.ports).map_err(at_key)?;
         services.push((service, texts.ports(ports)));
     }
     services.sort();
     Ok(texts.services(services))
 }
 
-/// A workload that names 0 as its target names none.
-fn target_ports(ports: &[wire::Port]) -> Result<Ports, BadField> {
-    let mut read = Ports::new();
+/// The target ports of a service of the workload. A target port of 0 is omitted.
+fn target_ports(ports: &[wire::Port]) -> Result<Ports, FieldError> {
+    let mut decoded = Ports::new();
     for (at, each) in ports.iter().enumerate() {
-        let bad = |bad: BadField| bad.at(format_args!("ports[{at}]"));
-        let from = port(each.service_port).map_err(|wrong| bad(wrong.at("service_port")))?;
-        let to = port_or_zero(each.target_port).map_err(|wrong| bad(wrong.at("target_port")))?;
+        let at_index = |error: FieldError| error.at(format_args!("ports[{at}]"));
+        let from = port(each.service_port).map_err(|error| at_index(error.at("service_port")))?;
+        let to =
+            port_or_zero(each.target_port).map_err(|error| at_index(error.at("target_port")))?;
         if to != 0 {
-            read.insert(from, to);
+            decoded.insert(from, to);
         }
     }
-    Ok(read)
+    Ok(decoded)
 }
 
 fn locality(locality: Option<&wire::Locality>, texts: &mut Interner) -> Arc<Locality> {

@@ -1,11 +1,11 @@
-//! What the client is told, and what it makes of it.
+//! Settings of the client.
 
 use prost_types::value::Kind;
 
 use super::*;
 
 #[test]
-fn the_node_describes_itself_as_istiod_expects() {
+fn the_description_of_the_node_has_the_fields_that_istiod_reads() {
     let mut node = config("https://istiod:15012").node;
     node.metadata.insert(
         "LABELS".to_owned(),
@@ -44,12 +44,14 @@ fn the_node_describes_itself_as_istiod_expects() {
 }
 
 #[test]
-fn settings_that_cannot_work_are_refused_at_once() {
+fn invalid_settings_are_refused() {
     let refused = |change: &dyn Fn(&mut Config)| {
         let mut config = config("https://istiod:15012");
         change(&mut config);
-        let made = Client::new(config, XdsMetrics::default());
-        made.expect_err("refused").to_string()
+        let client = Client::new(config, XdsMetrics::default());
+        client
+            .expect_err("the settings must be refused")
+            .to_string()
     };
     for address in [
         "istiod:15012",
@@ -71,7 +73,7 @@ fn settings_that_cannot_work_are_refused_at_once() {
 }
 
 #[test]
-fn secrets_are_not_shown() {
+fn debug_output_does_not_show_secrets() {
     let mut config = config("https://istiod:15012");
     config.headers = vec![("authorization".to_owned(), "secret".to_owned())];
     assert!(!format!("{config:?}").contains("secret"));
@@ -80,9 +82,9 @@ fn secrets_are_not_shown() {
 }
 
 #[test]
-fn the_client_may_be_moved_to_another_thread() {
-    fn sent<T: Send>(_: &T) {}
+fn the_client_is_send() {
+    fn assert_send<T: Send>(_: &T) {}
     let (client, _events) =
         Client::new(config("https://istiod:15012"), XdsMetrics::default()).unwrap();
-    sent(&client.run());
+    assert_send(&client.run());
 }

@@ -40,8 +40,8 @@ pub fn read(texts: &[String], key: &KeyPair, identity: &Identity) -> Result<Issu
         )));
     }
     let mut chain = chain.concat();
-    let (roots, between) = split(last)?;
-    chain.extend(between);
+    let (roots, intermediates) = split(last)?;
+    chain.extend(intermediates);
     if let Some(leaf) = chain.first() {
         check_key(leaf, key)?;
     }
@@ -59,11 +59,11 @@ fn parse(texts: &[String]) -> Result<Vec<Vec<CertificateDer<'static>>>, IssueErr
     let mut total = 0;
     let mut parsed = Vec::new();
     for (at, text) in texts.iter().enumerate() {
-        let number = format!("part {} of {} of the answer", at + 1, texts.len());
+        let part = format!("part {} of {} of the answer", at + 1, texts.len());
         let mut certificates = Vec::new();
         for block in CertificateDer::pem_slice_iter(text.as_bytes()) {
             let block =
-                block.map_err(|error| unusable(format!("{number} cannot be parsed: {error}")))?;
+                block.map_err(|error| unusable(format!("{part} cannot be parsed: {error}")))?;
             total += 1;
             if total > CERTIFICATES {
                 return Err(unusable(format!(
@@ -73,7 +73,7 @@ fn parse(texts: &[String]) -> Result<Vec<Vec<CertificateDer<'static>>>, IssueErr
             certificates.push(block);
         }
         if certificates.is_empty() && !text.trim().is_empty() {
-            return Err(unusable(format!("{number} holds no certificate")));
+            return Err(unusable(format!("{part} holds no certificate")));
         }
         if !certificates.is_empty() {
             parsed.push(certificates);
@@ -84,21 +84,21 @@ fn parse(texts: &[String]) -> Result<Vec<Vec<CertificateDer<'static>>>, IssueErr
 
 type Certificates = Vec<CertificateDer<'static>>;
 
-/// The roots of the last text, and its other certificates.
+/// Splits the certificates of the last text into roots and intermediates.
 fn split(last: Certificates) -> Result<(Certificates, Certificates), IssueError> {
-    let (mut roots, mut between) = (Vec::new(), Vec::new());
+    let (mut roots, mut intermediates) = (Vec::new(), Vec::new());
     for certificate in last {
         let parsed = x509(&certificate)?;
         if parsed.subject().as_raw() == parsed.issuer().as_raw() {
             roots.push(certificate);
         } else {
-            between.push(certificate);
+            intermediates.push(certificate);
         }
     }
     if roots.is_empty() {
-        roots.extend(between.pop());
+        roots.extend(intermediates.pop());
     }
-    Ok((roots, between))
+    Ok((roots, intermediates))
 }
 
 fn check_key(leaf: &CertificateDer<'_>, key: &KeyPair) -> Result<(), IssueError> {
@@ -106,7 +106,7 @@ fn check_key(leaf: &CertificateDer<'_>, key: &KeyPair) -> Result<(), IssueError>
         return Ok(());
     }
     Err(unusable(
-        "it is for another key than that of the request".to_owned(),
+        "the certificate is for another key than that of the request".to_owned(),
     ))
 }
 

@@ -1,5 +1,5 @@
-//! The connection to the control plane. The first request makes it, and it is made again after it
-//! broke, after the roots changed, and after a request without an answer.
+//! The connection to the control plane. The first request opens it. It is opened again after it broke,
+//! after the roots changed, and after a request without an answer.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +19,7 @@ const PING: Duration = Duration::from_secs(15);
 pub(super) struct CaChannel {
     endpoint: Endpoint,
     security: Security,
-    open: Mutex<Option<Open>>,
+    current: Mutex<Option<Connection>>,
 }
 
 enum Security {
@@ -34,7 +34,7 @@ enum Security {
     },
 }
 
-struct Open {
+struct Connection {
     channel: Channel,
     /// The roots that verified the control plane.
     roots: Option<Arc<Roots>>,
@@ -56,7 +56,7 @@ impl CaChannel {
             .http2_max_header_list_size(16 * 1024);
         let failed = |error: tonic::transport::Error| IstiodError::Tls {
             address: config.address.clone(),
-            why: text(&error),
+            why: with_causes(&error),
         };
         let mut tls = ClientTlsConfig::new().timeout(config.connect_timeout);
         if let Some(name) = &config.alt_hostname {
@@ -83,21 +83,21 @@ impl CaChannel {
         Ok(Self {
             endpoint,
             security,
-            open: Mutex::new(None),
+            current: Mutex::new(None),
         })
     }
 
     /// The connection. A new one connects with the first request.
     pub(super) fn channel(&self) -> Result<Channel, IstiodError> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let roots = match &self.security {
             Security::None | Security::SystemRoots => None,
             Security::File { file, .. } => Some(file.current()),
         };
-        if let Some(open) = &*open
-            && open.roots.as_ref().map(Arc::as_ptr) == roots.as_ref().map(Arc::as_ptr)
+        if let Some(connection) = &*current
+            && connection.roots.as_ref().map(Arc::as_ptr) == roots.as_ref().map(Arc::as_ptr)
         {
-            return Ok(open.channel.clone());
+            return Ok(connection.channel.clone());
         }
         let channel = match (&self.security, &roots) {
             (Security::File { tls, address, .. }, Some(roots)) => {
@@ -105,13 +105,13 @@ impl CaChannel {
                 let endpoint = self.endpoint.clone().tls_config(tls);
                 let endpoint = endpoint.map_err(|error| IstiodError::Tls {
                     address: address.clone(),
-                    why: text(&error),
+                    why: with_causes(&error),
                 })?;
                 endpoint.connect_lazy()
             }
             _ => self.endpoint.connect_lazy(),
         };
-        *open = Some(Open {
+        *current = Some(Connection {
             channel: channel.clone(),
             roots,
         });
@@ -120,7 +120,7 @@ impl CaChannel {
 
     /// Makes the next request use a new connection. Requests in progress keep theirs.
     pub(super) fn reset(&self) {
-        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -163,7 +163,7 @@ fn is_loopback(uri: &Uri) -> bool {
 }
 
 /// An error with its causes.
-pub(super) fn text(error: &dyn std::error::Error) -> String {
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut all = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

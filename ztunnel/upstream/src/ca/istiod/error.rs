@@ -1,11 +1,11 @@
-//! Settings with which the control plane's authority cannot be used.
+//! Errors in the settings of the client of the control plane's authority.
 
 use std::io;
 use std::path::PathBuf;
 
 use tunnel::tls::Fault;
 
-/// A setting with which the control plane's authority cannot be used.
+/// A setting of the client is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum IstiodError {
     /// The address cannot be used.
@@ -18,7 +18,7 @@ pub enum IstiodError {
     },
     /// The token would be sent in plaintext.
     #[error(
-        "the certificate authority's address {address:?} is not on this machine, so it must begin \
+        "the certificate authority's address {address:?} is not a loopback address, so it must begin \
          with https://"
     )]
     Plaintext {

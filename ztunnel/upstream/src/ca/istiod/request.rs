@@ -16,9 +16,9 @@ use api::istio::v1::auth::IstioCertificateRequest;
 use mesh::Identity;
 use tunnel::tls::IssueError;
 
-/// The metadata key under which a node names the workload of a request.
+/// The metadata key with which a node requests a certificate for a workload.
 const IMPERSONATED: &str = "ImpersonatedIdentity";
-/// The header that names the cluster of the token to a control plane of several clusters.
+/// The header with the cluster of the token, for a control plane of several clusters.
 const CLUSTER: &str = "clusterid";
 /// The largest token file, in bytes; service account tokens have a few kilobytes.
 const TOKEN_LIMIT: usize = 16 * 1024;
@@ -27,7 +27,7 @@ const TOKEN_LIMIT: usize = 16 * 1024;
 pub(super) struct CertificateRequest {
     pub(super) key: KeyPair,
     csr: String,
-    /// The identity, unless the token names it.
+    /// The requested identity; `None` if the token contains it.
     on_behalf_of: Option<String>,
 }
 
@@ -109,7 +109,7 @@ pub(super) fn headers(config: &Config) -> Result<MetadataMap, IstiodError> {
     Ok(all)
 }
 
-/// The authorization header with the present token of the file.
+/// The authorization header with the current token of the file.
 fn bearer(path: &Path) -> Result<AsciiMetadataValue, String> {
     // Allocated once at full size, so that no copy of the token is left in freed memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(TOKEN_LIMIT + 2));

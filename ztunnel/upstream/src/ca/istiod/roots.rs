@@ -23,7 +23,7 @@ pub(super) struct RootFile {
 struct State {
     roots: Arc<Roots>,
     /// The last error, so that the same error is logged once.
-    complaint: String,
+    last_error: String,
 }
 
 /// Root certificates; there is at least one.
@@ -41,28 +41,28 @@ impl RootFile {
             path: path.to_owned(),
             state: Mutex::new(State {
                 roots,
-                complaint: String::new(),
+                last_error: String::new(),
             }),
         })
     }
 
-    /// The present content of the file, or the last good one. It is the same `Arc` as long as nothing
+    /// The current content of the file, or the last good one. It is the same `Arc` as long as nothing
     /// changes.
     pub(super) fn current(&self) -> Arc<Roots> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match Roots::read(&self.path) {
             Ok(now) => {
-                state.complaint.clear();
+                state.last_error.clear();
                 if now.pem != state.roots.pem {
-                    tracing::info!(path = %self.path.display(), "root certificates changed");
+                    tracing::info!(path = %self.path.display(), "the root certificates have changed");
                     state.roots = Arc::new(now);
                 }
             }
             Err(error) => {
                 let text = error.to_string();
-                if text != state.complaint {
+                if text != state.last_error {
                     tracing::warn!("the previous root certificates stay in use: {text}");
-                    state.complaint = text;
+                    state.last_error = text;
                 }
             }
         }

@@ -3,11 +3,11 @@
 use tonic::{Code, Status};
 
 use super::answer::LIMIT;
-use super::channel::text;
+use super::channel::with_causes;
 use super::{Config, Root};
 use tunnel::tls::IssueError;
 
-/// The longest part of a message of the other end that is repeated, in characters.
+/// The largest number of characters of the control plane's message in an error.
 const MESSAGE_LIMIT: usize = 512;
 
 pub(super) fn classify(status: &Status, config: &Config) -> IssueError {
@@ -16,14 +16,14 @@ pub(super) fn classify(status: &Status, config: &Config) -> IssueError {
     match code {
         Code::Unauthenticated => IssueError::Refused {
             issuer,
-            why: format!("{message} ({code:?}): {}", about_the_token(config)),
+            why: format!("{message} ({code:?}): {}", token_hint(config)),
         },
         Code::PermissionDenied => IssueError::Refused {
             issuer,
             why: format!(
                 "{message} ({code:?}): a node may request certificates only for workloads that run \
                  on it, with a token that the control plane trusts; {}",
-                about_the_token(config)
+                token_hint(config)
             ),
         },
         Code::InvalidArgument
@@ -40,15 +40,15 @@ pub(super) fn classify(status: &Status, config: &Config) -> IssueError {
         },
         _ => IssueError::Unavailable {
             issuer,
-            why: format!("{message} ({code:?}){}", about_the_root(&message, config)),
+            why: format!("{message} ({code:?}){}", root_hint(&message, config)),
         },
     }
 }
 
-/// The message of the other end or of the transport, on one line and truncated.
+/// The message of the control plane or of the transport, on one line and truncated.
 fn message_of(status: &Status) -> String {
     let message = status.message();
-    let whole = match std::error::Error::source(status).map(text) {
+    let whole = match std::error::Error::source(status).map(with_causes) {
         Some(causes) if causes.contains(message) => causes,
         Some(causes) => format!("{message}: {causes}"),
         None => message.to_owned(),
@@ -56,15 +56,15 @@ fn message_of(status: &Status) -> String {
     let visible = |c: char| if c.is_control() { ' ' } else { c };
     let line: String = whole.chars().take(MESSAGE_LIMIT).map(visible).collect();
     if line.is_empty() {
-        return "no reason was given".to_owned();
+        return "the control plane gave no reason".to_owned();
     }
     line
 }
 
-fn about_the_token(config: &Config) -> String {
+fn token_hint(config: &Config) -> String {
     match &config.token {
         Some(path) => format!(
-            "check whether the token in {} is expired or of another cluster or audience",
+            "check that the token in {} has not expired and is for this cluster and audience",
             path.display()
         ),
         None => "no token is configured".to_owned(),
@@ -72,7 +72,7 @@ fn about_the_token(config: &Config) -> String {
 }
 
 /// The roots in use, if rustls did not accept the server's certificate.
-fn about_the_root(message: &str, config: &Config) -> String {
+fn root_hint(message: &str, config: &Config) -> String {
     if !message.contains("invalid peer certificate") {
         return String::new();
     }

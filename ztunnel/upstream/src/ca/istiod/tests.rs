@@ -1,5 +1,5 @@
-//! The client against a control plane on loopback: its requests, the answers that it accepts, and
-//! changes of files at run time.
+//! The client against a control plane on loopback: its requests, the accepted and the refused answers,
+//! and changes of files at run time.
 
 mod answers;
 mod control_plane;
@@ -39,7 +39,7 @@ impl World {
         Self::with(mesh, script)
     }
 
-    /// A control plane that answers as the script says.
+    /// A control plane with a script for its answers.
     fn with(mesh: Arc<Authority>, script: Box<Script>) -> Self {
         let authority = Authority::new("control plane");
         let world = Self {
@@ -83,8 +83,8 @@ fn store(client: IstiodCa) -> Arc<Store> {
     Store::new(Arc::new(client), tls::Config::default(), runtime)
 }
 
-/// Two workloads shake hands, the first as the client.
-async fn meet(
+/// Completes a TLS handshake of two workloads, the first as the client.
+async fn handshake(
     (client, a): (&Store, &Identity),
     (server, b): (&Store, &Identity),
 ) -> Result<(), tls::Error> {
@@ -111,23 +111,23 @@ async fn workloads_of_a_node_get_certificates_and_trust_each_other() {
     let world = World::new();
     let store = store(world.client());
     let (a, b) = (identity("a"), identity("b"));
-    meet((&store, &a), (&store, &b)).await.unwrap();
-    let asked = world.control_plane.asked();
-    assert_eq!(asked.len(), 2);
-    assert_eq!(asked[0].on_behalf_of.as_deref(), Some(a.as_str()));
-    assert_eq!(asked[0].from, asked[1].from, "one connection");
-    assert_ne!(asked[0].csr, asked[1].csr);
-    for asked in asked {
-        assert_eq!(asked.validity, 86_400);
+    handshake((&store, &a), (&store, &b)).await.unwrap();
+    let received = world.control_plane.requests();
+    assert_eq!(received.len(), 2);
+    assert_eq!(received[0].on_behalf_of.as_deref(), Some(a.as_str()));
+    assert_eq!(received[0].from, received[1].from, "one connection");
+    assert_ne!(received[0].csr, received[1].csr);
+    for received in received {
+        assert_eq!(received.validity, 86_400);
         let token = format!("Bearer {TOKEN}");
-        assert_eq!(asked.header("authorization"), Some(token.as_str()));
-        assert_eq!(asked.header("clusterid"), Some("cluster1"));
-        assert!(asked.header("grpc-timeout").is_some());
+        assert_eq!(received.header("authorization"), Some(token.as_str()));
+        assert_eq!(received.header("clusterid"), Some("cluster1"));
+        assert!(received.header("grpc-timeout").is_some());
     }
 }
 
 #[tokio::test]
-async fn the_request_names_the_identity_and_the_lifetime() {
+async fn the_request_has_the_configured_lifetime_headers_and_identity() {
     let world = World::new();
     let client = IstiodCa::new(Config {
         requester: Requester::Workload,
@@ -138,14 +138,14 @@ async fn the_request_names_the_identity_and_the_lifetime() {
         ..world.config()
     });
     client.unwrap().issue(&identity("a")).await.unwrap();
-    let asked = &world.control_plane.asked()[0];
-    assert_eq!((asked.validity, &asked.on_behalf_of), (600, &None));
-    assert_eq!(asked.header("x-tenant"), Some("one"));
-    assert_eq!(asked.header("clusterid"), None);
-    assert_eq!(asked.header("authorization"), None);
-    let (_, pem) = x509_parser::pem::parse_x509_pem(asked.csr.as_bytes()).unwrap();
+    let received = &world.control_plane.requests()[0];
+    assert_eq!((received.validity, &received.on_behalf_of), (600, &None));
+    assert_eq!(received.header("x-tenant"), Some("one"));
+    assert_eq!(received.header("clusterid"), None);
+    assert_eq!(received.header("authorization"), None);
+    let (_, pem) = x509_parser::pem::parse_x509_pem(received.csr.as_bytes()).unwrap();
     assert_eq!(pem.label, "CERTIFICATE REQUEST");
-    let request = rcgen::CertificateSigningRequestParams::from_pem(&asked.csr).unwrap();
+    let request = rcgen::CertificateSigningRequestParams::from_pem(&received.csr).unwrap();
     let uri = rcgen::SanType::URI(identity("a").as_str().try_into().unwrap());
     assert_eq!(request.params.subject_alt_names, [uri]);
 }
@@ -167,7 +167,7 @@ async fn a_control_plane_with_another_root_or_name_gets_no_request() {
         (other_name, "not valid for name"),
     ] {
         let Root::File(path) = config.root.clone() else {
-            panic!("no file")
+            panic!("expected a file")
         };
         let error = IstiodCa::new(config).unwrap().issue(&identity("a")).await;
         let error = error.unwrap_err();
@@ -177,7 +177,10 @@ async fn a_control_plane_with_another_root_or_name_gets_no_request() {
         assert!(text.contains(path.to_str().unwrap()), "{text}");
         assert!(text.contains(&world.control_plane.url()), "{text}");
     }
-    assert!(world.control_plane.asked().is_empty(), "no token was sent");
+    assert!(
+        world.control_plane.requests().is_empty(),
+        "no token was sent"
+    );
 }
 
 #[tokio::test]
@@ -188,8 +191,8 @@ async fn the_token_is_read_for_each_request() {
         world.write("token", token);
         client.issue(&identity("a")).await.unwrap();
     }
-    let asked = world.control_plane.asked();
-    let sent: Vec<_> = asked.iter().map(|a| a.header("authorization")).collect();
+    let received = world.control_plane.requests();
+    let sent: Vec<_> = received.iter().map(|a| a.header("authorization")).collect();
     assert_eq!(sent, [Some("Bearer first"), Some("Bearer second")]);
 }
 
@@ -209,11 +212,11 @@ async fn an_unusable_token_is_reported_by_its_file_and_not_shown() {
     std::fs::remove_file(world.path("token")).unwrap();
     let error = client.issue(&identity("a")).await.unwrap_err();
     assert!(error.to_string().contains(&path), "{error}");
-    assert!(world.control_plane.asked().is_empty());
+    assert!(world.control_plane.requests().is_empty());
 }
 
 #[tokio::test]
-async fn refusals_are_classified_and_name_the_setting_to_check() {
+async fn refusals_are_classified_with_a_hint_at_the_setting_to_check() {
     for (code, reason, hint) in [
         (Code::Unauthenticated, "ca_refused", "the token in"),
         (Code::PermissionDenied, "ca_refused", "run on it"),
@@ -222,8 +225,8 @@ async fn refusals_are_classified_and_name_the_setting_to_check() {
         (Code::Unavailable, "ca_unavailable", "Unavailable"),
         (Code::Internal, "ca_unavailable", "Internal"),
     ] {
-        let said = format!("because\nof {}", "x".repeat(2000));
-        let script = answers(move |_| Err(Status::new(code, said.clone())));
+        let message = format!("because\nof {}", "x".repeat(2000));
+        let script = answers(move |_| Err(Status::new(code, message.clone())));
         let world = World::with(Arc::new(Authority::new("mesh")), script);
         let error = world.client().issue(&identity("a")).await.unwrap_err();
         assert_eq!((error.reason(), error.fault()), (reason, Fault::Mesh));
@@ -236,7 +239,7 @@ async fn refusals_are_classified_and_name_the_setting_to_check() {
 }
 
 #[tokio::test]
-async fn secrets_are_not_shown() {
+async fn debug_output_does_not_show_secrets() {
     let world = World::new();
     let config = Config {
         headers: vec![("x-key".to_owned(), "hidden".to_owned())],
@@ -250,7 +253,7 @@ async fn secrets_are_not_shown() {
     );
 }
 
-/// Checks that a change of good settings is refused for that reason, or not.
+/// Asserts that a change of valid settings is refused for this reason, or accepted.
 fn check(change: impl FnOnce(&mut Config), reason: Option<&str>) {
     let files = tempfile::tempdir().unwrap();
     let root = files.path().join("root.pem");

@@ -21,7 +21,7 @@ use super::error::LocalCaError;
 pub(super) const CERTIFICATE: &str = "root-cert.pem";
 pub(super) const KEY: &str = "root-key.pem";
 
-/// How far certificates are backdated, for nodes whose clocks differ.
+/// The time by which certificates are backdated, for nodes whose clocks differ.
 pub(super) const BACKDATE: Duration = Duration::from_secs(120);
 /// The lifetime of a new root.
 const ROOT_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -46,7 +46,7 @@ pub(super) fn create_root(directory: &Path, trust_domain: &str) -> Result<(), Lo
             trust_domain: trust_domain.to_owned(),
             why: error.to_string(),
         })?;
-    // The certificate last: it marks the root as complete.
+    // The certificate is written last: it marks the root as complete.
     write_atomically(directory, KEY, key.as_bytes(), 0o600)?;
     write_atomically(directory, CERTIFICATE, certificate.as_bytes(), 0o644)
 }

@@ -13,7 +13,7 @@ use super::root::{BACKDATE, serial, uri};
 use crate::ca::{CertificateSigner, SignError};
 use mesh::Identity;
 
-/// The root key and what is signed with it.
+/// The root key, and the trust domain and the expiry of the certificates that it signs.
 pub(super) struct RootSigner {
     pub(super) trust_domain: String,
     pub(super) root_not_after: OffsetDateTime,
@@ -54,7 +54,7 @@ impl CertificateSigner for RootSigner {
     }
 }
 
-/// The content of a leaf certificate: nothing of the request but its public key is used.
+/// The content of a leaf certificate. Only the public key of the request is used.
 fn leaf_params(
     identity: &Identity,
     not_before: OffsetDateTime,

@@ -19,7 +19,7 @@ fn open(directory: &Path) -> Result<LocalCa, LocalCaError> {
 }
 
 #[test]
-fn a_leaf_is_short_lived_and_names_the_workload_only() {
+fn a_leaf_is_short_lived_and_contains_only_the_identity_of_the_workload() {
     let directory = tempfile::tempdir().unwrap();
     let ca = open(directory.path()).unwrap();
     let issued = ca.issue_now(&web()).unwrap();
@@ -34,7 +34,7 @@ fn a_leaf_is_short_lived_and_names_the_workload_only() {
     );
     assert!(
         names.critical,
-        "with an empty subject it has to be critical (RFC 5280, section 4.2.1.6)"
+        "the extension must be critical if the subject is empty (RFC 5280, section 4.2.1.6)"
     );
     let usage = leaf.extended_key_usage().unwrap().unwrap().value;
     assert!(usage.server_auth && usage.client_auth && !usage.any);
@@ -49,12 +49,12 @@ fn a_leaf_is_short_lived_and_names_the_workload_only() {
     );
     assert!(
         (110..=130).contains(&(now - begin)),
-        "dated back {}",
+        "backdated by {} s",
         now - begin
     );
     assert!(
         (86_390..=86_400).contains(&(end - now)),
-        "lives {}",
+        "lifetime {} s",
         end - now
     );
     let other = ca.issue_now(&web()).unwrap();
@@ -76,7 +76,7 @@ fn an_issued_leaf_can_be_used() {
 }
 
 #[test]
-fn the_root_is_kept_in_the_directory() {
+fn the_root_is_reused_from_the_directory() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path().join("state/ca");
     let first = open(&directory).unwrap();
@@ -93,11 +93,11 @@ fn the_root_is_kept_in_the_directory() {
             & 0o777
     };
     assert_eq!((mode(KEY), mode(CERTIFICATE)), (0o600, 0o644));
-    let left: Vec<_> = fs::read_dir(&directory)
+    let entries: Vec<_> = fs::read_dir(&directory)
         .unwrap()
         .map(|f| f.unwrap().file_name())
         .collect();
-    assert_eq!(left.len(), 3, "{left:?}");
+    assert_eq!(entries.len(), 3, "{entries:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use proptest::prelude::*;
 use prost::Message as _;
 
-use super::super::MOST_BYTES;
+use super::super::MAX_BYTES;
 use super::super::message::Message;
 use super::super::packet::Packet;
 use super::agent::{add, add_without_info, del, keep, snapshot_sent};
@@ -76,7 +76,7 @@ fn an_invalid_packet_ends_the_connection() {
     let (agent, mut node) = agent_and_node();
     let empty = WorkloadRequest { payload: None }.encode_to_vec();
     assert!(empty.is_empty());
-    let long = keep(&"a".repeat(MOST_BYTES)).encode_to_vec();
+    let long = keep(&"a".repeat(MAX_BYTES)).encode_to_vec();
     // A request of an unknown kind: field 9, an empty message.
     let unknown = vec![9 << 3 | 2, 0];
     let uid = |length| keep(&"a".repeat(length)).encode_to_vec();

@@ -3,9 +3,13 @@
 use prometheus_client::metrics::counter::Counter;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::watch;
 
+use super::super::super::wire;
 use super::super::*;
-use mesh::{Uid, local};
+use hickory_proto::op::{Header, ResponseCode};
+use mesh::{Snapshot, Uid, Workload, local};
+use std::time::Duration;
 
 const MESH: &str = r#"
 workloads:
@@ -15,16 +19,16 @@ services:
 "#;
 
 /// How long a test waits for an expected event.
-const PATIENCE: Duration = Duration::from_secs(5);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a test waits for an event that must not happen.
-const A_WHILE: Duration = Duration::from_millis(150);
+const NO_EVENT_TIMEOUT: Duration = Duration::from_millis(150);
 
-/// The pod as the server sees it.
+/// The pod and worker of the server.
 pub(super) struct Pod {
     mesh: Arc<Snapshot>,
-    pub(super) known: Cell<bool>,
+    pub(super) has_workload: Cell<bool>,
     /// Ends the wait for the workload: with success, or with the reason of a refusal.
-    pub(super) pushed: tokio::sync::watch::Sender<Option<Result<(), DnsRefusal>>>,
+    pub(super) wait_result: watch::Sender<Option<Result<(), DnsRefusal>>>,
     pub(super) resolver: Cell<Option<SocketAddr>>,
 }
 
@@ -34,55 +38,63 @@ impl ServerContext for Rc<Pod> {
     }
 
     fn client(&self, mesh: &Snapshot) -> Option<Arc<Workload>> {
-        let known = mesh.workload_by_uid(&Uid("client".into()));
-        known.filter(|_| self.known.get()).cloned()
+        let workload = mesh.workload_by_uid(&Uid("client".into()));
+        workload.filter(|_| self.has_workload.get()).cloned()
     }
 
-    fn namespace(&self) -> Option<&str> {
+    fn kubernetes_namespace(&self) -> Option<&str> {
         Some("shop")
     }
 
-    async fn known(&self) -> Result<(), DnsRefusal> {
-        let mut pushed = self.pushed.subscribe();
-        let ended = pushed.wait_for(Option::is_some).await.map(|ended| *ended);
-        let ended = ended.ok().flatten().unwrap_or(Ok(()));
-        self.known.set(ended.is_ok());
-        ended
+    async fn wait_for_workload(&self) -> Result<(), DnsRefusal> {
+        let mut results = self.wait_result.subscribe();
+        let result = results
+            .wait_for(Option::is_some)
+            .await
+            .map(|result| *result);
+        let result = result.ok().flatten().unwrap_or(Ok(()));
+        self.has_workload.set(result.is_ok());
+        result
     }
 
-    fn pod(&self) -> u64 {
+    fn netns_cookie(&self) -> u64 {
         1
     }
 
-    fn asked_by_datagram(&self, _client: SocketAddr) -> Option<SocketAddr> {
+    fn resolver_of_datagram(&self, _client: SocketAddr) -> Option<SocketAddr> {
         self.resolver.get()
     }
 
-    fn asked_by_stream(&self, _stream: &TcpStream, _client: SocketAddr) -> Option<SocketAddr> {
+    fn resolver_of_stream(&self, _stream: &TcpStream, _client: SocketAddr) -> Option<SocketAddr> {
         self.resolver.get()
     }
 
-    fn spawn(&self, answering: impl Future<Output = ()> + 'static) {
-        tokio::task::spawn_local(answering);
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        tokio::task::spawn_local(task);
     }
 
-    fn step_aside(&self, socket: &UdpSocket) -> io::Result<()> {
-        let itself = socket.local_addr()?.into();
-        socket2::SockRef::from(socket).connect(&itself)
+    fn leave_reuseport_group(&self, socket: &UdpSocket) -> io::Result<()> {
+        let own_address = socket.local_addr()?.into();
+        socket2::SockRef::from(socket).connect(&own_address)
     }
 
-    fn socket(&self, resolver: SocketAddr) -> io::Result<UdpSocket> {
+    fn resolver_socket(&self, resolver: SocketAddr) -> io::Result<UdpSocket> {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
         socket.set_nonblocking(true)?;
         socket.connect(resolver)?;
         UdpSocket::from_std(socket)
     }
 
-    async fn connect(&self, resolver: SocketAddr) -> io::Result<TcpStream> {
+    async fn connect_to_resolver(&self, resolver: SocketAddr) -> io::Result<TcpStream> {
         TcpStream::connect(resolver).await
     }
 
-    async fn reply(&self, socket: &UdpSocket, reply: &[u8], client: SocketAddr) -> io::Result<()> {
+    async fn send_reply(
+        &self,
+        socket: &UdpSocket,
+        reply: &[u8],
+        client: SocketAddr,
+    ) -> io::Result<()> {
         socket.send_to(reply, client).await.map(drop)
     }
 
@@ -91,12 +103,12 @@ impl ServerContext for Rc<Pod> {
     }
 }
 
-async fn is_true(mut told: tokio::sync::watch::Receiver<bool>) {
-    drop(told.wait_for(|told| *told).await);
+async fn is_true(mut value: watch::Receiver<bool>) {
+    drop(value.wait_for(|value| *value).await);
 }
 
 /// A socket with `SO_REUSEPORT`, so that other sockets can share its address.
-fn beside(address: SocketAddr) -> UdpSocket {
+fn reuseport_socket(address: SocketAddr) -> UdpSocket {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
     socket.set_reuse_port(true).unwrap();
     socket.set_nonblocking(true).unwrap();
@@ -107,9 +119,9 @@ fn beside(address: SocketAddr) -> UdpSocket {
 pub(super) struct World {
     pub(super) pod: Rc<Pod>,
     telemetry: Arc<Telemetry>,
-    pub(super) common: Rc<Common>,
+    pub(super) shared: Rc<SharedState>,
     /// Requests that the server stops serving the socket.
-    unwanted: tokio::sync::watch::Sender<bool>,
+    stop: watch::Sender<bool>,
     /// The task that reads datagrams; finished when it has stopped.
     pub(super) serving: tokio::task::JoinHandle<()>,
     /// The resolver that the application addresses.
@@ -122,15 +134,15 @@ pub(super) struct World {
 
 pub(super) fn run(test: impl AsyncFnOnce(World)) {
     // Longer than a test waits: no answer comes from the server's own timeout.
-    with_patience_of(PATIENCE * 6, test);
+    run_with_timeout(EVENT_TIMEOUT * 6, test);
 }
 
 /// As [`run`], with a short resolver timeout.
-pub(super) fn run_with_little_patience(test: impl AsyncFnOnce(World)) {
-    with_patience_of(Duration::from_millis(100), test);
+pub(super) fn run_with_short_timeout(test: impl AsyncFnOnce(World)) {
+    run_with_timeout(Duration::from_millis(100), test);
 }
 
-fn with_patience_of(timeout: Duration, test: impl AsyncFnOnce(World)) {
+fn run_with_timeout(timeout: Duration, test: impl AsyncFnOnce(World)) {
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())
@@ -152,8 +164,8 @@ impl World {
         };
         let pod = Rc::new(Pod {
             mesh: Arc::new(local::parse(MESH).unwrap().into_snapshot()),
-            known: Cell::new(true),
-            pushed: tokio::sync::watch::Sender::new(None),
+            has_workload: Cell::new(true),
+            wait_result: watch::Sender::new(None),
             resolver: Cell::new(Some(resolver.local_addr().unwrap())),
         });
         let telemetry = Telemetry::new(Counter::default());
@@ -162,19 +174,19 @@ impl World {
             resolver: None,
             timeout,
         };
-        let common = Rc::<Common>::default();
-        let server = Server::new(pod.clone(), config, telemetry.clone(), common.clone());
-        let (unwanted, told) = tokio::sync::watch::channel(false);
-        let socket = beside(([127, 0, 0, 1], 0).into());
+        let shared = Rc::<SharedState>::default();
+        let server = Server::new(pod.clone(), config, telemetry.clone(), shared.clone());
+        let (stop, stopped) = watch::channel(false);
+        let socket = reuseport_socket(([127, 0, 0, 1], 0).into());
         let address = socket.local_addr().unwrap();
-        let until = is_true(told.clone());
+        let until = is_true(stopped.clone());
         let serving = server.clone().serve_datagrams(socket, until);
         let serving = tokio::task::spawn_local(serving);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server_tcp = listener.local_addr().unwrap();
         tokio::task::spawn_local(async move {
             while let Ok((stream, client)) = listener.accept().await {
-                let until = is_true(told.clone());
+                let until = is_true(stopped.clone());
                 tokio::task::spawn_local(server.clone().serve_stream(stream, client, until));
             }
         });
@@ -183,8 +195,8 @@ impl World {
         Self {
             pod,
             telemetry,
-            common,
-            unwanted,
+            shared,
+            stop,
             serving,
             resolver,
             resolver_tcp,
@@ -193,49 +205,50 @@ impl World {
         }
     }
 
-    pub(super) async fn ask(&self, message: &[u8]) {
+    pub(super) async fn send(&self, message: &[u8]) {
         self.app.send(message).await.unwrap();
     }
 
     /// A socket on the same address as the server's.
-    pub(super) fn successor(&self) -> UdpSocket {
-        beside(self.app.peer_addr().unwrap())
+    pub(super) fn second_socket(&self) -> UdpSocket {
+        reuseport_socket(self.app.peer_addr().unwrap())
     }
 
     /// Makes the server stop serving the socket.
-    pub(super) fn leave(&self) {
-        self.unwanted.send_replace(true);
+    pub(super) fn stop(&self) {
+        self.stop.send_replace(true);
     }
 
     /// The answer that the application receives.
-    pub(super) async fn told(&self) -> Vec<u8> {
-        let mut room = vec![0; LONGEST_MESSAGE];
-        let received = tokio::time::timeout(PATIENCE, self.app.recv(&mut room));
+    pub(super) async fn receive(&self) -> Vec<u8> {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        let received = tokio::time::timeout(EVENT_TIMEOUT, self.app.recv(&mut buffer));
         let length = received.await.expect("the server answers").unwrap();
-        room.truncate(length);
-        room
+        buffer.truncate(length);
+        buffer
     }
 
     /// Checks that the application receives no answer.
-    pub(super) async fn silence(&self) {
-        let mut room = [0; 512];
-        let received = tokio::time::timeout(A_WHILE, self.app.recv(&mut room)).await;
+    pub(super) async fn expect_no_reply(&self) {
+        let mut buffer = [0; 512];
+        let received = tokio::time::timeout(NO_EVENT_TIMEOUT, self.app.recv(&mut buffer)).await;
         assert!(received.is_err(), "{received:?}");
     }
 
     /// The query that the resolver receives, and its sender.
-    pub(super) async fn passed_on(&self) -> (Vec<u8>, SocketAddr) {
-        let mut room = vec![0; LONGEST_MESSAGE];
-        let received = tokio::time::timeout(PATIENCE, self.resolver.recv_from(&mut room));
+    pub(super) async fn receive_forwarded(&self) -> (Vec<u8>, SocketAddr) {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        let received = tokio::time::timeout(EVENT_TIMEOUT, self.resolver.recv_from(&mut buffer));
         let (length, from) = received.await.expect("the query is passed on").unwrap();
-        room.truncate(length);
-        (room, from)
+        buffer.truncate(length);
+        (buffer, from)
     }
 
     /// Checks that the resolver receives no query.
-    pub(super) async fn not_passed_on(&self) {
-        let mut room = [0; 512];
-        let received = tokio::time::timeout(A_WHILE, self.resolver.recv_from(&mut room)).await;
+    pub(super) async fn expect_not_forwarded(&self) {
+        let mut buffer = [0; 512];
+        let received =
+            tokio::time::timeout(NO_EVENT_TIMEOUT, self.resolver.recv_from(&mut buffer)).await;
         assert!(received.is_err(), "{received:?}");
     }
 
@@ -244,7 +257,7 @@ impl World {
     }
 
     /// Checks a metric's value for the pod's queries over a protocol.
-    pub(super) fn asked(&self, metric: &str, protocol: &str, value: u64) {
+    pub(super) fn expect_count(&self, metric: &str, protocol: &str, value: u64) {
         let labels = format!(
             r#"{{request_query_type="a",request_protocol="{protocol}",source_canonical_service="till",source_canonical_revision="v7"}}"#
         );
@@ -252,7 +265,7 @@ impl World {
     }
 
     /// Checks the number of queries that were refused for a reason.
-    pub(super) fn refused(&self, reason: &str, value: u64) {
+    pub(super) fn expect_refused(&self, reason: &str, value: u64) {
         let sample = format!(r#"ztunnel_dns_refused_total{{reason="{reason}"}}"#);
         self.sample(&sample, value);
     }
@@ -279,5 +292,12 @@ pub(super) fn reply(query: &[u8]) -> Vec<u8> {
 }
 
 pub(super) fn header(message: &[u8]) -> Header {
-    Header::of(message).unwrap()
+    wire::header(message).unwrap()
+}
+
+/// Checks that a message is a server failure for the query with this id.
+pub(super) fn expect_server_failure(message: &[u8], id: u16) {
+    let header = header(message);
+    assert_eq!(header.id, id);
+    assert_eq!(header.response_code, ResponseCode::ServFail);
 }

@@ -72,12 +72,12 @@ impl World {
     }
 
     /// Both ends of a new connection.
-    pub(super) fn connect(&self, listener: &TcpListener, to: &str) -> Ends {
+    pub(super) fn connect(&self, listener: &TcpListener, to: &str) -> JoinMode {
         let to = at(to);
         let socket = self.socket(Domain::for_address(to));
         socket.connect(&to.into()).unwrap();
         let (server, _) = listener.accept().unwrap();
-        Ends {
+        JoinMode {
             client: socket.into(),
             server,
         }
@@ -158,12 +158,12 @@ pub(super) enum Side {
 }
 
 /// The two ends of a connection.
-pub(super) struct Ends {
+pub(super) struct JoinMode {
     pub(super) client: TcpStream,
     pub(super) server: TcpStream,
 }
 
-impl Ends {
+impl JoinMode {
     /// The connection as a side sees it.
     pub(super) fn seen_by(&self, side: Side) -> Connection {
         seen(match side {

@@ -23,6 +23,17 @@ fn view() -> View {
     View::new(Arc::new(mesh), [], &PathSettings::default())
 }
 
+fn connection(from: &str, to: &str) -> Connection {
+    let trace = tunnel::hbone::TraceParent {
+        trace_id: 1,
+        parent_id: 1,
+        flags: 0,
+    };
+    let client = SocketAddr::new(from.parse().unwrap(), 1000);
+    let (pod, now) = (mesh::NetnsCookie(1), std::time::Instant::now());
+    Connection::new(pod, client, to.parse().unwrap(), now, trace)
+}
+
 fn identity(account: &str) -> Identity {
     Identity::new("cluster.local", "default", account).unwrap()
 }
@@ -30,8 +41,7 @@ fn identity(account: &str) -> Identity {
 /// A tunnel from an address, of a peer whose baggage describes the workload `far`.
 fn tunnel(from: &str, account: &str, authority: &str) -> InboundCaller {
     InboundCaller {
-        peer: SocketAddr::new(from.parse().unwrap(), 1000),
-        at: "10.0.0.2:15008".parse().unwrap(),
+        connection: connection(from, "10.0.0.2:15008"),
         tunnel: Some(TunnelPeer {
             identity: identity(account),
             authority: authority.parse().unwrap(),

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-use super::super::pipes::{self, HELD, Lease, MOST};
+use super::super::pipes::{self, HELD, Lease, MAX_PIPES};
 use super::{
     ADAPTIVE, ALL, COPYING, How, SPLICING, pair, pattern, relayed, relayed_between, stretch,
 };
@@ -179,7 +179,7 @@ async fn a_reader_that_does_not_read_stops_its_writer() {
 
 #[tokio::test]
 async fn without_a_pipe_bytes_are_copied() {
-    let _all: Vec<Lease> = (0..MOST).map(|_| Lease::take().unwrap()).collect();
+    let _all: Vec<Lease> = (0..MAX_PIPES).map(|_| Lease::take().unwrap()).collect();
     everything_arrives(SPLICING, streams().await, [3_000_001, 2_000_003]).await;
     everything_arrives(ADAPTIVE, streams().await, [3_000_001, 2_000_003]).await;
 }

@@ -6,12 +6,12 @@ use std::process::Command;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::super::pipes::{self, KEPT, Lease, MOST};
+use super::super::pipes::{self, KEPT, Lease, MAX_PIPES};
 use super::{ADAPTIVE, SPLICING, pair, relayed, relayed_between, stretch};
 
 #[tokio::test]
 async fn a_worker_has_so_many_and_no_more() {
-    let mut all: Vec<Lease> = (0..MOST).map(|_| Lease::take().unwrap()).collect();
+    let mut all: Vec<Lease> = (0..MAX_PIPES).map(|_| Lease::take().unwrap()).collect();
     assert!(Lease::take().is_err());
     all.pop();
     let another = Lease::take();

@@ -343,7 +343,7 @@ async fn a_policy_that_revokes_the_connection_waits_for_no_reader() {
         let play = async {
             // The relay has started, and most of the data waits.
             app.read_exact(&mut [0; 1000]).await.unwrap();
-            cut.send(super::super::super::authorized::Revoked::UnknownWorkload)
+            cut.send(super::super::super::policy::Revoked::UnknownWorkload)
                 .unwrap();
         };
         let relay = Box::pin(tunnelled(ours, tunnel, Side::Source, &series, revoked));

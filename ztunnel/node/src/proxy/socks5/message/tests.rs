@@ -93,7 +93,7 @@ proptest! {
     /// With any bytes, a reader that provides the requested bytes terminates and never reads past
     /// the message.
     #[test]
-    fn every_message_ends_and_no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), LONGEST), known in any::<bool>()) {
+    fn every_message_ends_and_no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), MAX_LENGTH), known in any::<bool>()) {
         let mut bytes = bytes;
         if known {
             bytes[0] = 5;
@@ -102,12 +102,12 @@ proptest! {
         }
         let mut have = 0;
         while let Ok(Progress::Needs(total)) = request(&bytes[..have]) {
-            prop_assert!(total > have && total <= LONGEST, "{have} then {total}");
+            prop_assert!(total > have && total <= MAX_LENGTH, "{have} then {total}");
             have = total;
         }
         have = 0;
         while let Ok(Progress::Needs(total)) = greeting(&bytes[..have]) {
-            prop_assert!(total > have && total <= LONGEST, "{have} then {total}");
+            prop_assert!(total > have && total <= MAX_LENGTH, "{have} then {total}");
             have = total;
         }
     }

@@ -1,4 +1,4 @@
-//! Policies: every field, and what is refused.
+//! Decoding of every field of a policy and of invalid values.
 
 use proptest::prelude::*;
 use prost::Message as _;
@@ -9,7 +9,7 @@ use api::istio::security as wire;
 use api::istio::security::string_match::MatchType;
 use mesh::{Action, Interner, Match, Policy, PolicyScope, ServiceAccountMatch, StringMatch};
 
-fn read(policy: &wire::Authorization) -> Result<DecodedPolicy, String> {
+fn decode(policy: &wire::Authorization) -> Result<DecodedPolicy, String> {
     decode_authorization(&policy.encode_to_vec(), &mut Interner::new())
         .map_err(|error| error.to_string())
 }
@@ -111,104 +111,105 @@ fn every_field_of_a_policy_arrives() {
         not_destination_ips: net("::/0"),
         destination_ports: vec![80, 443],
         not_destination_ports: vec![65535, 0],
+        http: None,
     };
     let expected = Policy {
         name: "p".into(),
         namespace: "ns".into(),
         scope: PolicyScope::WorkloadSelector,
         action: Action::Deny,
-        // A match without a kind matches nothing, which is not for us to change.
+        // A match without conditions is decoded as such; `authorize` decides that it matches nothing.
         rules: vec![vec![vec![kinds, Match::default()], vec![]], vec![]],
         dry_run: true,
         has_unknown_conditions: false,
     };
-    let decoded = read(&wire).unwrap();
+    let decoded = decode(&wire).unwrap();
     assert_eq!(decoded.policy, expected);
-    assert_eq!(decoded.doubts, Vec::<String>::new());
+    assert_eq!(decoded.warnings, Vec::<String>::new());
 }
 
 #[test]
-fn what_is_left_out_of_a_policy_has_the_apis_default() {
+fn missing_fields_of_a_policy_have_the_defaults_of_the_api() {
     let wire = wire::Authorization {
         namespace: String::new(),
         ..bare()
     };
-    let policy = read(&wire).unwrap().policy;
+    let policy = decode(&wire).unwrap().policy;
     assert_eq!(policy.key(), "default/p");
     assert_eq!(
         (policy.scope, policy.action, policy.dry_run),
         (PolicyScope::Global, Action::Allow, false)
     );
     let wire = wire::Authorization { scope: 1, ..bare() };
-    assert_eq!(read(&wire).unwrap().policy.scope, PolicyScope::Namespace);
+    assert_eq!(decode(&wire).unwrap().policy.scope, PolicyScope::Namespace);
 }
 
 #[test]
-fn what_cannot_be_enforced_as_it_is_meant_is_refused() {
-    for (wire, complaint) in [
+fn unknown_actions_and_scopes_and_invalid_names_are_refused() {
+    for (wire, expected) in [
         (
             wire::Authorization {
                 action: 7,
                 ..bare()
             },
-            "policy ns/p: action: 7 is not known here",
+            "policy ns/p: action: 7 is an unknown value",
         ),
         (
             wire::Authorization {
                 scope: -1,
                 ..bare()
             },
-            "policy ns/p: scope: -1 is not known here",
+            "policy ns/p: scope: -1 is an unknown value",
         ),
         (
             wire::Authorization {
                 name: String::new(),
                 ..bare()
             },
-            "policy ns/: name: \"\" is not a name of a policy",
+            "policy ns/: name: \"\" is not a valid name of a policy",
         ),
         (
             wire::Authorization {
                 namespace: text("a/b"),
                 ..bare()
             },
-            "policy a/b/p: namespace: \"a/b\" is not a namespace of a policy",
+            "policy a/b/p: namespace: \"a/b\" is not a valid namespace of a policy",
         ),
     ] {
-        assert_eq!(read(&wire).expect_err(complaint), complaint);
+        assert_eq!(decode(&wire).expect_err(expected), expected);
     }
 }
 
 #[test]
-fn a_value_that_cannot_be_read_refuses_the_policy_and_is_named() {
-    for (kinds, complaint) in [
+fn an_invalid_value_refuses_the_policy_with_the_field_in_the_error() {
+    for (kinds, expected) in [
         (
             wire::Match {
                 source_ips: vec![range(&[1, 2, 3, 4], 0), range(&[1, 2, 3, 4, 5], 8)],
                 ..wire::Match::default()
             },
-            "source_ips[1]: 5 bytes are no IP address",
+            "source_ips[1]: 5 bytes are not an IP address, expected 4 or 16",
         ),
         (
             wire::Match {
                 not_destination_ips: vec![range(&[1, 2, 3, 4], 33)],
                 ..wire::Match::default()
             },
-            "not_destination_ips[0]: 33 is no prefix length of 1.2.3.4",
+            "not_destination_ips[0]: 33 is not a prefix length of 1.2.3.4",
         ),
         (
             wire::Match {
                 destination_ports: vec![65536],
                 ..wire::Match::default()
             },
-            "destination_ports[0]: 65536 is no port, 65535 is the last",
+            "destination_ports[0]: 65536 is not a port, expected at most 65535",
         ),
         (
             wire::Match {
                 service_accounts: vec![account("", "x")],
                 ..wire::Match::default()
             },
-            "service_accounts[0]: a namespace and a service account are needed",
+            "service_accounts[0]: expected a namespace and a service account",
         ),
     ] {
         let wire = wire::Authorization {
@@ -216,14 +217,14 @@ fn a_value_that_cannot_be_read_refuses_the_policy_and_is_named() {
             ..bare()
         };
         let path = "policy ns/p: rules[0].clauses[0].matches[0]";
-        let error = read(&wire).expect_err(complaint);
-        assert_eq!(error, format!("{path}.{complaint}"));
+        let error = decode(&wire).expect_err(expected);
+        assert_eq!(error, format!("{path}.{expected}"));
     }
 }
 
 proptest! {
     #[test]
-    fn a_spoiled_policy_is_read_or_refused(
+    fn a_corrupted_policy_does_not_panic(
         at in any::<proptest::sample::Index>(),
         byte in any::<u8>(),
         cut in any::<proptest::sample::Index>(),

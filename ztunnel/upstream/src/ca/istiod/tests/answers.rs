@@ -1,27 +1,27 @@
-//! Answers: those that can be used, and each kind that cannot with what is said about it.
+//! Answers of the authority that are accepted, and the errors for those that are refused.
 
 use std::time::SystemTime;
 
 use rcgen::ExtendedKeyUsagePurpose;
 
 use super::super::request::CertificateRequest;
-use super::control_plane::{Asked, Leaf};
+use super::control_plane::{Leaf, ReceivedRequest};
 use super::*;
 
-/// Makes the answer to a request.
-type Answer = fn(&Authority, &Asked) -> Vec<String>;
+/// Creates the answer to a request.
+type Answer = fn(&Authority, &ReceivedRequest) -> Vec<String>;
 
-fn other_order(account: &str) -> String {
+fn csr_of_another_key(account: &str) -> String {
     let certificate = CertificateRequest::new(&identity(account), Requester::Node).unwrap();
     let config = Config::new("https://istiod");
     let request = certificate.message(&config, &MetadataMap::new()).unwrap();
     request.into_inner().csr
 }
 
-async fn asked(answer: Answer) -> Result<Issued, IssueError> {
+async fn issue_with(answer: Answer) -> Result<Issued, IssueError> {
     let mesh = Arc::new(Authority::new("mesh"));
     let signing = mesh.clone();
-    let script = answers(move |asked| Ok(answer(&signing, asked)));
+    let script = answers(move |received| Ok(answer(&signing, received)));
     World::with(mesh, script)
         .client()
         .issue(&identity("a"))
@@ -31,50 +31,50 @@ async fn asked(answer: Answer) -> Result<Issued, IssueError> {
 #[tokio::test]
 async fn a_chain_may_be_split_into_texts_in_many_ways() {
     let cases: [(&str, Answer); 6] = [
-        ("as the control plane sends it", |mesh, asked| {
-            let issuing = mesh.below("issuing");
-            let leaf = issuing.sign(&asked.csr, Leaf::default());
+        ("as the control plane sends it", |mesh, received| {
+            let issuing = mesh.intermediate("issuing");
+            let leaf = issuing.sign(&received.csr, Leaf::default());
             vec![leaf, issuing.root.clone(), mesh.root.clone()]
         }),
-        ("leaf and intermediate together", |mesh, asked| {
-            let issuing = mesh.below("issuing");
-            let leaf = issuing.sign(&asked.csr, Leaf::default());
+        ("leaf and intermediate together", |mesh, received| {
+            let issuing = mesh.intermediate("issuing");
+            let leaf = issuing.sign(&received.csr, Leaf::default());
             vec![leaf + &issuing.root, mesh.root.clone()]
         }),
-        ("intermediate and root together", |mesh, asked| {
-            let issuing = mesh.below("issuing");
-            let leaf = issuing.sign(&asked.csr, Leaf::default());
+        ("intermediate and root together", |mesh, received| {
+            let issuing = mesh.intermediate("issuing");
+            let leaf = issuing.sign(&received.csr, Leaf::default());
             vec![leaf, issuing.root.clone() + &mesh.root]
         }),
-        ("all in one", |mesh, asked| {
-            let issuing = mesh.below("issuing");
-            let leaf = issuing.sign(&asked.csr, Leaf::default());
+        ("all in one", |mesh, received| {
+            let issuing = mesh.intermediate("issuing");
+            let leaf = issuing.sign(&received.csr, Leaf::default());
             vec![leaf + &issuing.root + &mesh.root]
         }),
-        ("an empty part in the middle", |mesh, asked| {
-            let issuing = mesh.below("issuing");
-            let leaf = issuing.sign(&asked.csr, Leaf::default());
+        ("an empty part in the middle", |mesh, received| {
+            let issuing = mesh.intermediate("issuing");
+            let leaf = issuing.sign(&received.csr, Leaf::default());
             let parts = [leaf, issuing.root, "\n".to_owned(), mesh.root.clone()];
             parts.into()
         }),
-        ("an intermediate as the root", |mesh, asked| {
-            let top = mesh.below("top");
-            let issuing = top.below("issuing");
-            let leaf = issuing.sign(&asked.csr, Leaf::default());
+        ("an intermediate as the root", |mesh, received| {
+            let top = mesh.intermediate("top");
+            let issuing = top.intermediate("issuing");
+            let leaf = issuing.sign(&received.csr, Leaf::default());
             vec![leaf, issuing.root, top.root]
         }),
     ];
     for (case, answer) in cases {
-        let issued = asked(answer)
+        let issued = issue_with(answer)
             .await
             .unwrap_or_else(|e| panic!("{case}: {e}"));
         assert_eq!((issued.chain.len(), issued.roots.len()), (2, 1), "{case}");
     }
 }
 
-async fn refused(cases: &[(&str, Answer)]) {
+async fn assert_refused(cases: &[(&str, Answer)]) {
     for (expected, answer) in cases {
-        let error = asked(*answer).await.err();
+        let error = issue_with(*answer).await.err();
         let error = error.unwrap_or_else(|| panic!("accepted: {expected}"));
         assert_eq!(error.reason(), "ca_unusable", "{error}");
         assert!(error.to_string().contains(expected), "{expected}: {error}");
@@ -82,24 +82,24 @@ async fn refused(cases: &[(&str, Answer)]) {
 }
 
 #[tokio::test]
-async fn an_unusable_answer_is_described() {
+async fn the_error_describes_an_invalid_answer() {
     let cases: [(&str, Answer); 7] = [
         ("no certificate and no root", |_, _| vec![]),
         ("no certificate and no root", |_, _| vec![String::new()]),
-        ("1 certificate and no root", |mesh, asked| {
-            vec![mesh.sign(&asked.csr, Leaf::default())]
+        ("1 certificate and no root", |mesh, received| {
+            vec![mesh.sign(&received.csr, Leaf::default())]
         }),
         (
             "part 2 of 2 of the answer holds no certificate",
-            |mesh, asked| {
-                let leaf = mesh.sign(&asked.csr, Leaf::default());
+            |mesh, received| {
+                let leaf = mesh.sign(&received.csr, Leaf::default());
                 vec![leaf, "garbage".to_owned()]
             },
         ),
         (
             "part 1 of 2 of the answer cannot be parsed",
-            |mesh, asked| {
-                let leaf = mesh.sign(&asked.csr, Leaf::default());
+            |mesh, received| {
+                let leaf = mesh.sign(&received.csr, Leaf::default());
                 vec![leaf.replace("MII", "M!!"), mesh.root.clone()]
             },
         ),
@@ -107,61 +107,64 @@ async fn an_unusable_answer_is_described() {
             let nonsense = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
             vec![nonsense.to_owned(), mesh.root.clone()]
         }),
-        ("more than 128 certificates", |mesh, asked| {
-            let leaf = mesh.sign(&asked.csr, Leaf::default());
+        ("more than 128 certificates", |mesh, received| {
+            let leaf = mesh.sign(&received.csr, Leaf::default());
             vec![leaf, mesh.root.repeat(128)]
         }),
     ];
-    refused(&cases).await;
+    assert_refused(&cases).await;
 }
 
 #[tokio::test]
 async fn a_certificate_that_peers_would_refuse_is_refused() {
     let cases: [(&str, Answer); 6] = [
-        ("sa/b instead of spiffe://cluster.local", |mesh, asked| {
-            let leaf = mesh.sign_as(&asked.csr, identity("b").as_str());
-            vec![leaf, mesh.root.clone()]
-        }),
+        (
+            "sa/b instead of spiffe://cluster.local",
+            |mesh, received| {
+                let leaf = mesh.sign_as(&received.csr, identity("b").as_str());
+                vec![leaf, mesh.root.clone()]
+            },
+        ),
         ("for another key", |mesh, _| {
-            let leaf = mesh.sign(&other_order("a"), Leaf::default());
+            let leaf = mesh.sign(&csr_of_another_key("a"), Leaf::default());
             vec![leaf, mesh.root.clone()]
         }),
-        ("UnknownIssuer", |mesh, asked| {
-            let leaf = mesh.sign(&asked.csr, Leaf::default());
+        ("UnknownIssuer", |mesh, received| {
+            let leaf = mesh.sign(&received.csr, Leaf::default());
             vec![leaf, Authority::new("mesh").root]
         }),
-        ("expired", |mesh, asked| {
+        ("expired", |mesh, received| {
             let not_after = SystemTime::now() - Duration::from_secs(10);
             let leaf = Leaf {
                 not_after,
                 ..Leaf::default()
             };
-            vec![mesh.sign(&asked.csr, leaf), mesh.root.clone()]
+            vec![mesh.sign(&received.csr, leaf), mesh.root.clone()]
         }),
-        ("not valid yet", |mesh, asked| {
+        ("not valid yet", |mesh, received| {
             let not_before = SystemTime::now() + Duration::from_secs(100);
             let leaf = Leaf {
                 not_before,
                 ..Leaf::default()
             };
-            vec![mesh.sign(&asked.csr, leaf), mesh.root.clone()]
+            vec![mesh.sign(&received.csr, leaf), mesh.root.clone()]
         }),
-        ("InvalidPurpose", |mesh, asked| {
+        ("InvalidPurpose", |mesh, received| {
             let usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
             let leaf = Leaf {
                 usages,
                 ..Leaf::default()
             };
-            vec![mesh.sign(&asked.csr, leaf), mesh.root.clone()]
+            vec![mesh.sign(&received.csr, leaf), mesh.root.clone()]
         }),
     ];
-    refused(&cases).await;
+    assert_refused(&cases).await;
 }
 
 #[tokio::test]
 async fn a_huge_answer_is_not_read() {
-    let error = asked(|mesh, asked| {
-        let leaf = mesh.sign(&asked.csr, Leaf::default());
+    let error = issue_with(|mesh, received| {
+        let leaf = mesh.sign(&received.csr, Leaf::default());
         vec![leaf, "x".repeat(3 << 20)]
     });
     let error = error.await.unwrap_err();
@@ -173,9 +176,9 @@ async fn a_huge_answer_is_not_read() {
 async fn a_timeout_ends_the_request_and_the_next_one_uses_a_new_connection() {
     let mesh = Arc::new(Authority::new("mesh"));
     let signing = mesh.clone();
-    let script: Box<Script> = Box::new(move |asked| {
-        let leaf = signing.sign(&asked.csr, Leaf::default());
-        let slow = asked.on_behalf_of.as_deref() == Some(identity("slow").as_str());
+    let script: Box<Script> = Box::new(move |received| {
+        let leaf = signing.sign(&received.csr, Leaf::default());
+        let slow = received.on_behalf_of.as_deref() == Some(identity("slow").as_str());
         let pause = Duration::from_secs(if slow { 60 } else { 0 });
         (pause, Ok(vec![leaf, signing.root.clone()]))
     });
@@ -184,7 +187,7 @@ async fn a_timeout_ends_the_request_and_the_next_one_uses_a_new_connection() {
     let error = client.issue(&identity("slow")).await.unwrap_err();
     assert_eq!(error.reason(), "ca_unavailable");
     client.issue(&identity("a")).await.unwrap();
-    let asked = world.control_plane.asked();
-    assert_eq!(asked.len(), 2);
-    assert_ne!(asked[0].from, asked[1].from, "{error}");
+    let received = world.control_plane.requests();
+    assert_eq!(received.len(), 2);
+    assert_ne!(received[0].from, received[1].from, "{error}");
 }

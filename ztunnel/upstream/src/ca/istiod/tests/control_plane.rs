@@ -1,5 +1,5 @@
-//! A control plane for tests: the generated server on loopback with TLS, an authority that signs
-//! whatever it is asked for, and a script that may answer anything else.
+//! A control plane for tests: the generated server on loopback with TLS, an authority that signs every
+//! request, and a script for other answers.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
@@ -29,7 +29,7 @@ pub(super) struct Authority {
     signer: Signer<'static, KeyPair>,
 }
 
-/// What may be chosen about a leaf.
+/// The content of a leaf certificate that a test may choose.
 #[derive(Clone)]
 pub(super) struct Leaf {
     pub(super) usages: Vec<ExtendedKeyUsagePurpose>,
@@ -52,23 +52,23 @@ impl Default for Leaf {
 
 impl Authority {
     pub(super) fn new(name: &str) -> Self {
-        let (params, key) = draft(name);
+        let (params, key) = ca_params(name);
         Self {
             root: params.self_signed(&key).unwrap().pem(),
             signer: Signer::new(params, key),
         }
     }
 
-    /// An authority below this one; its `root` is its own certificate.
-    pub(super) fn below(&self, name: &str) -> Self {
-        let (params, key) = draft(name);
+    /// An intermediate authority of this one; its `root` is its own certificate.
+    pub(super) fn intermediate(&self, name: &str) -> Self {
+        let (params, key) = ca_params(name);
         Self {
             root: params.signed_by(&key, &self.signer).unwrap().pem(),
             signer: Signer::new(params, key),
         }
     }
 
-    /// Signs a request as it is.
+    /// Signs a request with the identity that it contains.
     pub(super) fn sign(&self, csr: &str, leaf: Leaf) -> String {
         let mut request = CertificateSigningRequestParams::from_pem(csr).unwrap();
         request.params.extended_key_usages = leaf.usages;
@@ -77,7 +77,7 @@ impl Authority {
         request.signed_by(&self.signer).unwrap().pem()
     }
 
-    /// Signs a request for somebody else.
+    /// Signs a request for another identity.
     pub(super) fn sign_as(&self, csr: &str, uri: &str) -> String {
         let mut request = CertificateSigningRequestParams::from_pem(csr).unwrap();
         request.params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
@@ -93,7 +93,7 @@ impl Authority {
     }
 }
 
-fn draft(name: &str) -> (CertificateParams, KeyPair) {
+fn ca_params(name: &str) -> (CertificateParams, KeyPair) {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
@@ -101,9 +101,9 @@ fn draft(name: &str) -> (CertificateParams, KeyPair) {
     (params, key)
 }
 
-/// What arrived.
+/// A request that the control plane received.
 #[derive(Clone)]
-pub(super) struct Asked {
+pub(super) struct ReceivedRequest {
     pub(super) csr: String,
     pub(super) validity: i64,
     pub(super) on_behalf_of: Option<String>,
@@ -111,19 +111,20 @@ pub(super) struct Asked {
     pub(super) from: SocketAddr,
 }
 
-impl Asked {
+impl ReceivedRequest {
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 }
 
-/// How a request is answered, and after how long.
-pub(super) type Script = dyn Fn(&Asked) -> (Duration, Result<Vec<String>, Status>) + Send + Sync;
+/// The answer to a request, and the pause before it.
+pub(super) type Script =
+    dyn Fn(&ReceivedRequest) -> (Duration, Result<Vec<String>, Status>) + Send + Sync;
 
 pub(super) struct ControlPlane {
     address: SocketAddr,
-    place: Socket,
-    pub(super) asked: Arc<Mutex<Vec<Asked>>>,
+    reserved_port: Socket,
+    pub(super) requests: Arc<Mutex<Vec<ReceivedRequest>>>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -140,18 +141,22 @@ impl ControlPlane {
         identity: Option<ServerIdentity>,
         script: Box<Script>,
     ) -> Self {
-        Self::serve_in(beside(address), identity, script)
+        Self::serve_in(reserve(address), identity, script)
     }
 
-    fn serve_in(place: Socket, identity: Option<ServerIdentity>, script: Box<Script>) -> Self {
-        let address = place.local_addr().unwrap().as_socket().unwrap();
-        let listening = beside(address);
+    fn serve_in(
+        reserved_port: Socket,
+        identity: Option<ServerIdentity>,
+        script: Box<Script>,
+    ) -> Self {
+        let address = reserved_port.local_addr().unwrap().as_socket().unwrap();
+        let listening = reserve(address);
         listening.listen(128).unwrap();
         let listener = TcpListener::from(listening);
         let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener).unwrap());
-        let asked = Arc::<Mutex<Vec<Asked>>>::default();
+        let requests = Arc::<Mutex<Vec<ReceivedRequest>>>::default();
         let service = IstioCertificateServiceServer::new(Service {
-            asked: asked.clone(),
+            requests: requests.clone(),
             script,
         });
         let (stop, stopped) = oneshot::channel::<()>();
@@ -172,42 +177,42 @@ impl ControlPlane {
         });
         Self {
             address,
-            place,
-            asked,
+            reserved_port,
+            requests,
             stop,
             task,
         }
     }
 
-    /// Serves again, where another one was.
+    /// Serves on the port of a stopped control plane.
     pub(super) fn serve_again(
-        place: Socket,
+        reserved_port: Socket,
         authority: &Authority,
         name: &str,
         script: Box<Script>,
     ) -> Self {
-        Self::serve_in(place, Some(authority.server(name)), script)
+        Self::serve_in(reserved_port, Some(authority.server(name)), script)
     }
 
     pub(super) fn url(&self) -> String {
         format!("https://{}", self.address)
     }
 
-    pub(super) fn asked(&self) -> Vec<Asked> {
-        self.asked.lock().unwrap().clone()
+    pub(super) fn requests(&self) -> Vec<ReceivedRequest> {
+        self.requests.lock().unwrap().clone()
     }
 
-    /// Closes the port and the connections. Nobody listens there, and nobody else can, as long as
-    /// what it returns is kept.
+    /// Closes the listener and the connections. No other process can take the port until the returned
+    /// socket is dropped.
     pub(super) async fn stop(self) -> Socket {
         drop(self.stop);
         self.task.await.unwrap();
-        self.place
+        self.reserved_port
     }
 }
 
-/// A socket at an address that only sockets made here can share.
-fn beside(address: SocketAddr) -> Socket {
+/// A socket bound to an address that other processes cannot take (`SO_REUSEPORT`).
+fn reserve(address: SocketAddr) -> Socket {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
     socket.set_reuse_port(true).unwrap();
     socket.set_nonblocking(true).unwrap();
@@ -216,7 +221,7 @@ fn beside(address: SocketAddr) -> Socket {
 }
 
 struct Service {
-    asked: Arc<Mutex<Vec<Asked>>>,
+    requests: Arc<Mutex<Vec<ReceivedRequest>>>,
     script: Box<Script>,
 }
 
@@ -231,7 +236,7 @@ impl IstioCertificateService for Service {
         let request = request.into_inner();
         let fields = request.metadata.map(|metadata| metadata.fields);
         let named = fields.and_then(|fields| fields.get("ImpersonatedIdentity").cloned());
-        let asked = Asked {
+        let received = ReceivedRequest {
             csr: request.csr,
             validity: request.validity_duration,
             on_behalf_of: named.map(|value| match value.kind {
@@ -241,25 +246,25 @@ impl IstioCertificateService for Service {
             headers,
             from,
         };
-        self.asked.lock().unwrap().push(asked.clone());
-        let (pause, answer) = (self.script)(&asked);
+        self.requests.lock().unwrap().push(received.clone());
+        let (pause, answer) = (self.script)(&received);
         tokio::time::sleep(pause).await;
         answer.map(|cert_chain| Response::new(IstioCertificateResponse { cert_chain }))
     }
 }
 
-/// Signs what is asked for.
+/// A script that signs every request.
 pub(super) fn signs(mesh: &Arc<Authority>) -> Box<Script> {
     let mesh = mesh.clone();
-    Box::new(move |asked| {
-        let leaf = mesh.sign(&asked.csr, Leaf::default());
+    Box::new(move |received| {
+        let leaf = mesh.sign(&received.csr, Leaf::default());
         (Duration::ZERO, Ok(vec![leaf, mesh.root.clone()]))
     })
 }
 
-/// Answers something else.
+/// A script with other answers.
 pub(super) fn answers(
-    answer: impl Fn(&Asked) -> Result<Vec<String>, Status> + Send + Sync + 'static,
+    answer: impl Fn(&ReceivedRequest) -> Result<Vec<String>, Status> + Send + Sync + 'static,
 ) -> Box<Script> {
-    Box::new(move |asked| (Duration::ZERO, answer(asked)))
+    Box::new(move |received| (Duration::ZERO, answer(received)))
 }

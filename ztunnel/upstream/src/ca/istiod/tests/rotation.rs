@@ -1,10 +1,10 @@
-//! What changes while the client runs: the control plane goes and comes, and roots are replaced.
+//! Changes while the client runs: a restart of the control plane, and rotations of the roots.
 
 use super::control_plane::Leaf;
 use super::*;
 
 #[tokio::test]
-async fn a_broken_connection_is_made_again() {
+async fn a_broken_connection_is_opened_again() {
     let world = World::new();
     let client = world.client();
     client.issue(&identity("a")).await.unwrap();
@@ -14,12 +14,12 @@ async fn a_broken_connection_is_made_again() {
         control_plane,
         files: _files,
     } = world;
-    let place = control_plane.stop().await;
+    let reserved_port = control_plane.stop().await;
     let error = client.issue(&identity("a")).await.unwrap_err();
     assert_eq!(error.reason(), "ca_unavailable", "{error}");
-    let again = ControlPlane::serve_again(place, &authority, NAME, signs(&mesh));
+    let again = ControlPlane::serve_again(reserved_port, &authority, NAME, signs(&mesh));
     client.issue(&identity("a")).await.unwrap();
-    assert_eq!(again.asked().len(), 1);
+    assert_eq!(again.requests().len(), 1);
 }
 
 #[tokio::test]
@@ -27,7 +27,7 @@ async fn the_root_of_the_control_plane_may_change() {
     let world = World::new();
     let client = world.client();
     client.issue(&identity("a")).await.unwrap();
-    // Damage is survived with what was there before.
+    // While the file is damaged, its last valid content stays in use.
     world.write("root.pem", "-----BEGIN CERT");
     client.issue(&identity("a")).await.unwrap();
     let (next, root) = (Authority::new("next"), world.path("root.pem"));
@@ -37,40 +37,40 @@ async fn the_root_of_the_control_plane_may_change() {
         files,
         ..
     } = world;
-    let place = control_plane.stop().await;
-    let again = ControlPlane::serve_again(place, &next, NAME, signs(&mesh));
+    let reserved_port = control_plane.stop().await;
+    let again = ControlPlane::serve_again(reserved_port, &next, NAME, signs(&mesh));
     let error = client.issue(&identity("a")).await.unwrap_err();
     assert!(error.to_string().contains("UnknownIssuer"), "{error}");
     std::fs::write(root, &next.root).unwrap();
     client.issue(&identity("a")).await.unwrap();
-    assert_eq!(again.asked().len(), 1);
+    assert_eq!(again.requests().len(), 1);
     drop(files);
 }
 
-/// A control plane in the middle of a change of roots: it signs with one and sends both.
+/// A control plane during a root rotation: it signs with one root and sends both.
 fn sends_both(signs: &Arc<Authority>, other: &Arc<Authority>) -> Box<Script> {
     let (signs, other) = (signs.clone(), other.clone());
-    answers(move |asked| {
-        let leaf = signs.sign(&asked.csr, Leaf::default());
+    answers(move |received| {
+        let leaf = signs.sign(&received.csr, Leaf::default());
         Ok(vec![leaf, other.root.clone() + &signs.root])
     })
 }
 
 #[tokio::test]
 async fn peers_of_two_roots_accept_each_other_when_answers_hold_both() {
-    // One name for both, as a control plane gives its roots.
+    // Both roots have the same name, as those of a control plane.
     let (old, new) = (Authority::new("mesh"), Authority::new("mesh"));
     let (old, new) = (Arc::new(old), Arc::new(new));
     let before = World::with(old.clone(), sends_both(&old, &new));
     let after = World::with(new.clone(), sends_both(&new, &old));
     let (before, after) = (store(before.client()), store(after.client()));
     let (a, b) = (identity("a"), identity("b"));
-    meet((&before, &a), (&after, &b)).await.unwrap();
-    meet((&after, &a), (&before, &b)).await.unwrap();
+    handshake((&before, &a), (&after, &b)).await.unwrap();
+    handshake((&after, &a), (&before, &b)).await.unwrap();
 }
 
 #[tokio::test]
-async fn peers_of_two_roots_accept_each_other_when_the_meshs_file_holds_both() {
+async fn peers_of_two_roots_accept_each_other_when_the_file_of_mesh_roots_holds_both() {
     let (before, after) = (World::new(), World::new());
     let with_file = |world: &World| {
         world.write("mesh.pem", &world.mesh.root);
@@ -82,7 +82,7 @@ async fn peers_of_two_roots_accept_each_other_when_the_meshs_file_holds_both() {
     };
     let (old, new) = (with_file(&before), with_file(&after));
     let (a, b) = (identity("a"), identity("b"));
-    let error = meet((&old, &a), (&new, &b)).await.unwrap_err();
+    let error = handshake((&old, &a), (&new, &b)).await.unwrap_err();
     assert_eq!(error.reason(), "unknown_issuer");
 
     append(&before.path("mesh.pem"), &after.mesh.root);
@@ -92,19 +92,19 @@ async fn peers_of_two_roots_accept_each_other_when_the_meshs_file_holds_both() {
     new.renew_all();
     let mut outcome = Err(error);
     for _ in 0..200 {
-        outcome = meet((&old, &a), (&new, &b)).await;
+        outcome = handshake((&old, &a), (&new, &b)).await;
         if outcome.is_ok() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     outcome.unwrap();
-    meet((&new, &b), (&old, &a)).await.unwrap();
+    handshake((&new, &b), (&old, &a)).await.unwrap();
     assert_ne!(old.get(&a).await.unwrap().serial(), serial);
 }
 
 #[tokio::test]
-async fn a_root_that_is_named_twice_is_trusted_once() {
+async fn a_root_in_the_answer_and_in_the_file_is_trusted_once() {
     let world = World::new();
     world.write("mesh.pem", &world.mesh.root);
     let client = IstiodCa::new(Config {
@@ -117,7 +117,7 @@ async fn a_root_that_is_named_twice_is_trusted_once() {
     append(&world.path("mesh.pem"), &Authority::new("next").root);
     let issued = client.issue(&identity("a")).await.unwrap();
     assert_eq!(issued.roots.len(), 2);
-    // A damaged bundle leaves the roots that were there.
+    // While the bundle is damaged, its last valid content stays in use.
     world.write("mesh.pem", "");
     let issued = client.issue(&identity("a")).await.unwrap();
     assert_eq!(issued.roots.len(), 2);

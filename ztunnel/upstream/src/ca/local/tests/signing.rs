@@ -1,4 +1,4 @@
-//! Signing of requests of others.
+//! Signing of certificate requests.
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, PublicKeyData as _};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -28,7 +28,7 @@ fn a_signed_chain_verifies_with_the_requesters_key() {
 }
 
 #[test]
-fn a_private_key_is_not_in_the_request_and_no_new_one_is_made() {
+fn the_certificate_has_the_key_of_the_request_which_does_not_contain_the_private_key() {
     let directory = tempfile::tempdir().unwrap();
     let ca = open(directory.path()).unwrap();
     let (key, request) = key::generate(&web()).unwrap();
@@ -93,7 +93,7 @@ fn names_and_extensions_of_the_request_are_ignored() {
 }
 
 #[test]
-fn the_lifetime_is_the_callers_and_ends_with_the_root() {
+fn the_certificate_expires_after_the_requested_lifetime_or_with_the_root() {
     let directory = tempfile::tempdir().unwrap();
     let ca = open(directory.path()).unwrap();
     let (_, request) = key::generate(&web()).unwrap();
@@ -111,7 +111,7 @@ fn the_lifetime_is_the_callers_and_ends_with_the_root() {
 }
 
 #[test]
-fn other_trust_domains_are_not_signed_for() {
+fn an_identity_of_another_trust_domain_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let ca = open(directory.path()).unwrap();
     let foreign = Identity::new("elsewhere", "default", "web").unwrap();
