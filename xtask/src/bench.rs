@@ -5,7 +5,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{requirements, shell};
 
@@ -33,11 +33,29 @@ pub(crate) struct Arguments {
     chart: Option<PathBuf>,
 }
 
+impl Arguments {
+    /// Whether an option is given that applies to rows of traffic only.
+    const fn has_row_options(&self) -> bool {
+        self.quick
+            || self.rounds.is_some()
+            || self.congestion.is_some()
+            || self.json.is_some()
+            || self.chart.is_some()
+    }
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    match arguments.only.as_deref() {
-        Some("store") => return cargo_bench("node", "store"),
-        Some("tls") => return cargo_bench("tunnel", "tls"),
-        _ => {}
+    let own = match arguments.only.as_deref() {
+        Some("store") => Some(("node", "store")),
+        Some("tls") => Some(("tunnel", "tls")),
+        _ => None,
+    };
+    if let Some((package, name)) = own {
+        ensure!(
+            !arguments.has_row_options(),
+            "`--only {name}` is a measurement of its own and takes no other option"
+        );
+        return cargo_bench(package, name);
     }
     requirements::for_running()?;
     let chart = match &arguments.chart {

@@ -115,7 +115,8 @@ fn e2e(steps: &mut Vec<Step>) -> Result<()> {
         });
         return Ok(());
     }
-    // Unit tests of `node` that need root are ignored by default.
+    // Unit tests of `node` that need root are ignored by default. They run one at a time: each
+    // attaches programs to the one root cgroup of the machine.
     const ALONE: &str = "--test-threads=1";
     let parts = ["bpf::", "pods::", "handover::", "agent::"];
     let mut rooted = shell::cargo(["test", "--package", "node", "--lib", "--"]);

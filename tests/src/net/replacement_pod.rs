@@ -28,9 +28,9 @@ impl World {
             directory: self.directory(),
             congestion: CONGESTION,
         };
-        let name = format!("{}-successor", pod.name);
-        let replace_pod = plan.host(&name, &format!("{node}-s{index}"), (pod.v4, pod.v6))?;
-        plan.attach(&router.host, router.index, index, &replace_pod)?;
-        Ok(replace_pod)
+        let name = format!("{}-replacement", pod.name);
+        let replacement = plan.host(&name, &format!("{node}-s{index}"), (pod.v4, pod.v6))?;
+        plan.attach(&router.host, router.index, index, &replacement)?;
+        Ok(replacement)
     }
 }

@@ -45,7 +45,7 @@ impl Epoll {
     /// Watches a descriptor; `token` comes back from [`Self::wait`].
     pub(crate) fn add(
         &self,
-        sniffed: &impl AsRawFd,
+        descriptor: &impl AsRawFd,
         token: u64,
         interest: Interest,
     ) -> io::Result<()> {
@@ -61,7 +61,7 @@ impl Epoll {
             libc::epoll_ctl(
                 self.fd.as_raw_fd(),
                 libc::EPOLL_CTL_ADD,
-                sniffed.as_raw_fd(),
+                descriptor.as_raw_fd(),
                 &raw mut event,
             )
         };

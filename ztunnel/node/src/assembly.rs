@@ -219,7 +219,7 @@ fn hbone(settings: &settings::Hbone) -> hbone::Config {
     }
 }
 
-/// Which paths the operator allows; `ends` turns the acceleration setting into what this kernel
+/// Which paths the operator allows; `join_mode` turns the acceleration setting into what this kernel
 /// can do.
 pub(super) fn path_settings(
     settings: &Settings,

@@ -17,7 +17,7 @@ use mesh::local::LocalMesh;
 use mesh::{Change, Snapshot};
 use settings::Settings;
 use telemetry::Telemetry;
-use upstream::ads::{self, Batch, Client, Event, OnDemandRequests};
+use upstream::ads::{self, Batch, Client, Event, OnDemandFetcher};
 
 use super::assembly;
 use super::deadline::until;
@@ -40,7 +40,7 @@ pub(super) struct Mesh {
     local: LocalMesh,
     control_plane: Option<ControlPlane>,
     /// Requests single resources; only with on-demand discovery.
-    demand: Option<OnDemandRequests>,
+    fetcher: Option<OnDemandFetcher>,
 }
 
 /// Changes of the control plane that are ready to be put in force.
@@ -85,16 +85,16 @@ impl Mesh {
             current: Arc::default(),
             local: LocalMesh::default(),
             control_plane: None,
-            demand: None,
+            fetcher: None,
         };
         if let Some(config) = assembly::xds(settings) {
             let (client, events) = Client::new(config, telemetry.xds().clone())?;
-            if let Some(demand) = client.demand() {
+            if let Some(fetcher) = client.fetcher() {
                 mesh.received = Snapshot::default().partial();
                 // Also before the first resource: an unknown address must not be treated as outside
                 // the mesh.
                 mesh.current = Arc::new(mesh.received.clone());
-                mesh.demand = Some(demand);
+                mesh.fetcher = Some(fetcher);
             }
             let client = tokio::spawn(client.run());
             mesh.control_plane = Some(ControlPlane::new(events, client, wait_for()));
@@ -104,8 +104,8 @@ impl Mesh {
     }
 
     /// Requests single resources; none without on-demand discovery.
-    pub(super) const fn demand(&self) -> Option<&OnDemandRequests> {
-        self.demand.as_ref()
+    pub(super) const fn fetcher(&self) -> Option<&OnDemandFetcher> {
+        self.fetcher.as_ref()
     }
 
     /// The snapshot that is in force or about to be.

@@ -94,7 +94,7 @@ impl Node {
             source,
             fixed: FixedSettings::of(&settings),
             settings,
-            own_pods: OwnPods::new(mesh.demand()),
+            own_pods: OwnPods::new(mesh.fetcher()),
             waiting_batches: Vec::new(),
             mesh,
             workers: Workers::start(&shared)?,
@@ -133,7 +133,7 @@ fn proxy_state(
     let (issuer, certificates) = (assembly::issuer(settings)?, assembly::tls(settings)?);
     let runtime = tokio::runtime::Handle::current();
     let view = View::new(mesh.current().clone(), [], &PathSettings::default());
-    let on_demand = own_pods::on_demand(mesh.demand());
+    let on_demand = own_pods::on_demand(mesh.fetcher());
     let fast_path = Arc::new(FastPath::new(kernel.clone(), view, on_demand.clone()));
     let waits = telemetry.waits().clone();
     let shared = Arc::new(ProxyState {

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use super::{DiscoveryFuture, LEASE, OnDemandClient, ResourceFetcher};
 use crate::node::Node;
 use mesh::{ResourceKey, Snapshot, Uid};
-use upstream::ads::OnDemandRequests;
+use upstream::ads::OnDemandFetcher;
 
 /// How long the first reauthorization waits for the workloads of the node's pods.
 const WAIT_MAX: Duration = Duration::from_secs(5);
@@ -33,25 +33,25 @@ const NEW: Duration = Duration::from_secs(30);
 
 /// Requests over the connection to the control plane.
 #[derive(Debug)]
-struct AdsFetcher(OnDemandRequests);
+struct AdsFetcher(OnDemandFetcher);
 
 impl ResourceFetcher for AdsFetcher {
     fn fetch(&self, key: &ResourceKey) -> DiscoveryFuture {
-        let (demand, key) = (self.0.clone(), key.clone());
-        Box::pin(async move { demand.fetch(&key).await })
+        let (fetcher, key) = (self.0.clone(), key.clone());
+        Box::pin(async move { fetcher.fetch(&key).await })
     }
 }
 
 /// The client that all workers use; none without on-demand discovery.
-pub(crate) fn on_demand(demand: Option<&OnDemandRequests>) -> Option<Arc<OnDemandClient>> {
-    let fetcher = AdsFetcher(demand?.clone());
+pub(crate) fn on_demand(fetcher: Option<&OnDemandFetcher>) -> Option<Arc<OnDemandClient>> {
+    let fetcher = AdsFetcher(fetcher?.clone());
     Some(Arc::new(OnDemandClient::new(Arc::new(fetcher))))
 }
 
 /// The requests for the workloads of the node's own pods.
 #[derive(Debug)]
 pub(crate) struct OwnPods {
-    demand: Option<OnDemandRequests>,
+    fetcher: Option<OnDemandFetcher>,
     /// Workloads that need not be requested now.
     requested: HashSet<Uid>,
     /// Workloads that the mesh does not have, and since when.
@@ -68,15 +68,15 @@ pub(crate) struct OwnPods {
 }
 
 impl OwnPods {
-    pub(crate) fn new(demand: Option<&OnDemandRequests>) -> Self {
-        let now = demand.map(|_| Instant::now());
+    pub(crate) fn new(fetcher: Option<&OnDemandFetcher>) -> Self {
+        let now = fetcher.map(|_| Instant::now());
         Self {
-            demand: demand.cloned(),
+            fetcher: fetcher.cloned(),
             requested: HashSet::default(),
             unknown: HashMap::default(),
             requests: JoinSet::new(),
             next_retry: None,
-            holds: demand.is_some(),
+            holds: fetcher.is_some(),
             hold_until: None,
             next_expiry: now.map(|now| now + EXPIRY_INTERVAL),
         }
@@ -84,7 +84,7 @@ impl OwnPods {
 
     /// Requests the workloads that the mesh does not know. The answer arrives as a change of the mesh.
     pub(crate) fn request(&mut self, pods: impl Iterator<Item = Uid>, mesh: &Snapshot) {
-        let Some(demand) = &self.demand else {
+        let Some(fetcher) = &self.fetcher else {
             return;
         };
         let now = Instant::now();
@@ -93,9 +93,9 @@ impl OwnPods {
             let since = previous.get(&uid).copied().unwrap_or(now);
             self.unknown.insert(uid.clone(), since);
             if self.requested.insert(uid.clone()) {
-                let (demand, key) = (demand.clone(), ResourceKey::Workload(uid.clone()));
+                let (fetcher, key) = (fetcher.clone(), ResourceKey::Workload(uid.clone()));
                 self.requests.spawn(async move {
-                    demand.fetch(&key).await;
+                    fetcher.fetch(&key).await;
                     uid
                 });
             }

@@ -7,7 +7,7 @@ use super::query::Query;
 use super::wire;
 use mesh::{Snapshot, Workload};
 
-/// A mesh with one resource of each record_type that has a name.
+/// A mesh with one resource of each kind that has a name.
 const MESH: &str = r#"
 workloads:
 - { uid: w0, name: db-0, workloadIps: ["10.0.0.1", "fd00::1"], services: { default/db.default.svc.cluster.local: {} } }

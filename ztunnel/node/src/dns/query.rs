@@ -119,7 +119,10 @@ impl Query {
         } = answer
         {
             response.canonical = canonical.as_deref().and_then(|name| self.prefix(name));
-            response.addresses = addresses;
+            // The addresses belong to the canonical name.
+            if response.canonical.is_some() == canonical.is_some() {
+                response.addresses = addresses;
+            }
         }
         response.encode()
     }

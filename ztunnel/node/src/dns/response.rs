@@ -58,8 +58,8 @@ impl<'a> Response<'a> {
     /// The bytes of the response. Records that do not fit are left out, and the response is marked
     /// as truncated.
     pub(super) fn encode(self) -> Vec<u8> {
-        // Only records can be too long, and they are left out: a question and an EDNS record have
-        // at most 270 bytes. If encoding fails all the same, the client gets no records.
+        // Encoding cannot fail: records that are too long are left out, and the header, the question
+        // and the EDNS record have at most 282 bytes. Without a message the client would wait.
         self.try_encode().unwrap_or_default()
     }
 

@@ -18,7 +18,7 @@ fn mesh_with_control_plane(readiness: &Readiness) -> (Mesh, mpsc::Sender<Event>)
         current: Arc::default(),
         local: LocalMesh::default(),
         control_plane: Some(control_plane),
-        demand: None,
+        fetcher: None,
     };
     (mesh, control_plane_events)
 }

@@ -52,7 +52,7 @@ pub enum ResolveError {
     },
     /// Too many names of the pod, or of all pods together, are being resolved.
     #[error(
-        "cannot resolve {hostname}: too many other lookups are in progress, and none ended within {after:?}"
+        "cannot resolve {hostname}: too many lookups of this pod or of this node are in progress, and no place became free within {after:?}"
     )]
     Busy {
         /// The name.

@@ -295,7 +295,7 @@ where
         h2,
         watchdog,
         closing_limit: config.handshake_timeout,
-        activity: ConnectionActivity {
+        watched: WatchedConnection {
             transport,
             connection: Rc::clone(&connection),
         },
@@ -305,12 +305,12 @@ where
     Ok(connection)
 }
 
-struct ConnectionActivity<IO> {
+struct WatchedConnection<IO> {
     transport: DeferredFlush<IO>,
     connection: Rc<Connection>,
 }
 
-impl<IO> Activity for ConnectionActivity<IO> {
+impl<IO> Activity for WatchedConnection<IO> {
     fn take_received(&mut self) -> bool {
         self.transport.take_received()
     }
@@ -325,7 +325,7 @@ impl<IO> Activity for ConnectionActivity<IO> {
 }
 
 /// Reports the end of the driver to the pool, even if the task is aborted.
-impl<IO> Drop for ConnectionActivity<IO> {
+impl<IO> Drop for WatchedConnection<IO> {
     fn drop(&mut self) {
         self.connection.retire();
         if let Some(revoking) = self.connection.revoking.take() {
@@ -342,14 +342,14 @@ struct Driver<IO> {
     h2: h2::client::Connection<DeferredFlush<IO>>,
     watchdog: Watchdog,
     closing_limit: std::time::Duration,
-    activity: ConnectionActivity<IO>,
+    watched: WatchedConnection<IO>,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     async fn run(mut self) {
         let cause = poll_fn(|cx| self.poll(cx)).await;
         tracing::debug!(cause, "HBONE connection to a peer ended");
-        *self.activity.connection.cause.borrow_mut() = Some(cause);
+        *self.watched.connection.cause.borrow_mut() = Some(cause);
     }
 
     /// Ready when the connection has ended, with the cause.
@@ -357,22 +357,22 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         if let Poll::Ready(result) = Pin::new(&mut self.h2).poll(cx) {
             return Poll::Ready(result.map_or_else(|error| error.to_string(), |()| closed()));
         }
-        if let Poll::Ready(Err(error)) = self.activity.transport.poll_flush_now(cx) {
+        if let Poll::Ready(Err(error)) = self.watched.transport.poll_flush_now(cx) {
             return Poll::Ready(error.to_string());
         }
-        self.activity.connection.check_settings();
-        while let Poll::Ready(alarm) = self.watchdog.poll(cx, &mut self.activity) {
+        self.watched.connection.check_settings();
+        while let Poll::Ready(alarm) = self.watchdog.poll(cx, &mut self.watched) {
             match alarm {
                 Alarm::Dead(silence) => {
                     return Poll::Ready(format!("the peer sent nothing for {silence:?}"));
                 }
                 // Already retired: the close took too long, or no tunnel used the connection.
-                Alarm::Idle if self.activity.connection.requests.borrow().is_none() => {
+                Alarm::Idle if self.watched.connection.requests.borrow().is_none() => {
                     return Poll::Ready(closed());
                 }
                 Alarm::Idle => {
-                    self.activity.connection.retire();
-                    self.activity.connection.idle_since.set(Instant::now());
+                    self.watched.connection.retire();
+                    self.watched.connection.idle_since.set(Instant::now());
                     self.watchdog.shorten_idle_limit(self.closing_limit);
                 }
             }

@@ -148,8 +148,8 @@ pub enum OpenError<E> {
 
 fn likely_cause(status: StatusCode) -> &'static str {
     match status.as_u16() {
-        400 => "the request is malformed, or the destination is not a pod of this peer",
-        401 | 403 => "an authorization policy of the destination denies it",
+        400 => "the request is malformed, or the peer does not serve this destination",
+        401 | 403 => "an authorization policy of the peer denies it",
         404 | 405 => "the peer is not an HBONE proxy",
         431 => "the request headers exceed the peer's limit",
         502..=504 => "the application cannot be reached (does it listen on this port?)",
@@ -296,8 +296,9 @@ pub enum TunnelError {
     /// Bytes were sent after `finish`.
     #[error("the sending direction of the tunnel is already closed")]
     Finished,
-    /// More bytes were released than were received: a bug of the caller.
-    #[error("more bytes of the tunnel were released than received: {error}")]
+    /// h2 refused an operation on the stream: a bug of the caller, for example more bytes were
+    /// released than received.
+    #[error("HTTP/2 refused an operation on the tunnel (a bug of this proxy): {error}")]
     Misuse {
         /// The HTTP/2 error.
         error: h2::Error,

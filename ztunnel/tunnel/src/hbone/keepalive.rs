@@ -84,7 +84,7 @@ impl Watchdog {
             // one idle limit from now at the latest.
             let mut next = idle.unwrap_or_else(|| after(now, self.idle_limit));
             for check in [
-                self.check_settings(now, activity),
+                self.check_peer_settings(now, activity),
                 self.check_peer(now, activity),
             ] {
                 match check {
@@ -97,7 +97,7 @@ impl Watchdog {
     }
 
     /// The time of the next check, or the limit that a peer without SETTINGS has exceeded.
-    fn check_settings(
+    fn check_peer_settings(
         &mut self,
         now: Instant,
         activity: &impl Activity,

@@ -106,7 +106,7 @@ where
         .keepalive
         .and_then(|keepalive| Some((keepalive, h2.ping_pong()?)));
     let mut server = Server {
-        activity: ConnectionActivity {
+        watched: WatchedConnection {
             h2,
             transport,
             idle_since: Instant::now(),
@@ -134,13 +134,13 @@ enum Closing {
     Gracefully,
 }
 
-struct ConnectionActivity<IO> {
+struct WatchedConnection<IO> {
     h2: h2::server::Connection<DeferredFlush<IO>, Bytes>,
     transport: DeferredFlush<IO>,
     idle_since: Instant,
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> Activity for ConnectionActivity<IO> {
+impl<IO: AsyncRead + AsyncWrite + Unpin> Activity for WatchedConnection<IO> {
     fn take_received(&mut self) -> bool {
         self.transport.take_received()
     }
@@ -159,7 +159,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Activity for ConnectionActivity<IO> {
 }
 
 struct Server<'a, IO, F> {
-    activity: ConnectionActivity<IO>,
+    watched: WatchedConnection<IO>,
     watchdog: Watchdog,
     closing: Closing,
     config: &'a Config,
@@ -180,20 +180,20 @@ where
         D: Future<Output = ()>,
     {
         loop {
-            while let Poll::Ready(accepted) = self.activity.h2.poll_accept(cx) {
+            while let Poll::Ready(accepted) = self.watched.h2.poll_accept(cx) {
                 match accepted {
                     Some(Ok((request, respond))) => self.handle_request(request, respond),
                     Some(Err(error)) => return Poll::Ready(self.connection_error(error)),
                     None => return Poll::Ready(Ok(())),
                 }
             }
-            if let Poll::Ready(Err(error)) = self.activity.transport.poll_flush_now(cx) {
+            if let Poll::Ready(Err(error)) = self.watched.transport.poll_flush_now(cx) {
                 return Poll::Ready(match self.closing {
                     Closing::No => Err(ServeError::Unwritable { error }),
                     Closing::Gracefully => Ok(()),
                 });
             }
-            let alarm = self.watchdog.poll(cx, &mut self.activity);
+            let alarm = self.watchdog.poll(cx, &mut self.watched);
             match (alarm, self.closing) {
                 (Poll::Ready(Alarm::Dead(after)), _) => {
                     return Poll::Ready(Err(ServeError::Unresponsive { after }));
@@ -212,8 +212,8 @@ where
     /// Sends GOAWAY. Once no stream is open, the client must close within the handshake timeout.
     fn close(&mut self) {
         self.closing = Closing::Gracefully;
-        self.activity.idle_since = Instant::now();
-        self.activity.h2.graceful_shutdown();
+        self.watched.idle_since = Instant::now();
+        self.watched.h2.graceful_shutdown();
         self.watchdog
             .shorten_idle_limit(self.config.handshake_timeout);
     }
@@ -223,7 +223,7 @@ where
         request: http::Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
     ) {
-        self.activity.idle_since = Instant::now();
+        self.watched.idle_since = Instant::now();
         let (head, recv) = request.into_parts();
         match request::parse(&head) {
             Ok(request::Parsed {

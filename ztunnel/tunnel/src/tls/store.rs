@@ -77,7 +77,7 @@ struct Entry {
 
 /// What a certificate is needed for, and so whether it is renewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum OnDemandRequests {
+enum CertificateDemand {
     /// A connection requested it; no local pod is known to have the identity. Not renewed.
     Connection,
     /// A local pod has the identity. Renewed.
@@ -89,7 +89,7 @@ enum OnDemandRequests {
 /// The state that an identity's task shares with its readers.
 struct CertificateSlot {
     identity: Identity,
-    demand: Mutex<OnDemandRequests>,
+    demand: Mutex<CertificateDemand>,
     current: ArcSwapOption<Credentials>,
     /// Notified when a caller waits for a certificate: ends the back-off early.
     requested: Notify,
@@ -104,26 +104,26 @@ struct Attempt {
 }
 
 impl CertificateSlot {
-    fn demand(&self) -> MutexGuard<'_, OnDemandRequests> {
+    fn demand(&self) -> MutexGuard<'_, CertificateDemand> {
         self.demand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Renews the certificate from now on, for a local pod. Returns false if the task has ended.
     fn renew_for_pod(&self) -> bool {
         let mut demand = self.demand();
-        if *demand != OnDemandRequests::Ended {
-            *demand = OnDemandRequests::Pod;
+        if *demand != CertificateDemand::Ended {
+            *demand = CertificateDemand::Pod;
         }
-        *demand == OnDemandRequests::Pod
+        *demand == CertificateDemand::Pod
     }
 
     /// Ends the renewal if no local pod has the identity. Returns whether it has ended.
     fn end_if_unneeded(&self) -> bool {
         let mut demand = self.demand();
-        if *demand == OnDemandRequests::Connection {
-            *demand = OnDemandRequests::Ended;
+        if *demand == CertificateDemand::Connection {
+            *demand = CertificateDemand::Ended;
         }
-        *demand == OnDemandRequests::Ended
+        *demand == CertificateDemand::Ended
     }
 
     fn valid(&self) -> Option<Arc<Credentials>> {
@@ -247,7 +247,7 @@ impl Store {
             .map(|previous| *previous.slot.demand());
         let slot = Arc::new(CertificateSlot {
             identity: identity.clone(),
-            demand: Mutex::new(demand.unwrap_or(OnDemandRequests::Connection)),
+            demand: Mutex::new(demand.unwrap_or(CertificateDemand::Connection)),
             current: ArcSwapOption::empty(),
             requested: Notify::new(),
             renew_now: Notify::new(),
@@ -282,7 +282,7 @@ impl Drop for Store {
 
 impl Entry {
     fn has_ended(&self) -> bool {
-        *self.slot.demand() == OnDemandRequests::Ended
+        *self.slot.demand() == CertificateDemand::Ended
     }
 
     fn summary(&self, now: SystemTime) -> CertificateSummary {

@@ -158,7 +158,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Stream<IO> {
         Ok(())
     }
 
-    fn poll_accept(
+    fn poll_buffer(
         &mut self,
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
@@ -239,7 +239,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<IO> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().poll_accept(cx, &[IoSlice::new(bytes)])
+        self.get_mut().poll_buffer(cx, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -247,7 +247,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<IO> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().poll_accept(cx, slices)
+        self.get_mut().poll_buffer(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -56,7 +56,7 @@ impl TestCa {
         }
     }
 
-    /// An ca whose certificate this one signs.
+    /// An intermediate CA, whose certificate this one signs.
     pub(super) fn intermediate(&self, name: &str) -> Self {
         let (params, key) = Self::draft(name);
         let certificate = params.signed_by(&key, &self.signer).unwrap();

@@ -11,7 +11,7 @@ use super::config::{Config, ConfigError, Subscription, ValidConfig};
 use super::connection;
 use super::error::Error;
 use super::event::Event;
-use super::on_demand::{FetchRequest, OnDemandRequests};
+use super::on_demand::{FetchRequest, OnDemandFetcher};
 use super::push::State;
 use super::stream::{REQUESTS, Stream, truncated};
 use api::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -29,7 +29,7 @@ pub struct Client {
     metrics: XdsMetrics,
     state: State,
     events: mpsc::Sender<Event>,
-    demand: Option<OnDemandRequests>,
+    fetcher: Option<OnDemandFetcher>,
     fetches: Option<mpsc::Receiver<FetchRequest>>,
     synced: bool,
 }
@@ -52,11 +52,11 @@ impl Client {
     ) -> Result<(Self, mpsc::Receiver<Event>), ConfigError> {
         let config = ValidConfig::new(config)?;
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
-        let (demand, fetches) = match config.settings.subscription {
+        let (fetcher, fetches) = match config.settings.subscription {
             Subscription::Everything => (None, None),
             Subscription::OnDemand => {
-                let (demand, fetches) = OnDemandRequests::new(config.settings.demand_timeout);
-                (Some(demand), Some(fetches))
+                let (fetcher, fetches) = OnDemandFetcher::new(config.settings.demand_timeout);
+                (Some(fetcher), Some(fetches))
             }
         };
         let client = Self {
@@ -64,7 +64,7 @@ impl Client {
             config,
             metrics,
             events,
-            demand,
+            fetcher,
             fetches,
             synced: false,
         };
@@ -73,14 +73,14 @@ impl Client {
 
     /// The handle that fetches single resources; `None` if the whole mesh is subscribed.
     #[must_use]
-    pub fn demand(&self) -> Option<OnDemandRequests> {
-        self.demand.clone()
+    pub fn fetcher(&self) -> Option<OnDemandFetcher> {
+        self.fetcher.clone()
     }
 
     /// Serves the control plane. Returns when the receiver of the events is dropped.
     pub async fn run(mut self) {
         // Drops the own handle: the queue of fetches closes when all other handles are dropped.
-        self.demand = None;
+        self.fetcher = None;
         let events = self.events.clone();
         tokio::select! {
             () = events.closed() => {}

@@ -41,7 +41,7 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// The largest response, bytes. Default 200 MiB.
     pub max_message: usize,
-    /// The time limit of [`super::Demand::fetch`]. Default 5 s.
+    /// The time limit of [`super::OnDemandFetcher::fetch`]. Default 5 s.
     pub demand_timeout: Duration,
 }
 
@@ -59,7 +59,7 @@ pub enum Root {
 pub enum Subscription {
     /// The whole mesh.
     Everything,
-    /// All policies, and the workloads and services that [`super::Demand`] fetches.
+    /// All policies, and the workloads and services that [`super::OnDemandFetcher`] fetches.
     OnDemand,
 }
 

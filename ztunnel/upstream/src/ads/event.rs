@@ -14,7 +14,7 @@ pub enum Event {
 }
 
 /// Changes that arrived together. Drop the batch when a snapshot with its changes is published, not
-/// earlier: the drop completes the fetch requests ([`super::Demand::fetch`]) that the batch answers.
+/// earlier: the drop completes the fetch requests ([`super::OnDemandFetcher::fetch`]) that the batch answers.
 #[derive(Debug)]
 pub struct Batch {
     /// The changes, to be applied in order. May be empty.

@@ -4,7 +4,7 @@
 //! [`Client::new`] returns the client and a bounded channel of [`Event`]s. While the channel is full,
 //! the client reads nothing. [`Client::run`] never gives up: without a control plane the resources
 //! stay in use, and the next stream begins with their versions, so that nothing
-//! is sent twice. [`OnDemandRequests`] fetches single resources for on-demand discovery. A resource that was
+//! is sent twice. [`OnDemandFetcher`] fetches single resources for on-demand discovery. A resource that was
 //! found stays subscribed, as with Istio's node proxy, so that its changes arrive.
 //!
 //! Facts, from Envoy's xDS protocol specification ("Incremental xDS", "ACK/NACK and resource type
@@ -49,7 +49,7 @@ pub use config::{Config, ConfigError, Node, Root, Subscription};
 pub use error::Error;
 pub use event::{Batch, Event};
 pub use offline::OfflineClient;
-pub use on_demand::OnDemandRequests;
+pub use on_demand::OnDemandFetcher;
 pub use resource::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 
 #[cfg(test)]

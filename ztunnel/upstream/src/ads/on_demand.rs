@@ -19,12 +19,12 @@ pub(super) struct FetchRequest {
 
 /// A handle that fetches single resources from the control plane. Clones share one queue.
 #[derive(Clone)]
-pub struct OnDemandRequests {
+pub struct OnDemandFetcher {
     fetches: mpsc::Sender<FetchRequest>,
     limit: Duration,
 }
 
-impl OnDemandRequests {
+impl OnDemandFetcher {
     pub(super) fn new(limit: Duration) -> (Self, mpsc::Receiver<FetchRequest>) {
         let (fetches, receiver) = mpsc::channel(QUEUE);
         (Self { fetches, limit }, receiver)
@@ -45,8 +45,8 @@ impl OnDemandRequests {
     }
 }
 
-impl fmt::Debug for OnDemandRequests {
+impl fmt::Debug for OnDemandFetcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OnDemandRequests").finish_non_exhaustive()
+        f.debug_struct("OnDemandFetcher").finish_non_exhaustive()
     }
 }

@@ -24,7 +24,7 @@ struct World {
     control_plane: ControlPlane,
     events: mpsc::Receiver<Event>,
     metrics: XdsMetrics,
-    demand: Option<OnDemandRequests>,
+    fetcher: Option<OnDemandFetcher>,
     client: JoinHandle<()>,
 }
 
@@ -46,7 +46,7 @@ impl World {
             control_plane,
             events,
             metrics,
-            demand: client.demand(),
+            fetcher: client.fetcher(),
             client: tokio::spawn(client.run()),
         }
     }

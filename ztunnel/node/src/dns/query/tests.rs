@@ -176,11 +176,11 @@ fn records_that_do_not_fit_are_left_out_and_the_response_is_truncated() {
     assert!(truncated.len() <= 512);
     assert!(Message::from_vec(&truncated).unwrap().edns.is_some());
     // More addresses than any message can hold.
-    let most = Answer::Records {
+    let too_many = Answer::Records {
         addresses: vec![[10, 0, 0, 1].into(); 5000],
         canonical: None,
     };
-    let full = query.respond(&most, 65535);
+    let full = query.respond(&too_many, 65535);
     assert!(wire::header(&full).unwrap().truncation && full.len() > 65500);
     assert!(Message::from_vec(&full).unwrap().answers.len() > 4000);
 }

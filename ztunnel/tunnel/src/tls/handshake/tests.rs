@@ -408,7 +408,7 @@ async fn a_damaged_handshake_fails_without_a_panic() {
         for side in [Role::Client, Role::Server] {
             let (local, local_wire) = tokio::io::duplex(CAPACITY);
             let (remote_wire, remote) = tokio::io::duplex(CAPACITY);
-            let wire = copy_both_directions(local_wire, remote_wire, at, side);
+            let wire = copy_with_damage(local_wire, remote_wire, at, side);
             let expected = [identity("b")];
             let both = async {
                 let connecting = async {
@@ -432,7 +432,7 @@ async fn a_damaged_handshake_fails_without_a_panic() {
     }
 }
 
-async fn copy_both_directions(local: DuplexStream, remote: DuplexStream, at: usize, side: Role) {
+async fn copy_with_damage(local: DuplexStream, remote: DuplexStream, at: usize, side: Role) {
     let (mut local_read, mut local_write) = tokio::io::split(local);
     let (mut remote_read, mut remote_write) = tokio::io::split(remote);
     let flip = |role| if role == side { Some(at) } else { None };

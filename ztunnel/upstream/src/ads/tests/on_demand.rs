@@ -26,8 +26,8 @@ fn by_name(hostname: &str) -> ResourceKey {
 }
 
 fn fetch(world: &World, key: ResourceKey) -> JoinHandle<FetchOutcome> {
-    let demand = world.demand.clone().unwrap();
-    tokio::spawn(async move { demand.fetch(&key).await })
+    let fetcher = world.fetcher.clone().unwrap();
+    tokio::spawn(async move { fetcher.fetch(&key).await })
 }
 
 fn subscription(subscribe: &[&str], unsubscribe: &[&str]) -> DeltaDiscoveryRequest {
@@ -262,5 +262,5 @@ async fn a_new_stream_subscribes_to_held_resources_and_pending_keys() {
 
 #[tokio::test]
 async fn a_full_subscription_has_no_handle_for_fetches() {
-    assert!(World::new().await.demand.is_none());
+    assert!(World::new().await.fetcher.is_none());
 }
