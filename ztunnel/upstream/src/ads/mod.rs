@@ -1,28 +1,29 @@
 //! The client of the control plane: it keeps one delta ADS stream open and reports the mesh as a
 //! sequence of [`mesh::Change`](mesh::Change)s.
 //!
-//! [`Client::new`] returns the client and a bounded channel of [`Event`]s. While the channel is full,
-//! the client reads nothing. [`Client::run`] never gives up: without a control plane the resources
-//! stay in use, and the next stream begins with their versions, so that nothing
-//! is sent twice. [`OnDemandFetcher`] fetches single resources for on-demand discovery. A resource that was
+//! [`Client::new`] returns the client and a bounded channel of [`Event`]s. While the channel is
+//! full, the client reads nothing. [`Client::run`] never gives up: without a control plane the
+//! resources stay in use, and the next stream begins with their versions, so that nothing is sent
+//! twice. [`OnDemandFetcher`] fetches single resources for on-demand discovery. A resource that was
 //! found stays subscribed, as with Istio's node proxy, so that its changes arrive.
 //!
 //! Facts, from Envoy's xDS protocol specification ("Incremental xDS", "ACK/NACK and resource type
 //! instance version") and Istio's workload API:
 //! - Two types share the stream: `istio.workload.Address` (workloads, named by their uid, and
-//!   services, named `namespace/hostname`) and `istio.security.Authorization`
-//!   (`namespace/name`). Aliases of an address are `network/ip`.
+//!   services, named `namespace/hostname`) and `istio.security.Authorization` (`namespace/name`).
+//!   Aliases of an address are `network/ip`.
 //! - A first request of a type without resource names subscribes to all of them. istiod has no way
-//!   to subscribe to none; a request that subscribes to `*` and unsubscribes from it has that effect.
+//!   to subscribe to none; a request that subscribes to `*` and unsubscribes from it has that
+//!   effect.
 //! - Every response is answered with its nonce, and with `error_detail` if a resource was refused;
-//!   the other resources are applied. A refused resource is not held: the former version of it stays
-//!   in use.
+//!   the other resources are applied. A refused resource is not held: the former version of it
+//!   stays in use.
 //! - istiod leaves versions empty and sends all resources again on a new stream; a resource that is
 //!   equal byte for byte is not reported again.
 //! - istiod answers a subscription only if it changes something, and keeps names subscribed whose
 //!   resource was removed; so the client unsubscribes from removed resources.
-//! - istiod accepts requests of up to 4 MiB. The versions of a very large mesh do not fit; then the new
-//!   stream begins without versions, and resources missing from its first response are removed.
+//! - istiod accepts requests of up to 4 MiB. The versions of a very large mesh do not fit; then the
+//!   new stream begins without versions, and resources missing from its first response are removed.
 //! - istiod closes connections that ping more often than every 15 seconds.
 //!
 //! Invariants: no input of the control plane causes a panic; a resource is applied as a whole or

@@ -166,7 +166,7 @@ fn a_flood_of_opened_and_reset_streams_ends_the_connection() {
 fn a_response_other_than_200_is_an_error_with_its_status() {
     run(async {
         for (status, cause) in [
-            (StatusCode::BAD_REQUEST, "not a pod"),
+            (StatusCode::BAD_REQUEST, "does not serve"),
             (StatusCode::UNAUTHORIZED, "policy"),
             (StatusCode::FORBIDDEN, "policy"),
             (StatusCode::SERVICE_UNAVAILABLE, "application"),
