@@ -1,5 +1,5 @@
 //! The logs of the proxies (JSON lines): a line for each connection that has ended (target `access`), and
-//! a line for each connection between proxies (target `ztunnel::node::proxy::open_tunnel`).
+//! a line for each connection between proxies (target `ztunnel::node::proxy::tunnel_client`).
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,11 +9,11 @@ use serde_json::Value;
 use crate::proxy::Proxy;
 
 /// The log filter of the proxies.
-pub(super) const FILTER: &str = "info,ztunnel::node::proxy::open_tunnel=debug";
+pub(super) const FILTER: &str = "info,ztunnel::node::proxy::tunnel_client=debug";
 /// The time limit for a line: lines are written in batches after the connection has ended.
 const TIMEOUT: Duration = Duration::from_secs(5);
 const ACCESS: &str = "access";
-const TUNNEL: &str = "ztunnel::node::proxy::open_tunnel";
+const TUNNEL: &str = "ztunnel::node::proxy::tunnel_client";
 /// The message of a tunnel's line.
 const ESTABLISHED: &str = "tunnel connection established";
 
