@@ -9,5 +9,6 @@ mod target;
 pub use discovery::{gateways_of, next_key, unknown_address_key};
 pub use service::backed_service;
 pub use target::{
-    LocalEndpoint, TargetError, TunnelTarget, client_address, delivery_address, target,
+    ClientReport, LocalEndpoint, TargetError, TunnelTarget, client_address, delivery_address,
+    target,
 };

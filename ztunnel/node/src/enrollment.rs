@@ -2,6 +2,7 @@
 //! does not delay the others.
 
 mod error;
+mod failed;
 mod prepare;
 
 use std::collections::HashMap;
@@ -10,9 +11,10 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-pub(super) use self::error::{EnrollError, EnrollFailure};
+use self::error::EnrollError;
+use self::failed::FailedPods;
 use self::prepare::{capture, captured_addresses, prepare, warn_of_missing, was_replaced};
 use crate::agent::zds::PodUid;
 use crate::bpf::{self, Kernel};
@@ -97,6 +99,7 @@ struct Enrolled {
 pub(super) struct Enrollment {
     shared: Arc<ProxyState>,
     pods: HashMap<PodKey, Enrolled>,
+    failed: FailedPods,
     last_number: u64,
     changed: bool,
     /// Whether this process is active. If not, it enrolls no pod and does not touch capture.
@@ -110,6 +113,7 @@ impl Enrollment {
         Self {
             shared,
             pods: HashMap::new(),
+            failed: FailedPods::default(),
             last_number: 0,
             changed: true,
             active: false,
@@ -212,14 +216,24 @@ impl Enrollment {
         std::mem::take(&mut self.changed)
     }
 
-    /// Brings the enrolled pods in line with the desired ones. Returns the pods that could not be
-    /// enrolled.
+    /// The time at which a pod that could not be enrolled is to be tried again.
+    pub(super) fn next_retry(&self) -> Option<Instant> {
+        self.failed.next_retry()
+    }
+
+    /// Whether a pod could not be enrolled because the programs of another proxy capture it.
+    pub(super) fn foreign_programs_capture(&self) -> bool {
+        self.failed.any_captured()
+    }
+
+    /// Brings the enrolled pods in line with the desired ones. A pod that could not be enrolled is
+    /// tried again when its time has come ([`Self::next_retry`]), or when it has changed.
     pub(super) fn reconcile(
         &mut self,
         context: EnrollContext<'_>,
         desired: &[DesiredPod],
         orphan_policy: OrphanPolicy,
-    ) -> Vec<EnrollFailure> {
+    ) {
         let by_key: HashMap<&PodKey, &DesiredPod> =
             desired.iter().map(|pod| (&pod.key, pod)).collect();
         let stale = |(key, enrolled): (&PodKey, &Enrolled)| {
@@ -236,18 +250,19 @@ impl Enrollment {
         for key in stale {
             self.withdraw(context, &key, desired);
         }
-        let mut failures = Vec::new();
+        self.failed.retain_desired(desired);
         if !self.active {
-            return failures;
+            return;
         }
         for pod in desired {
-            if let Err(error) = self.update_or_enroll(context, pod) {
-                let pod = pod.clone();
-                failures.push(EnrollFailure { pod, error });
+            let now = Instant::now();
+            if !self.failed.should_wait(pod, now) {
+                let outcome = self.update_or_enroll(context, pod);
+                self.failed.record(pod, outcome, now);
             }
         }
         // A pod that failed stays captured, and so refused: it must not bypass the mesh.
-        if failures.is_empty()
+        if self.failed.is_empty()
             && orphan_policy == OrphanPolicy::Detach
             && let Some(kernel) = &self.shared.kernel
         {
@@ -256,20 +271,25 @@ impl Enrollment {
                 tracing::error!(%error, "cannot detach the programs of an earlier version");
             }
         }
-        failures
     }
 
     /// Enrolls or updates one pod and leaves the others alone.
+    ///
+    /// # Errors
+    /// When the pod cannot be enrolled: the text says why. It is tried again later.
     pub(super) fn add(
         &mut self,
         context: EnrollContext<'_>,
         desired: &DesiredPod,
-    ) -> Result<(), EnrollError> {
+    ) -> Result<(), String> {
         let enrolled = self.pods.get(&desired.key);
         if enrolled.is_some_and(|enrolled| !matches_desired(enrolled, desired)) {
             self.withdraw(context, &desired.key, std::slice::from_ref(desired));
         }
-        self.update_or_enroll(context, desired)
+        let outcome = self.update_or_enroll(context, desired);
+        let answer = outcome.as_ref().map_err(ToString::to_string).copied();
+        self.failed.record(desired, outcome, Instant::now());
+        answer
     }
 
     /// Removes a pod. If a desired pod has the same namespace, as another workload or under another

@@ -28,10 +28,7 @@ impl Node {
             return;
         }
         self.reauthorize();
-        // Failed pods have a retry timer of their own, however often the mesh changes.
-        if self.enroll_retry.is_none() {
-            self.enroll();
-        }
+        self.enroll();
         if self.next_metrics_cleanup <= began {
             self.next_metrics_cleanup = began + METRICS_CLEANUP_INTERVAL;
             self.drop_stale_metrics();

@@ -6,16 +6,14 @@ use std::time::{Duration, Instant};
 use super::agent::{self, Agent, Task};
 use super::assembly;
 use super::capture::ForeignPrograms;
-use super::enrollment::{
-    DesiredPod, EnrollContext, EnrollError, EnrollFailure, Enrollment, OrphanPolicy,
-};
+use super::enrollment::{DesiredPod, EnrollContext, Enrollment, OrphanPolicy};
 use super::node::Node;
 use crate::agent::zds;
 use crate::bpf;
 use mesh::NetnsCookie;
 
-/// How often pods that could not be enrolled are retried.
-const ENROLL_RETRY: Duration = Duration::from_secs(1);
+/// How often it is checked whether the programs of another proxy still capture pods.
+const FOREIGN_PROGRAMS_CHECK: Duration = Duration::from_secs(1);
 
 impl Node {
     /// Reconciles the enrolled pods with the desired pods and with the mesh. Called whenever one of
@@ -25,16 +23,13 @@ impl Node {
         let agent = self.agent.as_ref();
         let orphan_policy = agent.map_or(OrphanPolicy::Detach, Agent::orphan_policy);
         let (enrollment, context) = self.enrollment_with_context();
-        let failures = enrollment.reconcile(context, &desired, orphan_policy);
-        let foreign_programs = self.foreign_programs_capture(&failures);
+        enrollment.reconcile(context, &desired, orphan_policy);
+        let foreign_programs = self.foreign_programs_capture();
         let wait = || self.readiness.wait_for(ForeignPrograms::TASK);
         self.foreign_programs.update(foreign_programs, wait);
-        let retry = foreign_programs || !failures.is_empty();
-        self.enroll_retry = retry.then(|| Instant::now() + ENROLL_RETRY);
+        let check = foreign_programs.then(|| Instant::now() + FOREIGN_PROGRAMS_CHECK);
+        self.enroll_retry = check.into_iter().chain(self.enrollment.next_retry()).min();
         self.apply_enrollment_changes();
-        for EnrollFailure { pod, error } in &failures {
-            tracing::error!(%error, pod = %pod.key, netns = %pod.netns, "cannot enroll the pod; trying again");
-        }
         // Failed pods do not keep the node unready: one that is gone must not stop the others.
         if self.handover_state.is_active()
             && let Some(pending) = self.first_enrollment.take()
@@ -45,11 +40,10 @@ impl Node {
 
     /// Whether programs of another proxy capture pods although rules should: desired pods that
     /// failed for this reason, or any pod whose pins are visible here.
-    fn foreign_programs_capture(&self, failures: &[EnrollFailure]) -> bool {
-        let captured = |failure: &EnrollFailure| matches!(failure.error, EnrollError::Captured);
+    fn foreign_programs_capture(&self) -> bool {
         let pins = &self.settings.capture.bpf_directory;
         self.shared.kernel.is_none()
-            && (failures.iter().any(captured) || bpf::captured_pods_below(pins) > 0)
+            && (self.enrollment.foreign_programs_capture() || bpf::captured_pods_below(pins) > 0)
     }
 
     /// The pods that the settings and the node agent list.
@@ -109,13 +103,10 @@ impl Node {
             Task::Enroll(desired, reply) => {
                 let (enrollment, context) = self.enrollment_with_context();
                 let added = enrollment.add(context, &desired);
-                if let Err(error) = &added {
-                    self.enroll_retry
-                        .get_or_insert_with(|| Instant::now() + ENROLL_RETRY);
-                    tracing::error!(%error, pod = %desired.key, "cannot enroll the pod; trying again");
-                }
+                let retry = self.enrollment.next_retry();
+                self.enroll_retry = self.enroll_retry.into_iter().chain(retry).min();
                 self.apply_enrollment_changes();
-                agent::answer(reply, added.map_err(|error| error.to_string()));
+                agent::answer(reply, added);
             }
             Task::Reconcile(reply) => {
                 self.enroll();

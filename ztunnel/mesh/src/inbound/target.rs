@@ -105,7 +105,7 @@ pub fn target(
                 addresses: endpoint.addresses.to_vec(),
             });
         }
-        Authority::Host(hostname, port) => by_name((hostname, *port), endpoint, mesh)?,
+        Authority::Host(hostname, port) => by_name(hostname, *port, endpoint, mesh)?,
     };
     let delivery = delivery_address(endpoint.workload, target.destination, false);
     if [target.destination, delivery]
@@ -157,7 +157,8 @@ fn is_waypoint_for(workload: &Workload, address: IpAddr, mesh: &Snapshot) -> boo
 
 /// A service that the pod backs. Of several with the same host name, that of its own namespace.
 fn by_name(
-    (hostname, port): (&str, u16),
+    hostname: &str,
+    port: u16,
     endpoint: LocalEndpoint<'_>,
     mesh: &Snapshot,
 ) -> Result<TunnelTarget, TargetError> {
@@ -205,18 +206,28 @@ fn virtual_address(service: &Service, endpoint: LocalEndpoint<'_>) -> Option<IpA
         .map(|vip| vip.address)
 }
 
+/// What a tunnel says about the client of its connection.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientReport<'a> {
+    /// The peer's identity, which mutual TLS has proved; none for a plaintext connection.
+    pub identity: Option<&'a Identity>,
+    /// The client's address as the peer reports it, if it reports one.
+    pub address: Option<IpAddr>,
+}
+
 /// The client's address: the one that a waypoint or gateway reports, if it is a waypoint or gateway
 /// of the workload. A report of any other peer is ignored.
 pub fn client_address(
     peer: IpAddr,
-    (identity, named): (Option<&Identity>, Option<IpAddr>),
+    report: ClientReport<'_>,
     workload: &Workload,
     mesh: &Snapshot,
 ) -> IpAddr {
-    let reported = named
-        .zip(identity)
-        .and_then(|(named, identity)| may_report_client(identity, workload, mesh).then_some(named));
-    reported.unwrap_or(peer)
+    let trusted = |identity| may_report_client(identity, workload, mesh);
+    let reported = report.address;
+    reported
+        .filter(|_| report.identity.is_some_and(trusted))
+        .unwrap_or(peer)
 }
 
 /// Whether a peer may report its client: it is a waypoint of the workload or of a service that the

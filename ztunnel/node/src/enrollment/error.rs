@@ -1,16 +1,7 @@
 //! Why a pod could not be enrolled.
 
-use super::{DesiredPod, PodKey};
+use super::PodKey;
 use crate::{bpf, pods};
-
-/// A pod that could not be enrolled.
-#[derive(Debug)]
-pub(crate) struct EnrollFailure {
-    /// The pod.
-    pub(crate) pod: DesiredPod,
-    /// Why.
-    pub(crate) error: EnrollError,
-}
 
 /// Why a pod is not enrolled.
 #[derive(Debug, thiserror::Error)]
@@ -53,4 +44,11 @@ pub(crate) enum EnrollError {
     /// Capture could not be turned on.
     #[error(transparent)]
     Kernel(#[from] bpf::Error),
+}
+
+impl EnrollError {
+    /// Whether the pod's sandbox is gone or not complete yet: only its runtime can change that.
+    pub(super) const fn is_sandbox_down(&self) -> bool {
+        matches!(self, Self::Pod(pods::Error::LoopbackDown))
+    }
 }

@@ -64,9 +64,12 @@ pub fn prepare() -> Result<(), Error> {
     for family in [AddressFamily::Inet].into_iter().chain(v6) {
         netlink
             .request(RouteNetlinkMessage::NewRoute(route(family, loopback)))
-            .map_err(|source| Error::Route {
-                what: "local route",
-                source,
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::NetworkDown => Error::LoopbackDown,
+                _ => Error::Route {
+                    what: "local route",
+                    source,
+                },
             })?;
         netlink
             .request(RouteNetlinkMessage::NewRule(rule(family)))
@@ -157,5 +160,29 @@ fn check_answer(answer: &[u8]) -> io::Result<()> {
     {
         Some(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    /// As in the namespace of a sandbox that the container runtime has removed.
+    #[test]
+    #[ignore = "needs root"]
+    fn a_namespace_whose_loopback_is_down_is_told_from_a_missing_capability() {
+        let prepared = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let down = prepare();
+            set_loopback_up().unwrap();
+            (down, prepare())
+        });
+        let (down, up) = prepared.join().unwrap();
+        assert!(matches!(down, Err(Error::LoopbackDown)), "{down:?}");
+        up.unwrap();
     }
 }

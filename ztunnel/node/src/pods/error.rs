@@ -7,6 +7,15 @@ use std::sync::Arc;
 
 use super::NetnsSource;
 
+/// Names a capability that the process lacks, if an operation failed for lack of permission.
+pub(super) fn lacking(source: &io::Error, capabilities: &str) -> String {
+    if source.kind() == io::ErrorKind::PermissionDenied {
+        format!("; {capabilities} is needed")
+    } else {
+        String::new()
+    }
+}
+
 /// Why a pod could not be prepared. Each message names the object and, if one is known, the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -49,7 +58,7 @@ pub enum Error {
         source: io::Error,
     },
     /// `setns` failed.
-    #[error("cannot enter network namespace {netns}: {source}; CAP_SYS_ADMIN is needed")]
+    #[error("cannot enter network namespace {netns}: {source}{}", lacking(.source, "CAP_SYS_ADMIN"))]
     Enter {
         /// The source of the namespace.
         netns: NetnsSource,
@@ -57,7 +66,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A new namespace could not be created.
-    #[error("cannot create a network namespace: {source}; CAP_SYS_ADMIN is needed")]
+    #[error("cannot create a network namespace: {source}{}", lacking(.source, "CAP_SYS_ADMIN"))]
     Make {
         /// The system's error.
         source: io::Error,
@@ -77,16 +86,24 @@ pub enum Error {
         source: io::Error,
     },
     /// The routing rule or the route for delivery was refused.
-    #[error("cannot add the {what} for delivery: {source}; CAP_NET_ADMIN is needed")]
+    #[error("cannot add the {what} for delivery: {source}{}", lacking(.source, "CAP_NET_ADMIN"))]
     Route {
         /// The object.
         what: &'static str,
         /// The kernel's error.
         source: io::Error,
     },
+    /// The loopback device is down, as in the namespace of a sandbox that its runtime has removed.
+    #[error(
+        "the loopback device of the pod's network namespace is down: the pod's sandbox is gone, or \
+         its container runtime is still creating it; a new sandbox of the pod is enrolled when the \
+         node agent announces it"
+    )]
+    LoopbackDown,
     /// A sysctl could not be written.
     #[error(
-        "cannot set {key} to 1: {source}; CAP_NET_ADMIN is needed, and a writable /proc/sys or CAP_SYS_ADMIN"
+        "cannot set {key} to 1: {source}{}",
+        lacking(.source, "CAP_NET_ADMIN, with a writable /proc/sys or CAP_SYS_ADMIN,")
     )]
     Sysctl {
         /// The key as a path below /proc/sys.
@@ -110,5 +127,22 @@ impl Error {
     pub(super) fn is_in_use(&self) -> bool {
         let in_use = io::ErrorKind::AddrInUse;
         matches!(self, Self::Listen { source, .. } if source.kind() == in_use)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_capability_is_named_only_where_the_permission_was_missing() {
+        let route = |code| Error::Route {
+            what: "local route",
+            source: io::Error::from_raw_os_error(code),
+        };
+        let refused = route(libc::EPERM).to_string();
+        assert!(refused.ends_with("; CAP_NET_ADMIN is needed"), "{refused}");
+        let no_memory = route(libc::ENOMEM).to_string();
+        assert!(!no_memory.contains("CAP_"), "{no_memory}");
     }
 }

@@ -20,7 +20,7 @@ use mesh::Identity;
 use mesh::NetnsCookie;
 use mesh::View;
 use mesh::authorize::{InboundRequest, Verdict, authorize};
-use mesh::inbound::client_address;
+use mesh::inbound::{ClientReport, client_address};
 
 /// The input of a connection's authorization, kept to repeat it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,7 +179,10 @@ fn judge(admitted: &AuthorizationContext, view: &View) -> Result<(), Revoked> {
         source: admitted.source.as_ref(),
         source_ip: client_address(
             admitted.peer,
-            (admitted.source.as_ref(), admitted.named),
+            ClientReport {
+                identity: admitted.source.as_ref(),
+                address: admitted.named,
+            },
             workload,
             &view.mesh,
         ),

@@ -247,6 +247,15 @@ impl WorkloadWaits {
         waited
     }
 
+    /// The number of waiting connections of a pod.
+    #[cfg(test)]
+    pub(super) fn waiting(&self, pod: NetnsCookie) -> usize {
+        let waiting = self.lock();
+        waiting
+            .get(&pod)
+            .map_or(0, |taken| taken[Class::Connections as usize])
+    }
+
     fn take(&self, pod: NetnsCookie, class: Class) -> Option<Place<'_>> {
         let mut waiting = self.lock();
         let taken = &mut waiting.entry(pod).or_default()[class as usize];

@@ -2,13 +2,14 @@
 
 use std::io;
 
+use super::super::error::lacking;
 use mesh::Fault;
 
 /// Why the whole call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An exchange with the kernel failed.
-    #[error("cannot {what} over netlink: {source}; CAP_NET_ADMIN is needed")]
+    #[error("cannot {what} over netlink: {source}{}", lacking(.source, "CAP_NET_ADMIN"))]
     Netlink {
         /// The attempted operation.
         what: &'static str,
@@ -26,7 +27,8 @@ pub enum Error {
     NoDiag,
     /// The kernel has no `SOCK_DESTROY`, and packets cannot be used instead.
     #[error(
-        "cannot {what}: {source}; CAP_NET_RAW is needed on a kernel without CONFIG_INET_DIAG_DESTROY"
+        "cannot {what}: {source}{}",
+        lacking(.source, "on a kernel without CONFIG_INET_DIAG_DESTROY, CAP_NET_RAW")
     )]
     Packets {
         /// The attempted operation.

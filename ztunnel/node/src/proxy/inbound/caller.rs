@@ -9,7 +9,7 @@ use super::claimed_client;
 use mesh::Authority;
 use mesh::View;
 use mesh::inbound::backed_service;
-use mesh::inbound::{TunnelTarget, client_address, delivery_address};
+use mesh::inbound::{ClientReport, TunnelTarget, client_address, delivery_address};
 use mesh::{Identity, Service, Workload};
 use tunnel::hbone::Baggage;
 
@@ -68,7 +68,10 @@ impl InboundCaller {
     /// The client's address. The port is 0 for a client that the peer states, because its port is
     /// unknown.
     pub(super) fn client(&self, workload: Option<&Workload>, view: &View) -> SocketAddr {
-        let stated = (self.identity(), self.stated_client());
+        let stated = ClientReport {
+            identity: self.identity(),
+            address: self.stated_client(),
+        };
         let client =
             workload.map(|workload| client_address(self.peer().ip(), stated, workload, &view.mesh));
         match client.filter(|client| *client != self.peer().ip()) {

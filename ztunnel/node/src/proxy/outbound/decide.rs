@@ -129,3 +129,6 @@ impl ResolvedNames {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

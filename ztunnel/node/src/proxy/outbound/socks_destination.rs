@@ -67,7 +67,8 @@ async fn resolve(context: &PodContext, name: &Arc<str>) -> Result<IpAddr, Outbou
             &proxy.config.domain,
             source,
             &families,
-            (name, random),
+            name,
+            random,
         )
     };
     match answer {
@@ -105,7 +106,8 @@ fn in_mesh(
     domain: &str,
     client: &Workload,
     families: &[Family],
-    (name, random): (&str, u64),
+    name: &str,
+    random: u64,
 ) -> MeshAnswer {
     let mut found = MeshAnswer::NotInMesh;
     for &family in families {
@@ -141,7 +143,7 @@ services:
     fn answered(families: &[Family], name: &str) -> MeshAnswer {
         let mesh = local::parse(MESH).unwrap().into_snapshot();
         let client = mesh.workload_by_uid(&Uid("client".into())).unwrap();
-        in_mesh(&mesh, "cluster.local", client, families, (name, 7))
+        in_mesh(&mesh, "cluster.local", client, families, name, 7)
     }
 
     #[test]

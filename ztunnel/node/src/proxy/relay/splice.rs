@@ -48,6 +48,15 @@ impl Thresholds {
     };
 }
 
+/// How a direction moves bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CopyStrategy {
+    /// Whether bytes may be spliced.
+    pub(super) mode: CopyMode,
+    /// When it changes between copying and splicing.
+    pub(super) thresholds: Thresholds,
+}
+
 /// How a direction moves bytes at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CopyState {
@@ -69,18 +78,14 @@ pub(super) struct Adaptive<'a> {
 }
 
 impl<'a> Adaptive<'a> {
-    pub(super) fn new(
-        flow: Flow<TcpSource<'a>, TcpSink<'a>>,
-        carry: CopyMode,
-        thresholds: Thresholds,
-    ) -> Self {
+    pub(super) fn new(flow: Flow<TcpSource<'a>, TcpSink<'a>>, strategy: CopyStrategy) -> Self {
         Self {
             flow,
-            copy_mode: match carry {
+            copy_mode: match strategy.mode {
                 CopyMode::Copy => CopyState::CopyingOnly,
                 CopyMode::Adaptive => CopyState::Copying,
             },
-            thresholds,
+            thresholds: strategy.thresholds,
             pipe: None,
         }
     }

@@ -13,7 +13,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::blocks::{LARGEST_READ, SMALLEST_READ, with_room};
 use super::ending::{self, Pair};
-use super::splice::{Adaptive, CopyMode, Thresholds};
+use super::splice::{Adaptive, CopyMode, CopyStrategy, Thresholds};
 use super::{Broken, Direction, Ended, Flow, Revoked, Sink, Source, run};
 use crate::pods::abort_on_drop;
 use telemetry::Series;
@@ -163,25 +163,22 @@ impl Drop for Relayed {
 pub(in crate::proxy) async fn plain(
     client: TcpStream,
     server: TcpStream,
-    carry: CopyMode,
+    mode: CopyMode,
     series: &Series,
     revoked: impl Future<Output = Revoked>,
 ) -> Ended {
-    between(
-        client,
-        server,
-        (carry, Thresholds::MEASURED),
-        series,
-        revoked,
-    )
-    .await
+    let strategy = CopyStrategy {
+        mode,
+        thresholds: Thresholds::MEASURED,
+    };
+    between(client, server, strategy, series, revoked).await
 }
 
 /// As [`plain`], with given thresholds.
 pub(super) async fn between(
     client: TcpStream,
     server: TcpStream,
-    (carry, thresholds): (CopyMode, Thresholds),
+    strategy: CopyStrategy,
     series: &Series,
     revoked: impl Future<Output = Revoked>,
 ) -> Ended {
@@ -191,7 +188,7 @@ pub(super) async fn between(
         let (server_source, server_sink) = halves(&mut server.stream);
         let out = Flow::new(client_source, server_sink, Direction::Request);
         let back = Flow::new(server_source, client_sink, Direction::Response);
-        let [out, back] = [out, back].map(|flow| Adaptive::new(flow, carry, thresholds));
+        let [out, back] = [out, back].map(|flow| Adaptive::new(flow, strategy));
         run(out, back, series, revoked).await
     };
     client.finished = ended.broken.is_none();

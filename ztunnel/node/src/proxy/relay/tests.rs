@@ -14,20 +14,17 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::Ended;
-use super::splice::{CopyMode, Thresholds};
+use super::splice::{CopyMode, CopyStrategy, Thresholds};
 use super::tcp::between;
 use telemetry::Series;
 
 /// The timeout of a single wait; only a hanging test reaches it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How a relay moves bytes.
-type How = (CopyMode, Thresholds);
-
-const COPYING: How = (CopyMode::Copy, Thresholds::MEASURED);
-const ADAPTIVE: How = (CopyMode::Adaptive, Thresholds::MEASURED);
+const COPYING: CopyStrategy = strategy(CopyMode::Copy, Thresholds::MEASURED);
+const ADAPTIVE: CopyStrategy = strategy(CopyMode::Adaptive, Thresholds::MEASURED);
 /// Splices from the first read on, and never returns to copying.
-const SPLICING: How = (
+const SPLICING: CopyStrategy = strategy(
     CopyMode::Adaptive,
     Thresholds {
         large: 1,
@@ -36,7 +33,7 @@ const SPLICING: How = (
     },
 );
 /// Changes between copying and splicing all the time.
-const RESTLESS: How = (
+const RESTLESS: CopyStrategy = strategy(
     CopyMode::Adaptive,
     Thresholds {
         large: 1,
@@ -44,7 +41,11 @@ const RESTLESS: How = (
         patience: 1,
     },
 );
-const ALL: [How; 4] = [COPYING, ADAPTIVE, SPLICING, RESTLESS];
+const ALL: [CopyStrategy; 4] = [COPYING, ADAPTIVE, SPLICING, RESTLESS];
+
+const fn strategy(mode: CopyMode, thresholds: Thresholds) -> CopyStrategy {
+    CopyStrategy { mode, thresholds }
+}
 
 /// The two ends of one TCP connection.
 async fn pair() -> (TcpStream, TcpStream) {
@@ -64,14 +65,17 @@ struct Outcome<T> {
 }
 
 /// Runs a relay while `play` uses the client's and the server's end.
-async fn relayed<T>(how: How, play: impl AsyncFnOnce(TcpStream, TcpStream) -> T) -> Outcome<T> {
+async fn relayed<T>(
+    strategy: CopyStrategy,
+    play: impl AsyncFnOnce(TcpStream, TcpStream) -> T,
+) -> Outcome<T> {
     let ((client, accepted), (dialled, server)) = (pair().await, pair().await);
-    relayed_between(how, [client, accepted, dialled, server], play).await
+    relayed_between(strategy, [client, accepted, dialled, server], play).await
 }
 
 /// Runs a relay between prepared connections: client, accepted, dialled, server.
 async fn relayed_between<T>(
-    how: How,
+    strategy: CopyStrategy,
     [client, accepted, dialled, server]: [TcpStream; 4],
     play: impl AsyncFnOnce(TcpStream, TcpStream) -> T,
 ) -> Outcome<T> {
@@ -79,7 +83,7 @@ async fn relayed_between<T>(
     let both = async {
         tokio::join!(
             play(client, server),
-            Box::pin(between(accepted, dialled, how, &series, pending()))
+            Box::pin(between(accepted, dialled, strategy, &series, pending()))
         )
     };
     let (played, ended) = timeout(PATIENCE, both).await.expect("somebody hangs");

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::super::pipes;
-use super::{ALL, How, relayed, stretch};
+use super::{ALL, CopyStrategy, relayed, stretch};
 
 /// Closes with a reset instead of a FIN (socket(7), `SO_LINGER` of zero).
 fn abort(stream: TcpStream) {
@@ -19,9 +19,9 @@ fn abort(stream: TcpStream) {
 }
 
 /// Runs `play` with the aborting end and the other end, in both roles.
-async fn in_both_roles(how: How, play: impl AsyncFn(TcpStream, TcpStream)) {
+async fn in_both_roles(strategy: CopyStrategy, play: impl AsyncFn(TcpStream, TcpStream)) {
     for client_aborts in [true, false] {
-        let outcome = relayed(how, async |client, server| {
+        let outcome = relayed(strategy, async |client, server| {
             if client_aborts {
                 play(client, server).await;
             } else {
@@ -29,25 +29,29 @@ async fn in_both_roles(how: How, play: impl AsyncFn(TcpStream, TcpStream)) {
             }
         })
         .await;
-        assert!(outcome.ended.broken.is_some(), "{how:?}");
+        assert!(outcome.ended.broken.is_some(), "{strategy:?}");
     }
 }
 
 /// Reads until the connection breaks.
-async fn hears_a_reset(stream: &mut TcpStream, how: How) {
+async fn hears_a_reset(stream: &mut TcpStream, strategy: CopyStrategy) {
     let broke = stream.read_to_end(&mut Vec::new()).await;
     let kind = broke.as_ref().map_err(std::io::Error::kind);
-    assert_eq!(kind, Err(ErrorKind::ConnectionReset), "{how:?}: {broke:?}");
+    assert_eq!(
+        kind,
+        Err(ErrorKind::ConnectionReset),
+        "{strategy:?}: {broke:?}"
+    );
 }
 
 #[tokio::test]
 async fn of_an_idle_connection() {
-    for how in ALL {
-        in_both_roles(how, async |mut aborts, mut hears| {
+    for strategy in ALL {
+        in_both_roles(strategy, async |mut aborts, mut hears| {
             aborts.write_all(b"!").await.unwrap();
             hears.read_exact(&mut [0]).await.unwrap();
             abort(aborts);
-            hears_a_reset(&mut hears, how).await;
+            hears_a_reset(&mut hears, strategy).await;
         })
         .await;
     }
@@ -55,8 +59,8 @@ async fn of_an_idle_connection() {
 
 #[tokio::test]
 async fn of_the_writer_in_the_middle_of_its_bytes() {
-    for how in ALL {
-        in_both_roles(how, async |mut aborts, mut hears| {
+    for strategy in ALL {
+        in_both_roles(strategy, async |mut aborts, mut hears| {
             let megabyte = stretch(0, 1 << 20);
             for _ in 0..8 {
                 let mut read = vec![0; megabyte.len()];
@@ -67,7 +71,7 @@ async fn of_the_writer_in_the_middle_of_its_bytes() {
             }
             aborts.write_all(&stretch(0, 100_000)).await.unwrap();
             abort(aborts);
-            hears_a_reset(&mut hears, how).await;
+            hears_a_reset(&mut hears, strategy).await;
         })
         .await;
     }
@@ -75,8 +79,8 @@ async fn of_the_writer_in_the_middle_of_its_bytes() {
 
 #[tokio::test]
 async fn of_the_reader_while_bytes_wait_for_it() {
-    for how in ALL {
-        in_both_roles(how, async |aborts, mut hears| {
+    for strategy in ALL {
+        in_both_roles(strategy, async |aborts, mut hears| {
             let megabyte = stretch(0, 1 << 20);
             let still = Duration::from_millis(200);
             while let Ok(wrote) = tokio::time::timeout(still, hears.write_all(&megabyte)).await {
@@ -90,18 +94,18 @@ async fn of_the_reader_while_bytes_wait_for_it() {
             };
             let kind = error.kind();
             let told = matches!(kind, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
-            assert!(told, "{how:?}: {error}");
+            assert!(told, "{strategy:?}: {error}");
         })
         .await;
         // A pipe with remaining bytes is closed with the connection.
-        assert_eq!(pipes::leased(), 0, "{how:?}");
+        assert_eq!(pipes::leased(), 0, "{strategy:?}");
     }
 }
 
 #[tokio::test]
 async fn of_who_has_half_closed_while_the_other_says_nothing() {
-    for how in ALL {
-        in_both_roles(how, async |mut aborts, mut hears| {
+    for strategy in ALL {
+        in_both_roles(strategy, async |mut aborts, mut hears| {
             aborts.write_all(b"!").await.unwrap();
             aborts.shutdown().await.unwrap();
             assert_eq!(hears.read_to_end(&mut Vec::new()).await.unwrap(), 1);
@@ -111,7 +115,7 @@ async fn of_who_has_half_closed_while_the_other_says_nothing() {
             let error = hears.write_all(b"?").await.unwrap_err();
             let kind = error.kind();
             let told = matches!(kind, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
-            assert!(told, "{how:?}: {error}");
+            assert!(told, "{strategy:?}: {error}");
         })
         .await;
     }
@@ -119,13 +123,13 @@ async fn of_who_has_half_closed_while_the_other_says_nothing() {
 
 #[tokio::test]
 async fn of_who_hears_a_half_close_and_says_nothing() {
-    for how in ALL {
-        in_both_roles(how, async |mut aborts, mut hears| {
+    for strategy in ALL {
+        in_both_roles(strategy, async |mut aborts, mut hears| {
             hears.write_all(b"!").await.unwrap();
             hears.shutdown().await.unwrap();
             assert_eq!(aborts.read_to_end(&mut Vec::new()).await.unwrap(), 1);
             abort(aborts);
-            hears_a_reset(&mut hears, how).await;
+            hears_a_reset(&mut hears, strategy).await;
         })
         .await;
     }

@@ -10,7 +10,8 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::super::pipes::{self, HELD, Lease, MAX_PIPES};
 use super::{
-    ADAPTIVE, ALL, COPYING, How, SPLICING, pair, pattern, relayed, relayed_between, stretch,
+    ADAPTIVE, ALL, COPYING, CopyStrategy, SPLICING, pair, pattern, relayed, relayed_between,
+    stretch,
 };
 
 /// Pseudo-random sizes, the same in every run.
@@ -77,19 +78,19 @@ async fn talk(mut client: TcpStream, mut server: TcpStream, totals: [usize; 2]) 
     [request, response]
 }
 
-async fn everything_arrives(how: How, streams: [TcpStream; 4], totals: [usize; 2]) {
-    let outcome = relayed_between(how, streams, async |client, server| {
+async fn everything_arrives(strategy: CopyStrategy, streams: [TcpStream; 4], totals: [usize; 2]) {
+    let outcome = relayed_between(strategy, streams, async |client, server| {
         talk(client, server, totals).await
     })
     .await;
     let ended = &outcome.ended;
-    assert_eq!(outcome.played, totals, "{how:?}");
-    assert!(ended.broken.is_none(), "{how:?}: {ended:?}");
+    assert_eq!(outcome.played, totals, "{strategy:?}");
+    assert!(ended.broken.is_none(), "{strategy:?}: {ended:?}");
     let counted = [ended.request, ended.response];
-    assert_eq!(counted, totals.map(|total| total as u64), "{how:?}");
+    assert_eq!(counted, totals.map(|total| total as u64), "{strategy:?}");
     let series = &outcome.series;
     let counted = [series.received_bytes.get(), series.sent_bytes.get()];
-    assert_eq!(counted, totals.map(|total| total as u64), "{how:?}");
+    assert_eq!(counted, totals.map(|total| total as u64), "{strategy:?}");
 }
 
 async fn streams() -> [TcpStream; 4] {
@@ -99,24 +100,24 @@ async fn streams() -> [TcpStream; 4] {
 
 #[tokio::test]
 async fn pieces_of_any_size_arrive_both_ways_and_are_counted() {
-    for how in ALL {
-        everything_arrives(how, streams().await, [9_000_001, 5_000_003]).await;
+    for strategy in ALL {
+        everything_arrives(strategy, streams().await, [9_000_001, 5_000_003]).await;
     }
 }
 
 #[tokio::test]
 async fn a_connection_without_bytes_ends_in_an_orderly_way() {
-    for how in ALL {
-        everything_arrives(how, streams().await, [0, 0]).await;
+    for strategy in ALL {
+        everything_arrives(strategy, streams().await, [0, 0]).await;
     }
 }
 
 #[tokio::test]
 async fn who_has_said_everything_can_still_listen() {
     const ANSWER: usize = 8 << 20;
-    for how in ALL {
+    for strategy in ALL {
         for client_first in [true, false] {
-            let outcome = relayed(how, async |client, server| {
+            let outcome = relayed(strategy, async |client, server| {
                 let (mut first, mut second) = if client_first {
                     (client, server)
                 } else {
@@ -134,10 +135,10 @@ async fn who_has_said_everything_can_still_listen() {
                 heard
             })
             .await;
-            assert_eq!(outcome.played, ANSWER, "{how:?}");
+            assert_eq!(outcome.played, ANSWER, "{strategy:?}");
             assert!(
                 outcome.ended.broken.is_none(),
-                "{how:?}: {:?}",
+                "{strategy:?}: {:?}",
                 outcome.ended
             );
         }
@@ -148,13 +149,13 @@ async fn who_has_said_everything_can_still_listen() {
 async fn a_reader_that_does_not_read_stops_its_writer() {
     /// The buffer size of each of the four sockets; the kernel doubles it.
     const BUFFER: usize = 128 << 10;
-    for how in ALL {
+    for strategy in ALL {
         let streams = streams().await;
         for stream in &streams {
             SockRef::from(stream).set_send_buffer_size(BUFFER).unwrap();
             SockRef::from(stream).set_recv_buffer_size(BUFFER).unwrap();
         }
-        relayed_between(how, streams, async |mut client, mut server| {
+        relayed_between(strategy, streams, async |mut client, mut server| {
             let piece = stretch(0, 251 << 8);
             let mut taken = 0;
             // No byte was taken for this long: the writer is blocked.
@@ -164,13 +165,16 @@ async fn a_reader_that_does_not_read_stops_its_writer() {
             {
                 taken += written.unwrap();
             }
-            assert!(taken < 8 * BUFFER + 2 * HELD, "{how:?}: {taken} were taken");
+            assert!(
+                taken < 8 * BUFFER + 2 * HELD,
+                "{strategy:?}: {taken} were taken"
+            );
             let (mut to_client, to_server) = (server.split(), client.split());
             let (heard, ()) = tokio::join!(read(to_client.0, 7), async {
                 let mut writer = to_server.1;
                 writer.shutdown().await.unwrap();
             });
-            assert_eq!(heard, taken, "{how:?}");
+            assert_eq!(heard, taken, "{strategy:?}");
             to_client.1.shutdown().await.unwrap();
         })
         .await;
@@ -187,13 +191,13 @@ async fn without_a_pipe_bytes_are_copied() {
 /// `splice(2)` refuses a target in append mode with `EINVAL`, here with bytes in the pipe.
 #[tokio::test]
 async fn a_sink_that_cannot_be_spliced_is_written_to() {
-    for how in [ADAPTIVE, SPLICING] {
+    for strategy in [ADAPTIVE, SPLICING] {
         let streams = streams().await;
         for stream in &streams[1..3] {
             let append = FcntlArg::F_SETFL(OFlag::O_NONBLOCK | OFlag::O_APPEND);
             fcntl(stream.as_fd(), append).unwrap();
         }
-        everything_arrives(how, streams, [9_000_001, 5_000_003]).await;
+        everything_arrives(strategy, streams, [9_000_001, 5_000_003]).await;
     }
 }
 

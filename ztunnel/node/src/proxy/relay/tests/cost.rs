@@ -13,7 +13,7 @@ use nix::sys::resource::{Usage, UsageWho, getrusage};
 use nix::unistd::Pid;
 
 use super::super::tcp::between;
-use super::{ADAPTIVE, COPYING, How, SPLICING};
+use super::{ADAPTIVE, COPYING, CopyStrategy, SPLICING};
 use telemetry::Series;
 
 const ROUNDS: usize = 9;
@@ -60,7 +60,7 @@ enum Between {
 impl Between {
     const ALL: [Self; 4] = [Self::Nothing, Self::Copying, Self::Splicing, Self::Adaptive];
 
-    fn how(self) -> Option<How> {
+    fn strategy(self) -> Option<CopyStrategy> {
         match self {
             Self::Nothing => None,
             Self::Copying => Some(COPYING),
@@ -135,7 +135,7 @@ fn call(mut stream: &TcpStream, work: Work) {
 }
 
 /// Relays one connection on a thread of its own; returns the thread's CPU seconds.
-fn relay(listener: TcpListener, to: SocketAddr, how: How, place: Place) -> f64 {
+fn relay(listener: TcpListener, to: SocketAddr, strategy: CopyStrategy, place: Place) -> f64 {
     place.pin(0);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -152,7 +152,7 @@ fn relay(listener: TcpListener, to: SocketAddr, how: How, place: Place) -> f64 {
         let ended = between(
             client,
             server,
-            how,
+            strategy,
             &Series::default(),
             std::future::pending(),
         )
@@ -167,12 +167,12 @@ fn measure(work: Work, between: Between, place: Place) -> Sample {
     let (listener, server) = listen();
     thread::scope(|scope| {
         scope.spawn(move || serve(&listener, work));
-        let (relaying, to) = match between.how() {
+        let (relaying, to) = match between.strategy() {
             None => (None, server),
-            Some(how) => {
+            Some(strategy) => {
                 let (listener, address) = listen();
                 (
-                    Some(scope.spawn(move || relay(listener, server, how, place))),
+                    Some(scope.spawn(move || relay(listener, server, strategy, place))),
                     address,
                 )
             }

@@ -45,8 +45,8 @@ async fn a_drained_pipe_is_used_again_and_one_with_bytes_is_not() {
 
 #[tokio::test]
 async fn an_idle_connection_holds_none() {
-    for how in [ADAPTIVE, SPLICING] {
-        relayed(how, async |mut client, mut server| {
+    for strategy in [ADAPTIVE, SPLICING] {
+        relayed(strategy, async |mut client, mut server| {
             let sent = stretch(0, 8 << 20);
             let mut heard = vec![0; sent.len()];
             let (wrote, read) =
@@ -56,8 +56,8 @@ async fn an_idle_connection_holds_none() {
             assert_eq!(heard, sent);
             // The relay notices that there are no more bytes.
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            assert_eq!(pipes::leased(), 0, "{how:?}");
-            assert!(pipes::kept() > 0, "{how:?}: nothing was spliced");
+            assert_eq!(pipes::leased(), 0, "{strategy:?}");
+            assert!(pipes::kept() > 0, "{strategy:?}: nothing was spliced");
         })
         .await;
     }
