@@ -118,7 +118,13 @@ fn e2e(steps: &mut Vec<Step>) -> Result<()> {
     // Unit tests of `node` that need root are ignored by default. They run one at a time: each
     // attaches programs to the one root cgroup of the machine.
     const ALONE: &str = "--test-threads=1";
-    let parts = ["bpf::", "pods::", "handover::", "agent::", "proxy::outbound::"];
+    let parts = [
+        "bpf::",
+        "pods::",
+        "handover::",
+        "agent::",
+        "proxy::outbound::",
+    ];
     let mut rooted = shell::cargo(["test", "--package", "node", "--lib", "--"]);
     rooted.args(parts).args(["--ignored", ALONE]);
     steps.push(tests("kernel and pods", &mut rooted)?);

@@ -214,6 +214,8 @@ fn query(query: &str) -> Result<FilterChange, String> {
         // A filter contains `=` itself: only the first one separates.
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         change = match key {
+            // `istioctl ztunnel-config log` without a level: Istio's ztunnel answers with the filter.
+            "level" if value.is_empty() => change,
             "level" => FilterChange::Level(unescape(value)?),
             "reset" => FilterChange::Reset,
             _ => {

@@ -357,6 +357,18 @@ fn the_log_filter_is_shown_and_changed() {
                 200,
                 "current log level is debug,access=off,ztunnel::path=trace\n",
             ),
+            (
+                "POST",
+                "/logging?level=",
+                200,
+                "current log level is debug,access=off,ztunnel::path=trace\n",
+            ),
+            (
+                "POST",
+                "/logging?level=info&reset",
+                200,
+                "current log level is info\n",
+            ),
             ("POST", "/logging?reset", 200, "current log level is info\n"),
         ] {
             let (got, _, body) = request(world.admin, method, path);

@@ -40,7 +40,9 @@ pub struct AccessLogEntry<'a> {
     pub bytes_received: u64,
     /// The time from accept to the end.
     pub duration: Duration,
-    /// The error, if the connection failed.
+    /// The application that reset the connection, if one did: `client` or `server`.
+    pub reset_by: Option<&'a dyn fmt::Display>,
+    /// The error, if the connection failed for another reason than a reset by an application.
     pub error: Option<&'a dyn fmt::Display>,
 }
 
@@ -77,6 +79,7 @@ impl AccessLogEntry<'_> {
                     bytes_sent = self.bytes_sent,
                     bytes_recv = self.bytes_received,
                     duration = format!("{}ms", self.duration.as_millis()),
+                    reset_by = self.reset_by.map(ToString::to_string),
                     error = self.error.map(ToString::to_string),
                     "connection complete"
                 )

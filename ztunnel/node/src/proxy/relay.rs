@@ -15,6 +15,7 @@ mod tcp;
 mod tests;
 mod tunnel_end;
 
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
@@ -60,11 +61,17 @@ trait Sink {
 /// Why a relay did not end in an orderly way.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
-    /// The TCP connection on this node broke.
-    #[error("{end} connection: {source}")]
+    /// An application reset its TCP connection.
+    #[error("the {end} reset the connection")]
+    Reset {
+        /// The application.
+        end: AppEnd,
+    },
+    /// The TCP connection to an application on this node broke.
+    #[error("the connection to the {end} broke: {source}")]
     Tcp {
-        /// Which of the two connections.
-        end: &'static str,
+        /// The application.
+        end: AppEnd,
         /// The system's error.
         source: io::Error,
     },
@@ -82,18 +89,31 @@ pub(crate) enum Broken {
 }
 
 impl Broken {
-    fn read(source: io::Error) -> Self {
-        Self::Tcp {
-            end: "reading from the",
-            source,
+    /// An error of the TCP connection to an application.
+    pub(super) fn tcp(end: AppEnd, source: io::Error) -> Self {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        match source.kind() {
+            ConnectionReset | ConnectionAborted | BrokenPipe => Self::Reset { end },
+            _ => Self::Tcp { end, source },
         }
     }
+}
 
-    fn write(source: io::Error) -> Self {
-        Self::Tcp {
-            end: "writing to the",
-            source,
-        }
+/// The application at one end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AppEnd {
+    /// The application that opened the connection.
+    Client,
+    /// The application that accepted it.
+    Server,
+}
+
+impl fmt::Display for AppEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        })
     }
 }
 

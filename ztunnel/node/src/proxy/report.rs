@@ -9,7 +9,7 @@ use super::connection::ConnectionId;
 use super::connection_info::ConnectionInfo;
 use super::connection_table::Entry;
 use super::policy::Revoked;
-use super::relay::{Broken, Ended};
+use super::relay::{AppEnd, Broken, Ended};
 use super::worker_state::Reports;
 use telemetry::{
     AccessLogEntry, Reporter, ResponseFlag, SecurityPolicy, Series, SeriesKey, Telemetry,
@@ -19,13 +19,26 @@ use telemetry::{
 pub(crate) trait Failure: std::error::Error {
     /// The response flag: the value of the metric's label.
     fn flag(&self) -> ResponseFlag;
+
+    /// The application that ended the connection, if one of them did. Such an end is a failure of
+    /// the connection, and none of the mesh.
+    fn reset_by(&self) -> Option<AppEnd> {
+        None
+    }
 }
 
 impl Failure for Broken {
     fn flag(&self) -> ResponseFlag {
         match self {
             Self::Revoked(revoked) => revoked.flag(),
-            Self::Tcp { .. } | Self::Tunnel { .. } => ResponseFlag::None,
+            Self::Reset { .. } | Self::Tcp { .. } | Self::Tunnel { .. } => ResponseFlag::None,
+        }
+    }
+
+    fn reset_by(&self) -> Option<AppEnd> {
+        match self {
+            Self::Reset { end } => Some(*end),
+            _ => None,
         }
     }
 }
@@ -119,7 +132,8 @@ pub(crate) fn close(
         Reporter::Source => (ended.request, ended.response),
         Reporter::Destination => (ended.response, ended.request),
     };
-    let chain = failure.map(Chain);
+    let reset_by = failure.and_then(Failure::reset_by);
+    let chain = failure.filter(|_| reset_by.is_none()).map(Chain);
     let tunnel = info.hbone.as_ref();
     AccessLogEntry {
         reporter: info.reporter,
@@ -134,6 +148,7 @@ pub(crate) fn close(
         bytes_sent,
         bytes_received,
         duration: ended.after.unwrap_or_else(|| info.began.elapsed()),
+        reset_by: reset_by.as_ref().map(|end| end as &dyn std::fmt::Display),
         error: chain.as_ref().map(|chain| chain as &dyn std::fmt::Display),
     }
     .log();
@@ -223,8 +238,8 @@ mod tests {
         assert!(text.unwrap().contains("revoked"));
         assert_eq!(flag(revoked), Some(ResponseFlag::CertRevoked));
         let tcp = Broken::Tcp {
-            end: "reading from the",
-            source: std::io::ErrorKind::ConnectionReset.into(),
+            end: AppEnd::Client,
+            source: std::io::ErrorKind::TimedOut.into(),
         };
         assert_eq!(
             flag(broken(tcp).explained(&mark, FarEnd::default())),
@@ -236,5 +251,26 @@ mod tests {
         );
         let policy = Revoked::UnknownWorkload;
         assert_eq!(flag(broken(policy.into())), Some(ResponseFlag::Deny));
+    }
+
+    #[test]
+    fn a_reset_names_the_application_and_any_other_error_of_its_connection_is_a_failure() {
+        use std::io::ErrorKind::{BrokenPipe, ConnectionReset, HostUnreachable, TimedOut};
+        for kind in [ConnectionReset, BrokenPipe] {
+            for end in [AppEnd::Client, AppEnd::Server] {
+                let reset = Broken::tcp(end, kind.into());
+                assert_eq!(reset.reset_by(), Some(end), "{kind}");
+                assert_eq!(reset.to_string(), format!("the {end} reset the connection"));
+            }
+        }
+        for kind in [TimedOut, HostUnreachable] {
+            let broken = Broken::tcp(AppEnd::Server, kind.into());
+            assert_eq!(broken.reset_by(), None, "{kind}");
+            let text = broken.to_string();
+            assert!(
+                text.starts_with("the connection to the server broke: "),
+                "{text}"
+            );
+        }
     }
 }

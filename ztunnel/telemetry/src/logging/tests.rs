@@ -73,6 +73,7 @@ fn connection(finish: impl FnOnce(AccessLogEntry<'_>)) {
         bytes_sent: 12,
         bytes_received: 3456,
         duration: Duration::from_micros(7_900),
+        reset_by: None,
         error: None,
     });
 }
@@ -109,6 +110,21 @@ fn a_failed_connection_is_an_error_that_says_why() {
         without_time(&log),
         format!("error\t{LINE} error=\"denied by \\\"a/b\\\"\\nx\"\n")
     );
+}
+
+#[test]
+fn a_connection_that_an_application_has_reset_is_no_error() {
+    let log = logged("info", LogFormat::Text, |_| {
+        connection(|entry| {
+            AccessLogEntry {
+                reset_by: Some(&"client"),
+                ..entry
+            }
+            .log()
+        });
+    });
+    let expected = format!("info\t{LINE} reset_by=\"client\"\n");
+    assert_eq!(without_time(&log), expected);
 }
 
 #[test]

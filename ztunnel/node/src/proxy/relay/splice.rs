@@ -113,7 +113,7 @@ impl<'a> Adaptive<'a> {
                 self.pipe = None;
                 return Poll::Pending;
             };
-            readable.map_err(Broken::read)?;
+            readable.map_err(|error| self.flow.from.broken(error))?;
             let pipe = match &mut self.pipe {
                 Some(pipe) => pipe,
                 none => match Lease::take() {
@@ -133,7 +133,7 @@ impl<'a> Adaptive<'a> {
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                     return self.give_up(CopyState::CopyingOnly);
                 }
-                Err(error) => return Poll::Ready(Err(Broken::read(error))),
+                Err(error) => return Poll::Ready(Err(self.flow.from.broken(error))),
             }
         }
     }
@@ -161,9 +161,12 @@ impl<'a> Adaptive<'a> {
             return Poll::Ready(Ok(()));
         };
         loop {
-            ready!(sink.poll_write_ready(cx)).map_err(Broken::write)?;
+            ready!(sink.poll_write_ready(cx)).map_err(|error| self.flow.to.broken(error))?;
             match sink.try_io(Interest::WRITABLE, || pipe.drain(sink)) {
-                Ok(0) => return Poll::Ready(Err(Broken::write(io::ErrorKind::WriteZero.into()))),
+                Ok(0) => {
+                    let error = io::ErrorKind::WriteZero.into();
+                    return Poll::Ready(Err(self.flow.to.broken(error)));
+                }
                 Ok(moved) => {
                     self.flow.account(moved, series)?;
                     return Poll::Ready(Ok(()));
@@ -172,7 +175,7 @@ impl<'a> Adaptive<'a> {
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                     return Poll::Ready(self.recover());
                 }
-                Err(error) => return Poll::Ready(Err(Broken::write(error))),
+                Err(error) => return Poll::Ready(Err(self.flow.to.broken(error))),
             }
         }
     }
@@ -184,7 +187,8 @@ impl<'a> Adaptive<'a> {
             return Ok(());
         };
         let mut chunk = BytesMut::zeroed(pipe.inside().min(LARGEST_READ));
-        let count = pipe.read(&mut chunk).map_err(Broken::read)?;
+        let count = pipe.read(&mut chunk);
+        let count = count.map_err(|error| self.flow.from.broken(error))?;
         chunk.truncate(count);
         self.flow.chunk = chunk.freeze();
         self.flow.state = FlowState::Writing;

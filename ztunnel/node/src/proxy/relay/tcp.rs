@@ -14,7 +14,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use super::blocks::{LARGEST_READ, SMALLEST_READ, with_room};
 use super::ending::{self, Pair};
 use super::splice::{Adaptive, CopyMode, CopyStrategy, Thresholds};
-use super::{Broken, Direction, Ended, Flow, Revoked, Sink, Source, run};
+use super::{AppEnd, Broken, Direction, Ended, Flow, Revoked, Sink, Source, run};
 use crate::pods::abort_on_drop;
 use telemetry::Series;
 use tunnel::hbone::Tunnel;
@@ -25,6 +25,7 @@ pub(super) struct TcpSource<'a> {
     half: Option<ReadHalf<'a>>,
     watch: Option<Watch<'a>>,
     want: usize,
+    end: AppEnd,
 }
 
 /// Resolves when the other end aborts.
@@ -34,6 +35,11 @@ impl TcpSource<'_> {
     /// The connection; `None` after the end of its stream.
     pub(super) fn stream(&self) -> Option<&TcpStream> {
         self.half.as_ref().map(AsRef::as_ref)
+    }
+
+    /// An error of this connection.
+    pub(super) fn broken(&self, source: io::Error) -> Broken {
+        Broken::tcp(self.end, source)
     }
 }
 
@@ -51,7 +57,7 @@ impl Source for TcpSource<'_> {
             };
             polled.map_ok(|_bytes| block.split().freeze())
         }))
-        .map_err(Broken::read)?;
+        .map_err(|error| Broken::tcp(self.end, error))?;
         // A read that fills its buffer doubles the next one.
         if chunk.len() == want {
             self.want = (want * 2).min(LARGEST_READ);
@@ -63,7 +69,7 @@ impl Source for TcpSource<'_> {
 
     fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
         if let Some(half) = self.half.take() {
-            self.watch = Some(Box::pin(watch(half)));
+            self.watch = Some(Box::pin(watch(half, self.end)));
         }
         match &mut self.watch {
             Some(watch) => watch.as_mut().poll(cx),
@@ -74,11 +80,11 @@ impl Source for TcpSource<'_> {
 
 /// Waits for an error. After the end of its stream a socket is always readable, and mostly
 /// writable: a reset shows only as an error.
-async fn watch(half: ReadHalf<'_>) -> Broken {
+async fn watch(half: ReadHalf<'_>, end: AppEnd) -> Broken {
     let stream = half.as_ref();
     loop {
         if let Err(gone) = stream.ready(Interest::ERROR).await {
-            return Broken::read(gone);
+            return Broken::tcp(end, gone);
         }
         let told = stream.try_io(Interest::ERROR, || match stream.take_error()? {
             Some(error) => Ok(error),
@@ -86,7 +92,7 @@ async fn watch(half: ReadHalf<'_>) -> Broken {
         });
         match told {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Ok(error) | Err(error) => return Broken::read(error),
+            Ok(error) | Err(error) => return Broken::tcp(end, error),
         }
     }
 }
@@ -94,21 +100,27 @@ async fn watch(half: ReadHalf<'_>) -> Broken {
 /// The writing half of a TCP connection.
 pub(super) struct TcpSink<'a> {
     half: WriteHalf<'a>,
+    end: AppEnd,
 }
 
 impl TcpSink<'_> {
     pub(super) fn stream(&self) -> &TcpStream {
         self.half.as_ref()
     }
+
+    /// An error of this connection.
+    pub(super) fn broken(&self, source: io::Error) -> Broken {
+        Broken::tcp(self.end, source)
+    }
 }
 
 impl Sink for TcpSink<'_> {
     fn poll_take(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<Result<(), Broken>> {
-        let written =
-            ready!(Pin::new(&mut self.half).poll_write(cx, chunk)).map_err(Broken::write)?;
-        if written == 0 {
-            return Poll::Ready(Err(Broken::write(io::ErrorKind::WriteZero.into())));
-        }
+        let written = match ready!(Pin::new(&mut self.half).poll_write(cx, chunk)) {
+            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+            written => written,
+        };
+        let written = written.map_err(|error| self.broken(error))?;
         chunk.advance(written);
         Poll::Ready(Ok(()))
     }
@@ -117,20 +129,21 @@ impl Sink for TcpSink<'_> {
         match ready!(Pin::new(&mut self.half).poll_shutdown(cx)) {
             // The peer has already closed both directions.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
-            done => Poll::Ready(done.map_err(Broken::write)),
+            done => Poll::Ready(done.map_err(|error| self.broken(error))),
         }
     }
 }
 
-fn halves(stream: &mut TcpStream) -> (TcpSource<'_>, TcpSink<'_>) {
+fn halves(stream: &mut TcpStream, end: AppEnd) -> (TcpSource<'_>, TcpSink<'_>) {
     let (read, write) = stream.split();
     (
         TcpSource {
             half: Some(read),
             watch: None,
             want: SMALLEST_READ,
+            end,
         },
-        TcpSink { half: write },
+        TcpSink { half: write, end },
     )
 }
 
@@ -184,8 +197,8 @@ pub(super) async fn between(
 ) -> Ended {
     let (mut client, mut server) = (Relayed::new(client), Relayed::new(server));
     let ended = {
-        let (client_source, client_sink) = halves(&mut client.stream);
-        let (server_source, server_sink) = halves(&mut server.stream);
+        let (client_source, client_sink) = halves(&mut client.stream, AppEnd::Client);
+        let (server_source, server_sink) = halves(&mut server.stream, AppEnd::Server);
         let out = Flow::new(client_source, server_sink, Direction::Request);
         let back = Flow::new(server_source, client_sink, Direction::Response);
         let [out, back] = [out, back].map(|flow| Adaptive::new(flow, strategy));
@@ -213,14 +226,14 @@ pub(in crate::proxy) async fn tunnelled(
     series: &Series,
     revoked: impl Future<Output = Revoked>,
 ) -> Ended {
-    let (into, from) = match side {
-        Side::Source => (Direction::Request, Direction::Response),
-        Side::Destination => (Direction::Response, Direction::Request),
+    let (into, from, end) = match side {
+        Side::Source => (Direction::Request, Direction::Response, AppEnd::Client),
+        Side::Destination => (Direction::Response, Direction::Request, AppEnd::Server),
     };
     let mut app = Relayed::new(app);
     let mut revoked = pin!(revoked);
     let (moved, close, broken) = {
-        let (app_source, app_sink) = halves(&mut app.stream);
+        let (app_source, app_sink) = halves(&mut app.stream, end);
         let out = Flow::new(app_source, &mut tunnel.send, into);
         let back = Flow::new(&mut tunnel.recv, app_sink, from);
         let mut pair = Pair::new(out, back);
