@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 
-use cli::{ProxyArgs, RemoveArgs, Removed, Roles};
-use node::bpf::Kernel;
+use cli::{CleanupArgs, PrepareArgs, ProxyArgs, RemoveArgs, Removed, Roles};
+use node::bpf::{Kernel, NodePreparation};
 
 /// Connections are allocated and freed on different worker threads: mimalloc frees across threads
 /// without a lock, and returns memory to the system after bursts.
@@ -23,6 +23,8 @@ fn main() -> ExitCode {
             check,
             doctor: node::doctor::examine,
             remove,
+            prepare,
+            unmount,
         },
     )
 }
@@ -46,13 +48,45 @@ fn remove(args: &RemoveArgs) -> anyhow::Result<Removed> {
         Some(directory) => directory.clone(),
         None => settings::bpf_directory(args.config.as_deref())?,
     };
-    let pinned = Kernel::remove_pins(&directory)?;
-    if !pinned && let Some(name) = node::bpf::ip_netns_exec() {
+    if Kernel::remove_pins(&directory)? {
+        return Ok(Removed::Pins(directory));
+    }
+    if let Some(name) = node::bpf::ip_netns_exec() {
         bail!(
             "cannot look for pins in {}: `ip netns exec {name}` hides the BPF file system, because it \
              mounts another /sys; run `nsenter --net=/run/netns/{name} ztunnel kernel remove` instead",
             directory.display()
         );
     }
-    Ok(Removed { directory, pinned })
+    let is_named = args.directory.is_some() || args.config.is_some();
+    let elsewhere = node::bpf::pin_directories();
+    match elsewhere.as_slice() {
+        [only] if !is_named => {
+            Kernel::remove_pins(only)?;
+            Ok(Removed::Pins(only.clone()))
+        }
+        [_, ..] if !is_named => {
+            let found: Vec<_> = elsewhere
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
+            bail!(
+                "the pins of more than one proxy are visible: name one of these directories with \
+                 --directory: {}",
+                found.join(", ")
+            )
+        }
+        _ => Ok(Removed::None {
+            directory,
+            elsewhere,
+        }),
+    }
+}
+
+fn prepare(args: &PrepareArgs) -> anyhow::Result<NodePreparation> {
+    Ok(node::bpf::prepare_node(&args.mount_point)?)
+}
+
+fn unmount(args: &CleanupArgs) -> anyhow::Result<bool> {
+    Ok(node::bpf::unmount_prepared(&args.mount_point)?)
 }

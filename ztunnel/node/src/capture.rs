@@ -4,12 +4,14 @@
 //! The DaemonSet of Istio's chart gives its container neither the host's cgroups nor the host's BPF
 //! file system. Where only the image of that DaemonSet was replaced, the rules capture.
 
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Error, assembly};
 use crate::bpf::{self, Kernel};
 use crate::handover::{ActiveLock, Handover, StandbyLock};
+use crate::pods::{Netns, NetnsSource};
 use admin::Pending;
 use settings::{CaptureBy, Settings};
 
@@ -33,6 +35,9 @@ pub(super) struct ForeignPrograms {
     /// Keeps the node unready while they capture.
     pending: Option<Pending>,
     last_logged: Option<Instant>,
+    /// A pod of the node agent that they capture. While they do, the node agent is left to the other
+    /// proxy.
+    captured: Option<NetnsSource>,
 }
 
 impl ForeignPrograms {
@@ -55,6 +60,23 @@ impl ForeignPrograms {
             tracing::info!("the eBPF programs of another proxy no longer capture pods");
             pending.done();
         }
+    }
+
+    /// Remembers a pod that the programs capture.
+    pub(super) fn watch(&mut self, captured: NetnsSource) {
+        self.captured = Some(captured);
+    }
+
+    /// Whether the programs still capture the pod that [`Self::watch`] was called with. A pod that
+    /// is gone is captured no longer.
+    pub(super) fn still_capture(&mut self) -> bool {
+        let captured = self.captured.as_ref().is_some_and(|pod| {
+            Netns::of(pod).is_ok_and(|netns| bpf::is_captured(netns.as_fd()).unwrap_or(true))
+        });
+        if !captured {
+            self.captured = None;
+        }
+        captured
     }
 
     /// A connection arrived without its original destination, and the kernel cannot say whether
@@ -119,6 +141,9 @@ fn load(settings: &Settings) -> Result<Programs, bpf::Error> {
     let config = assembly::kernel(settings);
     // First: where only a part of the cgroups is visible, nothing may be mounted either.
     bpf::check_cgroup(&config)?;
+    if settings.capture.by == CaptureBy::Auto && settings.node_agent.is_some() {
+        bpf::require_bpf_fs(&config.directory)?;
+    }
     let handover = Handover::open(&config.directory)?;
     let locks = handover.try_acquire()?;
     let kernel = Arc::new(Kernel::load(&config)?);

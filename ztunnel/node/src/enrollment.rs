@@ -221,9 +221,9 @@ impl Enrollment {
         self.failed.next_retry()
     }
 
-    /// Whether a pod could not be enrolled because the programs of another proxy capture it.
-    pub(super) fn foreign_programs_capture(&self) -> bool {
-        self.failed.any_captured()
+    /// A pod that could not be enrolled because the programs of another proxy capture it.
+    pub(super) fn captured_pod(&self) -> Option<&DesiredPod> {
+        self.failed.captured()
     }
 
     /// Brings the enrolled pods in line with the desired ones. A pod that could not be enrolled is

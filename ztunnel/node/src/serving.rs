@@ -25,6 +25,9 @@ impl Node {
         let (enrollment, context) = self.enrollment_with_context();
         enrollment.reconcile(context, &desired, orphan_policy);
         let foreign_programs = self.foreign_programs_capture();
+        if !foreign_programs && self.agent.is_none() && self.handover_state.is_active() {
+            self.connect_to_agent();
+        }
         let wait = || self.readiness.wait_for(ForeignPrograms::TASK);
         self.foreign_programs.update(foreign_programs, wait);
         let check = foreign_programs.then(|| Instant::now() + FOREIGN_PROGRAMS_CHECK);
@@ -40,10 +43,12 @@ impl Node {
 
     /// Whether programs of another proxy capture pods although rules should: desired pods that
     /// failed for this reason, or any pod whose pins are visible here.
-    fn foreign_programs_capture(&self) -> bool {
+    fn foreign_programs_capture(&mut self) -> bool {
         let pins = &self.settings.capture.bpf_directory;
         self.shared.kernel.is_none()
-            && (self.enrollment.foreign_programs_capture() || bpf::captured_pods_below(pins) > 0)
+            && (self.enrollment.captured_pod().is_some()
+                || bpf::captured_pods_below(pins) > 0
+                || self.foreign_programs.still_capture())
     }
 
     /// The pods that the settings and the node agent list.
@@ -107,6 +112,7 @@ impl Node {
                 self.enroll_retry = self.enroll_retry.into_iter().chain(retry).min();
                 self.apply_enrollment_changes();
                 agent::answer(reply, added);
+                self.leave_agent_to_other_proxy();
             }
             Task::Reconcile(reply) => {
                 self.enroll();
@@ -115,6 +121,35 @@ impl Node {
                 }
                 agent::answer(reply, Ok(()));
             }
+        }
+    }
+
+    /// Connects to the node agent, if the settings name one: it announces its pods.
+    pub(super) fn connect_to_agent(&mut self) {
+        let wait_for_pods = || self.readiness.wait_for("the node agent's pods");
+        self.agent = Agent::of(self.fixed.agent.as_ref(), wait_for_pods);
+    }
+
+    /// Disconnects from the node agent if its first snapshot shows that the programs of another
+    /// proxy capture its pods. The agent announces new pods to the process that connected last: with
+    /// this connection closed, that is the other proxy again, which can serve them.
+    fn leave_agent_to_other_proxy(&mut self) {
+        let Some(captured) = self.enrollment.captured_pod() else {
+            return;
+        };
+        let first_snapshot = self
+            .agent
+            .as_ref()
+            .is_some_and(|agent| agent.snapshot_due().is_some());
+        if self.shared.kernel.is_none() && first_snapshot {
+            tracing::warn!(
+                pod = %captured.key,
+                "the eBPF programs of another proxy capture the pods of this node: the node agent is \
+                 left to that proxy until its programs are gone"
+            );
+            self.foreign_programs.watch(captured.netns.clone());
+            self.agent = None;
+            self.enroll();
         }
     }
 

@@ -160,7 +160,7 @@ fn capture(capture: &mut Capture, file: &CaptureSection, env: &Environment, flag
     set(&mut capture.by, env.capture_by.or(file.by));
     let directory = flags.bpf_directory.as_ref().or(file.bpf_directory.as_ref());
     set(&mut capture.bpf_directory, directory.cloned());
-    capture.cgroup.clone_from(&file.cgroup);
+    capture.cgroup = env.cgroup.clone().or_else(|| file.cgroup.clone());
     set(&mut capture.mark, env.mark.or(file.mark));
     set(&mut capture.exempt_ports, file.exempt_ports.clone());
     let cidrs = |ranges: &Vec<Range>| ranges.iter().map(|range| range.0).collect();

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use super::proxy::Overrides;
+
 /// Manage the proxy's programs in the kernel
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Examples:\n  \
@@ -21,7 +23,7 @@ pub(super) enum KernelCommand {
 /// their connections are not encrypted and no policy is enforced. Stop the proxy first.
 #[derive(Debug, Clone, Parser)]
 #[command(after_help = "Examples:\n  \
-    ztunnel kernel remove                       with the default directory, /sys/fs/bpf/ztunnel\n  \
+    ztunnel kernel remove                       the pins that are found, if they are of one proxy\n  \
     ztunnel kernel remove --config node-a.yaml  with the directory of these settings\n  \
     ztunnel kernel remove --directory /sys/fs/bpf/ztunnel-node-a\n\n\
     Exit codes: 0 capture has ended or nothing was pinned, 1 failure, 2 usage error.")]
@@ -33,15 +35,27 @@ pub(crate) struct RemoveArgs {
     /// The directory of the pins, instead of that of the settings [settings: capture.bpfDirectory]
     #[arg(long, short, value_name = "DIRECTORY")]
     pub directory: Option<PathBuf>,
+
+    /// The other flags of `ztunnel proxy`, accepted so that its arguments can be reused.
+    #[command(
+        flatten,
+        next_help_heading = "Flags of `ztunnel proxy`, without effect here"
+    )]
+    pub proxy: Overrides,
 }
 
 /// The result of `kernel remove`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Removed {
-    /// The directory of the pins.
-    pub directory: PathBuf,
-    /// Whether programs were pinned there.
-    pub pinned: bool,
+pub(crate) enum Removed {
+    /// The pins of this directory were removed.
+    Pins(PathBuf),
+    /// This directory has no pins.
+    None {
+        /// The directory.
+        directory: PathBuf,
+        /// The directories that have pins.
+        elsewhere: Vec<PathBuf>,
+    },
 }
 
 pub(super) fn run(
@@ -50,16 +64,31 @@ pub(super) fn run(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let KernelCommand::Remove(args) = command;
-    let Removed { directory, pinned } = remove(args)?;
-    let directory = directory.display();
-    if pinned {
-        writeln!(out, "capture by {directory} has ended")?;
-    } else {
-        writeln!(
-            out,
-            "nothing is pinned in {directory}: no proxy captures with this directory. For a proxy with \
-             other settings, use --config or --directory"
-        )?;
+    print_removed(&remove(args)?, out)
+}
+
+pub(super) fn print_removed(removed: &Removed, out: &mut impl Write) -> anyhow::Result<()> {
+    match removed {
+        Removed::Pins(directory) => {
+            writeln!(out, "capture by {} has ended", directory.display())?;
+        }
+        Removed::None {
+            directory,
+            elsewhere,
+        } => {
+            let directory = directory.display();
+            writeln!(
+                out,
+                "nothing is pinned in {directory}: no proxy captures with this directory"
+            )?;
+            for other in elsewhere {
+                writeln!(
+                    out,
+                    "there are pins in {}: name it with --directory",
+                    other.display()
+                )?;
+            }
+        }
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The command line: `ztunnel proxy | version | config check | doctor | kernel remove`, a file each.
+//! The command line: `ztunnel proxy | version | config check | doctor | kernel remove | node`, a file
+//! each.
 //!
 //! It reads arguments, prints results, and returns exit codes: 0 success, 1 failure, 2 a usage error.
 //! `main` passes the functions behind the commands as [`Roles`], so that tests can replace them.
@@ -7,6 +8,7 @@
 mod config;
 mod doctor;
 mod kernel;
+mod node;
 mod output;
 mod proxy;
 mod version;
@@ -18,8 +20,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use node::doctor::Check;
+use ::node::bpf::NodePreparation;
+use ::node::doctor::Check;
 
+pub(crate) use self::node::{CleanupArgs, PrepareArgs};
 pub(crate) use kernel::{RemoveArgs, Removed};
 pub(crate) use proxy::ProxyArgs;
 
@@ -35,6 +39,10 @@ pub(crate) struct Roles {
     /// Detaches the kernel programs that are pinned in the command's directory and removes their
     /// pins; returns the result.
     pub remove: fn(&RemoveArgs) -> anyhow::Result<Removed>,
+    /// Mounts the node's BPF file system.
+    pub prepare: fn(&PrepareArgs) -> anyhow::Result<NodePreparation>,
+    /// Unmounts the node's BPF file system if `prepare` has mounted it; returns whether it has.
+    pub unmount: fn(&CleanupArgs) -> anyhow::Result<bool>,
 }
 
 /// A node proxy for service meshes.
@@ -67,6 +75,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     #[command(subcommand)]
     Kernel(kernel::KernelCommand),
+    #[command(subcommand)]
+    Node(node::NodeCommand),
 }
 
 /// Runs the command line and returns the process's exit code.
@@ -82,6 +92,7 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>, roles: &Roles) -> Ex
         Command::Config(command) => config::run(&command, roles.check, &mut out),
         Command::Doctor(args) => doctor::run(&args, roles.doctor, &mut out),
         Command::Kernel(command) => kernel::run(&command, roles.remove, &mut out),
+        Command::Node(command) => node::run(&command, roles, &mut out),
     };
     output::finish(result, &mut errors)
 }

@@ -27,12 +27,9 @@ const SUCCEEDING: Roles = Roles {
     proxy: |_| Ok(()),
     check: |_| Ok(json!({ "node": "a" })),
     doctor: |_| Vec::new(),
-    remove: |_| {
-        Ok(Removed {
-            directory: "/d".into(),
-            pinned: true,
-        })
-    },
+    remove: |_| Ok(Removed::Pins("/d".into())),
+    prepare: |_| Ok(NodePreparation::Mounted),
+    unmount: |_| Ok(true),
 };
 
 #[test]
@@ -94,12 +91,14 @@ fn exit_codes_distinguish_failures_from_usage_errors() {
         doctor: |_| {
             vec![Check {
                 name: "a".to_owned(),
-                status: node::doctor::Status::Fail,
+                status: ::node::doctor::Status::Fail,
                 detail: "not there".to_owned(),
                 remedy: None,
             }]
         },
         remove: |_| bail!("not permitted"),
+        prepare: |_| bail!("not permitted"),
+        unmount: |_| bail!("not permitted"),
     };
     for (line, roles, expected) in [
         ("ztunnel proxy", &SUCCEEDING, 0),
@@ -110,6 +109,15 @@ fn exit_codes_distinguish_failures_from_usage_errors() {
         ("ztunnel doctor --config a.yaml -o json", &failing, 1),
         ("ztunnel kernel remove", &SUCCEEDING, 0),
         ("ztunnel kernel remove --directory /x", &failing, 1),
+        (
+            "ztunnel kernel remove --config a.yaml --node a --log debug",
+            &SUCCEEDING,
+            0,
+        ),
+        ("ztunnel node prepare", &SUCCEEDING, 0),
+        ("ztunnel node prepare", &failing, 1),
+        ("ztunnel node cleanup --directory /x", &SUCCEEDING, 0),
+        ("ztunnel node cleanup", &failing, 1),
         ("ztunnel version -o json", &failing, 0),
         ("ztunnel --version", &failing, 0),
         ("ztunnel proxy --help", &failing, 0),
@@ -147,6 +155,28 @@ fn results_are_printed_as_text_and_as_json() {
     version::run(&args, &mut out).unwrap();
     let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
     assert_eq!(value["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn what_was_removed_is_said_and_what_is_left_is_named() {
+    fn said(removed: &Removed) -> String {
+        let mut out = Vec::new();
+        kernel::print_removed(removed, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+    assert_eq!(
+        said(&Removed::Pins("/d".into())),
+        "capture by /d has ended\n"
+    );
+    let none = said(&Removed::None {
+        directory: "/d".into(),
+        elsewhere: vec!["/sys/fs/bpf/other".into()],
+    });
+    assert!(none.starts_with("nothing is pinned in /d: "), "{none}");
+    assert!(
+        none.contains("in /sys/fs/bpf/other: name it with --directory"),
+        "{none}"
+    );
 }
 
 #[test]

@@ -11,14 +11,14 @@ use mesh::NetnsCookie;
 pub enum Error {
     /// No cgroup v2 hierarchy is mounted, or only part of it is visible.
     #[error(
-        "no root of a cgroup v2 hierarchy among the mounts: mount one (`mount -t cgroup2 none \
-         /sys/fs/cgroup/unified`); in a container, mount the host's /sys/fs/cgroup and name it in \
-         capture.cgroup"
+        "no cgroup of version 2 is visible that contains the pods of this node: in a container, mount \
+         the node's /sys/fs/cgroup, or name its mount in capture.cgroup (ZTUNNEL_CAPTURE_CGROUP); on \
+         a host, mount the hierarchy (`mount -t cgroup2 none /sys/fs/cgroup/unified`)"
     )]
     NoCgroup,
     /// `ip netns exec` hides the cgroup v2 hierarchy.
     #[error(
-        "no root of a cgroup v2 hierarchy among the mounts: `ip netns exec {name}` hides it, because \
+        "no cgroup of version 2 is visible: `ip netns exec {name}` hides the hierarchy, because \
          it mounts another /sys; run `nsenter --net=/run/netns/{name} ztunnel …` instead"
     )]
     IpNetns {
@@ -45,6 +45,27 @@ pub enum Error {
         path: PathBuf,
         /// The error of mount(2).
         source: io::Error,
+    },
+    /// The node's BPF file system is not visible in this container.
+    #[error(
+        "no BPF file system of the node at {}: pins in another one would end with this container, \
+         and the capture of its pods with them; mount the node's /sys/fs/bpf (`ztunnel node prepare` \
+         in an init container provides it), or set capture.by to programs or rules",
+        path.display()
+    )]
+    NoNodeBpfFs {
+        /// The directory of the pins.
+        path: PathBuf,
+    },
+    /// A mount of this container would not be visible on the node.
+    #[error(
+        "a BPF file system mounted at {} would be visible in this container only: mount the node's \
+         directory as a volume with mountPropagation Bidirectional, in a privileged container",
+        path.display()
+    )]
+    NotPropagated {
+        /// The mount point.
+        path: PathBuf,
     },
     /// A directory or pin in the BPF file system could not be created, read or removed.
     #[error("{} in the BPF file system cannot be {action}: {source}{}", path.display(), hint(source))]
@@ -139,7 +160,7 @@ impl Error {
     pub fn is_restricted_environment(&self) -> bool {
         matches!(
             self,
-            Self::NoCgroup | Self::IpNetns { .. } | Self::NoBpfFs { .. }
+            Self::NoCgroup | Self::IpNetns { .. } | Self::NoBpfFs { .. } | Self::NoNodeBpfFs { .. }
         )
     }
 
@@ -149,7 +170,9 @@ impl Error {
         match self {
             Self::NoCgroup | Self::IpNetns { .. } => "no_cgroup",
             Self::NotCgroup { .. } => "not_a_cgroup",
-            Self::NoBpfFs { .. } => "no_bpf_fs",
+            Self::NoBpfFs { .. } | Self::NoNodeBpfFs { .. } | Self::NotPropagated { .. } => {
+                "no_bpf_fs"
+            }
             Self::Pin { .. } => "pin",
             Self::Program { .. } => "program",
             Self::Object { .. } => "object",

@@ -9,6 +9,7 @@
 //! [`crate::pods`] enrols pods, [`crate::proxy`] reads original destinations, `node` opens the
 //! [`Kernel`].
 
+mod cgroup;
 mod config;
 mod entries;
 mod error;
@@ -19,6 +20,7 @@ mod join;
 mod layout_2;
 mod log;
 mod maps;
+mod node_mount;
 mod object;
 mod pins;
 mod process_locks;
@@ -42,6 +44,7 @@ use ztunnel_ebpf_types::{
     Address, CAPTURED_UNLISTED, ClientKey, POD_DNS, POD_ENROLLED, POD_JOIN, Pod,
 };
 
+use cgroup::Cgroup;
 pub use config::{Config, Exemptions, Ports};
 pub use error::Error;
 pub use events::{Event, EventKind, Events};
@@ -50,13 +53,16 @@ pub use ip_netns::ip_netns_exec;
 pub use log::LogForwarder;
 use maps::{Maps, failed};
 use mesh::NetnsCookie;
+pub use node_mount::{
+    NODE_BPF_FS, NodePreparation, pin_directories, prepare_node, unmount_prepared,
+};
 use object::{LoadOptions, MapSource, Object, ProgramLogging, kernel_has_process_id};
 pub use object::{is_at_least, release};
 use pins::Pins;
 use process_locks::ProcessLocks;
 pub(crate) use process_locks::{failed as pin_failed, try_lock};
 pub use program_check::{PinDirectory, ProgramCheck};
-use programs::{ALL, Cgroup, INBOUND, REDIRECT, attach_cgroup};
+use programs::{ALL, INBOUND, REDIRECT, attach_cgroup};
 pub use resolver::reply_source;
 
 /// The network namespace of a socket.
@@ -65,6 +71,19 @@ pub use resolver::reply_source;
 /// When the kernel is older than 5.14 and lacks the option.
 pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<NetnsCookie> {
     sys::netns_cookie(socket).map(NetnsCookie)
+}
+
+/// Checks that a directory for pins is on a BPF file system already.
+///
+/// # Errors
+/// When it is not.
+pub fn require_bpf_fs(directory: &Path) -> Result<(), Error> {
+    if pins::is_bpf_fs(pins::nearest(directory)) {
+        return Ok(());
+    }
+    Err(Error::NoNodeBpfFs {
+        path: directory.to_path_buf(),
+    })
 }
 
 /// Ensures that a directory for pins exists on a BPF file system, and mounts one if necessary.

@@ -5,8 +5,9 @@ use std::fs;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
+use super::cgroup::Cgroup;
 use super::object::{LoadOptions, MapSource, Object, ProgramLogging};
-use super::programs::{ALL, Cgroup, INBOUND};
+use super::programs::{ALL, INBOUND};
 use super::sys::{self, AttachType};
 use super::{Error, pins};
 

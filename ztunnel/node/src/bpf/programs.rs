@@ -3,15 +3,11 @@
 //! A proxy that starts after another one finds its links pinned and puts its own programs into
 //! them: no hook is ever without a program.
 
-use std::fs::{self, File};
-use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::path::{Path, PathBuf};
-
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use std::path::Path;
 
 use super::Error;
-use super::ip_netns::ip_netns_exec;
+use super::cgroup::Cgroup;
 use super::object::Object;
 use super::pins::{self, Pins};
 use super::sys::{self, AttachType};
@@ -73,11 +69,11 @@ fn attach(
     cgroup: &Cgroup,
 ) -> Result<(), Error> {
     for &(name, attach) in programs {
-        let target = || format!("the cgroup {}", cgroup.path.display());
+        let target = || format!("the cgroup {}", cgroup.path().display());
         install(
             name,
             object.program(name)?,
-            cgroup.directory.as_fd(),
+            cgroup.directory(),
             attach,
             &pins.link(name),
             target,
@@ -138,94 +134,4 @@ fn install(
         action: "created",
         source,
     })
-}
-
-/// The cgroup whose sockets, and those of all cgroups below it, run the programs.
-#[derive(Debug)]
-pub(super) struct Cgroup {
-    path: PathBuf,
-    directory: File,
-}
-
-impl Cgroup {
-    /// Opens the configured cgroup, or the root of the v2 hierarchy, wherever it is mounted.
-    pub(super) fn open(configured: Option<&Path>) -> Result<Self, Error> {
-        let path = match configured {
-            Some(path) => path.to_path_buf(),
-            None => fs::read_to_string("/proc/self/mounts")
-                .ok()
-                .and_then(|mounts| find_root(&mounts, is_root))
-                .ok_or_else(|| match ip_netns_exec() {
-                    Some(name) => Error::IpNetns { name },
-                    None => Error::NoCgroup,
-                })?,
-        };
-        match File::open(&path) {
-            Ok(directory) if is_cgroup2(&path) => Ok(Self { path, directory }),
-            Ok(_) => Err(Error::NotCgroup {
-                path,
-                source: io::Error::from(io::ErrorKind::NotADirectory),
-            }),
-            Err(source) => Err(Error::NotCgroup { path, source }),
-        }
-    }
-}
-
-impl Cgroup {
-    /// The cgroup's path.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The cgroup's directory.
-    pub(super) fn directory(&self) -> BorrowedFd<'_> {
-        self.directory.as_fd()
-    }
-}
-
-fn is_cgroup2(path: &Path) -> bool {
-    statfs(path).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC)
-}
-
-/// Only the real root has no `cgroup.events`: in a cgroup namespace, the root of the mount has one.
-fn is_root(path: &Path) -> bool {
-    path.join("cgroup.procs").exists() && !path.join("cgroup.events").exists()
-}
-
-/// The first mount of type cgroup2 that shows the root of the hierarchy.
-fn find_root(mounts: &str, is_root: impl Fn(&Path) -> bool) -> Option<PathBuf> {
-    mounts
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(' ');
-            let (_, place, kind) = (fields.next()?, fields.next()?, fields.next()?);
-            (kind == "cgroup2").then(|| PathBuf::from(place.replace("\\040", " ")))
-        })
-        .find(|path| is_root(path))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_root_of_the_hierarchy_is_found_wherever_it_is_mounted() {
-        let hybrid = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n\
-                      cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\n\
-                      cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
-        let pure = "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n";
-        let odd = "cgroup2 /run/a\\040b cgroup2 rw 0 0\n";
-        let all = |_: &Path| true;
-        let found = |mounts| find_root(mounts, all);
-        assert_eq!(found(hybrid), Some("/sys/fs/cgroup/unified".into()));
-        assert_eq!(found(pure), Some("/sys/fs/cgroup".into()));
-        assert_eq!(found(odd), Some("/run/a b".into()));
-        assert_eq!(found("proc /proc proc rw 0 0\n"), None);
-    }
-
-    #[test]
-    fn part_of_a_hierarchy_is_not_its_root() {
-        let pure = "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n";
-        assert_eq!(find_root(pure, |_| false), None);
-    }
 }

@@ -78,10 +78,11 @@ impl FailedPods {
         self.0.is_empty()
     }
 
-    /// Whether a pod failed because the programs of another proxy capture it.
-    pub(super) fn any_captured(&self) -> bool {
+    /// A pod that failed because the programs of another proxy capture it.
+    pub(super) fn captured(&self) -> Option<&DesiredPod> {
         let mut failed = self.0.values();
-        failed.any(|failed| matches!(failed.error, EnrollError::Captured))
+        let captured = failed.find(|failed| matches!(failed.error, EnrollError::Captured));
+        captured.map(|failed| &failed.desired)
     }
 
     /// The time of the next attempt; none if no pod has failed.
@@ -168,7 +169,7 @@ mod tests {
             failed.record(pod, Err(EnrollError::Captured), now);
         }
         failed.record(&first, Ok(()), now);
-        assert!(failed.any_captured() && !failed.is_empty());
+        assert_eq!(failed.captured(), Some(&second));
         failed.retain_desired(std::slice::from_ref(&first));
         assert!(failed.is_empty() && failed.next_retry().is_none());
     }

@@ -15,7 +15,6 @@ use tokio::task::JoinHandle;
 
 mod locks;
 
-use crate::agent::Agent;
 use crate::bpf::{self, Kernel};
 use crate::deadline::until;
 use crate::fastpath::FastPathEvents;
@@ -80,7 +79,8 @@ pub(crate) struct Active {
 #[derive(Debug)]
 pub(crate) struct FixedSettings {
     kernel: bpf::Config,
-    agent: Option<NodeAgent>,
+    /// The node agent.
+    pub(crate) agent: Option<NodeAgent>,
 }
 
 impl FixedSettings {
@@ -186,8 +186,7 @@ impl Node {
     /// Enables enrollment, and connects to the node agent, which announces its pods again.
     fn start_serving(&mut self) {
         self.enrollment.become_active();
-        let wait_for_pods = || self.readiness.wait_for("the node agent's pods");
-        self.agent = Agent::of(self.fixed.agent.as_ref(), wait_for_pods);
+        self.connect_to_agent();
     }
 
     /// Enrolls and reauthorizes after the role has changed.

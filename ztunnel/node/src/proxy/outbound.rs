@@ -120,19 +120,22 @@ fn original_destination(
     accepted: &Accepted,
 ) -> Result<CapturedDestination, OutboundError> {
     let client = accepted.peer;
-    let not_captured = || OutboundError::NotCaptured { client };
-    if let Some(kernel) = &context.proxy.kernel {
-        let captured = kernel.original_destination(context.cookie(), client)?;
-        return captured.ok_or_else(not_captured);
+    let kernel = context.proxy.kernel.as_ref();
+    if let Some(kernel) = kernel
+        && let Some(captured) = kernel.original_destination(context.cookie(), client)?
+    {
+        return Ok(captured);
     }
+    // With programs, too: where a node agent has put rules into the pods, these capture until the
+    // programs do.
     let original = pods::redirected_from(&accepted.stream).map_err(OutboundError::Original)?;
-    if original.is_none() {
+    if original.is_none() && kernel.is_none() {
         // Applications do not dial this port; programs of another component may have redirected the
         // connection.
         context.proxy.recheck.add(context.cookie());
     }
     Ok(CapturedDestination {
-        destination: original.ok_or_else(not_captured)?,
+        destination: original.ok_or(OutboundError::NotCaptured { client })?,
         choice: BackendChoice::Any,
     })
 }

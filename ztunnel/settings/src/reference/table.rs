@@ -267,7 +267,7 @@ static SERVED: &[Columns] = &[
         "auto, programs, rules",
         "ZTUNNEL_CAPTURE_BY",
         Shown(|s| s.capture.by.to_string()),
-        "How the pods' connections are captured: by the eBPF `programs`, or by the redirection `rules` that istio-cni puts into the pods. `auto` means the programs, or the rules if the container does not see the host's cgroups and a node agent is configured. With rules there is no fast path, and `capture.exempt*` have no effect. Changes take effect after a restart.",
+        "How the pods' connections are captured: by the eBPF `programs`, or by the redirection `rules` that istio-cni puts into the pods. `auto` means the programs, or the rules if a node agent is configured and the container sees neither the node's cgroups nor its BPF file system. With rules there is no fast path, and `capture.exempt*` have no effect. Changes take effect after a restart.",
     ),
     (
         "capture.bpfDirectory",
@@ -279,9 +279,9 @@ static SERVED: &[Columns] = &[
     (
         "capture.cgroup",
         "path",
-        "",
-        Words("the root of cgroup v2"),
-        "The cgroup whose processes are subject to capture.",
+        "ZTUNNEL_CAPTURE_CGROUP",
+        Words("the highest visible cgroup"),
+        "The directory of the cgroup (version 2) whose processes are subject to capture. It must contain all pods of the node. The default is the hierarchy's root, or the node's cgroup where the node is a container itself.",
     ),
     (
         "capture.mark",

@@ -15,8 +15,8 @@ use smallvec::smallvec;
 use socket2::Socket;
 use ztunnel_ebpf_types::{Address, LAYOUT};
 
+use super::super::cgroup::Cgroup;
 use super::super::object::kernel_has_process_id;
-use super::super::programs::Cgroup;
 use super::super::sys::{self, AttachType, Map, Shape};
 use super::super::{Kernel, PodCapture, captured_pods_below, is_captured, prepare_directory};
 use super::world::{
