@@ -5,6 +5,7 @@ mod bench;
 mod demo;
 mod envoy;
 mod fuzz;
+mod image;
 mod requirements;
 mod shell;
 mod test;
@@ -61,6 +62,13 @@ enum Chore {
     /// servers and proxies share the CPUs. Samples that other processes disturbed are dropped and
     /// counted.
     Bench(bench::Arguments),
+    /// Build a container image of the proxy: one static program and the public root certificates.
+    ///
+    /// Writes an archive that docker, podman, containerd and skopeo load; no container engine is
+    /// needed to build it. The same sources give the same image, bit for bit. With --load, hands it
+    /// to docker or to a kind cluster. Needs a C compiler and the static C library (libc6-dev on
+    /// Debian, glibc-static on Fedora), but not root.
+    Image(image::Arguments),
     /// Check the house rules that the compiler does not check.
     ///
     /// Import cycles between files, crates that only some folders may use, file sizes, places of
@@ -83,11 +91,12 @@ fn main() -> ExitCode {
 fn run(chore: Chore) -> Result<ExitCode> {
     match chore {
         Chore::BuildEbpf => {
-            let object = xtask::ebpf::build(&xtask::ebpf::Request::from_command_line())?;
+            let object = ebpf_build::build(&ebpf_build::Request::from_command_line())?;
             println!("{}", object.display());
             Ok(ExitCode::SUCCESS)
         }
         Chore::Demo(arguments) => demo::run(&arguments),
+        Chore::Image(arguments) => image::run(&arguments),
         Chore::Fuzz(arguments) => fuzz::run(&arguments),
         Chore::Test(arguments) => test::run(&arguments),
         Chore::Bench(arguments) => bench::run(&arguments),

@@ -19,8 +19,8 @@ fn main() {
 }
 
 fn kernel_programs(out: &Path) -> Result<(), String> {
-    let request = xtask::ebpf::Request::from_build_script(out);
-    let object = xtask::ebpf::build(&request).map_err(|error| format!("{error:#}"))?;
+    let request = ebpf_build::Request::from_build_script(out);
+    let object = ebpf_build::build(&request).map_err(|error| format!("{error:#}"))?;
     std::fs::copy(&object, out.join("ztunnel-ebpf"))
         .map(drop)
         .map_err(|error| format!("{} cannot be copied: {error}", object.display()))

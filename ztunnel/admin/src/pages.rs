@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::Sources;
 use super::http::{PageRequest, PageResponse};
-use telemetry::Telemetry;
+use telemetry::{Telemetry, build};
 
 /// The server to which pages belong.
 #[derive(Debug, Clone, Copy)]
@@ -155,12 +155,12 @@ pub(super) fn respond(pages: Pages, request: &PageRequest, sources: &Sources) ->
 }
 
 fn index(pages: Pages) -> String {
-    format!("ztunnel {}\n\n{}", env!("CARGO_PKG_VERSION"), pages.index())
+    format!("ztunnel {}\n\n{}", build::version(), pages.index())
 }
 
 fn config_dump(sources: &Sources) -> PageResponse {
     let mut sections = Map::new();
-    sections.insert("version".into(), Value::from(env!("CARGO_PKG_VERSION")));
+    sections.insert("version".into(), Value::from(build::version()));
     for dump in &sources.dumps {
         sections.insert(dump.section().into(), dump.dump());
     }

@@ -12,7 +12,7 @@ use super::enrollment::{DesiredPod, PodKey};
 use crate::agent::zds;
 use crate::dns;
 use crate::{bpf, pods, proxy};
-use mesh::{Identity, Uid};
+use mesh::{Identity, TunnelProtocol, Uid, Workload};
 use settings::{self, Mode, Settings};
 use telemetry::{Filter, FilterError, LogConfig, LogFormat};
 use tunnel::hbone;
@@ -126,6 +126,9 @@ pub(super) fn xds(settings: &Settings) -> Option<ads::Config> {
         node: settings.node.to_string(),
         cluster_id: settings.cluster_id.to_string(),
         cluster_domain: instance.cluster_domain.clone(),
+        // Istio's control plane compares versions of the form 1.2 with its own. The prefix keeps this
+        // proxy's out of that.
+        version: format!("v{}", telemetry::build::version()),
         metadata: metadata
             .map(|(key, value)| (key.clone(), value.as_str().into()))
             .collect(),
@@ -252,7 +255,7 @@ pub(super) fn pods(settings: &Settings) -> Vec<DesiredPod> {
         key: PodKey::Listed(workload.clone()),
         uid: workload.clone(),
         account: None,
-        identity: None,
+        announced: None,
         netns: pods::NetnsSource::Path(netns.to_owned()),
     };
     match &settings.mode {
@@ -274,24 +277,30 @@ pub(super) fn announced(
     info: &zds::PodInfo,
     netns: &pods::NetnsDescriptor,
 ) -> DesiredPod {
-    let (uid_in_mesh, identity) = workload(settings, info);
     DesiredPod {
         key: PodKey::Announced(uid.clone()),
-        uid: uid_in_mesh,
+        uid: Uid::of_pod(&settings.cluster_id, &info.namespace, &info.name),
         account: Some(info.service_account.clone()),
-        identity,
+        announced: workload(settings, info).map(Arc::new),
         netns: pods::NetnsSource::Descriptor(netns.clone()),
     }
 }
 
-/// The uid that the mesh will know a pod by, and its identity.
-pub(super) fn workload(settings: &Settings, info: &zds::PodInfo) -> (Uid, Option<Identity>) {
+/// What is known of a pod's workload without the control plane, except its addresses; none if its
+/// names do not form an identity.
+pub(super) fn workload(settings: &Settings, info: &zds::PodInfo) -> Option<Workload> {
     let (name, namespace, account) = (&info.name, &info.namespace, &info.service_account);
-    let identity = Identity::new(&settings.trust_domain, namespace, account);
-    (
-        Uid::of_pod(&settings.cluster_id, namespace, name),
-        identity.ok(),
-    )
+    let uid = Uid::of_pod(&settings.cluster_id, namespace, name);
+    let initial = Workload::new(&uid.0, name, namespace, account).ok()?;
+    Some(Workload {
+        identity: Identity::new(&settings.trust_domain, namespace, account).ok()?,
+        trust_domain: settings.trust_domain.clone(),
+        network: settings.network.clone(),
+        node: settings.node.clone(),
+        cluster_id: settings.cluster_id.clone(),
+        protocol: TunnelProtocol::Hbone,
+        ..initial
+    })
 }
 
 /// Keys that identify the node. If one of them changes, the file is another node's, and none of it

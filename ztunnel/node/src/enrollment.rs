@@ -22,7 +22,7 @@ use crate::pods::{self, NetnsSource, Opened, OptionalListener, Pod};
 use crate::proxy::{ProxyState, Workers};
 use mesh::LocalPod;
 use mesh::NetnsCookie;
-use mesh::{Identity, Snapshot, Uid};
+use mesh::{Identity, Snapshot, Uid, Workload};
 
 /// Which source lists a pod, and under which name. For a short time two announced pods can be the
 /// same workload of the mesh: the one that leaves and its replacement.
@@ -53,8 +53,10 @@ pub(super) struct DesiredPod {
     pub(super) uid: Uid,
     /// Its service account, if the node agent names it.
     pub(super) account: Option<Arc<str>>,
-    /// Its identity, if known without the mesh: the certificate is requested early.
-    pub(super) identity: Option<Identity>,
+    /// Its workload as far as the node agent's announcement tells it, without addresses: the
+    /// certificate is requested early, and the pod's own connections can go on with it if the
+    /// control plane does not push the workload in time.
+    pub(super) announced: Option<Arc<Workload>>,
     /// Its network namespace.
     pub(super) netns: NetnsSource,
 }
@@ -482,5 +484,6 @@ fn has_same_netns(enrolled: &Enrolled, desired: &DesiredPod) -> bool {
 /// announcement implies.
 fn identity(pod: &Pod, desired: &DesiredPod, mesh: &Snapshot) -> Option<Identity> {
     let known = pod.workload(mesh).map(|workload| workload.identity.clone());
-    known.or_else(|| desired.identity.clone())
+    let announced = desired.announced.as_ref();
+    known.or_else(|| announced.map(|announced| announced.identity.clone()))
 }

@@ -7,6 +7,7 @@ use clap::Parser;
 use serde_json::json;
 
 use super::output::Output;
+use telemetry::build;
 
 /// Print version and platform
 #[derive(Debug, Parser)]
@@ -21,12 +22,18 @@ pub(super) struct VersionArgs {
 }
 
 pub(super) fn run(args: &VersionArgs, out: &mut impl Write) -> anyhow::Result<()> {
-    let version = env!("CARGO_PKG_VERSION");
+    let version = build::VERSION;
+    let revision = build::REVISION;
     match args.output {
-        Output::Text => writeln!(out, "ztunnel {version} ({OS} {ARCH})")?,
+        Output::Text => writeln!(out, "ztunnel {} ({OS} {ARCH})", build::version())?,
         Output::Json => {
-            let value =
-                json!({ "component": "ztunnel", "version": version, "os": OS, "arch": ARCH });
+            let value = json!({
+                "component": "ztunnel",
+                "version": version,
+                "revision": revision,
+                "os": OS,
+                "arch": ARCH,
+            });
             writeln!(out, "{value:#}")?;
         }
     }

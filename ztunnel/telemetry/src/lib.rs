@@ -8,6 +8,7 @@
 
 mod acceleration;
 mod access;
+pub mod build;
 mod dns;
 mod exposition;
 mod labels;
@@ -73,11 +74,11 @@ impl Telemetry {
         let xds = XdsMetrics::register(&mut registry);
         let trials = TrialMetrics::register(&mut registry);
         let waits = WaitMetrics::register(&mut registry);
-        let build = Family::<Vec<(&'static str, &'static str)>, Gauge>::default();
+        let build = Family::<Vec<(&'static str, String)>, Gauge>::default();
         build
             .get_or_create(&vec![
-                ("component", "ztunnel"),
-                ("tag", env!("CARGO_PKG_VERSION")),
+                ("component", "ztunnel".to_owned()),
+                ("tag", build::version()),
             ])
             .set(1);
         registry.register(

@@ -199,7 +199,9 @@ fn connections_and_queries_of_a_new_pod_wait_for_its_workload_with_rules_on_dema
     first_connections_wait(Mode::RulesOnDemand);
 }
 
-/// A workload that never arrives: the error contains what was awaited and for how long.
+/// A workload that never arrives: the pod's own connections and queries go on with the identity that
+/// the node agent has announced. Connections to it are refused, because its policies are not known;
+/// the error contains what was awaited and for how long.
 fn workload_never_arrives(mode: Mode) {
     let world = World::two_nodes().unwrap();
     let mut cluster = mode.cluster(&world, "300ms");
@@ -211,28 +213,32 @@ fn workload_never_arrives(mode: Mode) {
     let ready = cluster.mesh.proxy("a").readiness().unwrap();
     assert_eq!(ready.0, 200, "readiness does not wait: {ready:?}");
     for family in Family::BOTH {
-        for (from, to) in [(new, far), (outside, new), (far, new), (neighbour, new)] {
+        for (from, to) in [(outside, new), (far, new), (neighbour, new)] {
             reset(from, to.at(family, HTTP));
         }
+        expect_answer(new, far.at(family, HTTP));
     }
+    let resolver = outside.at(Family::V4, DNS);
     for transport in Transport::ALL {
-        let addresses = dns::resolve(
-            new,
-            outside.at(Family::V4, DNS),
-            transport,
-            &hostname(far),
-            LIMIT,
-        );
-        let error = addresses.unwrap_err();
-        assert_eq!(
-            error.kind(),
-            ErrorKind::InvalidData,
-            "{transport:?}: {error}"
-        );
+        request_by_name(new, far, (resolver, transport));
     }
-    for kind in ["outbound", "inbound", "dns"] {
-        eventually_counted(&mut cluster, &[("kind", kind), ("outcome", "expired")], 2.0);
-    }
+    let identity = format!("sa/{}", new.name);
+    eventually("the announced identity reaches the destination", || {
+        let log = cluster.mesh.proxy("b").log();
+        log.lines()
+            .any(|line| line.contains(&identity) && line.contains("inbound"))
+    });
+    eventually_counted(
+        &mut cluster,
+        &[("kind", "inbound"), ("outcome", "expired")],
+        2.0,
+    );
+    // Each worker waits at most once.
+    let expired = wait_count(
+        &mut cluster,
+        &[("kind", "outbound"), ("outcome", "expired")],
+    );
+    assert!(expired <= 4.0, "{expired}");
     let proxy = cluster.mesh.proxy("a");
     let awaited = format!(
         "workload {CLUSTER}//Pod/default/{} is not in the mesh",
@@ -250,25 +256,27 @@ fn workload_never_arrives(mode: Mode) {
 }
 
 #[test]
-fn a_pod_without_a_workload_is_refused_with_a_reason() {
+fn a_pod_without_a_workload_is_a_client_and_no_server() {
     workload_never_arrives(Mode::Programs);
 }
 
 #[test]
-fn a_pod_without_a_workload_is_refused_with_a_reason_with_rules_on_demand() {
+fn a_pod_without_a_workload_is_a_client_and_no_server_with_rules_on_demand() {
     workload_never_arrives(Mode::RulesOnDemand);
 }
 
 #[test]
-fn with_a_wait_of_zero_a_new_pod_is_refused_at_once() {
+fn with_a_wait_of_zero_a_new_pod_is_a_client_at_once_and_no_server() {
     let world = World::two_nodes().unwrap();
     let mut cluster = Mode::Programs.cluster(&world, "0s");
     let (new, far) = (world.pod("a", 0), world.pod("b", 0));
     let _http = far.serve(Kind::Http, HTTP).unwrap();
     cluster.agents[0].add(new, &pod_uid(new)).unwrap();
-    reset(new, far.at(Family::V4, HTTP));
+    let _server = new.serve(Kind::Http, HTTP).unwrap();
+    expect_answer(new, far.at(Family::V4, HTTP));
+    reset(far, new.at(Family::V4, HTTP));
     cluster.control.state.put(&resource(&world, new));
-    assertions::wait_for_answer(new, far.at(Family::V4, HTTP));
+    assertions::wait_for_answer(far, new.at(Family::V4, HTTP));
     assertions::assert_all_running(&mut cluster.mesh);
 }
 

@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn the_uid_of_a_pods_workload_has_the_form_of_the_control_plane() {
+    fn an_announced_workload_has_the_names_of_the_control_plane() {
         let mut settings = Settings::initial();
         settings.cluster_id = "cluster1".into();
         settings.trust_domain = "example.org".into();
@@ -378,9 +378,15 @@ mod tests {
             namespace: "shop".into(),
             service_account: "web".into(),
         };
-        let (uid, identity) = assembly::workload(&settings, &info);
-        assert_eq!(&*uid.0, "cluster1//Pod/shop/web-0");
-        let identity = identity.unwrap();
-        assert_eq!(identity.as_str(), "spiffe://example.org/ns/shop/sa/web");
+        settings.network = "net".into();
+        let workload = assembly::workload(&settings, &info).unwrap();
+        assert_eq!(&*workload.uid.0, "cluster1//Pod/shop/web-0");
+        let identity = workload.identity.as_str();
+        assert_eq!(identity, "spiffe://example.org/ns/shop/sa/web");
+        let names = [&workload.network, &workload.cluster_id, &workload.node];
+        assert_eq!(
+            names.map(|name| &**name),
+            ["net", "cluster1", &*settings.node]
+        );
     }
 }

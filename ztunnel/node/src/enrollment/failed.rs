@@ -113,7 +113,7 @@ mod tests {
             key: PodKey::Announced(PodUid(name.into())),
             uid: Uid(name.into()),
             account: None,
-            identity: None,
+            announced: None,
             netns: NetnsSource::Path(netns.into()),
         }
     }

@@ -12,7 +12,7 @@ use crate::pods::{
 };
 use crate::proxy::ProxyState;
 use mesh::NetnsCookie;
-use mesh::Snapshot;
+use mesh::{Snapshot, Workload};
 
 /// Opens the pod's namespace and a set of listeners inside it for each worker. Listeners for DNS and
 /// SOCKS are included if the settings enable them and their ports are free.
@@ -42,9 +42,14 @@ pub(super) fn prepare(
         let addresses = interface_addresses().map_err(EnrollError::Addresses)?;
         Ok::<_, EnrollError>((addresses, opened?, is_redirected()))
     })??;
+    let announced = desired.announced.as_deref().map(|announced| Workload {
+        workload_ips: addresses.iter().copied().collect(),
+        ..announced.clone()
+    });
     let pod = Pod {
         uid: desired.uid.clone(),
         account: desired.account.clone(),
+        announced: announced.map(Arc::new),
         netns: Arc::new(netns),
         addresses,
         redirected: redirected.into(),

@@ -47,6 +47,9 @@ pub struct Pod {
     pub uid: Uid,
     /// Its service account, if the node agent has named it.
     pub account: Option<Arc<str>>,
+    /// Its workload as far as the node agent's announcement and its interfaces tell it. It says who
+    /// the pod is, and not what it allows: it has no policies.
+    pub announced: Option<Arc<Workload>>,
     /// Its network namespace.
     pub netns: Arc<Netns>,
     /// The addresses on its interfaces, without loopback and link-local ones.
@@ -100,6 +103,7 @@ mod tests {
             let pod = Pod {
                 uid: Uid(uid.into()),
                 account: account.map(Arc::from),
+                announced: None,
                 netns: netns.clone(),
                 addresses: Vec::new(),
                 redirected: AtomicBool::new(false),

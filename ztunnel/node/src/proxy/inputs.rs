@@ -75,6 +75,28 @@ impl<'a> Inputs<'a> {
         Missing::own_workload(&self.context.pod.uid, &view.mesh, self.absent())
     }
 
+    /// Obtains the workload of the pod, which `view` lacks, or lets the pod act with the announced
+    /// one.
+    ///
+    /// # Errors
+    /// When the workload cannot be obtained in time, and none is announced.
+    pub(super) async fn obtain_client(
+        &mut self,
+        view: &View,
+        client_gone: impl Future<Output = ()>,
+    ) -> Result<(), InputError> {
+        match self.own_workload(view) {
+            missing @ Missing::Resource(_) => match self.obtain(missing, view, client_gone).await {
+                Err(InputError::Discovery(_)) if self.context.use_announcement() => Ok(()),
+                obtained => obtained,
+            },
+            _ => {
+                let waited = self.context.wait_for_client(self.deadline, client_gone);
+                Ok(waited.await?)
+            }
+        }
+    }
+
     /// Obtains a resource that a decision by `view` lacks. `client_gone` resolves when the client
     /// closes the connection.
     ///

@@ -62,7 +62,7 @@ impl ServerContext for Names {
     }
 
     fn client(&self, mesh: &Snapshot) -> Option<Arc<Workload>> {
-        self.0.pod.workload(mesh).cloned()
+        self.0.client(mesh)
     }
 
     fn kubernetes_namespace(&self) -> Option<&str> {
@@ -75,7 +75,7 @@ impl ServerContext for Names {
     async fn wait_for_workload(&self) -> Result<(), DnsRefusal> {
         let deadline = self.0.proxy.waits.deadline(WaitKind::Dns, Instant::now());
         // The disappearance of a datagram's client cannot be observed.
-        let waited = self.0.wait_for_own_workload(deadline, pending());
+        let waited = self.0.wait_for_client(deadline, pending());
         let Err(error) = waited.await else {
             return Ok(());
         };

@@ -174,8 +174,10 @@ async fn open(
     match connect(context, connection, &decided).await {
         Ok(upstream) => {
             // Only after success: a fast-path entry for an unreachable destination would keep the
-            // kernel trying it.
-            if choice == BackendChoice::Any && context.proxy.kernel.is_some() {
+            // kernel trying it. And only if the mesh contains the client: every entry is checked
+            // against the mesh.
+            let is_in_mesh = decided.view.workload(connection.pod).is_some();
+            if choice == BackendChoice::Any && context.proxy.kernel.is_some() && is_in_mesh {
                 insert_fast_path_entry(context, connection, &decided);
             }
             Ok(Opened { upstream, reports })

@@ -1,6 +1,6 @@
 //! The state of one pod on one worker, which every connection of the pod uses.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -20,7 +20,7 @@ use super::wait::{Awaited, Interrupted, WaitDeadline, WaitError};
 use super::worker_state::WorkerState;
 use crate::discovery::RateLimiter;
 use crate::pods::Pod;
-use mesh::{NetnsCookie, Uid, View, Workload};
+use mesh::{NetnsCookie, Snapshot, Uid, View, Workload};
 
 /// The state of one pod on one worker.
 pub(super) struct PodContext {
@@ -38,6 +38,8 @@ pub(super) struct PodContext {
     pub(super) outbound_limit: RateLimiter,
     /// Limits on-demand discovery for the pod's inbound connections.
     pub(super) inbound_limit: RateLimiter,
+    /// Whether the pod acts with its announced workload where the mesh does not contain it.
+    announcement_in_use: Cell<bool>,
     /// The pod's open connections on this worker.
     connections: Rc<Connections>,
     /// The pod's baggage header, cached until its workload object changes.
@@ -61,6 +63,7 @@ impl PodContext {
             resigned,
             outbound_limit: RateLimiter::new(workers),
             inbound_limit: RateLimiter::new(workers),
+            announcement_in_use: Cell::new(false),
             connections: Rc::default(),
             baggage: RefCell::default(),
         })
@@ -144,6 +147,51 @@ impl PodContext {
     pub(super) fn workload(&self) -> Option<Arc<Workload>> {
         let view = self.proxy.fast_path.view();
         self.pod.workload(&view.mesh).cloned()
+    }
+
+    /// The workload that the pod acts with as a client: that of the mesh, or the announced one after
+    /// a wait for the former has expired.
+    pub(super) fn client(&self, mesh: &Snapshot) -> Option<Arc<Workload>> {
+        let announced = self.pod.announced.as_ref();
+        let announced = announced.filter(|_| self.announcement_in_use.get());
+        self.pod.workload(mesh).or(announced).cloned()
+    }
+
+    /// Lets the pod act with its announced workload until the mesh contains the workload. Returns
+    /// whether there is an announced workload.
+    ///
+    /// The announcement says who the pod is, which is all that its own connections and DNS queries
+    /// need. What may connect to the pod is in the policies of its workload in the mesh, so inbound
+    /// connections always need that one.
+    pub(super) fn use_announcement(&self) -> bool {
+        let Some(announced) = &self.pod.announced else {
+            return false;
+        };
+        if !self.announcement_in_use.replace(true) {
+            tracing::warn!(
+                pod = %self.pod.uid.0, identity = %announced.identity,
+                "the control plane has not sent the pod's workload in time: the pod's own connections \
+                 and DNS queries go on with the identity that the node agent has announced"
+            );
+        }
+        true
+    }
+
+    /// Waits until the pod can act as a client: until the mesh contains its workload, or for a pod
+    /// that the node agent has announced until the wait expires. `client_gone` resolves when the
+    /// client closes the connection.
+    ///
+    /// # Errors
+    /// As [`WorkloadWaits::wait`](super::wait::WorkloadWaits::wait).
+    pub(super) async fn wait_for_client(
+        &self,
+        deadline: WaitDeadline,
+        client_gone: impl Future<Output = ()>,
+    ) -> Result<(), WaitError> {
+        match self.wait_for_own_workload(deadline, client_gone).await {
+            Err(WaitError::Expired { .. }) if self.use_announcement() => Ok(()),
+            waited => waited,
+        }
     }
 
     /// Waits until the mesh contains the workload of this pod. `client_gone` resolves when the

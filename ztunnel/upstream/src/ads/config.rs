@@ -78,6 +78,8 @@ pub struct Node {
     pub cluster_id: String,
     /// The DNS suffix of the cluster, for example `cluster.local`.
     pub cluster_domain: String,
+    /// The version of the proxy, which `istioctl version` and `proxy-status` show.
+    pub version: String,
     /// Additional metadata: every `ISTIO_META_<key>` without its prefix. It takes precedence.
     pub metadata: BTreeMap<String, serde_json::Value>,
 }
@@ -275,6 +277,7 @@ impl Node {
             ("INSTANCE_IPS", &self.instance_ip),
             ("NODE_NAME", &self.node),
             ("CLUSTER_ID", &self.cluster_id),
+            ("ISTIO_VERSION", &self.version),
         ];
         let mut fields: BTreeMap<String, Value> = texts
             .into_iter()

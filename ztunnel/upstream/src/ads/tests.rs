@@ -111,6 +111,7 @@ fn config(url: &str) -> Config {
         node: "node-a".to_owned(),
         cluster_id: "c".to_owned(),
         cluster_domain: "cluster.local".to_owned(),
+        version: "v1.2.3".into(),
         metadata: [("NETWORK".to_owned(), "net".into())].into(),
     };
     Config::new(url, Root::System, node)

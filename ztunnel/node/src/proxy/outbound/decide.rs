@@ -49,9 +49,8 @@ pub(super) async fn decide(
     let mut names = ResolvedNames::default();
     loop {
         let view = context.proxy.fast_path.view_owned();
-        let Some(source) = context.pod.workload(&view.mesh).cloned() else {
-            let missing = inputs.own_workload(&view);
-            inputs.obtain(missing, &view, client_gone()).await?;
+        let Some(source) = context.client(&view.mesh) else {
+            inputs.obtain_client(&view, client_gone()).await?;
             continue;
         };
         let request = OutboundRequest {

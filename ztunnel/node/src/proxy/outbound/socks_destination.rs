@@ -46,7 +46,7 @@ async fn wait_for_client(context: &PodContext, accepted: &Accepted) -> Result<()
     let waits = &context.proxy.waits;
     let deadline = waits.deadline(WaitKind::Outbound, accepted.accepted_at);
     let client_gone = pods::peer_gone(&accepted.stream, PeerEnd::MayBeHalf);
-    Ok(context.wait_for_own_workload(deadline, client_gone).await?)
+    Ok(context.wait_for_client(deadline, client_gone).await?)
 }
 
 async fn resolve(context: &PodContext, name: &Arc<str>) -> Result<IpAddr, OutboundError> {
@@ -57,7 +57,7 @@ async fn resolve(context: &PodContext, name: &Arc<str>) -> Result<IpAddr, Outbou
     };
     let answer = {
         let view = proxy.fast_path.view();
-        let source = context.pod.workload(&view.mesh);
+        let source = context.client(&view.mesh);
         let source = source.ok_or_else(|| OutboundError::UnknownWorkload {
             uid: context.pod.uid.0.clone(),
         })?;
@@ -65,7 +65,7 @@ async fn resolve(context: &PodContext, name: &Arc<str>) -> Result<IpAddr, Outbou
         in_mesh(
             &view.mesh,
             &proxy.config.domain,
-            source,
+            &source,
             &families,
             name,
             random,

@@ -29,6 +29,7 @@ fn the_description_of_the_node_has_the_fields_that_istiod_reads() {
         ("INSTANCE_IPS", "10.0.0.9"),
         ("CLUSTER_ID", "c"),
         ("NETWORK", "net"),
+        ("ISTIO_VERSION", "v1.2.3"),
         ("NODE_NAME", "from-the-environment"),
     ] {
         assert_eq!(text(key), value, "{key}");

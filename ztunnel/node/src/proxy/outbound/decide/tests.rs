@@ -123,8 +123,18 @@ struct World {
 }
 
 impl World {
-    /// A pod with this mesh, whose waits for workloads last this long.
+    /// A pod of the settings with this mesh, whose waits for workloads last this long.
     async fn new(mesh: Snapshot, wait: Duration, control_plane: Option<Arc<ControlPlane>>) -> Self {
+        Self::with_announcement(mesh, wait, control_plane, None).await
+    }
+
+    /// As [`Self::new`], for a pod that the node agent has announced with this workload.
+    async fn with_announcement(
+        mesh: Snapshot,
+        wait: Duration,
+        control_plane: Option<Arc<ControlPlane>>,
+        announced: Option<Arc<Workload>>,
+    ) -> Self {
         let netns = Arc::new(Netns::own().unwrap());
         let cookie = NetnsCookie(netns.cookie());
         let telemetry = Telemetry::new(prometheus_client::metrics::counter::Counter::default());
@@ -156,6 +166,7 @@ impl World {
         let pod = Arc::new(Pod {
             uid: Uid("client".into()),
             account: None,
+            announced,
             netns,
             addresses: vec![[10, 0, 0, 1].into()],
             redirected: AtomicBool::new(false),
@@ -223,6 +234,44 @@ async fn a_pod_whose_workload_is_not_pushed_in_time_is_refused_by_name() {
             assert_eq!(&*uid, "client");
         }
         other => panic!("{other:?}"),
+    }
+}
+
+fn announced(account: &str) -> Option<Arc<Workload>> {
+    let workload = Workload::new("client", "client", "shop", account).unwrap();
+    Some(Arc::new(workload))
+}
+
+#[tokio::test(flavor = "local")]
+#[ignore = "needs root"]
+async fn an_announced_pod_goes_on_with_its_announced_identity_after_the_wait() {
+    let known = mesh(&[SERVER], &[]);
+    let world = World::with_announcement(known, SHORT, None, announced("own")).await;
+    for _first_and_later in 0..2 {
+        let decided = world.decide("10.0.0.2:80").await.unwrap();
+        assert!(decided.source.identity.as_str().ends_with("/sa/own"));
+    }
+    // The workload of the mesh takes its place.
+    let pushed = view(mesh(&[CLIENT, SERVER], &[]), world.context.cookie());
+    world.context.proxy.fast_path.change(pushed);
+    let decided = world.decide("10.0.0.2:80").await.unwrap();
+    assert!(decided.source.identity.as_str().ends_with("/sa/default"));
+}
+
+#[tokio::test(flavor = "local")]
+#[ignore = "needs root"]
+async fn an_announced_pod_does_not_need_the_control_planes_answer_about_itself() {
+    for answer in [FetchOutcome::Unknown, FetchOutcome::Absent] {
+        let control_plane = ControlPlane::answering(answer, None);
+        let known = mesh(&[SERVER], &[]).partial();
+        let (own, asked) = (announced("own"), Some(control_plane));
+        let world = World::with_announcement(known, SHORT, asked, own).await;
+        let decided = passthrough(world.decide("10.0.0.2:80").await);
+        assert_eq!(
+            decided,
+            ("10.0.0.2:80".into(), Some("server".into())),
+            "{answer:?}"
+        );
     }
 }
 

@@ -1,0 +1,260 @@
+//! `cargo xtask image`: the container image of the proxy, built without a container engine.
+
+mod archive;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+
+use crate::shell;
+use archive::{Contents, Labels};
+
+/// The image must stay small: every node of a cluster pulls it.
+const MAX_BYTES: u64 = 25 << 20;
+/// The program's place in the image.
+const PROGRAM: &str = "usr/local/bin/ztunnel";
+/// The roots that `XDS_ROOT_CA=SYSTEM` trusts, where OpenSSL's and Rust's libraries look for them.
+const ROOTS: &str = "etc/ssl/certs/ca-certificates.crt";
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The image's name and tag [default: ztunnel:<version>]
+    #[arg(long, value_name = "NAME:TAG")]
+    tag: Option<String>,
+
+    /// The archive [default: image/ztunnel.tar in cargo's target directory]
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Write the files of the image into this directory instead of an archive, for a Dockerfile
+    #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["tag", "output", "load"])]
+    root: Option<PathBuf>,
+
+    /// Load the image into docker, or into a kind cluster: docker, kind or kind=CLUSTER
+    #[arg(long, value_name = "TARGET")]
+    load: Vec<Target>,
+}
+
+/// Where an image is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Target {
+    Docker,
+    Kind(String),
+}
+
+impl std::str::FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=').unwrap_or((text, "")) {
+            ("docker", "") => Ok(Self::Docker),
+            ("kind", "") => Ok(Self::Kind("kind".to_owned())),
+            ("kind", cluster) => Ok(Self::Kind(cluster.to_owned())),
+            _ => Err(format!("{text:?} is not docker, kind or kind=CLUSTER")),
+        }
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if let Some(root) = &arguments.root {
+        write_tree(&build()?, root)?;
+        println!("{}", root.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let tag = arguments.tag.clone().unwrap_or_else(default_tag);
+    let output = arguments.output.clone();
+    let output = output.unwrap_or_else(|| shell::target().join("image/ztunnel.tar"));
+    let image = write(&build()?, &tag, &output)?;
+    println!(
+        "{} ({tag}, {:.1} MB, manifest {})",
+        output.display(),
+        image.bytes as f64 / 1e6,
+        image.digest
+    );
+    for target in &arguments.load {
+        load(target, &output)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The tag of an image of this source.
+pub(crate) fn default_tag() -> String {
+    format!("ztunnel:{}", env!("CARGO_PKG_VERSION"))
+}
+
+/// The written image.
+struct Image {
+    /// The size of the archive.
+    bytes: u64,
+    /// The digest of the manifest, by which a registry names the image.
+    digest: String,
+}
+
+fn write(program: &Path, tag: &str, output: &Path) -> Result<Image> {
+    let contents = contents(program)?;
+    let labels = Labels {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        revision: revision(),
+    };
+    let archive = archive::write(&contents, tag, &labels)?;
+    if let Some(directory) = output.parent() {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("{} cannot be created", directory.display()))?;
+    }
+    fs::write(output, &archive.bytes)
+        .with_context(|| format!("{} cannot be written", output.display()))?;
+    let bytes = archive.bytes.len() as u64;
+    ensure!(
+        bytes <= MAX_BYTES,
+        "the image has {bytes} bytes, {MAX_BYTES} are allowed"
+    );
+    Ok(Image {
+        bytes,
+        digest: archive.digest,
+    })
+}
+
+fn contents(program: &Path) -> Result<Contents> {
+    let program = fs::read(program).with_context(|| format!("reading {}", program.display()))?;
+    Ok(Contents {
+        files: vec![(ROOTS, 0o644, public_roots()), (PROGRAM, 0o755, program)],
+        directories: vec![("tmp", 0o1777)],
+        entrypoint: format!("/{PROGRAM}"),
+        arguments: ["proxy", "ztunnel"].map(str::to_owned).to_vec(),
+    })
+}
+
+fn write_tree(program: &Path, root: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let contents = contents(program)?;
+    let permit = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    for (path, mode, bytes) in &contents.files {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap_or(root))?;
+        fs::write(&path, bytes)
+            .and_then(|()| permit(&path, *mode))
+            .with_context(|| format!("{} cannot be written", path.display()))?;
+    }
+    for (path, mode) in &contents.directories {
+        let path = root.join(path);
+        fs::create_dir_all(&path)
+            .and_then(|()| permit(&path, *mode))
+            .with_context(|| format!("{} cannot be created", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Mozilla's root certificates, as a PEM bundle.
+fn public_roots() -> Vec<u8> {
+    let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS;
+    let blocks: Vec<pem::Pem> = roots
+        .iter()
+        .map(|root| pem::Pem::new("CERTIFICATE", root.as_ref()))
+        .collect();
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_many_config(&blocks, config).into_bytes()
+}
+
+/// The commit of this source; `unknown` outside of a git checkout.
+fn revision() -> String {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git")
+            .args(arguments)
+            .current_dir(shell::root())
+            .output();
+        let output = output.ok().filter(|output| output.status.success())?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let Some(commit) = git(&["rev-parse", "HEAD"]) else {
+        return "unknown".to_owned();
+    };
+    match git(&["status", "--porcelain", "--untracked-files=no"]) {
+        Some(changes) if changes.is_empty() => commit,
+        _ => format!("{commit}-modified"),
+    }
+}
+
+/// Builds the program for the image: static, stripped, and without paths of this machine, so that
+/// the same sources give the same bytes. Returns its path.
+fn build() -> Result<PathBuf> {
+    let host = shell::host()?;
+    ensure!(
+        host.contains("linux"),
+        "an image needs a Linux program, and this machine is {host}"
+    );
+    let name = host.to_uppercase().replace('-', "_");
+    let cargo_home = std::env::var_os("CARGO_HOME").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo"),
+        PathBuf::from,
+    );
+    let places = [(shell::root(), "/source"), (cargo_home.as_path(), "/cargo")];
+    let mapped = |option: &str| {
+        let options = places.map(|(from, to)| format!("{option}{}={to}", from.display()));
+        options.join(" ")
+    };
+    let flags = format!(
+        "-C target-feature=+crt-static -C strip=symbols {}",
+        mapped("--remap-path-prefix=")
+    );
+    let mut cargo = shell::cargo(["build", "--release", "--locked", "--package", "ztunnel"]);
+    cargo
+        .args(["--target", &host])
+        .env(format!("CARGO_TARGET_{name}_RUSTFLAGS"), flags)
+        .env(
+            format!("CFLAGS_{}", host.replace('-', "_")),
+            mapped("-ffile-prefix-map="),
+        )
+        .env("ZTUNNEL_REVISION", revision());
+    if !shell::succeeds(&mut cargo)? {
+        bail!(
+            "the static program does not build; if the linker does not find -lc, install the static C \
+             library (Debian: libc6-dev, Fedora: glibc-static)"
+        );
+    }
+    Ok(shell::target().join(host).join("release/ztunnel"))
+}
+
+fn load(target: &Target, archive: &Path) -> Result<()> {
+    let mut command = match target {
+        Target::Docker => {
+            let mut docker = Command::new("docker");
+            docker.args(["load", "--quiet", "--input"]).arg(archive);
+            docker
+        }
+        Target::Kind(cluster) => {
+            let mut kind = Command::new("kind");
+            kind.args(["load", "image-archive"])
+                .arg(archive)
+                .args(["--name", cluster]);
+            kind
+        }
+    };
+    shell::must(&mut command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_docker_or_a_cluster_of_kind() {
+        let parsed = |text: &str| text.parse::<Target>();
+        assert_eq!(parsed("docker"), Ok(Target::Docker));
+        assert_eq!(parsed("kind"), Ok(Target::Kind("kind".to_owned())));
+        assert_eq!(parsed("kind=mesh"), Ok(Target::Kind("mesh".to_owned())));
+        for wrong in ["", "podman", "docker=x"] {
+            assert!(parsed(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_public_roots_are_a_bundle_of_certificates() {
+        let bundle = public_roots();
+        let certificates = pem::parse_many(&bundle).unwrap();
+        assert!(certificates.len() > 100, "{}", certificates.len());
+        assert!(certificates.iter().all(|root| root.tag() == "CERTIFICATE"));
+    }
+}
