@@ -117,9 +117,7 @@ impl Environment {
             ignored: env.ignored(),
             node: env.text("NODE_NAME"),
             // In the order of Istio's ztunnel: uids of workloads begin with the cluster's id.
-            cluster_id: env
-                .text("ISTIO_META_CLUSTER_ID")
-                .or_else(|| env.text("CLUSTER_ID")),
+            cluster_id: env.first_text(&["ISTIO_META_CLUSTER_ID", "CLUSTER_ID"]),
             network: env.text("NETWORK"),
             mode: env.parsed("PROXY_MODE", |text| ModeName::parse(&text.to_lowercase()))?,
             workload: env.parsed("PROXY_WORKLOAD_INFO", workload_info)?,
@@ -179,6 +177,11 @@ impl Environment {
 
 /// The variables that are set and not empty.
 struct Lookup(BTreeMap<String, String>);
+
+/// The value of the first of these variables that is set.
+fn first_text(&self, names: &[&str]) -> Option<String> {
+    names.iter().find_map(|name| self.text(name))
+}
 
 impl Lookup {
     fn text(&self, name: &'static str) -> Option<String> {

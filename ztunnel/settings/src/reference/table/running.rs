@@ -122,7 +122,7 @@ pub(super) static RUNNING: &[Columns] = &[
         "duration, 0s to 1m",
         "",
         Shown(|s| show(s.workload_wait)),
-        "A pod is captured before the control plane has pushed its workload. Until then its connections, outbound and inbound, those of pods of this node to it, and DNS questions whose answer depends on who asks wait up to this long, and are refused after it; `0s` refuses them at once. Of one pod 1024 connections and 256 questions wait at most, more are refused at once. Changes only with a restart.",
+        "A pod is captured before the control plane has pushed its workload. Until then its connections, outbound and inbound, those of pods of this node to it, and DNS questions whose answer depends on who asks wait up to this long; with `0s` they do not wait. After that, a pod that the node agent has announced opens connections and resolves names with its announced identity, and connections to it are refused, because its policies are not known. A pod of the settings is refused in both directions. Of one pod 1024 connections and 256 questions wait at most, more are refused at once. Changes only with a restart.",
     ),
     (
         "socks5.enabled",
