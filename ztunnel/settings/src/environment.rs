@@ -178,14 +178,14 @@ impl Environment {
 /// The variables that are set and not empty.
 struct Lookup(BTreeMap<String, String>);
 
-/// The value of the first of these variables that is set.
-fn first_text(&self, names: &[&str]) -> Option<String> {
-    names.iter().find_map(|name| self.text(name))
-}
-
 impl Lookup {
     fn text(&self, name: &'static str) -> Option<String> {
         self.0.get(name).cloned()
+    }
+
+    /// The value of the first of these variables that is set.
+    fn first_text(&self, names: &[&'static str]) -> Option<String> {
+        names.iter().find_map(|name| self.text(name))
     }
 
     fn ignored(&self) -> Vec<&'static str> {

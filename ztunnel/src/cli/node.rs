@@ -17,7 +17,7 @@ use node::bpf::{NODE_BPF_FS, NodePreparation};
     Exit codes: 0 success, 1 failure, 2 usage error.")]
 pub(super) enum NodeCommand {
     Prepare(PrepareArgs),
-    Cleanup(CleanupArgs),
+    Cleanup(Box<CleanupArgs>),
 }
 
 /// Mount the node's BPF file system where it is missing

@@ -54,7 +54,8 @@ pub use log::LogForwarder;
 use maps::{Maps, failed};
 use mesh::NetnsCookie;
 pub use node_mount::{
-    NODE_BPF_FS, NodePreparation, pin_directories, prepare_node, unmount_prepared,
+    NODE_BPF_FS, NodePreparation, pin_directories, prepare_directory, prepare_node, require_bpf_fs,
+    unmount_prepared,
 };
 use object::{LoadOptions, MapSource, Object, ProgramLogging, kernel_has_process_id};
 pub use object::{is_at_least, release};
@@ -71,27 +72,6 @@ pub use resolver::reply_source;
 /// When the kernel is older than 5.14 and lacks the option.
 pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<NetnsCookie> {
     sys::netns_cookie(socket).map(NetnsCookie)
-}
-
-/// Checks that a directory for pins is on a BPF file system already.
-///
-/// # Errors
-/// When it is not.
-pub fn require_bpf_fs(directory: &Path) -> Result<(), Error> {
-    if pins::is_bpf_fs(pins::nearest(directory)) {
-        return Ok(());
-    }
-    Err(Error::NoNodeBpfFs {
-        path: directory.to_path_buf(),
-    })
-}
-
-/// Ensures that a directory for pins exists on a BPF file system, and mounts one if necessary.
-///
-/// # Errors
-/// When the directory cannot be created or the file system cannot be mounted.
-pub fn prepare_directory(directory: &Path) -> Result<(), Error> {
-    Pins::open(directory).map(drop)
 }
 
 /// A pod to capture.

@@ -9,13 +9,35 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::{Error, pins};
+use super::Error;
+use super::pins::{self, Pins};
 
 /// The source of the mounts that [`prepare_node`] makes: it tells them from those of others.
 const SOURCE: &str = "ztunnel";
 
 /// The mount point of the BPF file system on a node.
 pub const NODE_BPF_FS: &str = "/sys/fs/bpf";
+
+/// Checks that a directory for pins is on a BPF file system already.
+///
+/// # Errors
+/// When it is not.
+pub fn require_bpf_fs(directory: &Path) -> Result<(), Error> {
+    if pins::is_bpf_fs(pins::nearest(directory)) {
+        return Ok(());
+    }
+    Err(Error::NoNodeBpfFs {
+        path: directory.to_path_buf(),
+    })
+}
+
+/// Ensures that a directory for pins exists on a BPF file system, and mounts one if necessary.
+///
+/// # Errors
+/// When the directory cannot be created or the file system cannot be mounted.
+pub fn prepare_directory(directory: &Path) -> Result<(), Error> {
+    Pins::open(directory).map(drop)
+}
 
 /// What [`prepare_node`] has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
