@@ -7,6 +7,7 @@
 
 pub mod bench;
 pub mod cleanup;
+pub mod cluster;
 pub mod control;
 pub mod data_path;
 pub mod demo;

@@ -14,8 +14,8 @@ use archive::{Contents, Labels};
 
 /// The image must stay small: every node of a cluster pulls it.
 const MAX_BYTES: u64 = 25 << 20;
-/// The program's place in the image.
-const PROGRAM: &str = "usr/local/bin/ztunnel";
+/// The directory of the program in an image.
+const PROGRAMS: &str = "usr/local/bin";
 /// The roots that `XDS_ROOT_CA=SYSTEM` trusts, where OpenSSL's and Rust's libraries look for them.
 const ROOTS: &str = "etc/ssl/certs/ca-certificates.crt";
 
@@ -38,9 +38,31 @@ pub(crate) struct Arguments {
     load: Vec<Target>,
 }
 
+/// A program that an image is made of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Program {
+    package: &'static str,
+    name: &'static str,
+    arguments: &'static [&'static str],
+}
+
+/// The proxy.
+pub(crate) const PROXY: Program = Program {
+    package: "ztunnel",
+    name: "ztunnel",
+    arguments: &["proxy", "ztunnel"],
+};
+
+/// The servers and clients of the tests on a cluster.
+pub(crate) const TRAFFIC: Program = Program {
+    package: "ztunnel-tests",
+    name: "traffic",
+    arguments: &["serve", "http", "--listen", "[::]:8080"],
+};
+
 /// Where an image is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Target {
+pub(crate) enum Target {
     Docker,
     Kind(String),
 }
@@ -60,24 +82,30 @@ impl std::str::FromStr for Target {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(root) = &arguments.root {
-        write_tree(&build()?, root)?;
+        write_tree(&contents(PROXY)?, root)?;
         println!("{}", root.display());
         return Ok(ExitCode::SUCCESS);
     }
     let tag = arguments.tag.clone().unwrap_or_else(default_tag);
     let output = arguments.output.clone();
     let output = output.unwrap_or_else(|| shell::target().join("image/ztunnel.tar"));
-    let image = write(&build()?, &tag, &output)?;
+    make(PROXY, &tag, &output)?;
+    for target in &arguments.load {
+        load(target, &output)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds a program, writes its image and prints where it is.
+pub(crate) fn make(program: Program, tag: &str, output: &Path) -> Result<()> {
+    let image = write(&contents(program)?, tag, output)?;
     println!(
         "{} ({tag}, {:.1} MB, manifest {})",
         output.display(),
         image.bytes as f64 / 1e6,
         image.digest
     );
-    for target in &arguments.load {
-        load(target, &output)?;
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// The tag of an image of this source.
@@ -93,13 +121,12 @@ struct Image {
     digest: String,
 }
 
-fn write(program: &Path, tag: &str, output: &Path) -> Result<Image> {
-    let contents = contents(program)?;
+fn write(contents: &Contents, tag: &str, output: &Path) -> Result<Image> {
     let labels = Labels {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         revision: revision(),
     };
-    let archive = archive::write(&contents, tag, &labels)?;
+    let archive = archive::write(contents, tag, &labels)?;
     if let Some(directory) = output.parent() {
         fs::create_dir_all(directory)
             .with_context(|| format!("{} cannot be created", directory.display()))?;
@@ -117,19 +144,24 @@ fn write(program: &Path, tag: &str, output: &Path) -> Result<Image> {
     })
 }
 
-fn contents(program: &Path) -> Result<Contents> {
-    let program = fs::read(program).with_context(|| format!("reading {}", program.display()))?;
+/// Builds a program. Returns the contents of its image.
+fn contents(program: Program) -> Result<Contents> {
+    let built = build(program)?;
+    let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+    let path = format!("{PROGRAMS}/{}", program.name);
     Ok(Contents {
-        files: vec![(ROOTS, 0o644, public_roots()), (PROGRAM, 0o755, program)],
+        entrypoint: format!("/{path}"),
+        files: vec![
+            (ROOTS.to_owned(), 0o644, public_roots()),
+            (path, 0o755, bytes),
+        ],
         directories: vec![("tmp", 0o1777)],
-        entrypoint: format!("/{PROGRAM}"),
-        arguments: ["proxy", "ztunnel"].map(str::to_owned).to_vec(),
+        arguments: program.arguments.iter().map(ToString::to_string).collect(),
     })
 }
 
-fn write_tree(program: &Path, root: &Path) -> Result<()> {
+fn write_tree(contents: &Contents, root: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
-    let contents = contents(program)?;
     let permit = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
     for (path, mode, bytes) in &contents.files {
         let path = root.join(path);
@@ -179,7 +211,7 @@ fn revision() -> String {
 
 /// Builds the program for the image: static, stripped, and without paths of this machine, so that
 /// the same sources give the same bytes. Returns its path.
-fn build() -> Result<PathBuf> {
+fn build(program: Program) -> Result<PathBuf> {
     let host = shell::host()?;
     ensure!(
         host.contains("linux"),
@@ -199,9 +231,9 @@ fn build() -> Result<PathBuf> {
         "-C target-feature=+crt-static -C strip=symbols {}",
         mapped("--remap-path-prefix=")
     );
-    let mut cargo = shell::cargo(["build", "--release", "--locked", "--package", "ztunnel"]);
+    let mut cargo = shell::cargo(["build", "--release", "--locked", "--target", &host]);
     cargo
-        .args(["--target", &host])
+        .args(["--package", program.package, "--bin", program.name])
         .env(format!("CARGO_TARGET_{name}_RUSTFLAGS"), flags)
         .env(
             format!("CFLAGS_{}", host.replace('-', "_")),
@@ -214,10 +246,14 @@ fn build() -> Result<PathBuf> {
              library (Debian: libc6-dev, Fedora: glibc-static)"
         );
     }
-    Ok(shell::target().join(host).join("release/ztunnel"))
+    Ok(shell::target()
+        .join(host)
+        .join("release")
+        .join(program.name))
 }
 
-fn load(target: &Target, archive: &Path) -> Result<()> {
+/// Loads an archive.
+pub(crate) fn load(target: &Target, archive: &Path) -> Result<()> {
     let mut command = match target {
         Target::Docker => {
             let mut docker = Command::new("docker");

@@ -6,6 +6,8 @@ mod demo;
 mod envoy;
 mod fuzz;
 mod image;
+mod kernels;
+mod kind;
 mod requirements;
 mod shell;
 mod test;
@@ -69,6 +71,11 @@ enum Chore {
     /// to docker or to a kind cluster. Needs a C compiler and the static C library (libc6-dev on
     /// Debian, glibc-static on Fedora), but not root.
     Image(image::Arguments),
+    /// Run the proxy in a cluster of kind, with Istio's control plane.
+    ///
+    /// `cargo xtask test cluster` runs the checks on it. Needs docker, kind, kubectl and istioctl.
+    #[command(subcommand)]
+    Kind(kind::Action),
     /// Check the house rules that the compiler does not check.
     ///
     /// Import cycles between files, crates that only some folders may use, file sizes, places of
@@ -97,6 +104,7 @@ fn run(chore: Chore) -> Result<ExitCode> {
         }
         Chore::Demo(arguments) => demo::run(&arguments),
         Chore::Image(arguments) => image::run(&arguments),
+        Chore::Kind(action) => kind::run(&action),
         Chore::Fuzz(arguments) => fuzz::run(&arguments),
         Chore::Test(arguments) => test::run(&arguments),
         Chore::Bench(arguments) => bench::run(&arguments),

@@ -6,9 +6,8 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-/// The first kernel with all features that capture uses (`bpf_sk_lookup` came with 5.9, cgroup
-/// `getpeername` hooks with 5.8, the netns cookie in all hooks with 5.15).
-const KERNEL: (u32, u32) = (5, 15);
+/// The oldest kernel on which the proxy is tested.
+const KERNEL: (u32, u32) = (6, 1);
 
 struct Requirement {
     met: fn() -> bool,
@@ -38,7 +37,7 @@ const RUN: [Requirement; 8] = [
     },
     Requirement {
         met: || kernel_version().is_none_or(|version| version >= KERNEL),
-        missing: "Linux 5.15 or later",
+        missing: "Linux 6.1 or later",
     },
     Requirement {
         met: || {

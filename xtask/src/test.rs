@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{envoy, fuzz, requirements, shell, tidy};
+use crate::kind::{self, Capture};
+use crate::{envoy, fuzz, kernels, requirements, shell, tidy};
 
 /// The number of concurrent end-to-end tests. Each has its own nodes and proxies; more would make
 /// tests with time limits wait for the CPU.
@@ -18,6 +19,12 @@ pub(crate) struct Arguments {
     /// The run time of each fuzz target, in seconds.
     #[arg(long, default_value_t = 15, value_name = "N")]
     fuzz_seconds: u64,
+    /// With `cluster`: how the proxy captures; the default is both, one after the other.
+    #[arg(long, value_enum)]
+    capture: Option<Capture>,
+    /// With `cluster`: the checks to run; the default is all.
+    #[arg(long = "check", value_name = "NAME")]
+    checks: Vec<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -30,6 +37,12 @@ enum Part {
     Fuzz,
     /// End-to-end tests in network namespaces. Needs root.
     E2e,
+    /// Checks on a real cluster: only if named. Brings up a cluster of kind with Istio if `kubectl`
+    /// reaches none. Needs docker, kind, kubectl and istioctl.
+    Cluster,
+    /// The doctor and the demo under other kernels: only if named. Needs a program that boots them
+    /// (`ZTUNNEL_TEST_VM`).
+    Kernels,
 }
 
 struct Step {
@@ -40,6 +53,12 @@ struct Step {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let started = Instant::now();
+    if arguments.part == Some(Part::Cluster) {
+        return cluster(arguments);
+    }
+    if arguments.part == Some(Part::Kernels) {
+        return kernels();
+    }
     let wanted = |part| arguments.part.is_none_or(|only| only == part);
     if wanted(Part::E2e) {
         requirements::for_e2e()?;
@@ -70,6 +89,60 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     if wanted(Part::E2e) {
         e2e(&mut steps)?;
+    }
+    println!("{}", summary(&steps, started.elapsed().as_secs()));
+    let passed = steps.iter().all(|step| step.passed);
+    Ok(if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The doctor and the demo under other kernels.
+fn kernels() -> Result<ExitCode> {
+    let started = Instant::now();
+    let Some(machine) = kernels::machine() else {
+        eprintln!(
+            "LEFT OUT: other kernels, because {} names no program that boots them",
+            kernels::VARIABLE
+        );
+        return Ok(ExitCode::FAILURE);
+    };
+    let passed = kernels::run(&machine).inspect_err(|error| eprintln!("error: {error:#}"));
+    let step = Step {
+        name: "kernels",
+        passed: passed.is_ok(),
+        tests: passed.unwrap_or(0),
+    };
+    let passed = step.passed;
+    println!("{}", summary(&[step], started.elapsed().as_secs()));
+    Ok(if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The checks on a real cluster, by each capture.
+fn cluster(arguments: &Arguments) -> Result<ExitCode> {
+    let started = Instant::now();
+    let mut steps = Vec::new();
+    if !shell::succeeds(&mut shell::cargo(["build", "--bins"]))? {
+        return Ok(ExitCode::FAILURE);
+    }
+    let both = [Capture::Rules, Capture::Programs];
+    for capture in both {
+        if arguments.capture.is_some_and(|only| only != capture) {
+            continue;
+        }
+        kind::up(capture)?;
+        let mut checks = Command::new(shell::target().join("debug/cluster"));
+        let name = match capture {
+            Capture::Rules => "cluster with rules",
+            Capture::Programs => "cluster with programs",
+        };
+        steps.push(tests(name, checks.args(&arguments.checks))?);
     }
     println!("{}", summary(&steps, started.elapsed().as_secs()));
     let passed = steps.iter().all(|step| step.passed);

@@ -3,7 +3,7 @@
 //! load generators.
 
 use std::io::{Read as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use ztunnel_tests::cleanup;
 use ztunnel_tests::traffic::bulk::{self, Direction};
-use ztunnel_tests::traffic::{self, IoMode, connects, http_load, idle, pingpong, tune};
+use ztunnel_tests::traffic::{self, IoMode, calls, connects, http_load, idle, pingpong, tune};
 
 /// Servers, and clients that measure.
 #[derive(Parser)]
@@ -53,6 +53,13 @@ enum Command {
     Connect(Load),
     /// Round trips of one byte with `serve echo`.
     Pingpong(Load),
+    /// Calls of a service by its name, with every failure counted.
+    Calls(Calls),
+    /// Reads the greeting of a server that sends first.
+    Greet {
+        /// NAME:PORT of the server.
+        to: String,
+    },
     /// Holds idle connections to `serve http` until standard input ends.
     Idle(Load),
 }
@@ -68,6 +75,57 @@ struct Load {
     /// The duration, in seconds.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
+}
+
+#[derive(Parser)]
+struct Calls {
+    /// NAME:PORT of an HTTP server.
+    to: String,
+    /// One connection for each caller instead of one for each call.
+    #[arg(long)]
+    keep: bool,
+    /// The number of concurrent callers.
+    #[arg(long, default_value_t = 1)]
+    callers: usize,
+    /// The duration, in seconds.
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+    /// The largest number of calls.
+    #[arg(long, default_value_t = u64::MAX)]
+    most: u64,
+    /// The pause of each caller between two calls, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    pause: u64,
+    /// Fail if a call failed.
+    #[arg(long)]
+    strict: bool,
+}
+
+impl Calls {
+    fn run(&self) -> Result<calls::Report> {
+        let report = calls::run(&calls::Plan {
+            to: self.to.clone(),
+            connections: if self.keep {
+                calls::Connections::Kept
+            } else {
+                calls::Connections::New
+            },
+            callers: self.callers,
+            length: Duration::from_secs_f64(self.seconds),
+            most: self.most,
+            pause: Duration::from_millis(self.pause),
+        })?;
+        anyhow::ensure!(!self.strict || report.failed == 0, "{report:?}");
+        Ok(report)
+    }
+}
+
+/// Reads the first byte of a server that sends first.
+fn greet(to: &str) -> Result<()> {
+    let mut stream = TcpStream::connect(to).with_context(|| format!("connecting to {to}"))?;
+    let read = stream.read_exact(&mut [0]);
+    read.context("reading the greeting")?;
+    print(&serde_json::json!({ "greeted": true }))
 }
 
 impl Load {
@@ -122,6 +180,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         Command::Pingpong(load) => {
             serde_json::to_value(pingpong::run(load.to, load.length(), io_mode)?)
         }
+        Command::Calls(calls) => serde_json::to_value(calls.run()?),
+        Command::Greet { to } => return greet(to),
         Command::Idle(load) => {
             let held = idle::open(load.to, load.connections)?;
             print(&serde_json::json!({ "open": held.len() }))?;

@@ -8,7 +8,7 @@ mod cleanup_check;
 mod fast_path;
 mod links;
 mod log;
-mod page;
+pub(crate) mod page;
 mod policy;
 mod requests;
 mod tunnels;
@@ -32,6 +32,8 @@ use links::{LinkCapture, LinkTraffic};
 use page::Page;
 use requests::{RequestResult, milliseconds};
 
+/// The number of steps of the demo.
+const STEPS: usize = 10;
 /// The application's port.
 const PORT: u16 = 8080;
 /// The services' port, which maps to [`PORT`].
@@ -56,7 +58,7 @@ pub enum OnExit {
 /// When nodes or proxies cannot be started, or a claim does not hold.
 pub fn run(on_exit: OnExit) -> Result<()> {
     cleanup::on_signal();
-    let mut page = Page::new();
+    let mut page = Page::new(STEPS);
     page.step("Two nodes with two pods each, and a host outside the mesh, in network namespaces");
     let world = World::two_nodes()?;
     page.text(&map(&world));

@@ -11,8 +11,6 @@ use anyhow::{Result, ensure};
 
 use crate::cleanup;
 
-/// The number of steps.
-const STEPS: usize = 10;
 /// The width of a heading, in columns.
 const WIDTH: usize = 110;
 
@@ -46,8 +44,9 @@ impl Emphasis {
 
 /// The output, and the claims that did not hold.
 #[derive(Debug)]
-pub(super) struct Page {
+pub(crate) struct Page {
     colour: Colour,
+    steps: usize,
     step: usize,
     held: usize,
     failed: Vec<String>,
@@ -55,8 +54,8 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// An empty page.
-    pub(super) fn new() -> Self {
+    /// An empty page for this number of steps.
+    pub(crate) fn new(steps: usize) -> Self {
         let disabled = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let colour = if io::stdout().is_terminal() && !disabled {
             Colour::Ansi
@@ -65,6 +64,7 @@ impl Page {
         };
         Self {
             colour,
+            steps,
             step: 0,
             held: 0,
             failed: Vec::new(),
@@ -73,9 +73,9 @@ impl Page {
     }
 
     /// Prints the heading of the next step.
-    pub(super) fn step(&mut self, title: &str) {
+    pub(crate) fn step(&mut self, title: &str) {
         self.step += 1;
-        let heading = format!("[{}/{STEPS}] {title}", self.step);
+        let heading = format!("[{}/{}] {title}", self.step, self.steps);
         let clock = format!("+{:.1} s", self.started.elapsed().as_secs_f64());
         let gap = WIDTH.saturating_sub(heading.chars().count() + clock.len());
         let heading = self.emphasise(Emphasis::Heading, &heading);
@@ -84,7 +84,7 @@ impl Page {
     }
 
     /// Prints text, indented below its step.
-    pub(super) fn text(&self, text: &str) {
+    pub(crate) fn text(&self, text: &str) {
         for line in text.lines() {
             print(format!("      {line}").trim_end());
             print("\n");
@@ -92,12 +92,12 @@ impl Page {
     }
 
     /// Prints a sentence, wrapped between words, with indented continuation lines.
-    pub(super) fn prose(&self, text: &str) {
+    pub(crate) fn prose(&self, text: &str) {
         self.text(&wrap(text));
     }
 
     /// Prints rows in columns; the first row contains the headings.
-    pub(super) fn table(&self, rows: &[Vec<String>]) {
+    pub(crate) fn table(&self, rows: &[Vec<String>]) {
         let columns = columns(rows);
         let mut lines = columns.lines();
         if let Some(headings) = lines.next() {
@@ -112,7 +112,7 @@ impl Page {
     }
 
     /// Prints a claim and whether it holds.
-    pub(super) fn claim(&mut self, holds: bool, claim: &str) {
+    pub(crate) fn claim(&mut self, holds: bool, claim: &str) {
         if holds {
             self.held += 1;
             let mark = self.emphasise(Emphasis::Good, "  ok");
@@ -125,7 +125,7 @@ impl Page {
     }
 
     /// Whether all claims so far hold.
-    pub(super) fn good(&self) -> bool {
+    pub(crate) fn good(&self) -> bool {
         self.failed.is_empty()
     }
 
@@ -133,7 +133,7 @@ impl Page {
     ///
     /// # Errors
     /// When claims did not hold; the error lists them.
-    pub(super) fn close(&self) -> Result<()> {
+    pub(crate) fn close(&self) -> Result<()> {
         ensure!(
             self.good(),
             "these claims of the demo do not hold:\n  - {}",
@@ -211,7 +211,7 @@ mod tests {
     fn page(colour: Colour) -> Page {
         Page {
             colour,
-            ..Page::new()
+            ..Page::new(1)
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod handshake;
 
+use std::fs::File;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{
     AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket,
     sockopt,
@@ -61,15 +63,37 @@ impl Sniffer {
     /// # Errors
     /// When the link does not exist, or without the privilege to open a packet socket.
     pub fn on_link(host: &Host, link: &str, marker: &[u8]) -> Result<Self> {
-        let (socket, index) = host.enter(|| -> Result<(OwnedFd, usize)> {
-            let index = crate::net::index_of(link)?;
-            Ok((open()?, usize::try_from(index)?))
-        })?;
+        let (socket, index) = host.enter(|| socket_on(link))?;
+        Ok(Self::start(socket, index, marker))
+    }
+
+    /// Captures on a link of the network namespace of a process, such as that of a node that is a
+    /// container.
+    ///
+    /// # Errors
+    /// As [`Self::on_link`], and when there is no such process.
+    pub fn beside_process(pid: u32, link: &str, marker: &[u8]) -> Result<Self> {
+        let namespace = File::open(format!("/proc/{pid}/ns/net"))
+            .with_context(|| format!("opening the network namespace of process {pid}"))?;
+        let link = link.to_owned();
+        // On a thread of its own, which ends in that namespace.
+        let opened = std::thread::spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET).context("entering the namespace")?;
+            socket_on(&link)
+        });
+        let opened = opened
+            .join()
+            .map_err(|_panic| anyhow!("the thread panicked"))?;
+        let (socket, index) = opened?;
+        Ok(Self::start(socket, index, marker))
+    }
+
+    fn start(socket: OwnedFd, index: usize, marker: &[u8]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let marker = marker.to_vec();
         let thread = std::thread::spawn(move || read(&socket, index, &marker, &stopped));
-        Ok(Self { stop, thread })
+        Self { stop, thread }
     }
 
     /// Reads the queued packets and returns the result.
@@ -86,6 +110,12 @@ impl Sniffer {
 
 /// The longest time that the queue is read after the stop, if packets keep arriving.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// A packet socket, and the index of a link in the thread's network namespace.
+fn socket_on(link: &str) -> Result<(OwnedFd, usize)> {
+    let index = crate::net::index_of(link)?;
+    Ok((open()?, usize::try_from(index)?))
+}
 
 fn open() -> Result<OwnedFd> {
     let socket = socket(

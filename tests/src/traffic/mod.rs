@@ -7,6 +7,7 @@
 //! or is event-driven ([`IoMode`]); HTTP uses one epoll loop per side.
 
 pub mod bulk;
+pub mod calls;
 pub mod connects;
 pub mod dns;
 mod epoll;

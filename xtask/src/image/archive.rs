@@ -17,7 +17,7 @@ const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 /// What the image contains and runs.
 pub(super) struct Contents {
     /// Path without a leading slash, mode, bytes; sorted by path.
-    pub(super) files: Vec<(&'static str, u32, Vec<u8>)>,
+    pub(super) files: Vec<(String, u32, Vec<u8>)>,
     /// Path and mode of empty directories.
     pub(super) directories: Vec<(&'static str, u32)>,
     pub(super) entrypoint: String,
@@ -190,8 +190,8 @@ mod tests {
     fn archive() -> Archive {
         let contents = Contents {
             files: vec![
-                ("etc/a", 0o644, b"first".to_vec()),
-                ("usr/bin/b", 0o755, b"second".to_vec()),
+                ("etc/a".to_owned(), 0o644, b"first".to_vec()),
+                ("usr/bin/b".to_owned(), 0o755, b"second".to_vec()),
             ],
             directories: vec![("tmp", 0o1777)],
             entrypoint: "/usr/bin/b".to_owned(),

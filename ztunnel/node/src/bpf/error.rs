@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::permissions::permission_hint;
 use mesh::NetnsCookie;
 
 /// Why the kernel programs could not be set up or used. The cause is always on this node: no peer
@@ -79,8 +80,9 @@ pub enum Error {
     },
     /// The kernel did not load a program.
     #[error(
-        "the kernel does not load the eBPF program {program} (it needs Linux 5.15 or later, \
-         CAP_BPF and CAP_NET_ADMIN): {source}\n{log}"
+        "the kernel does not load the eBPF program {program} (Linux 6.1 or later is needed): \
+         {source}{}\n{log}",
+        hint(source)
     )]
     Program {
         /// The program's name.
@@ -193,16 +195,15 @@ impl Error {
 }
 
 /// What to do about errors whose own text does not say it.
-fn hint(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => {
-            " (run it as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN)"
-        }
+fn hint(error: &io::Error) -> String {
+    let text = match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => return permission_hint(),
         Some(libc::ENOSYS) => " (this kernel was built without CONFIG_BPF_SYSCALL)",
-        Some(libc::EINVAL) => " (the kernel may be too old: Linux 5.15 or later is needed)",
+        Some(libc::EINVAL) => " (the kernel may be too old: Linux 6.1 or later is needed)",
         Some(libc::E2BIG | libc::ENOSPC) => " (the map is full)",
         _ => "",
-    }
+    };
+    text.to_owned()
 }
 
 /// An error with its causes, because the top-level text of aya's errors says little.

@@ -22,6 +22,7 @@ mod log;
 mod maps;
 mod node_mount;
 mod object;
+mod permissions;
 mod pins;
 mod process_locks;
 mod program_check;
@@ -59,6 +60,7 @@ pub use node_mount::{
 };
 use object::{LoadOptions, MapSource, Object, ProgramLogging, kernel_has_process_id};
 pub use object::{is_at_least, release};
+pub use permissions::{Capability, NEEDED, effective_capabilities, missing_capabilities};
 use pins::Pins;
 use process_locks::ProcessLocks;
 pub(crate) use process_locks::{failed as pin_failed, try_lock};

@@ -10,7 +10,7 @@ use aya_obj::{EbpfSectionKind, Object as Parsed};
 
 use super::pins::Pins;
 use super::sys::{self, AttachType, Shape};
-use super::{Error, Ports};
+use super::{Error, Ports, permissions};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ztunnel-ebpf"));
 
@@ -95,6 +95,9 @@ impl Object {
         logging: ProgramLogging,
         options: LoadOptions,
     ) -> Result<Self, Error> {
+        if !release().is_ok_and(|release| is_at_least(&release, 5, 11)) {
+            permissions::raise_locked_memory_limit();
+        }
         let unreadable = |source: &dyn std::error::Error| Error::Object {
             problem: source.to_string(),
         };

@@ -17,7 +17,7 @@ use std::rc::Rc;
 use super::connection::Accepted;
 use super::pod_context::PodContext;
 use super::relay;
-use crate::pods::{self, PeerEnd, abort_on_drop};
+use crate::pods::{self, PeerEnd};
 
 use admit::{Delivered, admit};
 use caller::InboundCaller;
@@ -54,6 +54,6 @@ pub(super) async fn carry_plain(context: Rc<PodContext>, accepted: Accepted) {
             let ended = relay::plain(stream, app, context.copy_mode(), series, revoked).await;
             report.end(&ended);
         }
-        Err(_status) => abort_on_drop(&stream),
+        Err(_status) => context.refusals.reset(stream).await,
     }
 }

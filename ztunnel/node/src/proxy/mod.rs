@@ -41,6 +41,7 @@ mod pod_context;
 mod policy;
 pub mod proxy_protocol;
 mod recheck;
+mod refusal;
 pub(crate) mod relay;
 pub(crate) mod report;
 mod resolve;

@@ -5,6 +5,7 @@
 mod decide;
 mod error;
 mod reports;
+mod retry;
 mod socks_destination;
 
 use std::future::pending;
@@ -25,7 +26,7 @@ use super::report::ConnectionReport;
 use super::socks5;
 use super::tunnel_client::{OpenTunnel, TunnelRequest};
 use crate::bpf::{BackendChoice, CapturedDestination};
-use crate::pods::{self, abort_on_drop};
+use crate::pods;
 use mesh::NetnsCookie;
 use mesh::authorize::InboundRequest;
 use mesh::fastpath;
@@ -36,6 +37,7 @@ use tunnel::hbone::RevocationFuture;
 use decide::{Decided, decide};
 use error::OutboundError;
 use reports::ConnectionReports;
+use retry::Retries;
 use socks_destination::socks_destination;
 
 /// The upstream side of a connection.
@@ -56,8 +58,7 @@ pub(super) async fn carry(context: Rc<PodContext>, accepted: Accepted) {
     // Boxed, so that the memory of the set-up is freed while the connection is open.
     match Box::pin(open_captured(&context, &accepted)).await {
         Ok(opened) => relay(&context, accepted.stream, opened).await,
-        // A refusal must reach the application as a reset, not as an orderly end.
-        Err(_refused) => abort_on_drop(&accepted.stream),
+        Err(_refused) => context.refusals.reset(accepted.stream).await,
     }
 }
 
@@ -156,22 +157,33 @@ fn report_refused(context: &PodContext, connection: &Connection, error: &Outboun
     ConnectionReport::open(&context.worker.reports, connection.id, info).fail(error);
 }
 
-/// Decides where a connection goes and connects its upstream side.
+/// Decides where a connection goes and connects its upstream side, with another attempt where the far
+/// end cannot be reached.
 async fn open(
     context: &PodContext,
     connection: &Connection,
     choice: BackendChoice,
     app: &TcpStream,
 ) -> Result<Opened, OutboundError> {
-    let decided = match decide(context, connection, choice, app).await {
-        Ok(decided) => decided,
-        Err(error) => {
-            report_refused(context, connection, &error);
-            return Err(error);
+    let mut retries = Retries::default();
+    let (decided, connected) = loop {
+        let decided = match decide(context, connection, choice, app, retries.failed()).await {
+            Ok(decided) => decided,
+            Err(error) => {
+                report_refused(context, connection, &error);
+                return Err(error);
+            }
+        };
+        let connected = connect(context, connection, &decided).await;
+        match &connected {
+            Err(error) if retries.again(context, &decided, error).await => {
+                tracing::debug!(%error, pod = %context.pod.uid.0, "trying another way");
+            }
+            _ => break (decided, connected),
         }
     };
     let reports = ConnectionReports::open(&context.worker.reports, connection, &decided);
-    match connect(context, connection, &decided).await {
+    match connected {
         Ok(upstream) => {
             // Only after success: a fast-path entry for an unreachable destination would keep the
             // kernel trying it. And only if the mesh contains the client: every entry is checked

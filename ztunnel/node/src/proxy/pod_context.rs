@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::connection::Connection;
 use super::connections::Connections;
+use super::refusal::Refusals;
 use super::relay::CopyMode;
 use super::state::ProxyState;
 use super::tunnel_client;
@@ -40,6 +41,8 @@ pub(super) struct PodContext {
     pub(super) inbound_limit: RateLimiter,
     /// Whether the pod acts with its announced workload where the mesh does not contain it.
     announcement_in_use: Cell<bool>,
+    /// The connections of the pod that are being refused on this worker.
+    pub(super) refusals: Refusals,
     /// The pod's open connections on this worker.
     connections: Rc<Connections>,
     /// The pod's baggage header, cached until its workload object changes.
@@ -64,6 +67,7 @@ impl PodContext {
             outbound_limit: RateLimiter::new(workers),
             inbound_limit: RateLimiter::new(workers),
             announcement_in_use: Cell::new(false),
+            refusals: Refusals::default(),
             connections: Rc::default(),
             baggage: RefCell::default(),
         })

@@ -90,6 +90,15 @@ impl Error {
         matches!(self, Self::Handshake { cause, .. } if matches!(**cause, HandshakeError::Revoked))
     }
 
+    /// Whether the connection was lost during the handshake, and no certificate refused.
+    #[must_use]
+    pub fn is_lost_connection(&self) -> bool {
+        let Self::Handshake { cause, .. } = self else {
+            return false;
+        };
+        matches!(**cause, HandshakeError::Io { .. } | HandshakeError::Closed)
+    }
+
     /// The party that has to fix the error.
     #[must_use]
     pub fn fault(&self) -> Fault {

@@ -234,7 +234,7 @@ fn errors_name_the_object_and_the_remedy() {
         source: std::io::Error::from_raw_os_error(libc::EPERM),
     };
     let text = error.to_string();
-    for part in ["capture4", "/sys/fs/cgroup", "CAP_BPF"] {
+    for part in ["capture4", "/sys/fs/cgroup", "capabilities"] {
         assert!(text.contains(part), "{text}");
     }
     assert_eq!(error.reason(), "attach");

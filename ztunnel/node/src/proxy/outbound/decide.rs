@@ -32,7 +32,7 @@ pub(super) struct Decided {
     pub(super) routed: Routed,
 }
 
-/// Decides the route of a connection. Each decision uses one view: a change in between must not mix
+/// Decides the route of a connection. Another backend than the `failed` ones is preferred. Each decision uses one view: a change in between must not mix
 /// two states of the mesh.
 ///
 /// # Errors
@@ -42,6 +42,7 @@ pub(super) async fn decide(
     connection: &Connection,
     choice: BackendChoice,
     app: &TcpStream,
+    failed: &[SocketAddr],
 ) -> Result<Decided, OutboundError> {
     let client_gone = || pods::peer_gone(app, PeerEnd::MayBeHalf);
     let random = context.worker.random();
@@ -53,8 +54,10 @@ pub(super) async fn decide(
             inputs.obtain_client(&view, client_gone()).await?;
             continue;
         };
+        let mut except = kernel_backends(connection, choice, inputs.absent(), &view);
+        except.extend_from_slice(failed);
         let request = OutboundRequest {
-            except: &kernel_backends(connection, choice, inputs.absent(), &view),
+            except: &except,
             resolved: &names.addresses,
             absent: inputs.absent(),
             ..OutboundRequest::new(&source, connection.destination)

@@ -189,7 +189,14 @@ impl World {
         let client = "10.0.0.1:40000".parse().unwrap();
         let destination = destination.parse().unwrap();
         let connection = self.context.connection(client, destination, Instant::now());
-        decide(&self.context, &connection, BackendChoice::Any, &self.app).await
+        decide(
+            &self.context,
+            &connection,
+            BackendChoice::Any,
+            &self.app,
+            &[],
+        )
+        .await
     }
 }
 

@@ -1,0 +1,187 @@
+//! The manifests of the pods that the checks and the demo use. Every pod runs the program `traffic`:
+//! it serves, and clients are started in it with `kubectl exec`.
+
+use std::fmt::Write as _;
+
+use super::TRAFFIC_IMAGE;
+
+/// The port of every server.
+pub(super) const PORT: u16 = 8080;
+
+/// What a server does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Serves {
+    /// HTTP.
+    Http,
+    /// TCP: the server sends first.
+    Greeting,
+}
+
+/// The pods of one name.
+#[derive(Debug, Clone)]
+pub(super) struct App<'a> {
+    pub(super) namespace: &'a str,
+    pub(super) name: &'a str,
+    /// The label `version`; part of the Deployment's name.
+    pub(super) version: &'a str,
+    pub(super) replicas: usize,
+    /// The node of all pods; any if none.
+    pub(super) node: Option<&'a str>,
+    pub(super) serves: Serves,
+}
+
+impl<'a> App<'a> {
+    /// One HTTP server on a node, with a service account of its own.
+    pub(super) fn on(namespace: &'a str, name: &'a str, node: &'a str) -> Self {
+        Self {
+            namespace,
+            name,
+            version: "v1",
+            replicas: 1,
+            node: Some(node),
+            serves: Serves::Http,
+        }
+    }
+
+    /// The name of its Deployment.
+    pub(super) fn deployment(&self) -> String {
+        format!("{}-{}", self.name, self.version)
+    }
+
+    /// Service account, Service and Deployment.
+    pub(super) fn manifests(&self) -> String {
+        let (namespace, name) = (self.namespace, self.name);
+        let mut text = service(namespace, name, "");
+        _ = write!(
+            text,
+            "---\n\
+             apiVersion: apps/v1\n\
+             kind: Deployment\n\
+             metadata: {{name: {deployment}, namespace: {namespace}}}\n\
+             spec:\n\
+             \x20 replicas: {replicas}\n\
+             \x20 selector: {{matchLabels: {{app: {name}, version: {version}}}}}\n\
+             \x20 template:\n{template}",
+            deployment = self.deployment(),
+            replicas = self.replicas,
+            version = self.version,
+            template = self.template("    "),
+        );
+        text
+    }
+
+    /// Service account, headless Service and StatefulSet.
+    pub(super) fn stateful_manifests(&self) -> String {
+        let (namespace, name) = (self.namespace, self.name);
+        let mut text = service(namespace, name, "clusterIP: None, ");
+        _ = write!(
+            text,
+            "---\n\
+             apiVersion: apps/v1\n\
+             kind: StatefulSet\n\
+             metadata: {{name: {name}, namespace: {namespace}}}\n\
+             spec:\n\
+             \x20 serviceName: {name}\n\
+             \x20 replicas: {replicas}\n\
+             \x20 selector: {{matchLabels: {{app: {name}, version: {version}}}}}\n\
+             \x20 template:\n{template}",
+            replicas = self.replicas,
+            version = self.version,
+            template = self.template("    "),
+        );
+        text
+    }
+
+    fn template(&self, indent: &str) -> String {
+        let (name, version) = (self.name, self.version);
+        let kind = match self.serves {
+            Serves::Http => "http",
+            Serves::Greeting => "first",
+        };
+        let probe = match self.serves {
+            Serves::Http => {
+                format!("readinessProbe: {{httpGet: {{path: /, port: {PORT}}}, periodSeconds: 1}}")
+            }
+            Serves::Greeting => {
+                format!("readinessProbe: {{tcpSocket: {{port: {PORT}}}, periodSeconds: 1}}")
+            }
+        };
+        let node = self.node.map(|node| format!("  nodeName: {node}\n"));
+        let node = node.unwrap_or_default();
+        let text = format!(
+            "metadata: {{labels: {{app: {name}, version: {version}}}}}\n\
+             spec:\n\
+             \x20 serviceAccountName: {name}\n\
+             \x20 terminationGracePeriodSeconds: 1\n\
+             {node}\
+             \x20 containers:\n\
+             \x20 - name: app\n\
+             \x20   image: {TRAFFIC_IMAGE}\n\
+             \x20   imagePullPolicy: IfNotPresent\n\
+             \x20   args: [serve, {kind}, --listen, '[::]:{PORT}']\n\
+             \x20   {probe}\n"
+        );
+        text.lines()
+            .map(|line| format!("{indent}{line}\n"))
+            .collect()
+    }
+}
+
+/// A Job whose pods make one call each and succeed with its answer, however long that takes. A pod
+/// whose call fails is restarted, which the checks count.
+pub(super) fn callers(namespace: &str, name: &str, pods: usize, to: &str) -> String {
+    format!(
+        "apiVersion: batch/v1\n\
+         kind: Job\n\
+         metadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec:\n\
+         \x20 parallelism: {pods}\n\
+         \x20 completions: {pods}\n\
+         \x20 backoffLimit: 10000\n\
+         \x20 template:\n\
+         \x20   metadata: {{labels: {{app: {name}}}}}\n\
+         \x20   spec:\n\
+         \x20     restartPolicy: OnFailure\n\
+         \x20     containers:\n\
+         \x20     - name: caller\n\
+         \x20       image: {TRAFFIC_IMAGE}\n\
+         \x20       imagePullPolicy: IfNotPresent\n\
+         \x20       args: [calls, '{to}', --most, '1', --strict]\n"
+    )
+}
+
+fn service(namespace: &str, name: &str, more: &str) -> String {
+    format!(
+        "apiVersion: v1\n\
+         kind: ServiceAccount\n\
+         metadata: {{name: {name}, namespace: {namespace}}}\n\
+         ---\n\
+         apiVersion: v1\n\
+         kind: Service\n\
+         metadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec: {{{more}selector: {{app: {name}}}, ports: [{{name: tcp, port: 80, targetPort: {PORT}}}]}}\n"
+    )
+}
+
+/// An AuthorizationPolicy that allows callers of one service account only.
+pub(super) fn allow_only(namespace: &str, app: &str, account: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\n\
+         kind: AuthorizationPolicy\n\
+         metadata: {{name: only-{account}, namespace: {namespace}}}\n\
+         spec:\n\
+         \x20 selector: {{matchLabels: {{app: {app}}}}}\n\
+         \x20 action: ALLOW\n\
+         \x20 rules: [{{from: [{{source: {{principals: [cluster.local/ns/{namespace}/sa/{account}]}}}}]}}]\n"
+    )
+}
+
+/// A PeerAuthentication that demands mutual TLS of the callers of a namespace's pods.
+pub(super) fn strict(namespace: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\n\
+         kind: PeerAuthentication\n\
+         metadata: {{name: strict, namespace: {namespace}}}\n\
+         spec: {{mtls: {{mode: STRICT}}}}\n"
+    )
+}

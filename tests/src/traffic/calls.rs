@@ -1,0 +1,182 @@
+//! Calls of a service by its name, as an application makes them: for a time or a number of calls,
+//! each on a new connection or over connections that stay open. Failures are counted and described.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::{IoMode, Stream, get_over};
+
+/// The marker in every call and every answer: a sniffer finds it in plaintext only.
+pub const MARKER: &str = "call-that-must-be-encrypted";
+/// The time limit of one call.
+const LIMIT: Duration = Duration::from_secs(10);
+/// The pause after a failed call, so that an unreachable service does not cost a core.
+const PAUSE: Duration = Duration::from_millis(20);
+/// The number of different failures that are described.
+const MAX_KINDS: usize = 8;
+
+/// Which connections carry the calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connections {
+    /// Each call has a new one.
+    New,
+    /// Each caller keeps one; a failure is followed by a new one.
+    Kept,
+}
+
+/// The calls to make.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// `NAME:PORT` or `ADDRESS:PORT`; resolved for each new connection.
+    pub to: String,
+    /// The connections.
+    pub connections: Connections,
+    /// The number of concurrent callers.
+    pub callers: usize,
+    /// The end of the calls.
+    pub length: Duration,
+    /// The largest number of calls.
+    pub most: u64,
+    /// The pause of each caller between two calls.
+    pub pause: Duration,
+}
+
+/// What came of the calls.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Answered calls.
+    pub answered: u64,
+    /// Calls without an answer.
+    pub failed: u64,
+    /// The failures by description, up to a number of kinds.
+    pub failures: BTreeMap<String, u64>,
+    /// The longest time of a call, in milliseconds.
+    pub longest_ms: u64,
+}
+
+impl Report {
+    fn add(&mut self, other: Self) {
+        self.answered += other.answered;
+        self.failed += other.failed;
+        self.longest_ms = self.longest_ms.max(other.longest_ms);
+        for (failure, number) in other.failures {
+            self.describe(failure, number);
+        }
+    }
+
+    fn describe(&mut self, failure: String, number: u64) {
+        if self.failures.len() < MAX_KINDS || self.failures.contains_key(&failure) {
+            *self.failures.entry(failure).or_default() += number;
+        }
+    }
+}
+
+/// Makes the calls.
+///
+/// # Errors
+/// When a thread cannot be started.
+pub fn run(plan: &Plan) -> io::Result<Report> {
+    let (stop, made) = (AtomicBool::new(false), AtomicU64::new(0));
+    let deadline = Instant::now() + plan.length;
+    thread::scope(|scope| {
+        let caller = || call_until(plan, deadline, &made, &stop);
+        let callers = (0..plan.callers).map(|_| {
+            let builder = thread::Builder::new();
+            builder.spawn_scoped(scope, caller)
+        });
+        let callers = callers.collect::<io::Result<Vec<_>>>();
+        let callers = callers.inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
+        let mut all = Report::default();
+        for caller in callers {
+            all.add(caller.join().unwrap_or_default());
+        }
+        Ok(all)
+    })
+}
+
+fn call_until(plan: &Plan, deadline: Instant, made: &AtomicU64, stop: &AtomicBool) -> Report {
+    let mut report = Report::default();
+    let mut kept = None;
+    while Instant::now() < deadline
+        && !stop.load(Ordering::Relaxed)
+        && made.fetch_add(1, Ordering::Relaxed) < plan.most
+    {
+        let began = Instant::now();
+        match call(plan, &mut kept) {
+            Ok(()) => report.answered += 1,
+            Err(failure) => {
+                kept = None;
+                report.failed += 1;
+                report.describe(failure, 1);
+                thread::sleep(PAUSE);
+            }
+        }
+        let took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        report.longest_ms = report.longest_ms.max(took);
+        thread::sleep(plan.pause);
+    }
+    report
+}
+
+fn call(plan: &Plan, kept: &mut Option<Stream>) -> Result<(), String> {
+    let failed = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+    let mut stream = match kept.take() {
+        Some(stream) => stream,
+        None => {
+            let address = resolve(&plan.to).map_err(failed("resolve"))?;
+            Stream::connect(address, IoMode::Blocking, LIMIT).map_err(failed("connect"))?
+        }
+    };
+    let answer = get_over(&mut stream, MARKER, LIMIT).map_err(failed("answer"))?;
+    if answer.status != 200 {
+        return Err(format!("answer: status {}", answer.status));
+    }
+    if plan.connections == Connections::Kept {
+        *kept = Some(stream);
+    }
+    Ok(())
+}
+
+fn resolve(to: &str) -> io::Result<SocketAddr> {
+    let mut addresses = to.to_socket_addrs()?;
+    let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    addresses.next().ok_or_else(none)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Kind, serve};
+    use super::*;
+
+    fn plan(to: String, connections: Connections) -> Plan {
+        Plan {
+            to,
+            connections,
+            callers: 2,
+            length: LIMIT,
+            most: 20,
+            pause: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn every_call_is_counted_as_answered_or_as_failed() {
+        let server = serve(Kind::Http, "127.0.0.1:0".parse().unwrap()).unwrap();
+        let to = format!("localhost:{}", server.port());
+        for connections in [Connections::New, Connections::Kept] {
+            let report = run(&plan(to.clone(), connections)).unwrap();
+            assert_eq!((report.answered, report.failed), (20, 0), "{report:?}");
+        }
+        drop(server);
+        let report = run(&plan(to, Connections::New)).unwrap();
+        assert_eq!((report.answered, report.failed), (0, 20), "{report:?}");
+        let described: u64 = report.failures.values().sum();
+        assert_eq!(described, 20, "{report:?}");
+    }
+}

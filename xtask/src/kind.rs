@@ -1,0 +1,213 @@
+//! `cargo xtask kind`: a cluster of kind with Istio's control plane and this proxy.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Subcommand, ValueEnum};
+
+use crate::image::{self, Target};
+use crate::shell;
+
+/// The image of the proxy in the cluster. It has a registry's name, so that Istio's charts take it
+/// as a whole; nothing is pulled from there.
+const PROXY_IMAGE: &str = "localhost/ztunnel:test";
+/// The image with servers and clients.
+const TRAFFIC_IMAGE: &str = "localhost/ztunnel-traffic:test";
+/// The cluster that `up` makes if `kubectl` reaches none.
+const CLUSTER: &str = "ztunnel";
+const CLUSTER_CONFIG: &str = "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\n\
+                              nodes: [{role: control-plane}, {role: worker}]\n";
+const NAMESPACE: &str = "istio-system";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    /// Make the cluster, or bring the one of `kubectl` up to date with this source.
+    ///
+    /// Uses the cluster that `kubectl` is configured for if it is one of kind; otherwise makes one
+    /// named `ztunnel` with two nodes. Builds the images and loads them. Installs Istio's ambient mode
+    /// with istioctl if it is not installed, with this proxy as its ztunnel.
+    Up {
+        /// How the proxy captures the pods' connections
+        #[arg(long, value_enum, default_value_t)]
+        capture: Capture,
+    },
+    /// Tell the story of a small shop on the cluster: who calls whom, what is denied, what the network
+    /// shows. Every claim is checked. Run `up` first.
+    Demo,
+    /// Delete the cluster that `up` has made.
+    Down,
+}
+
+/// How the proxy captures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Capture {
+    /// By the rules that istio-cni puts into the pods
+    #[default]
+    Rules,
+    /// By eBPF programs
+    Programs,
+}
+
+pub(crate) fn run(action: &Action) -> Result<ExitCode> {
+    match action {
+        Action::Up { capture } => up(*capture)?,
+        Action::Demo => {
+            require(&["docker", "kubectl"])?;
+            shell::must(&mut shell::cargo(["build", "--bins"]))?;
+            let mut demo = Command::new(shell::target().join("debug/cluster"));
+            shell::must(demo.arg("--demo"))?;
+        }
+        Action::Down => {
+            require(&["docker", "kind"])?;
+            let mut delete = Command::new("kind");
+            shell::must(delete.args(["delete", "cluster", "--name", CLUSTER]))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Fails with one message that names every program that is missing.
+pub(crate) fn require(programs: &[&str]) -> Result<()> {
+    let missing = missing(programs);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "not installed: {}. A cluster needs Docker (https://docs.docker.com/engine/install), kind \
+         (https://kind.sigs.k8s.io), kubectl (https://kubernetes.io/docs/tasks/tools) and istioctl \
+         (https://istio.io/latest/docs/ops/diagnostic-tools/istioctl)",
+        missing.join(", ")
+    )
+}
+
+/// Those of these programs that are not in PATH.
+pub(crate) fn missing<'a>(programs: &[&'a str]) -> Vec<&'a str> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let is_missing = |program: &&&str| {
+        !directories
+            .iter()
+            .any(|place| place.join(program).is_file())
+    };
+    programs.iter().filter(is_missing).copied().collect()
+}
+
+/// Brings the cluster up.
+pub(crate) fn up(capture: Capture) -> Result<()> {
+    require(&["docker", "kind", "kubectl", "istioctl"])?;
+    let cluster = match current()? {
+        Some(cluster) => cluster,
+        None => create()?,
+    };
+    let cluster = Target::Kind(cluster);
+    let images = shell::target().join("image");
+    for (program, tag, file) in [
+        (image::PROXY, PROXY_IMAGE, "ztunnel.tar"),
+        (image::TRAFFIC, TRAFFIC_IMAGE, "traffic.tar"),
+    ] {
+        let archive = images.join(file);
+        image::make(program, tag, &archive)?;
+        image::load(&cluster, &archive)?;
+    }
+    install()?;
+    set_capture(capture)?;
+    let rollout = |verb: &str| {
+        let mut rollout = kubectl(&["-n", NAMESPACE, "rollout", verb, "daemonset/ztunnel"]);
+        shell::must(&mut rollout)
+    };
+    // The tag is the same for every build.
+    rollout("restart")?;
+    rollout("status")
+}
+
+/// The cluster of kind that `kubectl` is configured for, if one answers.
+fn current() -> Result<Option<String>> {
+    let output = kubectl(&["config", "current-context"])
+        .stderr(Stdio::null())
+        .output()
+        .context("kubectl cannot be run")?;
+    let context = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let Some(cluster) = context.strip_prefix("kind-") else {
+        return Ok(None);
+    };
+    let answers = kubectl(&["get", "nodes", "--request-timeout=10s"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .context("kubectl cannot be run")?;
+    Ok(answers.success().then(|| cluster.to_owned()))
+}
+
+fn create() -> Result<String> {
+    let directory = shell::target().join("image");
+    std::fs::create_dir_all(&directory)?;
+    let config = directory.join("kind.yaml");
+    std::fs::write(&config, CLUSTER_CONFIG)?;
+    let mut create = Command::new("kind");
+    create
+        .args(["create", "cluster", "--name", CLUSTER, "--config"])
+        .arg(&config);
+    shell::must(&mut create)?;
+    Ok(CLUSTER.to_owned())
+}
+
+/// Installs Istio, or sets the image of its DaemonSet.
+fn install() -> Result<()> {
+    let installed = kubectl(&["-n", NAMESPACE, "get", "daemonset/ztunnel"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .context("kubectl cannot be run")?;
+    if !installed.success() {
+        let mut install = Command::new("istioctl");
+        install.args(["install", "-y", "--set", "profile=ambient"]);
+        install.args(["--set", &format!("values.ztunnel.image={PROXY_IMAGE}")]);
+        install.args(["--set", "values.ztunnel.imagePullPolicy=IfNotPresent"]);
+        return shell::must(&mut install);
+    }
+    let image = format!("istio-proxy={PROXY_IMAGE}");
+    let mut set = kubectl(&["-n", NAMESPACE, "set", "image", "daemonset/ztunnel", &image]);
+    shell::must(&mut set)
+}
+
+/// Adds what capture by programs needs to Istio's DaemonSet, or takes it away.
+fn set_capture(capture: Capture) -> Result<()> {
+    let patch = match capture {
+        Capture::Programs => {
+            let file = shell::root().join("deploy/istio/programs.yaml");
+            let text = std::fs::read_to_string(&file)
+                .with_context(|| format!("{} cannot be read", file.display()))?;
+            text.replace("localhost/ztunnel:0.1.0", PROXY_IMAGE)
+        }
+        Capture::Rules => "spec: {template: {spec: {initContainers: [{name: prepare-node, $patch: \
+                           delete}], containers: [{name: istio-proxy, volumeMounts: [{mountPath: \
+                           /sys/fs/cgroup, $patch: delete}, {mountPath: /sys/fs/bpf, $patch: \
+                           delete}]}], volumes: [{name: host-cgroup, $patch: delete}, {name: host-bpf, \
+                           $patch: delete}]}}}"
+            .to_owned(),
+    };
+    let mut apply = kubectl(&[
+        "-n",
+        NAMESPACE,
+        "patch",
+        "daemonset",
+        "ztunnel",
+        "--patch",
+        &patch,
+    ]);
+    let status = apply
+        .stdout(Stdio::null())
+        .status()
+        .context("kubectl cannot be run")?;
+    if !status.success() {
+        bail!("the DaemonSet ztunnel cannot be patched for capture by {capture:?}");
+    }
+    Ok(())
+}
+
+fn kubectl(arguments: &[&str]) -> Command {
+    let mut kubectl = Command::new("kubectl");
+    kubectl.args(arguments);
+    kubectl
+}
