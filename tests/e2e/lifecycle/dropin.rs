@@ -12,6 +12,7 @@ use ztunnel_tests::net::{Family, Host, Node, World};
 use ztunnel_tests::proxy::{Mesh, Settings};
 use ztunnel_tests::traffic::Kind;
 
+mod dynamic_enrollment;
 mod new_pods;
 mod on_demand;
 
@@ -141,6 +142,9 @@ impl<'world> Cluster<'world> {
             settings.workloads.clear();
             settings.services.clear();
             settings.ca = None;
+            // By default programs need a BPF file system of the node; these proxies mount one each.
+            let by = json!("programs");
+            settings.capture.extra.insert("by".to_owned(), by);
             let socket = world
                 .directory()
                 .join(format!("agent-{}.sock", settings.node));

