@@ -148,6 +148,11 @@ fn write(contents: &Contents, tag: &str, output: &Path) -> Result<Image> {
 fn contents(program: Program) -> Result<Contents> {
     let built = build(program)?;
     let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+    ensure!(
+        !has_interpreter(&bytes),
+        "{} is not static: the image has no libraries",
+        built.display()
+    );
     let path = format!("{PROGRAMS}/{}", program.name);
     Ok(Contents {
         entrypoint: format!("/{path}"),
@@ -190,8 +195,29 @@ fn public_roots() -> Vec<u8> {
     pem::encode_many_config(&blocks, config).into_bytes()
 }
 
-/// The commit of this source; `unknown` outside of a git checkout.
+/// Whether an ELF program of 64 bits names a dynamic loader (`PT_INTERP`, elf(5)).
+fn has_interpreter(program: &[u8]) -> bool {
+    const INTERPRETER: [u8; 4] = 3_u32.to_le_bytes();
+    let number = |at: usize, bytes: usize| {
+        let field = program.get(at..at + bytes)?;
+        let digits = field.iter().rev();
+        Some(digits.fold(0_usize, |sum, byte| sum << 8 | usize::from(*byte)))
+    };
+    let headers = || Some((number(32, 8)?, number(54, 2)?, number(56, 2)?));
+    headers().is_some_and(|(start, size, count)| {
+        let mut starts = (0..count).map(|header| start + header * size);
+        starts.any(|at| program.get(at..at + 4) == Some(INTERPRETER.as_slice()))
+    })
+}
+
+/// The commit of this source: of `ZTUNNEL_REVISION` if that is set, as in a container build without
+/// the repository; otherwise that of git, or `unknown`.
 fn revision() -> String {
+    if let Ok(revision) = std::env::var("ZTUNNEL_REVISION")
+        && !revision.is_empty()
+    {
+        return revision;
+    }
     let git = |arguments: &[&str]| {
         let output = Command::new("git")
             .args(arguments)
@@ -239,7 +265,10 @@ fn build(program: Program) -> Result<PathBuf> {
             format!("CFLAGS_{}", host.replace('-', "_")),
             mapped("-ffile-prefix-map="),
         )
-        .env("ZTUNNEL_REVISION", revision());
+        .env("ZTUNNEL_REVISION", revision())
+        // They would replace the flags for the target.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
     if !shell::succeeds(&mut cargo)? {
         bail!(
             "the static program does not build; if the linker does not find -lc, install the static C \
@@ -284,6 +313,13 @@ mod tests {
         for wrong in ["", "podman", "docker=x"] {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_program_of_this_machine_is_recognised_as_dynamic() {
+        let own = fs::read(std::env::current_exe().unwrap()).unwrap();
+        assert!(has_interpreter(&own));
+        assert!(!has_interpreter(b"not a program"));
     }
 
     #[test]

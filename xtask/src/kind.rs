@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Subcommand, ValueEnum};
 
 use crate::image::{self, Target};
@@ -15,7 +15,7 @@ const PROXY_IMAGE: &str = "localhost/ztunnel:test";
 /// The image with servers and clients.
 const TRAFFIC_IMAGE: &str = "localhost/ztunnel-traffic:test";
 /// The cluster that `up` makes if `kubectl` reaches none.
-const CLUSTER: &str = "ztunnel";
+pub(crate) const CLUSTER: &str = "ztunnel";
 const CLUSTER_CONFIG: &str = "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\n\
                               nodes: [{role: control-plane}, {role: worker}]\n";
 const NAMESPACE: &str = "istio-system";
@@ -24,13 +24,16 @@ const NAMESPACE: &str = "istio-system";
 pub(crate) enum Action {
     /// Make the cluster, or bring the one of `kubectl` up to date with this source.
     ///
-    /// Uses the cluster that `kubectl` is configured for if it is one of kind; otherwise makes one
-    /// named `ztunnel` with two nodes. Builds the images and loads them. Installs Istio's ambient mode
+    /// Uses the cluster that `kubectl` is configured for if it is the one that this command makes, or
+    /// the one that --cluster names; otherwise makes one named `ztunnel` with two nodes. Builds the images and loads them. Installs Istio's ambient mode
     /// with istioctl if it is not installed, with this proxy as its ztunnel.
     Up {
         /// How the proxy captures the pods' connections
         #[arg(long, value_enum, default_value_t)]
         capture: Capture,
+        /// Another cluster of kind: its ztunnel is replaced
+        #[arg(long, value_name = "NAME", default_value = CLUSTER)]
+        cluster: String,
     },
     /// Tell the story of a small shop on the cluster: who calls whom, what is denied, what the network
     /// shows. Every claim is checked. Run `up` first.
@@ -51,7 +54,7 @@ pub(crate) enum Capture {
 
 pub(crate) fn run(action: &Action) -> Result<ExitCode> {
     match action {
-        Action::Up { capture } => up(*capture)?,
+        Action::Up { capture, cluster } => up(*capture, cluster)?,
         Action::Demo => {
             require(&["docker", "kubectl"])?;
             shell::must(&mut shell::cargo(["build", "--bins"]))?;
@@ -94,13 +97,16 @@ pub(crate) fn missing<'a>(programs: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// Brings the cluster up.
-pub(crate) fn up(capture: Capture) -> Result<()> {
+pub(crate) fn up(capture: Capture, cluster: &str) -> Result<()> {
     require(&["docker", "kind", "kubectl", "istioctl"])?;
-    let cluster = match current()? {
-        Some(cluster) => cluster,
-        None => create()?,
-    };
-    let cluster = Target::Kind(cluster);
+    match current()? {
+        Some(current) if current == cluster => {}
+        _ if cluster == CLUSTER => create()?,
+        _ => bail!(
+            "kubectl is not configured for the cluster {cluster} of kind, or it does not answer"
+        ),
+    }
+    let cluster = Target::Kind(cluster.to_owned());
     let images = shell::target().join("image");
     for (program, tag, file) in [
         (image::PROXY, PROXY_IMAGE, "ztunnel.tar"),
@@ -139,7 +145,7 @@ fn current() -> Result<Option<String>> {
     Ok(answers.success().then(|| cluster.to_owned()))
 }
 
-fn create() -> Result<String> {
+fn create() -> Result<()> {
     let directory = shell::target().join("image");
     std::fs::create_dir_all(&directory)?;
     let config = directory.join("kind.yaml");
@@ -148,8 +154,7 @@ fn create() -> Result<String> {
     create
         .args(["create", "cluster", "--name", CLUSTER, "--config"])
         .arg(&config);
-    shell::must(&mut create)?;
-    Ok(CLUSTER.to_owned())
+    shell::must(&mut create)
 }
 
 /// Installs Istio, or sets the image of its DaemonSet.
@@ -178,7 +183,13 @@ fn set_capture(capture: Capture) -> Result<()> {
             let file = shell::root().join("deploy/istio/programs.yaml");
             let text = std::fs::read_to_string(&file)
                 .with_context(|| format!("{} cannot be read", file.display()))?;
-            text.replace("localhost/ztunnel:0.1.0", PROXY_IMAGE)
+            let of_release = format!("localhost/{}", image::default_tag());
+            ensure!(
+                text.contains(&of_release),
+                "{} does not have the image {of_release}",
+                file.display()
+            );
+            text.replace(&of_release, PROXY_IMAGE)
         }
         Capture::Rules => "spec: {template: {spec: {initContainers: [{name: prepare-node, $patch: \
                            delete}], containers: [{name: istio-proxy, volumeMounts: [{mountPath: \

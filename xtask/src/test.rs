@@ -22,6 +22,9 @@ pub(crate) struct Arguments {
     /// With `cluster`: how the proxy captures; the default is both, one after the other.
     #[arg(long, value_enum)]
     capture: Option<Capture>,
+    /// With `cluster`: another cluster of kind than the one of `cargo xtask kind up`.
+    #[arg(long, value_name = "NAME", default_value = kind::CLUSTER)]
+    cluster: String,
     /// With `cluster`: the checks to run; the default is all.
     #[arg(long = "check", value_name = "NAME")]
     checks: Vec<String>,
@@ -136,7 +139,7 @@ fn cluster(arguments: &Arguments) -> Result<ExitCode> {
         if arguments.capture.is_some_and(|only| only != capture) {
             continue;
         }
-        kind::up(capture)?;
+        kind::up(capture, &arguments.cluster)?;
         let mut checks = Command::new(shell::target().join("debug/cluster"));
         let name = match capture {
             Capture::Rules => "cluster with rules",

@@ -61,6 +61,10 @@ fn remove(args: &RemoveArgs) -> anyhow::Result<Removed> {
     let is_named = args.directory.is_some() || args.config.is_some();
     let elsewhere = node::bpf::pin_directories();
     match elsewhere.as_slice() {
+        [only] if !is_named && node::bpf::is_in_use(only) => bail!(
+            "the proxy that captures with {} runs: stop it first, or name the directory with --directory",
+            only.display()
+        ),
         [only] if !is_named => {
             Kernel::remove_pins(only)?;
             Ok(Removed::Pins(only.clone()))
@@ -88,5 +92,12 @@ fn prepare(args: &PrepareArgs) -> anyhow::Result<NodePreparation> {
 }
 
 fn unmount(args: &CleanupArgs) -> anyhow::Result<bool> {
+    let left = node::bpf::pin_directories();
+    if let Some(first) = left.first() {
+        bail!(
+            "there are pins of a proxy in {}: name it with --directory",
+            first.display()
+        );
+    }
     Ok(node::bpf::unmount_prepared(&args.mount_point)?)
 }

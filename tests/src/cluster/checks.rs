@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use super::MESH;
 use super::commands::{Cluster, Membership, Namespace, RunningCalls, name, run, wait_for};
 use super::shop::{self, App};
+use crate::sniff::Sniffer;
 use crate::traffic::calls::Report;
 
 /// A check.
@@ -257,6 +258,10 @@ fn denied_calls(pairs: &Pairs<'_>) -> Result<Report> {
         .cluster
         .calls(namespace, &pairs.pod("client-b")?, &flags);
     let denied = calls.report()?;
+    ensure!(
+        denied.answered == 0 && denied.failed == 200,
+        "denied calls: {denied:?}"
+    );
     let early = denied
         .failures
         .keys()
@@ -293,16 +298,51 @@ fn rolling_restart(cluster: &Cluster) -> Result<String> {
     ))
 }
 
+/// A Deployment without replicas; it gets its replicas back when this value is dropped.
+struct Scaled<'a> {
+    cluster: &'a Cluster,
+    workload: &'a str,
+    replicas: String,
+}
+
+impl<'a> Scaled<'a> {
+    fn down(cluster: &'a Cluster, workload: &'a str) -> Result<Self> {
+        let objects = cluster.get(&["-n", MESH, workload])?;
+        let replicas = objects
+            .first()
+            .map(|object| object["spec"]["replicas"].to_string());
+        let scaled = Self {
+            cluster,
+            workload,
+            replicas: replicas.unwrap_or_else(|| "1".to_owned()),
+        };
+        scaled.to("0")?;
+        Ok(scaled)
+    }
+
+    fn to(&self, replicas: &str) -> Result<()> {
+        let replicas = format!("--replicas={replicas}");
+        let scale = ["-n", MESH, "scale", self.workload, &replicas];
+        self.cluster.kubectl(&scale).map(drop)
+    }
+}
+
+impl Drop for Scaled<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.to(&self.replicas) {
+            eprintln!("{} has no replicas: {error:#}", self.workload);
+        }
+    }
+}
+
 fn control_plane_gone(cluster: &Cluster) -> Result<String> {
     let pairs = Pairs::new(cluster, "zt-no-control")?;
-    let scale =
-        |replicas: &str| cluster.kubectl(&["-n", MESH, "scale", "deployment/istiod", replicas]);
     let calls = pairs.start("--seconds 45 --callers 2 --pause 5")?;
-    scale("--replicas=0")?;
+    let istiod = Scaled::down(cluster, "deployment/istiod")?;
     let restart = ["-n", MESH, "rollout", "restart", "daemonset/istio-cni-node"];
     let restarted = cluster.kubectl(&restart);
     thread::sleep(Duration::from_secs(25));
-    scale("--replicas=1")?;
+    drop(istiod);
     restarted?;
     cluster.rolled_out(MESH, "deployment/istiod", ROLLOUT)?;
     cluster.rolled_out(MESH, "daemonset/istio-cni-node", ROLLOUT)?;
@@ -314,6 +354,7 @@ fn killed(cluster: &Cluster) -> Result<String> {
     let pairs = Pairs::new(cluster, "zt-killed")?;
     let node = &cluster.nodes[0];
     let process = cluster.proxy_process(node)?;
+    let sniffer = cluster.sniffer(node).ok();
     cluster.on_node(node, &format!("kill -9 {process}"))?;
     let began = Instant::now();
     let calls = pairs.start("--seconds 30 --callers 1 --pause 20")?;
@@ -327,6 +368,16 @@ fn killed(cluster: &Cluster) -> Result<String> {
     for calls in calls {
         failed += calls.report()?.failed;
     }
+    let traffic = sniffer.map(Sniffer::finish).transpose()?;
+    ensure!(
+        failed > 0,
+        "no call failed: what carried them without a proxy?"
+    );
+    let leaked = traffic.map_or(0, |traffic| traffic.marker_packets);
+    ensure!(
+        leaked == 0,
+        "{leaked} packets between the nodes have the calls in plaintext"
+    );
     cluster.rolled_out(MESH, "daemonset/ztunnel", ROLLOUT)?;
     none_failed("after the restart", pairs.start("--most 20 --seconds 30")?)?;
     Ok(format!(

@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use super::MESH;
-use crate::traffic::calls::Report;
+use crate::sniff::Sniffer;
+use crate::traffic::calls::{MARKER, Report};
 
 /// The cluster that `kubectl` is configured for.
 #[derive(Debug)]
@@ -148,6 +149,15 @@ impl Cluster {
     /// When it fails.
     pub fn on_node(&self, node: &str, command: &str) -> Result<String> {
         run("docker", &["exec", node, "sh", "-c", command])
+    }
+
+    /// Listens on the link of a node that is a container of Docker on this machine.
+    ///
+    /// # Errors
+    /// When it is not, or without the privilege.
+    pub fn sniffer(&self, node: &str) -> Result<Sniffer> {
+        let pid = run("docker", &["inspect", "-f", "{{.State.Pid}}", node])?;
+        Sniffer::beside_process(pid.trim().parse()?, "eth0", MARKER.as_bytes())
     }
 
     /// The process id of the node proxy on a node, in the node's pid namespace.

@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::commands::{Cluster, Membership, name, run, wait_for};
+use super::commands::{Cluster, Membership, name, wait_for};
 use super::shop::{self, App, Serves};
 use crate::demo::page::Page;
-use crate::sniff::Sniffer;
-use crate::traffic::calls::{MARKER, Report};
+use crate::traffic::calls::Report;
 
 /// The namespaces of the demo.
 const SHOP: &str = "zt-shop";
@@ -274,13 +273,7 @@ fn strict(cluster: &Cluster, page: &mut Page) -> Result<()> {
 fn on_the_network(cluster: &Cluster, page: &mut Page) -> Result<()> {
     page.step("What a listener between the nodes sees");
     let node = &cluster.nodes[1];
-    let inspected = run("docker", &["inspect", "-f", "{{.State.Pid}}", node]);
-    let Ok(pid) = inspected.and_then(|pid| Ok(pid.trim().parse::<u32>()?)) else {
-        page.prose("Left out: the nodes are not containers of Docker on this machine.");
-        return Ok(());
-    };
-    let listen = || Sniffer::beside_process(pid, "eth0", MARKER.as_bytes());
-    let sniffer = match listen() {
+    let sniffer = match cluster.sniffer(node) {
         Ok(sniffer) => sniffer,
         Err(error) => {
             page.prose(&format!(
@@ -295,7 +288,7 @@ fn on_the_network(cluster: &Cluster, page: &mut Page) -> Result<()> {
         .calls(OUTSIDE, &stranger, &[&shelf, "--most", "50"])
         .report()?;
     let outside = sniffer.finish()?;
-    let sniffer = listen()?;
+    let sniffer = cluster.sniffer(node)?;
     let report = call(cluster, "web", "orders-0.orders:8080", &["--most", "50"])?;
     let inside = sniffer.finish()?;
     let claim = format!(

@@ -94,7 +94,8 @@ pub fn run(plan: &Plan) -> io::Result<Report> {
         let callers = callers.inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
         let mut all = Report::default();
         for caller in callers {
-            all.add(caller.join().unwrap_or_default());
+            let report = caller.join();
+            all.add(report.map_err(|_panic| io::Error::other("a caller panicked"))?);
         }
         Ok(all)
     })

@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 
 use crate::NetnsCookie;
 
-pub use decide::{entry, entry_after_change, inbound_allowed, inbound_entry, may_stay};
+pub use decide::{entry, entry_after_change, fate, inbound_allowed, inbound_entry};
 
 /// The most backends of one entry. The proxy carries the share of the backends beyond.
 pub const MAX_BACKENDS: usize = 8;
@@ -81,6 +81,18 @@ pub enum Opener {
     Outside,
     /// The proxy on behalf of a pod of this node. The proxy reports the connection itself.
     Proxy,
+}
+
+/// What a change of the mesh means for an open connection of the fast path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is still allowed.
+    Stays,
+    /// Its destination was outside the mesh and has joined it: new connections are encrypted. This
+    /// one may finish soon; it is not allowed forever.
+    Drains,
+    /// It is no longer allowed.
+    Ends,
 }
 
 /// An open connection of the fast path.

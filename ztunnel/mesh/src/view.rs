@@ -79,6 +79,9 @@ pub struct LocalPod {
     /// The service account that the node agent reported, if it did. A workload of the mesh with
     /// another service account is a different workload.
     pub account: Option<Arc<str>>,
+    /// Its workload as far as the node agent's announcement and its interfaces tell it: who the pod
+    /// is, and not what it allows.
+    pub announced: Option<Arc<Workload>>,
     /// Its network namespace.
     pub cookie: NetnsCookie,
     /// The addresses for which its connections are captured.
@@ -172,6 +175,14 @@ impl View {
         let pod = self.pod(cookie)?;
         let workload = self.mesh.workload_by_uid(&pod.uid);
         workload.filter(|_| pod.matches(workload))
+    }
+
+    /// The workload that a pod acts with as a client: that of the mesh, or the announced one where the
+    /// mesh does not contain it.
+    #[must_use]
+    pub fn client(&self, cookie: NetnsCookie) -> Option<&Arc<Workload>> {
+        let announced = || self.pod(cookie)?.announced.as_ref();
+        self.workload(cookie).or_else(announced)
     }
 
     /// Whether a sockmap joins the connections between a pod and the proxy.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::{Error, assembly};
 use crate::bpf::{self, Kernel};
 use crate::handover::{ActiveLock, Handover, StandbyLock};
-use crate::pods::{Netns, NetnsSource};
+use crate::pods::{self, Netns, NetnsSource};
 use admin::Pending;
 use settings::{CaptureBy, Settings};
 
@@ -35,9 +35,9 @@ pub(super) struct ForeignPrograms {
     /// Keeps the node unready while they capture.
     pending: Option<Pending>,
     last_logged: Option<Instant>,
-    /// A pod of the node agent that they capture. While they do, the node agent is left to the other
-    /// proxy.
-    captured: Option<NetnsSource>,
+    /// Pods of the node agent that the other proxy serves. While it does, the node agent is left to
+    /// it.
+    served: Vec<NetnsSource>,
 }
 
 impl ForeignPrograms {
@@ -62,21 +62,22 @@ impl ForeignPrograms {
         }
     }
 
-    /// Remembers a pod that the programs capture.
-    pub(super) fn watch(&mut self, captured: NetnsSource) {
-        self.captured = Some(captured);
+    /// Remembers the pods that the other proxy serves.
+    pub(super) fn watch(&mut self, served: Vec<NetnsSource>) {
+        self.served = served;
     }
 
-    /// Whether the programs still capture the pod that [`Self::watch`] was called with. A pod that
-    /// is gone is captured no longer.
-    pub(super) fn still_capture(&mut self) -> bool {
-        let captured = self.captured.as_ref().is_some_and(|pod| {
-            Netns::of(pod).is_ok_and(|netns| bpf::is_captured(netns.as_fd()).unwrap_or(true))
+    /// Whether the other proxy still serves one of the pods that [`Self::watch`] was called with: its
+    /// programs capture the pod, and it listens there.
+    pub(super) fn still_served(&mut self) -> bool {
+        self.served.retain(|pod| {
+            let Ok(netns) = Netns::of(pod) else {
+                return false;
+            };
+            let captured = bpf::is_captured(netns.as_fd()).unwrap_or(true);
+            captured && netns.visit(pods::is_served).unwrap_or(false)
         });
-        if !captured {
-            self.captured = None;
-        }
-        captured
+        !self.served.is_empty()
     }
 
     /// A connection arrived without its original destination, and the kernel cannot say whether

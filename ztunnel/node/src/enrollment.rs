@@ -49,7 +49,7 @@ pub(super) struct DesiredPod {
     /// Its source and its name there.
     pub(super) key: PodKey,
     /// Its workload. If the mesh does not know the workload yet, the pod is captured anyway, and its
-    /// connections are refused until the workload arrives.
+    /// connections wait for it.
     pub(super) uid: Uid,
     /// Its service account, if the node agent names it.
     pub(super) account: Option<Arc<str>>,
@@ -150,6 +150,7 @@ impl Enrollment {
         let local = |enrolled: &&Enrolled| LocalPod {
             uid: enrolled.pod.uid.clone(),
             account: enrolled.pod.account.clone(),
+            announced: enrolled.pod.announced.clone(),
             cookie: NetnsCookie(enrolled.pod.netns.cookie()),
             addresses: enrolled.captured.clone(),
             redirected: enrolled.pod.redirected.load(Ordering::Relaxed),
@@ -220,11 +221,13 @@ impl Enrollment {
 
     /// The time at which a pod that could not be enrolled is to be tried again.
     pub(super) fn next_retry(&self) -> Option<Instant> {
-        self.failed.next_retry()
+        // Another process enrols the pods after a handover.
+        self.failed.next_retry().filter(|_| self.active)
     }
 
-    /// A pod that could not be enrolled because the programs of another proxy capture it.
-    pub(super) fn captured_pod(&self) -> Option<&DesiredPod> {
+    /// The pods that could not be enrolled because the programs of another proxy capture them, and
+    /// whether that proxy serves them.
+    pub(super) fn captured_by_others(&self) -> impl Iterator<Item = (&DesiredPod, bool)> {
         self.failed.captured()
     }
 

@@ -36,8 +36,8 @@ enum NodeEvent {
     OwnPodsDue,
     /// The kernel's self-test of acceleration has finished.
     AccelerationTested,
-    /// It is time for the second sweep after a change.
-    SecondSweepDue,
+    /// It is time to sweep the fast path's connections once more.
+    SweepDue,
     /// A signal or the admin server stops the process.
     Stop,
 }
@@ -97,7 +97,7 @@ impl EventLoop {
             () = until(snapshot_due) => NodeEvent::SnapshotOverdue,
             () = until(node.own_pods.due()) => NodeEvent::OwnPodsDue,
             () = node.acceleration.tested() => NodeEvent::AccelerationTested,
-            () = until(node.second_sweep) => NodeEvent::SecondSweepDue,
+            () = until(node.next_sweep) => NodeEvent::SweepDue,
             () = self.signals.end() => NodeEvent::Stop,
             () = node.quit.notified() => NodeEvent::Stop,
         }
@@ -120,7 +120,7 @@ impl EventLoop {
             NodeEvent::SnapshotOverdue => node.stop_waiting_for_agent(),
             NodeEvent::OwnPodsDue => node.handle_own_pods_due(),
             NodeEvent::AccelerationTested => node.reauthorize(),
-            NodeEvent::SecondSweepDue => node.handle_second_sweep(),
+            NodeEvent::SweepDue => node.sweep(),
             NodeEvent::Stop => return Ok(ControlFlow::Break(())),
         }
         Ok(ControlFlow::Continue(()))

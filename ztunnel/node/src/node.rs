@@ -44,7 +44,7 @@ pub(super) struct Node {
     pub(super) next_metrics_cleanup: Instant,
     pub(super) acceleration: Acceleration,
     /// When to sweep the fast path's connections once more.
-    pub(super) second_sweep: Option<Instant>,
+    pub(super) next_sweep: Option<Instant>,
     pub(super) quit: Arc<Notify>,
     pub(super) stop: watch::Sender<bool>,
     pub(super) admin_listeners: AdminListeners,
@@ -103,7 +103,7 @@ impl Node {
             enroll_retry: None,
             next_metrics_cleanup: Instant::now(),
             acceleration: Acceleration::new(shared.kernel.clone(), shared.telemetry.clone()),
-            second_sweep: None,
+            next_sweep: None,
             quit,
             stop,
             first_enrollment: Some(readiness.wait_for("enrolling pods")),

@@ -70,7 +70,8 @@ impl Node {
         self.shared.fast_path.change(view);
         self.workers.reauthorize();
         self.sweep();
-        self.second_sweep = Some(Instant::now() + SECOND_SWEEP);
+        let second = Instant::now() + SECOND_SWEEP;
+        self.next_sweep = Some(self.next_sweep.map_or(second, |next| next.min(second)));
         self.waiting_batches.clear();
         self.mesh.in_force(Duration::ZERO);
     }
@@ -81,13 +82,10 @@ impl Node {
         !self.mesh.is_known() || snapshot_due.is_some() || self.own_pods.holds()
     }
 
-    pub(super) fn handle_second_sweep(&mut self) {
-        self.second_sweep = None;
-        self.sweep();
-    }
-
-    fn sweep(&self) {
-        let enrollment = &self.enrollment;
-        self.shared.fast_path.sweep(|cookie| enrollment.pod(cookie));
+    /// Terminates the connections of the fast path that must end.
+    pub(super) fn sweep(&mut self) {
+        let (enrollment, drain_time) = (&self.enrollment, self.settings.termination_deadline);
+        let fast_path = &self.shared.fast_path;
+        self.next_sweep = fast_path.sweep(drain_time, |cookie| enrollment.pod(cookie));
     }
 }

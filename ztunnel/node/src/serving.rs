@@ -10,6 +10,7 @@ use super::enrollment::{DesiredPod, EnrollContext, Enrollment, OrphanPolicy};
 use super::node::Node;
 use crate::agent::zds;
 use crate::bpf;
+use crate::pods::NetnsSource;
 use mesh::NetnsCookie;
 
 /// How often it is checked whether the programs of another proxy still capture pods.
@@ -46,9 +47,9 @@ impl Node {
     fn foreign_programs_capture(&mut self) -> bool {
         let pins = &self.settings.capture.bpf_directory;
         self.shared.kernel.is_none()
-            && (self.enrollment.captured_pod().is_some()
+            && (self.enrollment.captured_by_others().next().is_some()
                 || bpf::captured_pods_below(pins) > 0
-                || self.foreign_programs.still_capture())
+                || self.foreign_programs.still_served())
     }
 
     /// The pods that the settings and the node agent list.
@@ -112,10 +113,10 @@ impl Node {
                 self.enroll_retry = self.enroll_retry.into_iter().chain(retry).min();
                 self.apply_enrollment_changes();
                 agent::answer(reply, added);
-                self.leave_agent_to_other_proxy();
             }
             Task::Reconcile(reply) => {
                 self.enroll();
+                self.leave_agent_to_other_proxy();
                 if self.agent.as_ref().is_some_and(Agent::is_complete) {
                     self.stop_waiting_for_agent();
                 }
@@ -130,27 +131,30 @@ impl Node {
         self.agent = Agent::of(self.fixed.agent.as_ref(), wait_for_pods);
     }
 
-    /// Disconnects from the node agent if its first snapshot shows that the programs of another
-    /// proxy capture its pods. The agent announces new pods to the process that connected last: with
-    /// this connection closed, that is the other proxy again, which can serve them.
+    /// Disconnects from the node agent if its first snapshot shows that a running proxy with programs
+    /// serves its pods. The agent announces new pods to the process that connected last: with this
+    /// connection closed, that is the other proxy again. If the other proxy does not run, this process
+    /// stays: it can serve new pods, and refuses the captured ones.
     fn leave_agent_to_other_proxy(&mut self) {
-        let Some(captured) = self.enrollment.captured_pod() else {
+        let agent = self.agent.as_ref();
+        let first_snapshot = agent.is_some_and(|agent| agent.snapshot_due().is_some());
+        if self.shared.kernel.is_some() || !first_snapshot {
             return;
-        };
-        let first_snapshot = self
-            .agent
-            .as_ref()
-            .is_some_and(|agent| agent.snapshot_due().is_some());
-        if self.shared.kernel.is_none() && first_snapshot {
-            tracing::warn!(
-                pod = %captured.key,
-                "the eBPF programs of another proxy capture the pods of this node: the node agent is \
-                 left to that proxy until its programs are gone"
-            );
-            self.foreign_programs.watch(captured.netns.clone());
-            self.agent = None;
-            self.enroll();
         }
+        let captured = self.enrollment.captured_by_others();
+        let served = captured.filter(|(_, served)| *served);
+        let served: Vec<NetnsSource> = served.map(|(pod, _)| pod.netns.clone()).collect();
+        if served.is_empty() {
+            return;
+        }
+        tracing::warn!(
+            pods = served.len(),
+            "a proxy with eBPF programs serves the pods of this node: the node agent is left to it \
+             until it ends"
+        );
+        self.foreign_programs.watch(served);
+        self.agent = None;
+        self.enroll();
     }
 
     /// Ends the wait for the node agent's first snapshot, and catches up on the reauthorization that

@@ -44,7 +44,7 @@ pub(crate) struct PrepareArgs {
 #[command(after_help = "Examples:\n  \
     ztunnel node cleanup                  the pins that are found, if they are of one proxy\n  \
     ztunnel node cleanup --config a.yaml  the pins of the proxy with these settings\n\n\
-    Exit codes: 0 nothing is left, 1 failure, 2 usage error.")]
+    Exit codes: 0 no pins are left, 1 failure or other pins are left, 2 usage error.")]
 pub(crate) struct CleanupArgs {
     #[command(flatten)]
     pub remove: RemoveArgs,

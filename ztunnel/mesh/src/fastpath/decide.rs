@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use smallvec::SmallVec;
 
 use super::{
-    Backend, FastPathConnection, FastPathEntry, FastPathKey, InboundEntry, JoinMode, MAX_BACKENDS,
-    Opener,
+    Backend, FastPathConnection, FastPathEntry, FastPathKey, Fate, InboundEntry, JoinMode,
+    MAX_BACKENDS, Opener,
 };
 use crate::authorize::{Authorization, InboundRequest, authorize};
 use crate::route::{
@@ -183,38 +183,40 @@ fn authorize_plaintext(entry: &InboundEntry, view: &View) -> Option<Authorizatio
     is_allowed.then_some(result)
 }
 
-/// Whether an open connection may stay open. Connections of a pod that this node no longer serves
-/// are left alone.
+/// What happens to an open connection by this view. Connections of a pod that this node no longer
+/// serves are left alone.
 #[must_use]
-pub fn may_stay(connection: &FastPathConnection, view: &View) -> bool {
+pub fn fate(connection: &FastPathConnection, view: &View) -> Fate {
+    let stays_if = |allowed: bool| if allowed { Fate::Stays } else { Fate::Ends };
     if view.pod(connection.pod).is_none() {
-        return true;
+        return Fate::Stays;
     }
-    let Some(workload) = view.workload(connection.pod) else {
-        return false;
-    };
     if connection.opener == Opener::Outside {
         let entry = InboundEntry {
             pod: connection.pod,
             to: connection.server,
             from: connection.client.ip(),
         };
-        return authorize_plaintext(&entry, view).is_some();
+        return stays_if(authorize_plaintext(&entry, view).is_some());
     }
+    let Some(workload) = view.client(connection.pod) else {
+        return Fate::Ends;
+    };
     let request = OutboundRequest::new(workload, connection.dialled);
     // The destination may have a waypoint now, which this connection would bypass.
     if is_behind_waypoint(&request, view) {
-        return false;
+        return Fate::Ends;
     }
     let (client, server) = (connection.client, connection.server);
     match connection.server_pod {
-        Some(pod) if view.pod(pod).is_none() => true,
-        Some(pod) => view.workload(pod).is_some_and(|destination| {
+        Some(pod) if view.pod(pod).is_none() => Fate::Stays,
+        Some(pod) => stays_if(view.workload(pod).is_some_and(|destination| {
             let is_direct = view.direct(workload, destination, server.ip()).is_some();
             let authorize = || authorize_direct(workload, client.ip(), destination, server, view);
             is_direct && authorize().verdict.is_allow()
-        }),
-        None => is_outside(workload, server, view),
+        })),
+        None if is_outside(workload, server, view) => Fate::Stays,
+        None => Fate::Drains,
     }
 }
 

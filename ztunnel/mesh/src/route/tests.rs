@@ -123,6 +123,7 @@ impl<'a> Question<'a> {
             LocalPod {
                 uid,
                 account: None,
+                announced: None,
                 cookie: NetnsCookie(cookie),
                 addresses: addresses.chain(address).collect(),
                 redirected: false,

@@ -62,7 +62,9 @@ use object::{LoadOptions, MapSource, Object, ProgramLogging, kernel_has_process_
 pub use object::{is_at_least, release};
 pub use permissions::{Capability, NEEDED, effective_capabilities, missing_capabilities};
 use pins::Pins;
+pub(crate) use pins::{ACTIVE_LOCK, STANDBY_LOCK};
 use process_locks::ProcessLocks;
+pub use process_locks::is_in_use;
 pub(crate) use process_locks::{failed as pin_failed, try_lock};
 pub use program_check::{PinDirectory, ProgramCheck};
 use programs::{ALL, INBOUND, REDIRECT, attach_cgroup};

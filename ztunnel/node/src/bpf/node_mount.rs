@@ -56,6 +56,12 @@ pub enum NodePreparation {
 /// When the file system cannot be mounted, or the mount would not be visible outside of this
 /// container.
 pub fn prepare_node(target: &Path) -> Result<NodePreparation, Error> {
+    // As the kernel lists it.
+    let target = fs::canonicalize(target).map_err(|source| Error::NoBpfFs {
+        path: target.to_path_buf(),
+        source,
+    })?;
+    let target = target.as_path();
     if pins::is_bpf_fs(target) {
         return Ok(NodePreparation::Present);
     }
@@ -86,7 +92,8 @@ fn mount_at(target: &Path) -> Result<(), Error> {
 /// When the kernel refuses.
 pub fn unmount_prepared(target: &Path) -> Result<bool, Error> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let is_ours = bpf_mounts(&mounts).any(|mount| mount.source == SOURCE && mount.point == target);
+    let target = &fs::canonicalize(target).unwrap_or_else(|_missing| target.to_path_buf());
+    let is_ours = last_at(&mounts, target).is_some_and(|mount| mount.source == SOURCE);
     let is_empty = pins::children(target).is_ok_and(|children| children.is_empty());
     if !is_ours || !is_empty {
         return Ok(false);
@@ -111,7 +118,7 @@ pub fn pin_directories() -> Vec<PathBuf> {
         let mut next = Vec::new();
         for directory in level {
             let children = pins::children(&directory).unwrap_or_default();
-            if children.iter().any(|child| is_layout(child)) {
+            if children.iter().any(|child| pins::is_layout(child)) {
                 found.push(directory);
             } else {
                 next.extend(children.into_iter().filter(|child| child.is_dir()));
@@ -122,15 +129,6 @@ pub fn pin_directories() -> Vec<PathBuf> {
     found.sort_unstable();
     found.dedup();
     found
-}
-
-/// Whether a directory has the pins of one map layout.
-fn is_layout(directory: &Path) -> bool {
-    let name = directory.file_name().and_then(|name| name.to_str());
-    let version = name.and_then(|name| name.strip_prefix('v'));
-    version.is_some_and(|version| version.parse::<u32>().is_ok())
-        && directory.join("links").is_dir()
-        && directory.join("netns").is_dir()
 }
 
 /// Whether this process runs in a container: in a pid namespace other than the machine's first, or
@@ -165,10 +163,16 @@ fn bpf_mounts(mountinfo: &str) -> impl Iterator<Item = BpfMount<'_>> {
     })
 }
 
-/// Whether the last mount at a place is shared with other mount namespaces.
+/// The last mount at a place: it hides earlier ones.
+fn last_at<'a>(mountinfo: &'a str, point: &Path) -> Option<BpfMount<'a>> {
+    bpf_mounts(mountinfo)
+        .filter(|mount| mount.point == point)
+        .last()
+}
+
+/// Whether the mount at a place is shared with other mount namespaces.
 fn is_shared(mountinfo: &str, point: &Path) -> bool {
-    let at_point = bpf_mounts(mountinfo).filter(|mount| mount.point == point);
-    at_point.last().is_some_and(|mount| mount.is_shared)
+    last_at(mountinfo, point).is_some_and(|mount| mount.is_shared)
 }
 
 #[cfg(test)]

@@ -23,6 +23,11 @@ use ztunnel_ebpf_types::LAYOUT;
 use super::{Error, sys};
 use mesh::NetnsCookie;
 
+/// The directories beside the layouts that the locks of the handover are held on. The names are fixed,
+/// because proxies of different versions hold them.
+pub(crate) const ACTIVE_LOCK: &str = "charge";
+pub(crate) const STANDBY_LOCK: &str = "heir";
+
 /// The directory of the pins of one map layout.
 #[derive(Debug, Clone)]
 pub(super) struct Pins {
@@ -143,10 +148,45 @@ pub(super) fn remove_all(directory: &Path) -> Result<bool, Error> {
     if !directory.exists() || !is_bpf_fs(directory) {
         return Ok(false);
     }
+    let mut removed = false;
     for layout in children(directory)? {
-        detach_layout(&layout)?;
+        if is_layout(&layout) {
+            detach_layout(&layout)?;
+            fs::remove_dir_all(&layout).map_err(|source| Error::Pin {
+                path: layout,
+                action: "removed",
+                source,
+            })?;
+            removed = true;
+        }
     }
-    remove_directory(directory).map(|()| true)
+    for lock in [ACTIVE_LOCK, STANDBY_LOCK] {
+        let path = directory.join(lock);
+        match fs::remove_dir_all(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::Pin {
+                    path,
+                    action: "removed",
+                    source,
+                });
+            }
+            _ => {}
+        }
+    }
+    // What others have pinned here stays.
+    if children(directory)?.is_empty() {
+        remove_directory(directory)?;
+    }
+    Ok(removed)
+}
+
+/// Whether a directory has the pins of one map layout.
+pub(super) fn is_layout(directory: &Path) -> bool {
+    let name = directory.file_name().and_then(|name| name.to_str());
+    let version = name.and_then(|name| name.strip_prefix('v'));
+    version.is_some_and(|version| version.parse::<u32>().is_ok())
+        && directory.join("links").is_dir()
+        && directory.join("netns").is_dir()
 }
 
 fn remove_directory(directory: &Path) -> Result<(), Error> {
@@ -158,7 +198,7 @@ fn remove_directory(directory: &Path) -> Result<(), Error> {
             source: errno.into(),
         });
     }
-    fs::remove_dir_all(directory).map_err(|source| Error::Pin {
+    fs::remove_dir(directory).map_err(|source| Error::Pin {
         path: directory.to_path_buf(),
         action: "removed",
         source,

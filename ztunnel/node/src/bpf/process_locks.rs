@@ -57,6 +57,13 @@ impl ProcessLocks {
     }
 }
 
+/// Whether a proxy that runs is active with the pins of a directory.
+#[must_use]
+pub fn is_in_use(directory: &Path) -> bool {
+    let path = directory.join(pins::ACTIVE_LOCK);
+    path.exists() && matches!(try_lock(&path, File::try_lock), Ok(None))
+}
+
 /// Takes a lock on a directory; none if another process holds it.
 ///
 /// # Errors

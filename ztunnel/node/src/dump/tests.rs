@@ -75,6 +75,7 @@ fn state() -> Value {
     let pod = |uid: &str, cookie| LocalPod {
         uid: Uid(uid.into()),
         account: None,
+        announced: None,
         cookie: NetnsCookie(cookie),
         addresses: Vec::new(),
         redirected: false,

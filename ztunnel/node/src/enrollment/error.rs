@@ -40,7 +40,10 @@ pub(crate) enum EnrollError {
          capture (capture.by): stop that proxy if it runs, then run `ztunnel kernel remove` on the \
          node"
     )]
-    Captured,
+    Captured {
+        /// Whether the other proxy runs: it listens in the pod.
+        served: bool,
+    },
     /// Capture could not be turned on.
     #[error(transparent)]
     Kernel(#[from] bpf::Error),

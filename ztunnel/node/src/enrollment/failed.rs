@@ -48,7 +48,7 @@ impl FailedPods {
         let previous = previous.filter(|previous| previous.desired == *desired);
         let attempts = previous.as_ref().map_or(0, |previous| previous.attempts) + 1;
         let repeats = previous.is_some_and(|before| before.error.to_string() == error.to_string());
-        let retry = retry_interval(&error, attempts);
+        let retry = retry_interval(&desired.key, &error, attempts);
         let (pod, netns) = (&desired.key, &desired.netns);
         if repeats {
             tracing::debug!(%error, %pod, attempts, ?retry, "still cannot enroll the pod");
@@ -78,11 +78,13 @@ impl FailedPods {
         self.0.is_empty()
     }
 
-    /// A pod that failed because the programs of another proxy capture it.
-    pub(super) fn captured(&self) -> Option<&DesiredPod> {
-        let mut failed = self.0.values();
-        let captured = failed.find(|failed| matches!(failed.error, EnrollError::Captured));
-        captured.map(|failed| &failed.desired)
+    /// The pods that failed because the programs of another proxy capture them, and whether that
+    /// proxy serves them.
+    pub(super) fn captured(&self) -> impl Iterator<Item = (&DesiredPod, bool)> {
+        self.0.values().filter_map(|failed| match failed.error {
+            EnrollError::Captured { served } => Some((&failed.desired, served)),
+            _ => None,
+        })
     }
 
     /// The time of the next attempt; none if no pod has failed.
@@ -91,9 +93,10 @@ impl FailedPods {
     }
 }
 
-/// The time until the next attempt after this many failed ones.
-fn retry_interval(error: &EnrollError, attempts: u32) -> Duration {
-    if error.is_sandbox_down() {
+/// The time until the next attempt after this many failed ones. The node agent announces the new
+/// sandbox of a pod; for a pod of the settings only another attempt finds it.
+fn retry_interval(pod: &PodKey, error: &EnrollError, attempts: u32) -> Duration {
+    if error.is_sandbox_down() && matches!(pod, PodKey::Announced(_)) {
         let doubled = RETRY.saturating_mul(1_u32.checked_shl(attempts - 1).unwrap_or(u32::MAX));
         doubled.min(MAX_RETRY)
     } else {
@@ -141,10 +144,15 @@ mod tests {
     }
 
     #[test]
-    fn any_other_failure_is_retried_every_second() {
+    fn any_other_failure_and_a_pod_of_the_settings_are_retried_every_second() {
         let (mut failed, now) = (FailedPods::default(), Instant::now());
+        let listed = DesiredPod {
+            key: PodKey::Listed(Uid("b".into())),
+            ..pod("b", "b")
+        };
         for _ in 0..40 {
             failed.record(&pod("a", "a"), Err(EnrollError::NoRules), now);
+            failed.record(&listed, sandbox_down(), now);
             assert_eq!(wait(&failed, now), 1);
         }
     }
@@ -166,10 +174,10 @@ mod tests {
         let (mut failed, now) = (FailedPods::default(), Instant::now());
         let (first, second) = (pod("a", "a"), pod("b", "b"));
         for pod in [&first, &second] {
-            failed.record(pod, Err(EnrollError::Captured), now);
+            failed.record(pod, Err(EnrollError::Captured { served: true }), now);
         }
         failed.record(&first, Ok(()), now);
-        assert_eq!(failed.captured(), Some(&second));
+        assert!(failed.captured().eq([(&second, true)]));
         failed.retain_desired(std::slice::from_ref(&first));
         assert!(failed.is_empty() && failed.next_retry().is_none());
     }

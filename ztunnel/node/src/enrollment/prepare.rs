@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{DesiredPod, EnrollError, PodKey};
 use crate::bpf::{self, Kernel, PodCapture};
 use crate::pods::{
-    Listeners, Missing, Netns, NetnsSource, Opened, OptionalListener, Pod, delivery,
+    self, Listeners, Missing, Netns, NetnsSource, Opened, OptionalListener, Pod, delivery,
     interface_addresses, is_redirected,
 };
 use crate::proxy::ProxyState;
@@ -25,7 +25,8 @@ pub(super) fn prepare(
     let netns = Netns::of(&desired.netns)?;
     // Before opening listeners: they would take connections away from the proxy that serves the pod.
     if shared.kernel.is_none() && is_captured(&netns) {
-        return Err(EnrollError::Captured);
+        let served = netns.visit(pods::is_served).unwrap_or(false);
+        return Err(EnrollError::Captured { served });
     }
     let optional = [
         (OptionalListener::Dns, config.dns.is_some()),

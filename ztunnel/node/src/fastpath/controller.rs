@@ -13,6 +13,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
@@ -24,7 +25,7 @@ use mesh::NetnsCookie;
 use mesh::ResourceKey;
 use mesh::View;
 use mesh::fastpath;
-use mesh::fastpath::{FastPathConnection, FastPathEntry, FastPathKey, InboundEntry, Opener};
+use mesh::fastpath::{FastPathConnection, FastPathEntry, FastPathKey, Fate, InboundEntry, Opener};
 use mesh::route::address_key;
 
 /// The view in force, and its fast-path entries.
@@ -36,6 +37,8 @@ pub struct FastPath {
     kernel: Option<Arc<Kernel>>,
     on_demand: Option<Arc<OnDemandClient>>,
     changing: Mutex<Role>,
+    /// The sockets of connections that drain, and when each is terminated.
+    draining: Mutex<HashMap<u64, Instant>>,
     /// Notifies of a new view.
     changed: watch::Sender<()>,
 }
@@ -63,6 +66,7 @@ impl FastPath {
             kernel,
             on_demand,
             changing: Mutex::new(Role::Standby),
+            draining: Mutex::default(),
             changed: watch::Sender::new(()),
         }
     }
@@ -207,32 +211,52 @@ impl FastPath {
         Ok(())
     }
 
-    /// Terminates the connections of the fast path that are no longer allowed. Both ends see a
-    /// reset. `pod` finds the pods that are served here.
-    pub fn sweep(&self, pod: impl Fn(NetnsCookie) -> Option<Arc<pods::Pod>>) {
-        let Some(kernel) = &self.kernel else {
-            return;
-        };
+    /// Terminates the connections of the fast path that are no longer allowed, and those whose
+    /// destination has joined the mesh when they have drained for `drain_time`. Both ends see a
+    /// reset. `pod` finds the pods that are served here. Returns when to call it again.
+    pub fn sweep(
+        &self,
+        drain_time: Duration,
+        pod: impl Fn(NetnsCookie) -> Option<Arc<pods::Pod>>,
+    ) -> Option<Instant> {
+        let kernel = self.kernel.as_ref()?;
         if *self.lock() == Role::Standby {
-            return;
+            return None;
         }
         let view = self.view.load_full();
         let connections = match kernel.fast_path_connections() {
             Ok(connections) => connections,
             Err(error) => {
                 tracing::error!(%error, "cannot list the connections of the fast path: those that are no longer allowed stay open");
-                return;
+                return None;
+            }
+        };
+        let now = Instant::now();
+        let mut drains = HashMap::new();
+        let mut draining = self.draining.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut must_end = |connection: &FastPathConnection| match fastpath::fate(connection, &view)
+        {
+            Fate::Stays => false,
+            Fate::Ends => true,
+            Fate::Drains => {
+                let since = draining.get(&connection.socket).copied();
+                let until = since.unwrap_or(now + drain_time);
+                drains.insert(connection.socket, until);
+                until <= now
             }
         };
         let mut forbidden: HashMap<NetnsCookie, Vec<FastPathConnection>> = HashMap::new();
         for connection in connections {
-            if !fastpath::may_stay(&connection, &view) {
+            if must_end(&connection) {
                 forbidden
                     .entry(connection.pod)
                     .or_default()
                     .push(connection);
             }
         }
+        let next = drains.values().copied().filter(|until| *until > now).min();
+        *draining = drains;
+        drop(draining);
         for (cookie, connections) in forbidden {
             let Some(pod) = pod(cookie) else { continue };
             for gone in terminate(&pod, &connections) {
@@ -241,6 +265,7 @@ impl FastPath {
                 }
             }
         }
+        next
     }
 }
 

@@ -51,9 +51,9 @@ impl Handover {
     /// When there is no BPF file system, or a directory cannot be created in it.
     pub(crate) fn open(directory: &Path) -> Result<Self, Error> {
         bpf::prepare_directory(directory)?;
-        let standby = directory.join("heir");
+        let standby = directory.join(bpf::STANDBY_LOCK);
         let this = Self {
-            active: directory.join("charge"),
+            active: directory.join(bpf::ACTIVE_LOCK),
             ports: standby.join("ports"),
             standby,
         };

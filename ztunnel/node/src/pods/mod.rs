@@ -26,7 +26,7 @@ pub use destroy::{
 pub use error::Error;
 pub use gone::{PeerEnd, peer_gone};
 pub use netns::{Netns, NetnsDescriptor, NetnsSource, interface_addresses};
-pub use redirection::{dialled_of, is_redirected, redirected_from};
+pub use redirection::{dialled_of, is_redirected, is_served, redirected_from};
 pub use rehearsal::{Rehearsal, rehearse};
 pub use socket::{
     Dial, DnsSockets, Listeners, Missing, Opened, OptionalListener, Source, abort_on_drop, accept,

@@ -8,7 +8,7 @@
 //! that translates destinations of inbound connections may translate any of them.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR};
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_NETFILTER};
@@ -42,6 +42,18 @@ const MAX_DATAGRAMS: usize = 1024;
 #[must_use]
 pub fn is_redirected() -> bool {
     legacy_tables() || nf_tables().unwrap_or(false)
+}
+
+/// Whether a proxy serves the calling thread's network namespace: a process listens on the port for
+/// inbound connections.
+#[must_use]
+pub fn is_served() -> bool {
+    let any: [IpAddr; 2] = [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
+    any.into_iter().any(|address| {
+        // Without SO_REUSEPORT the kernel refuses an address on which another socket listens.
+        let probe = std::net::TcpListener::bind((address, INBOUND_PORT));
+        probe.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+    })
 }
 
 /// Whether the NAT table of iptables-legacy exists in this namespace. It exists once it was used.

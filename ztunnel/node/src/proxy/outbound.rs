@@ -26,7 +26,7 @@ use super::report::ConnectionReport;
 use super::socks5;
 use super::tunnel_client::{OpenTunnel, TunnelRequest};
 use crate::bpf::{BackendChoice, CapturedDestination};
-use crate::pods;
+use crate::pods::{self, PeerEnd};
 use mesh::NetnsCookie;
 use mesh::authorize::InboundRequest;
 use mesh::fastpath;
@@ -150,8 +150,9 @@ fn refuse(context: &PodContext, accepted: &Accepted, error: OutboundError) -> Ou
 }
 
 fn report_refused(context: &PodContext, connection: &Connection, error: &OutboundError) {
+    let view = context.proxy.fast_path.view_owned();
     let info = ConnectionInfo {
-        source: context.workload(),
+        source: context.client(&view.mesh),
         ..ConnectionInfo::new(Reporter::Source, connection)
     };
     ConnectionReport::open(&context.worker.reports, connection.id, info).fail(error);
@@ -165,6 +166,7 @@ async fn open(
     choice: BackendChoice,
     app: &TcpStream,
 ) -> Result<Opened, OutboundError> {
+    let client_gone = || pods::peer_gone(app, PeerEnd::MayBeHalf);
     let mut retries = Retries::default();
     let (decided, connected) = loop {
         let decided = match decide(context, connection, choice, app, retries.failed()).await {
@@ -176,7 +178,7 @@ async fn open(
         };
         let connected = connect(context, connection, &decided).await;
         match &connected {
-            Err(error) if retries.again(context, &decided, error).await => {
+            Err(error) if retries.again(context, &decided, error, client_gone()).await => {
                 tracing::debug!(%error, pod = %context.pod.uid.0, "trying another way");
             }
             _ => break (decided, connected),
@@ -185,8 +187,8 @@ async fn open(
     let reports = ConnectionReports::open(&context.worker.reports, connection, &decided);
     match connected {
         Ok(upstream) => {
-            // Only after success: a fast-path entry for an unreachable destination would keep the
-            // kernel trying it. And only if the mesh contains the client: every entry is checked
+            // Only after success: a fast-path entry for a destination that cannot be reached would keep
+            // the kernel trying it. And only if the mesh contains the client: every entry is checked
             // against the mesh.
             let is_in_mesh = decided.view.workload(connection.pod).is_some();
             if choice == BackendChoice::Any && context.proxy.kernel.is_some() && is_in_mesh {

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::connection::Connection;
 use super::connections::Connections;
-use super::refusal::Refusals;
+use super::refusal::{Places, Refusals};
 use super::relay::CopyMode;
 use super::state::ProxyState;
 use super::tunnel_client;
@@ -43,6 +43,8 @@ pub(super) struct PodContext {
     announcement_in_use: Cell<bool>,
     /// The connections of the pod that are being refused on this worker.
     pub(super) refusals: Refusals,
+    /// The connections of the pod that wait for another attempt on this worker.
+    retries: Places,
     /// The pod's open connections on this worker.
     connections: Rc<Connections>,
     /// The pod's baggage header, cached until its workload object changes.
@@ -68,6 +70,7 @@ impl PodContext {
             inbound_limit: RateLimiter::new(workers),
             announcement_in_use: Cell::new(false),
             refusals: Refusals::default(),
+            retries: Places::default(),
             connections: Rc::default(),
             baggage: RefCell::default(),
         })
@@ -147,28 +150,34 @@ impl PodContext {
         }
     }
 
-    /// The pod's workload in the view in force; `None` if the mesh does not contain it.
-    pub(super) fn workload(&self) -> Option<Arc<Workload>> {
-        let view = self.proxy.fast_path.view();
-        self.pod.workload(&view.mesh).cloned()
-    }
-
     /// The workload that the pod acts with as a client: that of the mesh, or the announced one after
     /// a wait for the former has expired.
     pub(super) fn client(&self, mesh: &Snapshot) -> Option<Arc<Workload>> {
+        if let Some(workload) = self.pod.workload(mesh) {
+            // If the mesh loses the workload, its connections wait again.
+            self.announcement_in_use.set(false);
+            return Some(workload.clone());
+        }
         let announced = self.pod.announced.as_ref();
-        let announced = announced.filter(|_| self.announcement_in_use.get());
-        self.pod.workload(mesh).or(announced).cloned()
+        let in_use = self.announcement_in_use.get() && self.is_mesh_known();
+        announced.filter(|_| in_use).cloned()
+    }
+
+    /// Whether the control plane has sent the whole mesh: only then is a view with pods in force.
+    /// Before that, every destination would look as if it were outside the mesh.
+    fn is_mesh_known(&self) -> bool {
+        self.proxy.fast_path.view().pod(self.cookie()).is_some()
     }
 
     /// Lets the pod act with its announced workload until the mesh contains the workload. Returns
-    /// whether there is an announced workload.
+    /// false if there is no announced workload, or the mesh is not known at all.
     ///
     /// The announcement says who the pod is, which is all that its own connections and DNS queries
     /// need. What may connect to the pod is in the policies of its workload in the mesh, so inbound
     /// connections always need that one.
     pub(super) fn use_announcement(&self) -> bool {
-        let Some(announced) = &self.pod.announced else {
+        let announced = self.pod.announced.as_ref();
+        let Some(announced) = announced.filter(|_| self.is_mesh_known()) else {
             return false;
         };
         if !self.announcement_in_use.replace(true) {
@@ -211,6 +220,31 @@ impl PodContext {
         let is_known = |view: &View| self.pod.workload(&view.mesh).is_some();
         let uid = &self.pod.uid;
         self.wait(uid, deadline, is_known, client_gone).await
+    }
+
+    /// Waits until another view than `view` is in force, or for `limit`. Returns false at once if too
+    /// many connections of the pod wait, and when the client or the pod has gone.
+    pub(super) async fn wait_for_change(
+        &self,
+        view: &Arc<View>,
+        limit: Duration,
+        client_gone: impl Future<Output = ()>,
+    ) -> bool {
+        // Subscribed before the check, so that no change is missed.
+        let mut changes = self.proxy.fast_path.changes();
+        if !Arc::ptr_eq(&self.proxy.fast_path.view_owned(), view) {
+            return true;
+        }
+        let Some(_place) = self.retries.enter() else {
+            return false;
+        };
+        let mut drain = self.drain.clone();
+        tokio::select! {
+            _changed = changes.changed() => true,
+            () = tokio::time::sleep(limit) => true,
+            () = client_gone => false,
+            _left = drain.wait_for(|draining| *draining) => false,
+        }
     }
 
     /// Waits until the mesh contains the workload of another pod of this node, or that pod has left

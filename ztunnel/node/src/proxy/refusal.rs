@@ -1,6 +1,6 @@
 //! How a refused plaintext connection ends: the client's `connect()` succeeds, and then the
-//! connection is reset. A reset that arrives while the client is still inside `connect()` would make
-//! `connect()` fail, as it does for a port without a listener.
+//! connection is reset. A reset that arrives while the client is still inside `connect()` makes
+//! `connect()` fail, and the client cannot tell a denial from a server that is not there.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -12,27 +12,49 @@ use crate::pods::abort_on_drop;
 /// How long a client that sends nothing may take to return from `connect()`. The first byte of a
 /// client shows that it has returned.
 const CONNECT_TIME: Duration = Duration::from_millis(100);
-/// The maximum number of refused connections of a pod on a worker that wait; more are reset at once.
+/// The maximum number of connections of a pod that wait on a worker; more are refused at once.
 const MAX_WAITING: usize = 256;
+
+/// The places for connections of one pod that wait on a worker, up to a maximum.
+#[derive(Debug, Default)]
+pub(super) struct Places(Cell<usize>);
+
+impl Places {
+    /// Takes a place until the returned value is dropped; none if all are taken.
+    pub(super) fn enter(&self) -> Option<Place<'_>> {
+        let taken = self.0.get();
+        (taken < MAX_WAITING).then(|| {
+            self.0.set(taken + 1);
+            Place(&self.0)
+        })
+    }
+}
+
+/// A taken place.
+#[derive(Debug)]
+pub(super) struct Place<'a>(&'a Cell<usize>);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
 
 /// The refused connections of one pod on one worker.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
-    waiting: Cell<usize>,
+    places: Places,
 }
 
 impl Refusals {
     /// Resets a connection that is refused. An orderly end would look like an empty answer.
     pub(super) async fn reset(&self, stream: TcpStream) {
         abort_on_drop(&stream);
-        let waiting = self.waiting.get();
-        if waiting >= MAX_WAITING {
+        let Some(_place) = self.places.enter() else {
             return;
-        }
-        self.waiting.set(waiting + 1);
+        };
         // The connection is reset whether or not the client has sent something.
         drop(tokio::time::timeout(CONNECT_TIME, stream.readable()).await);
-        self.waiting.set(self.waiting.get().saturating_sub(1));
     }
 }
 
@@ -75,19 +97,19 @@ mod tests {
         let refusals = Refusals::default();
         tokio::join!(refusals.reset(refused), assert_reset(&mut client));
         assert!(began.elapsed() >= CONNECT_TIME);
-        assert_eq!(refusals.waiting.get(), 0);
+        assert_eq!(refusals.places.0.get(), 0);
     }
 
     #[tokio::test(flavor = "local")]
     async fn beyond_the_maximum_connections_are_reset_at_once() {
         let refusals = Refusals {
-            waiting: Cell::new(MAX_WAITING),
+            places: Places(Cell::new(MAX_WAITING)),
         };
         let (mut client, refused) = pair().await;
         let began = Instant::now();
         refusals.reset(refused).await;
         assert_reset(&mut client).await;
         assert!(began.elapsed() < CONNECT_TIME);
-        assert_eq!(refusals.waiting.get(), MAX_WAITING);
+        assert_eq!(refusals.places.0.get(), MAX_WAITING);
     }
 }

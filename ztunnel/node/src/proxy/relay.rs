@@ -67,10 +67,10 @@ pub(crate) enum Broken {
         /// The application.
         end: AppEnd,
     },
-    /// The TCP connection to an application on this node broke.
+    /// The TCP connection to one of the two ends broke.
     #[error("the connection to the {end} broke: {source}")]
     Tcp {
-        /// The application.
+        /// Which end.
         end: AppEnd,
         /// The system's error.
         source: io::Error,
@@ -91,9 +91,11 @@ pub(crate) enum Broken {
 impl Broken {
     /// An error of the TCP connection to an application.
     pub(super) fn tcp(end: AppEnd, source: io::Error) -> Self {
-        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        use io::ErrorKind::{BrokenPipe, ConnectionReset};
         match source.kind() {
-            ConnectionReset | ConnectionAborted | BrokenPipe => Self::Reset { end },
+            // Not ConnectionAborted: the kernel gives it to a socket that `SOCK_DESTROY` has ended,
+            // as after a change of policies.
+            ConnectionReset | BrokenPipe => Self::Reset { end },
             _ => Self::Tcp { end, source },
         }
     }

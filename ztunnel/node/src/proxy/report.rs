@@ -20,8 +20,7 @@ pub(crate) trait Failure: std::error::Error {
     /// The response flag: the value of the metric's label.
     fn flag(&self) -> ResponseFlag;
 
-    /// The application that ended the connection, if one of them did. Such an end is a failure of
-    /// the connection, and none of the mesh.
+    /// The application that reset the connection, if one of them did. The mesh has not failed then.
     fn reset_by(&self) -> Option<AppEnd> {
         None
     }
@@ -255,7 +254,9 @@ mod tests {
 
     #[test]
     fn a_reset_names_the_application_and_any_other_error_of_its_connection_is_a_failure() {
-        use std::io::ErrorKind::{BrokenPipe, ConnectionReset, HostUnreachable, TimedOut};
+        use std::io::ErrorKind::{
+            BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, TimedOut,
+        };
         for kind in [ConnectionReset, BrokenPipe] {
             for end in [AppEnd::Client, AppEnd::Server] {
                 let reset = Broken::tcp(end, kind.into());
@@ -263,7 +264,7 @@ mod tests {
                 assert_eq!(reset.to_string(), format!("the {end} reset the connection"));
             }
         }
-        for kind in [TimedOut, HostUnreachable] {
+        for kind in [TimedOut, HostUnreachable, ConnectionAborted] {
             let broken = Broken::tcp(AppEnd::Server, kind.into());
             assert_eq!(broken.reset_by(), None, "{kind}");
             let text = broken.to_string();

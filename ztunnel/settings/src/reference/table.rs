@@ -267,7 +267,7 @@ static SERVED: &[Columns] = &[
         "auto, programs, rules",
         "ZTUNNEL_CAPTURE_BY",
         Shown(|s| s.capture.by.to_string()),
-        "How the pods' connections are captured: by the eBPF `programs`, or by the redirection `rules` that istio-cni puts into the pods. `auto` means the programs, or the rules if a node agent is configured and the container sees neither the node's cgroups nor its BPF file system. With rules there is no fast path, and `capture.exempt*` have no effect. Changes take effect after a restart.",
+        "How the pods' connections are captured: by the eBPF `programs`, or by the redirection `rules` that istio-cni puts into the pods. `auto` means the programs, or the rules if a node agent is configured and the container does not see both the node's cgroups and its BPF file system. With rules there is no fast path, and `capture.exempt*` have no effect. Changes take effect after a restart.",
     ),
     (
         "capture.bpfDirectory",

@@ -56,6 +56,7 @@ fn view(paths: &PathSettings) -> View {
     let pods = LOCAL_PODS.map(|(uid, cookie, addresses)| LocalPod {
         uid: Uid(uid.into()),
         account: None,
+        announced: None,
         cookie: NetnsCookie(cookie),
         addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
         redirected: false,
@@ -168,24 +169,24 @@ fn a_new_waypoint_ends_connections_that_bypass_it() {
     let view = view(&PathSettings::default());
     for (pod, dialled, server, expected) in [
         // To the same backend: through a service with a waypoint, and through one without.
-        (1, "10.1.0.1:80", ("10.0.2.1:8080", 0), true),
-        (1, "10.1.0.3:80", ("10.0.2.1:8080", 0), false),
-        (1, "10.1.0.5:80", ("10.1.0.5:80", 0), false),
-        (1, "10.0.0.6:80", ("10.0.0.6:80", 6), false),
-        (7, "10.1.0.3:80", ("10.0.0.3:80", 3), true),
-        (8, "10.1.0.6:80", ("10.1.0.6:80", 0), false),
+        (1, "10.1.0.1:80", ("10.0.2.1:8080", 0), Fate::Stays),
+        (1, "10.1.0.3:80", ("10.0.2.1:8080", 0), Fate::Ends),
+        (1, "10.1.0.5:80", ("10.1.0.5:80", 0), Fate::Ends),
+        (1, "10.0.0.6:80", ("10.0.0.6:80", 6), Fate::Ends),
+        (7, "10.1.0.3:80", ("10.0.0.3:80", 3), Fate::Stays),
+        (8, "10.1.0.6:80", ("10.1.0.6:80", 0), Fate::Ends),
         // A gateway's own tunnel stays; from another source it would be a bypass into the mesh.
-        (8, "10.0.1.1:15008", ("10.0.1.1:15008", 0), true),
-        (1, "10.0.1.1:15008", ("10.0.1.1:15008", 0), false),
+        (8, "10.0.1.1:15008", ("10.0.1.1:15008", 0), Fate::Stays),
+        (1, "10.0.1.1:15008", ("10.0.1.1:15008", 0), Fate::Drains),
         // A direct connection to a workload that terminates HBONE itself.
-        (1, "10.0.0.7:80", ("10.0.0.7:80", 7), false),
+        (1, "10.0.0.7:80", ("10.0.0.7:80", 7), Fate::Ends),
     ] {
         for opener in [Pod, Proxy] {
             let connection = FastPathConnection {
                 dialled: dialled.parse().unwrap(),
                 ..open((pod, server.1), opener, "10.0.0.1:9", server.0)
             };
-            assert_eq!(may_stay(&connection, &view), expected, "{connection:?}");
+            assert_eq!(fate(&connection, &view), expected, "{connection:?}");
         }
     }
 }
@@ -290,27 +291,48 @@ fn open(
 }
 
 #[test]
-fn connections_that_may_stay() {
+fn what_happens_to_open_connections() {
     use Opener::{Outside, Pod, Proxy};
     let view = view(&PathSettings::default());
     for (pods, opener, client, server, expected) in [
-        ((1, 2), Pod, "10.0.0.1:9", "10.0.0.2:8080", true),
-        ((1, 2), Proxy, "10.0.0.1:9", "10.0.0.2:8080", true),
-        ((3, 2), Pod, "10.0.0.3:9", "10.0.0.2:8080", false),
-        ((1, 5), Pod, "10.0.0.1:9", "10.0.0.5:8080", false),
+        ((1, 2), Pod, "10.0.0.1:9", "10.0.0.2:8080", Fate::Stays),
+        ((1, 2), Proxy, "10.0.0.1:9", "10.0.0.2:8080", Fate::Stays),
+        ((3, 2), Pod, "10.0.0.3:9", "10.0.0.2:8080", Fate::Ends),
+        ((1, 5), Pod, "10.0.0.1:9", "10.0.0.5:8080", Fate::Ends),
         // Outside the mesh, and a destination that has joined the mesh since.
-        ((1, 0), Pod, "10.0.0.1:9", "192.0.2.1:80", true),
-        ((1, 0), Pod, "10.0.0.1:9", "10.0.1.1:80", false),
-        ((1, 0), Pod, "10.0.0.1:9", "10.0.0.2:80", false),
-        ((3, 3), Outside, "192.0.2.1:9", "10.0.0.3:80", true),
-        ((2, 2), Outside, "192.0.2.1:9", "10.0.0.2:80", false),
+        ((1, 0), Pod, "10.0.0.1:9", "192.0.2.1:80", Fate::Stays),
+        ((1, 0), Pod, "10.0.0.1:9", "10.0.1.1:80", Fate::Drains),
+        ((1, 0), Pod, "10.0.0.1:9", "10.0.0.2:80", Fate::Drains),
+        ((3, 3), Outside, "192.0.2.1:9", "10.0.0.3:80", Fate::Stays),
+        ((2, 2), Outside, "192.0.2.1:9", "10.0.0.2:80", Fate::Ends),
         // Pods that this node no longer serves.
-        ((9, 2), Pod, "10.0.0.9:9", "10.0.0.2:80", true),
-        ((1, 9), Pod, "10.0.0.1:9", "10.0.0.9:80", true),
+        ((9, 2), Pod, "10.0.0.9:9", "10.0.0.2:80", Fate::Stays),
+        ((1, 9), Pod, "10.0.0.1:9", "10.0.0.9:80", Fate::Stays),
     ] {
         let connection = open(pods, opener, client, server);
-        assert_eq!(may_stay(&connection, &view), expected, "{connection:?}");
+        assert_eq!(fate(&connection, &view), expected, "{connection:?}");
     }
+}
+
+/// The proxy opens plaintext connections for such a pod, and every change of the mesh decides about them.
+#[test]
+fn connections_of_a_pod_that_is_only_announced_stay_and_those_to_it_end() {
+    let announced = Workload::new("new", "new", "default", "new").unwrap();
+    let pod = LocalPod {
+        uid: Uid("new".into()),
+        account: Some("new".into()),
+        announced: Some(Arc::new(announced)),
+        cookie: NetnsCookie(20),
+        addresses: vec!["10.0.0.20".parse().unwrap()],
+        redirected: false,
+    };
+    let known = view(&PathSettings::default());
+    let pods = known.pods().cloned().chain([pod]);
+    let view = View::new(known.mesh.clone(), pods, &PathSettings::default());
+    let outside = open((20, 0), Opener::Proxy, "10.0.0.20:9", "192.0.2.1:80");
+    assert_eq!(fate(&outside, &view), Fate::Stays);
+    let to_it = open((20, 20), Opener::Outside, "192.0.2.1:9", "10.0.0.20:80");
+    assert_eq!(fate(&to_it, &view), Fate::Ends);
 }
 
 #[test]
@@ -324,7 +346,7 @@ fn a_direct_connection_is_terminated_when_encryption_is_demanded() {
     };
     for opener in [Opener::Pod, Opener::Proxy] {
         let connection = open((1, 2), opener, "10.0.0.1:9", "10.0.0.2:8080");
-        assert!(!may_stay(&connection, &view(&tunnel)));
+        assert_eq!(fate(&connection, &view(&tunnel)), Fate::Ends);
     }
 }
 
@@ -348,6 +370,7 @@ fn backends_beyond_the_limit_of_an_entry_leave_their_share_to_the_proxy() {
     let pods = pods.into_iter().map(|(uid, cookie, address)| LocalPod {
         uid: Uid(uid.as_str().into()),
         account: None,
+        announced: None,
         cookie: NetnsCookie(cookie),
         addresses: vec![address.parse().unwrap()],
         redirected: false,

@@ -60,6 +60,7 @@ fn a_replacement_with_the_uid_of_the_source_is_another_pod() {
     let pod = |cookie, account: &str, address: &str| LocalPod {
         uid: Uid("b".into()),
         account: Some(account.into()),
+        announced: None,
         cookie: NetnsCookie(cookie),
         addresses: vec![address.parse().unwrap()],
         redirected: false,

@@ -29,6 +29,7 @@ fn with(mesh: Arc<mesh::Snapshot>) -> Arc<View> {
     let pods = PODS.map(|(uid, cookie)| LocalPod {
         uid: Uid(uid.into()),
         account: None,
+        announced: None,
         cookie: NetnsCookie(cookie),
         addresses: Vec::new(),
         redirected: false,
@@ -106,6 +107,7 @@ fn a_pod_that_is_somebody_else_than_the_mesh_says_keeps_nothing() {
     let pod = LocalPod {
         uid: Uid("a".into()),
         account: Some("another".into()),
+        announced: None,
         cookie: NetnsCookie(1),
         addresses: Vec::new(),
         redirected: false,

@@ -6,7 +6,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -51,40 +50,42 @@ impl Retries {
     }
 
     /// Whether to decide the connection again after this error. Returns when it is time to.
+    /// `client_gone` resolves when the client closes the connection.
     pub(super) async fn again(
         &mut self,
         context: &PodContext,
         decided: &Decided,
         error: &OutboundError,
+        client_gone: impl Future<Output = ()>,
     ) -> bool {
         let Some(what) = unreachable(error) else {
             return false;
         };
+        let destinations = &decided.routed.destinations;
+        if matches!(destinations, Destinations::Outside(_)) {
+            return false;
+        }
         if let Some(place) = place(&decided.routed.route)
             && !self.failed.contains(&place)
             && self.failed.len() < MAX_BACKENDS
         {
             self.failed.push(place);
-            if backends(&decided.routed.destinations) > self.failed.len() {
+            if has_several_backends(destinations) {
                 return true;
             }
         }
-        // Subscribed before the check, so that no change is missed.
-        let mut changes = context.proxy.fast_path.changes();
-        if self.waits >= WAITS.len() {
+        // A port on which no application listens is an answer; the far end's proxy is expected to be
+        // there.
+        if what == Unreachable::Application {
             return false;
         }
-        let has_changed = !Arc::ptr_eq(&context.proxy.fast_path.view_owned(), &decided.view);
-        if !has_changed {
-            // A port on which no application listens is an answer; the far end's proxy is expected
-            // to be there.
-            if what == Unreachable::Application {
-                return false;
-            }
-            drop(tokio::time::timeout(WAITS[self.waits], changes.changed()).await);
-        }
+        let Some(wait) = WAITS.get(self.waits) else {
+            return false;
+        };
         self.waits += 1;
-        true
+        context
+            .wait_for_change(&decided.view, *wait, client_gone)
+            .await
     }
 }
 
@@ -100,15 +101,11 @@ fn place(route: &Route) -> Option<SocketAddr> {
     }
 }
 
-fn backends(destinations: &Destinations) -> usize {
-    match destinations {
-        Destinations::Service(entry) => entry.endpoints.len(),
-        Destinations::Outside(_) | Destinations::Workload(_) | Destinations::Waypoint => 1,
-    }
+fn has_several_backends(destinations: &Destinations) -> bool {
+    matches!(destinations, Destinations::Service(entry) if entry.endpoints.len() > 1)
 }
 
-/// What an error says is not there; none for errors that another attempt would meet again, and for
-/// those of destinations outside the mesh.
+/// What an error says is not there; none for errors that another attempt would meet again.
 fn unreachable(error: &OutboundError) -> Option<Unreachable> {
     match error {
         OutboundError::Connect { source, .. } => {
@@ -129,15 +126,12 @@ fn in_tunnel(error: &OpenError<DialError>) -> Option<Unreachable> {
             DialError::Tls(error) if error.is_lost_connection() => proxy,
             _ => None,
         },
-        OpenError::Connection {
-            failure: DialFailure::Handshake { .. },
+        // A connection that closes right after the TLS handshake means, with TLS 1.3, that the far
+        // end has refused the certificate.
+        OpenError::Lost {
+            lost: LostConnection::GoingAway | LostConnection::RefusedStream,
+            ..
         } => proxy,
-        OpenError::Lost { lost, .. } => match lost {
-            LostConnection::GoingAway | LostConnection::RefusedStream | LostConnection::Closed => {
-                proxy
-            }
-            LostConnection::Revoked => None,
-        },
         // The far end's proxy did not reach the application (wire facts, "HBONE").
         OpenError::Refused { status, .. } if status.as_u16() == 503 => {
             Some(Unreachable::Application)
@@ -164,6 +158,8 @@ fn is_refusal(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::super::far_end::FarEnd;
     use super::*;
 
@@ -214,8 +210,17 @@ mod tests {
     }
 
     #[test]
-    fn waits_are_bounded() {
-        let all: Duration = WAITS.iter().sum();
-        assert!(all <= Duration::from_secs(1), "{all:?}");
+    fn a_refused_certificate_is_not_tried_again() {
+        for lost in [LostConnection::Closed, LostConnection::Revoked] {
+            let error = OutboundError::Tunnel {
+                far_end: FarEnd::default(),
+                source: OpenError::Lost {
+                    authority: "10.0.0.2:80".to_owned(),
+                    lost,
+                    cause: String::new(),
+                },
+            };
+            assert_eq!(unreachable(&error), None);
+        }
     }
 }

@@ -30,6 +30,7 @@ fn view(known: &[&str]) -> View {
     let pod = LocalPod {
         uid: Uid("new".into()),
         account: None,
+        announced: None,
         cookie: POD,
         addresses: vec![[10, 0, 0, 1].into()],
         redirected: false,

@@ -51,6 +51,7 @@ fn view(mesh: Snapshot, pod: NetnsCookie) -> View {
     let pod = LocalPod {
         uid: Uid("client".into()),
         account: None,
+        announced: None,
         cookie: pod,
         addresses: vec![[10, 0, 0, 1].into()],
         redirected: false,
@@ -263,6 +264,20 @@ async fn an_announced_pod_goes_on_with_its_announced_identity_after_the_wait() {
     world.context.proxy.fast_path.change(pushed);
     let decided = world.decide("10.0.0.2:80").await.unwrap();
     assert!(decided.source.identity.as_str().ends_with("/sa/default"));
+}
+
+/// Before the control plane has sent the whole mesh, every destination looks as if it were outside.
+#[tokio::test(flavor = "local")]
+#[ignore = "needs root"]
+async fn an_announced_pod_is_refused_while_the_mesh_is_not_known_at_all() {
+    let nothing = mesh(&[], &[]);
+    let world = World::with_announcement(nothing, SHORT, None, announced("own")).await;
+    let empty = View::new(Arc::new(mesh(&[], &[])), [], &PathSettings::default());
+    world.context.proxy.fast_path.change(empty);
+    match world.decide("10.0.0.2:80").await.map(drop) {
+        Err(OutboundError::Input(InputError::Wait(WaitError::Expired { .. }))) => {}
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test(flavor = "local")]
