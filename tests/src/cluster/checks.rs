@@ -355,9 +355,10 @@ fn killed(cluster: &Cluster) -> Result<String> {
     let node = &cluster.nodes[0];
     let process = cluster.proxy_process(node)?;
     let sniffer = cluster.sniffer(node).ok();
+    let calls = pairs.start("--seconds 30 --callers 1 --pause 5")?;
+    thread::sleep(Duration::from_secs(5));
     cluster.on_node(node, &format!("kill -9 {process}"))?;
     let began = Instant::now();
-    let calls = pairs.start("--seconds 30 --callers 1 --pause 20")?;
     wait_for(
         "another process of the proxy",
         Duration::from_secs(30),

@@ -76,12 +76,25 @@ impl NodeAgent {
         self.accept()
     }
 
+    /// As [`Self::accept_standby`], with another time limit.
+    ///
+    /// # Errors
+    /// As [`Self::accept_proxy`].
+    pub fn accept_within(&mut self, limit: Duration) -> Result<()> {
+        self.previous = self.proxy.take();
+        self.accept_by(limit)
+    }
+
     fn accept(&mut self) -> Result<()> {
+        self.accept_by(TIMEOUT)
+    }
+
+    fn accept_by(&mut self, limit: Duration) -> Result<()> {
         let waiting = Instant::now();
         let proxy = loop {
             match self.listener.accept() {
                 Ok((proxy, _)) => break proxy,
-                Err(error) if waiting.elapsed() > TIMEOUT => {
+                Err(error) if waiting.elapsed() > limit => {
                     return Err(error).context("no proxy has connected");
                 }
                 Err(_would_block) => std::thread::sleep(Duration::from_millis(5)),
