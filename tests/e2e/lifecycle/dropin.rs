@@ -8,13 +8,14 @@ use std::time::Duration;
 use api::istio::{security, workload};
 use serde_json::json;
 use ztunnel_tests::control::{ControlPlane, NodeAgent, Resource};
-use ztunnel_tests::net::{Family, Host, Node, Rules, World};
+use ztunnel_tests::net::{Family, Host, Node, World};
 use ztunnel_tests::proxy::{Mesh, Settings};
 use ztunnel_tests::traffic::Kind;
 
 mod dynamic_enrollment;
 mod new_pods;
 mod on_demand;
+mod rules_beside_programs;
 
 use crate::assertions::{self, HTTP, LIMIT, eventually, expect_answer, reset, wait_for_answer};
 
@@ -142,7 +143,7 @@ impl<'world> Cluster<'world> {
             settings.workloads.clear();
             settings.services.clear();
             settings.ca = None;
-            // By default programs need a BPF file system of the node; these proxies mount one each.
+            // By default programs need a BPF file system of the node; these proxies mount their own.
             let by = json!("programs");
             settings.capture.extra.insert("by".to_owned(), by);
             let socket = world
@@ -424,9 +425,8 @@ fn serve_as_waypoint(
     waypoint: &Host,
     sender: std::sync::mpsc::Sender<Vec<u8>>,
 ) -> std::thread::JoinHandle<()> {
-    let listener = waypoint
-        .enter(|| std::net::TcpListener::bind(("::", PROXY_PORT)))
-        .unwrap();
+    let bind = || std::net::TcpListener::bind(("::", PROXY_PORT));
+    let listener = waypoint.enter(bind).unwrap();
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let mut header = vec![0; 16];
@@ -496,42 +496,5 @@ fn connections_to_a_service_with_a_waypoint_go_to_the_waypoint() {
     accepting.join().unwrap();
     // Connections to the pod's own address do not use the waypoint, which is the service's.
     expect_answer(client, server.at(Family::V4, HTTP));
-    assertions::assert_all_running(&mut cluster.mesh);
-}
-
-/// During a change from programs to rules the new proxy starts while the old one still serves the pods.
-/// It must not take the node agent from the old one: the agent announces new pods to the process that
-/// connected last.
-#[test]
-fn a_proxy_with_rules_leaves_the_node_agent_to_a_running_proxy_with_programs() {
-    let world = World::two_nodes().unwrap();
-    for pod in world.nodes().iter().flat_map(|node| &node.pods) {
-        Rules::IptablesNft.install(pod).unwrap();
-    }
-    let mut cluster = Cluster::start(&world);
-    let (here, there) = (world.pod("a", 0), world.pod("b", 0));
-    let _servers = [here, there].map(|pod| pod.serve(Kind::Http, HTTP).unwrap());
-    expect_answer(here, there.at(Family::V4, HTTP));
-    let (proxy, agent) = (cluster.mesh.proxy("a"), &mut cluster.agents[0]);
-    let rules = json!("rules");
-    proxy.settings.capture.extra.insert("by".to_owned(), rules);
-    let mut beside = proxy.launch_another(&["--take-over"]).unwrap();
-    agent.accept_standby().unwrap();
-    for pod in &world.node("a").pods {
-        let refused = agent.add(pod, &pod_uid(pod)).unwrap_err();
-        assert!(format!("{refused:#}").contains("eBPF programs"), "{refused:#}");
-    }
-    agent.snapshot_sent().unwrap();
-    let line = proxy.wait_for_log("the node agent is left to it", LIMIT);
-    line.unwrap();
-    // It has closed its connection, and does not come back while the other proxy serves the pods.
-    assert!(agent.snapshot_sent().is_err());
-    for _ in 0..20 {
-        expect_answer(here, there.at(Family::V4, HTTP));
-        expect_answer(there, here.at(Family::V6, HTTP));
-    }
-    assert!(agent.accept_within(Duration::from_secs(3)).is_err());
-    assert!(beside.terminate(LIMIT).unwrap().success());
-    expect_answer(here, there.at(Family::V4, HTTP));
     assertions::assert_all_running(&mut cluster.mesh);
 }
