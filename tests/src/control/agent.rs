@@ -76,12 +76,13 @@ impl NodeAgent {
         self.accept()
     }
 
-    /// As [`Self::accept_standby`], with another time limit.
+    /// As [`Self::accept_proxy`], with another time limit. The connection of a standby that
+    /// [`Self::accept_standby`] has accepted is closed, that of the proxy before it stays open.
     ///
     /// # Errors
     /// As [`Self::accept_proxy`].
     pub fn accept_within(&mut self, limit: Duration) -> Result<()> {
-        self.previous = self.proxy.take();
+        self.proxy = None;
         self.accept_by(limit)
     }
 

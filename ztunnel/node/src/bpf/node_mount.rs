@@ -94,8 +94,8 @@ pub fn unmount_prepared(target: &Path) -> Result<bool, Error> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let target = &fs::canonicalize(target).unwrap_or_else(|_missing| target.to_path_buf());
     let is_ours = last_at(&mounts, target).is_some_and(|mount| mount.source == SOURCE);
-    let is_empty = pins::children(target).is_ok_and(|children| children.is_empty());
-    if !is_ours || !is_empty {
+    let is_unused = pins::is_unused(target).is_ok_and(|unused| unused);
+    if !is_ours || !is_unused {
         return Ok(false);
     }
     umount2(target, MntFlags::empty()).map_err(|errno| Error::Pin {

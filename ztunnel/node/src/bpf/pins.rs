@@ -174,10 +174,20 @@ pub(super) fn remove_all(directory: &Path) -> Result<bool, Error> {
         }
     }
     // What others have pinned here stays.
-    if children(directory)?.is_empty() {
+    if is_unused(directory)? {
         remove_directory(directory)?;
     }
     Ok(removed)
+}
+
+/// Whether no process has pinned or created anything in a directory. The root of a BPF file system can
+/// have files of the kernel (`maps.debug`, `progs.debug`); no other name has a dot.
+pub(super) fn is_unused(directory: &Path) -> Result<bool, Error> {
+    let is_kernels = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.contains('.'))
+    };
+    Ok(children(directory)?.iter().all(is_kernels))
 }
 
 /// Whether a directory has the pins of one map layout.
