@@ -87,7 +87,7 @@ fn every_variable_of_the_daemonset_is_known() {
 
 #[test]
 fn every_mount_has_its_volume_and_the_patch_is_part_of_the_daemonset() {
-    let (whole, patch) = (pod("daemonset.yaml"), pod("kernel-patch.yaml"));
+    let (whole, patch) = (pod("daemonset.yaml"), pod("istio/programs.yaml"));
     for pod in [&whole, &patch] {
         let volumes: Vec<&str> = list(pod, "volumes")
             .iter()
@@ -108,4 +108,12 @@ fn every_mount_has_its_volume_and_the_patch_is_part_of_the_daemonset() {
         let all = of(&whole);
         assert!(of(&patch).iter().all(|part| all.contains(part)), "{key}");
     }
+    // Beside its image, the init container is the same.
+    let prepare = |pod: &Value| {
+        let mut container = list(pod, "initContainers")[0].clone();
+        container.as_mapping_mut().unwrap().remove("image");
+        container
+    };
+    assert_eq!(prepare(&whole), prepare(&patch));
+    assert_eq!(prepare(&whole)["args"][1], "prepare");
 }
