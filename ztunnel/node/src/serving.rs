@@ -26,7 +26,9 @@ impl Node {
         let (enrollment, context) = self.enrollment_with_context();
         enrollment.reconcile(context, &desired, orphan_policy);
         let foreign_programs = self.foreign_programs_capture();
-        if !foreign_programs && self.agent.is_none() && self.handover_state.is_active() {
+        // It was left to another proxy, which has ended.
+        let is_left = self.agent.is_none() && self.handover_state.is_active();
+        if is_left && !self.foreign_programs.still_served() {
             self.connect_to_agent();
         }
         let wait = || self.readiness.wait_for(ForeignPrograms::TASK);
