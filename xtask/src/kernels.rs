@@ -36,15 +36,7 @@ pub(crate) fn machine() -> Option<OsString> {
 
 /// Runs everything. Returns the number of passed checks; an error names the first one that failed.
 pub(crate) fn run(machine: &OsString) -> Result<usize> {
-    shell::must(&mut shell::cargo([
-        "build",
-        "--release",
-        "--bins",
-        "-p",
-        "ztunnel",
-        "-p",
-        "ztunnel-tests",
-    ]))?;
+    shell::build_release()?;
     let mut passed = 0;
     for kernel in TESTED {
         let doctor = in_machine(machine, kernel, &["ztunnel", "doctor"])?;

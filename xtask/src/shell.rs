@@ -76,9 +76,8 @@ pub(crate) fn watched(command: &mut Command, mut see: impl FnMut(&str)) -> Resul
     Ok(child.wait().context("waiting for a child")?.success())
 }
 
-/// Builds the release binaries of proxy and tests, and replaces this process with a program of the
-/// tests. Returns only if that fails.
-pub(crate) fn run_release(program: &str, arguments: &[String]) -> Result<ExitCode> {
+/// Builds the release binaries of proxy and tests.
+pub(crate) fn build_release() -> Result<()> {
     must(&mut cargo([
         "build",
         "--release",
@@ -87,7 +86,13 @@ pub(crate) fn run_release(program: &str, arguments: &[String]) -> Result<ExitCod
         "ztunnel",
         "-p",
         "ztunnel-tests",
-    ]))?;
+    ]))
+}
+
+/// Builds the release binaries, and replaces this process with a program of the
+/// tests. Returns only if that fails.
+pub(crate) fn run_release(program: &str, arguments: &[String]) -> Result<ExitCode> {
+    build_release()?;
     let mut command = Command::new(target().join("release").join(program));
     command.args(arguments);
     // The program replaces this process, so that it receives signals directly and the shell waits

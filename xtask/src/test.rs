@@ -93,13 +93,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if wanted(Part::E2e) {
         e2e(&mut steps)?;
     }
-    println!("{}", summary(&steps, started.elapsed().as_secs()));
-    let passed = steps.iter().all(|step| step.passed);
-    Ok(if passed {
+    Ok(finish(&steps, started))
+}
+
+/// Prints the summary. Returns the exit code.
+fn finish(steps: &[Step], started: Instant) -> ExitCode {
+    println!("{}", summary(steps, started.elapsed().as_secs()));
+    if steps.iter().all(|step| step.passed) {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    })
+    }
 }
 
 /// The doctor and the demo under other kernels.
@@ -118,13 +122,7 @@ fn kernels() -> Result<ExitCode> {
         passed: passed.is_ok(),
         tests: passed.unwrap_or(0),
     };
-    let passed = step.passed;
-    println!("{}", summary(&[step], started.elapsed().as_secs()));
-    Ok(if passed {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(finish(&[step], started))
 }
 
 /// The checks on a real cluster, by each capture.
@@ -147,13 +145,7 @@ fn cluster(arguments: &Arguments) -> Result<ExitCode> {
         };
         steps.push(tests(name, checks.args(&arguments.checks))?);
     }
-    println!("{}", summary(&steps, started.elapsed().as_secs()));
-    let passed = steps.iter().all(|step| step.passed);
-    Ok(if passed {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(finish(&steps, started))
 }
 
 fn lint(steps: &mut Vec<Step>) -> Result<()> {

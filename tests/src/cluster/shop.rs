@@ -1,8 +1,6 @@
 //! The manifests of the pods that the checks and the demo use. Every pod runs the program `traffic`:
 //! it serves, and clients are started in it with `kubectl exec`.
 
-use std::fmt::Write as _;
-
 use super::TRAFFIC_IMAGE;
 
 /// The port of every server.
@@ -50,49 +48,41 @@ impl<'a> App<'a> {
 
     /// Service account, Service and Deployment.
     pub(super) fn manifests(&self) -> String {
-        let (namespace, name) = (self.namespace, self.name);
-        let mut text = service(namespace, name, "");
-        _ = write!(
-            text,
-            "---\n\
-             apiVersion: apps/v1\n\
-             kind: Deployment\n\
-             metadata: {{name: {deployment}, namespace: {namespace}}}\n\
-             spec:\n\
-             \x20 replicas: {replicas}\n\
-             \x20 selector: {{matchLabels: {{app: {name}, version: {version}}}}}\n\
-             \x20 template:\n{template}",
-            deployment = self.deployment(),
-            replicas = self.replicas,
-            version = self.version,
-            template = self.template("    "),
-        );
-        text
+        service(self.namespace, self.name, "") + &self.pods("Deployment", &self.deployment(), "")
     }
 
     /// Service account, headless Service and StatefulSet.
     pub(super) fn stateful_manifests(&self) -> String {
-        let (namespace, name) = (self.namespace, self.name);
-        let mut text = service(namespace, name, "clusterIP: None, ");
-        _ = write!(
-            text,
-            "---\n\
-             apiVersion: apps/v1\n\
-             kind: StatefulSet\n\
-             metadata: {{name: {name}, namespace: {namespace}}}\n\
-             spec:\n\
-             \x20 serviceName: {name}\n\
-             \x20 replicas: {replicas}\n\
-             \x20 selector: {{matchLabels: {{app: {name}, version: {version}}}}}\n\
-             \x20 template:\n{template}",
-            replicas = self.replicas,
-            version = self.version,
-            template = self.template("    "),
-        );
-        text
+        let more = format!("serviceName: {}", self.name);
+        service(self.namespace, self.name, "clusterIP: None, ")
+            + &self.pods("StatefulSet", self.name, &more)
     }
 
-    fn template(&self, indent: &str) -> String {
+    /// The object that makes the pods; `more` is a line of its specification.
+    fn pods(&self, kind: &str, object: &str, more: &str) -> String {
+        let Self {
+            namespace,
+            name,
+            version,
+            replicas,
+            ..
+        } = self;
+        let template = self.template();
+        format!(
+            "---\n\
+             apiVersion: apps/v1\n\
+             kind: {kind}\n\
+             metadata: {{name: {object}, namespace: {namespace}}}\n\
+             spec:\n\
+             \x20 {more}\n\
+             \x20 replicas: {replicas}\n\
+             \x20 selector: {{matchLabels: {{app: {name}, version: {version}}}}}\n\
+             \x20 template:\n{template}"
+        )
+    }
+
+    /// The template of a pod, indented as a field of `spec`.
+    fn template(&self) -> String {
         let (name, version) = (self.name, self.version);
         let kind = match self.serves {
             Serves::Http => "http",
@@ -121,9 +111,7 @@ impl<'a> App<'a> {
              \x20   args: [serve, {kind}, --listen, '[::]:{PORT}']\n\
              \x20   {probe}\n"
         );
-        text.lines()
-            .map(|line| format!("{indent}{line}\n"))
-            .collect()
+        text.lines().map(|line| format!("    {line}\n")).collect()
     }
 }
 
@@ -184,4 +172,52 @@ pub(super) fn strict(namespace: &str) -> String {
          metadata: {{name: strict, namespace: {namespace}}}\n\
          spec: {{mtls: {{mode: STRICT}}}}\n"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize as _;
+    use serde_yaml_ng::{Deserializer, Value};
+
+    use super::*;
+
+    fn objects(manifests: &str) -> Vec<Value> {
+        let documents = Deserializer::from_str(manifests);
+        documents
+            .map(|one| Value::deserialize(one).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn the_manifests_of_an_app_make_its_pods() {
+        let app = App::on("shop", "orders", "node-a");
+        let of = [
+            (app.manifests(), "Deployment", "orders-v1"),
+            (app.stateful_manifests(), "StatefulSet", "orders"),
+        ];
+        for (manifests, kind, name) in of {
+            let objects = objects(&manifests);
+            let last = objects.last().unwrap();
+            assert_eq!(objects.len(), 3, "{manifests}");
+            assert_eq!(
+                (&last["kind"], &last["metadata"]["name"]),
+                (&kind.into(), &name.into())
+            );
+            let pod = &last["spec"]["template"]["spec"];
+            assert_eq!(pod["nodeName"], "node-a", "{manifests}");
+            assert_eq!(pod["containers"][0]["args"][1], "http", "{manifests}");
+        }
+    }
+
+    #[test]
+    fn jobs_and_policies_are_objects_of_their_namespace() {
+        for manifest in [
+            callers("shop", "callers", 3, "orders:80"),
+            allow_only("shop", "orders", "web"),
+            strict("shop"),
+        ] {
+            let objects = objects(&manifest);
+            assert_eq!(objects[0]["metadata"]["namespace"], "shop", "{manifest}");
+        }
+    }
 }

@@ -60,11 +60,7 @@ impl Pins {
             let is_other = layout != self.root && layout.join("links").exists();
             if is_other {
                 detach_layout(&layout)?;
-                fs::remove_dir_all(&layout).map_err(|source| Error::Pin {
-                    path: layout,
-                    action: "removed",
-                    source,
-                })?;
+                remove_tree(layout)?;
             }
         }
         Ok(())
@@ -152,32 +148,30 @@ pub(super) fn remove_all(directory: &Path) -> Result<bool, Error> {
     for layout in children(directory)? {
         if is_layout(&layout) {
             detach_layout(&layout)?;
-            fs::remove_dir_all(&layout).map_err(|source| Error::Pin {
-                path: layout,
-                action: "removed",
-                source,
-            })?;
+            remove_tree(layout)?;
             removed = true;
         }
     }
     for lock in [ACTIVE_LOCK, STANDBY_LOCK] {
-        let path = directory.join(lock);
-        match fs::remove_dir_all(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::Pin {
-                    path,
-                    action: "removed",
-                    source,
-                });
-            }
-            _ => {}
-        }
+        remove_tree(directory.join(lock))?;
     }
     // What others have pinned here stays.
     if is_unused(directory)? {
         remove_directory(directory)?;
     }
     Ok(removed)
+}
+
+/// Removes a directory with everything in it; a missing one is no error.
+fn remove_tree(path: PathBuf) -> Result<(), Error> {
+    match fs::remove_dir_all(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Pin {
+            path,
+            action: "removed",
+            source,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Whether no process has pinned or created anything in a directory. The root of a BPF file system can
