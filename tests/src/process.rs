@@ -24,6 +24,20 @@ pub enum Pause {
     Resume,
 }
 
+/// A command that starts a program in a cgroup.
+#[must_use]
+pub fn in_cgroup(cgroup: &Path, program: &Path) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .args([
+            "-c",
+            "echo $$ > \"$1/cgroup.procs\" && shift && exec \"$@\"",
+            "sh",
+        ])
+        .args([cgroup, program]);
+    command
+}
+
 /// A child process that is killed when this value is dropped.
 #[derive(Debug)]
 pub struct Process {

@@ -60,6 +60,25 @@ pub(crate) const TRAFFIC: Program = Program {
     arguments: &["serve", "http", "--listen", "[::]:8080"],
 };
 
+/// How the programs are compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// As they are released.
+    Release,
+    /// In less than half of the time, for tests.
+    Dev,
+}
+
+impl Profile {
+    /// Cargo's name of the profile, and of the directory of its programs.
+    const fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Release => ("release", "release"),
+            Self::Dev => ("dev", "debug"),
+        }
+    }
+}
+
 /// Where an image is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -82,23 +101,25 @@ impl std::str::FromStr for Target {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(root) = &arguments.root {
-        write_tree(&contents(PROXY)?, root)?;
+        let built = build(&[PROXY], Profile::Release)?;
+        write_tree(&contents(PROXY, &built)?, root)?;
         println!("{}", root.display());
         return Ok(ExitCode::SUCCESS);
     }
     let tag = arguments.tag.clone().unwrap_or_else(default_tag);
     let output = arguments.output.clone();
     let output = output.unwrap_or_else(|| shell::target().join("image/ztunnel.tar"));
-    make(PROXY, &tag, &output)?;
+    let built = build(&[PROXY], Profile::Release)?;
+    make(PROXY, &built, &tag, &output)?;
     for target in &arguments.load {
         load(target, &output)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds a program, writes its image and prints where it is.
-pub(crate) fn make(program: Program, tag: &str, output: &Path) -> Result<()> {
-    let image = write(&contents(program)?, tag, output)?;
+/// Writes the image of a program that is in the directory `built`, and prints where it is.
+pub(crate) fn make(program: Program, built: &Path, tag: &str, output: &Path) -> Result<()> {
+    let image = write(&contents(program, built)?, tag, output)?;
     println!(
         "{} ({tag}, {:.1} MB, manifest {})",
         output.display(),
@@ -144,9 +165,9 @@ fn write(contents: &Contents, tag: &str, output: &Path) -> Result<Image> {
     })
 }
 
-/// Builds a program. Returns the contents of its image.
-fn contents(program: Program) -> Result<Contents> {
-    let built = build(program)?;
+/// The contents of the image of a program that is in the directory `built`.
+fn contents(program: Program, built: &Path) -> Result<Contents> {
+    let built = built.join(program.name);
     let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
     ensure!(
         !has_interpreter(&bytes),
@@ -235,9 +256,10 @@ fn revision() -> String {
     }
 }
 
-/// Builds the program for the image: static, stripped, and without paths of this machine, so that
-/// the same sources give the same bytes. Returns its path.
-fn build(program: Program) -> Result<PathBuf> {
+/// Builds programs for images: static, stripped, and without paths of this machine, so that the same
+/// sources give the same bytes. Programs that are built together share their dependencies. Returns
+/// the directory of the programs.
+pub(crate) fn build(programs: &[Program], profile: Profile) -> Result<PathBuf> {
     let host = shell::host()?;
     ensure!(
         host.contains("linux"),
@@ -257,9 +279,12 @@ fn build(program: Program) -> Result<PathBuf> {
         "-C target-feature=+crt-static -C strip=symbols {}",
         mapped("--remap-path-prefix=")
     );
-    let mut cargo = shell::cargo(["build", "--release", "--locked", "--target", &host]);
+    let (profile, directory) = profile.names();
+    let mut cargo = shell::cargo(["build", "--profile", profile, "--locked", "--target", &host]);
+    for program in programs {
+        cargo.args(["--package", program.package, "--bin", program.name]);
+    }
     cargo
-        .args(["--package", program.package, "--bin", program.name])
         .env(format!("CARGO_TARGET_{name}_RUSTFLAGS"), flags)
         .env(
             format!("CFLAGS_{}", host.replace('-', "_")),
@@ -275,10 +300,7 @@ fn build(program: Program) -> Result<PathBuf> {
              library (Debian: libc6-dev, Fedora: glibc-static)"
         );
     }
-    Ok(shell::target()
-        .join(host)
-        .join("release")
-        .join(program.name))
+    Ok(shell::target().join(host).join(directory))
 }
 
 /// Loads an archive.

@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Subcommand, ValueEnum};
 
-use crate::image::{self, Target};
+use crate::image::{self, Profile, Target};
 use crate::shell;
 
 /// The image of the proxy in the cluster. It has a registry's name, so that Istio's charts take it
@@ -25,8 +25,9 @@ pub(crate) enum Action {
     /// Make the cluster, or bring the one of `kubectl` up to date with this source.
     ///
     /// Uses the cluster that `kubectl` is configured for if it is the one that this command makes, or
-    /// the one that --cluster names; otherwise makes one named `ztunnel` with two nodes. Builds the images and loads them. Installs Istio's ambient mode
-    /// with istioctl if it is not installed, with this proxy as its ztunnel.
+    /// the one that --cluster names; otherwise makes one named `ztunnel` with two nodes. Builds the
+    /// images and loads them. Installs Istio's ambient mode with istioctl if it is not installed, with
+    /// this proxy as its ztunnel.
     Up {
         /// How the proxy captures the pods' connections
         #[arg(long, value_enum, default_value_t)]
@@ -34,6 +35,9 @@ pub(crate) enum Action {
         /// Another cluster of kind: its ztunnel is replaced
         #[arg(long, value_name = "NAME", default_value = CLUSTER)]
         cluster: String,
+        /// Build in less than half of the time, without optimizations: the proxy is slower
+        #[arg(long)]
+        quick: bool,
     },
     /// Tell the story of a small shop on the cluster: who calls whom, what is denied, what the network
     /// shows. Every claim is checked. Run `up` first.
@@ -54,7 +58,18 @@ pub(crate) enum Capture {
 
 pub(crate) fn run(action: &Action) -> Result<ExitCode> {
     match action {
-        Action::Up { capture, cluster } => up(*capture, cluster)?,
+        Action::Up {
+            capture,
+            cluster,
+            quick,
+        } => {
+            let profile = if *quick {
+                Profile::Dev
+            } else {
+                Profile::Release
+            };
+            up(*capture, cluster, profile)?;
+        }
         Action::Demo => {
             require(&["docker", "kubectl"])?;
             shell::must(&mut shell::cargo(["build", "--bins"]))?;
@@ -97,7 +112,7 @@ pub(crate) fn missing<'a>(programs: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// Brings the cluster up.
-pub(crate) fn up(capture: Capture, cluster: &str) -> Result<()> {
+pub(crate) fn up(capture: Capture, cluster: &str, profile: Profile) -> Result<()> {
     require(&["docker", "kind", "kubectl", "istioctl"])?;
     match current()? {
         Some(current) if current == cluster => {}
@@ -108,12 +123,13 @@ pub(crate) fn up(capture: Capture, cluster: &str) -> Result<()> {
     }
     let cluster = Target::Kind(cluster.to_owned());
     let images = shell::target().join("image");
+    let built = image::build(&[image::PROXY, image::TRAFFIC], profile)?;
     for (program, tag, file) in [
         (image::PROXY, PROXY_IMAGE, "ztunnel.tar"),
         (image::TRAFFIC, TRAFFIC_IMAGE, "traffic.tar"),
     ] {
         let archive = images.join(file);
-        image::make(program, tag, &archive)?;
+        image::make(program, &built, tag, &archive)?;
         image::load(&cluster, &archive)?;
     }
     install()?;

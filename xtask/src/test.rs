@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
+use crate::image::Profile;
 use crate::kind::{self, Capture};
 use crate::{envoy, fuzz, kernels, requirements, shell, tidy};
 
@@ -48,14 +49,55 @@ enum Part {
     Kernels,
 }
 
+/// The parts that have run.
+struct Steps {
+    all: Vec<Step>,
+    started: Instant,
+    /// The start of the current part.
+    last: Instant,
+}
+
 struct Step {
     name: &'static str,
     passed: bool,
     tests: usize,
+    seconds: u64,
+}
+
+impl Steps {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            all: Vec::new(),
+            started: now,
+            last: now,
+        }
+    }
+
+    /// Adds the part that has just ended; `tests` is 0 if it has none.
+    fn add(&mut self, name: &'static str, passed: bool, tests: usize) {
+        let seconds = self.last.elapsed().as_secs();
+        self.last = Instant::now();
+        self.all.push(Step {
+            name,
+            passed,
+            tests,
+            seconds,
+        });
+    }
+
+    /// Prints the summary. Returns the exit code.
+    fn finish(&self) -> ExitCode {
+        println!("{}", summary(&self.all, self.started.elapsed().as_secs()));
+        if self.all.iter().all(|step| step.passed) {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let started = Instant::now();
     if arguments.part == Some(Part::Cluster) {
         return cluster(arguments);
     }
@@ -72,43 +114,27 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     } else {
         requirements::for_building()?;
     }
-    let mut steps = Vec::new();
+    let mut steps = Steps::new();
     if wanted(Part::Lint) {
         lint(&mut steps)?;
     }
     if wanted(Part::Unit) {
-        steps.push(tests(
-            "unit",
-            &mut shell::cargo(["test", "--lib", "--bins"]),
-        )?);
+        let mut unit = shell::cargo(["test", "--lib", "--bins"]);
+        tests(&mut steps, "unit", &mut unit)?;
     }
     if wanted(Part::Fuzz) {
         let (passed, targets) = fuzz::check(arguments.fuzz_seconds)?;
-        steps.push(Step {
-            name: "fuzz",
-            passed,
-            tests: targets,
-        });
+        steps.add("fuzz", passed, targets);
     }
     if wanted(Part::E2e) {
         e2e(&mut steps)?;
     }
-    Ok(finish(&steps, started))
-}
-
-/// Prints the summary. Returns the exit code.
-fn finish(steps: &[Step], started: Instant) -> ExitCode {
-    println!("{}", summary(steps, started.elapsed().as_secs()));
-    if steps.iter().all(|step| step.passed) {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    Ok(steps.finish())
 }
 
 /// The doctor and the demo under other kernels.
 fn kernels() -> Result<ExitCode> {
-    let started = Instant::now();
+    let mut steps = Steps::new();
     let Some(machine) = kernels::machine() else {
         eprintln!(
             "LEFT OUT: other kernels, because {} names no program that boots them",
@@ -117,18 +143,13 @@ fn kernels() -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     };
     let passed = kernels::run(&machine).inspect_err(|error| eprintln!("error: {error:#}"));
-    let step = Step {
-        name: "kernels",
-        passed: passed.is_ok(),
-        tests: passed.unwrap_or(0),
-    };
-    Ok(finish(&[step], started))
+    steps.add("kernels", passed.is_ok(), passed.unwrap_or(0));
+    Ok(steps.finish())
 }
 
 /// The checks on a real cluster, by each capture.
 fn cluster(arguments: &Arguments) -> Result<ExitCode> {
-    let started = Instant::now();
-    let mut steps = Vec::new();
+    let mut steps = Steps::new();
     if !shell::succeeds(&mut shell::cargo(["build", "--bins"]))? {
         return Ok(ExitCode::FAILURE);
     }
@@ -137,50 +158,35 @@ fn cluster(arguments: &Arguments) -> Result<ExitCode> {
         if arguments.capture.is_some_and(|only| only != capture) {
             continue;
         }
-        kind::up(capture, &arguments.cluster)?;
+        kind::up(capture, &arguments.cluster, Profile::Dev)?;
         let mut checks = Command::new(shell::target().join("debug/cluster"));
         let name = match capture {
             Capture::Rules => "cluster with rules",
             Capture::Programs => "cluster with programs",
         };
-        steps.push(tests(name, checks.args(&arguments.checks))?);
+        tests(&mut steps, name, checks.args(&arguments.checks))?;
     }
-    Ok(finish(&steps, started))
+    Ok(steps.finish())
 }
 
-fn lint(steps: &mut Vec<Step>) -> Result<()> {
+fn lint(steps: &mut Steps) -> Result<()> {
     let mut formatted = shell::succeeds(&mut shell::cargo(["fmt", "--all", "--check"]))?;
     let fuzz = ["fmt", "--manifest-path", fuzz::MANIFEST, "--check"];
     formatted &= shell::succeeds(&mut shell::cargo(fuzz))?;
-    steps.push(Step {
-        name: "format",
-        passed: formatted,
-        tests: 0,
-    });
+    steps.add("format", formatted, 0);
     let mut clippy = shell::cargo(["clippy", "--all-targets", "--", "-D", "warnings"]);
-    steps.push(Step {
-        name: "clippy",
-        passed: shell::succeeds(&mut clippy)?,
-        tests: 0,
-    });
-    steps.push(Step {
-        name: "tidy",
-        passed: tidy::check()?,
-        tests: 0,
-    });
+    steps.add("clippy", shell::succeeds(&mut clippy)?, 0);
+    steps.add("tidy", tidy::check()?, 0);
     Ok(())
 }
 
-fn e2e(steps: &mut Vec<Step>) -> Result<()> {
+fn e2e(steps: &mut Steps) -> Result<()> {
     // The tests start these binaries. All commands select the same packages, because another
     // selection would unify other features and rebuild every dependency.
     let mut build = shell::cargo(["build", "--bins"]);
-    if !shell::succeeds(&mut build)? {
-        steps.push(Step {
-            name: "e2e build",
-            passed: false,
-            tests: 0,
-        });
+    let built = shell::succeeds(&mut build)?;
+    steps.add("e2e build", built, 0);
+    if !built {
         return Ok(());
     }
     // Unit tests of `node` that need root are ignored by default. They run one at a time: each
@@ -195,23 +201,20 @@ fn e2e(steps: &mut Vec<Step>) -> Result<()> {
     ];
     let mut rooted = shell::cargo(["test", "--package", "node", "--lib", "--"]);
     rooted.args(parts).args(["--ignored", ALONE]);
-    steps.push(tests("kernel and pods", &mut rooted)?);
+    tests(steps, "kernel and pods", &mut rooted)?;
     let mut end_to_end = shell::cargo(["test", "--no-fail-fast", "--test", "*", "--", E2E_THREADS]);
     if let Some(envoy) = envoy::find() {
         end_to_end.env(envoy::VARIABLE, envoy);
     }
-    steps.push(tests("e2e", &mut end_to_end)?);
-    Ok(())
+    tests(steps, "e2e", &mut end_to_end)
 }
 
-fn tests(name: &'static str, command: &mut Command) -> Result<Step> {
+/// Runs tests as a part.
+fn tests(steps: &mut Steps, name: &'static str, command: &mut Command) -> Result<()> {
     let mut count = 0;
     let passed = shell::watched(command, |line| count += passed_tests(line))?;
-    Ok(Step {
-        name,
-        passed,
-        tests: count,
-    })
+    steps.add(name, passed, count);
+    Ok(())
 }
 
 /// The number of passed tests in a line of libtest's output.
@@ -228,9 +231,10 @@ fn summary(steps: &[Step], seconds: u64) -> String {
         .iter()
         .map(|step| {
             let verdict = if step.passed { "ok" } else { "FAILED" };
+            let (name, seconds) = (step.name, step.seconds);
             match step.tests {
-                0 => format!("{} {verdict}", step.name),
-                tests => format!("{} {verdict} ({tests} tests)", step.name),
+                0 => format!("{name} {verdict} ({seconds} s)"),
+                tests => format!("{name} {verdict} ({tests} tests, {seconds} s)"),
             }
         })
         .collect();
@@ -263,16 +267,18 @@ mod tests {
                 name: "tidy",
                 passed: true,
                 tests: 0,
+                seconds: 1,
             },
             Step {
                 name: "unit",
                 passed: false,
                 tests: 7,
+                seconds: 4,
             },
         ];
         assert_eq!(
             summary(&steps, 5),
-            "FAILED in 5 s: tidy ok, unit FAILED (7 tests)"
+            "FAILED in 5 s: tidy ok (1 s), unit FAILED (7 tests, 4 s)"
         );
     }
 }

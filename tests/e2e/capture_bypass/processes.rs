@@ -1,12 +1,14 @@
-//! A process in its own cgroup, as in every container.
+//! Processes in cgroups of their own, as in every container.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
+use std::time::Duration;
 
+use serde_json::json;
 use ztunnel_tests::net::{Family, World};
-use ztunnel_tests::process::Process;
-use ztunnel_tests::proxy::{Mesh, companion};
+use ztunnel_tests::process::{self, Process};
+use ztunnel_tests::proxy::{Mesh, companion, workload_uid};
 use ztunnel_tests::traffic::Kind;
 
 use super::mesh;
@@ -52,13 +54,8 @@ fn a_process_in_a_child_cgroup_is_captured() {
             Mesh::service(server).at(family, 80),
         ] {
             let before = running.accepted();
-            let mut command = Command::new("sh");
+            let mut command = process::in_cgroup(&cgroup.0, &companion("traffic").unwrap());
             command
-                .arg("-c")
-                .arg("echo $$ > \"$1/cgroup.procs\" && shift && exec \"$@\"")
-                .arg("sh")
-                .arg(&cgroup.0)
-                .arg(companion("traffic").unwrap())
                 .args(["connect", "--seconds", "0.2", "--to"])
                 .arg(to.to_string())
                 .stdin(Stdio::null())
@@ -77,4 +74,41 @@ fn a_process_in_a_child_cgroup_is_captured() {
             );
         }
     }
+}
+
+/// The programs are attached to a cgroup that contains the proxy and the first pod's process. The
+/// second pod's process is elsewhere.
+#[test]
+fn a_process_outside_of_the_programs_cgroup_is_reported() {
+    let world = World::two_nodes().unwrap();
+    let cgroup = Cgroup::create(&format!("{}-node", world.prefix()));
+    let of_programs = json!(cgroup.0);
+    let builder = Mesh::builder(&world).settings(|settings| {
+        let cgroup = ("cgroup".to_owned(), of_programs.clone());
+        settings.capture.extra.extend([cgroup]);
+    });
+    let mut mesh = builder.prepare().unwrap();
+    let (inside, outside) = (world.pod("a", 0), world.pod("a", 1));
+    let mut serve = process::in_cgroup(&cgroup.0, &companion("traffic").unwrap());
+    serve
+        .args(["serve", "http", "--listen", "[::]:8080"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    let _inside = Process::start(inside, &mut serve).unwrap();
+    let _outside = outside.serve(Kind::Http, 8080).unwrap();
+    let proxy = mesh.proxy("a");
+    proxy.cgroup = Some(cgroup.0.clone());
+    proxy.start().unwrap();
+    let text = "outside of the cgroup that the eBPF programs are attached to";
+    proxy.wait_for_log(text, Duration::from_secs(10)).unwrap();
+    let log = proxy.log();
+    let reported: Vec<&str> = log.lines().filter(|line| line.contains(text)).collect();
+    assert_eq!(reported.len(), 1, "{reported:?}");
+    let is_named = reported[0].contains(&workload_uid(outside)) && reported[0].contains(":8080");
+    assert!(is_named, "{reported:?}");
+    let pending = proxy
+        .metrics()
+        .unwrap()
+        .sum("istio_pending_proxy_count_total", &[]);
+    assert_eq!(pending, 1.0);
 }

@@ -1,6 +1,7 @@
 //! Commands on the cluster.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -115,6 +116,52 @@ impl Cluster {
             serde_json::from_str(&output).with_context(|| format!("no report in {output:?}"))
         });
         RunningCalls(calling)
+    }
+
+    /// The pod with the label `app`, of those that are not being deleted.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn pod_of(&self, namespace: &str, app: &str) -> Result<String> {
+        let selector = format!("app={app}");
+        let pods = self.get(&["pods", "-n", namespace, "-l", &selector])?;
+        let alive = pods
+            .iter()
+            .find(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        alive
+            .and_then(name)
+            .with_context(|| format!("no pod of {app} in {namespace}"))
+    }
+
+    /// Forwards a port of this machine to a port of a pod while `work` runs with its address.
+    ///
+    /// # Errors
+    /// When `kubectl port-forward` does not start, or `work` fails.
+    pub fn port_forward<T>(
+        &self,
+        namespace: &str,
+        pod: &str,
+        port: u16,
+        work: impl FnOnce(SocketAddr) -> Result<T>,
+    ) -> Result<T> {
+        let mut child = Command::new("kubectl")
+            .args(["-n", namespace, "port-forward", pod, &format!(":{port}")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting kubectl")?;
+        let forwarded = || {
+            let stdout = child.stdout.take().context("kubectl has no output")?;
+            let mut line = String::new();
+            BufReader::new(stdout).read_line(&mut line)?;
+            // "Forwarding from 127.0.0.1:40000 -> 8080"
+            let address = line.split_whitespace().nth(2);
+            let address = address.and_then(|address| address.parse().ok());
+            work(address.with_context(|| format!("kubectl port-forward: {line:?}"))?)
+        };
+        let result = forwarded();
+        child.kill().and_then(|()| child.wait())?;
+        result
     }
 
     /// The pod of the node proxy on a node.

@@ -6,6 +6,9 @@ use super::TRAFFIC_IMAGE;
 /// The port of every server.
 pub(super) const PORT: u16 = 8080;
 
+/// The port of a server on its node's network.
+pub(super) const HOST_PORT: u16 = 18080;
+
 /// What a server does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Serves {
@@ -138,6 +141,35 @@ pub(super) fn callers(namespace: &str, name: &str, pods: usize, to: &str) -> Str
     )
 }
 
+/// A pod on its node's network, which serves HTTP on [`HOST_PORT`].
+pub(super) fn on_host_network(namespace: &str, name: &str, node: &str) -> String {
+    format!(
+        "apiVersion: v1\n\
+         kind: Pod\n\
+         metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {name}}}}}\n\
+         spec:\n\
+         \x20 hostNetwork: true\n\
+         \x20 dnsPolicy: ClusterFirstWithHostNet\n\
+         \x20 nodeName: {node}\n\
+         \x20 terminationGracePeriodSeconds: 1\n\
+         \x20 containers:\n\
+         \x20 - name: app\n\
+         \x20   image: {TRAFFIC_IMAGE}\n\
+         \x20   imagePullPolicy: IfNotPresent\n\
+         \x20   args: [serve, http, --listen, '[::]:{HOST_PORT}']\n"
+    )
+}
+
+/// A Service for the pods of an app on a port of every node.
+pub(super) fn node_port(namespace: &str, app: &str) -> String {
+    format!(
+        "apiVersion: v1\n\
+         kind: Service\n\
+         metadata: {{name: {app}-node, namespace: {namespace}}}\n\
+         spec: {{type: NodePort, selector: {{app: {app}}}, ports: [{{name: tcp, port: 80, targetPort: {PORT}}}]}}\n"
+    )
+}
+
 fn service(namespace: &str, name: &str, more: &str) -> String {
     format!(
         "apiVersion: v1\n\
@@ -215,6 +247,8 @@ mod tests {
             callers("shop", "callers", 3, "orders:80"),
             allow_only("shop", "orders", "web"),
             strict("shop"),
+            on_host_network("shop", "host", "node-a"),
+            node_port("shop", "orders"),
         ] {
             let objects = objects(&manifest);
             assert_eq!(objects[0]["metadata"]["namespace"], "shop", "{manifest}");

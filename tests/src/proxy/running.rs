@@ -36,6 +36,8 @@ pub struct Proxy<'world> {
     process: Option<Process>,
     /// The DNS resolver in the proxy's resolv.conf. `None` uses the resolv.conf of the machine.
     pub resolver: Option<IpAddr>,
+    /// The cgroup of its processes. `None` uses that of the test.
+    pub cgroup: Option<PathBuf>,
     /// The settings. [`Self::write_settings`] writes them to the file.
     pub settings: Settings,
     launched: Instant,
@@ -59,6 +61,7 @@ impl<'world> Proxy<'world> {
             environment,
             process: None,
             resolver: None,
+            cgroup: None,
             settings,
             launched: Instant::now(),
             ready_after: Duration::ZERO,
@@ -109,7 +112,10 @@ impl<'world> Proxy<'world> {
             .append(true)
             .open(self.log_path())
             .context("opening the proxy's log")?;
-        let mut command = Command::new(binary::ztunnel()?);
+        let mut command = match &self.cgroup {
+            Some(cgroup) => process::in_cgroup(cgroup, &binary::ztunnel()?),
+            None => Command::new(binary::ztunnel()?),
+        };
         command
             .arg("proxy")
             .arg("--config")

@@ -89,6 +89,9 @@ pub struct LocalPod {
     /// Whether rules inside the pod redirect inbound connections. The fast path does not lead to
     /// such a pod, because the connection would arrive at an address that no entry names.
     pub redirected: bool,
+    /// Whether it has left: its connections are no longer captured. Those that still arrive at the
+    /// proxy's listeners are served for a short time, and the kernel carries no new ones.
+    pub leaving: bool,
 }
 
 impl LocalPod {
@@ -133,7 +136,7 @@ impl View {
             let paths = paths.of(&pod.uid);
             let workload = view.mesh.workload_by_uid(&pod.uid);
             let (known, matches) = (workload.is_some(), pod.matches(workload));
-            if !(known && matches) {
+            if !pod.leaving && (!known || !matches) {
                 let expected = pod.addresses.iter();
                 let expected = expected.map(|address| (*address, pod.uid.clone()));
                 view.expected.extend(expected);
@@ -210,8 +213,8 @@ impl View {
 
     /// How a workload reaches another one of this node without a tunnel: the pod with the address,
     /// and whether a sockmap may join the sockets. `None` if the connection needs a tunnel: one of
-    /// the two is on another node, the settings demand encryption, the destination redirects
-    /// inbound connections, or the destination has an application tunnel or terminates HBONE
+    /// the two is on another node, the settings demand encryption, the destination leaves
+    /// or redirects inbound connections, or the destination has an application tunnel or terminates HBONE
     /// itself.
     #[must_use]
     pub fn direct(
@@ -228,7 +231,12 @@ impl View {
         let encrypt = !is_loop && both.iter().any(|end| end.same_node == SameNode::Tunnel);
         let needs_tunnel = workload.native_tunnel || workload.application_tunnel.is_some();
         let redirected = server.pod.redirected && !is_loop;
-        if encrypt || needs_tunnel || redirected || !server.pod.addresses.contains(&to) {
+        if encrypt
+            || needs_tunnel
+            || redirected
+            || server.pod.leaving
+            || !server.pod.addresses.contains(&to)
+        {
             return None;
         }
         let joined = both.iter().all(|end| end.join_mode == JoinMode::Joined);

@@ -1,65 +1,33 @@
 //! Reconciles the enrolled pods with the desired pods, one by one: a pod that cannot be enrolled
 //! does not delay the others.
 
+mod coverage;
+mod desired;
+mod enrolled;
 mod error;
 mod failed;
+mod leaving;
 mod prepare;
 
 use std::collections::HashMap;
-use std::fmt;
-use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use self::coverage::Coverage;
+pub(super) use self::desired::{DesiredPod, PodKey};
+use self::enrolled::{Enrolled, identity};
 use self::error::EnrollError;
 use self::failed::FailedPods;
-use self::prepare::{capture, captured_addresses, prepare, warn_of_missing, was_replaced};
-use crate::agent::zds::PodUid;
+use self::leaving::LeavingPods;
+use self::prepare::{capture, captured_addresses, prepare, refuse_captured, warn_of_missing};
 use crate::bpf::{self, Kernel};
-use crate::pods::{self, NetnsSource, Opened, OptionalListener, Pod};
+use crate::pods::{self, Netns, Opened, OptionalListener, Pod};
 use crate::proxy::{ProxyState, Workers};
 use mesh::LocalPod;
 use mesh::NetnsCookie;
-use mesh::{Identity, Snapshot, Uid, Workload};
-
-/// Which source lists a pod, and under which name. For a short time two announced pods can be the
-/// same workload of the mesh: the one that leaves and its replacement.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum PodKey {
-    /// The settings list the pod.
-    Listed(Uid),
-    /// The node agent has announced the pod.
-    Announced(PodUid),
-}
-
-impl fmt::Display for PodKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Listed(uid) => uid.fmt(f),
-            Self::Announced(uid) => uid.fmt(f),
-        }
-    }
-}
-
-/// A pod that should be enrolled.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct DesiredPod {
-    /// Its source and its name there.
-    pub(super) key: PodKey,
-    /// Its workload. If the mesh does not know the workload yet, the pod is captured anyway, and its
-    /// connections wait for it.
-    pub(super) uid: Uid,
-    /// Its service account, if the node agent names it.
-    pub(super) account: Option<Arc<str>>,
-    /// Its workload as far as the node agent's announcement tells it, without addresses: the
-    /// certificate is requested early, and the pod's own connections can go on with it if the
-    /// control plane does not push the workload in time.
-    pub(super) announced: Option<Arc<Workload>>,
-    /// Its network namespace.
-    pub(super) netns: NetnsSource,
-}
+use mesh::{Identity, Snapshot};
 
 /// What enrolling depends on besides the pods.
 #[derive(Debug, Clone, Copy)]
@@ -82,25 +50,13 @@ pub(super) enum OrphanPolicy {
     Retain,
 }
 
-#[derive(Debug)]
-struct Enrolled {
-    pod: Arc<Pod>,
-    identity: Option<Identity>,
-    /// An inbound listener, needed to enroll again when addresses change; none once another process
-    /// accepts instead.
-    inbound: Option<OwnedFd>,
-    captured: Vec<IpAddr>,
-    /// Whether its DNS queries are captured.
-    dns: bool,
-    /// Increases with each enrollment: of two pods that are the same workload the later one wins.
-    number: u64,
-}
-
 /// The pods that are enrolled.
 #[derive(Debug)]
 pub(super) struct Enrollment {
     shared: Arc<ProxyState>,
     pods: HashMap<PodKey, Enrolled>,
+    leaving: LeavingPods,
+    coverage: Coverage,
     failed: FailedPods,
     last_number: u64,
     changed: bool,
@@ -115,6 +71,8 @@ impl Enrollment {
         Self {
             shared,
             pods: HashMap::new(),
+            leaving: LeavingPods::default(),
+            coverage: Coverage::default(),
             failed: FailedPods::default(),
             last_number: 0,
             changed: true,
@@ -143,30 +101,27 @@ impl Enrollment {
         }
     }
 
-    /// The enrolled pods with their addresses, the earliest first.
+    /// The pods with their addresses: those that leave, and then the enrolled ones, the earliest
+    /// first.
     pub(super) fn pods(&self) -> Vec<LocalPod> {
         let mut pods: Vec<&Enrolled> = self.pods.values().collect();
         pods.sort_unstable_by_key(|enrolled| enrolled.number);
-        let local = |enrolled: &&Enrolled| LocalPod {
-            uid: enrolled.pod.uid.clone(),
-            account: enrolled.pod.account.clone(),
-            announced: enrolled.pod.announced.clone(),
-            cookie: NetnsCookie(enrolled.pod.netns.cookie()),
-            addresses: enrolled.captured.clone(),
-            redirected: enrolled.pod.redirected.load(Ordering::Relaxed),
-        };
-        pods.iter().map(local).collect()
+        let leaving = self.leaving.iter().map(|enrolled| enrolled.local(true));
+        let enrolled = pods.into_iter().map(|enrolled| enrolled.local(false));
+        leaving.chain(enrolled).collect()
     }
 
-    /// The number of enrolled pods.
+    /// The number of enrolled pods that are captured: processes of the others are outside of the
+    /// cgroup of the programs.
     pub(super) fn count(&self) -> usize {
-        self.pods.len()
+        self.pods.len().saturating_sub(self.coverage.outside())
     }
 
     /// The pod of a namespace.
     pub(super) fn pod(&self, cookie: NetnsCookie) -> Option<Arc<Pod>> {
-        let mut pods = self.pods.values().map(|enrolled| &enrolled.pod);
-        pods.find(|pod| pod.netns.cookie() == cookie.0).cloned()
+        let mut pods = self.pods.values().chain(self.leaving.iter());
+        let enrolled = pods.find(|enrolled| enrolled.cookie() == cookie)?;
+        Some(enrolled.pod.clone())
     }
 
     /// Looks for rules in these pods that redirect inbound connections. Returns whether one of the
@@ -209,7 +164,10 @@ impl Enrollment {
             }
         }
         for key in &captured {
-            self.withdraw(context, key, &[]);
+            if let Some(enrolled) = self.pods.remove(key) {
+                self.stop_capturing(key, &enrolled, false);
+                self.end(context, enrolled);
+            }
         }
         Ok(!captured.is_empty())
     }
@@ -219,10 +177,13 @@ impl Enrollment {
         std::mem::take(&mut self.changed)
     }
 
-    /// The time at which a pod that could not be enrolled is to be tried again.
-    pub(super) fn next_retry(&self) -> Option<Instant> {
+    /// The time of the next reconciliation: a pod that could not be enrolled is to be tried again,
+    /// one that has left is no longer to be served, or one is to be checked.
+    pub(super) fn next_due(&self) -> Option<Instant> {
         // Another process enrols the pods after a handover.
-        self.failed.next_retry().filter(|_| self.active)
+        let retry = self.failed.next_retry().filter(|_| self.active);
+        let others = [self.leaving.next_end(), self.coverage.next()];
+        retry.into_iter().chain(others.into_iter().flatten()).min()
     }
 
     /// The pods that could not be enrolled because the programs of another proxy capture them, and
@@ -232,18 +193,24 @@ impl Enrollment {
     }
 
     /// Brings the enrolled pods in line with the desired ones. A pod that could not be enrolled is
-    /// tried again when its time has come ([`Self::next_retry`]), or when it has changed.
+    /// tried again when its time has come ([`Self::next_due`]), or when it has changed.
     pub(super) fn reconcile(
         &mut self,
         context: EnrollContext<'_>,
         desired: &[DesiredPod],
         orphan_policy: OrphanPolicy,
     ) {
+        for enrolled in self.leaving.take_ended(Instant::now()) {
+            self.end(context, enrolled);
+        }
+        if let Some(kernel) = &self.shared.kernel {
+            self.coverage.check(kernel, Instant::now());
+        }
         let by_key: HashMap<&PodKey, &DesiredPod> =
             desired.iter().map(|pod| (&pod.key, pod)).collect();
         let stale = |(key, enrolled): (&PodKey, &Enrolled)| {
             let stale = match by_key.get(key) {
-                Some(pod) => !matches_desired(enrolled, pod),
+                Some(pod) => !enrolled.matches(pod),
                 // Before its snapshot is complete the agent may still announce the pod.
                 None => {
                     !matches!(key, PodKey::Announced(_)) || orphan_policy == OrphanPolicy::Detach
@@ -288,7 +255,7 @@ impl Enrollment {
         desired: &DesiredPod,
     ) -> Result<(), String> {
         let enrolled = self.pods.get(&desired.key);
-        if enrolled.is_some_and(|enrolled| !matches_desired(enrolled, desired)) {
+        if enrolled.is_some_and(|enrolled| !enrolled.matches(desired)) {
             self.withdraw(context, &desired.key, std::slice::from_ref(desired));
         }
         let outcome = self.update_or_enroll(context, desired);
@@ -297,33 +264,48 @@ impl Enrollment {
         answer
     }
 
-    /// Removes a pod. If a desired pod has the same namespace, as another workload or under another
-    /// name, the namespace stays captured, and so refused, until that pod is enrolled.
+    /// Removes a pod; its listeners stay open for a little longer. If a desired pod has the same
+    /// namespace, as another workload or under another name, they do not, and the namespace stays
+    /// captured, and so refused, until that pod is enrolled.
     fn withdraw(&mut self, context: EnrollContext<'_>, key: &PodKey, desired: &[DesiredPod]) {
         let Some(enrolled) = self.pods.remove(key) else {
             return;
         };
+        let replaced = desired.iter().any(|pod| enrolled.has_same_netns(pod));
+        self.stop_capturing(key, &enrolled, replaced);
+        if self.active && !replaced {
+            self.leaving.add(enrolled, Instant::now());
+        } else {
+            self.end(context, enrolled);
+        }
+    }
+
+    /// Stops capturing a pod that is no longer enrolled, unless it is `replaced`.
+    fn stop_capturing(&mut self, key: &PodKey, enrolled: &Enrolled, replaced: bool) {
         self.changed = true;
-        let cookie = enrolled.pod.netns.cookie();
-        let replaced = desired.iter().any(|pod| has_same_netns(&enrolled, pod));
+        self.coverage.remove(enrolled.cookie());
         if self.active
             && !replaced
             && let Some(kernel) = &self.shared.kernel
-            && let Err(error) = kernel.withdraw(NetnsCookie(cookie))
+            && let Err(error) = kernel.withdraw(enrolled.cookie())
         {
             tracing::error!(%error, pod = %key, "cannot stop capturing the pod");
         }
-        context
-            .workers
-            .remove(NetnsCookie(cookie), context.deadline);
-        self.forget_certificate(enrolled.identity);
         self.shared.telemetry.pod_removed();
         tracing::info!(pod = %key, "pod left");
     }
 
+    /// Closes the listeners of a pod that is no longer enrolled; its connections drain.
+    fn end(&mut self, context: EnrollContext<'_>, enrolled: Enrolled) {
+        self.changed = true;
+        context.workers.remove(enrolled.cookie(), context.deadline);
+        self.forget_certificate(enrolled.identity);
+    }
+
     /// Stops renewing a certificate unless another pod of this node has the same identity.
     fn forget_certificate(&self, identity: Option<Identity>) {
-        let still_needed = self.pods.values().any(|pod| pod.identity == identity);
+        let mut pods = self.pods.values().chain(self.leaving.iter());
+        let still_needed = pods.any(|pod| pod.identity == identity);
         if let Some(identity) = identity.filter(|_| !still_needed) {
             self.shared.certificates.forget(&identity);
         }
@@ -380,65 +362,114 @@ impl Enrollment {
         context: EnrollContext<'_>,
         desired: &DesiredPod,
     ) -> Result<(), EnrollError> {
-        let kernel = self.shared.kernel.clone();
-        let (pod, opened) = prepare(desired, &self.shared, context.mesh)?;
-        if kernel.is_none() && !pod.redirected.load(Ordering::Relaxed) {
-            return Err(EnrollError::NoRules);
-        }
-        let cookie = pod.netns.cookie();
+        let netns = Netns::of(&desired.netns)?;
+        let cookie = NetnsCookie(netns.cookie());
         let mut others = self.pods.iter();
-        if let Some((other, _)) = others.find(|(_, other)| other.pod.netns.cookie() == cookie) {
+        if let Some((other, _)) = others.find(|(_, other)| other.cookie() == cookie) {
             let other = other.clone();
             return Err(EnrollError::NetnsInUse { other });
         }
-        let captured = captured_addresses(&pod, context.mesh);
+        if self.shared.kernel.is_none() {
+            refuse_captured(&netns)?;
+        }
+        let mut enrolled = match self.take_back(context, desired, cookie) {
+            Some(enrolled) => enrolled,
+            None => self.serve(context, desired, netns)?,
+        };
+        if let Err(error) = self.capture(context, desired, &mut enrolled) {
+            // What the kernel captures by now stays captured and is refused.
+            self.end(context, enrolled);
+            return Err(error);
+        }
+        self.last_number += 1;
+        enrolled.number = self.last_number;
+        self.changed = true;
+        self.shared.telemetry.pod_added();
+        tracing::info!(pod = %desired.key, workload = %desired.uid, netns = %desired.netns, addresses = ?enrolled.captured, "pod enrolled");
+        self.pods.insert(desired.key.clone(), enrolled);
+        Ok(())
+    }
+
+    /// The pod of a namespace that has just left and comes back: its listeners are still open. If
+    /// another workload comes, the listeners are closed.
+    fn take_back(
+        &mut self,
+        context: EnrollContext<'_>,
+        desired: &DesiredPod,
+        cookie: NetnsCookie,
+    ) -> Option<Enrolled> {
+        let left = self.leaving.take(cookie)?;
+        let redirected = left.pod.netns.visit(pods::is_redirected).unwrap_or(false);
+        left.pod.redirected.store(redirected, Ordering::Relaxed);
+        let is_captured = self.shared.kernel.is_some() || redirected;
+        if left.has_same_workload(desired) && left.inbound.is_some() && is_captured {
+            return Some(left);
+        }
+        self.end(context, left);
+        None
+    }
+
+    /// Opens listeners in a pod's namespace, and lets the workers serve them.
+    fn serve(
+        &self,
+        context: EnrollContext<'_>,
+        desired: &DesiredPod,
+        netns: Netns,
+    ) -> Result<Enrolled, EnrollError> {
+        let kernel = self.shared.kernel.as_ref();
+        let (pod, opened) = prepare(desired, netns, &self.shared, context.mesh)?;
+        if kernel.is_none() && !pod.redirected.load(Ordering::Relaxed) {
+            return Err(EnrollError::NoRules);
+        }
         // Queries that are captured without a listener would be lost.
         let dns = self.shared.config.dns.is_some() && !opened.lacks(OptionalListener::Dns);
-        let Opened {
-            sets: listeners,
-            missing,
-        } = opened;
-        let inbound = listeners
+        let Opened { sets, missing } = opened;
+        let inbound = sets
             .first()
             .map(|first| first.inbound.as_fd().try_clone_to_owned());
         let inbound = inbound.transpose().map_err(EnrollError::Duplicate)?;
-        for listeners in &listeners {
+        for listeners in &sets {
             let marked = kernel
                 .iter()
                 .try_for_each(|kernel| kernel.mark_listener(listeners.inbound.as_fd()));
             marked.map_err(EnrollError::MarkListener)?;
         }
-        context.workers.add(&pod, listeners);
-        let Some(inbound) = inbound else {
-            return Ok(());
-        };
-        if let Some(kernel) = &kernel
-            && let Err(error) = capture(kernel, &pod.netns, &captured, &inbound, dns)
-        {
-            // What the kernel captures by now stays captured and is refused.
-            context
-                .workers
-                .remove(NetnsCookie(cookie), context.deadline);
-            return Err(error);
+        context.workers.add(&pod, sets);
+        warn_of_missing(&missing, &desired.key, kernel.is_some());
+        Ok(Enrolled {
+            pod,
+            identity: None,
+            inbound,
+            captured: Vec::new(),
+            dns,
+            number: 0,
+        })
+    }
+
+    /// Captures the connections of a pod that the workers serve, and requests its certificate.
+    fn capture(
+        &mut self,
+        context: EnrollContext<'_>,
+        desired: &DesiredPod,
+        enrolled: &mut Enrolled,
+    ) -> Result<(), EnrollError> {
+        let pod = &enrolled.pod;
+        enrolled.captured = captured_addresses(pod, context.mesh);
+        if let (Some(kernel), Some(inbound)) = (&self.shared.kernel, &enrolled.inbound) {
+            let netns = &pod.netns;
+            capture(kernel, netns, &enrolled.captured, inbound, enrolled.dns)?;
+            if !kernel.covers_machine() {
+                self.coverage.add(&desired.key, netns, Instant::now());
+            }
         }
-        let identity = identity(&pod, desired, context.mesh);
+        let identity = identity(pod, desired, context.mesh);
         if let Some(identity) = &identity {
             self.shared.certificates.prefetch(identity);
         }
-        tracing::info!(pod = %desired.key, workload = %desired.uid, netns = %desired.netns, addresses = ?captured, "pod enrolled");
-        warn_of_missing(&missing, &desired.key, kernel.is_some());
-        self.shared.telemetry.pod_added();
-        self.changed = true;
-        self.last_number += 1;
-        let enrolled = Enrolled {
-            pod,
-            identity,
-            inbound: Some(inbound),
-            captured,
-            dns,
-            number: self.last_number,
-        };
-        self.pods.insert(desired.key.clone(), enrolled);
+        let previous = std::mem::replace(&mut enrolled.identity, identity);
+        if previous != enrolled.identity {
+            self.forget_certificate(previous);
+        }
         Ok(())
     }
 
@@ -468,25 +499,4 @@ impl Enrollment {
             }
         }
     }
-}
-
-/// Whether a pod is enrolled as desired. A pod that was replaced under the same name has another
-/// namespace at the same path.
-fn matches_desired(enrolled: &Enrolled, desired: &DesiredPod) -> bool {
-    let pod = &enrolled.pod;
-    pod.uid == desired.uid && pod.account == desired.account && has_same_netns(enrolled, desired)
-}
-
-/// Whether an enrolled pod has the namespace of a desired one.
-fn has_same_netns(enrolled: &Enrolled, desired: &DesiredPod) -> bool {
-    let netns = &enrolled.pod.netns;
-    *netns.source() == desired.netns && !was_replaced(netns)
-}
-
-/// A pod's identity: the mesh's if it knows the workload, otherwise the one that the node agent's
-/// announcement implies.
-fn identity(pod: &Pod, desired: &DesiredPod, mesh: &Snapshot) -> Option<Identity> {
-    let known = pod.workload(mesh).map(|workload| workload.identity.clone());
-    let announced = desired.announced.as_ref();
-    known.or_else(|| announced.map(|announced| announced.identity.clone()))
 }

@@ -23,7 +23,7 @@ enum NodeEvent {
     /// It is time to try the admin, metrics and readiness ports again.
     AdminPortsDue,
     /// It is time to enroll pods again.
-    EnrollRetryDue,
+    EnrollDue,
     /// The mesh has changed. None: the control plane's client has stopped.
     MeshUpdated(Option<MeshUpdate>),
     /// The node agent has sent a request. None: its client has stopped.
@@ -88,7 +88,7 @@ impl EventLoop {
                 NodeEvent::Handover(event)
             }
             () = node.admin_listeners.due() => NodeEvent::AdminPortsDue,
-            () = until(node.enroll_retry) => NodeEvent::EnrollRetryDue,
+            () = until(node.enroll_due) => NodeEvent::EnrollDue,
             update = node.mesh.changed() => NodeEvent::MeshUpdated(update),
             request = serving::next_request(node.agent.as_mut()) => {
                 NodeEvent::AgentRequest(request)
@@ -109,7 +109,7 @@ impl EventLoop {
             NodeEvent::SettingsChanged => self.handle_settings_changed(),
             NodeEvent::Handover(event) => node.handle_handover(event).await?,
             NodeEvent::AdminPortsDue => node.admin_listeners.try_bind(),
-            NodeEvent::EnrollRetryDue => node.enroll(),
+            NodeEvent::EnrollDue => node.enroll(),
             NodeEvent::MeshUpdated(update) => {
                 node.handle_mesh_update(update.ok_or(Error::Ended("control plane"))?);
             }

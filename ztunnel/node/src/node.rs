@@ -38,8 +38,8 @@ pub(super) struct Node {
     pub(super) own_pods: OwnPods,
     /// Batches that are not in force yet. Dropping a batch answers the requests that wait for it.
     pub(super) waiting_batches: Vec<ads::Batch>,
-    /// When to retry pods that could not be enrolled; none if every pod is enrolled.
-    pub(super) enroll_retry: Option<Instant>,
+    /// When to reconcile the pods next: to try one again, or to end one that has left.
+    pub(super) enroll_due: Option<Instant>,
     /// When to drop the metrics of workloads that are gone.
     pub(super) next_metrics_cleanup: Instant,
     pub(super) acceleration: Acceleration,
@@ -100,7 +100,7 @@ impl Node {
             workers: Workers::start(&shared)?,
             enrollment: Enrollment::new(shared.clone()),
             agent: None,
-            enroll_retry: None,
+            enroll_due: None,
             next_metrics_cleanup: Instant::now(),
             acceleration: Acceleration::new(shared.kernel.clone(), shared.telemetry.clone()),
             next_sweep: None,

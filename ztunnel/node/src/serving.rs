@@ -34,7 +34,7 @@ impl Node {
         let wait = || self.readiness.wait_for(ForeignPrograms::TASK);
         self.foreign_programs.update(foreign_programs, wait);
         let check = foreign_programs.then(|| Instant::now() + FOREIGN_PROGRAMS_CHECK);
-        self.enroll_retry = check.into_iter().chain(self.enrollment.next_retry()).min();
+        self.enroll_due = check.into_iter().chain(self.enrollment.next_due()).min();
         self.apply_enrollment_changes();
         // Failed pods do not keep the node unready: one that is gone must not stop the others.
         if self.handover_state.is_active()
@@ -111,8 +111,8 @@ impl Node {
             Task::Enroll(desired, reply) => {
                 let (enrollment, context) = self.enrollment_with_context();
                 let added = enrollment.add(context, &desired);
-                let retry = self.enrollment.next_retry();
-                self.enroll_retry = self.enroll_retry.into_iter().chain(retry).min();
+                let due = self.enrollment.next_due();
+                self.enroll_due = self.enroll_due.into_iter().chain(due).min();
                 self.apply_enrollment_changes();
                 agent::answer(reply, added);
             }

@@ -1,7 +1,6 @@
 //! A server that leaves the mesh and comes back under load. The node agent withdraws the pod first, and
-//! the control plane tells the clients a moment later: in between, the port of the tunnels is closed.
-//! Calls go on. What can fail is a connection that the kernel has queued for a listener of the proxy at
-//! the moment at which it closes: a few in tens of thousands.
+//! the control plane tells the clients a moment later: in between, the clients still use tunnels. No call
+//! fails.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -22,8 +21,6 @@ const DELAYS: [Duration; 3] = [
     Duration::from_millis(30),
     Duration::from_millis(150),
 ];
-/// The largest number of connections that may be queued for closing listeners, in all rounds.
-const MAX_QUEUED: usize = 3;
 /// How often the server leaves and comes back.
 const ROUNDS: usize = 12;
 
@@ -72,7 +69,7 @@ fn calls_go_on_while_a_server_leaves_the_mesh_and_comes_back() {
     });
     let answered = answered.load(Ordering::Relaxed);
     assert!(
-        failures.len() <= MAX_QUEUED,
+        failures.is_empty(),
         "{failures:?} beside {answered} answers"
     );
     assert!(answered > 500, "only {answered} calls were made");

@@ -20,7 +20,7 @@ use crate::{LocalPod, NetnsCookie, ResourceKey, View, Workload};
 /// from the decision, and `view` is the one that it was made by.
 #[must_use]
 pub fn entry(key: &FastPathKey, destinations: &Destinations, view: &View) -> Option<FastPathEntry> {
-    let client = view.pod(key.pod)?;
+    let client = view.pod(key.pod).filter(|pod| !pod.leaving)?;
     let source = view.workload(key.pod)?;
     let mut backends = SmallVec::new();
     let mut total = 0_u64;
@@ -138,7 +138,7 @@ pub fn inbound_entry(
     authorization: &Authorization,
     view: &View,
 ) -> Option<InboundEntry> {
-    let local = view.pod(pod)?;
+    let local = view.pod(pod).filter(|pod| !pod.leaving)?;
     let kernel_delivers = request.source.is_none()
         && !local.redirected
         && is_eligible(local, request.workload, request.destination)
@@ -161,7 +161,10 @@ fn is_eligible(pod: &LocalPod, workload: &Workload, to: SocketAddr) -> bool {
 /// iptables rules inside the pod redirect inbound connections, it is not.
 #[must_use]
 pub fn inbound_allowed(entry: &InboundEntry, view: &View) -> bool {
-    if view.pod(entry.pod).is_none_or(|pod| pod.redirected) {
+    if view
+        .pod(entry.pod)
+        .is_none_or(|pod| pod.redirected || pod.leaving)
+    {
         return false;
     }
     authorize_plaintext(entry, view).is_some_and(|result| result.dry_runs.is_empty())
@@ -183,12 +186,17 @@ fn authorize_plaintext(entry: &InboundEntry, view: &View) -> Option<Authorizatio
     is_allowed.then_some(result)
 }
 
+/// Whether this node captures the connections of a pod.
+fn is_captured(pod: NetnsCookie, view: &View) -> bool {
+    view.pod(pod).is_some_and(|pod| !pod.leaving)
+}
+
 /// What happens to an open connection by this view. Connections of a pod that this node no longer
-/// serves are left alone.
+/// captures are left alone.
 #[must_use]
 pub fn fate(connection: &FastPathConnection, view: &View) -> Fate {
     let stays_if = |allowed: bool| if allowed { Fate::Stays } else { Fate::Ends };
-    if view.pod(connection.pod).is_none() {
+    if !is_captured(connection.pod, view) {
         return Fate::Stays;
     }
     if connection.opener == Opener::Outside {
@@ -209,7 +217,7 @@ pub fn fate(connection: &FastPathConnection, view: &View) -> Fate {
     }
     let (client, server) = (connection.client, connection.server);
     match connection.server_pod {
-        Some(pod) if view.pod(pod).is_none() => Fate::Stays,
+        Some(pod) if !is_captured(pod, view) => Fate::Stays,
         Some(pod) => stays_if(view.workload(pod).is_some_and(|destination| {
             let is_direct = view.direct(workload, destination, server.ip()).is_some();
             let authorize = || authorize_direct(workload, client.ip(), destination, server, view);

@@ -127,6 +127,7 @@ impl<'a> Question<'a> {
                 cookie: NetnsCookie(cookie),
                 addresses: addresses.chain(address).collect(),
                 redirected: false,
+                leaving: false,
             }
         });
         View::new(mesh.clone(), pods, &PathSettings::default())

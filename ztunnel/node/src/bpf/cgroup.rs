@@ -6,9 +6,11 @@
 //! because the other nodes of the machine are below it, too. A container that has a cgroup namespace
 //! of its own sees only itself, unless the node's hierarchy is mounted into it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
@@ -70,6 +72,30 @@ impl Cgroup {
         &self.path
     }
 
+    /// Those of these cgroups that are neither this one nor below it, by their ids.
+    ///
+    /// # Errors
+    /// When a directory cannot be read.
+    pub(super) fn outside(&self, ids: &BTreeSet<u64>) -> io::Result<BTreeSet<u64>> {
+        let mut outside = ids.clone();
+        if self.is_root() {
+            outside.clear();
+        } else {
+            remove_ids(&self.by_descriptor(), &mut outside)?;
+        }
+        Ok(outside)
+    }
+
+    /// Whether it is the root of the machine's hierarchy.
+    pub(super) fn is_root(&self) -> bool {
+        is_root(&self.by_descriptor())
+    }
+
+    /// Its directory, also where the mount has no path.
+    fn by_descriptor(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.directory.as_raw_fd()))
+    }
+
     /// The cgroup's directory.
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
@@ -83,6 +109,32 @@ fn is_cgroup2(directory: &File) -> bool {
 /// Only the machine's root has no `cgroup.events`.
 fn is_root(path: &Path) -> bool {
     path.join("cgroup.procs").exists() && !path.join("cgroup.events").exists()
+}
+
+/// Removes the ids of a cgroup and of all below it. The id of a cgroup is the inode number of its
+/// directory. A cgroup that disappears meanwhile is skipped.
+fn remove_ids(directory: &Path, ids: &mut BTreeSet<u64>) -> io::Result<()> {
+    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    match fs::metadata(directory) {
+        Ok(metadata) => drop(ids.remove(&metadata.ino())),
+        Err(error) if gone(&error) => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let entries = match fs::read_dir(directory) {
+        Err(error) if gone(&error) => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        match entry.and_then(|entry| Ok((entry.file_type()?, entry.path()))) {
+            Ok((kind, path)) if kind.is_dir() => remove_ids(&path, ids)?,
+            Err(error) if !gone(&error) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Opens the root of the hierarchy, as far as the cgroup namespace shows it, without a mount point.
@@ -208,6 +260,32 @@ mod tests {
         let hybrid = "2:cpu:/a\n1:name=systemd:/b\n0::/c\n";
         assert_eq!(own_cgroup(hybrid), Some("/c"));
         assert_eq!(own_cgroup("1:name=systemd:/b\n"), None);
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn cgroups_that_the_programs_do_not_cover_are_found() {
+        let root = Cgroup::open(None).unwrap();
+        let name = format!("zt{}", std::process::id());
+        let [inside, below, beside] =
+            ["/in", "/in/below", "/beside"].map(|place| root.path().join(format!("{name}{place}")));
+        let made = [&inside, &below, &beside].map(|path| {
+            fs::create_dir_all(path).unwrap();
+            fs::metadata(path).unwrap().ino()
+        });
+        let cgroup = Cgroup::at(inside.clone()).unwrap();
+        let unknown = made[2] + 1_000_000;
+        let ids = made.into_iter().chain([unknown]).collect();
+        let outside = cgroup.outside(&ids);
+        let of_root = root.outside(&ids);
+        for path in [&below, &inside, &beside, &root.path().join(&name)] {
+            fs::remove_dir(path).unwrap();
+        }
+        assert_eq!(outside.unwrap(), BTreeSet::from([made[2], unknown]));
+        if is_root(root.path()) {
+            // Every process of the machine is below it.
+            assert_eq!(of_root.unwrap(), BTreeSet::new());
+        }
     }
 
     #[test]

@@ -33,6 +33,7 @@ mod sys;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -223,6 +224,20 @@ impl Kernel {
             programs::detach_dns(&self.pins)?;
         }
         self.update_namespaces()
+    }
+
+    /// Whether the sockets of every process of the machine run the programs.
+    #[must_use]
+    pub fn covers_machine(&self) -> bool {
+        self.cgroup.is_root()
+    }
+
+    /// Those of these cgroups whose sockets do not run the programs, by their ids.
+    ///
+    /// # Errors
+    /// When a directory of the hierarchy cannot be read.
+    pub fn cgroups_outside(&self, ids: &BTreeSet<u64>) -> io::Result<BTreeSet<u64>> {
+        self.cgroup.outside(ids)
     }
 
     /// Takes the lock that shows later processes that this one is alive.

@@ -79,6 +79,7 @@ fn state() -> Value {
         cookie: NetnsCookie(cookie),
         addresses: Vec::new(),
         redirected: false,
+        leaving: false,
     };
     let pods = [pod("c//Pod/default/web", 1), pod("unknown", 2)];
     let view = View::new(Arc::new(snapshot()), pods, &PathSettings::default());

@@ -14,20 +14,15 @@ use crate::proxy::ProxyState;
 use mesh::NetnsCookie;
 use mesh::{Snapshot, Workload};
 
-/// Opens the pod's namespace and a set of listeners inside it for each worker. Listeners for DNS and
-/// SOCKS are included if the settings enable them and their ports are free.
+/// Opens a set of listeners for each worker inside the pod's namespace. Listeners for DNS and SOCKS
+/// are included if the settings enable them and their ports are free.
 pub(super) fn prepare(
     desired: &DesiredPod,
+    netns: Netns,
     shared: &ProxyState,
     mesh: &Snapshot,
 ) -> Result<(Arc<Pod>, Opened), EnrollError> {
     let config = &shared.config;
-    let netns = Netns::of(&desired.netns)?;
-    // Before opening listeners: they would take connections away from the proxy that serves the pod.
-    if shared.kernel.is_none() && is_captured(&netns) {
-        let served = netns.visit(pods::is_served).unwrap_or(false);
-        return Err(EnrollError::Captured { served });
-    }
     let optional = [
         (OptionalListener::Dns, config.dns.is_some()),
         (OptionalListener::Socks5, config.socks5),
@@ -66,6 +61,16 @@ fn speaks_hbone(desired: &DesiredPod, mesh: &Snapshot) -> bool {
         account.is_none_or(|account| *account == workload.service_account)
     });
     workload.is_some_and(|workload| workload.native_tunnel)
+}
+
+/// Refuses a pod that the kernel programs of another proxy capture, before listeners are opened in it:
+/// they would take connections away from the proxy that serves the pod.
+pub(super) fn refuse_captured(netns: &Netns) -> Result<(), EnrollError> {
+    if is_captured(netns) {
+        let served = netns.visit(pods::is_served).unwrap_or(false);
+        return Err(EnrollError::Captured { served });
+    }
+    Ok(())
 }
 
 /// Whether the kernel programs of another proxy capture the pod. If the kernel cannot say, the pod's

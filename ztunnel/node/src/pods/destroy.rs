@@ -13,7 +13,7 @@
 //! [`PACKETS_TIMEOUT`].
 
 mod by_packets;
-mod diag;
+pub(super) mod diag;
 mod error;
 mod segment;
 mod sniffer;

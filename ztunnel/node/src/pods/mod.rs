@@ -7,6 +7,7 @@
 //! allowed. The settings or the node agent ([`zds`](crate::agent::zds)) list the pods. This module
 //! does not use eBPF, and does not read or write the data of connections.
 
+mod application_cgroups;
 pub mod delivery;
 mod destroy;
 mod error;
@@ -20,6 +21,7 @@ mod socket;
 mod sysctl;
 mod unsent;
 
+pub use application_cgroups::application_cgroups;
 pub use destroy::{
     Connection, DestroyMethod, Destroyed, Error as DestroyError, Failure, Outcome, destroy,
 };

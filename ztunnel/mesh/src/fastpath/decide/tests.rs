@@ -60,6 +60,7 @@ fn view(paths: &PathSettings) -> View {
         cookie: NetnsCookie(cookie),
         addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
         redirected: false,
+        leaving: false,
     });
     let mesh = Arc::new(local::parse(MESH).unwrap().into_snapshot());
     View::new(mesh, pods, paths)
@@ -325,6 +326,7 @@ fn connections_of_a_pod_that_is_only_announced_stay_and_those_to_it_end() {
         cookie: NetnsCookie(20),
         addresses: vec!["10.0.0.20".parse().unwrap()],
         redirected: false,
+        leaving: false,
     };
     let known = view(&PathSettings::default());
     let pods = known.pods().cloned().chain([pod]);
@@ -333,6 +335,43 @@ fn connections_of_a_pod_that_is_only_announced_stay_and_those_to_it_end() {
     assert_eq!(fate(&outside, &view), Fate::Stays);
     let to_it = open((20, 20), Opener::Outside, "192.0.2.1:9", "10.0.0.20:80");
     assert_eq!(fate(&to_it, &view), Fate::Ends);
+}
+
+/// It is no longer captured: new connections in the kernel would bypass its policies, and open ones are
+/// left alone as those of a pod that is gone.
+#[test]
+fn the_kernel_carries_no_new_connections_of_a_pod_that_leaves() {
+    let all = view(&PathSettings::default());
+    let key = |cookie, destination: &str| FastPathKey {
+        pod: NetnsCookie(cookie),
+        destination: destination.parse().unwrap(),
+    };
+    let (to_b, of_b) = (key(1, "10.0.0.2:8080"), key(2, "192.0.2.1:80"));
+    let inbound = InboundEntry {
+        pod: NetnsCookie(3),
+        to: "10.0.0.3:80".parse().unwrap(),
+        from: "192.0.2.1".parse().unwrap(),
+    };
+    let allowed = |view: &View| {
+        let entries = [&to_b, &of_b].map(|key| entry_after_change(key, &[], view).is_some());
+        (entries, inbound_allowed(&inbound, view))
+    };
+    assert_eq!(allowed(&all), ([true, true], true));
+    let leaving = all.pods().cloned().map(|pod| LocalPod {
+        leaving: pod.cookie != NetnsCookie(1),
+        ..pod
+    });
+    let view = View::new(all.mesh.clone(), leaving, &PathSettings::default());
+    assert_eq!(allowed(&view), ([false, false], false));
+    for (pods, opener, client, server) in [
+        ((3, 2), Opener::Pod, "10.0.0.3:9", "10.0.0.2:8080"),
+        ((1, 5), Opener::Pod, "10.0.0.1:9", "10.0.0.5:8080"),
+        ((2, 2), Opener::Outside, "192.0.2.1:9", "10.0.0.2:80"),
+    ] {
+        let connection = open(pods, opener, client, server);
+        assert_eq!(fate(&connection, &all), Fate::Ends, "{connection:?}");
+        assert_eq!(fate(&connection, &view), Fate::Stays, "{connection:?}");
+    }
 }
 
 #[test]
@@ -374,6 +413,7 @@ fn backends_beyond_the_limit_of_an_entry_leave_their_share_to_the_proxy() {
         cookie: NetnsCookie(cookie),
         addresses: vec![address.parse().unwrap()],
         redirected: false,
+        leaving: false,
     });
     let view = View::new(mesh, pods, &PathSettings::default());
     let call = FastPathKey {

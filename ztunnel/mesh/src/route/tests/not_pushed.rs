@@ -64,6 +64,7 @@ fn a_replacement_with_the_uid_of_the_source_is_another_pod() {
         cookie: NetnsCookie(cookie),
         addresses: vec![address.parse().unwrap()],
         redirected: false,
+        leaving: false,
     };
     // The workload of the mesh is that of the first pod.
     let pods = [pod(1, "b", "10.0.1.1"), pod(2, "new-account", "10.0.3.3")];

@@ -2,11 +2,12 @@
 //! linux/inet_diag.h).
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use netlink_packet_core::{
     ErrorBuffer, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, Parseable as _,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator,
+    Parseable as _,
 };
 use netlink_packet_sock_diag::inet::{
     ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags,
@@ -26,6 +27,12 @@ const NO_COOKIE: u64 = u64::MAX;
 const BATCH: usize = 64;
 /// The longest answer: a message with every attribute is shorter than 1 KiB.
 const ANSWER_BYTES: usize = 8 << 10;
+/// `sizeof(struct inet_diag_msg)`: attributes follow.
+const MESSAGE_BYTES: usize = 72;
+/// `INET_DIAG_CGROUP_ID` (Linux 5.9).
+const CGROUP_ID: u16 = 21;
+/// More datagrams than the sockets of any pod fill; bounds the loop that reads them.
+const MAX_DATAGRAMS: usize = 10_000;
 /// The most devices on which bound sockets are looked up; a pod has one or two.
 const MAX_DEVICES: usize = 64;
 
@@ -55,10 +62,45 @@ pub(super) struct FoundSocket {
     pub(super) device: u32,
 }
 
+/// A socket that a process has open.
+#[derive(Debug, Clone, Copy)]
+pub(in super::super) struct OpenSocket {
+    /// Its own address.
+    pub(in super::super) local: SocketAddr,
+    /// Whether it listens.
+    pub(in super::super) listens: bool,
+    /// The id of the cgroup in which it was created.
+    pub(in super::super) cgroup: u64,
+}
+
+impl OpenSocket {
+    /// Reads a `struct inet_diag_msg` with its attributes. None if no process has the socket open, or
+    /// the kernel does not name its cgroup.
+    fn parse(message: &[u8]) -> Option<Self> {
+        let header = InetResponseHeader::parse(message).ok()?;
+        let attributes = NlasIterator::new(message.get(MESSAGE_BYTES..)?);
+        let mut cgroups = attributes
+            .filter_map(Result::ok)
+            .filter(|attribute| attribute.kind() == CGROUP_ID)
+            .filter_map(|attribute| attribute.value().try_into().ok());
+        let id = header.socket_id;
+        let socket = Self {
+            local: SocketAddr::new(id.source_address.to_canonical(), id.source_port),
+            listens: header.state == TCP_LISTEN,
+            cgroup: u64::from_ne_bytes(cgroups.next()?),
+        };
+        (header.inode != 0).then_some(socket)
+    }
+}
+
 /// A request about the socket of a connection.
 fn request(connection: &Connection, device: u32, cookie: u64) -> SockDiagMessage {
     let Connection { local, remote, .. } = connection;
-    SockDiagMessage::InetRequest(InetRequest {
+    SockDiagMessage::InetRequest(request_between(*local, *remote, device, cookie))
+}
+
+fn request_between(local: SocketAddr, remote: SocketAddr, device: u32, cookie: u64) -> InetRequest {
+    InetRequest {
         family: if local.is_ipv4() { AF_INET } else { AF_INET6 },
         protocol: IPPROTO_TCP,
         extensions: ExtensionFlags::empty(),
@@ -71,7 +113,7 @@ fn request(connection: &Connection, device: u32, cookie: u64) -> SockDiagMessage
             interface_id: device,
             cookie: swap_words(cookie).to_ne_bytes(),
         },
-    })
+    }
 }
 
 /// Converts between a cookie and its form in messages: two words, the lower one first
@@ -92,13 +134,13 @@ struct Answer<'a> {
 }
 
 /// A netlink socket for the network namespace in which it was opened.
-pub(super) struct Diag {
+pub(in super::super) struct Diag {
     socket: Socket,
     sequence: u32,
 }
 
 impl Diag {
-    pub(super) fn open() -> Result<Self, Error> {
+    pub(in super::super) fn open() -> Result<Self, Error> {
         let failed = |source| Error::Netlink {
             what: "open a socket for requests about sockets",
             source,
@@ -280,20 +322,37 @@ impl Diag {
         Ok(())
     }
 
+    /// Lists the sockets that a process has open: listeners, and connections that are established.
+    pub(in super::super) fn list_open(&mut self) -> Result<Vec<OpenSocket>, Error> {
+        let mut sockets = Vec::new();
+        for any in [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()] {
+            let any = SocketAddr::new(any, 0);
+            let mut request = request_between(any, any, 0, NO_COOKIE);
+            request.states = StateFlags::LISTEN | StateFlags::ESTABLISHED;
+            let request = SockDiagMessage::InetRequest(request);
+            self.send(std::iter::once(request), NLM_F_REQUEST | NLM_F_DUMP)?;
+            let mut ended = false;
+            for _ in 0..MAX_DATAGRAMS {
+                self.receive(|answer| match answer.kind {
+                    NLMSG_DONE | NLMSG_ERROR => ended = true,
+                    _ => sockets.extend(OpenSocket::parse(answer.payload)),
+                })?;
+                if ended {
+                    break;
+                }
+            }
+        }
+        Ok(sockets)
+    }
+
     /// Checks whether the kernel supports requests about TCP. "No such socket" and "no such protocol"
     /// are the same error code; a request to list sockets tells them apart.
     fn check_tcp_support(mut self) -> Result<(), Error> {
-        let unspecified = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
-        let any = Connection {
-            local: unspecified,
-            remote: unspecified,
-            cookie: None,
-        };
-        let mut request = request(&any, 0, NO_COOKIE);
-        if let SockDiagMessage::InetRequest(request) = &mut request {
-            // The shortest list.
-            request.states = StateFlags::LISTEN;
-        }
+        let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+        let mut request = request_between(any, any, 0, NO_COOKIE);
+        // The shortest list.
+        request.states = StateFlags::LISTEN;
+        let request = SockDiagMessage::InetRequest(request);
         self.send(std::iter::once(request), NLM_F_REQUEST | NLM_F_DUMP)?;
         let mut unsupported = false;
         self.receive(|answer| {

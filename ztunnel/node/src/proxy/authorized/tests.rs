@@ -33,6 +33,7 @@ fn with(mesh: Arc<mesh::Snapshot>) -> Arc<View> {
         cookie: NetnsCookie(cookie),
         addresses: Vec::new(),
         redirected: false,
+        leaving: false,
     });
     Arc::new(View::new(mesh, pods, &PathSettings::default()))
 }
@@ -111,6 +112,7 @@ fn a_pod_that_is_somebody_else_than_the_mesh_says_keeps_nothing() {
         cookie: NetnsCookie(1),
         addresses: Vec::new(),
         redirected: false,
+        leaving: false,
     };
     let after = View::new(before.mesh.clone(), [pod], &PathSettings::default());
     set.reauthorize(&Arc::new(after));

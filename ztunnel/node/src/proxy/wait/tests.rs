@@ -34,6 +34,7 @@ fn view(known: &[&str]) -> View {
         cookie: POD,
         addresses: vec![[10, 0, 0, 1].into()],
         redirected: false,
+        leaving: false,
     };
     View::new(Arc::new(mesh), [pod], &PathSettings::default())
 }

@@ -55,6 +55,7 @@ fn view(mesh: Snapshot, pod: NetnsCookie) -> View {
         cookie: pod,
         addresses: vec![[10, 0, 0, 1].into()],
         redirected: false,
+        leaving: false,
     };
     View::new(Arc::new(mesh), [pod], &PathSettings::default())
 }

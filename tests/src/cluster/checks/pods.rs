@@ -1,0 +1,79 @@
+//! Pods that come and go, and kinds of pods.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::super::commands::{Cluster, name, wait_for};
+use super::super::shop;
+use super::pairs::{Pairs, none_failed};
+
+/// The number of pods that are created at once.
+const NEW_PODS: usize = 100;
+
+pub(super) fn new_pods(cluster: &Cluster) -> Result<String> {
+    let pairs = Pairs::new(cluster, "zt-new-pods")?;
+    let namespace = &pairs.namespace.name;
+    let to = format!("server-a.{namespace}:80");
+    let began = Instant::now();
+    cluster.apply(&shop::callers(namespace, "callers", NEW_PODS, &to))?;
+    let completed = [
+        "wait",
+        "job/callers",
+        "--for=condition=Complete",
+        "--timeout=300s",
+    ];
+    cluster.kubectl(&[&["-n", namespace], &completed[..]].concat())?;
+    let took = began.elapsed();
+    let pods = cluster.get(&["pods", "-n", namespace, "-l", "job-name=callers"])?;
+    let restarted: Vec<String> = pods
+        .iter()
+        .filter(|pod| pod["status"]["containerStatuses"][0]["restartCount"] != 0)
+        .filter_map(name)
+        .collect();
+    ensure!(pods.len() == NEW_PODS, "{} pods", pods.len());
+    ensure!(restarted.is_empty(), "restarted: {restarted:?}");
+    Ok(format!(
+        "{NEW_PODS} pods, 0 restarts, {:.0} s",
+        took.as_secs_f64()
+    ))
+}
+
+pub(super) fn pod_churn(cluster: &Cluster) -> Result<String> {
+    const AT_ONCE: usize = 25;
+    const ROUNDS: usize = 8;
+    let pairs = Pairs::new(cluster, "zt-churn")?;
+    let namespace = &pairs.namespace.name;
+    let node = &cluster.nodes[1];
+    let descriptors = || -> Result<usize> {
+        let process = cluster.proxy_process(node)?;
+        let count = cluster.on_node(node, &format!("ls /proc/{process}/fd | wc -l"))?;
+        Ok(count.trim().parse()?)
+    };
+    let before = descriptors()?;
+    let calls = pairs.start("--seconds 150 --callers 1 --pause 20")?;
+    let to = format!("server-a.{namespace}:80");
+    for round in 0..ROUNDS {
+        let job = format!("round-{round}");
+        cluster.apply(&shop::callers(namespace, &job, AT_ONCE, &to))?;
+        let job = format!("job/{job}");
+        let wait = ["wait", "--for=condition=Complete", "--timeout=180s", &job];
+        cluster.kubectl(&[&["-n", namespace], &wait[..]].concat())?;
+        cluster.kubectl(&["-n", namespace, "delete", &job, "--wait=true"])?;
+    }
+    let answered = none_failed("calls", calls)?;
+    let mut after = descriptors()?;
+    let settled = wait_for(
+        "the descriptors of pods that have left",
+        Duration::from_secs(60),
+        || {
+            after = descriptors()?;
+            Ok(after <= before + 20)
+        },
+    );
+    settled.map_err(|error| error.context(format!("{before} before, {after} after")))?;
+    Ok(format!(
+        "{} pods, {answered}, none failed; {before} descriptors before, {after} after",
+        AT_ONCE * ROUNDS
+    ))
+}
