@@ -63,20 +63,11 @@ pub(crate) const TRAFFIC: Program = Program {
 /// How the programs are compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Profile {
-    /// As they are released.
+    /// As they are released: static.
     Release,
-    /// In less than half of the time, for tests.
+    /// As the end-to-end tests use them: the image also has the libraries of this machine that they
+    /// need.
     Dev,
-}
-
-impl Profile {
-    /// Cargo's name of the profile, and of the directory of its programs.
-    const fn names(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Release => ("release", "release"),
-            Self::Dev => ("dev", "debug"),
-        }
-    }
 }
 
 /// Where an image is loaded.
@@ -168,19 +159,21 @@ fn write(contents: &Contents, tag: &str, output: &Path) -> Result<Image> {
 /// The contents of the image of a program that is in the directory `built`.
 fn contents(program: Program, built: &Path) -> Result<Contents> {
     let built = built.join(program.name);
-    let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
-    ensure!(
-        !has_interpreter(&bytes),
-        "{} is not static: the image has no libraries",
-        built.display()
-    );
+    let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
     let path = format!("{PROGRAMS}/{}", program.name);
+    let mut files = vec![
+        (ROOTS.to_owned(), 0o644, public_roots()),
+        (path.clone(), 0o755, read(&built)?),
+    ];
+    for library in libraries(&built)? {
+        let bytes = read(&library)?;
+        let library = library.to_string_lossy();
+        files.push((library.trim_start_matches('/').to_owned(), 0o755, bytes));
+    }
+    files.sort();
     Ok(Contents {
         entrypoint: format!("/{path}"),
-        files: vec![
-            (ROOTS.to_owned(), 0o644, public_roots()),
-            (path, 0o755, bytes),
-        ],
+        files,
         directories: vec![("tmp", 0o1777)],
         arguments: program.arguments.iter().map(ToString::to_string).collect(),
     })
@@ -256,10 +249,57 @@ fn revision() -> String {
     }
 }
 
-/// Builds programs for images: static, stripped, and without paths of this machine, so that the same
-/// sources give the same bytes. Programs that are built together share their dependencies. Returns
-/// the directory of the programs.
+/// Builds programs for images. Programs that are built together share their dependencies. Returns the
+/// directory of the programs.
 pub(crate) fn build(programs: &[Program], profile: Profile) -> Result<PathBuf> {
+    match profile {
+        Profile::Release => build_static(programs),
+        Profile::Dev => build_stripped(programs),
+    }
+}
+
+/// Builds programs as for the end-to-end tests, which share the build, and strips copies of them.
+fn build_stripped(programs: &[Program]) -> Result<PathBuf> {
+    shell::must(&mut shell::cargo(["build", "--bins"]))?;
+    let directory = shell::target().join("image/stripped");
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("{} cannot be created", directory.display()))?;
+    for program in programs {
+        let built = shell::target().join("debug").join(program.name);
+        let mut strip = Command::new("strip");
+        strip.arg("-o").arg(directory.join(program.name)).arg(built);
+        shell::must(&mut strip)?;
+    }
+    Ok(directory)
+}
+
+/// The shared libraries that a program needs, and its loader; none of a static program.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let bytes = fs::read(program).with_context(|| format!("reading {}", program.display()))?;
+    if !has_interpreter(&bytes) {
+        return Ok(Vec::new());
+    }
+    let output = Command::new("ldd")
+        .arg(program)
+        .output()
+        .context("running ldd")?;
+    ensure!(output.status.success(), "ldd {} failed", program.display());
+    let listed = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(library_paths(&listed).map(PathBuf::from).collect())
+}
+
+/// The paths in the output of ldd(1): `libc.so.6 => /lib/libc.so.6 (0x…)` or `/lib/ld-linux.so (0x…)`.
+fn library_paths(listed: &str) -> impl Iterator<Item = &str> {
+    listed.lines().filter_map(|line| {
+        let place = line.split_once("=>").map_or(line, |(_, place)| place);
+        let path = place.trim().split(' ').next()?;
+        path.starts_with('/').then_some(path)
+    })
+}
+
+/// Builds programs that are static, stripped, and without paths of this machine, so that the same
+/// sources give the same bytes.
+fn build_static(programs: &[Program]) -> Result<PathBuf> {
     let host = shell::host()?;
     ensure!(
         host.contains("linux"),
@@ -279,8 +319,7 @@ pub(crate) fn build(programs: &[Program], profile: Profile) -> Result<PathBuf> {
         "-C target-feature=+crt-static -C strip=symbols {}",
         mapped("--remap-path-prefix=")
     );
-    let (profile, directory) = profile.names();
-    let mut cargo = shell::cargo(["build", "--profile", profile, "--locked", "--target", &host]);
+    let mut cargo = shell::cargo(["build", "--release", "--locked", "--target", &host]);
     for program in programs {
         cargo.args(["--package", program.package, "--bin", program.name]);
     }
@@ -300,7 +339,13 @@ pub(crate) fn build(programs: &[Program], profile: Profile) -> Result<PathBuf> {
              library (Debian: libc6-dev, Fedora: glibc-static)"
         );
     }
-    Ok(shell::target().join(host).join(directory))
+    let directory = shell::target().join(host).join("release");
+    for program in programs {
+        let built = directory.join(program.name);
+        let is_static = !has_interpreter(&fs::read(&built)?);
+        ensure!(is_static, "{} is not static", built.display());
+    }
+    Ok(directory)
 }
 
 /// Loads an archive.
@@ -342,6 +387,21 @@ mod tests {
         let own = fs::read(std::env::current_exe().unwrap()).unwrap();
         assert!(has_interpreter(&own));
         assert!(!has_interpreter(b"not a program"));
+    }
+
+    #[test]
+    fn the_libraries_of_a_program_are_those_that_ldd_lists() {
+        let listed = "\tlinux-vdso.so.1 (0x00007ffc)\n\
+                      \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f11)\n\
+                      \t/lib64/ld-linux-x86-64.so.2 (0x00007f12)\n";
+        let found: Vec<&str> = library_paths(listed).collect();
+        let expected = [
+            "/lib/x86_64-linux-gnu/libc.so.6",
+            "/lib64/ld-linux-x86-64.so.2",
+        ];
+        assert_eq!(found, expected);
+        let own = libraries(&std::env::current_exe().unwrap()).unwrap();
+        assert!(own.len() > 1, "{own:?}");
     }
 
     #[test]

@@ -35,7 +35,14 @@ pub(crate) enum Action {
         /// Another cluster of kind: its ztunnel is replaced
         #[arg(long, value_name = "NAME", default_value = CLUSTER)]
         cluster: String,
-        /// Build in less than half of the time, without optimizations: the proxy is slower
+        /// Take the programs of the end-to-end tests: no other build, but the proxy is slower
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Build the images that `up` uses and load them into Docker, for a cluster that is made in another
+    /// way.
+    Images {
+        /// Take the programs of the end-to-end tests: no other build, but the proxy is slower
         #[arg(long)]
         quick: bool,
     },
@@ -62,13 +69,10 @@ pub(crate) fn run(action: &Action) -> Result<ExitCode> {
             capture,
             cluster,
             quick,
-        } => {
-            let profile = if *quick {
-                Profile::Dev
-            } else {
-                Profile::Release
-            };
-            up(*capture, cluster, profile)?;
+        } => up(*capture, cluster, profile(*quick))?,
+        Action::Images { quick } => {
+            require(&["docker"])?;
+            load_images(profile(*quick), &Target::Docker)?;
         }
         Action::Demo => {
             require(&["docker", "kubectl"])?;
@@ -83,6 +87,14 @@ pub(crate) fn run(action: &Action) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+const fn profile(quick: bool) -> Profile {
+    if quick {
+        Profile::Dev
+    } else {
+        Profile::Release
+    }
 }
 
 /// Fails with one message that names every program that is missing.
@@ -121,17 +133,7 @@ pub(crate) fn up(capture: Capture, cluster: &str, profile: Profile) -> Result<()
             "kubectl is not configured for the cluster {cluster} of kind, or it does not answer"
         ),
     }
-    let cluster = Target::Kind(cluster.to_owned());
-    let images = shell::target().join("image");
-    let built = image::build(&[image::PROXY, image::TRAFFIC], profile)?;
-    for (program, tag, file) in [
-        (image::PROXY, PROXY_IMAGE, "ztunnel.tar"),
-        (image::TRAFFIC, TRAFFIC_IMAGE, "traffic.tar"),
-    ] {
-        let archive = images.join(file);
-        image::make(program, &built, tag, &archive)?;
-        image::load(&cluster, &archive)?;
-    }
+    load_images(profile, &Target::Kind(cluster.to_owned()))?;
     install()?;
     set_capture(capture)?;
     let rollout = |verb: &str| {
@@ -141,6 +143,21 @@ pub(crate) fn up(capture: Capture, cluster: &str, profile: Profile) -> Result<()
     // The tag is the same for every build.
     rollout("restart")?;
     rollout("status")
+}
+
+/// Builds the images and loads them.
+fn load_images(profile: Profile, target: &Target) -> Result<()> {
+    let images = shell::target().join("image");
+    let built = image::build(&[image::PROXY, image::TRAFFIC], profile)?;
+    for (program, tag, file) in [
+        (image::PROXY, PROXY_IMAGE, "ztunnel-test.tar"),
+        (image::TRAFFIC, TRAFFIC_IMAGE, "traffic-test.tar"),
+    ] {
+        let archive = images.join(file);
+        image::make(program, &built, tag, &archive)?;
+        image::load(target, &archive)?;
+    }
+    Ok(())
 }
 
 /// The cluster of kind that `kubectl` is configured for, if one answers.

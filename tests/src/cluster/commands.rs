@@ -152,8 +152,10 @@ impl Cluster {
             .context("starting kubectl")?;
         let forwarded = || {
             let stdout = child.stdout.take().context("kubectl has no output")?;
+            // kubectl ends if it cannot write.
+            let mut stdout = BufReader::new(stdout);
             let mut line = String::new();
-            BufReader::new(stdout).read_line(&mut line)?;
+            stdout.read_line(&mut line)?;
             // "Forwarding from 127.0.0.1:40000 -> 8080"
             let address = line.split_whitespace().nth(2);
             let address = address.and_then(|address| address.parse().ok());

@@ -170,6 +170,25 @@ pub(super) fn node_port(namespace: &str, app: &str) -> String {
     )
 }
 
+/// A pod on a node that makes calls and prints their report.
+pub(super) fn caller(namespace: &str, name: &str, node: &str, calls: &[&str]) -> String {
+    let calls: Vec<String> = calls.iter().map(|call| format!("'{call}'")).collect();
+    let calls = calls.join(", ");
+    format!(
+        "apiVersion: v1\n\
+         kind: Pod\n\
+         metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {name}}}}}\n\
+         spec:\n\
+         \x20 restartPolicy: Never\n\
+         \x20 nodeName: {node}\n\
+         \x20 containers:\n\
+         \x20 - name: caller\n\
+         \x20   image: {TRAFFIC_IMAGE}\n\
+         \x20   imagePullPolicy: IfNotPresent\n\
+         \x20   args: [calls, {calls}]\n"
+    )
+}
+
 fn service(namespace: &str, name: &str, more: &str) -> String {
     format!(
         "apiVersion: v1\n\
@@ -249,6 +268,7 @@ mod tests {
             strict("shop"),
             on_host_network("shop", "host", "node-a"),
             node_port("shop", "orders"),
+            caller("shop", "caller", "node-a", &["orders:80", "--most", "3"]),
         ] {
             let objects = objects(&manifest);
             assert_eq!(objects[0]["metadata"]["namespace"], "shop", "{manifest}");

@@ -7,9 +7,11 @@ use anyhow::{Result, ensure};
 
 use super::super::MESH;
 use super::super::commands::{Cluster, run, wait_for};
+use super::super::shop;
 use super::ROLLOUT;
-use super::pairs::{Pairs, Strangers, none_failed};
+use super::pairs::{Pairs, SERVERS, Strangers, none_failed};
 use crate::sniff::Sniffer;
+use crate::traffic::calls::Report;
 
 pub(super) fn rolling_restart(cluster: &Cluster) -> Result<String> {
     let pairs = Pairs::new(cluster, "zt-rolling")?;
@@ -183,19 +185,41 @@ pub(super) fn node_reboot(cluster: &Cluster) -> Result<String> {
 }
 
 pub(super) fn kubelet_restart(cluster: &Cluster) -> Result<String> {
+    const SECONDS: u64 = 20;
     let pairs = Pairs::new(cluster, "zt-kubelet")?;
-    let calls = pairs.start("--seconds 20 --callers 1 --pause 5")?;
+    let namespace = pairs.namespace.name.as_str();
+    // Not with `kubectl exec`, which kubelet's restart would end.
+    for (node, server) in cluster.nodes.iter().zip(SERVERS.iter().rev()) {
+        let (to, seconds) = (format!("{server}.{namespace}:80"), SECONDS.to_string());
+        let calls = [&to, "--seconds", &seconds, "--callers", "2", "--pause", "2"];
+        let caller = format!("caller-of-{server}");
+        cluster.apply(&shop::caller(namespace, &caller, node, &calls))?;
+        let starts = [
+            "wait",
+            "--for=jsonpath={.status.phase}=Running",
+            "--timeout=30s",
+        ];
+        let caller = format!("pod/{caller}");
+        cluster.kubectl(&[&["-n", namespace], &starts[..], &[&caller]].concat())?;
+    }
     for node in &cluster.nodes {
         cluster.on_node(node, "systemctl restart kubelet")?;
     }
-    let answered = none_failed("calls", calls)?;
-    let ready = [
-        "wait",
-        "--for=condition=Ready",
-        "--timeout=60s",
-        "nodes",
-        "--all",
-    ];
-    cluster.kubectl(&ready)?;
-    Ok(format!("{answered}, none failed"))
+    thread::sleep(Duration::from_secs(SECONDS));
+    let mut answered = 0;
+    for server in SERVERS {
+        let caller = format!("pod/caller-of-{server}");
+        let ended = [
+            "wait",
+            "--for=jsonpath={.status.phase}=Succeeded",
+            "--timeout=60s",
+        ];
+        cluster.kubectl(&[&["-n", namespace], &ended[..], &[&caller]].concat())?;
+        let log = cluster.kubectl(&["-n", namespace, "logs", &caller])?;
+        let report: Report = serde_json::from_str(&log)?;
+        ensure!(report.failed == 0, "{caller}: {report:?}");
+        answered += report.answered;
+    }
+    ensure!(answered > 0, "nothing was called");
+    Ok(format!("{answered} calls, none failed"))
 }
