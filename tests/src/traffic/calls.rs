@@ -56,15 +56,39 @@ pub struct Report {
     pub failed: u64,
     /// The failures by description, up to a number of kinds.
     pub failures: BTreeMap<String, u64>,
-    /// The longest time of a call, in milliseconds.
-    pub longest_ms: u64,
+    /// The longest call.
+    pub longest: Parts,
+}
+
+/// The times of the parts of one call, in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parts {
+    /// The lookup of the name.
+    pub resolve_ms: u64,
+    /// The opening of the connection.
+    pub connect_ms: u64,
+    /// From the request to the end of the answer.
+    pub answer_ms: u64,
+}
+
+impl Parts {
+    /// The longer one of two calls.
+    #[must_use]
+    pub fn longer(self, other: Self) -> Self {
+        let total = |parts: Self| parts.resolve_ms + parts.connect_ms + parts.answer_ms;
+        if total(other) > total(self) {
+            other
+        } else {
+            self
+        }
+    }
 }
 
 impl Report {
     fn add(&mut self, other: Self) {
         self.answered += other.answered;
         self.failed += other.failed;
-        self.longest_ms = self.longest_ms.max(other.longest_ms);
+        self.longest = self.longest.longer(other.longest);
         for (failure, number) in other.failures {
             self.describe(failure, number);
         }
@@ -108,8 +132,8 @@ fn call_until(plan: &Plan, deadline: Instant, made: &AtomicU64, stop: &AtomicBoo
         && !stop.load(Ordering::Relaxed)
         && made.fetch_add(1, Ordering::Relaxed) < plan.most
     {
-        let began = Instant::now();
-        match call(plan, &mut kept) {
+        let mut parts = Parts::default();
+        match call(plan, &mut kept, &mut parts) {
             Ok(()) => report.answered += 1,
             Err(failure) => {
                 kept = None;
@@ -118,23 +142,27 @@ fn call_until(plan: &Plan, deadline: Instant, made: &AtomicU64, stop: &AtomicBoo
                 thread::sleep(PAUSE);
             }
         }
-        let took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        report.longest_ms = report.longest_ms.max(took);
+        report.longest = report.longest.longer(parts);
         thread::sleep(plan.pause);
     }
     report
 }
 
-fn call(plan: &Plan, kept: &mut Option<Stream>) -> Result<(), String> {
+fn call(plan: &Plan, kept: &mut Option<Stream>, parts: &mut Parts) -> Result<(), String> {
     let failed = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
     let mut stream = match kept.take() {
         Some(stream) => stream,
         None => {
-            let address = resolve(&plan.to).map_err(failed("resolve"))?;
-            Stream::connect(address, IoMode::Blocking, LIMIT).map_err(failed("connect"))?
+            let address = timed(&mut parts.resolve_ms, || resolve(&plan.to));
+            let address = address.map_err(failed("resolve"))?;
+            let connect = || Stream::connect(address, IoMode::Blocking, LIMIT);
+            timed(&mut parts.connect_ms, connect).map_err(failed("connect"))?
         }
     };
-    let answer = get_over(&mut stream, MARKER, LIMIT).map_err(failed("answer"))?;
+    let answer = timed(&mut parts.answer_ms, || {
+        get_over(&mut stream, MARKER, LIMIT)
+    });
+    let answer = answer.map_err(failed("answer"))?;
     if answer.status != 200 {
         return Err(format!("answer: status {}", answer.status));
     }
@@ -142,6 +170,14 @@ fn call(plan: &Plan, kept: &mut Option<Stream>) -> Result<(), String> {
         *kept = Some(stream);
     }
     Ok(())
+}
+
+/// Does something, and stores how long it took.
+fn timed<T>(milliseconds: &mut u64, work: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let result = work();
+    *milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    result
 }
 
 fn resolve(to: &str) -> io::Result<SocketAddr> {

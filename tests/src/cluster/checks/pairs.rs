@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use super::super::commands::{Cluster, Membership, Namespace, RunningCalls};
 use super::super::shop::App;
 use super::ROLLOUT;
+use crate::traffic::calls::Parts;
 
 /// A client and a server on each of two nodes.
 pub(super) struct Pairs<'a> {
@@ -116,27 +117,37 @@ pub(super) fn apps<'a>(namespace: &'a str, nodes: &'a [String]) -> Vec<App<'a>> 
         .collect()
 }
 
-/// Calls of which none failed.
+/// Calls of which none failed. It is displayed with the times of the longest one: its lookup, the
+/// opening of its connection, its answer.
 pub(super) struct Answered {
     pub(super) calls: u64,
-    longest_ms: u64,
+    longest: Parts,
 }
 
 impl fmt::Display for Answered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} calls (longest {} ms)", self.calls, self.longest_ms)
+        let Parts {
+            resolve_ms,
+            connect_ms,
+            answer_ms,
+        } = self.longest;
+        write!(
+            f,
+            "{} calls (the longest {resolve_ms} + {connect_ms} + {answer_ms} ms)",
+            self.calls
+        )
     }
 }
 
 /// The sums of several reports; an error if a call failed.
 pub(super) fn none_failed(what: &str, running: Vec<RunningCalls>) -> Result<Answered> {
-    let (mut calls, mut longest_ms) = (0, 0);
+    let (mut calls, mut longest) = (0, Parts::default());
     for running in running {
         let report = running.report()?;
         ensure!(report.failed == 0, "{what}: {report:?}");
         calls += report.answered;
-        longest_ms = report.longest_ms.max(longest_ms);
+        longest = longest.longer(report.longest);
     }
     ensure!(calls > 0, "{what}: nothing was called");
-    Ok(Answered { calls, longest_ms })
+    Ok(Answered { calls, longest })
 }
