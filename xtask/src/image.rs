@@ -254,20 +254,24 @@ fn revision() -> String {
 pub(crate) fn build(programs: &[Program], profile: Profile) -> Result<PathBuf> {
     match profile {
         Profile::Release => build_static(programs),
-        Profile::Dev => build_stripped(programs),
+        Profile::Dev => {
+            let names: Vec<&str> = programs.iter().map(|program| program.name).collect();
+            build_stripped(&names)
+        }
     }
 }
 
 /// Builds programs as for the end-to-end tests, which share the build, and strips copies of them.
-fn build_stripped(programs: &[Program]) -> Result<PathBuf> {
+/// Returns the directory of the copies.
+pub(crate) fn build_stripped(programs: &[&str]) -> Result<PathBuf> {
     shell::must(&mut shell::cargo(["build", "--bins"]))?;
     let directory = shell::target().join("image/stripped");
     fs::create_dir_all(&directory)
         .with_context(|| format!("{} cannot be created", directory.display()))?;
     for program in programs {
-        let built = shell::target().join("debug").join(program.name);
+        let built = shell::target().join("debug").join(program);
         let mut strip = Command::new("strip");
-        strip.arg("-o").arg(directory.join(program.name)).arg(built);
+        strip.arg("-o").arg(directory.join(program)).arg(built);
         shell::must(&mut strip)?;
     }
     Ok(directory)

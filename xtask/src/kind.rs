@@ -19,6 +19,12 @@ pub(crate) const CLUSTER: &str = "ztunnel";
 const CLUSTER_CONFIG: &str = "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\n\
                               nodes: [{role: control-plane}, {role: worker}]\n";
 const NAMESPACE: &str = "istio-system";
+/// The proxies.
+const PROXIES: &str = "daemonset/ztunnel";
+/// The init container that capture by programs needs.
+const PREPARE: &str = "prepare-node";
+/// The update strategy of Istio's chart: the new proxy starts beside the old one.
+const SURGE: &str = "{type: RollingUpdate, rollingUpdate: {maxSurge: 1, maxUnavailable: 0}}";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
@@ -135,14 +141,20 @@ pub(crate) fn up(capture: Capture, cluster: &str, profile: Profile) -> Result<()
     }
     load_images(profile, &Target::Kind(cluster.to_owned()))?;
     install()?;
-    set_capture(capture)?;
-    let rollout = |verb: &str| {
-        let mut rollout = kubectl(&["-n", NAMESPACE, "rollout", verb, "daemonset/ztunnel"]);
-        shell::must(&mut rollout)
-    };
-    // The tag is the same for every build.
-    rollout("restart")?;
-    rollout("status")
+    let previous = captures_by()?;
+    if previous == capture {
+        return replace_proxies();
+    }
+    match capture {
+        Capture::Programs => to_programs(),
+        Capture::Rules => to_rules(),
+    }
+}
+
+/// Replaces the proxies one by one: the tag of the image is the same for every build.
+fn replace_proxies() -> Result<()> {
+    shell::must(&mut on_proxies(&["rollout", "restart", PROXIES]))?;
+    shell::must(&mut on_proxies(&["rollout", "status", PROXIES]))
 }
 
 /// Builds the images and loads them.
@@ -209,45 +221,87 @@ fn install() -> Result<()> {
     shell::must(&mut set)
 }
 
-/// Adds what capture by programs needs to Istio's DaemonSet, or takes it away.
-fn set_capture(capture: Capture) -> Result<()> {
-    let patch = match capture {
-        Capture::Programs => {
-            let file = shell::root().join("deploy/istio/programs.yaml");
-            let text = std::fs::read_to_string(&file)
-                .with_context(|| format!("{} cannot be read", file.display()))?;
-            let of_release = format!("localhost/{}", image::default_tag());
-            ensure!(
-                text.contains(&of_release),
-                "{} does not have the image {of_release}",
-                file.display()
-            );
-            text.replace(&of_release, PROXY_IMAGE)
-        }
-        Capture::Rules => "spec: {template: {spec: {initContainers: [{name: prepare-node, $patch: \
-                           delete}], containers: [{name: istio-proxy, volumeMounts: [{mountPath: \
-                           /sys/fs/cgroup, $patch: delete}, {mountPath: /sys/fs/bpf, $patch: \
-                           delete}]}], volumes: [{name: host-cgroup, $patch: delete}, {name: host-bpf, \
-                           $patch: delete}]}}}"
-            .to_owned(),
-    };
-    let mut apply = kubectl(&[
-        "-n",
-        NAMESPACE,
-        "patch",
-        "daemonset",
-        "ztunnel",
-        "--patch",
-        &patch,
-    ]);
-    let status = apply
-        .stdout(Stdio::null())
-        .status()
-        .context("kubectl cannot be run")?;
-    if !status.success() {
-        bail!("the DaemonSet ztunnel cannot be patched for capture by {capture:?}");
+/// How the proxies of the cluster capture: with programs there is an init container for them.
+fn captures_by() -> Result<Capture> {
+    let name = "jsonpath={.spec.template.spec.initContainers[*].name}";
+    let names = output(&mut on_proxies(&["get", PROXIES, "-o", name]))?;
+    Ok(if names.split_whitespace().any(|name| name == PREPARE) {
+        Capture::Programs
+    } else {
+        Capture::Rules
+    })
+}
+
+/// From rules to programs, as docs/kubernetes.md describes it.
+fn to_programs() -> Result<()> {
+    set_strategy("{type: RollingUpdate, rollingUpdate: {maxSurge: 0, maxUnavailable: 1}}")?;
+    let file = shell::root().join("deploy/istio/programs.yaml");
+    let text = std::fs::read_to_string(&file)
+        .with_context(|| format!("{} cannot be read", file.display()))?;
+    let of_release = format!("localhost/{}", image::default_tag());
+    ensure!(
+        text.contains(&of_release),
+        "{} does not have the image {of_release}",
+        file.display()
+    );
+    patch(&text.replace(&of_release, PROXY_IMAGE))?;
+    replace_proxies()?;
+    set_strategy(SURGE)
+}
+
+/// From programs to rules, node by node, as docs/kubernetes.md describes it.
+fn to_rules() -> Result<()> {
+    set_strategy("{type: OnDelete, rollingUpdate: null}")?;
+    patch(&format!(
+        "spec: {{template: {{spec: {{initContainers: [{{name: {PREPARE}, $patch: delete}}], \
+         containers: [{{name: istio-proxy, volumeMounts: [{{mountPath: /sys/fs/cgroup, $patch: \
+         delete}}, {{mountPath: /sys/fs/bpf, $patch: delete}}]}}], volumes: [{{name: host-cgroup, \
+         $patch: delete}}, {{name: host-bpf, $patch: delete}}]}}}}}}"
+    ))?;
+    let name = "jsonpath={.items[*].metadata.name}";
+    let nodes = output(&mut kubectl(&["get", "nodes", "-o", name]))?;
+    for node in nodes.split_whitespace() {
+        let of_node = format!("--field-selector=spec.nodeName={node}");
+        let pods = ["pods", "-l", "app=ztunnel", &of_node];
+        shell::must(&mut on_proxies(&[&["delete"], &pods[..]].concat()))?;
+        let image = format!("--image={PROXY_IMAGE}");
+        let mut remove = kubectl(&["debug", &format!("node/{node}"), "--profile=sysadmin"]);
+        remove.args(["--attach=true", "--quiet", &image, "--"]);
+        remove.args(["/usr/local/bin/ztunnel", "kernel", "remove"]);
+        shell::must(&mut remove)?;
+        let ready = ["--for=condition=Ready", "--timeout=60s"];
+        shell::must(&mut on_proxies(&[&["wait"], &pods[..], &ready].concat()))?;
     }
-    Ok(())
+    // `kubectl debug` leaves its pods.
+    let debuggers = "app.kubernetes.io/managed-by=kubectl-debug";
+    shell::must(&mut kubectl(&["delete", "pods", "-l", debuggers]))?;
+    set_strategy(SURGE)
+}
+
+/// Sets how the DaemonSet replaces its pods.
+fn set_strategy(strategy: &str) -> Result<()> {
+    patch(&format!("spec: {{updateStrategy: {strategy}}}"))
+}
+
+/// Changes the DaemonSet by a strategic merge patch.
+fn patch(patch: &str) -> Result<()> {
+    let mut apply = on_proxies(&["patch", PROXIES, "--patch", patch]);
+    shell::must(&mut apply)
+}
+
+/// `kubectl` in the namespace of the proxies.
+fn on_proxies(arguments: &[&str]) -> Command {
+    kubectl(&[&["-n", NAMESPACE], arguments].concat())
+}
+
+/// Runs a command. Returns its output.
+fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("{command:?} cannot be run"))?;
+    ensure!(output.status.success(), "{command:?} failed");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn kubectl(arguments: &[&str]) -> Command {

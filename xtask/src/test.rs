@@ -26,9 +26,12 @@ pub(crate) struct Arguments {
     /// With `cluster`: another cluster of kind than the one of `cargo xtask kind up`.
     #[arg(long, value_name = "NAME", default_value = kind::CLUSTER)]
     cluster: String,
-    /// With `cluster`: the checks to run; the default is all.
+    /// With `cluster`: the checks to run; the default is all short ones.
     #[arg(long = "check", value_name = "NAME")]
     checks: Vec<String>,
+    /// With `cluster`: run the checks that take minutes, too.
+    #[arg(long)]
+    long: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -160,6 +163,7 @@ fn cluster(arguments: &Arguments) -> Result<ExitCode> {
         }
         kind::up(capture, &arguments.cluster, Profile::Dev)?;
         let mut checks = Command::new(shell::target().join("debug/cluster"));
+        checks.args(arguments.long.then_some("--long"));
         let name = match capture {
             Capture::Rules => "cluster with rules",
             Capture::Programs => "cluster with programs",

@@ -11,8 +11,11 @@ use ztunnel_tests::cluster::{Cluster, all, demo};
 /// The checks on a real cluster.
 #[derive(Parser)]
 struct Arguments {
-    /// The checks to run; all if none is named
+    /// The checks to run; all short ones if none is named
     names: Vec<String>,
+    /// Run the checks that take minutes, too
+    #[arg(long)]
+    long: bool,
     /// Print the checks and end
     #[arg(long)]
     list: bool,
@@ -51,7 +54,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let cluster = Cluster::connect()?;
     let (mut passed, mut failed) = (0, 0);
     for check in checks {
-        if !arguments.names.is_empty() && !arguments.names.iter().any(|name| name == check.name) {
+        let is_named = arguments.names.iter().any(|name| name == check.name);
+        let is_default = arguments.names.is_empty() && (arguments.long || !check.is_long);
+        if !is_named && !is_default {
             continue;
         }
         let began = Instant::now();

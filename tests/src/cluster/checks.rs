@@ -24,14 +24,24 @@ pub struct Check {
     pub name: &'static str,
     /// What it shows.
     pub shows: &'static str,
+    /// Whether it takes minutes: it runs only if it is named, or with `--long`.
+    pub is_long: bool,
     /// Runs it. Returns its figures.
     pub run: fn(&Cluster) -> Result<String>,
 }
 
+/// The checks that take minutes.
+const LONG: [&str; 3] = ["control-plane-gone", "pod-churn", "node-reboot"];
+
 /// Every check, in the order of their running.
 #[must_use]
 pub fn all() -> Vec<Check> {
-    let check = |name, shows, run| Check { name, shows, run };
+    let check = |name, shows, run| Check {
+        name,
+        shows,
+        is_long: LONG.contains(&name),
+        run,
+    };
     vec![
         check(
             "istioctl",

@@ -81,11 +81,11 @@ impl Drop for Scaled<'_> {
 
 pub(super) fn control_plane_gone(cluster: &Cluster) -> Result<String> {
     let pairs = Pairs::new(cluster, "zt-no-control")?;
-    let calls = pairs.start("--seconds 45 --callers 2 --pause 5")?;
+    let calls = pairs.start("--seconds 85 --callers 2 --pause 5")?;
     let istiod = Scaled::down(cluster, "deployment/istiod")?;
     let restart = ["-n", MESH, "rollout", "restart", "daemonset/istio-cni-node"];
     let restarted = cluster.kubectl(&restart);
-    thread::sleep(Duration::from_secs(25));
+    thread::sleep(Duration::from_secs(60));
     drop(istiod);
     restarted?;
     cluster.rolled_out(MESH, "deployment/istiod", ROLLOUT)?;
