@@ -16,9 +16,9 @@ use crate::traffic::calls::Report;
 pub(super) fn rolling_restart(cluster: &Cluster) -> Result<String> {
     let pairs = Pairs::new(cluster, "zt-rolling")?;
     let strangers = Strangers::new(cluster, "zt-strangers")?;
-    let plain = strangers.start(&pairs, "--seconds 60 --callers 1 --pause 2")?;
-    let new = pairs.start("--seconds 60 --callers 2")?;
-    let kept = pairs.start("--seconds 60 --callers 2 --keep --pause 5")?;
+    let plain = strangers.start(&pairs, "--seconds 80 --callers 1 --pause 2")?;
+    let new = pairs.start("--seconds 80 --callers 2")?;
+    let kept = pairs.start("--seconds 80 --callers 2 --keep --pause 5")?;
     thread::sleep(Duration::from_secs(3));
     cluster.kubectl(&["-n", MESH, "rollout", "restart", "daemonset/ztunnel"])?;
     cluster.rolled_out(MESH, "daemonset/ztunnel", ROLLOUT)?;

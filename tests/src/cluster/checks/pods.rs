@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::super::commands::{Cluster, name, wait_for};
 use super::super::shop;
@@ -32,11 +32,34 @@ pub(super) fn new_pods(cluster: &Cluster) -> Result<String> {
         .filter_map(name)
         .collect();
     ensure!(pods.len() == NEW_PODS, "{} pods", pods.len());
-    ensure!(restarted.is_empty(), "restarted: {restarted:?}");
+    if !restarted.is_empty() {
+        bail!("restarted: {}", reasons(cluster, namespace, &restarted));
+    }
     Ok(format!(
         "{NEW_PODS} pods, 0 restarts, {:.0} s",
         took.as_secs_f64()
     ))
+}
+
+/// Why the containers of these pods have ended before: the ends of their logs, and what the proxies say
+/// about the pods.
+fn reasons(cluster: &Cluster, namespace: &str, pods: &[String]) -> String {
+    let mut reasons = String::new();
+    let logs: Vec<String> = cluster
+        .nodes
+        .iter()
+        .filter_map(|node| cluster.proxy_log(node).ok())
+        .collect();
+    for pod in pods {
+        let previous = cluster.kubectl(&["-n", namespace, "logs", "--previous", pod]);
+        let said = previous.unwrap_or_else(|error| format!("{error:#}"));
+        reasons.push_str(&format!("\n{pod}: {}", said.trim()));
+        let lines = logs.iter().flat_map(|log| log.lines());
+        for line in lines.filter(|line| line.contains(pod.as_str())) {
+            reasons.push_str(&format!("\n    {line}"));
+        }
+    }
+    reasons
 }
 
 pub(super) fn pod_churn(cluster: &Cluster) -> Result<String> {

@@ -10,6 +10,7 @@
 mod application_cgroups;
 pub mod delivery;
 mod destroy;
+mod dial;
 mod error;
 mod gone;
 #[cfg(test)]
@@ -25,13 +26,14 @@ pub use application_cgroups::application_cgroups;
 pub use destroy::{
     Connection, DestroyMethod, Destroyed, Error as DestroyError, Failure, Outcome, destroy,
 };
+pub use dial::Dial;
 pub use error::Error;
 pub use gone::{PeerEnd, peer_gone};
 pub use netns::{Netns, NetnsDescriptor, NetnsSource, interface_addresses};
 pub use redirection::{dialled_of, is_redirected, is_served, redirected_from};
 pub use rehearsal::{Rehearsal, rehearse};
 pub use socket::{
-    Dial, DnsSockets, Listeners, Missing, Opened, OptionalListener, Source, abort_on_drop, accept,
+    DnsSockets, Listeners, Missing, Opened, OptionalListener, abort_on_drop, accept,
     leave_reuseport_group, local_of, peer_of, send_from,
 };
 pub use unsent::unsent;

@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::destroy::{Connection, Destroyed, destroy};
-use super::socket::bind_to_client;
+use super::dial::bind_to_client;
 use super::{DestroyError, Error, Listeners, OptionalListener, delivery};
 
 /// An address for documentation (RFC 5737), which no interface has.
@@ -78,7 +78,7 @@ fn deliver() -> io::Result<Delivered> {
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let local = server.local_addr()?;
     let client = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-    bind_to_client(&client, CLIENT)?;
+    bind_to_client(&client, (CLIENT, 0).into())?;
     client.connect_timeout(&local.into(), CONNECT_TIMEOUT)?;
     let (accepted, remote) = server.accept()?;
     if remote.ip() != CLIENT {

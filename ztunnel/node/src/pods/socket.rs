@@ -1,18 +1,17 @@
-//! The sockets of the proxy inside a pod's network namespace: its listeners, and how it connects.
+//! The proxy's listeners inside a pod's network namespace.
 
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use mesh::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
-use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg, setsockopt, sockopt};
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
-use super::delivery::DELIVERY_MARK;
-use super::{Error, Netns};
+use super::Error;
 
 /// The port for redirected DNS, on loopback.
 const DNS: u16 = 15053;
@@ -288,163 +287,6 @@ fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Error> {
         Ok(socket.into())
     };
     open().map_err(|source| Error::Listen { address, source })
-}
-
-/// The source address of a connection that the proxy opens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// The pod's address: the connection leaves the pod, and capture must ignore it.
-    Pod {
-        /// The mark by which the kernel programs recognize the proxy's own sockets.
-        mark: u32,
-    },
-    /// The client's address: the connection is delivered to the pod itself, over its loopback device.
-    Client {
-        /// The client address that the application sees.
-        address: IpAddr,
-    },
-}
-
-/// How the proxy opens a connection from inside a pod.
-#[derive(Debug, Clone)]
-pub struct Dial {
-    /// How long to wait for the connection to open.
-    pub timeout: Duration,
-    /// The keep-alive probes, if enabled.
-    pub keepalive: Option<TcpKeepalive>,
-}
-
-impl Dial {
-    /// Connects to `to` from inside the namespace. Must be called on a worker thread, which
-    /// stays in the namespace.
-    ///
-    /// # Errors
-    /// As `connect(2)`; `TimedOut` after the timeout.
-    pub async fn connect(
-        &self,
-        netns: &Netns,
-        to: SocketAddr,
-        source: Source,
-    ) -> io::Result<TcpStream> {
-        self.connect_after(netns, to, source, |_| Ok(())).await
-    }
-
-    /// As [`Self::connect`]; `before` gets the socket before it connects.
-    ///
-    /// # Errors
-    /// As [`Self::connect`], and the error of `before`.
-    pub async fn connect_after(
-        &self,
-        netns: &Netns,
-        to: SocketAddr,
-        source: Source,
-        before: impl FnOnce(&Socket) -> io::Result<()>,
-    ) -> io::Result<TcpStream> {
-        let socket = self.prepare(netns, to, source)?;
-        before(&socket)?;
-        match begin(&socket, to, source)? {
-            Progress::Done => TcpStream::from_std(socket.into()),
-            Progress::Waiting => match tokio::time::timeout(self.timeout, finish(socket)).await {
-                Ok(connected) => connected,
-                Err(_elapsed) => Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("{to} did not answer within {:?}", self.timeout),
-                )),
-            },
-        }
-    }
-
-    /// Opens a UDP socket inside the namespace that is connected to `to` and has the mark. The kernel
-    /// picks a random port. Must be called on a worker thread.
-    ///
-    /// # Errors
-    /// As `socket(2)` and `connect(2)`.
-    pub fn connect_udp(netns: &Netns, to: SocketAddr, mark: u32) -> io::Result<UdpSocket> {
-        netns.enter().map_err(io::Error::other)?;
-        let socket = Socket::new(Domain::for_address(to), Type::DGRAM, Some(Protocol::UDP))?;
-        socket.set_nonblocking(true)?;
-        socket.set_mark(mark)?;
-        socket.connect(&to.into())?;
-        UdpSocket::from_std(socket.into())
-    }
-
-    fn prepare(&self, netns: &Netns, to: SocketAddr, source: Source) -> io::Result<Socket> {
-        netns.enter().map_err(io::Error::other)?;
-        let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_nonblocking(true)?;
-        socket.set_tcp_nodelay(true)?;
-        if let Some(keepalive) = &self.keepalive {
-            socket.set_tcp_keepalive(keepalive)?;
-        }
-        match source {
-            Source::Pod { mark } => socket.set_mark(mark)?,
-            Source::Client { address } if address.is_ipv4() == to.is_ipv4() => {
-                bind_to_client(&socket, address)?;
-            }
-            // The application could not see a client address of the other family.
-            Source::Client { .. } => socket.bind_device(Some(b"lo"))?,
-        }
-        Ok(socket)
-    }
-}
-
-/// The state of a connection attempt.
-enum Progress {
-    Done,
-    Waiting,
-}
-
-fn begin(socket: &Socket, to: SocketAddr, source: Source) -> io::Result<Progress> {
-    let to = to.into();
-    let mut attempt = progress(socket.connect(&to))?;
-    // Over loopback the handshake is complete when connect() returns, unless the application's queue
-    // is full. A second call reports that, which saves a round through the event loop for every
-    // delivery.
-    if matches!(
-        (&attempt, source),
-        (Progress::Waiting, Source::Client { .. })
-    ) {
-        attempt = progress(socket.connect(&to))?;
-    }
-    Ok(attempt)
-}
-
-fn progress(attempt: io::Result<()>) -> io::Result<Progress> {
-    match attempt {
-        Ok(()) => Ok(Progress::Done),
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::EINPROGRESS | libc::EALREADY)
-            ) =>
-        {
-            Ok(Progress::Waiting)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-async fn finish(socket: Socket) -> io::Result<TcpStream> {
-    let stream = TcpStream::from_std(socket.into())?;
-    stream.writable().await?;
-    match stream.take_error()? {
-        None => Ok(stream),
-        Some(error) => Err(error),
-    }
-}
-
-/// Prepares a delivery socket with the client's address. `IP_TRANSPARENT` allows any source address,
-/// the mark routes the replies back to the proxy, and inbound capture ignores the connection because
-/// the socket is bound to the loopback device.
-pub(super) fn bind_to_client(socket: &Socket, address: IpAddr) -> io::Result<()> {
-    match address {
-        IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
-        IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
-    }
-    socket.set_mark(DELIVERY_MARK)?;
-    socket.bind_device(Some(b"lo"))?;
-    setsockopt(&socket.as_fd(), sockopt::IpBindAddressNoPort, &true)?;
-    socket.bind(&SocketAddr::new(address, 0).into())
 }
 
 /// Makes dropping `stream` send a reset instead of an orderly close, so that the peer does not take an

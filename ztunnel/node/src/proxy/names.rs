@@ -14,7 +14,7 @@ use super::pod_context::PodContext;
 use super::wait::WaitError;
 use crate::bpf::{self, Kernel};
 use crate::dns::{Server, ServerContext};
-use crate::pods::{self, Dial, Source};
+use crate::pods::{self, Dial};
 use mesh::{Snapshot, Workload};
 use telemetry::{DnsRefusal, WaitKind};
 
@@ -128,9 +128,8 @@ impl ServerContext for Names {
 
     async fn connect_to_resolver(&self, resolver: SocketAddr) -> io::Result<TcpStream> {
         let config = &self.0.proxy.config;
-        let source = Source::Pod { mark: config.mark };
         let netns = &self.0.pod.netns;
-        config.dial.connect(netns, resolver, source).await
+        config.dial.connect(netns, resolver, config.mark).await
     }
 
     async fn send_reply(

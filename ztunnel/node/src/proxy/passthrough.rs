@@ -8,7 +8,6 @@ use tokio::net::TcpStream;
 
 use super::connection::Connection;
 use super::pod_context::PodContext;
-use crate::pods::Source;
 use mesh::NetnsCookie;
 
 /// Connects to the application's destination: outside the mesh, or a pod of this node that has
@@ -23,9 +22,6 @@ pub(super) async fn connect(
     server: Option<NetnsCookie>,
 ) -> std::io::Result<TcpStream> {
     let proxy = &context.proxy;
-    let source = Source::Pod {
-        mark: proxy.config.mark,
-    };
     let mark_fast_path_socket = |socket: &socket2::Socket| match &proxy.kernel {
         Some(kernel) => {
             kernel.mark_fast_path_socket(socket.as_fd(), connection.destination, to, server)
@@ -34,7 +30,12 @@ pub(super) async fn connect(
     };
     let dial = &proxy.config.dial;
     let connected = dial
-        .connect_after(&context.pod.netns, to, source, mark_fast_path_socket)
+        .connect_after(
+            &context.pod.netns,
+            to,
+            proxy.config.mark,
+            mark_fast_path_socket,
+        )
         .await;
     if let (Err(_), Some(server)) = (&connected, server) {
         proxy.recheck.add(server);

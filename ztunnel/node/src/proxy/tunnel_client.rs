@@ -13,7 +13,7 @@ use tracing::Level;
 
 use super::far_end::FarEnd;
 use super::state::ProxyState;
-use crate::pods::{self, Dial, Pod, Source};
+use crate::pods::{self, Dial, Pod};
 use mesh::route::{Hop, HopKind};
 use mesh::{Identity, NetnsCookie, Workload};
 use tunnel::hbone::{
@@ -194,10 +194,9 @@ impl Dialer {
         far_end: FarEnd,
     ) -> Result<Dialled<tls::Stream<TcpStream>>, DialError> {
         let credentials = self.certificates.get(&key.source).await?;
-        let source = Source::Pod { mark: self.mark };
         let tcp = self
             .dial
-            .connect(&pod.netns, key.hbone, source)
+            .connect(&pod.netns, key.hbone, self.mark)
             .await
             .map_err(|source| DialError::Connect {
                 far_end,

@@ -12,7 +12,7 @@ use super::super::policy;
 use super::super::proxy_protocol;
 use super::caller::InboundCaller;
 use super::error::InboundError;
-use crate::pods::{Source, abort_on_drop};
+use crate::pods::abort_on_drop;
 use mesh::authorize::InboundRequest;
 use mesh::fastpath;
 use mesh::inbound::{TunnelTarget, delivery_address};
@@ -103,7 +103,7 @@ async fn connect(
     let address = if is_loopback { to.ip() } else { peer.ip() };
     let mut app = config
         .dial
-        .connect(&context.pod.netns, to, Source::Client { address })
+        .deliver(&context.pod.netns, to, address)
         .await
         .map_err(failed)?;
     let tunnel = destination.workload.application_tunnel;
