@@ -65,13 +65,15 @@ pub fn open_outbound(
     recorded && is_still_authorized(config, pod, socket)
 }
 
-/// Records a connection that a pod's socket has accepted from outside this node. False: the
-/// connection must be stopped.
+/// Records a connection that a pod's socket has accepted from outside this node. `is_arriving`: the
+/// SYN may be older than the pod's enrollment, like connections that were open before; the proxy
+/// authorizes the record a moment later. False: the connection must be stopped.
 #[inline(always)]
 pub fn open_inbound(
     ctx: &SockOpsContext,
     config: &Config,
     pod: Cookie,
+    is_arriving: bool,
     connection: &ConnectionKey,
     socket: &mut SocketState,
 ) -> bool {
@@ -82,7 +84,10 @@ pub fn open_inbound(
     socket.server_pod = pod;
     socket.progress = PROGRESS_ESTABLISHED;
     // Policy may have changed since the SYN: the client decides when the handshake ends.
-    if !record(ctx, pod, connection, socket) || !is_inbound_authorized(config, connection, pod) {
+    if !record(ctx, pod, connection, socket) {
+        return false;
+    }
+    if !is_arriving && !is_inbound_authorized(config, connection, pod) {
         return false;
     }
     // SAFETY: the value is copied at once.

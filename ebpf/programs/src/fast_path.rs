@@ -3,8 +3,8 @@
 
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use ztunnel_ebpf_types::{
-    Address, Backend, Config, ConnectionKey, Cookie, FastPathEntry, FastPathKey, InboundKey,
-    MAX_BACKENDS, SocketState,
+    Address, Backend, Config, ConnectionKey, Cookie, ENTRY_RETIRED, FastPathEntry, FastPathKey,
+    InboundKey, MAX_BACKENDS, SocketState,
 };
 
 use crate::maps::{FAST_PATH, INBOUND_ENTRIES, is_nearly_full, pod_of};
@@ -34,7 +34,7 @@ pub fn route(config: &Config, cookie: Cookie, address: &Address, port: u32) -> R
     let Some(entry) = (unsafe { FAST_PATH.get(&key) }) else {
         return Route::NoEntry;
     };
-    if entry.epoch != config.epoch || is_nearly_full() {
+    if entry.epoch != config.epoch || entry.flags & ENTRY_RETIRED != 0 || is_nearly_full() {
         return Route::NoEntry;
     }
     let Some(backend) = choose_backend(entry) else {
@@ -51,7 +51,8 @@ pub fn route(config: &Config, cookie: Cookie, address: &Address, port: u32) -> R
 
 /// Whether the entry that a socket was routed by is still valid. The caller has recorded the
 /// connection and not sent its SYN: a change of policy either finds the recorded connection, or
-/// this lookup finds the entry removed. An application can delay the SYN for any time after its
+/// this lookup finds the entry removed. If such connections may go on, the entry is only retired for
+/// that time. An application can delay the SYN for any time after its
 /// `connect()` (Fast Open).
 #[inline(always)]
 pub fn is_still_authorized(config: &Config, cookie: Cookie, socket: &SocketState) -> bool {

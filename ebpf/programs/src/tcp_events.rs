@@ -17,8 +17,9 @@ use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::debug;
 use ztunnel_ebpf_types::{
-    CONNECTION_JOIN, ClientKey, Config, ConnectionEnd, Cookie, OriginalDestination, POD_ENROLLED,
-    POD_JOIN, Pod, SOCKET_CAPTURED, SOCKET_FAST_PATH, SOCKET_INBOUND, SOCKET_LISTENER, SocketState,
+    CONNECTION_JOIN, ClientKey, Config, ConnectionEnd, Cookie, OriginalDestination, POD_ARRIVING,
+    POD_ENROLLED, POD_JOIN, Pod, SOCKET_CAPTURED, SOCKET_FAST_PATH, SOCKET_INBOUND,
+    SOCKET_LISTENER, SocketState,
 };
 
 use crate::connections;
@@ -238,7 +239,10 @@ fn accepted(ctx: &SockOpsContext, config: &Config, cookie: Cookie, pod: &Pod, en
     let stored = state_or_new(sk);
     // SAFETY: not null when it is written; no other program uses a socket that is being accepted.
     let opened = match unsafe { stored.as_mut() } {
-        Some(socket) => connections::open_inbound(ctx, config, cookie, &connection, socket),
+        Some(socket) => {
+            let is_arriving = pod.flags & POD_ARRIVING != 0;
+            connections::open_inbound(ctx, config, cookie, is_arriving, &connection, socket)
+        }
         None => false,
     };
     if !opened {

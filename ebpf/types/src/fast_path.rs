@@ -50,11 +50,14 @@ pub struct FastPathEntry {
     pub total_weight: u32,
     /// How many backends are listed.
     pub backend_count: u32,
-    /// Always zero.
-    pub zero: u32,
+    /// A set of the `ENTRY_` bits.
+    pub flags: u32,
     /// The listed backends; the places behind them are zero.
     pub backends: [Backend; MAX_BACKENDS],
 }
+
+/// No new connection uses the entry. One that has been routed by it and has not sent its SYN may go on.
+pub const ENTRY_RETIRED: u32 = 1;
 
 /// A source of plaintext and the pod address that it connects to; key of `INBOUND_ENTRIES`.
 #[repr(C)]

@@ -103,6 +103,9 @@ pub const POD_HANDSHAKE: u32 = 2;
 pub const POD_JOIN: u32 = 4;
 /// The pod's DNS queries are captured; needs [`POD_ENROLLED`], too.
 pub const POD_DNS: u32 = 8;
+/// The pod has just been enrolled: an application may still accept a connection whose SYN arrived
+/// before.
+pub const POD_ARRIVING: u32 = 16;
 
 /// The port of DNS servers (RFC 1035, 4.2).
 pub const RESOLVER_PORT: u32 = 53;

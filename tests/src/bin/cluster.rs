@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use ztunnel_tests::cluster::{Cluster, all, demo};
+use ztunnel_tests::cluster::{ALL, Cluster, demo};
 
 /// The checks on a real cluster.
 #[derive(Parser)]
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
 
 /// Returns whether every check passed.
 fn run(arguments: &Arguments) -> Result<bool> {
-    let checks = all();
+    let checks = ALL;
     if arguments.list {
         for check in checks {
             println!("{:<20} {}", check.name, check.shows);

@@ -15,7 +15,7 @@ use super::commands::{Cluster, run};
 use disruptions::{control_plane_gone, killed, kubelet_restart, node_reboot, rolling_restart};
 use identity::identity;
 use kinds::kinds;
-use pods::{new_pods, pod_churn};
+use pods::{leaving, new_pods, pod_churn};
 
 /// A check.
 #[derive(Debug, Clone, Copy)]
@@ -30,70 +30,87 @@ pub struct Check {
     pub run: fn(&Cluster) -> Result<String>,
 }
 
-/// The checks that take minutes.
-const LONG: [&str; 3] = ["control-plane-gone", "pod-churn", "node-reboot"];
-
 /// Every check, in the order of their running.
-#[must_use]
-pub fn all() -> Vec<Check> {
-    let check = |name, shows, run| Check {
+pub const ALL: &[Check] = &[
+    short(
+        "istioctl",
+        "istioctl shows the version of the proxies, and their log level",
+        istioctl,
+    ),
+    short(
+        "new-pods",
+        "100 pods that are created at once and call a service by its name at once",
+        new_pods,
+    ),
+    short(
+        "identity",
+        "STRICT: kubelet's probes pass, the allowed account passes, others do not",
+        identity,
+    ),
+    short(
+        "leaving",
+        "servers leave the mesh and come back under load: no call fails",
+        leaving,
+    ),
+    short(
+        "kinds",
+        "StatefulSets, host network, node ports, own addresses, exec, port-forward",
+        kinds,
+    ),
+    short(
+        "rolling-restart",
+        "the DaemonSet is replaced under load: no new connection fails",
+        rolling_restart,
+    ),
+    long(
+        "control-plane-gone",
+        "istiod is gone and istio-cni is restarted under load: no call fails",
+        control_plane_gone,
+    ),
+    short(
+        "kubelet-restart",
+        "kubelet is restarted under load: no call fails",
+        kubelet_restart,
+    ),
+    short(
+        "killed",
+        "a proxy is killed: calls are refused, not sent in plaintext, until it is back",
+        killed,
+    ),
+    long(
+        "pod-churn",
+        "200 pods come and go under load: no call fails and no descriptor is left",
+        pod_churn,
+    ),
+    long(
+        "node-reboot",
+        "a node restarts: its pods are served again, and the log is not flooded",
+        node_reboot,
+    ),
+];
+
+const fn short(
+    name: &'static str,
+    shows: &'static str,
+    run: fn(&Cluster) -> Result<String>,
+) -> Check {
+    Check {
         name,
         shows,
-        is_long: LONG.contains(&name),
+        is_long: false,
         run,
-    };
-    vec![
-        check(
-            "istioctl",
-            "istioctl shows the version of the proxies, and their log level",
-            istioctl,
-        ),
-        check(
-            "new-pods",
-            "100 pods that are created at once and call a service by its name at once",
-            new_pods,
-        ),
-        check(
-            "identity",
-            "STRICT: kubelet's probes pass, the allowed account passes, others do not",
-            identity,
-        ),
-        check(
-            "kinds",
-            "StatefulSets, host network, node ports, own addresses, exec, port-forward",
-            kinds,
-        ),
-        check(
-            "rolling-restart",
-            "the DaemonSet is replaced under load: no new connection fails",
-            rolling_restart,
-        ),
-        check(
-            "control-plane-gone",
-            "istiod is gone and istio-cni is restarted under load: no call fails",
-            control_plane_gone,
-        ),
-        check(
-            "kubelet-restart",
-            "kubelet is restarted under load: no call fails",
-            kubelet_restart,
-        ),
-        check(
-            "killed",
-            "a proxy is killed: calls are refused, not sent in plaintext, until it is back",
-            killed,
-        ),
-        check(
-            "pod-churn",
-            "200 pods come and go under load: no call fails and no descriptor is left",
-            pod_churn,
-        ),
-        check(
-            "node-reboot",
-            "a node restarts: its pods are served again, and the log is not flooded",
-            node_reboot,
-        ),
-    ]
+    }
+}
+
+const fn long(
+    name: &'static str,
+    shows: &'static str,
+    run: fn(&Cluster) -> Result<String>,
+) -> Check {
+    Check {
+        is_long: true,
+        ..short(name, shows, run)
+    }
 }
 
 /// The limit for a rollout.

@@ -9,7 +9,7 @@ mod commands;
 mod demo;
 mod shop;
 
-pub use checks::{Check, all};
+pub use checks::{ALL, Check};
 pub use commands::{Cluster, Membership, Namespace, RunningCalls};
 pub use demo::demo;
 

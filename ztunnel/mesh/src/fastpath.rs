@@ -14,7 +14,9 @@ use smallvec::SmallVec;
 
 use crate::NetnsCookie;
 
-pub use decide::{entry, entry_after_change, fate, inbound_allowed, inbound_entry};
+pub use decide::{
+    entry, entry_after_change, fate, inbound_allowed, inbound_entry, opened_may_go_on,
+};
 
 /// The most backends of one entry. The proxy carries the share of the backends beyond.
 pub const MAX_BACKENDS: usize = 8;

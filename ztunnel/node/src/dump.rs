@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use crate::bpf::StoredEntry;
 use crate::proxy::ProxyState;
 use admin::Dump;
 use mesh::NetnsCookie;
-use mesh::fastpath::{FastPathConnection, FastPathEntry, FastPathKey, InboundEntry};
+use mesh::fastpath::{FastPathConnection, InboundEntry};
 use settings::Settings;
 
 /// A section whose content is read on each request.
@@ -56,10 +57,11 @@ fn fast_path_section(shared: &ProxyState) -> Value {
         let uid = view.pod(cookie).map(|pod| &*pod.uid.0);
         uid.map_or_else(|| json!(cookie.0), |uid| json!(uid))
     };
-    let entries = kernel.entries().unwrap_or_default();
+    let mut entries = kernel.entries().unwrap_or_default();
+    entries.retain(|stored| !stored.is_retired);
     let inbound_entries = kernel.inbound_entries().unwrap_or_default();
     let connections = kernel.fast_path_connections().unwrap_or_default();
-    let entry_json = |(key, entry): &(FastPathKey, FastPathEntry)| {
+    let entry_json = |StoredEntry { key, entry, .. }: &StoredEntry| {
         let backends = entry.backends.iter().map(|backend| backend.to.to_string());
         json!({
             "pod": name(key.pod),

@@ -29,6 +29,9 @@ use mesh::LocalPod;
 use mesh::NetnsCookie;
 use mesh::{Identity, Snapshot};
 
+/// How long after a pod's enrollment its applications may accept connections whose SYN is older.
+const HANDSHAKES: Duration = Duration::from_secs(1);
+
 /// What enrolling depends on besides the pods.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EnrollContext<'a> {
@@ -182,7 +185,8 @@ impl Enrollment {
     pub(super) fn next_due(&self) -> Option<Instant> {
         // Another process enrols the pods after a handover.
         let retry = self.failed.next_retry().filter(|_| self.active);
-        let others = [self.leaving.next_end(), self.coverage.next()];
+        let settles = self.pods.values().filter_map(|enrolled| enrolled.settles);
+        let others = [self.leaving.next_end(), self.coverage.next(), settles.min()];
         retry.into_iter().chain(others.into_iter().flatten()).min()
     }
 
@@ -203,8 +207,9 @@ impl Enrollment {
         for enrolled in self.leaving.take_ended(Instant::now()) {
             self.end(context, enrolled);
         }
-        if let Some(kernel) = &self.shared.kernel {
-            self.coverage.check(kernel, Instant::now());
+        if let Some(kernel) = self.shared.kernel.clone() {
+            self.coverage.check(&kernel, Instant::now());
+            self.settle(&kernel, Instant::now());
         }
         let by_key: HashMap<&PodKey, &DesiredPod> =
             desired.iter().map(|pod| (&pod.key, pod)).collect();
@@ -241,6 +246,20 @@ impl Enrollment {
             self.detach_orphans(kernel);
             if let Err(error) = kernel.remove_other_layouts() {
                 tracing::error!(%error, "cannot detach the programs of an earlier version");
+            }
+        }
+    }
+
+    /// From now on, the programs stop connections to these pods that the proxy has not authorized,
+    /// also if their SYN may be older than the enrollment.
+    fn settle(&mut self, kernel: &Kernel, now: Instant) {
+        let enrolled = self.pods.values_mut();
+        for enrolled in enrolled.filter(|pod| pod.settles.is_some_and(|settles| settles <= now)) {
+            enrolled.settles = None;
+            if self.active
+                && let Err(error) = kernel.settle(enrolled.cookie())
+            {
+                tracing::error!(%error, pod = %enrolled.pod.uid.0, "connections to the pod are checked only by their records");
             }
         }
     }
@@ -442,6 +461,7 @@ impl Enrollment {
             inbound,
             captured: Vec::new(),
             dns,
+            settles: None,
             number: 0,
         })
     }
@@ -458,6 +478,7 @@ impl Enrollment {
         if let (Some(kernel), Some(inbound)) = (&self.shared.kernel, &enrolled.inbound) {
             let netns = &pod.netns;
             capture(kernel, netns, &enrolled.captured, inbound, enrolled.dns)?;
+            enrolled.settles = Some(Instant::now() + HANDSHAKES);
             if !kernel.covers_machine() {
                 self.coverage.add(&desired.key, netns, Instant::now());
             }

@@ -1,7 +1,6 @@
 //! A server that leaves the mesh and comes back under load. The node agent withdraws the pod first, and
-//! the control plane tells the clients a moment later: in between, the clients still use tunnels. Calls go
-//! on. What can fail is a handshake that is under way at the moment at which capture by programs begins,
-//! or a fast-path entry is removed: the programs stop it. That is one in tens of thousands.
+//! the control plane tells the clients a moment later: in between, the clients still use tunnels. No call
+//! fails, and none of the handshakes that are under way at such a moment.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -22,8 +21,6 @@ const DELAYS: [Duration; 3] = [
     Duration::from_millis(30),
     Duration::from_millis(150),
 ];
-/// The largest number of handshakes that may meet a change, in all rounds.
-const MAX_STOPPED: usize = 3;
 /// How often the server leaves and comes back.
 const ROUNDS: usize = 12;
 
@@ -72,7 +69,7 @@ fn calls_go_on_while_a_server_leaves_the_mesh_and_comes_back() {
     });
     let answered = answered.load(Ordering::Relaxed);
     assert!(
-        failures.len() <= MAX_STOPPED,
+        failures.is_empty(),
         "{failures:?} beside {answered} answers"
     );
     assert!(answered > 500, "only {answered} calls were made");

@@ -1,12 +1,13 @@
 //! Pods that come and go, and kinds of pods.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 
 use super::super::commands::{Cluster, name, wait_for};
 use super::super::shop;
-use super::pairs::{Pairs, none_failed};
+use super::pairs::{Pairs, SERVERS, Strangers, none_failed};
 
 /// The number of pods that are created at once.
 const NEW_PODS: usize = 100;
@@ -38,6 +39,33 @@ pub(super) fn new_pods(cluster: &Cluster) -> Result<String> {
     Ok(format!(
         "{NEW_PODS} pods, 0 restarts, {:.0} s",
         took.as_secs_f64()
+    ))
+}
+
+/// Servers leave the mesh and come back, while clients inside and outside of the mesh call them.
+pub(super) fn leaving(cluster: &Cluster) -> Result<String> {
+    const ROUNDS: usize = 6;
+    let pairs = Pairs::new(cluster, "zt-leaving")?;
+    let strangers = Strangers::new(cluster, "zt-strangers")?;
+    let inside = pairs.start("--seconds 40 --callers 2 --pause 2")?;
+    let outside = strangers.start(&pairs, "--seconds 40 --callers 2 --pause 2")?;
+    thread::sleep(Duration::from_secs(3));
+    for _ in 0..ROUNDS {
+        for mode in ["none", "ambient"] {
+            for server in SERVERS {
+                let label = format!("istio.io/dataplane-mode={mode}");
+                let pod = pairs.pod(server)?;
+                let namespace = &pairs.namespace.name;
+                cluster.kubectl(&["-n", namespace, "label", "--overwrite", "pod", &pod, &label])?;
+            }
+            thread::sleep(Duration::from_millis(1500));
+        }
+    }
+    let inside = none_failed("from the mesh", inside)?;
+    let outside = none_failed("from outside the mesh", outside)?;
+    Ok(format!(
+        "{} times, {inside} from the mesh and {outside} from outside, none failed",
+        ROUNDS * SERVERS.len()
     ))
 }
 

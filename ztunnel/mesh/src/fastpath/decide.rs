@@ -55,6 +55,32 @@ pub fn entry_after_change(
     entry(key, &destinations(&request, view)?, view)
 }
 
+/// Whether connections that an entry has led to may go on by this view, although the entry is no longer
+/// valid.
+#[must_use]
+pub fn opened_may_go_on(key: &FastPathKey, entry: &FastPathEntry, view: &View) -> bool {
+    let Some(client) = view.pod(key.pod) else {
+        return false;
+    };
+    entry.backends.iter().all(|backend| {
+        let mut addresses = client.addresses.iter();
+        let address = addresses.find(|address| address.is_ipv4() == backend.to.is_ipv4());
+        address.is_some_and(|address| {
+            let opened = FastPathConnection {
+                pod: key.pod,
+                server_pod: backend.server,
+                opener: Opener::Pod,
+                client: SocketAddr::new(*address, 0),
+                server: backend.to,
+                dialled: key.destination,
+                socket: 0,
+                opened: 0,
+            };
+            fate(&opened, view) != Fate::Ends
+        })
+    })
+}
+
 /// The backend that a route leads to, if the route needs no proxy.
 fn direct_backend(
     client: &LocalPod,

@@ -20,6 +20,17 @@ use mesh::fastpath::{
 use super::maps::{Maps, failed};
 use super::{Error, Kernel};
 
+/// A fast-path entry in the kernel's map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredEntry {
+    /// The pod and the destination.
+    pub key: FastPathKey,
+    /// What the proxy has authorized.
+    pub entry: FastPathEntry,
+    /// Whether it leads no new connection: see [`Kernel::retire_entry`].
+    pub is_retired: bool,
+}
+
 // An entry has room for as many backends as the kernel programs read.
 const _: () = assert!(MAX_BACKENDS == shared::MAX_BACKENDS);
 
@@ -107,10 +118,29 @@ impl Kernel {
     /// # Errors
     /// When the map cannot be written.
     pub fn insert_entry(&self, key: &FastPathKey, entry: &FastPathEntry) -> Result<(), Error> {
+        self.write_entry(key, entry, 0)
+    }
+
+    /// Sends new connections of a pod to a destination to the proxy again. One that has been routed by
+    /// the entry, and has not sent its SYN, goes on. Remove the entry a moment later.
+    ///
+    /// # Errors
+    /// As [`Self::remove_entry`].
+    pub fn retire_entry(&self, key: &FastPathKey, entry: &FastPathEntry) -> Result<(), Error> {
+        self.write_entry(key, entry, shared::ENTRY_RETIRED)
+    }
+
+    fn write_entry(
+        &self,
+        key: &FastPathKey,
+        entry: &FastPathEntry,
+        flags: u32,
+    ) -> Result<(), Error> {
         let maps = &self.maps;
         let mut value = shared::FastPathEntry {
             epoch: maps.epoch(),
             total_weight: entry.total,
+            flags,
             ..shared::FastPathEntry::default()
         };
         for (listed, backend) in value.backends.iter_mut().zip(&entry.backends) {
@@ -140,17 +170,37 @@ impl Kernel {
             .map_err(failed(fast_path, "written"))
     }
 
+    /// Removes an entry if it is retired.
+    ///
+    /// # Errors
+    /// When the map cannot be read or written.
+    pub fn remove_retired_entry(&self, key: &FastPathKey) -> Result<(), Error> {
+        let fast_path = &self.maps.fast_path;
+        let stored = fast_path.get(&entry_key(key));
+        let stored = stored.map_err(failed(fast_path, "read"))?;
+        match stored {
+            Some(stored) if stored.flags & shared::ENTRY_RETIRED != 0 => self.remove_entry(key),
+            _ => Ok(()),
+        }
+    }
+
     /// All fast-path entries.
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub fn entries(&self) -> Result<Vec<(FastPathKey, FastPathEntry)>, Error> {
+    pub fn entries(&self) -> Result<Vec<StoredEntry>, Error> {
         let entries = self.maps.fast_path.entries();
         let entries = entries.map_err(failed(&self.maps.fast_path, "read"))?;
-        Ok(entries
-            .iter()
-            .map(|(key, value)| entry(key, value))
-            .collect())
+        let stored = entries.iter().map(|(key, value)| {
+            let is_retired = value.flags & shared::ENTRY_RETIRED != 0;
+            let (key, entry) = entry(key, value);
+            StoredEntry {
+                key,
+                entry,
+                is_retired,
+            }
+        });
+        Ok(stored.collect())
     }
 
     /// Lets the kernel carry new plaintext connections from a source into a pod.

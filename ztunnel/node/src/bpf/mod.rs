@@ -43,11 +43,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ztunnel_ebpf_types::{
-    Address, CAPTURED_UNLISTED, ClientKey, POD_DNS, POD_ENROLLED, POD_JOIN, Pod,
+    Address, CAPTURED_UNLISTED, ClientKey, POD_ARRIVING, POD_DNS, POD_ENROLLED, POD_JOIN, Pod,
 };
 
 use cgroup::Cgroup;
 pub use config::{Config, Exemptions, Ports};
+pub use entries::StoredEntry;
 pub use error::Error;
 pub use events::{Event, EventKind, Events};
 pub use foreign_programs::{captured_pods_below, is_captured};
@@ -371,14 +372,33 @@ impl Kernel {
             let mut of_family = addresses.iter().filter(|address| address.is_v4() == v4);
             of_family.next().copied().unwrap_or(Address::NONE)
         };
+        let known = maps.pods.get(&cookie.0);
+        let known = known.map_err(failed(&maps.pods, "read"))?;
+        let arriving = known.map_or(POD_ARRIVING, |known| known.flags & POD_ARRIVING);
         let entry = Pod {
             v4: first(true),
             v6: first(false),
-            flags: POD_ENROLLED | if pod.dns { POD_DNS } else { 0 },
+            flags: POD_ENROLLED | arriving | if pod.dns { POD_DNS } else { 0 },
         };
         maps.pods
             .insert(&cookie.0, &entry)
             .map_err(failed(&maps.pods, "written"))
+    }
+
+    /// Ends the time in which a new pod's applications may accept connections whose SYN is older than
+    /// the pod's enrollment.
+    ///
+    /// # Errors
+    /// When the map cannot be read or written.
+    pub fn settle(&self, cookie: NetnsCookie) -> Result<(), Error> {
+        let pods = &self.maps.pods;
+        let known = pods.get(&cookie.0).map_err(failed(pods, "read"))?;
+        let Some(mut entry) = known.filter(|known| known.flags & POD_ARRIVING != 0) else {
+            return Ok(());
+        };
+        entry.flags &= !POD_ARRIVING;
+        pods.insert(&cookie.0, &entry)
+            .map_err(failed(pods, "written"))
     }
 
     /// Ends the capture of a pod; captured connections continue. A pod that is not captured is no

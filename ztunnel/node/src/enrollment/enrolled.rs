@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::DesiredPod;
 use super::prepare::was_replaced;
@@ -21,6 +22,9 @@ pub(super) struct Enrolled {
     pub(super) captured: Vec<IpAddr>,
     /// Whether its DNS queries are captured.
     pub(super) dns: bool,
+    /// When its applications accept no more connections that are older than the enrollment; none
+    /// after that, and where rules capture.
+    pub(super) settles: Option<Instant>,
     /// Increases with each enrollment: of two pods that are the same workload the later one wins.
     pub(super) number: u64,
 }

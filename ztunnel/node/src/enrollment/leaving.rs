@@ -10,8 +10,9 @@ use super::enrolled::Enrolled;
 use mesh::NetnsCookie;
 
 /// How long the listeners of a pod that has left stay open. Istio's control plane collects changes
-/// for 100 ms, and then pushes them to every client.
-const LINGER: Duration = Duration::from_secs(2);
+/// for 100 ms, and then pushes them to every client. A pod that comes back has istio-cni's rules for
+/// part of a second before it is announced, and they need the listeners.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// The pods that have left and are served for a little longer.
 #[derive(Debug, Default)]

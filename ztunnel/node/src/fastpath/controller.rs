@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
-use crate::bpf::{self, Kernel};
+use crate::bpf::{self, Kernel, StoredEntry};
 use crate::discovery::OnDemandClient;
 use crate::pods::{self, Connection, Outcome};
 use mesh::NetnsCookie;
@@ -27,6 +27,9 @@ use mesh::View;
 use mesh::fastpath;
 use mesh::fastpath::{FastPathConnection, FastPathEntry, FastPathKey, Fate, InboundEntry, Opener};
 use mesh::route::address_key;
+
+/// How long an entry stays retired: much longer than from `connect()` to its SYN.
+const RETIREMENT: Duration = Duration::from_millis(150);
 
 /// The view in force, and its fast-path entries.
 #[derive(Debug)]
@@ -39,6 +42,8 @@ pub struct FastPath {
     changing: Mutex<Role>,
     /// The sockets of connections that drain, and when each is terminated.
     draining: Mutex<HashMap<u64, Instant>>,
+    /// The keys of retired entries, and when each is removed.
+    retired: Mutex<HashMap<FastPathKey, Instant>>,
     /// Notifies of a new view.
     changed: watch::Sender<()>,
 }
@@ -67,6 +72,7 @@ impl FastPath {
             on_demand,
             changing: Mutex::new(Role::Standby),
             draining: Mutex::default(),
+            retired: Mutex::default(),
             changed: watch::Sender::new(()),
         }
     }
@@ -181,6 +187,21 @@ impl FastPath {
         on_demand.is_absent(&key).then_some(key)
     }
 
+    /// Removes the entries that are retired for long enough. Returns when to call it again.
+    fn remove_retired(&self, kernel: &Kernel) -> Option<Instant> {
+        // Meanwhile no entry is written that this call would remove.
+        let _role = self.lock();
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let due = retired.extract_if(|_, end| *end <= now);
+        for (key, _) in due {
+            if let Err(error) = kernel.remove_retired_entry(&key) {
+                tracing::warn!(%error, "cannot remove a fast-path entry that leads no new connection");
+            }
+        }
+        retired.values().copied().min()
+    }
+
     /// Removes every entry that the view does not allow. If the entries cannot be checked one by
     /// one, removes all.
     fn prune(&self, kernel: &Kernel, view: &View) {
@@ -196,13 +217,27 @@ impl FastPath {
     /// A changed entry is replaced in place: a connection that uses the entry and has not sent its
     /// SYN would be stopped if the entry were missing.
     fn prune_each(&self, kernel: &Kernel, view: &View) -> Result<(), bpf::Error> {
-        for (key, written) in kernel.entries()? {
-            match fastpath::entry_after_change(&key, self.absent(&key, view).as_slice(), view) {
-                Some(now) if now == written => {}
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        for StoredEntry {
+            key,
+            entry,
+            is_retired,
+        } in kernel.entries()?
+        {
+            let absent = self.absent(&key, view);
+            match fastpath::entry_after_change(&key, absent.as_slice(), view) {
+                Some(now) if now == entry && !is_retired => {}
                 Some(now) => kernel.insert_entry(&key, &now)?,
+                // A SYN that is about to leave by this entry goes on, like an open connection.
+                None if !is_retired && fastpath::opened_may_go_on(&key, &entry, view) => {
+                    kernel.retire_entry(&key, &entry)?;
+                    retired.insert(key, Instant::now() + RETIREMENT);
+                }
+                None if is_retired && retired.contains_key(&key) => {}
                 None => kernel.remove_entry(&key)?,
             }
         }
+        drop(retired);
         for entry in kernel.inbound_entries()? {
             if !fastpath::inbound_allowed(&entry, view) {
                 kernel.remove_inbound_entry(&entry)?;
@@ -223,6 +258,7 @@ impl FastPath {
         if *self.lock() == Role::Standby {
             return None;
         }
+        let retired = self.remove_retired(kernel);
         let view = self.view.load_full();
         let connections = match kernel.fast_path_connections() {
             Ok(connections) => connections,
@@ -254,7 +290,8 @@ impl FastPath {
                     .push(connection);
             }
         }
-        let next = drains.values().copied().filter(|until| *until > now).min();
+        let drained = drains.values().copied().filter(|until| *until > now).min();
+        let next = drained.into_iter().chain(retired).min();
         *draining = drains;
         drop(draining);
         for (cookie, connections) in forbidden {

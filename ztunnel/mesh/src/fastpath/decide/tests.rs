@@ -374,6 +374,36 @@ fn the_kernel_carries_no_new_connections_of_a_pod_that_leaves() {
     }
 }
 
+/// A SYN that is about to leave by an entry is like an open connection.
+#[test]
+fn an_entry_is_retired_only_if_its_connections_may_go_on() {
+    let view = view(&PathSettings::default());
+    let from_a = |destination: &str, server: Option<u64>| {
+        let key = FastPathKey {
+            pod: NetnsCookie(1),
+            destination: destination.parse().unwrap(),
+        };
+        let backend = Backend {
+            to: key.destination,
+            server: server.map(NetnsCookie),
+            weight: 1,
+            join_mode: JoinMode::Apart,
+        };
+        let entry = FastPathEntry {
+            backends: SmallVec::from_iter([backend]),
+            total: 1,
+        };
+        assert!(entry_after_change(&key, &[], &view).is_none_or(|now| now != entry));
+        opened_may_go_on(&key, &entry, &view)
+    };
+    // It has joined the mesh on another node, and it was never on this one.
+    assert!(from_a("10.0.1.1:80", None));
+    assert!(from_a("10.0.9.9:80", Some(99)));
+    // Policy denies it, or a waypoint would be bypassed.
+    assert!(!from_a("10.0.0.5:8080", Some(5)));
+    assert!(!from_a("10.0.0.6:8080", Some(6)));
+}
+
 #[test]
 fn a_direct_connection_is_terminated_when_encryption_is_demanded() {
     let tunnel = PathSettings {
