@@ -22,7 +22,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_ROUTE};
 
 use super::Error;
-use super::sysctl::enable;
+use super::sysctl::{disable, enable};
 
 /// The mark of delivery sockets; Istio's rules inside the pod use the same value for this purpose.
 pub const DELIVERY_MARK: u32 = 0x111;
@@ -40,6 +40,12 @@ const FWMARK_REFLECT_V6: &str = "net/ipv6/fwmark_reflect";
 /// such as that of the process which takes over, instead of being reset (Linux 5.14).
 const MIGRATE: &str = "net/ipv4/tcp_migrate_req";
 
+/// Connection tracking does not begin in the middle of a connection. It would take a packet of a
+/// connection that is older than the rules of a node agent for a new connection, and the rules would
+/// redirect it: the connections that a pod has open when it joins the mesh would break
+/// (Documentation/networking/nf_conntrack-sysctl.rst).
+const TRACK_OPEN_CONNECTIONS: &str = "net/netfilter/nf_conntrack_tcp_loose";
+
 /// Prepares the network namespace of the calling thread. Existing objects stay as they are.
 ///
 /// # Errors
@@ -56,6 +62,7 @@ pub fn prepare() -> Result<(), Error> {
     let has_v6 = std::path::Path::new("/proc/thread-self/net/if_inet6").exists();
     enable(FWMARK_ACCEPT)?;
     enable(MIGRATE)?;
+    disable(TRACK_OPEN_CONNECTIONS)?;
     enable(FWMARK_REFLECT_V4)?;
     if has_v6 {
         enable(FWMARK_REFLECT_V6)?;

@@ -16,11 +16,27 @@ use super::Error;
 /// # Errors
 /// When it cannot be written; the error names the key.
 pub(super) fn enable(key: &'static str) -> Result<(), Error> {
-    let written = match std::fs::write(format!("/proc/sys/{key}"), "1") {
-        Err(error) if is_read_only(&error) => write_through_new_proc(key),
+    write(key, b"1").map_err(|source| Error::Sysctl { key, source })
+}
+
+/// Sets a sysctl to 0 if this kernel has it.
+///
+/// # Errors
+/// As [`enable`].
+pub(super) fn disable(key: &'static str) -> Result<(), Error> {
+    match write(key, b"0") {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Sysctl { key, source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write(key: &str, value: &[u8]) -> io::Result<()> {
+    match std::fs::write(format!("/proc/sys/{key}"), value) {
+        Err(error) if is_read_only(&error) => write_through_new_proc(key, value),
         written => written,
-    };
-    written.map_err(|source| Error::Sysctl { key, source })
+    }
 }
 
 /// Whether the mount, not the sysctl itself, refuses the write.
@@ -32,14 +48,14 @@ fn is_read_only(error: &io::Error) -> bool {
 }
 
 /// Writes through a new proc file system that is not mounted anywhere.
-fn write_through_new_proc(key: &str) -> io::Result<()> {
+fn write_through_new_proc(key: &str, value: &[u8]) -> io::Result<()> {
     let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&context)?;
     let flags = FsMountFlags::FSMOUNT_CLOEXEC;
     let root = fsmount(&context, flags, MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
     let open = OFlags::WRONLY | OFlags::CLOEXEC;
     let file = openat(&root, format!("sys/{key}"), open, Mode::empty())?;
-    std::fs::File::from(file).write_all(b"1")
+    std::fs::File::from(file).write_all(value)
 }
 
 #[cfg(test)]
