@@ -10,8 +10,8 @@ use serde_json::json;
 use socket2::{Domain, Socket, Type};
 use ztunnel_tests::net::{Family, Host, Rules, World};
 use ztunnel_tests::proxy::{Mesh, Policy};
-use ztunnel_tests::traffic::Kind;
 use ztunnel_tests::traffic::dns::{self, DNS, Resolver, Transport};
+use ztunnel_tests::traffic::{self, IoMode, Kind, Stream};
 
 use crate::assertions::{self, HTTP, LIMIT, expect_answer, reset, wait_for_answer};
 
@@ -384,5 +384,29 @@ fn removing_the_rules_resets_redirected_connections_and_keeps_tunnels() {
     redirected.write_all(b"more data").unwrap();
     let outcome = redirected.read(&mut received).map_err(|error| error.kind());
     assert_eq!(outcome, Err(std::io::ErrorKind::ConnectionReset));
+    assertions::assert_all_running(&mut mesh);
+}
+
+/// The node agent puts its rules into a pod that runs already. For connection tracking, which begins
+/// with the rules, the next packet of an older connection must not be a new connection.
+#[test]
+fn connections_that_are_older_than_the_rules_go_on() {
+    let world = World::two_nodes().unwrap();
+    let (client, server) = (world.outside(), world.pod("b", 0));
+    let _http = server.serve(Kind::Http, HTTP).unwrap();
+    let dial = |family| Stream::connect(server.at(family, HTTP), IoMode::Blocking, LIMIT).unwrap();
+    let mut open = client.enter(|| Family::BOTH.map(dial));
+    for stream in &mut open {
+        traffic::get_over(stream, "before", LIMIT).unwrap();
+    }
+    let mut mesh = Mesh::start(&world).unwrap();
+    install(&world, Rules::IptablesNft);
+    for stream in &mut open {
+        let answer = traffic::get_over(stream, "after", LIMIT).unwrap();
+        assert_eq!(answer.marker, "after");
+    }
+    for family in Family::BOTH {
+        expect_answer(client, server.at(family, HTTP));
+    }
     assertions::assert_all_running(&mut mesh);
 }

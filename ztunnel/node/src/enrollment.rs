@@ -447,12 +447,6 @@ impl Enrollment {
             .first()
             .map(|first| first.inbound.as_fd().try_clone_to_owned());
         let inbound = inbound.transpose().map_err(EnrollError::Duplicate)?;
-        for listeners in &sets {
-            let marked = kernel
-                .iter()
-                .try_for_each(|kernel| kernel.mark_listener(listeners.inbound.as_fd()));
-            marked.map_err(EnrollError::MarkListener)?;
-        }
         context.workers.add(&pod, sets);
         warn_of_missing(&missing, &desired.key, kernel.is_some());
         Ok(Enrolled {

@@ -24,9 +24,6 @@ pub(crate) enum EnrollError {
     /// An inbound listener could not be duplicated.
     #[error("cannot duplicate the inbound listener: {0}")]
     Duplicate(#[source] std::io::Error),
-    /// The inbound listeners could not be marked for the kernel programs.
-    #[error("cannot mark the inbound listeners for the kernel programs: {0}")]
-    MarkListener(#[source] std::io::Error),
     /// Neither rules nor programs would capture it.
     #[error(
         "no rules inside the pod redirect its connections, and this node captures without kernel \

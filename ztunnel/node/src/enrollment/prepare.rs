@@ -1,7 +1,7 @@
 //! The steps of enrolling one pod.
 
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::{DesiredPod, EnrollError, PodKey};
@@ -34,7 +34,11 @@ pub(super) fn prepare(
     let optional: Vec<OptionalListener> = optional.collect();
     let (addresses, opened, redirected) = netns.visit(|| {
         delivery::prepare()?;
-        let opened = Listeners::open(config.workers, &optional);
+        let mark = |listener: BorrowedFd<'_>| match &shared.kernel {
+            Some(kernel) => kernel.mark_listener(listener),
+            None => Ok(()),
+        };
+        let opened = Listeners::open(config.workers, &optional, mark);
         let addresses = interface_addresses().map_err(EnrollError::Addresses)?;
         Ok::<_, EnrollError>((addresses, opened?, is_redirected()))
     })??;

@@ -53,7 +53,7 @@ fn in_new_namespace() -> Result<Rehearsal, Error> {
         File::open("/proc/thread-self/ns/net")
     };
     let netns = create().map_err(|source| Error::Make { source })?;
-    let listeners = Listeners::open(1, &[OptionalListener::Dns]).map(drop);
+    let listeners = Listeners::open(1, &[OptionalListener::Dns], |_| Ok(())).map(drop);
     let mut destroyed = None;
     let delivery = delivery::prepare().and_then(|()| {
         let delivered = deliver().map_err(|source| Error::Deliver { source })?;

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use mesh::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
@@ -102,13 +102,19 @@ impl Opened {
 
 impl Listeners {
     /// Opens the listeners of all workers in the calling thread's network namespace, with the requested
-    /// optional ones. An optional listener is open for all workers or for none.
+    /// optional ones. An optional listener is open for all workers or for none. `mark` gets each inbound
+    /// socket before it listens: another process may serve the port, and the kernel shares connections
+    /// out from then on.
     ///
     /// # Errors
-    /// When an address cannot be bound; the error names it.
-    pub fn open(workers: usize, requested: &[OptionalListener]) -> Result<Opened, Error> {
+    /// When an address cannot be bound, or a socket cannot be marked; the error names the address.
+    pub fn open(
+        workers: usize,
+        requested: &[OptionalListener],
+        mark: impl Fn(BorrowedFd<'_>) -> io::Result<()>,
+    ) -> Result<Opened, Error> {
         let v6 = std::path::Path::new("/proc/net/if_inet6").exists();
-        let sets: Result<Vec<_>, _> = (0..workers).map(|_| Self::required(v6)).collect();
+        let sets: Result<Vec<_>, _> = (0..workers).map(|_| Self::required(v6, &mark)).collect();
         let mut sets = sets?;
         let mut missing = Vec::new();
         if !requested.contains(&OptionalListener::Hbone) {
@@ -129,11 +135,12 @@ impl Listeners {
     }
 
     /// The listeners that every pod needs.
-    fn required(v6: bool) -> Result<Self, Error> {
+    fn required(v6: bool, mark: impl Fn(BorrowedFd<'_>) -> io::Result<()>) -> Result<Self, Error> {
+        let inbound = (any(v6), INBOUND_PORT).into();
         Ok(Self {
             outbound_v4: listen((Ipv4Addr::LOCALHOST, OUTBOUND_PORT).into())?,
             outbound_v6: v6.then(|| listen_v6(OUTBOUND_PORT)).transpose()?.flatten(),
-            inbound: listen((any(v6), INBOUND_PORT).into())?,
+            inbound: listen_after(inbound, |socket| mark(socket.as_fd()))?,
             hbone: None,
             dns: Vec::new(),
             socks5: Vec::new(),
@@ -268,6 +275,14 @@ pub async fn send_from(
 }
 
 fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Error> {
+    listen_after(address, |_| Ok(()))
+}
+
+/// Listens; `before` gets the bound socket before it does.
+fn listen_after(
+    address: SocketAddr,
+    before: impl FnOnce(&Socket) -> io::Result<()>,
+) -> Result<std::net::TcpListener, Error> {
     let open = || {
         let socket = Socket::new(
             Domain::for_address(address),
@@ -283,6 +298,7 @@ fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Error> {
         socket.set_tcp_nodelay(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
+        before(&socket)?;
         socket.listen(BACKLOG)?;
         Ok(socket.into())
     };
