@@ -221,11 +221,13 @@ fn install() -> Result<()> {
     shell::must(&mut set)
 }
 
-/// How the proxies of the cluster capture: with programs there is an init container for them.
+/// How the proxies of the cluster capture: with programs there is an init container for them. On the
+/// way back to rules, which may have been interrupted, the update strategy is `OnDelete`.
 fn captures_by() -> Result<Capture> {
-    let name = "jsonpath={.spec.template.spec.initContainers[*].name}";
-    let names = output(&mut on_proxies(&["get", PROXIES, "-o", name]))?;
-    Ok(if names.split_whitespace().any(|name| name == PREPARE) {
+    let shown = "jsonpath={.spec.template.spec.initContainers[*].name} {.spec.updateStrategy.type}";
+    let shown = output(&mut on_proxies(&["get", PROXIES, "-o", shown]))?;
+    let mut words = shown.split_whitespace();
+    Ok(if words.any(|word| word == PREPARE || word == "OnDelete") {
         Capture::Programs
     } else {
         Capture::Rules
@@ -265,7 +267,7 @@ fn to_rules() -> Result<()> {
         let pods = ["pods", "-l", "app=ztunnel", &of_node];
         shell::must(&mut on_proxies(&[&["delete"], &pods[..]].concat()))?;
         let image = format!("--image={PROXY_IMAGE}");
-        let mut remove = kubectl(&["debug", &format!("node/{node}"), "--profile=sysadmin"]);
+        let mut remove = on_proxies(&["debug", &format!("node/{node}"), "--profile=sysadmin"]);
         remove.args(["--attach=true", "--quiet", &image, "--"]);
         remove.args(["/usr/local/bin/ztunnel", "kernel", "remove"]);
         shell::must(&mut remove)?;
@@ -274,7 +276,7 @@ fn to_rules() -> Result<()> {
     }
     // `kubectl debug` leaves its pods.
     let debuggers = "app.kubernetes.io/managed-by=kubectl-debug";
-    shell::must(&mut kubectl(&["delete", "pods", "-l", debuggers]))?;
+    shell::must(&mut on_proxies(&["delete", "pods", "-l", debuggers]))?;
     set_strategy(SURGE)
 }
 

@@ -3,6 +3,7 @@
 
 mod coverage;
 mod desired;
+mod enroll;
 mod enrolled;
 mod error;
 mod failed;
@@ -21,9 +22,9 @@ use self::enrolled::{Enrolled, identity};
 use self::error::EnrollError;
 use self::failed::FailedPods;
 use self::leaving::LeavingPods;
-use self::prepare::{capture, captured_addresses, prepare, refuse_captured, warn_of_missing};
+use self::prepare::{capture, captured_addresses};
 use crate::bpf::{self, Kernel};
-use crate::pods::{self, Netns, Opened, OptionalListener, Pod};
+use crate::pods::{self, Pod};
 use crate::proxy::{ProxyState, Workers};
 use mesh::LocalPod;
 use mesh::NetnsCookie;
@@ -87,8 +88,15 @@ impl Enrollment {
     /// another process may have enrolled them meanwhile.
     pub(super) fn become_active(&mut self) {
         self.active = true;
+        let settles = self
+            .shared
+            .kernel
+            .is_some()
+            .then(|| Instant::now() + HANDSHAKES);
         for enrolled in self.pods.values_mut() {
             enrolled.captured.clear();
+            // The other process may have enrolled the pod a moment ago.
+            enrolled.settles = settles;
         }
     }
 
@@ -99,7 +107,7 @@ impl Enrollment {
 
     /// Closes this module's copies of the listeners; the workers close theirs.
     pub(super) fn close_listeners(&mut self) {
-        for enrolled in self.pods.values_mut() {
+        for enrolled in self.pods.values_mut().chain(self.leaving.iter_mut()) {
             enrolled.inbound = None;
         }
     }
@@ -256,11 +264,15 @@ impl Enrollment {
         let enrolled = self.pods.values_mut();
         for enrolled in enrolled.filter(|pod| pod.settles.is_some_and(|settles| settles <= now)) {
             enrolled.settles = None;
-            if self.active
-                && let Err(error) = kernel.settle(enrolled.cookie())
-            {
-                tracing::error!(%error, pod = %enrolled.pod.uid.0, "connections to the pod are checked only by their records");
+            if !self.active {
+                continue;
             }
+            if let Err(error) = kernel.settle(enrolled.cookie()) {
+                tracing::error!(%error, pod = %enrolled.pod.uid.0, "the programs cannot be told to stop unauthorized connections to the pod: trying again");
+                enrolled.settles = Some(now + HANDSHAKES);
+            }
+            // What the pod has accepted meanwhile is authorized now.
+            self.changed = true;
         }
     }
 
@@ -372,118 +384,6 @@ impl Enrollment {
             }
             enrolled.captured = captured;
             self.changed = true;
-        }
-        Ok(())
-    }
-
-    fn enroll(
-        &mut self,
-        context: EnrollContext<'_>,
-        desired: &DesiredPod,
-    ) -> Result<(), EnrollError> {
-        let netns = Netns::of(&desired.netns)?;
-        let cookie = NetnsCookie(netns.cookie());
-        let mut others = self.pods.iter();
-        if let Some((other, _)) = others.find(|(_, other)| other.cookie() == cookie) {
-            let other = other.clone();
-            return Err(EnrollError::NetnsInUse { other });
-        }
-        if self.shared.kernel.is_none() {
-            refuse_captured(&netns)?;
-        }
-        let mut enrolled = match self.take_back(context, desired, cookie) {
-            Some(enrolled) => enrolled,
-            None => self.serve(context, desired, netns)?,
-        };
-        if let Err(error) = self.capture(context, desired, &mut enrolled) {
-            // What the kernel captures by now stays captured and is refused.
-            self.end(context, enrolled);
-            return Err(error);
-        }
-        self.last_number += 1;
-        enrolled.number = self.last_number;
-        self.changed = true;
-        self.shared.telemetry.pod_added();
-        tracing::info!(pod = %desired.key, workload = %desired.uid, netns = %desired.netns, addresses = ?enrolled.captured, "pod enrolled");
-        self.pods.insert(desired.key.clone(), enrolled);
-        Ok(())
-    }
-
-    /// The pod of a namespace that has just left and comes back: its listeners are still open. If
-    /// another workload comes, the listeners are closed.
-    fn take_back(
-        &mut self,
-        context: EnrollContext<'_>,
-        desired: &DesiredPod,
-        cookie: NetnsCookie,
-    ) -> Option<Enrolled> {
-        let left = self.leaving.take(cookie)?;
-        let redirected = left.pod.netns.visit(pods::is_redirected).unwrap_or(false);
-        left.pod.redirected.store(redirected, Ordering::Relaxed);
-        let is_captured = self.shared.kernel.is_some() || redirected;
-        if left.has_same_workload(desired) && left.inbound.is_some() && is_captured {
-            return Some(left);
-        }
-        self.end(context, left);
-        None
-    }
-
-    /// Opens listeners in a pod's namespace, and lets the workers serve them.
-    fn serve(
-        &self,
-        context: EnrollContext<'_>,
-        desired: &DesiredPod,
-        netns: Netns,
-    ) -> Result<Enrolled, EnrollError> {
-        let kernel = self.shared.kernel.as_ref();
-        let (pod, opened) = prepare(desired, netns, &self.shared, context.mesh)?;
-        if kernel.is_none() && !pod.redirected.load(Ordering::Relaxed) {
-            return Err(EnrollError::NoRules);
-        }
-        // Queries that are captured without a listener would be lost.
-        let dns = self.shared.config.dns.is_some() && !opened.lacks(OptionalListener::Dns);
-        let Opened { sets, missing } = opened;
-        let inbound = sets
-            .first()
-            .map(|first| first.inbound.as_fd().try_clone_to_owned());
-        let inbound = inbound.transpose().map_err(EnrollError::Duplicate)?;
-        context.workers.add(&pod, sets);
-        warn_of_missing(&missing, &desired.key, kernel.is_some());
-        Ok(Enrolled {
-            pod,
-            identity: None,
-            inbound,
-            captured: Vec::new(),
-            dns,
-            settles: None,
-            number: 0,
-        })
-    }
-
-    /// Captures the connections of a pod that the workers serve, and requests its certificate.
-    fn capture(
-        &mut self,
-        context: EnrollContext<'_>,
-        desired: &DesiredPod,
-        enrolled: &mut Enrolled,
-    ) -> Result<(), EnrollError> {
-        let pod = &enrolled.pod;
-        enrolled.captured = captured_addresses(pod, context.mesh);
-        if let (Some(kernel), Some(inbound)) = (&self.shared.kernel, &enrolled.inbound) {
-            let netns = &pod.netns;
-            capture(kernel, netns, &enrolled.captured, inbound, enrolled.dns)?;
-            enrolled.settles = Some(Instant::now() + HANDSHAKES);
-            if !kernel.covers_machine() {
-                self.coverage.add(&desired.key, netns, Instant::now());
-            }
-        }
-        let identity = identity(pod, desired, context.mesh);
-        if let Some(identity) = &identity {
-            self.shared.certificates.prefetch(identity);
-        }
-        let previous = std::mem::replace(&mut enrolled.identity, identity);
-        if previous != enrolled.identity {
-            self.forget_certificate(previous);
         }
         Ok(())
     }

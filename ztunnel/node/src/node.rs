@@ -45,6 +45,8 @@ pub(super) struct Node {
     pub(super) acceleration: Acceleration,
     /// When to sweep the fast path's connections once more.
     pub(super) next_sweep: Option<Instant>,
+    /// When to look again after the last change.
+    pub(super) second_sweep: Option<Instant>,
     pub(super) quit: Arc<Notify>,
     pub(super) stop: watch::Sender<bool>,
     pub(super) admin_listeners: AdminListeners,
@@ -104,6 +106,7 @@ impl Node {
             next_metrics_cleanup: Instant::now(),
             acceleration: Acceleration::new(shared.kernel.clone(), shared.telemetry.clone()),
             next_sweep: None,
+            second_sweep: None,
             quit,
             stop,
             first_enrollment: Some(readiness.wait_for("enrolling pods")),

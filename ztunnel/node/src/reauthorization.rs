@@ -69,9 +69,8 @@ impl Node {
         }
         self.shared.fast_path.change(view);
         self.workers.reauthorize();
+        self.second_sweep = Some(Instant::now() + SECOND_SWEEP);
         self.sweep();
-        let second = Instant::now() + SECOND_SWEEP;
-        self.next_sweep = Some(self.next_sweep.map_or(second, |next| next.min(second)));
         self.waiting_batches.clear();
         self.mesh.in_force(Duration::ZERO);
     }
@@ -84,8 +83,11 @@ impl Node {
 
     /// Terminates the connections of the fast path that must end.
     pub(super) fn sweep(&mut self) {
+        let began = Instant::now();
         let (enrollment, drain_time) = (&self.enrollment, self.settings.termination_deadline);
         let fast_path = &self.shared.fast_path;
-        self.next_sweep = fast_path.sweep(drain_time, |cookie| enrollment.pod(cookie));
+        let next = fast_path.sweep(drain_time, |cookie| enrollment.pod(cookie));
+        self.second_sweep = self.second_sweep.filter(|second| *second > began);
+        self.next_sweep = next.into_iter().chain(self.second_sweep).min();
     }
 }

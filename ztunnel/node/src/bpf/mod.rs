@@ -24,6 +24,7 @@ mod node_mount;
 mod object;
 mod permissions;
 mod pins;
+mod pod_capture;
 mod process_locks;
 mod program_check;
 mod programs;
@@ -36,15 +37,13 @@ mod tests;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ztunnel_ebpf_types::{
-    Address, CAPTURED_UNLISTED, ClientKey, POD_ARRIVING, POD_DNS, POD_ENROLLED, POD_JOIN, Pod,
-};
+use ztunnel_ebpf_types::{CAPTURED_UNLISTED, ClientKey, POD_DNS, POD_JOIN};
 
 use cgroup::Cgroup;
 pub use config::{Config, Exemptions, Ports};
@@ -65,6 +64,7 @@ pub use object::{is_at_least, release};
 pub use permissions::{Capability, NEEDED, effective_capabilities, missing_capabilities};
 use pins::Pins;
 pub(crate) use pins::{ACTIVE_LOCK, STANDBY_LOCK};
+pub use pod_capture::PodCapture;
 use process_locks::ProcessLocks;
 pub use process_locks::is_in_use;
 pub(crate) use process_locks::{failed as pin_failed, try_lock};
@@ -78,22 +78,6 @@ pub use resolver::reply_source;
 /// When the kernel is older than 5.14 and lacks the option.
 pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<NetnsCookie> {
     sys::netns_cookie(socket).map(NetnsCookie)
-}
-
-/// A pod to capture.
-#[derive(Debug, Clone, Copy)]
-pub struct PodCapture<'a> {
-    /// The pod's network namespace.
-    pub cookie: NetnsCookie,
-    /// The namespace's file.
-    pub netns: BorrowedFd<'a>,
-    /// All of the pod's addresses. Captured sockets are bound to the first address of their family.
-    pub addresses: &'a [IpAddr],
-    /// The proxy's inbound listener in the pod: listening and dual stack. Any member of a
-    /// `SO_REUSEPORT` group will do.
-    pub inbound: BorrowedFd<'a>,
-    /// Whether the pod's DNS queries go to the proxy's DNS listeners.
-    pub dns: bool,
 }
 
 /// The backends of a service that a captured connection may go to.
@@ -326,103 +310,6 @@ impl Kernel {
     /// When a map is full or cannot be written.
     pub fn set_exemptions(&self, exemptions: &Exemptions) -> Result<(), Error> {
         self.maps.set_exemptions(exemptions)
-    }
-
-    /// Captures a pod. May be called again, with other addresses or another listener, and for a pod
-    /// that an earlier proxy captured.
-    ///
-    /// # Errors
-    /// When the listener does not listen, or the namespace or a map cannot be written. The pod may
-    /// then be partly captured: inbound connections are dropped, outbound ones are not captured.
-    /// Call it again, or withdraw the pod.
-    pub fn enroll(&self, pod: &PodCapture<'_>) -> Result<(), Error> {
-        let cookie = pod.cookie;
-        let addresses: Vec<Address> = pod.addresses.iter().copied().map(Address::from).collect();
-        if addresses.is_empty() {
-            return Err(Error::Pod {
-                cookie,
-                problem: "it has no address",
-            });
-        }
-        let maps = &self.maps;
-        let listener = pod.inbound.as_raw_fd().cast_unsigned();
-        self.mark_listener(pod.inbound)
-            .map_err(failed(&maps.socket_states, "written"))?;
-        for address in &addresses {
-            maps.addresses
-                .insert(address, &cookie.0)
-                .map_err(failed(&maps.addresses, "written"))?;
-            let inserted = maps.listeners.insert(address, &listener);
-            inserted.map_err(|source| match source.raw_os_error() {
-                Some(libc::EOPNOTSUPP | libc::EINVAL) => Error::Pod {
-                    cookie,
-                    problem: "its inbound socket is not a listening TCP socket",
-                },
-                _ => failed(&maps.listeners, "written")(source),
-            })?;
-        }
-        maps.remove_addresses(cookie, &addresses)?;
-        let object = self.object();
-        programs::attach_netns(object.program(INBOUND)?, pod.netns, cookie, &self.pins)?;
-        drop(object);
-        if pod.dns {
-            self.attach_dns()?;
-        }
-        let first = |v4: bool| {
-            let mut of_family = addresses.iter().filter(|address| address.is_v4() == v4);
-            of_family.next().copied().unwrap_or(Address::NONE)
-        };
-        let known = maps.pods.get(&cookie.0);
-        let known = known.map_err(failed(&maps.pods, "read"))?;
-        let arriving = known.map_or(POD_ARRIVING, |known| known.flags & POD_ARRIVING);
-        let entry = Pod {
-            v4: first(true),
-            v6: first(false),
-            flags: POD_ENROLLED | arriving | if pod.dns { POD_DNS } else { 0 },
-        };
-        maps.pods
-            .insert(&cookie.0, &entry)
-            .map_err(failed(&maps.pods, "written"))
-    }
-
-    /// Ends the time in which a new pod's applications may accept connections whose SYN is older than
-    /// the pod's enrollment.
-    ///
-    /// # Errors
-    /// When the map cannot be read or written.
-    pub fn settle(&self, cookie: NetnsCookie) -> Result<(), Error> {
-        let pods = &self.maps.pods;
-        let known = pods.get(&cookie.0).map_err(failed(pods, "read"))?;
-        let Some(mut entry) = known.filter(|known| known.flags & POD_ARRIVING != 0) else {
-            return Ok(());
-        };
-        entry.flags &= !POD_ARRIVING;
-        pods.insert(&cookie.0, &entry)
-            .map_err(failed(pods, "written"))
-    }
-
-    /// Ends the capture of a pod; captured connections continue. A pod that is not captured is no
-    /// error.
-    ///
-    /// # Errors
-    /// When a map or a pin cannot be written.
-    pub fn withdraw(&self, cookie: NetnsCookie) -> Result<(), Error> {
-        let maps = &self.maps;
-        maps.pods
-            .remove(&cookie.0)
-            .map_err(failed(&maps.pods, "written"))?;
-        pins::detach(&self.pins.netns(cookie))?;
-        maps.remove_addresses(cookie, &[])
-    }
-
-    /// The captured namespaces, including those of an earlier proxy.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn enrolled(&self) -> Result<Vec<NetnsCookie>, Error> {
-        let cookies = self.maps.pods.keys();
-        let cookies = cookies.map_err(failed(&self.maps.pods, "read"))?;
-        Ok(cookies.into_iter().map(NetnsCookie).collect())
     }
 
     /// The original destination of a captured connection, by its client's end as `accept()` returns

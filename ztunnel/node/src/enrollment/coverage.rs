@@ -79,8 +79,14 @@ impl Coverage {
     fn check_all(&mut self, kernel: &Kernel) -> Result<(), Box<dyn Error>> {
         // Before the cgroups are listed: all of these exist by now.
         let mut used: Vec<BTreeMap<u64, SocketAddr>> = Vec::new();
-        for (_, netns) in &self.unchecked {
-            used.push(netns.visit(pods::application_cgroups)??);
+        for (key, netns) in &self.unchecked {
+            let found = netns.visit(pods::application_cgroups);
+            let found = found.map_err(Box::<dyn Error>::from);
+            let found = found.and_then(|found| found.map_err(Box::from));
+            used.push(found.unwrap_or_else(|error| {
+                tracing::warn!(pod = %key, %error, "cannot check whether the pod's processes are captured");
+                BTreeMap::new()
+            }));
         }
         let ids: BTreeSet<u64> = used.iter().flat_map(BTreeMap::keys).copied().collect();
         let outside = kernel.cgroups_outside(&ids)?;

@@ -45,6 +45,11 @@ impl LeavingPods {
         self.pods.first().map(|(end, _)| *end)
     }
 
+    /// All of them, to be changed.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Enrolled> {
+        self.pods.iter_mut().map(|(_, pod)| pod)
+    }
+
     /// All of them.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Enrolled> {
         self.pods.iter().map(|(_, pod)| pod)

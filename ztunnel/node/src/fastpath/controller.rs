@@ -3,8 +3,10 @@
 //! One lock orders the changes; tasks that carry bytes never wait for it. An entry is written under
 //! the lock, and only if the view that it was decided by is still in force. If the lock is taken,
 //! the entry is left to the next connection of the kind. A new view is put in force under the lock,
-//! after every entry that the new view does not allow has been removed. So a connection never uses
-//! an entry of an older view after a change is in force.
+//! after every entry that the new view does not allow has been removed. So no new connection uses an
+//! entry of an older view after a change is in force. An entry whose open connections may go on by the
+//! new view is retired first and removed a moment later: a SYN that is about to leave by it goes on,
+//! like an open connection.
 //!
 //! Of two processes on a node one is active. The standby has a view and uses it for the connections
 //! that it carries, but does not change the kernel's entries. The role changes under the same lock,
@@ -142,7 +144,8 @@ impl FastPath {
         }
     }
 
-    /// Puts a view in force. After the return no entry is left that the view does not allow. Call
+    /// Puts a view in force. After the return no new connection uses an entry that the view does not
+    /// allow. Call
     /// [`Self::sweep`] afterwards, and again shortly later: connections that the proxy was just
     /// dialling under the old view become visible only then. On standby the entries are left to the
     /// active process.
@@ -173,6 +176,9 @@ impl FastPath {
     /// Removes the entries that rest on an expired negative answer of the control plane: the
     /// resource may be in the mesh by now. Open connections stay.
     pub fn expire(&self) {
+        if let Some(kernel) = &self.kernel {
+            self.remove_retired(kernel);
+        }
         let role = self.lock();
         let Some(kernel) = self.kernel.as_ref().filter(|_| *role == Role::Active) else {
             return;
@@ -233,7 +239,9 @@ impl FastPath {
                     kernel.retire_entry(&key, &entry)?;
                     retired.insert(key, Instant::now() + RETIREMENT);
                 }
-                None if is_retired && retired.contains_key(&key) => {}
+                None if is_retired
+                    && retired.contains_key(&key)
+                    && fastpath::opened_may_go_on(&key, &entry, view) => {}
                 None => kernel.remove_entry(&key)?,
             }
         }
@@ -264,7 +272,7 @@ impl FastPath {
             Ok(connections) => connections,
             Err(error) => {
                 tracing::error!(%error, "cannot list the connections of the fast path: those that are no longer allowed stay open");
-                return None;
+                return retired;
             }
         };
         let now = Instant::now();

@@ -42,7 +42,9 @@ const MIGRATE: &str = "net/ipv4/tcp_migrate_req";
 
 /// Connection tracking does not begin in the middle of a connection. It would take a packet of a
 /// connection that is older than the rules of a node agent for a new connection, and the rules would
-/// redirect it: the connections that a pod has open when it joins the mesh would break
+/// redirect it: the connections that a pod has open when it joins the mesh would break. When a pod joins
+/// for the first time, its rules are older than this setting by part of a second, and connections that
+/// send in between do break. The setting stays when the pod leaves
 /// (Documentation/networking/nf_conntrack-sysctl.rst).
 const TRACK_OPEN_CONNECTIONS: &str = "net/netfilter/nf_conntrack_tcp_loose";
 

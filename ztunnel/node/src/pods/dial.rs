@@ -117,8 +117,9 @@ impl Dial {
         }
         for _ in 0..TRIES {
             match self.begin_from(to, (client, next_port()).into()) {
-                // Over loopback the handshake is complete by now. Either the application's queue is
-                // full, or the client has a connection with this port: another one shows which.
+                // Over loopback the handshake is complete by now, as a rule. Either the
+                // application's queue is full, or the client has a connection with this port:
+                // another one shows which.
                 Ok(Attempt::Waiting(_)) => break,
                 Err(error) if is_taken(&error) => {}
                 other => return other,

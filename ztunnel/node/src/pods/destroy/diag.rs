@@ -331,16 +331,20 @@ impl Diag {
             request.states = StateFlags::LISTEN | StateFlags::ESTABLISHED;
             let request = SockDiagMessage::InetRequest(request);
             self.send(std::iter::once(request), NLM_F_REQUEST | NLM_F_DUMP)?;
-            let mut ended = false;
+            let mut ended = None;
             for _ in 0..MAX_DATAGRAMS {
                 self.receive(|answer| match answer.kind {
-                    NLMSG_DONE | NLMSG_ERROR => ended = true,
+                    NLMSG_DONE | NLMSG_ERROR => ended = Some(error_code(answer.payload)),
                     _ => sockets.extend(OpenSocket::parse(answer.payload)),
                 })?;
-                if ended {
+                if ended.is_some() {
                     break;
                 }
             }
+            ended.unwrap_or(Ok(())).map_err(|source| Error::Netlink {
+                what: "list sockets",
+                source,
+            })?;
         }
         Ok(sockets)
     }
