@@ -26,8 +26,8 @@ const PROGRAMS: [&str; 3] = ["ztunnel", "demo", "traffic"];
 const PLACE: &str = "/opt/ztunnel";
 /// Where the expected verdicts of the doctor are: one file for each kernel.
 const EXPECTED: &str = "xtask/src/kernels";
-/// The unit tests of `node` that a kernel decides.
-const DECIDED_BY_KERNEL: [&str; 2] = ["bpf::", "pods::"];
+/// The tests of the programs that run there: an emulated machine needs seconds for each.
+const DECIDED_BY_KERNEL: [&str; 2] = ["bpf::tests::capture", "bpf::tests::inbound"];
 
 /// The program that makes the machines, if one is named.
 pub(crate) fn machine() -> Option<OsString> {
@@ -103,6 +103,7 @@ fn test_program() -> Result<PathBuf> {
 fn compare(kernel: &str, output: &str) -> Result<usize> {
     let file = shell::root().join(EXPECTED).join(format!("{kernel}.txt"));
     let found = verdicts(output);
+    ensure!(!found.is_empty(), "Linux {kernel}: no doctor:\n{output}");
     if std::env::var_os("UPDATE").is_some() {
         fs::create_dir_all(shell::root().join(EXPECTED))?;
         fs::write(&file, &found)?;
@@ -116,14 +117,14 @@ fn compare(kernel: &str, output: &str) -> Result<usize> {
     Ok(expected.lines().count())
 }
 
-/// The verdict and the name of each check in the doctor's text.
+/// The verdict and the name of each check in the doctor's text. How joined sockets behave depends on
+/// the time that an emulated machine takes, too.
 fn verdicts(output: &str) -> String {
     let checks = output.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         let (verdict, check) = (words.next()?, words.next()?);
-        ["ok", "warn", "FAIL"]
-            .contains(&verdict)
-            .then(|| format!("{verdict} {check}\n"))
+        let is_verdict = ["ok", "warn", "FAIL"].contains(&verdict);
+        (is_verdict && !check.starts_with("acceleration")).then(|| format!("{verdict} {check}\n"))
     });
     checks.collect()
 }
@@ -153,7 +154,8 @@ fn in_machine_with(
         run.arg("-f")
             .arg(format!("{}:{PLACE}/{name}", file.display()));
     }
-    run.args(["--", "sh", "-c", &format!("{PLACE}/{command}")]);
+    run.arg("--");
+    run.args(format!("{PLACE}/{command}").split_whitespace());
     eprintln!("$ {run:?}");
     let output = run
         .output()
