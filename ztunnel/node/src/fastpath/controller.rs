@@ -196,7 +196,11 @@ impl FastPath {
     /// Removes the entries that are retired for long enough. Returns when to call it again.
     fn remove_retired(&self, kernel: &Kernel) -> Option<Instant> {
         // Meanwhile no entry is written that this call would remove.
-        let _role = self.lock();
+        let role = self.lock();
+        if *role == Role::Standby {
+            // The other process removes the retired entries of this one.
+            return None;
+        }
         let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let due = retired.extract_if(|_, end| *end <= now);
