@@ -143,20 +143,26 @@ pub(super) fn callers(namespace: &str, name: &str, pods: usize, to: &str) -> Str
 
 /// A pod on its node's network, which serves HTTP on [`HOST_PORT`].
 pub(super) fn on_host_network(namespace: &str, name: &str, node: &str) -> String {
+    let more = "hostNetwork: true, dnsPolicy: ClusterFirstWithHostNet";
+    let args = format!("serve, http, --listen, '[::]:{HOST_PORT}'");
+    pod(namespace, name, node, more, &args)
+}
+
+/// A pod on a node that makes calls and prints their report.
+pub(super) fn caller(namespace: &str, name: &str, node: &str, calls: &[&str]) -> String {
+    let calls: Vec<String> = calls.iter().map(|call| format!("'{call}'")).collect();
+    let args = format!("calls, {}", calls.join(", "));
+    pod(namespace, name, node, "restartPolicy: Never", &args)
+}
+
+/// A pod by itself; `more` are fields of its specification, `args` those of the program.
+fn pod(namespace: &str, name: &str, node: &str, more: &str, args: &str) -> String {
     format!(
         "apiVersion: v1\n\
          kind: Pod\n\
          metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {name}}}}}\n\
-         spec:\n\
-         \x20 hostNetwork: true\n\
-         \x20 dnsPolicy: ClusterFirstWithHostNet\n\
-         \x20 nodeName: {node}\n\
-         \x20 terminationGracePeriodSeconds: 1\n\
-         \x20 containers:\n\
-         \x20 - name: app\n\
-         \x20   image: {TRAFFIC_IMAGE}\n\
-         \x20   imagePullPolicy: IfNotPresent\n\
-         \x20   args: [serve, http, --listen, '[::]:{HOST_PORT}']\n"
+         spec: {{nodeName: {node}, terminationGracePeriodSeconds: 1, {more}, containers: [{{name: app, \
+         image: {TRAFFIC_IMAGE}, imagePullPolicy: IfNotPresent, args: [{args}]}}]}}\n"
     )
 }
 
@@ -167,25 +173,6 @@ pub(super) fn node_port(namespace: &str, app: &str) -> String {
          kind: Service\n\
          metadata: {{name: {app}-node, namespace: {namespace}}}\n\
          spec: {{type: NodePort, selector: {{app: {app}}}, ports: [{{name: tcp, port: 80, targetPort: {PORT}}}]}}\n"
-    )
-}
-
-/// A pod on a node that makes calls and prints their report.
-pub(super) fn caller(namespace: &str, name: &str, node: &str, calls: &[&str]) -> String {
-    let calls: Vec<String> = calls.iter().map(|call| format!("'{call}'")).collect();
-    let calls = calls.join(", ");
-    format!(
-        "apiVersion: v1\n\
-         kind: Pod\n\
-         metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {name}}}}}\n\
-         spec:\n\
-         \x20 restartPolicy: Never\n\
-         \x20 nodeName: {node}\n\
-         \x20 containers:\n\
-         \x20 - name: caller\n\
-         \x20   image: {TRAFFIC_IMAGE}\n\
-         \x20   imagePullPolicy: IfNotPresent\n\
-         \x20   args: [calls, {calls}]\n"
     )
 }
 

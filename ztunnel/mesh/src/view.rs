@@ -213,9 +213,8 @@ impl View {
 
     /// How a workload reaches another one of this node without a tunnel: the pod with the address,
     /// and whether a sockmap may join the sockets. `None` if the connection needs a tunnel: one of
-    /// the two is on another node, the settings demand encryption, the destination leaves
-    /// or redirects inbound connections, or the destination has an application tunnel or terminates HBONE
-    /// itself.
+    /// the two is on another node, the settings demand encryption, the destination leaves or
+    /// redirects inbound connections, or it has an application tunnel or terminates HBONE itself.
     #[must_use]
     pub fn direct(
         &self,

@@ -19,13 +19,7 @@ impl<'a> Pairs<'a> {
     pub(super) fn new(cluster: &'a Cluster, name: &str) -> Result<Self> {
         let namespace = cluster.namespace(name, Membership::InMesh)?;
         let apps = apps(&namespace.name, &cluster.nodes);
-        for app in &apps {
-            cluster.apply(&app.manifests())?;
-        }
-        for app in &apps {
-            let deployment = format!("deployment/{}", app.deployment());
-            cluster.rolled_out(&namespace.name, &deployment, ROLLOUT)?;
-        }
+        deploy(cluster, &apps)?;
         let pairs = Self { cluster, namespace };
         // The first call of each pair also waits for the mesh configuration.
         for calls in pairs.start("--strict --most 1")? {
@@ -60,13 +54,7 @@ impl<'a> Strangers<'a> {
             .zip(&cluster.nodes)
             .map(|(client, node)| App::on(&namespace.name, client, node))
             .collect();
-        for app in &apps {
-            cluster.apply(&app.manifests())?;
-        }
-        for app in &apps {
-            let deployment = format!("deployment/{}", app.deployment());
-            cluster.rolled_out(&namespace.name, &deployment, ROLLOUT)?;
-        }
+        deploy(cluster, &apps)?;
         Ok(Self { cluster, namespace })
     }
 
@@ -79,6 +67,18 @@ impl<'a> Strangers<'a> {
             flags,
         )
     }
+}
+
+/// Makes the pods of these apps, and waits until they are ready.
+fn deploy(cluster: &Cluster, apps: &[App<'_>]) -> Result<()> {
+    for app in apps {
+        cluster.apply(&app.manifests())?;
+    }
+    for app in apps {
+        let deployment = format!("deployment/{}", app.deployment());
+        cluster.rolled_out(app.namespace, &deployment, ROLLOUT)?;
+    }
+    Ok(())
 }
 
 /// Starts calls from both clients of one namespace to both servers of another.
