@@ -93,6 +93,23 @@ impl Cluster {
         Ok(())
     }
 
+    /// Waits until an object meets a condition of `kubectl wait --for`.
+    ///
+    /// # Errors
+    /// When that takes longer than `limit`.
+    pub fn wait(
+        &self,
+        namespace: &str,
+        object: &str,
+        condition: &str,
+        limit: Duration,
+    ) -> Result<()> {
+        let condition = format!("--for={condition}");
+        let timeout = format!("--timeout={}s", limit.as_secs());
+        self.kubectl(&["-n", namespace, "wait", object, &condition, &timeout])?;
+        Ok(())
+    }
+
     /// Runs a command in a pod. Returns its output.
     ///
     /// # Errors

@@ -194,13 +194,13 @@ pub(super) fn kubelet_restart(cluster: &Cluster) -> Result<String> {
         let calls = [&to, "--seconds", &seconds, "--callers", "2", "--pause", "2"];
         let caller = format!("caller-of-{server}");
         cluster.apply(&shop::caller(namespace, &caller, node, &calls))?;
-        let starts = [
-            "wait",
-            "--for=jsonpath={.status.phase}=Running",
-            "--timeout=30s",
-        ];
         let caller = format!("pod/{caller}");
-        cluster.kubectl(&[&["-n", namespace], &starts[..], &[&caller]].concat())?;
+        cluster.wait(
+            namespace,
+            &caller,
+            "jsonpath={.status.phase}=Running",
+            ROLLOUT,
+        )?;
     }
     for node in &cluster.nodes {
         cluster.on_node(node, "systemctl restart kubelet")?;
@@ -209,12 +209,12 @@ pub(super) fn kubelet_restart(cluster: &Cluster) -> Result<String> {
     let mut answered = 0;
     for server in SERVERS {
         let caller = format!("pod/caller-of-{server}");
-        let ended = [
-            "wait",
-            "--for=jsonpath={.status.phase}=Succeeded",
-            "--timeout=60s",
-        ];
-        cluster.kubectl(&[&["-n", namespace], &ended[..], &[&caller]].concat())?;
+        cluster.wait(
+            namespace,
+            &caller,
+            "jsonpath={.status.phase}=Succeeded",
+            ROLLOUT,
+        )?;
         let log = cluster.kubectl(&["-n", namespace, "logs", &caller])?;
         let report: Report = serde_json::from_str(&log)?;
         ensure!(report.failed == 0, "{caller}: {report:?}");

@@ -35,8 +35,7 @@ pub(super) fn kinds(cluster: &Cluster) -> Result<String> {
     cluster.apply(&shop::on_host_network(namespace, "host", far))?;
     cluster.apply(&shop::node_port(namespace, "server-a"))?;
     cluster.rolled_out(namespace, "statefulset/set", ROLLOUT)?;
-    let ready = ["wait", "pod/host", "--for=condition=Ready", "--timeout=60s"];
-    cluster.kubectl(&[&["-n", namespace], &ready[..]].concat())?;
+    cluster.wait(namespace, "pod/host", "condition=Ready", ROLLOUT)?;
 
     let places = places(cluster, &pairs, &strangers, near)?;
     for (from, pod, to) in &places {

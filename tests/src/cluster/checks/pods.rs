@@ -18,13 +18,12 @@ pub(super) fn new_pods(cluster: &Cluster) -> Result<String> {
     let to = format!("server-a.{namespace}:80");
     let began = Instant::now();
     cluster.apply(&shop::callers(namespace, "callers", NEW_PODS, &to))?;
-    let completed = [
-        "wait",
+    cluster.wait(
+        namespace,
         "job/callers",
-        "--for=condition=Complete",
-        "--timeout=300s",
-    ];
-    cluster.kubectl(&[&["-n", namespace], &completed[..]].concat())?;
+        "condition=Complete",
+        Duration::from_secs(300),
+    )?;
     let took = began.elapsed();
     let pods = cluster.get(&["pods", "-n", namespace, "-l", "job-name=callers"])?;
     let restarted: Vec<String> = pods
@@ -108,8 +107,12 @@ pub(super) fn pod_churn(cluster: &Cluster) -> Result<String> {
         let job = format!("round-{round}");
         cluster.apply(&shop::callers(namespace, &job, AT_ONCE, &to))?;
         let job = format!("job/{job}");
-        let wait = ["wait", "--for=condition=Complete", "--timeout=180s", &job];
-        cluster.kubectl(&[&["-n", namespace], &wait[..]].concat())?;
+        cluster.wait(
+            namespace,
+            &job,
+            "condition=Complete",
+            Duration::from_secs(180),
+        )?;
         cluster.kubectl(&["-n", namespace, "delete", &job, "--wait=true"])?;
     }
     let answered = none_failed("calls", calls)?;
