@@ -22,9 +22,10 @@ use super::delivery::DELIVERY_MARK;
 
 /// The ports of deliveries.
 const PORTS: RangeInclusive<u16> = 61000..=65535;
-/// How many of these ports are tried before the kernel chooses one. With one client and application,
-/// thousands of connections can be open.
-const TRIES: usize = 3;
+/// How many of these ports are tried before the kernel chooses one, which may be one of the client's. A
+/// single client can have thousands of connections to one application: if half of the range is open, one
+/// delivery in 65,536 finds none free.
+const TRIES: usize = 16;
 
 thread_local! {
     /// The next port to try. Each worker begins at another one.
@@ -115,15 +116,17 @@ impl Dial {
             socket.bind_device(Some(b"lo"))?;
             return begin(socket, to)?.again(to);
         }
+        let mut waited = false;
         for _ in 0..TRIES {
             match self.begin_from(to, (client, next_port()).into()) {
                 // Over loopback the handshake is complete by now, as a rule. Either the
                 // application's queue is full, or the client has a connection with this port:
                 // another one shows which.
-                Ok(Attempt::Waiting(_)) => break,
+                Ok(Attempt::Waiting(_)) if !waited => waited = true,
                 Err(error) if is_taken(&error) => {}
                 other => return other,
             }
+            leave_run();
         }
         self.begin_from(to, (client, 0).into())
     }
@@ -203,6 +206,12 @@ fn next_port() -> u16 {
     port
 }
 
+/// Goes on from a random port of the range. Connections that stay open have runs of adjacent ports, because
+/// each worker takes one after the other: the ports next to one that is taken are probably taken too.
+fn leave_run() {
+    NEXT.set(rand::random_range(PORTS));
+}
+
 /// Whether another socket has the port: one that listens, or a connection between the same addresses.
 fn is_taken(error: &io::Error) -> bool {
     matches!(
@@ -229,3 +238,6 @@ pub(super) fn bind_to_client(socket: &Socket, client: SocketAddr) -> io::Result<
     }
     socket.bind(&client.into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,76 @@
+use std::net::Ipv4Addr;
+
+use nix::sched::{CloneFlags, unshare};
+
+use super::super::delivery;
+use super::*;
+
+/// An address for documentation (RFC 5737), which no interface has.
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
+/// Runs the test in the network namespace of a pod.
+fn in_pod(test: impl FnOnce() + Send) {
+    let in_new_namespace = || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        delivery::set_loopback_up().unwrap();
+        delivery::prepare().unwrap();
+        test();
+    };
+    std::thread::scope(|scope| scope.spawn(in_new_namespace).join().unwrap());
+}
+
+fn listener(backlog: i32) -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+    socket
+        .bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())
+        .unwrap();
+    socket.listen(backlog).unwrap();
+    socket
+}
+
+fn begin_delivery(to: &Socket) -> Attempt {
+    let dial = Dial {
+        timeout: Duration::from_secs(1),
+        keepalive: None,
+    };
+    let to = to.local_addr().unwrap().as_socket().unwrap();
+    dial.begin_delivery(to, CLIENT).unwrap()
+}
+
+fn port(socket: &Socket) -> u16 {
+    socket.local_addr().unwrap().as_socket().unwrap().port()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn workers_that_meet_take_other_ports_of_the_range() {
+    in_pod(|| {
+        let application = listener(4096);
+        let mut open = Vec::new();
+        for _worker in 0..3 {
+            NEXT.set(*PORTS.start());
+            for _ in 0..300 {
+                let Attempt::Done(socket) = begin_delivery(&application) else {
+                    panic!("delivery {} waits", open.len());
+                };
+                assert!(PORTS.contains(&port(&socket)), "{}", port(&socket));
+                open.push(socket);
+            }
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_delivery_to_a_full_queue_waits_with_a_port_of_the_range() {
+    in_pod(|| {
+        let application = listener(0);
+        let Attempt::Done(_first) = begin_delivery(&application) else {
+            panic!("the queue holds one connection");
+        };
+        let Attempt::Waiting(second) = begin_delivery(&application) else {
+            panic!("the queue is full");
+        };
+        assert!(PORTS.contains(&port(&second)), "{}", port(&second));
+    });
+}
