@@ -210,15 +210,37 @@ fn install() -> Result<()> {
         .status()
         .context("kubectl cannot be run")?;
     if !installed.success() {
+        let values = shell::target().join("image/istio.yaml");
+        std::fs::write(&values, operator(&deployed("values.yaml")?))?;
         let mut install = Command::new("istioctl");
-        install.args(["install", "-y", "--set", "profile=ambient"]);
-        install.args(["--set", &format!("values.ztunnel.image={PROXY_IMAGE}")]);
-        install.args(["--set", "values.ztunnel.imagePullPolicy=IfNotPresent"]);
+        install.args(["install", "-y", "-f"]).arg(values);
         return shell::must(&mut install);
     }
     let image = format!("istio-proxy={PROXY_IMAGE}");
     let mut set = kubectl(&["-n", NAMESPACE, "set", "image", "daemonset/ztunnel", &image]);
     shell::must(&mut set)
+}
+
+/// A file of `deploy/istio` with the image of the cluster.
+fn deployed(name: &str) -> Result<String> {
+    let file = shell::root().join("deploy/istio").join(name);
+    let text = std::fs::read_to_string(&file)
+        .with_context(|| format!("{} cannot be read", file.display()))?;
+    let of_release = format!("localhost/{}", image::default_tag());
+    ensure!(
+        text.contains(&of_release),
+        "{} does not have the image {of_release}",
+        file.display()
+    );
+    Ok(text.replace(&of_release, PROXY_IMAGE))
+}
+
+/// The file with which istioctl installs the ambient mode, with these values of the `ztunnel` chart.
+fn operator(values: &str) -> String {
+    let head = "apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\n\
+                spec:\n  profile: ambient\n  values:\n    ztunnel:\n";
+    let nested = values.lines().map(|line| format!("      {line}\n"));
+    head.to_owned() + &nested.collect::<String>()
 }
 
 /// How the proxies of the cluster capture: with programs there is an init container for them. On the
@@ -237,16 +259,7 @@ fn captures_by() -> Result<Capture> {
 /// From rules to programs, as docs/kubernetes.md describes it.
 fn to_programs() -> Result<()> {
     set_strategy("{type: RollingUpdate, rollingUpdate: {maxSurge: 0, maxUnavailable: 1}}")?;
-    let file = shell::root().join("deploy/istio/programs.yaml");
-    let text = std::fs::read_to_string(&file)
-        .with_context(|| format!("{} cannot be read", file.display()))?;
-    let of_release = format!("localhost/{}", image::default_tag());
-    ensure!(
-        text.contains(&of_release),
-        "{} does not have the image {of_release}",
-        file.display()
-    );
-    patch(&text.replace(&of_release, PROXY_IMAGE))?;
+    patch(&deployed("programs.yaml")?)?;
     replace_proxies()?;
     set_strategy(SURGE)
 }

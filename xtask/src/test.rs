@@ -203,7 +203,7 @@ fn e2e(steps: &mut Steps) -> Result<()> {
         "agent::",
         "proxy::outbound::",
     ];
-    let mut rooted = shell::cargo(["test", "--package", "node", "--lib", "--"]);
+    let mut rooted = shell::cargo(["test", "--lib", "--"]);
     rooted.args(parts).args(["--ignored", ALONE]);
     tests(steps, "kernel and pods", &mut rooted)?;
     let mut end_to_end = shell::cargo(["test", "--no-fail-fast", "--test", "*", "--", E2E_THREADS]);

@@ -1,8 +1,21 @@
 //! Code that several fuzz targets share: names and addresses from small sets, and a simple policy
 //! evaluator.
 
+use std::alloc::System;
+
+use cap::Cap;
+/// Defines a target. With this macro a target also gets the [limit of the heap](HEAP_LIMIT).
+pub use libfuzzer_sys::fuzz_target;
+
 pub mod naive;
 pub mod world;
+
+/// The limit of a target's heap, bytes. Decoders are bounded: a target whose inputs of a few kilobytes
+/// need more aborts, with or without a sanitizer.
+pub const HEAP_LIMIT: usize = 256 << 20;
+
+#[global_allocator]
+static HEAP: Cap<System> = Cap::new(System, HEAP_LIMIT);
 
 /// Runs a future that needs neither a clock nor I/O.
 ///

@@ -2,8 +2,8 @@
 //! kind is an event, with the fields of the record.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use node::bpf::Event;
+use ztunnel_fuzz::fuzz_target;
 
 fuzz_target!(|record: &[u8]| {
     let Some(event) = Event::parse(record) else {

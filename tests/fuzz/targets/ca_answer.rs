@@ -5,13 +5,13 @@
 use std::sync::LazyLock;
 
 use arbitrary::Arbitrary;
-use libfuzzer_sys::fuzz_target;
 use mesh::Identity;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     PKCS_ECDSA_P256_SHA256, SanType,
 };
 use upstream::ca::istiod::answer;
+use ztunnel_fuzz::fuzz_target;
 use ztunnel_fuzz::pem;
 
 struct Answers {

@@ -1,9 +1,9 @@
 //! A peer's certificate. The identity that is read from it occurs in its bytes.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use rustls_pki_types::CertificateDer;
 use tunnel::tls::identity_of;
+use ztunnel_fuzz::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(identity) = identity_of(&CertificateDer::from(bytes)) {

@@ -6,9 +6,9 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use libfuzzer_sys::fuzz_target;
 use mesh::{Snapshot, Workload, local};
 use node::dns::{Cache, CacheKey, Query, ReplyContext};
+use ztunnel_fuzz::fuzz_target;
 
 const HEADER: usize = 12;
 

@@ -4,10 +4,10 @@
 
 use std::sync::LazyLock;
 
-use libfuzzer_sys::fuzz_target;
 use mesh::inbound::{LocalEndpoint, target};
 use mesh::{Authority, PROXY_PORTS, Snapshot, Uid, local};
 use tunnel::hbone::to_http;
+use ztunnel_fuzz::fuzz_target;
 
 const MESH: &str = r#"
 workloads:

@@ -3,8 +3,8 @@
 #![no_main]
 
 use http::HeaderValue;
-use libfuzzer_sys::fuzz_target;
 use tunnel::hbone::Baggage;
+use ztunnel_fuzz::fuzz_target;
 
 fuzz_target!(|lines: &[u8]| {
     let headers: Vec<_> = lines

@@ -3,8 +3,8 @@
 #![no_main]
 
 use http::HeaderValue;
-use libfuzzer_sys::fuzz_target;
 use tunnel::hbone::TraceParent;
+use ztunnel_fuzz::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(value) = HeaderValue::from_bytes(bytes) else {

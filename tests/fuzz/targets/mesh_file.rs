@@ -1,8 +1,8 @@
 //! The local mesh file. Everything in an accepted file is in its snapshot.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use mesh::local;
+use ztunnel_fuzz::fuzz_target;
 
 fuzz_target!(|text: &str| {
     let Ok(described) = local::parse(text) else {

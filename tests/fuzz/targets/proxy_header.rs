@@ -4,9 +4,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use libfuzzer_sys::fuzz_target;
 use mesh::Identity;
 use node::proxy::proxy_protocol;
+use ztunnel_fuzz::fuzz_target;
 
 fuzz_target!(|input: ((IpAddr, u16), (IpAddr, u16), String)| {
     let (client, server, identity) = input;

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use libfuzzer_sys::fuzz_target;
 use tunnel::tls::RevocationList;
+use ztunnel_fuzz::fuzz_target;
 
 fn parse(bytes: &[u8]) -> Option<Vec<RevocationList>> {
     RevocationList::parse_all(Path::new("crl.pem"), bytes).ok()

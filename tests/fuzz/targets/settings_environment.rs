@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use arbitrary::Arbitrary;
-use libfuzzer_sys::fuzz_target;
 use settings::{Environment, Overrides, SettingsFile, from_text};
+use ztunnel_fuzz::fuzz_target;
 
 const NAMES: &[&str] = &[
     "NODE_NAME",

@@ -4,8 +4,8 @@
 
 use std::path::Path;
 
-use libfuzzer_sys::fuzz_target;
 use settings::{ConfigError, Environment, Overrides, Settings, SettingsFile, from_text};
+use ztunnel_fuzz::fuzz_target;
 
 fn read(text: &str, named: &str) -> Result<Settings, ConfigError> {
     let path = Path::new("settings.yaml");

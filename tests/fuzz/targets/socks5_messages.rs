@@ -2,8 +2,8 @@
 //! whole, and the decoder never asks for more than the longest message.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use node::proxy::socks5::message::{Progress, greeting, request};
+use ztunnel_fuzz::fuzz_target;
 
 /// The longest message: a request for a name of 255 bytes.
 const LONGEST: usize = 4 + 1 + 255 + 2;

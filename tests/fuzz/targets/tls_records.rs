@@ -15,7 +15,6 @@ use std::task::{Context, Poll, Waker};
 
 use arbitrary::Arbitrary;
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use libfuzzer_sys::fuzz_target;
 use mesh::Identity;
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -29,6 +28,7 @@ use rustls::{ClientConfig, ConnectionTrafficSecrets, RootCertStore};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tunnel::tls::{Credentials, Issued, Revocations, Stream, accept};
+use ztunnel_fuzz::fuzz_target;
 
 const DATA: u8 = 23;
 const HANDSHAKE: u8 = 22;

@@ -4,10 +4,10 @@
 #![no_main]
 
 use api::istio::workload::Address;
-use libfuzzer_sys::fuzz_target;
 use mesh::{Change, Interner, Snapshot};
 use prost::Message as _;
 use upstream::ads::decode::decode_address;
+use ztunnel_fuzz::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let mut texts = Interner::new();

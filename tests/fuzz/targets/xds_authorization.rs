@@ -4,10 +4,10 @@
 
 use api::istio::security::Authorization;
 use arbitrary::Unstructured;
-use libfuzzer_sys::fuzz_target;
 use mesh::{Action, Interner, PolicyContext};
 use prost::Message as _;
 use upstream::ads::decode::decode_authorization;
+use ztunnel_fuzz::fuzz_target;
 use ztunnel_fuzz::naive::{self, Caller};
 
 fuzz_target!(|bytes: &[u8]| {

@@ -12,12 +12,12 @@ use api::istio::security::{
     string_match::MatchType,
 };
 use arbitrary::{Arbitrary, Result, Unstructured};
-use libfuzzer_sys::fuzz_target;
 use mesh::Workload;
 use mesh::authorize::{InboundRequest, authorize};
 use prost::Message as _;
 use prost_types::Any;
 use upstream::ads::{AUTHORIZATION_TYPE, OfflineClient};
+use ztunnel_fuzz::fuzz_target;
 use ztunnel_fuzz::naive::{self, Caller};
 use ztunnel_fuzz::world::{NAMES, address, one_of};
 

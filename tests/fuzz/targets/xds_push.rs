@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use api::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
 use api::istio::workload as wire;
 use arbitrary::{Arbitrary, Result, Unstructured};
-use libfuzzer_sys::fuzz_target;
 use mesh::{Change, Interner};
 use prost::Message as _;
 use prost_types::Any;
 use upstream::ads::decode::decode_address;
 use upstream::ads::{ADDRESS_TYPE, AUTHORIZATION_TYPE, OfflineClient};
+use ztunnel_fuzz::fuzz_target;
 use ztunnel_fuzz::world::{NAMES, one_of};
 
 /// A resource of a response, or the name of a removed one.

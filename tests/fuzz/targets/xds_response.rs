@@ -3,9 +3,9 @@
 #![no_main]
 
 use api::envoy::service::discovery::v3::DeltaDiscoveryResponse;
-use libfuzzer_sys::fuzz_target;
 use prost::Message as _;
 use upstream::ads::{ADDRESS_TYPE, AUTHORIZATION_TYPE, OfflineClient};
+use ztunnel_fuzz::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((first, rest)) = bytes.split_first() else {

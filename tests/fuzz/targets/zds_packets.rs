@@ -7,8 +7,8 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use arbitrary::Arbitrary;
-use libfuzzer_sys::fuzz_target;
 use node::agent::zds::{AnnouncedPods, Message};
+use ztunnel_fuzz::fuzz_target;
 
 /// The descriptor of a packet.
 #[derive(Debug, Arbitrary)]

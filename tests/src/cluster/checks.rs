@@ -1,19 +1,26 @@
 //! The checks: what must hold in a real cluster and cannot be shown in simulated nodes.
 
 mod disruptions;
+mod fast_path;
 mod identity;
+mod install;
 mod kinds;
 mod pairs;
 mod pods;
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use super::MESH;
 use super::commands::{Cluster, run};
+use crate::proxy::Metrics;
+use crate::proxy::admin::{self, ADMIN, METRICS};
 use disruptions::{control_plane_gone, killed, kubelet_restart, node_reboot, rolling_restart};
+use fast_path::fast_path;
 use identity::identity;
+use install::install;
 use kinds::kinds;
 use pods::{leaving, new_pods, pod_churn};
 
@@ -62,6 +69,16 @@ pub const ALL: &[Check] = &[
         "the DaemonSet is replaced under load: no new connection fails",
         rolling_restart,
     ),
+    short(
+        "install",
+        "Istio's chart with deploy/istio/values.yaml, deploy/daemonset.yaml, and uninstalling",
+        install,
+    ),
+    short(
+        "fast-path",
+        "by programs: two pods of a node are connected in the kernel, with metrics and policies",
+        fast_path,
+    ),
     long(
         "control-plane-gone",
         "istiod is gone and istio-cni is restarted under load: no call fails",
@@ -79,7 +96,7 @@ pub const ALL: &[Check] = &[
     ),
     long(
         "pod-churn",
-        "200 pods come and go under load: no call fails and no descriptor is left",
+        "200 pods come and go under load: no call fails and nothing of them is left",
         pod_churn,
     ),
     long(
@@ -131,4 +148,24 @@ fn istioctl(cluster: &Cluster) -> Result<String> {
         run("istioctl", &["ztunnel-config", table, &pod])?;
     }
     Ok(ours.unwrap_or_default().trim().to_owned())
+}
+
+/// The dump of the proxy on a node.
+fn config_dump(cluster: &Cluster, node: &str) -> Result<Value> {
+    let dump = from_proxy(cluster, node, ADMIN, "/config_dump")?;
+    serde_json::from_str(&dump).context("/config_dump")
+}
+
+/// The metrics of the proxy on a node.
+fn metrics(cluster: &Cluster, node: &str) -> Result<Metrics> {
+    Metrics::parse(&from_proxy(cluster, node, METRICS, "/metrics")?)
+}
+
+fn from_proxy(cluster: &Cluster, node: &str, port: u16, path: &str) -> Result<String> {
+    let proxy = format!("pod/{}", cluster.proxy_on(node)?);
+    cluster.port_forward(MESH, &proxy, port, |address| {
+        let (status, body) = admin::call("GET", address, path)?;
+        ensure!(status == 200, "{path} of {node}: status {status}: {body}");
+        Ok(body)
+    })
 }

@@ -242,17 +242,15 @@ impl Cluster {
     /// # Errors
     /// When it cannot be made.
     pub fn namespace(&self, name: &str, membership: Membership) -> Result<Namespace<'_>> {
-        let label = match membership {
-            Membership::InMesh => "istio.io/dataplane-mode: ambient",
-            Membership::Outside => "ztunnel.test/mesh: none",
-        };
         self.apply(&format!(
-            "{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}, labels: {{{label}}}}}}}"
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}"
         ))?;
-        Ok(Namespace {
+        let namespace = Namespace {
             cluster: self,
             name: name.to_owned(),
-        })
+        };
+        namespace.set_membership(membership)?;
+        Ok(namespace)
     }
 }
 
@@ -271,6 +269,21 @@ pub struct Namespace<'a> {
     cluster: &'a Cluster,
     /// Its name.
     pub name: String,
+}
+
+impl Namespace<'_> {
+    /// Takes the pods into the mesh, or out of it.
+    ///
+    /// # Errors
+    /// When the label cannot be changed.
+    pub fn set_membership(&self, membership: Membership) -> Result<()> {
+        let label = match membership {
+            Membership::InMesh => "istio.io/dataplane-mode=ambient",
+            Membership::Outside => "istio.io/dataplane-mode-",
+        };
+        let namespace = ["label", "--overwrite", "namespace", &self.name, label];
+        self.cluster.kubectl(&namespace).map(drop)
+    }
 }
 
 impl Drop for Namespace<'_> {

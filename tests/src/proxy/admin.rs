@@ -6,10 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+/// The port of the admin endpoint.
+pub(crate) const ADMIN: u16 = 15000;
+/// The port of the metrics.
+pub(crate) const METRICS: u16 = 15020;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sends a request in the calling thread's network namespace; returns status and body.
-pub(super) fn call(method: &str, to: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+pub(crate) fn call(method: &str, to: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     // HTTP/1.0: the response is not chunked and ends with the connection.

@@ -4,7 +4,7 @@
 //! account and a service. [`Proxy`] is one process, which can be killed, restarted and given other
 //! [`Settings`].
 
-mod admin;
+pub(crate) mod admin;
 mod binary;
 mod mesh;
 mod running;

@@ -10,14 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::admin::{self, Metrics};
+use super::admin::{self, ADMIN, METRICS, Metrics};
 use super::{Settings, binary};
 use crate::cleanup;
 use crate::net::Node;
 use crate::process::{self, CpuSeconds, Pause, Process};
 
-const ADMIN: u16 = 15000;
-const METRICS: u16 = 15020;
 const READINESS: u16 = 15021;
 /// The time limit for a proxy to become ready.
 const TIMEOUT: Duration = Duration::from_secs(20);
