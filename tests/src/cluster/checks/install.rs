@@ -13,8 +13,8 @@ use super::ROLLOUT;
 use super::pairs::{Pairs, none_failed};
 
 const PROXIES: &str = "daemonset/ztunnel";
-/// The proxy's directory in the BPF file system.
-const PINS: &str = "ztunnel";
+/// The directory of a node in which the proxy pins programs and maps.
+const PINS: &str = "/sys/fs/bpf/ztunnel";
 /// The image's name in the files, up to the version.
 const IMAGE_OF_FILES: [&str; 2] = ["localhost/ztunnel:", "ztunnel:"];
 
@@ -25,17 +25,18 @@ pub(super) fn install(cluster: &Cluster) -> Result<String> {
     let before = Installed::read(cluster)?;
     let results = installations(&pairs, &before.image);
     // The cluster gets its proxies back whatever happened.
-    let restored = before.restore(&pairs);
-    let results = results?;
-    restored?;
-    Ok(results)
+    match (results, before.restore(&pairs)) {
+        (results, Ok(())) => results,
+        (Ok(_), Err(error)) => Err(error),
+        (Err(error), Err(lost)) => Err(error.context(format!("and then: {lost:#}"))),
+    }
 }
 
 fn installations(pairs: &Pairs<'_>, image: &str) -> Result<String> {
     let cluster = pairs.cluster;
     remove(cluster, image)?;
     add(pairs, &from_chart(image)?).context("Istio's chart with deploy/istio/values.yaml")?;
-    ensure!(!captured_by_programs(cluster)?, "programs capture");
+    ensure!(nodes_with_pins(cluster)? == 0, "programs capture");
 
     remove(cluster, image)?;
     add(pairs, &from_manifest(image)?).context("deploy/daemonset.yaml")?;
@@ -157,24 +158,22 @@ fn remove(cluster: &Cluster, image: &str) -> Result<()> {
         let options = ["--attach=true", "--quiet", &image, "--"];
         cluster.kubectl(&[&debug[..], &options, &cleanup].concat())?;
     }
-    let left = pins(cluster)?;
-    ensure!(
-        left.iter().all(String::is_empty),
-        "{left:?} is left in /sys/fs/bpf"
-    );
+    ensure!(nodes_with_pins(cluster)? == 0, "{PINS} is left on a node");
     let debuggers = "app.kubernetes.io/managed-by=kubectl-debug";
     cluster.kubectl(&["-n", MESH, "delete", "pods", "-l", debuggers])?;
     Ok(())
 }
 
-/// Whether programs capture on every node.
+/// Whether programs capture on every node: their proxy pins them.
 pub(super) fn captured_by_programs(cluster: &Cluster) -> Result<bool> {
-    Ok(pins(cluster)?.iter().all(|pins| pins == PINS))
+    Ok(nodes_with_pins(cluster)? == cluster.nodes.len())
 }
 
-/// What the proxies keep in the kernel of each node: nothing if the rules of istio-cni capture.
-fn pins(cluster: &Cluster) -> Result<Vec<String>> {
-    let list = "ls /sys/fs/bpf 2>/dev/null || true";
-    let of_node = |node: &String| Ok(cluster.on_node(node, list)?.trim().to_owned());
-    cluster.nodes.iter().map(of_node).collect()
+fn nodes_with_pins(cluster: &Cluster) -> Result<usize> {
+    let mut nodes = 0;
+    for node in &cluster.nodes {
+        let pins = cluster.on_node(node, &format!("ls -d {PINS} 2>/dev/null || true"))?;
+        nodes += usize::from(pins.trim() == PINS);
+    }
+    Ok(nodes)
 }
