@@ -1,5 +1,7 @@
 //! The admin endpoint of a running proxy.
 
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::time::Duration;
 
 use ztunnel_tests::net::{Family, World};
@@ -57,6 +59,34 @@ fn the_admin_interface_lists_its_pages_and_changes_the_log() {
     assert_eq!(proxy.admin("GET", "/absent").unwrap().0, 404);
     assert_eq!(proxy.admin("GET", "/quitquitquit").unwrap().0, 405);
     assert!(proxy.alive());
+}
+
+#[test]
+fn another_user_of_the_node_can_read_and_not_change() {
+    const USER: u32 = 65534;
+    let world = World::two_nodes().unwrap();
+    let mut mesh = Mesh::start(&world).unwrap();
+    let ask = |request: &str| {
+        let script = format!(
+            "exec 3<>/dev/tcp/127.0.0.1/15000 && printf '{request} HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3"
+        );
+        let run = || {
+            Command::new("bash")
+                .uid(USER)
+                .args(["-c", &script])
+                .output()
+        };
+        let output = world.node("a").host.enter(run).unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let read = ask("GET /logging");
+    assert!(read.starts_with("HTTP/1.0 200 "), "{read}");
+    for request in ["POST /quitquitquit", "POST /logging?level=trace"] {
+        let refused = ask(request);
+        assert!(refused.starts_with("HTTP/1.0 403 "), "{refused}");
+        assert!(refused.contains("not the user 65534"), "{refused}");
+    }
+    assert!(mesh.proxy("a").alive());
 }
 
 #[test]

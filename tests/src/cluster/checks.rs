@@ -40,9 +40,9 @@ pub struct Check {
 /// Every check, in the order of their running.
 pub const ALL: &[Check] = &[
     short(
-        "istioctl",
-        "istioctl shows the version of the proxies, and their log level",
-        istioctl,
+        "commands",
+        "istioctl's tables, versions and log levels; readiness; the doctor in the proxy's container",
+        commands,
     ),
     short(
         "new-pods",
@@ -133,20 +133,33 @@ const fn long(
 /// The limit for a rollout.
 const ROLLOUT: Duration = Duration::from_secs(120);
 
-fn istioctl(cluster: &Cluster) -> Result<String> {
+/// The commands of docs/kubernetes.md, "When it does not work", and the tables of istioctl.
+fn commands(cluster: &Cluster) -> Result<String> {
     let versions = run("istioctl", &["version"])?;
     let ours = versions.lines().find(|line| line.contains("v0."));
     ensure!(
         ours.is_some(),
         "istioctl version shows no version of the proxies:\n{versions}"
     );
-    let node = &cluster.nodes[0];
-    let pod = format!("{}.{MESH}", cluster.proxy_on(node)?);
-    let level = run("istioctl", &["ztunnel-config", "log", &pod])?;
-    ensure!(level.contains("current log level is"), "{level}");
-    for table in ["workloads", "services", "policies", "certificates"] {
+    let proxy = cluster.proxy_on(&cluster.nodes[0])?;
+    let pod = format!("{proxy}.{MESH}");
+    for level in ["debug", "info"] {
+        run(
+            "istioctl",
+            &["ztunnel-config", "log", &pod, "--level", level],
+        )?;
+        let shown = run("istioctl", &["ztunnel-config", "log", &pod])?;
+        let expected = format!("current log level is {level}");
+        ensure!(shown.contains(&expected), "{shown}");
+    }
+    for table in ["all", "workloads", "services", "policies", "certificates"] {
         run("istioctl", &["ztunnel-config", table, &pod])?;
     }
+    let status = run("istioctl", &["proxy-status"])?;
+    ensure!(status.contains(&proxy), "no {proxy} in:\n{status}");
+    let ready = format!("/api/v1/namespaces/{MESH}/pods/{proxy}:15021/proxy/healthz/ready");
+    cluster.kubectl(&["-n", MESH, "get", "--raw", &ready])?;
+    cluster.exec(MESH, &proxy, &["/usr/local/bin/ztunnel", "doctor"])?;
     Ok(ours.unwrap_or_default().trim().to_owned())
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -39,6 +39,30 @@ pub(super) struct PageRequest {
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) query: String,
+    /// The `Host` header, if there is one.
+    pub(super) host: Option<String>,
+    /// The `Origin` header, which browsers send for other sites' pages.
+    pub(super) origin: Option<String>,
+    pub(super) client: SocketAddr,
+    pub(super) server: SocketAddr,
+}
+
+impl PageRequest {
+    fn new(request: &Request<Incoming>, client: SocketAddr, server: SocketAddr) -> Self {
+        let header = |name| {
+            let value = request.headers().get(name)?;
+            Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
+        Self {
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            query: request.uri().query().unwrap_or_default().to_owned(),
+            host: header(HOST),
+            origin: header(ORIGIN),
+            client,
+            server,
+        }
+    }
 }
 
 /// The response of a page.
@@ -168,12 +192,12 @@ async fn connection<A>(stream: TcpStream, respond: Arc<A>, mut shutdown: watch::
 where
     A: Fn(&PageRequest) -> PageResponse + Send + Sync + 'static,
 {
+    let (Ok(client), Ok(server)) = (stream.peer_addr(), stream.local_addr()) else {
+        // The client has reset the connection.
+        return;
+    };
     let service = service_fn(move |request: Request<Incoming>| {
-        let request = PageRequest {
-            method: request.method().clone(),
-            path: request.uri().path().to_owned(),
-            query: request.uri().query().unwrap_or_default().to_owned(),
-        };
+        let request = PageRequest::new(&request, client, server);
         let response = respond(&request).into_response();
         async move { Ok::<_, Infallible>(response) }
     });

@@ -2,9 +2,10 @@
 //!
 //! They run on the main thread's runtime, apart from the threads that carry traffic. They read the
 //! state that the other crates provide ([`Dump`], [`Telemetry`], [`Readiness`]) and change only the
-//! log's filter; `/quitquitquit` makes `node` stop. Every client of the admin port can do this, so
-//! its address must be a loopback address. Called by `node`.
+//! log's filter; `/quitquitquit` makes `node` stop. The admin server listens on loopback; who may use
+//! it is in `access`. Called by `node`.
 
+mod access;
 mod http;
 mod pages;
 mod readiness;

@@ -6,8 +6,8 @@ use hyper::{Method, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
-use super::Sources;
 use super::http::{PageRequest, PageResponse};
+use super::{Sources, access};
 use telemetry::{Telemetry, build};
 
 /// The server to which pages belong.
@@ -114,6 +114,11 @@ impl Pages {
 
 /// Responds to a request to the server of these pages.
 pub(super) fn respond(pages: Pages, request: &PageRequest, sources: &Sources) -> PageResponse {
+    if matches!(pages, Pages::Admin)
+        && let Err(refused) = access::check_site(request)
+    {
+        return PageResponse::text(StatusCode::FORBIDDEN, refused);
+    }
     let wanted = pages.list().iter().find(|page| page.path == request.path);
     let Some(Page { methods, path, .. }) = wanted else {
         let text = format!("No such page. The pages are:\n\n{}", pages.index());
@@ -130,6 +135,12 @@ pub(super) fn respond(pages: Pages, request: &PageRequest, sources: &Sources) ->
         let mut response = PageResponse::text(StatusCode::METHOD_NOT_ALLOWED, text);
         response.allow = Some(allowed.join(", "));
         return response;
+    }
+    // The pages of the other servers are only read.
+    let changes = !matches!(request.method, Method::GET | Method::HEAD);
+    if changes && let Err(refused) = access::check_user(request) {
+        tracing::warn!(path, client = %request.client, "refused: {}", refused.trim_end());
+        return PageResponse::text(StatusCode::FORBIDDEN, refused);
     }
     match *path {
         "/" => PageResponse::text(StatusCode::OK, index(pages)),

@@ -109,7 +109,7 @@ fn request(address: SocketAddr, method: &str, path: &str) -> (u16, String, Strin
     let mut stream = connect(address);
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
     )
     .unwrap();
     let mut text = String::new();
@@ -202,6 +202,26 @@ fn only_a_post_stops_the_proxy() {
     assert_eq!(world.quits.load(Ordering::Relaxed), 0);
     assert_eq!(request(world.admin, "POST", "/quitquitquit").0, 200);
     assert_eq!(world.quits.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_page_of_another_site_is_refused() {
+    let world = world(None);
+    for header in [
+        "host: evil.example",
+        "host: localhost\r\norigin: http://evil.example",
+    ] {
+        let mut stream = connect(world.admin);
+        write!(
+            stream,
+            "POST /quitquitquit HTTP/1.1\r\n{header}\r\nconnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with("HTTP/1.1 403 "), "{text}");
+    }
+    assert_eq!(world.quits.load(Ordering::Relaxed), 0);
 }
 
 #[test]

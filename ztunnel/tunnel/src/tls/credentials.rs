@@ -72,6 +72,10 @@ pub enum CertificateState {
     },
 }
 
+/// The limit of a chain of certificates, bytes. TLS libraries accept handshake messages of at most
+/// 64 KiB; the message also has its own fields.
+const CHAIN_LIMIT: usize = 48 * 1024;
+
 impl Credentials {
     /// Prepares an issued certificate for use and wipes the key's bytes. Peers whose certificate is
     /// in `revocations` are refused.
@@ -113,6 +117,12 @@ impl Credentials {
         mut issued: Issued,
         revocations: &Revocations,
     ) -> Result<Self, IssueError> {
+        let length: usize = issued.chain.iter().map(|one| one.len()).sum();
+        if length > CHAIN_LIMIT {
+            return Err(unusable(&format!(
+                "its chain has {length} bytes, more than the {CHAIN_LIMIT} that peers accept"
+            )));
+        }
         let signing = any_supported_type(&issued.key);
         issued.key.zeroize();
         let signing = signing.map_err(|error| unusable(&error))?;
@@ -331,3 +341,6 @@ impl ResolvesClientCert for SingleCertificate {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;

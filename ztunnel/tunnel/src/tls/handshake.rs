@@ -241,11 +241,8 @@ fn extract_keys<H: Handshake>(
     let (sequence, sending) = secrets.tx;
     let sealer = Sealer::new(sequence, sending).map_err(internal)?;
     let incoming = Incoming::new(opener, &flight.received).map_err(internal)?;
-    Ok((
-        keys,
-        incoming,
-        Outgoing::new(sealer, limit, &flight.to_send),
-    ))
+    let outgoing = Outgoing::new(sealer, limit, &flight.to_send).map_err(internal)?;
+    Ok((keys, incoming, outgoing))
 }
 
 /// Sends the alert that rustls has queued for a refused peer.

@@ -45,7 +45,10 @@ pub(super) struct Outgoing {
 impl Outgoing {
     /// Starts with the first traffic key, a limit of records for each key, and the unsent bytes of
     /// the handshake.
-    pub(super) fn new(sealer: Sealer, limit: u64, handshake: &[u8]) -> Self {
+    ///
+    /// # Errors
+    /// When these bytes do not fit into a buffer.
+    pub(super) fn new(sealer: Sealer, limit: u64, handshake: &[u8]) -> Result<Self, RecordError> {
         let mut outgoing = Self {
             sealer,
             limit,
@@ -56,12 +59,16 @@ impl Outgoing {
             urgency: Urgency::None,
         };
         if !handshake.is_empty() {
-            outgoing.buffer.get_or_insert_with(Buffer::large)[..handshake.len()]
-                .copy_from_slice(handshake);
-            outgoing.end = handshake.len();
+            let length = handshake.len();
+            let buffer = outgoing.buffer.get_or_insert_with(Buffer::large);
+            if length > buffer.len() - CONTROL_RESERVE {
+                return Err(RecordError::Overflow { length });
+            }
+            buffer[..length].copy_from_slice(handshake);
+            outgoing.end = length;
             outgoing.urgency = Urgency::Handshake;
         }
-        outgoing
+        Ok(outgoing)
     }
 
     /// Accepts as many bytes as fit and returns their number; 0 only if the input is empty or the
@@ -176,12 +183,12 @@ impl Outgoing {
         self.control(ContentType::Alert, &[level, alert.into()])
     }
 
-    /// Queues the answer to a peer that requested an update of our key. One answer serves all
-    /// requests that arrive before it is sent.
+    /// Queues the answer to a peer that requested an update of our key. Every request has an answer of
+    /// its own (RFC 8446, section 4.6.3).
+    ///
+    /// # Errors
+    /// When the peer requests updates without reading the answers.
     pub(super) fn answer_key_update(&mut self, keys: &mut KeySchedule) -> Result<(), RecordError> {
-        if self.urgency == Urgency::KeyUpdate {
-            return Ok(());
-        }
         self.update_key(keys)?;
         self.urgency = Urgency::KeyUpdate;
         Ok(())

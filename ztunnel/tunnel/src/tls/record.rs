@@ -259,17 +259,19 @@ impl Opener {
     }
 }
 
-/// Finds the content type, which is the last byte before the zeros of the padding (RFC 8446,
-/// section 5.4).
+/// Finds the content type, which is the last byte before the zeros of the padding. Content, type and
+/// padding together have a limit (RFC 8446, section 5.4).
 fn unpad(inner: &[u8]) -> Result<(ContentType, usize), RecordError> {
+    if inner.len() > MAX_CONTENT_LEN + 1 {
+        return Err(RecordError::Overflow {
+            length: inner.len(),
+        });
+    }
     let Some(last) = inner.iter().rposition(|byte| *byte != 0) else {
         return Err(RecordError::Unexpected {
             what: "record without a content type",
         });
     };
-    if last > MAX_CONTENT_LEN {
-        return Err(RecordError::Overflow { length: last });
-    }
     Ok((ContentType::parse(inner[last])?, last))
 }
 

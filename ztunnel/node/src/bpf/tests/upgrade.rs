@@ -1,4 +1,5 @@
-//! Upgrade from a proxy with map layout 2, with the kernel programs of that version.
+//! Upgrade from a proxy with map layout 2, with the kernel programs of that version, and the way back from
+//! a later version.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -339,6 +340,62 @@ fn a_node_with_layout_2_is_taken_over_in_place() {
             assert_eq!(found.unwrap().unwrap().destination, dialled);
             let _client = dial_pod();
             assert!(accept(&inbound).is_some());
+            drop(load);
+        });
+        assert!(count.load(Ordering::Relaxed) > 10, "{count:?}");
+        assert_eq!(wire.packets(), 0, "a connection was not captured");
+        Kernel::remove_pins(&directory).unwrap();
+    });
+}
+
+/// A downgrade: this version does not know the layout of a later one. It cannot take over that one's
+/// maps, so it captures with its own, and removes the others then. Simulated by pins of this version
+/// under another name.
+#[test]
+#[ignore = "needs root"]
+fn a_node_with_a_later_layout_stays_captured_and_is_captured_by_this_version_then() {
+    in_namespace(|| {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = temporary.path().join("pins");
+        let inbound = listen(at("[::]:15006"));
+        let outbound = listen(at("127.0.0.1:15001"));
+        let outbound6 = listen(at("[::1]:15001"));
+        let netns = File::open("/proc/thread-self/ns/net").unwrap();
+        let capture = || {
+            let kernel = Kernel::load(&config(directory.clone())).unwrap();
+            kernel.become_active(&config(directory.clone())).unwrap();
+            let pod = PodCapture {
+                cookie: this_namespace(),
+                netns: netns.as_fd(),
+                addresses: &[POD4, POD6],
+                inbound: inbound.as_fd(),
+                dns: false,
+            };
+            kernel.enroll(&pod).unwrap();
+            kernel
+        };
+        drop(capture());
+        let later = directory.join(format!("v{}", LAYOUT + 1));
+        fs::rename(directory.join(format!("v{LAYOUT}")), &later).unwrap();
+
+        let dialled = at("192.0.2.1:80");
+        let mut wire = Wire::tap();
+        let (stop, count) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let (sender, accepted) = channel();
+        let sender6 = channel().0;
+        std::thread::scope(|scope| {
+            let load = Load { stop: &stop };
+            scope.spawn(|| dial_repeatedly(&stop, &count));
+            scope.spawn(|| accept_repeatedly(&stop, &outbound, &sender));
+            scope.spawn(|| accept_repeatedly(&stop, &outbound6, &sender6));
+            dial_captured(dialled, &accepted);
+
+            let kernel = capture();
+            kernel.remove_other_layouts().unwrap();
+            assert!(!later.exists());
+            let client = dial_captured(dialled, &accepted);
+            let found = kernel.original_destination(this_namespace(), client);
+            assert_eq!(found.unwrap().unwrap().destination, dialled);
             drop(load);
         });
         assert!(count.load(Ordering::Relaxed) > 10, "{count:?}");
