@@ -9,6 +9,7 @@
 )]
 
 mod assertions;
+mod capture_watch;
 mod certificate_rotation;
 mod dedicated;
 mod dns;

@@ -9,6 +9,7 @@ mod error;
 mod failed;
 mod leaving;
 mod prepare;
+mod restore;
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;

@@ -38,6 +38,8 @@ enum NodeEvent {
     AccelerationTested,
     /// It is time to sweep the fast path's connections once more.
     SweepDue,
+    /// It is time to check what captures the pods.
+    CaptureCheckDue,
     /// A signal or the admin server stops the process.
     Stop,
 }
@@ -98,6 +100,7 @@ impl EventLoop {
             () = until(node.own_pods.due()) => NodeEvent::OwnPodsDue,
             () = node.acceleration.tested() => NodeEvent::AccelerationTested,
             () = until(node.next_sweep) => NodeEvent::SweepDue,
+            () = until(node.capture_watch.next()) => NodeEvent::CaptureCheckDue,
             () = self.signals.end() => NodeEvent::Stop,
             () = node.quit.notified() => NodeEvent::Stop,
         }
@@ -121,6 +124,7 @@ impl EventLoop {
             NodeEvent::OwnPodsDue => node.handle_own_pods_due(),
             NodeEvent::AccelerationTested => node.reauthorize(),
             NodeEvent::SweepDue => node.sweep(),
+            NodeEvent::CaptureCheckDue => node.check_capture(),
             NodeEvent::Stop => return Ok(ControlFlow::Break(())),
         }
         Ok(ControlFlow::Continue(()))

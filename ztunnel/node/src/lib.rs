@@ -11,6 +11,7 @@ pub mod agent;
 mod assembly;
 pub mod bpf;
 mod capture;
+mod capture_watch;
 mod deadline;
 pub mod discovery;
 pub mod dns;

@@ -9,6 +9,7 @@ use super::admin_listeners::{self, AdminListeners, OnPortConflict};
 use super::agent::Agent;
 use super::bpf::Kernel;
 use super::capture::{self, ForeignPrograms};
+use super::capture_watch::CaptureWatch;
 use super::discovery::own_pods::{self, OwnPods};
 use super::enrollment::Enrollment;
 use super::fastpath::FastPath;
@@ -47,6 +48,7 @@ pub(super) struct Node {
     pub(super) next_sweep: Option<Instant>,
     /// When to look again after the last change.
     pub(super) second_sweep: Option<Instant>,
+    pub(super) capture_watch: CaptureWatch,
     pub(super) quit: Arc<Notify>,
     pub(super) stop: watch::Sender<bool>,
     pub(super) admin_listeners: AdminListeners,
@@ -107,6 +109,7 @@ impl Node {
             acceleration: Acceleration::new(shared.kernel.clone(), shared.telemetry.clone()),
             next_sweep: None,
             second_sweep: None,
+            capture_watch: CaptureWatch::default(),
             quit,
             stop,
             first_enrollment: Some(readiness.wait_for("enrolling pods")),

@@ -9,6 +9,7 @@
 mod acceleration;
 mod access;
 pub mod build;
+mod capture;
 mod dns;
 mod exposition;
 mod labels;
@@ -30,6 +31,7 @@ use prometheus_client::registry::{Metric, Registry};
 
 pub use acceleration::{AccelerationMetrics, CaseResult};
 pub use access::AccessLogEntry;
+pub use capture::{CaptureMetrics, RestoredKind};
 pub use dns::{DnsMetrics, DnsQuery, DnsRefusal};
 pub use logging::{
     Filter, FilterError, LogConfig, LogError, LogFormat, LogGuard, LogHandle, ParseLogFormatError,
@@ -57,6 +59,7 @@ pub struct Telemetry {
     xds: XdsMetrics,
     trials: TrialMetrics,
     waits: WaitMetrics,
+    capture: CaptureMetrics,
     registry: Mutex<Registry>,
 }
 
@@ -74,6 +77,7 @@ impl Telemetry {
         let xds = XdsMetrics::register(&mut registry);
         let trials = TrialMetrics::register(&mut registry);
         let waits = WaitMetrics::register(&mut registry);
+        let capture = CaptureMetrics::register(&mut registry);
         let build = Family::<Vec<(&'static str, String)>, Gauge>::default();
         build
             .get_or_create(&vec![
@@ -99,6 +103,7 @@ impl Telemetry {
             xds,
             trials,
             waits,
+            capture,
             registry: Mutex::new(registry),
         })
     }
@@ -154,6 +159,12 @@ impl Telemetry {
     #[must_use]
     pub const fn waits(&self) -> &WaitMetrics {
         &self.waits
+    }
+
+    /// The metrics of what captures the pods.
+    #[must_use]
+    pub const fn capture(&self) -> &CaptureMetrics {
+        &self.capture
     }
 
     /// Counts a pod whose listeners were opened.

@@ -25,6 +25,7 @@ mod object;
 mod permissions;
 mod pins;
 mod pod_capture;
+mod private;
 mod process_locks;
 mod program_check;
 mod programs;
@@ -65,11 +66,13 @@ pub use permissions::{Capability, NEEDED, effective_capabilities, missing_capabi
 use pins::Pins;
 pub(crate) use pins::{ACTIVE_LOCK, STANDBY_LOCK};
 pub use pod_capture::PodCapture;
+pub(crate) use private::create as create_private;
 use process_locks::ProcessLocks;
 pub use process_locks::is_in_use;
 pub(crate) use process_locks::{failed as pin_failed, try_lock};
 pub use program_check::{PinDirectory, ProgramCheck};
-use programs::{ALL, INBOUND, REDIRECT, attach_cgroup};
+use programs::{ALL, Hooks, INBOUND, Links, REDIRECT, attach_cgroup};
+pub use programs::{Installed, Missing};
 pub use resolver::reply_source;
 
 /// The network namespace of a socket.
@@ -112,6 +115,7 @@ pub fn check_cgroup(config: &Config) -> Result<(), Error> {
 pub struct Kernel {
     pins: Pins,
     cgroup: Cgroup,
+    links: Links,
     maps: Arc<Maps>,
     /// The ring buffer of events.
     events: OwnedFd,
@@ -169,6 +173,7 @@ impl Kernel {
             dns_attached: AtomicBool::new(false),
             pins,
             cgroup,
+            links: Links::default(),
             maps: Arc::new(maps),
             events,
             load_options: options,
@@ -194,7 +199,7 @@ impl Kernel {
             settings.hbone_port = config.ports.hbone.into();
         })?;
         maps.set_exemptions(&config.exemptions)?;
-        attach_cgroup(&self.object(), &self.pins, &self.cgroup)?;
+        attach_cgroup(&self.object(), self.hooks())?;
         // On older kernels the mark alone identifies the proxy's own sockets.
         if kernel_has_process_id() {
             maps.handshake()?;
@@ -206,7 +211,7 @@ impl Kernel {
         if maps.any_pod(|pod| pod.flags & POD_DNS != 0)? {
             self.attach_dns()?;
         } else {
-            programs::detach_dns(&self.pins)?;
+            programs::detach_dns(self.hooks())?;
         }
         self.update_namespaces()
     }
@@ -272,7 +277,8 @@ impl Kernel {
     fn update_namespaces(&self) -> Result<(), Error> {
         for cookie in self.pins.enrolled()? {
             let pin = self.pins.netns(cookie);
-            let exists = programs::replace_netns(self.object().program(INBOUND)?, &pin)?;
+            let exists =
+                programs::replace_netns(self.object().program(INBOUND)?, &pin, &self.links)?;
             if !exists {
                 self.withdraw(cookie)?;
             }
@@ -289,10 +295,36 @@ impl Kernel {
     fn attach_dns(&self) -> Result<(), Error> {
         let object = self.object();
         if !self.dns_attached.load(Ordering::Relaxed) {
-            programs::attach_dns(&object, &self.pins, &self.cgroup)?;
+            programs::attach_dns(&object, self.hooks())?;
             self.dns_attached.store(true, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    const fn hooks(&self) -> Hooks<'_> {
+        Hooks {
+            pins: &self.pins,
+            cgroup: &self.cgroup,
+            links: &self.links,
+        }
+    }
+
+    /// Installs what is missing of the programs and their pins, because another process has removed it.
+    /// Returns what was missing. Only the active process may call it.
+    ///
+    /// # Errors
+    /// When a program cannot be attached, or the pins of the maps are gone: those can be had again only
+    /// by a new start.
+    pub fn restore(&self) -> Result<Vec<Installed>, Error> {
+        self.pins.create()?;
+        let object = self.object();
+        let mut installed = attach_cgroup(&object, self.hooks())?;
+        if self.dns_attached.load(Ordering::Relaxed) {
+            installed.extend(programs::attach_dns(&object, self.hooks())?);
+        }
+        drop(object);
+        self.pins.check_maps()?;
+        Ok(installed)
     }
 
     /// Detaches the programs and removes the pins of proxies with another layout of the maps. Call
@@ -386,9 +418,9 @@ impl Kernel {
     pub fn log_forwarder(&self) -> Result<LogForwarder, Error> {
         let source = MapSource::Pinned(&self.pins);
         let object = Object::load(source, &ALL, ProgramLogging::Debug, self.load_options)?;
-        attach_cgroup(&object, &self.pins, &self.cgroup)?;
+        attach_cgroup(&object, self.hooks())?;
         if self.dns_attached.load(Ordering::Relaxed) {
-            programs::attach_dns(&object, &self.pins, &self.cgroup)?;
+            programs::attach_dns(&object, self.hooks())?;
         }
         let id = sys::program_id(object.program(INBOUND)?);
         *self.object() = object;

@@ -16,7 +16,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/zt
 
 /// The maps that outlive a proxy. The ring buffer of the log is not among them: each proxy has its
 /// own.
-const PINNED: [&str; 17] = [
+pub(super) const PINNED: [&str; 17] = [
     "CONFIG",
     "PREVIOUS_PROXIES",
     "PODS",

@@ -20,7 +20,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use ztunnel_ebpf_types::LAYOUT;
 
-use super::{Error, sys};
+use super::object::PINNED;
+use super::{Error, private, sys};
 use mesh::NetnsCookie;
 
 /// The directories beside the layouts that the locks of the handover are held on. The names are fixed,
@@ -35,20 +36,37 @@ pub(super) struct Pins {
 }
 
 impl Pins {
-    /// Ensures that the directory exists on a BPF file system, and mounts one if necessary.
+    /// Ensures that the directory exists on a BPF file system, for this process's user alone, and mounts
+    /// one if necessary.
     pub(super) fn open(directory: &Path) -> Result<Self, Error> {
         if !is_bpf_fs(nearest(directory)) {
             mount_for(directory)?;
         }
-        let root = directory.join(format!("v{LAYOUT}"));
-        for path in [root.join("links"), root.join("netns"), root.join("lives")] {
-            fs::create_dir_all(&path).map_err(|source| Error::Pin {
-                path,
-                action: "created",
-                source,
-            })?;
+        private::ensure(directory)?;
+        let this = Self {
+            root: directory.join(format!("v{LAYOUT}")),
+        };
+        this.create()?;
+        Ok(this)
+    }
+
+    /// Creates the directories of the layout that are missing.
+    pub(super) fn create(&self) -> Result<(), Error> {
+        for kind in ["links", "netns", "lives"] {
+            private::create(&self.group(kind))?;
         }
-        Ok(Self { root })
+        Ok(())
+    }
+
+    /// Checks that the maps are pinned.
+    pub(super) fn check_maps(&self) -> Result<(), Error> {
+        for name in PINNED {
+            let path = self.map(name);
+            if !path.exists() {
+                return Err(Error::MapUnpinned { path });
+            }
+        }
+        Ok(())
     }
 
     /// Detaches the programs and removes the pins of other layouts.

@@ -7,7 +7,7 @@ use ztunnel_ebpf_types::{Address, POD_ARRIVING, POD_DNS, POD_ENROLLED, Pod};
 
 use super::maps::failed;
 use super::programs::{self, INBOUND};
-use super::{Error, Kernel, pins};
+use super::{Error, Installed, Kernel, pins};
 use mesh::NetnsCookie;
 
 /// A pod to capture.
@@ -62,7 +62,7 @@ impl Kernel {
         }
         maps.remove_addresses(cookie, &addresses)?;
         let object = self.object();
-        programs::attach_netns(object.program(INBOUND)?, pod.netns, cookie, &self.pins)?;
+        programs::attach_netns(object.program(INBOUND)?, pod.netns, cookie, self.hooks())?;
         drop(object);
         if pod.dns {
             self.attach_dns()?;
@@ -82,6 +82,19 @@ impl Kernel {
         maps.pods
             .insert(&cookie.0, &entry)
             .map_err(failed(&maps.pods, "written"))
+    }
+
+    /// Installs what is missing of a captured pod's program and its pin. Returns what was missing.
+    ///
+    /// # Errors
+    /// When the program cannot be attached.
+    pub fn restore_pod(
+        &self,
+        netns: BorrowedFd<'_>,
+        cookie: NetnsCookie,
+    ) -> Result<Option<Installed>, Error> {
+        let object = self.object();
+        programs::attach_netns(object.program(INBOUND)?, netns, cookie, self.hooks())
     }
 
     /// Ends the time in which a new pod's applications may accept connections whose SYN is older than
@@ -110,7 +123,9 @@ impl Kernel {
         maps.pods
             .remove(&cookie.0)
             .map_err(failed(&maps.pods, "written"))?;
-        pins::detach(&self.pins.netns(cookie))?;
+        let pin = self.pins.netns(cookie);
+        pins::detach(&pin)?;
+        drop(self.links.take(&pin));
         maps.remove_addresses(cookie, &[])
     }
 

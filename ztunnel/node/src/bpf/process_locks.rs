@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::pins::Pins;
-use super::{Error, pins};
+use super::{Error, pins, private};
 
 /// The proxies whose sockets the kernel programs have to recognise. Each holds a lock, under the
 /// process id that it has in the first pid namespace, from when it became active until its end.
@@ -27,7 +27,7 @@ impl ProcessLocks {
     /// Marks this process as alive until the returned lock is dropped.
     pub(super) fn lock(&self, process: u32) -> Result<File, Error> {
         let path = self.path(process);
-        fs::create_dir_all(&path).map_err(failed(&path, "created"))?;
+        private::create(&path)?;
         // Shared: a process that looks whether this one is alive tries to lock it exclusively.
         try_lock(&path, File::try_lock_shared)?.ok_or_else(|| {
             let in_use = io::Error::other("another process has locked this process id");

@@ -9,7 +9,7 @@ use super::cgroup::Cgroup;
 use super::object::{LoadOptions, MapSource, Object, ProgramLogging};
 use super::programs::{ALL, INBOUND};
 use super::sys::{self, AttachType};
-use super::{Error, pins};
+use super::{Error, pins, private};
 
 /// The program that is attached during the check, to `getsockname()`.
 const ATTACHED: (&str, AttachType) = ("sockname4", AttachType::SockName4);
@@ -103,6 +103,9 @@ impl PinDirectory {
             action: "created",
             source,
         })?;
+        if directory.exists() {
+            private::check(directory)?;
+        }
         let pods = pins::enrolled_below(directory);
         Ok(pods.map_or_else(|| Self::Ready(nearest.to_path_buf()), Self::InUse))
     }

@@ -3,8 +3,10 @@
 //! A proxy that starts after another one finds its links pinned and puts its own programs into
 //! them: no hook is ever without a program.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
-use std::path::Path;
+use std::collections::HashMap;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use super::Error;
 use super::cgroup::Cgroup;
@@ -44,20 +46,66 @@ pub(super) const ALL: [(&str, AttachType); 12] = {
     [a, b, c, d, e, f, g, h, i, j, k, inbound]
 };
 
+/// Where programs are attached.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Hooks<'a> {
+    pub(super) pins: &'a Pins,
+    pub(super) cgroup: &'a Cgroup,
+    pub(super) links: &'a Links,
+}
+
+/// The links of this process, by their pins. They stay open: a program whose pin is removed stays
+/// attached, and the pin can be made again.
+#[derive(Debug, Default)]
+pub(super) struct Links(Mutex<HashMap<PathBuf, OwnedFd>>);
+
+impl Links {
+    fn keep(&self, pin: &Path, link: OwnedFd) {
+        let mut links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        links.insert(pin.to_path_buf(), link);
+    }
+
+    /// The link of a pin; it is kept no longer.
+    pub(super) fn take(&self, pin: &Path) -> Option<OwnedFd> {
+        let mut links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        links.remove(pin)
+    }
+}
+
+/// What was missing before a program was installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Missing {
+    /// The program was not attached.
+    Program,
+    /// It was attached, and its pin was gone.
+    Pin,
+}
+
+/// A program that was missing, and is installed now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Installed {
+    /// Its name.
+    pub program: &'static str,
+    /// What was missing.
+    pub missing: Missing,
+}
+
 /// Attaches the cgroup programs that are always in use, or puts them into their pinned links.
-pub(super) fn attach_cgroup(object: &Object, pins: &Pins, cgroup: &Cgroup) -> Result<(), Error> {
-    attach(&CGROUP, object, pins, cgroup)
+pub(super) fn attach_cgroup(object: &Object, hooks: Hooks<'_>) -> Result<Vec<Installed>, Error> {
+    attach(&CGROUP, object, hooks)
 }
 
 /// As [`attach_cgroup`], for the DNS programs.
-pub(super) fn attach_dns(object: &Object, pins: &Pins, cgroup: &Cgroup) -> Result<(), Error> {
-    attach(&DNS, object, pins, cgroup)
+pub(super) fn attach_dns(object: &Object, hooks: Hooks<'_>) -> Result<Vec<Installed>, Error> {
+    attach(&DNS, object, hooks)
 }
 
 /// Detaches the DNS programs of an earlier proxy, if any.
-pub(super) fn detach_dns(pins: &Pins) -> Result<(), Error> {
+pub(super) fn detach_dns(hooks: Hooks<'_>) -> Result<(), Error> {
     for (name, _) in DNS.iter().rev() {
-        pins::detach(&pins.link(name))?;
+        let pin = hooks.pins.link(name);
+        pins::detach(&pin)?;
+        drop(hooks.links.take(&pin));
     }
     Ok(())
 }
@@ -65,21 +113,22 @@ pub(super) fn detach_dns(pins: &Pins) -> Result<(), Error> {
 fn attach(
     programs: &[(&'static str, AttachType)],
     object: &Object,
-    pins: &Pins,
-    cgroup: &Cgroup,
-) -> Result<(), Error> {
+    hooks: Hooks<'_>,
+) -> Result<Vec<Installed>, Error> {
+    let mut installed = Vec::new();
     for &(name, attach) in programs {
-        let target = || format!("the cgroup {}", cgroup.path().display());
-        install(
-            name,
-            object.program(name)?,
-            cgroup.directory(),
+        let target = || format!("the cgroup {}", hooks.cgroup.path().display());
+        let missing = Hook {
+            program: name,
             attach,
-            &pins.link(name),
-            target,
-        )?;
+            to: hooks.cgroup.directory(),
+            pin: hooks.pins.link(name),
+            target: &target,
+        }
+        .install(object.program(name)?, hooks.links)?;
+        installed.extend(missing);
     }
-    Ok(())
+    Ok(installed)
 }
 
 /// Attaches `inbound` to a pod's namespace, or puts it into the pinned link.
@@ -87,17 +136,34 @@ pub(super) fn attach_netns(
     program: BorrowedFd<'_>,
     netns: BorrowedFd<'_>,
     cookie: NetnsCookie,
-    pins: &Pins,
-) -> Result<(), Error> {
+    hooks: Hooks<'_>,
+) -> Result<Option<Installed>, Error> {
     let target = || format!("the network namespace {cookie}");
-    let pin = pins.netns(cookie);
-    install(INBOUND, program, netns, AttachType::SkLookup, &pin, target)
+    Hook {
+        program: INBOUND,
+        attach: AttachType::SkLookup,
+        to: netns,
+        pin: hooks.pins.netns(cookie),
+        target: &target,
+    }
+    .install(program, hooks.links)
 }
 
 /// Puts the program into the pinned link of a namespace. False: the namespace no longer exists.
-pub(super) fn replace_netns(program: BorrowedFd<'_>, pin: &Path) -> Result<bool, Error> {
-    match sys::open_pin(pin).and_then(|link| sys::replace(link.as_fd(), program)) {
-        Ok(()) => Ok(true),
+pub(super) fn replace_netns(
+    program: BorrowedFd<'_>,
+    pin: &Path,
+    links: &Links,
+) -> Result<bool, Error> {
+    let replaced = sys::open_pin(pin).and_then(|link| {
+        sys::replace(link.as_fd(), program)?;
+        Ok(link)
+    });
+    match replaced {
+        Ok(link) => {
+            links.keep(pin, link);
+            Ok(true)
+        }
         // The kernel's error for a link whose namespace no longer exists.
         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
         Err(source) => Err(Error::Attach {
@@ -108,30 +174,70 @@ pub(super) fn replace_netns(program: BorrowedFd<'_>, pin: &Path) -> Result<bool,
     }
 }
 
-fn install(
-    name: &'static str,
-    program: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
+/// One place where a program is attached.
+struct Hook<'a> {
+    program: &'static str,
     attach: AttachType,
-    pin: &Path,
-    target: impl Fn() -> String,
-) -> Result<(), Error> {
-    let failed = |source| Error::Attach {
-        program: name,
-        target: target(),
-        source,
-    };
-    if let Ok(link) = sys::open_pin(pin) {
+    /// The cgroup or the network namespace.
+    to: BorrowedFd<'a>,
+    pin: PathBuf,
+    /// The place in words.
+    target: &'a dyn Fn() -> String,
+}
+
+impl Hook<'_> {
+    /// Puts the program into the link of the pin, or into the link of this process whose pin is gone;
+    /// else attaches it anew. Returns what was missing.
+    fn install(&self, program: BorrowedFd<'_>, links: &Links) -> Result<Option<Installed>, Error> {
+        let found = |missing| {
+            Some(Installed {
+                program: self.program,
+                missing,
+            })
+        };
+        if let Ok(link) = sys::open_pin(&self.pin) {
+            if self.replace(&link, program)? {
+                links.keep(&self.pin, link);
+                return Ok(None);
+            }
+            pins::remove(&self.pin)?;
+        }
+        if let Some(link) = links.take(&self.pin)
+            && self.replace(&link, program)?
+        {
+            self.keep(link, links)?;
+            return Ok(found(Missing::Pin));
+        }
+        let link = sys::attach(program, self.to, self.attach);
+        self.keep(link.map_err(|source| self.failed(source))?, links)?;
+        Ok(found(Missing::Program))
+    }
+
+    /// Puts the program into a link. False: the link is detached.
+    fn replace(&self, link: &OwnedFd, program: BorrowedFd<'_>) -> Result<bool, Error> {
         match sys::replace(link.as_fd(), program) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => pins::remove(pin)?,
-            Err(source) => return Err(failed(source)),
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
+            Err(source) => Err(self.failed(source)),
         }
     }
-    let link = sys::attach(program, to, attach).map_err(failed)?;
-    sys::pin(link.as_fd(), pin).map_err(|source| Error::Pin {
-        path: pin.to_path_buf(),
-        action: "created",
-        source,
-    })
+
+    /// Pins a link. Without its pin it is kept, too: the program stays attached.
+    fn keep(&self, link: OwnedFd, links: &Links) -> Result<(), Error> {
+        let pinned = sys::pin(link.as_fd(), &self.pin);
+        links.keep(&self.pin, link);
+        pinned.map_err(|source| Error::Pin {
+            path: self.pin.clone(),
+            action: "created",
+            source,
+        })
+    }
+
+    fn failed(&self, source: std::io::Error) -> Error {
+        Error::Attach {
+            program: self.program,
+            target: (self.target)(),
+            source,
+        }
+    }
 }

@@ -20,6 +20,7 @@ use notify::event::ModifyKind;
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::{Notify, oneshot};
 
+use super::holder::Holder;
 use crate::bpf::{self, Error, pin_failed as failed, try_lock};
 
 /// The locks of one node.
@@ -58,7 +59,7 @@ impl Handover {
             standby,
         };
         for path in [&this.active, &this.standby] {
-            fs::create_dir_all(path).map_err(failed(path, "created"))?;
+            bpf::create_private(path)?;
         }
         Ok(this)
     }
@@ -74,6 +75,18 @@ impl Handover {
         let standby = StandbyLock { lock };
         let active = self.try_acquire_active()?;
         Ok(active.map(|active| (active, standby)))
+    }
+
+    /// The process that holds the active lock.
+    #[must_use]
+    pub(super) fn active_process(&self) -> Holder {
+        Holder::of(&self.active)
+    }
+
+    /// The process that holds the standby lock.
+    #[must_use]
+    pub(super) fn standby_process(&self) -> Holder {
+        Holder::of(&self.standby)
     }
 
     /// Whether a process holds the standby lock.

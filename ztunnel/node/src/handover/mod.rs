@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
+mod holder;
 mod locks;
 
 use crate::bpf::{self, Kernel};
@@ -21,6 +22,7 @@ use crate::fastpath::FastPathEvents;
 use crate::node::Node;
 use crate::{assembly, program_log};
 use admin::Pending;
+use holder::Holder;
 pub(crate) use locks::{ActiveLock, Handover, HandoverRequests, StandbyLock, StandbyPorts};
 use settings::{NodeAgent, Settings};
 
@@ -213,9 +215,12 @@ impl Node {
                 acquiring: acquiring @ None,
                 ..
             } if self.mesh.is_known() => {
-                tracing::info!("another process serves this node's pods: asking it to hand over");
                 let ports = self.admin_listeners.standby_ports();
                 if let Some(handover) = &self.handover {
+                    tracing::info!(
+                        active = %handover.active_process(),
+                        "another process serves this node's pods: asking it to hand over"
+                    );
                     let locks = acquire_locks(handover.clone(), ports);
                     *acquiring = Some(tokio::spawn(locks));
                 }
@@ -416,10 +421,11 @@ async fn acquire_locks(
 ) -> Result<(ActiveLock, StandbyLock), bpf::Error> {
     let began = Instant::now();
     let mut last_logged = began;
-    let mut log_wait = |problem: &str| {
+    let mut log_wait = |problem: &str, holder: fn(&Handover) -> Holder| {
         if last_logged.elapsed() >= LOG_INTERVAL {
             last_logged = Instant::now();
-            tracing::warn!(waited = ?began.elapsed(), "{problem}");
+            let holder = holder(&handover);
+            tracing::warn!(waited = ?began.elapsed(), %holder, "{problem}");
         }
     };
     let become_standby = handover.become_standby(ports);
@@ -428,7 +434,10 @@ async fn acquire_locks(
         tokio::select! {
             lock = &mut become_standby => break lock?,
             () = tokio::time::sleep(REQUEST_INTERVAL) => {
-                log_wait("waiting for a third process, which is taking over this node's pods");
+                log_wait(
+                    "waiting for a third process, which is taking over this node's pods",
+                    Handover::standby_process,
+                );
             }
         }
     };
@@ -442,6 +451,7 @@ async fn acquire_locks(
                 log_wait(
                     "the active process of this node does not hand over; check whether it is stuck \
                      (waiting until it hands over or ends)",
+                    Handover::active_process,
                 );
             }
         }

@@ -48,11 +48,20 @@ const MIGRATE: &str = "net/ipv4/tcp_migrate_req";
 /// (Documentation/networking/nf_conntrack-sysctl.rst).
 const TRACK_OPEN_CONNECTIONS: &str = "net/netfilter/nf_conntrack_tcp_loose";
 
+/// Whether a namespace was prepared before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prepared {
+    /// All rules and routes were there.
+    Before,
+    /// At least one was missing.
+    Now,
+}
+
 /// Prepares the network namespace of the calling thread. Existing objects stay as they are.
 ///
 /// # Errors
 /// When the kernel refuses an object; the error names it.
-pub fn prepare() -> Result<(), Error> {
+pub fn prepare() -> Result<Prepared, Error> {
     let mut netlink = Netlink::open().map_err(|source| Error::Route {
         what: "route",
         source,
@@ -70,8 +79,9 @@ pub fn prepare() -> Result<(), Error> {
         enable(FWMARK_REFLECT_V6)?;
     }
     let v6 = has_v6.then_some(AddressFamily::Inet6);
+    let mut prepared = Prepared::Before;
     for family in [AddressFamily::Inet].into_iter().chain(v6) {
-        netlink
+        let route = netlink
             .request(RouteNetlinkMessage::NewRoute(route(family, loopback)))
             .map_err(|source| match source.kind() {
                 io::ErrorKind::NetworkDown => Error::LoopbackDown,
@@ -80,14 +90,17 @@ pub fn prepare() -> Result<(), Error> {
                     source,
                 },
             })?;
-        netlink
+        let rule = netlink
             .request(RouteNetlinkMessage::NewRule(rule(family)))
             .map_err(|source| Error::Route {
                 what: "routing rule",
                 source,
             })?;
+        if [route, rule].contains(&Prepared::Now) {
+            prepared = Prepared::Now;
+        }
     }
-    Ok(())
+    Ok(prepared)
 }
 
 fn route(family: AddressFamily, loopback: u32) -> RouteMessage {
@@ -120,7 +133,9 @@ pub(super) fn set_loopback_up() -> io::Result<()> {
     message.header.index = nix::net::if_::if_nametoindex("lo")?;
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
-    Netlink::open()?.request(RouteNetlinkMessage::SetLink(message))
+    Netlink::open()?
+        .request(RouteNetlinkMessage::SetLink(message))
+        .map(drop)
 }
 
 /// A route socket that sends one request at a time and reads its answer.
@@ -141,7 +156,7 @@ impl Netlink {
     }
 
     /// Sends one request. The answer that the object exists already is a success.
-    fn request(&mut self, message: RouteNetlinkMessage) -> io::Result<()> {
+    fn request(&mut self, message: RouteNetlinkMessage) -> io::Result<Prepared> {
         self.sequence += 1;
         let mut packet = NetlinkMessage::from(message);
         packet.header.sequence_number = self.sequence;
@@ -157,18 +172,19 @@ impl Netlink {
 
 /// Checks the kernel's answer. The answer that the object exists already is a success. Only the error
 /// code is needed, so the rest of the message is not parsed.
-fn check_answer(answer: &[u8]) -> io::Result<()> {
+fn check_answer(answer: &[u8]) -> io::Result<Prepared> {
     let message = NetlinkBuffer::new_checked(answer).map_err(io::Error::other)?;
     if message.message_type() != NLMSG_ERROR {
-        return Ok(());
+        return Ok(Prepared::Now);
     }
     let body = ErrorBuffer::new_checked(message.payload()).map_err(io::Error::other)?;
     match body
         .code()
         .map(|code| io::Error::from_raw_os_error(-code.get()))
     {
-        Some(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
+        Some(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Prepared::Before),
+        Some(error) => Err(error),
+        None => Ok(Prepared::Now),
     }
 }
 

@@ -55,7 +55,7 @@ fn in_new_namespace() -> Result<Rehearsal, Error> {
     let netns = create().map_err(|source| Error::Make { source })?;
     let listeners = Listeners::open(1, &[OptionalListener::Dns], |_| Ok(())).map(drop);
     let mut destroyed = None;
-    let delivery = delivery::prepare().and_then(|()| {
+    let delivery = delivery::prepare().and_then(|_prepared| {
         let delivered = deliver().map_err(|source| Error::Deliver { source })?;
         destroyed = Some(destroy(&[delivered.connection]));
         Ok(())

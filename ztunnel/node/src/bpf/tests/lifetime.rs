@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 use std::time::Instant;
 
-use super::super::{Error, Kernel, captured_pods_below, is_captured};
+use super::super::{Error, Installed, Kernel, Missing, captured_pods_below, is_captured, sys};
 use super::world::{World, at, config, dial, in_namespace, this_namespace};
 
 #[test]
@@ -242,4 +242,59 @@ fn errors_name_the_object_and_the_remedy() {
     missing.cgroup = Some("/no/such/cgroup".into());
     let text = Kernel::open(&missing).unwrap_err().to_string();
     assert!(text.contains("/no/such/cgroup"), "{text}");
+}
+
+/// Another process removes pins, or detaches programs, while the proxy runs.
+#[test]
+#[ignore = "needs root"]
+fn what_another_process_removes_is_restored() {
+    in_namespace(|| {
+        let world = World::new();
+        let netns = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        let of_pod = world.pins().join("netns").join(world.cookie.to_string());
+        let of_cgroup = world.pins().join("links/capture4");
+        let restore_pod = || {
+            let restored = world.kernel.restore_pod(netns.as_fd(), world.cookie);
+            restored.unwrap().map(|installed| installed.missing)
+        };
+        let check_captured = || {
+            let _app = dial(at("192.0.2.1:80")).unwrap();
+            assert_eq!(world.captured(true).unwrap().1, at("192.0.2.1:80"));
+        };
+        assert_eq!(world.kernel.restore().unwrap(), []);
+        assert_eq!(restore_pod(), None);
+
+        for pin in [&of_pod, &of_cgroup] {
+            std::fs::remove_file(pin).unwrap();
+        }
+        check_captured();
+        let capture4 = |missing| Installed {
+            program: "capture4",
+            missing,
+        };
+        assert_eq!(world.kernel.restore().unwrap(), [capture4(Missing::Pin)]);
+        assert_eq!(restore_pod(), Some(Missing::Pin));
+        assert!(of_pod.exists() && of_cgroup.exists());
+
+        for pin in [&of_pod, &of_cgroup] {
+            sys::detach(sys::open_pin(pin).unwrap().as_fd()).unwrap();
+        }
+        assert!(!is_captured(netns.as_fd()).unwrap());
+        assert_eq!(
+            world.kernel.restore().unwrap(),
+            [capture4(Missing::Program)]
+        );
+        assert_eq!(restore_pod(), Some(Missing::Program));
+        assert!(is_captured(netns.as_fd()).unwrap());
+        check_captured();
+
+        // With all links.
+        std::fs::remove_dir_all(world.pins().join("links")).unwrap();
+        assert!(world.kernel.restore().unwrap().len() >= 7);
+        check_captured();
+
+        std::fs::remove_file(world.pins().join("PODS")).unwrap();
+        let error = world.kernel.restore().unwrap_err().to_string();
+        assert!(error.contains("PODS is gone"), "{error}");
+    });
 }

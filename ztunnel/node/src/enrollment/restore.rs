@@ -1,0 +1,61 @@
+//! Restores what another process has removed from a captured pod's namespace.
+
+use std::os::fd::AsFd as _;
+
+use super::Enrollment;
+use super::enrolled::Enrolled;
+use crate::bpf::Kernel;
+use crate::capture_watch::kind;
+use crate::pods::{
+    self,
+    delivery::{self, Prepared},
+};
+use telemetry::{CaptureMetrics, RestoredKind};
+
+impl Enrollment {
+    /// Checks the pods with these numbers, and restores their program, its pin, and the routing of
+    /// deliveries. Returns, for each pod that cannot be restored, why.
+    pub(crate) fn restore_capture(
+        &self,
+        kernel: &Kernel,
+        metrics: &CaptureMetrics,
+        is_checked: impl Fn(u64) -> bool,
+    ) -> Vec<String> {
+        let problem = |enrolled: &Enrolled| {
+            let restored = restore(enrolled, kernel, metrics);
+            restored.map_err(|error| format!("pod {}: {error}", enrolled.pod.uid.0))
+        };
+        let enrolled = self.pods.values().filter(|pod| is_checked(pod.number));
+        let captured = enrolled.filter(|pod| !pod.captured.is_empty());
+        captured.filter_map(|pod| problem(pod).err()).collect()
+    }
+}
+
+fn restore(
+    enrolled: &Enrolled,
+    kernel: &Kernel,
+    metrics: &CaptureMetrics,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let netns = &enrolled.pod.netns;
+    let tell = |what: &str, kind| {
+        metrics.restored(kind);
+        tracing::error!(
+            pod = %enrolled.pod.uid.0, what,
+            "another process has removed what captures the pod: restored"
+        );
+    };
+    if let Some(installed) = kernel.restore_pod(netns.as_fd(), enrolled.cookie())? {
+        tell(
+            "the program of inbound connections",
+            kind(installed.missing),
+        );
+    }
+    match netns.visit(delivery::prepare)? {
+        Ok(Prepared::Before) => {}
+        Ok(Prepared::Now) => tell("the routing of deliveries", RestoredKind::Route),
+        // The pod's sandbox is being removed: nothing is delivered there any more.
+        Err(pods::Error::LoopbackDown) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
