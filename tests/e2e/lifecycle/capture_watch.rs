@@ -10,7 +10,7 @@ use ztunnel_tests::traffic::Kind;
 
 use crate::assertions::{self, HTTP, LIMIT, MARKER, expect_answer, wait_for_answer};
 
-fn wait_until_restored(proxy: &Proxy, what: &str) {
+fn wait_until_restored(proxy: &Proxy<'_>, what: &str) {
     let restored = || {
         let metrics = proxy.metrics().unwrap();
         metrics.sum("ztunnel_capture_restored_total", &[("what", what)]) > 0.0
