@@ -35,9 +35,8 @@ const HANDSHAKE: u8 = 22;
 const ALERT: u8 = 21;
 const SERVER_NAME: &str = "server";
 const SERVER_IDENTITY: &str = "spiffe://td/ns/a/sa/b";
-/// The longest content of a record, and the longest with padding (RFC 8446, section 5.2).
+/// The longest content of a record, with its padding (RFC 8446, section 5.4).
 const MAX_CONTENT: usize = 16384;
-const MAX_PADDED: usize = 16640 - 17;
 /// The largest number of consecutive records without data that the receiver accepts.
 const MAX_FRUITLESS: u8 = 32;
 
@@ -330,7 +329,7 @@ fn run(step: Step<'_>, peer: &mut Peer, session: &mut Session, model: &mut Model
                 .map(|at| (at % 251) as u8 ^ length as u8)
                 .collect();
             model.record(&content);
-            let padding = usize::from(padding).min(MAX_PADDED - content.len());
+            let padding = usize::from(padding).min(MAX_CONTENT - content.len());
             session.sent.extend(peer.seal(DATA, &content, padding));
         }
         Step::KeyUpdate { request } => {
