@@ -48,6 +48,7 @@ fn remove(args: &RemoveArgs) -> anyhow::Result<Removed> {
         Some(directory) => directory.clone(),
         None => settings::bpf_directory(args.config.as_deref())?,
     };
+    must_not_run(&directory)?;
     if Kernel::remove_pins(&directory)? {
         return Ok(Removed::Pins(directory));
     }
@@ -61,11 +62,8 @@ fn remove(args: &RemoveArgs) -> anyhow::Result<Removed> {
     let is_named = args.directory.is_some() || args.config.is_some();
     let elsewhere = node::bpf::pin_directories();
     match elsewhere.as_slice() {
-        [only] if !is_named && node::bpf::is_in_use(only) => bail!(
-            "the proxy that captures with {} runs: stop it first, or name the directory with --directory",
-            only.display()
-        ),
         [only] if !is_named => {
+            must_not_run(only)?;
             Kernel::remove_pins(only)?;
             Ok(Removed::Pins(only.clone()))
         }
@@ -85,6 +83,17 @@ fn remove(args: &RemoveArgs) -> anyhow::Result<Removed> {
             elsewhere,
         }),
     }
+}
+
+/// A proxy that runs would restore what is removed.
+fn must_not_run(directory: &Path) -> anyhow::Result<()> {
+    if node::bpf::is_in_use(directory) {
+        bail!(
+            "the proxy that captures with {} runs: stop it first",
+            directory.display()
+        );
+    }
+    Ok(())
 }
 
 fn prepare(args: &PrepareArgs) -> anyhow::Result<NodePreparation> {

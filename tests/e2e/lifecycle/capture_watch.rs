@@ -1,14 +1,14 @@
 //! What another process removes of the capture is restored, and reported.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use ztunnel_tests::net::{Family, Host, World};
-use ztunnel_tests::proxy::{Mesh, Proxy};
-use ztunnel_tests::sniff::{SETTLE, Sniffer};
+use ztunnel_tests::proxy::{Mesh, Proxy, ztunnel};
 use ztunnel_tests::traffic::Kind;
 
-use crate::assertions::{self, HTTP, LIMIT, MARKER, expect_answer, wait_for_answer};
+use crate::assertions::{self, HTTP, LIMIT, expect_answer, wait_for_answer};
 
 fn wait_until_restored(proxy: &Proxy<'_>, what: &str) {
     let restored = || {
@@ -16,6 +16,13 @@ fn wait_until_restored(proxy: &Proxy<'_>, what: &str) {
         metrics.sum("ztunnel_capture_restored_total", &[("what", what)]) > 0.0
     };
     assertions::eventually(what, restored);
+}
+
+/// The directory of the links of programs.
+fn links(proxy: &Proxy<'_>) -> PathBuf {
+    let layouts = fs::read_dir(&proxy.settings.capture.bpf_directory).unwrap();
+    let mut links = layouts.map(|layout| layout.unwrap().path().join("links"));
+    links.find(|links| links.exists()).unwrap()
 }
 
 /// As a program in the pod with CAP_NET_ADMIN that manages routing itself.
@@ -35,15 +42,9 @@ fn pins_and_routing_rules_that_are_removed_come_back() {
     let mut mesh = Mesh::start(&world).unwrap();
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let _http = server.serve(Kind::Http, HTTP).unwrap();
-    let sniffer = Sniffer::between(world.node("a"), "b", MARKER.as_bytes()).unwrap();
     expect_answer(client, server.at(Family::V4, HTTP));
 
-    let pins = mesh.proxy("a").settings.capture.bpf_directory.clone();
-    let layout = fs::read_dir(&pins)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let layout = layout.filter(|path| path.join("links").exists()).last();
-    fs::remove_dir_all(layout.unwrap().join("links")).unwrap();
+    fs::remove_dir_all(links(mesh.proxy("a"))).unwrap();
     // The programs are attached without their pins.
     expect_answer(client, server.at(Family::V4, HTTP));
     wait_until_restored(mesh.proxy("a"), "pin");
@@ -53,9 +54,6 @@ fn pins_and_routing_rules_that_are_removed_come_back() {
     for family in Family::BOTH {
         wait_for_answer(client, server.at(family, HTTP));
     }
-    std::thread::sleep(SETTLE);
-    let traffic = sniffer.finish().unwrap();
-    assert_eq!(traffic.marker_packets, 0, "{traffic:?}");
     for proxy in ["a", "b"] {
         let log = "another process has removed what captures";
         mesh.proxy(proxy).wait_for_log(log, LIMIT).unwrap();
@@ -69,26 +67,57 @@ fn a_proxy_is_not_ready_while_something_cannot_be_restored() {
     let mut mesh = Mesh::start(&world).unwrap();
     let proxy = mesh.proxy("a");
     assert_eq!(proxy.readiness().unwrap().0, 200);
-    let pins = proxy.settings.capture.bpf_directory.clone();
-    let layouts = fs::read_dir(&pins)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let map = layouts
-        .map(|path| path.join("PODS"))
-        .find(|map| map.exists());
-    fs::remove_file(map.unwrap()).unwrap();
+    let pin = links(proxy).join("capture4");
+    fs::remove_file(&pin).unwrap();
+    fs::create_dir(&pin).unwrap();
     assertions::eventually("the proxy is not ready", || {
         let (status, text) = proxy.readiness().unwrap();
         status == 503 && text.contains("the capture of the pods")
     });
     let lost = proxy.metrics().unwrap().sum("ztunnel_capture_lost", &[]);
-    assert!(lost > 0.0, "{lost}");
-    proxy.wait_for_log("PODS is gone", LIMIT).unwrap();
-    // A new process has a new map.
-    proxy.terminate(LIMIT).unwrap();
-    proxy.start().unwrap();
+    assert_eq!(lost, 1.0);
+    fs::remove_dir(&pin).unwrap();
+    assertions::eventually("the proxy is ready again", || {
+        proxy.readiness().unwrap().0 == 200
+    });
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
     let _http = server.serve(Kind::Http, HTTP).unwrap();
+    expect_answer(client, server.at(Family::V4, HTTP));
+    assertions::assert_all_running(&mut mesh);
+}
+
+/// As `rm -r` of the whole directory. Then a second proxy must not believe that it is the first one.
+#[test]
+fn the_directory_of_the_pins_comes_back_with_its_locks() {
+    let world = World::two_nodes().unwrap();
+    let mut mesh = Mesh::start(&world).unwrap();
+    let (client, server) = (world.pod("a", 0), world.pod("b", 0));
+    let _http = server.serve(Kind::Http, HTTP).unwrap();
+    let proxy = mesh.proxy("a");
+    let directory = proxy.settings.capture.bpf_directory.clone();
+    for entry in fs::read_dir(&directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            fs::remove_dir_all(path).unwrap();
+        }
+    }
+    wait_until_restored(proxy, "pin");
+    proxy
+        .wait_for_log("the locks of this node's proxies: restored", LIMIT)
+        .unwrap();
+    expect_answer(client, server.at(Family::V4, HTTP));
+    let mut remove = Command::new(ztunnel().unwrap());
+    let remove = remove.args(["kernel", "remove", "--directory"]);
+    let output = remove.arg(&directory).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && text.contains("runs: stop it first"),
+        "{output:?}"
+    );
+    // The next process takes over what was restored.
+    let proxy = mesh.proxy("a");
+    proxy.terminate(LIMIT).unwrap();
+    proxy.start().unwrap();
     expect_answer(client, server.at(Family::V4, HTTP));
     assertions::assert_all_running(&mut mesh);
 }

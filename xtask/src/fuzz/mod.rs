@@ -4,8 +4,8 @@
 //! compiler, which includes the sanitizer runtime; no other toolchain is needed. Inputs that reach
 //! new code stay in `target/fuzz/corpus` for the next run. A run as a check (`cargo xtask test`)
 //! starts from the committed seeds with a fixed random seed, so that its result depends only on the
-//! checked code. It goes without AddressSanitizer, which doubles the time of the build: almost all
-//! code that reads bytes from outside is safe Rust, and its faults are panics.
+//! checked code. It goes without AddressSanitizer, which doubles the time of the build: the
+//! decoders are safe Rust, whose faults are panics, except for one copy of a record in `bpf_events`.
 
 mod outcome;
 

@@ -30,6 +30,14 @@ pub(super) fn check_site(request: &PageRequest) -> Result<(), String> {
             "A page of {origin:?} may not use the admin interface.\n"
         ));
     }
+    // Images, links and forms of other sites come without an origin.
+    if let Some(site) = &request.fetch_site
+        && !matches!(site.as_str(), "same-origin" | "none")
+    {
+        return Err(format!(
+            "A browser sends this for a page that is {site}: not for the admin interface.\n"
+        ));
+    }
     Ok(())
 }
 
@@ -56,20 +64,28 @@ fn is_loopback(host: &str) -> bool {
 /// The reason, as a line of text.
 pub(super) fn check_user(request: &PageRequest) -> Result<(), String> {
     let own = nix::unistd::geteuid().as_raw();
-    match user_of(request.client, request.server) {
+    match confirmed_user_of(request.client, request.server) {
         Ok(Some(user)) if user == 0 || user == own => Ok(()),
         Ok(Some(user)) => Err(format!(
             "Only root and the user {own} may change something here, not the user {user}.\n"
         )),
         Ok(None) => Err(
-            "The user of this connection is unknown: it is not of this network \
-                         namespace, or it has ended.\n"
+            "The user of this connection is unknown: the client is not in this \
+             network namespace, or it has closed the connection; wait for the response.\n"
                 .to_owned(),
         ),
         Err(error) => Err(format!(
             "The user of this connection cannot be read from /proc/thread-self/net: {error}\n"
         )),
     }
+}
+
+/// As [`user_of`], asked twice: the kernel may write a line while the client closes its socket, and a user
+/// that it has written then is not found again.
+fn confirmed_user_of(client: SocketAddr, server: SocketAddr) -> io::Result<Option<u32>> {
+    let first = user_of(client, server)?;
+    let second = user_of(client, server)?;
+    Ok(first.filter(|_| first == second))
 }
 
 /// The user of the socket at `client` that is connected to `server`, if it is in the network namespace of
@@ -94,16 +110,21 @@ fn user_of(client: SocketAddr, server: SocketAddr) -> io::Result<Option<u32>> {
     Ok(None)
 }
 
-/// The user of the connection with these ends in the text of `/proc/net/tcp` (proc(5)): a line has its
-/// number, both ends, the state, two queues, two timers, and the user.
+/// The user of the open connection with these ends in the text of `/proc/net/tcp` (proc(5)): a line has
+/// its number, both ends, the state, two queues, two timers, the user, a timeout and the inode. A socket
+/// that its process has closed has no inode, and the user 0 regardless of who has opened it.
 fn user_in(table: &str, ends: &[String; 2]) -> Option<u32> {
+    const ESTABLISHED: &str = "01";
     table.lines().find_map(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        let is_it = fields.next()? == ends[0] && fields.next()? == ends[1];
-        if is_it {
-            fields.nth(4)?.parse().ok()
-        } else {
-            None
+        let fields: Vec<_> = line.split_whitespace().collect();
+        match fields[..] {
+            [_, client, server, state, _, _, _, user, _, inode, ..]
+                if client == ends[0] && server == ends[1] =>
+            {
+                let is_open = state == ESTABLISHED && inode != "0";
+                is_open.then(|| user.parse().ok()).flatten()
+            }
+            _ => None,
         }
     })
 }

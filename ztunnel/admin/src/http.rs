@@ -43,13 +43,15 @@ pub(super) struct PageRequest {
     pub(super) host: Option<String>,
     /// The `Origin` header, which browsers send for other sites' pages.
     pub(super) origin: Option<String>,
+    /// The `Sec-Fetch-Site` header: how the site of a browser's page is related to this one.
+    pub(super) fetch_site: Option<String>,
     pub(super) client: SocketAddr,
     pub(super) server: SocketAddr,
 }
 
 impl PageRequest {
     fn new(request: &Request<Incoming>, client: SocketAddr, server: SocketAddr) -> Self {
-        let header = |name| {
+        let header = |name: &str| {
             let value = request.headers().get(name)?;
             Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
         };
@@ -57,8 +59,9 @@ impl PageRequest {
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
             query: request.uri().query().unwrap_or_default().to_owned(),
-            host: header(HOST),
-            origin: header(ORIGIN),
+            host: header(HOST.as_str()),
+            origin: header(ORIGIN.as_str()),
+            fetch_site: header("sec-fetch-site"),
             client,
             server,
         }

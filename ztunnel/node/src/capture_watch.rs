@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::bpf::{Kernel, Missing};
+use super::handover::LockState;
 use super::node::Node;
 use admin::{Pending, Readiness};
 use telemetry::{CaptureMetrics, RestoredKind};
@@ -25,12 +26,14 @@ pub(super) struct CaptureWatch {
     next: Instant,
     /// The group that is checked next.
     group: u64,
-    /// What cannot be restored, by group.
-    problems: BTreeMap<u64, Vec<String>>,
+    /// How many pods of a group lack something that cannot be restored. They do not keep the node unready:
+    /// a pod with CAP_NET_ADMIN could, on purpose.
+    pods: BTreeMap<u64, usize>,
+    /// What the node itself lacks.
     lost: Option<Lost>,
 }
 
-/// Something is missing and cannot be restored.
+/// Something that all pods need is missing and cannot be restored.
 #[derive(Debug)]
 struct Lost {
     since: Instant,
@@ -42,7 +45,7 @@ impl Default for CaptureWatch {
         Self {
             next: Instant::now() + STEP,
             group: 0,
-            problems: BTreeMap::new(),
+            pods: BTreeMap::new(),
             lost: None,
         }
     }
@@ -50,8 +53,8 @@ impl Default for CaptureWatch {
 
 impl CaptureWatch {
     /// The time of the next check.
-    pub(super) const fn next(&self) -> Option<Instant> {
-        Some(self.next)
+    pub(super) const fn next(&self) -> Instant {
+        self.next
     }
 
     /// The group that is to be checked now.
@@ -61,36 +64,31 @@ impl CaptureWatch {
         self.group
     }
 
-    /// Records what a group lacks, and keeps the node unready while any does.
-    fn record(&mut self, group: u64, problems: Vec<String>, readiness: &Readiness) {
-        self.problems.insert(group, problems);
-        let first = self.problems.values().flatten().next();
-        match (first, self.lost.take()) {
-            (None, None) => {}
-            (None, Some(lost)) => {
+    /// Records what all pods lack, and keeps the node unready while there is something.
+    fn record(&mut self, restored: Result<(), String>, readiness: &Readiness) {
+        match (restored, self.lost.take()) {
+            (Ok(()), None) => {}
+            (Ok(()), Some(lost)) => {
                 tracing::info!(after = ?lost.since.elapsed(), "the capture of the pods is complete again");
                 lost.pending.done();
             }
-            (Some(problem), known) => {
-                // Once in each interval, and at once for the first one.
-                let is_due = group == 0 || known.is_none();
+            (Err(problem), known) => {
                 let lost = known.unwrap_or_else(|| Lost {
                     since: Instant::now(),
                     pending: readiness.wait_for(TASK),
                 });
-                if is_due {
-                    tracing::error!(
-                        since = ?lost.since.elapsed(), problems = self.count(),
-                        "something that captures the pods was removed and cannot be restored: {problem}"
-                    );
-                }
+                tracing::error!(
+                    since = ?lost.since.elapsed(),
+                    "something that captures the pods was removed and cannot be restored: {problem}"
+                );
                 self.lost = Some(lost);
             }
         }
     }
 
+    /// How many pods lack something, and the node itself.
     fn count(&self) -> usize {
-        self.problems.values().map(Vec::len).sum()
+        self.pods.values().sum::<usize>() + usize::from(self.lost.is_some())
     }
 }
 
@@ -98,42 +96,67 @@ impl Node {
     /// Checks a part of what captures the pods, if this process owns it.
     pub(super) fn check_capture(&mut self) {
         let group = self.capture_watch.next_group();
-        let Some(kernel) = &self.shared.kernel else {
+        let Some(kernel) = self.shared.kernel.clone() else {
             return;
         };
         if !self.handover_state.is_active() {
             return;
         }
-        let metrics = self.shared.telemetry.capture();
-        let mut problems = Vec::new();
         if group == 0 {
-            problems.extend(restore_programs(kernel, metrics));
+            let restored = self.restore_node(&kernel);
+            self.capture_watch.record(restored, &self.readiness);
         }
-        let is_of_group = |number| number % GROUPS == group;
-        problems.extend(
-            self.enrollment
-                .restore_capture(kernel, metrics, is_of_group),
-        );
-        self.capture_watch.record(group, problems, &self.readiness);
+        let metrics = self.shared.telemetry.capture();
+        if self.capture_watch.lost.is_none() {
+            let is_of_group = |number| number % GROUPS == group;
+            let lost = self
+                .enrollment
+                .restore_capture(&kernel, metrics, is_of_group);
+            self.capture_watch.pods.insert(group, lost);
+        }
         metrics.set_lost(self.capture_watch.count());
+    }
+
+    /// Restores the locks, and the programs that all pods need.
+    ///
+    /// # Errors
+    /// What is still missing.
+    fn restore_node(&mut self, kernel: &Kernel) -> Result<(), String> {
+        let locks = self.restore_locks();
+        let metrics = self.shared.telemetry.capture();
+        match locks.map_err(|error| error.to_string())? {
+            LockState::Held => {}
+            LockState::Restored => {
+                metrics.restored(RestoredKind::Pin);
+                tracing::error!(
+                    "another process has removed the locks of this node's proxies: restored"
+                );
+            }
+            LockState::Lost => {
+                // The other proxy has attached its own programs.
+                kernel.release_links();
+                return Err(
+                    "the directory of the pins was removed, and another proxy captures the \
+                            pods now; restart this one"
+                        .to_owned(),
+                );
+            }
+        }
+        restore_programs(kernel, metrics)
     }
 }
 
-/// Restores the programs that all pods need. Returns what is still missing.
-fn restore_programs(kernel: &Kernel, metrics: &CaptureMetrics) -> Option<String> {
-    match kernel.restore() {
-        Ok(installed) => {
-            for one in installed {
-                metrics.restored(kind(one.missing));
-                tracing::error!(
-                    program = one.program, missing = ?one.missing,
-                    "another process has removed what captures the pods of this node: restored"
-                );
-            }
-            None
-        }
-        Err(error) => Some(error.to_string()),
+/// Restores the programs that all pods need, and the pins.
+fn restore_programs(kernel: &Kernel, metrics: &CaptureMetrics) -> Result<(), String> {
+    let installed = kernel.restore().map_err(|error| error.to_string())?;
+    for one in installed {
+        metrics.restored(kind(one.missing));
+        tracing::error!(
+            name = one.name, missing = ?one.missing,
+            "another process has removed what captures the pods of this node: restored"
+        );
     }
+    Ok(())
 }
 
 /// The metric's label for what was missing.
@@ -151,16 +174,16 @@ mod tests {
     #[test]
     fn the_node_is_unready_while_something_is_missing() {
         let (readiness, mut watch) = (Readiness::new(), CaptureWatch::default());
-        watch.record(0, vec![], &readiness);
+        watch.record(Ok(()), &readiness);
         assert!(readiness.pending().is_empty());
-        for group in [1, 2, 1] {
-            watch.record(group, vec!["the pin is gone".to_owned()], &readiness);
+        for _ in 0..2 {
+            watch.record(Err("a pin cannot be created".to_owned()), &readiness);
             assert_eq!(readiness.pending(), [TASK]);
         }
-        assert_eq!(watch.count(), 2);
-        watch.record(1, vec![], &readiness);
-        assert_eq!(readiness.pending(), [TASK]);
-        watch.record(2, vec![], &readiness);
+        watch.pods.insert(3, 2);
+        assert_eq!(watch.count(), 3);
+        watch.record(Ok(()), &readiness);
         assert!(readiness.pending().is_empty());
+        assert_eq!(watch.count(), 2);
     }
 }

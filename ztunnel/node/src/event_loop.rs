@@ -83,6 +83,8 @@ impl EventLoop {
     /// Waits for the next event. Safe to cancel.
     async fn next_event(&mut self) -> NodeEvent {
         let node = &mut self.node;
+        let captures = node.shared.kernel.is_some();
+        let capture_due = captures.then(|| node.capture_watch.next());
         let snapshot_due = node.agent.as_ref().and_then(Agent::snapshot_due);
         tokio::select! {
             () = changed(self.watcher.as_mut()) => NodeEvent::SettingsChanged,
@@ -100,7 +102,7 @@ impl EventLoop {
             () = until(node.own_pods.due()) => NodeEvent::OwnPodsDue,
             () = node.acceleration.tested() => NodeEvent::AccelerationTested,
             () = until(node.next_sweep) => NodeEvent::SweepDue,
-            () = until(node.capture_watch.next()) => NodeEvent::CaptureCheckDue,
+            () = until(capture_due) => NodeEvent::CaptureCheckDue,
             () = self.signals.end() => NodeEvent::Stop,
             () = node.quit.notified() => NodeEvent::Stop,
         }

@@ -149,7 +149,8 @@ fn add(pairs: &Pairs<'_>, manifest: &str) -> Result<()> {
 
 /// Removes the DaemonSet, and what its proxies have left on the nodes.
 fn remove(cluster: &Cluster, image: &str) -> Result<()> {
-    cluster.kubectl(&["-n", MESH, "delete", "--ignore-not-found", PROXIES])?;
+    let delete = ["delete", "--cascade=foreground", "--ignore-not-found"];
+    cluster.kubectl(&[&["-n", MESH][..], &delete, &[PROXIES]].concat())?;
     let image = format!("--image={image}");
     for node in &cluster.nodes {
         let of_node = format!("node/{node}");

@@ -11,6 +11,7 @@ fn request(host: Option<&str>, origin: Option<&str>) -> PageRequest {
         query: String::new(),
         host: host.map(str::to_owned),
         origin: origin.map(str::to_owned),
+        fetch_site: None,
         client: "127.0.0.1:1".parse().unwrap(),
         server: "127.0.0.1:2".parse().unwrap(),
     }
@@ -61,6 +62,37 @@ fn pages_of_other_sites_are_refused() {
 }
 
 #[test]
+fn images_and_links_of_other_sites_are_refused() {
+    for (site, allowed) in [
+        ("none", true),
+        ("same-origin", true),
+        ("same-site", false),
+        ("cross-site", false),
+        ("", false),
+    ] {
+        let request = PageRequest {
+            fetch_site: Some(site.to_owned()),
+            ..request(Some("localhost"), None)
+        };
+        assert_eq!(check_site(&request).is_ok(), allowed, "{site}");
+    }
+}
+
+/// The kernel reports the user 0 for a socket that its process has closed.
+#[test]
+fn a_client_that_has_closed_its_socket_has_no_user() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (accepted, peer) = listener.accept().unwrap();
+    let server = accepted.local_addr().unwrap();
+    drop(client);
+    for _ in 0..20 {
+        assert_eq!(user_of(peer, server).unwrap(), None);
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+#[test]
 fn the_user_of_a_connection_is_known() {
     let own = nix::unistd::geteuid().as_raw();
     for listen in ["127.0.0.1:0", "[::1]:0"] {
@@ -90,13 +122,18 @@ fn an_ipv6_socket_that_is_connected_to_an_ipv4_address_is_found() {
 fn the_user_is_the_eighth_field() {
     let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
                  \x20  0: 0100007F:3A98 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1\n\
-                 \x20  1: 0100007F:C001 0100007F:3A98 01 00000000:00000000 00:00000000 00000000  1000        0 2 1\n";
+                 \x20  1: 0100007F:C001 0100007F:3A98 01 00000000:00000000 00:00000000 00000000  1000        0 2 1\n\
+                 \x20  2: 0100007F:C003 0100007F:3A98 05 00000000:00000000 00:00000000 00000000     0        0 0 1\n\
+                 \x20  3: 0100007F:C004 0100007F:3A98 01 00000000:00000000 00:00000000 00000000     0        0 0 1\n";
     let ends = ends_in_tcp(
         "127.0.0.1:49153".parse().unwrap(),
         "127.0.0.1:15000".parse().unwrap(),
     );
     assert_eq!(user_in(table, &ends.unwrap()), Some(1000));
-    let other = ["0100007F:C002".to_owned(), "0100007F:3A98".to_owned()];
-    assert_eq!(user_in(table, &other), None);
+    let from = |port: &str| [format!("0100007F:{port}"), "0100007F:3A98".to_owned()];
+    let other = from("C002");
+    for ends in [&other, &from("C003"), &from("C004")] {
+        assert_eq!(user_in(table, ends), None, "{ends:?}");
+    }
     assert_eq!(user_in("\n  1: x\n", &other), None);
 }

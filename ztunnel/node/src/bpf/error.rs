@@ -78,24 +78,14 @@ pub enum Error {
         /// The kernel's error.
         source: io::Error,
     },
-    /// The pin of a map was removed while the proxy runs.
-    #[error(
-        "the pin {} is gone: the next proxy would not know the open connections and the pods; restart \
-         this one",
-        path.display()
-    )]
-    MapUnpinned {
-        /// The pin.
-        path: PathBuf,
-    },
     /// Another user could change the pins, or hold the locks beside them.
-    #[error("{} is not safe for the pins: {problem}; run `{remedy}`", path.display())]
+    #[error("{} is not safe for the pins: {problem}; {remedy}", path.display())]
     UnsafeDirectory {
         /// The directory of the pins.
         path: PathBuf,
         /// What is wrong with it.
         problem: String,
-        /// The command that mends it.
+        /// What to do, with the command.
         remedy: String,
     },
     /// The kernel did not load a program.
@@ -195,7 +185,7 @@ impl Error {
             Self::NoBpfFs { .. } | Self::NoNodeBpfFs { .. } | Self::NotPropagated { .. } => {
                 "no_bpf_fs"
             }
-            Self::Pin { .. } | Self::UnsafeDirectory { .. } | Self::MapUnpinned { .. } => "pin",
+            Self::Pin { .. } | Self::UnsafeDirectory { .. } => "pin",
             Self::Program { .. } => "program",
             Self::Object { .. } => "object",
             Self::Attach { .. } => "attach",

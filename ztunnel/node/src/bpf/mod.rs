@@ -309,22 +309,43 @@ impl Kernel {
         }
     }
 
-    /// Installs what is missing of the programs and their pins, because another process has removed it.
+    /// Installs what is missing of the programs and of all pins, because another process has removed it.
     /// Returns what was missing. Only the active process may call it.
     ///
     /// # Errors
-    /// When a program cannot be attached, or the pins of the maps are gone: those can be had again only
-    /// by a new start.
+    /// When a program cannot be attached, or a pin cannot be created.
     pub fn restore(&self) -> Result<Vec<Installed>, Error> {
         self.pins.create()?;
+        self.restore_own_lock()?;
         let object = self.object();
-        let mut installed = attach_cgroup(&object, self.hooks())?;
+        let maps = object.restore_pins(&self.pins)?;
+        let unpinned = maps.into_iter().map(|name| Installed {
+            name,
+            missing: Missing::Pin,
+        });
+        let mut installed: Vec<_> = unpinned.collect();
+        installed.extend(attach_cgroup(&object, self.hooks())?);
         if self.dns_attached.load(Ordering::Relaxed) {
             installed.extend(programs::attach_dns(&object, self.hooks())?);
         }
-        drop(object);
-        self.pins.check_maps()?;
         Ok(installed)
+    }
+
+    /// Detaches what is not pinned. For a process that is no longer the active one without having handed
+    /// over: another one has pins of its own.
+    pub fn release_links(&self) {
+        self.links.clear();
+    }
+
+    /// Takes the lock of this process again if its directory was removed.
+    fn restore_own_lock(&self) -> Result<(), Error> {
+        let mut own_lock = self.own_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lock) = &mut *own_lock
+            && !self.process_locks.exists(lock.process)
+        {
+            lock._lock = self.process_locks.lock(lock.process)?;
+        }
+        Ok(())
     }
 
     /// Detaches the programs and removes the pins of proxies with another layout of the maps. Call
@@ -398,6 +419,8 @@ impl Kernel {
     /// # Errors
     /// When this kernel has no sockmap, or does not load the program.
     pub fn enable_join(&self) -> Result<(), Error> {
+        // Not with new maps.
+        self.object().restore_pins(&self.pins)?;
         let source = MapSource::Pinned(&self.pins);
         let mut object = Object::load(source, &[REDIRECT], ProgramLogging::Off, self.load_options)?;
         self.may_join.store(true, Ordering::Relaxed);
@@ -416,6 +439,8 @@ impl Kernel {
     /// # Errors
     /// When the programs cannot be replaced, or their ring buffer cannot be opened.
     pub fn log_forwarder(&self) -> Result<LogForwarder, Error> {
+        // Not with new maps.
+        self.object().restore_pins(&self.pins)?;
         let source = MapSource::Pinned(&self.pins);
         let object = Object::load(source, &ALL, ProgramLogging::Debug, self.load_options)?;
         attach_cgroup(&object, self.hooks())?;

@@ -16,7 +16,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/zt
 
 /// The maps that outlive a proxy. The ring buffer of the log is not among them: each proxy has its
 /// own.
-pub(super) const PINNED: [&str; 17] = [
+const PINNED: [&str; 17] = [
     "CONFIG",
     "PREVIOUS_PROXIES",
     "PODS",
@@ -81,6 +81,8 @@ impl Default for LoadOptions {
 #[derive(Debug)]
 pub(super) struct Object {
     maps: HashMap<String, OwnedFd>,
+    /// The maps that outlive a proxy, to pin them again.
+    pinned: Vec<(&'static str, OwnedFd)>,
     programs: HashMap<&'static str, OwnedFd>,
 }
 
@@ -137,10 +139,39 @@ impl Object {
         for (name, attach) in programs {
             loaded.insert(*name, load_program(&parsed, name, *attach)?);
         }
+        let mut pinned = Vec::new();
+        for name in PINNED {
+            if let Some(map) = maps.get(name) {
+                let map = map.try_clone().map_err(|source| Error::Map {
+                    map: name.to_owned(),
+                    action: "opened",
+                    source,
+                })?;
+                pinned.push((name, map));
+            }
+        }
         Ok(Self {
             maps,
+            pinned,
             programs: loaded,
         })
+    }
+
+    /// Pins the maps again whose pins are gone. Returns their names.
+    pub(super) fn restore_pins(&self, pins: &Pins) -> Result<Vec<&'static str>, Error> {
+        let mut restored = Vec::new();
+        for (name, map) in &self.pinned {
+            let path = pins.map(name);
+            if !path.exists() {
+                sys::pin(map.as_fd(), &path).map_err(|source| Error::Pin {
+                    path,
+                    action: "created",
+                    source,
+                })?;
+                restored.push(*name);
+            }
+        }
+        Ok(restored)
     }
 
     /// Takes a map's descriptor.

@@ -20,7 +20,6 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use ztunnel_ebpf_types::LAYOUT;
 
-use super::object::PINNED;
 use super::{Error, private, sys};
 use mesh::NetnsCookie;
 
@@ -54,17 +53,6 @@ impl Pins {
     pub(super) fn create(&self) -> Result<(), Error> {
         for kind in ["links", "netns", "lives"] {
             private::create(&self.group(kind))?;
-        }
-        Ok(())
-    }
-
-    /// Checks that the maps are pinned.
-    pub(super) fn check_maps(&self) -> Result<(), Error> {
-        for name in PINNED {
-            let path = self.map(name);
-            if !path.exists() {
-                return Err(Error::MapUnpinned { path });
-            }
         }
         Ok(())
     }

@@ -50,19 +50,48 @@ pub(super) fn check(path: &Path) -> Result<u32, Error> {
     let shown = path.display();
     if !found.is_dir() {
         let problem = "it is not a directory".to_owned();
-        return Err(unsafe_because(problem, format!("rm {shown}")));
+        return Err(unsafe_because(problem, format!("run `rm {shown}`")));
     }
     let own = nix::unistd::geteuid().as_raw();
     if found.uid() != own {
         let problem = format!("it belongs to the user {}", found.uid());
-        return Err(unsafe_because(problem, format!("rm -r {shown}")));
+        let remedy = format!(
+            "if a proxy of that user has run here, stop it; then run `rm -r {shown}`, which ends the \
+             capture of its pods"
+        );
+        return Err(unsafe_because(problem, remedy));
     }
     let mode = found.mode() & ALL;
     if mode & OTHERS_WRITE != 0 {
         let problem = format!("other users can write to it (mode {mode:04o})");
-        return Err(unsafe_because(problem, format!("chmod 0700 {shown}")));
+        return Err(unsafe_because(problem, format!("run `chmod 0700 {shown}`")));
     }
+    check_above(path, own)?;
     Ok(mode)
+}
+
+/// Checks that no other user can put another directory in its place.
+fn check_above(path: &Path, own: u32) -> Result<(), Error> {
+    const STICKY: u32 = 0o1000;
+    for above in path.ancestors().skip(1).filter(|above| above.is_absolute()) {
+        let found = fs::metadata(above).map_err(failed(above, "read"))?;
+        let is_owned = [0, own].contains(&found.uid());
+        let is_closed = found.mode() & OTHERS_WRITE == 0 || found.mode() & STICKY != 0;
+        if !is_owned || !is_closed {
+            return Err(Error::UnsafeDirectory {
+                path: path.to_path_buf(),
+                problem: format!(
+                    "another user can replace it, because {} belongs to the user {} and has the mode \
+                     {:04o}",
+                    above.display(),
+                    found.uid(),
+                    found.mode() & ALL
+                ),
+                remedy: "name another directory in capture.bpfDirectory".to_owned(),
+            });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -141,6 +170,13 @@ mod tests {
             error.contains("the user 65534") && error.contains(&remedy),
             "{error}"
         );
+
+        fs::remove_dir(&directory).unwrap();
+        let below = temporary.path().join("team");
+        fs::create_dir(&below).unwrap();
+        chown(&below, Some(65534), None).unwrap();
+        let error = refused(&below.join("ztunnel"));
+        assert!(error.contains("another user can replace it"), "{error}");
 
         // The root of the file system, which all users can write to by default.
         let error = refused(temporary.path());

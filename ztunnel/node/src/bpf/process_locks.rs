@@ -35,6 +35,11 @@ impl ProcessLocks {
         })
     }
 
+    /// Whether a process has an entry.
+    pub(super) fn exists(&self, process: u32) -> bool {
+        self.path(process).exists()
+    }
+
     /// Whether a process that was active is alive. A process without a lock is not.
     pub(super) fn is_alive(&self, process: u32) -> bool {
         let path = self.path(process);

@@ -65,6 +65,12 @@ impl Links {
         links.insert(pin.to_path_buf(), link);
     }
 
+    /// Keeps no link any more: what is not pinned is detached.
+    pub(super) fn clear(&self) {
+        let mut links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        links.clear();
+    }
+
     /// The link of a pin; it is kept no longer.
     pub(super) fn take(&self, pin: &Path) -> Option<OwnedFd> {
         let mut links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -77,15 +83,15 @@ impl Links {
 pub enum Missing {
     /// The program was not attached.
     Program,
-    /// It was attached, and its pin was gone.
+    /// Its pin was gone.
     Pin,
 }
 
-/// A program that was missing, and is installed now.
+/// A program or a map that was missing, and is there now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Installed {
     /// Its name.
-    pub program: &'static str,
+    pub name: &'static str,
     /// What was missing.
     pub missing: Missing,
 }
@@ -191,22 +197,28 @@ impl Hook<'_> {
     fn install(&self, program: BorrowedFd<'_>, links: &Links) -> Result<Option<Installed>, Error> {
         let found = |missing| {
             Some(Installed {
-                program: self.program,
+                name: self.program,
                 missing,
             })
         };
-        if let Ok(link) = sys::open_pin(&self.pin) {
-            if self.replace(&link, program)? {
-                links.keep(&self.pin, link);
-                return Ok(None);
+        match sys::open_pin(&self.pin) {
+            Ok(link) => {
+                if self.replace(&link, program)? {
+                    links.keep(&self.pin, link);
+                    return Ok(None);
+                }
+                pins::remove(&self.pin)?;
             }
-            pins::remove(&self.pin)?;
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(self.unpinned("opened", source)),
         }
-        if let Some(link) = links.take(&self.pin)
-            && self.replace(&link, program)?
-        {
-            self.keep(link, links)?;
-            return Ok(found(Missing::Pin));
+        if let Some(link) = links.take(&self.pin) {
+            // Whatever fails: this link may be all that keeps the program attached.
+            let replaced = self.replace(&link, program);
+            if !matches!(replaced, Ok(false)) {
+                self.keep(link, links)?;
+                return replaced.map(|_| found(Missing::Pin));
+            }
         }
         let link = sys::attach(program, self.to, self.attach);
         self.keep(link.map_err(|source| self.failed(source))?, links)?;
@@ -226,11 +238,15 @@ impl Hook<'_> {
     fn keep(&self, link: OwnedFd, links: &Links) -> Result<(), Error> {
         let pinned = sys::pin(link.as_fd(), &self.pin);
         links.keep(&self.pin, link);
-        pinned.map_err(|source| Error::Pin {
+        pinned.map_err(|source| self.unpinned("created", source))
+    }
+
+    fn unpinned(&self, action: &'static str, source: std::io::Error) -> Error {
+        Error::Pin {
             path: self.pin.clone(),
-            action: "created",
+            action,
             source,
-        })
+        }
     }
 
     fn failed(&self, source: std::io::Error) -> Error {

@@ -14,20 +14,26 @@ use telemetry::{CaptureMetrics, RestoredKind};
 
 impl Enrollment {
     /// Checks the pods with these numbers, and restores their program, its pin, and the routing of
-    /// deliveries. Returns, for each pod that cannot be restored, why.
+    /// deliveries. Returns how many cannot be restored.
     pub(crate) fn restore_capture(
         &self,
         kernel: &Kernel,
         metrics: &CaptureMetrics,
         is_checked: impl Fn(u64) -> bool,
-    ) -> Vec<String> {
-        let problem = |enrolled: &Enrolled| {
-            let restored = restore(enrolled, kernel, metrics);
-            restored.map_err(|error| format!("pod {}: {error}", enrolled.pod.uid.0))
+    ) -> usize {
+        let checked = self.pods.values().filter(|pod| is_checked(pod.number));
+        let captured = checked.filter(|pod| !pod.captured.is_empty());
+        let is_lost = |enrolled: &&Enrolled| match restore(enrolled, kernel, metrics) {
+            Ok(()) => false,
+            Err(error) => {
+                tracing::error!(
+                    %error, pod = %enrolled.pod.uid.0,
+                    "something that captures the pod was removed and cannot be restored"
+                );
+                true
+            }
         };
-        let enrolled = self.pods.values().filter(|pod| is_checked(pod.number));
-        let captured = enrolled.filter(|pod| !pod.captured.is_empty());
-        captured.filter_map(|pod| problem(pod).err()).collect()
+        captured.filter(is_lost).count()
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) enum Holder {
         /// Its effective user, if it is known.
         user: Option<u32>,
     },
-    /// None that is visible here: a process in another container, or one that has just ended.
+    /// None that is visible here: `/proc/locks` has the processes of this pid namespace.
     Unknown,
 }
 
@@ -48,7 +48,7 @@ impl fmt::Display for Holder {
                 user: Some(user),
             } => write!(f, "process {id} ({name}, user {user})"),
             Self::Process { id, name, .. } => write!(f, "process {id} ({name})"),
-            Self::Unknown => f.write_str("a process of another container"),
+            Self::Unknown => f.write_str("not visible here (in another container, or just ended)"),
         }
     }
 }

@@ -10,8 +10,9 @@
 //! ends, so no process waits for a dead one. The standby process requests the handover by touching
 //! its directory, which the active process watches (inotify).
 
-use std::fs::{self, File, FileTimes};
+use std::fs::{self, File, FileTimes, Metadata};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -34,7 +35,7 @@ pub(crate) struct Handover {
 /// While this lives, the process is the active one.
 #[derive(Debug)]
 pub(crate) struct ActiveLock {
-    _lock: File,
+    lock: File,
 }
 
 /// While this lives, the process is the standby one, and the previous active process keeps its
@@ -89,6 +90,31 @@ impl Handover {
         Holder::of(&self.standby)
     }
 
+    /// Whether the directories of the locks are those that other processes see, and `lock` is on one of
+    /// them.
+    #[must_use]
+    pub(super) fn is_intact(&self, lock: &ActiveLock) -> bool {
+        let file = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let held = lock.lock.metadata().map(file).ok();
+        let seen = fs::metadata(&self.active).map(file).ok();
+        seen.is_some() && held == seen && self.standby.exists()
+    }
+
+    /// Makes the directories of the locks again, and acquires the active lock if `lock` is not on them
+    /// any more. None if another process has it now.
+    ///
+    /// # Errors
+    /// When a directory cannot be created or locked.
+    pub(super) fn recreate(&self, lock: ActiveLock) -> Result<Option<ActiveLock>, Error> {
+        for path in [&self.active, &self.standby] {
+            bpf::create_private(path)?;
+        }
+        if self.is_intact(&lock) {
+            return Ok(Some(lock));
+        }
+        self.try_acquire_active()
+    }
+
     /// Whether a process holds the standby lock.
     #[must_use]
     pub(crate) fn has_standby(&self) -> bool {
@@ -102,7 +128,7 @@ impl Handover {
     /// When `flock(2)` fails for another reason.
     pub(crate) fn try_acquire_active(&self) -> Result<Option<ActiveLock>, Error> {
         let lock = try_lock(&self.active, File::try_lock)?;
-        Ok(lock.map(|lock| ActiveLock { _lock: lock }))
+        Ok(lock.map(|lock| ActiveLock { lock }))
     }
 
     /// Waits until this process is the standby one; there is one at a time. Safe to cancel.
@@ -141,7 +167,7 @@ impl Handover {
     /// When the lock cannot be acquired.
     pub(crate) async fn acquire_active(&self) -> Result<ActiveLock, Error> {
         let lock = wait_for(&self.active, File::lock).await?;
-        Ok(ActiveLock { _lock: lock })
+        Ok(ActiveLock { lock })
     }
 
     /// Waits until the standby process serves all pods or is dead. While the returned lock lives, no

@@ -66,7 +66,8 @@ pub(crate) enum HandoverState {
 /// What the active process owns.
 #[derive(Debug)]
 pub(crate) struct Active {
-    active_lock: ActiveLock,
+    /// None once another process has it, because the directory of the locks was removed.
+    active_lock: Option<ActiveLock>,
     /// Held until this process serves all pods: that keeps the previous process at its listeners.
     standby_lock: Option<StandbyLock>,
     /// None where the system has no inotify watch left.
@@ -92,6 +93,17 @@ impl FixedSettings {
             agent: settings.node_agent.clone(),
         }
     }
+}
+
+/// The lock of the active process, after a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LockState {
+    /// This process has it.
+    Held,
+    /// Its directory was removed. This process has it again.
+    Restored,
+    /// Its directory was removed, and another process has it now.
+    Lost,
 }
 
 /// A step of a handover.
@@ -306,7 +318,7 @@ impl Node {
         let previous = std::mem::replace(
             &mut self.handover_state,
             HandoverState::Active(Active {
-                active_lock,
+                active_lock: Some(active_lock),
                 standby_lock,
                 requests,
                 check_previous_at: Some(Instant::now() + PREVIOUS_PROXIES_INTERVAL),
@@ -315,6 +327,31 @@ impl Node {
         );
         self.finish_transition(previous);
         Ok(())
+    }
+
+    /// Makes the locks of the active process again if another process has removed their directories.
+    ///
+    /// # Errors
+    /// When that is not possible, or another proxy has become active meanwhile.
+    pub(crate) fn restore_locks(&mut self) -> Result<LockState, bpf::Error> {
+        let (HandoverState::Active(active), Some(handover)) =
+            (&mut self.handover_state, &self.handover)
+        else {
+            return Ok(LockState::Held);
+        };
+        let Some(lock) = active.active_lock.take() else {
+            return Ok(LockState::Lost);
+        };
+        if handover.is_intact(&lock) {
+            active.active_lock = Some(lock);
+            return Ok(LockState::Held);
+        }
+        active.active_lock = handover.recreate(lock)?;
+        active.requests = handover.watch_requests().ok();
+        Ok(match active.active_lock {
+            Some(_) => LockState::Restored,
+            None => LockState::Lost,
+        })
     }
 
     /// Stops writing to the kernel and reading its events, and releases the active lock. Events from

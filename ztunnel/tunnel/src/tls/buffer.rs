@@ -7,9 +7,8 @@ use std::ops::{Deref, DerefMut};
 
 use super::record::{FULL_RECORD_LEN, MAX_RECORD_LEN};
 
-/// Bytes of each buffer that are reserved for alerts and key updates: the answers to as many requests as
-/// a peer may send in a row, an update of our own, and an alert.
-pub(super) const CONTROL_RESERVE: usize = 1024;
+/// Bytes of each buffer that are reserved for alerts and key updates.
+pub(super) const CONTROL_RESERVE: usize = 512;
 /// The size of a large buffer in bytes: an HTTP/2 frame of 256 KiB with its header, which is
 /// sixteen full records and a short one, is sent in one write.
 pub(super) const LARGE: usize = 17 * FULL_RECORD_LEN + CONTROL_RESERVE;

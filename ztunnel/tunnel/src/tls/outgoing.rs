@@ -183,12 +183,12 @@ impl Outgoing {
         self.control(ContentType::Alert, &[level, alert.into()])
     }
 
-    /// Queues the answer to a peer that requested an update of our key. Every request has an answer of
-    /// its own (RFC 8446, section 4.6.3).
-    ///
-    /// # Errors
-    /// When the peer requests updates without reading the answers.
+    /// Queues the answer to a peer that requested an update of our key. One answer serves all
+    /// requests that arrive before it is sent (RFC 8446, section 4.6.3).
     pub(super) fn answer_key_update(&mut self, keys: &mut KeySchedule) -> Result<(), RecordError> {
+        if self.urgency == Urgency::KeyUpdate {
+            return Ok(());
+        }
         self.update_key(keys)?;
         self.urgency = Urgency::KeyUpdate;
         Ok(())

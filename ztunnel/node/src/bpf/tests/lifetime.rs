@@ -269,7 +269,7 @@ fn what_another_process_removes_is_restored() {
         }
         check_captured();
         let capture4 = |missing| Installed {
-            program: "capture4",
+            name: "capture4",
             missing,
         };
         assert_eq!(world.kernel.restore().unwrap(), [capture4(Missing::Pin)]);
@@ -293,8 +293,24 @@ fn what_another_process_removes_is_restored() {
         assert!(world.kernel.restore().unwrap().len() >= 7);
         check_captured();
 
-        std::fs::remove_file(world.pins().join("PODS")).unwrap();
-        let error = world.kernel.restore().unwrap_err().to_string();
-        assert!(error.contains("PODS is gone"), "{error}");
+        // A map keeps its content.
+        let map = world.pins().join("PODS");
+        std::fs::remove_file(&map).unwrap();
+        let pods = Installed {
+            name: "PODS",
+            missing: Missing::Pin,
+        };
+        assert_eq!(world.kernel.restore().unwrap(), [pods]);
+        let next = Kernel::load(&config(world.directory.clone())).unwrap();
+        assert_eq!(next.enrolled().unwrap(), [world.cookie]);
+
+        // Something else in the place of a pin: the program stays attached.
+        std::fs::remove_file(&of_cgroup).unwrap();
+        std::fs::create_dir(&of_cgroup).unwrap();
+        world.kernel.restore().unwrap_err();
+        check_captured();
+        std::fs::remove_dir(&of_cgroup).unwrap();
+        assert_eq!(world.kernel.restore().unwrap(), [capture4(Missing::Pin)]);
+        check_captured();
     });
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::super::record::{ContentType, OVERHEAD};
-use super::super::testing::{pair, pattern};
+use super::super::testing::pattern;
 use super::tests::{established_pair, reason, sealed_bytes};
 
 #[tokio::test]
@@ -56,10 +56,9 @@ async fn a_key_update_is_answered_even_if_the_application_never_writes() {
 }
 
 #[tokio::test]
-async fn every_request_for_a_key_update_is_answered() {
-    const REQUESTS: usize = 32;
+async fn many_requests_for_key_updates_get_one_answer() {
     let (mut local, mut remote) = established_pair().await;
-    for _ in 0..REQUESTS {
+    for _ in 0..20 {
         remote
             .outgoing
             .raw(ContentType::Handshake, &[24, 0, 0, 1, 1]);
@@ -68,30 +67,7 @@ async fn every_request_for_a_key_update_is_answered() {
     }
     let waiting = tokio::time::timeout(Duration::from_millis(5), local.read_u8()).await;
     assert!(waiting.is_err());
-    let answers = REQUESTS * (5 + OVERHEAD);
-    assert_eq!(sealed_bytes(&mut remote).await.len(), answers);
-}
-
-#[tokio::test]
-async fn a_peer_that_requests_key_updates_and_reads_no_answer_is_refused() {
-    let (mut local, mut remote) = pair(2048).await;
-    let mut requests = 0;
-    let refused = loop {
-        remote
-            .outgoing
-            .raw(ContentType::Handshake, &[24, 0, 0, 1, 1]);
-        remote.outgoing.next_key(&mut remote.keys);
-        // Data in between: the limit of records without data does not count.
-        remote.write_all(b"!").await.unwrap();
-        remote.flush().await.unwrap();
-        requests += 1;
-        match local.read_u8().await {
-            Ok(byte) => assert_eq!(byte, b'!'),
-            Err(error) => break error,
-        }
-        assert!(requests < 10_000, "the answers are held without a limit");
-    };
-    assert_eq!(reason(&refused), "fruitless_records");
+    assert_eq!(sealed_bytes(&mut remote).await.len(), 5 + OVERHEAD);
 }
 
 #[tokio::test]
