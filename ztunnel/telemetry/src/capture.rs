@@ -25,8 +25,6 @@ pub enum RestoredKind {
 }
 
 impl RestoredKind {
-    const ALL: [Self; 3] = [Self::Program, Self::Pin, Self::Route];
-
     const fn label(self) -> &'static str {
         match self {
             Self::Program => "program",
@@ -44,10 +42,6 @@ struct Labels {
 impl CaptureMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        // An alert on an increase needs the zero before it.
-        for kind in RestoredKind::ALL {
-            metrics.counter(kind);
-        }
         registry.register(
             "ztunnel_capture_restored",
             "Parts of the capture of pods that another process had removed and this one has restored",
@@ -61,14 +55,10 @@ impl CaptureMetrics {
         metrics
     }
 
-    fn counter(&self, kind: RestoredKind) -> Counter {
-        let labels = Labels { what: kind.label() };
-        self.restored.get_or_create(&labels).clone()
-    }
-
     /// Counts a part that was missing and is restored.
     pub fn restored(&self, kind: RestoredKind) {
-        self.counter(kind).inc();
+        let labels = Labels { what: kind.label() };
+        self.restored.get_or_create(&labels).inc();
     }
 
     /// Sets how many pods, or the node itself, lack something that cannot be restored.

@@ -110,6 +110,9 @@ fn metrics_without_traffic() {
          # HELP ztunnel_acceleration Whether fast-path connections between pods of this node are joined by a sockmap (1) or not (0).\n\
          # TYPE ztunnel_acceleration gauge\n\
          ztunnel_acceleration 0\n\
+         # HELP ztunnel_capture_lost Pods, or the node itself, whose capture is incomplete and cannot be restored.\n\
+         # TYPE ztunnel_capture_lost gauge\n\
+         ztunnel_capture_lost 0\n\
          # HELP istio_build Component and version of this process.\n\
          # TYPE istio_build gauge\n\
          istio_build{{component=\"ztunnel\",tag=\"{}\"}} 1\n\
