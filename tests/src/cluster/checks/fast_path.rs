@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::super::MESH;
-use super::super::commands::{Cluster, wait_for};
+use super::super::commands::{Cluster, RunningCalls, wait_for};
 use super::super::shop;
 use super::install::captured_by_programs;
-use super::pairs::{Pairs, none_failed};
+use super::pairs::{Answered, Pairs, none_failed};
 use super::{ROLLOUT, config_dump, metrics};
 
 /// The time until the proxy has followed a change.
@@ -48,6 +48,7 @@ pub(super) fn fast_path(cluster: &Cluster) -> Result<String> {
         Ok(opened(cluster, node)? - before >= 200.0)
     })?;
 
+    let survived = survives_its_proxy(cluster, node, call(&["--keep", "--seconds", "12"]))?;
     let open = call(&["--keep", "--pause", "20", "--seconds", "15"]);
     thread::sleep(Duration::from_secs(4));
     cluster.apply(&shop::allow_only(namespace, "server-a", "client-b"))?;
@@ -63,9 +64,23 @@ pub(super) fn fast_path(cluster: &Cluster) -> Result<String> {
         "an entry outlived the policy"
     );
     Ok(format!(
-        "{calls} with {entries} entries; a policy ended the open connection after {} calls",
+        "{calls} with {entries} entries; {survived} on connections that are open while the proxy is \
+         killed; a policy ended the open connection after {} calls",
         kept.answered
     ))
+}
+
+/// Calls on an open connection go on while the proxy of the node is killed.
+fn survives_its_proxy(cluster: &Cluster, node: &str, open: RunningCalls) -> Result<Answered> {
+    thread::sleep(Duration::from_secs(4));
+    let process = cluster.proxy_process(node)?;
+    cluster.on_node(node, &format!("kill -9 {process}"))?;
+    let answered = none_failed("calls on the open connection of a killed proxy", vec![open])?;
+    wait_for("another process of the proxy", LIMIT, || {
+        Ok(cluster.proxy_process(node)? != process)
+    })?;
+    cluster.rolled_out(MESH, "daemonset/ztunnel", ROLLOUT)?;
+    Ok(answered)
 }
 
 /// Removes the rules from a pod's network namespace.
