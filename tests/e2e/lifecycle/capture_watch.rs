@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::{Mesh, Proxy, ztunnel};
@@ -10,12 +12,27 @@ use ztunnel_tests::traffic::Kind;
 
 use crate::assertions::{self, HTTP, LIMIT, expect_answer, wait_for_answer};
 
+/// The proxy checks each part once in ten seconds, which is close to the limit of other tests.
+const CHECKED: Duration = Duration::from_secs(40);
+
+#[track_caller]
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(
+            started.elapsed() < CHECKED,
+            "not within {CHECKED:?}: {what}"
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
 fn wait_until_restored(proxy: &Proxy<'_>, what: &str) {
     let restored = || {
         let metrics = proxy.metrics().unwrap();
         metrics.sum("ztunnel_capture_restored_total", &[("what", what)]) > 0.0
     };
-    assertions::eventually(what, restored);
+    eventually(what, restored);
 }
 
 /// The directory of the links of programs.
@@ -70,14 +87,14 @@ fn a_proxy_is_not_ready_while_something_cannot_be_restored() {
     let pin = links(proxy).join("capture4");
     fs::remove_file(&pin).unwrap();
     fs::create_dir(&pin).unwrap();
-    assertions::eventually("the proxy is not ready", || {
+    eventually("the proxy is not ready", || {
         let (status, text) = proxy.readiness().unwrap();
         status == 503 && text.contains("the capture of the pods")
     });
     let lost = proxy.metrics().unwrap().sum("ztunnel_capture_lost", &[]);
     assert_eq!(lost, 1.0);
     fs::remove_dir(&pin).unwrap();
-    assertions::eventually("the proxy is ready again", || {
+    eventually("the proxy is ready again", || {
         proxy.readiness().unwrap().0 == 200
     });
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
