@@ -163,6 +163,14 @@ fn commands(cluster: &Cluster) -> Result<String> {
     Ok(ours.unwrap_or_default().trim().to_owned())
 }
 
+/// A command for a node's shell that prints the id of a pod's container.
+fn container_id(namespace: &str, pod: &str) -> String {
+    format!(
+        "crictl ps -q --label \
+         io.kubernetes.pod.name={pod},io.kubernetes.pod.namespace={namespace}"
+    )
+}
+
 /// The dump of the proxy on a node.
 fn config_dump(cluster: &Cluster, node: &str) -> Result<Value> {
     let dump = from_proxy(cluster, node, ADMIN, "/config_dump")?;

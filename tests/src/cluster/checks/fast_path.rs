@@ -11,7 +11,7 @@ use super::super::commands::{Cluster, RunningCalls, wait_for};
 use super::super::shop;
 use super::install::captured_by_programs;
 use super::pairs::{Answered, Pairs, none_failed};
-use super::{ROLLOUT, config_dump, metrics};
+use super::{ROLLOUT, config_dump, container_id, metrics};
 
 /// The time until the proxy has followed a change.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -85,10 +85,7 @@ fn survives_its_proxy(cluster: &Cluster, node: &str, open: RunningCalls) -> Resu
 
 /// Removes the rules from a pod's network namespace.
 fn remove_rules(cluster: &Cluster, namespace: &str, pod: &str, node: &str) -> Result<()> {
-    let container = format!(
-        "$(crictl ps -q --label \
-         io.kubernetes.pod.name={pod},io.kubernetes.pod.namespace={namespace})"
-    );
+    let container = format!("$({})", container_id(namespace, pod));
     let process =
         format!("crictl inspect -o go-template --template '{{{{.info.pid}}}}' {container}");
     let flush = format!("nsenter --net=/proc/$({process})/ns/net nft flush ruleset");

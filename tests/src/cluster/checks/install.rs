@@ -15,8 +15,6 @@ use super::pairs::{Pairs, none_failed};
 const PROXIES: &str = "daemonset/ztunnel";
 /// The directory of a node in which the proxy pins programs and maps.
 const PINS: &str = "/sys/fs/bpf/ztunnel";
-/// The image's name in the files, up to the version.
-const IMAGE_OF_FILES: [&str; 2] = ["localhost/ztunnel:", "ztunnel:"];
 
 /// Istio's chart with our values, our manifest, and the way out of the mesh, one after the other. At the
 /// end the DaemonSet that was there before is back.
@@ -124,14 +122,13 @@ fn file(name: &str, image: &str) -> Result<String> {
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
     let path = deploy.join(name);
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let version = env!("CARGO_PKG_VERSION");
-    let [with_host, plain] = IMAGE_OF_FILES.map(|of_file| format!("{of_file}{version}"));
-    let replaced = text
-        .replace(&with_host, "IMAGE")
-        .replace(&plain, "IMAGE")
-        .replace("IMAGE", image);
-    ensure!(replaced != text, "{} has no image {plain}", path.display());
-    Ok(replaced)
+    let of_files = concat!("localhost/ztunnel:", env!("CARGO_PKG_VERSION"));
+    ensure!(
+        text.contains(of_files),
+        "{} has no image {of_files}",
+        path.display()
+    );
+    Ok(text.replace(of_files, image))
 }
 
 /// Installs a DaemonSet. The calls of all pairs are answered then.

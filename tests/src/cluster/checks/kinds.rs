@@ -6,8 +6,8 @@ use anyhow::{Result, ensure};
 
 use super::super::commands::{Cluster, wait_for};
 use super::super::shop::{self, App, HOST_PORT, PORT};
-use super::ROLLOUT;
 use super::pairs::{Pairs, Strangers};
+use super::{ROLLOUT, container_id};
 use crate::traffic;
 
 /// The time until a new name or address answers.
@@ -100,10 +100,8 @@ fn places(
 
 /// Ends the container of a pod and waits until kubelet has started it again.
 fn restart_container(cluster: &Cluster, namespace: &str, pod: &str, node: &str) -> Result<()> {
-    let of_pod = format!(
-        "crictl stop $(crictl ps -q --label io.kubernetes.pod.name={pod},io.kubernetes.pod.namespace={namespace})"
-    );
-    cluster.on_node(node, &of_pod)?;
+    let stop = format!("crictl stop $({})", container_id(namespace, pod));
+    cluster.on_node(node, &stop)?;
     wait_for("a restarted container", LIMIT, || {
         let pods = cluster.get(&["-n", namespace, "pod", pod])?;
         let status = pods

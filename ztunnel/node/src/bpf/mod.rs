@@ -230,11 +230,13 @@ impl Kernel {
         self.cgroup.outside(ids)
     }
 
-    /// Takes the lock that shows later processes that this one is alive.
+    /// Takes the lock that shows later processes that this one is alive; again if its directory was
+    /// removed.
     fn lock_own_process(&self) -> Result<(), Error> {
         let own = self.maps.process()?;
         let mut own_lock = self.own_lock.lock().unwrap_or_else(PoisonError::into_inner);
-        if own != 0 && own_lock.as_ref().is_none_or(|lock| lock.process != own) {
+        let is_held = |lock: &OwnLock| lock.process == own && self.process_locks.exists(own);
+        if own != 0 && !own_lock.as_ref().is_some_and(is_held) {
             *own_lock = Some(OwnLock {
                 process: own,
                 _lock: self.process_locks.lock(own)?,
@@ -316,7 +318,7 @@ impl Kernel {
     /// When a program cannot be attached, or a pin cannot be created.
     pub fn restore(&self) -> Result<Vec<Installed>, Error> {
         self.pins.create()?;
-        self.restore_own_lock()?;
+        self.lock_own_process()?;
         let object = self.object();
         let maps = object.restore_pins(&self.pins)?;
         let unpinned = maps.into_iter().map(|name| Installed {
@@ -335,17 +337,6 @@ impl Kernel {
     /// over: another one has pins of its own.
     pub fn release_links(&self) {
         self.links.clear();
-    }
-
-    /// Takes the lock of this process again if its directory was removed.
-    fn restore_own_lock(&self) -> Result<(), Error> {
-        let mut own_lock = self.own_lock.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lock) = &mut *own_lock
-            && !self.process_locks.exists(lock.process)
-        {
-            lock._lock = self.process_locks.lock(lock.process)?;
-        }
-        Ok(())
     }
 
     /// Detaches the programs and removes the pins of proxies with another layout of the maps. Call

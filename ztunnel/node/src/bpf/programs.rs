@@ -79,7 +79,7 @@ impl Links {
 }
 
 /// What was missing before a program was installed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Missing {
     /// The program was not attached.
     Program,

@@ -259,6 +259,18 @@ fn dial_pod() -> Socket {
     client
 }
 
+/// Captures this namespace.
+fn enroll(kernel: &Kernel, netns: &File, inbound: &TcpListener) {
+    let pod = PodCapture {
+        cookie: this_namespace(),
+        netns: netns.as_fd(),
+        addresses: &[POD4, POD6],
+        inbound: inbound.as_fd(),
+        dns: false,
+    };
+    kernel.enroll(&pod).unwrap();
+}
+
 /// Writes a fast-path entry into the maps that both versions share, and checks that the old proxy
 /// has it.
 fn write_entry(kernel: &Kernel, old: &OldProxy, to: SocketAddr) -> (FastPathKey, FastPathEntry) {
@@ -326,14 +338,7 @@ fn a_node_with_layout_2_is_taken_over_in_place() {
 
             let inbound = listen(at("[::]:15006"));
             let netns = File::open("/proc/thread-self/ns/net").unwrap();
-            let pod = PodCapture {
-                cookie: this_namespace(),
-                netns: netns.as_fd(),
-                addresses: &[POD4, POD6],
-                inbound: inbound.as_fd(),
-                dns: false,
-            };
-            kernel.enroll(&pod).unwrap();
+            enroll(&kernel, &netns, &inbound);
             assert!(is_captured(netns.as_fd()).unwrap());
             let client = dial_captured(dialled, &accepted);
             let found = kernel.original_destination(this_namespace(), client);
@@ -364,14 +369,7 @@ fn a_node_with_a_later_layout_stays_captured_and_is_captured_by_this_version_the
         let capture = || {
             let kernel = Kernel::load(&config(directory.clone())).unwrap();
             kernel.become_active(&config(directory.clone())).unwrap();
-            let pod = PodCapture {
-                cookie: this_namespace(),
-                netns: netns.as_fd(),
-                addresses: &[POD4, POD6],
-                inbound: inbound.as_fd(),
-                dns: false,
-            };
-            kernel.enroll(&pod).unwrap();
+            enroll(&kernel, &netns, &inbound);
             kernel
         };
         drop(capture());
