@@ -35,23 +35,6 @@ struct SockaddrIn6 {
     scope: u32,
 }
 
-/// Binds the socket to the pod's address, so that neither end sees 127.0.0.1 as the client. On a
-/// socket that the application has bound, this fails as intended.
-#[inline(always)]
-pub fn bind4(ctx: &SockAddrContext, own: &Address) {
-    if !own.is(&Address::NONE) {
-        bind_to4(ctx, own, 0);
-    }
-}
-
-/// As [`bind4`], for an AF_INET6 socket that connects to an IPv4 address in mapped form.
-#[inline(always)]
-pub fn bind6(ctx: &SockAddrContext, own: &Address) {
-    if !own.is(&Address::NONE) {
-        bind_to6(ctx, own, 0);
-    }
-}
-
 /// The local port of a UDP socket that is about to be connected. The kernel would choose it after
 /// the hook, so an unbound socket is bound here, to the pod's address. None: every port that was
 /// tried is in use.

@@ -1,25 +1,29 @@
-//! Outbound capture: a connection of an enrolled pod goes to the proxy's listener on the pod's
-//! loopback device, and the socket's storage keeps the original destination. If a fast-path entry
-//! allows it, the connection goes to a backend instead.
+//! Outbound capture: a socket of an enrolled pod is marked, and keeps its destination. A routing rule in
+//! the pod brings what it sends back to the pod, where `inbound` gives the connection to the proxy. If a
+//! fast-path entry allows it, the connection goes to a backend instead.
 
 use aya_ebpf::bindings::{SO_MARK, bpf_sock};
+use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_set_retval, bpf_sk_release};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use ztunnel_ebpf_types::{
-    Address, Backend, CAPTURED_UNLISTED, Config, ISTIO_MARK_MASK, PASS_THROUGH_MARK, POD_ENROLLED,
-    POD_HANDSHAKE, Pod, SOCKET_CAPTURED, SOCKET_FAST_PATH, SOCKET_HANDSHAKE, SOCKET_UNUSED,
-    SocketState,
+    Address, CAPTURED_UNLISTED, Config, Cookie, ISTIO_MARK_MASK, LISTENER_DNS, LISTENER_OUTBOUND,
+    ListenerKey, PASS_THROUGH_MARK, POD_ENROLLED, POD_HANDSHAKE, Pod, SOCKET_CAPTURED,
+    SOCKET_FAST_PATH, SOCKET_HANDSHAKE, SOCKET_UNUSED, SocketState,
 };
 
-use crate::bind::{bind4, bind6};
 use crate::context::{address_bytes, destination6, network_port, set_destination6};
 use crate::dns;
 use crate::exempt::{is_exempt, is_local, is_proxy, process_id};
 use crate::fast_path::{self, Route};
-use crate::maps::{CONFIG, HAS_PROCESS_ID, PROXY_DNS_PORT, config, is_logging, netns};
+use crate::maps::{
+    CONFIG, HAS_PROCESS_ID, HAS_SET_RETVAL, POD_LISTENERS, PROXY_DNS_PORT, config, is_logging,
+    netns,
+};
 use crate::socket::{
-    LOOPBACK_DEVICE, clear_state, pod, set_option, set_state, state, unbind_device,
+    LOOPBACK_DEVICE, application_mark, capture_mark, clear_state, is_link_local6, pod, set_option,
+    set_state, state,
 };
 
 /// `connect()` continues with the address in the context.
@@ -36,20 +40,11 @@ fn capture4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the context is valid and these fields are readable in connect4.
     let dialled = unsafe { (*ctx.sock_addr).user_ip4 };
     match decide(&ctx, pod, Address::v4(dialled)) {
-        Decision::Capture { port } => {
-            bind4(&ctx, &pod.v4);
+        Decision::Redirect { address, port } => {
             // SAFETY: writable fields of connect4.
             unsafe {
-                (*ctx.sock_addr).user_ip4 = Address::LOOPBACK4.words[3];
+                (*ctx.sock_addr).user_ip4 = address.words[3];
                 (*ctx.sock_addr).user_port = network_port(port);
-            }
-            PROCEED
-        }
-        Decision::FastPath(backend) => {
-            // SAFETY: as above.
-            unsafe {
-                (*ctx.sock_addr).user_ip4 = backend.address.words[3];
-                (*ctx.sock_addr).user_port = network_port(u32::from(backend.port));
             }
             PROCEED
         }
@@ -62,26 +57,11 @@ fn capture4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(connect6)]
 fn capture6(ctx: SockAddrContext) -> i32 {
     let Some(pod) = pod(&ctx) else { return PROCEED };
-    let dialled = destination6(&ctx);
-    match decide(&ctx, pod, dialled) {
-        Decision::Capture { port } => {
-            // A native IPv6 socket is not bound to the pod's address: the kernel would send its
-            // reset for ::1 out of the pod, and the proxy would not learn that its client has
-            // gone. The getsockname hooks hide ::1 from the application.
-            if dialled.is_v4() {
-                bind6(&ctx, &pod.v4);
-                set_destination6(&ctx, &Address::LOOPBACK4);
-            } else {
-                set_destination6(&ctx, &Address::LOOPBACK6);
-            }
+    match decide(&ctx, pod, destination6(&ctx)) {
+        Decision::Redirect { address, port } => {
+            set_destination6(&ctx, &address);
             // SAFETY: a writable field of connect6.
             unsafe { (*ctx.sock_addr).user_port = network_port(port) };
-            PROCEED
-        }
-        Decision::FastPath(backend) => {
-            set_destination6(&ctx, &backend.address);
-            // SAFETY: as above.
-            unsafe { (*ctx.sock_addr).user_port = network_port(u32::from(backend.port)) };
             PROCEED
         }
         Decision::Proceed => PROCEED,
@@ -90,12 +70,12 @@ fn capture6(ctx: SockAddrContext) -> i32 {
 }
 
 enum Decision {
-    /// The socket's storage has the destination: connect to this port of the proxy instead.
-    Capture {
+    /// The socket's storage has the destination: connect to this address instead.
+    Redirect {
+        address: Address,
         port: u32,
     },
-    /// The socket's storage has the destination: connect to this backend instead.
-    FastPath(Backend),
+    /// Connect to the destination: outside of capture, or marked for it.
     Proceed,
     Refuse,
 }
@@ -125,7 +105,12 @@ fn decide(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Decision {
     }
     if protocol == IPPROTO_UDP {
         return match dns::connect(ctx, config, pod, sk, &address, port) {
-            dns::Decision::Capture => Decision::Capture {
+            dns::Decision::Capture => Decision::Redirect {
+                address: if address.is_v4() {
+                    Address::LOOPBACK4
+                } else {
+                    Address::LOOPBACK6
+                },
                 port: PROXY_DNS_PORT.load(),
             },
             dns::Decision::Proceed => Decision::Proceed,
@@ -140,6 +125,9 @@ fn decide(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Decision {
         clear_state(sk, SOCKET_FAST_PATH);
         return Decision::Proceed;
     }
+    let Some(application_mark) = release(ctx, sk) else {
+        return Decision::Refuse;
+    };
     if is_exempt(config, cookie, &address, port) {
         clear_state(sk, SOCKET_UNUSED);
         if !is_local(cookie, &address) {
@@ -151,12 +139,12 @@ fn decide(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Decision {
         dialled_address: address,
         dialled_port: port,
         kind: SOCKET_CAPTURED,
+        application_mark,
         ..SocketState::default()
     };
-    // SAFETY: checked for null. `tcp_events` could not stop a socket that is bound to a device.
+    // SAFETY: checked for null.
     let has_device = unsafe { (*sk).bound_dev_if } > LOOPBACK_DEVICE;
-    let is_dns = dns::is_to_resolver(pod, &address, port);
-    let route = if has_device || is_dns {
+    let route = if has_device || dns::is_to_resolver(pod, &address, port) {
         Route::NoEntry
     } else {
         fast_path::route(config, cookie, &address, port)
@@ -175,12 +163,24 @@ fn decide(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Decision {
             if set_state(ctx, value).is_none() {
                 return Decision::Refuse;
             }
-            return Decision::FastPath(backend);
+            return Decision::Redirect {
+                address: backend.address,
+                port: u32::from(backend.port),
+            };
         }
         Route::Unlisted => value.flags = CAPTURED_UNLISTED,
         Route::NoEntry => {}
     }
-    let captured = capture(ctx, sk, value);
+    let kind = if dns::is_to_resolver(pod, &address, port) {
+        LISTENER_DNS
+    } else {
+        LISTENER_OUTBOUND
+    };
+    let captured = if has_listener(cookie, kind) {
+        capture(ctx, value)
+    } else {
+        None
+    };
     if is_logging(config) {
         match captured {
             Some(()) => debug!(
@@ -198,28 +198,61 @@ fn decide(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Decision {
         }
     }
     match captured {
-        Some(()) if is_dns => Decision::Capture {
-            port: PROXY_DNS_PORT.load(),
-        },
-        Some(()) => Decision::Capture {
-            port: config.outbound_port,
-        },
-        None => Decision::Refuse,
+        Some(()) => Decision::Proceed,
+        None => {
+            set_refused();
+            Decision::Refuse
+        }
     }
 }
 
-/// Makes the socket able to reach the proxy and stores its original destination. None: it cannot
-/// be captured, and its connection must be refused.
+/// Whether the proxy has a listener in the pod. Without the check, `connect()` would wait for an answer:
+/// `inbound` drops what nothing listens for.
 #[inline(always)]
-fn capture(ctx: &SockAddrContext, sk: *mut bpf_sock, value: SocketState) -> Option<()> {
-    // SAFETY: checked for null by the caller.
-    let device = unsafe { (*sk).bound_dev_if };
-    if device != 0 && device != LOOPBACK_DEVICE {
-        if !unbind_device(ctx) {
-            return None;
+fn has_listener(pod: Cookie, kind: u32) -> bool {
+    let key = ListenerKey { pod, kind, zero: 0 };
+    let map = core::ptr::from_ref(&POD_LISTENERS).cast_mut().cast();
+    // SAFETY: a lookup in a map of sockets returns a socket with a reference, or null.
+    unsafe {
+        let listener = bpf_map_lookup_elem(map, core::ptr::from_ref(&key).cast());
+        if listener.is_null() {
+            return false;
         }
+        bpf_sk_release(listener);
     }
-    set_state(ctx, value)
+    true
+}
+
+/// Makes `connect()` fail with ECONNREFUSED instead of EPERM where programs can choose the error.
+#[inline(always)]
+fn set_refused() {
+    const ECONNREFUSED: i32 = 111;
+    if HAS_SET_RETVAL.load() != 0 {
+        // SAFETY: no pointers. The error is one of the system call's own.
+        let _ = unsafe { bpf_set_retval(-ECONNREFUSED) };
+    }
+}
+
+/// Marks the socket for the proxy and stores its original destination. None: it cannot be captured, and
+/// its connection must be refused.
+#[inline(always)]
+fn capture(ctx: &SockAddrContext, value: SocketState) -> Option<()> {
+    // An address of one link is valid with a device only, and the proxy cannot dial it.
+    if is_link_local6(&value.dialled_address) {
+        return None;
+    }
+    set_state(ctx, value)?;
+    set_option(ctx, SO_MARK, capture_mark(value.flags)).then_some(())
+}
+
+/// Gives a socket that was captured before its own mark again. Returns the mark that the application
+/// has set; None: the kernel refuses.
+#[inline(always)]
+fn release(ctx: &SockAddrContext, sk: *mut bpf_sock) -> Option<u32> {
+    // SAFETY: checked for null by the caller.
+    let mark = unsafe { (*sk).mark };
+    let own = application_mark(sk, mark);
+    (own == mark || set_option(ctx, SO_MARK, own)).then_some(own)
 }
 
 /// Sets the mark that Istio's rules inside the pod let out; without it they would redirect the

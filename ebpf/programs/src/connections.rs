@@ -41,6 +41,17 @@ pub fn from_client(ctx: &SockOpsContext, ends: &Ends) -> ConnectionKey {
     }
 }
 
+/// Whether this very socket has opened the connection.
+#[inline(always)]
+pub fn is_opened_by(ctx: &SockOpsContext, ends: &Ends) -> bool {
+    // SAFETY: the value is copied at once.
+    let Some(state) = (unsafe { CONNECTIONS.get(&from_client(ctx, ends)) }) else {
+        return false;
+    };
+    // SAFETY: the helper takes the program's own context.
+    state.socket_cookie == unsafe { bpf_get_socket_cookie(ctx.ops.cast()) }
+}
+
 /// Records a connection whose socket is about to send its SYN. False: the SYN must not leave,
 /// because the connection cannot be recorded, its entry is no longer valid, or a connection to a
 /// pod has a source address that is not the client pod's.

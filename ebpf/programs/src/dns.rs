@@ -25,7 +25,9 @@ use crate::context::{
 };
 use crate::exempt::{is_exempt, is_proxy};
 use crate::maps::{PROXY_DNS_PORT, RESOLVERS, config, netns};
-use crate::socket::{LOOPBACK_DEVICE, clear_state, pod, state, state_or_new, unbind_device};
+use crate::socket::{
+    LOOPBACK_DEVICE, clear_state, is_link_local6, pod, state, state_or_new, unbind_device,
+};
 
 /// `sendto()` continues with the address in the context; the only value of the recvmsg hooks.
 const PROCEED: i32 = 1;
@@ -52,8 +54,7 @@ pub fn is_to_resolver(pod: &Pod, address: &Address, port: u32) -> bool {
     if address.is_v4() {
         return u32::from_be(address.words[3]) < 0xe000_0000;
     }
-    let first = u32::from_be(address.words[0]);
-    first & 0xffc0_0000 != 0xfe80_0000 && first & 0xff00_0000 != 0xff00_0000
+    !is_link_local6(address) && u32::from_be(address.words[0]) & 0xff00_0000 != 0xff00_0000
 }
 
 /// `connect()` of a UDP socket: datagrams that it sends later run no hook.

@@ -2,13 +2,13 @@
 //!
 //! | program | section | job |
 //! | --- | --- | --- |
-//! | `capture4`, `capture6` | cgroup/connect4, 6 | sends a pod's connection to the proxy, or along the fast path |
+//! | `capture4`, `capture6` | cgroup/connect4, 6 | marks a pod's connection for the proxy, or sends it along the fast path |
+//! | `hold` | cgroup_skb/egress | keeps packets of captured connections in the pod |
 //! | `peername4`, `peername6` | cgroup/getpeername4, 6 | shows the application the address that it dialled |
-//! | `sockname4`, `sockname6` | cgroup/getsockname4, 6 | shows the application its pod's address |
 //! | `query4`, `query6` | cgroup/sendmsg4, 6 | sends a pod's DNS query to the proxy |
 //! | `reply4`, `reply6` | cgroup/recvmsg4, 6 | shows the application the resolver that it queried |
-//! | `tcp_events` | sockops | records original destinations; stops connections that `capture` missed; follows the fast path |
-//! | `inbound` | sk_lookup | sends connections to a pod to the proxy's listener |
+//! | `tcp_events` | sockops | captures connections that `capture` missed; follows the fast path |
+//! | `inbound` | sk_lookup | sends connections to a pod, and captured ones, to the proxy's listeners |
 //! | `redirect` | sk_msg | moves bytes from one end of a joined connection to the other |
 //!
 //! All decisions depend on the cookie of the network namespace: a socket of a namespace that is
@@ -23,12 +23,14 @@ mod connect;
 mod connections;
 mod context;
 mod dns;
+mod egress;
 mod exempt;
 mod fast_path;
 mod join;
 mod lookup;
 mod maps;
 mod names;
+mod rewritten;
 mod socket;
 mod tcp_events;
 

@@ -12,7 +12,7 @@ use aya_ebpf::{EbpfContext, Global};
 use ztunnel_ebpf_types::{
     Address, CONFIG_LOG, COUNTER_COUNT, COUNTER_OPEN_CONNECTIONS, ClientKey, Config, ConnectionEnd,
     ConnectionKey, ConnectionState, Cookie, FastPathEntry, FastPathKey, InboundEntry, InboundKey,
-    JoinState, MAX_CONNECTIONS, OriginalDestination, Pod, SocketState,
+    JoinState, ListenerKey, MAX_CONNECTIONS, OriginalDestination, Pod, SocketState,
 };
 
 /// The proxy's settings, at index 0.
@@ -34,13 +34,13 @@ pub static PODS: HashMap<Cookie, Pod> = HashMap::with_max_entries(4096, BPF_F_NO
 pub static ADDRESSES: HashMap<Address, Cookie> =
     HashMap::with_max_entries(16384, BPF_F_NO_PREALLOC);
 
-/// The proxy's inbound listener in each pod, by the pod's addresses. The kernel removes a listener
-/// when it is closed: after the proxy's death the map is empty, and connections are dropped.
+/// The proxy's listeners in each pod. The kernel removes a listener when it is closed: after the
+/// proxy's death the map is empty, and connections are dropped.
 #[map]
-pub static LISTENERS: SockHash<Address> = SockHash::with_max_entries(16384, 0);
+pub static POD_LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(16384, 0);
 
-/// Original destinations by the client's end of the connection. The proxy removes an entry at
-/// accept. Entries of connections that are never accepted are evicted.
+/// Original destinations by the client's end of the connection, of connections that an earlier version
+/// has captured (`rewritten`).
 #[map]
 pub static ORIGINAL_DESTINATIONS: LruHashMap<ClientKey, OriginalDestination> =
     LruHashMap::with_max_entries(65536, 0);
@@ -101,6 +101,10 @@ pub static JOIN_STATES: SkStorage<JoinState> = SkStorage::new();
 /// verifier removes the branch that is not taken.
 #[unsafe(no_mangle)]
 pub static HAS_PROCESS_ID: Global<u8> = Global::new(1);
+
+/// Whether programs can choose the error of a refused system call (Linux 5.18).
+#[unsafe(no_mangle)]
+pub static HAS_SET_RETVAL: Global<u8> = Global::new(1);
 
 /// The port of the proxy's DNS listener on the pods' loopback device. Set before loading: a
 /// constant keeps the check of unrelated datagrams to one comparison.

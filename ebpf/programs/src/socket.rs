@@ -3,7 +3,10 @@
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, SO_BINDTOIFINDEX, SOL_SOCKET, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_setsockopt, bpf_sk_storage_get};
 use aya_ebpf::programs::SockAddrContext;
-use ztunnel_ebpf_types::{JoinState, Pod, SOCKET_UNUSED, SocketState};
+use ztunnel_ebpf_types::{
+    Address, CAPTURE_MARK, CAPTURE_MARK_UNLISTED, CAPTURED_UNLISTED, JoinState, Pod,
+    SOCKET_CAPTURED, SOCKET_UNUSED, SocketState, is_capture_mark,
+};
 
 use crate::maps::{JOIN_STATES, PODS, SOCKET_STATES, netns};
 
@@ -67,6 +70,39 @@ pub fn clear_state(sk: *mut bpf_sock, except: u32) {
             (*stored).kind = SOCKET_UNUSED;
         }
     }
+}
+
+/// The mark of a captured socket with these flags, one of the `CAPTURED_` bits or 0.
+#[inline(always)]
+pub fn capture_mark(flags: u32) -> u32 {
+    if flags & CAPTURED_UNLISTED != 0 {
+        CAPTURE_MARK | CAPTURE_MARK_UNLISTED
+    } else {
+        CAPTURE_MARK
+    }
+}
+
+/// The mark that the application has set on a socket whose mark is `mark`.
+#[inline(always)]
+pub fn application_mark(sk: *mut bpf_sock, mark: u32) -> u32 {
+    if !is_capture_mark(mark) {
+        return mark;
+    }
+    let stored = state(sk);
+    // SAFETY: not null when it is read.
+    unsafe {
+        if !stored.is_null() && (*stored).kind == SOCKET_CAPTURED {
+            (*stored).application_mark
+        } else {
+            0
+        }
+    }
+}
+
+/// Whether an address is one of fe80::/10 (RFC 4291, 2.5.6).
+#[inline(always)]
+pub fn is_link_local6(address: &Address) -> bool {
+    u32::from_be(address.words[0]) & 0xffc0_0000 == 0xfe80_0000
 }
 
 /// Removes the socket's device: bound to another device than loopback it would never reach the

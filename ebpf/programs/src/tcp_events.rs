@@ -1,34 +1,32 @@
 //! TCP events of all sockets of the machine: before a SYN leaves, when a connection is
 //! established, and when a fast-path connection changes its state.
 //!
-//! Before the SYN leaves, the socket's own port is known, and the proxy cannot have accepted the
-//! connection yet, not even with Fast Open. At that time the original destination of a captured
-//! socket is recorded for the proxy, and a fast-path connection is recorded in CONNECTIONS. Every
-//! other socket of a pod is checked again: a connection that should have been captured and was
-//! not (an MPTCP subflow does not pass the connect hooks) cannot leave the machine.
+//! Before the SYN leaves, the socket's own port is known, and a fast-path connection is recorded in
+//! CONNECTIONS. Every other socket of a pod is checked again: a connection that should have been
+//! captured and was not (an MPTCP subflow does not pass the connect hooks) is captured here. When the
+//! socket's mark changes, the kernel looks up its route once more.
 
 use aya_ebpf::bindings::{
-    BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_HDR_OPT_LEN_CB,
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_HDR_OPT_LEN_CB,
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
-    SO_BINDTOIFINDEX, SOL_SOCKET, bpf_sock,
+    SO_BINDTOIFINDEX, SO_MARK, SOL_SOCKET, bpf_sock,
 };
 use aya_ebpf::helpers::generated::bpf_setsockopt;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::debug;
 use ztunnel_ebpf_types::{
-    CONNECTION_JOIN, ClientKey, Config, ConnectionEnd, Cookie, OriginalDestination, POD_ARRIVING,
-    POD_ENROLLED, POD_JOIN, Pod, SOCKET_CAPTURED, SOCKET_FAST_PATH, SOCKET_INBOUND,
-    SOCKET_LISTENER, SocketState,
+    CONNECTION_JOIN, Config, ConnectionEnd, Cookie, POD_ARRIVING, POD_ENROLLED, POD_JOIN, Pod,
+    SOCKET_CAPTURED, SOCKET_FAST_PATH, SOCKET_INBOUND, SOCKET_LISTENER, SOCKET_OUTBOUND_LISTENER,
+    SOCKET_UNUSED, SocketState, is_capture_mark,
 };
 
 use crate::connections;
 use crate::context::{Ends, address_bytes};
 use crate::exempt::{is_exempt, is_exempt_inbound, is_proxy};
 use crate::join;
-use crate::maps::{
-    CONNECTIONS, ORIGINAL_DESTINATIONS, PODS, PROXY_DNS_PORT, config, is_logging, netns,
-};
+use crate::maps::{CONNECTIONS, PODS, config, is_logging, netns};
+use crate::rewritten;
 use crate::socket::{self, state_or_new};
 
 /// From linux/tcp.h, which the bindings leave out.
@@ -103,18 +101,50 @@ fn connecting(ctx: &SockOpsContext, config: &Config, cookie: Cookie, ends: &Ends
             }
             return;
         }
-        if socket.kind == SOCKET_CAPTURED
-            && (is_captured(config, ends, port) || is_captured_dns(ends, port))
-        {
-            return record_original_destination(ctx, cookie, ends, socket);
+        if rewritten::is_to_proxy(config, socket, ends, port) {
+            return rewritten::record(ctx, cookie, ends, socket);
+        }
+        if is_captured(sk, socket, ends, port) {
+            return;
         }
     }
-    if !is_captured(config, ends, port)
-        && !is_exempt(config, cookie, &ends.remote, port)
+    if !is_exempt(config, cookie, &ends.remote, port)
         && !is_proxy(config, sk)
+        && !capture(ctx, sk, ends, port)
     {
         stop(ctx, config, ends, port);
     }
+}
+
+/// Whether the connect hook has captured this connection of the socket.
+#[inline(always)]
+fn is_captured(sk: *mut bpf_sock, socket: &SocketState, ends: &Ends, port: u32) -> bool {
+    // SAFETY: checked for null by the caller.
+    let mark = unsafe { (*sk).mark };
+    socket.kind == SOCKET_CAPTURED
+        && is_capture_mark(mark)
+        && ends.remote.is(&socket.dialled_address)
+        && port == socket.dialled_port
+}
+
+/// Captures a connection that the connect hook did not see. False: it cannot be captured.
+#[inline(always)]
+fn capture(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, port: u32) -> bool {
+    // SAFETY: checked for null by the caller.
+    let application_mark = socket::application_mark(sk, unsafe { (*sk).mark });
+    let stored = state_or_new(sk);
+    // SAFETY: not null when it is written; this call holds the socket's lock.
+    let Some(socket) = (unsafe { stored.as_mut() }) else {
+        return false;
+    };
+    // Field by field: a program has a small stack.
+    socket.dialled_address = ends.remote;
+    socket.dialled_port = port;
+    socket.kind = SOCKET_CAPTURED;
+    socket.flags = 0;
+    socket.application_mark = application_mark;
+    let mark = socket::capture_mark(0).cast_signed();
+    set_option(ctx, SOL_SOCKET as i32, SO_MARK as i32, mark)
 }
 
 /// Whether the socket is on the fast path and connects to the peer that it was routed to.
@@ -125,40 +155,6 @@ fn is_on_fast_path(socket: &SocketState, ends: &Ends, port: u32) -> bool {
         && port == socket.peer_port
 }
 
-/// Whether the connection leads to the proxy's outbound listener.
-#[inline(always)]
-fn is_captured(config: &Config, ends: &Ends, port: u32) -> bool {
-    ends.remote.is_loopback() && port == config.outbound_port
-}
-
-/// Whether the connection leads to the proxy's DNS listener.
-#[inline(always)]
-fn is_captured_dns(ends: &Ends, port: u32) -> bool {
-    ends.remote.is_loopback() && port == PROXY_DNS_PORT.load()
-}
-
-#[inline(always)]
-fn record_original_destination(
-    ctx: &SockOpsContext,
-    cookie: Cookie,
-    ends: &Ends,
-    socket: &SocketState,
-) {
-    let client = ClientKey {
-        cookie,
-        address: ends.local,
-        port: ctx.local_port(),
-        zero: 0,
-    };
-    let destination = OriginalDestination {
-        address: socket.dialled_address,
-        port: socket.dialled_port,
-        flags: socket.flags,
-    };
-    // If it fails, the proxy finds nothing at accept and closes the connection.
-    let _ = ORIGINAL_DESTINATIONS.insert(&client, &destination, u64::from(BPF_ANY));
-}
-
 /// A connection that a pod opened is established.
 #[inline(always)]
 fn connected(ctx: &SockOpsContext, config: &Config, cookie: Cookie, pod: &Pod, ends: &Ends) {
@@ -166,12 +162,15 @@ fn connected(ctx: &SockOpsContext, config: &Config, cookie: Cookie, pod: &Pod, e
     let port = u32::from_be(ctx.remote_port());
     // SAFETY: checked for null.
     let is_delivery = !sk.is_null() && unsafe { (*sk).mark } == config.delivery_mark;
-    if pod.flags & POD_JOIN != 0 && (is_delivery || is_captured(config, ends, port)) {
+    if pod.flags & POD_JOIN != 0 && is_delivery {
         return join::enroll(ctx, end_in_pod(ctx, ends, cookie));
     }
     let Some(socket) = socket_state(sk) else {
         return;
     };
+    if pod.flags & POD_JOIN != 0 && socket.kind == SOCKET_CAPTURED {
+        return join::enroll(ctx, end_in_pod(ctx, ends, cookie));
+    }
     if !is_on_fast_path(socket, ends, port) {
         return;
     }
@@ -203,24 +202,20 @@ fn accepted(ctx: &SockOpsContext, config: &Config, cookie: Cookie, pod: &Pod, en
     }
     // SAFETY: checked for null. The accepted socket inherits the mark of the proxy's delivery.
     let is_delivery = unsafe { (*sk).mark } == config.delivery_mark;
-    let is_captured = ends.local.is_loopback() && port == config.outbound_port;
-    if is_delivery || is_captured {
+    let listener = socket_state(sk).map_or(SOCKET_UNUSED, |socket| socket.kind);
+    if is_delivery || listener == SOCKET_OUTBOUND_LISTENER {
         if pod.flags & POD_JOIN != 0 {
             join::enroll(ctx, end_in_pod(ctx, ends, cookie));
         }
         return;
     }
-    if ends.remote.is_loopback() || ends.local.is_loopback() {
+    if ends.remote.is_loopback() || ends.local.is_loopback() || listener == SOCKET_LISTENER {
         return;
     }
-    if let Some(socket) = socket_state(sk) {
-        // A simultaneous open: this end has opened the connection, too.
-        if socket.kind == SOCKET_FAST_PATH {
-            return connected(ctx, config, cookie, pod, ends);
-        }
-        if socket.kind == SOCKET_LISTENER {
-            return;
-        }
+    // A simultaneous open: this end has opened the connection, too. An application's listener may have
+    // opened one before it became a listener, and its accepted sockets have a copy of that state.
+    if listener == SOCKET_FAST_PATH && connections::is_opened_by(ctx, ends) {
+        return connected(ctx, config, cookie, pod, ends);
     }
     if is_exempt_inbound(config, &ends.local, &ends.remote, port) {
         return;
@@ -264,10 +259,12 @@ fn state_changed(ctx: &SockOpsContext) {
 
 /// Keeps a connection inside this namespace: bound to the loopback device it finds no route, and
 /// the short timeout reports that to the application soon.
-#[inline(always)]
+///
+/// Not inlined: what it needs for the log is on a stack of its own.
+#[inline(never)]
 fn stop(ctx: &SockOpsContext, config: &Config, ends: &Ends, port: u32) {
-    set_option(ctx, SOL_SOCKET as i32, SO_BINDTOIFINDEX as i32, 1);
-    set_option(ctx, SOL_TCP, TCP_USER_TIMEOUT, 500);
+    let _ = set_option(ctx, SOL_SOCKET as i32, SO_BINDTOIFINDEX as i32, 1);
+    let _ = set_option(ctx, SOL_TCP, TCP_USER_TIMEOUT, 500);
     if is_logging(config) {
         debug!(
             ctx,
@@ -278,11 +275,12 @@ fn stop(ctx: &SockOpsContext, config: &Config, ends: &Ends, port: u32) {
     }
 }
 
+/// Sets an int option. False: the kernel refuses.
 #[inline(always)]
-fn set_option(ctx: &SockOpsContext, level: i32, name: i32, value: i32) {
+fn set_option(ctx: &SockOpsContext, level: i32, name: i32, value: i32) -> bool {
     let mut value = value;
     // SAFETY: the options are ints, and their size is given.
-    let _ = unsafe {
+    let result = unsafe {
         bpf_setsockopt(
             ctx.ops.cast(),
             level,
@@ -291,4 +289,5 @@ fn set_option(ctx: &SockOpsContext, level: i32, name: i32, value: i32) {
             4,
         )
     };
+    result == 0
 }

@@ -133,8 +133,8 @@ pub struct SocketState {
     pub received_at_fin_wait2: u64,
     /// A set of the `PROGRESS_` bits.
     pub progress: u32,
-    /// Always zero.
-    pub zero: u32,
+    /// Captured: the mark (`SO_MARK`) that the application had set.
+    pub application_mark: u32,
 }
 
 /// The socket was not captured, or no longer is.
@@ -153,6 +153,8 @@ pub const SOCKET_INBOUND: u32 = 4;
 /// Written by user space only, on the proxy's inbound listeners: connections that they accept
 /// belong to the proxy.
 pub const SOCKET_LISTENER: u32 = 5;
+/// As [`SOCKET_LISTENER`], on the listeners of captured connections.
+pub const SOCKET_OUTBOUND_LISTENER: u32 = 7;
 /// A UDP socket whose DNS queries were captured. [`SocketState::peer_address`] is the resolver of
 /// the last query. [`SocketState::dialled_address`] is the resolver that the socket is connected
 /// to; on an unconnected socket, [`SocketState::dialled_port`] is 0.
@@ -168,6 +170,28 @@ pub const PROGRESS_ACTIVE_OPEN: u32 = 4;
 pub const PROGRESS_FIN_WAIT2: u32 = 8;
 /// The connection was established.
 pub const PROGRESS_ESTABLISHED: u32 = 16;
+
+/// A listener of the proxy in a pod; key of `POD_LISTENERS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct ListenerKey {
+    /// The pod's network namespace.
+    pub pod: Cookie,
+    /// One of the `LISTENER_` values.
+    pub kind: u32,
+    /// Always zero.
+    pub zero: u32,
+}
+
+/// The number that stands for the pod's [`Cookie`] in `inbound`, until user space replaces it.
+pub const INSTANCE_POD: Cookie = 0x7a74_6e5f_706f_6421;
+
+/// The listener of connections into the pod.
+pub const LISTENER_INBOUND: u32 = 0;
+/// The listener of the pod's captured connections.
+pub const LISTENER_OUTBOUND: u32 = 1;
+/// The listener of the pod's captured connections to resolvers.
+pub const LISTENER_DNS: u32 = 2;
 
 /// The client's end of a captured connection, as the proxy's `accept()` returns it; key of
 /// `ORIGINAL_DESTINATIONS`. Also the source of a captured DNS query, as the proxy's `recvfrom()`
@@ -294,6 +318,23 @@ pub const PASS_THROUGH_MARK: u32 = 0x1_0000;
 /// The bits of a mark that those rules compare.
 pub const ISTIO_MARK_MASK: u32 = 0xfff;
 
+/// `SO_MARK` of captured sockets: a routing rule in the pod brings their packets back to the pod
+/// itself, to the proxy's listener. In the bits of [`ISTIO_MARK_MASK`] it differs from the marks of
+/// Istio and its node agent.
+pub const CAPTURE_MARK: u32 = 0x7a74_0000;
+/// The bits of the mark that the rule compares. The others tell the proxy about the connection: its
+/// accepted socket has the same mark.
+pub const CAPTURE_MARK_MASK: u32 = 0xffff_0fff;
+/// In the mark of a captured socket: [`CAPTURED_UNLISTED`].
+pub const CAPTURE_MARK_UNLISTED: u32 = 0x1000;
+
+/// Whether a mark is one of captured sockets.
+#[inline(always)]
+#[must_use]
+pub const fn is_capture_mark(mark: u32) -> bool {
+    mark & CAPTURE_MARK_MASK == CAPTURE_MARK
+}
+
 /// A value of `EXEMPT_PORTS` or `EXEMPT_NETWORKS` is a set of the `EXEMPT_` bits. This bit:
 /// connections of a pod to the port or network are not captured.
 pub const EXEMPT_OUTBOUND: u32 = 1;
@@ -311,6 +352,7 @@ pub const CONFIG_LOG: u32 = 4;
 const _: () = assert!(size_of::<Address>() == 16 && align_of::<Address>() == 4);
 const _: () = assert!(size_of::<Pod>() == 36);
 const _: () = assert!(size_of::<SocketState>() == 72);
+const _: () = assert!(size_of::<ListenerKey>() == 16);
 const _: () = assert!(size_of::<ClientKey>() == 32);
 const _: () = assert!(size_of::<OriginalDestination>() == 24);
 const _: () = assert!(size_of::<ConnectionEnd>() == 48 && align_of::<ConnectionEnd>() == 8);

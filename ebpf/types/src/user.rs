@@ -6,8 +6,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{
     Address, ClientKey, Config, ConnectionEnd, ConnectionKey, ConnectionState, Event,
-    FastPathEntry, FastPathKey, InboundEntry, InboundKey, JoinState, Network, OriginalDestination,
-    Pod, SocketState,
+    FastPathEntry, FastPathKey, InboundEntry, InboundKey, JoinState, ListenerKey, Network,
+    OriginalDestination, Pod, SocketState,
 };
 
 // SAFETY: repr(C), only integers, no padding (the size assertions), any bit pattern is valid.
@@ -34,6 +34,8 @@ unsafe impl aya::Pod for InboundEntry {}
 unsafe impl aya::Pod for InboundKey {}
 // SAFETY: as for Address.
 unsafe impl aya::Pod for JoinState {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for ListenerKey {}
 // SAFETY: as for Address.
 unsafe impl aya::Pod for Network {}
 // SAFETY: as for Address.

@@ -37,7 +37,7 @@ pub(super) fn kernel(settings: &Settings) -> bpf::Config {
         directory: capture.bpf_directory.clone(),
         cgroup: capture.cgroup.clone(),
         mark: capture.mark,
-        delivery_mark: pods::delivery::DELIVERY_MARK,
+        delivery_mark: pods::routing::DELIVERY_MARK,
         exemptions: exemptions(settings),
         ports: bpf::Ports::default(),
         max_entries: capture.verdicts,

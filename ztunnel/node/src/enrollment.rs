@@ -34,6 +34,10 @@ use mesh::{Identity, Snapshot};
 /// How long after a pod's enrollment its applications may accept connections whose SYN is older.
 const HANDSHAKES: Duration = Duration::from_secs(1);
 
+/// How long the programs of the version before capture at most. They stay until all of their pods are
+/// enrolled; a pod that cannot be enrolled is refused after that time.
+const REWRITING: Duration = Duration::from_secs(30);
+
 /// What enrolling depends on besides the pods.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EnrollContext<'a> {
@@ -65,6 +69,8 @@ pub(super) struct Enrollment {
     failed: FailedPods,
     last_number: u64,
     changed: bool,
+    /// When the programs of the version before end; none if they do not capture.
+    rewriting_ends: Option<Instant>,
     /// Whether this process is active. If not, it enrolls no pod and does not touch capture.
     active: bool,
 }
@@ -81,6 +87,7 @@ impl Enrollment {
             failed: FailedPods::default(),
             last_number: 0,
             changed: true,
+            rewriting_ends: None,
             active: false,
         }
     }
@@ -89,6 +96,10 @@ impl Enrollment {
     /// another process may have enrolled them meanwhile.
     pub(super) fn become_active(&mut self) {
         self.active = true;
+        let kernel = self.shared.kernel.as_ref();
+        self.rewriting_ends = kernel
+            .is_some_and(|kernel| kernel.rewriting_captures())
+            .then(|| Instant::now() + REWRITING);
         let settles = self
             .shared
             .kernel
@@ -109,7 +120,8 @@ impl Enrollment {
     /// Closes this module's copies of the listeners; the workers close theirs.
     pub(super) fn close_listeners(&mut self) {
         for enrolled in self.pods.values_mut().chain(self.leaving.iter_mut()) {
-            enrolled.inbound = None;
+            enrolled.listeners = None;
+            enrolled.accepting = false;
         }
     }
 
@@ -195,7 +207,12 @@ impl Enrollment {
         // Another process enrols the pods after a handover.
         let retry = self.failed.next_retry().filter(|_| self.active);
         let settles = self.pods.values().filter_map(|enrolled| enrolled.settles);
-        let others = [self.leaving.next_end(), self.coverage.next(), settles.min()];
+        let others = [
+            self.leaving.next_end(),
+            self.coverage.next(),
+            settles.min(),
+            self.rewriting_ends.filter(|_| self.active),
+        ];
         retry.into_iter().chain(others.into_iter().flatten()).min()
     }
 
@@ -240,6 +257,9 @@ impl Enrollment {
         if !self.active {
             return;
         }
+        if self.rewriting_ends.is_some_and(|end| end <= Instant::now()) {
+            self.replace_rewriting();
+        }
         for pod in desired {
             let now = Instant::now();
             if !self.failed.should_wait(pod, now) {
@@ -256,7 +276,22 @@ impl Enrollment {
             if let Err(error) = kernel.remove_other_layouts() {
                 tracing::error!(%error, "cannot detach the programs of an earlier version");
             }
+            self.replace_rewriting();
         }
+    }
+
+    /// Replaces the programs of the version before, if they still capture.
+    fn replace_rewriting(&mut self) {
+        let Some(kernel) = &self.shared.kernel else {
+            return;
+        };
+        self.rewriting_ends = match kernel.replace_rewriting() {
+            Ok(()) => None,
+            Err(error) => {
+                tracing::error!(%error, "cannot replace the programs of an earlier version: trying again");
+                Some(Instant::now() + REWRITING)
+            }
+        };
     }
 
     /// From now on, the programs stop connections to these pods that the proxy has not authorized,
@@ -376,12 +411,9 @@ impl Enrollment {
             return Ok(());
         };
         let captured = captured_addresses(&enrolled.pod, context.mesh);
-        if captured != enrolled.captured
-            && let Some(inbound) = &enrolled.inbound
-        {
-            if let Some(kernel) = &self.shared.kernel {
-                let netns = &enrolled.pod.netns;
-                capture(kernel, netns, &captured, inbound, enrolled.dns)?;
+        if captured != enrolled.captured && enrolled.accepting {
+            if let (Some(kernel), Some(listeners)) = (&self.shared.kernel, &enrolled.listeners) {
+                capture(kernel, &enrolled.pod.netns, &captured, listeners)?;
             }
             enrolled.captured = captured;
             self.changed = true;

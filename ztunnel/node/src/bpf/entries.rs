@@ -8,7 +8,8 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 use ztunnel_ebpf_types as shared;
 use ztunnel_ebpf_types::{
     CONNECTION_BY_PROXY, CONNECTION_INBOUND, CONNECTION_JOIN, COUNTER_LOST_EVENTS,
-    COUNTER_OPEN_CONNECTIONS, POD_JOIN, SOCKET_FAST_PATH, SOCKET_LISTENER, SocketState,
+    COUNTER_OPEN_CONNECTIONS, POD_JOIN, SOCKET_FAST_PATH, SOCKET_LISTENER,
+    SOCKET_OUTBOUND_LISTENER, SocketState,
 };
 
 use mesh::NetnsCookie;
@@ -19,6 +20,15 @@ use mesh::fastpath::{
 
 use super::maps::{Maps, failed};
 use super::{Error, Kernel};
+
+/// What a listener of the proxy is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListenerRole {
+    /// Connections into the pod.
+    Inbound,
+    /// The pod's captured connections.
+    Captured,
+}
 
 /// A fast-path entry in the kernel's map.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -342,13 +352,18 @@ impl Kernel {
         pods.insert(&pod.0, &entry).map_err(failed(pods, "written"))
     }
 
-    /// Marks a listener as the proxy's own: connections that it accepts are not on the fast path.
+    /// Marks a listener as the proxy's own: connections that it accepts are not on the fast path. To be
+    /// called before it listens.
     ///
     /// # Errors
     /// When the socket's storage cannot be written.
-    pub fn mark_listener(&self, listener: BorrowedFd<'_>) -> io::Result<()> {
+    pub fn mark_listener(&self, listener: BorrowedFd<'_>, role: ListenerRole) -> io::Result<()> {
+        let kind = match role {
+            ListenerRole::Inbound => SOCKET_LISTENER,
+            ListenerRole::Captured => SOCKET_OUTBOUND_LISTENER,
+        };
         let state = SocketState {
-            kind: SOCKET_LISTENER,
+            kind,
             ..SocketState::default()
         };
         self.maps.set_socket_state(listener, &state)

@@ -25,12 +25,11 @@ const fn renamed(old: &'static str, new: &'static str) -> Renamed {
     Renamed { old, new }
 }
 
-const MAPS: [Renamed; 17] = [
+const MAPS: [Renamed; 16] = [
     renamed("CONFIG", "CONFIG"),
     renamed("FORMERS", "PREVIOUS_PROXIES"),
     renamed("PODS", "PODS"),
     renamed("ADDRESSES", "ADDRESSES"),
-    renamed("LISTENERS", "LISTENERS"),
     renamed("ORIGINS", "ORIGINAL_DESTINATIONS"),
     renamed("RESOLVERS", "RESOLVERS"),
     renamed("VERDICTS", "FAST_PATH"),

@@ -10,8 +10,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use ztunnel_ebpf_types as shared;
 use ztunnel_ebpf_types::{
     Address, CONFIG_EXEMPT_NETWORKS, CONFIG_EXEMPT_PORTS, ClientKey, Config, EXEMPT_INBOUND,
-    EXEMPT_OUTBOUND, Network, OriginalDestination, POD_HANDSHAKE, Pod, SOCKET_HANDSHAKE,
-    SocketState,
+    EXEMPT_OUTBOUND, ListenerKey, Network, OriginalDestination, POD_HANDSHAKE, Pod,
+    SOCKET_HANDSHAKE, SocketState,
 };
 
 use super::object::Object;
@@ -30,7 +30,7 @@ pub(super) struct Maps {
     pub(super) pods: Map<u64, Pod>,
     pub(super) addresses: Map<Address, u64>,
     /// The value is the listener's descriptor.
-    pub(super) listeners: Map<Address, u32>,
+    pub(super) listeners: Map<ListenerKey, u32>,
     pub(super) original_destinations: Map<ClientKey, OriginalDestination>,
     pub(super) resolvers: Map<ClientKey, OriginalDestination>,
     pub(super) fast_path: Map<shared::FastPathKey, shared::FastPathEntry>,
@@ -55,7 +55,7 @@ impl Maps {
             previous_proxies: Map::new(object.map("PREVIOUS_PROXIES")?, "PREVIOUS_PROXIES"),
             pods: Map::new(object.map("PODS")?, "PODS"),
             addresses: Map::new(object.map("ADDRESSES")?, "ADDRESSES"),
-            listeners: Map::new(object.map("LISTENERS")?, "LISTENERS"),
+            listeners: Map::new(object.map("POD_LISTENERS")?, "POD_LISTENERS"),
             original_destinations: Map::new(
                 object.map("ORIGINAL_DESTINATIONS")?,
                 "ORIGINAL_DESTINATIONS",
@@ -267,9 +267,6 @@ impl Maps {
             if owner != Some(cookie.0) || keep.contains(&address) {
                 continue;
             }
-            self.listeners
-                .remove(&address)
-                .map_err(failed(&self.listeners, "written"))?;
             self.addresses
                 .remove(&address)
                 .map_err(failed(&self.addresses, "written"))?;

@@ -44,11 +44,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ztunnel_ebpf_types::{CAPTURED_UNLISTED, ClientKey, POD_DNS, POD_JOIN};
+use ztunnel_ebpf_types::{
+    CAPTURE_MARK_UNLISTED, CAPTURED_UNLISTED, ClientKey, POD_DNS, POD_JOIN, is_capture_mark,
+};
 
 use cgroup::Cgroup;
 pub use config::{Config, Exemptions, Ports};
-pub use entries::StoredEntry;
+pub use entries::{ListenerRole, StoredEntry};
 pub use error::Error;
 pub use events::{Event, EventKind, Events};
 pub use foreign_programs::{captured_pods_below, is_captured};
@@ -65,7 +67,8 @@ pub use object::{is_at_least, release};
 pub use permissions::{Capability, NEEDED, effective_capabilities, missing_capabilities};
 use pins::Pins;
 pub(crate) use pins::{ACTIVE_LOCK, STANDBY_LOCK};
-pub use pod_capture::PodCapture;
+use pod_capture::Instances;
+pub use pod_capture::{CaptureListeners, PodCapture};
 pub(crate) use private::create as create_private;
 use process_locks::ProcessLocks;
 pub use process_locks::is_in_use;
@@ -90,6 +93,18 @@ pub enum BackendChoice {
     Any,
     /// Only those that the fast-path entry does not list: the kernel's random choice fell on them.
     Unlisted,
+}
+
+impl BackendChoice {
+    /// What a captured connection's mark says about it.
+    #[must_use]
+    pub const fn of_mark(mark: u32) -> Self {
+        if is_capture_mark(mark) && mark & CAPTURE_MARK_UNLISTED != 0 {
+            Self::Unlisted
+        } else {
+            Self::Any
+        }
+    }
 }
 
 /// The original destination of a captured connection.
@@ -121,6 +136,9 @@ pub struct Kernel {
     events: OwnedFd,
     /// The programs; replaced when they are loaded again with logging.
     object: Mutex<Object>,
+    instances: Mutex<Instances>,
+    /// Whether the programs of the version before still capture: see [`Self::replace_rewriting`].
+    rewriting_captures: AtomicBool,
     /// Whether the DNS programs are attached.
     dns_attached: AtomicBool,
     load_options: LoadOptions,
@@ -170,6 +188,8 @@ impl Kernel {
             process_locks: ProcessLocks::new(&pins),
             own_lock: Mutex::default(),
             object: Mutex::new(object),
+            instances: Mutex::default(),
+            rewriting_captures: AtomicBool::new(false),
             dns_attached: AtomicBool::new(false),
             pins,
             cgroup,
@@ -185,6 +205,8 @@ impl Kernel {
     /// links of namespaces that no longer exist. Only the active process may call it. Connections
     /// that an earlier process dials are not captured for as long as that process is alive.
     ///
+    /// If the version before captures pods, its programs stay until [`Self::replace_rewriting`].
+    ///
     /// # Errors
     /// When a program cannot be attached, or a map or a pin cannot be written.
     pub fn become_active(&self, config: &Config) -> Result<(), Error> {
@@ -199,7 +221,11 @@ impl Kernel {
             settings.hbone_port = config.ports.hbone.into();
         })?;
         maps.set_exemptions(&config.exemptions)?;
-        attach_cgroup(&self.object(), self.hooks())?;
+        let rewriting = programs::rewriting_captures(&self.pins) && !self.enrolled()?.is_empty();
+        self.rewriting_captures.store(rewriting, Ordering::Relaxed);
+        if !rewriting {
+            attach_cgroup(&self.object(), self.hooks())?;
+        }
         // On older kernels the mark alone identifies the proxy's own sockets.
         if kernel_has_process_id() {
             maps.handshake()?;
@@ -213,6 +239,31 @@ impl Kernel {
         } else {
             programs::detach_dns(self.hooks())?;
         }
+        if rewriting {
+            return Ok(());
+        }
+        self.update_namespaces()
+    }
+
+    /// Whether the programs of the version before capture. The proxy serves the pods by its own
+    /// listeners then, and finds original destinations by [`Self::original_destination`].
+    #[must_use]
+    pub fn rewriting_captures(&self) -> bool {
+        self.rewriting_captures.load(Ordering::Relaxed)
+    }
+
+    /// Replaces the programs of the version before, if they still capture. Call it when this process
+    /// serves all pods: in the others nothing brings marked connections to a listener, and they are
+    /// refused.
+    ///
+    /// # Errors
+    /// When a program cannot be attached.
+    pub fn replace_rewriting(&self) -> Result<(), Error> {
+        if !self.rewriting_captures() {
+            return Ok(());
+        }
+        attach_cgroup(&self.object(), self.hooks())?;
+        self.rewriting_captures.store(false, Ordering::Relaxed);
         self.update_namespaces()
     }
 
@@ -256,6 +307,11 @@ impl Kernel {
         let own = self.maps.process()?;
         let left = self.maps.forget_ended_proxies(own, &self.process_locks)?;
         self.process_locks.remove_ended()?;
+        // Without process ids (before Linux 6.10) it is not known which proxies are alive: the name
+        // programs stay then, and do no harm.
+        if own != 0 && !left && !self.rewriting_captures() && programs::has_old_names(&self.pins) {
+            programs::replace_old_names(&self.object(), self.hooks())?;
+        }
         Ok(left)
     }
 
@@ -279,8 +335,11 @@ impl Kernel {
     fn update_namespaces(&self) -> Result<(), Error> {
         for cookie in self.pins.enrolled()? {
             let pin = self.pins.netns(cookie);
-            let exists =
-                programs::replace_netns(self.object().program(INBOUND)?, &pin, &self.links)?;
+            let object = self.object();
+            let mut instances = self.instances();
+            let program = instances.of(&object, cookie)?;
+            let exists = programs::replace_netns(program, &pin, &self.links)?;
+            drop((object, instances));
             if !exists {
                 self.withdraw(cookie)?;
             }
@@ -290,6 +349,12 @@ impl Kernel {
 
     fn object(&self) -> MutexGuard<'_, Object> {
         self.object.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn instances(&self) -> MutexGuard<'_, Instances> {
+        self.instances
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Attaches the DNS programs. They stay attached until a proxy starts and finds no pod with DNS
@@ -326,7 +391,9 @@ impl Kernel {
             missing: Missing::Pin,
         });
         let mut installed: Vec<_> = unpinned.collect();
-        installed.extend(attach_cgroup(&object, self.hooks())?);
+        if !self.rewriting_captures() {
+            installed.extend(attach_cgroup(&object, self.hooks())?);
+        }
         if self.dns_attached.load(Ordering::Relaxed) {
             installed.extend(programs::attach_dns(&object, self.hooks())?);
         }
@@ -356,9 +423,9 @@ impl Kernel {
         self.maps.set_exemptions(exemptions)
     }
 
-    /// The original destination of a captured connection, by its client's end as `accept()` returns
-    /// it. The first call removes the entry. None: the connection was not captured, a client
-    /// connected to the proxy's port directly.
+    /// The original destination of a connection that the version before has captured, by its client's
+    /// end as `accept()` returns it. The first call removes the entry. None: a client connected to the
+    /// proxy's port directly. Connections that this version captures need no lookup.
     ///
     /// One system call; meant for every connection.
     ///
@@ -434,13 +501,18 @@ impl Kernel {
         self.object().restore_pins(&self.pins)?;
         let source = MapSource::Pinned(&self.pins);
         let object = Object::load(source, &ALL, ProgramLogging::Debug, self.load_options)?;
-        attach_cgroup(&object, self.hooks())?;
+        if !self.rewriting_captures() {
+            attach_cgroup(&object, self.hooks())?;
+        }
         if self.dns_attached.load(Ordering::Relaxed) {
             programs::attach_dns(&object, self.hooks())?;
         }
         let id = sys::program_id(object.program(INBOUND)?);
         *self.object() = object;
-        self.update_namespaces()?;
+        self.instances().clear();
+        if !self.rewriting_captures() {
+            self.update_namespaces()?;
+        }
         let id = id.map_err(|source| Error::Attach {
             program: INBOUND,
             target: "its log".to_owned(),

@@ -6,13 +6,18 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
+use aya_obj::generated::bpf_insn;
 use aya_obj::{EbpfSectionKind, Object as Parsed};
+use ztunnel_ebpf_types::INSTANCE_POD;
 
 use super::pins::Pins;
+use super::programs::INBOUND;
 use super::sys::{self, AttachType, Shape};
 use super::{Error, Ports, permissions};
+use mesh::NetnsCookie;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ztunnel-ebpf"));
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ztunnel-ebpf"));
 
 /// The maps that outlive a proxy. The ring buffer of the log is not among them: each proxy has its
 /// own.
@@ -21,7 +26,7 @@ const PINNED: [&str; 17] = [
     "PREVIOUS_PROXIES",
     "PODS",
     "ADDRESSES",
-    "LISTENERS",
+    "POD_LISTENERS",
     "ORIGINAL_DESTINATIONS",
     "RESOLVERS",
     "FAST_PATH",
@@ -84,6 +89,8 @@ pub(super) struct Object {
     /// The maps that outlive a proxy, to pin them again.
     pinned: Vec<(&'static str, OwnedFd)>,
     programs: HashMap<&'static str, OwnedFd>,
+    /// The instructions of `inbound`, which is loaded once for each pod.
+    inbound: Vec<bpf_insn>,
 }
 
 impl Object {
@@ -105,6 +112,8 @@ impl Object {
         };
         let mut parsed = Parsed::parse(OBJECT).map_err(|error| unreadable(&error))?;
         let has_process_id = [u8::from(kernel_has_process_id())];
+        let release = release().unwrap_or_default();
+        let has_set_retval = [u8::from(is_at_least(&release, 5, 18))];
         let level = [match logging {
             ProgramLogging::Off => 0,
             ProgramLogging::Debug => aya_log::Level::Debug as u8,
@@ -112,6 +121,7 @@ impl Object {
         let dns_port = u32::from(options.dns_port).to_ne_bytes();
         let globals = HashMap::from([
             ("HAS_PROCESS_ID", (has_process_id.as_slice(), true)),
+            ("HAS_SET_RETVAL", (has_set_retval.as_slice(), true)),
             ("PROXY_DNS_PORT", (dns_port.as_slice(), true)),
             (aya_log::LEVEL, (level.as_slice(), true)),
         ]);
@@ -137,7 +147,8 @@ impl Object {
             .map_err(|error| unreadable(&error))?;
         let mut loaded = HashMap::new();
         for (name, attach) in programs {
-            loaded.insert(*name, load_program(&parsed, name, *attach)?);
+            let program = load(name, *attach, instructions(&parsed, name)?)?;
+            loaded.insert(*name, program);
         }
         let mut pinned = Vec::new();
         for name in PINNED {
@@ -150,11 +161,22 @@ impl Object {
                 pinned.push((name, map));
             }
         }
+        let inbound = instructions(&parsed, INBOUND)?.to_vec();
         Ok(Self {
             maps,
             pinned,
             programs: loaded,
+            inbound,
         })
+    }
+
+    /// Loads the instance of `inbound` for one pod.
+    pub(super) fn load_inbound(&self, pod: NetnsCookie) -> Result<OwnedFd, Error> {
+        let mut instructions = self.inbound.clone();
+        if !replace_constant(&mut instructions, INSTANCE_POD, pod.0) {
+            return Err(missing("the pod's cookie in inbound"));
+        }
+        load(INBOUND, AttachType::SkLookup, &instructions)
     }
 
     /// Pins the maps again whose pins are gone. Returns their names.
@@ -249,19 +271,48 @@ fn entries(source: MapSource<'_>, name: &str, map: &aya_obj::Map, max_entries: u
     }
 }
 
-fn load_program(parsed: &Parsed, name: &'static str, attach: AttachType) -> Result<OwnedFd, Error> {
+fn instructions<'a>(parsed: &'a Parsed, name: &str) -> Result<&'a [bpf_insn], Error> {
     let program = parsed.programs.get(name).ok_or_else(|| missing(name))?;
-    let function = parsed
-        .functions
-        .get(&program.function_key())
-        .ok_or_else(|| missing(name))?;
-    sys::load_program(name, attach, &function.instructions).map_err(|(source, log)| {
-        Error::Program {
-            program: name,
-            source,
-            log,
-        }
+    let function = parsed.functions.get(&program.function_key());
+    Ok(&function.ok_or_else(|| missing(name))?.instructions)
+}
+
+fn load(
+    name: &'static str,
+    attach: AttachType,
+    instructions: &[bpf_insn],
+) -> Result<OwnedFd, Error> {
+    sys::load_program(name, attach, instructions).map_err(|(source, log)| Error::Program {
+        program: name,
+        source,
+        log,
     })
+}
+
+/// Replaces a constant in the instructions that load it: each has 64 bits in two places
+/// (`BPF_LD | BPF_IMM | BPF_DW` of RFC 9669, 5.4). False: no instruction loads it.
+fn replace_constant(instructions: &mut [bpf_insn], from: u64, to: u64) -> bool {
+    const LOAD_CONSTANT: u8 = 0x18;
+    // The lower half comes first.
+    let halves = |value: u64| {
+        let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
+        [[a, b, c, d], [e, f, g, h]].map(i32::from_le_bytes)
+    };
+    let [low, high] = halves(from);
+    let mut found = false;
+    for index in 1..instructions.len() {
+        let [first, second] = &mut instructions[index - 1..=index] else {
+            break;
+        };
+        if first.code == LOAD_CONSTANT
+            && first.src_reg() == 0
+            && (first.imm, second.imm) == (low, high)
+        {
+            [first.imm, second.imm] = halves(to);
+            found = true;
+        }
+    }
+    found
 }
 
 /// Since Linux 6.10, programs of every type can read the process id.

@@ -11,8 +11,8 @@ use super::programs::{ALL, INBOUND};
 use super::sys::{self, AttachType};
 use super::{Error, pins, private};
 
-/// The program that is attached during the check, to `getsockname()`.
-const ATTACHED: (&str, AttachType) = ("sockname4", AttachType::SockName4);
+/// The program that is attached during the check, to `getpeername()`.
+const ATTACHED: (&str, AttachType) = ("peername4", AttachType::PeerName4);
 
 /// All programs, checked by the kernel's verifier and not attached.
 #[derive(Debug)]

@@ -15,17 +15,25 @@ use super::pins::{self, Pins};
 use super::sys::{self, AttachType};
 use mesh::NetnsCookie;
 
-/// The cgroup programs in the order of attaching: names first, then TCP events, and capture last,
-/// which needs the others.
-const CGROUP: [(&str, AttachType); 7] = [
-    ("peername4", AttachType::PeerName4),
-    ("peername6", AttachType::PeerName6),
-    ("sockname4", AttachType::SockName4),
-    ("sockname6", AttachType::SockName6),
+/// The cgroup programs in the order of attaching: capture last, which needs the others.
+const CGROUP: [(&str, AttachType); 4] = [
+    (HOLD, AttachType::Egress),
     ("tcp_events", AttachType::SockOps),
-    ("capture4", AttachType::Connect4),
+    (CAPTURE, AttachType::Connect4),
     ("capture6", AttachType::Connect6),
 ];
+/// The program that keeps captured packets in their pod. The version before has none.
+const HOLD: &str = "hold";
+/// The program that captures.
+const CAPTURE: &str = "capture4";
+/// The programs that show an application the address that it dialled.
+const NAMES: [(&str, AttachType); 2] = [
+    ("peername4", AttachType::PeerName4),
+    ("peername6", AttachType::PeerName6),
+];
+/// Further name programs of the version before. They and its programs of [`NAMES`] are for sockets that
+/// it has captured, and stay for as long as such a proxy is alive.
+const OLD_NAMES: [&str; 2] = ["sockname4", "sockname6"];
 /// The cgroup programs of DNS over UDP in the order of attaching: replies first, then queries. They
 /// run for every datagram of the machine, so they are attached only if a pod uses DNS capture.
 const DNS: [(&str, AttachType); 4] = [
@@ -39,11 +47,12 @@ pub(super) const INBOUND: &str = "inbound";
 /// The program of joined connections, loaded only if they are enabled.
 pub(super) const REDIRECT: (&str, AttachType) = ("redirect", AttachType::SkMsgVerdict);
 /// The programs that are loaded at start.
-pub(super) const ALL: [(&str, AttachType); 12] = {
-    let [a, b, c, d, e, f, g] = CGROUP;
-    let [h, i, j, k] = DNS;
+pub(super) const ALL: [(&str, AttachType); 11] = {
+    let [a, b, c, d] = CGROUP;
+    let [e, f] = NAMES;
+    let [g, h, i, j] = DNS;
     let inbound = (INBOUND, AttachType::SkLookup);
-    [a, b, c, d, e, f, g, h, i, j, k, inbound]
+    [a, b, c, d, e, f, g, h, i, j, inbound]
 };
 
 /// Where programs are attached.
@@ -96,9 +105,34 @@ pub struct Installed {
     pub missing: Missing,
 }
 
-/// Attaches the cgroup programs that are always in use, or puts them into their pinned links.
+/// Attaches the cgroup programs that are always in use, or puts them into their pinned links. The name
+/// programs of the version before stay.
 pub(super) fn attach_cgroup(object: &Object, hooks: Hooks<'_>) -> Result<Vec<Installed>, Error> {
-    attach(&CGROUP, object, hooks)
+    let mut installed = attach(&CGROUP, object, hooks)?;
+    if !has_old_names(hooks.pins) {
+        installed.extend(attach(&NAMES, object, hooks)?);
+    }
+    Ok(installed)
+}
+
+/// Whether the programs of the version before may capture: they rewrite the destination, and work with
+/// that version's programs only.
+pub(super) fn rewriting_captures(pins: &Pins) -> bool {
+    pins.link(CAPTURE).exists() && (!pins.link(HOLD).exists() || has_old_names(pins))
+}
+
+/// Whether name programs of the version before are attached.
+pub(super) fn has_old_names(pins: &Pins) -> bool {
+    OLD_NAMES.iter().any(|name| pins.link(name).exists())
+}
+
+/// Replaces the name programs of the version before: none of its proxies is alive.
+pub(super) fn replace_old_names(object: &Object, hooks: Hooks<'_>) -> Result<(), Error> {
+    attach(&NAMES, object, hooks)?;
+    for name in OLD_NAMES {
+        pins::detach(&hooks.pins.link(name))?;
+    }
+    pins::remove(&hooks.pins.map("LISTENERS"))
 }
 
 /// As [`attach_cgroup`], for the DNS programs.

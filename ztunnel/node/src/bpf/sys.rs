@@ -48,6 +48,7 @@ enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum AttachType {
+    Egress = 1,
     SockOps = 3,
     SkMsgVerdict = 7,
     Connect4 = 10,
@@ -58,7 +59,10 @@ pub(super) enum AttachType {
     ReceiveMessage6 = 20,
     PeerName4 = 29,
     PeerName6 = 30,
+    // Programs of earlier versions.
+    #[cfg(test)]
     SockName4 = 31,
+    #[cfg(test)]
     SockName6 = 32,
     SkLookup = 36,
 }

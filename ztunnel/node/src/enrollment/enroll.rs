@@ -1,14 +1,15 @@
 //! Enrolls one pod: opens its listeners, or takes those back that are still open, and captures it.
 
-use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::enrolled::{Enrolled, identity};
 use super::error::EnrollError;
-use super::prepare::{capture, captured_addresses, prepare, refuse_captured, warn_of_missing};
+use super::prepare::{
+    capture, capture_listeners, captured_addresses, prepare, refuse_captured, warn_of_missing,
+};
 use super::{DesiredPod, EnrollContext, Enrollment, HANDSHAKES};
-use crate::pods::{self, Netns, Opened, OptionalListener};
+use crate::pods::{self, Netns, Opened};
 use mesh::NetnsCookie;
 
 impl Enrollment {
@@ -61,7 +62,7 @@ impl Enrollment {
         let redirected = left.pod.netns.visit(pods::is_redirected).unwrap_or(false);
         left.pod.redirected.store(redirected, Ordering::Relaxed);
         let is_captured = self.shared.kernel.is_some() || redirected;
-        if left.has_same_workload(desired) && left.inbound.is_some() && is_captured {
+        if left.has_same_workload(desired) && left.accepting && is_captured {
             return Some(left);
         }
         self.end(context, left);
@@ -80,21 +81,17 @@ impl Enrollment {
         if kernel.is_none() && !pod.redirected.load(Ordering::Relaxed) {
             return Err(EnrollError::NoRules);
         }
-        // Queries that are captured without a listener would be lost.
-        let dns = self.shared.config.dns.is_some() && !opened.lacks(OptionalListener::Dns);
         let Opened { sets, missing } = opened;
-        let inbound = sets
-            .first()
-            .map(|first| first.inbound.as_fd().try_clone_to_owned());
-        let inbound = inbound.transpose().map_err(EnrollError::Duplicate)?;
+        let listeners = sets.first().map_or(Ok(None), capture_listeners);
+        let listeners = listeners.map_err(EnrollError::Duplicate)?;
         context.workers.add(&pod, sets);
         warn_of_missing(&missing, &desired.key, kernel.is_some());
         Ok(Enrolled {
             pod,
             identity: None,
-            inbound,
+            listeners,
+            accepting: true,
             captured: Vec::new(),
-            dns,
             settles: None,
             number: 0,
         })
@@ -109,9 +106,9 @@ impl Enrollment {
     ) -> Result<(), EnrollError> {
         let pod = &enrolled.pod;
         enrolled.captured = captured_addresses(pod, context.mesh);
-        if let (Some(kernel), Some(inbound)) = (&self.shared.kernel, &enrolled.inbound) {
+        if let (Some(kernel), Some(listeners)) = (&self.shared.kernel, &enrolled.listeners) {
             let netns = &pod.netns;
-            capture(kernel, netns, &enrolled.captured, inbound, enrolled.dns)?;
+            capture(kernel, netns, &enrolled.captured, listeners)?;
             enrolled.settles = Some(Instant::now() + HANDSHAKES);
             if !kernel.covers_machine() {
                 self.coverage.add(&desired.key, netns, Instant::now());

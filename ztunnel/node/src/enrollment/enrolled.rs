@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::DesiredPod;
 use super::prepare::was_replaced;
+use crate::bpf::CaptureListeners;
 use crate::pods::Pod;
 use mesh::{Identity, LocalPod, NetnsCookie, Snapshot};
 
@@ -16,12 +17,12 @@ use mesh::{Identity, LocalPod, NetnsCookie, Snapshot};
 pub(super) struct Enrolled {
     pub(super) pod: Arc<Pod>,
     pub(super) identity: Option<Identity>,
-    /// An inbound listener, needed to enroll again when addresses change; none once another process
-    /// accepts instead.
-    pub(super) inbound: Option<OwnedFd>,
+    /// Copies of listeners, needed to enroll again when addresses change; none where rules capture, and
+    /// once another process accepts instead.
+    pub(super) listeners: Option<CaptureListeners<OwnedFd>>,
+    /// Whether the workers still accept its connections.
+    pub(super) accepting: bool,
     pub(super) captured: Vec<IpAddr>,
-    /// Whether its DNS queries are captured.
-    pub(super) dns: bool,
     /// When its applications accept no more connections that are older than the enrollment; none
     /// after that, and where rules capture.
     pub(super) settles: Option<Instant>,

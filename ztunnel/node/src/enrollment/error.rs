@@ -21,8 +21,8 @@ pub(crate) enum EnrollError {
     /// Its addresses could not be listed.
     #[error("cannot list the addresses on the pod's interfaces: {0}")]
     Addresses(#[source] std::io::Error),
-    /// An inbound listener could not be duplicated.
-    #[error("cannot duplicate the inbound listener: {0}")]
+    /// A listener could not be duplicated.
+    #[error("cannot duplicate a listener: {0}")]
     Duplicate(#[source] std::io::Error),
     /// Neither rules nor programs would capture it.
     #[error(

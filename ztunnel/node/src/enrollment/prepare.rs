@@ -1,14 +1,15 @@
 //! The steps of enrolling one pod.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::{DesiredPod, EnrollError, PodKey};
-use crate::bpf::{self, Kernel, PodCapture};
+use crate::bpf::{self, CaptureListeners, Kernel, PodCapture};
 use crate::pods::{
-    self, Listeners, Missing, Netns, NetnsSource, Opened, OptionalListener, Pod, delivery,
+    self, Listeners, MarkListener, Missing, Netns, NetnsSource, Opened, OptionalListener, Pod,
     interface_addresses, is_redirected,
+    routing::{self, Existing},
 };
 use crate::proxy::ProxyState;
 use mesh::NetnsCookie;
@@ -33,11 +34,12 @@ pub(super) fn prepare(
         .filter_map(|(listener, enabled)| enabled.then_some(listener));
     let optional: Vec<OptionalListener> = optional.collect();
     let (addresses, opened, redirected) = netns.visit(|| {
-        delivery::prepare()?;
-        let mark = |listener: BorrowedFd<'_>| match &shared.kernel {
-            Some(kernel) => kernel.mark_listener(listener),
-            None => Ok(()),
-        };
+        routing::prepare_delivery()?;
+        let mark = shared
+            .kernel
+            .as_ref()
+            .map(|kernel| |listener: BorrowedFd<'_>, role| kernel.mark_listener(listener, role));
+        let mark = mark.as_ref().map(|mark| mark as MarkListener<'_>);
         let opened = Listeners::open(config.workers, &optional, mark);
         let addresses = interface_addresses().map_err(EnrollError::Addresses)?;
         Ok::<_, EnrollError>((addresses, opened?, is_redirected()))
@@ -115,28 +117,48 @@ pub(super) fn warn_of_missing(missing: &[Missing], pod: &PodKey, programs: bool)
     }
 }
 
+/// Copies of a set's listeners, for the programs. None where rules capture.
+///
+/// # Errors
+/// When this process has no descriptor left.
+pub(super) fn capture_listeners(
+    set: &Listeners,
+) -> std::io::Result<Option<CaptureListeners<OwnedFd>>> {
+    let copy = |listener: &TcpListener| listener.as_fd().try_clone_to_owned();
+    let Some(captured) = &set.captured else {
+        return Ok(None);
+    };
+    Ok(Some(CaptureListeners {
+        inbound: copy(&set.inbound)?,
+        outbound: copy(&captured.outbound)?,
+        dns: captured.dns.as_ref().map(copy).transpose()?,
+    }))
+}
+
 /// Turns capture on.
 pub(super) fn capture(
     kernel: &Kernel,
     netns: &Netns,
     addresses: &[IpAddr],
-    inbound: &OwnedFd,
-    dns: bool,
+    listeners: &CaptureListeners<OwnedFd>,
 ) -> Result<(), EnrollError> {
-    let cookie = NetnsCookie(netns.cookie());
+    netns.visit(|| routing::prepare_capture(addresses, Existing::Replace))??;
     let pod = PodCapture {
-        cookie,
+        cookie: NetnsCookie(netns.cookie()),
         netns: netns.as_fd(),
         addresses,
-        inbound: inbound.as_fd(),
-        dns,
+        listeners: CaptureListeners {
+            inbound: listeners.inbound.as_fd(),
+            outbound: listeners.outbound.as_fd(),
+            dns: listeners.dns.as_ref().map(OwnedFd::as_fd),
+        },
     };
     Ok(kernel.enroll(&pod)?)
 }
 
 /// The pod's addresses to capture: those of the mesh and of its interfaces.
 pub(super) fn captured_addresses(pod: &Pod, mesh: &Snapshot) -> Vec<IpAddr> {
-    // The mesh's come first: captured sockets are bound to the first address of each family.
+    // The mesh's come first: the first IPv4 address is the source of captured connections.
     let mut addresses: Vec<IpAddr> = pod
         .workload(mesh)
         .map(|workload| workload.workload_ips.to_vec())

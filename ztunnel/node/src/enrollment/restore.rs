@@ -8,13 +8,13 @@ use crate::bpf::Kernel;
 use crate::capture_watch::kind;
 use crate::pods::{
     self,
-    delivery::{self, Prepared},
+    routing::{self, Existing, Prepared},
 };
 use telemetry::{CaptureMetrics, RestoredKind};
 
 impl Enrollment {
-    /// Checks the pods with these numbers, and restores their program, its pin, and the routing of
-    /// deliveries. Returns how many cannot be restored.
+    /// Checks the pods with these numbers, and restores their program, its pin, and their
+    /// routing. Returns how many cannot be restored.
     pub(crate) fn restore_capture(
         &self,
         kernel: &Kernel,
@@ -56,9 +56,17 @@ fn restore(
             kind(installed.missing),
         );
     }
-    match netns.visit(delivery::prepare)? {
-        Ok(Prepared::Before) => {}
-        Ok(Prepared::Now) => tell("the routing of deliveries", RestoredKind::Route),
+    let prepare = || {
+        let delivery = routing::prepare_delivery()?;
+        let capture = routing::prepare_capture(&enrolled.captured, Existing::Keep)?;
+        Ok([delivery, capture].contains(&Prepared::Now))
+    };
+    match netns.visit(prepare)? {
+        Ok(false) => {}
+        Ok(true) => tell(
+            "a rule or a route of captured connections or deliveries",
+            RestoredKind::Route,
+        ),
         // The pod's sandbox is being removed: nothing is delivered there any more.
         Err(pods::Error::LoopbackDown) => {}
         Err(error) => return Err(error.into()),

@@ -18,7 +18,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpStream, UdpSocket};
 
 use super::Netns;
-use super::delivery::DELIVERY_MARK;
+use super::routing::DELIVERY_MARK;
 
 /// The ports of deliveries.
 const PORTS: RangeInclusive<u16> = 61000..=65535;

@@ -123,6 +123,12 @@ impl Error {
         matches!(self, Self::Listen { source, .. } if source.kind() == absent)
     }
 
+    /// Whether the kernel takes part of a route for invalid.
+    pub(super) fn is_invalid(&self) -> bool {
+        let invalid = io::ErrorKind::InvalidInput;
+        matches!(self, Self::Route { source, .. } if source.kind() == invalid)
+    }
+
     /// Whether another socket has the address.
     pub(super) fn is_in_use(&self) -> bool {
         let in_use = io::ErrorKind::AddrInUse;

@@ -2,22 +2,23 @@
 //! inside them.
 //!
 //! A pod is enrolled in four steps, each of which is idempotent: open its namespace ([`Netns`]),
-//! prepare delivery with the client's address ([`delivery`]), open the listeners ([`Listeners`]), and
+//! prepare delivery with the client's address ([`routing`]), open the listeners ([`Listeners`]), and
 //! turn capture on, which the enrollment does. [`destroy()`] terminates connections that are no longer
 //! allowed. The settings or the node agent ([`zds`](crate::agent::zds)) list the pods. This module
 //! does not use eBPF, and does not read or write the data of connections.
 
 mod application_cgroups;
-pub mod delivery;
 mod destroy;
 mod dial;
 mod error;
 mod gone;
 #[cfg(test)]
 pub(crate) mod netlab;
+mod netlink;
 mod netns;
 mod redirection;
 mod rehearsal;
+pub mod routing;
 mod socket;
 mod sysctl;
 mod unsent;
@@ -32,9 +33,11 @@ pub use gone::{PeerEnd, peer_gone};
 pub use netns::{Netns, NetnsDescriptor, NetnsSource, interface_addresses};
 pub use redirection::{dialled_of, is_redirected, is_served, redirected_from};
 pub use rehearsal::{Rehearsal, rehearse};
+#[cfg(test)]
+pub(crate) use socket::listen_captured;
 pub use socket::{
-    DnsSockets, Listeners, Missing, Opened, OptionalListener, abort_on_drop, accept,
-    leave_reuseport_group, local_of, peer_of, send_from,
+    CapturedListeners, DnsSockets, Listeners, MarkListener, Missing, Opened, OptionalListener,
+    abort_on_drop, accept, leave_reuseport_group, local_of, mark_of, peer_of, send_from,
 };
 pub use unsent::unsent;
 

@@ -12,7 +12,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::destroy::{Connection, Destroyed, destroy};
 use super::dial::bind_to_client;
-use super::{DestroyError, Error, Listeners, OptionalListener, delivery};
+use super::netlink::set_loopback_up;
+use super::{DestroyError, Error, Listeners, OptionalListener, routing};
 
 /// An address for documentation (RFC 5737), which no interface has.
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -49,13 +50,13 @@ pub fn rehearse() -> Result<Rehearsal, Error> {
 fn in_new_namespace() -> Result<Rehearsal, Error> {
     let create = || {
         unshare(CloneFlags::CLONE_NEWNET)?;
-        delivery::set_loopback_up()?;
+        set_loopback_up()?;
         File::open("/proc/thread-self/ns/net")
     };
     let netns = create().map_err(|source| Error::Make { source })?;
-    let listeners = Listeners::open(1, &[OptionalListener::Dns], |_| Ok(())).map(drop);
+    let listeners = Listeners::open(1, &[OptionalListener::Dns], None).map(drop);
     let mut destroyed = None;
-    let delivery = delivery::prepare().and_then(|_prepared| {
+    let delivery = routing::prepare_delivery().and_then(|_prepared| {
         let delivered = deliver().map_err(|source| Error::Deliver { source })?;
         destroyed = Some(destroy(&[delivered.connection]));
         Ok(())

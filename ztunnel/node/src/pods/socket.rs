@@ -12,11 +12,15 @@ use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::Error;
+use crate::bpf::ListenerRole;
 
 /// The port for redirected DNS, on loopback.
 const DNS: u16 = 15053;
 /// The port of the SOCKS server, on loopback.
 const SOCKS5: u16 = 15080;
+
+/// An address that leads nowhere: one for documentation (RFC 5737).
+const NOWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 /// The queue of connections that wait for `accept`, per listener and worker.
 const BACKLOG: i32 = 4096;
@@ -33,11 +37,26 @@ pub struct Listeners {
     pub inbound: std::net::TcpListener,
     /// Port 15008, both families; none if the pod speaks HBONE itself and has the port.
     pub hbone: Option<std::net::TcpListener>,
-    /// The sockets for captured DNS; empty if DNS is off.
+    /// The listeners that the kernel programs give captured connections to; none where rules capture.
+    pub captured: Option<CapturedListeners>,
+    /// The sockets for redirected DNS; empty if DNS is off.
     pub dns: Vec<DnsSockets>,
     /// 127.0.0.1:15080 and [::1]:15080; empty if SOCKS is off.
     pub socks5: Vec<std::net::TcpListener>,
 }
+
+/// Listeners for both families. `getsockname()` of a connection that they accept returns the address that
+/// the application dialled.
+#[derive(Debug)]
+pub struct CapturedListeners {
+    /// For all captured connections but those of `dns`.
+    pub outbound: std::net::TcpListener,
+    /// For connections to resolvers; none if DNS is off.
+    pub dns: Option<std::net::TcpListener>,
+}
+
+/// Marks a socket, before it listens, as a listener of the proxy.
+pub type MarkListener<'a> = &'a dyn Fn(BorrowedFd<'_>, ListenerRole) -> io::Result<()>;
 
 /// Port 15053 of one loopback address.
 #[derive(Debug)]
@@ -102,19 +121,19 @@ impl Opened {
 
 impl Listeners {
     /// Opens the listeners of all workers in the calling thread's network namespace, with the requested
-    /// optional ones. An optional listener is open for all workers or for none. `mark` gets each inbound
-    /// socket before it listens: another process may serve the port, and the kernel shares connections
-    /// out from then on.
+    /// optional ones. An optional listener is open for all workers or for none. `mark` is given where
+    /// programs capture. It gets each inbound and captured socket before the socket listens: another
+    /// process may serve the port, and the kernel shares connections out from then on.
     ///
     /// # Errors
     /// When an address cannot be bound, or a socket cannot be marked; the error names the address.
     pub fn open(
         workers: usize,
         requested: &[OptionalListener],
-        mark: impl Fn(BorrowedFd<'_>) -> io::Result<()>,
+        mark: Option<MarkListener<'_>>,
     ) -> Result<Opened, Error> {
         let v6 = std::path::Path::new("/proc/net/if_inet6").exists();
-        let sets: Result<Vec<_>, _> = (0..workers).map(|_| Self::required(v6, &mark)).collect();
+        let sets: Result<Vec<_>, _> = (0..workers).map(|_| Self::required(v6, mark)).collect();
         let mut sets = sets?;
         let mut missing = Vec::new();
         if !requested.contains(&OptionalListener::Hbone) {
@@ -122,8 +141,17 @@ impl Listeners {
                 .try_for_each(|set| set.add(OptionalListener::Hbone, v6))?;
         }
         for &listener in requested {
-            let added = sets.iter_mut().try_for_each(|set| set.add(listener, v6));
-            match added {
+            let add = |set: &mut Self| -> Result<(), Error> {
+                set.add(listener, v6)?;
+                match (listener, &mut set.captured, mark) {
+                    (OptionalListener::Dns, Some(captured), Some(mark)) => {
+                        captured.dns = Some(listen_captured(v6, DNS, mark)?);
+                        Ok(())
+                    }
+                    _ => Ok(()),
+                }
+            };
+            match sets.iter_mut().try_for_each(add) {
                 Err(error) if error.is_in_use() => {
                     sets.iter_mut().for_each(|set| set.remove(listener));
                     missing.push(Missing { listener, error });
@@ -135,12 +163,22 @@ impl Listeners {
     }
 
     /// The listeners that every pod needs.
-    fn required(v6: bool, mark: impl Fn(BorrowedFd<'_>) -> io::Result<()>) -> Result<Self, Error> {
+    fn required(v6: bool, mark: Option<MarkListener<'_>>) -> Result<Self, Error> {
         let inbound = (any(v6), INBOUND_PORT).into();
+        let mark_inbound = |socket: &Socket| {
+            mark.map_or(Ok(()), |mark| mark(socket.as_fd(), ListenerRole::Inbound))
+        };
+        let captured = |mark| {
+            Ok(CapturedListeners {
+                outbound: listen_captured(v6, OUTBOUND_PORT, mark)?,
+                dns: None,
+            })
+        };
         Ok(Self {
             outbound_v4: listen((Ipv4Addr::LOCALHOST, OUTBOUND_PORT).into())?,
             outbound_v6: v6.then(|| listen_v6(OUTBOUND_PORT)).transpose()?.flatten(),
-            inbound: listen_after(inbound, |socket| mark(socket.as_fd()))?,
+            inbound: listen_after(inbound, |_| Ok(()), mark_inbound)?,
+            captured: mark.map(captured).transpose()?,
             hbone: None,
             dns: Vec::new(),
             socks5: Vec::new(),
@@ -163,7 +201,12 @@ impl Listeners {
     fn remove(&mut self, listener: OptionalListener) {
         match listener {
             OptionalListener::Hbone => self.hbone = None,
-            OptionalListener::Dns => self.dns.clear(),
+            OptionalListener::Dns => {
+                self.dns.clear();
+                if let Some(captured) = &mut self.captured {
+                    captured.dns = None;
+                }
+            }
             OptionalListener::Socks5 => self.socks5.clear(),
         }
     }
@@ -275,12 +318,40 @@ pub async fn send_from(
 }
 
 fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Error> {
-    listen_after(address, |_| Ok(()))
+    listen_after(address, |_| Ok(()), |_| Ok(()))
 }
 
-/// Listens; `before` gets the bound socket before it does.
+/// Listens for captured connections. The kernel programs give the listener connections to any address; it
+/// cannot be reached otherwise. On an IPv6 socket the address is in mapped form: bound to another one, the
+/// socket would accept no IPv4.
+pub(crate) fn listen_captured(
+    v6: bool,
+    port: u16,
+    mark: MarkListener<'_>,
+) -> Result<std::net::TcpListener, Error> {
+    let address: IpAddr = if v6 {
+        NOWHERE.to_ipv6_mapped().into()
+    } else {
+        NOWHERE.into()
+    };
+    listen_after(
+        (address, port).into(),
+        // Accepted sockets inherit the option, and answer from the address that was dialled.
+        |socket| match address {
+            IpAddr::V6(_) => {
+                socket.set_only_v6(false)?;
+                socket.set_ip_transparent_v6(true)
+            }
+            IpAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        },
+        |socket| mark(socket.as_fd(), ListenerRole::Captured),
+    )
+}
+
+/// Listens; `prepare` gets the socket before it is bound, `before` the bound socket before it listens.
 fn listen_after(
     address: SocketAddr,
+    prepare: impl FnOnce(&Socket) -> io::Result<()>,
     before: impl FnOnce(&Socket) -> io::Result<()>,
 ) -> Result<std::net::TcpListener, Error> {
     let open = || {
@@ -297,6 +368,7 @@ fn listen_after(
         // Accepted sockets inherit this option.
         socket.set_tcp_nodelay(true)?;
         socket.set_nonblocking(true)?;
+        prepare(&socket)?;
         socket.bind(&address.into())?;
         before(&socket)?;
         socket.listen(BACKLOG)?;
@@ -331,6 +403,15 @@ pub fn local_of(stream: &TcpStream) -> io::Result<SocketAddr> {
 
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// The mark (`SO_MARK`) of an accepted connection: that of the client's socket, if the connection stays in
+/// the pod (`tcp_fwmark_accept`).
+///
+/// # Errors
+/// As `getsockopt(2)`.
+pub fn mark_of(stream: &TcpStream) -> io::Result<u32> {
+    SockRef::from(stream).mark()
 }
 
 /// Accepts the next connection and unwraps the client's address.

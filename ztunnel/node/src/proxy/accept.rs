@@ -1,14 +1,15 @@
 //! Step 1: accept a connection.
 //!
-//! Each pod has listeners for four kinds of clients. Outbound: the pod's application; the kernel
-//! programs know the original destination. Inbound plaintext: a client without a tunnel; the
-//! socket's own address is the original destination, unless rules inside the pod redirected it.
+//! Each pod has listeners for four kinds of clients. Outbound: the pod's application. Inbound plaintext:
+//! a client without a tunnel. For both, the socket's own address is the original destination, unless
+//! rules inside the pod redirected the connection; then the kernel's connection tracking knows it.
 //! HBONE: the peer of a tunnel. SOCKS: an application that names its destination. Where DNS is
 //! captured, the pod has DNS sockets, too. `outbound` and `inbound` find the original destination
 //! and make a [`Connection`](super::connection::Connection) of the accepted socket.
 
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use super::connection::Accepted;
 use super::pod_context::PodContext;
 use super::{inbound, names, outbound};
+use crate::dns::{Server, ServerContext};
 use crate::pods::{self, DnsSockets, Listeners};
 
 /// The delay before the next accept when the process has no descriptors or memory left.
@@ -32,11 +34,16 @@ pub(super) fn start(context: &Rc<PodContext>, listeners: Listeners) -> io::Resul
         outbound_v6,
         inbound,
         hbone,
+        captured,
         socks5,
         dns,
     } = listeners;
     for listener in [Some(outbound_v4), outbound_v6].into_iter().flatten() {
-        accept_on(context, listener, outbound::carry)?;
+        accept_on(context, listener, outbound::carry_redirected)?;
+    }
+    let (captured, captured_dns) = captured.map(|of| (of.outbound, of.dns)).unzip();
+    if let Some(listener) = captured {
+        accept_on(context, listener, outbound::carry_captured)?;
     }
     for listener in socks5 {
         accept_on(context, listener, outbound::carry_socks)?;
@@ -48,17 +55,26 @@ pub(super) fn start(context: &Rc<PodContext>, listeners: Listeners) -> io::Resul
     let Some(names) = names::server(context) else {
         return Ok(());
     };
+    if let Some(listener) = captured_dns.flatten() {
+        accept_on(context, listener, serve_stream(names.clone()))?;
+    }
     for DnsSockets { udp, tcp } in dns {
-        let server = names.clone();
-        accept_on(context, tcp, move |context, accepted| {
-            let Accepted { stream, peer, .. } = accepted;
-            server.clone().serve_stream(stream, peer, left(&context))
-        })?;
+        accept_on(context, tcp, serve_stream(names.clone()))?;
         let socket = UdpSocket::from_std(udp)?;
         let unwanted = unwanted(context);
         context.serve(names.clone().serve_datagrams(socket, unwanted));
     }
     Ok(())
+}
+
+/// Answers the queries of a connection.
+fn serve_stream<C: ServerContext + 'static>(
+    server: Rc<Server<C>>,
+) -> impl Fn(Rc<PodContext>, Accepted) -> Pin<Box<dyn Future<Output = ()>>> {
+    move |context, accepted| {
+        let Accepted { stream, peer, .. } = accepted;
+        Box::pin(server.clone().serve_stream(stream, peer, left(&context)))
+    }
 }
 
 /// Resolves when the pod leaves or this process ends.
@@ -80,7 +96,7 @@ fn unwanted(context: &PodContext) -> impl Future<Output = ()> + use<> {
 
 /// Accepts until the pod leaves or another process takes over. Connections that already wait in the
 /// accept queue are accepted first. Until the listener is closed, the kernel delivers later ones to
-/// the other process's listener (`pods::delivery`). Each connection runs `serve` in its own task.
+/// the other process's listener (`pods::routing`). Each connection runs `serve` in its own task.
 fn accept_on<F: Future<Output = ()> + 'static>(
     context: &Rc<PodContext>,
     listener: std::net::TcpListener,

@@ -103,6 +103,11 @@ impl ServerContext for Names {
     }
 
     fn resolver_of_stream(&self, stream: &TcpStream, client: SocketAddr) -> Option<SocketAddr> {
+        // Captured: the application dialled the socket's own address.
+        let dialled = pods::local_of(stream).ok();
+        if let Some(resolver) = dialled.filter(|dialled| !dialled.ip().is_loopback()) {
+            return Some(resolver);
+        }
         let recorded = self.recorded(|kernel| {
             let origin = kernel.original_destination(self.0.cookie(), client)?;
             Ok(origin.map(|origin| origin.destination))

@@ -53,10 +53,25 @@ struct Opened {
     reports: ConnectionReports,
 }
 
-/// Handles one captured connection from accept to close.
-pub(super) async fn carry(context: Rc<PodContext>, accepted: Accepted) {
+/// Handles one connection that the kernel programs captured, from accept to close.
+pub(super) async fn carry_captured(context: Rc<PodContext>, accepted: Accepted) {
+    let captured = captured_destination(&accepted.stream);
+    carry(context, accepted, captured).await;
+}
+
+/// As [`carry_captured`], for a connection that rules inside the pod redirected.
+pub(super) async fn carry_redirected(context: Rc<PodContext>, accepted: Accepted) {
+    let redirected = redirected_destination(&context, &accepted);
+    carry(context, accepted, redirected).await;
+}
+
+async fn carry(
+    context: Rc<PodContext>,
+    accepted: Accepted,
+    captured: Result<CapturedDestination, OutboundError>,
+) {
     // Boxed, so that the memory of the set-up is freed while the connection is open.
-    match Box::pin(open_captured(&context, &accepted)).await {
+    match Box::pin(open_captured(&context, &accepted, captured)).await {
         Ok(opened) => relay(&context, accepted.stream, opened).await,
         Err(_refused) => context.refusals.reset(accepted.stream).await,
     }
@@ -69,8 +84,12 @@ pub(super) async fn carry_socks(context: Rc<PodContext>, mut accepted: Accepted)
     }
 }
 
-async fn open_captured(context: &PodContext, accepted: &Accepted) -> Result<Opened, OutboundError> {
-    match original_destination(context, accepted) {
+async fn open_captured(
+    context: &PodContext,
+    accepted: &Accepted,
+    captured: Result<CapturedDestination, OutboundError>,
+) -> Result<Opened, OutboundError> {
+    match captured {
         Ok(captured) => {
             let connection = connection(context, accepted, captured.destination);
             open(context, &connection, captured.choice, &accepted.stream).await
@@ -114,9 +133,21 @@ fn connection(context: &PodContext, accepted: &Accepted, destination: SocketAddr
     context.connection(client, destination, accepted.accepted_at)
 }
 
-/// The original destination, from the kernel programs or from the rule that redirected the
-/// connection.
-fn original_destination(
+/// The original destination of a connection that the programs captured: the accepted socket's own
+/// address.
+fn captured_destination(stream: &TcpStream) -> Result<CapturedDestination, OutboundError> {
+    let destination = || {
+        Ok(CapturedDestination {
+            destination: pods::local_of(stream)?,
+            choice: BackendChoice::of_mark(pods::mark_of(stream)?),
+        })
+    };
+    destination().map_err(OutboundError::Original)
+}
+
+/// The original destination of a connection that arrives by the loopback device: rules redirected it, or
+/// programs of the version before have captured it.
+fn redirected_destination(
     context: &PodContext,
     accepted: &Accepted,
 ) -> Result<CapturedDestination, OutboundError> {

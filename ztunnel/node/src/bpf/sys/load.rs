@@ -157,6 +157,7 @@ pub(in crate::bpf) fn load_program(
 ) -> Result<OwnedFd, (io::Error, String)> {
     let mut attribute = NewProgram {
         kind: match attach {
+            AttachType::Egress => 8,
             AttachType::SockOps => 13,
             AttachType::SkMsgVerdict => 16,
             AttachType::SkLookup => 30,

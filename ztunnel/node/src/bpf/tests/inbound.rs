@@ -1,12 +1,12 @@
 //! Inbound capture: the proxy accepts connections to every address and port of a pod, or they fail.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 
 use super::super::Exemptions;
 use super::world::{
-    MARK, OTHER4, OTHER6, POD4, POD6, World, accept, at, in_namespace, listen, tcp,
+    MARK, OTHER4, OTHER6, POD4, POD6, Wire, World, accept, at, in_namespace, listen, tcp,
 };
 
 /// A client from outside the pod: its address is not the pod's.
@@ -62,23 +62,25 @@ fn hbone_and_exempt_connections_reach_their_own_listeners() {
     });
 }
 
+/// An address outside of the pod.
+const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9));
+
 /// Whether a connection into the pod is captured, and whether one out of it is.
 fn captured(world: &World, port: u16) -> (bool, bool) {
     let app = listen(SocketAddr::new("::".parse().unwrap(), port));
     let _client = dial_from(OTHER4, SocketAddr::new(POD4, port)).unwrap();
     let inbound = accept(&world.inbound).is_some();
     assert_eq!(accept(&app).is_none(), inbound, "{port}");
-    // Source and destination are the same address: without capture it is not steered either.
+    let mut wire = Wire::tap();
+    let to = SocketAddr::new(OUTSIDE, port);
     let client = tcp(true);
-    client.bind(&SocketAddr::new(OTHER4, 0).into()).unwrap();
-    client
-        .connect(&SocketAddr::new(OTHER4, port).into())
-        .unwrap();
-    let outbound = world.captured(true);
+    client.set_nonblocking(true).unwrap();
+    drop(client.connect(&to.into()));
+    let outbound = world.captured();
     if let Some((_, found)) = &outbound {
-        assert_eq!(*found, SocketAddr::new(OTHER4, port));
+        assert_eq!(*found, to);
     }
-    assert_eq!(accept(&app).is_none(), outbound.is_some(), "{port}");
+    assert_eq!(wire.packets() == 0, outbound.is_some(), "{port}");
     (inbound, outbound.is_some())
 }
 
@@ -96,7 +98,7 @@ fn an_exemption_in_one_direction_does_not_affect_the_other() {
         assert_eq!(captured(&world, 80), (true, true), "neither");
         let other = "10.9.0.2/32".parse().unwrap();
         let outbound = Exemptions {
-            outbound_cidrs: vec![other],
+            outbound_cidrs: vec!["192.0.2.9/32".parse().unwrap()],
             inbound_ports: vec![3306],
             ..Exemptions::default()
         };
@@ -113,8 +115,8 @@ fn an_exemption_in_one_direction_does_not_affect_the_other() {
         assert_eq!(captured(&world, 15020), (false, false), "the port outbound");
         // The narrower network does not hide the direction of the wider one.
         let nested = Exemptions {
-            outbound_cidrs: vec!["10.9.0.0/24".parse().unwrap()],
-            inbound_cidrs: vec![other],
+            outbound_cidrs: vec!["192.0.2.0/24".parse().unwrap()],
+            inbound_cidrs: vec![other, "192.0.2.9/32".parse().unwrap()],
             ..Exemptions::default()
         };
         world.kernel.set_exemptions(&nested).unwrap();
@@ -168,13 +170,15 @@ fn without_the_proxy_new_connections_fail_and_established_ones_continue() {
 
 #[test]
 #[ignore = "needs root"]
-fn connections_to_an_address_that_is_not_the_pods_are_dropped() {
+fn connections_to_an_unknown_address_of_the_pod_reach_the_proxy() {
     in_namespace(|| {
         let world = World::new();
         world.enroll_with(&[POD4], world.inbound.as_fd());
-        let _app = listen(at("[::]:8080"));
-        let error = dial_from(OTHER6, SocketAddr::new(POD6, 8080));
-        assert!(error.is_err(), "the pod no longer has this address");
-        assert!(dial_from(OTHER4, SocketAddr::new(POD4, 8080)).is_ok());
+        let app = listen(at("[::]:8080"));
+        let to = SocketAddr::new(POD6, 8080);
+        let _client = dial_from(OTHER6, to).unwrap();
+        let (proxy, _) = accept(&world.inbound).expect("steered");
+        assert_eq!(proxy.local_addr().unwrap(), to);
+        assert!(accept(&app).is_none());
     });
 }

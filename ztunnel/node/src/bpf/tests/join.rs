@@ -13,10 +13,11 @@ use nix::sched::{CloneFlags, setns, unshare};
 use smallvec::smallvec;
 use ztunnel_ebpf_types::{ConnectionState, JOIN_REDIRECTED, JOIN_TCP, JoinState};
 
-use super::super::PodCapture;
 use super::super::sys::{Map, open_pin};
+use super::super::{CaptureListeners, PodCapture};
 use super::world::{
-    OTHER4, OTHER6, POD4, POD6, World, at, in_namespace, listen, set, tcp, this_namespace,
+    OTHER4, OTHER6, POD4, POD6, World, at, in_namespace, listen, listen_captured, set, tcp,
+    this_namespace,
 };
 use crate::pods::netlab::{add_address, index, request, set_link_up};
 use mesh::NetnsCookie;
@@ -36,7 +37,7 @@ struct Pods {
     world: World,
     far: File,
     server: TcpListener,
-    _inbound: TcpListener,
+    _listeners: [TcpListener; 2],
     states: Map<u32, JoinState>,
 }
 
@@ -45,10 +46,11 @@ impl Pods {
         let world = World::new();
         world.kernel.enable_join().unwrap();
         let far = server_namespace();
-        let (server, inbound, cookie) = in_netns(&far, || {
+        let (server, inbound, outbound, cookie) = in_netns(&far, || {
             (
                 listen(at("[::]:8080")),
                 listen(at("[::]:15006")),
+                listen_captured(&world.kernel, 15001),
                 this_namespace(),
             )
         });
@@ -56,8 +58,11 @@ impl Pods {
             cookie,
             netns: far.as_fd(),
             addresses: &[SERVER4.parse().unwrap(), SERVER6.parse().unwrap()],
-            inbound: inbound.as_fd(),
-            dns: false,
+            listeners: CaptureListeners {
+                inbound: inbound.as_fd(),
+                outbound: outbound.as_fd(),
+                dns: None,
+            },
         };
         world.kernel.enroll(&pod).unwrap();
         // The client may get any of these as its source address: each must be its pod's.
@@ -75,7 +80,7 @@ impl Pods {
             world,
             far,
             server,
-            _inbound: inbound,
+            _listeners: [inbound, outbound],
         }
     }
 

@@ -6,7 +6,7 @@ mod library;
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::super::{Kernel, reply_source};
 use super::world::{
-    DEVICE, MARK, OTHER4, POD4, POD6, World, accept, at, config, dial, in_namespace, listen, set,
-    tcp,
+    DEVICE, MARK, OTHER4, POD4, POD6, World, accept, at, config, dial, in_namespace,
+    listen_captured, set, tcp,
 };
 
 /// A resolver of each kind: IPv4, IPv6, and IPv4 in mapped form.
@@ -31,7 +31,6 @@ struct Proxy {
     world: World,
     v4: UdpSocket,
     v6: UdpSocket,
-    stream: TcpListener,
 }
 
 impl Proxy {
@@ -40,7 +39,7 @@ impl Proxy {
     }
 
     fn of(mut world: World) -> Self {
-        world.dns = true;
+        world.dns = Some(listen_captured(&world.kernel, 15053));
         world.enroll();
         let udp = |address| {
             let socket = UdpSocket::bind(at(address)).unwrap();
@@ -52,7 +51,6 @@ impl Proxy {
             world,
             v4: udp("127.0.0.1:15053"),
             v6: udp("[::1]:15053"),
-            stream: listen(at("127.0.0.1:15053")),
         }
     }
 
@@ -399,26 +397,19 @@ fn a_socket_bound_to_a_device() {
 fn queries_over_tcp_reach_the_dns_port() {
     in_namespace(|| {
         let proxy = Proxy::new();
-        let stream6 = listen(at("[::1]:15053"));
+        let listener = proxy.world.dns.as_ref().unwrap();
         for resolver in RESOLVERS.map(at) {
-            let listener = if resolver.ip().to_canonical().is_ipv4() {
-                &proxy.stream
-            } else {
-                &stream6
-            };
             let app = tcp(resolver.is_ipv4());
             app.connect(&resolver.into()).unwrap();
-            let (_stream, client) = accept(listener).expect("captured");
-            let kernel = &proxy.world.kernel;
-            let found = kernel.original_destination(proxy.world.cookie, client);
-            let found = found.unwrap().unwrap().destination;
-            assert_eq!(found.ip(), resolver.ip().to_canonical());
+            let (stream, _) = accept(listener).expect("captured");
+            let found = stream.local_addr().unwrap();
+            assert_eq!(found.ip().to_canonical(), resolver.ip().to_canonical());
             assert_eq!(found.port(), 53);
             assert_eq!(peer(&app), resolver);
             assert!(!local_address(&app).ip().to_canonical().is_loopback());
         }
         let _app = dial(at("192.0.2.1:80")).unwrap();
-        assert_eq!(proxy.world.captured(true).unwrap().1, at("192.0.2.1:80"));
+        assert_eq!(proxy.world.captured().unwrap().1, at("192.0.2.1:80"));
     });
 }
 
@@ -515,12 +506,12 @@ fn a_pod_without_dns_capture_is_unaffected() {
     in_namespace(|| {
         let mut proxy = Proxy::new();
         let server = local_server(at("10.9.0.2:53"));
-        proxy.world.dns = false;
+        let listener = proxy.world.dns.take();
         proxy.world.enroll();
         expect_uncaptured(&server, at("10.9.0.2:53"), |_| {});
         let _app = dial(at("192.0.2.1:53")).unwrap();
-        assert_eq!(proxy.world.captured(true).unwrap().1, at("192.0.2.1:53"));
-        proxy.world.dns = true;
+        assert_eq!(proxy.world.captured().unwrap().1, at("192.0.2.1:53"));
+        proxy.world.dns = listener;
         proxy.world.enroll();
         let socket = wildcard(false);
         socket.send_to(b"who?", &at("10.9.0.2:53").into()).unwrap();
@@ -548,8 +539,8 @@ fn another_namespace_is_unaffected() {
 #[ignore = "needs root"]
 fn without_the_proxy_queries_are_refused() {
     in_namespace(|| {
-        let Proxy { world, v4, v6, .. } = Proxy::new();
-        drop((v4, v6));
+        let Proxy { mut world, v4, v6 } = Proxy::new();
+        drop((v4, v6, world.dns.take()));
         for resolver in RESOLVERS.map(at) {
             let socket = app(resolver);
             socket.connect(&resolver.into()).unwrap();
@@ -604,12 +595,12 @@ fn dns_programs_are_attached_only_if_a_pod_uses_them() {
         let attached =
             || ["query4", "query6", "reply4", "reply6"].map(|name| links.join(name).exists());
         assert_eq!(attached(), [false; 4]);
-        world.dns = true;
+        world.dns = Some(listen_captured(&world.kernel, 15053));
         world.enroll();
         assert_eq!(attached(), [true; 4]);
         world.kernel = Kernel::open(&config(world.directory.clone())).unwrap();
         assert_eq!(attached(), [true; 4]);
-        world.dns = false;
+        world.dns = None;
         world.enroll();
         world.kernel = Kernel::open(&config(world.directory.clone())).unwrap();
         assert_eq!(attached(), [false; 4]);

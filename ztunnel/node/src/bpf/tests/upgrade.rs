@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya_obj::{EbpfSectionKind, Object as Parsed};
 use mesh::fastpath::{Backend, FastPathEntry, FastPathKey, JoinMode};
@@ -19,11 +19,14 @@ use ztunnel_ebpf_types::{Address, LAYOUT};
 use super::super::cgroup::Cgroup;
 use super::super::object::kernel_has_process_id;
 use super::super::sys::{self, AttachType, Map, Shape};
-use super::super::{Kernel, PodCapture, captured_pods_below, is_captured, prepare_directory};
+use super::super::{
+    CaptureListeners, Kernel, PodCapture, captured_pods_below, is_captured, prepare_directory,
+};
 use super::world::{
     DELIVERY_MARK, MARK, OTHER4, POD4, POD6, Wire, accept, at, config, dial, in_namespace, listen,
-    tcp, this_namespace,
+    listen_captured, tcp, this_namespace,
 };
+use crate::pods::routing;
 
 /// `fixtures/README.md` says how it was built.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
@@ -230,6 +233,7 @@ fn dial_repeatedly(stop: &AtomicBool, count: &AtomicUsize) {
 fn accept_repeatedly(stop: &AtomicBool, listener: &TcpListener, clients: &Sender<SocketAddr>) {
     while !stop.load(Ordering::Relaxed) {
         if let Some((_stream, client)) = accept(listener) {
+            let client = SocketAddr::new(client.ip().to_canonical(), client.port());
             // The receiver may have ended with a failed assertion.
             let _is_sent = clients.send(client).is_ok();
         }
@@ -241,9 +245,10 @@ fn accept_repeatedly(stop: &AtomicBool, listener: &TcpListener, clients: &Sender
 fn dial_captured(dialled: SocketAddr, accepted: &Receiver<SocketAddr>) -> SocketAddr {
     let app = dial(dialled).unwrap();
     let local = app.local_addr().unwrap();
-    let timeout = Duration::from_secs(2);
+    let deadline = Instant::now() + Duration::from_secs(2);
     loop {
-        let client = accepted.recv_timeout(timeout).expect("captured");
+        let left = deadline.saturating_duration_since(Instant::now());
+        let client = accepted.recv_timeout(left).expect("captured");
         if client == local {
             return client;
         }
@@ -260,13 +265,18 @@ fn dial_pod() -> Socket {
 }
 
 /// Captures this namespace.
-fn enroll(kernel: &Kernel, netns: &File, inbound: &TcpListener) {
+fn enroll(kernel: &Kernel, netns: &File, inbound: &TcpListener, outbound: &TcpListener) {
+    routing::prepare_delivery().unwrap();
+    routing::prepare_capture(&[POD4, POD6], routing::Existing::Replace).unwrap();
     let pod = PodCapture {
         cookie: this_namespace(),
         netns: netns.as_fd(),
         addresses: &[POD4, POD6],
-        inbound: inbound.as_fd(),
-        dns: false,
+        listeners: CaptureListeners {
+            inbound: inbound.as_fd(),
+            outbound: outbound.as_fd(),
+            dns: None,
+        },
     };
     kernel.enroll(&pod).unwrap();
 }
@@ -331,20 +341,34 @@ fn a_node_with_layout_2_is_taken_over_in_place() {
             let stored = kernel.entries().unwrap();
             let stored: Vec<_> = stored.into_iter().map(|one| (one.key, one.entry)).collect();
             assert_eq!(stored, [written]);
-            // The programs of this version write where the old proxy looks.
+            // The other version's programs capture until this proxy serves the pods.
+            assert!(kernel.rewriting_captures());
             assert_eq!(by_old(), Some(dialled));
             let _client = dial_pod();
             assert!(accept(&old_inbound).is_some());
 
             let inbound = listen(at("[::]:15006"));
+            let captured = listen_captured(&kernel, 15001);
+            let (sender, accepted_captured) = channel();
+            let stop = &stop;
+            let workers = captured.try_clone().unwrap();
+            scope.spawn(move || accept_repeatedly(stop, &workers, &sender));
             let netns = File::open("/proc/thread-self/ns/net").unwrap();
-            enroll(&kernel, &netns, &inbound);
+            enroll(&kernel, &netns, &inbound, &captured);
             assert!(is_captured(netns.as_fd()).unwrap());
+            let _client = dial_pod();
+            assert!(accept(&inbound).is_some());
+            let open = dial(dialled).unwrap();
             let client = dial_captured(dialled, &accepted);
             let found = kernel.original_destination(this_namespace(), client);
             assert_eq!(found.unwrap().unwrap().destination, dialled);
-            let _client = dial_pod();
-            assert!(accept(&inbound).is_some());
+
+            kernel.replace_rewriting().unwrap();
+            assert!(!kernel.rewriting_captures());
+            dial_captured(dialled, &accepted_captured);
+            // The names of sockets that the other version has captured.
+            assert_eq!(open.peer_addr().unwrap(), dialled);
+            assert_eq!(open.local_addr().unwrap().ip(), POD4);
             drop(load);
         });
         assert!(count.load(Ordering::Relaxed) > 10, "{count:?}");
@@ -363,16 +387,15 @@ fn a_node_with_a_later_layout_stays_captured_and_is_captured_by_this_version_the
         let temporary = tempfile::tempdir().unwrap();
         let directory = temporary.path().join("pins");
         let inbound = listen(at("[::]:15006"));
-        let outbound = listen(at("127.0.0.1:15001"));
-        let outbound6 = listen(at("[::1]:15001"));
         let netns = File::open("/proc/thread-self/ns/net").unwrap();
         let capture = || {
             let kernel = Kernel::load(&config(directory.clone())).unwrap();
             kernel.become_active(&config(directory.clone())).unwrap();
-            enroll(&kernel, &netns, &inbound);
-            kernel
+            let outbound = listen_captured(&kernel, 15001);
+            enroll(&kernel, &netns, &inbound, &outbound);
+            (kernel, outbound)
         };
-        drop(capture());
+        let (_, outbound_later) = capture();
         let later = directory.join(format!("v{}", LAYOUT + 1));
         fs::rename(directory.join(format!("v{LAYOUT}")), &later).unwrap();
 
@@ -380,20 +403,19 @@ fn a_node_with_a_later_layout_stays_captured_and_is_captured_by_this_version_the
         let mut wire = Wire::tap();
         let (stop, count) = (AtomicBool::new(false), AtomicUsize::new(0));
         let (sender, accepted) = channel();
-        let sender6 = channel().0;
         std::thread::scope(|scope| {
             let load = Load { stop: &stop };
             scope.spawn(|| dial_repeatedly(&stop, &count));
-            scope.spawn(|| accept_repeatedly(&stop, &outbound, &sender));
-            scope.spawn(|| accept_repeatedly(&stop, &outbound6, &sender6));
+            let (stop, sender_later) = (&stop, sender.clone());
+            scope.spawn(move || accept_repeatedly(stop, &outbound_later, &sender_later));
             dial_captured(dialled, &accepted);
 
-            let kernel = capture();
+            let (kernel, outbound) = capture();
             kernel.remove_other_layouts().unwrap();
             assert!(!later.exists());
-            let client = dial_captured(dialled, &accepted);
-            let found = kernel.original_destination(this_namespace(), client);
-            assert_eq!(found.unwrap().unwrap().destination, dialled);
+            // The listeners of both are one group.
+            scope.spawn(move || accept_repeatedly(stop, &outbound, &sender));
+            dial_captured(dialled, &accepted);
             drop(load);
         });
         assert!(count.load(Ordering::Relaxed) > 10, "{count:?}");

@@ -13,8 +13,9 @@ use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::pods::netlab::{add_address, add_default_route, index, set_link_up, veth};
+use crate::pods::routing;
 
-use super::super::{Config, Exemptions, Kernel, PodCapture, Ports};
+use super::super::{CaptureListeners, Config, Exemptions, Kernel, PodCapture, Ports};
 use mesh::NetnsCookie;
 
 /// The pod's addresses.
@@ -54,10 +55,10 @@ pub(super) struct World {
     pub(super) cookie: NetnsCookie,
     pub(super) directory: PathBuf,
     pub(super) inbound: TcpListener,
-    pub(super) outbound4: Option<TcpListener>,
-    pub(super) outbound6: Option<TcpListener>,
-    /// Whether the next enrolment captures DNS.
-    pub(super) dns: bool,
+    /// For captured connections of both families; none after the proxy's death.
+    pub(super) outbound: Option<TcpListener>,
+    /// For captured connections to resolvers, if the next enrolment captures DNS.
+    pub(super) dns: Option<TcpListener>,
     netns: File,
     temporary: Option<tempfile::TempDir>,
 }
@@ -76,13 +77,12 @@ impl World {
         change(&mut config);
         let kernel = Kernel::open(&config).unwrap();
         let world = Self {
-            kernel,
             cookie: this_namespace(),
             directory,
             inbound: listen(at("[::]:15006")),
-            outbound4: Some(listen(at("127.0.0.1:15001"))),
-            outbound6: Some(listen(at("[::1]:15001"))),
-            dns: false,
+            outbound: Some(listen_captured(&kernel, 15001)),
+            dns: None,
+            kernel,
             netns: File::open("/proc/thread-self/ns/net").unwrap(),
             temporary: Some(temporary),
         };
@@ -97,26 +97,29 @@ impl World {
 
     /// Enrols the pod.
     pub(super) fn enroll_with(&self, addresses: &[IpAddr], inbound: BorrowedFd<'_>) {
+        routing::prepare_delivery().unwrap();
+        routing::prepare_capture(addresses, routing::Existing::Replace).unwrap();
+        let outbound = self.outbound.as_ref().unwrap();
         let pod = PodCapture {
             cookie: self.cookie,
             netns: self.netns.as_fd(),
             addresses,
-            inbound,
-            dns: self.dns,
+            listeners: CaptureListeners {
+                inbound,
+                outbound: outbound.as_fd(),
+                dns: self.dns.as_ref().map(TcpListener::as_fd),
+            },
         };
         self.kernel.enroll(&pod).unwrap();
     }
 
     /// The next captured connection and its original destination. None: no connection arrived
     /// within half a second.
-    pub(super) fn captured(&self, v4: bool) -> Option<(TcpStream, SocketAddr)> {
-        let listener = if v4 { &self.outbound4 } else { &self.outbound6 };
-        let (stream, client) = accept(listener.as_ref()?)?;
-        let found = self.kernel.original_destination(self.cookie, client);
-        let found = found.unwrap().expect("an original destination").destination;
-        let again = self.kernel.original_destination(self.cookie, client);
-        assert_eq!(again.unwrap(), None, "the first call removes it");
-        Some((stream, found))
+    pub(super) fn captured(&self) -> Option<(TcpStream, SocketAddr)> {
+        let (stream, _) = accept(self.outbound.as_ref()?)?;
+        let dialled = stream.local_addr().unwrap();
+        let dialled = SocketAddr::new(dialled.ip().to_canonical(), dialled.port());
+        Some((stream, dialled))
     }
 
     /// Where the pins are.
@@ -175,6 +178,12 @@ pub(super) fn listen(address: SocketAddr) -> TcpListener {
     socket.bind(&address.into()).unwrap();
     socket.listen(128).unwrap();
     socket.into()
+}
+
+/// The proxy's listener for captured connections.
+pub(super) fn listen_captured(kernel: &Kernel, port: u16) -> TcpListener {
+    let mark = |socket: BorrowedFd<'_>, role| kernel.mark_listener(socket, role);
+    crate::pods::listen_captured(true, port, &mark).unwrap()
 }
 
 /// The next connection, if one arrives within half a second.

@@ -2,7 +2,7 @@ use std::net::Ipv4Addr;
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::super::delivery;
+use super::super::{netlink, routing};
 use super::*;
 
 /// An address for documentation (RFC 5737), which no interface has.
@@ -12,8 +12,8 @@ const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 fn in_pod(test: impl FnOnce() + Send) {
     let in_new_namespace = || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        delivery::set_loopback_up().unwrap();
-        delivery::prepare().unwrap();
+        netlink::set_loopback_up().unwrap();
+        routing::prepare_delivery().unwrap();
         test();
     };
     std::thread::scope(|scope| scope.spawn(in_new_namespace).join().unwrap());
