@@ -16,7 +16,7 @@ use anyhow::Result;
 use serde_json::json;
 use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::net::{Host, World, remote_end};
+use crate::net::{FarEnd, Host, World, far_end};
 use crate::proxy::{Mesh, MeshBuilder, Settings};
 use crate::traffic::{self, Answer, IoMode, Kind, Server, Stream};
 
@@ -339,19 +339,19 @@ impl Topology {
     }
 }
 
-/// Whether a connection leads to its peer and not to the proxy, which listens on loopback. Reads the
-/// kernel's socket table.
+/// Whether a connection leads to its peer and not to the proxy, whose socket is in the same network
+/// namespace. Reads the kernel's socket table.
 ///
 /// # Errors
 /// When the socket table does not contain the connection.
 pub fn bypasses_the_proxy(host: &Host, end: &Stream) -> io::Result<bool> {
-    let remote = host.enter(|| remote_end(end))?.ok_or_else(|| {
+    let far_end = host.enter(|| far_end(end))?.ok_or_else(|| {
         io::Error::other(format!(
             "the socket table of {} does not contain this connection",
             host.name
         ))
     })?;
-    Ok(!remote.ip().is_loopback())
+    Ok(far_end != FarEnd::SameNamespace)
 }
 
 /// Sets a time limit for each read and write, so that a connection that hangs fails the test.

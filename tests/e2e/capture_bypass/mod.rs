@@ -13,7 +13,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
 use ztunnel_tests::data_path::{DataPath, Topology};
-use ztunnel_tests::net::{Family, World, remote_end};
+use ztunnel_tests::net::{Family, FarEnd, World, far_end};
 use ztunnel_tests::proxy::Mesh;
 use ztunnel_tests::traffic::Kind;
 
@@ -30,19 +30,19 @@ fn request() -> String {
 #[derive(Debug)]
 struct Response {
     answer: String,
-    /// The real remote end of the connection.
-    remote: Option<SocketAddr>,
+    far_end: Option<FarEnd>,
 }
 
 /// Sends the request, or the rest of it, and reads the whole answer.
 fn request_over(mut stream: &TcpStream, rest: &[u8]) -> io::Result<Response> {
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    let remote = remote_end(stream)?;
     stream.write_all(rest)?;
+    // A socket with TCP_FASTOPEN_CONNECT has sent nothing before.
+    let far_end = far_end(stream)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    Ok(Response { answer, remote })
+    Ok(Response { answer, far_end })
 }
 
 /// The expected path of an attempt.
@@ -82,7 +82,7 @@ fn attempt_in(
             seen.marker_packets, 0,
             "{to}: the marker crossed the link in plaintext: {outcome:?}"
         );
-        let Response { answer, remote } = match outcome {
+        let Response { answer, far_end } = match outcome {
             Ok(response) => response,
             Err(error) if promise == Expectation::OnPathOrRefused => {
                 println!("{to}: refused: {error}");
@@ -97,13 +97,13 @@ fn attempt_in(
         };
         assert!(answer.contains(MARKER), "{to}: {answer}");
         assert!(answer.contains(&source), "{to}: {answer}");
-        let direct = remote.is_some_and(|remote| !remote.ip().is_loopback());
+        let direct = matches!(far_end, Some(FarEnd::Elsewhere(_)));
         let expected = match promise {
             Expectation::OnPath => topology.data_path().bypasses_the_proxy(),
             Expectation::ThroughProxy => false,
             Expectation::OnPathOrRefused => direct,
         };
-        assert_eq!(direct, expected, "{to}: {remote:?}");
+        assert_eq!(direct, expected, "{to}: {far_end:?}");
         assert!(
             seen.packets > 0 || topology.data_path() != DataPath::Tunnel,
             "{to}"

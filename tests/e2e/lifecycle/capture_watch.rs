@@ -46,7 +46,7 @@ fn links(proxy: &Proxy<'_>) -> PathBuf {
 fn remove_rules(pod: &Host) {
     for flag in ["-4", "-6"] {
         let remove = || {
-            let arguments = [flag, "rule", "del", "pref", "15006"];
+            let arguments = [flag, "rule", "del", "pref", "1"];
             Command::new("ip").args(arguments).status()
         };
         assert!(pod.enter(remove).unwrap().success());

@@ -13,7 +13,7 @@ use super::links::LinkCapture;
 use super::page::Page;
 use super::requests::milliseconds;
 use super::{MARKER, PORT, TIMEOUT};
-use crate::net::{Family, Host, World, remote_end};
+use crate::net::{Family, FarEnd, Host, World, far_end};
 use crate::proxy::{Mesh, Policy, identity};
 use crate::traffic;
 
@@ -30,9 +30,9 @@ pub(super) fn terminate(page: &mut Page, world: &World, mesh: &mut Mesh<'_>) -> 
         .enter(|| TcpStream::connect_timeout(&to, TIMEOUT))
         .context("connecting from pod a-0 to pod a-1")?;
     stream.set_read_timeout(Some(RELOAD))?;
-    let remote = client.enter(|| remote_end(&stream))?;
+    let far_end = client.enter(|| far_end(&stream))?;
     page.claim(
-        remote == Some(to),
+        far_end == Some(FarEnd::Elsewhere(to)),
         "an open connection leads directly from pod a-0 to pod a-1",
     );
     let changed = Instant::now();

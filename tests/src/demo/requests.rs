@@ -9,12 +9,9 @@ use super::log::{self, Line};
 use super::page::Page;
 use super::tunnels::Tunnel;
 use super::{MARKER, PORT, SERVICE_PORT, TIMEOUT};
-use crate::net::{Family, Host, World, remote_end};
+use crate::net::{Family, FarEnd, Host, World, far_end};
 use crate::proxy::Mesh;
 use crate::traffic::{self, Answer, IoMode, Stream};
-
-/// The proxy's port on the pod's loopback, to which captured connections lead.
-const OUTBOUND: u16 = 15001;
 
 /// The number of times that a request is repeated; an odd number.
 const LATER: usize = 5;
@@ -91,10 +88,10 @@ pub(super) fn requests(world: &World) -> Vec<Request<'_>> {
 pub(super) struct RequestResult<'world> {
     request: Request<'world>,
     answer: Answer,
-    /// The remote end of the first request's socket, from the kernel's socket table.
-    first_remote: Option<SocketAddr>,
-    /// The remote end of the last request's socket.
-    last_remote: Option<SocketAddr>,
+    /// The other end of the first request's connection, from the kernel's socket table.
+    first_end: Option<FarEnd>,
+    /// That of the last request's connection.
+    last_end: Option<FarEnd>,
     /// The line in the access log of the client's node.
     line: Option<Line>,
     first: Duration,
@@ -118,12 +115,12 @@ pub(super) fn send<'world>(
                 )
             })
     };
-    let (first, first_remote) = send()?;
+    let (first, first_end) = send()?;
     let mut later = Vec::new();
     for _ in 1..LATER {
         later.push(send()?.0.latency);
     }
-    let (answer, last_remote) = send()?;
+    let (answer, last_end) = send()?;
     later.push(answer.latency);
     later.sort_unstable();
     let client = answer.client_local.to_string();
@@ -133,26 +130,26 @@ pub(super) fn send<'world>(
     Ok(RequestResult {
         request,
         answer,
-        first_remote,
-        last_remote,
+        first_end,
+        last_end,
         line,
         first: first.latency,
         later: later[later.len() / 2],
     })
 }
 
-fn send_once(to: SocketAddr) -> Result<(Answer, Option<SocketAddr>)> {
+fn send_once(to: SocketAddr) -> Result<(Answer, Option<FarEnd>)> {
     let started = Instant::now();
     let mut stream = Stream::connect(to, IoMode::Blocking, TIMEOUT)?;
     let mut answer = traffic::get_over(&mut stream, MARKER, TIMEOUT)?;
     answer.latency = started.elapsed();
-    let remote = remote_end(&stream)?;
-    Ok((answer, remote))
+    let end = far_end(&stream)?;
+    Ok((answer, end))
 }
 
-/// Whether the remote end of a socket is the proxy.
-fn is_proxy(end: Option<SocketAddr>) -> bool {
-    end.is_some_and(|end| end.ip().is_loopback() && end.port() == OUTBOUND)
+/// Whether the other end of a connection is the proxy: its socket is in the client's pod.
+fn is_proxy(end: Option<FarEnd>) -> bool {
+    end == Some(FarEnd::SameNamespace)
 }
 
 impl RequestResult<'_> {
@@ -175,9 +172,13 @@ impl RequestResult<'_> {
     /// Whether the later connections took the expected path.
     fn on_path(&self) -> bool {
         match self.request.data_path {
-            DataPath::Tunnel => is_proxy(self.last_remote),
-            DataPath::FastPath => self.last_remote == Some(self.request.backend),
+            DataPath::Tunnel => is_proxy(self.last_end),
+            DataPath::FastPath => self.is_backend(self.last_end),
         }
+    }
+
+    fn is_backend(&self, end: Option<FarEnd>) -> bool {
+        end == Some(FarEnd::Elsewhere(self.request.backend))
     }
 
     fn transparent(&self) -> bool {
@@ -195,8 +196,8 @@ impl RequestResult<'_> {
             SocketAddr::V6(_) => "connect6",
         };
         let leads_to = |end| match end {
-            Some(_) if is_proxy(end) => format!("{hook} -> {OUTBOUND}"),
-            Some(_) if end == Some(self.request.backend) => "server".to_owned(),
+            Some(_) if is_proxy(end) => format!("{hook} -> proxy"),
+            Some(_) if self.is_backend(end) => "server".to_owned(),
             _ => "unknown".to_owned(),
         };
         let data_path = match (self.data_path(), self.tunnel()) {
@@ -216,8 +217,8 @@ impl RequestResult<'_> {
                 self.request.client.name, self.request.destination
             ),
             self.request.to.to_string(),
-            leads_to(self.first_remote),
-            leads_to(self.last_remote),
+            leads_to(self.first_end),
+            leads_to(self.last_end),
             data_path,
             self.answer.peer.ip().to_string(),
             milliseconds(self.first),
@@ -254,8 +255,8 @@ pub(super) fn check(page: &mut Page, results: &[RequestResult<'_>]) {
         "every request was answered with status 200 and its marker",
     );
     page.claim(
-        all(|result| is_proxy(result.first_remote)),
-        "eBPF captured the first connection of each kind: its socket leads to the proxy's port 15001",
+        all(|result| is_proxy(result.first_end)),
+        "eBPF captured the first connection of each kind: its other end is the proxy's socket in the pod",
     );
     page.claim(
         all(|result| result.on_path()),

@@ -17,5 +17,5 @@ pub use namespace::Namespace;
 pub(crate) use namespace::{DIRECTORY as NAMESPACES, remove as remove_namespace};
 pub(crate) use netlink::index_of;
 pub use rules::Rules;
-pub use socket_table::{TcpSocket, TcpState, remote_end, tcp_sockets};
+pub use socket_table::{FarEnd, TcpSocket, TcpState, far_end, tcp_sockets};
 pub use world::{Family, Host, Node, World, WorldBuilder};

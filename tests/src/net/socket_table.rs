@@ -58,17 +58,32 @@ pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
     Ok(all)
 }
 
-/// The real remote address of a socket, from the socket table of the calling thread's network
-/// namespace. The socket is found by its inode: its ports are not unique, because the local address
-/// of a captured socket is on loopback.
+/// The other end of a TCP connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FarEnd {
+    /// In the same network namespace: a captured connection leads to the proxy's socket there.
+    SameNamespace,
+    /// Elsewhere, at this address.
+    Elsewhere(SocketAddr),
+}
+
+/// Where the other end of a connection is, from the socket table of the calling thread's network
+/// namespace. None: the socket is not in the table.
 ///
 /// # Errors
 /// When the kernel's tables cannot be read.
-pub fn remote_end(socket: &impl AsFd) -> io::Result<Option<SocketAddr>> {
+pub fn far_end(socket: &impl AsFd) -> io::Result<Option<FarEnd>> {
     let inode = nix::sys::stat::fstat(socket)?.st_ino;
     let all = tcp_sockets()?;
-    let own = all.iter().find(|socket| socket.inode == inode);
-    Ok(own.map(|socket| socket.remote))
+    let Some(own) = all.iter().find(|socket| socket.inode == inode) else {
+        return Ok(None);
+    };
+    let is_far_end = |other: &TcpSocket| other.local == own.remote && other.remote == own.local;
+    Ok(Some(if all.iter().any(is_far_end) {
+        FarEnd::SameNamespace
+    } else {
+        FarEnd::Elsewhere(own.remote)
+    }))
 }
 
 fn parse(table: &str) -> impl Iterator<Item = TcpSocket> {
@@ -143,7 +158,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let server = listener.local_addr().unwrap();
         let client = std::net::TcpStream::connect(server).unwrap();
-        assert_eq!(remote_end(&client).unwrap(), Some(server));
+        assert_eq!(far_end(&client).unwrap(), Some(FarEnd::SameNamespace));
         assert!(tcp_sockets().unwrap().iter().any(|socket| {
             (socket.local, socket.state) == (server, TcpState::Listening) && socket.inode != 0
         }));

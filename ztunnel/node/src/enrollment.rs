@@ -34,6 +34,9 @@ use mesh::{Identity, Snapshot};
 /// How long after a pod's enrollment its applications may accept connections whose SYN is older.
 const HANDSHAKES: Duration = Duration::from_secs(1);
 
+/// How often a proxy with rules checks whether programs capture its pods.
+const CAPTURE_CHECK: Duration = Duration::from_secs(1);
+
 /// How long the programs of the version before capture at most. They stay until all of their pods are
 /// enrolled; a pod that cannot be enrolled is refused after that time.
 const REWRITING: Duration = Duration::from_secs(30);
@@ -69,6 +72,8 @@ pub(super) struct Enrollment {
     failed: FailedPods,
     last_number: u64,
     changed: bool,
+    /// When to check again whether other programs capture a pod, where rules should.
+    next_capture_check: Instant,
     /// When the programs of the version before end; none if they do not capture.
     rewriting_ends: Option<Instant>,
     /// Whether this process is active. If not, it enrolls no pod and does not touch capture.
@@ -87,6 +92,7 @@ impl Enrollment {
             failed: FailedPods::default(),
             last_number: 0,
             changed: true,
+            next_capture_check: Instant::now(),
             rewriting_ends: None,
             active: false,
         }
@@ -169,6 +175,20 @@ impl Enrollment {
         any_redirected
     }
 
+    /// Where rules capture: checks from time to time whether the programs of another proxy have captured
+    /// pods since their enrollment, and withdraws these. It would get a part of their connections, and
+    /// not know what they are.
+    fn release_captured_when_due(&mut self, context: EnrollContext<'_>, now: Instant) {
+        if self.shared.kernel.is_some() || self.next_capture_check > now {
+            return;
+        }
+        self.next_capture_check = now + CAPTURE_CHECK;
+        let pods: Vec<_> = self.pods.values().map(Enrolled::cookie).collect();
+        if let Err(error) = self.release_captured(context, &pods) {
+            tracing::debug!(%error, "cannot check whether the programs of another proxy capture pods");
+        }
+    }
+
     /// Withdraws those of these pods that the programs of another proxy have captured since their
     /// enrollment. Returns whether there were any.
     ///
@@ -212,6 +232,8 @@ impl Enrollment {
             self.coverage.next(),
             settles.min(),
             self.rewriting_ends.filter(|_| self.active),
+            (self.shared.kernel.is_none() && !self.pods.is_empty())
+                .then_some(self.next_capture_check),
         ];
         retry.into_iter().chain(others.into_iter().flatten()).min()
     }
@@ -253,6 +275,7 @@ impl Enrollment {
         for key in stale {
             self.withdraw(context, &key, desired);
         }
+        self.release_captured_when_due(context, Instant::now());
         self.failed.retain_desired(desired);
         if !self.active {
             return;
