@@ -8,12 +8,13 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use ztunnel_ebpf_types::{
-    Address, CAPTURED_UNLISTED, Config, Cookie, ISTIO_MARK_MASK, LISTENER_DNS, LISTENER_OUTBOUND,
-    ListenerKey, PASS_THROUGH_MARK, POD_ENROLLED, POD_HANDSHAKE, Pod, SOCKET_CAPTURED,
-    SOCKET_FAST_PATH, SOCKET_HANDSHAKE, SOCKET_UNUSED, SocketState,
+    Address, CAPTURED_BOUND, CAPTURED_OPTIONS, CAPTURED_UNLISTED, CONNECTION_BY_PROXY, Config,
+    Cookie, ISTIO_MARK_MASK, LISTENER_DNS, LISTENER_OUTBOUND, ListenerKey, PASS_THROUGH_MARK,
+    POD_ENROLLED, POD_HANDSHAKE, Pod, SOCKET_CAPTURED, SOCKET_FAST_PATH, SOCKET_HANDSHAKE,
+    SOCKET_UNUSED, SocketState, capture_mark,
 };
 
-use crate::context::{address_bytes, destination6, network_port, set_destination6};
+use crate::context::{address_bytes, destination6, network_port, set_destination6, source};
 use crate::dns;
 use crate::exempt::{is_exempt, is_local, is_proxy, process_id};
 use crate::fast_path::{self, Route};
@@ -22,8 +23,8 @@ use crate::maps::{
     netns,
 };
 use crate::socket::{
-    LOOPBACK_DEVICE, application_mark, capture_mark, clear_state, is_link_local6, pod, set_option,
-    set_state, state,
+    LOOPBACK_DEVICE, application_mark, clear_state, is_link_local6, pod, set_option, set_state,
+    state,
 };
 
 /// `connect()` continues with the address in the context.
@@ -121,6 +122,9 @@ fn decide(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Decision {
         return Decision::Proceed;
     }
     let cookie = netns(ctx);
+    if is_by_proxy(sk) {
+        return Decision::Proceed;
+    }
     if is_proxy(config, sk) {
         clear_state(sk, SOCKET_FAST_PATH);
         return Decision::Proceed;
@@ -171,6 +175,12 @@ fn decide(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Decision {
         Route::Unlisted => value.flags = CAPTURED_UNLISTED,
         Route::NoEntry => {}
     }
+    if source(sk, address.is_v4()).is_some() {
+        value.flags |= CAPTURED_BOUND;
+    }
+    if application_mark != 0 || has_device {
+        value.flags |= CAPTURED_OPTIONS;
+    }
     let kind = if dns::is_to_resolver(pod, &address, port) {
         LISTENER_DNS
     } else {
@@ -204,6 +214,18 @@ fn decide(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Decision {
             Decision::Refuse
         }
     }
+}
+
+/// Whether the proxy has marked the socket as its own, in its storage. Such a socket may have the mark of
+/// the application that it stands for.
+#[inline(always)]
+fn is_by_proxy(sk: *mut bpf_sock) -> bool {
+    let stored = state(sk);
+    // SAFETY: not null when it is read.
+    !stored.is_null()
+        && unsafe {
+            (*stored).kind == SOCKET_FAST_PATH && (*stored).flags & CONNECTION_BY_PROXY != 0
+        }
 }
 
 /// Whether the proxy has a listener in the pod. Without the check, `connect()` would wait for an answer:

@@ -10,9 +10,10 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, RingBuf, SockHash};
 use aya_ebpf::{EbpfContext, Global};
 use ztunnel_ebpf_types::{
-    Address, CONFIG_LOG, COUNTER_COUNT, COUNTER_OPEN_CONNECTIONS, ClientKey, Config, ConnectionEnd,
-    ConnectionKey, ConnectionState, Cookie, FastPathEntry, FastPathKey, InboundEntry, InboundKey,
-    JoinState, ListenerKey, MAX_CONNECTIONS, OriginalDestination, Pod, SocketState,
+    Address, CONFIG_LOG, COUNTER_COUNT, COUNTER_OPEN_CONNECTIONS, CapturedKey, CapturedSocket,
+    ClientKey, Config, ConnectionEnd, ConnectionKey, ConnectionState, Cookie, FastPathEntry,
+    FastPathKey, InboundEntry, InboundKey, JoinState, ListenerKey, MAX_CONNECTIONS,
+    OriginalDestination, Pod, SocketState,
 };
 
 /// The proxy's settings, at index 0.
@@ -38,6 +39,12 @@ pub static ADDRESSES: HashMap<Address, Cookie> =
 /// proxy's death the map is empty, and connections are dropped.
 #[map]
 pub static POD_LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(16384, 0);
+
+/// What applications have set on captured sockets, if they have set something. The proxy removes an entry
+/// at accept. Entries of connections that are never accepted are evicted.
+#[map]
+pub static CAPTURED_SOCKETS: LruHashMap<CapturedKey, CapturedSocket> =
+    LruHashMap::with_max_entries(16384, 0);
 
 /// Original destinations by the client's end of the connection, of connections that an earlier version
 /// has captured (`rewritten`).

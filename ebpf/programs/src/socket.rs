@@ -4,8 +4,7 @@ use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, SO_BINDTOIFINDEX, SOL_SOCK
 use aya_ebpf::helpers::generated::{bpf_setsockopt, bpf_sk_storage_get};
 use aya_ebpf::programs::SockAddrContext;
 use ztunnel_ebpf_types::{
-    Address, CAPTURE_MARK, CAPTURE_MARK_UNLISTED, CAPTURED_UNLISTED, JoinState, Pod,
-    SOCKET_CAPTURED, SOCKET_UNUSED, SocketState, is_capture_mark,
+    Address, JoinState, Pod, SOCKET_CAPTURED, SOCKET_UNUSED, SocketState, is_capture_mark,
 };
 
 use crate::maps::{JOIN_STATES, PODS, SOCKET_STATES, netns};
@@ -69,16 +68,6 @@ pub fn clear_state(sk: *mut bpf_sock, except: u32) {
         if !stored.is_null() && (*stored).kind != except {
             (*stored).kind = SOCKET_UNUSED;
         }
-    }
-}
-
-/// The mark of a captured socket with these flags, one of the `CAPTURED_` bits or 0.
-#[inline(always)]
-pub fn capture_mark(flags: u32) -> u32 {
-    if flags & CAPTURED_UNLISTED != 0 {
-        CAPTURE_MARK | CAPTURE_MARK_UNLISTED
-    } else {
-        CAPTURE_MARK
     }
 }
 

@@ -7,25 +7,26 @@
 //! socket's mark changes, the kernel looks up its route once more.
 
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_HDR_OPT_LEN_CB,
+    BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_HDR_OPT_LEN_CB,
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
-    SO_BINDTOIFINDEX, SO_MARK, SOL_SOCKET, bpf_sock,
+    BPF_SOCK_OPS_TCP_LISTEN_CB, SO_BINDTOIFINDEX, SO_MARK, SOL_SOCKET, bpf_sock,
 };
 use aya_ebpf::helpers::generated::bpf_setsockopt;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::debug;
 use ztunnel_ebpf_types::{
-    CONNECTION_JOIN, Config, ConnectionEnd, Cookie, POD_ARRIVING, POD_ENROLLED, POD_JOIN, Pod,
-    SOCKET_CAPTURED, SOCKET_FAST_PATH, SOCKET_INBOUND, SOCKET_LISTENER, SOCKET_OUTBOUND_LISTENER,
-    SOCKET_UNUSED, SocketState, is_capture_mark,
+    CAPTURED_BOUND, CAPTURED_OPTIONS, CONNECTION_JOIN, CapturedKey, CapturedSocket, Config,
+    ConnectionEnd, Cookie, POD_ARRIVING, POD_ENROLLED, POD_JOIN, Pod, SOCKET_CAPTURED,
+    SOCKET_FAST_PATH, SOCKET_INBOUND, SOCKET_LISTENER, SOCKET_OUTBOUND_LISTENER, SOCKET_UNUSED,
+    SocketState, capture_mark, is_capture_mark,
 };
 
 use crate::connections;
 use crate::context::{Ends, address_bytes};
 use crate::exempt::{is_exempt, is_exempt_inbound, is_proxy};
 use crate::join;
-use crate::maps::{CONNECTIONS, PODS, config, is_logging, netns};
+use crate::maps::{CAPTURED_SOCKETS, CONNECTIONS, PODS, config, is_logging, netns};
 use crate::rewritten;
 use crate::socket::{self, state_or_new};
 
@@ -34,7 +35,7 @@ const SOL_TCP: i32 = 6;
 const TCP_USER_TIMEOUT: i32 = 18;
 const DONE: u32 = 1;
 
-/// Runs for every TCP event of the machine and handles five kinds of them.
+/// Runs for every TCP event of the machine and handles six kinds of them.
 #[sock_ops]
 fn tcp_events(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
@@ -47,6 +48,10 @@ fn tcp_events(ctx: SockOpsContext) -> u32 {
         }
         BPF_SOCK_OPS_STATE_CB => {
             state_changed(&ctx);
+            return DONE;
+        }
+        BPF_SOCK_OPS_TCP_LISTEN_CB => {
+            listening(&ctx);
             return DONE;
         }
         _ => return DONE,
@@ -105,15 +110,45 @@ fn connecting(ctx: &SockOpsContext, config: &Config, cookie: Cookie, ends: &Ends
             return rewritten::record(ctx, cookie, ends, socket);
         }
         if is_captured(sk, socket, ends, port) {
-            return;
+            return record_options(ctx, cookie, sk, ends, socket);
         }
     }
-    if !is_exempt(config, cookie, &ends.remote, port)
-        && !is_proxy(config, sk)
-        && !capture(ctx, sk, ends, port)
-    {
-        stop(ctx, config, ends, port);
+    if is_exempt(config, cookie, &ends.remote, port) || is_proxy(config, sk) {
+        return;
     }
+    match capture(ctx, sk, ends, port) {
+        Some(socket) => record_options(ctx, cookie, sk, ends, socket),
+        None => stop(ctx, config, ends, port),
+    }
+}
+
+/// Records what the application has set on a captured socket: the proxy sets it on a socket that it opens
+/// for the application.
+#[inline(always)]
+fn record_options(
+    ctx: &SockOpsContext,
+    cookie: Cookie,
+    sk: *mut bpf_sock,
+    ends: &Ends,
+    socket: &SocketState,
+) {
+    if socket.flags & CAPTURED_OPTIONS == 0 {
+        return;
+    }
+    let connection = CapturedKey {
+        pod: cookie,
+        client: ends.local,
+        server: ends.remote,
+        client_port: ctx.local_port(),
+        server_port: socket.dialled_port,
+    };
+    let options = CapturedSocket {
+        mark: socket.application_mark,
+        // SAFETY: checked for null by the caller.
+        device: unsafe { (*sk).bound_dev_if },
+    };
+    // If it fails, the proxy finds nothing at accept and refuses the connection.
+    let _ = CAPTURED_SOCKETS.insert(&connection, &options, u64::from(BPF_ANY));
 }
 
 /// Whether the connect hook has captured this connection of the socket.
@@ -127,24 +162,52 @@ fn is_captured(sk: *mut bpf_sock, socket: &SocketState, ends: &Ends, port: u32) 
         && port == socket.dialled_port
 }
 
-/// Captures a connection that the connect hook did not see. False: it cannot be captured.
+/// Captures a connection that the connect hook did not see. None: it cannot be captured.
 #[inline(always)]
-fn capture(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, port: u32) -> bool {
+fn capture(
+    ctx: &SockOpsContext,
+    sk: *mut bpf_sock,
+    ends: &Ends,
+    port: u32,
+) -> Option<&'static SocketState> {
     // SAFETY: checked for null by the caller.
-    let application_mark = socket::application_mark(sk, unsafe { (*sk).mark });
+    let (mark, device) = unsafe { ((*sk).mark, (*sk).bound_dev_if) };
+    let application_mark = socket::application_mark(sk, mark);
     let stored = state_or_new(sk);
     // SAFETY: not null when it is written; this call holds the socket's lock.
-    let Some(socket) = (unsafe { stored.as_mut() }) else {
-        return false;
-    };
+    let socket = unsafe { stored.as_mut() }?;
     // Field by field: a program has a small stack.
     socket.dialled_address = ends.remote;
     socket.dialled_port = port;
     socket.kind = SOCKET_CAPTURED;
-    socket.flags = 0;
+    // The kernel has chosen the source already.
+    socket.flags = CAPTURED_BOUND;
+    if application_mark != 0 || device != 0 {
+        socket.flags |= CAPTURED_OPTIONS;
+    }
     socket.application_mark = application_mark;
-    let mark = socket::capture_mark(0).cast_signed();
-    set_option(ctx, SOL_SOCKET as i32, SO_MARK as i32, mark)
+    let mark = capture_mark(socket.flags).cast_signed();
+    set_option(ctx, SOL_SOCKET as i32, SO_MARK as i32, mark).then_some(socket)
+}
+
+/// A socket begins to listen. What it has done before is over: the sockets that it accepts get a copy of
+/// its state and its mark.
+#[inline(always)]
+fn listening(ctx: &SockOpsContext) {
+    let sk = socket_of(ctx);
+    let Some(socket) = socket_state(sk) else {
+        return;
+    };
+    if socket.kind == SOCKET_CAPTURED {
+        let mark = socket.application_mark.cast_signed();
+        let _ = set_option(ctx, SOL_SOCKET as i32, SO_MARK as i32, mark);
+    }
+    if socket.kind == SOCKET_CAPTURED
+        || socket.kind == SOCKET_FAST_PATH
+        || socket.kind == SOCKET_INBOUND
+    {
+        socket.kind = SOCKET_UNUSED;
+    }
 }
 
 /// Whether the socket is on the fast path and connects to the peer that it was routed to.

@@ -141,9 +141,14 @@ pub struct SocketState {
 pub const SOCKET_UNUSED: u32 = 0;
 /// The socket was captured; [`SocketState::dialled_address`] is the original destination.
 pub const SOCKET_CAPTURED: u32 = 1;
-/// [`SocketState::flags`] of a captured socket: the random choice fell on a backend that the
-/// fast-path entry does not list.
+/// One of the [`SocketState::flags`] of a captured socket: the random choice fell on a backend that
+/// the fast-path entry does not list.
 pub const CAPTURED_UNLISTED: u32 = 1;
+/// One of these flags: the application has bound the socket to an address.
+pub const CAPTURED_BOUND: u32 = 2;
+/// One of these flags: the application has set a mark, or bound the socket to a device.
+/// `CAPTURED_SOCKETS` has them.
+pub const CAPTURED_OPTIONS: u32 = 4;
 /// Written by user space only: the process that connects this socket is the proxy.
 pub const SOCKET_HANDSHAKE: u32 = 2;
 /// The socket is on the fast path: an entry allows it, or the proxy has marked its own socket.
@@ -207,6 +212,32 @@ pub struct ClientKey {
     pub port: u32,
     /// Always zero.
     pub zero: u32,
+}
+
+/// A captured connection; key of `CAPTURED_SOCKETS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct CapturedKey {
+    /// The pod's network namespace.
+    pub pod: Cookie,
+    /// The application's address.
+    pub client: Address,
+    /// The address that it dialled.
+    pub server: Address,
+    /// The application's port, in host byte order.
+    pub client_port: u32,
+    /// The port that it dialled, in host byte order.
+    pub server_port: u32,
+}
+
+/// What the application has set on a captured socket; value of `CAPTURED_SOCKETS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct CapturedSocket {
+    /// Its mark (`SO_MARK`), or 0.
+    pub mark: u32,
+    /// The index of its device (`SO_BINDTODEVICE`), or 0.
+    pub device: u32,
 }
 
 /// The original destination of a captured connection; value of `ORIGINAL_DESTINATIONS`. Also the
@@ -325,8 +356,26 @@ pub const CAPTURE_MARK: u32 = 0x7a74_0000;
 /// The bits of the mark that the rule compares. The others tell the proxy about the connection: its
 /// accepted socket has the same mark.
 pub const CAPTURE_MARK_MASK: u32 = 0xffff_0fff;
-/// In the mark of a captured socket: [`CAPTURED_UNLISTED`].
-pub const CAPTURE_MARK_UNLISTED: u32 = 0x1000;
+/// The place of the socket's `CAPTURED_` bits in the mark.
+pub const CAPTURE_MARK_FLAGS: u32 = 12;
+
+/// The mark of a captured socket with these `CAPTURED_` bits.
+#[inline(always)]
+#[must_use]
+pub const fn capture_mark(flags: u32) -> u32 {
+    CAPTURE_MARK | (flags << CAPTURE_MARK_FLAGS)
+}
+
+/// The `CAPTURED_` bits in a mark; none if it is not one of captured sockets.
+#[inline(always)]
+#[must_use]
+pub const fn flags_of_mark(mark: u32) -> u32 {
+    if is_capture_mark(mark) {
+        (mark & !CAPTURE_MARK_MASK) >> CAPTURE_MARK_FLAGS
+    } else {
+        0
+    }
+}
 
 /// Whether a mark is one of captured sockets.
 #[inline(always)]
@@ -353,6 +402,8 @@ const _: () = assert!(size_of::<Address>() == 16 && align_of::<Address>() == 4);
 const _: () = assert!(size_of::<Pod>() == 36);
 const _: () = assert!(size_of::<SocketState>() == 72);
 const _: () = assert!(size_of::<ListenerKey>() == 16);
+const _: () = assert!(size_of::<CapturedKey>() == 48);
+const _: () = assert!(size_of::<CapturedSocket>() == 8);
 const _: () = assert!(size_of::<ClientKey>() == 32);
 const _: () = assert!(size_of::<OriginalDestination>() == 24);
 const _: () = assert!(size_of::<ConnectionEnd>() == 48 && align_of::<ConnectionEnd>() == 8);

@@ -5,13 +5,17 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{
-    Address, ClientKey, Config, ConnectionEnd, ConnectionKey, ConnectionState, Event,
-    FastPathEntry, FastPathKey, InboundEntry, InboundKey, JoinState, ListenerKey, Network,
-    OriginalDestination, Pod, SocketState,
+    Address, CapturedKey, CapturedSocket, ClientKey, Config, ConnectionEnd, ConnectionKey,
+    ConnectionState, Event, FastPathEntry, FastPathKey, InboundEntry, InboundKey, JoinState,
+    ListenerKey, Network, OriginalDestination, Pod, SocketState,
 };
 
 // SAFETY: repr(C), only integers, no padding (the size assertions), any bit pattern is valid.
 unsafe impl aya::Pod for Address {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for CapturedKey {}
+// SAFETY: as for Address.
+unsafe impl aya::Pod for CapturedSocket {}
 // SAFETY: as for Address.
 unsafe impl aya::Pod for ClientKey {}
 // SAFETY: as for Address.

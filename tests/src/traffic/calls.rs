@@ -6,7 +6,7 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +56,9 @@ pub struct Report {
     pub failed: u64,
     /// The failures by description, up to a number of kinds.
     pub failures: BTreeMap<String, u64>,
+    /// The first failures: when (UTC), and from which address to which, as in the proxies' logs.
+    #[serde(default)]
+    pub first_failures: Vec<String>,
     /// The longest call.
     pub longest: Parts,
 }
@@ -92,6 +95,8 @@ impl Report {
         for (failure, number) in other.failures {
             self.describe(failure, number);
         }
+        self.first_failures.extend(other.first_failures);
+        self.first_failures.truncate(MAX_KINDS);
     }
 
     fn describe(&mut self, failure: String, number: u64) {
@@ -135,10 +140,15 @@ fn call_until(plan: &Plan, deadline: Instant, made: &AtomicU64, stop: &AtomicBoo
         let mut parts = Parts::default();
         match call(plan, &mut kept, &mut parts) {
             Ok(()) => report.answered += 1,
-            Err(failure) => {
+            Err(Failure { text, ends }) => {
                 kept = None;
                 report.failed += 1;
-                report.describe(failure, 1);
+                if report.first_failures.len() < MAX_KINDS {
+                    report
+                        .first_failures
+                        .push(format!("{} {ends}", time_of_day()));
+                }
+                report.describe(text, 1);
                 thread::sleep(PAUSE);
             }
         }
@@ -148,28 +158,60 @@ fn call_until(plan: &Plan, deadline: Instant, made: &AtomicU64, stop: &AtomicBoo
     report
 }
 
-fn call(plan: &Plan, kept: &mut Option<Stream>, parts: &mut Parts) -> Result<(), String> {
-    let failed = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+/// A call without an answer.
+struct Failure {
+    text: String,
+    /// The ends of its connection, or what was called.
+    ends: String,
+}
+
+fn call(plan: &Plan, kept: &mut Option<Stream>, parts: &mut Parts) -> Result<(), Failure> {
+    let failed = |what: &'static str, ends: &str| {
+        let ends = ends.to_owned();
+        move |error: io::Error| Failure {
+            text: format!("{what}: {error}"),
+            ends,
+        }
+    };
     let mut stream = match kept.take() {
         Some(stream) => stream,
         None => {
             let address = timed(&mut parts.resolve_ms, || resolve(&plan.to));
-            let address = address.map_err(failed("resolve"))?;
+            let address = address.map_err(failed("resolve", &plan.to))?;
             let connect = || Stream::connect(address, IoMode::Blocking, LIMIT);
-            timed(&mut parts.connect_ms, connect).map_err(failed("connect"))?
+            let connected = timed(&mut parts.connect_ms, connect);
+            connected.map_err(failed("connect", &address.to_string()))?
         }
+    };
+    let ends = match (stream.local_addr(), stream.peer_addr()) {
+        (Ok(local), Ok(peer)) => format!("{local} -> {peer}"),
+        _ => plan.to.clone(),
     };
     let answer = timed(&mut parts.answer_ms, || {
         get_over(&mut stream, MARKER, LIMIT)
     });
-    let answer = answer.map_err(failed("answer"))?;
+    let answer = answer.map_err(failed("answer", &ends))?;
     if answer.status != 200 {
-        return Err(format!("answer: status {}", answer.status));
+        let text = format!("answer: status {}", answer.status);
+        return Err(Failure { text, ends });
     }
     if plan.connections == Connections::Kept {
         *kept = Some(stream);
     }
     Ok(())
+}
+
+/// The time of day in UTC, to the millisecond.
+fn time_of_day() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.unwrap_or_default();
+    let seconds = now.as_secs() % 86400;
+    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
+    let milliseconds = now.subsec_millis();
+    format!(
+        "{hours:02}:{minutes:02}:{:02}.{milliseconds:03}",
+        seconds % 60
+    )
 }
 
 /// Does something, and stores how long it took.

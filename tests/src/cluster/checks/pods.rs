@@ -1,5 +1,6 @@
 //! Pods that come and go, and kinds of pods.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,6 +44,9 @@ pub(super) fn new_pods(cluster: &Cluster) -> Result<String> {
     ))
 }
 
+/// The largest number of lines of one proxy that an error shows.
+const MAX_LINES: usize = 400;
+
 /// Servers leave the mesh and come back, while clients inside and outside of the mesh call them.
 pub(super) fn leaving(cluster: &Cluster) -> Result<String> {
     const ROUNDS: usize = 6;
@@ -62,12 +66,48 @@ pub(super) fn leaving(cluster: &Cluster) -> Result<String> {
             thread::sleep(Duration::from_millis(1500));
         }
     }
-    let inside = none_failed("from the mesh", inside)?;
-    let outside = none_failed("from outside the mesh", outside)?;
+    let inside = none_failed("from the mesh", inside);
+    let outside = none_failed("from outside the mesh", outside);
+    let (inside, outside) = match (inside, outside) {
+        (Ok(inside), Ok(outside)) => (inside, outside),
+        (inside, outside) => {
+            let errors = [inside.err(), outside.err()];
+            let errors = errors
+                .into_iter()
+                .flatten()
+                .map(|error| format!("{error:#}"));
+            let errors: Vec<String> = errors.collect();
+            bail!("{}{}", errors.join("; "), log_around(cluster, &errors));
+        }
+    };
     Ok(format!(
         "{} times, {inside} from the mesh and {outside} from outside, none failed",
         ROUNDS * SERVERS.len()
     ))
+}
+
+/// The lines of the proxies' logs of the seconds that a text names.
+fn log_around(cluster: &Cluster, texts: &[String]) -> String {
+    let is_time = |word: &&str| word.len() == 12 && word.matches(':').count() == 2;
+    let words = texts.iter().flat_map(|text| text.split([' ', '"']));
+    let seconds: BTreeSet<&str> = words
+        .filter(is_time)
+        .filter_map(|word| word.get(..8))
+        .collect();
+    let mut found = String::new();
+    for log in cluster
+        .nodes
+        .iter()
+        .filter_map(|node| cluster.proxy_log(node).ok())
+    {
+        let lines = log
+            .lines()
+            .filter(|line| seconds.iter().any(|second| line.contains(second)));
+        for line in lines.take(MAX_LINES) {
+            found.push_str(&format!("\n    {line}"));
+        }
+    }
+    found
 }
 
 /// Why the containers of these pods have ended before: the ends of their logs, and what the proxies say

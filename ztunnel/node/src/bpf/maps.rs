@@ -9,9 +9,9 @@ use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 use ztunnel_ebpf_types as shared;
 use ztunnel_ebpf_types::{
-    Address, CONFIG_EXEMPT_NETWORKS, CONFIG_EXEMPT_PORTS, ClientKey, Config, EXEMPT_INBOUND,
-    EXEMPT_OUTBOUND, ListenerKey, Network, OriginalDestination, POD_HANDSHAKE, Pod,
-    SOCKET_HANDSHAKE, SocketState,
+    Address, CONFIG_EXEMPT_NETWORKS, CONFIG_EXEMPT_PORTS, CapturedKey, CapturedSocket, ClientKey,
+    Config, EXEMPT_INBOUND, EXEMPT_OUTBOUND, ListenerKey, Network, OriginalDestination,
+    POD_HANDSHAKE, Pod, SOCKET_HANDSHAKE, SocketState,
 };
 
 use super::object::Object;
@@ -31,6 +31,7 @@ pub(super) struct Maps {
     pub(super) addresses: Map<Address, u64>,
     /// The value is the listener's descriptor.
     pub(super) listeners: Map<ListenerKey, u32>,
+    pub(super) captured_sockets: Map<CapturedKey, CapturedSocket>,
     pub(super) original_destinations: Map<ClientKey, OriginalDestination>,
     pub(super) resolvers: Map<ClientKey, OriginalDestination>,
     pub(super) fast_path: Map<shared::FastPathKey, shared::FastPathEntry>,
@@ -56,6 +57,7 @@ impl Maps {
             pods: Map::new(object.map("PODS")?, "PODS"),
             addresses: Map::new(object.map("ADDRESSES")?, "ADDRESSES"),
             listeners: Map::new(object.map("POD_LISTENERS")?, "POD_LISTENERS"),
+            captured_sockets: Map::new(object.map("CAPTURED_SOCKETS")?, "CAPTURED_SOCKETS"),
             original_destinations: Map::new(
                 object.map("ORIGINAL_DESTINATIONS")?,
                 "ORIGINAL_DESTINATIONS",

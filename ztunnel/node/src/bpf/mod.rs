@@ -38,14 +38,15 @@ mod tests;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ztunnel_ebpf_types::{
-    CAPTURE_MARK_UNLISTED, CAPTURED_UNLISTED, ClientKey, POD_DNS, POD_JOIN, is_capture_mark,
+    CAPTURED_BOUND, CAPTURED_OPTIONS, CAPTURED_UNLISTED, CapturedKey, ClientKey, POD_DNS, POD_JOIN,
+    flags_of_mark,
 };
 
 use cgroup::Cgroup;
@@ -95,25 +96,35 @@ pub enum BackendChoice {
     Unlisted,
 }
 
-impl BackendChoice {
-    /// What a captured connection's mark says about it.
-    #[must_use]
-    pub const fn of_mark(mark: u32) -> Self {
-        if is_capture_mark(mark) && mark & CAPTURE_MARK_UNLISTED != 0 {
-            Self::Unlisted
-        } else {
-            Self::Any
-        }
-    }
-}
-
-/// The original destination of a captured connection.
+/// A captured connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CapturedDestination {
     /// The address that the application dialled.
     pub destination: SocketAddr,
     /// Which backends the proxy may choose.
     pub choice: BackendChoice,
+    /// The application's socket.
+    pub application: ApplicationSocket,
+}
+
+/// What an application has chosen for its socket. A connection that the proxy opens in its place to a
+/// destination outside of a tunnel leaves in the same way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ApplicationSocket {
+    /// The address that it has bound the socket to.
+    pub source: Option<IpAddr>,
+    /// Its mark (`SO_MARK`), or 0.
+    pub mark: u32,
+    /// The index of its device (`SO_BINDTODEVICE`), or 0.
+    pub device: u32,
+}
+
+const fn choice(flags: u32) -> BackendChoice {
+    if flags & CAPTURED_UNLISTED == 0 {
+        BackendChoice::Any
+    } else {
+        BackendChoice::Unlisted
+    }
 }
 
 /// Checks that there is a cgroup to attach programs to.
@@ -449,12 +460,49 @@ impl Kernel {
             let port = u16::try_from(destination.port).ok()?;
             Some(CapturedDestination {
                 destination: SocketAddr::new(destination.address.into(), port),
-                choice: if destination.flags & CAPTURED_UNLISTED == 0 {
-                    BackendChoice::Any
-                } else {
-                    BackendChoice::Unlisted
-                },
+                choice: choice(destination.flags),
+                application: ApplicationSocket::default(),
             })
+        }))
+    }
+
+    /// What the programs know about a captured connection, by its two ends and the mark of its accepted
+    /// socket. A further system call is needed only if the application has set a mark or a device. None:
+    /// it has, but there is no entry: too many such connections wait to be accepted.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn captured(
+        &self,
+        pod: NetnsCookie,
+        client: SocketAddr,
+        destination: SocketAddr,
+        mark: u32,
+    ) -> Result<Option<CapturedDestination>, Error> {
+        let flags = flags_of_mark(mark);
+        let mut application = ApplicationSocket {
+            source: (flags & CAPTURED_BOUND != 0).then(|| client.ip()),
+            ..ApplicationSocket::default()
+        };
+        if flags & CAPTURED_OPTIONS != 0 {
+            let key = CapturedKey {
+                pod: pod.0,
+                client: client.ip().into(),
+                server: destination.ip().into(),
+                client_port: client.port().into(),
+                server_port: destination.port().into(),
+            };
+            let sockets = &self.maps.captured_sockets;
+            let found = sockets.take(&key).map_err(failed(sockets, "read"))?;
+            let Some(found) = found else {
+                return Ok(None);
+            };
+            (application.mark, application.device) = (found.mark, found.device);
+        }
+        Ok(Some(CapturedDestination {
+            destination,
+            choice: choice(flags),
+            application,
         }))
     }
 

@@ -21,12 +21,13 @@ pub(super) static OBJECT: &[u8] =
 
 /// The maps that outlive a proxy. The ring buffer of the log is not among them: each proxy has its
 /// own.
-const PINNED: [&str; 17] = [
+const PINNED: [&str; 18] = [
     "CONFIG",
     "PREVIOUS_PROXIES",
     "PODS",
     "ADDRESSES",
     "POD_LISTENERS",
+    "CAPTURED_SOCKETS",
     "ORIGINAL_DESTINATIONS",
     "RESOLVERS",
     "FAST_PATH",
@@ -107,26 +108,8 @@ impl Object {
         if !release().is_ok_and(|release| is_at_least(&release, 5, 11)) {
             permissions::raise_locked_memory_limit();
         }
-        let unreadable = |source: &dyn std::error::Error| Error::Object {
-            problem: source.to_string(),
-        };
         let mut parsed = Parsed::parse(OBJECT).map_err(|error| unreadable(&error))?;
-        let has_process_id = [u8::from(kernel_has_process_id())];
-        let release = release().unwrap_or_default();
-        let has_set_retval = [u8::from(is_at_least(&release, 5, 18))];
-        let level = [match logging {
-            ProgramLogging::Off => 0,
-            ProgramLogging::Debug => aya_log::Level::Debug as u8,
-        }];
-        let dns_port = u32::from(options.dns_port).to_ne_bytes();
-        let globals = HashMap::from([
-            ("HAS_PROCESS_ID", (has_process_id.as_slice(), true)),
-            ("HAS_SET_RETVAL", (has_set_retval.as_slice(), true)),
-            ("PROXY_DNS_PORT", (dns_port.as_slice(), true)),
-            (aya_log::LEVEL, (level.as_slice(), true)),
-        ]);
-        let patched = parsed.patch_map_data(globals);
-        patched.map_err(|error| unreadable(&error))?;
+        set_constants(&mut parsed, logging, options)?;
         let described: Vec<(String, aya_obj::Map)> = parsed.maps.drain().collect();
         let mut maps = HashMap::new();
         for (name, map) in &described {
@@ -205,6 +188,36 @@ impl Object {
     pub(super) fn program(&self, name: &str) -> Result<BorrowedFd<'_>, Error> {
         let program = self.programs.get(name).ok_or_else(|| missing(name))?;
         Ok(program.as_fd())
+    }
+}
+
+/// Sets the programs' constants, which the verifier uses to remove code.
+fn set_constants(
+    parsed: &mut Parsed,
+    logging: ProgramLogging,
+    options: LoadOptions,
+) -> Result<(), Error> {
+    let release = release().unwrap_or_default();
+    let has_process_id = [u8::from(kernel_has_process_id())];
+    let has_set_retval = [u8::from(is_at_least(&release, 5, 18))];
+    let level = [match logging {
+        ProgramLogging::Off => 0,
+        ProgramLogging::Debug => aya_log::Level::Debug as u8,
+    }];
+    let dns_port = u32::from(options.dns_port).to_ne_bytes();
+    let constants = HashMap::from([
+        ("HAS_PROCESS_ID", (has_process_id.as_slice(), true)),
+        ("HAS_SET_RETVAL", (has_set_retval.as_slice(), true)),
+        ("PROXY_DNS_PORT", (dns_port.as_slice(), true)),
+        (aya_log::LEVEL, (level.as_slice(), true)),
+    ]);
+    let patched = parsed.patch_map_data(constants);
+    patched.map_err(|error| unreadable(&error))
+}
+
+fn unreadable(source: &dyn std::error::Error) -> Error {
+    Error::Object {
+        problem: source.to_string(),
     }
 }
 

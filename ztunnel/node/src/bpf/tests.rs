@@ -7,9 +7,11 @@
 
 mod bypass;
 mod capture;
+mod hold;
 mod inbound;
 mod join;
 mod lifetime;
+mod ports;
 mod resolver;
 mod upgrade;
 mod world;

@@ -27,6 +27,11 @@ const PORTS: RangeInclusive<u16> = 61000..=65535;
 /// delivery in 65,536 finds none free.
 const TRIES: usize = 16;
 
+/// Ports that only privileged processes may bind by default.
+const PRIVILEGED: RangeInclusive<u16> = 1..=1023;
+/// Those that clients use; servers have the lower ones.
+const PRIVILEGED_SOURCES: RangeInclusive<u16> = 600..=1023;
+
 thread_local! {
     /// The next port to try. Each worker begins at another one.
     static NEXT: Cell<u16> = Cell::new(rand::random_range(PORTS));
@@ -218,6 +223,28 @@ fn is_taken(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL)
     )
+}
+
+/// Binds a socket that stands for an application's to the address that the application has chosen, and to
+/// a privileged port if the application's is one: some servers (NFS) accept no others. The application's
+/// own port is taken. Without the right to bind privileged ports (CAP_NET_BIND_SERVICE) the port is any.
+///
+/// # Errors
+/// As `bind(2)`.
+pub fn bind_source(socket: &Socket, source: IpAddr, port: u16) -> io::Result<()> {
+    if PRIVILEGED.contains(&port) {
+        for _ in 0..TRIES {
+            let port = rand::random_range(PRIVILEGED_SOURCES);
+            match socket.bind(&SocketAddr::new(source, port).into()) {
+                Ok(()) => return Ok(()),
+                Err(error) if is_taken(&error) => {}
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    setsockopt(&socket.as_fd(), sockopt::IpBindAddressNoPort, &true)?;
+    socket.bind(&SocketAddr::new(source, 0).into())
 }
 
 /// Prepares a delivery socket with the client's address. `IP_TRANSPARENT` allows any source address,

@@ -27,7 +27,7 @@ pub use application_cgroups::application_cgroups;
 pub use destroy::{
     Connection, DestroyMethod, Destroyed, Error as DestroyError, Failure, Outcome, destroy,
 };
-pub use dial::Dial;
+pub use dial::{Dial, bind_source};
 pub use error::Error;
 pub use gone::{PeerEnd, peer_gone};
 pub use netns::{Netns, NetnsDescriptor, NetnsSource, interface_addresses};

@@ -14,8 +14,9 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddress, protocols::NETLINK_ROUTE};
 
@@ -98,13 +99,35 @@ pub(crate) fn index(name: &str) -> u32 {
     nix::net::if_::if_nametoindex(name).unwrap()
 }
 
+/// Deletes a routing rule of a family by its priority.
+pub(crate) fn delete_rule(family: AddressFamily, priority: u32) {
+    let mut rule = RuleMessage::default();
+    rule.header.family = family;
+    rule.attributes = vec![RuleAttribute::Priority(priority)];
+    send(RouteNetlinkMessage::DelRule(rule), 0);
+}
+
+/// Deletes the default route of a routing table by a device.
+pub(crate) fn delete_default_route(family: AddressFamily, table: u32, device: u32) {
+    let mut route = RouteMessage::default();
+    route.header.address_family = family;
+    route.header.kind = RouteType::Local;
+    route.header.scope = RouteScope::NoWhere;
+    route.attributes = vec![RouteAttribute::Table(table), RouteAttribute::Oif(device)];
+    send(RouteNetlinkMessage::DelRoute(route), 0);
+}
+
 /// Sends one request over netlink and expects success.
 pub(crate) fn request(message: RouteNetlinkMessage) {
+    send(message, NLM_F_CREATE | NLM_F_EXCL);
+}
+
+fn send(message: RouteNetlinkMessage, flags: u16) {
     let mut socket = Netlink::new(NETLINK_ROUTE).unwrap();
     socket.bind_auto().unwrap();
     socket.connect(&NetlinkAddress::new(0, 0)).unwrap();
     let mut packet = NetlinkMessage::from(message);
-    packet.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    packet.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
     packet.finalize();
     let mut bytes = vec![0; packet.buffer_len()];
     packet.serialize(&mut bytes);

@@ -111,7 +111,7 @@ pub fn prepare_capture(addresses: &[IpAddr], existing: Existing) -> Result<Prepa
     for family in families() {
         let mut usable = addresses.iter().filter(|address| present.contains(address));
         let own = usable.find(|address| family_of(address) == family).copied();
-        let mut attributes = vec![prefer(own.unwrap_or(loopback_address(family)))];
+        let mut attributes = vec![prefer(own.unwrap_or_else(|| loopback_address(family)))];
         let added = routing.add_route(family, CAPTURE_TABLE, routing.loopback, &attributes);
         let added = match added {
             // An IPv6 address cannot be used before it is known to be unique (RFC 4862, 5.4).

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
+use crate::bpf::ApplicationSocket;
 use mesh::NetnsCookie;
 use mesh::fastpath::FastPathKey;
 use tunnel::hbone::TraceParent;
@@ -58,6 +59,8 @@ pub(super) struct Connection {
     pub(super) accepted: Instant,
     /// Its position in a distributed trace: that of the CONNECT request, which a tunnel carries.
     pub(super) trace: TraceParent,
+    /// What the application has chosen for its socket.
+    pub(super) application: ApplicationSocket,
 }
 
 impl Connection {
@@ -76,6 +79,7 @@ impl Connection {
             destination,
             accepted,
             trace,
+            application: ApplicationSocket::default(),
         }
     }
 

@@ -25,7 +25,7 @@ use super::relay::{self, Side};
 use super::report::ConnectionReport;
 use super::socks5;
 use super::tunnel_client::{OpenTunnel, TunnelRequest};
-use crate::bpf::{BackendChoice, CapturedDestination};
+use crate::bpf::{ApplicationSocket, BackendChoice, CapturedDestination};
 use crate::pods::{self, PeerEnd};
 use mesh::NetnsCookie;
 use mesh::authorize::InboundRequest;
@@ -55,7 +55,7 @@ struct Opened {
 
 /// Handles one connection that the kernel programs captured, from accept to close.
 pub(super) async fn carry_captured(context: Rc<PodContext>, accepted: Accepted) {
-    let captured = captured_destination(&accepted.stream);
+    let captured = captured_destination(&context, &accepted);
     carry(context, accepted, captured).await;
 }
 
@@ -91,7 +91,10 @@ async fn open_captured(
 ) -> Result<Opened, OutboundError> {
     match captured {
         Ok(captured) => {
-            let connection = connection(context, accepted, captured.destination);
+            let connection = Connection {
+                application: captured.application,
+                ..connection(context, accepted, captured.destination)
+            };
             open(context, &connection, captured.choice, &accepted.stream).await
         }
         Err(error) => Err(refuse(context, accepted, error)),
@@ -135,14 +138,18 @@ fn connection(context: &PodContext, accepted: &Accepted, destination: SocketAddr
 
 /// The original destination of a connection that the programs captured: the accepted socket's own
 /// address.
-fn captured_destination(stream: &TcpStream) -> Result<CapturedDestination, OutboundError> {
-    let destination = || {
-        Ok(CapturedDestination {
-            destination: pods::local_of(stream)?,
-            choice: BackendChoice::of_mark(pods::mark_of(stream)?),
-        })
+fn captured_destination(
+    context: &PodContext,
+    accepted: &Accepted,
+) -> Result<CapturedDestination, OutboundError> {
+    let client = accepted.peer;
+    let Some(kernel) = &context.proxy.kernel else {
+        return Err(OutboundError::NotCaptured { client });
     };
-    destination().map_err(OutboundError::Original)
+    let destination = pods::local_of(&accepted.stream).map_err(OutboundError::Original)?;
+    let mark = pods::mark_of(&accepted.stream).map_err(OutboundError::Original)?;
+    let captured = kernel.captured(context.cookie(), client, destination, mark)?;
+    captured.ok_or(OutboundError::UnknownSocket { client })
 }
 
 /// The original destination of a connection that arrives by the loopback device: rules redirected it, or
@@ -169,6 +176,7 @@ fn redirected_destination(
     Ok(CapturedDestination {
         destination: original.ok_or(OutboundError::NotCaptured { client })?,
         choice: BackendChoice::Any,
+        application: ApplicationSocket::default(),
     })
 }
 

@@ -281,6 +281,11 @@ fn enroll(kernel: &Kernel, netns: &File, inbound: &TcpListener, outbound: &TcpLi
     kernel.enroll(&pod).unwrap();
 }
 
+fn stored_entries(kernel: &Kernel) -> Vec<(FastPathKey, FastPathEntry)> {
+    let stored = kernel.entries().unwrap();
+    stored.into_iter().map(|one| (one.key, one.entry)).collect()
+}
+
 /// Writes a fast-path entry into the maps that both versions share, and checks that the old proxy
 /// has it.
 fn write_entry(kernel: &Kernel, old: &OldProxy, to: SocketAddr) -> (FastPathKey, FastPathEntry) {
@@ -338,8 +343,7 @@ fn a_node_with_layout_2_is_taken_over_in_place() {
             assert!(directory.join(format!("v{LAYOUT}")).exists());
             assert_eq!(kernel.enrolled().unwrap(), [this_namespace()]);
             assert_eq!(captured_pods_below(&directory), 1);
-            let stored = kernel.entries().unwrap();
-            let stored: Vec<_> = stored.into_iter().map(|one| (one.key, one.entry)).collect();
+            let stored = stored_entries(&kernel);
             assert_eq!(stored, [written]);
             // The other version's programs capture until this proxy serves the pods.
             assert!(kernel.rewriting_captures());

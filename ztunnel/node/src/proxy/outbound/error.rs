@@ -29,6 +29,15 @@ pub(super) enum OutboundError {
         /// The client's address.
         client: SocketAddr,
     },
+    /// The programs have not kept what the application has set on its socket.
+    #[error(
+        "the mark and the device of the application's socket at {client} are not known: too many \
+         connections of sockets with a mark or a device wait to be accepted"
+    )]
+    UnknownSocket {
+        /// The client's address.
+        client: SocketAddr,
+    },
     /// Looking up the map of original destinations failed.
     #[error("cannot look up the original destination: {0}")]
     Kernel(#[from] bpf::Error),
@@ -90,6 +99,7 @@ impl Failure for OutboundError {
     fn flag(&self) -> ResponseFlag {
         match self {
             Self::NotCaptured { .. }
+            | Self::UnknownSocket { .. }
             | Self::SocksDestination { .. }
             | Self::Kernel(_)
             | Self::Original(_)
@@ -110,6 +120,7 @@ impl OutboundError {
     pub(super) fn reply(&self) -> Reply {
         match self {
             Self::NotCaptured { .. }
+            | Self::UnknownSocket { .. }
             | Self::Kernel(_)
             | Self::Original(_)
             | Self::UnknownWorkload { .. }
