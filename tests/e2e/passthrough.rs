@@ -3,10 +3,12 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::process::Command;
 
+use socket2::{Domain, Socket, Type};
 use ztunnel_tests::net::{Family, Host, World};
 use ztunnel_tests::proxy::Mesh;
-use ztunnel_tests::traffic::{self, Kind};
+use ztunnel_tests::traffic::{self, Answer, IoMode, Kind, Stream};
 
 use crate::connections::TIMEOUT;
 
@@ -24,6 +26,82 @@ fn a_host_outside_the_mesh_sees_the_pods_address() {
         assert_eq!(answer.client_peer, to);
         assert_eq!(answer.client_local.ip(), client.address(family));
     }
+}
+
+/// The proxy carries the first connection, the kernel those after it: both leave in the same way.
+#[test]
+fn privileged_ports_and_devices_that_an_application_has_chosen_are_kept() {
+    let world = World::two_nodes().unwrap();
+    let _mesh = Mesh::start(&world).unwrap();
+    let (client, outside) = (world.pod("a", 0), world.outside());
+    let _running = outside.serve(Kind::Http, 8080).unwrap();
+    let device = client.enter(|| {
+        let devices = nix::net::if_::if_nameindex().unwrap();
+        let mut names = devices.iter().map(|device| device.name().to_owned());
+        names.find(|name| name.as_bytes() != b"lo").unwrap()
+    });
+    for family in Family::BOTH {
+        let to = outside.at(family, 8080);
+        for port in [777, 778] {
+            let answer = client.enter(|| {
+                let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+                let own = SocketAddr::new(client.address(family), port);
+                socket.bind(&own.into()).unwrap();
+                get_over(socket, to)
+            });
+            let peer = answer.unwrap().peer;
+            assert!(peer.port() < 1024, "{peer}");
+            assert_eq!(peer.ip(), client.address(family));
+        }
+        for _ in 0..2 {
+            let answer = client.enter(|| {
+                let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+                socket.bind_device(Some(device.as_bytes())).unwrap();
+                get_over(socket, to)
+            });
+            assert_eq!(answer.unwrap().peer.ip(), client.address(family));
+        }
+    }
+}
+
+/// A rule of the pod's own forbids this mark: it applies to the proxy's connection, too.
+#[test]
+fn the_mark_that_an_application_has_set_is_kept() {
+    const FORBIDDEN: &str = "0x77";
+    let world = World::two_nodes().unwrap();
+    let _mesh = Mesh::start(&world).unwrap();
+    let (client, outside) = (world.pod("a", 0), world.outside());
+    let _running = outside.serve(Kind::Http, 8080).unwrap();
+    for (family, flag) in [(Family::V4, "-4"), (Family::V6, "-6")] {
+        let to = outside.at(family, 8080);
+        let get = |mark| {
+            client.enter(|| {
+                let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+                socket.set_mark(mark).unwrap();
+                get_over(socket, to)
+            })
+        };
+        for _ in 0..2 {
+            assert_eq!(get(0x77).unwrap().peer.ip(), client.address(family));
+        }
+        let added = client.enter(|| {
+            let rule = [
+                "rule", "add", "pref", "100", "fwmark", FORBIDDEN, "prohibit",
+            ];
+            Command::new("ip").arg(flag).args(rule).status()
+        });
+        assert!(added.unwrap().success());
+        for _ in 0..2 {
+            assert!(get(0x77).is_err());
+            assert_eq!(get(0x78).unwrap().peer.ip(), client.address(family));
+        }
+    }
+}
+
+fn get_over(socket: Socket, to: SocketAddr) -> io::Result<Answer> {
+    socket.connect(&to.into())?;
+    let mut stream = Stream::new(socket.into(), IoMode::Blocking)?;
+    traffic::get_over(&mut stream, "out", TIMEOUT)
 }
 
 #[test]

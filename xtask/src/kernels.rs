@@ -27,7 +27,12 @@ const PLACE: &str = "/opt/ztunnel";
 /// Where the expected verdicts of the doctor are: one file for each kernel.
 const EXPECTED: &str = "xtask/src/kernels";
 /// The tests of the programs that run there: an emulated machine needs seconds for each.
-const DECIDED_BY_KERNEL: [&str; 2] = ["bpf::tests::capture", "bpf::tests::inbound"];
+const DECIDED_BY_KERNEL: [&str; 4] = [
+    "bpf::tests::capture",
+    "bpf::tests::hold",
+    "bpf::tests::inbound",
+    "bpf::tests::ports",
+];
 
 /// The program that makes the machines, if one is named.
 pub(crate) fn machine() -> Option<OsString> {

@@ -2,10 +2,14 @@
 //! has to be unique.
 
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
 
-use socket2::Socket;
+use socket2::{SockRef, Socket};
+use ztunnel_ebpf_types::{SOCKET_UNUSED, is_capture_mark};
 
-use super::world::{POD4, POD6, World, accept, at, dial, in_namespace, tcp};
+use super::super::ApplicationSocket;
+use super::world::{DEVICE, POD4, POD6, Wire, World, accept, at, dial, in_namespace, tcp};
+use crate::pods::netlab::index;
 
 /// Two destinations of a family.
 const DESTINATIONS: [[&str; 2]; 2] = [
@@ -101,4 +105,113 @@ fn captured_connections_need_no_map() {
         }
         assert_eq!(entries(), [0; 4]);
     });
+}
+
+/// The proxy asks only for connections of sockets that have a mark or a device.
+#[test]
+#[ignore = "needs root"]
+fn what_the_application_has_set_is_known() {
+    in_namespace(|| {
+        let world = World::new();
+        let device = index(DEVICE);
+        for (own, dialled) in [(POD4, "192.0.2.1:80"), (POD6, "[2001:db8::1]:80")] {
+            for (mark, is_bound, has_device) in [
+                (0, false, false),
+                (0, true, false),
+                (77, false, false),
+                (0, false, true),
+                (77, true, true),
+            ] {
+                let app = tcp(own.is_ipv4());
+                app.set_mark(mark).unwrap();
+                if has_device {
+                    app.bind_device(Some(DEVICE.as_bytes())).unwrap();
+                }
+                if is_bound {
+                    app.bind(&SocketAddr::new(own, 0).into()).unwrap();
+                }
+                app.connect(&at(dialled).into()).unwrap();
+                let (proxy, destination) = world.captured().unwrap();
+                let client = proxy.peer_addr().unwrap();
+                let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+                let accepted = SockRef::from(&proxy).mark().unwrap();
+                let known = |client| {
+                    world
+                        .kernel
+                        .captured(world.cookie, client, destination, accepted)
+                };
+                let found = known(client).unwrap().unwrap();
+                assert_eq!(found.destination, at(dialled));
+                let expected = ApplicationSocket {
+                    source: is_bound.then_some(own),
+                    mark,
+                    device: if has_device { device } else { 0 },
+                };
+                assert_eq!(found.application, expected);
+                // The entry is taken out.
+                let has_entry = mark != 0 || has_device;
+                assert_eq!(known(client).unwrap().is_none(), has_entry);
+            }
+        }
+    });
+}
+
+/// A socket that was captured once, and listens then: what it accepts is not captured.
+#[test]
+#[ignore = "needs root"]
+fn a_captured_socket_that_listens_accepts_connections() {
+    in_namespace(|| {
+        let world = World::new();
+        for (own, dialled) in [(POD4, "192.0.2.1:80"), (POD6, "[2001:db8::1]:80")] {
+            let app = tcp(own.is_ipv4());
+            app.set_mark(5).unwrap();
+            app.connect(&at(dialled).into()).unwrap();
+            drop(world.captured().unwrap());
+            disconnect(&app);
+            app.bind(&SocketAddr::new(own, 7000).into()).unwrap();
+            app.listen(8).unwrap();
+            assert_eq!(app.mark().unwrap(), 5, "the application's own mark");
+            let _client = dial(SocketAddr::new(own, 7000)).unwrap();
+            let (accepted, _) = app.accept().unwrap();
+            let states = &world.kernel.maps.socket_states;
+            let state = states.get(&accepted.as_raw_fd().cast_unsigned()).unwrap();
+            assert!(
+                state.is_none_or(|state| state.kind == SOCKET_UNUSED),
+                "{state:?}"
+            );
+        }
+    });
+}
+
+/// The same socket, disconnected, may connect to what is not captured.
+#[test]
+#[ignore = "needs root"]
+fn a_captured_socket_gets_its_mark_back() {
+    in_namespace(|| {
+        let world = World::with(|config| config.exemptions.outbound_ports = vec![9999]);
+        let app = tcp(true);
+        app.set_mark(5).unwrap();
+        for _ in 0..2 {
+            app.connect(&at("192.0.2.1:80").into()).unwrap();
+            assert!(is_capture_mark(app.mark().unwrap()));
+            drop(world.captured().unwrap());
+            disconnect(&app);
+        }
+        let mut wire = Wire::tap();
+        app.set_nonblocking(true).unwrap();
+        assert!(app.connect(&at("192.0.2.1:9999").into()).is_err());
+        assert_eq!(app.mark().unwrap(), 5);
+        assert!(wire.packets() > 0, "exempt: it leaves");
+    });
+}
+
+/// `connect()` to an address of no family.
+fn disconnect(socket: &Socket) {
+    let unspecified = libc::sockaddr {
+        sa_family: 0,
+        sa_data: [0; 14],
+    };
+    // SAFETY: a valid address of its own size.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const unspecified, 16) };
+    assert_eq!(result, 0);
 }

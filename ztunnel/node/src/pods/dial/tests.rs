@@ -74,3 +74,28 @@ fn a_delivery_to_a_full_queue_waits_with_a_port_of_the_range() {
         assert!(PORTS.contains(&port(&second)), "{}", port(&second));
     });
 }
+
+#[test]
+#[ignore = "needs root"]
+fn a_privileged_port_is_replaced_by_another_one() {
+    in_pod(|| {
+        let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let port_of = |socket: &Socket| {
+            let own = socket.local_addr().unwrap().as_socket().unwrap();
+            assert_eq!(own.ip(), localhost);
+            own.port()
+        };
+        let new = || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+        let application = new();
+        application
+            .bind(&SocketAddr::new(localhost, 777).into())
+            .unwrap();
+        let privileged = new();
+        bind_source(&privileged, localhost, 777).unwrap();
+        assert!(PRIVILEGED_SOURCES.contains(&port_of(&privileged)));
+        let other = new();
+        bind_source(&other, localhost, 40_000).unwrap();
+        // The kernel chooses the port when the socket connects.
+        assert_eq!(port_of(&other), 0);
+    });
+}
