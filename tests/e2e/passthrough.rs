@@ -42,11 +42,14 @@ fn privileged_ports_and_devices_that_an_application_has_chosen_are_kept() {
     });
     for family in Family::BOTH {
         let to = outside.at(family, 8080);
-        for port in [777, 778] {
+        let any: IpAddr = match family {
+            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        for (own, port) in [(client.address(family), 777), (any, 778), (any, 779)] {
             let answer = client.enter(|| {
                 let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
-                let own = SocketAddr::new(client.address(family), port);
-                socket.bind(&own.into()).unwrap();
+                socket.bind(&SocketAddr::new(own, port).into()).unwrap();
                 get_over(socket, to)
             });
             let peer = answer.unwrap().peer;

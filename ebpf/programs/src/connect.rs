@@ -11,7 +11,7 @@ use ztunnel_ebpf_types::{
     Address, CAPTURED_BOUND, CAPTURED_OPTIONS, CAPTURED_UNLISTED, CONNECTION_BY_PROXY, Config,
     Cookie, ISTIO_MARK_MASK, LISTENER_DNS, LISTENER_OUTBOUND, ListenerKey, PASS_THROUGH_MARK,
     POD_ENROLLED, POD_HANDSHAKE, Pod, SOCKET_CAPTURED, SOCKET_FAST_PATH, SOCKET_HANDSHAKE,
-    SOCKET_UNUSED, SocketState, capture_mark,
+    SOCKET_UNUSED, SocketState, capture_mark, is_capture_mark,
 };
 
 use crate::context::{address_bytes, destination6, network_port, set_destination6, source};
@@ -23,21 +23,26 @@ use crate::maps::{
     netns,
 };
 use crate::socket::{
-    LOOPBACK_DEVICE, application_mark, clear_state, is_link_local6, pod, set_option, set_state,
-    state,
+    LOOPBACK_DEVICE, application_mark, clear_state, is_known_source, is_link_local6, pod,
+    set_option, set_state, state,
 };
 
 /// `connect()` continues with the address in the context.
 const PROCEED: i32 = 1;
 /// `connect()` fails with EPERM.
 const REFUSE: i32 = 0;
+/// Errors of `connect()`.
+const EADDRNOTAVAIL: i32 = 99;
+const ECONNREFUSED: i32 = 111;
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_UDP: u32 = 17;
 
 /// `connect()` of an AF_INET socket.
 #[cgroup_sock_addr(connect4)]
 fn capture4(ctx: SockAddrContext) -> i32 {
-    let Some(pod) = pod(&ctx) else { return PROCEED };
+    let Some(pod) = pod(&ctx) else {
+        return outside(&ctx);
+    };
     // SAFETY: the context is valid and these fields are readable in connect4.
     let dialled = unsafe { (*ctx.sock_addr).user_ip4 };
     match decide(&ctx, pod, Address::v4(dialled)) {
@@ -45,7 +50,7 @@ fn capture4(ctx: SockAddrContext) -> i32 {
             // SAFETY: writable fields of connect4.
             unsafe {
                 (*ctx.sock_addr).user_ip4 = address.words[3];
-                (*ctx.sock_addr).user_port = network_port(port);
+                (*ctx.sock_addr).user_port = port;
             }
             PROCEED
         }
@@ -57,12 +62,14 @@ fn capture4(ctx: SockAddrContext) -> i32 {
 /// `connect()` of an AF_INET6 socket, possibly to an IPv4 address in mapped form.
 #[cgroup_sock_addr(connect6)]
 fn capture6(ctx: SockAddrContext) -> i32 {
-    let Some(pod) = pod(&ctx) else { return PROCEED };
+    let Some(pod) = pod(&ctx) else {
+        return outside(&ctx);
+    };
     match decide(&ctx, pod, destination6(&ctx)) {
         Decision::Redirect { address, port } => {
             set_destination6(&ctx, &address);
             // SAFETY: a writable field of connect6.
-            unsafe { (*ctx.sock_addr).user_port = network_port(port) };
+            unsafe { (*ctx.sock_addr).user_port = port };
             PROCEED
         }
         Decision::Proceed => PROCEED,
@@ -70,8 +77,24 @@ fn capture6(ctx: SockAddrContext) -> i32 {
     }
 }
 
+/// A socket of a namespace that is not captured. One of a pod that has left may have been captured before.
+#[inline(always)]
+fn outside(ctx: &SockAddrContext) -> i32 {
+    // SAFETY: the context is valid; the fields are checked for null before they are read.
+    let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    if sk.is_null() || !is_capture_mark(unsafe { (*sk).mark }) {
+        return PROCEED;
+    }
+    if let Some(config) = config() {
+        release(ctx, config, sk);
+        clear_state(sk, SOCKET_UNUSED);
+    }
+    PROCEED
+}
+
 enum Decision {
-    /// The socket's storage has the destination: connect to this address instead.
+    /// The socket's storage has the destination: connect to this address instead. The port has the form
+    /// of the context: converted later, on all paths, the verifier would miss its value on the others.
     Redirect {
         address: Address,
         port: u32,
@@ -112,7 +135,7 @@ fn decide(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Decision {
                 } else {
                     Address::LOOPBACK6
                 },
-                port: PROXY_DNS_PORT.load(),
+                port: network_port(PROXY_DNS_PORT.load()),
             },
             dns::Decision::Proceed => Decision::Proceed,
             dns::Decision::Refuse => Decision::Refuse,
@@ -129,7 +152,7 @@ fn decide(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Decision {
         clear_state(sk, SOCKET_FAST_PATH);
         return Decision::Proceed;
     }
-    let Some(application_mark) = release(ctx, sk) else {
+    let Some(application_mark) = release(ctx, config, sk) else {
         return Decision::Refuse;
     };
     if is_exempt(config, cookie, &address, port) {
@@ -148,7 +171,8 @@ fn decide(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Decision {
     };
     // SAFETY: checked for null.
     let has_device = unsafe { (*sk).bound_dev_if } > LOOPBACK_DEVICE;
-    let route = if has_device || dns::is_to_resolver(pod, &address, port) {
+    let is_dns = dns::is_to_resolver(pod, &address, port);
+    let route = if has_device || is_dns {
         Route::NoEntry
     } else {
         fast_path::route(config, cookie, &address, port)
@@ -169,19 +193,22 @@ fn decide(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Decision {
             }
             return Decision::Redirect {
                 address: backend.address,
-                port: u32::from(backend.port),
+                port: network_port(u32::from(backend.port)),
             };
         }
         Route::Unlisted => value.flags = CAPTURED_UNLISTED,
         Route::NoEntry => {}
     }
-    if source(sk, address.is_v4()).is_some() {
+    if let Some(source) = source(sk, address.is_v4()) {
+        if !is_known_source(cookie, &source) {
+            return refuse(EADDRNOTAVAIL);
+        }
         value.flags |= CAPTURED_BOUND;
     }
     if application_mark != 0 || has_device {
         value.flags |= CAPTURED_OPTIONS;
     }
-    let kind = if dns::is_to_resolver(pod, &address, port) {
+    let kind = if is_dns {
         LISTENER_DNS
     } else {
         LISTENER_OUTBOUND
@@ -209,10 +236,7 @@ fn decide(ctx: &SockAddrContext, pod: &Pod, address: Address) -> Decision {
     }
     match captured {
         Some(()) => Decision::Proceed,
-        None => {
-            set_refused();
-            Decision::Refuse
-        }
+        None => refuse(ECONNREFUSED),
     }
 }
 
@@ -245,14 +269,14 @@ fn has_listener(pod: Cookie, kind: u32) -> bool {
     true
 }
 
-/// Makes `connect()` fail with ECONNREFUSED instead of EPERM where programs can choose the error.
+/// Makes `connect()` fail with this error; with EPERM where programs cannot choose the error.
 #[inline(always)]
-fn set_refused() {
-    const ECONNREFUSED: i32 = 111;
+fn refuse(error: i32) -> Decision {
     if HAS_SET_RETVAL.load() != 0 {
         // SAFETY: no pointers. The error is one of the system call's own.
-        let _ = unsafe { bpf_set_retval(-ECONNREFUSED) };
+        let _ = unsafe { bpf_set_retval(-error) };
     }
+    Decision::Refuse
 }
 
 /// Marks the socket for the proxy and stores its original destination. None: it cannot be captured, and
@@ -270,10 +294,10 @@ fn capture(ctx: &SockAddrContext, value: SocketState) -> Option<()> {
 /// Gives a socket that was captured before its own mark again. Returns the mark that the application
 /// has set; None: the kernel refuses.
 #[inline(always)]
-fn release(ctx: &SockAddrContext, sk: *mut bpf_sock) -> Option<u32> {
+fn release(ctx: &SockAddrContext, config: &Config, sk: *mut bpf_sock) -> Option<u32> {
     // SAFETY: checked for null by the caller.
     let mark = unsafe { (*sk).mark };
-    let own = application_mark(sk, mark);
+    let own = application_mark(config, sk, mark);
     (own == mark || set_option(ctx, SO_MARK, own)).then_some(own)
 }
 

@@ -1,14 +1,17 @@
-//! Holds captured connections inside their pod: their packets leave by the loopback device or not at
-//! all.
+//! Holds captured connections and deliveries inside their pod: the packets of their sockets leave by the
+//! loopback device or not at all.
 //!
-//! The kernel routes every packet of a captured connection by the socket's mark. If the rule or the
-//! route disappears, or the application changes the mark or the device of its socket, the packet would
-//! leave the pod in plaintext: it is dropped here.
+//! The kernel routes these packets by the socket's mark. If the rule or the route disappears, or the
+//! application changes the mark or the device of its socket, the packet would leave the pod in plaintext:
+//! it is dropped here. What the kernel answers without a socket (a reset, the last acknowledgement of a
+//! closed connection) has no data, and is not seen here.
 
 use aya_ebpf::helpers::generated::bpf_sk_fullsock;
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
-use ztunnel_ebpf_types::SOCKET_CAPTURED;
+use ztunnel_ebpf_types::{
+    SOCKET_CAPTURED, SOCKET_DELIVERED, SOCKET_OUTBOUND_LISTENER, SOCKET_UNUSED,
+};
 
 use crate::socket::{LOOPBACK_DEVICE, state};
 
@@ -33,6 +36,13 @@ fn hold(ctx: SkBuffContext) -> i32 {
     }
     let stored = state(sk);
     // SAFETY: not null when it is read.
-    let is_captured = !stored.is_null() && unsafe { (*stored).kind } == SOCKET_CAPTURED;
-    if is_captured { DROP } else { PASS }
+    let kind = if stored.is_null() {
+        SOCKET_UNUSED
+    } else {
+        unsafe { (*stored).kind }
+    };
+    match kind {
+        SOCKET_CAPTURED | SOCKET_DELIVERED | SOCKET_OUTBOUND_LISTENER => DROP,
+        _ => PASS,
+    }
 }

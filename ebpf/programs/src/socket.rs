@@ -4,10 +4,11 @@ use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, SO_BINDTOIFINDEX, SOL_SOCK
 use aya_ebpf::helpers::generated::{bpf_setsockopt, bpf_sk_storage_get};
 use aya_ebpf::programs::SockAddrContext;
 use ztunnel_ebpf_types::{
-    Address, JoinState, Pod, SOCKET_CAPTURED, SOCKET_UNUSED, SocketState, is_capture_mark,
+    Address, Config, Cookie, JoinState, PASS_THROUGH_MARK, Pod, SOCKET_CAPTURED, SOCKET_UNUSED,
+    SocketState, is_capture_mark,
 };
 
-use crate::maps::{JOIN_STATES, PODS, SOCKET_STATES, netns};
+use crate::maps::{JOIN_STATES, PODS, SOCKET_STATES, netns, pod_of};
 
 /// The loopback device is the first of every namespace.
 pub const LOOPBACK_DEVICE: u32 = 1;
@@ -71,9 +72,13 @@ pub fn clear_state(sk: *mut bpf_sock, except: u32) {
     }
 }
 
-/// The mark that the application has set on a socket whose mark is `mark`.
+/// The mark that the application has set on a socket whose mark is `mark`. The marks of captured
+/// sockets, and of those that are let through, are the programs'.
 #[inline(always)]
-pub fn application_mark(sk: *mut bpf_sock, mark: u32) -> u32 {
+pub fn application_mark(config: &Config, sk: *mut bpf_sock, mark: u32) -> u32 {
+    if mark == config.mark ^ PASS_THROUGH_MARK {
+        return 0;
+    }
     if !is_capture_mark(mark) {
         return mark;
     }
@@ -86,6 +91,13 @@ pub fn application_mark(sk: *mut bpf_sock, mark: u32) -> u32 {
             0
         }
     }
+}
+
+/// Whether a socket that is bound to this address can be captured: `inbound` recognises what comes from
+/// the pod by its source.
+#[inline(always)]
+pub fn is_known_source(cookie: Cookie, source: &Address) -> bool {
+    source.is_loopback() || is_link_local6(source) || pod_of(source) == cookie
 }
 
 /// Whether an address is one of fe80::/10 (RFC 4291, 2.5.6).

@@ -18,8 +18,8 @@ use aya_log_ebpf::debug;
 use ztunnel_ebpf_types::{
     CAPTURED_BOUND, CAPTURED_OPTIONS, CONNECTION_JOIN, CapturedKey, CapturedSocket, Config,
     ConnectionEnd, Cookie, POD_ARRIVING, POD_ENROLLED, POD_JOIN, Pod, SOCKET_CAPTURED,
-    SOCKET_FAST_PATH, SOCKET_INBOUND, SOCKET_LISTENER, SOCKET_OUTBOUND_LISTENER, SOCKET_UNUSED,
-    SocketState, capture_mark, is_capture_mark,
+    SOCKET_DELIVERED, SOCKET_FAST_PATH, SOCKET_INBOUND, SOCKET_LISTENER, SOCKET_OUTBOUND_LISTENER,
+    SOCKET_UNUSED, SocketState, capture_mark, is_capture_mark,
 };
 
 use crate::connections;
@@ -116,7 +116,7 @@ fn connecting(ctx: &SockOpsContext, config: &Config, cookie: Cookie, ends: &Ends
     if is_exempt(config, cookie, &ends.remote, port) || is_proxy(config, sk) {
         return;
     }
-    match capture(ctx, sk, ends, port) {
+    match capture(ctx, config, cookie, sk, ends, port) {
         Some(socket) => record_options(ctx, cookie, sk, ends, socket),
         None => stop(ctx, config, ends, port),
     }
@@ -166,13 +166,18 @@ fn is_captured(sk: *mut bpf_sock, socket: &SocketState, ends: &Ends, port: u32) 
 #[inline(always)]
 fn capture(
     ctx: &SockOpsContext,
+    config: &Config,
+    cookie: Cookie,
     sk: *mut bpf_sock,
     ends: &Ends,
     port: u32,
 ) -> Option<&'static SocketState> {
+    if !socket::is_known_source(cookie, &ends.local) || socket::is_link_local6(&ends.remote) {
+        return None;
+    }
     // SAFETY: checked for null by the caller.
     let (mark, device) = unsafe { ((*sk).mark, (*sk).bound_dev_if) };
-    let application_mark = socket::application_mark(sk, mark);
+    let application_mark = socket::application_mark(config, sk, mark);
     let stored = state_or_new(sk);
     // SAFETY: not null when it is written; this call holds the socket's lock.
     let socket = unsafe { stored.as_mut() }?;
@@ -198,16 +203,22 @@ fn listening(ctx: &SockOpsContext) {
     let Some(socket) = socket_state(sk) else {
         return;
     };
-    if socket.kind == SOCKET_CAPTURED {
-        let mark = socket.application_mark.cast_signed();
-        let _ = set_option(ctx, SOL_SOCKET as i32, SO_MARK as i32, mark);
-    }
-    if socket.kind == SOCKET_CAPTURED
+    let is_over = socket.kind == SOCKET_CAPTURED
         || socket.kind == SOCKET_FAST_PATH
         || socket.kind == SOCKET_INBOUND
-    {
-        socket.kind = SOCKET_UNUSED;
+        || socket.kind == SOCKET_DELIVERED;
+    if !is_over {
+        return;
     }
+    if let Some(config) = config() {
+        // SAFETY: the socket has a state, so it is not null.
+        let mark = unsafe { (*sk).mark };
+        let own = socket::application_mark(config, sk, mark);
+        if own != mark {
+            let _ = set_option(ctx, SOL_SOCKET as i32, SO_MARK as i32, own.cast_signed());
+        }
+    }
+    socket.kind = SOCKET_UNUSED;
 }
 
 /// Whether the socket is on the fast path and connects to the peer that it was routed to.
@@ -266,6 +277,14 @@ fn accepted(ctx: &SockOpsContext, config: &Config, cookie: Cookie, pod: &Pod, en
     // SAFETY: checked for null. The accepted socket inherits the mark of the proxy's delivery.
     let is_delivery = unsafe { (*sk).mark } == config.delivery_mark;
     let listener = socket_state(sk).map_or(SOCKET_UNUSED, |socket| socket.kind);
+    if is_delivery {
+        let stored = state_or_new(sk);
+        // SAFETY: not null when it is written; no other program uses a socket that is being accepted.
+        match unsafe { stored.as_mut() } {
+            Some(socket) => socket.kind = SOCKET_DELIVERED,
+            None => return stop(ctx, config, ends, port),
+        }
+    }
     if is_delivery || listener == SOCKET_OUTBOUND_LISTENER {
         if pod.flags & POD_JOIN != 0 {
             join::enroll(ctx, end_in_pod(ctx, ends, cookie));
@@ -274,6 +293,10 @@ fn accepted(ctx: &SockOpsContext, config: &Config, cookie: Cookie, pod: &Pod, en
     }
     if ends.remote.is_loopback() || ends.local.is_loopback() || listener == SOCKET_LISTENER {
         return;
+    }
+    // A captured connection has been answered by another process than the proxy.
+    if listener == SOCKET_CAPTURED {
+        return stop(ctx, config, ends, port);
     }
     // A simultaneous open: this end has opened the connection, too. An application's listener may have
     // opened one before it became a listener, and its accepted sockets have a copy of that state.

@@ -160,6 +160,8 @@ pub const SOCKET_INBOUND: u32 = 4;
 pub const SOCKET_LISTENER: u32 = 5;
 /// As [`SOCKET_LISTENER`], on the listeners of captured connections.
 pub const SOCKET_OUTBOUND_LISTENER: u32 = 7;
+/// The socket was accepted from a delivery of the proxy.
+pub const SOCKET_DELIVERED: u32 = 8;
 /// A UDP socket whose DNS queries were captured. [`SocketState::peer_address`] is the resolver of
 /// the last query. [`SocketState::dialled_address`] is the resolver that the socket is connected
 /// to; on an unconnected socket, [`SocketState::dialled_port`] is 0.

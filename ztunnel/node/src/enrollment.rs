@@ -37,8 +37,8 @@ const HANDSHAKES: Duration = Duration::from_secs(1);
 /// How often a proxy with rules checks whether programs capture its pods.
 const CAPTURE_CHECK: Duration = Duration::from_secs(1);
 
-/// How long the programs of the version before capture at most. They stay until all of their pods are
-/// enrolled; a pod that cannot be enrolled is refused after that time.
+/// How long the programs of the version before wait for pods that cannot be enrolled: they stay until all
+/// pods are enrolled, and a pod that is not is refused after that time.
 const REWRITING: Duration = Duration::from_secs(30);
 
 /// What enrolling depends on besides the pods.
@@ -280,8 +280,12 @@ impl Enrollment {
         if !self.active {
             return;
         }
+        // Before the agent has announced its pods, the other proxy may still serve them.
         if self.rewriting_ends.is_some_and(|end| end <= Instant::now()) {
-            self.replace_rewriting();
+            match orphan_policy {
+                OrphanPolicy::Detach => self.replace_rewriting(),
+                OrphanPolicy::Retain => self.rewriting_ends = Some(Instant::now() + REWRITING),
+            }
         }
         for pod in desired {
             let now = Instant::now();

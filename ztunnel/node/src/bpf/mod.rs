@@ -234,6 +234,11 @@ impl Kernel {
         maps.set_exemptions(&config.exemptions)?;
         let rewriting = programs::rewriting_captures(&self.pins) && !self.enrolled()?.is_empty();
         self.rewriting_captures.store(rewriting, Ordering::Relaxed);
+        // Without process ids (before Linux 6.10) it is not known which proxies are alive. If this version
+        // has captured before, the proxy before this one was of this version.
+        if !rewriting && !kernel_has_process_id() && programs::has_captured(&self.pins) {
+            programs::replace_old_names(&self.object(), self.hooks())?;
+        }
         if !rewriting {
             attach_cgroup(&self.object(), self.hooks())?;
         }
@@ -318,8 +323,6 @@ impl Kernel {
         let own = self.maps.process()?;
         let left = self.maps.forget_ended_proxies(own, &self.process_locks)?;
         self.process_locks.remove_ended()?;
-        // Without process ids (before Linux 6.10) it is not known which proxies are alive: the name
-        // programs stay then, and do no harm.
         if own != 0 && !left && !self.rewriting_captures() && programs::has_old_names(&self.pins) {
             programs::replace_old_names(&self.object(), self.hooks())?;
         }

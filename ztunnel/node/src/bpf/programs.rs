@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Error;
 use super::cgroup::Cgroup;
-use super::object::Object;
+use super::object::{Object, kernel_has_process_id};
 use super::pins::{self, Pins};
 use super::sys::{self, AttachType};
 use mesh::NetnsCookie;
@@ -118,7 +118,13 @@ pub(super) fn attach_cgroup(object: &Object, hooks: Hooks<'_>) -> Result<Vec<Ins
 /// Whether the programs of the version before may capture: they rewrite the destination, and work with
 /// that version's programs only.
 pub(super) fn rewriting_captures(pins: &Pins) -> bool {
-    pins.link(CAPTURE).exists() && (!pins.link(HOLD).exists() || has_old_names(pins))
+    let was_downgraded = has_old_names(pins) && kernel_has_process_id();
+    pins.link(CAPTURE).exists() && (!pins.link(HOLD).exists() || was_downgraded)
+}
+
+/// Whether this version's programs have captured before.
+pub(super) fn has_captured(pins: &Pins) -> bool {
+    pins.link(HOLD).exists()
 }
 
 /// Whether name programs of the version before are attached.

@@ -31,6 +31,9 @@ const TRIES: usize = 16;
 const PRIVILEGED: RangeInclusive<u16> = 1..=1023;
 /// Those that clients use; servers have the lower ones.
 const PRIVILEGED_SOURCES: RangeInclusive<u16> = 600..=1023;
+/// The ports of servers among them (IANA's registry of service names): IPMI, IPP, LDAPS, Kerberos, DNS and
+/// FTP over TLS, rsync, IMAPS, POP3S.
+const SERVICES: [u16; 10] = [623, 631, 636, 749, 853, 873, 989, 990, 993, 995];
 
 thread_local! {
     /// The next port to try. Each worker begins at another one.
@@ -225,6 +228,12 @@ fn is_taken(error: &io::Error) -> bool {
     )
 }
 
+/// Whether only privileged processes may bind a port by default.
+#[must_use]
+pub fn is_privileged(port: u16) -> bool {
+    PRIVILEGED.contains(&port)
+}
+
 /// Binds a socket that stands for an application's to the address that the application has chosen, and to
 /// a privileged port if the application's is one: some servers (NFS) accept no others. The application's
 /// own port is taken. Without the right to bind privileged ports (CAP_NET_BIND_SERVICE) the port is any.
@@ -232,9 +241,12 @@ fn is_taken(error: &io::Error) -> bool {
 /// # Errors
 /// As `bind(2)`.
 pub fn bind_source(socket: &Socket, source: IpAddr, port: u16) -> io::Result<()> {
-    if PRIVILEGED.contains(&port) {
+    if is_privileged(port) {
         for _ in 0..TRIES {
             let port = rand::random_range(PRIVILEGED_SOURCES);
+            if SERVICES.contains(&port) {
+                continue;
+            }
             match socket.bind(&SocketAddr::new(source, port).into()) {
                 Ok(()) => return Ok(()),
                 Err(error) if is_taken(&error) => {}

@@ -27,7 +27,7 @@ pub use application_cgroups::application_cgroups;
 pub use destroy::{
     Connection, DestroyMethod, Destroyed, Error as DestroyError, Failure, Outcome, destroy,
 };
-pub use dial::{Dial, bind_source};
+pub use dial::{Dial, bind_source, is_privileged};
 pub use error::Error;
 pub use gone::{PeerEnd, peer_gone};
 pub use netns::{Netns, NetnsDescriptor, NetnsSource, interface_addresses};
@@ -66,8 +66,9 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// The address of a client inside the pod as seen from outside. The kernel reports loopback as the
-    /// source of a captured IPv6 connection, and of one that was bound to a port beforehand.
+    /// The address of a client inside the pod as seen from outside. The source of a captured connection
+    /// is a loopback address if the application has bound it to one, or if the pod has no address of the
+    /// family.
     #[must_use]
     pub fn external_address(&self, client: SocketAddr) -> SocketAddr {
         let ip = client.ip();

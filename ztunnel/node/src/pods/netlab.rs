@@ -38,18 +38,35 @@ pub(crate) fn veth(name: &str, other: Vec<LinkAttribute>) {
 
 /// Adds an address to a device, in a network of 24 or 64 bits. It can be used at once.
 pub(crate) fn add_address(device: u32, address: IpAddr) {
+    request(RouteNetlinkMessage::NewAddress(new_address(
+        device,
+        address,
+        AddressHeaderFlags::Nodad,
+    )));
+}
+
+/// As [`add_address`]; an IPv6 address cannot be used before it is known to be unique.
+pub(crate) fn add_tentative_address(device: u32, address: IpAddr) {
+    request(RouteNetlinkMessage::NewAddress(new_address(
+        device,
+        address,
+        AddressHeaderFlags::empty(),
+    )));
+}
+
+fn new_address(device: u32, address: IpAddr, flags: AddressHeaderFlags) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = device;
     (message.header.family, message.header.prefix_len) = match address {
         IpAddr::V4(_) => (AddressFamily::Inet, 24),
         IpAddr::V6(_) => (AddressFamily::Inet6, 64),
     };
-    message.header.flags = AddressHeaderFlags::Nodad;
+    message.header.flags = flags;
     message.attributes = vec![
         AddressAttribute::Local(address),
         AddressAttribute::Address(address),
     ];
-    request(RouteNetlinkMessage::NewAddress(message));
+    message
 }
 
 /// Adds a default route through a gateway that never answers. Packets to it arrive at the other end of

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::SockaddrStorage;
 use socket2::{Domain, Socket, Type};
 
 pub use self::descriptor::NetnsDescriptor;
@@ -183,6 +184,12 @@ fn current_cookie() -> io::Result<u64> {
     }
 }
 
+/// The IP address in an address of an interface.
+pub(super) fn ip_address(storage: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = storage.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+    v4.or_else(|| storage.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+}
+
 /// The addresses on the interfaces of the calling thread's network namespace, without loopback and
 /// link-local ones.
 ///
@@ -190,11 +197,7 @@ fn current_cookie() -> io::Result<u64> {
 /// When the kernel cannot list them.
 pub fn interface_addresses() -> io::Result<Vec<IpAddr>> {
     let mut found: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
-        .filter_map(|interface| {
-            let storage = interface.address?;
-            let v4 = storage.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-            v4.or_else(|| storage.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-        })
+        .filter_map(|interface| ip_address(interface.address.as_ref()?))
         .filter(|address| match address {
             IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
             IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),

@@ -25,7 +25,7 @@ use ztunnel_ebpf_types::{CAPTURE_MARK, CAPTURE_MARK_MASK};
 use super::Error;
 use super::netlink::Netlink;
 pub use super::netlink::{Existing, Prepared};
-use super::netns::interface_addresses;
+use super::netns::ip_address;
 use super::sysctl::{disable, enable};
 
 /// The mark of delivery sockets; Istio's rules inside the pod use the same value for this purpose.
@@ -62,6 +62,12 @@ const MIGRATE: &str = "net/ipv4/tcp_migrate_req";
 /// (Documentation/networking/nf_conntrack-sysctl.rst).
 const TRACK_OPEN_CONNECTIONS: &str = "net/netfilter/nf_conntrack_tcp_loose";
 
+/// Whether the rule of deliveries matches a mark.
+#[must_use]
+pub const fn is_delivery_mark(mark: u32) -> bool {
+    mark & DELIVERY_MARK_MASK == DELIVERY_MARK
+}
+
 /// Prepares the network namespace of the calling thread for deliveries. Existing objects stay as they
 /// are.
 ///
@@ -77,7 +83,7 @@ pub fn prepare_delivery() -> Result<Prepared, Error> {
     }
     let mut routing = Routing::open(Existing::Keep)?;
     for family in families() {
-        if !routing.add_route(family, DELIVERY_TABLE, routing.loopback, &[])? {
+        if !routing.add_local(family, DELIVERY_TABLE, &[])? {
             continue;
         }
         let mark = Mark {
@@ -107,17 +113,23 @@ pub fn prepare_capture(addresses: &[IpAddr], existing: Existing) -> Result<Prepa
     };
     let mut routing = Routing::open(existing)?;
     let devices = devices(routing.loopback).map_err(failed("network devices"))?;
-    let present = interface_addresses().map_err(failed("addresses"))?;
+    let present: Vec<IpAddr> = devices
+        .iter()
+        .flat_map(|one| one.addresses.clone())
+        .collect();
     for family in families() {
-        let mut usable = addresses.iter().filter(|address| present.contains(address));
-        let own = usable.find(|address| family_of(address) == family).copied();
-        let mut attributes = vec![prefer(own.unwrap_or_else(|| loopback_address(family)))];
-        let added = routing.add_route(family, CAPTURE_TABLE, routing.loopback, &attributes);
-        let added = match added {
+        // First: a family that has no routes is refused.
+        routing.add_rule(family, REFUSAL_PRIORITY, mark, Action::Unreachable)?;
+        let first_of = |present: &[IpAddr]| {
+            let mut usable = addresses.iter().filter(|address| present.contains(address));
+            usable.find(|address| family_of(address) == family).copied()
+        };
+        let loopback = loopback_address(family);
+        let source = first_of(&present).unwrap_or(loopback);
+        let added = match routing.add_local(family, CAPTURE_TABLE, &[prefer(source)]) {
             // An IPv6 address cannot be used before it is known to be unique (RFC 4862, 5.4).
-            Err(error) if own.is_some() && error.is_invalid() => {
-                attributes = vec![prefer(loopback_address(family))];
-                routing.add_route(family, CAPTURE_TABLE, routing.loopback, &attributes)?
+            Err(error) if error.is_invalid() && source != loopback => {
+                routing.add_local(family, CAPTURE_TABLE, &[prefer(loopback)])?
             }
             added => added?,
         };
@@ -125,16 +137,11 @@ pub fn prepare_capture(addresses: &[IpAddr], existing: Existing) -> Result<Prepa
             continue;
         }
         for device in &devices {
-            let metric = RouteAttribute::Priority(FIRST_DEVICE_METRIC + device);
-            attributes.push(metric);
-            match routing.add_route(family, CAPTURE_TABLE, *device, &attributes) {
-                // The loopback device's address is no source there.
-                Err(error) if own.is_none() && error.is_invalid() => {}
-                added => drop(added?),
-            }
-            attributes.pop();
+            let Some(own) = first_of(&device.addresses) else {
+                continue;
+            };
+            routing.add_for_device(family, device.index, own)?;
         }
-        routing.add_rule(family, REFUSAL_PRIORITY, mark, Action::Unreachable)?;
         routing.add_rule(family, CAPTURE_PRIORITY, mark, Action::Table(CAPTURE_TABLE))?;
     }
     Ok(routing.prepared)
@@ -149,11 +156,34 @@ fn families() -> impl Iterator<Item = AddressFamily> {
     [AddressFamily::Inet].into_iter().chain(v6)
 }
 
-/// The indexes of the devices, without loopback.
-fn devices(loopback: u32) -> io::Result<Vec<u32>> {
-    let all = nix::net::if_::if_nameindex()?;
-    let indexes = all.iter().map(|device| device.index());
-    Ok(indexes.filter(|index| *index != loopback).collect())
+/// A network device of the pod.
+#[derive(Debug)]
+struct Device {
+    index: u32,
+    addresses: Vec<IpAddr>,
+}
+
+/// The devices that have addresses, without loopback.
+fn devices(loopback: u32) -> io::Result<Vec<Device>> {
+    let mut devices: Vec<Device> = Vec::new();
+    for interface in nix::ifaddrs::getifaddrs()? {
+        let Some(address) = interface.address.as_ref().and_then(ip_address) else {
+            continue;
+        };
+        // A device that has gone meanwhile.
+        let Ok(index) = nix::net::if_::if_nametoindex(interface.interface_name.as_str()) else {
+            continue;
+        };
+        match devices.iter_mut().find(|device| device.index == index) {
+            Some(device) => device.addresses.push(address),
+            None if index != loopback => devices.push(Device {
+                index,
+                addresses: vec![address],
+            }),
+            None => {}
+        }
+    }
+    Ok(devices)
 }
 
 fn family_of(address: &IpAddr) -> AddressFamily {
@@ -225,30 +255,44 @@ impl Routing {
         Ok(())
     }
 
-    /// Makes every address local in a table, by a device. False: the device does not have the family, or
-    /// is down.
-    fn add_route(
+    /// Makes every address local in a table, by the loopback device. False: the device does not have the
+    /// family (`disable_ipv6`).
+    fn add_local(
         &mut self,
         family: AddressFamily,
         table: u32,
-        device: u32,
         attributes: &[RouteAttribute],
     ) -> Result<bool, Error> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family;
-        message.header.kind = RouteType::Local;
-        message.header.scope = RouteScope::Host;
-        message.header.protocol = RouteProtocol::Static;
-        message.attributes = vec![RouteAttribute::Oif(device), RouteAttribute::Table(table)];
-        message.attributes.extend_from_slice(attributes);
-        let Err(error) = self.add(RouteNetlinkMessage::NewRoute(message), self.existing) else {
+        let route = route(family, table, self.loopback, attributes);
+        let Err(error) = self.add(route, self.existing) else {
             return Ok(true);
         };
         match error.raw_os_error() {
-            Some(libc::ENETDOWN) if device == self.loopback => Err(Error::LoopbackDown),
-            // The device is down; it has gone; it has no IPv6 (`disable_ipv6`).
-            Some(libc::ENETDOWN | libc::ENODEV) => Ok(false),
+            Some(libc::ENETDOWN) => Err(Error::LoopbackDown),
             Some(libc::EACCES) if family == AddressFamily::Inet6 => Ok(false),
+            _ => Err(failed("local route")(error)),
+        }
+    }
+
+    /// Makes every address local in the table of captured connections, for sockets that are bound to a
+    /// device. These routes come and go with their devices: a missing one was not removed by a process.
+    fn add_for_device(
+        &mut self,
+        family: AddressFamily,
+        device: u32,
+        source: IpAddr,
+    ) -> Result<(), Error> {
+        let attributes = [
+            prefer(source),
+            RouteAttribute::Priority(FIRST_DEVICE_METRIC + device),
+        ];
+        let route = route(family, CAPTURE_TABLE, device, &attributes);
+        let Err(error) = self.netlink.request(route, self.existing) else {
+            return Ok(());
+        };
+        match error.raw_os_error() {
+            // The device is down, or has gone; its address is not known to be unique.
+            Some(libc::ENETDOWN | libc::ENODEV | libc::EACCES | libc::EINVAL) => Ok(()),
             _ => Err(failed("local route")(error)),
         }
     }
@@ -279,12 +323,31 @@ impl Routing {
     }
 }
 
+fn route(
+    family: AddressFamily,
+    table: u32,
+    device: u32,
+    attributes: &[RouteAttribute],
+) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family;
+    message.header.kind = RouteType::Local;
+    message.header.scope = RouteScope::Host;
+    message.header.protocol = RouteProtocol::Static;
+    message.attributes = vec![RouteAttribute::Oif(device), RouteAttribute::Table(table)];
+    message.attributes.extend_from_slice(attributes);
+    RouteNetlinkMessage::NewRoute(message)
+}
+
 #[cfg(test)]
 mod tests {
     use std::thread;
 
     use nix::sched::{CloneFlags, unshare};
 
+    use netlink_packet_route::link::LinkAttribute;
+
+    use super::super::netlab::{add_tentative_address, index, set_link_up, veth};
     use super::super::netlink::set_loopback_up;
     use super::*;
 
@@ -304,5 +367,24 @@ mod tests {
         assert!(matches!(down, Err(Error::LoopbackDown)), "{down:?}");
         assert_eq!(delivery, [Prepared::Now, Prepared::Before]);
         assert_eq!(capture, [Prepared::Now, Prepared::Before]);
+    }
+
+    /// A CNI plugin may not wait until the pod's address can be used.
+    #[test]
+    #[ignore = "needs root"]
+    fn a_tentative_address_does_not_stop_the_preparation() {
+        let prepare = || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            set_loopback_up().unwrap();
+            veth("pod0", vec![LinkAttribute::IfName("far0".into())]);
+            let (pod, far) = (index("pod0"), index("far0"));
+            set_link_up(pod);
+            set_link_up(far);
+            let address: IpAddr = "fd09::1".parse().unwrap();
+            add_tentative_address(pod, address);
+            prepare_capture(&[address], Existing::Replace)
+        };
+        let prepared = thread::spawn(prepare).join().unwrap();
+        assert_eq!(prepared.unwrap(), Prepared::Now);
     }
 }

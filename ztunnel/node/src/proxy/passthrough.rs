@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use super::connection::Connection;
 use super::pod_context::PodContext;
-use crate::pods;
+use crate::pods::{self, is_privileged, routing};
 use mesh::NetnsCookie;
 
 /// Binds a socket to a device of the namespace that the thread is in.
@@ -37,16 +37,22 @@ pub(super) async fn connect(
             return Ok(());
         };
         kernel.mark_fast_path_socket(socket.as_fd(), connection.destination, to, server)?;
-        // Rules inside the pod would redirect a socket without the proxy's mark to the proxy again.
-        if application.mark != 0 && !context.pod.redirected.load(Ordering::Relaxed) {
+        // Other rules inside the pod would bring a socket with another mark to the proxy again.
+        let is_free = !context.pod.redirected.load(Ordering::Relaxed)
+            && !routing::is_delivery_mark(application.mark);
+        if application.mark != 0 && is_free {
             socket.set_mark(application.mark)?;
         }
         if application.device != 0 {
             bind_device(socket, application.device)?;
         }
-        match application.source {
+        let client = connection.client;
+        let source = application
+            .source
+            .or_else(|| is_privileged(client.port()).then(|| client.ip()));
+        match source {
             Some(source) if !source.is_loopback() && source.is_ipv4() == to.is_ipv4() => {
-                pods::bind_source(socket, source, connection.client.port())
+                pods::bind_source(socket, source, client.port())
             }
             _ => Ok(()),
         }

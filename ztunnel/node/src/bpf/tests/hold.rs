@@ -8,11 +8,15 @@ use std::time::Duration;
 use netlink_packet_route::AddressFamily;
 use socket2::SockRef;
 
-use super::world::{DEVICE, Wire, World, at, dial, in_namespace, tcp};
+use super::world::{
+    DELIVERY_MARK, DEVICE, OTHER4, OTHER6, POD4, POD6, Wire, World, accept, at, dial, in_namespace,
+    listen, tcp,
+};
 use crate::pods::netlab::{delete_default_route, delete_rule, index};
 
 const DIALLED: [&str; 2] = ["192.0.2.1:80", "[2001:db8::1]:80"];
 const CAPTURE_TABLE: u32 = 15001;
+const DELIVERY: u32 = 1;
 const RULE: u32 = 2;
 const REFUSAL: u32 = 3;
 const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
@@ -29,7 +33,7 @@ fn flush_rules() {
 
 fn flush_table() {
     for family in FAMILIES {
-        for device in ["lo", DEVICE, "far0"] {
+        for device in ["lo", DEVICE] {
             delete_default_route(family, CAPTURE_TABLE, index(device));
         }
     }
@@ -113,6 +117,66 @@ fn without_the_program_open_connections_leak() {
             assert!(packets_after(attack, dialled, false) > 0, "{dialled}");
         }
     }
+}
+
+/// The server's end of a delivery: its replies have the client's real address as their destination.
+#[test]
+#[ignore = "needs root"]
+fn replies_to_a_delivery_never_leave_the_pod() {
+    let attacks: [(&str, fn(&TcpStream)); 2] = [
+        ("rule flushed", |_| {
+            for family in FAMILIES {
+                delete_rule(family, DELIVERY);
+            }
+        }),
+        ("another mark", |app| {
+            SockRef::from(app).set_mark(77).unwrap()
+        }),
+    ];
+    for (name, attack) in attacks {
+        for (client, pod) in [("192.0.2.7:4000", POD4), ("[2001:db8::7]:4000", POD6)] {
+            let sent = in_namespace(move || {
+                let _world = World::new();
+                let server = listen(SocketAddr::new(pod, 8080));
+                let proxy = tcp(pod.is_ipv4());
+                if pod.is_ipv4() {
+                    proxy.set_ip_transparent_v4(true).unwrap();
+                } else {
+                    proxy.set_ip_transparent_v6(true).unwrap();
+                }
+                proxy.set_mark(DELIVERY_MARK).unwrap();
+                proxy.bind_device(Some(b"lo")).unwrap();
+                proxy.bind(&at(client).into()).unwrap();
+                proxy.connect(&SocketAddr::new(pod, 8080).into()).unwrap();
+                let (mut app, _) = accept(&server).unwrap();
+                let mut wire = Wire::tap();
+                attack(&app);
+                app.set_nonblocking(true).unwrap();
+                drop(app.write_all(b"after"));
+                std::thread::sleep(RETRANSMISSION);
+                wire.packets()
+            });
+            assert_eq!(sent, 0, "{name}: {client}");
+        }
+    }
+}
+
+/// `inbound` would not recognise where such a connection comes from.
+#[test]
+#[ignore = "needs root"]
+fn a_socket_bound_to_an_unknown_address_is_refused() {
+    in_namespace(|| {
+        let world = World::new();
+        let mut wire = Wire::tap();
+        for (own, dialled) in [OTHER4, OTHER6].into_iter().zip(DIALLED.map(at)) {
+            let app = tcp(own.is_ipv4());
+            app.bind(&SocketAddr::new(own, 0).into()).unwrap();
+            let error = app.connect(&dialled.into()).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL), "{dialled}");
+        }
+        assert!(world.captured().is_none());
+        assert_eq!(wire.packets(), 0);
+    });
 }
 
 /// New connections, with each part of the routing missing.

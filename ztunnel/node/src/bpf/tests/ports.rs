@@ -2,14 +2,15 @@
 //! has to be unique.
 
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 
+use netlink_packet_route::link::LinkAttribute;
 use socket2::{SockRef, Socket};
 use ztunnel_ebpf_types::{SOCKET_UNUSED, is_capture_mark};
 
 use super::super::ApplicationSocket;
 use super::world::{DEVICE, POD4, POD6, Wire, World, accept, at, dial, in_namespace, tcp};
-use crate::pods::netlab::index;
+use crate::pods::netlab::{add_address, index, set_link_up, veth};
 
 /// Two destinations of a family.
 const DESTINATIONS: [[&str; 2]; 2] = [
@@ -104,6 +105,33 @@ fn captured_connections_need_no_map() {
             drop(app);
         }
         assert_eq!(entries(), [0; 4]);
+    });
+}
+
+/// A pod with two networks: a socket that is bound to the second one is captured with its address there.
+#[test]
+#[ignore = "needs root"]
+fn a_socket_bound_to_a_second_device_is_captured() {
+    in_namespace(|| {
+        let world = World::new();
+        veth("pod1", vec![LinkAttribute::IfName("far1".into())]);
+        let (pod, far) = (index("pod1"), index("far1"));
+        set_link_up(pod);
+        set_link_up(far);
+        let second = ["10.8.0.1", "fd08::1"].map(|address| address.parse().unwrap());
+        for address in second {
+            add_address(pod, address);
+        }
+        let [second4, second6] = second;
+        world.enroll_with(&[POD4, POD6, second4, second6], world.inbound.as_fd());
+        for (own, dialled) in [(second4, "192.0.2.1:80"), (second6, "[2001:db8::1]:80")] {
+            let app = tcp(own.is_ipv4());
+            app.bind_device(Some(b"pod1")).unwrap();
+            app.connect(&at(dialled).into()).unwrap();
+            let (proxy, found) = world.captured().unwrap();
+            assert_eq!(found, at(dialled));
+            assert_eq!(proxy.peer_addr().unwrap().ip().to_canonical(), own);
+        }
     });
 }
 

@@ -350,7 +350,6 @@ fn a_node_with_layout_2_is_taken_over_in_place() {
             assert_eq!(by_old(), Some(dialled));
             let _client = dial_pod();
             assert!(accept(&old_inbound).is_some());
-
             let inbound = listen(at("[::]:15006"));
             let captured = listen_captured(&kernel, 15001);
             let (sender, accepted_captured) = channel();
