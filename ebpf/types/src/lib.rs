@@ -332,7 +332,8 @@ pub struct Config {
     /// The proxy's process id in the initial pid namespace, recorded by the handshake; 0 if
     /// unknown.
     pub process: u32,
-    /// The port of the proxy's outbound listener on the pod's loopback device.
+    /// The port of the proxy's outbound listener on the pod's loopback device, where connections arrive
+    /// that rules or the version before have redirected.
     pub outbound_port: u32,
     /// The port of inbound HBONE, which is not steered.
     pub hbone_port: u32,
