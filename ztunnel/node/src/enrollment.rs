@@ -163,6 +163,7 @@ impl Enrollment {
             let known = flag.load(Ordering::Relaxed);
             let redirected = known || pod.netns.visit(pods::is_redirected).unwrap_or(false);
             if redirected && !known {
+                drop(pod.netns.visit(prepare::keep_translation));
                 tracing::info!(
                     pod = %pod.uid.0,
                     "rules inside the pod redirect inbound connections: the fast path does not lead \

@@ -42,7 +42,11 @@ pub(super) fn prepare(
         let mark = mark.as_ref().map(|mark| mark as MarkListener<'_>);
         let opened = Listeners::open(config.workers, &optional, mark);
         let addresses = interface_addresses().map_err(EnrollError::Addresses)?;
-        Ok::<_, EnrollError>((addresses, opened?, is_redirected()))
+        let redirected = is_redirected();
+        if redirected {
+            keep_translation();
+        }
+        Ok::<_, EnrollError>((addresses, opened?, redirected))
     })??;
     let announced = desired.announced.as_deref().map(|announced| Workload {
         workload_ips: addresses.iter().copied().collect(),
@@ -57,6 +61,14 @@ pub(super) fn prepare(
         redirected: redirected.into(),
     };
     Ok((Arc::new(pod), opened))
+}
+
+/// Keeps the connections that rules have redirected working when the node agent deletes the rules. A pod is
+/// served without it, too.
+pub(super) fn keep_translation() {
+    if let Err(error) = pods::keep_translation() {
+        tracing::debug!(%error, "connections that rules have redirected break when the pod leaves the mesh");
+    }
 }
 
 /// Whether the mesh says that a pod speaks HBONE itself. Like Istio's ztunnel, the proxy listens on

@@ -21,6 +21,7 @@ mod rehearsal;
 pub mod routing;
 mod socket;
 mod sysctl;
+mod translation;
 mod unsent;
 
 pub use application_cgroups::application_cgroups;
@@ -39,6 +40,7 @@ pub use socket::{
     CapturedListeners, DnsSockets, Listeners, MarkListener, Missing, Opened, OptionalListener,
     abort_on_drop, accept, leave_reuseport_group, local_of, mark_of, peer_of, send_from,
 };
+pub use translation::keep_translation;
 pub use unsent::unsent;
 
 use std::net::{IpAddr, SocketAddr};

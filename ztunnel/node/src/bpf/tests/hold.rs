@@ -123,7 +123,7 @@ fn without_the_program_open_connections_leak() {
 #[test]
 #[ignore = "needs root"]
 fn replies_to_a_delivery_never_leave_the_pod() {
-    let attacks: [(&str, fn(&TcpStream)); 2] = [
+    let attacks: [(&str, Attack); 2] = [
         ("rule flushed", |_| {
             for family in FAMILIES {
                 delete_rule(family, DELIVERY);

@@ -340,7 +340,6 @@ fn a_node_with_layout_2_is_taken_over_in_place() {
 
             kernel.become_active(&config(directory.clone())).unwrap();
             assert!(!directory.join("v2").exists());
-            assert!(directory.join(format!("v{LAYOUT}")).exists());
             assert_eq!(kernel.enrolled().unwrap(), [this_namespace()]);
             assert_eq!(captured_pods_below(&directory), 1);
             let stored = stored_entries(&kernel);
