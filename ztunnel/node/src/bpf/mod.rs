@@ -6,9 +6,10 @@
 //! plaintext. A new proxy takes over the pins and replaces the programs in place; it never detaches
 //! first. Sockets outside of enrolled pods are never changed.
 //!
-//! [`crate::pods`] enrols pods, [`crate::proxy`] reads original destinations, `node` opens the
+//! [`crate::pods`] enrols pods, [`crate::proxy`] asks about captured connections, `node` opens the
 //! [`Kernel`].
 
+mod captured;
 mod cgroup;
 mod config;
 mod entries;
@@ -30,6 +31,7 @@ mod process_locks;
 mod program_check;
 mod programs;
 mod resolver;
+mod rewriting;
 pub mod selftest;
 mod sys;
 #[cfg(test)]
@@ -38,17 +40,15 @@ mod tests;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ztunnel_ebpf_types::{
-    CAPTURED_BOUND, CAPTURED_OPTIONS, CAPTURED_UNLISTED, CapturedKey, ClientKey, POD_DNS, POD_JOIN,
-    flags_of_mark,
-};
+pub use ztunnel_ebpf_types::{CAPTURE_MARK, CAPTURE_MARK_MASK};
+use ztunnel_ebpf_types::{POD_DNS, POD_JOIN};
 
+pub use captured::{ApplicationSocket, BackendChoice, CapturedDestination};
 use cgroup::Cgroup;
 pub use config::{Config, Exemptions, Ports};
 pub use entries::{ListenerRole, StoredEntry};
@@ -57,7 +57,7 @@ pub use events::{Event, EventKind, Events};
 pub use foreign_programs::{captured_pods_below, is_captured};
 pub use ip_netns::ip_netns_exec;
 pub use log::LogForwarder;
-use maps::{Maps, failed};
+use maps::Maps;
 use mesh::NetnsCookie;
 pub use node_mount::{
     NODE_BPF_FS, NodePreparation, pin_directories, prepare_directory, prepare_node, require_bpf_fs,
@@ -85,46 +85,6 @@ pub use resolver::reply_source;
 /// When the kernel is older than 5.14 and lacks the option.
 pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<NetnsCookie> {
     sys::netns_cookie(socket).map(NetnsCookie)
-}
-
-/// The backends of a service that a captured connection may go to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BackendChoice {
-    /// All backends.
-    Any,
-    /// Only those that the fast-path entry does not list: the kernel's random choice fell on them.
-    Unlisted,
-}
-
-/// A captured connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CapturedDestination {
-    /// The address that the application dialled.
-    pub destination: SocketAddr,
-    /// Which backends the proxy may choose.
-    pub choice: BackendChoice,
-    /// The application's socket.
-    pub application: ApplicationSocket,
-}
-
-/// What an application has chosen for its socket. A connection that the proxy opens in its place to a
-/// destination outside of a tunnel leaves in the same way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ApplicationSocket {
-    /// The address that it has bound the socket to.
-    pub source: Option<IpAddr>,
-    /// Its mark (`SO_MARK`), or 0.
-    pub mark: u32,
-    /// The index of its device (`SO_BINDTODEVICE`), or 0.
-    pub device: u32,
-}
-
-const fn choice(flags: u32) -> BackendChoice {
-    if flags & CAPTURED_UNLISTED == 0 {
-        BackendChoice::Any
-    } else {
-        BackendChoice::Unlisted
-    }
 }
 
 /// Checks that there is a cgroup to attach programs to.
@@ -258,28 +218,6 @@ impl Kernel {
         if rewriting {
             return Ok(());
         }
-        self.update_namespaces()
-    }
-
-    /// Whether the programs of the version before capture. The proxy serves the pods by its own
-    /// listeners then, and finds original destinations by [`Self::original_destination`].
-    #[must_use]
-    pub fn rewriting_captures(&self) -> bool {
-        self.rewriting_captures.load(Ordering::Relaxed)
-    }
-
-    /// Replaces the programs of the version before, if they still capture. Call it when this process
-    /// serves all pods: in the others nothing brings marked connections to a listener, and they are
-    /// refused.
-    ///
-    /// # Errors
-    /// When a program cannot be attached.
-    pub fn replace_rewriting(&self) -> Result<(), Error> {
-        if !self.rewriting_captures() {
-            return Ok(());
-        }
-        attach_cgroup(&self.object(), self.hooks())?;
-        self.rewriting_captures.store(false, Ordering::Relaxed);
         self.update_namespaces()
     }
 
@@ -435,78 +373,6 @@ impl Kernel {
     /// When a map is full or cannot be written.
     pub fn set_exemptions(&self, exemptions: &Exemptions) -> Result<(), Error> {
         self.maps.set_exemptions(exemptions)
-    }
-
-    /// The original destination of a connection that the version before has captured, by its client's
-    /// end as `accept()` returns it. The first call removes the entry. None: a client connected to the
-    /// proxy's port directly. Connections that this version captures need no lookup.
-    ///
-    /// One system call; meant for every connection.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn original_destination(
-        &self,
-        cookie: NetnsCookie,
-        client: SocketAddr,
-    ) -> Result<Option<CapturedDestination>, Error> {
-        let key = ClientKey {
-            cookie: cookie.0,
-            address: client.ip().into(),
-            port: client.port().into(),
-            zero: 0,
-        };
-        let destinations = &self.maps.original_destinations;
-        let found = destinations.take(&key);
-        let found = found.map_err(failed(destinations, "read"))?;
-        Ok(found.and_then(|destination| {
-            let port = u16::try_from(destination.port).ok()?;
-            Some(CapturedDestination {
-                destination: SocketAddr::new(destination.address.into(), port),
-                choice: choice(destination.flags),
-                application: ApplicationSocket::default(),
-            })
-        }))
-    }
-
-    /// What the programs know about a captured connection, by its two ends and the mark of its accepted
-    /// socket. A further system call is needed only if the application has set a mark or a device. None:
-    /// it has, but there is no entry: too many such connections wait to be accepted.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn captured(
-        &self,
-        pod: NetnsCookie,
-        client: SocketAddr,
-        destination: SocketAddr,
-        mark: u32,
-    ) -> Result<Option<CapturedDestination>, Error> {
-        let flags = flags_of_mark(mark);
-        let mut application = ApplicationSocket {
-            source: (flags & CAPTURED_BOUND != 0).then(|| client.ip()),
-            ..ApplicationSocket::default()
-        };
-        if flags & CAPTURED_OPTIONS != 0 {
-            let key = CapturedKey {
-                pod: pod.0,
-                client: client.ip().into(),
-                server: destination.ip().into(),
-                client_port: client.port().into(),
-                server_port: destination.port().into(),
-            };
-            let sockets = &self.maps.captured_sockets;
-            let found = sockets.take(&key).map_err(failed(sockets, "read"))?;
-            let Some(found) = found else {
-                return Ok(None);
-            };
-            (application.mark, application.device) = (found.mark, found.device);
-        }
-        Ok(Some(CapturedDestination {
-            destination,
-            choice: choice(flags),
-            application,
-        }))
     }
 
     /// The events of fast-path connections. Needs a tokio runtime; one reader at a time.

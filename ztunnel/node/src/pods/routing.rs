@@ -20,13 +20,13 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use ztunnel_ebpf_types::{CAPTURE_MARK, CAPTURE_MARK_MASK};
 
 use super::Error;
 use super::netlink::Netlink;
 pub use super::netlink::{Existing, Prepared};
 use super::netns::ip_address;
 use super::sysctl::{disable, enable};
+use crate::bpf::{CAPTURE_MARK, CAPTURE_MARK_MASK};
 
 /// The mark of delivery sockets; Istio's rules inside the pod use the same value for this purpose.
 pub const DELIVERY_MARK: u32 = 0x111;
