@@ -77,12 +77,18 @@ fn capture6(ctx: SockAddrContext) -> i32 {
     }
 }
 
-/// A socket of a namespace that is not captured. One of a pod that has left may have been captured before.
+/// A socket of a namespace that is not captured. One of a pod that has left may have been captured before;
+/// the mark alone may be that of another proxy's programs, which run for the same socket.
 #[inline(always)]
 fn outside(ctx: &SockAddrContext) -> i32 {
     // SAFETY: the context is valid; the fields are checked for null before they are read.
     let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
     if sk.is_null() || !is_capture_mark(unsafe { (*sk).mark }) {
+        return PROCEED;
+    }
+    let stored = state(sk);
+    // SAFETY: not null when it is read.
+    if stored.is_null() || unsafe { (*stored).kind } != SOCKET_CAPTURED {
         return PROCEED;
     }
     if let Some(config) = config() {

@@ -4,11 +4,13 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
+use mesh::fastpath::{Backend, FastPathEntry, FastPathKey, JoinMode};
 use netlink_packet_route::link::LinkAttribute;
+use smallvec::smallvec;
 use socket2::{SockRef, Socket};
-use ztunnel_ebpf_types::{SOCKET_UNUSED, is_capture_mark};
+use ztunnel_ebpf_types::{CAPTURE_MARK, SOCKET_UNUSED, is_capture_mark};
 
-use super::super::ApplicationSocket;
+use super::super::{ApplicationSocket, BackendChoice};
 use super::world::{DEVICE, POD4, POD6, Wire, World, accept, at, dial, in_namespace, tcp};
 use crate::pods::netlab::{add_address, index, set_link_up, veth};
 
@@ -242,4 +244,94 @@ fn disconnect(socket: &Socket) {
     // SAFETY: a valid address of its own size.
     let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const unspecified, 16) };
     assert_eq!(result, 0);
+}
+
+/// The random choice may fall on a backend that the entry does not list: the proxy chooses among those
+/// then.
+#[test]
+#[ignore = "needs root"]
+fn the_proxy_learns_that_the_choice_fell_on_an_unlisted_backend() {
+    in_namespace(|| {
+        let world = World::new();
+        let dialled = at("192.0.2.1:80");
+        let key = FastPathKey {
+            pod: world.cookie,
+            destination: dialled,
+        };
+        let entry = FastPathEntry {
+            backends: smallvec![Backend {
+                to: at("192.0.2.9:80"),
+                server: None,
+                weight: 1,
+                join_mode: JoinMode::Apart,
+            }],
+            total: 1_000_000,
+        };
+        let choice = |is_bound: bool| {
+            let app = tcp(true);
+            if is_bound {
+                app.bind(&SocketAddr::new(POD4, 0).into()).unwrap();
+            }
+            app.connect(&dialled.into()).unwrap();
+            let (proxy, destination) = world.captured().unwrap();
+            let mark = SockRef::from(&proxy).mark().unwrap();
+            let client = app.local_addr().unwrap().as_socket().unwrap();
+            let known = world
+                .kernel
+                .captured(world.cookie, client, destination, mark);
+            let known = known.unwrap().unwrap();
+            assert_eq!(known.application.source.is_some(), is_bound);
+            known.choice
+        };
+        assert_eq!(choice(false), BackendChoice::Any);
+        world.kernel.insert_entry(&key, &entry).unwrap();
+        for is_bound in [false, true] {
+            assert_eq!(choice(is_bound), BackendChoice::Unlisted);
+        }
+    });
+}
+
+/// A pod that has left, and whose application connects with the same socket again.
+#[test]
+#[ignore = "needs root"]
+fn a_captured_socket_of_a_pod_that_has_left_is_free() {
+    in_namespace(|| {
+        let world = World::new();
+        let app = tcp(true);
+        app.connect(&at("192.0.2.1:80").into()).unwrap();
+        drop(world.captured().unwrap());
+        disconnect(&app);
+        world.kernel.withdraw(world.cookie).unwrap();
+        let mut wire = Wire::tap();
+        app.set_nonblocking(true).unwrap();
+        assert!(app.connect(&at("192.0.2.1:80").into()).is_err());
+        assert_eq!(app.mark().unwrap(), 0);
+        assert!(wire.packets() > 0);
+    });
+}
+
+/// As on a machine that simulates several nodes: the programs of each proxy run for every socket.
+#[test]
+#[ignore = "needs root"]
+fn programs_of_another_proxy_leave_captured_sockets_alone() {
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let (end, is_over) = std::sync::mpsc::channel::<()>();
+    in_namespace(move || {
+        let world = World::new();
+        let other = std::thread::spawn(|| {
+            in_namespace(move || {
+                let _world = World::new();
+                ready.send(()).unwrap();
+                // Ends when the sender is dropped.
+                assert!(is_over.recv().is_err());
+            });
+        });
+        is_ready.recv().unwrap();
+        let _app = dial(at("192.0.2.1:80")).unwrap();
+        let (proxy, _) = world.captured().unwrap();
+        let mark = SockRef::from(&proxy).mark().unwrap();
+        assert_eq!(mark, CAPTURE_MARK, "no bit of a late capture");
+        drop(end);
+        other.join().unwrap();
+    });
 }
