@@ -358,33 +358,37 @@ fn rules_may_be_added_and_removed_while_the_pod_is_served() {
     assertions::assert_all_running(&mut mesh);
 }
 
-/// Without rules, connection tracking ends in the pod, and with it the translation of redirected
-/// connections: the kernel answers their next segment with a reset. Tunnel connections were never
-/// translated.
+/// Without rules, connection tracking would end in the pod, and with it the translation of redirected
+/// connections: the proxy keeps it alive. Tunnel connections were never translated.
 #[test]
-fn removing_the_rules_resets_redirected_connections_and_keeps_tunnels() {
+fn connections_outlive_the_removal_of_the_rules() {
     let world = World::two_nodes().unwrap();
-    install(&world, Rules::Legacy);
-    let mut mesh = Mesh::start(&world).unwrap();
     let (client, server) = (world.pod("a", 0), world.pod("b", 0));
-    let to = server.at(Family::V4, HTTP);
-    let listener = server.enter(|| TcpListener::bind(to)).unwrap();
-    let [(mut tunnelled, mut far), (mut redirected, _far)] =
-        [client, world.outside()].map(|from| {
+    for rules in Rules::ALL {
+        rules.install(server).unwrap();
+        let mut mesh = Mesh::start(&world).unwrap();
+        let to = server.at(Family::V4, HTTP);
+        let listener = server.enter(|| TcpListener::bind(to)).unwrap();
+        let mut connections = [client, world.outside()].map(|from| {
             let near = from.enter(|| TcpStream::connect(to)).unwrap();
-            near.set_read_timeout(Some(LIMIT)).unwrap();
-            (near, listener.accept().unwrap().0)
+            let far = listener.accept().unwrap().0;
+            for end in [&near, &far] {
+                end.set_read_timeout(Some(LIMIT)).unwrap();
+            }
+            (near, far)
         });
-    Rules::Legacy.remove(server).unwrap();
-    far.set_read_timeout(Some(LIMIT)).unwrap();
-    tunnelled.write_all(b"still open").unwrap();
-    let mut received = [0; 10];
-    far.read_exact(&mut received).unwrap();
-    assert_eq!(&received, b"still open");
-    redirected.write_all(b"more data").unwrap();
-    let outcome = redirected.read(&mut received).map_err(|error| error.kind());
-    assert_eq!(outcome, Err(std::io::ErrorKind::ConnectionReset));
-    assertions::assert_all_running(&mut mesh);
+        rules.remove(server).unwrap();
+        for (near, far) in &mut connections {
+            let mut received = [0; 10];
+            near.write_all(b"still open").unwrap();
+            far.read_exact(&mut received).unwrap();
+            assert_eq!(&received, b"still open");
+            far.write_all(b"here, too.").unwrap();
+            near.read_exact(&mut received).unwrap();
+            assert_eq!(&received, b"here, too.");
+        }
+        assertions::assert_all_running(&mut mesh);
+    }
 }
 
 /// The node agent puts its rules into a pod that runs already. For connection tracking, which begins
