@@ -40,13 +40,18 @@ fn privileged_ports_and_devices_that_an_application_has_chosen_are_kept() {
         let mut names = devices.iter().map(|device| device.name().to_owned());
         names.find(|name| name.as_bytes() != b"lo").unwrap()
     });
-    for family in Family::BOTH {
+    // The proxy takes ports from 600 up.
+    for (family, first) in [(Family::V4, 501), (Family::V6, 511)] {
         let to = outside.at(family, 8080);
         let any: IpAddr = match family {
             Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
             Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
         };
-        for (own, port) in [(client.address(family), 777), (any, 778), (any, 779)] {
+        for (own, port) in [
+            (client.address(family), first),
+            (any, first + 1),
+            (any, first + 2),
+        ] {
             let answer = client.enter(|| {
                 let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
                 socket.bind(&SocketAddr::new(own, port).into()).unwrap();
