@@ -314,3 +314,18 @@ fn what_another_process_removes_is_restored() {
         check_captured();
     });
 }
+
+/// A node has up to 250 pods, each with an instance of `inbound`; a takeover loads all of them.
+#[test]
+#[ignore = "needs root"]
+fn instances_for_the_pods_of_a_full_node_are_loaded() {
+    in_namespace(|| {
+        let world = World::new();
+        let began = Instant::now();
+        let object = world.kernel.object();
+        let instances: Vec<_> = (1..=250)
+            .map(|cookie| object.load_inbound(mesh::NetnsCookie(cookie)).unwrap())
+            .collect();
+        println!("{} instances in {:?}", instances.len(), began.elapsed());
+    });
+}
