@@ -3,10 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ztunnel_ebpf_types::{
-    CAPTURED_BOUND, CAPTURED_OPTIONS, CAPTURED_UNLISTED, CapturedKey, ClientKey, flags_of_mark,
+    CAPTURED_BOUND, CAPTURED_OPTIONS, CAPTURED_UNLISTED, CapturedKey, flags_of_mark,
 };
 
-use super::maps::failed;
+use super::maps::{client_key, failed};
 use super::{Error, Kernel};
 use mesh::NetnsCookie;
 
@@ -64,12 +64,7 @@ impl Kernel {
         cookie: NetnsCookie,
         client: SocketAddr,
     ) -> Result<Option<CapturedDestination>, Error> {
-        let key = ClientKey {
-            cookie: cookie.0,
-            address: client.ip().into(),
-            port: client.port().into(),
-            zero: 0,
-        };
+        let key = client_key(cookie, client);
         let destinations = &self.maps.original_destinations;
         let found = destinations.take(&key);
         let found = found.map_err(failed(destinations, "read"))?;

@@ -1,6 +1,7 @@
 //! The programs' maps for user space: typed, named, and usable from any thread.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -279,7 +280,7 @@ impl Maps {
 
 /// A socket of a family that this machine has, and a loopback address for it.
 fn any_socket() -> io::Result<(Socket, socket2::SockAddr)> {
-    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+    use std::net::{Ipv4Addr, Ipv6Addr};
     let make = |domain| Socket::new(domain, Type::STREAM, Some(Protocol::TCP));
     match make(Domain::IPV4) {
         Ok(socket) => Ok((socket, SocketAddr::from((Ipv4Addr::LOCALHOST, 9)).into())),
@@ -287,6 +288,16 @@ fn any_socket() -> io::Result<(Socket, socket2::SockAddr)> {
             make(Domain::IPV6)?,
             SocketAddr::from((Ipv6Addr::LOCALHOST, 9)).into(),
         )),
+    }
+}
+
+/// The key of a client's end, as `accept()` or `recvfrom()` returns it.
+pub(super) fn client_key(pod: NetnsCookie, client: SocketAddr) -> ClientKey {
+    ClientKey {
+        cookie: pod.0,
+        address: client.ip().into(),
+        port: client.port().into(),
+        zero: 0,
     }
 }
 

@@ -425,8 +425,11 @@ impl Kernel {
             programs::attach_dns(&object, self.hooks())?;
         }
         let id = sys::program_id(object.program(INBOUND)?);
-        *self.object() = object;
+        let mut current = self.object();
+        *current = object;
+        // Before others can load instances of the new object.
         self.instances().clear();
+        drop(current);
         if !self.rewriting_captures() {
             self.update_namespaces()?;
         }

@@ -2,9 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use ztunnel_ebpf_types::ClientKey;
-
-use super::maps::failed;
+use super::maps::{client_key, failed};
 use super::{Error, Kernel};
 use mesh::NetnsCookie;
 
@@ -17,7 +15,7 @@ impl Kernel {
     /// or from a socket that the application has bound to an address, it is the resolver of the
     /// last query.
     ///
-    /// For queries over TCP, use [`original_destination`](Self::original_destination).
+    /// A query over TCP needs no lookup: its resolver is the local address of its connection.
     ///
     /// One system call; meant for every query.
     ///
@@ -28,12 +26,7 @@ impl Kernel {
         cookie: NetnsCookie,
         client: SocketAddr,
     ) -> Result<Option<SocketAddr>, Error> {
-        let key = ClientKey {
-            cookie: cookie.0,
-            address: client.ip().into(),
-            port: client.port().into(),
-            zero: 0,
-        };
+        let key = client_key(cookie, client);
         let resolvers = &self.maps.resolvers;
         let found = resolvers.get(&key).map_err(failed(resolvers, "read"))?;
         Ok(found.and_then(|resolver| {

@@ -11,7 +11,8 @@ use nix::unistd::{ForkResult, fork};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::world::{
-    DEVICE, MARK, POD4, POD6, Wire, World, accept, at, dial, in_namespace, listen, set, tcp,
+    DEVICE, MARK, POD4, POD6, Wire, World, accept, at, dial, disconnect, in_namespace, listen, set,
+    tcp,
 };
 
 const DIALLED: [&str; 2] = ["192.0.2.1:80", "[2001:db8::1]:80"];
@@ -367,13 +368,7 @@ fn a_socket_from_before_enrolment_is_captured_and_can_be_reused() {
         before.connect(&dialled.into()).unwrap();
         expect_captured(&world, dialled, &mut before);
         // The same socket, disconnected, connects to the pod itself without capture.
-        let unspecified = libc::sockaddr {
-            sa_family: 0,
-            sa_data: [0; 14],
-        };
-        // SAFETY: a valid address of no family, which disconnects the socket.
-        let disconnected = unsafe { libc::connect(before.as_raw_fd(), &raw const unspecified, 16) };
-        assert_eq!(disconnected, 0);
+        disconnect(&before);
         let server = listen(at("[::]:8080"));
         before.connect(&SocketAddr::new(POD4, 8080).into()).unwrap();
         assert!(accept(&server).is_some());

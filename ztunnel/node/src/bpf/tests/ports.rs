@@ -11,7 +11,9 @@ use socket2::{SockRef, Socket};
 use ztunnel_ebpf_types::{CAPTURE_MARK, SOCKET_UNUSED, is_capture_mark};
 
 use super::super::{ApplicationSocket, BackendChoice};
-use super::world::{DEVICE, POD4, POD6, Wire, World, accept, at, dial, in_namespace, tcp};
+use super::world::{
+    DEVICE, POD4, POD6, Wire, World, accept, at, dial, disconnect, in_namespace, tcp,
+};
 use crate::pods::netlab::{add_address, index, set_link_up, veth};
 
 /// Two destinations of a family.
@@ -233,17 +235,6 @@ fn a_captured_socket_gets_its_mark_back() {
         assert_eq!(app.mark().unwrap(), 5);
         assert!(wire.packets() > 0, "exempt: it leaves");
     });
-}
-
-/// `connect()` to an address of no family.
-fn disconnect(socket: &Socket) {
-    let unspecified = libc::sockaddr {
-        sa_family: 0,
-        sa_data: [0; 14],
-    };
-    // SAFETY: a valid address of its own size.
-    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const unspecified, 16) };
-    assert_eq!(result, 0);
 }
 
 /// The random choice may fall on a backend that the entry does not list: the proxy chooses among those

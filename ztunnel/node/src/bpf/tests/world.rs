@@ -203,6 +203,17 @@ pub(super) fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     TcpStream::connect_timeout(&address, Duration::from_secs(2))
 }
 
+/// Disconnects a socket: `connect()` to an address of no family.
+pub(super) fn disconnect(socket: &Socket) {
+    let unspecified = libc::sockaddr {
+        sa_family: 0,
+        sa_data: [0; 14],
+    };
+    // SAFETY: a valid address of its own size.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const unspecified, 16) };
+    assert_eq!(result, 0);
+}
+
 /// Sets an int option.
 pub(super) fn set(socket: &impl std::os::fd::AsRawFd, level: i32, name: i32, value: i32) {
     // SAFETY: the option is an int, and the size says so.
